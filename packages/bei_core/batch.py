@@ -1,0 +1,49 @@
+"""What an engine is given: several token sequences laid end to end in flat arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from bei_core.tasks import Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """`B` sequences of `T` tokens altogether; sequence `i` is `input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]`."""
+
+    input_ids: npt.NDArray[np.int32]  # [T]
+    type_ids: npt.NDArray[np.int32]  # [T]
+    cu_seqlens: npt.NDArray[np.int32]  # [B + 1]
+    max_len: int
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """`T`."""
+        return len(self.input_ids)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each sequence, i32[B]."""
+        return np.diff(self.cu_seqlens)
+
+    @classmethod
+    def pack(cls, items: Sequence[Tokens]) -> Batch:
+        """The sequences of `items`, in order. Raises ValueError where there are none, or one is empty."""
+        lengths = np.fromiter((len(item) for item in items), np.int32, len(items))
+        if not len(items) or lengths.min() == 0:
+            raise ValueError("this is a bug: a batch holds at least one sequence, and none of them is empty")
+        cu_seqlens = np.zeros(len(items) + 1, np.int32)
+        np.cumsum(lengths, out=cu_seqlens[1:])
+        return cls(
+            input_ids=np.concatenate([item.ids for item in items]),
+            type_ids=np.concatenate([item.type_ids for item in items]),
+            cu_seqlens=cu_seqlens,
+            max_len=int(lengths.max()),
+        )

@@ -1,0 +1,125 @@
+"""The `bei` command: serve, build, embed, bench, doctor."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import msgspec
+import typer
+
+from bei_core.config import Settings
+from bei_core.errors import BeiError
+from bei_core.logs import configure_logging
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+_COMMENT = re.compile(r"^    (\w+): .*?  # (.*)$", re.MULTILINE)
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """`command(settings, ...)` as a command line with a flag for every setting, and `--config` for a config.yaml."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    help_of = dict(_COMMENT.findall(inspect.getsource(Settings)))
+    flags = [_flag(field, help_of.get(field.name, "")) for field in msgspec.structs.fields(Settings)]
+    config = _option("config", Path, "a Truss config.yaml; its model_metadata.bei (or Baseten's trt_llm) is read")
+
+    def run(**values: Any) -> None:  # noqa: ANN401 - typer checks them
+        rest = {parameter.name: values.pop(parameter.name) for parameter in own}
+        settings = Settings.load(values, os.environ, values.pop("config"))
+        configure_logging(json_output=settings.json_output)
+        command(settings, **rest)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    parameters = [*own, config, *flags]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _flag(field: msgspec.structs.FieldInfo, help_text: str) -> inspect.Parameter:
+    kind = str(field.type)
+    of = bool if field.type is bool else int if "int" in kind and "Literal" not in kind else str
+    default = field.default
+    shown = "" if default in (None, (), msgspec.NODEFAULT) else f" [default: {default}]"
+    return _option(field.name, of, help_text + shown)
+
+
+def _option(name: str, of: type, help_text: str) -> inspect.Parameter:
+    annotation: Any = Annotated[Optional[of], typer.Option(help=help_text, show_default=False)]  # noqa: UP045
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+@app.command()
+@with_settings
+def serve(settings: Settings) -> None:
+    """Serve a model over HTTP; a checkpoint is built into an engine first."""
+    from bei_core.http.server import serve as serve_http
+    from bei_core.service import Service
+
+    serve_http(Service.open(settings))
+
+
+@app.command()
+@with_settings
+def build(
+    settings: Settings,
+    output: Annotated[Optional[Path], typer.Option(help="folder to write; without it, the cache")] = None,  # noqa: UP045
+) -> None:
+    """Build a self-contained engine folder, and print where it is."""
+    from bei_core.engines.open import build_engine
+
+    typer.echo(build_engine(settings, output))
+
+
+@app.command()
+@with_settings
+def embed(
+    settings: Settings,
+    texts: Annotated[list[str], typer.Argument(help="texts; `-` reads one a line from standard input")],
+) -> None:
+    """Embed texts without a server; one JSON list a line."""
+    import asyncio
+
+    from bei_core.service import Service
+    from bei_core.tasks import Embed
+
+    lines = [line.rstrip("\n") for line in sys.stdin] if texts == ["-"] else texts
+    service = Service.open(settings)
+    try:
+        for row in asyncio.run(service.run(Embed(lines, service.encoding()))).rows:
+            typer.echo(json.dumps(row.tolist()))
+    finally:
+        service.close()
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, and with which versions."""
+    from bei_core.engines.openvino.engine import precision_for, runtime_facts, usable_cpus
+    from bei_core.http.routes import bei_version
+
+    facts = {"bei": bei_version(), "python": sys.version.split()[0], "processors": usable_cpus(), **runtime_facts()}
+    for name, value in {**facts, "precision of dtype auto": precision_for("auto")}.items():
+        typer.echo(f"{name:<24} {value}")
+
+
+def main() -> None:
+    """Runs the command line; an error made on purpose is one line, without a traceback."""
+    try:
+        app(standalone_mode=True)
+    except BeiError as error:
+        logging.getLogger(__name__).debug("traceback", exc_info=True)
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""The engine contract. An engine knows arrays and nothing of requests: no HTTP, no ids, no per-request option."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from bei_core.batch import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What the runner, the metrics and `/info` may know of an engine."""
+
+    name: str  # "openvino", "tensorrt_llm"
+    device: str  # "cpu", "gpu"
+    precision: str  # what the matrix products compute in: "f32", "bf16", "int8", "fp8"
+    row_width: int  # D
+    max_seq_len: int  # the longest sequence `forward` takes, in tokens
+    batch_tokens: int  # beyond about this many tokens a batch gains no throughput, only latency
+
+    @property
+    def compute_type(self) -> str:
+        """The `x-compute-type` header, such as `cpu+bf16`."""
+        return f"{self.device}+{self.precision}"
+
+
+class Engine(Protocol):
+    """A model that is ready to run. One thread at a time calls it."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What this engine is; constant for its life."""
+        ...
+
+    def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """f32[B, D], row `i` for sequence `i`: pooled, through the head, not normalised. The array is the caller's.
+
+        A sequence gets the row it would get alone. Raises whatever the runtime raises; the engine stays usable.
+        """
+        ...
+
+    def padding_share(self) -> float:
+        """Share (0 to 1) of the last `forward`'s tokens that were padding."""
+        ...
+
+    def close(self) -> None:
+        """Frees the runtime; nothing is called after."""
+        ...

@@ -1,0 +1,106 @@
+"""The CPU engine: a compiled graph and the layout it takes its batches in."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from bei_core.batch import Batch
+from bei_core.engines.base import EngineInfo
+from bei_core.engines.cache import Manifest
+from bei_core.engines.openvino.rows import lay_out
+from bei_core.errors import EngineUnavailable
+from bei_core.spec import ModelSpec
+
+BLOB = "model.blob"
+
+# Beyond about this many tokens a batch gains nothing on two cores (docs/decisions/004-packed-rows.md).
+BATCH_TOKENS = 1024
+
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def precision_for(dtype: str) -> str:
+    """What the CPU computes in for a `dtype` setting: bf16 for `auto` where the processor has it, else f32.
+
+    Raises EngineUnavailable for a dtype that this processor, or this engine, does not compute in.
+    """
+    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    precision = ("bf16" if has_bf16 else "f32") if dtype == "auto" else _PRECISIONS.get(dtype)
+    if precision is None or (precision == "bf16" and not has_bf16):
+        offered = "auto, float32" + (", bfloat16" if has_bf16 else "")
+        raise EngineUnavailable(f"the CPU engine does not compute in {dtype} on this processor; it offers {offered}")
+    return precision
+
+
+def runtime_facts() -> dict[str, str]:
+    """What a compiled model depends on besides its source: OpenVINO's version and the processor's abilities."""
+    capabilities = sorted(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    return {"openvino": openvino.__version__, "cpu": " ".join(capabilities)}
+
+
+def compile_properties(precision: str) -> dict[str, object]:
+    """OpenVINO's settings: all processors on one batch, since one batch at a time runs."""
+    return {
+        "INFERENCE_PRECISION_HINT": precision,
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": usable_cpus(),
+        "ENABLE_CPU_PINNING": False,  # the event loop needs a processor too, and may take any
+    }
+
+
+def usable_cpus() -> int:
+    """Processors this process may use: its affinity, and its control group's quota where there is one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return allowed
+
+
+class OpenVinoEngine:
+    """A compiled model on the CPU, read from an engine folder."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, precision: str) -> None:
+        blob = openvino.Tensor(np.memmap(folder / BLOB, np.uint8, "r"))
+        compiled = openvino.Core().import_model(blob, "CPU", compile_properties(precision))
+        self._request = compiled.create_infer_request()
+        self._pad_id = int(spec.config.get("pad_token_id") or 0)
+        self._padding_share = 0.0
+        self.info = EngineInfo(
+            name="openvino",
+            device="cpu",
+            precision=precision,
+            row_width=int(compiled.output(0).partial_shape[1].get_length()),
+            max_seq_len=spec.max_seq_len,
+            batch_tokens=BATCH_TOKENS,
+        )
+
+    def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """f32[B, D]; see `Engine.forward`."""
+        grid = lay_out(batch, pad_id=self._pad_id)
+        self._padding_share = grid.padding_share
+        self._request.infer(grid.arrays(), share_inputs=True)
+        return np.array(self._request.get_output_tensor(0).data)  # a copy: the tensor is the next batch's too
+
+    def padding_share(self) -> float:
+        """Share (0 to 1) of the last batch's grid that was padding."""
+        return self._padding_share
+
+    def close(self) -> None:
+        """Drops the compiled model."""
+        del self._request
+
+
+def load(folder: Path, spec: ModelSpec, manifest: Manifest) -> OpenVinoEngine:
+    """The engine of an engine folder. Raises EngineUnavailable where it was compiled for another machine."""
+    here = runtime_facts()
+    if manifest.runtime != here:
+        raise EngineUnavailable(f"{folder} was built for {manifest.runtime} and this is {here}; run `bei build` again")
+    return OpenVinoEngine(folder, spec, manifest.precision)

@@ -1,0 +1,179 @@
+"""The ASGI application: finds the route, reads the body, maps every error to its reply."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bei_core.errors import (
+    EngineError,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    RequestError,
+    Unauthorized,
+    Validation,
+)
+from bei_core.http import openapi
+from bei_core.http.responses import error_response, request_id
+from bei_core.http.routes import ROUTES, Call, Route
+from bei_core.metrics import Timings
+from bei_core.pending import HEAD_START_S
+from bei_core.service import Service
+
+log = logging.getLogger(__name__)
+
+# A request answered sooner than this is not watched for a caller who leaves: the watch would cost more than the work.
+_PATIENCE_S = 0.1
+
+_GONE = 499  # nginx's "client closed request": logged, never received
+
+
+class App:
+    """The routes of one service, as an ASGI application; `respond` serves the same to another server's Request."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.draining = False  # replies then tell the client to close its connection
+        self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
+        self._paths = {route.path for route in ROUTES} | openapi.PATHS
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One ASGI request."""
+        if scope["type"] != "http":
+            return
+        request = Request(scope, receive)
+        response = await self.respond(request, scope["method"], scope["path"])
+        if self.draining:
+            response.headers["connection"] = "close"
+        await response(scope, receive, send)
+
+    async def respond(self, request: Request, method: str, path: str) -> Response:
+        """The reply of a route. Never raises but for cancellation of the server itself."""
+        route = self._routes.get(("GET" if method == "HEAD" else method, path))
+        try:
+            response = await self._answer(request, method, path, route)
+        except RequestError as error:
+            response = self._refuse(error, route, path)
+        except ClientDisconnect:
+            response = self._left()
+        except asyncio.CancelledError:
+            if not getattr(request.state, "left", False):
+                raise
+            response = self._left()
+        except Exception:
+            log.exception("this is a bug: %s %s failed", method, path)
+            response = self._refuse(EngineError("internal error; see the server's log"), route, path)
+        response.headers["x-request-id"] = request_id(request)
+        return response
+
+    async def _answer(self, request: Request, method: str, path: str, route: Route | None) -> Response:
+        timings = Timings()
+        if route is None:
+            return self._unrouted(method, path)
+        self._authorize(request, route)
+        body = await self._body(request) if method == "POST" else b""
+        call = Call(self.service, request, body, timings, _deadline(request), _priority(request))
+        with _watched(request):
+            response = await route.handler(call)
+        if timings.num_inputs:
+            self.service.metrics.succeeded(timings)
+        return response
+
+    def _unrouted(self, method: str, path: str) -> Response:
+        if method in {"GET", "HEAD"} and path in openapi.PATHS:
+            return openapi.respond(path)
+        if path in self._paths:
+            raise MethodNotAllowed(f"{path} is not served by {method}")
+        raise NotFound(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
+
+    def _refuse(self, error: RequestError, route: Route | None, path: str) -> Response:
+        self.service.metrics.failed(error.kind.lower())
+        shape = route.openai if route is not None else path.startswith("/v")
+        return error_response(error, openai_shape=shape)
+
+    def _left(self) -> Response:
+        self.service.metrics.cancelled()
+        return Response(status_code=_GONE)
+
+    def _authorize(self, request: Request, route: Route) -> None:
+        """Raises Unauthorized unless the key is right: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`."""
+        key = self.service.settings.api_key
+        if key is None or route.public:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() not in {"bearer", "api-key"} or not hmac.compare_digest(given.encode(), key.encode()):
+            raise Unauthorized("the API key is missing or wrong; send `Authorization: Bearer KEY`")
+
+    async def _body(self, request: Request) -> bytes:
+        """The whole body. Raises PayloadTooLarge as soon as it is known to be too large."""
+        limit = self.service.settings.payload_limit
+        announced = request.headers.get("content-length", "0")
+        if announced.isdigit() and int(announced) > limit:
+            raise PayloadTooLarge(f"the body has {announced} bytes; at most {limit} are read")
+        parts, size = [], 0
+        async for part in request.stream():
+            size += len(part)
+            if size > limit:
+                raise PayloadTooLarge(f"the body is larger than {limit} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+
+def make_app(service: Service) -> tuple[App, ASGIApp]:
+    """The application, and what a server runs: the same inside what the settings put around it."""
+    app = App(service)
+    origins = service.settings.cors_allow_origin
+    return app, CORSMiddleware(app, origins, allow_methods=["*"], allow_headers=["*"]) if origins else app
+
+
+@contextmanager
+def _watched(request: Request) -> Iterator[None]:
+    """Cancels the current task when the caller leaves while it runs."""
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+    watchers: list[asyncio.Task[None]] = []
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        request.state.left = True
+        if task is not None:
+            task.cancel()
+
+    timer = loop.call_later(_PATIENCE_S, lambda: watchers.append(loop.create_task(watch())))
+    try:
+        yield
+    finally:
+        timer.cancel()
+        for watcher in watchers:
+            watcher.cancel()
+
+
+def _deadline(request: Request) -> float | None:
+    """The earliest of the request's own deadlines, on time.monotonic's clock. Raises Validation for a non-number."""
+    now, limits = time.monotonic(), []
+    for name, origin in (("request-timeout-ms", now), ("request-deadline-ms", now - time.time())):
+        value = request.headers.get(name)
+        if value is not None:
+            try:
+                limits.append(origin + float(value) / 1e3)
+            except ValueError:
+                raise Validation(f"{name} must be a number of milliseconds, got {value!r}", param=name) from None
+    return min(limits, default=None)
+
+
+def _priority(request: Request) -> str:
+    """`x-priority`. Raises Validation for an unknown one."""
+    name = request.headers.get("x-priority", "normal").lower()
+    if name not in HEAD_START_S:
+        raise Validation(f"x-priority must be one of {', '.join(HEAD_START_S)}, got {name!r}", param="x-priority")
+    return name

@@ -1,0 +1,86 @@
+"""Reply bodies and headers."""
+
+from __future__ import annotations
+
+import base64
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bei_core.errors import Overloaded, RequestError, Unauthorized
+from bei_core.metrics import Timings
+from bei_core.service import Reply, Service
+from bei_core.tasks import Rows
+
+
+def dumps(value: object) -> bytes:
+    """JSON; NumPy arrays as lists."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON reply."""
+    return Response(dumps(value), status, headers, "application/json")
+
+
+def result_response(value: object, service: Service, timings: Timings) -> Response:
+    """A JSON reply with the headers that say what computed it and where the time went."""
+    return json_response(value, headers=compute_headers(service, timings))
+
+
+def compute_headers(service: Service, timings: Timings) -> dict[str, str]:
+    """TEI's `x-` headers; times in milliseconds, with fractions."""
+    total = _ms(timings.total_s)
+    return {
+        "x-compute-type": service.engine.compute_type,
+        "x-compute-time": total,
+        "x-compute-characters": str(timings.num_characters),
+        "x-compute-tokens": str(timings.num_tokens),
+        "x-total-time": total,
+        "x-tokenization-time": _ms(timings.tokenization_s),
+        "x-queue-time": _ms(timings.queue_s),
+        "x-inference-time": _ms(timings.inference_s),
+    }
+
+
+def request_id(request: Request) -> str:
+    """The caller's id for this request, or a new one."""
+    return request.headers.get("x-baseten-request-id") or f"{random.getrandbits(64):016x}"
+
+
+def openai_embeddings(reply: Reply, model: str, *, as_base64: bool) -> dict[str, Any]:
+    """The body of `/v1/embeddings`."""
+    rows = [_base64(row) for row in reply.rows] if as_base64 else list(np.ascontiguousarray(reply.rows))
+    return {
+        "object": "list",
+        "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
+        "model": model,
+        "usage": {"prompt_tokens": reply.timings.num_tokens, "total_tokens": reply.timings.num_tokens},
+    }
+
+
+def error_response(error: RequestError, *, openai_shape: bool) -> Response:
+    """The one place where an error becomes a reply: OpenAI's shape, or TEI's."""
+    headers = {}
+    if isinstance(error, Overloaded):
+        headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, Unauthorized):
+        headers["www-authenticate"] = "Bearer"
+    if openai_shape:
+        inner = {"message": error.message, "type": error.kind, "param": error.param, "code": error.status}
+        return json_response({"error": inner}, status=error.status, headers=headers)
+    return json_response({"error": error.message, "error_type": error.kind}, status=error.status, headers=headers)
+
+
+def _base64(row: Rows) -> str:
+    """Little-endian f32, as the `openai` client decodes it."""
+    return base64.b64encode(row.astype("<f4", copy=False).tobytes()).decode("ascii")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f}"

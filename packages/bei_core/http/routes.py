@@ -1,0 +1,172 @@
+"""The routes: each reads a body, runs a task, shapes the reply."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+from starlette.requests import Request
+from starlette.responses import Response
+
+from bei_core import metrics
+from bei_core.http import requests, responses
+from bei_core.http.requests import DecodeRequest, EmbeddingsRequest, EmbedRequest, TokenizeRequest
+from bei_core.http.responses import json_response, result_response
+from bei_core.metrics import Timings
+from bei_core.service import Reply, Service
+from bei_core.tasks import Task
+
+
+@dataclass(slots=True)
+class Call:
+    """One request on its way through a route."""
+
+    service: Service
+    request: Request
+    body: bytes
+    timings: Timings
+    deadline: float | None  # on time.monotonic's clock
+    priority: str
+
+    async def run(self, task: Task) -> Reply:
+        """The task's result."""
+        return await self.service.run(task, deadline=self.deadline, priority=self.priority, timings=self.timings)
+
+
+Handler: TypeAlias = Callable[[Call], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method and path."""
+
+    method: Literal["GET", "POST"]
+    path: str
+    handler: Handler
+    summary: str
+    body: type[msgspec.Struct] | None = None
+    openai: bool = False  # whether its errors have OpenAI's shape
+    public: bool = False  # whether it is served without a key
+
+
+async def openai_embeddings(call: Call) -> Response:
+    """`POST /v1/embeddings`."""
+    body = requests.decode(call.body, EmbeddingsRequest)
+    reply = await call.run(body.task(call.service))
+    name = body.model if body.model and body.model != "not-required" else call.service.name
+    value = responses.openai_embeddings(reply, name, as_base64=body.encoding_format == "base64")
+    return result_response(value, call.service, reply.timings)
+
+
+async def embed(call: Call) -> Response:
+    """`POST /embed`."""
+    body = requests.decode(call.body, EmbedRequest)
+    reply = await call.run(body.task(call.service))
+    return result_response(np.ascontiguousarray(reply.rows), call.service, reply.timings)
+
+
+async def tokenize(call: Call) -> Response:
+    """`POST /tokenize`."""
+    body = requests.decode(call.body, TokenizeRequest)
+    prompt = call.service.encoding(prompt_name=body.prompt_name).prompt if body.prompt_name else None
+    keys = ("id", "text", "special", "start", "stop")
+    return json_response(
+        [
+            [
+                dict(zip(keys, span, strict=True))
+                for span in call.service.tokenizer.spans(
+                    (prompt or "") + text, add_special_tokens=body.add_special_tokens
+                )
+            ]
+            for text in requests.texts_of(body.inputs)
+        ]
+    )
+
+
+async def decode(call: Call) -> Response:
+    """`POST /decode`."""
+    body = requests.decode(call.body, DecodeRequest)
+    decode_one = call.service.tokenizer.decode
+    return json_response([decode_one(ids, skip_special_tokens=body.skip_special_tokens) for ids in body.lists()])
+
+
+async def health(call: Call) -> Response:
+    """`GET /health`: 200 where the model answers."""
+    await call.service.check()
+    return Response(status_code=200)
+
+
+async def live(call: Call) -> Response:
+    """`GET /health/live`: 200 where the process answers."""
+    return Response(status_code=200)
+
+
+async def info(call: Call) -> Response:
+    """`GET /info`."""
+    return json_response(_info(call.service))
+
+
+async def models(call: Call) -> Response:
+    """`GET /v1/models`."""
+    model = {"id": call.service.name, "object": "model", "created": _STARTED, "owned_by": "bei"}
+    return json_response({"object": "list", "data": [model]})
+
+
+async def scrape(call: Call) -> Response:
+    """`GET /metrics`."""
+    return Response(call.service.metrics.render(), headers={"content-type": metrics.CONTENT_TYPE})
+
+
+_STARTED = int(time.time())
+
+ROUTES = (
+    Route("POST", "/v1/embeddings", openai_embeddings, "OpenAI embeddings", EmbeddingsRequest, openai=True),
+    Route("POST", "/embeddings", openai_embeddings, "OpenAI embeddings", EmbeddingsRequest, openai=True),
+    Route("POST", "/embed", embed, "Dense vectors", EmbedRequest),
+    Route("POST", "/tokenize", tokenize, "Tokens of texts", TokenizeRequest),
+    Route("POST", "/decode", decode, "Texts of tokens", DecodeRequest),
+    Route("GET", "/v1/models", models, "What is served", openai=True),
+    Route("GET", "/models", models, "What is served", openai=True),
+    Route("GET", "/info", info, "What is served, and its limits"),
+    Route("GET", "/health", health, "Whether the model answers", public=True),
+    Route("GET", "/health/ready", health, "Whether the model answers", public=True),
+    Route("GET", "/health/live", live, "Whether the process answers", public=True),
+    Route("GET", "/ping", health, "Whether the model answers (SageMaker)", public=True),
+    Route("GET", "/metrics", scrape, "Prometheus metrics", public=True),
+)
+
+
+def _info(service: Service) -> Mapping[str, Any]:
+    settings = service.settings
+    pooling = "+".join(mode for module in service.spec.modules for mode in getattr(module, "modes", ()))
+    return {
+        "model_id": service.name,
+        "model_sha": service.revision,
+        "model_dtype": service.engine.precision,
+        "model_type": {"embedding": {"pooling": pooling}},
+        "max_concurrent_requests": settings.max_concurrent_requests,
+        "max_input_length": service.tokenizer.max_seq_len,
+        "max_batch_tokens": settings.max_batch_tokens,
+        "max_batch_requests": settings.max_batch_requests,
+        "max_client_batch_size": settings.max_client_batch_size,
+        "auto_truncate": settings.auto_truncate,
+        "tokenization_workers": settings.tokenization_workers or 1,
+        "version": bei_version(),
+        "engine": service.engine.name,
+        "compute_type": service.engine.compute_type,
+        "dimensions": service.engine.row_width,
+        "prompts": sorted(service.spec.prompts),
+    }
+
+
+def bei_version() -> str:
+    """The installed version of bei-core; `0` where it runs from a folder on the path, as under Truss."""
+    try:
+        return version("bei-core")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,102 @@
+"""Every metric BEI emits, and nothing else emits any. Names that TEI has are TEI's, so its dashboards work."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, disable_created_metrics, generate_latest
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_COUNTS = tuple(float(2**power) for power in range(15))
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+
+@dataclass(slots=True)
+class Timings:
+    """Where one request's time went, in seconds, and what it was made of."""
+
+    started: float = field(default_factory=time.perf_counter)
+    num_inputs: int = 0
+    num_characters: int = 0
+    num_tokens: int = 0
+    tokenization_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """Since the request began."""
+        return time.perf_counter() - self.started
+
+
+class Metrics:
+    """The metrics of one service, in a registry of its own unless one is given (Truss scrapes the global one).
+
+    TEI's counters have no `_total`, which `prometheus_client` gives every Counter: hence gauges that only go up.
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry if registry is not None else CollectorRegistry()
+
+        def count(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=self.registry)
+
+        def spread(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+            return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+        self._requests = count("te_request_count", "Requests received", "method")
+        self._success = count("te_request_success", "Requests answered with a result", "method")
+        self._failure = count("te_request_failure", "Requests answered with an error", "err")
+        self._duration = spread("te_request_duration", "Whole request, seconds")
+        self._tokenization = spread("te_request_tokenization_duration", "Tokenization of a request, seconds")
+        self._queue = spread("te_request_queue_duration", "Wait until a request's first batch, seconds")
+        self._inference = spread("te_request_inference_duration", "Batches that held a request, seconds")
+        self._input_length = spread("te_request_input_length", "Tokens of a request", _COUNTS)
+        self._batch_size = spread("te_batch_next_size", "Inputs in a batch", _COUNTS)
+        self._batch_tokens = spread("te_batch_next_tokens", "Tokens in a batch", _COUNTS)
+        self._queue_size = count("te_queue_size", "Inputs that wait")
+        self._busy = count("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
+        self._padding = count("bei_padding_tokens_total", "Padding tokens the engine computed")
+        self._cancelled = count("bei_request_cancelled_total", "Requests whose caller left")
+        self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
+
+    def watch_queue(self, size: Callable[[], int]) -> None:
+        """Reads the queue's size at each scrape."""
+        self._queue_size.set_function(size)
+
+    def received(self, num_inputs: int) -> None:
+        """A request came in."""
+        self._methods["single" if num_inputs == 1 else "batch"][0].inc()
+
+    def succeeded(self, timings: Timings) -> None:
+        """A request was answered with a result."""
+        self._methods["single" if timings.num_inputs == 1 else "batch"][1].inc()
+        self._duration.observe(timings.total_s)
+        self._tokenization.observe(timings.tokenization_s)
+        self._queue.observe(timings.queue_s)
+        self._inference.observe(timings.inference_s)
+        self._input_length.observe(timings.num_tokens)
+
+    def failed(self, kind: str) -> None:
+        """A request was answered with an error of that kind."""
+        self._failure.labels(kind).inc()
+
+    def cancelled(self) -> None:
+        """A request's caller left."""
+        self._cancelled.inc()
+
+    def batch(self, size: int, num_tokens: int, seconds: float, padding_share: float) -> None:
+        """A batch ran; `padding_share` is of all the tokens that the engine computed."""
+        self._batch_size.observe(size)
+        self._batch_tokens.observe(num_tokens)
+        self._busy.inc(seconds)
+        self._padding.inc(num_tokens * padding_share / (1 - padding_share))
+
+    def render(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)

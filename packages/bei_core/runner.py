@@ -1,0 +1,234 @@
+"""The engine thread: takes what waits, runs it, hands the rows back. It never sleeps to let a batch grow."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bei_core.batch import Batch
+from bei_core.engines.base import Engine
+from bei_core.errors import DeadlineExceeded, EngineError, RequestError, Unhealthy
+from bei_core.metrics import Metrics
+from bei_core.pending import HEAD_START_S, Item, Pending
+from bei_core.tasks import Rows, Tokens
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """One request's place: it is settled once, when its last row is there or at its first error."""
+
+    future: asyncio.Future[Rows]
+    rows: Rows  # [N, D], filled as batches come back
+    waiting: int  # rows still to come
+    queued_at: float
+    abandoned: bool = False  # nobody waits any more: the caller left, or an item failed
+    error: RequestError | None = None
+    queue_s: float = 0.0  # until its first item ran
+    inference_s: float = 0.0  # in the batches that held its items
+
+    def resolve(self) -> None:
+        """Tells the caller; runs on the caller's event loop."""
+        if self.future.done():
+            return
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.rows)
+
+
+@dataclass(slots=True)
+class _Current:
+    """The batch on the engine."""
+
+    items: Sequence[Item[Ticket]] = field(default_factory=tuple)
+    started: float | None = None
+
+
+class Runner:
+    """Owns the engine and the one thread that calls it. `submit` may be awaited on any event loop."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        metrics: Metrics,
+        *,
+        budget: int,
+        max_items: int | None = None,
+        hang_s: float = 120.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = engine
+        self._metrics = metrics
+        self._budget = max(budget, engine.info.max_seq_len)
+        self._max_items = max_items
+        self._hang_s = hang_s
+        self._clock = clock
+        self._pending: Pending[Ticket] = Pending()
+        self._wake = threading.Condition()
+        self._current = _Current()
+        self._closing = False
+        self._broken: str | None = None
+        self._thread = threading.Thread(target=self._run, name="bei-engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the engine thread."""
+        self._thread.start()
+
+    async def submit(
+        self, tokens: Sequence[Tokens], *, deadline: float | None = None, priority: str = "normal"
+    ) -> Ticket:
+        """The settled ticket, whose `rows` are f32[N, D] in the order of `tokens`.
+
+        Raises the first error of any item. Cancelling the call drops what has not run yet.
+        """
+        now = self._clock()
+        loop = asyncio.get_running_loop()
+        rows = np.empty((len(tokens), self._engine.info.row_width), np.float32)
+        ticket = Ticket(loop.create_future(), rows, len(tokens), now)
+        rank = now - HEAD_START_S[priority]
+        with self._wake:
+            if self._broken or self._closing:
+                raise Unhealthy(self._broken or "the server is shutting down")
+            for index, item in enumerate(tokens):
+                self._pending.put(Item(item, ticket, index, rank, deadline))
+            self._wake.notify()
+        try:
+            await ticket.future
+        finally:
+            ticket.abandoned = True
+        return ticket
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that wait."""
+        return self._pending.num_tokens
+
+    @property
+    def num_items(self) -> int:
+        """Inputs that wait."""
+        return len(self._pending)
+
+    @property
+    def broken(self) -> str | None:
+        """Why the engine is not usable, if it is not."""
+        started = self._current.started
+        if self._broken is None and started is not None and self._clock() - started > self._hang_s:
+            self._give_up(f"the engine has not answered for {self._hang_s:.0f} s")
+        return self._broken
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Runs what was accepted, then ends the thread; whether that happened within `timeout_s`."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        ended = not self._thread.is_alive()
+        if not ended:
+            self._give_up("the server stopped before the engine was done")
+        return ended
+
+    def _run(self) -> None:
+        while self._wait():
+            try:
+                self._step()
+            except Exception:
+                log.exception("this is a bug: the engine thread failed outside the engine")
+                self._fail(self._current.items, EngineError("the engine failed; see the server's log"))
+        log.debug("engine thread ended")
+
+    def _wait(self) -> bool:
+        """Blocks until there is work; false when there is none and no more will come."""
+        with self._wake:
+            while not len(self._pending) and not self._closing:
+                self._wake.wait()
+            return bool(len(self._pending)) and self._broken is None
+
+    def _step(self) -> None:
+        started = self._clock()
+        with self._wake:
+            items, expired = self._pending.take(self._budget, started, max_items=self._max_items)
+        self._fail(expired, DeadlineExceeded("the request's deadline passed while it waited"))
+        if not items:
+            return
+        self._current = _Current(items, started)
+        try:
+            self._forward(items)
+        finally:
+            self._current = _Current()
+
+    def _forward(self, items: Sequence[Item[Ticket]]) -> None:
+        """Runs items and settles each; a batch that fails is halved until only the items at fault have failed."""
+        batch = Batch.pack([item.tokens for item in items])
+        started = self._clock()
+        try:
+            rows = self._engine.forward(batch)
+        except Exception:
+            if len(items) > 1:
+                log.warning("a batch of %d failed; running its halves", len(items), exc_info=True)
+                self._forward(items[: len(items) // 2])
+                return self._forward(items[len(items) // 2 :])
+            log.exception("the engine failed on an item of %d tokens", batch.num_tokens)
+            return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
+        self._metrics.batch(len(batch), batch.num_tokens, self._clock() - started, self._engine.padding_share())
+        self._settle(items, rows, started)
+
+    def _settle(self, items: Sequence[Item[Ticket]], rows: Rows, started: float) -> None:
+        """Gives each item its row; an item whose row is not finite fails alone."""
+        spent = self._clock() - started
+        finite: list[bool] = np.isfinite(rows).all(axis=1, keepdims=True)[:, 0].tolist()
+        last: Ticket | None = None
+        done = []
+        for item, row, good in zip(items, rows, finite, strict=True):
+            ticket = item.owner
+            if ticket is not last:
+                last = ticket
+                ticket.queue_s = ticket.queue_s or started - ticket.queued_at
+                ticket.inference_s += spent
+            if not good:
+                ticket.error = EngineError("the model gave NaN or infinity for this input")
+            ticket.rows[item.index] = row
+            ticket.waiting -= 1
+            if ticket.waiting == 0 or not good:
+                done.append(ticket)
+        self._tell(done)
+
+    def _fail(self, items: Sequence[Item[Ticket]], error: RequestError) -> None:
+        for item in items:
+            item.owner.error = item.owner.error or error
+        self._tell([item.owner for item in items])
+
+    def _tell(self, tickets: Sequence[Ticket]) -> None:
+        """Wakes each event loop once, whatever the number of its tickets."""
+        loops: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
+        for ticket in tickets:
+            loops.setdefault(ticket.future.get_loop(), []).append(ticket)
+        for loop, settled in loops.items():
+            try:
+                loop.call_soon_threadsafe(_resolve, settled)
+            except RuntimeError:  # the loop is closed: nobody is left to tell
+                log.debug("dropped %d results of a closed event loop", len(settled))
+
+    def _give_up(self, why: str) -> None:
+        """Marks the engine unusable and fails everything that waits for it."""
+        with self._wake:
+            if self._broken is not None:
+                return
+            self._broken = why
+            waiting = [*self._current.items, *self._pending.drain()]
+            self._wake.notify()
+        log.error("%s; failing %d items", why, len(waiting))
+        self._fail(waiting, EngineError(why))
+
+
+def _resolve(tickets: Sequence[Ticket]) -> None:
+    for ticket in tickets:
+        ticket.resolve()

@@ -1,0 +1,193 @@
+"""A served model: admission, tokens, engine, result. What HTTP, Truss and the command line all call."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+
+from bei_core.batch import Batch
+from bei_core.config import Settings
+from bei_core.engines.base import Engine
+from bei_core.engines.open import Opened, open_engine
+from bei_core.errors import ConfigError, Overloaded, Unhealthy, Validation
+from bei_core.metrics import Metrics, Timings
+from bei_core.runner import Runner
+from bei_core.spec import ModelSpec
+from bei_core.tasks import Encoding, Rows, Task, Tokens, TruncationSide
+from bei_core.tokens import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+# A model that gave a row this recently need not be asked again whether it answers.
+_PROVEN_S = 5.0
+
+# What is run before readiness, as lengths of the texts of a batch: the shapes that a lone request meets, a full one.
+_WARM_UP = ([1], *([16 * step - 1] for step in range(1, 9)), [128] * 8)
+
+
+class Reply(NamedTuple):
+    """A task's result and where the time went."""
+
+    rows: Rows
+    timings: Timings
+
+
+class Service:
+    """One model, from `open` to `close`. `run` may be awaited on any event loop."""
+
+    def __init__(self, opened: Opened, settings: Settings, metrics: Metrics | None = None) -> None:
+        self.spec = opened.spec
+        self.engine = opened.engine.info
+        self.settings = settings
+        self.revision = opened.manifest.revision
+        self.name = settings.served_model_name or opened.manifest.source
+        self.metrics = metrics or Metrics()
+        self._opened = opened
+        self.tokenizer = TextTokenizer(
+            opened.tokenizer,
+            max_seq_len=min(opened.spec.max_seq_len, settings.max_batch_tokens),
+            vocab_size=opened.spec.vocab_size,
+            lower_case=opened.spec.do_lower_case,
+            num_workers=settings.tokenization_workers or 1,
+        )
+        self._runner = Runner(
+            opened.engine,
+            self.metrics,
+            budget=min(settings.max_batch_tokens, opened.engine.info.batch_tokens),
+            max_items=settings.max_batch_requests,
+        )
+        self._num_requests = 0
+        self._proven_at = -_PROVEN_S
+        self._draining = False
+        self._default_prompt = _default_prompt(opened.spec, settings)
+
+    @classmethod
+    def open(cls, settings: Settings, metrics: Metrics | None = None) -> Service:
+        """A service that is ready: engine built or loaded, warmed up. Blocks; raises StartError."""
+        service = cls(open_engine(settings), settings, metrics)
+        service.start()
+        return service
+
+    def start(self) -> None:
+        """Warms the engine up and lets requests in."""
+        started = time.perf_counter()
+        _warm_up(self._opened.engine)
+        self._runner.start()
+        self.metrics.watch_queue(lambda: self._runner.num_items)
+        log.info(
+            "ready to serve %s (%s), warmed up in %.2f s",
+            self.name,
+            self.engine.compute_type,
+            time.perf_counter() - started,
+        )
+
+    async def run(
+        self, task: Task, *, deadline: float | None = None, priority: str = "normal", timings: Timings | None = None
+    ) -> Reply:
+        """The task's result. `deadline` is on `time.monotonic`'s clock.
+
+        Raises a RequestError: Empty, Validation, Tokenizer, Overloaded, DeadlineExceeded, EngineError, Unhealthy.
+        """
+        timings = timings or Timings()
+        with self._admitted(task):
+            tokens = await self._encode(task, timings)
+            ticket = await self._runner.submit(tokens, deadline=deadline, priority=priority)
+            timings.queue_s, timings.inference_s = ticket.queue_s, ticket.inference_s
+            self._proven_at = time.monotonic()
+            return Reply(task.finish(ticket.rows), timings)
+
+    def encoding(
+        self,
+        *,
+        truncate: bool | None = None,
+        side: TruncationSide = TruncationSide.RIGHT,
+        prompt_name: str | None = None,
+    ) -> Encoding:
+        """How to encode a request's texts, with the server's defaults. Raises Validation for an unknown prompt."""
+        prompt = self._default_prompt
+        if prompt_name is not None:
+            if prompt_name not in self.spec.prompts:
+                known = ", ".join(sorted(self.spec.prompts)) or "none"
+                raise Validation(f"unknown prompt {prompt_name!r}; this model has: {known}", param="prompt_name")
+            prompt = self.spec.prompts[prompt_name]
+        return Encoding(self.settings.auto_truncate if truncate is None else truncate, side, prompt)
+
+    async def check(self) -> None:
+        """Raises Unhealthy unless the model answers: lately, or now when asked."""
+        if self._draining:
+            raise Unhealthy("the server is shutting down")
+        if self._runner.broken is not None:
+            raise Unhealthy(self._runner.broken)
+        if time.monotonic() - self._proven_at > _PROVEN_S:
+            await self._runner.submit([_blank(1)], priority="high")
+            self._proven_at = time.monotonic()
+
+    def drain(self) -> None:
+        """Answers 503 to health checks from here on; what is accepted is still run."""
+        self._draining = True
+
+    def close(self, timeout_s: float | None = 30.0) -> None:
+        """Runs what was accepted, then frees the engine."""
+        self._draining = True
+        if self._runner.close(timeout_s):
+            self._opened.engine.close()
+        self.tokenizer.close()
+
+    @contextmanager
+    def _admitted(self, task: Task) -> Iterator[None]:
+        """Counts a request in and out. Raises Overloaded before any work is done, Validation for too many inputs."""
+        limits = self.settings
+        if len(task.inputs) > limits.max_client_batch_size:
+            raise Validation(
+                f"batch size {len(task.inputs)} > maximum allowed batch size {limits.max_client_batch_size}",
+                param="inputs",
+            )
+        if self._num_requests >= limits.max_concurrent_requests:
+            raise Overloaded(f"{self._num_requests} requests are in progress already; try again")
+        self._num_requests += 1
+        self.metrics.received(len(task.inputs))
+        try:
+            yield
+        finally:
+            self._num_requests -= 1
+
+    async def _encode(self, task: Task, timings: Timings) -> list[Tokens]:
+        """The tokens of a task. Raises Overloaded where they do not fit in the queue."""
+        started = time.perf_counter()
+        tokens = await self.tokenizer.encode(task.inputs, task.encoding)
+        timings.tokenization_s = time.perf_counter() - started
+        timings.num_inputs = len(tokens)
+        timings.num_tokens = sum(map(len, tokens))
+        timings.num_characters = sum(len(text) for text in task.inputs if isinstance(text, str))
+        waiting = self._runner.num_tokens
+        if waiting and waiting + timings.num_tokens > self.settings.max_queue_tokens:
+            raise Overloaded(f"{waiting} tokens are waiting already; try again")
+        return tokens
+
+
+def _default_prompt(spec: ModelSpec, settings: Settings) -> str | None:
+    """The text that goes before each input where a request names no prompt. Raises ConfigError for an unknown name."""
+    if settings.default_prompt is not None:
+        return settings.default_prompt
+    name = settings.default_prompt_name or spec.default_prompt_name
+    if name is None:
+        return None
+    if settings.default_prompt_name and name not in spec.prompts:
+        known = ", ".join(sorted(spec.prompts)) or "none"
+        raise ConfigError(f"default_prompt_name {name!r} is not a prompt of the model; it has: {known}")
+    return spec.prompts.get(name)
+
+
+def _blank(length: int) -> Tokens:
+    return Tokens(np.zeros(length, np.int32), np.zeros(length, np.int32))
+
+
+def _warm_up(engine: Engine) -> None:
+    """Runs batches of the shapes that come first, so that no request waits for a kernel to be made."""
+    for lengths in _WARM_UP:
+        engine.forward(Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths]))

@@ -1,0 +1,95 @@
+"""What a caller can ask for, and what is computed from the model's rows once they are there. NumPy only.
+
+A task says what to encode and, in `finish`, what becomes of the rows; nothing of it reaches the engine, so everything
+that waits for the same model can share a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from bei_core.errors import Validation
+
+Text: TypeAlias = str | Sequence[int]  # a text, or token ids that are used as they are
+Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
+
+
+class TruncationSide(str, Enum):
+    """The end at which a text that is too long loses tokens."""
+
+    RIGHT = "right"
+    LEFT = "left"
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """How the texts of one request become tokens."""
+
+    truncate: bool = True
+    side: TruncationSide = TruncationSide.RIGHT
+    prompt: str | None = None  # goes before every text
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One encoded input, at least one token long and short enough for the model."""
+
+    ids: npt.NDArray[np.int32]  # [n]
+    type_ids: npt.NDArray[np.int32]  # [n]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class Task(Protocol):
+    """One request's work: inputs in, rows to a result."""
+
+    @property
+    def inputs(self) -> Sequence[Text]:
+        """What to encode, one row each."""
+        ...
+
+    @property
+    def encoding(self) -> Encoding:
+        """How to encode it."""
+        ...
+
+    def finish(self, rows: Rows) -> Rows:
+        """The caller's answer from the rows of `inputs`, in their order."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Dense vectors, one a text."""
+
+    inputs: Sequence[Text]
+    encoding: Encoding = field(default_factory=Encoding)
+    normalize: bool = True
+    dimensions: int | None = None  # Matryoshka (Kusupati et al. 2022): keep the first so many
+
+    def finish(self, rows: Rows) -> Rows:
+        """f32[N, dimensions or D]: cut, then L2-normalised if asked. Raises Validation for impossible dimensions."""
+        if self.dimensions is not None:
+            check_dimensions(self.dimensions, rows.shape[1])
+            rows = rows[:, : self.dimensions]
+        return l2_normalize(rows) if self.normalize else rows
+
+
+def check_dimensions(dimensions: int, width: int) -> None:
+    """Raises Validation unless `dimensions` is in 1..`width`, the model's own."""
+    if not 1 <= dimensions <= width:
+        raise Validation(f"`dimensions` must be between 1 and {width}, got {dimensions}", param="dimensions")
+
+
+def l2_normalize(rows: Rows) -> Rows:
+    """Rows of length 1; the floor of 1e-12 is torch's (`functional.normalize`), so a row of zeros stays one."""
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    unit: Rows = rows / np.maximum(norms, np.float32(1e-12))[:, None]
+    return unit

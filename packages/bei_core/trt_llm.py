@@ -1,0 +1,180 @@
+"""Baseten's `trt_llm` block, as truss 0.18.35 defines it (`truss/base/trt_llm_config.py`).
+
+Every key that truss knows is accepted, within truss's limits, so that a config.yaml written for Baseten loads as it
+stands; `TrtLlm.ignored` names the ones that mean nothing to an encoder. A test holds these classes against truss's own;
+truss itself is not imported because it is 218 MB, takes over a second, and is not in a serving image.
+
+Two differences, both refusals: truss's other models (`decoder` is its default) and its second inference stack serve
+generative models only, and the quantization types before `fp8` are ones that its backend refuses at push.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, TypeAlias
+
+from msgspec import Meta, Struct, field
+from msgspec.structs import FieldInfo, fields
+
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Length: TypeAlias = Annotated[int, Meta(ge=1, le=1_048_576)]
+Calibration: TypeAlias = Annotated[int, Meta(ge=64, le=16_384, multiple_of=64)]
+
+BaseModel: TypeAlias = Annotated[
+    Literal["encoder", "encoder_bert"],
+    Meta(description="BEI serves encoders only; truss takes a block without this key for a decoder"),
+]
+Source: TypeAlias = Literal["HF", "GCS", "S3", "AZURE", "LOCAL", "REMOTE_URL", "BASETEN_TRAINING"]
+QuantizationType: TypeAlias = Literal[
+    "no_quant", "fp8", "fp8_kv", "fp8_mlp_only", "fp4", "fp4_kv", "fp4_mlp_only"
+]  # fmt: skip
+Route: TypeAlias = Literal["/v1/embeddings", "/rerank", "/predict", "/predict_tokens"]
+
+# truss/base/constants.py BEI_REQUIRED_MAX_NUM_TOKENS, and the field's own default.
+_MAX_NUM_TOKENS = {"encoder": 16_384, "encoder_bert": 8_192}
+
+# How a checkpoint that is neither a folder nor a Hugging Face repository is written as one `model_id`.
+_SCHEMES = {
+    "GCS": "gs",
+    "S3": "s3",
+    "AZURE": "azure",
+    "REMOTE_URL": "https",
+    "BASETEN_TRAINING": "baseten-training",
+}
+
+_READ = {
+    "": {"build", "runtime"},
+    "build.": {
+        "base_model",
+        "checkpoint_repository",
+        "max_batch_size",
+        "max_num_tokens",
+        "max_seq_len",
+        "quantization_config",
+        "quantization_type",
+    },
+    "runtime.": {"webserver_default_route"},
+}
+
+
+class CheckpointRepository(Struct, frozen=True, kw_only=True):
+    """Where the weights are."""
+
+    source: Source
+    repo: str  # a Hugging Face repository, a folder, a bucket and path, or a URL
+    revision: str | None = None
+    runtime_secret_name: str = "hf_access_token"  # noqa: S105 - the name of a secret, as truss spells it
+
+    @property
+    def model_id(self) -> str:
+        """What `Settings.model_id` calls this: a folder, a repository, or a URL with the source's scheme."""
+        if self.source in {"HF", "LOCAL"} or "://" in self.repo:
+            return self.repo
+        return f"{_SCHEMES[self.source]}://{self.repo}"
+
+
+class QuantizationConfig(Struct, frozen=True, kw_only=True):
+    """The texts that fp8 and fp4 are calibrated with."""
+
+    calib_size: Calibration = 1024  # texts
+    calib_dataset: str = "abisee/cnn_dailymail"
+    calib_max_seq_length: Calibration = 1536  # tokens
+
+
+class PluginConfiguration(Struct, frozen=True, kw_only=True):
+    """Attention kernels of a decoder; truss itself turns them off for an encoder."""
+
+    paged_kv_cache: bool = True
+    use_paged_context_fmha: bool = True
+    use_fp8_context_fmha: bool = False
+
+
+class Build(Struct, frozen=True, kw_only=True):
+    """What the engine is built from and for."""
+
+    base_model: BaseModel
+    checkpoint_repository: CheckpointRepository
+    max_seq_len: Length | None = None  # tokens of one input; the model's own when None
+    max_batch_size: Annotated[int, Meta(ge=1, le=2048)] = 256  # inputs a batch
+    max_num_tokens: Annotated[int, Meta(gt=64, le=1_048_576)] | None = None  # tokens a batch; None: by base_model
+    quantization_type: QuantizationType = "no_quant"
+    quantization_config: QuantizationConfig = QuantizationConfig()
+    max_beam_width: Annotated[int, Meta(ge=1, le=1)] = 1
+    max_prompt_embedding_table_size: int = 0
+    gather_all_token_logits: bool = False
+    strongly_typed: bool = False
+    tensor_parallel_count: Count = 1
+    pipeline_parallel_count: int = 1
+    moe_expert_parallel_option: int = -1
+    sequence_parallel_count: int = 1
+    plugin_configuration: PluginConfiguration = PluginConfiguration()
+    num_builder_gpus: Count | None = None
+    speculator: dict[str, Any] | None = None
+    lora_adapters: dict[str, Any] | None = None
+    lora_configuration: dict[str, Any] | None = None
+    skip_build_result: bool = False
+
+
+class Runtime(Struct, frozen=True, kw_only=True):
+    """How the engine is served; all but the route are a decoder's."""
+
+    webserver_default_route: Route | Literal["/v1/systemone"] | None = None
+    kv_cache_free_gpu_mem_fraction: float = 0.9
+    kv_cache_host_memory_bytes: Count | None = None
+    lora_cache_max_adapter_size: Count | None = None
+    lora_cache_optimal_adapter_size: Count | None = None
+    lora_cache_gpu_memory_fraction: Annotated[float, Meta(gt=0, le=1)] | None = None
+    lora_cache_host_memory_bytes: Count | None = None
+    enable_chunked_context: bool = True
+    batch_scheduler_policy: Literal["max_utilization", "guaranteed_no_evict"] = "guaranteed_no_evict"
+    request_default_max_tokens: Count | None = None
+    served_model_name: str | None = None
+    total_token_limit: int = 500_000
+
+
+class TrtLlm(Struct, frozen=True, kw_only=True):
+    """The whole block."""
+
+    build: Build
+    runtime: Runtime = Runtime()
+    inference_stack: Annotated[
+        Literal["v1"], Meta(description="truss's v2 is for generative models; leave the key out")
+    ] = "v1"
+    version_overrides: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, object]:
+        """The settings that the block stands for, by their own names; what it leaves open is not in it."""
+        repository = self.build.checkpoint_repository
+        route = self.runtime.webserver_default_route
+        values: dict[str, object | None] = {
+            "model_id": repository.model_id,
+            "revision": repository.revision,
+            "max_batch_tokens": self.build.max_num_tokens or _MAX_NUM_TOKENS[self.build.base_model],
+            "max_batch_requests": self.build.max_batch_size,
+            "webserver_default_route": None if route == "/v1/systemone" else route,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def ignored(self) -> tuple[str, ...]:
+        """The keys, dotted, that were set to something else than their default and that nothing here reads."""
+        names = [name for prefix, read in _READ.items() for name in _changed(self._part(prefix), prefix, read)]
+        if self.runtime.webserver_default_route == "/v1/systemone":
+            names.append("runtime.webserver_default_route")  # a route that BEI does not have
+        return tuple(sorted(names))
+
+    def _part(self, prefix: str) -> Struct:
+        """The struct whose keys carry the prefix."""
+        parts: Mapping[str, Struct] = {"": self, "build.": self.build, "runtime.": self.runtime}
+        return parts[prefix]
+
+
+def _changed(part: Struct, prefix: str, read: set[str]) -> Iterator[str]:
+    """The names outside `read` whose value is not the default."""
+    for info in fields(part):
+        if info.name not in read and getattr(part, info.name) != _default(info):
+            yield prefix + info.name
+
+
+def _default(info: FieldInfo) -> object:
+    """A field's default, made afresh where the field has a factory."""
+    return info.default_factory() if callable(info.default_factory) else info.default
