@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import mmap
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
@@ -145,7 +146,7 @@ class Tensors(Mapping[str, Array]):
         dtype, array = self.dtype(name), self.raw(name)
         if dtype == "BF16":
             wide = array.astype(np.uint32)
-            wide <<= 16  # bfloat16 is the upper half of a float32
+            wide <<= np.uint32(16)  # bfloat16 is the upper half of a float32
             return wide.view(np.float32)
         if dtype in {"F16", "F32", "F64"}:
             return array.astype(np.float32, copy=False)
@@ -177,7 +178,10 @@ def resolve(
     """
     place = Path(model_id).expanduser()
     if place.is_dir():
-        return Checkpoint(folder=place, source=str(place.absolute()), revision=local_digest(place))
+        try:
+            return Checkpoint(folder=place, source=str(place.absolute()), revision=local_digest(place))
+        except OSError as fault:  # the digest opens every file that is needed later
+            raise CheckpointError(f"cannot read {fault.filename}: {fault.strerror}") from fault
     if "://" in model_id:
         raise CheckpointError(
             f"{model_id.split('?')[0]}: {model_id.split(':')[0]} checkpoints cannot be fetched yet; supported are "
@@ -217,10 +221,8 @@ def _advice(fault: Exception, revision: str) -> str:
     if isinstance(fault, errors.RevisionNotFoundError):
         return f"has no branch, tag or commit {revision}"
     if isinstance(fault, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-        return (
-            f"revision {revision} is not (all) in the local cache, and the hub is out of reach or switched off "
-            f"(HF_HUB_OFFLINE); fetch it once with a network, or give a local folder. {said}"
-        )
+        away = "the hub is out of reach or switched off (HF_HUB_OFFLINE)"
+        return f"revision {revision} is not (all) cached, and {away}; fetch it once, or give a local folder. {said}"
     return f"could not be fetched: {type(fault).__name__}: {said}"
 
 
@@ -251,9 +253,9 @@ def local_digest(folder: Path) -> str:
     tail alone goes unseen. Neither times nor the folder's name count: a copy of a folder is the same model.
     """
     found = {path.relative_to(folder).as_posix() for pattern in _SMALL_FILES for path in folder.glob(pattern)}
-    found |= {name for name in _weight_files(folder) if (folder / name).is_file()}
+    names = sorted(name for name in found.union(_weight_files(folder)) if (folder / name).is_file())
     total = hashlib.sha256()
-    for name in sorted(found):
+    for name in names:
         parts = _sample(folder / name) if name.endswith(".safetensors") else [(folder / name).read_bytes()]
         file = hashlib.sha256()
         for part in parts:
@@ -281,9 +283,7 @@ def _sharded(folder: Path) -> dict[str, _Entry]:
         if not (folder / shard).is_file():
             raise CheckpointError(f"{folder / _INDEX} names {shard}, which is missing")
         shards[shard] = _entries(folder / shard)
-    counts: dict[str, int] = {}
-    for name in chain.from_iterable(shards.values()):
-        counts[name] = counts.get(name, 0) + 1
+    counts = Counter(chain.from_iterable(shards.values()))
     for name, shard in weight_map.items():
         if name not in shards[shard]:
             raise CheckpointError(f"{folder / _INDEX} says that {name} is in {shard}, which does not have it")

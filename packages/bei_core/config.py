@@ -254,10 +254,11 @@ def _decode(kind: type[StructT], value: object, where: str) -> StructT:
         if name not in infos:
             raise _unknown("key", f"{where}.{name}", [f"{where}.{known}" for known in infos])
     given = {name: item for name, item in value.items() if item is not None}
+    values = {name: _convert(infos[name].type, item, f"{where}.{name}") for name, item in given.items()}
     for name, info in infos.items():
-        if info.required and name not in given:
-            raise ConfigError(f"{where}.{name} is missing: {_expected(info.type, '')}")
-    return kind(**{name: _convert(infos[name].type, item, f"{where}.{name}") for name, item in given.items()})
+        if info.required and name not in values:
+            raise ConfigError(f"{where}.{name} is missing: {_expected(info.type, 'it has no default')}")
+    return kind(**values)
 
 
 def _parts(kind: TypeForm) -> tuple[Any, ...]:
@@ -274,12 +275,12 @@ def _expected(kind: TypeForm, fault: str) -> str:
     plain = [part.__origin__ if hasattr(part, "__metadata__") else part for part in parts]
     choices = [str(choice) for part in plain if typing.get_origin(part) is Literal for choice in typing.get_args(part)]
     said = f"expected {'one of ' if choices[1:] else ''}{', '.join(choices)}" if choices else fault
-    return "; ".join([said or "a value is needed", *notes])
+    return "; ".join([said, *notes])
 
 
 def _path(kind: type, value: object) -> object:
     """A path from text, `~` read as the user's home: the one type in `Settings` that msgspec does not know."""
-    if kind is Path and isinstance(value, str) and value:
+    if kind is Path and isinstance(value, (str, Path)) and value:
         return Path(value).expanduser()
     raise ValueError("expected the path of a folder")
 

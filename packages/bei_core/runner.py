@@ -184,7 +184,7 @@ class Runner:
     def _settle(self, items: Sequence[Item[Ticket]], rows: Rows, started: float) -> None:
         """Gives each item its row; an item whose row is not finite fails alone."""
         spent = self._clock() - started
-        finite: list[bool] = np.isfinite(rows).all(axis=1, keepdims=True)[:, 0].tolist()
+        finite = [bool(good) for good in np.isfinite(rows.sum(axis=1))]
         last: Ticket | None = None
         done = []
         for item, row, good in zip(items, rows, finite, strict=True):

@@ -1,0 +1,314 @@
+"""A load generator in a process of its own, light enough to share two cores with the server that it measures.
+
+Every request is bytes before the clock starts, and a reply is parsed by httptools and never decoded, so a request costs
+a write, a read and an entry in a list; that cost is measured and reported beside the server's (`cpu_s`).
+
+Closed loop: each of `connections` clients sends its next request when its last is answered. Open loop (`rate` > 0):
+arrivals are a seeded Poisson process that no slow answer delays, and a latency counts from the arrival, whether or not
+a connection was free then; else a server that stalls would be asked less and look better (coordinated omission).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import httptools
+import msgspec
+
+from bei_core.bench.pace import Pacer, arrivals
+from bei_core.errors import BeiError
+
+_PACKAGES = str(Path(__file__).parents[2])
+_READY, _GO = b"ready\n", b"go\n"
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """What to send where: `requests` are whole HTTP requests, of which the first `warmup` go unmeasured."""
+
+    host: str
+    port: int
+    requests: list[bytes]
+    warmup: int = 0
+    connections: int = 1
+    rate: float = 0.0  # requests a second in the open loop; 0 is the closed loop
+    seed: int = 0
+    timeout_s: float = 60.0
+    tls: bool = False
+    cpus: list[int] = []  # cores to stay on; none named: the scheduler's choice
+
+
+class Outcome(msgspec.Struct, kw_only=True):
+    """What came of the measured requests; every one is either in `latencies_ms` or in `errors`."""
+
+    latencies_ms: list[float] = []
+    lags_ms: list[float] = []  # open loop: from the arrival until the request was written
+    errors: dict[str, int] = {}  # by status, or `timeout`, `disconnected`, `connect`, `protocol`
+    num_tokens: int = 0
+    num_bytes: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0  # this process, all threads
+
+
+class LoadError(BeiError):
+    """The load generator itself died; its stderr is the text."""
+
+
+def drive(load: Load, at_start: Callable[[], object] = lambda: None) -> Outcome:
+    """What came of `load`, sent from a subprocess; `at_start` runs between the warm-up and the clock."""
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGES, *filter(None, sys.path)])}
+    command = [sys.executable, "-c", "from bei_core.bench.client import main; main()"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env) as child:  # noqa: S603, ours
+        try:
+            return _converse(child, load, at_start)
+        except BrokenPipeError:
+            raise _death(child) from None
+        finally:
+            child.kill()  # has ended already, unless an interrupt or a fault brought us here
+
+
+def _converse(child: subprocess.Popen[bytes], load: Load, at_start: Callable[[], object]) -> Outcome:
+    """The child's outcome. Raises LoadError if it ends without one."""
+    if child.stdin is None or child.stdout is None:
+        raise LoadError("no pipe to the load generator")
+    body = msgspec.msgpack.encode(load)
+    child.stdin.write(len(body).to_bytes(8, "little") + body)
+    child.stdin.flush()
+    if child.stdout.readline() != _READY:
+        raise _death(child)
+    at_start()
+    child.stdin.write(_GO)
+    child.stdin.flush()
+    answer = child.stdout.read()
+    if child.wait() != 0:
+        raise _death(child)
+    return msgspec.msgpack.decode(answer, type=Outcome)
+
+
+def _death(child: subprocess.Popen[bytes]) -> LoadError:
+    """What the child said before it died."""
+    said = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
+    return LoadError(f"the load generator ended with {child.wait()}: {said or 'no message'}")
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection, with one request on it at a time."""
+
+    def __init__(self, driver: _Driver) -> None:
+        self._driver = driver
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._parts: list[bytes] = []
+        self._num_tokens = -1
+        self.busy = False
+        self.since = 0.0  # the arrival that a latency counts from
+        self.sent = 0.0
+
+    @property
+    def alive(self) -> bool:
+        """Whether a request can still be sent on it."""
+        return self._transport is not None
+
+    def send(self, request: bytes, since: float) -> None:
+        """Writes `request`, which arrived at `since`."""
+        if self._transport is None:
+            raise ConnectionError("the connection is closed")
+        self.busy, self.since, self.sent = True, since, time.perf_counter()
+        self._num_tokens = -1
+        self._transport.write(request)
+
+    def abort(self, error: str) -> None:
+        """Ends the connection and, if a request is on it, that request with `error`."""
+        if self._transport is not None:
+            self._transport.abort()
+            self._transport = None
+        if self.busy:
+            self.busy = False
+            self._driver.failed(self, error)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Called by the loop."""
+        self._transport = transport  # type: ignore[assignment]  # a stream transport, as TCP's always is
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Called by the loop."""
+        self._transport = None
+        self.abort("disconnected")
+
+    def data_received(self, data: bytes) -> None:
+        """Called by the loop."""
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.abort("protocol")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser."""
+        if len(name) == 16 and name.lower() == b"x-compute-tokens":
+            self._num_tokens = int(value)
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """Called by the parser."""
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self.busy = False
+        if not self._parser.should_keep_alive():
+            self.abort("closed by the server")
+        tokens = self._num_tokens if self._num_tokens >= 0 else tokens_of(body)
+        self._driver.answered(self, self._parser.get_status_code(), len(body), tokens)
+
+
+def tokens_of(body: bytes) -> int:
+    """`usage.prompt_tokens` of a JSON reply, found without parsing it; 0 where there is none."""
+    at = body.rfind(b'"prompt_tokens":')
+    if at < 0:
+        return 0
+    digits = body[at + 16 : at + 40].lstrip().split(b",", 1)[0].split(b"}", 1)[0]
+    return int(digits) if digits.strip().isdigit() else 0
+
+
+class _Driver:
+    """Plays requests over at most `connections` connections, which stay open from one play to the next."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        self._loop = asyncio.get_running_loop()
+        self._idle: list[_Connection | None] = [None] * load.connections  # None: not opened yet, or lost
+        self._busy: set[_Connection] = set()
+        self._opening: set[asyncio.Task[None]] = set()
+        self._due: deque[float] = deque()  # arrivals that no connection is free for; 0.0 has no time of its own
+
+    async def play(self, requests: list[bytes], rate: float) -> Outcome:
+        """What came of `requests`, all of them answered or failed."""
+        self._requests, self._next, self._left = requests, 0, len(requests)
+        self._outcome, self._errors = Outcome(), Counter[str]()
+        self._done = self._loop.create_future()
+        if not requests:
+            return self._outcome
+        watch = self._loop.create_task(self._watch())
+        cpu, start = time.process_time(), time.perf_counter()
+        self._schedule(start, rate)
+        await self._done
+        self._outcome.wall_s, self._outcome.cpu_s = time.perf_counter() - start, time.process_time() - cpu
+        self._outcome.errors = dict(self._errors)
+        watch.cancel()
+        return self._outcome
+
+    def _schedule(self, start: float, rate: float) -> None:
+        if rate > 0:
+            Pacer([start + at for at in arrivals(rate, self._left, self._load.seed)], self._arrive)
+        else:
+            self._arrive([0.0] * self._left)
+
+    def _arrive(self, times: Sequence[float]) -> None:
+        self._due.extend(times)
+        while self._due and self._idle:
+            self._start(self._idle.pop())
+
+    def _start(self, connection: _Connection | None) -> None:
+        """Puts the next request on `connection`, or on a new one if that is gone."""
+        since = self._due.popleft() or time.perf_counter()
+        request = self._requests[self._next]
+        self._next += 1
+        if connection is not None and connection.alive:
+            self._send(connection, request, since)
+        else:
+            task = self._loop.create_task(self._open(request, since))
+            self._opening.add(task)  # the loop itself keeps only a weak reference
+            task.add_done_callback(self._opening.discard)
+
+    def _send(self, connection: _Connection, request: bytes, since: float) -> None:
+        self._busy.add(connection)
+        connection.send(request, since)
+        self._outcome.lags_ms.append((connection.sent - since) * 1e3)
+
+    async def _open(self, request: bytes, since: float) -> None:
+        load = self._load
+        opening = self._loop.create_connection(lambda: _Connection(self), load.host, load.port, ssl=load.tls or None)
+        try:
+            _, connection = await asyncio.wait_for(opening, load.timeout_s)
+            self._send(connection, request, since)
+        except (OSError, asyncio.TimeoutError):  # one class only from Python 3.11 on
+            self.failed(None, "connect")
+
+    def answered(self, connection: _Connection, status: int, num_bytes: int, num_tokens: int) -> None:
+        """Counts one reply and gives its connection the next request."""
+        if status == 200:
+            self._outcome.latencies_ms.append((time.perf_counter() - connection.since) * 1e3)
+            self._outcome.num_bytes += num_bytes
+            self._outcome.num_tokens += num_tokens
+        else:
+            self._errors[str(status)] += 1
+        self._busy.discard(connection)
+        self._settled(connection)
+
+    def failed(self, connection: _Connection | None, error: str) -> None:
+        """Counts one request that got no reply; its connection, if it had one, is gone."""
+        if connection is not None:
+            self._busy.discard(connection)
+        self._errors[error] += 1
+        self._settled(None)
+
+    def _settled(self, connection: _Connection | None) -> None:
+        self._left -= 1
+        if self._due:
+            self._start(connection)
+        else:
+            self._idle.append(connection)
+        if not self._left:
+            self._done.set_result(None)
+
+    async def _watch(self) -> None:
+        """Ends requests that have had no answer for `timeout_s`: a server that hangs shows as a number of errors."""
+        while True:
+            await asyncio.sleep(min(1.0, self._load.timeout_s / 4))
+            limit = time.perf_counter() - self._load.timeout_s
+            for connection in [c for c in self._busy if c.sent < limit]:
+                connection.abort("timeout")
+
+
+async def _play(load: Load, go: Callable[[], object]) -> Outcome:
+    """The outcome of the measured part; the warm-up and `go` come before it."""
+    driver = _Driver(load)
+    await driver.play(load.requests[: load.warmup], rate=0.0)
+    go()
+    gc.collect()
+    gc.disable()  # a collection here would be counted as the server's latency
+    return await driver.play(load.requests[load.warmup :], load.rate)
+
+
+def main() -> None:
+    """Reads a Load from stdin, says `ready`, waits for `go`, writes an Outcome."""
+    size = int.from_bytes(sys.stdin.buffer.read(8), "little")
+    load = msgspec.msgpack.decode(sys.stdin.buffer.read(size), type=Load)
+    if load.cpus:
+        os.sched_setaffinity(0, load.cpus)
+
+    def go() -> None:
+        sys.stdout.buffer.write(_READY)
+        sys.stdout.buffer.flush()
+        sys.stdin.buffer.readline()
+
+    sys.stdout.buffer.write(msgspec.msgpack.encode(_run(load, go)))
+    sys.stdout.buffer.flush()
+
+
+def _run(load: Load, go: Callable[[], object]) -> Outcome:
+    """`_play`'s outcome, on uvloop where that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(_play(load, go))
+    return uvloop.run(_play(load, go))

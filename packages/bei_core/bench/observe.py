@@ -1,0 +1,109 @@
+"""What a server shows from outside: its counters over HTTP, its CPU time and memory if it runs on this machine."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+from collections import defaultdict
+from contextlib import suppress
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from types import ModuleType
+from typing import Any
+from urllib.parse import SplitResult
+
+_SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)", re.MULTILINE)
+_LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104, compared with and never bound
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The server at one moment."""
+
+    counters: dict[str, float] = field(default_factory=dict)
+    cpu_s: float | None = None  # None: not on this machine, or psutil is missing
+    rss_mb: float | None = None
+
+
+class Server:
+    """A server seen from outside, found by its URL, and by its process id where that is known."""
+
+    def __init__(self, url: SplitResult, pid: int | None = None) -> None:
+        self._url = url
+        self._psutil = _psutil()
+        self._pids = self._find(pid)
+
+    def snapshot(self) -> Snapshot:
+        """Its counters, CPU time and memory now."""
+        family = self._family()
+        if not family:
+            return Snapshot(self._counters())
+        times = [process.cpu_times() for process in family]
+        rss = sum(process.memory_info().rss for process in family)
+        return Snapshot(self._counters(), sum(t.user + t.system for t in times), rss / 1e6)
+
+    def info(self) -> dict[str, Any]:
+        """What its `/info` says; empty if it has none."""
+        with suppress(ValueError):
+            found = json.loads(self._get("/info") or "{}")
+            return found if isinstance(found, dict) else {}
+        return {}
+
+    def _counters(self) -> dict[str, float]:
+        return parse_counters(self._get("/metrics"))
+
+    def _get(self, path: str) -> str:
+        """The body of a 200; empty for anything else, since a server need not have the route."""
+        kind = HTTPSConnection if self._url.scheme == "https" else HTTPConnection
+        connection = kind(self._url.hostname or "", self._url.port, timeout=10)
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            return reply.read().decode(errors="replace") if reply.status == 200 else ""
+        except (OSError, HTTPException):
+            return ""
+        finally:
+            connection.close()
+
+    def _find(self, pid: int | None) -> list[int]:
+        """The process given, or those that listen on the URL's port here."""
+        if pid is not None:
+            return [pid]
+        if self._psutil is None or self._url.hostname not in _LOCAL:
+            return []
+        with suppress(self._psutil.Error):  # some systems let only root list them
+            return sorted({c.pid for c in self._psutil.net_connections("tcp") if self._listens(c)})
+        return []
+
+    def _listens(self, connection: Any) -> bool:  # noqa: ANN401, psutil has no types
+        return bool(connection.pid and connection.status == "LISTEN" and connection.laddr.port == self._url.port)
+
+    def _family(self) -> list[Any]:
+        """The server's processes and those they started, once each."""
+        if self._psutil is None:
+            return []
+        found: dict[int, Any] = {}
+        for pid in self._pids:
+            with suppress(self._psutil.Error):
+                parent = self._psutil.Process(pid)
+                found |= {process.pid: process for process in [parent, *parent.children(recursive=True)]}
+        return list(found.values())
+
+
+def parse_counters(text: str) -> dict[str, float]:
+    """The samples of Prometheus' text format, summed over their labels."""
+    found: dict[str, float] = defaultdict(float)
+    for name, text_value in _SAMPLE.findall(text):
+        with suppress(ValueError):
+            value = float(text_value)
+            found[name] += value if math.isfinite(value) else 0.0
+    return dict(found)
+
+
+def _psutil() -> ModuleType | None:
+    try:
+        return importlib.import_module("psutil")
+    except ImportError:
+        return None

