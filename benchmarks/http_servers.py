@@ -6,7 +6,7 @@
 Each server answers POST /v1/embeddings: msgspec reads the body, a future that `loop.call_soon` resolves stands for the
 engine, orjson writes 384 floats or msgspec their base64. The server has core 0 and the load generator core 1. On a
 machine that others use too, `cpu_us` (user + system time of the server's processes, for one request) is the figure that
-holds; requests a second follow from it and from what else ran.
+holds best; requests a second follow from it and from what else ran.
 
 Needs: uvicorn httptools uvloop h11 starlette granian hypercorn aiohttp robyn socketify msgspec orjson numpy psutil.
 """

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -15,40 +16,72 @@ from typing import Annotated, Any, Optional
 import msgspec
 import typer
 
+from bei_core.bench import Options, plot
+from bei_core.bench import run as run_bench
 from bei_core.config import Settings
 from bei_core.errors import BeiError
 from bei_core.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+# A field's trailing comment in the source, `name: type = default  # comment`, is its help text.
 _COMMENT = re.compile(r"^    (\w+): .*?  # (.*)$", re.MULTILINE)
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """`command(settings, ...)` as a command line with a flag for every setting, and `--config` for a config.yaml."""
-    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-    help_of = dict(_COMMENT.findall(inspect.getsource(Settings)))
-    flags = [_flag(field, help_of.get(field.name, "")) for field in msgspec.structs.fields(Settings)]
     config = _option("config", Path, "a Truss config.yaml; its model_metadata.bei (or Baseten's trt_llm) is read")
+
+    def parse(values: dict[str, Any]) -> Settings:
+        settings = Settings.load(values, os.environ, values.pop("config"))
+        configure_logging(json_output=settings.json_output)
+        return settings
+
+    return _with_flags(command, [config, *_flags(Settings)], parse)
+
+
+def with_options(kind: type[msgspec.Struct]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`command(options, ...)` as a command line with a flag for every field of `kind`."""
+
+    def parse(values: dict[str, Any]) -> object:
+        return msgspec.convert({name: value for name, value in values.items() if value is not None}, kind)
+
+    return lambda command: _with_flags(command, _flags(kind), parse)
+
+
+def _with_flags(
+    command: Callable[..., None], flags: list[inspect.Parameter], parse: Callable[[dict[str, Any]], object]
+) -> Callable[..., None]:
+    """`command` with `flags` for its first parameter, which `parse` makes of their values."""
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+    own = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
 
     def run(**values: Any) -> None:  # noqa: ANN401 - typer checks them
         rest = {parameter.name: values.pop(parameter.name) for parameter in own}
-        settings = Settings.load(values, os.environ, values.pop("config"))
-        configure_logging(json_output=settings.json_output)
-        command(settings, **rest)
+        command(parse(values), **rest)
 
     run.__name__, run.__doc__ = command.__name__, command.__doc__
-    parameters = [*own, config, *flags]
+    parameters = [*own, *flags]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
+def _flags(kind: type[msgspec.Struct]) -> list[inspect.Parameter]:
+    """A flag for each field that a command line can give."""
+    help_of = dict(_COMMENT.findall(inspect.getsource(kind)))
+    fields = [field for field in msgspec.structs.fields(kind) if field.type not in _NO_FLAG]
+    return [_flag(field, help_of.get(field.name, "")) for field in fields]
+
+
+_NO_FLAG = (list[int], tuple[str, ...])
+
+
 def _flag(field: msgspec.structs.FieldInfo, help_text: str) -> inspect.Parameter:
     kind = str(field.type)
-    of = bool if field.type is bool else int if "int" in kind and "Literal" not in kind else str
+    of = next((of for of in (bool, int, float) if of.__name__ in kind and "Literal" not in kind), str)
     default = field.default
-    shown = "" if default in (None, (), msgspec.NODEFAULT) else f" [default: {default}]"
+    shown = "" if default in (None, (), "", msgspec.NODEFAULT) else f" [default: {default}]"
     return _option(field.name, of, help_text + shown)
 
 
@@ -98,6 +131,23 @@ def embed(
             typer.echo(json.dumps(row.tolist()))
     finally:
         service.close()
+
+
+@app.command()
+@with_options(Options)
+def bench(
+    options: Options,
+    output: Annotated[Optional[Path], typer.Option(help="file to write the report to, as JSON")] = None,  # noqa: UP045
+    plot_to: Annotated[Optional[Path], typer.Option(help="picture to draw of it; needs bei-core[bench]")] = None,  # noqa: UP045
+) -> None:
+    """Measure a server that is running: throughput, latency, CPU time a request."""
+    report = run_bench(options)
+    typer.echo(report)
+    with tempfile.TemporaryDirectory() as folder:
+        path = output or Path(folder) / "report.json"
+        report.write(path)
+        if plot_to is not None:
+            plot([path], plot_to)
 
 
 @app.command()

@@ -8,12 +8,14 @@ for it works here.
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
@@ -22,6 +24,8 @@ from msgspec import Meta, Struct
 
 from bei_core.errors import ConfigError
 from bei_core.trt_llm import Count, Route, TrtLlm
+
+log = logging.getLogger(__name__)
 
 StructT = TypeVar("StructT", bound=Struct)
 TypeForm: TypeAlias = Any  # a type, a union, a Literal or an Annotated: typing has no name for it yet
@@ -100,9 +104,17 @@ class Settings(Struct, frozen=True, kw_only=True):
         return _settings(block, environ, _typed(flags, lambda name: f"--{name.replace('_', '-')}"))
 
     @classmethod
-    def from_truss_config(cls, config: Mapping[str, Any], environ: Mapping[str, str] | None = None) -> Settings:
-        """The settings in the config that Truss hands to model.py, under the environment's. Raises ConfigError."""
-        return _settings(_block(config), environ or {}, {})
+    def from_truss_config(
+        cls,
+        config: Mapping[str, Any],
+        environ: Mapping[str, str] | None = None,
+        secrets: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """The settings in the config and secrets that Truss hands to model.py, under the environment's.
+
+        Raises ConfigError.
+        """
+        return _settings(_block(config), environ or {}, {}, _present(config.get("secrets") or (), secrets or {}))
 
 
 _FIELDS = {info.name: info for info in msgspec.structs.fields(Settings)}
@@ -130,12 +142,18 @@ _FROM_TEXT: Mapping[str, Callable[[str], object]] = {
 }
 
 
-def _settings(block: Mapping[str, object], environ: Mapping[str, str], flags: Mapping[str, object]) -> Settings:
-    """The settings of the three sources, weakest first."""
+def _settings(
+    block: Mapping[str, object],
+    environ: Mapping[str, str],
+    flags: Mapping[str, object],
+    secrets: Mapping[str, str] = MappingProxyType({}),
+) -> Settings:
+    """The settings of the sources: secrets, then the three others as given, weakest first."""
     layers = [_typed(block, "model_metadata.bei.{}".format), _from_environ(environ), flags]
     trt_llm = _merge(layers).get("trt_llm")
     if isinstance(trt_llm, TrtLlm):  # weaker than any key given beside it
         layers.insert(0, trt_llm.settings())
+    layers.insert(0, _from_secrets(secrets, trt_llm))
     merged = _merge(layers)
     if "cache_dir" not in merged:
         merged["cache_dir"] = default_cache_dir(environ)
@@ -172,6 +190,25 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
         if source is not None:
             values[name] = _value(name, given[source], f"environment variable {source}", strict=False)
     return values
+
+
+def _present(declared: Iterable[str], secrets: Mapping[str, str]) -> dict[str, str]:
+    """The secrets that config.yaml declares and that have a value."""
+    found = {}
+    for name in declared:
+        try:
+            found[name] = secrets[name].strip()  # it may come from a file that ends with a new line
+        except Exception:  # truss's SecretNotFound is no KeyError, and a class that only its server has
+            log.warning("secret %s is declared in config.yaml and has no value", name)
+    return found
+
+
+def _from_secrets(secrets: Mapping[str, str], trt_llm: object) -> dict[str, object]:
+    """The settings that Truss's secrets stand for; Baseten's block may name its own for the checkpoint."""
+    named = (trt_llm.build.checkpoint_repository.runtime_secret_name,) if isinstance(trt_llm, TrtLlm) else ()
+    names = {"hf_token": (*named, "hf_access_token", "hf_token"), "api_key": ("api_key",)}
+    found = {setting: [secrets[name] for name in known if secrets.get(name)] for setting, known in names.items()}
+    return {setting: values[0] for setting, values in found.items() if values}
 
 
 def _is_foreign(name: str, value: str) -> bool:

@@ -57,9 +57,11 @@ class Pending(Generic[OwnerT]):
 
     A batch starts with the oldest waiting item, is filled with items of its length class, oldest first, and what room
     is then left goes to the oldest of the others. So no item starves: with `W` tokens ahead of it when it arrives, at
-    most `L` tokens in any item and `K` length classes, an item leaves within `W // (budget - L + 1) + K + 1` batches.
-    For a batch that leaves without it starts with an older item of some class, and either takes more than `budget - L`
-    tokens that are older, or takes all of that class that is older, which can happen once a class.
+    most `L` tokens in any item and `K` length classes, an item leaves within `W // (budget - L + 1) + K` batches; with
+    `N` items ahead and `max_items` set, within `N // max_items` more. For a batch that leaves without it starts with an
+    older item of some class, and either takes more than `budget - L` tokens or `max_items` items that are older, or
+    takes all of that class that is older, which can happen once for each class but its own. An item that overtakes it
+    by a head start begins the count anew.
     (tests/property/test_pending.py)
     """
 
@@ -92,7 +94,7 @@ class Pending(Generic[OwnerT]):
         """
         taken: Taken[OwnerT] = Taken([], [])
         room = budget
-        for key in self._by_age():
+        for key in self._by_age(now, taken.expired):
             while (item := self._head(key, now, taken.expired)) is not None:
                 if taken.items and (len(item.tokens) > room or len(taken.items) == max_items):
                     break
@@ -105,9 +107,9 @@ class Pending(Generic[OwnerT]):
         """Everything that waits, which then no longer does."""
         return [self._pop(key) for key, heap in self._classes.items() for _ in range(len(heap))]
 
-    def _by_age(self) -> list[int]:
-        """Length classes, the one with the oldest item first."""
-        waiting = [key for key, heap in self._classes.items() if heap]
+    def _by_age(self, now: float, expired: list[Item[OwnerT]]) -> list[int]:
+        """Length classes that have an item to run, the one with the oldest first."""
+        waiting = [key for key in self._classes if self._head(key, now, expired) is not None]
         return sorted(waiting, key=lambda key: self._classes[key][0][:2])
 
     def _head(self, key: int, now: float, expired: list[Item[OwnerT]]) -> Item[OwnerT] | None:

@@ -89,13 +89,15 @@ class Runner:
 
         Raises the first error of any item. Cancelling the call drops what has not run yet.
         """
+        if not tokens:
+            raise ValueError("this is a bug: a request without inputs would wait for ever")
         now = self._clock()
         loop = asyncio.get_running_loop()
         rows = np.empty((len(tokens), self._engine.info.row_width), np.float32)
         ticket = Ticket(loop.create_future(), rows, len(tokens), now)
         rank = now - HEAD_START_S[priority]
         with self._wake:
-            if self._broken or self._closing:
+            if self.broken or self._closing:
                 raise Unhealthy(self._broken or "the server is shutting down")
             for index, item in enumerate(tokens):
                 self._pending.put(Item(item, ticket, index, rank, deadline))
@@ -132,17 +134,17 @@ class Runner:
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         ended = not self._thread.is_alive()
-        if not ended:
+        if not ended or len(self._pending):  # or never started
             self._give_up("the server stopped before the engine was done")
         return ended
 
     def _run(self) -> None:
-        while self._wait():
-            try:
+        try:
+            while self._wait():
                 self._step()
-            except Exception:
-                log.exception("this is a bug: the engine thread failed outside the engine")
-                self._fail(self._current.items, EngineError("the engine failed; see the server's log"))
+        except Exception:  # nobody would take what waits any more
+            log.exception("this is a bug: the engine thread failed outside a batch")
+            self._give_up("the engine thread failed; see the server's log")
         log.debug("engine thread ended")
 
     def _wait(self) -> bool:
@@ -154,14 +156,16 @@ class Runner:
 
     def _step(self) -> None:
         started = self._clock()
-        with self._wake:
+        with self._wake:  # as one, so that `_give_up` finds every item either waiting or here
             items, expired = self._pending.take(self._budget, started, max_items=self._max_items)
+            self._current = _Current(items, started)
         self._fail(expired, DeadlineExceeded("the request's deadline passed while it waited"))
-        if not items:
-            return
-        self._current = _Current(items, started)
         try:
-            self._forward(items)
+            if items:
+                self._forward(items)
+        except Exception:
+            log.exception("this is a bug: a batch of %d failed outside the engine", len(items))
+            self._fail(items, EngineError("the engine failed; see the server's log"))
         finally:
             self._current = _Current()
 
@@ -183,8 +187,10 @@ class Runner:
 
     def _settle(self, items: Sequence[Item[Ticket]], rows: Rows, started: float) -> None:
         """Gives each item its row; an item whose row is not finite fails alone."""
+        if rows.shape != (len(items), self._engine.info.row_width):
+            raise ValueError(f"this is a bug: the engine gave {rows.shape} for {len(items)} items")
         spent = self._clock() - started
-        finite = [bool(good) for good in np.isfinite(rows.sum(axis=1))]
+        finite = np.isfinite(rows).all(axis=1).tolist()
         last: Ticket | None = None
         done = []
         for item, row, good in zip(items, rows, finite, strict=True):

@@ -26,6 +26,7 @@ from bei_core.errors import (
 from bei_core.http import openapi
 from bei_core.http.responses import error_response, request_id
 from bei_core.http.routes import ROUTES, Call, Route
+from bei_core.http.shapes import path_of
 from bei_core.metrics import Timings
 from bei_core.pending import HEAD_START_S
 from bei_core.service import Service
@@ -45,6 +46,7 @@ class App:
         self.service = service
         self.draining = False  # replies then tell the client to close its connection
         self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
+        self._usual = self._routes["POST", "/v1/embeddings"]
         self._paths = {route.path for route in ROUTES} | openapi.PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +77,17 @@ class App:
             response = self._refuse(EngineError("internal error; see the server's log"), route, path)
         response.headers["x-request-id"] = request_id(request)
         return response
+
+    async def respond_by_shape(self, request: Request) -> Response:
+        """The reply of the POST route that takes such a body; raises as `respond` does."""
+        default = self._routes.get(("POST", self.service.settings.webserver_default_route or ""), self._usual)
+        try:
+            path = path_of(await request.body(), default.path)
+        except RequestError as error:
+            response = self._refuse(error, default, default.path)
+            response.headers["x-request-id"] = request_id(request)
+            return response
+        return await self.respond(request, "POST", path)
 
     async def _answer(self, request: Request, method: str, path: str, route: Route | None) -> Response:
         timings = Timings()

@@ -62,6 +62,7 @@ def serve(service: Service) -> None:
         log_config=None,
         server_header=False,
         backlog=max(2048, settings.max_concurrent_requests),
+        timeout_keep_alive=75,  # above the load balancers' 60: it must be they who close an idle connection
         timeout_graceful_shutdown=None,
     )
     try:

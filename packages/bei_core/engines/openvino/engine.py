@@ -87,7 +87,8 @@ class OpenVinoEngine:
         grid = lay_out(batch, pad_id=self._pad_id)
         self._padding_share = grid.padding_share
         self._request.infer(grid.arrays(), share_inputs=True)
-        return np.array(self._request.get_output_tensor(0).data)  # a copy: the tensor is the next batch's too
+        rows = self._request.get_output_tensor(0).data[: len(batch)]
+        return np.array(rows)  # a copy: the tensor is the next batch's too
 
     def padding_share(self) -> float:
         """Share (0 to 1) of the last batch's grid that was padding."""

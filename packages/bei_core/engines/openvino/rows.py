@@ -8,16 +8,22 @@ of mixed length that leaves 3-6% padding where one text a row leaves a third to 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.batch import Batch
 
-Ints = npt.NDArray[np.int32]
+Ints: TypeAlias = npt.NDArray[np.int32]
+_Placement: TypeAlias = tuple[list[int], list[int], int]  # row of each text, its offset there, number of rows
 
-ROW = 128  # tokens a row, unless the longest text needs more or everything fits in less
-_STEP = 16  # rows shorter than ROW come in steps of this; longer ones in steps of 128
+ROW = 128  # rows up to this length are tried; a longer text has rows about as long as itself
+_STEP = 16  # row lengths come in steps of this
+_SHORTEST = 64  # of several rows; everything that fits in one row of ROW has that row, as short as can be
+
+# A token's attention costs as much as all else that is done for it in rows about this long (measured on MiniLM).
+_ATTENTION_LEN = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +34,14 @@ class Grid:
     position_ids: Ints  # [R, L]
     segment_ids: Ints  # [R, L], -1 where there is padding
     type_ids: Ints  # [R, L]
-    starts: Ints  # [B], in the rows laid end to end
-    lengths: Ints  # [B]
+    starts: Ints  # [B or more], in the rows laid end to end
+    lengths: Ints  # [B or more]
+    num_tokens: int  # that are no padding
 
     @property
     def padding_share(self) -> float:
         """Share (0 to 1) of the grid that is padding."""
-        return 1.0 - float(self.lengths.sum()) / self.input_ids.size
+        return 1.0 - self.num_tokens / self.input_ids.size
 
     def arrays(self) -> list[Ints]:
         """In the order of the graph's inputs."""
@@ -42,38 +49,54 @@ class Grid:
 
 
 def lay_out(batch: Batch, *, pad_id: int = 0) -> Grid:
-    """The batch in rows."""
-    lengths, row_len = batch.lengths, row_length(batch)
-    rows, offsets, num_rows = _place(lengths.tolist(), row_len)
+    """The batch in rows. There may be more `starts` than texts: see `_round_up`."""
+    lengths = batch.lengths
+    (rows, offsets, num_rows), row_len = _cheapest(lengths.tolist(), batch.max_len, batch.num_tokens)
     starts = np.array(rows, np.int32) * row_len + np.array(offsets, np.int32)
     # Where each token of the flat batch goes, and its place in its text.
     positions = np.arange(batch.num_tokens, dtype=np.int32) - np.repeat(batch.cu_seqlens[:-1], lengths)
     target = np.repeat(starts, lengths) + positions
-    shape = (num_rows, row_len)
 
     def spread(values: Ints, fill: int) -> Ints:
         flat = np.full(num_rows * row_len, fill, np.int32)
         flat[target] = values
-        return flat.reshape(shape)
+        return flat.reshape(num_rows, row_len)
 
+    spare = _round_up(len(batch)) - len(batch)
     return Grid(
         input_ids=spread(batch.input_ids, pad_id),
         position_ids=spread(positions, 0),
         segment_ids=spread(np.repeat(np.arange(len(batch), dtype=np.int32), lengths), -1),
         type_ids=spread(batch.type_ids, 0),
-        starts=starts,
-        lengths=lengths.astype(np.int32),
+        starts=np.pad(starts, (0, spare)),
+        lengths=np.pad(lengths.astype(np.int32), (0, spare), constant_values=1),
+        num_tokens=batch.num_tokens,
     )
 
 
-def row_length(batch: Batch) -> int:
-    """Tokens a row: all of a small batch in one, else ROW, else what the longest text needs."""
-    needed = batch.num_tokens if batch.num_tokens <= ROW else batch.max_len
-    step = _STEP if batch.num_tokens <= ROW else ROW
-    return -(-needed // step) * step
+def _round_up(num_texts: int) -> int:
+    """1, 2, 4, then multiples of 8: each number of texts that a grid meets first costs some milliseconds of set-up.
+
+    The texts made up are the first token of the grid; their rows are dropped.
+    """
+    return next((few for few in (1, 2, 4) if num_texts <= few), -(-num_texts // 8) * 8)
 
 
-def _place(lengths: list[int], row_len: int) -> tuple[list[int], list[int], int]:
+def _cheapest(lengths: list[int], longest: int, num_tokens: int) -> tuple[_Placement, int]:
+    """(placement, row length) of the least work: fewer padding tokens against shorter attention."""
+    if num_tokens <= ROW:
+        row_len = _steps(num_tokens)
+        return _place(lengths, row_len), row_len
+    shortest = max(_SHORTEST, _steps(longest))
+    tried = [(_place(lengths, row_len), row_len) for row_len in range(shortest, max(ROW, shortest) + 1, _STEP)]
+    return min(tried, key=lambda found: found[0][2] * found[1] * (1 + found[1] / _ATTENTION_LEN))
+
+
+def _steps(num_tokens: int) -> int:
+    return -(-num_tokens // _STEP) * _STEP
+
+
+def _place(lengths: list[int], row_len: int) -> _Placement:
     """(row of each text, its offset there, number of rows): longest first, into the first row with room.
 
     First-fit decreasing needs at most 11/9 of the fewest rows, and a few more (Johnson 1973).

@@ -1,0 +1,105 @@
+"""What the engine gives without HTTP: alone on full batches, and behind tokenizer, queue and event loop.
+
+Prints JSON. Run by `serve.py` in a process of its own, as a server would be:
+
+    inprocess.py MODEL DTYPE WORKLOAD NUM_TEXTS
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import openvino
+import uvloop
+from openvino import opset15 as op
+
+from bei_core.batch import Batch
+from bei_core.bench.workload import texts
+from bei_core.config import Settings
+from bei_core.engines.base import Engine
+from bei_core.engines.open import open_engine
+from bei_core.engines.openvino.engine import compile_properties
+from bei_core.service import Service
+from bei_core.tasks import Embed, Encoding, Tokens
+
+_REPEATS = 5
+_CLIENTS = 64
+
+
+def gemm_peak(precision: str, size: int = 2048) -> float:
+    """GFLOP/s of one large matrix product in the engine's own runtime: what its layers could reach."""
+    left = op.parameter([size, size], np.float32)
+    product = op.matmul(left, op.constant(np.ones((size, size), np.float32)), False, True)
+    model = openvino.Model([op.result(product)], [left], "gemm")
+    request = openvino.Core().compile_model(model, "CPU", compile_properties(precision)).create_infer_request()
+    array = np.ones((size, size), np.float32)
+    request.infer([array])
+    seconds = []
+    for _ in range(15):
+        started = time.perf_counter()
+        request.infer([array], share_inputs=True)
+        seconds.append(time.perf_counter() - started)
+    return 2 * size**3 / statistics.median(seconds) / 1e9
+
+
+def full_batches(tokens: Sequence[Tokens], budget: int) -> Iterator[list[Tokens]]:
+    """Batches in order of arrival, each as full as the budget allows."""
+    batch: list[Tokens] = []
+    for item in tokens:
+        if batch and sum(map(len, batch)) + len(item) > budget:
+            yield batch
+            batch = []
+        batch.append(item)
+    yield batch
+
+
+def engine_alone(engine: Engine, batches: Sequence[Batch]) -> float:
+    """Texts a second of `forward` and nothing else."""
+    started = time.perf_counter()
+    for batch in batches:
+        engine.forward(batch)
+    return sum(map(len, batches)) / (time.perf_counter() - started)
+
+
+async def through_service(service: Service, given: Sequence[str]) -> float:
+    """Texts a second of 64 callers in the same process, one text a call."""
+    waiting = iter(given)
+
+    async def caller() -> None:
+        for text in waiting:
+            await service.run(Embed([text], service.encoding()))
+
+    started = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(_CLIENTS)))
+    return len(given) / (time.perf_counter() - started)
+
+
+def measure(model: str, dtype: str, workload: str, count: int) -> dict[str, float]:
+    """Both figures and the peak, medians of interleaved repeats."""
+    settings = Settings(model_id=model, dtype=dtype)  # type: ignore[arg-type]
+    service = Service.open(settings)
+    engine = open_engine(settings).engine
+    given = texts(workload, count, 0)
+    tokens = service.tokenizer.encode_now(given, Encoding())
+    batches = [Batch.pack(items) for items in full_batches(tokens, engine.info.batch_tokens)]
+    alone, served = [], []
+    for _ in range(_REPEATS + 1):
+        alone.append(engine_alone(engine, batches))
+        served.append(uvloop.run(through_service(service, given)))
+    service.close()
+    return {
+        "engine_texts_per_s": statistics.median(alone[1:]),
+        "in_process_texts_per_s": statistics.median(served[1:]),
+        "mean_tokens": sum(map(len, tokens)) / len(tokens),
+        "gemm_peak_gflops": gemm_peak(engine.info.precision),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))))

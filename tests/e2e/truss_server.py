@@ -1,0 +1,236 @@
+"""A Truss as Baseten runs it, less Docker: packed as `truss push` packs it, laid out as the Dockerfile that truss makes
+for it says, and served by Truss's own server with the requirements of the image."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.fakes import SAFETY_S
+
+ROOT = Path(__file__).parents[2]
+TRUSS = ROOT / ".venv-truss"
+SERVER = ROOT / ".venv-truss-server"
+
+# Runs in .venv-truss. The archive is the one that push uploads; `validate_forbid_extra` is what push alone checks.
+_LAY_OUT = """
+import sys, tarfile
+from pathlib import Path
+from truss.base.truss_config import TrussConfig
+from truss.cli.cli import truss_cli
+from truss.contexts.local_loader.docker_build_emulator import DockerBuildEmulator
+from truss.remote.baseten.core import archive_dir
+
+repository, target = Path(sys.argv[1]), Path(sys.argv[2])
+upload, context, root = target / "upload", target / "context", target / "root"
+TrussConfig.from_yaml(repository / "config.yaml").validate_forbid_extra()
+with archive_dir(repository, config_yaml_override=sys.stdin.buffer.read()) as file:
+    tarfile.open(fileobj=file).extractall(upload, filter="data")
+TrussConfig.from_yaml(upload / "config.yaml").validate_forbid_extra()
+truss_cli(["image", "build-context", str(context), str(upload)], standalone_mode=False)
+root.mkdir()
+DockerBuildEmulator(context / "Dockerfile", context).run(root)
+"""
+
+# Runs in .venv-truss-server: what is there against what the image's requirements and constraints ask for.
+_DIFFERENCE = """
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+def read(name):
+    lines = (line.split(" #")[0].strip() for line in Path(sys.argv[1], name).read_text().splitlines())
+    return [Requirement(line) for line in lines if line and line[0] not in "#-"]
+
+here = {canonicalize_name(found.name): found for found in distributions()}
+wanted, waiting = set(), read("requirements.txt")
+while waiting:
+    requirement = waiting.pop()
+    name = canonicalize_name(requirement.name)
+    extras = {(name, extra) for extra in requirement.extras or {""}} - wanted
+    if name not in here or not requirement.specifier.contains(here[name].version, prereleases=True):
+        print(f"{requirement} is asked for and not there")
+        continue
+    wanted |= extras
+    needs = [Requirement(text) for text in here[name].requires or ()]
+    waiting += [
+        need for need in needs for _, extra in extras if not need.marker or need.marker.evaluate({"extra": extra})
+    ]
+for name in here.keys() - {name for name, _ in wanted}:
+    print(f"{name} is there and nothing asks for it")
+for limit in read("constraints.txt"):
+    name = canonicalize_name(limit.name)
+    if name in here and not limit.specifier.contains(here[name].version, prereleases=True):
+        print(f"{limit} is broken by {here[name].version}")
+"""
+
+_LISTENS = "Uvicorn running on"
+_TAKEN = "address already in use"
+
+
+@dataclass(frozen=True)
+class Truss:
+    """A packed Truss, and the folder that stands for its image's root."""
+
+    upload: Path
+    context: Path
+    root: Path
+
+
+def lay_out(target: Path, bei: Mapping[str, object]) -> Truss:
+    """This repository's Truss under `target`, with `bei` as its model_metadata.bei."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
+    config["model_metadata"]["bei"] = dict(bei)
+    settings = target / "settings" / "truss" / "settings.toml"
+    settings.parent.mkdir(parents=True)
+    settings.write_text("[preferences]\ncheck_for_updates = false\n")  # it would ask the package index
+    environ = {"XDG_CONFIG_HOME": str(target / "settings"), "HF_HUB_OFFLINE": "1"}
+    _run(TRUSS, _LAY_OUT, [ROOT, target], given=yaml.safe_dump(config), environ=environ)
+    return Truss(target / "upload", target / "context", target / "root")
+
+
+def difference(truss: Truss) -> str:
+    """How .venv-truss-server differs from what the Truss's image would have, a line each; empty where it does not."""
+    return _run(SERVER, _DIFFERENCE, [truss.context])
+
+
+def _run(
+    venv: Path, code: str, arguments: Sequence[Path], *, given: str = "", environ: Mapping[str, str] | None = None
+) -> str:
+    """What a program of another environment prints. Raises AssertionError with what it says when it fails."""
+    command = [_python(venv), "-c", code, *map(str, arguments)]
+    environ = {**os.environ, **(environ or {})}
+    done = subprocess.run(command, input=given, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _python(venv: Path) -> str:
+    """The environment's interpreter; fails without one, skips where no Python of this machine can have it."""
+    unavailable = venv / "unavailable"
+    if unavailable.is_file():
+        pytest.skip(unavailable.read_text().strip())
+    python = venv / "bin" / "python"
+    if not python.exists():
+        pytest.fail(f"there is no {python}; make it with scripts/truss_env.sh")
+    return str(python)
+
+
+class Server:
+    """Truss's server over a laid-out Truss, ready to answer; killed at the end of the `with` block at the latest."""
+
+    def __init__(self, truss: Truss, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self._truss = truss
+        self._folder = folder
+        self._log = folder / "log"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+        self.port = 0
+
+    def __enter__(self) -> Server:
+        try:
+            while not self._start():  # another process took the port first
+                self._kill()
+            self._wait_until_ready()
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kill()
+
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What the server has written."""
+        return self._log.read_text(errors="replace")
+
+    def terminate(self) -> None:
+        """Sends SIGTERM, as Kubernetes does."""
+        self._running().send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self._running().wait(SAFETY_S)
+
+    def _start(self) -> bool:
+        """Starts the process on a port that was free a moment ago; whether it is this process that listens there."""
+        self.port = _free_port()
+        inside = self._truss.root
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(self._folder),
+            "PYTHONPATH": str(inside / "packages"),
+            "INFERENCE_SERVER_PORT": str(self.port),
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [_python(SERVER), "main.py"]
+        self._output = self._log.open("wb")
+        self._process = subprocess.Popen(
+            command, cwd=inside / "app", env=environ, stdout=self._output, stderr=subprocess.STDOUT
+        )
+        return self._wait_for(re.compile(f"{_LISTENS}|{_TAKEN}")) == _LISTENS
+
+    def _wait_for(self, pattern: re.Pattern[str]) -> str:
+        """The first match in the log. Raises AssertionError with the log if the process ends without."""
+        limit = time.monotonic() + SAFETY_S
+        while time.monotonic() < limit:
+            ended = self._running().poll() is not None  # before the log is read: what it wrote last counts
+            if found := pattern.search(self.log):
+                return found[0]
+            if ended:
+                break
+            time.sleep(0.02)
+        raise AssertionError(f"Truss's server did not start:\n{self.log}")
+
+    def _wait_until_ready(self) -> None:
+        """Returns once readiness is 200. Raises AssertionError with the log if the process ends before that."""
+        limit = time.monotonic() + SAFETY_S
+        while time.monotonic() < limit and self._running().poll() is None:
+            with suppress(httpx.TransportError):  # it ends while it is asked where the model does not load
+                if httpx.get(f"{self.url}/v1/models/model").status_code == 200:
+                    return
+            time.sleep(0.05)
+        raise AssertionError(f"Truss's server did not become ready:\n{self.log}")
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise AssertionError("the server has not been started")
+        return self._process
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._output is not None:
+            self._output.close()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("0.0.0.0", 0))
+        return int(probe.getsockname()[1])
