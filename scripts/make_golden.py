@@ -1,4 +1,4 @@
-"""Writes `tests/data/golden`: tiny checkpoints, MiniLM, and what sentence-transformers makes of them.
+"""Writes `tests/data/golden`: tiny checkpoints, MiniLM, and what sentence-transformers and transformers make of them.
 
 Run by `make golden` in the environment of requirements/golden.txt. Everything is seeded and computed by one thread, so
 a second run on the same kind of processor writes the same bytes; what `git diff` then shows is what there is to accept.
@@ -23,7 +23,8 @@ sys.path.insert(0, str(ROOT))
 import torch  # type: ignore[import-not-found]  # noqa: E402
 from transformers.utils import logging as transformers_logging  # type: ignore[import-not-found]  # noqa: E402
 
-from scripts.golden import audit, expect  # noqa: E402
+from scripts.golden import audit, classify, expect, head_audit  # noqa: E402
+from scripts.golden.classifiers import CLASSIFIERS  # noqa: E402
 from scripts.golden.folder import write_folder  # noqa: E402
 from scripts.golden.spec import CaseSpec  # noqa: E402
 from scripts.golden.table import CASES  # noqa: E402
@@ -46,6 +47,7 @@ def main() -> None:
         raise SystemExit(f"mixed.jsonl has {len(set(texts))} different texts, not {NUM_MIXED_TEXTS}")
     shutil.rmtree(GOLDEN, ignore_errors=True)
     lines = [make_case(spec, texts, number) for number, spec in enumerate(CASES)]
+    lines += [make_classifier(spec, texts, number) for number, spec in enumerate(CLASSIFIERS)]
     make_minilm(texts)
     write_index(versions, lines)
 
@@ -70,10 +72,30 @@ def make_case(spec: CaseSpec, texts: list[str], number: int) -> dict[str, object
     print(f"{spec.name:36} {audit.audit(folder, spec, model, expected, texts)}", flush=True)
     return {
         "name": spec.name,
+        "kind": "embedding",
         "architecture": spec.architecture,
         "dimension": expected.vectors.shape[1],
         "max_seq_length": model.max_seq_length,
         "prompt": expect.prompt_of(model),
+        "covers": spec.covers,
+    }
+
+
+def make_classifier(spec: CaseSpec, texts: list[str], number: int) -> dict[str, object]:
+    """`make_case` of a sequence classifier."""
+    folder = GOLDEN / spec.name
+    write_folder(folder, spec, texts)
+    classifier = classify.load(folder)
+    expected = classify.expect(classifier, texts, classify.choose_inputs(texts, number))
+    classify.save(expected, folder / "expected.safetensors")
+    print(f"{spec.name:36} {head_audit.audit(folder, spec, classifier, expected, texts)}", flush=True)
+    return {
+        "name": spec.name,
+        "kind": "classification",
+        "architecture": spec.architecture,
+        "labels": classifier.labels,
+        "problem_type": classifier.model.config.problem_type,
+        "max_seq_length": classifier.max_seq_length,
         "covers": spec.covers,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from bei_core.tasks import Tokens
 
@@ -45,7 +45,8 @@ class Item(Generic[OwnerT]):
         return ((len(self.tokens) - 1) // SHORTEST_CLASS).bit_length()
 
 
-class Taken(NamedTuple, Generic[OwnerT]):
+@dataclass(frozen=True, slots=True)
+class Taken(Generic[OwnerT]):
     """What `take` took out of the queue."""
 
     items: list[Item[OwnerT]]  # to run, oldest of the batch's length class first

@@ -20,6 +20,8 @@ from bei_core.tasks import Rows, Tokens
 
 log = logging.getLogger(__name__)
 
+_WATCH_S = 1.0  # how often a hang is looked for
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -79,8 +81,9 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name="bei-engine", daemon=True)
 
     def start(self) -> None:
-        """Starts the engine thread."""
+        """Starts the engine thread, and one that notices when it hangs."""
         self._thread.start()
+        threading.Thread(target=self._watch, name="bei-watchdog", daemon=True).start()
 
     async def submit(
         self, tokens: Sequence[Tokens], *, deadline: float | None = None, priority: str = "normal"
@@ -147,6 +150,11 @@ class Runner:
             self._give_up("the engine thread failed; see the server's log")
         log.debug("engine thread ended")
 
+    def _watch(self) -> None:
+        """Fails what waits for an engine that hangs, though nobody asks for its health."""
+        while self._thread.is_alive() and self.broken is None:
+            self._thread.join(_WATCH_S)
+
     def _wait(self) -> bool:
         """Blocks until there is work; false when there is none and no more will come."""
         with self._wake:
@@ -157,9 +165,10 @@ class Runner:
     def _step(self) -> None:
         started = self._clock()
         with self._wake:  # as one, so that `_give_up` finds every item either waiting or here
-            items, expired = self._pending.take(self._budget, started, max_items=self._max_items)
+            taken = self._pending.take(self._budget, started, max_items=self._max_items)
+            items = taken.items
             self._current = _Current(items, started)
-        self._fail(expired, DeadlineExceeded("the request's deadline passed while it waited"))
+        self._fail(taken.expired, DeadlineExceeded("the request's deadline passed while it waited"))
         try:
             if items:
                 self._forward(items)
@@ -190,7 +199,7 @@ class Runner:
         if rows.shape != (len(items), self._engine.info.row_width):
             raise ValueError(f"this is a bug: the engine gave {rows.shape} for {len(items)} items")
         spent = self._clock() - started
-        finite = np.isfinite(rows).all(axis=1).tolist()
+        finite: list[bool] = np.all(np.isfinite(rows), axis=1).tolist()
         last: Ticket | None = None
         done = []
         for item, row, good in zip(items, rows, finite, strict=True):
@@ -201,6 +210,7 @@ class Runner:
                 ticket.inference_s += spent
             if not good:
                 ticket.error = EngineError("the model gave NaN or infinity for this input")
+                ticket.abandoned = True  # before the next batch, which its other items need not be in
             ticket.rows[item.index] = row
             ticket.waiting -= 1
             if ticket.waiting == 0 or not good:
@@ -210,6 +220,7 @@ class Runner:
     def _fail(self, items: Sequence[Item[Ticket]], error: RequestError) -> None:
         for item in items:
             item.owner.error = item.owner.error or error
+            item.owner.abandoned = True
         self._tell([item.owner for item in items])
 
     def _tell(self, tickets: Sequence[Ticket]) -> None:

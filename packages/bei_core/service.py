@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -14,11 +14,11 @@ from bei_core.batch import Batch
 from bei_core.config import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.open import Opened, open_engine
-from bei_core.errors import ConfigError, Overloaded, Unhealthy, Validation
+from bei_core.errors import ConfigError, Overloaded, Unhealthy, Validation, WrongTask
 from bei_core.metrics import Metrics, Timings
 from bei_core.runner import Runner
 from bei_core.spec import ModelSpec
-from bei_core.tasks import Encoding, Rows, Task, Tokens, TruncationSide
+from bei_core.tasks import Encoding, Rows, Scoring, Task, Tokens, TruncationSide
 from bei_core.tokens import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -75,6 +75,8 @@ class Service:
 
     def start(self) -> None:
         """Warms the engine up and lets requests in."""
+        if self.settings.otlp_endpoint:
+            log.warning("otlp_endpoint is set, and this version sends no traces")
         started = time.perf_counter()
         _warm_up(self._opened.engine)
         self._runner.start()
@@ -116,6 +118,29 @@ class Service:
                 raise Validation(f"unknown prompt {prompt_name!r}; this model has: {known}", param="prompt_name")
             prompt = self.spec.prompts[prompt_name]
         return Encoding(self.settings.auto_truncate if truncate is None else truncate, side, prompt)
+
+    @property
+    def kind(self) -> str:
+        """What the model does: `embedding`, `classifier`, or with one label `reranker`."""
+        classifier = self.spec.classifier
+        if classifier is None:
+            return "embedding"
+        return "reranker" if len(classifier.labels) == 1 else "classifier"
+
+    def expect(self, *kinds: str) -> None:
+        """Raises WrongTask unless the model is one of `kinds`."""
+        if self.kind not in kinds:
+            raise WrongTask(f"{self.name} is a model of kind {self.kind}; this needs {' or '.join(kinds)}")
+
+    def scoring(self) -> Scoring:
+        """How logits become scores. Raises WrongTask where the model gives none."""
+        self.expect("classifier", "reranker")
+        return self.spec.classifier.scoring if self.spec.classifier else "none"
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What the columns of a row of scores stand for; none of an embedding's."""
+        return self.spec.classifier.labels if self.spec.classifier else ()
 
     async def check(self) -> None:
         """Raises Unhealthy unless the model answers: lately, or now when asked."""

@@ -15,6 +15,7 @@ import msgspec
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModel
+from bei_core.tasks import Scoring
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -65,7 +66,14 @@ class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
     """L2 normalisation between two other modules."""
 
 
-Module: TypeAlias = Pooling | Dense | Normalize
+class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
+    """The first token's vector to a score for each label, in the order of the model's outputs."""
+
+    labels: tuple[str, ...]
+    scoring: Scoring
+
+
+Module: TypeAlias = Pooling | Dense | Normalize | Classifier
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,9 +89,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt_name: str | None = None
 
     @property
-    def num_layers(self) -> int:
-        """Transformer layers."""
-        return int(self.config.get("num_hidden_layers") or self.config["n_layers"])
+    def classifier(self) -> Classifier | None:
+        """What the scores mean, where the model gives scores rather than vectors."""
+        return next((module for module in self.modules if isinstance(module, Classifier)), None)
+
+    def pools_by(self, name: str) -> bool:
+        """Whether the pooling is that of a name, in any of its spellings, and no other."""
+        return all(m.modes == (_pooling_mode(name),) for m in self.modules if isinstance(m, Pooling))
 
     @property
     def hidden_size(self) -> int:
@@ -102,7 +114,9 @@ def read_spec(checkpoint: Checkpoint, *, pooling: str | None = None) -> ModelSpe
     Raises CheckpointError naming a file that is missing or malformed, UnsupportedModel for modules BEI does not know.
     """
     config = checkpoint.read_json("config.json")
-    modules = list(_modules(checkpoint))
+    architecture = _architecture(config)
+    is_classifier = architecture.endswith("ForSequenceClassification")
+    modules = [_classifier(config)] if is_classifier else list(_modules(checkpoint))
     if pooling is not None:
         chosen = Pooling(modes=(_pooling_mode(pooling),))
         modules = [chosen if isinstance(module, Pooling) else module for module in modules]
@@ -110,13 +124,13 @@ def read_spec(checkpoint: Checkpoint, *, pooling: str | None = None) -> ModelSpe
     sentence = _sentence_config(checkpoint)
     prompts = checkpoint.read_json("config_sentence_transformers.json", required=False) or {}
     return ModelSpec(
-        architecture=_architecture(config),
+        architecture=architecture,
         config=dict(config),
         modules=tuple(modules[:-1] if normalize else modules),
         normalize=normalize,
         max_seq_len=_max_seq_len(checkpoint, config, sentence),
         do_lower_case=bool(sentence.get("do_lower_case", False)),
-        prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text},
+        prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text is not None},
         default_prompt_name=prompts.get("default_prompt_name"),
     )
 
@@ -129,6 +143,21 @@ def _architecture(config: Mapping[str, Any]) -> str:
             'config.json has no `architectures`; add the class that the weights belong to, such as ["BertModel"]'
         )
     return str(names[0])
+
+
+def _classifier(config: Mapping[str, Any]) -> Classifier:
+    """Labels and scoring as transformers' pipelines have them (`pipelines/text_classification.py`)."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    count = len(names) or int(config.get("num_labels") or 2)
+    labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
+    by_problem: dict[Any, Scoring] = {
+        "regression": "none",
+        "multi_label_classification": "sigmoid",
+        "single_label_classification": "softmax",
+    }
+    problem = config.get("problem_type")
+    scoring = "sigmoid" if count == 1 and problem != "regression" else by_problem.get(problem, "softmax")
+    return Classifier(labels, scoring)
 
 
 def _modules(checkpoint: Checkpoint) -> Sequence[Module]:
@@ -206,11 +235,19 @@ def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], sentence: Ma
     asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length")
     table = config.get("max_position_embeddings")
     if table is not None and config.get("model_type") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
-        table -= int(config.get("pad_token_id") or 0) + 1  # these kinds count positions from the padding id
+        table -= first_position(config)
     limits = [int(limit) for limit in (asked, table) if limit]
     if not limits:
         raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
     return min(limits)
+
+
+def first_position(config: Mapping[str, Any]) -> int:
+    """Row of the position table for a text's first token, in the kinds that count positions from the padding id."""
+    pad = config.get("pad_token_id")
+    if pad is None or config.get("model_type") == "mpnet":  # whose padding id is 1 whatever config.json says
+        return 2
+    return int(pad) + 1
 
 
 def save_spec(spec: ModelSpec, path: Path) -> None:

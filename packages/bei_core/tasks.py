@@ -9,15 +9,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Protocol, TypeAlias
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.errors import Validation
 
-Text: TypeAlias = str | Sequence[int]  # a text, or token ids that are used as they are
+
+class Pair(NamedTuple):
+    """Two texts that the model reads together: a query and a document."""
+
+    first: str
+    second: str
+
+
+Text: TypeAlias = str | Pair | Sequence[int]  # a text, two, or token ids that are used as they are
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
+
+# What makes scores of logits: one label, or several that do not exclude each other, by sigmoid; those that do by
+# softmax; a regression's are left as they are.
+Scoring: TypeAlias = Literal["sigmoid", "softmax", "none"]
 
 
 class TruncationSide(str, Enum):
@@ -80,6 +92,38 @@ class Embed:
             check_dimensions(self.dimensions, rows.shape[1])
             rows = rows[:, : self.dimensions]
         return l2_normalize(rows) if self.normalize else rows
+
+
+@dataclass(frozen=True, slots=True)
+class Classify:
+    """Scores for each of the model's labels; of a reranker's one label, the relevance of each pair."""
+
+    inputs: Sequence[Text]
+    encoding: Encoding
+    scoring: Scoring
+
+    def finish(self, rows: Rows) -> Rows:
+        """f32[N, C], in the order of the labels."""
+        return scores(rows, self.scoring)
+
+
+def scores(logits: Rows, scoring: Scoring) -> Rows:
+    """Probabilities of logits f32[N, C], or the logits themselves."""
+    if scoring == "none":
+        return logits
+    if scoring == "sigmoid":
+        small = np.exp(-np.abs(logits))  # of the side that does not overflow
+        sigmoid: Rows = np.where(logits >= 0, 1, small) / (1 + small)
+        return sigmoid
+    exps = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax: Rows = exps / exps.sum(axis=1, keepdims=True)
+    return softmax
+
+
+def best_first(values: Rows, top_n: int | None = None) -> list[int]:
+    """Indices of f32[N], the largest value first, equal ones in their order; at most `top_n`."""
+    order: list[int] = np.argsort(-values, kind="stable").tolist()
+    return order[:top_n]
 
 
 def check_dimensions(dimensions: int, width: int) -> None:

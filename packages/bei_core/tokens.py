@@ -14,7 +14,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from bei_core.errors import CheckpointError, Empty, Tokenizer, Validation
-from bei_core.tasks import Encoding, Text, Tokens, TruncationSide
+from bei_core.tasks import Encoding, Pair, Text, Tokens, TruncationSide
 
 # Below this many characters a request is encoded where it stands: about 1 us a token, where a hop to another thread
 # and back costs 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
@@ -45,7 +45,7 @@ class TextTokenizer:
         Raises Empty for an empty text, Validation for one that is too long and may not be cut or for unknown token
         ids, Tokenizer where the tokenizer refuses.
         """
-        if sum(map(len, texts)) <= INLINE_CHARS:
+        if sum(map(_num_characters, texts)) <= INLINE_CHARS:
             return self.encode_now(texts, how)
         return await asyncio.get_running_loop().run_in_executor(self._pool, self.encode_now, texts, how)
 
@@ -53,10 +53,12 @@ class TextTokenizer:
         """`encode`, on the caller's thread."""
         if not texts:
             raise Empty("`inputs` cannot be empty", param="inputs")
-        if all(isinstance(text, str) for text in texts):
-            return self._encode_texts([str(text) for text in texts], how)
+        words = [text for text in texts if isinstance(text, str | Pair)]
+        if len(words) == len(texts):
+            return self._encode_texts(words, how)
         return [
-            self._encode_texts([text], how)[0] if isinstance(text, str) else self._verbatim(text, how) for text in texts
+            self._encode_texts([text], how)[0] if isinstance(text, str | Pair) else self._verbatim(text, how)
+            for text in texts
         ]
 
     def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, str, bool, int | None, int | None]]:
@@ -80,14 +82,15 @@ class TextTokenizer:
         """Ends the worker threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode_texts(self, texts: list[str], how: Encoding) -> list[Tokens]:
-        if not all(texts):
+    def _encode_texts(self, texts: list[str | Pair], how: Encoding) -> list[Tokens]:
+        if not all(all(text) if isinstance(text, Pair) else text for text in texts):
             raise Empty("`inputs` cannot hold an empty text", param="inputs")
         if how.prompt:
-            texts = [how.prompt + text for text in texts]
+            texts = [text if isinstance(text, Pair) else how.prompt + text for text in texts]
         try:
             if len(texts) == 1:
-                encodings = [self._tokenizer.encode(texts[0])]
+                text = texts[0]
+                encodings = [self._tokenizer.encode(*text) if isinstance(text, Pair) else self._tokenizer.encode(text)]
             else:
                 encodings = [
                     encoding
@@ -105,17 +108,9 @@ class TextTokenizer:
         type_ids = np.array(encoding.type_ids, np.int32)
         if len(ids) <= self.max_seq_len:
             return Tokens(ids, type_ids)
-        kept = self._kept(np.array(encoding.special_tokens_mask, bool), how)
+        self._refuse_too_long(len(ids), how)
+        kept = _kept(encoding.sequence_ids, self.max_seq_len, how.side)
         return Tokens(ids[kept], type_ids[kept])
-
-    def _kept(self, special: npt.NDArray[np.bool_], how: Encoding) -> npt.NDArray[np.intp]:
-        """Indices that stay when a text is cut to `max_seq_len`: the special tokens at both ends, and what fits."""
-        self._refuse_too_long(len(special), how)
-        inner = np.flatnonzero(~special)
-        head, tail = int(inner[0]), len(special) - 1 - int(inner[-1])
-        room = max(self.max_seq_len - head - tail, 0)
-        inside = inner[:room] if how.side is TruncationSide.RIGHT else inner[len(inner) - room :]
-        return np.concatenate([np.arange(head), inside, np.arange(len(special) - tail, len(special))])
 
     def _verbatim(self, ids: Sequence[int], how: Encoding) -> Tokens:
         """Token ids that the caller made: used as they are, cut where that is allowed."""
@@ -141,6 +136,39 @@ class TextTokenizer:
                 "shorten it or set `truncate` to true",
                 param="inputs",
             )
+
+
+def _kept(parts: Sequence[int | None], limit: int, side: TruncationSide) -> npt.NDArray[np.intp]:
+    """Indices that stay when an encoding is cut to `limit` tokens: the special ones, and what fits of each text.
+
+    `parts` says of each token whether it is the first text's (0), the second's (1), or special (None).
+    """
+    places = np.array([-1 if part is None else part for part in parts])
+    special, first, second = (np.flatnonzero(places == part) for part in (-1, 0, 1))
+    room = _longest_first(len(first), len(second), max(limit - len(special), 0))
+    inside = [
+        text[:size] if side is TruncationSide.RIGHT else text[len(text) - size :]
+        for text, size in zip((first, second), room, strict=True)
+    ]
+    return np.sort(np.concatenate([special, *inside]))
+
+
+def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """Tokens kept of two texts where only `room` fit: the longer one is cut, then both alike.
+
+    `tokenizers`' LongestFirst (`utils/truncation.rs`), which transformers and TEI use.
+    """
+    if first + second <= room:
+        return first, second
+    short = min(first, second)
+    if 2 * short > room:
+        return (room // 2, room - room // 2) if first <= second else (room - room // 2, room // 2)
+    return (short, room - short) if first <= second else (room - short, short)
+
+
+def _num_characters(text: Text) -> int:
+    """Characters of a text or of a pair; of token ids, how many."""
+    return sum(map(len, text)) if isinstance(text, Pair) else len(text)
 
 
 def _open(path: Path) -> tokenizers.Tokenizer:

@@ -78,9 +78,9 @@ def _config(spec: CaseSpec, tokenizer: Tokenizer) -> dict[str, Any]:
     if spec.storage.head:
         architecture = architecture.removesuffix("Model") + "ForMaskedLM"
     ids = {role: tokenizer.token_to_id(token) for role, token in NAMES[spec.tokenizer.kind].items()}
-    config = {"architectures": [architecture]} | CONFIGS[spec.architecture] | {"vocab_size": spec.tokenizer.size}
+    config = {"architectures": [architecture]} | CONFIGS[spec.base] | {"vocab_size": spec.tokenizer.size}
     config["pad_token_id"] = ids["pad"]
-    if spec.architecture not in ("BertModel", "DistilBertModel"):
+    if spec.base not in ("BertModel", "DistilBertModel"):
         config |= {"bos_token_id": ids["cls"], "eos_token_id": ids["sep"]}
     dtype = "dtype" if spec.layout is Layout.MODERN else "torch_dtype"  # renamed in transformers 5
     return config | {dtype: spec.storage.dtype} | spec.config
@@ -94,10 +94,13 @@ def _transformer_config(spec: CaseSpec) -> dict[str, Any]:
     """sentence_bert_config.json; from 5.4 on it has no max_seq_length, which moved to tokenizer_config.json."""
     if spec.layout is Layout.LEGACY:
         return {"max_seq_length": spec.max_seq_length, "do_lower_case": spec.do_lower_case}
+    task, output, name = ("feature-extraction", "last_hidden_state", "token_embeddings")
+    if spec.is_classifier:
+        task, output, name = ("sequence-classification", "logits", "scores")
     return {
-        "transformer_task": "feature-extraction",
-        "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
-        "module_output_name": "token_embeddings",
+        "transformer_task": task,
+        "modality_config": {"text": {"method": "forward", "method_output_name": output}},
+        "module_output_name": name,
     }
 
 
@@ -107,6 +110,14 @@ def _model_config(spec: CaseSpec) -> dict[str, Any]:
     modern = {"pytorch": "2.15.0", "sentence_transformers": "6.2.0", "transformers": "5.23.0"}
     if spec.layout is Layout.LEGACY and not spec.prompts:
         return {"__version__": legacy}
+    if spec.is_classifier:
+        return {
+            "__version__": modern,
+            "activation_fn": "torch.nn.modules.linear.Identity",
+            "default_prompt_name": spec.default_prompt_name,
+            "model_type": "CrossEncoder",
+            "prompts": spec.prompts,
+        }
     return {
         "__version__": modern if spec.layout is Layout.MODERN else legacy | {"sentence_transformers": "3.0.1"},
         "default_prompt_name": spec.default_prompt_name,

@@ -8,6 +8,7 @@ from enum import Enum
 import torch  # type: ignore[import-not-found]
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling  # type: ignore[import-not-found]
 from torch import nn
+from transformers import PreTrainedModel  # type: ignore[import-not-found]
 from transformers.activations import ACT2FN  # type: ignore[import-not-found]
 
 from scripts.golden.spec import CaseSpec, Model
@@ -28,21 +29,35 @@ class Reach(Enum):
 
 def mistakes(spec: CaseSpec, model: Model) -> dict[str, tuple[Mistake, Reach]]:
     """Name -> what spoils a copy of `model`, and who has to notice, for all that `spec` has."""
-    names = [name for name, _ in model[0].auto_model.named_parameters()]
-    found = {"positions one late": _fill("position_embeddings", lambda weight: weight.roll(1, 0))}
+    found = transformer_mistakes(spec, model, model.max_seq_length) | _module_mistakes(model)
+    wrong = {name: (make, Reach.EVERY_PRECISION) for name, make in found.items()}
+    return wrong | {name: (make, Reach.F32_ONLY) for name, make in fine_mistakes(model).items()}
+
+
+def transformer_of(model: Model) -> Model:
+    """The encoder inside a SentenceTransformer or inside transformers' own class."""
+    return model.base_model if isinstance(model, PreTrainedModel) else model[0].auto_model
+
+
+def transformer_mistakes(spec: CaseSpec, model: Model, max_seq_length: int) -> dict[str, Mistake]:
+    """Mistakes in the encoder that every precision shows."""
+    transformer = transformer_of(model)
+    names = [name for name, _ in transformer.named_parameters()]
+    found = {"positions one late": fill("position_embeddings", lambda weight: weight.roll(1, 0))}
     if any("token_type_embeddings" in name for name in names):
-        found["no token types"] = _fill("token_type_embeddings", torch.zeros_like)
+        found["no token types"] = fill("token_type_embeddings", torch.zeros_like)
     if any("relative_attention_bias" in name for name in names):
-        found["no relative positions"] = _fill("relative_attention_bias", torch.zeros_like)
-        if model.max_seq_length > 64:
+        found["no relative positions"] = fill("relative_attention_bias", torch.zeros_like)
+        if max_seq_length > 64:
             found["relative positions end at 64"] = _nearer_buckets
-    if hasattr(model[0].auto_model.embeddings, "padding_idx"):
-        offset = model[0].auto_model.embeddings.padding_idx + 1
-        found["positions from 0"] = _fill("position_embeddings", lambda weight: weight.roll(offset, 0))
+    if hasattr(transformer.embeddings, "padding_idx"):
+        offset = transformer.embeddings.padding_idx + 1
+        found["positions from 0"] = fill("position_embeddings", lambda weight: weight.roll(offset, 0))
+        if extra := transformer.config.pad_token_id + 1 - offset:  # MPNet, which knows no padding id but 1
+            found["positions by pad_token_id"] = fill("position_embeddings", lambda weight: weight.roll(-extra, 0))
     if spec.storage.gamma_beta:
-        found["LayerNorm's gamma left at 1"] = _fill("LayerNorm.weight", torch.ones_like)
-    wrong = {name: (make, Reach.EVERY_PRECISION) for name, make in (found | _module_mistakes(model)).items()}
-    return wrong | {name: (make, Reach.F32_ONLY) for name, make in _fine_mistakes(model).items()}
+        found["LayerNorm's gamma left at 1"] = fill("LayerNorm.weight", torch.ones_like)
+    return found
 
 
 def _module_mistakes(model: Model) -> dict[str, Mistake]:
@@ -65,13 +80,13 @@ def _module_mistakes(model: Model) -> dict[str, Mistake]:
             linear = isinstance(module.activation_function, nn.Identity)
             found[f"module {position} has another activation"] = _activate(position, nn.Tanh() if linear else nn.ReLU())
             if module.bias:
-                found[f"module {position} has no bias"] = _fill("linear.bias", torch.zeros_like)
+                found[f"module {position} has no bias"] = fill("linear.bias", torch.zeros_like)
     return found
 
 
-def _fine_mistakes(model: Model) -> dict[str, Mistake]:
+def fine_mistakes(model: Model) -> dict[str, Mistake]:
     """Mistakes that bf16's own error may hide."""
-    config = model[0].auto_model.config
+    config = transformer_of(model).config
     activation = getattr(config, "hidden_act", None) or config.activation
     found: dict[str, Mistake] = {f"{NEIGHBOUR[activation]} for {activation}": _swap_activation(activation)}
     if getattr(config, "layer_norm_eps", 0) > VISIBLE_EPS:
@@ -79,7 +94,9 @@ def _fine_mistakes(model: Model) -> dict[str, Mistake]:
     return found
 
 
-def _fill(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Mistake:
+def fill(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Mistake:
+    """What changes every parameter that has `part` in its name."""
+
     def make(model: Model) -> None:
         for name, parameter in model.named_parameters():
             if part in name:
@@ -112,7 +129,7 @@ def _activate(position: int, activation: nn.Module) -> Mistake:
 def _swap_activation(activation: str) -> Mistake:
     def make(model: Model) -> None:
         right, wrong = type(ACT2FN[activation]), ACT2FN[NEIGHBOUR[activation]]
-        for module in model[0].modules():
+        for module in transformer_of(model).modules():
             for name, value in list(module.named_children()):
                 if type(value) is right:
                     setattr(module, name, wrong)
@@ -131,6 +148,6 @@ def _count_prompt(model: Model) -> None:
 
 
 def _nearer_buckets(model: Model) -> None:
-    encoder = model[0].auto_model.encoder
+    encoder = transformer_of(model).encoder
     right = type(encoder).relative_position_bucket
     encoder.relative_position_bucket = lambda offsets, num_buckets: right(offsets, num_buckets, max_distance=64)

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
 
-# A SentenceTransformer. Where types are checked, neither it nor torch is installed.
+# A SentenceTransformer, or transformers' own class. Where types are checked, neither they nor torch are installed.
 Model: TypeAlias = Any
 Json: TypeAlias = Any
+
+CLASSIFIER = "ForSequenceClassification"
 
 
 class Layout(Enum):
@@ -16,7 +18,7 @@ class Layout(Enum):
 
     LEGACY = "sentence-transformers 2 to 5.3"
     MODERN = "sentence-transformers 6.2"
-    PLAIN = "transformers alone: no modules.json"
+    PLAIN = "transformers alone, or an older CrossEncoder: no modules.json"
 
 
 class Vocab(Enum):
@@ -49,7 +51,7 @@ class Storage:
     dtype: str = "float32"
     prefix: str = ""
     head: bool = False  # the unused tensors of a masked language model, and its class in `architectures`
-    pooler: bool = False
+    pooler: bool = False  # BERT's classifier has one whatever this says; the others' do not use theirs
     position_ids: bool = False  # the int64 buffer that transformers wrote until 4.31
     gamma_beta: bool = False  # LayerNorm's names in checkpoints converted from TensorFlow
     shards: int = 1
@@ -96,3 +98,13 @@ class CaseSpec:
     do_lower_case: bool = False  # of sentence_bert_config.json
     prompts: dict[str, str] = field(default_factory=dict)
     default_prompt_name: str | None = None
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the checkpoint gives logits instead of a vector."""
+        return self.architecture.endswith(CLASSIFIER)
+
+    @property
+    def base(self) -> str:
+        """The class of the transformer inside."""
+        return self.architecture.removesuffix(CLASSIFIER) + "Model" if self.is_classifier else self.architecture

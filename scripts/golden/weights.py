@@ -13,13 +13,13 @@ import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch  # type: ignore[import-not-found]
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel  # type: ignore[import-not-found]
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification  # type: ignore[import-not-found]
 
 from scripts.golden.spec import CaseSpec, Dense, Storage
 
@@ -34,6 +34,7 @@ SCALES: tuple[tuple[str, float, float, bool], ...] = (
     (r"(position|token_type)_embeddings", 0.0, 0.4, False),
     (r"relative_attention_bias", 0.0, 0.8, False),
     (FEED_FORWARD_OUT, 0.0, 1.8, True),
+    (r"(^|\.)(classifier|out_proj)\.weight$", 0.0, 2.0, True),  # logits far enough apart to tell inputs from each other
     (r"", 0.0, 1.15, True),
 )
 HEADS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -61,6 +62,8 @@ HEADS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 Tensors = dict[str, torch.Tensor]
+Shapes = dict[str, tuple[int, ...]]
+Config: TypeAlias = Any  # transformers' configuration of some architecture
 
 
 def draw(case: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
@@ -79,20 +82,19 @@ def draw(case: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
 
 def write_model(folder: Path, spec: CaseSpec) -> None:
     """The transformer's safetensors, from the config.json that is in the folder already."""
-    config: Any = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        shapes = {name: tuple(value.shape) for name, value in AutoModel.from_config(config).state_dict().items()}
+    config: Config = AutoConfig.from_pretrained(folder)
     storage = spec.storage
-    names = [name for name in shapes if storage.pooler or not name.startswith("pooler.")]
-    tensors = {_stored_name(name, storage): draw(spec.name, name, shapes[name]) for name in names}
+    shapes = _classifier_shapes(config, storage) if spec.is_classifier else _shapes(config, storage)
+    tensors = {_stored_name(name, storage): draw(spec.name, name, shape) for name, shape in shapes.items()}
     if storage.head:
         sizes = {"width": config.hidden_size, "vocab": config.vocab_size}
         head = HEADS.get(config.model_type, HEADS["lm"])
         tensors |= {name: draw(spec.name, name, tuple(sizes[size] for size in shape)) for name, shape in head.items()}
     tensors = {name: value.to(getattr(torch, storage.dtype)) for name, value in tensors.items()}
     if storage.position_ids:
-        count = config.max_position_embeddings
-        tensors[f"{storage.prefix}embeddings.position_ids"] = torch.arange(count).unsqueeze(0)
+        words = next(name for name in tensors if name.endswith(".word_embeddings.weight"))
+        name = words.replace("word_embeddings.weight", "position_ids")
+        tensors[name] = torch.arange(config.max_position_embeddings).unsqueeze(0)
     _save(folder, tensors, storage.shards)
 
 
@@ -104,6 +106,24 @@ def write_dense(folder: Path, spec: CaseSpec, dense: Dense) -> None:
     dtype = getattr(torch, spec.storage.dtype)
     tensors = {name: draw(spec.name, f"{folder.name}.{name}", shape).to(dtype) for name, shape in shapes.items()}
     _save(folder, tensors, shards=1)
+
+
+def _shapes(config: Config, storage: Storage) -> Shapes:
+    """Name -> shape of the bare transformer's tensors."""
+    with torch.device("meta"):
+        shapes = {name: tuple(value.shape) for name, value in AutoModel.from_config(config).state_dict().items()}
+    return {name: shape for name, shape in shapes.items() if storage.pooler or not name.startswith("pooler.")}
+
+
+def _classifier_shapes(config: Config, storage: Storage) -> Shapes:
+    """Name -> shape of a sequence classifier's tensors, prefixed as transformers writes them."""
+    with torch.device("meta"):
+        model = AutoModelForSequenceClassification.from_config(config)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    if storage.pooler:  # transformers 3 and older wrote it beside a head that has a dense layer of its own
+        pooler, width = f"{model.base_model_prefix}.pooler.dense", config.hidden_size
+        shapes |= {f"{pooler}.weight": (width, width), f"{pooler}.bias": (width,)}
+    return shapes
 
 
 def _stored_name(name: str, storage: Storage) -> str:

@@ -1,6 +1,6 @@
-"""The golden checkpoints and what sentence-transformers makes of them, for tests to parametrise on.
+"""The golden checkpoints and what sentence-transformers or transformers makes of them, for tests to parametrise on.
 
-`@pytest.mark.parametrize("case", CASES, ids=str)`. `make golden` writes what is read here.
+`@pytest.mark.parametrize("case", CASES, ids=str)`, or CLASSIFICATION_CASES. `make golden` writes what is read here.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,17 +53,57 @@ class Case(Reference):
         return bool(np.allclose(np.linalg.norm(self.vectors, axis=1), 1, atol=1e-5))
 
 
+@dataclass(frozen=True, eq=False)
+class ClassificationCase:
+    """A tiny sequence classifier of random weights: row i of everything belongs to input i."""
+
+    name: str
+    folder: Path  # what a user would point the server at
+    architecture: str
+    labels: tuple[str, ...]  # column j of the logits is labels[j]
+    problem_type: str | None  # as config.json has it
+    max_seq_length: int
+    covers: str
+    inputs: tuple[tuple[str, ...], ...]  # (text,) or (text, pair); a reranker's pair is (query, document)
+    ids: tuple[Ids, ...]  # after longest_first truncation, with special tokens
+    type_ids: tuple[Ids, ...]  # as tokenizer.json makes them; only BERT and some RoBERTa have a table for them
+    logits: Rows  # [N, L], before sigmoid or softmax, each input computed alone in f32
+
+    def __str__(self) -> str:
+        return self.name
+
+
 def load_cases() -> list[Case]:
-    """Every case of index.json, in its order."""
+    """Every embedding case of index.json, in its order."""
     texts = mixed_texts()
-    lines = json.loads((GOLDEN / "index.json").read_text(encoding="utf-8"))["cases"]
     cases = []
-    for line in lines:
+    for line in _lines("embedding"):
         folder = GOLDEN / line["name"]
         tensors = load_file(folder / "expected.safetensors")
         chosen = tuple(texts[row] for row in tensors["text_rows"])
         ids = _split(tensors["input_ids"], tensors["cu_seqlens"])
         cases.append(Case(chosen, ids, tensors["vectors"], folder=folder, raw=tensors["raw"], **line))
+    return cases
+
+
+def load_classification_cases() -> list[ClassificationCase]:
+    """Every classification case of index.json, in its order."""
+    texts = mixed_texts()
+    cases = []
+    for line in _lines("classification"):
+        folder = GOLDEN / line["name"]
+        tensors = load_file(folder / "expected.safetensors")
+        rows = zip(tensors["text_rows"].tolist(), tensors["pair_rows"].tolist(), strict=True)
+        line["labels"] = tuple(line["labels"])
+        case = ClassificationCase(
+            folder=folder,
+            inputs=tuple((texts[text],) if pair < 0 else (texts[text], texts[pair]) for text, pair in rows),
+            ids=_split(tensors["input_ids"], tensors["cu_seqlens"]),
+            type_ids=_split(tensors["type_ids"], tensors["cu_seqlens"]),
+            logits=tensors["logits"],
+            **line,
+        )
+        cases.append(case)
     return cases
 
 
@@ -72,8 +113,15 @@ def load_minilm() -> Reference:
     return Reference(tuple(mixed_texts()), _split(tensors["input_ids"], tensors["cu_seqlens"]), tensors["vectors"])
 
 
+def _lines(kind: str) -> list[dict[str, Any]]:
+    """What index.json says of each case of this kind, without the kind."""
+    lines = json.loads((GOLDEN / "index.json").read_text(encoding="utf-8"))["cases"]
+    return [line for line in lines if line.pop("kind") == kind]
+
+
 def _split(flat: Ids, cu_seqlens: Ids) -> tuple[Ids, ...]:
     return tuple(np.split(flat, cu_seqlens[1:-1]))
 
 
 CASES = load_cases()
+CLASSIFICATION_CASES = load_classification_cases()

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.golden.tolerance import BF16, F32, Tolerance, compare
+from tests.golden.tolerance import BF16, F32, LOGITS_BF16, LOGITS_F32, Tolerance, compare, compare_logits
 
 Rows = npt.NDArray[np.float32]
 TOLERANCES = pytest.mark.parametrize("tolerance", [F32, BF16], ids=lambda tolerance: tolerance.name)
@@ -130,3 +130,35 @@ def test_other_shapes_fail() -> None:
 def test_nothing_to_compare_fails() -> None:
     with pytest.raises(AssertionError, match="no rows"):
         compare(np.zeros((0, 32), np.float32), np.zeros((0, 32), np.float32), F32)
+
+
+LOGITS = pytest.mark.parametrize("max_abs", [LOGITS_F32, LOGITS_BF16])
+
+
+@LOGITS
+@pytest.mark.parametrize("width", [1, 5])
+def test_logits_may_be_off_by_the_limit_and_no_further(max_abs: float, width: int) -> None:
+    expected = np.random.default_rng(7).standard_normal((6, width)).astype(np.float32)
+    actual = expected.copy()
+    actual[4, -1] += np.float32(0.9 * max_abs)
+    assert compare_logits(actual, expected, max_abs) == pytest.approx(0.9 * max_abs, rel=0.01)
+    actual[2, 0] -= np.float32(1.2 * max_abs)
+    with pytest.raises(AssertionError, match=r"row 2 is off by .* 1 of 6 rows break the limit"):
+        compare_logits(actual, expected, max_abs)
+
+
+@LOGITS
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_fail(max_abs: float, value: float) -> None:
+    expected = np.ones((3, 2), np.float32)
+    actual = expected.copy()
+    actual[1, 1] = value
+    with pytest.raises(AssertionError, match="row 1 "):
+        compare_logits(actual, expected, max_abs)
+
+
+def test_logits_of_other_shapes_or_none_fail() -> None:
+    with pytest.raises(AssertionError, match="shapes differ"):
+        compare_logits(np.zeros((3, 1), np.float32), np.zeros((3, 2), np.float32), LOGITS_F32)
+    with pytest.raises(AssertionError, match="no logits"):
+        compare_logits(np.zeros((0, 2), np.float32), np.zeros((0, 2), np.float32), LOGITS_F32)

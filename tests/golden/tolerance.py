@@ -39,6 +39,10 @@ F32 = Tolerance("f32", min_cosine=0.99999, max_abs=1e-4, max_norm_error=1e-4, ma
 # A normalised row has norm 1 in any precision if the last division is done in f32. Without one, the error of the layers
 # before stays: torch's own bf16 is off by up to 5e-3 on the golden checkpoints.
 BF16 = Tolerance("bf16", min_cosine=0.9995, max_abs=math.inf, max_norm_error=1e-3, max_scale_error=1e-2)
+# Of logits, which have no length that would mean anything. torch's own bf16 is off by up to 0.07 on the golden
+# checkpoints, whose logits have deviations of 0.3 to 2.
+LOGITS_F32 = 2e-4
+LOGITS_BF16 = 0.1
 UNIT = 1e-5  # how far from 1 the norm of a normalised row may be
 
 
@@ -62,6 +66,24 @@ def compare(actual: Rows, expected: Rows, tolerance: Tolerance) -> Figures:
             f"(<= {norm_limit[row]:g}); {broken} of {len(expected)} rows break a limit"
         )
     return Figures(float(cosine.min()), float(max_abs.max()), float(norm_error.max()))
+
+
+def compare_logits(actual: Rows, expected: Rows, max_abs: float) -> float:
+    """The largest difference of a logit. Raises AssertionError naming the worst row if one is above `max_abs`."""
+    if actual.shape != expected.shape or actual.ndim != 2:
+        raise AssertionError(f"shapes differ or are not [N, L]: actual {actual.shape}, expected {expected.shape}")
+    if not expected.size:
+        raise AssertionError("nothing was compared: there are no logits")
+    with np.errstate(invalid="ignore"):
+        errors = np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(axis=1)
+    errors = np.where(np.isfinite(errors), errors, math.inf)
+    if (broken := int((errors > max_abs).sum())) > 0:
+        row = int(errors.argmax())
+        raise AssertionError(
+            f"row {row} is off by {errors[row]:.3g} (<= {max_abs:g}): {actual[row].tolist()}, expected "
+            f"{expected[row].tolist()}; {broken} of {len(expected)} rows break the limit"
+        )
+    return float(errors.max())
 
 
 def _columns(actual: npt.NDArray[np.float64], expected: npt.NDArray[np.float64]) -> tuple[Column, Column, Column]:

@@ -22,10 +22,16 @@ OPENAI, TEI = "/v1/embeddings", "/embed"
         ({"inputs": [["a", "b"]], "truncate": True}, TEI),
         ({"inputs": 5}, TEI),  # a wrong type is the route's to name
         ({"input": None}, OPENAI),
+        ({"query": "a", "texts": ["b"]}, "/rerank"),
+        ({"query": "a", "documents": ["b"], "top_n": 1}, "/rerank"),
     ],
 )
 def test_the_fields_decide_where_they_can(body: object, path: str, default: str) -> None:
     assert path_of(msgspec.json.encode(body), default) == path
+
+
+def test_inputs_are_for_predict_where_that_is_the_default() -> None:
+    assert path_of(b'{"inputs": "a"}', "/predict") == "/predict"
 
 
 @pytest.mark.parametrize("default", [OPENAI, TEI])

@@ -44,7 +44,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # repository or folder of the checkpoint
     revision: str  # its commit, or the digest of its content
     runtime: dict[str, str]  # what the engine runs on and nothing else: library versions, instruction set
+    built_with: dict[str, str] = {}  # versions that wrote it, for people; nothing depends on them
     files: dict[str, FileEntry] = {}
+
+    def is_of(self, other: Manifest) -> bool:
+        """Whether both are of one checkpoint, engine, precision and runtime, whatever their files."""
+        same = msgspec.structs.replace
+        return same(self, files={}, built_with={}) == same(other, files={}, built_with={})
 
 
 def key_of(parts: Mapping[str, object]) -> str:

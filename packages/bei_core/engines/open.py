@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 
 SPEC, TOKENIZER = "spec.json", "tokenizer.json"
 
+# The `dtype` setting that gives each precision of a manifest.
+PRECISION_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
+
 
 @dataclass(frozen=True, slots=True)
 class Opened:
@@ -37,7 +40,9 @@ def open_engine(settings: Settings) -> Opened:
     Raises ConfigError, CheckpointError, UnsupportedModel, EngineUnavailable.
     """
     if settings.model_id and cache.is_engine(folder := Path(settings.model_id)):
-        return load(folder)
+        opened = load(folder)
+        _check_agreement(settings, opened)
+        return opened
     return load(build_engine(settings))
 
 
@@ -45,6 +50,7 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     """The engine folder for `settings.model_id`, at `target` or at its address in the cache; built unless there."""
     if not settings.model_id:
         raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
+    _say_ignored(settings)
     builder = _builder(_engine_name(settings.engine))
     found = checkpoints.resolve(settings.model_id, settings.revision, token=settings.hf_token)
     spec = read_spec(found, pooling=settings.pooling)
@@ -59,6 +65,28 @@ def load(folder: Path) -> Opened:
     engine = _loader(manifest.engine)(folder, spec, manifest)
     log.info("engine loaded %s in %.2f s (%s)", folder, time.perf_counter() - started, engine.info.compute_type)
     return Opened(engine, spec, folder / TOKENIZER, manifest)
+
+
+def _check_agreement(settings: Settings, opened: Opened) -> None:
+    """Raises ConfigError where the settings ask for something else than what the engine folder was built for."""
+    manifest = opened.manifest
+    if settings.engine not in {"auto", manifest.engine}:
+        raise ConfigError(f"{settings.model_id} is built for {manifest.engine}, not for {settings.engine}")
+    if settings.dtype not in {"auto", PRECISION_DTYPES[manifest.precision]}:
+        raise ConfigError(f"{settings.model_id} is built in {manifest.precision}; build it again for {settings.dtype}")
+    if settings.pooling is not None and not opened.spec.pools_by(settings.pooling):
+        raise ConfigError(f"{settings.model_id} is built with other pooling; build it again for {settings.pooling}")
+
+
+def _say_ignored(settings: Settings) -> None:
+    """Logs what a configuration asks for and this engine does not do."""
+    block = settings.trt_llm
+    if block is None:
+        return
+    if block.ignored():
+        log.warning("trt_llm keys that mean nothing here: %s", ", ".join(block.ignored()))
+    if block.build.quantization_type != "no_quant":
+        log.warning("quantization_type %s is not available yet; dtype decides", block.build.quantization_type)
 
 
 def _engine_name(name: str) -> str:

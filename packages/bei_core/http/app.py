@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,7 +47,8 @@ class App:
         self.service = service
         self.draining = False  # replies then tell the client to close its connection
         self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
-        self._usual = self._routes["POST", "/v1/embeddings"]
+        by_kind = "/v1/embeddings" if service.kind == "embedding" else "/predict"
+        self._usual = self._routes["POST", by_kind]  # what a body of no other shape is for
         self._paths = {route.path for route in ROUTES} | openapi.PATHS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -111,8 +113,9 @@ class App:
 
     def _refuse(self, error: RequestError, route: Route | None, path: str) -> Response:
         self.service.metrics.failed(error.kind.lower())
-        shape = route.openai if route is not None else path.startswith("/v")
-        return error_response(error, openai_shape=shape)
+        if route is None:
+            return error_response(error, openai_shape=path.startswith("/v"))
+        return error_response(error, openai_shape=route.openai, inputs=route.inputs)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()
@@ -178,9 +181,12 @@ def _deadline(request: Request) -> float | None:
         value = request.headers.get(name)
         if value is not None:
             try:
-                limits.append(origin + float(value) / 1e3)
+                limit = origin + float(value) / 1e3
             except ValueError:
-                raise Validation(f"{name} must be a number of milliseconds, got {value!r}", param=name) from None
+                limit = math.nan
+            if math.isnan(limit):  # "nan" itself too, which would never pass
+                raise Validation(f"{name} must be a number of milliseconds, got {value!r}", param=name)
+            limits.append(limit)
     return min(limits, default=None)
 
 

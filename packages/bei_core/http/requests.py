@@ -72,6 +72,27 @@ class EmbeddingsRequest(Common):
         return _embed(service, _texts(self.input, "input"), self.encoding(service, prompt_name), self.dimensions, True)
 
 
+class Sentences(msgspec.Struct):
+    """One sentence and those to compare it with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityRequest(msgspec.Struct, kw_only=True):
+    """`POST /similarity`; what else `parameters` may hold is how to encode."""
+
+    inputs: Sentences
+    parameters: Common | None = None
+
+    def task(self, service: Service) -> Embed:
+        """The task; raises a RequestError for inputs that cannot be."""
+        if not self.inputs.sentences:
+            raise Empty("`inputs.sentences` cannot be empty", param="inputs")
+        texts: list[Text] = [self.inputs.source_sentence, *self.inputs.sentences]
+        return _embed(service, texts, (self.parameters or Common()).encoding(service), None, True)
+
+
 class TokenizeRequest(msgspec.Struct, kw_only=True):
     """`POST /tokenize`."""
 
@@ -103,6 +124,8 @@ def decode(body: bytes, kind: type[BodyT]) -> BodyT:
         raise Validation(str(fault), param=field.group(1) if field else None) from fault
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
         raise MalformedBody(f"the body is not JSON in UTF-8: {fault}") from fault
+    except RecursionError as fault:
+        raise MalformedBody("the body is nested too deeply") from fault
 
 
 def texts_of(value: str | Sequence[str]) -> list[str]:
@@ -114,6 +137,7 @@ def texts_of(value: str | Sequence[str]) -> list[str]:
 
 
 def _embed(service: Service, texts: list[Text], encoding: Encoding, dimensions: int | None, normalize: bool) -> Embed:
+    service.expect("embedding")
     if dimensions is not None:
         check_dimensions(dimensions, service.engine.row_width)  # before any work
     return Embed(texts, encoding, normalize, dimensions)

@@ -17,6 +17,8 @@ from bei_core.metrics import Timings
 from bei_core.service import Reply, Service
 from bei_core.tasks import Rows
 
+_SHOWN = 1000  # characters of an error's text
+
 
 def dumps(value: object) -> bytes:
     """JSON; NumPy arrays as lists."""
@@ -64,17 +66,23 @@ def openai_embeddings(reply: Reply, model: str, *, as_base64: bool) -> dict[str,
     }
 
 
-def error_response(error: RequestError, *, openai_shape: bool) -> Response:
-    """The one place where an error becomes a reply: OpenAI's shape, or TEI's."""
+def error_response(error: RequestError, *, openai_shape: bool, inputs: str = "inputs") -> Response:
+    """The one place where an error becomes a reply: OpenAI's shape, or TEI's.
+
+    `inputs` is what the route's body calls its inputs; below HTTP they are called that and nothing else.
+    """
+    message, param = error.message.replace("`inputs`", f"`{inputs}`"), error.param
+    message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # it may repeat what the caller sent
+    param = inputs if param == "inputs" else param
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after_s)
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     if openai_shape:
-        inner = {"message": error.message, "type": error.kind, "param": error.param, "code": error.status}
+        inner = {"message": message, "type": error.kind, "param": param, "code": error.status}
         return json_response({"error": inner}, status=error.status, headers=headers)
-    return json_response({"error": error.message, "error_type": error.kind}, status=error.status, headers=headers)
+    return json_response({"error": message, "error_type": error.kind}, status=error.status, headers=headers)
 
 
 def _base64(row: Rows) -> str:

@@ -15,10 +15,12 @@ from starlette.responses import Response
 
 from bei_core import metrics
 from bei_core.http import requests, responses
-from bei_core.http.requests import DecodeRequest, EmbeddingsRequest, EmbedRequest, TokenizeRequest
+from bei_core.http.requests import DecodeRequest, EmbeddingsRequest, EmbedRequest, SimilarityRequest, TokenizeRequest
 from bei_core.http.responses import json_response, result_response
+from bei_core.http.scored import ClassifyRequest, PredictRequest, RerankRequest, labelled
 from bei_core.metrics import Timings
 from bei_core.service import Reply, Service
+from bei_core.spec import Pooling
 from bei_core.tasks import Task
 
 
@@ -50,6 +52,7 @@ class Route:
     handler: Handler
     summary: str
     body: type[msgspec.Struct] | None = None
+    inputs: str = "inputs"  # the field of the body that is encoded
     openai: bool = False  # whether its errors have OpenAI's shape
     public: bool = False  # whether it is served without a key
 
@@ -68,6 +71,39 @@ async def embed(call: Call) -> Response:
     body = requests.decode(call.body, EmbedRequest)
     reply = await call.run(body.task(call.service))
     return result_response(np.ascontiguousarray(reply.rows), call.service, reply.timings)
+
+
+async def similarity(call: Call) -> Response:
+    """`POST /similarity`: cosine similarities of one sentence to others."""
+    body = requests.decode(call.body, SimilarityRequest)
+    reply = await call.run(body.task(call.service))
+    return result_response(reply.rows[1:] @ reply.rows[0], call.service, reply.timings)
+
+
+async def predict(call: Call) -> Response:
+    """`POST /predict`."""
+    body = requests.decode(call.body, PredictRequest)
+    reply = await call.run(body.task(call.service))
+    results = labelled(reply, call.service.labels)
+    return result_response(results[0] if body.is_single else results, call.service, reply.timings)
+
+
+async def classify(call: Call) -> Response:
+    """`POST /classify`."""
+    body = requests.decode(call.body, ClassifyRequest)
+    reply = await call.run(body.task(call.service))
+    data = labelled(reply, call.service.labels)
+    return result_response(_list_object(call, "classify", data, reply), call.service, reply.timings)
+
+
+async def rerank(call: Call) -> Response:
+    """`POST /rerank`: TEI's array for `texts`, Cohere's and Jina's object for `documents`."""
+    body = requests.decode(call.body, RerankRequest)
+    reply = await call.run(body.task(call.service))
+    if body.documents is None:
+        return result_response(body.tei_reply(reply), call.service, reply.timings)
+    value = body.cohere_reply(reply, responses.request_id(call.request), body.model or call.service.name)
+    return result_response(value, call.service, reply.timings)
 
 
 async def tokenize(call: Call) -> Response:
@@ -124,12 +160,32 @@ async def scrape(call: Call) -> Response:
 
 _STARTED = int(time.time())
 
+
+def _list_object(call: Call, kind: str, data: list[Any], reply: Reply) -> dict[str, Any]:
+    """OpenAI's and Infinity's list object around results."""
+    tokens = reply.timings.num_tokens
+    return {
+        "id": responses.request_id(call.request),
+        "object": kind,
+        "created": int(time.time()),
+        "model": call.service.name,
+        "data": data,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
+
+
 ROUTES = (
-    Route("POST", "/v1/embeddings", openai_embeddings, "OpenAI embeddings", EmbeddingsRequest, openai=True),
-    Route("POST", "/embeddings", openai_embeddings, "OpenAI embeddings", EmbeddingsRequest, openai=True),
+    Route("POST", "/v1/embeddings", openai_embeddings, "OpenAI embeddings", EmbeddingsRequest, "input", openai=True),
+    Route("POST", "/embeddings", openai_embeddings, "OpenAI embeddings", EmbeddingsRequest, "input", openai=True),
     Route("POST", "/embed", embed, "Dense vectors", EmbedRequest),
+    Route("POST", "/similarity", similarity, "Cosine similarity of a sentence to others", SimilarityRequest),
+    Route("POST", "/predict", predict, "Labels and scores of texts, or scores of pairs", PredictRequest),
+    Route("POST", "/classify", classify, "Labels and scores of texts", ClassifyRequest, "input", openai=True),
+    Route("POST", "/rerank", rerank, "Texts by relevance to a query", RerankRequest, "texts"),
+    Route("POST", "/v1/rerank", rerank, "Documents by relevance to a query", RerankRequest, "documents", openai=True),
+    Route("POST", "/v2/rerank", rerank, "Documents by relevance to a query", RerankRequest, "documents", openai=True),
     Route("POST", "/tokenize", tokenize, "Tokens of texts", TokenizeRequest),
-    Route("POST", "/decode", decode, "Texts of tokens", DecodeRequest),
+    Route("POST", "/decode", decode, "Texts of tokens", DecodeRequest, "ids"),
     Route("GET", "/v1/models", models, "What is served", openai=True),
     Route("GET", "/models", models, "What is served", openai=True),
     Route("GET", "/info", info, "What is served, and its limits"),
@@ -141,14 +197,21 @@ ROUTES = (
 )
 
 
+def _facts(service: Service) -> Mapping[str, Any]:
+    """What a model's kind is known by, as TEI's `model_type` says it."""
+    if service.kind == "embedding":
+        return {"pooling": "+".join(mode for m in service.spec.modules if isinstance(m, Pooling) for mode in m.modes)}
+    names = {str(index): label for index, label in enumerate(service.labels)}
+    return {"id2label": names, "label2id": {label: int(index) for index, label in names.items()}}
+
+
 def _info(service: Service) -> Mapping[str, Any]:
     settings = service.settings
-    pooling = "+".join(mode for module in service.spec.modules for mode in getattr(module, "modes", ()))
     return {
         "model_id": service.name,
         "model_sha": service.revision,
         "model_dtype": service.engine.precision,
-        "model_type": {"embedding": {"pooling": pooling}},
+        "model_type": {service.kind: _facts(service)},
         "max_concurrent_requests": settings.max_concurrent_requests,
         "max_input_length": service.tokenizer.max_seq_len,
         "max_batch_tokens": settings.max_batch_tokens,

@@ -8,8 +8,10 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import socket
+from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bei_core.http.app import App, make_app
 from bei_core.service import Service
@@ -18,6 +20,10 @@ log = logging.getLogger(__name__)
 
 # How long idle connections stay open once no more are accepted: a request that is on its way on one is still answered.
 _LINGER_S = 0.25
+
+# How long a draining server waits for a client that has yet to send the rest of its request, or that reads nothing of
+# its reply: such a client could keep the process from ending for ever.
+_STUCK_S = 5.0
 
 
 class Server(uvicorn.Server):
@@ -43,7 +49,27 @@ class Server(uvicorn.Server):
         for server in self.servers:
             server.close()
         await asyncio.sleep(_LINGER_S)
+        dropping = asyncio.create_task(self._drop_stuck())
         await super().shutdown(sockets)
+        dropping.cancel()
+
+    async def _drop_stuck(self) -> None:
+        """Cuts the connections whose client neither finishes its request nor reads its reply."""
+        seen: dict[Any, object] = {}
+        while True:
+            for connection in list(self.server_state.connections):
+                if not isinstance(connection, HttpToolsProtocol) or connection.cycle is None or connection.pipeline:
+                    continue
+                cycle, state = connection.cycle, None  # None: it is our turn
+                if cycle.response_complete:
+                    state = (cycle, connection.transport.get_write_buffer_size())
+                elif cycle.more_body and not cycle.response_started:
+                    state = (cycle, 0)
+                if state is not None and seen.get(connection) == state:
+                    log.warning("dropped a client that kept the server from ending")
+                    connection.transport.abort()
+                seen[connection] = state
+            await asyncio.sleep(_STUCK_S)
 
 
 def serve(service: Service) -> None:

@@ -11,7 +11,7 @@ from bei_core.http.routes import ROUTES
 
 # The POST routes that predict stands for. A body is for the first whose required fields it has, so of two that require
 # the same, the second is reached as `webserver_default_route` only.
-_PATHS = ("/v1/embeddings", "/embed")
+_PATHS = ("/v1/embeddings", "/embed", "/rerank", "/predict")
 
 _REQUIRED = {
     route.path: frozenset(field.encode_name for field in msgspec.structs.fields(route.body) if field.required)
@@ -29,7 +29,7 @@ def path_of(body: bytes, default_route: str) -> str:
     """
     try:
         names = _DECODER.decode(body).keys()
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return default_route  # which refuses it in its own words
     for path in (default_route, *_PATHS):
         if path in _REQUIRED and names >= _REQUIRED[path]:

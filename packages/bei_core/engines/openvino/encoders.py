@@ -15,6 +15,7 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.weights import Weights
 from bei_core.errors import UnsupportedModel
+from bei_core.spec import first_position
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,15 @@ class Inputs:
     position_ids: Node
     segment_ids: Node
     type_ids: Node
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a `ForSequenceClassification` keeps its two layers, by their whole names, and what is between them."""
+
+    dense: str = "classifier.dense"
+    activation: str = "tanh"
+    out: str = "classifier.out_proj"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +51,10 @@ class Family:
     up: str = "intermediate.dense"
     down: str = "output.dense"
     out_norm: str = "output.LayerNorm"
-    first_position: int | None = 0  # row of the position table for a text's first token; None: pad_token_id + 1
+    first_position: int | None = 0  # row of the position table for a text's first token; None: see spec
     has_types: bool = True
     relative_attention: str | None = None  # tensor of a bucketed table of biases
+    head: Head = Head()
     config_names: Mapping[str, str] = field(default_factory=dict)
 
     def setting(self, config: Mapping[str, Any], name: str, default: object = None) -> Any:  # noqa: ANN401
@@ -52,7 +63,7 @@ class Family:
 
 
 FAMILIES: Mapping[str, Family] = {
-    "bert": Family(prefixes=("", "bert.")),
+    "bert": Family(prefixes=("", "bert."), head=Head("bert.pooler.dense", "tanh", "classifier")),
     "roberta": Family(prefixes=("", "roberta."), first_position=None),
     "xlm-roberta": Family(prefixes=("", "roberta."), first_position=None),
     "distilbert": Family(
@@ -67,6 +78,7 @@ FAMILIES: Mapping[str, Family] = {
         down="ffn.lin2",
         out_norm="output_layer_norm",
         has_types=False,
+        head=Head("pre_classifier", "relu", "classifier"),
         config_names={
             "hidden_size": "dim",
             "num_hidden_layers": "n_layers",
@@ -114,8 +126,7 @@ class Encoder:
         self._vocab = int(setting("vocab_size"))
         self._types = int(setting("type_vocab_size", 2)) if family.has_types else 0
         self._max_len = int(setting("max_position_embeddings"))
-        pad = int(config.get("pad_token_id") or 0)
-        self._first = pad + 1 if family.first_position is None else family.first_position
+        self._first = first_position(config) if family.first_position is None else family.first_position
         if self._hidden % self._heads:
             raise UnsupportedModel(f"hidden size {self._hidden} is not a multiple of {self._heads} heads")
 

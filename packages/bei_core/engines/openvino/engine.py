@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import platform
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,9 +41,18 @@ def precision_for(dtype: str) -> str:
 
 
 def runtime_facts() -> dict[str, str]:
-    """What a compiled model depends on besides its source: OpenVINO's version and the processor's abilities."""
-    capabilities = sorted(openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    return {"openvino": openvino.__version__, "cpu": " ".join(capabilities)}
+    """What a compiled model depends on besides its source: OpenVINO's version and the processor's instructions."""
+    return {"openvino": openvino.__version__, "machine": platform.machine(), "vectors": _vector_extensions()}
+
+
+def _vector_extensions() -> str:
+    """The processor's vector and matrix extensions, as Linux names them: OpenVINO compiles for exactly these."""
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return ""
+    kinds = ("avx", "amx", "sse4", "fma", "asimd", "sve", "bf16", "i8mm")
+    return " ".join(sorted(flag for flag in (flags.group(1).split() if flags else ()) if flag.startswith(kinds)))
 
 
 def compile_properties(precision: str) -> dict[str, object]:
@@ -69,7 +80,10 @@ class OpenVinoEngine:
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str) -> None:
         blob = openvino.Tensor(np.memmap(folder / BLOB, np.uint8, "r"))
-        compiled = openvino.Core().import_model(blob, "CPU", compile_properties(precision))
+        try:
+            compiled = openvino.Core().import_model(blob, "CPU", compile_properties(precision))
+        except RuntimeError as fault:
+            raise EngineUnavailable(f"{folder / BLOB} cannot be loaded here: {fault}; run `bei build` again") from fault
         self._request = compiled.create_infer_request()
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
         self._padding_share = 0.0

@@ -15,10 +15,10 @@ from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.encoders import ANCHOR, FAMILIES, Encoder, Inputs
+from bei_core.engines.openvino.encoders import ANCHOR, FAMILIES, Encoder, Head, Inputs
 from bei_core.engines.openvino.weights import Weights
 from bei_core.errors import UnsupportedModel
-from bei_core.spec import Dense, ModelSpec, Module, Normalize, Pooling
+from bei_core.spec import Classifier, Dense, ModelSpec, Normalize, Pooling
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 
@@ -35,6 +35,11 @@ _ARCHITECTURES = {
     "DistilBertForMaskedLM": "distilbert",
     "MPNetModel": "mpnet",
     "MPNetForMaskedLM": "mpnet",
+    "BertForSequenceClassification": "bert",
+    "RobertaForSequenceClassification": "roberta",
+    "XLMRobertaForSequenceClassification": "xlm-roberta",
+    "DistilBertForSequenceClassification": "distilbert",
+    "MPNetForSequenceClassification": "mpnet",
 }
 
 
@@ -51,12 +56,24 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     tokens = Encoder(family, spec.config, weights).graph(Inputs(*grid))
     rows = op.reshape(tokens, ops.ints(-1, spec.hidden_size), False)
     for module in spec.modules:
-        rows = _apply(module, rows, spans[0], spans[1], checkpoint)
+        if isinstance(module, Classifier):
+            rows = _classify(module, family.head, _cls(rows, *spans), checkpoint)
+        else:
+            rows = _apply(module, rows, spans[0], spans[1], checkpoint)
     result = op.result(op.convert(rows, Type.f32), name="rows")
     return openvino.Model([result], [*grid, *spans], spec.architecture)
 
 
-def _apply(module: Module, x: Node, starts: Node, lengths: Node, checkpoint: Checkpoint) -> Node:
+def _classify(classifier: Classifier, head: Head, x: Node, checkpoint: Checkpoint) -> Node:
+    """Logits f32[B, C] of first tokens f32[B, H]."""
+    weights = Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",))
+    dense = ops.linear(x, weights.get(f"{head.dense}.weight", None, None), weights.get(f"{head.dense}.bias", None))
+    count = len(classifier.labels)
+    out = weights.get(f"{head.out}.weight", count, None), weights.get(f"{head.out}.bias", count)
+    return ops.linear(ops.activation(head.activation)(dense), *out)
+
+
+def _apply(module: Pooling | Dense | Normalize, x: Node, starts: Node, lengths: Node, checkpoint: Checkpoint) -> Node:
     """One module: Pooling makes f32[B, D] of f32[T, H], the others map [B, D]."""
     if isinstance(module, Pooling):
         pooled = [_POOLING[mode](x, starts, lengths) for mode in module.modes]

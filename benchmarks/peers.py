@@ -1,0 +1,408 @@
+"""Other embedding servers beside ours: same workload, client and machine, in one run, in turns.
+
+Writes benchmarks/results/peers.{md,json}. A timed run begins when the machine has been idle for a second and is
+repeated if other processes took a tenth of the processors meanwhile; the ratios, of the same round, are what to quote.
+
+    peers.py [--infinity PYTHON] [--model FOLDER] [--requests N] [--rounds N]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from bei_core.bench import Options, Report, run
+from bei_core.bench.measure import machine
+from bei_core.bench.workload import texts
+from benchmarks.serve import _first_answer, server
+
+T = TypeVar("T")
+
+_ROOT = Path(__file__).parents[1]
+_RESULTS = _ROOT / "benchmarks" / "results"
+_OURS = "BEI"
+_CLIENTS = (64, 1)
+_QUIET = 0.10  # the share of the processors that other processes may take
+_START_S = 120.0
+_ENVIRONMENT = ".venv-infinity"
+_INSTALL = (
+    f"python3.11 -m venv {_ENVIRONMENT} && {_ENVIRONMENT}/bin/python -m pip install -r requirements/peers-infinity.txt"
+)
+_PACKAGES = ("infinity-emb", "sentence-transformers", "torch", "transformers", "optimum", "fastapi", "uvicorn")
+_VERSIONS = """
+import json, platform, sys
+from importlib.metadata import version
+print(json.dumps({"python": platform.python_version()} | {name: version(name) for name in sys.argv[1:]}))
+"""
+_LOOP = """
+import json, os, sys, time
+import torch
+from sentence_transformers import SentenceTransformer
+model = SentenceTransformer(sys.argv[1], device="cpu", model_kwargs={"torch_dtype": getattr(torch, sys.argv[2])})
+for line in sys.stdin:
+    texts, batch = json.loads(line)
+    model.encode(texts[: 2 * batch], batch_size=batch)
+    cpu, wall, took = time.process_time(), time.perf_counter(), []
+    for part in [texts] if batch > 1 else [[text] for text in texts]:
+        since = time.perf_counter()
+        model.encode(part, batch_size=batch)
+        took.append((time.perf_counter() - since) * 1e3)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    pages = int(open("/proc/self/statm").read().split()[1])
+    print(json.dumps([wall, cpu, pages * os.sysconf("SC_PAGE_SIZE") / 1e6, took]), flush=True)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A server to start; {port} and {model} in `command` are filled in, and no command at all means ours."""
+
+    name: str
+    command: tuple[str, ...]
+    path: str  # of the route that takes OpenAI's body
+    dtype: str
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One timed run."""
+
+    name: str
+    dtype: str
+    clients: int
+    turn: int  # the round
+    workload: str
+    texts_per_s: float
+    latency_ms: tuple[float, float, float] | None  # p50, p95, p99
+    cpu_ms: float  # user + system, all its processes, a request
+    rss_mb: float
+    others_share: float  # of the processors, taken by other processes meanwhile
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that was measured, and on what."""
+
+    machine: dict[str, str | int]
+    versions: dict[str, str]
+    missing: dict[str, str]  # peer to the command that installs it
+    samples: list[Sample]
+
+
+def ours() -> list[Peer]:
+    """Ours, in both precisions."""
+    return [Peer(_OURS, (), "/v1/embeddings", dtype) for dtype in ("bfloat16", "float32")]
+
+
+def infinity(python: str) -> list[Peer]:
+    """Infinity as `python`'s environment has it: as it comes, and without its faster attention."""
+    start = (str(Path(python).with_name("infinity_emb")), "v2", "--model-id", "{model}", "--url-prefix", "/v1")
+    listen = ("--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
+    kinds = {"Infinity": (), "Infinity --no-bettertransformer": ("--no-bettertransformer",)}
+    dtypes: dict[str, tuple[str, ...]] = {"float32": (), "bfloat16": ("--dtype", "bfloat16")}
+    return [
+        Peer(name, (*start, *listen, *kind, *flags), "/v1/embeddings", dtype)
+        for name, kind in kinds.items()
+        for dtype, flags in dtypes.items()
+    ]
+
+
+def in_turns(ours: Sequence[Peer], peers: Sequence[Peer]) -> list[Peer]:
+    """One of ours between any two peers as long as there are some of ours."""
+    found: list[Peer] = []
+    for at in range(max(len(ours), len(peers))):
+        found += [*ours[at : at + 1], *peers[at : at + 1]]
+    return found
+
+
+def launch(peer: Peer, model: str) -> AbstractContextManager[tuple[str, float]]:
+    """(URL, seconds from launch to the first answer) of a server that ends with the block."""
+    return _started(peer, model) if peer.command else server(model, peer.dtype)
+
+
+@contextmanager
+def _started(peer: Peer, model: str) -> Iterator[tuple[str, float]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [part.format(port=port, model=model) for part in peer.command]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    hangs = threading.Timer(_START_S, process.kill)
+    try:
+        hangs.start()
+        _first_answer(f"http://127.0.0.1:{port}", process)
+        hangs.cancel()
+        yield f"http://127.0.0.1:{port}", time.perf_counter() - started
+    finally:
+        hangs.cancel()
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def busy_seconds() -> float:
+    """Processor time that anything has used since boot, waiting for disks left out."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """Processor time of this process, of its living descendants and of those that have ended."""
+    living = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+    return float(sum(os.times()[:4]) + living)
+
+
+def others_share(busy: float, own: float, seconds: float) -> float:
+    """The share of all processors that went to other processes, given what was used in so many seconds."""
+    return max(0.0, busy - own) / (seconds * (os.cpu_count() or 1))
+
+
+def wait_for_quiet() -> None:
+    """Returns after a second in which the machine was idle."""
+    while True:
+        before = busy_seconds()
+        time.sleep(1)
+        if others_share(busy_seconds() - before, 0.0, 1.0) < _QUIET:
+            return
+
+
+def undisturbed(measure: Callable[[], T], tries: int = 4) -> tuple[T, float]:
+    """What `measure` gives when nothing else runs, and the share that others took; the last try counts either way."""
+    for left in reversed(range(tries)):
+        wait_for_quiet()
+        busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
+        value = measure()
+        share = others_share(busy_seconds() - busy, own_seconds() - own, time.perf_counter() - start)
+        if share < _QUIET or not left:
+            return value, share
+        print(f"    others took {share:.0%} of the processors: once more", flush=True)
+    raise ValueError("`tries` must be at least 1")
+
+
+def over_http(peer: Peer, model: str, requests: int, turn: int) -> list[Sample]:
+    """A sample a number of clients, from one start of the server."""
+    found: list[Sample] = []
+    with launch(peer, model) as (url, _):
+        for clients in _CLIENTS:
+            options = _options(peer, url, clients, requests)
+            report, share = undisturbed(partial(run, options))
+            found.append(_sample(peer, clients, turn, report, share))
+            _say(found[-1])
+    return found
+
+
+def _options(peer: Peer, url: str, clients: int, requests: int) -> Options:
+    count, warmup = _sizes(clients, requests)
+    return Options(url=url, path=peer.path, workload="mixed", clients=clients, num_requests=count, warmup=warmup)
+
+
+def _sizes(clients: int, requests: int) -> tuple[int, int]:
+    """Measured and unmeasured requests."""
+    return (requests, 128) if clients > 1 else (requests // 4, 32)
+
+
+def _sample(peer: Peer, clients: int, turn: int, report: Report, share: float) -> Sample:
+    """The report's numbers, without the tokens: each server counts them in its own way. Raises RuntimeError."""
+    latency = report.latency_ms
+    if report.errors or latency is None or report.server_cpu_ms is None or report.server_rss_mb is None:
+        raise RuntimeError(f"{peer.name} {peer.dtype}: errors {report.errors}, CPU {report.server_cpu_ms} ms")
+    return Sample(
+        name=peer.name,
+        dtype=peer.dtype,
+        clients=clients,
+        turn=turn,
+        workload=str(msgspec.structs.replace(report.workload, mean_tokens=None)),
+        texts_per_s=report.texts_per_s,
+        latency_ms=(latency.p50, latency.p95, latency.p99),
+        cpu_ms=report.server_cpu_ms,
+        rss_mb=report.server_rss_mb,
+        others_share=share,
+    )
+
+
+def _say(sample: Sample) -> None:
+    print(
+        f"{sample.turn} {sample.name} {sample.dtype}, {sample.clients}: {sample.texts_per_s:,.0f} texts/s, "
+        f"{sample.cpu_ms:.2f} CPU ms, others {sample.others_share:.1%}",
+        flush=True,
+    )
+
+
+def in_a_loop(python: str, model: str, dtype: str, requests: int, turn: int) -> list[Sample]:
+    """sentence-transformers' `encode` of the same texts without a server: in batches of 64, then one by one."""
+    command = [python, "-c", _LOOP, model, dtype]
+    pipe, found = subprocess.PIPE, []
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as child:
+        for batch in _CLIENTS:
+            count, warmup = _sizes(batch, requests)
+            given = texts("mixed", warmup + count, 0)[warmup:]
+            answer, share = undisturbed(partial(_ask, child, [given, batch]))
+            found.append(_loop_sample(dtype, batch, turn, given, answer, share))
+            _say(found[-1])
+    return found
+
+
+def _ask(child: subprocess.Popen[str], job: list[object]) -> tuple[float, float, float, list[float]]:
+    """Seconds, CPU seconds, RSS in MB and the ms of each call. Raises RuntimeError where the loop has died."""
+    if child.stdin is None or child.stdout is None:
+        raise RuntimeError("no pipe to the loop")
+    child.stdin.write(json.dumps(job) + "\n")
+    child.stdin.flush()
+    line = child.stdout.readline()
+    if not line:
+        raise RuntimeError(f"the loop ended with {child.wait()}")
+    return msgspec.json.decode(line, type=tuple[float, float, float, list[float]])
+
+
+def _loop_sample(
+    dtype: str,
+    batch: int,
+    turn: int,
+    given: Sequence[str],
+    answer: tuple[float, float, float, list[float]],
+    share: float,
+) -> Sample:
+    wall, cpu, rss, took = answer
+    cuts = statistics.quantiles(took, n=100, method="inclusive") if batch == 1 else []
+    return Sample(
+        name="sentence-transformers, no HTTP",
+        dtype=dtype,
+        clients=batch,
+        turn=turn,
+        workload=f"mixed: {len(given):,} texts, seed 0; encode, batch {batch}",
+        texts_per_s=len(given) / wall,
+        latency_ms=(cuts[49], cuts[94], cuts[98]) if cuts else None,
+        cpu_ms=cpu / len(given) * 1e3,
+        rss_mb=rss,
+        others_share=share,
+    )
+
+
+def versions(python: str) -> dict[str, str] | None:
+    """The versions that `python` would run; None where something is not installed."""
+    command = [python, "-c", _VERSIONS, *_PACKAGES]
+    try:
+        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return msgspec.json.decode(said, type=dict[str, str])
+
+
+def measure(python: str, model: str, requests: int, rounds: int) -> Result:
+    """All rounds."""
+    theirs = versions(python)
+    servers = in_turns(ours(), infinity(python) if theirs else [])
+    samples: list[Sample] = []
+    for turn in range(rounds):
+        for peer in servers:
+            samples += over_http(peer, model, requests, turn)
+        for dtype in ("float32", "bfloat16") if theirs else ():
+            samples += in_a_loop(python, model, dtype, requests, turn)
+    return Result(
+        machine=machine(),
+        versions={"bei-core": version("bei-core"), "openvino": version("openvino"), **(theirs or {})},
+        missing={} if theirs else {"Infinity": _INSTALL, "sentence-transformers": _INSTALL},
+        samples=samples,
+    )
+
+
+def table(result: Result) -> str:
+    """The results as Markdown."""
+    lines = [
+        f"Machine: {', '.join(f'{name} {value}' for name, value in result.machine.items())}; the client on it too.",
+        f"Versions: {', '.join(f'{name} {value}' for name, value in result.versions.items())}.",
+        *(f"Not measured: {name}. Install it with `{command}`." for name, command in result.missing.items()),
+    ]
+    for clients in _CLIENTS:
+        lines += ["", *_section([sample for sample in result.samples if sample.clients == clients])]
+    rounds = 1 + max(sample.turn for sample in result.samples)
+    most = max(sample.others_share for sample in result.samples)
+    return "\n".join([*lines, "", _NOTES.format(rounds=rounds, most=most)])
+
+
+_NOTES = """\
+Medians of {rounds} rounds, in brackets the lowest and the highest. Ratios are ours / the row's, each of the same round:
+texts/s, and CPU time a request. Other processes took at most {most:.1%} of the processors in a run.
+sentence-transformers gets all texts in one call of batch 64, which sorts them by length; or one text a call.
+"""
+
+
+def _section(samples: Sequence[Sample]) -> list[str]:
+    kinds = list(dict.fromkeys((sample.name, sample.dtype) for sample in samples))
+    groups = {kind: [sample for sample in samples if (sample.name, sample.dtype) == kind] for kind in kinds}
+    return [
+        f"`{samples[0].workload}`:",
+        "",
+        "| server | dtype | texts/s | p50 / p95 / p99 ms | CPU ms/request | RSS MB "
+        "| ours f32 / it: texts/s, CPU | ours bf16 / it: texts/s, CPU |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+        *(
+            _row(group, [groups[_OURS, dtype] for dtype in ("float32", "bfloat16")])
+            for group in sorted(groups.values(), key=_speed, reverse=True)
+        ),
+    ]
+
+
+def _speed(group: Sequence[Sample]) -> float:
+    return statistics.median(sample.texts_per_s for sample in group)
+
+
+def _row(group: Sequence[Sample], ours: Sequence[Sequence[Sample]]) -> str:
+    speeds = [sample.texts_per_s for sample in group]
+    waits = [sample.latency_ms for sample in group if sample.latency_ms is not None]
+    cells = (
+        group[0].name,
+        group[0].dtype,
+        f"{_speed(group):,.0f} ({min(speeds):,.0f}-{max(speeds):,.0f})",
+        " / ".join(f"{statistics.median(column):.1f}" for column in zip(*waits, strict=True)),
+        f"{statistics.median(sample.cpu_ms for sample in group):.2f}",
+        f"{statistics.median(sample.rss_mb for sample in group):,.0f}",
+        *(_ratios(mine, group) for mine in ours),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _ratios(ours: Sequence[Sample], theirs: Sequence[Sample]) -> str:
+    pairs = list(zip(ours, theirs, strict=True))
+    speed = statistics.median(mine.texts_per_s / other.texts_per_s for mine, other in pairs)
+    cpu = statistics.median(mine.cpu_ms / other.cpu_ms for mine, other in pairs)
+    return f"{speed:.2f}, {cpu:.2f}"
+
+
+def main() -> None:
+    """Measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--infinity", default=str(_ROOT / _ENVIRONMENT / "bin" / "python"), help="its interpreter")
+    parser.add_argument("--model", default=str(_ROOT / ".models" / "all-MiniLM-L6-v2"))
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    os.environ.setdefault("BEI_SERVED_MODEL_NAME", Path(options.model).name)
+    os.environ |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+    result = measure(options.infinity, options.model, options.requests, options.rounds)
+    (_RESULTS / "peers.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    text = table(result)
+    (_RESULTS / "peers.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

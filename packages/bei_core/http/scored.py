@@ -1,0 +1,129 @@
+"""Bodies of the routes that answer with scores: `/predict`, `/classify`, and `/rerank` in TEI's and Cohere's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import msgspec
+
+from bei_core.errors import Empty, Validation
+from bei_core.http.requests import Common
+from bei_core.service import Reply, Service
+from bei_core.tasks import Classify, Encoding, Pair, best_first
+
+# `/predict`: one text, or a list that is either one input (a text, or two read together) or lists of those.
+Inputs: TypeAlias = str | list[str | list[str]]
+
+
+class PredictRequest(Common):
+    """`POST /predict`: a classifier's labels, or a reranker's score, for texts and pairs of texts."""
+
+    inputs: Inputs
+    raw_scores: bool = False
+
+    @property
+    def is_single(self) -> bool:
+        """Whether the reply is for one input, without a list around it; `["a", "b"]` is one pair."""
+        return isinstance(self.inputs, str) or all(isinstance(item, str) for item in self.inputs)
+
+    def task(self, service: Service) -> Classify:
+        """The task; raises a RequestError for inputs that cannot be."""
+        if not self.inputs:
+            raise Empty("`inputs` cannot be empty", param="inputs")
+        items: Sequence[Any] = [self.inputs] if self.is_single else self.inputs
+        return classify(service, [_input(item) for item in items], self.encoding(service), raw=self.raw_scores)
+
+
+class ClassifyRequest(Common):
+    """`POST /classify`: texts, in the shape of Infinity's clients."""
+
+    input: str | list[str]
+    model: str | None = None
+    raw_scores: bool = False
+
+    def task(self, service: Service) -> Classify:
+        """The task; raises a RequestError for inputs that cannot be."""
+        items = [self.input] if isinstance(self.input, str) else self.input
+        return classify(service, [_input(item) for item in items], self.encoding(service), raw=self.raw_scores)
+
+
+class Document(msgspec.Struct):
+    """A document as Cohere's v1 and Jina's clients may send it."""
+
+    text: str
+
+
+class RerankRequest(Common):
+    """`POST /rerank`: `texts` for TEI's reply, `documents` for Cohere's and Jina's."""
+
+    query: str
+    texts: list[str] | None = None
+    documents: list[str | Document] | None = None
+    model: str | None = None
+    top_n: int | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+    return_documents: bool = False
+
+    @property
+    def passages(self) -> list[str]:
+        """The texts to rank. Raises Validation where neither field, or both, are there."""
+        if (self.texts is None) == (self.documents is None):
+            raise Validation("give either `texts` or `documents`", param="texts")
+        if self.texts is not None:
+            return self.texts
+        return [item.text if isinstance(item, Document) else item for item in self.documents or ()]
+
+    def task(self, service: Service) -> Classify:
+        """The task; raises a RequestError for inputs that cannot be."""
+        service.expect("reranker")
+        if self.top_n is not None and self.top_n < 1:
+            raise Validation(f"`top_n` must be at least 1, got {self.top_n}", param="top_n")
+        pairs = [Pair(self.query, text) for text in self.passages]
+        return classify(service, pairs, self.encoding(service), raw=self.raw_scores)
+
+    def tei_reply(self, reply: Reply) -> list[dict[str, Any]]:
+        """`[{index, score, text?}]`, the best first."""
+        scores, texts = reply.rows[:, 0], self.passages
+        found = [{"index": index, "score": float(scores[index])} for index in best_first(scores, self.top_n)]
+        return [item | {"text": texts[int(item["index"])]} for item in found] if self.return_text else found
+
+    def cohere_reply(self, reply: Reply, request_id: str, model: str) -> dict[str, Any]:
+        """Cohere's and Jina's body: `{id, results: [{index, relevance_score, document?}], meta, usage}`."""
+        scores, texts = reply.rows[:, 0], self.passages
+        results: list[dict[str, Any]] = [
+            {"index": index, "relevance_score": float(scores[index])} for index in best_first(scores, self.top_n)
+        ]
+        for result in results if self.return_documents else ():
+            result["document"] = {"text": texts[result["index"]]}
+        tokens = reply.timings.num_tokens
+        return {
+            "id": request_id,
+            "model": model,
+            "results": results,
+            "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        }
+
+
+def classify(service: Service, inputs: Sequence[str | Pair], encoding: Encoding, *, raw: bool) -> Classify:
+    """Scores for inputs. Raises Empty for none, WrongTask where the model gives no scores."""
+    scoring = service.scoring()
+    if not inputs:
+        raise Empty("`inputs` cannot be empty", param="inputs")
+    return Classify(inputs, encoding, "none" if raw else scoring)
+
+
+def labelled(reply: Reply, labels: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """`[[{label, score}]]`, the best label first."""
+    return [[{"label": labels[index], "score": float(row[index])} for index in best_first(row)] for row in reply.rows]
+
+
+def _input(item: str | list[str]) -> str | Pair:
+    """A text, or a pair of two. Raises Validation for a list of another length."""
+    if isinstance(item, str):
+        return item
+    if len(item) not in {1, 2}:
+        raise Validation(f"an input is a text or a pair of texts, got a list of {len(item)}", param="inputs")
+    return item[0] if len(item) == 1 else Pair(item[0], item[1])

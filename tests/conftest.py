@@ -1,0 +1,70 @@
+"""What every test may use. No test needs the network or looks at the time that something took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from bei_core.checkpoint import Checkpoint, resolve
+from bei_core.errors import EngineUnavailable
+from bei_core.metrics import Metrics
+from bei_core.runner import Runner
+from tests.fakes import SAFETY_S, FakeEngine
+
+MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
+
+# The same examples in every run, and no limit on time, which a busy machine breaks. To look for new failures:
+# pytest --hypothesis-profile=search
+settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=500)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Checkpoint:
+    """The real model."""
+    if not MINILM.is_dir():
+        pytest.fail(f"{MINILM} is missing; run `make install`")
+    return resolve(str(MINILM))
+
+
+@pytest.fixture(scope="session", params=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> str:
+    """A dtype that the CPU engine computes in; skips where the processor does not."""
+    from bei_core.engines.openvino.engine import precision_for  # takes a moment that most tests need not wait for
+
+    dtype = str(request.param)
+    try:
+        precision_for(dtype)
+    except EngineUnavailable as fault:
+        pytest.skip(str(fault))
+    return dtype
+
+
+@pytest.fixture
+def make_runner() -> Iterator[Callable[..., Runner]]:
+    """Starts runners of fake engines, and sees to it that none outlives its test."""
+    made: list[tuple[FakeEngine, Runner]] = []
+
+    def make(
+        engine: FakeEngine,
+        *,
+        metrics: Metrics | None = None,
+        budget: int = 512,
+        max_items: int | None = None,
+        hang_s: float = 1e9,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> Runner:
+        runner = Runner(engine, metrics or Metrics(), budget=budget, max_items=max_items, hang_s=hang_s, clock=clock)
+        made.append((engine, runner))
+        runner.start()
+        return runner
+
+    yield make
+    for engine, runner in made:
+        engine.release()
+        assert runner.close(SAFETY_S), "the engine thread did not end"

@@ -1,0 +1,222 @@
+"""`bei serve` as a process of its own over the real model, and what the tests of it share."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import httpx
+import numpy as np
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from bei_core.tasks import Rows
+from tests.conftest import MINILM
+from tests.fakes import SAFETY_S
+from tests.golden.cases import load_minilm
+from tests.golden.tolerance import BF16, F32, Tolerance
+
+REFERENCE = load_minilm()
+TEXTS = list(REFERENCE.texts)
+WIDTH = 384
+MAX_TOKENS = 256
+NAME = "all-MiniLM-L6-v2"
+
+LONG = "word " * 300  # more tokens than the model takes
+SLOW = [LONG] * 16  # more than a tenth of a second of work
+ENDLESS = [LONG] * 256  # several seconds of work
+
+_LISTENS = re.compile(r"Uvicorn running on http://127\.0\.0\.1:(\d+)")
+
+
+class Server:
+    """The process, ready to answer inside the `with` block and killed at its end at the latest."""
+
+    def __init__(self, folder: Path, cache_dir: Path, **settings: object) -> None:
+        if not MINILM.is_dir():
+            pytest.fail(f"{MINILM} is missing; run `make install`")
+        folder.mkdir(parents=True)
+        self._folder = folder
+        defaults = {
+            "model_id": MINILM,
+            "served_model_name": NAME,
+            "cache_dir": cache_dir,
+            "hostname": "127.0.0.1",
+            "port": 0,
+        }
+        self._settings = {**defaults, **settings}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._output: IO[bytes] | None = None
+        self.port = 0
+
+    def __enter__(self) -> Server:
+        flags = [part for name, value in self._settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "HF_HUB_OFFLINE": "1"}
+        command = [str(Path(sys.executable).with_name("bei")), "serve", *flags]
+        self._output = (self._folder / "log").open("wb")
+        try:
+            self._process = subprocess.Popen(command, env=environ, stdout=self._output, stderr=subprocess.STDOUT)
+            wait_until(lambda: _LISTENS.search(self.log) is not None or not self.is_running)
+            found = _LISTENS.search(self.log)
+            assert found, f"the server did not start:\n{self.log}"
+            self.port = int(found[1])
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._kill()
+
+    @property
+    def url(self) -> str:
+        """Where it answers."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def log(self) -> str:
+        """What it has written."""
+        return (self._folder / "log").read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        return self._running.pid
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._running.poll() is None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends it a signal."""
+        self._running.send_signal(number)
+
+    def wait(self) -> int:
+        """The exit status."""
+        return self._running.wait(SAFETY_S)
+
+    def connect(self) -> socket.socket:
+        """A connection of one's own; closing it is the caller's."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=SAFETY_S)
+
+    def client(self, **headers: str) -> httpx.Client:
+        """A client of it, to be closed."""
+        return httpx.Client(base_url=self.url, timeout=SAFETY_S, headers=headers, verify=False)
+
+    def get(self, path: str) -> httpx.Response:
+        """The reply to one GET."""
+        with self.client() as client:
+            return client.get(path)
+
+    def post(self, path: str, body: object) -> httpx.Response:
+        """The reply to one POST of JSON."""
+        with self.client() as client:
+            return client.post(path, json=body)
+
+    def metrics(self) -> dict[str, float]:
+        """The samples of `/metrics` by their names, summed over their labels."""
+        found: dict[str, float] = {}
+        for name, _, value in samples(self.get("/metrics").text):
+            found[name] = found.get(name, 0) + value
+        return found
+
+    def tolerance(self) -> Tolerance:
+        """How near its vectors have to be to the reference's."""
+        return {"f32": F32, "bf16": BF16}[self.get("/info").json()["model_dtype"]]
+
+    @property
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            raise AssertionError("the server has not been started")
+        return self._process
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._output is not None:
+            self._output.close()
+
+
+@contextmanager
+def log_shown(server: Server) -> Iterator[Server]:
+    """The server; pytest shows what it wrote inside the block where the test fails."""
+    already = len(server.log)
+    try:
+        yield server
+    finally:
+        print(server.log[already:])
+
+
+def cache_of(factory: pytest.TempPathFactory) -> Path:
+    """One cache of built engines for the whole session."""
+    return factory.getbasetemp() / "engines-of-e2e"
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Returns once it holds. Raises AssertionError when it never does."""
+    limit = time.monotonic() + SAFETY_S
+    while not condition():
+        assert time.monotonic() < limit, "what the test waits for never happened"
+        time.sleep(0.01)
+
+
+def samples(text: str) -> list[tuple[str, dict[str, str], float]]:
+    """(name, labels, value) of Prometheus' text format."""
+    families = text_string_to_metric_families(text)
+    return [(sample.name, dict(sample.labels), sample.value) for family in families for sample in family.samples]
+
+
+def vectors(body: dict[str, Any]) -> Rows:
+    """f32[N, D] of an OpenAI reply with numbers."""
+    return np.array([item["embedding"] for item in body["data"]], np.float32)
+
+
+def request_bytes(path: str, body: bytes, *headers: str) -> bytes:
+    """A POST as it goes over the wire."""
+    lines = [f"POST {path} HTTP/1.1", "host: a", f"content-length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode("latin-1") + body
+
+
+def openai_request(inputs: object) -> bytes:
+    """A POST of `/v1/embeddings` as it goes over the wire."""
+    return request_bytes("/v1/embeddings", httpx.Request("POST", "http://a", json={"input": inputs}).content)
+
+
+def read_reply(connection: socket.socket) -> httpx.Response | None:
+    """The next reply; None where the connection ends before it. Raises AssertionError where it ends inside."""
+    with connection.makefile("rb") as file:
+        try:
+            head = file.readline()
+        except ConnectionResetError:
+            return None
+        if not head:
+            return None
+        lines = []
+        while line := file.readline().rstrip(b"\r\n"):
+            lines.append(line.partition(b": ")[::2])
+        size = int(dict(lines)[b"content-length"])
+        content = file.read(size)
+        assert len(content) == size, f"cut in the middle, after {head!r} and {len(content)} of {size} bytes"
+        return httpx.Response(int(head.split()[1]), headers=lines, content=content)
+
+
+def ask(connection: socket.socket, request: bytes) -> httpx.Response:
+    """The reply to a request, on a connection that stays open."""
+    connection.sendall(request)
+    reply = read_reply(connection)
+    assert reply is not None, "the connection was closed without a reply"
+    return reply

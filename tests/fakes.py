@@ -1,0 +1,190 @@
+"""An engine that needs no model, behind the real contract, and what tests of those who call it share."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from bei_core.batch import Batch
+from bei_core.engines.base import EngineInfo
+from bei_core.runner import Runner, Ticket
+from bei_core.tasks import Rows, Tokens
+
+# How long a test waits for an event that must come before it fails; nothing is ever expected to take that long.
+SAFETY_S = 60.0
+
+WIDTH = 8
+
+ResultT = TypeVar("ResultT")
+
+
+class EngineFault(Exception):
+    """What the fake runtime raises."""
+
+
+class FakeEngine:
+    """Gives each sequence a digest of its own tokens, so that a row in the wrong place is a wrong row.
+
+    A sequence that holds an id of `raises_on` fails the batch it is in, one that holds an id of `nan_on` gets NaN, the
+    next `num_failures` batches fail whatever they hold, and between `hold` and `release` no batch comes back.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_seq_len: int = 512,
+        raises_on: Iterable[int] = (),
+        nan_on: Iterable[int] = (),
+        num_failures: int = 0,
+    ) -> None:
+        self.info = EngineInfo("fake", "cpu", "f32", WIDTH, max_seq_len, batch_tokens=max_seq_len)
+        self.raises_on = frozenset(raises_on)
+        self.nan_on = frozenset(nan_on)
+        self.num_failures = num_failures
+        self.batches: list[list[list[int]]] = []  # of each call, the ids of each sequence
+        self.entered = threading.Semaphore(0)  # once a call
+        self.is_closed = False
+        self._open = threading.Event()
+        self._open.set()
+        self._busy = threading.Lock()
+
+    def hold(self) -> None:
+        """Lets no batch come back from here on."""
+        self._open.clear()
+
+    def release(self) -> None:
+        """Lets batches come back again."""
+        self._open.set()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No batch comes back inside."""
+        self.hold()
+        try:
+            yield
+        finally:
+            self.release()
+
+    @property
+    def seen(self) -> list[list[int]]:
+        """The ids of every sequence that was run, in order."""
+        return [ids for batch in self.batches for ids in batch]
+
+    def forward(self, batch: Batch) -> Rows:
+        """f32[B, WIDTH]; see `Engine.forward`."""
+        if not self._busy.acquire(blocking=False):
+            raise AssertionError("two threads are in the engine at once")
+        try:
+            sequences = _split(batch)
+            self.batches.append([tokens.ids.tolist() for tokens in sequences])
+            self.entered.release()
+            if not self._open.wait(SAFETY_S):
+                raise AssertionError("the engine was held and never released")
+            return self._rows(sequences)
+        finally:
+            self._busy.release()
+
+    def padding_share(self) -> float:
+        """None is padding."""
+        return 0.0
+
+    def close(self) -> None:
+        """Nothing may be called after."""
+        self.is_closed = True
+
+    def _rows(self, sequences: Sequence[Tokens]) -> Rows:
+        if self.num_failures > 0:
+            self.num_failures -= 1
+            raise EngineFault("this batch fails, whatever it holds")
+        rows = np.stack([row_of(tokens) for tokens in sequences])
+        for tokens, row in zip(sequences, rows, strict=True):
+            ids = set(tokens.ids.tolist())
+            if ids & self.raises_on:
+                raise EngineFault(f"the sequence with the ids {sorted(ids)} fails")
+            if ids & self.nan_on:
+                row[WIDTH // 2] = np.nan
+        return rows
+
+
+def row_of(tokens: Tokens) -> Rows:
+    """f32[WIDTH], the row that belongs to these tokens and to no others."""
+    digest = hashlib.blake2b(
+        tokens.ids.astype("<i4").tobytes() + tokens.type_ids.astype("<i4").tobytes(), digest_size=2 * WIDTH
+    )
+    row: Rows = np.frombuffer(digest.digest(), "<u2").astype(np.float32) / np.float32(65_536)
+    return row
+
+
+def rows_of(items: Iterable[Tokens]) -> Rows:
+    """f32[N, WIDTH], what an engine that mixes nothing up gives."""
+    return np.stack([row_of(item) for item in items])
+
+
+def tokens_of(*ids: int) -> Tokens:
+    """A sequence of these ids."""
+    array = np.array(ids, np.int32)
+    return Tokens(array, np.zeros_like(array))
+
+
+def tokens_of_length(length: int, first: int = 0) -> Tokens:
+    """A sequence of so many ids, all of them `first`."""
+    return tokens_of(*[first] * length)
+
+
+async def entered(engine: FakeEngine, num_batches: int = 1) -> None:
+    """Returns once the engine has been given so many further batches."""
+    for _ in range(num_batches):
+        assert await asyncio.to_thread(engine.entered.acquire, timeout=SAFETY_S), "the engine was never called"
+
+
+async def at_rest() -> None:
+    """Returns once every task of the loop has gone as far as it can without the engine."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def ended(*tasks: asyncio.Task[ResultT]) -> list[ResultT | BaseException]:
+    """What became of them; fails rather than waiting for ever."""
+    return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SAFETY_S)
+
+
+def submitted(runner: Runner, *inputs: Sequence[Tokens], deadline: float | None = None) -> list[asyncio.Task[Ticket]]:
+    """A task of each request, not yet begun."""
+    return [asyncio.create_task(runner.submit(tokens, deadline=deadline)) for tokens in inputs]
+
+
+def requests(num_requests: int, seed: int = 0) -> list[list[Tokens]]:
+    """Requests of 1 to 6 sequences of 2 to 41 ids, no two sequences alike."""
+    numbers = random.Random(seed)
+    return [
+        [
+            tokens_of(request, item, *(numbers.randrange(500) for _ in range(numbers.randrange(40))))
+            for item in range(numbers.randint(1, 6))
+        ]
+        for request in range(num_requests)
+    ]
+
+
+@dataclass
+class Clock:
+    """A clock that a test turns."""
+
+    now: float = 100.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        return self.now
+
+
+def _split(batch: Batch) -> list[Tokens]:
+    ends = batch.cu_seqlens[1:-1]
+    parts = zip(np.split(batch.input_ids, ends), np.split(batch.type_ids, ends), strict=True)
+    return [Tokens(ids, type_ids) for ids, type_ids in parts]

@@ -1,0 +1,73 @@
+"""The real all-MiniLM-L6-v2, through the whole service, against sentence-transformers' vectors of 200 texts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.config import Settings
+from bei_core.service import Service
+from bei_core.tasks import Embed, Rows
+from tests.golden.cases import load_minilm
+from tests.golden.tolerance import BF16, F32, Tolerance, compare
+
+REFERENCE = load_minilm()
+TEXTS = list(REFERENCE.texts)
+
+
+@pytest.fixture(scope="module")
+def service(dtype: str, minilm: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    cache_dir = tmp_path_factory.mktemp(f"minilm-{dtype}")
+    flags = {"model_id": str(minilm.folder), "dtype": dtype, "cache_dir": str(cache_dir)}
+    service = Service.open(Settings.load(flags, {}))
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def tolerance(dtype: str) -> Tolerance:
+    return {"float32": F32, "bfloat16": BF16}[dtype]
+
+
+@pytest.fixture(scope="module")
+def together(service: Service) -> Rows:
+    """All texts as one request."""
+    return asyncio.run(embedded(service, TEXTS))
+
+
+async def embedded(service: Service, texts: list[str]) -> Rows:
+    return (await service.run(Embed(texts, service.encoding(), normalize=True))).rows
+
+
+def test_one_request_of_all_texts_gives_the_expected_vectors(together: Rows, tolerance: Tolerance) -> None:
+    compare(together, REFERENCE.vectors, tolerance)
+
+
+def test_each_text_alone_gives_the_expected_vector_and_that_of_the_batch(
+    service: Service, together: Rows, tolerance: Tolerance
+) -> None:
+    async def one_by_one() -> Rows:
+        return np.concatenate([await embedded(service, [text]) for text in TEXTS])
+
+    alone = asyncio.run(one_by_one())
+    compare(alone, REFERENCE.vectors, tolerance)
+    compare(alone, together, tolerance)
+
+
+def test_many_callers_at_once_each_get_their_own_vector(service: Service, tolerance: Tolerance) -> None:
+    async def all_at_once() -> list[Rows]:
+        return await asyncio.gather(*(embedded(service, [text]) for text in TEXTS))
+
+    compare(np.concatenate(asyncio.run(all_at_once())), REFERENCE.vectors, tolerance)
+
+
+def test_the_same_request_gives_the_same_bits(service: Service, together: Rows) -> None:
+    assert asyncio.run(embedded(service, TEXTS)).tobytes() == together.tobytes()
+
+
+def test_the_models_own_length_cuts_the_texts(service: Service) -> None:
+    assert service.tokenizer.max_seq_len == max(map(len, REFERENCE.ids)) == 256

@@ -1,0 +1,134 @@
+"""Every module has a layer, and imports from lower ones only, inside functions too."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGES = Path(__file__).resolve().parents[2] / "packages"
+
+# Lowest first; the modules of one line know nothing of each other. A new module needs a place here.
+LAYERS: tuple[tuple[str, ...], ...] = (
+    # 0: knows nothing of ours
+    ("bei_core", "bei_core.errors", "bei_core.trt_llm"),
+    ("bei_core.engines", "bei_core.engines.openvino", "bei_core.http"),  # empty: where a package is imported from
+    # The load generator stands apart: it may know the errors, and nothing else knows it but the command line.
+    ("bei_core.bench.pace", "bei_core.bench.observe", "bei_core.bench.workload", "bei_core.bench.report"),
+    ("bei_core.bench.client",),
+    ("bei_core.bench.measure",),
+    ("bei_core.bench",),
+    # 1
+    ("bei_core.config", "bei_core.tasks", "bei_core.metrics", "bei_core.logs"),
+    # 2
+    ("bei_core.checkpoint", "bei_core.batch", "bei_core.pending"),
+    # 3
+    ("bei_core.spec", "bei_core.tokens"),
+    # 4
+    ("bei_core.engines.base", "bei_core.engines.cache"),
+    # 5, with an order of its own
+    ("bei_core.engines.openvino.ops", "bei_core.engines.openvino.rows", "bei_core.engines.openvino.weights"),
+    ("bei_core.engines.openvino.encoders",),
+    ("bei_core.engines.openvino.graph", "bei_core.engines.openvino.engine"),
+    ("bei_core.engines.openvino.build",),
+    # 6
+    ("bei_core.engines.open", "bei_core.runner"),
+    # 7
+    ("bei_core.service",),
+    # 8, with an order of its own
+    ("bei_core.http.responses", "bei_core.http.requests"),
+    ("bei_core.http.scored",),
+    ("bei_core.http.routes",),
+    ("bei_core.http.openapi", "bei_core.http.shapes"),
+    ("bei_core.http.app",),
+    ("bei_core.http.server",),
+    # 9
+    ("bei_core.cli",),
+)
+LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
+
+# Packages that one part of ours keeps to itself, so that the rest does not come to depend on it.
+OWNERS = {
+    "openvino": "bei_core.engines.openvino.",
+    "tokenizers": "bei_core.tokens",
+    "prometheus_client": "bei_core.metrics",
+    "starlette": "bei_core.http.",
+    "uvicorn": "bei_core.http.server",
+    "httptools": "bei_core.bench.",
+    "yaml": "bei_core.config",
+    "typer": "bei_core.cli",
+    "huggingface_hub": "bei_core.checkpoint",
+}
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in sorted(PACKAGES.rglob("*.py")):
+        parts = path.relative_to(PACKAGES).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imported(source: str) -> Iterator[str]:
+    """Full names of what a module imports, wherever in it; `from a import b` is `a.b` where that is a module."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise AssertionError(f"line {node.lineno}: a relative import; write the full name")
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = names & MODULES.keys()
+            yield from submodules
+            if names != submodules:
+                yield node.module
+
+
+def ours(source: str) -> set[str]:
+    return {name for name in imported(source) if name.split(".")[0] == "bei_core"}
+
+
+def test_every_module_has_a_layer_and_every_entry_a_module() -> None:
+    assert LAYER_OF.keys() == MODULES.keys()
+    assert len(LAYER_OF) == sum(map(len, LAYERS)), "a module is in two layers"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_from_lower_layers_only(module: str) -> None:
+    layer = LAYER_OF.get(module, 0)  # one without a place may import nothing, and nothing may import it
+    above = {name for name in ours(MODULES[module].read_text()) if LAYER_OF.get(name, len(LAYERS)) >= layer}
+    assert not above, f"{module} imports {', '.join(sorted(above))}, which is not below it"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("bei_core.bench")])
+def test_the_load_generator_knows_the_errors_and_nothing_else(module: str) -> None:
+    others = {name for name in ours(MODULES[module].read_text()) if not name.startswith("bei_core.bench")}
+    assert others <= {"bei_core.errors"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_package_stays_with_the_part_that_owns_it(module: str) -> None:
+    packages = {name.split(".")[0] for name in imported(MODULES[module].read_text())}
+    strays = {package for package in packages & OWNERS.keys() if not module.startswith(OWNERS[package])}
+    assert not strays
+
+
+@pytest.mark.parametrize(
+    "module", ["engines.open", "engines.base", "engines.cache", "runner", "service", "batch", "pending", "tasks", "cli"]
+)
+def test_heavy_engines_are_imported_inside_their_creator(module: str) -> None:
+    body = ast.parse(MODULES[f"bei_core.{module}"].read_text()).body
+    top = ast.unparse([node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))])  # type: ignore[arg-type]
+    assert "openvino" not in top
+
+
+def test_an_import_inside_a_function_or_of_a_submodule_counts() -> None:
+    source = "from bei_core import metrics\ndef f():\n    from bei_core.http.server import serve\n"
+    assert ours(source) == {"bei_core.metrics", "bei_core.http.server"}
+    with pytest.raises(AssertionError, match="relative"):
+        ours("from . import metrics")

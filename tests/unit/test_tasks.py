@@ -1,0 +1,55 @@
+"""What becomes of a model's rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bei_core.errors import Validation
+from bei_core.tasks import Embed, Rows, best_first, l2_normalize, scores
+
+
+def rows(*values: tuple[float, ...]) -> Rows:
+    return np.array(values, np.float32)
+
+
+def test_sigmoid_is_exact_and_does_not_overflow() -> None:
+    got = scores(rows((0.0, 2.0, -2.0, 1e4, -1e4)), "sigmoid")[0]
+    np.testing.assert_allclose(got, [0.5, 0.880797, 0.119203, 1.0, 0.0], rtol=1e-5, atol=1e-30)
+
+
+def test_softmax_sums_to_one_and_does_not_overflow() -> None:
+    got = scores(rows((1.0, 2.0, 3.0), (1e4, -1e4, 1e4)), "softmax")
+    np.testing.assert_allclose(got[0], [0.0900306, 0.2447285, 0.6652410], rtol=1e-5)
+    np.testing.assert_allclose(got[1], [0.5, 0.0, 0.5])
+
+
+def test_raw_scores_are_the_logits() -> None:
+    logits = rows((-3.0, 7.5))
+    assert scores(logits, "none") is logits
+
+
+def test_the_best_comes_first_and_equals_keep_their_order() -> None:
+    values = np.array([0.1, 0.9, 0.5, 0.9, 0.1], np.float32)
+    assert best_first(values) == [1, 3, 2, 0, 4]
+    assert best_first(values, 2) == [1, 3]
+
+
+def test_dimensions_are_cut_before_normalising() -> None:
+    task = Embed(["a"], dimensions=2)
+    np.testing.assert_allclose(task.finish(rows((3.0, 4.0, 12.0))), [(0.6, 0.8)], rtol=1e-6)
+
+
+def test_a_row_of_zeros_stays_one() -> None:
+    np.testing.assert_array_equal(l2_normalize(rows((0.0, 0.0))), [(0.0, 0.0)])
+
+
+def test_without_normalize_the_row_is_the_models() -> None:
+    given = rows((3.0, 4.0))
+    np.testing.assert_array_equal(Embed(["a"], normalize=False).finish(given), given)
+
+
+@pytest.mark.parametrize("dimensions", [0, -1, 4])
+def test_dimensions_outside_the_model_are_refused(dimensions: int) -> None:
+    with pytest.raises(Validation, match="between 1 and 3"):
+        Embed(["a"], dimensions=dimensions).finish(rows((1.0, 2.0, 3.0)))
