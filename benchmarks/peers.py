@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,6 +53,7 @@ _PACKAGES = ("infinity-emb", "sentence-transformers", "torch", "transformers", "
 _VERSIONS = """
 import json, platform, sys
 from importlib.metadata import version
+from itertools import count
 print(json.dumps({"python": platform.python_version()} | {name: version(name) for name in sys.argv[1:]}))
 """
 _LOOP = """
@@ -177,11 +179,13 @@ def others_share(busy: float, own: float, seconds: float) -> float:
 
 def wait_for_quiet() -> None:
     """Returns after a second in which the machine was idle."""
-    while True:
+    for waited in count():
         before = busy_seconds()
         time.sleep(1)
         if others_share(busy_seconds() - before, 0.0, 1.0) < _QUIET:
             return
+        if waited % 60 == 10:
+            print("    waiting until the machine is idle", flush=True)
 
 
 def undisturbed(measure: Callable[[], T], tries: int = 4) -> tuple[T, float]:
@@ -210,8 +214,8 @@ def over_http(peer: Peer, model: str, requests: int, turn: int) -> list[Sample]:
 
 
 def _options(peer: Peer, url: str, clients: int, requests: int) -> Options:
-    count, warmup = _sizes(clients, requests)
-    return Options(url=url, path=peer.path, workload="mixed", clients=clients, num_requests=count, warmup=warmup)
+    size, warmup = _sizes(clients, requests)
+    return Options(url=url, path=peer.path, workload="mixed", clients=clients, num_requests=size, warmup=warmup)
 
 
 def _sizes(clients: int, requests: int) -> tuple[int, int]:
@@ -252,8 +256,8 @@ def in_a_loop(python: str, model: str, dtype: str, requests: int, turn: int) -> 
     pipe, found = subprocess.PIPE, []
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as child:
         for batch in _CLIENTS:
-            count, warmup = _sizes(batch, requests)
-            given = texts("mixed", warmup + count, 0)[warmup:]
+            size, warmup = _sizes(batch, requests)
+            given = texts("mixed", warmup + size, 0)[warmup:]
             answer, share = undisturbed(partial(_ask, child, [given, batch]))
             found.append(_loop_sample(dtype, batch, turn, given, answer, share))
             _say(found[-1])
@@ -339,9 +343,12 @@ def table(result: Result) -> str:
 
 
 _NOTES = """\
-Medians of {rounds} rounds, in brackets the lowest and the highest. Ratios are ours / the row's, each of the same round:
-texts/s, and CPU time a request. Other processes took at most {most:.1%} of the processors in a run.
-sentence-transformers gets all texts in one call of batch 64, which sorts them by length; or one text a call.
+Medians of {rounds} rounds, in brackets the lowest and the highest. Ratios are ours / the row's, each within a round:
+of texts/s, and of CPU time a request. Other processes took at most {most:.1%} of the processors in a run that counts.
+
+Infinity has its defaults (torch, batches of 32), but writes no line a request (`--log-level warning`).
+BetterTransformer is its default where the installed optimum still has it. sentence-transformers is not a server:
+with 64 it gets all texts in one call of batch 64, which sorts them by length; with 1, one text a call.
 """
 
 
@@ -352,7 +359,7 @@ def _section(samples: Sequence[Sample]) -> list[str]:
         f"`{samples[0].workload}`:",
         "",
         "| server | dtype | texts/s | p50 / p95 / p99 ms | CPU ms/request | RSS MB "
-        "| ours f32 / it: texts/s, CPU | ours bf16 / it: texts/s, CPU |",
+        "| ours f32 / it: texts/s; CPU | ours bf16 / it: texts/s; CPU |",
         "|---|---|--:|--:|--:|--:|--:|--:|",
         *(
             _row(group, [groups[_OURS, dtype] for dtype in ("float32", "bfloat16")])
@@ -382,9 +389,9 @@ def _row(group: Sequence[Sample], ours: Sequence[Sequence[Sample]]) -> str:
 
 def _ratios(ours: Sequence[Sample], theirs: Sequence[Sample]) -> str:
     pairs = list(zip(ours, theirs, strict=True))
-    speed = statistics.median(mine.texts_per_s / other.texts_per_s for mine, other in pairs)
+    speeds = [mine.texts_per_s / other.texts_per_s for mine, other in pairs]
     cpu = statistics.median(mine.cpu_ms / other.cpu_ms for mine, other in pairs)
-    return f"{speed:.2f}, {cpu:.2f}"
+    return f"{statistics.median(speeds):.2f} ({min(speeds):.2f}-{max(speeds):.2f}); {cpu:.2f}"
 
 
 def main() -> None:

@@ -74,10 +74,14 @@ class NotFound(RequestError):
 
 
 class MethodNotAllowed(RequestError):
-    """The route exists, for other methods."""
+    """The route exists, for the methods in `allow`."""
 
     status = 405
     kind = "MethodNotAllowed"
+
+    def __init__(self, message: str, *, param: str | None = None, allow: str = "") -> None:
+        super().__init__(message, param=param)
+        self.allow = allow
 
 
 class PayloadTooLarge(RequestError):

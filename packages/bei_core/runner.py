@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import threading
 import time
@@ -219,7 +220,7 @@ class Runner:
 
     def _fail(self, items: Sequence[Item[Ticket]], error: RequestError) -> None:
         for item in items:
-            item.owner.error = item.owner.error or error
+            item.owner.error = item.owner.error or copy.copy(error)  # a traceback of its own
             item.owner.abandoned = True
         self._tell([item.owner for item in items])
 
@@ -235,15 +236,16 @@ class Runner:
                 log.debug("dropped %d results of a closed event loop", len(settled))
 
     def _give_up(self, why: str) -> None:
-        """Marks the engine unusable and fails everything that waits for it."""
+        """Marks the engine unusable and fails what it holds; what only waited gets a 503, to be tried elsewhere."""
         with self._wake:
             if self._broken is not None:
                 return
             self._broken = why
-            waiting = [*self._current.items, *self._pending.drain()]
+            held, waiting = self._current.items, self._pending.drain()
             self._wake.notify()
-        log.error("%s; failing %d items", why, len(waiting))
-        self._fail(waiting, EngineError(why))
+        log.error("%s; failing %d items", why, len(held) + len(waiting))
+        self._fail(held, EngineError(why))
+        self._fail(waiting, Unhealthy(why))
 
 
 def _resolve(tickets: Sequence[Ticket]) -> None:

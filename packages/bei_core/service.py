@@ -142,6 +142,12 @@ class Service:
         """What the columns of a row of scores stand for; none of an embedding's."""
         return self.spec.classifier.labels if self.spec.classifier else ()
 
+    def check_batch(self, inputs: Sequence[object]) -> None:
+        """Raises Validation for more inputs than one request may have."""
+        limit = self.settings.max_client_batch_size
+        if len(inputs) > limit:
+            raise Validation(f"batch size {len(inputs)} > maximum allowed batch size {limit}", param="inputs")
+
     async def check(self) -> None:
         """Raises Unhealthy unless the model answers: lately, or now when asked."""
         if self._draining:
@@ -166,16 +172,11 @@ class Service:
     @contextmanager
     def _admitted(self, task: Task) -> Iterator[None]:
         """Counts a request in and out. Raises Overloaded before any work is done, Validation for too many inputs."""
-        limits = self.settings
-        if len(task.inputs) > limits.max_client_batch_size:
-            raise Validation(
-                f"batch size {len(task.inputs)} > maximum allowed batch size {limits.max_client_batch_size}",
-                param="inputs",
-            )
-        if self._num_requests >= limits.max_concurrent_requests:
+        self.metrics.received(len(task.inputs))
+        self.check_batch(task.inputs)
+        if self._num_requests >= self.settings.max_concurrent_requests:
             raise Overloaded(f"{self._num_requests} requests are in progress already; try again")
         self._num_requests += 1
-        self.metrics.received(len(task.inputs))
         try:
             yield
         finally:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,12 @@ INLINE_CHARS = 4096
 # One call into Rust at a time holds this much text, so that a huge request does not keep its neighbours waiting.
 _CHUNK = 64
 
+# No vocabulary has longer tokens (text-embeddings-inference has the same figure). Megabytes are cut before they are
+# tokenized, which takes 100 bytes of memory a character.
+_CHARS_PER_TOKEN = 250
+
+ResultT = TypeVar("ResultT")
+
 
 class TextTokenizer:
     """The tokenizer of one model. Its calls may come from any thread."""
@@ -37,6 +44,7 @@ class TextTokenizer:
             self._tokenizer.normalizer = _lowercase_first(self._tokenizer)
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
+        self._knows_more = self._tokenizer.get_vocab_size() > vocab_size  # ids that the model has no row for
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="bei-tokenize")
 
     async def encode(self, texts: Sequence[Text], how: Encoding) -> list[Tokens]:
@@ -45,9 +53,13 @@ class TextTokenizer:
         Raises Empty for an empty text, Validation for one that is too long and may not be cut or for unknown token
         ids, Tokenizer where the tokenizer refuses.
         """
-        if sum(map(_num_characters, texts)) <= INLINE_CHARS:
-            return self.encode_now(texts, how)
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self.encode_now, texts, how)
+        return await self.apart(sum(map(_num_characters, texts)), lambda: self.encode_now(texts, how))
+
+    async def apart(self, size: int, work: Callable[[], ResultT]) -> ResultT:
+        """What `work` returns, done here where its `size` in characters is small, else on the tokenizer's thread."""
+        if size <= INLINE_CHARS:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def encode_now(self, texts: Sequence[Text], how: Encoding) -> list[Tokens]:
         """`encode`, on the caller's thread."""
@@ -64,7 +76,7 @@ class TextTokenizer:
     def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, str, bool, int | None, int | None]]:
         """(id, text, is special, start, stop) of each token; start and stop count characters, None for special ones."""
         try:
-            encoding = self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
         except Exception as fault:
             raise Tokenizer(f"the tokenizer refused the text: {fault}", param="inputs") from fault
         rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
@@ -85,26 +97,36 @@ class TextTokenizer:
     def _encode_texts(self, texts: list[str | Pair], how: Encoding) -> list[Tokens]:
         if not all(all(text) if isinstance(text, Pair) else text for text in texts):
             raise Empty("`inputs` cannot hold an empty text", param="inputs")
-        if how.prompt:
-            texts = [text if isinstance(text, Pair) else how.prompt + text for text in texts]
-        try:
-            if len(texts) == 1:
-                text = texts[0]
-                encodings = [self._tokenizer.encode(*text) if isinstance(text, Pair) else self._tokenizer.encode(text)]
-            else:
-                encodings = [
-                    encoding
-                    for start in range(0, len(texts), _CHUNK)
-                    for encoding in self._tokenizer.encode_batch_fast(texts[start : start + _CHUNK])
-                ]
+        texts = [self._prepared(text, how) for text in texts]
+        try:  # always by the batch: `encode` of one text keeps Python's lock while it runs
+            encodings = [
+                encoding
+                for start in range(0, len(texts), _CHUNK)
+                for encoding in self._tokenizer.encode_batch_fast(texts[start : start + _CHUNK])
+            ]
         except Exception as fault:  # the library raises bare Exception
             raise Tokenizer(f"the tokenizer refused the text: {fault}", param="inputs") from fault
         return [self._tokens(encoding, how) for encoding in encodings]
+
+    def _prepared(self, text: str | Pair, how: Encoding) -> str | Pair:
+        """A text with its prompt, less what is so far beyond the model's length that no token of it could stay."""
+        if isinstance(text, Pair):
+            return Pair(*(self._clipped(part, how) for part in text))
+        return (how.prompt or "") + self._clipped(text, how)
+
+    def _clipped(self, text: str, how: Encoding) -> str:
+        limit = self.max_seq_len * _CHARS_PER_TOKEN
+        if len(text) <= limit:
+            return text
+        self._refuse_too_long(f"{len(text)} characters", how)
+        return text[:limit] if how.side is TruncationSide.RIGHT else text[-limit:]
 
     def _tokens(self, encoding: tokenizers.Encoding, how: Encoding) -> Tokens:
         ids = np.array(encoding.ids, np.int32)
         if not len(ids):
             raise Empty("the text has no tokens", param="inputs")
+        if self._knows_more:
+            self._check_ids(encoding.ids)
         type_ids = np.array(encoding.type_ids, np.int32)
         if len(ids) <= self.max_seq_len:
             return Tokens(ids, type_ids)
@@ -129,7 +151,7 @@ class TextTokenizer:
         if not 0 <= worst < self.vocab_size:
             raise Validation(f"token id {worst} is not in the vocabulary (0 to {self.vocab_size - 1})", param="inputs")
 
-    def _refuse_too_long(self, length: int, how: Encoding) -> None:
+    def _refuse_too_long(self, length: int | str, how: Encoding) -> None:
         if not how.truncate:
             raise Validation(
                 f"`inputs` must have less than {self.max_seq_len} tokens. Given: {length}; "

@@ -42,7 +42,7 @@ def refuses(server: Server) -> bool:
     """Whether nobody listens."""
     try:
         server.connect().close()
-    except ConnectionRefusedError:
+    except (ConnectionRefusedError, ConnectionResetError):
         return True
     return False
 

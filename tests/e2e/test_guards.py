@@ -201,3 +201,25 @@ def test_a_page_of_another_origin_may_not(client: httpx.Client) -> None:
 
 def test_secrets_stay_out_of_the_log(guarded: Server) -> None:
     assert KEY not in guarded.log
+
+
+@pytest.mark.parametrize("name", ["Upgrade", "upgrade"])
+def test_an_offer_of_http_2_is_ignored(guarded: Server, name: str) -> None:
+    body = b'{"inputs": "a"}'
+    offer = (f"{name}: h2c", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABk")
+    request = request_bytes("/embed", body, f"Authorization: Bearer {KEY}", *offer)
+    with guarded.connect() as connection:
+        received = answers(connection, request, closing=True)
+    assert received.startswith(b"HTTP/1.1 200")
+
+
+def test_a_head_without_end_is_refused(guarded: Server) -> None:
+    padding = [f"x-{index}: {'a' * 1000}" for index in range(70)]
+    request = request_bytes("/embed", b'{"inputs": "a"}', f"Authorization: Bearer {KEY}", *padding)
+    with guarded.connect() as connection:
+        assert answers(connection, request).startswith(b"HTTP/1.1 400")
+
+
+def test_a_wrong_method_is_told_the_right_one(client: httpx.Client) -> None:
+    reply = client.get("/embed")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "POST")

@@ -133,6 +133,24 @@ def test_a_text_that_is_too_long_is_refused_where_it_may_not_be_cut(minilm: Chec
     assert len(tokenizer.encode_now(["one two"], REFUSE)[0]) == 4  # exactly as long as may be
 
 
+@pytest.mark.parametrize("side", SIDES)
+def test_a_text_of_megabytes_is_cut_before_it_is_tokenized_and_alike(minilm: Checkpoint, side: str) -> None:
+    tokenizer, words = tokenizer_of(minilm.folder, 16), [f"word{index}" for index in range(200)]
+    text = " ".join(words * 20)  # far over 250 characters a token
+    how = Encoding(side=SIDES[side])
+    few = " ".join(words[:40] if side == "right" else words[-40:])
+    assert ids_of(tokenizer.encode_now([text], how)) == ids_of(tokenizer.encode_now([few], how))
+    assert ids_of(tokenizer.encode_now([Pair("a", text)], how)) == ids_of(tokenizer.encode_now([Pair("a", few)], how))
+    with pytest.raises(Validation, match="characters"):
+        tokenizer.encode_now([text], REFUSE)
+
+
+def test_ids_that_the_model_has_no_row_for_are_refused(minilm: Checkpoint) -> None:
+    tokenizer = TextTokenizer(minilm.folder / "tokenizer.json", max_seq_len=16, vocab_size=2000)
+    with pytest.raises(Validation, match="not in the vocabulary"):
+        tokenizer.encode_now(["hello"], PLAIN)
+
+
 def test_a_limit_written_into_the_tokenizer_does_not_count() -> None:
     folder = FOLDERS["bert-cls-normalize"]  # cuts and pads to 20
     assert json.loads((folder / "tokenizer.json").read_text())["truncation"]["max_length"] == 20

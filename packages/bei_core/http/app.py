@@ -108,7 +108,8 @@ class App:
         if method in {"GET", "HEAD"} and path in openapi.PATHS:
             return openapi.respond(path)
         if path in self._paths:
-            raise MethodNotAllowed(f"{path} is not served by {method}")
+            methods = ", ".join(sorted(known for known, place in self._routes if place == path)) or "GET"
+            raise MethodNotAllowed(f"{path} is served by {methods}, not by {method}", allow=methods)
         raise NotFound(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
 
     def _refuse(self, error: RequestError, route: Route | None, path: str) -> Response:
@@ -149,7 +150,9 @@ def make_app(service: Service) -> tuple[App, ASGIApp]:
     """The application, and what a server runs: the same inside what the settings put around it."""
     app = App(service)
     origins = service.settings.cors_allow_origin
-    return app, CORSMiddleware(app, origins, allow_methods=["*"], allow_headers=["*"]) if origins else app
+    return app, CORSMiddleware(
+        app, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
+    ) if origins else app
 
 
 @contextmanager

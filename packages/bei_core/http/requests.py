@@ -61,7 +61,7 @@ class EmbeddingsRequest(Common):
 
     input: Input
     model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: Literal["float", "base64"] | None = None  # null, as some clients send it: float
     dimensions: int | None = None
     user: str | None = None
     input_type: str | None = None

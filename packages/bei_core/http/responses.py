@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bei_core.errors import Overloaded, RequestError, Unauthorized
+from bei_core.errors import MethodNotAllowed, Overloaded, RequestError, Unauthorized
 from bei_core.metrics import Timings
 from bei_core.service import Reply, Service
 from bei_core.tasks import Rows
@@ -66,17 +66,25 @@ def openai_embeddings(reply: Reply, model: str, *, as_base64: bool) -> dict[str,
     }
 
 
+def tokens(spans: Sequence[tuple[int, str, bool, int | None, int | None]]) -> list[dict[str, Any]]:
+    """The tokens of one text in the body of `/tokenize`."""
+    return [dict(zip(("id", "text", "special", "start", "stop"), span, strict=True)) for span in spans]
+
+
 def error_response(error: RequestError, *, openai_shape: bool, inputs: str = "inputs") -> Response:
     """The one place where an error becomes a reply: OpenAI's shape, or TEI's.
 
     `inputs` is what the route's body calls its inputs; below HTTP they are called that and nothing else.
     """
-    message, param = error.message.replace("`inputs`", f"`{inputs}`"), error.param
+    message, param = error.message, error.param
+    if param == "inputs":
+        message, param = message.replace("`inputs`", f"`{inputs}`"), inputs
     message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # it may repeat what the caller sent
-    param = inputs if param == "inputs" else param
     headers = {}
     if isinstance(error, Overloaded):
         headers["retry-after"] = str(error.retry_after_s)
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = error.allow
     if isinstance(error, Unauthorized):
         headers["www-authenticate"] = "Bearer"
     if openai_shape:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeAlias
 
@@ -110,25 +111,21 @@ async def tokenize(call: Call) -> Response:
     """`POST /tokenize`."""
     body = requests.decode(call.body, TokenizeRequest)
     prompt = call.service.encoding(prompt_name=body.prompt_name).prompt if body.prompt_name else None
-    keys = ("id", "text", "special", "start", "stop")
-    return json_response(
-        [
-            [
-                dict(zip(keys, span, strict=True))
-                for span in call.service.tokenizer.spans(
-                    (prompt or "") + text, add_special_tokens=body.add_special_tokens
-                )
-            ]
-            for text in requests.texts_of(body.inputs)
-        ]
-    )
+    texts = [(prompt or "") + text for text in requests.texts_of(body.inputs)]
+    call.service.check_batch(texts)
+    tokenizer, special = call.service.tokenizer, body.add_special_tokens
+    spans = [partial(tokenizer.spans, text, add_special_tokens=special) for text in texts]
+    found = await tokenizer.apart(sum(map(len, texts)), lambda: [of_text() for of_text in spans])
+    return json_response([responses.tokens(one) for one in found])
 
 
 async def decode(call: Call) -> Response:
     """`POST /decode`."""
     body = requests.decode(call.body, DecodeRequest)
-    decode_one = call.service.tokenizer.decode
-    return json_response([decode_one(ids, skip_special_tokens=body.skip_special_tokens) for ids in body.lists()])
+    tokenizer, lists = call.service.tokenizer, body.lists()
+    decode_one = partial(tokenizer.decode, skip_special_tokens=body.skip_special_tokens)
+    texts = await tokenizer.apart(sum(map(len, lists)), lambda: [decode_one(ids) for ids in lists])
+    return json_response(texts)
 
 
 async def health(call: Call) -> Response:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,35 @@ _LINGER_S = 0.25
 # How long a draining server waits for a client that has yet to send the rest of its request, or that reads nothing of
 # its reply: such a client could keep the process from ending for ever.
 _STUCK_S = 5.0
+
+
+# Bytes of a request's head: more than any proxy adds, and little enough to hold for every connection.
+_MAX_HEAD = 65_536
+
+# An offer to go on in HTTP/2, as Java's client makes with its first request. llhttp takes the body of a request that
+# offers an upgrade for the other protocol's bytes, so the offer, which a server may ignore, is made unreadable.
+_UPGRADE = re.compile(rb"\r\nUpgrade:(?=[ \t]*h2c)", re.IGNORECASE)
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 over httptools, for requests whose head is of a sane size and whatever else it offers."""
+
+    def data_received(self, data: bytes) -> None:
+        """More bytes of a connection."""
+        head, end, body = data.partition(b"\r\n\r\n")
+        super().data_received(_UPGRADE.sub(b"\r\nIgnored:", head) + end + body)
+
+    def on_message_begin(self) -> None:
+        """A request starts."""
+        self._head_size = 0
+        super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header. Raises ValueError, which ends in a 400, where the head has grown too large."""
+        self._head_size += len(name) + len(value)
+        if self._head_size > _MAX_HEAD:
+            raise ValueError(f"the head of the request is larger than {_MAX_HEAD} bytes")
+        super().on_header(name, value)
 
 
 class Server(uvicorn.Server):
@@ -81,7 +111,7 @@ def serve(service: Service) -> None:
         host=settings.hostname,
         port=settings.port,
         loop="uvloop",
-        http="httptools",
+        http=Protocol,
         lifespan="off",
         ws="none",
         access_log=False,
