@@ -35,14 +35,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from bei_core.bench import Options, Report, run
 from bei_core.bench.measure import machine
 from bei_core.bench.workload import texts
-from benchmarks.serve import _first_answer, server
+from benchmarks.peers_table import CLIENTS, OURS, Result, Sample, table
+from benchmarks.serve import first_answer, server
 
 T = TypeVar("T")
 
 _ROOT = Path(__file__).parents[1]
 _RESULTS = _ROOT / "benchmarks" / "results"
-_OURS = "BEI"
-_CLIENTS = (64, 1)
+
 _QUIET = 0.10  # the share of the processors that other processes may take
 _START_S = 120.0
 _ENVIRONMENT = ".venv-infinity"
@@ -85,33 +85,9 @@ class Peer:
     dtype: str
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """One timed run."""
-
-    name: str
-    dtype: str
-    clients: int
-    turn: int  # the round
-    workload: str
-    texts_per_s: float
-    latency_ms: tuple[float, float, float] | None  # p50, p95, p99
-    cpu_ms: float  # user + system, all its processes, a request
-    rss_mb: float
-    others_share: float  # of the processors, taken by other processes meanwhile
-
-
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was measured, and on what."""
-
-    machine: dict[str, str | int]
-    versions: dict[str, str]
-    missing: dict[str, str]  # peer to the command that installs it
-    samples: list[Sample]
-
-
 def ours() -> list[Peer]:
     """Ours, in both precisions."""
-    return [Peer(_OURS, (), "/v1/embeddings", dtype) for dtype in ("bfloat16", "float32")]
+    return [Peer(OURS, (), "/v1/embeddings", dtype) for dtype in ("bfloat16", "float32")]
 
 
 def infinity(python: str) -> list[Peer]:
@@ -151,7 +127,7 @@ def _started(peer: Peer, model: str) -> Iterator[tuple[str, float]]:
     hangs = threading.Timer(_START_S, process.kill)
     try:
         hangs.start()
-        _first_answer(f"http://127.0.0.1:{port}", process)
+        first_answer(f"http://127.0.0.1:{port}", process)
         hangs.cancel()
         yield f"http://127.0.0.1:{port}", time.perf_counter() - started
     finally:
@@ -205,7 +181,7 @@ def over_http(peer: Peer, model: str, requests: int, turn: int) -> list[Sample]:
     """A sample a number of clients, from one start of the server."""
     found: list[Sample] = []
     with launch(peer, model) as (url, _):
-        for clients in _CLIENTS:
+        for clients in CLIENTS:
             options = _options(peer, url, clients, requests)
             report, share = undisturbed(partial(run, options))
             found.append(_sample(peer, clients, turn, report, share))
@@ -255,7 +231,7 @@ def in_a_loop(python: str, model: str, dtype: str, requests: int, turn: int) -> 
     command = [python, "-c", _LOOP, model, dtype]
     pipe, found = subprocess.PIPE, []
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as child:
-        for batch in _CLIENTS:
+        for batch in CLIENTS:
             size, warmup = _sizes(batch, requests)
             given = texts("mixed", warmup + size, 0)[warmup:]
             answer, share = undisturbed(partial(_ask, child, [given, batch]))
@@ -326,72 +302,6 @@ def measure(python: str, model: str, requests: int, rounds: int) -> Result:
         missing={} if theirs else {"Infinity": _INSTALL, "sentence-transformers": _INSTALL},
         samples=samples,
     )
-
-
-def table(result: Result) -> str:
-    """The results as Markdown."""
-    lines = [
-        f"Machine: {', '.join(f'{name} {value}' for name, value in result.machine.items())}; the client on it too.",
-        f"Versions: {', '.join(f'{name} {value}' for name, value in result.versions.items())}.",
-        *(f"Not measured: {name}. Install it with `{command}`." for name, command in result.missing.items()),
-    ]
-    for clients in _CLIENTS:
-        lines += ["", *_section([sample for sample in result.samples if sample.clients == clients])]
-    rounds = 1 + max(sample.turn for sample in result.samples)
-    most = max(sample.others_share for sample in result.samples)
-    return "\n".join([*lines, "", _NOTES.format(rounds=rounds, most=most)])
-
-
-_NOTES = """\
-Medians of {rounds} rounds, in brackets the lowest and the highest. Ratios are ours / the row's, each within a round:
-of texts/s, and of CPU time a request. Other processes took at most {most:.1%} of the processors in a run that counts.
-
-Infinity has its defaults (torch, batches of 32), but writes no line a request (`--log-level warning`).
-BetterTransformer is its default where the installed optimum still has it. sentence-transformers is not a server:
-with 64 it gets all texts in one call of batch 64, which sorts them by length; with 1, one text a call.
-"""
-
-
-def _section(samples: Sequence[Sample]) -> list[str]:
-    kinds = list(dict.fromkeys((sample.name, sample.dtype) for sample in samples))
-    groups = {kind: [sample for sample in samples if (sample.name, sample.dtype) == kind] for kind in kinds}
-    return [
-        f"`{samples[0].workload}`:",
-        "",
-        "| server | dtype | texts/s | p50 / p95 / p99 ms | CPU ms/request | RSS MB "
-        "| ours f32 / it: texts/s; CPU | ours bf16 / it: texts/s; CPU |",
-        "|---|---|--:|--:|--:|--:|--:|--:|",
-        *(
-            _row(group, [groups[_OURS, dtype] for dtype in ("float32", "bfloat16")])
-            for group in sorted(groups.values(), key=_speed, reverse=True)
-        ),
-    ]
-
-
-def _speed(group: Sequence[Sample]) -> float:
-    return statistics.median(sample.texts_per_s for sample in group)
-
-
-def _row(group: Sequence[Sample], ours: Sequence[Sequence[Sample]]) -> str:
-    speeds = [sample.texts_per_s for sample in group]
-    waits = [sample.latency_ms for sample in group if sample.latency_ms is not None]
-    cells = (
-        group[0].name,
-        group[0].dtype,
-        f"{_speed(group):,.0f} ({min(speeds):,.0f}-{max(speeds):,.0f})",
-        " / ".join(f"{statistics.median(column):.1f}" for column in zip(*waits, strict=True)),
-        f"{statistics.median(sample.cpu_ms for sample in group):.2f}",
-        f"{statistics.median(sample.rss_mb for sample in group):,.0f}",
-        *(_ratios(mine, group) for mine in ours),
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def _ratios(ours: Sequence[Sample], theirs: Sequence[Sample]) -> str:
-    pairs = list(zip(ours, theirs, strict=True))
-    speeds = [mine.texts_per_s / other.texts_per_s for mine, other in pairs]
-    cpu = statistics.median(mine.cpu_ms / other.cpu_ms for mine, other in pairs)
-    return f"{statistics.median(speeds):.2f} ({min(speeds):.2f}-{max(speeds):.2f}); {cpu:.2f}"
 
 
 def main() -> None:

@@ -67,14 +67,14 @@ def server(model: str, dtype: str) -> Iterator[tuple[str, float]]:
     started = time.perf_counter()
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
-        _first_answer(url, process)
+        first_answer(url, process)
         yield url, time.perf_counter() - started
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
 
-def _first_answer(url: str, process: subprocess.Popen[bytes]) -> None:
+def first_answer(url: str, process: subprocess.Popen[bytes]) -> None:
     """Returns when one text has been embedded. Raises RuntimeError where the server ends before that."""
     request = urllib.request.Request(f"{url}/v1/embeddings", _BODY, {"content-type": "application/json"})
     while process.poll() is None:
