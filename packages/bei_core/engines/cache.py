@@ -24,7 +24,7 @@ from bei_core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
 SCHEMA = 1
 
 

@@ -18,8 +18,6 @@ from bei_core.spec import ModelSpec, load_spec, read_spec
 
 log = logging.getLogger(__name__)
 
-SPEC, TOKENIZER = "spec.json", "tokenizer.json"
-
 # The `dtype` setting that gives each precision of a manifest.
 PRECISION_DTYPES = {"f32": "float32", "bf16": "bfloat16"}
 
@@ -61,10 +59,10 @@ def load(folder: Path) -> Opened:
     """The engine of an engine folder. Raises CheckpointError where the folder is not whole."""
     started = time.perf_counter()
     manifest = cache.read_manifest(folder)
-    spec = load_spec(folder / SPEC)
+    spec = load_spec(folder / cache.SPEC)
     engine = _loader(manifest.engine)(folder, spec, manifest)
     log.info("engine loaded %s in %.2f s (%s)", folder, time.perf_counter() - started, engine.info.compute_type)
-    return Opened(engine, spec, folder / TOKENIZER, manifest)
+    return Opened(engine, spec, folder / cache.TOKENIZER, manifest)
 
 
 def _check_agreement(settings: Settings, opened: Opened) -> None:

@@ -23,8 +23,6 @@ log = logging.getLogger(__name__)
 # Part of an engine's address: raise it when the same checkpoint would give another graph.
 GRAPH_VERSION = 1
 
-SPEC, TOKENIZER = "spec.json", "tokenizer.json"
-
 
 def build(checkpoint: Checkpoint, spec: ModelSpec, target: Path | None, *, dtype: str, root: Path) -> Path:
     """The engine folder of a checkpoint: `target`, or its address under `root`; built unless it is there.
@@ -57,8 +55,8 @@ def build(checkpoint: Checkpoint, spec: ModelSpec, target: Path | None, *, dtype
 
 def _fill(folder: Path, checkpoint: Checkpoint, spec: ModelSpec, precision: str) -> None:
     """Writes the files of an engine folder."""
-    shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
-    save_spec(spec, folder / SPEC)
+    shutil.copyfile(checkpoint.folder / cache.TOKENIZER, folder / cache.TOKENIZER)
+    save_spec(spec, folder / cache.SPEC)
     compiled = openvino.Core().compile_model(build_graph(spec, checkpoint), "CPU", compile_properties(precision))
     with (folder / BLOB).open("wb") as file:
         file.write(compiled.export_model().getbuffer())
