@@ -295,7 +295,7 @@ def test_headers_that_can_be_kept(http: httpx.Client, name: str, value: str) -> 
 @pytest.mark.parametrize(
     ("method", "path", "status", "kind"),
     [
-        ("GET", "/", 404, "NotFound"),
+        ("GET", "/", 405, "MethodNotAllowed"),
         ("POST", "/nowhere", 404, "NotFound"),
         ("GET", "/embed/", 404, "NotFound"),
         ("GET", "/EMBED", 404, "NotFound"),

@@ -206,6 +206,32 @@ async def test_what_cannot_be_scored_is_refused(path: str, body: object, status:
     assert named in reply.text
 
 
+@pytest.mark.parametrize("path", ["/", "/invocations"])
+@pytest.mark.parametrize(
+    ("classifier", "body", "same_as"),
+    [
+        (None, {"inputs": "red"}, "/embed"),
+        (None, {"inputs": {"source_sentence": "red", "sentences": ["blue"]}}, "/similarity"),
+        (None, {"input": "red"}, "/v1/embeddings"),
+        (CLASSIFIER, {"inputs": "red"}, "/predict"),
+        (RERANKER, {"query": "q", "texts": ["red"]}, "/rerank"),
+    ],
+)
+async def test_one_path_takes_every_body(classifier: Classifier | None, body: object, same_as: str, path: str) -> None:
+    async with serving(classifier) as client:
+        reply = await client.post(path, json=body)
+        expected_reply = await client.post(same_as, json=body)
+    assert reply.status_code == 200
+    assert reply.json() == expected_reply.json()
+
+
+async def test_one_path_refuses_what_no_route_takes() -> None:
+    async with serving(None) as client:
+        assert (await client.post("/", json={"text": "a"})).status_code == 422
+        assert (await client.post("/", content=b"{")).status_code == 400
+        assert (await client.get("/")).headers["allow"] == "POST"
+
+
 async def test_info_says_what_kind_of_model_is_served() -> None:
     async with serving(CLASSIFIER) as client:
         found = (await client.get("/info")).json()["model_type"]

@@ -26,7 +26,7 @@ from bei_core.errors import (
 )
 from bei_core.http import openapi
 from bei_core.http.responses import error_response, request_id
-from bei_core.http.routes import ROUTES, Call, Route
+from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route
 from bei_core.http.shapes import path_of
 from bei_core.metrics import Timings
 from bei_core.pending import HEAD_START_S
@@ -49,23 +49,24 @@ class App:
         self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
         by_kind = "/v1/embeddings" if service.kind == "embedding" else "/predict"
         self._usual = self._routes["POST", by_kind]  # what a body of no other shape is for
-        self._paths = {route.path for route in ROUTES} | openapi.PATHS
+        self._paths = {route.path for route in ROUTES} | openapi.PATHS | BY_SHAPE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI request."""
         if scope["type"] != "http":
             return
-        request = Request(scope, receive)
-        response = await self.respond(request, scope["method"], scope["path"])
+        request, method, path = Request(scope, receive), scope["method"], scope["path"]
+        by_shape = method == "POST" and path in BY_SHAPE
+        response = await (self.respond_by_shape(request) if by_shape else self.respond(request, method, path))
         if self.draining:
             response.headers["connection"] = "close"
         await response(scope, receive, send)
 
-    async def respond(self, request: Request, method: str, path: str) -> Response:
-        """The reply of a route. Never raises but for cancellation of the server itself."""
+    async def respond(self, request: Request, method: str, path: str, body: bytes | None = None) -> Response:
+        """The reply of a route, `body` being the request's if it is read. Raises only if the server cancels it."""
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
         try:
-            response = await self._answer(request, method, path, route)
+            response = await self._answer(request, method, path, route, body)
         except RequestError as error:
             response = self._refuse(error, route, path)
         except ClientDisconnect:
@@ -84,19 +85,25 @@ class App:
         """The reply of the POST route that takes such a body; raises as `respond` does."""
         default = self._routes.get(("POST", self.service.settings.webserver_default_route or ""), self._usual)
         try:
-            path = path_of(await request.body(), default.path)
+            body = await self._body(request)
+            path = path_of(body, default.path)
         except RequestError as error:
             response = self._refuse(error, default, default.path)
             response.headers["x-request-id"] = request_id(request)
             return response
-        return await self.respond(request, "POST", path)
+        except ClientDisconnect:
+            return self._left()
+        return await self.respond(request, "POST", path, body)
 
-    async def _answer(self, request: Request, method: str, path: str, route: Route | None) -> Response:
+    async def _answer(
+        self, request: Request, method: str, path: str, route: Route | None, body: bytes | None
+    ) -> Response:
         timings = Timings()
         if route is None:
             return self._unrouted(method, path)
         self._authorize(request, route)
-        body = await self._body(request) if method == "POST" else b""
+        if body is None:
+            body = await self._body(request) if method == "POST" else b""
         call = Call(self.service, request, body, timings, _deadline(request), _priority(request))
         with _watched(request):
             response = await route.handler(call)
@@ -108,7 +115,9 @@ class App:
         if method in {"GET", "HEAD"} and path in openapi.PATHS:
             return openapi.respond(path)
         if path in self._paths:
-            methods = ", ".join(sorted(known for known, place in self._routes if place == path)) or "GET"
+            methods = ", ".join(sorted(known for known, place in self._routes if place == path)) or (
+                "POST" if path in BY_SHAPE else "GET"
+            )
             raise MethodNotAllowed(f"{path} is served by {methods}, not by {method}", allow=methods)
         raise NotFound(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,7 @@ import msgspec
 from starlette.responses import HTMLResponse, Response
 
 from bei_core.http.responses import json_response
-from bei_core.http.routes import ROUTES, Route, bei_version
+from bei_core.http.routes import BY_SHAPE, ROUTES, bei_version
 
 PATHS = {"/openapi.json", "/api-doc/openapi.json", "/docs"}
 
@@ -43,7 +44,11 @@ def document() -> dict[str, Any]:
     _, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
+        schemas = [{"$ref": f"#/components/schemas/{route.body.__name__}"}] if route.body else []
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route.summary, schemas, route.public)
+    any_body = [{"$ref": f"#/components/schemas/{body.__name__}"} for body in dict.fromkeys(bodies)]
+    for path in sorted(BY_SHAPE):
+        paths[path] = {"post": _operation("Any of the bodies, told apart by their fields", any_body, False)}
     return {
         "openapi": "3.1.0",
         "info": {"title": "BEI", "version": bei_version(), "license": {"name": "Apache-2.0"}},
@@ -55,14 +60,15 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(summary: str, schemas: Sequence[dict[str, str]], public: bool) -> dict[str, Any]:
+    """One operation, whose body fits one of `schemas`; without any it has none."""
     responses = {"200": {"description": "OK"}}
-    failures = _ERRORS if route.body is not None else {status: _ERRORS[status] for status in ("401", "503")}
+    failures = _ERRORS if schemas else {status: _ERRORS[status] for status in ("401", "503")}
     responses |= {status: {"description": text} for status, text in failures.items()}
-    operation: dict[str, Any] = {"summary": route.summary, "responses": responses}
-    if route.body is not None:
-        schema = {"$ref": f"#/components/schemas/{route.body.__name__}"}
+    operation: dict[str, Any] = {"summary": summary, "responses": responses}
+    if schemas:
+        schema = schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    if not route.public:
+    if not public:
         operation["security"] = [{}, {"key": []}]
     return operation

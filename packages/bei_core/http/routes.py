@@ -155,6 +155,9 @@ async def scrape(call: Call) -> Response:
     return Response(call.service.metrics.render(), headers={"content-type": metrics.CONTENT_TYPE})
 
 
+# Where Hugging Face's InferenceClient and SageMaker send every body; `shapes` says which route it is for.
+BY_SHAPE = frozenset({"/", "/invocations"})
+
 _STARTED = int(time.time())
 
 

@@ -1,4 +1,4 @@
-"""Which route a body is for, by its fields alone: Truss has one predict endpoint for everything that a model does."""
+"""Which route a body is for, by its fields alone: Truss, SageMaker and Hugging Face have one endpoint for all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import msgspec
 from bei_core.errors import Validation
 from bei_core.http.routes import ROUTES
 
-# The POST routes that predict stands for. A body is for the first whose required fields it has, so of two that require
-# the same, the second is reached as `webserver_default_route` only.
+# The POST routes that such an endpoint stands for. A body is for the first whose required fields it has, so of two that
+# require the same, the second is reached as the default only: `webserver_default_route`, or what the model's kind says.
 _PATHS = ("/v1/embeddings", "/embed", "/rerank", "/predict")
 
 _REQUIRED = {
@@ -28,9 +28,12 @@ def path_of(body: bytes, default_route: str) -> str:
     Raises Validation, which says what the routes require, for an object that none of them takes.
     """
     try:
-        names = _DECODER.decode(body).keys()
+        fields = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return default_route  # which refuses it in its own words
+    names = fields.keys()
+    if bytes(fields.get("inputs", b"")).lstrip().startswith(b"{"):
+        return "/similarity"  # the one route whose inputs are an object
     for path in (default_route, *_PATHS):
         if path in _REQUIRED and names >= _REQUIRED[path]:
             return path
