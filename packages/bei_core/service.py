@@ -18,7 +18,7 @@ from bei_core.errors import ConfigError, Overloaded, Unhealthy, Validation, Wron
 from bei_core.metrics import Metrics, Timings
 from bei_core.runner import Runner
 from bei_core.spec import ModelSpec
-from bei_core.tasks import Encoding, Rows, Scoring, Task, Tokens, TruncationSide
+from bei_core.tasks import Encoding, Rows, Scoring, Task, Tokens, TruncationSide, num_characters
 from bei_core.tokens import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -189,7 +189,7 @@ class Service:
         timings.tokenization_s = time.perf_counter() - started
         timings.num_inputs = len(tokens)
         timings.num_tokens = sum(map(len, tokens))
-        timings.num_characters = sum(len(text) for text in task.inputs if isinstance(text, str))
+        timings.num_characters = sum(map(num_characters, task.inputs))
         waiting = self._runner.num_tokens
         if waiting and waiting + timings.num_tokens > self.settings.max_queue_tokens:
             raise Overloaded(f"{waiting} tokens are waiting already; try again")

@@ -39,6 +39,13 @@ class TruncationSide(str, Enum):
     LEFT = "left"
 
 
+def num_characters(text: Text) -> int:
+    """Characters of a text, or of both texts of a pair; none of token ids."""
+    if isinstance(text, Pair):
+        return len(text.first) + len(text.second)
+    return len(text) if isinstance(text, str) else 0
+
+
 @dataclass(frozen=True, slots=True)
 class Encoding:
     """How the texts of one request become tokens."""

@@ -15,7 +15,7 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from bei_core.errors import CheckpointError, Empty, Tokenizer, Validation
-from bei_core.tasks import Encoding, Pair, Text, Tokens, TruncationSide
+from bei_core.tasks import Encoding, Pair, Text, Tokens, TruncationSide, num_characters
 
 # Below this many characters a request is encoded where it stands: about 1 us a token, where a hop to another thread
 # and back costs 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
@@ -53,7 +53,8 @@ class TextTokenizer:
         Raises Empty for an empty text, Validation for one that is too long and may not be cut or for unknown token
         ids, Tokenizer where the tokenizer refuses.
         """
-        return await self.apart(sum(map(_num_characters, texts)), lambda: self.encode_now(texts, how))
+        size = sum(num_characters(text) or len(text) for text in texts)  # of token ids, how many
+        return await self.apart(size, lambda: self.encode_now(texts, how))
 
     async def apart(self, size: int, work: Callable[[], ResultT]) -> ResultT:
         """What `work` returns, done here where its `size` in characters is small, else on the tokenizer's thread."""
@@ -186,11 +187,6 @@ def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
     if 2 * short > room:
         return (room // 2, room - room // 2) if first <= second else (room - room // 2, room // 2)
     return (short, room - short) if first <= second else (room - short, short)
-
-
-def _num_characters(text: Text) -> int:
-    """Characters of a text or of a pair; of token ids, how many."""
-    return sum(map(len, text)) if isinstance(text, Pair) else len(text)
 
 
 def _open(path: Path) -> tokenizers.Tokenizer:

@@ -107,6 +107,20 @@ async def test_rerank_sorts_pairs_by_score() -> None:
     assert reply.headers["x-compute-type"] == "cpu+f32"
 
 
+async def test_a_pairs_characters_are_those_of_both_texts() -> None:
+    async with serving(RERANKER) as client:
+        reply = await client.post("/rerank", json={"query": "four", "texts": ["red", "a"]})
+    assert reply.headers["x-compute-characters"] == str(2 * len("four") + len("red") + len("a"))
+
+
+async def test_a_reply_has_one_id_in_its_body_and_its_headers() -> None:
+    async with serving(RERANKER) as client:
+        replies = [await client.post("/v1/rerank", json={"query": "q", "documents": ["red"]}) for _ in range(2)]
+    ids = [reply.json()["id"] for reply in replies]
+    assert ids == [reply.headers["x-request-id"] for reply in replies]
+    assert ids[0] != ids[1]
+
+
 async def test_rerank_has_raw_scores_and_top_n() -> None:
     async with serving(RERANKER) as client:
         body = {"query": "q", "texts": TEXTS, "raw_scores": True, "top_n": 2}

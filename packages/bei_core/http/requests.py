@@ -30,13 +30,13 @@ class Common(msgspec.Struct, kw_only=True):
 
     def encoding(self, service: Service, prompt_name: str | None = None) -> Encoding:
         """How this request's texts are encoded."""
-        sides = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
-        side = sides.get(self.truncation_direction.lower())
-        if side is None:
+        try:
+            side = TruncationSide(self.truncation_direction.lower())
+        except ValueError:
             raise Validation(
                 f"`truncation_direction` must be Left or Right, got {self.truncation_direction!r}",
                 param="truncation_direction",
-            )
+            ) from None
         truncate = self.truncate
         if isinstance(truncate, str):
             side = TruncationSide.LEFT if truncate == "START" else TruncationSide.RIGHT

@@ -51,8 +51,9 @@ def compute_headers(service: Service, timings: Timings) -> dict[str, str]:
 
 
 def request_id(request: Request) -> str:
-    """The caller's id for this request, or a new one."""
-    return request.headers.get("x-baseten-request-id") or f"{random.getrandbits(64):016x}"
+    """The caller's id for this request, or one made for it, which its body and its headers then share."""
+    given = request.headers.get("x-baseten-request-id")
+    return given or str(request.scope.setdefault("bei.request_id", f"{random.getrandbits(64):016x}"))
 
 
 def openai_embeddings(reply: Reply, model: str, *, as_base64: bool) -> dict[str, Any]:
@@ -62,8 +63,13 @@ def openai_embeddings(reply: Reply, model: str, *, as_base64: bool) -> dict[str,
         "object": "list",
         "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
         "model": model,
-        "usage": {"prompt_tokens": reply.timings.num_tokens, "total_tokens": reply.timings.num_tokens},
+        "usage": usage(reply.timings),
     }
+
+
+def usage(timings: Timings) -> dict[str, int]:
+    """What OpenAI's, Jina's and Infinity's bodies say of tokens: after truncation, special ones included."""
+    return {"prompt_tokens": timings.num_tokens, "total_tokens": timings.num_tokens}
 
 
 def tokens(spans: Sequence[tuple[int, str, bool, int | None, int | None]]) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, TypeAlias
 
@@ -114,17 +113,17 @@ async def tokenize(call: Call) -> Response:
     texts = [(prompt or "") + text for text in requests.texts_of(body.inputs)]
     call.service.check_batch(texts)
     tokenizer, special = call.service.tokenizer, body.add_special_tokens
-    spans = [partial(tokenizer.spans, text, add_special_tokens=special) for text in texts]
-    found = await tokenizer.apart(sum(map(len, texts)), lambda: [of_text() for of_text in spans])
-    return json_response([responses.tokens(one) for one in found])
+    size = sum(map(len, texts))
+    found = await tokenizer.apart(size, lambda: [tokenizer.spans(text, add_special_tokens=special) for text in texts])
+    return json_response([responses.tokens(spans) for spans in found])
 
 
 async def decode(call: Call) -> Response:
     """`POST /decode`."""
     body = requests.decode(call.body, DecodeRequest)
-    tokenizer, lists = call.service.tokenizer, body.lists()
-    decode_one = partial(tokenizer.decode, skip_special_tokens=body.skip_special_tokens)
-    texts = await tokenizer.apart(sum(map(len, lists)), lambda: [decode_one(ids) for ids in lists])
+    tokenizer, lists, skip = call.service.tokenizer, body.lists(), body.skip_special_tokens
+    size = sum(map(len, lists))
+    texts = await tokenizer.apart(size, lambda: [tokenizer.decode(ids, skip_special_tokens=skip) for ids in lists])
     return json_response(texts)
 
 
@@ -163,14 +162,13 @@ _STARTED = int(time.time())
 
 def _list_object(call: Call, kind: str, data: list[Any], reply: Reply) -> dict[str, Any]:
     """OpenAI's and Infinity's list object around results."""
-    tokens = reply.timings.num_tokens
     return {
         "id": responses.request_id(call.request),
         "object": kind,
         "created": int(time.time()),
         "model": call.service.name,
         "data": data,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+        "usage": responses.usage(reply.timings),
     }
 
 

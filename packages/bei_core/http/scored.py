@@ -9,6 +9,7 @@ import msgspec
 
 from bei_core.errors import Empty, Validation
 from bei_core.http.requests import Common
+from bei_core.http.responses import usage
 from bei_core.service import Reply, Service
 from bei_core.tasks import Classify, Encoding, Pair, best_first
 
@@ -97,13 +98,12 @@ class RerankRequest(Common):
         ]
         for result in results if self.return_documents else ():
             result["document"] = {"text": texts[result["index"]]}
-        tokens = reply.timings.num_tokens
         return {
             "id": request_id,
             "model": model,
             "results": results,
             "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
-            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "usage": usage(reply.timings),
         }
 
 

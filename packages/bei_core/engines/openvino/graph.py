@@ -22,7 +22,8 @@ from bei_core.spec import Classifier, Dense, ModelSpec, Normalize, Pooling
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 
-# Classes whose body is the family's encoder; what they put on top of it is not used for an embedding.
+# Classes whose body is the family's encoder. Of what they have on top of it, only the head of a
+# ForSequenceClassification is used.
 _ARCHITECTURES = {
     "BertModel": "bert",
     "BertForMaskedLM": "bert",
