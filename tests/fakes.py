@@ -45,7 +45,7 @@ class FakeEngine:
         nan_on: Iterable[int] = (),
         num_failures: int = 0,
     ) -> None:
-        self.info = EngineInfo("fake", "cpu", "f32", WIDTH, max_seq_len, batch_tokens=max_seq_len)
+        self.info = EngineInfo("fake", "cpu", "f32", WIDTH, max_seq_len, batch_tokens=max_seq_len, token_width=2)
         self.raises_on = frozenset(raises_on)
         self.nan_on = frozenset(nan_on)
         self.num_failures = num_failures
@@ -91,6 +91,10 @@ class FakeEngine:
             return self._rows(sequences)
         finally:
             self._busy.release()
+
+    def forward_tokens(self, batch: Batch) -> tuple[Rows, Rows]:
+        """f32[B, WIDTH] and f32[T, 2]: each token's own id, twice."""
+        return self.forward(batch), np.repeat(batch.input_ids[:, None], 2, axis=1).astype(np.float32)
 
     def padding_share(self) -> float:
         """None is padding."""

@@ -19,6 +19,7 @@ class Batch:
     type_ids: npt.NDArray[np.int32]  # [T]
     cu_seqlens: npt.NDArray[np.int32]  # [B + 1]
     max_len: int
+    skips: npt.NDArray[np.int32]  # [B], first tokens of each sequence that pooling leaves out
 
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
@@ -46,4 +47,5 @@ class Batch:
             type_ids=np.concatenate([item.type_ids for item in items]),
             cu_seqlens=cu_seqlens,
             max_len=int(lengths.max()),
+            skips=np.fromiter((item.skip for item in items), np.int32, len(items)),
         )

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bei_core.engines.base import Engine
 from bei_core.errors import DeadlineExceeded, EngineError, RequestError, Unhealthy
 from bei_core.metrics import Metrics
 from bei_core.pending import HEAD_START_S, Item, Pending
-from bei_core.tasks import Rows, Tokens
+from bei_core.tasks import Output, Rows, Sparse, TokenRows, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,9 @@ _WATCH_S = 1.0  # how often a hang is looked for
 class Ticket:
     """One request's place: it is settled once, when its last row is there or at its first error."""
 
-    future: asyncio.Future[Rows]
-    rows: Rows  # [N, D], filled as batches come back
+    future: asyncio.Future[None]
+    output: Output
+    rows: Any  # f32[N, D], or a list of what `output` says, filled as batches come back
     waiting: int  # rows still to come
     queued_at: float
     abandoned: bool = False  # nobody waits any more: the caller left, or an item failed
@@ -44,7 +46,7 @@ class Ticket:
         if self.error is not None:
             self.future.set_exception(self.error)
         else:
-            self.future.set_result(self.rows)
+            self.future.set_result(None)
 
 
 @dataclass(slots=True)
@@ -87,9 +89,14 @@ class Runner:
         threading.Thread(target=self._watch, name="bei-watchdog", daemon=True).start()
 
     async def submit(
-        self, tokens: Sequence[Tokens], *, deadline: float | None = None, priority: str = "normal"
+        self,
+        tokens: Sequence[Tokens],
+        *,
+        output: Output = "rows",
+        deadline: float | None = None,
+        priority: str = "normal",
     ) -> Ticket:
-        """The settled ticket, whose `rows` are f32[N, D] in the order of `tokens`.
+        """The settled ticket, whose `rows` are f32[N, D], or N times what `output` says, in the order of `tokens`.
 
         Raises the first error of any item. Cancelling the call drops what has not run yet.
         """
@@ -97,8 +104,9 @@ class Runner:
             raise ValueError("this is a bug: a request without inputs would wait for ever")
         now = self._clock()
         loop = asyncio.get_running_loop()
-        rows = np.empty((len(tokens), self._engine.info.row_width), np.float32)
-        ticket = Ticket(loop.create_future(), rows, len(tokens), now)
+        dense = output == "rows"
+        rows = np.empty((len(tokens), self._engine.info.row_width), np.float32) if dense else [None] * len(tokens)
+        ticket = Ticket(loop.create_future(), output, rows, len(tokens), now)
         rank = now - HEAD_START_S[priority]
         with self._wake:
             if self.broken or self._closing:
@@ -184,7 +192,11 @@ class Runner:
         batch = Batch.pack([item.tokens for item in items])
         started = self._clock()
         try:
-            rows = self._engine.forward(batch)
+            if any(item.owner.output == "tokens" for item in items):
+                rows, token_rows = self._engine.forward_tokens(batch)
+                parts = np.split(token_rows, batch.cu_seqlens[1:-1])
+            else:
+                rows, parts = self._engine.forward(batch), None
         except Exception:
             if len(items) > 1:
                 log.warning("a batch of %d failed; running its halves", len(items), exc_info=True)
@@ -193,17 +205,21 @@ class Runner:
             log.exception("the engine failed on an item of %d tokens", batch.num_tokens)
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
         self._metrics.batch(len(batch), batch.num_tokens, self._clock() - started, self._engine.padding_share())
-        self._settle(items, rows, started)
+        self._settle(items, rows, parts, started)
 
-    def _settle(self, items: Sequence[Item[Ticket]], rows: Rows, started: float) -> None:
-        """Gives each item its row; an item whose row is not finite fails alone."""
+    def _settle(
+        self, items: Sequence[Item[Ticket]], rows: Rows, parts: Sequence[TokenRows] | None, started: float
+    ) -> None:
+        """Gives each item its output; an item whose output is not finite fails alone."""
         if rows.shape != (len(items), self._engine.info.row_width):
             raise ValueError(f"this is a bug: the engine gave {rows.shape} for {len(items)} items")
         spent = self._clock() - started
         finite: list[bool] = np.all(np.isfinite(rows), axis=1).tolist()
+        if parts is not None:
+            finite = [good and bool(np.isfinite(part).all()) for good, part in zip(finite, parts, strict=True)]
         last: Ticket | None = None
         done = []
-        for item, row, good in zip(items, rows, finite, strict=True):
+        for place, (item, row, good) in enumerate(zip(items, rows, finite, strict=True)):
             ticket = item.owner
             if ticket is not last:
                 last = ticket
@@ -212,7 +228,10 @@ class Runner:
             if not good:
                 ticket.error = EngineError("the model gave NaN or infinity for this input")
                 ticket.abandoned = True  # before the next batch, which its other items need not be in
-            ticket.rows[item.index] = row
+            if ticket.output == "rows":
+                ticket.rows[item.index] = row
+            else:
+                ticket.rows[item.index] = Sparse.of(row) if parts is None or ticket.output == "sparse" else parts[place]
             ticket.waiting -= 1
             if ticket.waiting == 0 or not good:
                 done.append(ticket)

@@ -6,7 +6,8 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from bei_core.errors import ConfigError, Overloaded, Unhealthy, Validation, Wron
 from bei_core.metrics import Metrics, Timings
 from bei_core.runner import Runner
 from bei_core.spec import ModelSpec
-from bei_core.tasks import Encoding, Rows, Scoring, Task, Tokens, TruncationSide, num_characters
+from bei_core.tasks import Encoding, Scoring, Task, Tokens, TruncationSide, num_characters
 from bei_core.tokens import TextTokenizer
 
 log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
 
 # A model that gave a row this recently need not be asked again whether it answers.
 _PROVEN_S = 5.0
@@ -30,10 +33,11 @@ _PROVEN_S = 5.0
 _WARM_UP = ([1], *([16 * step - 1] for step in range(1, 9)), [128] * 8)
 
 
-class Reply(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[ResultT]):
     """A task's result and where the time went."""
 
-    rows: Rows
+    rows: ResultT
     timings: Timings
 
 
@@ -89,8 +93,13 @@ class Service:
         )
 
     async def run(
-        self, task: Task, *, deadline: float | None = None, priority: str = "normal", timings: Timings | None = None
-    ) -> Reply:
+        self,
+        task: Task[ResultT],
+        *,
+        deadline: float | None = None,
+        priority: str = "normal",
+        timings: Timings | None = None,
+    ) -> Reply[ResultT]:
         """The task's result. `deadline` is on `time.monotonic`'s clock.
 
         Raises a RequestError: Empty, Validation, Tokenizer, Overloaded, DeadlineExceeded, EngineError, Unhealthy.
@@ -98,7 +107,7 @@ class Service:
         timings = timings or Timings()
         with self._admitted(task):
             tokens = await self._encode(task, timings)
-            ticket = await self._runner.submit(tokens, deadline=deadline, priority=priority)
+            ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
             timings.queue_s, timings.inference_s = ticket.queue_s, ticket.inference_s
             self._proven_at = time.monotonic()
             return Reply(task.finish(ticket.rows), timings)
@@ -121,20 +130,17 @@ class Service:
 
     @property
     def kind(self) -> str:
-        """What the model does: `embedding`, `classifier`, or with one label `reranker`."""
-        classifier = self.spec.classifier
-        if classifier is None:
-            return "embedding"
-        return "reranker" if len(classifier.labels) == 1 else "classifier"
+        """What the model does; see `ModelSpec.kind`."""
+        return self.spec.kind
 
     def expect(self, *kinds: str) -> None:
         """Raises WrongTask unless the model is one of `kinds`."""
         if self.kind not in kinds:
             raise WrongTask(f"{self.name} is a model of kind {self.kind}; this needs {' or '.join(kinds)}")
 
-    def scoring(self) -> Scoring:
-        """How logits become scores. Raises WrongTask where the model gives none."""
-        self.expect("classifier", "reranker")
+    def scoring(self, *kinds: str) -> Scoring:
+        """How logits become scores. Raises WrongTask unless the model is one of `kinds`."""
+        self.expect(*kinds)
         return self.spec.classifier.scoring if self.spec.classifier else "none"
 
     @property
@@ -170,7 +176,7 @@ class Service:
         self.tokenizer.close()
 
     @contextmanager
-    def _admitted(self, task: Task) -> Iterator[None]:
+    def _admitted(self, task: Task[Any]) -> Iterator[None]:
         """Counts a request in and out. Raises Overloaded before any work is done, Validation for too many inputs."""
         self.metrics.received(len(task.inputs))
         self.check_batch(task.inputs)
@@ -182,7 +188,7 @@ class Service:
         finally:
             self._num_requests -= 1
 
-    async def _encode(self, task: Task, timings: Timings) -> list[Tokens]:
+    async def _encode(self, task: Task[Any], timings: Timings) -> list[Tokens]:
         """The tokens of a task. Raises Overloaded where they do not fit in the queue."""
         started = time.perf_counter()
         tokens = await self.tokenizer.encode(task.inputs, task.encoding)

@@ -2,20 +2,22 @@
 
 The files are transformers' `config.json` and, where the folder is a sentence-transformers model, `modules.json` with a
 folder a module. Read against sentence-transformers 6.2 (`sentence_transformer/modules/pooling.py`,
-`base/modules/dense.py`, `base/modules/transformer.py`), which also reads what its older releases wrote.
+`base/modules/{dense,transformer}.py`, `sparse_encoder/modules/splade_pooling.py`,
+`cross_encoder/modules/logit_score.py`), which also reads what its older releases wrote; ColBERT's and PyLate's too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModel
 from bei_core.tasks import Scoring
+from bei_core.templates import RerankTemplate, find_template
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -29,14 +31,6 @@ _POOLING_FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 
-# What `Settings.pooling` and TEI's `--pooling` call them.
-_POOLING_ALIASES = {
-    "last-token": "lasttoken",
-    "last_token": "lasttoken",
-    "weighted_mean": "weightedmean",
-    "mean_sqrt_len": "mean_sqrt_len_tokens",
-}
-
 _ACTIVATIONS = {
     "Identity": "identity",
     "Tanh": "tanh",
@@ -46,20 +40,31 @@ _ACTIVATIONS = {
     "Sigmoid": "sigmoid",
 }
 
+# What `Settings.pooling` and TEI's `--pooling` call them.
+_POOLING_ALIASES = {
+    "last-token": "lasttoken",
+    "last_token": "lasttoken",
+    "weighted_mean": "weightedmean",
+    "mean_sqrt_len": "mean_sqrt_len_tokens",
+}
+
 
 class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
     """Token vectors to one vector a text; several modes are concatenated."""
 
     modes: tuple[str, ...]
+    include_prompt: bool = True  # False: the tokens of a prompt are left out
 
 
 class Dense(msgspec.Struct, frozen=True, tag="dense"):
-    """A linear layer and an activation; its weights are `<folder>/model.safetensors`."""
+    """A linear layer and an activation; its weights are in `<folder>/model.safetensors`."""
 
-    folder: str
+    folder: str  # "": the model's own
     bias: bool
     activation: str
     residual: bool = False
+    tensor: str = "linear"
+    per_token: bool = False  # of vectors before pooling
 
 
 class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
@@ -67,13 +72,22 @@ class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
 
 
 class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
-    """The first token's vector to a score for each label, in the order of the model's outputs."""
+    """The logits of each label, in the order of the model's outputs, by the head of the architecture."""
 
     labels: tuple[str, ...]
     scoring: Scoring
+    per_token: bool = False
+    answers: tuple[int, int] | None = None  # ids of a causal language model's "no" and "yes": the logit is yes - no
 
 
-Module: TypeAlias = Pooling | Dense | Normalize | Classifier
+class Splade(msgspec.Struct, frozen=True, tag="splade"):
+    """Weights of the vocabulary's terms: the maximum over tokens of log(1 + relu(logit)) (Formal et al. 2021)."""
+
+
+Module: TypeAlias = Pooling | Dense | Normalize | Classifier | Splade
+
+# What a model does. Of a classifier with one label: it ranks.
+Kind: TypeAlias = Literal["embedding", "classifier", "reranker", "token-classifier", "sparse", "late-interaction"]
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,20 +101,41 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     do_lower_case: bool = False  # sentence_bert_config.json: lower the text before it is tokenized
     prompts: dict[str, str] = {}
     default_prompt_name: str | None = None
+    template: RerankTemplate | None = None  # makes one text of a reranker's query and document
 
     @property
     def classifier(self) -> Classifier | None:
         """What the scores mean, where the model gives scores rather than vectors."""
         return next((module for module in self.modules if isinstance(module, Classifier)), None)
 
+    @property
+    def kind(self) -> Kind:
+        """What the model does."""
+        classifier = self.classifier
+        if classifier is not None and classifier.per_token:
+            return "token-classifier"
+        if classifier is not None:
+            return "reranker" if len(classifier.labels) == 1 else "classifier"
+        if any(isinstance(module, Splade) for module in self.modules):
+            return "sparse"
+        pools = any(isinstance(module, Pooling) for module in self.modules)
+        return "embedding" if pools else "late-interaction"
+
     def pools_by(self, name: str) -> bool:
         """Whether the pooling is that of a name, in any of its spellings, and no other."""
+        if name == "splade":
+            return self.kind == "sparse"
         return all(m.modes == (_pooling_mode(name),) for m in self.modules if isinstance(m, Pooling))
+
+    @property
+    def pools_prompt(self) -> bool:
+        """Whether a prompt's tokens count in pooling."""
+        return all(module.include_prompt for module in self.modules if isinstance(module, Pooling))
 
     @property
     def hidden_size(self) -> int:
         """Width of a token vector."""
-        return int(self.config.get("hidden_size") or self.config["dim"])
+        return next(int(self.config[name]) for name in ("hidden_size", "dim", "n_embd") if self.config.get(name))
 
     @property
     def vocab_size(self) -> int:
@@ -115,12 +150,11 @@ def read_spec(checkpoint: Checkpoint, *, pooling: str | None = None) -> ModelSpe
     """
     config = checkpoint.read_json("config.json")
     architecture = _architecture(config)
-    is_classifier = architecture.endswith("ForSequenceClassification")
-    modules = [_classifier(config)] if is_classifier else list(_modules(checkpoint))
+    template = find_template(checkpoint.source, architecture)
+    modules = _head(checkpoint, config, architecture, template) or _modules(checkpoint)
     if pooling is not None:
-        chosen = Pooling(modes=(_pooling_mode(pooling),))
-        modules = [chosen if isinstance(module, Pooling) else module for module in modules]
-    normalize = isinstance(modules[-1], Normalize)
+        modules = _pooled_by(pooling, modules, architecture)
+    normalize = bool(modules) and isinstance(modules[-1], Normalize)
     sentence = _sentence_config(checkpoint)
     prompts = checkpoint.read_json("config_sentence_transformers.json", required=False) or {}
     return ModelSpec(
@@ -132,7 +166,46 @@ def read_spec(checkpoint: Checkpoint, *, pooling: str | None = None) -> ModelSpe
         do_lower_case=bool(sentence.get("do_lower_case", False)),
         prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text is not None},
         default_prompt_name=prompts.get("default_prompt_name"),
+        template=template,
     )
+
+
+def _head(
+    checkpoint: Checkpoint, config: Mapping[str, Any], architecture: str, template: RerankTemplate | None
+) -> list[Module]:
+    """What the class itself has on top of its transformer; none of a class that is read for its vectors."""
+    if architecture.endswith("ForSequenceClassification"):
+        return [_classifier(config)]
+    if architecture.endswith("ForTokenClassification"):
+        return [msgspec.structs.replace(_classifier(config), scoring="softmax", per_token=True)]
+    if architecture == "HF_ColBERT":
+        return [Dense(folder="", bias=False, activation="identity")]
+    if architecture.endswith("ForCausalLM") and template is not None and template.tokens is not None:
+        no, yes = (_token_id(checkpoint, token) for token in template.tokens)
+        return [Classifier(("LABEL_0",), "sigmoid", answers=(no, yes))]
+    return []
+
+
+def _token_id(checkpoint: Checkpoint, token: str) -> int:
+    """The id of a word that is one token. Raises CheckpointError where it is none."""
+    file = checkpoint.read_json("tokenizer.json")
+    added = {str(entry["content"]): int(entry["id"]) for entry in file.get("added_tokens") or ()}
+    found = added.get(token, file["model"]["vocab"].get(token) if isinstance(file["model"]["vocab"], dict) else None)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.source}: tokenizer.json has no token {token!r}, which the reranker answers with"
+        )
+    return int(found)
+
+
+def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[Module]:
+    """The modules with another pooling. Raises ConfigError where the class cannot have it."""
+    if name == "splade":
+        if not architecture.endswith("ForMaskedLM"):
+            raise ConfigError(f"pooling splade needs a ...ForMaskedLM, and this is {architecture}")
+        return [Splade()]
+    chosen = Pooling(modes=(_pooling_mode(name),))
+    return [chosen if isinstance(module, Pooling | Splade) else module for module in modules]
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -160,16 +233,22 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
     return Classifier(labels, scoring)
 
 
-def _modules(checkpoint: Checkpoint) -> Sequence[Module]:
+def _modules(checkpoint: Checkpoint) -> list[Module]:
     """The modules after the transformer; mean pooling where the folder is not a sentence-transformers model."""
     entries = checkpoint.read_json("modules.json", required=False)
     if entries is None:
         return [Pooling(modes=("mean",))]  # as SentenceTransformer(folder) does
     modules = [_module(checkpoint, entry) for entry in sorted(entries, key=lambda entry: entry["idx"])[1:]]
-    if not modules or not isinstance(modules[0], Pooling):
-        raise UnsupportedModel("modules.json: the module after the transformer must be Pooling")
-    if any(isinstance(module, Pooling) for module in modules[1:]):
-        raise UnsupportedModel("modules.json names more than one Pooling module")
+    if not modules:
+        raise UnsupportedModel("modules.json: nothing follows the transformer")
+    first, *rest = (type(module) for module in modules)
+    if first in {Splade, Classifier} and rest:
+        raise UnsupportedModel(f"modules.json: nothing may follow {first.__name__}")
+    late = next((module for module in modules if isinstance(module, Dense) and module.per_token), None)
+    if first is Pooling and late is not None:
+        raise UnsupportedModel(f"{late.folder}/config.json: Dense on token_embeddings is not supported after Pooling")
+    if first is Normalize or Pooling in rest or not {Splade, Classifier}.isdisjoint(rest):
+        raise UnsupportedModel("modules.json: one Pooling must come first, or Dense where every token has a vector")
     return modules
 
 
@@ -178,35 +257,42 @@ def _module(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Module:
     kind, folder = str(entry["type"]).rsplit(".", 1)[-1], str(entry.get("path", ""))
     if kind == "Normalize":
         return Normalize()
-    if kind == "Pooling":
-        return _pooling(checkpoint.read_json(f"{folder}/config.json"), folder)
-    if kind == "Dense":
-        return _dense(checkpoint.read_json(f"{folder}/config.json"), folder)
-    raise UnsupportedModel(f"modules.json: {entry['type']} is not one of Transformer, Pooling, Dense, Normalize")
+    if kind not in _READERS:
+        known = "Transformer, Pooling, Dense, Normalize, SpladePooling, LogitScore"
+        raise UnsupportedModel(f"modules.json: {entry['type']} is not one of {known}")
+    return _READERS[kind](checkpoint.read_json(f"{folder}/config.json"), folder)
+
+
+def _splade(config: Mapping[str, Any], folder: str) -> Splade:
+    """A SpladePooling module. Raises UnsupportedModel for anything but the maximum of log(1 + relu)."""
+    for name, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
+        if config.get(name, value) != value:
+            raise UnsupportedModel(f"{folder}/config.json: {name} {config[name]!r} is not supported, only {value!r}")
+    return Splade()
+
+
+def _logit_score(config: Mapping[str, Any], folder: str) -> Classifier:
+    """A LogitScore module: a causal language model's answer. Raises UnsupportedModel without the token for no."""
+    no, yes = config.get("false_token_id"), config.get("true_token_id")
+    if no is None or yes is None:
+        raise UnsupportedModel(f"{folder}/config.json: both true_token_id and false_token_id are needed")
+    return Classifier(("LABEL_0",), "sigmoid", answers=(int(no), int(yes)))
 
 
 def _pooling(config: Mapping[str, Any], folder: str) -> Pooling:
     """The pooling of either form of `1_Pooling/config.json`."""
-    if config.get("include_prompt", True) is False:
-        raise UnsupportedModel(f"{folder}/config.json: include_prompt=false is not supported")
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
-    return Pooling(modes=tuple(_pooling_mode(mode) for mode in ([modes] if isinstance(modes, str) else modes)))
-
-
-def _pooling_mode(name: str) -> str:
-    """The canonical name of a pooling mode. Raises ConfigError listing the known ones."""
-    mode = _POOLING_ALIASES.get(name, name)
-    if mode not in POOLING_MODES:
-        raise ConfigError(f"unknown pooling {name!r}; known are {', '.join(POOLING_MODES)}")
-    return mode
+    names = tuple(_pooling_mode(mode) for mode in ([modes] if isinstance(modes, str) else modes))
+    include_prompt = bool(config.get("include_prompt", True))
+    if not include_prompt and not {"cls", "weightedmean"}.isdisjoint(names):
+        raise UnsupportedModel(f"{folder}/config.json: include_prompt false is not supported with {'+'.join(names)}")
+    return Pooling(names, include_prompt)
 
 
 def _dense(config: Mapping[str, Any], folder: str) -> Dense:
     """A Dense module. Raises UnsupportedModel for inputs and activations outside the table."""
-    if config.get("module_input_name", "sentence_embedding") != "sentence_embedding":
-        raise UnsupportedModel(f"{folder}/config.json: Dense on {config['module_input_name']} is not supported")
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
     if activation not in _ACTIVATIONS:
         raise UnsupportedModel(
@@ -217,7 +303,16 @@ def _dense(config: Mapping[str, Any], folder: str) -> Dense:
         bias=bool(config.get("bias", True)),
         activation=_ACTIVATIONS[activation],
         residual=bool(config.get("use_residual", False)),
+        per_token=config.get("module_input_name") == "token_embeddings",
     )
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Module]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "SpladePooling": _splade,
+    "LogitScore": _logit_score,
+}
 
 
 def _sentence_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
@@ -233,13 +328,21 @@ def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], sentence: Ma
     """Tokens of one input: what sentence-transformers was told, else the tokenizer; never past the position table."""
     tokenizer = checkpoint.read_json("tokenizer_config.json", required=False) or {}
     asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length")
-    table = config.get("max_position_embeddings")
+    table = config.get("max_position_embeddings") or config.get("n_positions")
     if table is not None and config.get("model_type") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
         table -= first_position(config)
     limits = [int(limit) for limit in (asked, table) if limit]
     if not limits:
         raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
     return min(limits)
+
+
+def _pooling_mode(name: str) -> str:
+    """The canonical name of a pooling mode. Raises ConfigError listing the known ones."""
+    mode = _POOLING_ALIASES.get(name, name)
+    if mode not in POOLING_MODES:
+        raise ConfigError(f"unknown pooling {name!r}; known are {', '.join(POOLING_MODES)}")
+    return mode
 
 
 def first_position(config: Mapping[str, Any]) -> int:

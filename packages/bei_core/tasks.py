@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.errors import Validation
+
+ResultT = TypeVar("ResultT", covariant=True)
 
 
 class Pair(NamedTuple):
@@ -26,6 +28,10 @@ class Pair(NamedTuple):
 
 Text: TypeAlias = str | Pair | Sequence[int]  # a text, two, or token ids that are used as they are
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
+TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row a token of one input
+
+# What a task needs of each input: its one row, the rows of its tokens, or the nonzero elements of its row.
+Output: TypeAlias = Literal["rows", "tokens", "sparse"]
 
 # What makes scores of logits: one label, or several that do not exclude each other, by sigmoid; those that do by
 # softmax; a regression's are left as they are.
@@ -61,17 +67,33 @@ class Tokens:
 
     ids: npt.NDArray[np.int32]  # [n]
     type_ids: npt.NDArray[np.int32]  # [n]
+    skip: int = 0  # first tokens that pooling leaves out
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-class Task(Protocol):
-    """One request's work: inputs in, rows to a result."""
+class Sparse(NamedTuple):
+    """The elements of a row that are not zero."""
+
+    indices: npt.NDArray[np.int64]  # ascending
+    values: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, row: Rows) -> Sparse:
+        """The nonzero elements of f32[V]."""
+        indices = np.flatnonzero(row)
+        return cls(indices, row[indices])
+
+
+class Task(Protocol[ResultT]):
+    """One request's work: inputs in, what the model makes of them to a result."""
+
+    output: ClassVar[Output]
 
     @property
     def inputs(self) -> Sequence[Text]:
-        """What to encode, one row each."""
+        """What to encode."""
         ...
 
     @property
@@ -79,19 +101,39 @@ class Task(Protocol):
         """How to encode it."""
         ...
 
-    def finish(self, rows: Rows) -> Rows:
-        """The caller's answer from the rows of `inputs`, in their order."""
+    def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
+        """One output an input where inputs were split: `rows` and `weights` (tokens) of the chunks, input of each."""
         ...
+
+    def finish(self, rows: Any) -> ResultT:  # noqa: ANN401
+        """The caller's answer from the outputs of `inputs`, in their order."""
+        ...
+
+
+class _Whole:
+    """Of tasks whose inputs are never split."""
+
+    __slots__ = ()
+
+    def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
+        """Raises Validation: there is no one output of several chunks."""
+        raise Validation("`chunk` is for dense embeddings and for scores", param="chunk")
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
     """Dense vectors, one a text."""
 
+    output: ClassVar[Output] = "rows"
+
     inputs: Sequence[Text]
     encoding: Encoding = field(default_factory=Encoding)
     normalize: bool = True
     dimensions: int | None = None  # Matryoshka (Kusupati et al. 2022): keep the first so many
+
+    def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
+        """f32[N, D]: the mean of each text's chunks, weighted by their tokens; of directions where those count."""
+        return weighted_mean(l2_normalize(rows) if self.normalize else rows, owners, weights)
 
     def finish(self, rows: Rows) -> Rows:
         """f32[N, dimensions or D]: cut, then L2-normalised if asked. Raises Validation for impossible dimensions."""
@@ -102,16 +144,76 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
-class Classify:
-    """Scores for each of the model's labels; of a reranker's one label, the relevance of each pair."""
+class EmbedAll(_Whole):
+    """A vector for every token of each text: a late-interaction model's, or those that pooling is given."""
 
+    output: ClassVar[Output] = "tokens"
+    inputs: Sequence[Text]
+    encoding: Encoding = field(default_factory=Encoding)
+
+    def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
+        """f32[n, E] a text."""
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedSparse(_Whole):
+    """Weights of the vocabulary's terms, most of them zero (Formal et al. 2021, SPLADE)."""
+
+    output: ClassVar[Output] = "sparse"
+    inputs: Sequence[Text]
+    encoding: Encoding = field(default_factory=Encoding)
+
+    def finish(self, rows: Sequence[Sparse]) -> Sequence[Sparse]:
+        """The nonzero weights of each text."""
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifyTokens(_Whole):
+    """Scores of every token of each text for each label."""
+
+    output: ClassVar[Output] = "tokens"
     inputs: Sequence[Text]
     encoding: Encoding
     scoring: Scoring
 
+    def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
+        """f32[n, C] a text, in the order of the labels."""
+        return [scores(logits, self.scoring) for logits in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Classify:
+    """Scores for each of the model's labels; of a reranker's one label, the relevance of each pair."""
+
+    output: ClassVar[Output] = "rows"
+    inputs: Sequence[Text]
+    encoding: Encoding
+    scoring: Scoring
+
+    def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
+        """f32[N, C]: of one label the best chunk's, of several the mean of the chunks, weighted by their tokens."""
+        if rows.shape[1] > 1:
+            return weighted_mean(rows, owners, weights)
+        return np.maximum.reduceat(rows, _firsts(owners))
+
     def finish(self, rows: Rows) -> Rows:
         """f32[N, C], in the order of the labels."""
         return scores(rows, self.scoring)
+
+
+def weighted_mean(rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
+    """f32[N, D]: the mean of the rows of each owner (0, 0, 1, 2 ...), weighted by f32[len(rows)]."""
+    firsts = _firsts(owners)
+    means: Rows = np.add.reduceat(rows * weights[:, None], firsts)
+    means /= np.add.reduceat(weights, firsts)[:, None]
+    return means
+
+
+def _firsts(owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """Where each owner's chunks begin."""
+    return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
 def scores(logits: Rows, scoring: Scoring) -> Rows:

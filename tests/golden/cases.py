@@ -16,7 +16,9 @@ from safetensors.numpy import load_file
 
 from tests.golden.texts import mixed_texts
 
-GOLDEN = Path(__file__).resolve().parents[1] / "data" / "golden"
+DATA = Path(__file__).resolve().parents[1] / "data"
+GOLDEN = DATA / "golden"
+GROUPS = (DATA / "golden_encoders", DATA / "golden_decoders")  # families that came later, in folders of their own
 
 Ids = npt.NDArray[np.int32]  # [n]
 Rows = npt.NDArray[np.float32]  # [N, D]
@@ -73,12 +75,48 @@ class ClassificationCase:
         return self.name
 
 
-def load_cases() -> list[Case]:
-    """Every embedding case of index.json, in its order."""
+@dataclass(frozen=True, eq=False)
+class OutputCase:
+    """A tiny model whose output is neither one vector a text nor a text's scores, with its expectations."""
+
+    name: str
+    kind: str  # token_classification, colbert: a row a token; sparse, yes_no: a row an input
+    folder: Path
+    line: dict[str, Any]  # what index.json says of it
+    texts: tuple[str, ...]
+    ids: tuple[Ids, ...]
+    expected: Rows  # [T, E] or [N, D]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def load_outputs() -> list[OutputCase]:
+    """Every case of the groups that is of one of those kinds."""
+    texts = mixed_texts()
+    found = []
+    for kind, key in (
+        ("token_classification", "logits"),
+        ("colbert", "tokens"),
+        ("sparse", "vectors"),
+        ("yes_no", "logits"),
+    ):
+        for group in GROUPS:
+            for line in _lines(kind, group):
+                folder = group / line["name"]
+                tensors = load_file(folder / "expected.safetensors")
+                chosen = tuple(texts[row] for row in tensors["text_rows"])
+                ids = _split(tensors["input_ids"], tensors["cu_seqlens"])
+                found.append(OutputCase(line["name"], kind, folder, line, chosen, ids, tensors[key]))
+    return found
+
+
+def load_cases(group: Path = GOLDEN) -> list[Case]:
+    """Every embedding case of a group's index.json, in its order."""
     texts = mixed_texts()
     cases = []
-    for line in _lines("embedding"):
-        folder = GOLDEN / line["name"]
+    for line in _lines("embedding", group):
+        folder = group / line["name"]
         tensors = load_file(folder / "expected.safetensors")
         chosen = tuple(texts[row] for row in tensors["text_rows"])
         ids = _split(tensors["input_ids"], tensors["cu_seqlens"])
@@ -86,12 +124,12 @@ def load_cases() -> list[Case]:
     return cases
 
 
-def load_classification_cases() -> list[ClassificationCase]:
-    """Every classification case of index.json, in its order."""
+def load_classification_cases(group: Path = GOLDEN) -> list[ClassificationCase]:
+    """Every classification case of a group's index.json, in its order."""
     texts = mixed_texts()
     cases = []
-    for line in _lines("classification"):
-        folder = GOLDEN / line["name"]
+    for line in _lines("classification", group):
+        folder = group / line["name"]
         tensors = load_file(folder / "expected.safetensors")
         rows = zip(tensors["text_rows"].tolist(), tensors["pair_rows"].tolist(), strict=True)
         line["labels"] = tuple(line["labels"])
@@ -113,9 +151,11 @@ def load_minilm() -> Reference:
     return Reference(tuple(mixed_texts()), _split(tensors["input_ids"], tensors["cu_seqlens"]), tensors["vectors"])
 
 
-def _lines(kind: str) -> list[dict[str, Any]]:
+def _lines(kind: str, group: Path) -> list[dict[str, Any]]:
     """What index.json says of each case of this kind, without the kind."""
-    lines = json.loads((GOLDEN / "index.json").read_text(encoding="utf-8"))["cases"]
+    if not (group / "index.json").is_file():
+        return []
+    lines = json.loads((group / "index.json").read_text(encoding="utf-8"))["cases"]
     return [line for line in lines if line.pop("kind") == kind]
 
 
@@ -125,3 +165,6 @@ def _split(flat: Ids, cu_seqlens: Ids) -> tuple[Ids, ...]:
 
 CASES = load_cases()
 CLASSIFICATION_CASES = load_classification_cases()
+GROUP_CASES = [case for group in GROUPS for case in load_cases(group)]
+GROUP_CLASSIFICATION_CASES = [case for group in GROUPS for case in load_classification_cases(group)]
+OUTPUT_CASES = load_outputs()

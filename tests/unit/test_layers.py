@@ -23,15 +23,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 1
     ("bei_core.config", "bei_core.tasks", "bei_core.metrics", "bei_core.logs"),
     # 2
-    ("bei_core.checkpoint", "bei_core.batch", "bei_core.pending"),
+    ("bei_core.checkpoint", "bei_core.batch", "bei_core.pending", "bei_core.templates"),
     # 3
     ("bei_core.spec", "bei_core.tokens"),
     # 4
     ("bei_core.engines.base", "bei_core.engines.cache"),
     # 5, with an order of its own
     ("bei_core.engines.openvino.ops", "bei_core.engines.openvino.rows", "bei_core.engines.openvino.weights"),
-    ("bei_core.engines.openvino.encoders",),
-    ("bei_core.engines.openvino.graph", "bei_core.engines.openvino.engine"),
+    ("bei_core.engines.openvino.rope", "bei_core.engines.openvino.pooling"),
+    ("bei_core.engines.openvino.blocks",),
+    ("bei_core.engines.openvino.bert", "bei_core.engines.openvino.rotary", "bei_core.engines.openvino.deberta"),
+    ("bei_core.engines.openvino.decoders", "bei_core.engines.openvino.heads"),
+    ("bei_core.engines.openvino.architectures",),
+    ("bei_core.engines.openvino.graph",),
+    ("bei_core.engines.openvino.engine",),
     ("bei_core.engines.openvino.build",),
     # 6
     ("bei_core.engines.open", "bei_core.runner"),

@@ -269,7 +269,7 @@ async def test_every_request_ends_once_as_it_should_whatever_happens_to_others(
 
 async def test_a_ticket_is_settled_by_its_first_outcome_and_by_no_other() -> None:
     loop = asyncio.get_running_loop()
-    ticket = Ticket(loop.create_future(), np.zeros((1, WIDTH), np.float32), 1, 0.0)
+    ticket = Ticket(loop.create_future(), "rows", np.zeros((1, WIDTH), np.float32), 1, 0.0)
     ticket.error = EngineError("first")
     ticket.resolve()
     ticket.error = None

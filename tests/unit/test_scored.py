@@ -49,6 +49,10 @@ class Scores:
         """f32[B, count]."""
         return logits(batch, self.info.row_width)
 
+    def forward_tokens(self, batch: Batch) -> tuple[Rows, Rows]:
+        """No rows of tokens."""
+        return self.forward(batch), np.empty((batch.num_tokens, 0), np.float32)
+
     def padding_share(self) -> float:
         """None."""
         return 0.0
@@ -89,7 +93,7 @@ def expected(inputs: list[tuple[str, ...]], count: int, scoring: Scoring) -> Row
     for item in inputs:
         encoding = tokenizer.encode(item[0], item[1]) if len(item) == 2 else tokenizer.encode(item[0])
         ids, kinds = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
-        rows.append(logits(Batch(ids, kinds, np.array([0, len(ids)], np.int32), len(ids)), count)[0])
+        rows.append(logits(Batch(ids, kinds, np.array([0, len(ids)], np.int32), len(ids), np.zeros(1, np.int32)), count)[0])
     return scores(np.stack(rows), scoring)
 
 

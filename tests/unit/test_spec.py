@@ -95,9 +95,15 @@ def test_modules_of_a_golden(name: str, expected: tuple[object, ...] | None) -> 
     assert read == expected
 
 
-def test_a_prompt_left_out_of_the_mean_is_refused() -> None:
-    with pytest.raises(UnsupportedModel, match=r"1_Pooling/config\.json: include_prompt=false"):
-        read_spec(checkpoint(BY_NAME[EXCLUDED].folder))
+def test_a_prompt_may_be_left_out_of_the_mean() -> None:
+    assert not read_spec(checkpoint(BY_NAME[EXCLUDED].folder)).pools_prompt
+    assert read_spec(checkpoint(SERVED[0].folder)).pools_prompt
+
+
+def test_a_prompt_left_out_of_what_has_positions_is_refused(tmp_path: Path) -> None:
+    pooling = {"1_Pooling/config.json": {"pooling_mode": "weightedmean", "include_prompt": False}}
+    with pytest.raises(UnsupportedModel, match=r"1_Pooling/config\.json: include_prompt false is not supported with"):
+        spec_of(tmp_path, {**modules("Pooling"), **pooling})
 
 
 @pytest.mark.parametrize("case", SERVED, ids=str)
@@ -183,13 +189,14 @@ def test_a_normalize_that_is_not_last_stays_in_the_graph(tmp_path: Path) -> None
     ("kinds", "text"),
     [
         (("Pooling", "LSTM"), "models.LSTM is not one of Transformer, Pooling, Dense, Normalize"),
-        (("Normalize",), "the module after the transformer must be Pooling"),
-        ((), "the module after the transformer must be Pooling"),
-        (("Pooling", "Pooling"), "more than one Pooling"),
+        (("Normalize",), "one Pooling must come first"),
+        ((), "nothing follows the transformer"),
+        (("Pooling", "Pooling"), "one Pooling must come first"),
+        (("Dense", "Pooling"), "one Pooling must come first"),
     ],
 )
 def test_modules_that_no_engine_runs_are_refused(tmp_path: Path, kinds: tuple[str, ...], text: str) -> None:
-    files: dict[str, object] = {"1_Pooling/config.json": {}, "2_Pooling/config.json": {}}
+    files: dict[str, object] = {"1_Pooling/config.json": {}, "1_Dense/config.json": {}, "2_Pooling/config.json": {}}
     with pytest.raises(UnsupportedModel, match=text):
         spec_of(tmp_path, {**modules(*kinds), **files})
 

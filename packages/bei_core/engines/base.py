@@ -18,9 +18,10 @@ class EngineInfo:
     name: str  # "openvino", "tensorrt_llm"
     device: str  # "cpu", "gpu"
     precision: str  # what the matrix products compute in: "f32", "bf16", "int8", "fp8"
-    row_width: int  # D
+    row_width: int  # D; 0 of a model that gives rows of tokens alone
     max_seq_len: int  # the longest sequence `forward` takes, in tokens
     batch_tokens: int  # beyond about this many tokens a batch gains no throughput, only latency
+    token_width: int = 0  # E; 0 of a model that gives no rows of tokens
 
     @property
     def compute_type(self) -> str:
@@ -41,6 +42,10 @@ class Engine(Protocol):
 
         A sequence gets the row it would get alone. Raises whatever the runtime raises; the engine stays usable.
         """
+        ...
+
+    def forward_tokens(self, batch: Batch) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """f32[B, D] as `forward`, and f32[T, E], row `i` for token `i`; of a model whose `token_width` is not 0."""
         ...
 
     def padding_share(self) -> float:

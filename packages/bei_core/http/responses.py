@@ -56,7 +56,7 @@ def request_id(request: Request) -> str:
     return given or str(request.scope.setdefault("bei.request_id", f"{random.getrandbits(64):016x}"))
 
 
-def openai_embeddings(reply: Reply, model: str, *, as_base64: bool) -> dict[str, Any]:
+def openai_embeddings(reply: Reply[Rows], model: str, *, as_base64: bool) -> dict[str, Any]:
     """The body of `/v1/embeddings`."""
     rows = [_base64(row) for row in reply.rows] if as_base64 else list(np.ascontiguousarray(reply.rows))
     return {

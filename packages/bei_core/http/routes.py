@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,7 +21,9 @@ from bei_core.http.scored import ClassifyRequest, PredictRequest, RerankRequest,
 from bei_core.metrics import Timings
 from bei_core.service import Reply, Service
 from bei_core.spec import Pooling
-from bei_core.tasks import Task
+from bei_core.tasks import Rows, Task
+
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(slots=True)
@@ -35,7 +37,7 @@ class Call:
     deadline: float | None  # on time.monotonic's clock
     priority: str
 
-    async def run(self, task: Task) -> Reply:
+    async def run(self, task: Task[ResultT]) -> Reply[ResultT]:
         """The task's result."""
         return await self.service.run(task, deadline=self.deadline, priority=self.priority, timings=self.timings)
 
@@ -160,7 +162,7 @@ BY_SHAPE = frozenset({"/", "/invocations"})
 _STARTED = int(time.time())
 
 
-def _list_object(call: Call, kind: str, data: list[Any], reply: Reply) -> dict[str, Any]:
+def _list_object(call: Call, kind: str, data: list[Any], reply: Reply[Rows]) -> dict[str, Any]:
     """OpenAI's and Infinity's list object around results."""
     return {
         "id": responses.request_id(call.request),

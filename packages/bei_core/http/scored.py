@@ -11,7 +11,7 @@ from bei_core.errors import Empty, Validation
 from bei_core.http.requests import Common
 from bei_core.http.responses import usage
 from bei_core.service import Reply, Service
-from bei_core.tasks import Classify, Encoding, Pair, best_first
+from bei_core.tasks import Classify, Encoding, Pair, Rows, best_first
 
 # `/predict`: one text, or a list that is either one input (a text, or two read together) or lists of those.
 Inputs: TypeAlias = str | list[str | list[str]]
@@ -84,13 +84,13 @@ class RerankRequest(Common):
         pairs = [Pair(self.query, text) for text in self.passages]
         return classify(service, pairs, self.encoding(service), raw=self.raw_scores)
 
-    def tei_reply(self, reply: Reply) -> list[dict[str, Any]]:
+    def tei_reply(self, reply: Reply[Rows]) -> list[dict[str, Any]]:
         """`[{index, score, text?}]`, the best first."""
         scores, texts = reply.rows[:, 0], self.passages
         found = [{"index": index, "score": float(scores[index])} for index in best_first(scores, self.top_n)]
         return [item | {"text": texts[int(item["index"])]} for item in found] if self.return_text else found
 
-    def cohere_reply(self, reply: Reply, request_id: str, model: str) -> dict[str, Any]:
+    def cohere_reply(self, reply: Reply[Rows], request_id: str, model: str) -> dict[str, Any]:
         """Cohere's and Jina's body: `{id, results: [{index, relevance_score, document?}], meta, usage}`."""
         scores, texts = reply.rows[:, 0], self.passages
         results: list[dict[str, Any]] = [
@@ -109,13 +109,13 @@ class RerankRequest(Common):
 
 def classify(service: Service, inputs: Sequence[str | Pair], encoding: Encoding, *, raw: bool) -> Classify:
     """Scores for inputs. Raises Empty for none, WrongTask where the model gives no scores."""
-    scoring = service.scoring()
+    scoring = service.scoring("classifier", "reranker")
     if not inputs:
         raise Empty("`inputs` cannot be empty", param="inputs")
     return Classify(inputs, encoding, "none" if raw else scoring)
 
 
-def labelled(reply: Reply, labels: Sequence[str]) -> list[list[dict[str, Any]]]:
+def labelled(reply: Reply[Rows], labels: Sequence[str]) -> list[list[dict[str, Any]]]:
     """`[[{label, score}]]`, the best label first."""
     return [[{"label": labels[index], "score": float(row[index])} for index in best_first(row)] for row in reply.rows]
 

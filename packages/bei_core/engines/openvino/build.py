@@ -21,7 +21,7 @@ from bei_core.spec import ModelSpec, save_spec
 log = logging.getLogger(__name__)
 
 # Part of an engine's address: raise it when the same checkpoint would give another graph.
-GRAPH_VERSION = 1
+GRAPH_VERSION = 2
 
 
 def build(checkpoint: Checkpoint, spec: ModelSpec, target: Path | None, *, dtype: str, root: Path) -> Path:

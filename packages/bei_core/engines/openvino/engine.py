@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,8 @@ import openvino
 from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.cache import Manifest
-from bei_core.engines.openvino.rows import lay_out
+from bei_core.engines.openvino.graph import ROWS, TOKENS
+from bei_core.engines.openvino.rows import Grid, lay_out
 from bei_core.errors import EngineUnavailable
 from bei_core.spec import ModelSpec
 
@@ -23,6 +25,11 @@ BLOB = "model.blob"
 
 # Beyond about this many tokens a batch gains nothing on two cores (docs/decisions/004-packed-rows.md).
 BATCH_TOKENS = 1024
+
+# A row as wide as a vocabulary needs as much memory for every token; beyond this width batches are smaller.
+_WIDE, _WIDE_BATCH_TOKENS = 8192, 256
+
+Array: TypeAlias = npt.NDArray[np.float32]
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -85,24 +92,41 @@ class OpenVinoEngine:
         except RuntimeError as fault:
             raise EngineUnavailable(f"{folder / BLOB} cannot be loaded here: {fault}; run `bei build` again") from fault
         self._request = compiled.create_infer_request()
+        widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
         self._padding_share = 0.0
         self.info = EngineInfo(
             name="openvino",
             device="cpu",
             precision=precision,
-            row_width=int(compiled.output(0).partial_shape[1].get_length()),
+            row_width=widths.get(ROWS, 0),
             max_seq_len=spec.max_seq_len,
-            batch_tokens=BATCH_TOKENS,
+            batch_tokens=_WIDE_BATCH_TOKENS if widths.get(ROWS, 0) > _WIDE else BATCH_TOKENS,
+            token_width=widths.get(TOKENS, 0),
         )
 
-    def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
+    def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`."""
+        self._infer(batch)
+        return self._rows(len(batch))
+
+    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
+        """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
+        grid = self._infer(batch)
+        tokens: Array = self._request.get_tensor(TOKENS).data[grid.targets]
+        return self._rows(len(batch)), tokens
+
+    def _infer(self, batch: Batch) -> Grid:
         grid = lay_out(batch, pad_id=self._pad_id)
         self._padding_share = grid.padding_share
         self._request.infer(grid.arrays(), share_inputs=True)
-        rows = self._request.get_output_tensor(0).data[: len(batch)]
-        return np.array(rows)  # a copy: the tensor is the next batch's too
+        return grid
+
+    def _rows(self, num_texts: int) -> Array:
+        """A copy of the last batch's rows, since the tensor is the next batch's too."""
+        if not self.info.row_width:
+            return np.empty((num_texts, 0), np.float32)
+        return np.array(self._request.get_tensor(ROWS).data[:num_texts])
 
     def padding_share(self) -> float:
         """Share (0 to 1) of the last batch's grid that was padding."""

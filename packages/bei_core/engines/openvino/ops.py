@@ -27,6 +27,11 @@ def constant(value: Array) -> Node:
     return op.constant(np.ascontiguousarray(value))
 
 
+def f32(value: float) -> np.float32:
+    """A number of the dtype that weights have."""
+    return np.float32(value)
+
+
 def ints(*values: int) -> Node:
     """A one-dimensional i64 constant, for axes and shapes."""
     return op.constant(np.array(values, np.int64))
@@ -54,6 +59,13 @@ def layer_norm(x: Node, weight: Array, bias: Array | None, eps: float) -> Node:
     return scaled if bias is None else op.add(scaled, constant(bias))
 
 
+def rms_norm(x: Node, weight: Array, eps: float) -> Node:
+    """Divided by the root mean square over the last axis (Zhang and Sennrich 2019), scaled."""
+    mean_square = op.reduce_mean(op.multiply(x, x), ints(-1), True)
+    root = op.sqrt(op.add(mean_square, op.constant(np.float32(eps))))
+    return op.multiply(op.divide(x, root), constant(weight))
+
+
 def split_heads(x: Node, num_heads: int, head_size: int) -> Node:
     """[R, L, N * D] to [R, N, L, D]."""
     return op.transpose(op.reshape(x, ints(0, 0, num_heads, head_size), True), ints(0, 2, 1, 3))
@@ -64,20 +76,61 @@ def merge_heads(x: Node, width: int) -> Node:
     return op.reshape(op.transpose(x, ints(0, 2, 1, 3)), ints(0, 0, width), True)
 
 
-def attention(query: Node, key: Node, value: Node, mask: Node, scale: float) -> Node:
+def repeat_heads(x: Node, times: int, num_heads: int, head_size: int) -> Node:
+    """[R, N, L, D] to [R, N * times, L, D], each head so often in a row: grouped queries' keys and values."""
+    if times == 1:
+        return x
+    copies = op.concat([op.unsqueeze(x, axis(2))] * times, 2)
+    length = op.gather(op.shape_of(x), ints(2), axis(0))
+    shape = op.concat([ints(0, num_heads * times), length, ints(head_size)], 0)
+    return op.reshape(copies, shape, True)
+
+
+def attention(query: Node, key: Node, value: Node, mask: Node, scale: float, *, soft_cap: float | None = None) -> Node:
     """Scaled dot-product attention, all [R, N, L, D], the mask added to the scores and broadcast over them.
 
-    Written out rather than as ScaledDotProductAttention: the CPU plugin fuses this form into one kernel that was 10%
-    faster here on MiniLM (docs/decisions/004-packed-rows.md).
+    `soft_cap` bounds the scores to cap * tanh(score / cap) before (Gemma 2). Written out rather than as
+    ScaledDotProductAttention: the CPU plugin fuses this form into one kernel that was 10% faster here on MiniLM
+    (docs/decisions/004-packed-rows.md).
     """
     scores = op.multiply(op.matmul(query, key, False, True), op.constant(np.float32(scale)))
+    if soft_cap is not None:
+        cap = op.constant(np.float32(soft_cap))
+        scores = op.multiply(op.tanh(op.divide(scores, cap)), cap)
     return op.matmul(op.softmax(op.add(scores, mask), -1), value, False, False)
 
 
-def same_segment(segment_ids: Node) -> Node:
-    """f32[R, 1, L, L]: 0 where two tokens of a row belong to the same text, else far below any score."""
-    same = op.equal(op.unsqueeze(segment_ids, ints(1, 3)), op.unsqueeze(segment_ids, ints(1, 2)))
-    return op.select(same, op.constant(np.float32(0)), op.constant(_MASKED))
+def attention_mask(segment_ids: Node, position_ids: Node, *, causal: bool = False, window: int | None = None) -> Node:
+    """f32[R, 1, L, L]: 0 where a token sees another, else far below any score.
+
+    It sees those of its own text, of these only itself and the ones before it where `causal`, and of these only those
+    less than `window` places away.
+    """
+    seen = op.equal(op.unsqueeze(segment_ids, ints(1, 3)), op.unsqueeze(segment_ids, ints(1, 2)))
+    distance = op.subtract(op.unsqueeze(position_ids, ints(1, 3)), op.unsqueeze(position_ids, ints(1, 2)))
+    if causal:
+        seen = op.logical_and(seen, op.greater_equal(distance, op.constant(np.int32(0))))
+    if window is not None:
+        seen = op.logical_and(seen, op.less(op.abs(distance), op.constant(np.int32(window))))
+    return op.select(seen, op.constant(np.float32(0)), op.constant(_MASKED))
+
+
+def neighbours(x: Node, segment_ids: Node, places: int) -> Node:
+    """[R, L, H]: for each token the vector of the one so many places after it; zeros where that is another text's."""
+    if places == 0:
+        return x
+    before, after = max(-places, 0), max(places, 0)
+
+    def moved(values: Node, fill: Node, tail: int) -> Node:
+        zeros = [0] * tail
+        padded = op.pad(values, ints(0, before, *zeros), ints(0, after, *zeros), "constant", fill)
+        begin = after  # of a row that is longer by `before + after`
+        length = op.gather(op.shape_of(values), ints(1), axis(0))
+        return op.slice(padded, ints(begin), op.add(length, ints(begin)), ints(1), ints(1))
+
+    same = op.equal(segment_ids, moved(segment_ids, op.constant(np.int32(-2)), 0))
+    shifted = moved(x, op.constant(np.float32(0)), 1)
+    return op.multiply(shifted, op.unsqueeze(op.convert(same, Type.f32), axis(2)))
 
 
 def gelu_new(x: Node) -> Node:
@@ -123,17 +176,27 @@ def l2_normalize(x: Node) -> Node:
     return op.divide(x, op.maximum(norm, op.constant(np.float32(1e-12))))
 
 
-def relative_bias(table: Array, max_len: int, length: Node, *, max_distance: int = 128) -> Node:
-    """f32[1, N, L, L] from a T5-style bucketed table [buckets, N] (transformers' `MPNetEncoder`).
+def by_distance(table: Array, max_len: int, length: Node) -> Node:
+    """[..., L, L] of a table [..., 2 * max_len - 1]: its element for each distance, key less query, less 1 - max_len.
 
     In packed rows a text's tokens stand side by side, so the distance of two of them is that of their places in the
     row; what this gives for tokens of different texts is masked anyway.
     """
-    by_distance = table[_buckets(np.arange(1 - max_len, max_len), len(table), max_distance)].T  # [N, 2 * max_len - 1]
     places = op.range(axis(0), length, axis(1), Type.i64)
-    distance = op.subtract(op.unsqueeze(places, axis(0)), op.unsqueeze(places, axis(1)))  # key less query
+    distance = op.subtract(op.unsqueeze(places, axis(0)), op.unsqueeze(places, axis(1)))
     index = op.clamp(op.add(distance, axis(max_len - 1)), 0, 2 * max_len - 2)
-    return op.unsqueeze(op.gather(constant(by_distance), index, axis(1)), axis(0))
+    return op.gather(constant(table), index, axis(table.ndim - 1))
+
+
+def row_length(ids: Node) -> Node:
+    """L of [R, L], a scalar."""
+    return op.gather(op.shape_of(ids), axis(1), axis(0))
+
+
+def relative_bias(table: Array, max_len: int, length: Node, *, max_distance: int = 128) -> Node:
+    """f32[1, N, L, L] from a T5-style bucketed table [buckets, N] (transformers' `MPNetEncoder`)."""
+    buckets = table[_buckets(np.arange(1 - max_len, max_len), len(table), max_distance)].T
+    return op.unsqueeze(by_distance(buckets, max_len, length), axis(0))
 
 
 def _buckets(relative: Array, num_buckets: int, max_distance: int) -> Array:

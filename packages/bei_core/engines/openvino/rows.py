@@ -34,14 +34,14 @@ class Grid:
     position_ids: Ints  # [R, L]
     segment_ids: Ints  # [R, L], -1 where there is padding
     type_ids: Ints  # [R, L]
-    starts: Ints  # [B or more], in the rows laid end to end
-    lengths: Ints  # [B or more]
-    num_tokens: int  # that are no padding
+    starts: Ints  # [B or more], where what is pooled of a text begins in the rows laid end to end
+    lengths: Ints  # [B or more], tokens of it
+    targets: Ints  # [T], where each token of the batch is in the rows laid end to end
 
     @property
     def padding_share(self) -> float:
         """Share (0 to 1) of the grid that is padding."""
-        return 1.0 - self.num_tokens / self.input_ids.size
+        return 1.0 - len(self.targets) / self.input_ids.size
 
     def arrays(self) -> list[Ints]:
         """In the order of the graph's inputs."""
@@ -68,9 +68,9 @@ def lay_out(batch: Batch, *, pad_id: int = 0) -> Grid:
         position_ids=spread(positions, 0),
         segment_ids=spread(np.repeat(np.arange(len(batch), dtype=np.int32), lengths), -1),
         type_ids=spread(batch.type_ids, 0),
-        starts=np.pad(starts, (0, spare)),
-        lengths=np.pad(lengths.astype(np.int32), (0, spare), constant_values=1),
-        num_tokens=batch.num_tokens,
+        starts=np.pad(starts + batch.skips, (0, spare)),
+        lengths=np.pad(lengths - batch.skips, (0, spare), constant_values=1),
+        targets=target,
     )
 
 

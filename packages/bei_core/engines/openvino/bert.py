@@ -1,6 +1,6 @@
-"""Post-norm encoders of the BERT kind, from their tensors: one table of names and facts a family, one graph for all.
+"""Encoders of the BERT kind, norms after each part: one table of names and facts a family, one graph for all.
 
-Sources: transformers 5.23 `models/{bert,roberta,xlm_roberta,distilbert,mpnet}/modeling_*.py`.
+Written after transformers 5.23's `models/{bert,electra,roberta,xlm_roberta,distilbert,mpnet}/modeling_*.py`.
 """
 
 from __future__ import annotations
@@ -13,28 +13,10 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
+from bei_core.engines.openvino.blocks import Config, Inputs, Layers, attend, even_heads
 from bei_core.engines.openvino.weights import Weights
 from bei_core.errors import UnsupportedModel
 from bei_core.spec import first_position
-
-
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Graph inputs, i32[R, L] each; a text's positions count from 0."""
-
-    input_ids: Node
-    position_ids: Node
-    segment_ids: Node
-    type_ids: Node
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Where a `ForSequenceClassification` keeps its two layers, by their whole names, and what is between them."""
-
-    dense: str = "classifier.dense"
-    activation: str = "tanh"
-    out: str = "classifier.out_proj"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +36,6 @@ class Family:
     first_position: int | None = 0  # row of the position table for a text's first token; None: see spec
     has_types: bool = True
     relative_attention: str | None = None  # tensor of a bucketed table of biases
-    head: Head = Head()
     config_names: Mapping[str, str] = field(default_factory=dict)
 
     def setting(self, config: Mapping[str, Any], name: str, default: object = None) -> Any:  # noqa: ANN401
@@ -62,10 +43,10 @@ class Family:
         return config.get(self.config_names.get(name, name), default)
 
 
-FAMILIES: Mapping[str, Family] = {
-    "bert": Family(prefixes=("", "bert."), head=Head("bert.pooler.dense", "tanh", "classifier")),
+BERTS: Mapping[str, Family] = {
+    "bert": Family(prefixes=("", "bert.")),
+    "electra": Family(prefixes=("", "electra.")),
     "roberta": Family(prefixes=("", "roberta."), first_position=None),
-    "xlm-roberta": Family(prefixes=("", "roberta."), first_position=None),
     "distilbert": Family(
         prefixes=("", "distilbert."),
         layer="transformer.layer.{}.",
@@ -78,7 +59,6 @@ FAMILIES: Mapping[str, Family] = {
         down="ffn.lin2",
         out_norm="output_layer_norm",
         has_types=False,
-        head=Head("pre_classifier", "relu", "classifier"),
         config_names={
             "hidden_size": "dim",
             "num_hidden_layers": "n_layers",
@@ -103,10 +83,10 @@ FAMILIES: Mapping[str, Family] = {
 ANCHOR = "embeddings.word_embeddings.weight"
 
 
-class Encoder:
+class Bert:
     """One checkpoint of a family; `graph` makes its nodes."""
 
-    def __init__(self, family: Family, config: Mapping[str, Any], weights: Weights) -> None:
+    def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         def setting(name: str, default: object = None) -> Any:  # noqa: ANN401
             value = family.setting(config, name, default)
             if value is None:
@@ -117,63 +97,60 @@ class Encoder:
             raise UnsupportedModel(f"position_embedding_type {config['position_embedding_type']!r} is not supported")
         self._family = family
         self._weights = weights
+        self._layers = Layers(weights)
         self._hidden = int(setting("hidden_size"))
-        self._layers = int(setting("num_hidden_layers"))
-        self._heads = int(setting("num_attention_heads"))
+        self._num_layers = int(setting("num_hidden_layers"))
+        self._heads = even_heads(self._hidden, int(setting("num_attention_heads")))
         self._inner = int(setting("intermediate_size"))
         self._eps = float(setting("layer_norm_eps", 1e-12))
         self._activation = ops.activation(str(setting("hidden_act")))
         self._vocab = int(setting("vocab_size"))
         self._types = int(setting("type_vocab_size", 2)) if family.has_types else 0
-        self._max_len = int(setting("max_position_embeddings"))
+        self._table_len = int(setting("max_position_embeddings"))
+        self._max_len = max_len
         self._first = first_position(config) if family.first_position is None else family.first_position
-        if self._hidden % self._heads:
-            raise UnsupportedModel(f"hidden size {self._hidden} is not a multiple of {self._heads} heads")
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
         hidden = self._embed(inputs)
         bias = self._attention_bias(inputs)
-        for layer in range(self._layers):
+        for layer in range(self._num_layers):
             hidden = self._layer(hidden, bias, self._family.layer.format(layer))
         return hidden
 
     def _embed(self, inputs: Inputs) -> Node:
-        width = self._hidden
+        project = "embeddings_project.weight" in self._weights  # ELECTRA's embeddings may be narrower than its layers
+        width = None if project else self._hidden
         words = ops.embedding(self._weights.get(ANCHOR, self._vocab, width), inputs.input_ids)
-        table = self._weights.get("embeddings.position_embeddings.weight", self._max_len, width)
+        table = self._weights.get("embeddings.position_embeddings.weight", self._table_len, width)
         total = op.add(words, ops.embedding(table[self._first :], inputs.position_ids))
         if self._types:
             types = self._weights.get("embeddings.token_type_embeddings.weight", self._types, width)
             total = op.add(total, ops.embedding(types, inputs.type_ids))
-        return self._norm(total, "embeddings.LayerNorm")
+        normed = self._norm(total, "embeddings.LayerNorm")
+        return self._linear(normed, "embeddings_project", None, self._hidden) if project else normed
 
     def _attention_bias(self, inputs: Inputs) -> Node:
         """What is added to the scores: f32[R, 1 or N, L, L]."""
-        mask = ops.same_segment(inputs.segment_ids)
+        mask = inputs.mask()
         if self._family.relative_attention is None:
             return mask
-        table = self._weights.get(self._family.relative_attention, None, self._heads)
-        length = op.gather(op.shape_of(inputs.input_ids), ops.axis(1), ops.axis(0))
-        return op.add(mask, ops.relative_bias(table, self._max_len, length))
+        table = self._weights.get(self._family.relative_attention, None, self._heads.queries)
+        return op.add(mask, ops.relative_bias(table, self._max_len, ops.row_length(inputs.input_ids)))
 
     def _layer(self, hidden: Node, bias: Node, prefix: str) -> Node:
-        names, size = self._family, self._hidden // self._heads
-        query, key, value = (
-            ops.split_heads(self._linear(hidden, prefix + name, self._hidden, self._hidden), self._heads, size)
-            for name in (names.query, names.key, names.value)
+        names, width = self._family, self._hidden
+        parts = (self._linear(hidden, prefix + name, width, width) for name in (names.query, names.key, names.value))
+        mixed = self._linear(
+            attend(self._heads.split(parts), self._heads, bias), prefix + names.attention_out, width, width
         )
-        mixed = ops.merge_heads(ops.attention(query, key, value, bias, size**-0.5), self._hidden)
-        mixed = self._linear(mixed, prefix + names.attention_out, self._hidden, self._hidden)
         hidden = self._norm(op.add(mixed, hidden), prefix + names.attention_norm)
-        inner = self._activation(self._linear(hidden, prefix + names.up, self._hidden, self._inner))
-        inner = self._linear(inner, prefix + names.down, self._inner, self._hidden)
+        inner = self._activation(self._linear(hidden, prefix + names.up, width, self._inner))
+        inner = self._linear(inner, prefix + names.down, self._inner, width)
         return self._norm(op.add(inner, hidden), prefix + names.out_norm)
 
-    def _linear(self, x: Node, name: str, width_in: int, width_out: int) -> Node:
-        weight = self._weights.get(f"{name}.weight", width_out, width_in)
-        return ops.linear(x, weight, self._weights.get(f"{name}.bias", width_out))
+    def _linear(self, x: Node, name: str, width_in: int | None, width_out: int) -> Node:
+        return self._layers.linear(x, name, width_in, width_out, bias=True)
 
     def _norm(self, x: Node, name: str) -> Node:
-        weight, bias = (self._weights.get(f"{name}.{part}", self._hidden) for part in ("weight", "bias"))
-        return ops.layer_norm(x, weight, bias, self._eps)
+        return self._layers.layer_norm(x, name, self._eps)

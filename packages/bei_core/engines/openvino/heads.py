@@ -1,0 +1,150 @@
+"""What stands on top of a transformer: classifiers of texts and of tokens, and vocabularies.
+
+A head's tensors have whole names: no prefix goes before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from openvino import Node
+from openvino import opset15 as op
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.engines.openvino import ops
+from bei_core.engines.openvino.blocks import Config, Layers
+from bei_core.engines.openvino.pooling import Spans, last_real_token, pool
+from bei_core.engines.openvino.weights import Weights
+from bei_core.spec import Classifier
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear layer, with one before it and a norm between where the family has them."""
+
+    out: str
+    dense: str | None = None
+    activation: str = "tanh"
+    activation_of: str | None = None  # config.json's key, where the activation is not always the same
+    norm: str | None = None
+    bias: str | None = None  # of the last layer, where it does not go by that layer's name
+    takes: Literal["cls", "classifier_pooling", "last real token"] = "cls"  # of a text, for one row
+
+    def transform(self, x: Node, layers: Layers, config: Config) -> Node:
+        """[..., H] up to the last layer."""
+        if self.dense is not None:
+            name = str(config.get(self.activation_of or "") or self.activation)
+            x = ops.activation(name)(layers.linear(x, self.dense, None, None))
+        return x if self.norm is None else layers.layer_norm(x, self.norm, _eps(config), bias=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Heads:
+    """The heads of a family, by what follows its name in the class's; None where there is no such class."""
+
+    sequence: Head | None = None
+    token: Head | None = Head("classifier")
+    vocabulary: Head | None = None
+
+
+_ROBERTA = Heads(
+    sequence=Head("classifier.out_proj", "classifier.dense"),
+    vocabulary=Head("lm_head.decoder", "lm_head.dense", "gelu", norm="lm_head.layer_norm", bias="lm_head.bias"),
+)
+_BERT_VOCABULARY = Head(
+    "cls.predictions.decoder",
+    "cls.predictions.transform.dense",
+    "gelu",
+    "hidden_act",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+)
+_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", takes="classifier_pooling")
+
+HEADS: Mapping[str, Heads] = {
+    "Bert": Heads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+    "Roberta": _ROBERTA,
+    "XLMRoberta": _ROBERTA,
+    "Camembert": _ROBERTA,
+    "MPNet": _ROBERTA,
+    "Electra": Heads(
+        sequence=Head("classifier.out_proj", "classifier.dense", "gelu"),
+        vocabulary=Head(
+            "generator_lm_head", "generator_predictions.dense", "gelu", norm="generator_predictions.LayerNorm"
+        ),
+    ),
+    "DistilBert": Heads(
+        sequence=Head("classifier", "pre_classifier", "relu"),
+        vocabulary=Head("vocab_projector", "vocab_transform", "gelu", "activation", "vocab_layer_norm"),
+    ),
+    "ModernBert": Heads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
+    "NomicBert": Heads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+    "New": Heads(Head("classifier", "new.pooler.dense")),
+    "Gte": Heads(Head("classifier", "gte.pooler.dense")),
+    "DebertaV2": Heads(Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY),
+}
+_DECODER = Heads(sequence=Head("score", takes="last real token"), token=Head("score"))
+
+
+def heads_of(family: str) -> Heads:
+    """The heads of a family; a decoder's where it is not in the table."""
+    return HEADS.get(family, _DECODER)
+
+
+def classify(
+    classifier: Classifier, head: Head, x: Node, ids: Node, spans: Spans, checkpoint: Checkpoint, config: Config
+) -> Node:
+    """Logits: f32[B, C] of token vectors f32[T, H], or f32[T, C] of a classifier of tokens. `ids` are i32[T]."""
+    weights = Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",))
+    rows = x if classifier.per_token else _TAKES[head.takes](x, ids, spans, config)
+    layers = Layers(weights)
+    return layers.linear(head.transform(rows, layers, config), head.out, None, len(classifier.labels))
+
+
+def answer(answers: tuple[int, int], x: Node, spans: Spans, embeddings: Weights, checkpoint: Checkpoint) -> Node:
+    """f32[B, 1]: the logit of "yes" less that of "no" after each text's last token.
+
+    Only the two rows of the vocabulary are in the graph. `embeddings` stands in for the output matrix that a tied
+    model does not store.
+    """
+    untied = "lm_head.weight" in checkpoint.tensors()
+    weights = Weights(checkpoint.tensors(), anchor="lm_head.weight", prefixes=("",)) if untied else embeddings
+    table = weights.get("lm_head.weight" if untied else "embed_tokens.weight", None, None)
+    no, yes = answers
+    return ops.linear(pool("lasttoken", x, spans), (table[yes] - table[no])[None], None)
+
+
+def splade(head: Head, x: Node, spans: Spans, embeddings: ops.Array, checkpoint: Checkpoint, config: Config) -> Node:
+    """f32[B, V]: the maximum over each text's tokens of log(1 + relu(logit)). `embeddings` is the tied matrix."""
+    weights = Weights(checkpoint.tensors(), anchor=f"{head.dense}.weight", prefixes=("",))
+    layers, name = Layers(weights), f"{head.out}.weight"
+    table = weights.get(name, None, None) if name in weights else embeddings
+    bias = next((known for known in (head.bias, f"{head.out}.bias") if known and known in weights), None)
+    logits = ops.linear(
+        head.transform(x, layers, config), table, None if bias is None else weights.get(bias, len(table))
+    )
+    # The logarithm grows with its argument, so it is taken of the maximum alone.
+    return op.log(op.add(op.relu(pool("max", logits, spans)), op.constant(np.float32(1))))
+
+
+def _eps(config: Config) -> float:
+    return float(config.get("layer_norm_eps") or config.get("norm_eps") or 1e-12)
+
+
+def _by_config(x: Node, ids: Node, spans: Spans, config: Config) -> Node:
+    return pool(str(config.get("classifier_pooling", "cls")), x, spans)
+
+
+def _last(x: Node, ids: Node, spans: Spans, config: Config) -> Node:
+    pad_id = config.get("pad_token_id")
+    return pool("lasttoken", x, spans) if pad_id is None else last_real_token(x, ids, spans, int(pad_id))
+
+
+_TAKES: dict[str, Callable[[Node, Node, Spans, Config], Node]] = {
+    "cls": lambda x, ids, spans, config: pool("cls", x, spans),
+    "classifier_pooling": _by_config,
+    "last real token": _last,
+}

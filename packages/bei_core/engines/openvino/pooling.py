@@ -1,0 +1,108 @@
+"""Token vectors to one vector a text, by the names of sentence-transformers' Pooling.
+
+Letters: T tokens of the grid, B texts, H hidden. `starts` and `lengths` are i32[B]: where a text's tokens begin among
+the T, and how many they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from openvino import Node, Type
+from openvino import opset15 as op
+
+from bei_core.engines.openvino import ops
+
+
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """The texts of a batch."""
+
+    starts: Node
+    lengths: Node
+
+    def offsets(self, x: Node) -> Node:
+        """i32[B, T]: the place of each of `x`'s tokens, counted from the first token of the text."""
+        num_tokens = op.gather(op.shape_of(x, Type.i32), ops.axis(0), ops.axis(0))
+        return op.subtract(_upto(num_tokens), _column(self.starts))
+
+    def inside(self, offsets: Node) -> Node:
+        """bool[B, T]: whether a token belongs to the text."""
+        return op.logical_and(op.greater_equal(offsets, _i32(0)), op.less(offsets, _column(self.lengths)))
+
+
+def pool(mode: str, x: Node, spans: Spans) -> Node:
+    """f32[B, H] of f32[T, H]."""
+    return _MODES[mode](x, spans)
+
+
+def last_real_token(x: Node, ids: Node, spans: Spans, pad_id: int) -> Node:
+    """f32[B, H]: each text's last token with another id than the padding's, as transformers' classifiers take it."""
+    offsets = spans.offsets(x)
+    real = op.logical_and(spans.inside(offsets), op.not_equal(op.unsqueeze(ids, ops.axis(0)), _i32(pad_id)))
+    last = op.reduce_max(op.select(real, offsets, _i32(0)), ops.ints(1), False)
+    return op.gather(x, op.add(spans.starts, last), ops.axis(0))
+
+
+def _column(x: Node) -> Node:
+    """[B] to [B, 1]."""
+    return op.unsqueeze(x, ops.axis(1))
+
+
+def _upto(stop: Node) -> Node:
+    """i32[1, stop]: 0, 1, 2 and so on."""
+    return op.unsqueeze(op.range(_i32(0), stop, _i32(1), Type.i32), ops.axis(0))
+
+
+def _i32(value: int) -> Node:
+    return op.constant(value, Type.i32)
+
+
+def _float(x: Node) -> Node:
+    return op.convert(x, Type.f32)
+
+
+def _sum(x: Node, spans: Spans) -> Node:
+    return op.matmul(_float(spans.inside(spans.offsets(x))), x, False, False)
+
+
+def _mean(x: Node, spans: Spans) -> Node:
+    return op.divide(_sum(x, spans), _float(_column(spans.lengths)))
+
+
+def _mean_sqrt_len(x: Node, spans: Spans) -> Node:
+    return op.divide(_sum(x, spans), op.sqrt(_float(_column(spans.lengths))))
+
+
+def _weighted_mean(x: Node, spans: Spans) -> Node:
+    """Token i of n weighs i + 1 (Muennighoff 2022, SGPT)."""
+    offsets = spans.offsets(x)
+    weights = op.multiply(_float(spans.inside(offsets)), _float(op.add(offsets, _i32(1))))
+    return op.divide(op.matmul(weights, x, False, False), op.reduce_sum(weights, ops.ints(1), True))
+
+
+def _max(x: Node, spans: Spans) -> Node:
+    """Each text's tokens, the last repeated up to the longest text's length, which changes no maximum."""
+    longest = op.reduce_max(spans.lengths, ops.axis(0), False)
+    last = op.subtract(_column(spans.lengths), _i32(1))
+    index = op.add(_column(spans.starts), op.minimum(_upto(longest), last))
+    return op.reduce_max(op.gather(x, index, ops.axis(0)), ops.ints(1), False)
+
+
+def _cls(x: Node, spans: Spans) -> Node:
+    return op.gather(x, spans.starts, ops.axis(0))
+
+
+def _last_token(x: Node, spans: Spans) -> Node:
+    return op.gather(x, op.subtract(op.add(spans.starts, spans.lengths), _i32(1)), ops.axis(0))
+
+
+_MODES: dict[str, Callable[[Node, Spans], Node]] = {
+    "cls": _cls,
+    "max": _max,
+    "mean": _mean,
+    "mean_sqrt_len_tokens": _mean_sqrt_len,
+    "weightedmean": _weighted_mean,
+    "lasttoken": _last_token,
+}

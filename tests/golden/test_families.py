@@ -1,0 +1,115 @@
+"""Every family beyond BERT's kin, built and loaded back, against transformers: vectors, scores, rows of tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bei_core.batch import Batch
+from bei_core.checkpoint import Checkpoint, resolve
+from bei_core.engines.base import Engine
+from bei_core.engines.open import load
+from bei_core.engines.openvino.build import build
+from bei_core.spec import ModelSpec, read_spec
+from bei_core.tasks import Embed, Encoding, Pair, Rows, Tokens
+from bei_core.tokens import TextTokenizer
+from tests.golden.cases import (
+    GROUP_CASES,
+    GROUP_CLASSIFICATION_CASES,
+    OUTPUT_CASES,
+    Case,
+    ClassificationCase,
+    Ids,
+    OutputCase,
+)
+from tests.golden.tolerance import BF16, F32, LOGITS_BF16, LOGITS_F32, compare, compare_logits
+
+TOLERANCES = {"float32": F32, "bfloat16": BF16}
+MAX_ABS = {"float32": LOGITS_F32, "bfloat16": LOGITS_BF16}
+OPTIONS = {"sparse": "splade"}  # the pooling that a plain folder has to be asked for
+
+Opener = Callable[[Path, str | None], tuple[Engine, ModelSpec]]
+
+
+@pytest.fixture
+def opened(dtype: str, tmp_path: Path) -> Opener:
+    """The engine of a folder, built and loaded, and its spec."""
+
+    def make(folder: Path, pooling: str | None) -> tuple[Engine, ModelSpec]:
+        checkpoint = resolve(str(folder))
+        spec = read_spec(checkpoint, pooling=pooling)
+        return load(build(checkpoint, spec, tmp_path / "engine", dtype=dtype, root=tmp_path)).engine, spec
+
+    return make
+
+
+def tokens_of(ids: Sequence[Ids]) -> list[Tokens]:
+    return [Tokens(each, np.zeros_like(each)) for each in ids]
+
+
+def alone(engine: Engine, tokens: list[Tokens]) -> Rows:
+    return np.concatenate([engine.forward(Batch.pack([item])) for item in tokens])
+
+
+@pytest.mark.parametrize("case", GROUP_CASES, ids=str)
+def test_vectors_are_the_expected_ones_in_a_batch_and_alone(case: Case, dtype: str, opened: Opener) -> None:
+    engine, spec = opened(case.folder, None)
+    tokens = tokens_of(case.ids)
+    together, single = engine.forward(Batch.pack(tokens)), alone(engine, tokens)
+    compare(together, case.raw, TOLERANCES[dtype])
+    compare(single, case.raw, TOLERANCES[dtype])
+    compare(Embed(case.texts, normalize=spec.normalize).finish(together), case.vectors, TOLERANCES[dtype])
+    assert (engine.info.row_width, engine.info.max_seq_len) == (case.dimension, case.max_seq_length)
+
+
+@pytest.mark.parametrize("case", GROUP_CLASSIFICATION_CASES, ids=str)
+def test_logits_are_the_expected_ones_in_a_batch_and_alone(
+    case: ClassificationCase, dtype: str, opened: Opener
+) -> None:
+    engine, spec = opened(case.folder, None)
+    assert spec.classifier is not None
+    assert spec.classifier.labels == case.labels
+    tokens = [Tokens(ids, type_ids) for ids, type_ids in zip(case.ids, case.type_ids, strict=True)]
+    compare_logits(engine.forward(Batch.pack(tokens)), case.logits, MAX_ABS[dtype])
+    compare_logits(alone(engine, tokens), case.logits, MAX_ABS[dtype])
+
+
+@pytest.mark.parametrize("case", OUTPUT_CASES, ids=str)
+def test_outputs_are_the_expected_ones_in_a_batch_and_alone(case: OutputCase, dtype: str, opened: Opener) -> None:
+    engine, _ = opened(case.folder, OPTIONS.get(case.kind))
+    tokens = tokens_of(case.ids)
+    if case.kind in {"sparse", "yes_no"}:
+        found, single = engine.forward(Batch.pack(tokens)), alone(engine, tokens)
+    else:
+        rows, found = engine.forward_tokens(Batch.pack(tokens))
+        single = np.concatenate([engine.forward_tokens(Batch.pack([item]))[1] for item in tokens])
+        assert rows.shape == (len(tokens), engine.info.row_width)
+    for actual in (found, single):
+        if case.kind == "sparse" or case.kind == "colbert":
+            compare(actual, case.expected, TOLERANCES[dtype])
+        else:
+            compare_logits(actual, case.expected, MAX_ABS[dtype])
+
+
+@pytest.mark.parametrize("case", [*GROUP_CASES, *OUTPUT_CASES], ids=str)
+def test_texts_become_the_ids_of_transformers(case: Case | OutputCase) -> None:
+    if isinstance(case, OutputCase) and case.kind == "yes_no":
+        return
+    spec = read_spec(Checkpoint(case.folder, str(case.folder), "0"))
+    tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
+    prompt = case.prompt if isinstance(case, Case) else None
+    tokens = tokenizer.encode_now(case.texts, Encoding(prompt=prompt or None))
+    assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
+
+
+@pytest.mark.parametrize("case", GROUP_CLASSIFICATION_CASES, ids=str)
+def test_texts_and_pairs_become_the_ids_of_transformers(case: ClassificationCase) -> None:
+    spec = read_spec(Checkpoint(case.folder, str(case.folder), "0"))
+    tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
+    inputs = [Pair(*texts) if len(texts) == 2 else texts[0] for texts in case.inputs]
+    tokens = tokenizer.encode_now(inputs, Encoding())
+    assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
+    assert [item.type_ids.tolist() for item in tokens] == [type_ids.tolist() for type_ids in case.type_ids]
