@@ -93,7 +93,8 @@ def expected(inputs: list[tuple[str, ...]], count: int, scoring: Scoring) -> Row
     for item in inputs:
         encoding = tokenizer.encode(item[0], item[1]) if len(item) == 2 else tokenizer.encode(item[0])
         ids, kinds = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
-        rows.append(logits(Batch(ids, kinds, np.array([0, len(ids)], np.int32), len(ids), np.zeros(1, np.int32)), count)[0])
+        ends = np.array([0, len(ids)], np.int32)
+        rows.append(logits(Batch(ids, kinds, ends, len(ids), np.zeros(1, np.int32)), count)[0])
     return scores(np.stack(rows), scoring)
 
 
