@@ -53,10 +53,11 @@ class Settings(Struct, frozen=True, kw_only=True):
     revision: NonEmpty | None = None  # branch, tag or commit of the repository; None: its main branch
     served_model_name: NonEmpty | None = None  # the name in replies; None: model_id
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the computation
-    pooling: Literal["cls", "mean", "max", "last_token", "weighted_mean", "mean_sqrt_len"] | None = None
+    pooling: Literal["cls", "mean", "max", "last_token", "weighted_mean", "mean_sqrt_len", "splade"] | None = None
     engine: Literal["auto", "openvino", "tensorrt_llm"] = "auto"
     default_prompt: str | None = None  # put before every text; exclusive with default_prompt_name
     default_prompt_name: NonEmpty | None = None  # one of the prompts of config_sentence_transformers.json
+    rerank_template: NonEmpty | None = None  # a template's name, its text, or none; None: by the model's name
     auto_truncate: bool = True  # cut what is too long, unless the request says otherwise
     trt_llm: TrtLlm | None = None  # Baseten's block, as it was given
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from bei_core.batch import Batch
 from bei_core.config import Settings
@@ -19,7 +20,8 @@ from bei_core.errors import ConfigError, Overloaded, Unhealthy, Validation, Wron
 from bei_core.metrics import Metrics, Timings
 from bei_core.runner import Runner
 from bei_core.spec import ModelSpec
-from bei_core.tasks import Encoding, Scoring, Task, Tokens, TruncationSide, num_characters
+from bei_core.tasks import Encoding, Pair, Scoring, Task, Text, Tokens, TruncationSide, num_characters
+from bei_core.templates import RerankTemplate, named_template
 from bei_core.tokens import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,7 @@ class Service:
         self._num_requests = 0
         self._proven_at = -_PROVEN_S
         self._draining = False
+        self.template = _template(opened.spec, settings)
         self._default_prompt = _default_prompt(opened.spec, settings)
 
     @classmethod
@@ -106,11 +109,14 @@ class Service:
         """
         timings = timings or Timings()
         with self._admitted(task):
-            tokens = await self._encode(task, timings)
+            tokens, owners = await self._encode(task, timings)
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
             timings.queue_s, timings.inference_s = ticket.queue_s, ticket.inference_s
             self._proven_at = time.monotonic()
-            return Reply(task.finish(ticket.rows), timings)
+            rows = ticket.rows
+            if owners is not None and len(owners) > len(task.inputs):
+                rows = task.join(rows, owners, np.array([len(item) for item in tokens], np.float32))
+            return Reply(task.finish(rows), timings)
 
     def encoding(
         self,
@@ -118,6 +124,8 @@ class Service:
         truncate: bool | None = None,
         side: TruncationSide = TruncationSide.RIGHT,
         prompt_name: str | None = None,
+        chunk: bool = False,
+        chunk_tokens: int | None = None,
     ) -> Encoding:
         """How to encode a request's texts, with the server's defaults. Raises Validation for an unknown prompt."""
         prompt = self._default_prompt
@@ -126,7 +134,18 @@ class Service:
                 known = ", ".join(sorted(self.spec.prompts)) or "none"
                 raise Validation(f"unknown prompt {prompt_name!r}; this model has: {known}", param="prompt_name")
             prompt = self.spec.prompts[prompt_name]
-        return Encoding(self.settings.auto_truncate if truncate is None else truncate, side, prompt)
+        if truncate is None:
+            truncate = self.settings.auto_truncate
+        return Encoding(truncate, side, prompt, self.spec.pools_prompt, chunk, chunk_tokens)
+
+    @property
+    def ranks(self) -> bool:
+        """Whether the model scores a query and a document: one label, or a template and the two labels no and yes."""
+        return self.kind == "reranker" or (self.template is not None and len(self.labels) == 2)
+
+    def together(self, query: str, document: str, instruction: str | None = None) -> Text:
+        """What a reranker reads of a query and a document: a prompt where it has a template, else a pair."""
+        return Pair(query, document) if self.template is None else self.template.fill(query, document, instruction)
 
     @property
     def kind(self) -> str:
@@ -188,18 +207,33 @@ class Service:
         finally:
             self._num_requests -= 1
 
-    async def _encode(self, task: Task[Any], timings: Timings) -> list[Tokens]:
-        """The tokens of a task. Raises Overloaded where they do not fit in the queue."""
+    async def _encode(self, task: Task[Any], timings: Timings) -> tuple[list[Tokens], npt.NDArray[np.intp] | None]:
+        """The tokens of a task and, where its texts may be split, whose they are.
+
+        Raises Overloaded where they do not fit in the queue.
+        """
         started = time.perf_counter()
-        tokens = await self.tokenizer.encode(task.inputs, task.encoding)
+        how, owners = task.encoding, None
+        if how.chunk or how.chunk_tokens is not None:
+            tokens, owners = await self.tokenizer.encode_chunks(task.inputs, how)
+        else:
+            tokens = await self.tokenizer.encode(task.inputs, how)
         timings.tokenization_s = time.perf_counter() - started
-        timings.num_inputs = len(tokens)
+        timings.num_inputs = len(task.inputs)
         timings.num_tokens = sum(map(len, tokens))
         timings.num_characters = sum(map(num_characters, task.inputs))
         waiting = self._runner.num_tokens
         if waiting and waiting + timings.num_tokens > self.settings.max_queue_tokens:
             raise Overloaded(f"{waiting} tokens are waiting already; try again")
-        return tokens
+        return tokens, owners
+
+
+def _template(spec: ModelSpec, settings: Settings) -> RerankTemplate | None:
+    """The reranker's template; `rerank_template` is a name or a text, or `none`. Raises ConfigError for another."""
+    chosen = settings.rerank_template
+    if chosen is None:
+        return spec.template
+    return None if chosen == "none" else named_template(chosen)
 
 
 def _default_prompt(spec: ModelSpec, settings: Settings) -> str | None:

@@ -77,7 +77,7 @@ class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
     labels: tuple[str, ...]
     scoring: Scoring
     per_token: bool = False
-    answers: tuple[int, int] | None = None  # ids of a causal language model's "no" and "yes": the logit is yes - no
+    answers: tuple[int | None, int] | None = None  # ids of a language model's "no" and "yes": the logit is yes - no
 
 
 class Splade(msgspec.Struct, frozen=True, tag="splade"):
@@ -143,14 +143,16 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return int(self.config["vocab_size"])
 
 
-def read_spec(checkpoint: Checkpoint, *, pooling: str | None = None) -> ModelSpec:
-    """The spec of a model folder; `pooling` replaces what the folder says.
+def read_spec(
+    checkpoint: Checkpoint, *, pooling: str | None = None, template: RerankTemplate | None = None
+) -> ModelSpec:
+    """The spec of a model folder; `pooling` and `template` replace what the folder and its name say.
 
     Raises CheckpointError naming a file that is missing or malformed, UnsupportedModel for modules BEI does not know.
     """
     config = checkpoint.read_json("config.json")
     architecture = _architecture(config)
-    template = find_template(checkpoint.source, architecture)
+    template = template or find_template(checkpoint.source)
     modules = _head(checkpoint, config, architecture, template) or _modules(checkpoint)
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
@@ -272,11 +274,9 @@ def _splade(config: Mapping[str, Any], folder: str) -> Splade:
 
 
 def _logit_score(config: Mapping[str, Any], folder: str) -> Classifier:
-    """A LogitScore module: a causal language model's answer. Raises UnsupportedModel without the token for no."""
-    no, yes = config.get("false_token_id"), config.get("true_token_id")
-    if no is None or yes is None:
-        raise UnsupportedModel(f"{folder}/config.json: both true_token_id and false_token_id are needed")
-    return Classifier(("LABEL_0",), "sigmoid", answers=(int(no), int(yes)))
+    """A LogitScore module: a causal language model's answer; without a token for no, the logit of yes alone."""
+    no = config.get("false_token_id")
+    return Classifier(("LABEL_0",), "sigmoid", answers=(None if no is None else int(no), int(config["true_token_id"])))
 
 
 def _pooling(config: Mapping[str, Any], folder: str) -> Pooling:

@@ -26,7 +26,17 @@ class Pair(NamedTuple):
     second: str
 
 
-Text: TypeAlias = str | Pair | Sequence[int]  # a text, two, or token ids that are used as they are
+class Templated(NamedTuple):
+    """A whole prompt, of which the document, at text[start:stop], is what may be cut."""
+
+    text: str
+    start: int
+    stop: int
+
+
+Text: TypeAlias = (
+    str | Pair | Templated | Sequence[int]
+)  # a text, two, a prompt, or token ids that are used as they are
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
 TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row a token of one input
 
@@ -49,6 +59,8 @@ def num_characters(text: Text) -> int:
     """Characters of a text, or of both texts of a pair; none of token ids."""
     if isinstance(text, Pair):
         return len(text.first) + len(text.second)
+    if isinstance(text, Templated):
+        return len(text.text)
     return len(text) if isinstance(text, str) else 0
 
 
@@ -59,6 +71,11 @@ class Encoding:
     truncate: bool = True
     side: TruncationSide = TruncationSide.RIGHT
     prompt: str | None = None  # goes before every text
+    pool_prompt: bool = True  # whether the prompt's tokens count in pooling
+    chunk: bool = False  # a text that is too long is split rather than cut
+    chunk_tokens: int | None = (
+        None  # at most so many of a text's own tokens, of a pair's second text; None: all that fit
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +218,24 @@ class Classify:
     def finish(self, rows: Rows) -> Rows:
         """f32[N, C], in the order of the labels."""
         return scores(rows, self.scoring)
+
+
+@dataclass(frozen=True, slots=True)
+class Rank(Classify):
+    """Relevance of each pair: of two labels, no and yes, the margin between them is the one that counts."""
+
+    def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
+        """f32[N, 1]: the best chunk's."""
+        return Classify.join(self, _margin(rows), owners, weights)
+
+    def finish(self, rows: Rows) -> Rows:
+        """f32[N, 1]."""
+        return scores(_margin(rows), self.scoring)
+
+
+def _margin(rows: Rows) -> Rows:
+    """f32[N, 1] of logits of one label, or of no and yes."""
+    return rows if rows.shape[1] == 1 else rows[:, 1:] - rows[:, :1]
 
 
 def weighted_mean(rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:

@@ -1,19 +1,58 @@
-"""Placeholder: being written."""
+"""Templates that make one text of a reranker's query and document; which model has which is data."""
 
 from __future__ import annotations
 
+import re
+from functools import cache
+from importlib.resources import files
+
 import msgspec
+
+from bei_core.errors import ConfigError
+from bei_core.tasks import Templated
+
+_FIELD = re.compile(r"\{(instruction|query|document)\}")
 
 
 class RerankTemplate(msgspec.Struct, frozen=True):
-    """Makes one text of a query and a document."""
+    """A prompt with {query}, {document} and, where the model takes one, {instruction}."""
 
     name: str
     template: str
-    instruction: str | None = None
-    tokens: tuple[str, str] | None = None
+    repositories: str = ""  # regular expression, of what a repository or folder of such a model has in its name
+    instruction: str = ""  # where a request gives none
+    tokens: tuple[str, str] | None = None  # what a causal language model answers for no and for yes
+
+    def fill(self, query: str, document: str, instruction: str | None = None) -> Templated:
+        """The text. What looks like a field inside of a query or a document is left as it is."""
+        values = {"query": query, "document": document, "instruction": instruction or self.instruction}
+        head, tail = (
+            _FIELD.sub(lambda field: values[field.group(1)], part)
+            for part in self.template.split("{document}", maxsplit=1)
+        )
+        return Templated(head + document + tail, len(head), len(head) + len(document))
 
 
-def find_template(source: str, architecture: str) -> RerankTemplate | None:
-    """None yet."""
-    return None
+def find_template(source: str) -> RerankTemplate | None:
+    """The template for a repository or folder, by its name."""
+    name = source.rstrip("/").rpartition("/")[2]
+    return next((each for each in _known() if re.search(each.repositories, name, re.IGNORECASE)), None)
+
+
+def named_template(text: str) -> RerankTemplate:
+    """The template of a name, or of its own text. Raises ConfigError listing the known names."""
+    if "{document}" in text and "{query}" in text:
+        return RerankTemplate("custom", text)
+    found = next((each for each in _known() if each.name == text), None)
+    if found is None:
+        names = ", ".join(each.name for each in _known())
+        raise ConfigError(
+            f"rerank_template {text!r} is neither one of {names} nor a text with {{query}} and {{document}}"
+        )
+    return found
+
+
+@cache
+def _known() -> tuple[RerankTemplate, ...]:
+    text = files("bei_core").joinpath("data/rerank_templates.json").read_bytes()
+    return msgspec.json.decode(text, type=tuple[RerankTemplate, ...])

@@ -54,9 +54,14 @@ def write_folder(folder: Path, spec: CaseSpec, texts: list[str]) -> None:
     folder.mkdir(parents=True)
     tokenizer = train(spec.tokenizer, texts)
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
-    _write_json(folder / "tokenizer_config.json", tokenizer_config(spec.tokenizer))
-    _write_json(folder / "config.json", _config(spec, tokenizer))
+    write_json(folder / "tokenizer_config.json", tokenizer_config(spec.tokenizer))
+    write_json(folder / "config.json", _config(spec, tokenizer))
     write_model(folder, spec)
+    write_modules(folder, spec)
+
+
+def write_modules(folder: Path, spec: CaseSpec) -> None:
+    """modules.json, what it names and the two files beside it; nothing where the layout has none of them."""
     if spec.layout is Layout.PLAIN:
         return
     names = ["Transformer", *(type(module).__name__ for module in spec.modules)]
@@ -66,9 +71,9 @@ def write_folder(folder: Path, spec: CaseSpec, texts: list[str]) -> None:
         {"idx": position, "name": str(position), "path": path, "type": _type(name, spec.layout)}
         for position, (name, path) in enumerate(entries)
     ]
-    _write_json(folder / "modules.json", listing)
-    _write_json(folder / "sentence_bert_config.json", _transformer_config(spec))
-    _write_json(folder / "config_sentence_transformers.json", _model_config(spec))
+    write_json(folder / "modules.json", listing)
+    write_json(folder / "sentence_bert_config.json", _transformer_config(spec))
+    write_json(folder / "config_sentence_transformers.json", _model_config(spec))
     for module, path in zip(spec.modules, paths[1:], strict=True):
         _write_module(folder / path, spec, module)
 
@@ -129,7 +134,7 @@ def _model_config(spec: CaseSpec) -> dict[str, Any]:
 
 def _write_module(folder: Path, spec: CaseSpec, module: Module) -> None:
     if isinstance(module, Pooling):
-        return _write_json(folder / "config.json", module.config)
+        return write_json(folder / "config.json", module.config)
     modern = spec.layout is Layout.MODERN
     names = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"} if modern else {}
     if isinstance(module, Dense):
@@ -139,12 +144,13 @@ def _write_module(folder: Path, spec: CaseSpec, module: Module) -> None:
             "bias": module.bias,
             "activation_function": module.activation,
         }
-        _write_json(folder / "config.json", config | names)
+        write_json(folder / "config.json", config | names)
         return write_dense(folder, spec, module)
     if modern:  # before, Normalize had no file, and so no folder in a repository
-        _write_json(folder / "config.json", names)
+        write_json(folder / "config.json", names)
 
 
-def _write_json(path: Path, value: Json) -> None:
+def write_json(path: Path, value: Json) -> None:
+    """`path`, as people would indent it, and the folder it goes to."""
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

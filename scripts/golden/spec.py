@@ -28,6 +28,10 @@ class Vocab(Enum):
     MPNET = "MPNet: WordPiece between <s> and </s>"
     BYTE_BPE = "RoBERTa"
     UNIGRAM = "XLM-R"
+    LLAMA3 = "Llama 3: bytes, runs of up to three digits, special tokens last"
+    QWEN = "Qwen: bytes, NFC, digits one by one, special tokens last"
+    MISTRAL = "Llama 2 and Mistral: a space before the text, bytes only for what the vocabulary lacks"
+    GEMMA = "Gemma: as MISTRAL, without the space before the text"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from scripts.golden.spec import CaseSpec, Dense, Storage
 FEED_FORWARD_OUT = r"(?<!attention\.)output\.dense\.weight$|lin2\.weight$"
 # Mean, deviation, and whether that is divided by the root of the fan-in (1 then keeps the variance of the input), by
 # the first pattern that a tensor's name matches.
-SCALES: tuple[tuple[str, float, float, bool], ...] = (
+Scales: TypeAlias = tuple[tuple[str, float, float, bool], ...]
+SCALES: Scales = (
     (r"layer_?norm\.(weight|gamma)$", 1.0, 0.25, False),
     (r"layer_?norm\.(bias|beta)$", 0.0, 0.1, False),
     (r"\.bias$", 0.0, 0.15, False),
@@ -66,10 +67,10 @@ Shapes = dict[str, tuple[int, ...]]
 Config: TypeAlias = Any  # transformers' configuration of some architecture
 
 
-def draw(case: str, name: str, shape: tuple[int, ...]) -> torch.Tensor:
+def draw(case: str, name: str, shape: tuple[int, ...], scales: Scales = SCALES) -> torch.Tensor:
     """The f32 tensor that belongs to these names, the same in every run and whatever else the case contains."""
     rng = np.random.default_rng([zlib.crc32(case.encode()), zlib.crc32(name.encode())])
-    _, mean, scale, by_fan_in = next(row for row in SCALES if re.search(row[0], name, re.IGNORECASE))
+    _, mean, scale, by_fan_in = next(row for row in scales if re.search(row[0], name, re.IGNORECASE))
     if by_fan_in:
         scale /= math.sqrt(shape[-1])
     values: npt.NDArray[np.float32] = (mean + scale * rng.standard_normal(shape)).astype(np.float32)
@@ -95,7 +96,7 @@ def write_model(folder: Path, spec: CaseSpec) -> None:
         words = next(name for name in tensors if name.endswith(".word_embeddings.weight"))
         name = words.replace("word_embeddings.weight", "position_ids")
         tensors[name] = torch.arange(config.max_position_embeddings).unsqueeze(0)
-    _save(folder, tensors, storage.shards)
+    save(folder, tensors, storage.shards)
 
 
 def write_dense(folder: Path, spec: CaseSpec, dense: Dense) -> None:
@@ -105,7 +106,7 @@ def write_dense(folder: Path, spec: CaseSpec, dense: Dense) -> None:
         shapes["linear.bias"] = (dense.out_features,)
     dtype = getattr(torch, spec.storage.dtype)
     tensors = {name: draw(spec.name, f"{folder.name}.{name}", shape).to(dtype) for name, shape in shapes.items()}
-    _save(folder, tensors, shards=1)
+    save(folder, tensors, shards=1)
 
 
 def _shapes(config: Config, storage: Storage) -> Shapes:
@@ -132,7 +133,7 @@ def _stored_name(name: str, storage: Storage) -> str:
     return storage.prefix + name
 
 
-def _save(folder: Path, tensors: Tensors, shards: int) -> None:
+def save(folder: Path, tensors: Tensors, shards: int) -> None:
     """`model.safetensors`, or so many shards with the index that names each tensor's file."""
     if shards == 1:
         return _write(tensors, folder / "model.safetensors")

@@ -15,7 +15,8 @@ from bei_core.engines import cache
 from bei_core.engines.open import Opened, load
 from bei_core.engines.openvino.build import build
 from bei_core.spec import read_spec
-from bei_core.tasks import Embed, Rows, Tokens
+from bei_core.tasks import Embed, Encoding, Rows, Tokens
+from bei_core.tokens import TextTokenizer
 from tests.golden.cases import CASES, Case
 from tests.golden.tolerance import BF16, F32, Tolerance, compare
 
@@ -135,3 +136,14 @@ def test_an_engine_folder_is_whole_and_built_once(built: Callable[[Case], Built]
     assert build(checkpoint, spec, None, dtype=dtype, root=tmp_path) == folder
     assert (folder / cache.MANIFEST).stat().st_mtime_ns == written
     assert built(SERVED[0]).opened.spec == load(folder).spec
+
+
+def test_a_prompt_is_left_out_of_the_mean_where_the_model_says_so(dtype: str, tmp_path: Path) -> None:
+    (case,) = (case for case in CASES if case.name == EXCLUDED)
+    checkpoint = resolve(str(case.folder))
+    spec = read_spec(checkpoint)
+    engine = load(build(checkpoint, spec, tmp_path / "engine", dtype=dtype, root=tmp_path)).engine
+    tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
+    tokens = tokenizer.encode_now(case.texts, Encoding(prompt=case.prompt, pool_prompt=spec.pools_prompt))
+    assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
+    compare(engine.forward(Batch.pack(tokens)), case.raw, TOLERANCES[dtype])

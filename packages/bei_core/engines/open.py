@@ -15,6 +15,7 @@ from bei_core.engines import cache
 from bei_core.engines.base import Engine
 from bei_core.errors import ConfigError, EngineUnavailable
 from bei_core.spec import ModelSpec, load_spec, read_spec
+from bei_core.templates import named_template
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,9 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     _say_ignored(settings)
     builder = _builder(_engine_name(settings.engine))
     found = checkpoints.resolve(settings.model_id, settings.revision, token=settings.hf_token)
-    spec = read_spec(found, pooling=settings.pooling)
+    chosen = settings.rerank_template
+    template = None if chosen is None or chosen == "none" else named_template(chosen)
+    spec = read_spec(found, pooling=settings.pooling, template=template)
     return builder(found, spec, target, dtype=settings.dtype, root=settings.cache_dir / "engines")
 
 

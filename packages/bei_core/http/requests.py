@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -27,6 +27,8 @@ class Common(msgspec.Struct, kw_only=True):
     truncate: Truncate | None = None
     truncation_direction: str = "Right"
     prompt_name: str | None = None
+    chunk: bool = False
+    max_tokens_per_doc: Annotated[int, msgspec.Meta(ge=1)] | None = None
 
     def encoding(self, service: Service, prompt_name: str | None = None) -> Encoding:
         """How this request's texts are encoded."""
@@ -41,7 +43,13 @@ class Common(msgspec.Struct, kw_only=True):
         if isinstance(truncate, str):
             side = TruncationSide.LEFT if truncate == "START" else TruncationSide.RIGHT
             truncate = truncate != "NONE"
-        return service.encoding(truncate=truncate, side=side, prompt_name=prompt_name or self.prompt_name)
+        return service.encoding(
+            truncate=truncate,
+            side=side,
+            prompt_name=prompt_name or self.prompt_name,
+            chunk=self.chunk,
+            chunk_tokens=self.max_tokens_per_doc,
+        )
 
 
 class EmbedRequest(Common):

@@ -11,7 +11,7 @@ from bei_core.errors import Empty, Validation
 from bei_core.http.requests import Common
 from bei_core.http.responses import usage
 from bei_core.service import Reply, Service
-from bei_core.tasks import Classify, Encoding, Pair, Rows, best_first
+from bei_core.tasks import Classify, Encoding, Pair, Rank, Rows, Scoring, best_first
 
 # `/predict`: one text, or a list that is either one input (a text, or two read together) or lists of those.
 Inputs: TypeAlias = str | list[str | list[str]]
@@ -66,6 +66,7 @@ class RerankRequest(Common):
     raw_scores: bool = False
     return_text: bool = False
     return_documents: bool = False
+    instruction: str | None = None  # for models whose template has one
 
     @property
     def passages(self) -> list[str]:
@@ -78,11 +79,19 @@ class RerankRequest(Common):
 
     def task(self, service: Service) -> Classify:
         """The task; raises a RequestError for inputs that cannot be."""
-        service.expect("reranker")
+        if not service.ranks:
+            service.expect("reranker")
         if self.top_n is not None and self.top_n < 1:
             raise Validation(f"`top_n` must be at least 1, got {self.top_n}", param="top_n")
-        pairs = [Pair(self.query, text) for text in self.passages]
-        return classify(service, pairs, self.encoding(service), raw=self.raw_scores)
+        texts = self.passages
+        if not texts:
+            raise Empty("`inputs` cannot be empty", param="inputs")
+        pairs = [service.together(self.query, text, self.instruction) for text in texts]
+        return Rank(pairs, self.encoding(service), "none" if self.raw_scores else self._scoring(service))
+
+    def _scoring(self, service: Service) -> Scoring:
+        """How one label's logit becomes a score; the margin of two is a logit too."""
+        return service.scoring("reranker", "classifier") if len(service.labels) == 1 else "sigmoid"
 
     def tei_reply(self, reply: Reply[Rows]) -> list[dict[str, Any]]:
         """`[{index, score, text?}]`, the best first."""

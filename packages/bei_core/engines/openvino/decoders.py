@@ -7,7 +7,7 @@ They differ by a handful of switches, which are the fields of `Decoder`. Written
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from openvino import Node
@@ -30,31 +30,53 @@ class Decoder:
     qkv_bias: bool = False  # whether config.json need not say so
     qk_norm: bool = False  # queries and keys are normalised, head by head
     gemma: bool = False  # RMSNorm scales by 1 + weight, norms also follow each part, embeddings times sqrt(hidden)
+    defaults: Config = field(default_factory=dict)  # of keys that config.json may lack, as transformers has them
 
 
 def _every(config: Config, layer: int) -> bool:
-    return True
+    return True  # whatever `layer_types` says
 
 
 def _upper(config: Config, layer: int) -> bool:
-    return bool(config.get("use_sliding_window", False)) and layer >= int(config.get("max_window_layers", 28))
+    if not config.get("use_sliding_window"):
+        return False
+    return _listed(config, layer, layer >= int(config.get("max_window_layers", 28)))
 
 
 def _alternate(config: Config, layer: int) -> bool:
-    return layer % 2 == 0
+    return _listed(config, layer, layer % 2 == 0)
 
 
 def _five_of_six(config: Config, layer: int) -> bool:
-    return (layer + 1) % int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6) != 0
+    every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+    return _listed(config, layer, (layer + 1) % every != 0)
 
+
+def _listed(config: Config, layer: int, otherwise: bool) -> bool:
+    """What transformers 5's `layer_types` says of a layer, where config.json has it."""
+    types = config.get("layer_types")
+    return types[layer] == SLIDING if types else otherwise
+
+
+_GEMMA = {
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "hidden_activation": "gelu_pytorch_tanh",
+}
 
 DECODERS: Mapping[str, Decoder] = {
     "llama": Decoder(),
-    "mistral": Decoder(windows=_every),
-    "qwen2": Decoder(windows=_upper, qkv_bias=True),
-    "qwen3": Decoder(windows=_upper, qk_norm=True),
-    "gemma2": Decoder(windows=_alternate, gemma=True),
-    "gemma3_text": Decoder(windows=_five_of_six, qk_norm=True, gemma=True),
+    "mistral": Decoder(windows=_every, defaults={"sliding_window": 4096}),
+    "qwen2": Decoder(windows=_upper, qkv_bias=True, defaults={"sliding_window": 4096}),
+    "qwen3": Decoder(windows=_upper, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128}),
+    "gemma2": Decoder(windows=_alternate, gemma=True, defaults={**_GEMMA, "attn_logit_softcapping": 50.0}),
+    "gemma3_text": Decoder(
+        windows=_five_of_six,
+        qk_norm=True,
+        gemma=True,
+        defaults={**_GEMMA, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+    ),
 }
 
 PREFIXES, ANCHOR = ("", "model."), "embed_tokens.weight"
@@ -64,7 +86,8 @@ class DecoderModel:
     """One checkpoint of a family; `graph` makes its nodes."""
 
     def __init__(self, family: Decoder, config: Config, weights: Weights, max_len: int) -> None:
-        self._family, self._config, self._max_len = family, config, max_len
+        self._family, self._max_len = family, max_len
+        self._config = config = {**family.defaults, **config}
         self._layers = Layers(weights)
         self._hidden, self._num_layers = int(setting(config, "hidden_size")), int(setting(config, "num_hidden_layers"))
         queries = int(setting(config, "num_attention_heads"))
@@ -89,13 +112,9 @@ class DecoderModel:
         return self._norm(hidden, "norm")
 
     def _kind(self, layer: int) -> str:
-        """A layer's attention, as transformers 5's `layer_types` has it, or by the family's rule."""
-        if not self._config.get("sliding_window"):
-            return FULL
-        types = self._config.get("layer_types")
-        if types:
-            return str(types[layer])
-        return SLIDING if self._family.windows(self._config, layer) else FULL
+        """What a layer's tokens see."""
+        slides = bool(self._config.get("sliding_window")) and self._family.windows(self._config, layer)
+        return SLIDING if slides else FULL
 
     def _sight(self, kind: str, inputs: Inputs) -> tuple[Node, Rotation]:
         """(mask, rotation) of a kind of layer."""

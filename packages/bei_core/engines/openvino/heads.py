@@ -104,7 +104,7 @@ def classify(
     return layers.linear(head.transform(rows, layers, config), head.out, None, len(classifier.labels))
 
 
-def answer(answers: tuple[int, int], x: Node, spans: Spans, embeddings: Weights, checkpoint: Checkpoint) -> Node:
+def answer(answers: tuple[int | None, int], x: Node, spans: Spans, embeddings: Weights, checkpoint: Checkpoint) -> Node:
     """f32[B, 1]: the logit of "yes" less that of "no" after each text's last token.
 
     Only the two rows of the vocabulary are in the graph. `embeddings` stands in for the output matrix that a tied
@@ -114,7 +114,8 @@ def answer(answers: tuple[int, int], x: Node, spans: Spans, embeddings: Weights,
     weights = Weights(checkpoint.tensors(), anchor="lm_head.weight", prefixes=("",)) if untied else embeddings
     table = weights.get("lm_head.weight" if untied else "embed_tokens.weight", None, None)
     no, yes = answers
-    return ops.linear(pool("lasttoken", x, spans), (table[yes] - table[no])[None], None)
+    row = table[yes] if no is None else table[yes] - table[no]
+    return ops.linear(pool("lasttoken", x, spans), row[None], None)
 
 
 def splade(head: Head, x: Node, spans: Spans, embeddings: ops.Array, checkpoint: Checkpoint, config: Config) -> Node:
