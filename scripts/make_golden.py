@@ -1,16 +1,19 @@
-"""Writes `tests/data/golden`: tiny checkpoints, MiniLM, and what sentence-transformers and transformers make of them.
+"""Writes `tests/data/golden*`: tiny checkpoints, MiniLM, and what sentence-transformers and transformers make of them.
 
-Run by `make golden` in the environment of requirements/golden.txt. Everything is seeded and computed by one thread, so
-a second run on the same kind of processor writes the same bytes; what `git diff` then shows is what there is to accept.
+Run by `make golden` in the environment of requirements/golden.txt; `--group` writes only one of the folders. Everything
+is seeded and computed by one thread, so a second run on the same kind of processor writes the same bytes; what
+`git diff` then shows is what there is to accept.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -23,20 +26,28 @@ sys.path.insert(0, str(ROOT))
 import torch  # type: ignore[import-not-found]  # noqa: E402
 from transformers.utils import logging as transformers_logging  # type: ignore[import-not-found]  # noqa: E402
 
-from scripts.golden import audit, classify, expect, head_audit  # noqa: E402
+from scripts.golden import audit, classify, decoders, encoders, expect, head_audit, reference  # noqa: E402
 from scripts.golden.classifiers import CLASSIFIERS  # noqa: E402
 from scripts.golden.folder import write_folder  # noqa: E402
 from scripts.golden.spec import CaseSpec  # noqa: E402
 from scripts.golden.table import CASES  # noqa: E402
 from tests.golden.texts import mixed_texts  # noqa: E402
 
-GOLDEN = ROOT / "tests" / "data" / "golden"
+DATA = ROOT / "tests" / "data"
+GOLDEN = DATA / "golden"
 REQUIREMENTS = ROOT / "requirements" / "golden.txt"
 NUM_MIXED_TEXTS = 200
+# Each writes its cases under the folder, and gives the lines of its index.
+LATER: dict[str, Callable[[Path, list[str]], list[dict[str, object]]]] = {
+    "encoders": encoders.make,
+    "decoders": decoders.make,
+    "reference": reference.make,
+}
 
 
 def main() -> None:
     """Nothing; raises if the goldens that were written would not catch mistakes."""
+    group = _group()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     transformers_logging.disable_progress_bar()
@@ -45,11 +56,28 @@ def main() -> None:
     texts = mixed_texts()
     if len(set(texts)) != NUM_MIXED_TEXTS:
         raise SystemExit(f"mixed.jsonl has {len(set(texts))} different texts, not {NUM_MIXED_TEXTS}")
+    if group in ("base", "all"):
+        write_index(GOLDEN, make_base(texts), versions)
+    for name, make in LATER.items():
+        if group in (name, "all"):
+            folder = DATA / f"golden_{name}"
+            shutil.rmtree(folder, ignore_errors=True)
+            write_index(folder, make(folder, texts))
+
+
+def _group() -> str:
+    parser = argparse.ArgumentParser(description="writes the golden checkpoints and their expectations again")
+    parser.add_argument("--group", choices=["all", "base", *LATER], default="all")
+    return str(parser.parse_args().group)
+
+
+def make_base(texts: list[str]) -> list[dict[str, object]]:
+    """The lines of the index of `tests/data/golden`, after everything else in it is written and audited."""
     shutil.rmtree(GOLDEN, ignore_errors=True)
     lines = [make_case(spec, texts, number) for number, spec in enumerate(CASES)]
     lines += [make_classifier(spec, texts, number) for number, spec in enumerate(CLASSIFIERS)]
     make_minilm(texts)
-    write_index(versions, lines)
+    return lines
 
 
 def pinned_versions() -> dict[str, str]:
@@ -108,11 +136,11 @@ def make_minilm(texts: list[str]) -> None:
     expect.save(expected, GOLDEN / "minilm" / "expected.safetensors", raw=False)
 
 
-def write_index(versions: dict[str, str], lines: list[dict[str, object]]) -> None:
+def write_index(folder: Path, lines: list[dict[str, object]], versions: dict[str, str] | None = None) -> None:
     """index.json, one line a case so that a diff of it is readable."""
     cases = ",\n".join("    " + json.dumps(line, ensure_ascii=False) for line in lines)
-    text = f'{{\n  "versions": {json.dumps(versions)},\n  "cases": [\n{cases}\n  ]\n}}\n'
-    (GOLDEN / "index.json").write_text(text, encoding="utf-8")
+    made_by = "" if versions is None else f'  "versions": {json.dumps(versions)},\n'
+    (folder / "index.json").write_text(f'{{\n{made_by}  "cases": [\n{cases}\n  ]\n}}\n', encoding="utf-8")
 
 
 if __name__ == "__main__":

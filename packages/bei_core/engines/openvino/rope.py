@@ -121,10 +121,12 @@ def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -
 
 
 def _ntk(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
-    """GTE's fixed form (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`)."""
+    """GTE's fixed form (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`). Raises UnsupportedModel for the mixed one."""
+    if scaling.get("mixed_b") is not None:
+        raise UnsupportedModel("rope scaling ntk with mixed_b is not supported")
     factor, half = float(scaling["factor"]), len(plain)
     stretched = _plain(theta * factor, 2 * half)
-    return stretched / factor ** (2 / (2 * half)), 1.0
+    return stretched / factor ** (1 / half), 1.0
 
 
 _SCALINGS: dict[str, Callable[[Frequencies, float, _Config, _Config], _Scaled]] = {
