@@ -28,12 +28,12 @@ class Model:
         self._app: App | None = None
 
     def load(self) -> None:
-        """Opens the model; building its engine first if need be. Truss calls this again where it raises."""
+        """Opens the models; building their engines first if need be. Truss calls this again where it raises."""
         # A line a request is a sixth of the processor time that the server itself needs for one; the metrics say more.
         logging.getLogger("uvicorn.access").disabled = True
         if self._app is None:
             settings = Settings.from_truss_config(self._config, os.environ, self._secrets)
-            self._app = App(Service.open(settings, shared_metrics()))
+            self._app = App(*Service.open_all(settings, shared_metrics()))
 
     async def predict(self, request: Request) -> Response:
         """`POST /v1/models/model:predict`, Baseten's `/predict`: the route that takes such a body."""
@@ -44,9 +44,9 @@ class Model:
         return await self._loaded().respond(request, "POST", "/v1/embeddings")
 
     async def is_healthy(self) -> bool:
-        """Whether the model answers; decides Truss's readiness once `load` is done."""
+        """Whether every model answers; decides Truss's readiness once `load` is done."""
         try:
-            await self._loaded().service.check()
+            await self._loaded().check()
         except RequestError:
             return False
         return True

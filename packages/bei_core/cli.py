@@ -19,7 +19,7 @@ import typer
 from bei_core.bench import Options, plot
 from bei_core.bench import run as run_bench
 from bei_core.config import Settings
-from bei_core.errors import BeiError
+from bei_core.errors import BeiError, ConfigError
 from bei_core.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -75,29 +75,33 @@ def _flags(kind: type[msgspec.Struct]) -> list[inspect.Parameter]:
 
 
 _NO_FLAG = (list[int], tuple[str, ...])
+_REPEATED = {"models": ("--model", "--models")}  # given once for each value
 
 
 def _flag(field: msgspec.structs.FieldInfo, help_text: str) -> inspect.Parameter:
     kind = str(field.type)
-    of = next((of for of in (bool, int, float) if of.__name__ in kind and "Literal" not in kind), str)
+    of: Any = next((of for of in (bool, int, float) if of.__name__ in kind and "Literal" not in kind), str)
+    if field.name in _REPEATED:
+        of = list[str]
     default = field.default
     shown = "" if default in (None, (), "", msgspec.NODEFAULT) else f" [default: {default}]"
     return _option(field.name, of, help_text + shown)
 
 
-def _option(name: str, of: type, help_text: str) -> inspect.Parameter:
-    annotation: Any = Annotated[Optional[of], typer.Option(help=help_text, show_default=False)]  # noqa: UP045
+def _option(name: str, of: Any, help_text: str) -> inspect.Parameter:  # noqa: ANN401 - a type, or a list of one
+    spelled = _REPEATED.get(name, ())
+    annotation: Any = Annotated[Optional[of], typer.Option(*spelled, help=help_text, show_default=False)]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 @app.command()
 @with_settings
 def serve(settings: Settings) -> None:
-    """Serve a model over HTTP; a checkpoint is built into an engine first."""
+    """Serve a model over HTTP, or several; a checkpoint is built into an engine first."""
     from bei_core.http.server import serve as serve_http
     from bei_core.service import Service
 
-    serve_http(Service.open(settings))
+    serve_http(Service.open_all(settings))
 
 
 @app.command()
@@ -106,10 +110,11 @@ def build(
     settings: Settings,
     output: Annotated[Optional[Path], typer.Option(help="folder to write; without it, the cache")] = None,  # noqa: UP045
 ) -> None:
-    """Build a self-contained engine folder, and print where it is."""
+    """Build a self-contained engine folder for each model, and print where it is."""
     from bei_core.engines.open import build_engine
 
-    typer.echo(build_engine(settings, output))
+    for one in settings.each() if output is None else [_only(settings)]:
+        typer.echo(build_engine(one, output))
 
 
 @app.command()
@@ -125,7 +130,7 @@ def embed(
     from bei_core.tasks import Embed
 
     lines = [line.rstrip("\n") for line in sys.stdin] if texts == ["-"] else texts
-    service = Service.open(settings)
+    service = Service.open(_only(settings))
     try:
         for row in asyncio.run(service.run(Embed(lines, service.encoding()))).rows:
             typer.echo(json.dumps(row.tolist()))
@@ -159,6 +164,14 @@ def doctor() -> None:
     facts = {"bei": bei_version(), "python": sys.version.split()[0], "processors": usable_cpus(), **runtime_facts()}
     for name, value in {**facts, "precision of dtype auto": precision_for("auto")}.items():
         typer.echo(f"{name:<24} {value}")
+
+
+def _only(settings: Settings) -> Settings:
+    """The settings of the one model that there is. Raises ConfigError where there are several."""
+    first, *others = settings.each()
+    if others:
+        raise ConfigError(f"{len(others) + 1} models are given, and this takes one")
+    return first
 
 
 def main() -> None:

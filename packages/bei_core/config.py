@@ -50,6 +50,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     # The model
     model_id: NonEmpty | None = None  # a local folder or a Hugging Face repository; None: not chosen yet
+    models: tuple[NonEmpty, ...] = ()  # instead of model_id, several in one server: each a model_id, or name=model_id
     revision: NonEmpty | None = None  # branch, tag or commit of the repository; None: its main branch
     served_model_name: NonEmpty | None = None  # the name in replies; None: model_id
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"  # of the computation
@@ -87,6 +88,24 @@ class Settings(Struct, frozen=True, kw_only=True):
         """Raises ConfigError for settings that exclude each other."""
         if self.default_prompt is not None and self.default_prompt_name is not None:
             raise ConfigError("default_prompt and default_prompt_name exclude each other; give one of them")
+        if self.models and self.model_id is not None:
+            raise ConfigError("model_id and models exclude each other; give one of them")
+        given = [name for name in _OF_ONE_MODEL if getattr(self, name) is not None]
+        if len(self.models) > 1 and given:
+            raise ConfigError(f"{', '.join(given)} cannot be set for several models at once; start a server for each")
+        names = [_named(model)[0] or model for model in self.models]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"models has a name twice: {', '.join(names)}; write name=model_id to tell them apart")
+
+    def each(self) -> tuple[Settings, ...]:
+        """The settings of each model: these themselves, unless `models` names some."""
+        named = [_named(model) for model in self.models]
+        return tuple(
+            msgspec.structs.replace(
+                self, models=(), model_id=model_id, served_model_name=name or self.served_model_name
+            )
+            for name, model_id in named
+        ) or (self,)
 
     def __repr__(self) -> str:
         """One line for logs, without the secrets."""
@@ -118,11 +137,23 @@ class Settings(Struct, frozen=True, kw_only=True):
         return _settings(_block(config), environ or {}, {}, _present(config.get("secrets") or (), secrets or {}))
 
 
+# What is one model's own, so that there is no saying whose it is where there are several.
+_OF_ONE_MODEL = (
+    "revision",
+    "served_model_name",
+    "pooling",
+    "default_prompt",
+    "default_prompt_name",
+    "rerank_template",
+)
+
+_EXCLUSIVE = (("default_prompt", "default_prompt_name"), ("model_id", "models"))
+
 _FIELDS = {info.name: info for info in msgspec.structs.fields(Settings)}
 
 # Not read from a bare upper-case name. Every container has HOSTNAME set to its own id, which TEI takes for the address
 # to listen on; the others are no names of TEI's, and common enough to be set for something else.
-_NOT_BARE = frozenset({"hostname", "engine", "cache_dir", "trt_llm"})
+_NOT_BARE = frozenset({"hostname", "models", "engine", "cache_dir", "trt_llm"})
 
 # Other names of a setting in the environment, the stronger first.
 _ALIASES = {"hf_token": ("HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")}
@@ -138,7 +169,8 @@ _SERVICE_URL = re.compile(r"^(tcp|udp|sctp)://")
 # How a setting that is not one plain value is written as text (environment, flags).
 _FROM_TEXT: Mapping[str, Callable[[str], object]] = {
     "pooling": lambda text: text.replace("-", "_"),  # TEI writes last-token
-    "cors_allow_origin": lambda text: [origin.strip() for origin in text.split(",") if origin.strip()],
+    "cors_allow_origin": lambda text: _list_of(text),
+    "models": lambda text: _list_of(text),
     "trt_llm": lambda text: msgspec.json.decode(text),
 }
 
@@ -165,16 +197,33 @@ def _merge(layers: Iterable[Mapping[str, object]]) -> dict[str, Any]:
     """One value a name, later layers winning; a value that excludes or outdates another takes it away."""
     merged: dict[str, Any] = {}
     for layer in layers:
-        if "model_id" in layer and merged.get("model_id", layer["model_id"]) != layer["model_id"]:
+        chosen, before = _models_of(layer), _models_of(merged)
+        if chosen and before and chosen != before:
             merged.pop("revision", None)  # it was the other model's
-        for name, excluded in (
-            ("default_prompt", "default_prompt_name"),
-            ("default_prompt_name", "default_prompt"),
-        ):
-            if name in layer:
-                merged.pop(excluded, None)
+        for one, other in _EXCLUSIVE:
+            for name, excluded in ((one, other), (other, one)):
+                if name in layer:
+                    merged.pop(excluded, None)
         merged.update(layer)
     return merged
+
+
+def _models_of(layer: Mapping[str, object]) -> dict[str, object]:
+    """What a layer says of which models are served."""
+    return {name: layer[name] for name in ("model_id", "models") if name in layer}
+
+
+def _named(model: str) -> tuple[str | None, str]:
+    """The name, if one is given, and the model_id of an entry of `models`."""
+    name, equals, model_id = model.partition("=")
+    return (name, model_id) if equals and name and model_id and "/" not in name else (None, model)
+
+
+def _list_of(text: str) -> object:
+    """Several texts in one: a JSON list, or with commas between them."""
+    if text.lstrip().startswith("["):
+        return msgspec.json.decode(text)
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:

@@ -36,7 +36,7 @@ class Timings:
 
 
 class Metrics:
-    """The metrics of one service, in a registry of its own unless one is given (Truss scrapes the global one).
+    """The metrics of one server, in a registry of its own unless one is given (Truss scrapes the global one).
 
     TEI's counters have no `_total`, which `prometheus_client` gives every Counter: hence gauges that only go up.
     """
@@ -64,11 +64,13 @@ class Metrics:
         self._busy = count("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
         self._padding = count("bei_padding_tokens_total", "Padding tokens the engine computed")
         self._cancelled = count("bei_request_cancelled_total", "Requests whose caller left")
+        self._queues: list[Callable[[], int]] = []  # of each service that counts here
+        self._queue_size.set_function(lambda: sum(size() for size in self._queues))
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
 
     def watch_queue(self, size: Callable[[], int]) -> None:
-        """Reads the queue's size at each scrape."""
-        self._queue_size.set_function(size)
+        """Reads the queue's size at each scrape; several queues are added up."""
+        self._queues.append(size)
 
     def received(self, num_inputs: int) -> None:
         """A request came in."""

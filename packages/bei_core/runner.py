@@ -19,6 +19,7 @@ from bei_core.errors import DeadlineExceeded, EngineError, RequestError, Unhealt
 from bei_core.metrics import Metrics
 from bei_core.pending import HEAD_START_S, Item, Pending
 from bei_core.tasks import Output, Rows, Sparse, TokenRows, Tokens
+from bei_core.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Runner:
         *,
         budget: int,
         max_items: int | None = None,
+        turns: Turns | None = None,
         hang_s: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -74,6 +76,7 @@ class Runner:
         self._metrics = metrics
         self._budget = max(budget, engine.info.max_seq_len)
         self._max_items = max_items
+        self._turns = turns
         self._hang_s = hang_s
         self._clock = clock
         self._pending: Pending[Ticket] = Pending()
@@ -172,6 +175,16 @@ class Runner:
             return bool(len(self._pending)) and self._broken is None
 
     def _step(self) -> None:
+        """Runs a batch, in a turn where engines share the processors; what comes meanwhile is in time for it."""
+        if self._turns is None:
+            return self._take_and_run()
+        try:
+            with self._turns.taken(self):
+                self._take_and_run()
+        except Unhealthy as fault:  # of the one whose turn it was
+            self._give_up(fault.message)
+
+    def _take_and_run(self) -> None:
         started = self._clock()
         with self._wake:  # as one, so that `_give_up` finds every item either waiting or here
             taken = self._pending.take(self._budget, started, max_items=self._max_items)

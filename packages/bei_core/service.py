@@ -23,6 +23,7 @@ from bei_core.spec import ModelSpec
 from bei_core.tasks import Encoding, Pair, Scoring, Task, Text, Tokens, TruncationSide, num_characters
 from bei_core.templates import RerankTemplate, named_template
 from bei_core.tokens import TextTokenizer
+from bei_core.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,9 @@ class Reply(Generic[ResultT]):
 class Service:
     """One model, from `open` to `close`. `run` may be awaited on any event loop."""
 
-    def __init__(self, opened: Opened, settings: Settings, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self, opened: Opened, settings: Settings, metrics: Metrics | None = None, turns: Turns | None = None
+    ) -> None:
         self.spec = opened.spec
         self.engine = opened.engine.info
         self.settings = settings
@@ -66,6 +69,7 @@ class Service:
             self.metrics,
             budget=min(settings.max_batch_tokens, opened.engine.info.batch_tokens),
             max_items=settings.max_batch_requests,
+            turns=turns,
         )
         self._num_requests = 0
         self._proven_at = -_PROVEN_S
@@ -74,11 +78,30 @@ class Service:
         self._default_prompt = _default_prompt(opened.spec, settings)
 
     @classmethod
-    def open(cls, settings: Settings, metrics: Metrics | None = None) -> Service:
+    def open(cls, settings: Settings, metrics: Metrics | None = None, turns: Turns | None = None) -> Service:
         """A service that is ready: engine built or loaded, warmed up. Blocks; raises StartError."""
-        service = cls(open_engine(settings), settings, metrics)
+        service = cls(open_engine(settings), settings, metrics, turns)
         service.start()
         return service
+
+    @classmethod
+    def open_all(cls, settings: Settings, metrics: Metrics | None = None) -> list[Service]:
+        """A ready service for each model of the settings, opened one after the other; several share the engine's time.
+
+        Blocks; raises StartError, and then none is open.
+        """
+        each = settings.each()
+        if len(each) == 1:
+            return [cls.open(each[0], metrics)]
+        metrics, turns, services = metrics or Metrics(), Turns(), list[Service]()
+        try:
+            for one in each:
+                services.append(cls.open(one, metrics, turns))
+        except BaseException:
+            for service in services:
+                service.close()
+            raise
+        return services
 
     def start(self) -> None:
         """Warms the engine up and lets requests in."""

@@ -34,9 +34,8 @@ class Templated(NamedTuple):
     stop: int
 
 
-Text: TypeAlias = (
-    str | Pair | Templated | Sequence[int]
-)  # a text, two, a prompt, or token ids that are used as they are
+# A text, two, a whole prompt, or token ids that are used as they are.
+Text: TypeAlias = str | Pair | Templated | Sequence[int]
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
 TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row a token of one input
 
@@ -73,9 +72,7 @@ class Encoding:
     prompt: str | None = None  # goes before every text
     pool_prompt: bool = True  # whether the prompt's tokens count in pooling
     chunk: bool = False  # a text that is too long is split rather than cut
-    chunk_tokens: int | None = (
-        None  # at most so many of a text's own tokens, of a pair's second text; None: all that fit
-    )
+    chunk_tokens: int | None = None  # at most so many of a text's own, or of a document's; None: all that fit
 
 
 @dataclass(frozen=True, slots=True)

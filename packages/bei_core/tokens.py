@@ -28,7 +28,10 @@ _CHUNK = 64
 # tokenized, which takes 100 bytes of memory a character.
 _CHARS_PER_TOKEN = 250
 
-# Pieces that the texts of one request may be split into, all together.
+# A text that is to be split cannot be cut before; a megabyte of it takes two seconds and 200 MB.
+_SPLIT_CHARS = 1_000_000
+
+# Pieces that the texts of one request may be split into, all together and beyond the one that each text is anyway.
 MAX_CHUNKS = 1024
 
 ResultT = TypeVar("ResultT")
@@ -58,6 +61,8 @@ class TextTokenizer:
         self.vocab_size = vocab_size
         self._knows_more = self._tokenizer.get_vocab_size() > vocab_size  # ids that the model has no row for
         self._skips: dict[str, int] = {}  # of each prompt, the tokens that pooling leaves out
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        self._special_ids = {id_ for id_, token in added if token.special}
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="bei-tokenize")
 
     async def encode(self, texts: Sequence[Text], how: Encoding) -> list[Tokens]:
@@ -78,11 +83,15 @@ class TextTokenizer:
         """`encode_chunks`, on the caller's thread."""
         if not texts:
             raise Empty("`inputs` cannot be empty", param="inputs")
-        pieces = [self._pieces(text, how) for text in texts]
-        counts = [len(each) for each in pieces]
-        if sum(counts) > MAX_CHUNKS + len(texts):
-            raise Validation(f"the texts make {sum(counts)} chunks; at most {MAX_CHUNKS} are taken", param="inputs")
-        return Chunked([piece for each in pieces for piece in each], np.repeat(np.arange(len(texts)), counts))
+        pieces: list[Tokens] = []
+        counts: list[int] = []
+        for text in texts:
+            found = self._pieces(text, how)
+            pieces += found
+            counts.append(len(found))
+            if len(pieces) - len(counts) > MAX_CHUNKS:  # before the rest is encoded
+                raise _too_many()
+        return Chunked(pieces, np.repeat(np.arange(len(texts)), counts))
 
     async def apart(self, size: int, work: Callable[[], ResultT]) -> ResultT:
         """What `work` returns, done here where its `size` in characters is small, else on the tokenizer's thread."""
@@ -111,6 +120,38 @@ class TextTokenizer:
             for id_, token, special, (start, stop) in rows
         ]
 
+    def pieces(self, text: str, how: Encoding) -> list[tuple[int, str, bool, int, int]]:
+        """(id, token as the vocabulary spells it, is special, start, stop) of each token that `encode` keeps of a text.
+
+        Start and stop count characters; what is no part of the text, a prompt's tokens too, is special and at 0.
+        """
+        clipped, prompt = self._clipped(text, how), len(how.prompt or "")
+        shift = (len(text) - len(clipped) if how.side is TruncationSide.LEFT else 0) - prompt
+        encoding = self._encoded((how.prompt or "") + clipped)
+        found = []
+        for place in _kept(encoding.sequence_ids, min(self.max_seq_len, len(encoding.ids)), how.side):
+            id_, (start, stop) = encoding.ids[place], encoding.offsets[place]
+            special = bool(encoding.special_tokens_mask[place]) or 0 < prompt >= stop
+            span = (0, 0) if special else (max(start, prompt) + shift, stop + shift)
+            found.append((id_, self._tokenizer.id_to_token(id_), special, *span))
+        return found
+
+    def join(self, tokens: Sequence[str]) -> str:
+        """The text of tokens as the vocabulary spells them."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+    @property
+    def marks_subwords(self) -> bool:
+        """Whether a token that goes on with a word says so by a prefix, as WordPiece's do."""
+        return bool(getattr(self._tokenizer.model, "continuing_subword_prefix", None))
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of whatever has no token of its own."""
+        names = (getattr(self._tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
+        return next((id_ for name in names if name and (id_ := self._tokenizer.token_to_id(name)) is not None), None)
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         self._check_ids(ids)
@@ -123,38 +164,68 @@ class TextTokenizer:
     def _encode_one(self, text: Text, how: Encoding) -> Tokens:
         if isinstance(text, str | Pair):
             return self._encode_texts([text], how)[0]
-        return self._pieces(text, how)[0] if isinstance(text, Templated) else self._verbatim(text, how)
+        return self._pieces(text, how)[0]
 
     def _pieces(self, text: Text, how: Encoding) -> list[Tokens]:
         """A text in as many pieces as it takes, or where it is not to be split the first of them."""
         if not isinstance(text, str | Pair | Templated):
             return self._slices(text, how)
-        if not (all(text) if isinstance(text, Pair) else text[0] if isinstance(text, Templated) else text):
-            raise Empty("`inputs` cannot hold an empty text", param="inputs")
-        whole = text if isinstance(text, Templated) else self._prepared(text, how)
+        whole = self._marked(text, how)
         encoding = self._encoded(whole.text if isinstance(whole, Templated) else whole)
         ids, type_ids = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
+        if not len(ids):
+            raise Empty("the text has no tokens", param="inputs")
         if self._knows_more:
             self._check_ids(encoding.ids)
-        inside = _own_tokens(encoding, text)
-        room = min(self.max_seq_len - (len(ids) - len(inside)), how.chunk_tokens or len(ids))
-        if len(inside) <= room:
-            return [Tokens(ids, type_ids, self._skip(how))]
-        if room < 1:
-            raise Validation("what goes with the text leaves no room for it; shorten the query", param="inputs")
-        if not how.chunk and how.chunk_tokens is None:
-            self._refuse_too_long(len(ids), how)
+        inside = _own_tokens(encoding, whole)
+        num_fixed = len(ids) - len(inside)
         fixed = np.setdiff1d(np.arange(len(ids)), inside)
-        kept = [np.sort(np.concatenate([fixed, window])) for window in _windows(inside, room, how)]
-        return [Tokens(ids[each], type_ids[each], self._skip(how)) for each in kept]
+        skip = self._skip(how) if isinstance(text, str) else 0
+        kept = [np.sort(np.concatenate([fixed, window])) for window in self._windows(inside, num_fixed, how)]
+        return [Tokens(ids[each], type_ids[each], _skipped(each, skip)) for each in kept]
+
+    def _marked(self, text: str | Pair | Templated, how: Encoding) -> str | Pair | Templated:
+        """A text that is not empty, of a size that can be tokenized, with what stays in each of its pieces marked."""
+        if not (
+            text.start < text.stop if isinstance(text, Templated) else all(text) if isinstance(text, Pair) else text
+        ):
+            raise Empty("`inputs` cannot hold an empty text", param="inputs")
+        if isinstance(text, str) and how.prompt:
+            text = Templated(how.prompt + text, len(how.prompt), len(how.prompt) + len(text))
+        if not isinstance(text, Templated):
+            return self._prepared(text, how)
+        head, tail = text.text[: text.start], text.text[text.stop :]
+        if len(head) + len(tail) > self.max_seq_len * _CHARS_PER_TOKEN:
+            raise _no_room()
+        document = self._clipped(text.text[text.start : text.stop], how)
+        return Templated(head + document + tail, len(head), len(head) + len(document))
+
+    def _windows(self, inside: Indices, num_fixed: int, how: Encoding) -> list[Indices]:
+        """Tokens in pieces that fit beside the fixed ones; unsplit, only the first, or the last of what is cut left.
+
+        `truncate: false` allows the cut to `chunk_tokens`, which was asked for, and none beyond.
+        """
+        room = self.max_seq_len - num_fixed
+        wanted = min(len(inside), how.chunk_tokens or len(inside))
+        if room < min(1, len(inside)):
+            raise _no_room()
+        if how.chunk:
+            size = max(min(wanted, room), 1)
+            if len(inside) > (MAX_CHUNKS + 1) * size:
+                raise _too_many()
+            return [inside[start : start + size] for start in range(0, max(len(inside), 1), size)]
+        if wanted > room:
+            self._refuse_too_long(num_fixed + wanted, how)
+        size = min(wanted, room)
+        return [inside[:size] if how.side is TruncationSide.RIGHT else inside[len(inside) - size :]]
 
     def _slices(self, ids: Sequence[int], how: Encoding) -> list[Tokens]:
-        """Token ids that the caller made, in pieces."""
-        if not how.chunk and how.chunk_tokens is None:
-            return [self._verbatim(ids, how)]
-        whole = self._verbatim_ids(ids)
-        room = min(self.max_seq_len, how.chunk_tokens or len(whole))
-        windows = _windows(np.arange(len(whole)), room, how)
+        """Token ids that the caller made: used as they are, split or cut where that is asked for or allowed."""
+        if not len(ids):
+            raise Empty("`inputs` cannot hold an empty list of token ids", param="inputs")
+        self._check_ids(ids)
+        whole = np.array(ids, np.int32)
+        windows = self._windows(np.arange(len(whole)), 0, how)
         return [Tokens(whole[each], np.zeros(len(each), np.int32)) for each in windows]
 
     def _encoded(self, text: str | Pair) -> tokenizers.Encoding:
@@ -173,13 +244,16 @@ class TextTokenizer:
         if how.pool_prompt or not how.prompt:
             return 0
         if how.prompt not in self._skips:
-            special = self._encoded(how.prompt).special_tokens_mask
-            self._skips[how.prompt] = len(special) - (special[-1] if special else 0)
+            encoding = self._encoded(how.prompt)
+            last = encoding.ids[-1:]
+            ends = bool(last) and (encoding.special_tokens_mask[-1] == 1 or last[0] in self._special_ids)
+            self._skips[how.prompt] = len(encoding) - ends
         return self._skips[how.prompt]
 
     def _encode_texts(self, texts: list[str | Pair], how: Encoding) -> list[Tokens]:
         if not all(all(text) if isinstance(text, Pair) else text for text in texts):
             raise Empty("`inputs` cannot hold an empty text", param="inputs")
+        skip = 0 if how.pool_prompt else self._skip(how)
         texts = [self._prepared(text, how) for text in texts]
         try:  # always by the batch: `encode` of one text keeps Python's lock while it runs
             encodings = [
@@ -189,7 +263,10 @@ class TextTokenizer:
             ]
         except Exception as fault:  # the library raises bare Exception
             raise Tokenizer(f"the tokenizer refused the text: {fault}", param="inputs") from fault
-        return [self._tokens(encoding, how) for encoding in encodings]
+        if not skip:
+            return [self._tokens(encoding, 0, how) for encoding in encodings]
+        skips = (0 if isinstance(text, Pair) else skip for text in texts)  # a pair has no prompt
+        return [self._tokens(*each, how) for each in zip(encodings, skips, strict=True)]
 
     def _prepared(self, text: str | Pair, how: Encoding) -> str | Pair:
         """A text with its prompt, less what is so far beyond the model's length that no token of it could stay."""
@@ -198,41 +275,30 @@ class TextTokenizer:
         return (how.prompt or "") + self._clipped(text, how)
 
     def _clipped(self, text: str, how: Encoding) -> str:
-        limit = self.max_seq_len * _CHARS_PER_TOKEN * (MAX_CHUNKS if how.chunk else 1)
+        limit = self.max_seq_len * _CHARS_PER_TOKEN
         if len(text) <= limit:
             return text
-        self._refuse_too_long(f"{len(text)} characters", how)
+        if how.chunk:
+            if len(text) > _SPLIT_CHARS:
+                message = f"a text to be split has at most {_SPLIT_CHARS} characters, this one {len(text)}"
+                raise Validation(message, param="inputs")
+            return text
+        if how.chunk_tokens is None:
+            self._refuse_too_long(f"{len(text)} characters", how)
         return text[:limit] if how.side is TruncationSide.RIGHT else text[-limit:]
 
-    def _tokens(self, encoding: tokenizers.Encoding, how: Encoding) -> Tokens:
+    def _tokens(self, encoding: tokenizers.Encoding, skip: int, how: Encoding) -> Tokens:
         ids = np.array(encoding.ids, np.int32)
         if not len(ids):
             raise Empty("the text has no tokens", param="inputs")
         if self._knows_more:
             self._check_ids(encoding.ids)
         type_ids = np.array(encoding.type_ids, np.int32)
-        skip = min(self._skip(how), len(ids) - 1)
         if len(ids) <= self.max_seq_len:
-            return Tokens(ids, type_ids, skip)
+            return Tokens(ids, type_ids, min(skip, len(ids) - 1) if skip else 0)
         self._refuse_too_long(len(ids), how)
         kept = _kept(encoding.sequence_ids, self.max_seq_len, how.side)
-        return Tokens(ids[kept], type_ids[kept], min(skip, len(kept) - 1))
-
-    def _verbatim(self, ids: Sequence[int], how: Encoding) -> Tokens:
-        """Token ids that the caller made: used as they are, cut where that is allowed."""
-        array = self._verbatim_ids(ids)
-        if len(array) > self.max_seq_len:
-            self._refuse_too_long(len(array), how)
-            right = how.side is TruncationSide.RIGHT
-            array = array[: self.max_seq_len] if right else array[-self.max_seq_len :]
-        return Tokens(array, np.zeros_like(array))
-
-    def _verbatim_ids(self, ids: Sequence[int]) -> npt.NDArray[np.int32]:
-        """Ids that the model knows, at least one."""
-        if not len(ids):
-            raise Empty("`inputs` cannot hold an empty list of token ids", param="inputs")
-        self._check_ids(ids)
-        return np.array(ids, np.int32)
+        return Tokens(ids[kept], type_ids[kept], _skipped(kept, skip))
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         worst = max(ids, default=0) if min(ids, default=0) >= 0 else min(ids)
@@ -263,20 +329,28 @@ def _kept(parts: Sequence[int | None], limit: int, side: TruncationSide) -> npt.
     return np.sort(np.concatenate([special, *inside]))
 
 
-def _own_tokens(encoding: tokenizers.Encoding, text: Text) -> Indices:
+def _own_tokens(encoding: tokenizers.Encoding, text: str | Pair | Templated) -> Indices:
     """Indices of the tokens that may be left out: a text's own, a pair's second's, those of a prompt's document."""
     parts = np.array([-1 if part is None else part for part in encoding.sequence_ids])
-    if isinstance(text, Templated):
-        begin, end = (np.array(side) for side in zip(*encoding.offsets, strict=True))
-        return np.flatnonzero((parts == 0) & (begin >= text.start) & (end <= text.stop) & (end > begin))
-    return np.flatnonzero(parts == (1 if isinstance(text, Pair) else 0))
+    if not isinstance(text, Templated):
+        return np.flatnonzero(parts == (1 if isinstance(text, Pair) else 0))
+    begin, end = np.array(encoding.offsets).reshape(-1, 2).T
+    lead = len(text.text[: text.start].rstrip())  # a word's token often has the space before it
+    inside = (begin >= lead) & (begin < text.stop) & (end > text.start) & (end <= text.stop)
+    return np.flatnonzero(inside & (parts == 0))
 
 
-def _windows(inside: Indices, room: int, how: Encoding) -> list[Indices]:
-    """The tokens in pieces of at most `room`; only the first, or the last where texts lose their beginning."""
-    if how.chunk:
-        return [inside[start : start + room] for start in range(0, len(inside), room)]
-    return [inside[:room] if how.side is TruncationSide.RIGHT else inside[-room:]]
+def _skipped(kept: Indices, skip: int) -> int:
+    """How many of the first `skip` tokens are among those kept, leaving one to pool."""
+    return min(int(np.searchsorted(kept, skip)), len(kept) - 1)
+
+
+def _no_room() -> Validation:
+    return Validation("what goes with the text leaves no room for it; shorten the query", param="inputs")
+
+
+def _too_many() -> Validation:
+    return Validation(f"the texts make too many chunks; at most {MAX_CHUNKS} more than texts are taken", param="inputs")
 
 
 def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:

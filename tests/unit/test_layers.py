@@ -23,7 +23,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 1
     ("bei_core.config", "bei_core.tasks", "bei_core.metrics", "bei_core.logs"),
     # 2
-    ("bei_core.checkpoint", "bei_core.batch", "bei_core.pending", "bei_core.templates"),
+    (
+        "bei_core.checkpoint",
+        "bei_core.batch",
+        "bei_core.pending",
+        "bei_core.templates",
+        "bei_core.turns",
+        "bei_core.ner",
+    ),
     # 3
     ("bei_core.spec", "bei_core.tokens"),
     # 4
@@ -43,10 +50,12 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 7
     ("bei_core.service",),
     # 8, with an order of its own
+    ("bei_core.http.negotiation",),
     ("bei_core.http.responses", "bei_core.http.requests"),
-    ("bei_core.http.scored",),
+    ("bei_core.http.scored", "bei_core.http.tokenwise"),
+    ("bei_core.http.pipelines", "bei_core.http.shapes"),
     ("bei_core.http.routes",),
-    ("bei_core.http.openapi", "bei_core.http.shapes"),
+    ("bei_core.http.openapi",),
     ("bei_core.http.app",),
     ("bei_core.http.server",),
     # 9
@@ -60,6 +69,8 @@ OWNERS = {
     "tokenizers": "bei_core.tokens",
     "prometheus_client": "bei_core.metrics",
     "starlette": "bei_core.http.",
+    "backports": "bei_core.http.negotiation",
+    "compression": "bei_core.http.negotiation",
     "uvicorn": "bei_core.http.server",
     "httptools": "bei_core.bench.",
     "yaml": "bei_core.config",

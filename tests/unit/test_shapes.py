@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 
 from bei_core.errors import Validation
 from bei_core.http.routes import ROUTES
-from bei_core.http.shapes import path_of
+from bei_core.http.shapes import path_of, usual_path
+from bei_core.spec import Kind
 
 OPENAI, TEI = "/v1/embeddings", "/embed"
 
@@ -63,3 +66,24 @@ def test_the_error_repeats_little_of_a_large_body() -> None:
 @pytest.mark.parametrize("body", [{"input": "a"}, {"inputs": "a"}])
 def test_only_routes_that_exist(body: object) -> None:
     assert path_of(msgspec.json.encode(body), OPENAI) in {route.path for route in ROUTES if route.method == "POST"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"),
+    [
+        ("token-classifier", "/predict_tokens"),
+        ("sparse", "/embed_sparse"),
+        ("late-interaction", "/embed_all"),
+        ("classifier", "/predict"),
+        ("reranker", "/predict"),
+    ],
+)
+def test_a_models_kind_says_what_inputs_are_for(kind: str, path: str) -> None:
+    assert path_of(b'{"inputs": "a"}', usual_path(kind)) == path
+    assert path_of(b'{"inputs": "a", "parameters": {}}', usual_path(kind)) == path
+    assert path_of(b'{"query": "a", "texts": ["b"]}', usual_path(kind)) == "/rerank"
+    assert path_of(b'{"input": "a"}', usual_path(kind)) == OPENAI
+
+
+def test_every_kind_has_a_route() -> None:
+    assert {usual_path(kind) for kind in get_args(Kind)} <= {route.path for route in ROUTES}

@@ -15,7 +15,7 @@ import tokenizers
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, Empty, Tokenizer, Validation
-from bei_core.tasks import Encoding, Pair, Text, Tokens, TruncationSide
+from bei_core.tasks import Encoding, Pair, Templated, Text, Tokens, TruncationSide
 from bei_core.tokens import INLINE_CHARS, TextTokenizer
 from tests.golden.cases import CASES, Case, load_minilm
 from tests.golden.texts import mixed_texts
@@ -267,6 +267,36 @@ def test_a_prompt_goes_before_every_text(kind: str) -> None:
     tokenizer = tokenizer_of(FOLDERS[kind])
     prompted = tokenizer.encode_now(["one", "two"], Encoding(prompt="query: "))
     assert ids_of(prompted) == ids_of(tokenizer.encode_now(["query: one", "query: two"], PLAIN))
+
+
+# What sentence-transformers 6.2 counts (`Transformer._get_prompt_length`) of "query: ", "x </s>" and "x [SEP]".
+SKIPS = {KINDS[0]: (6, 6, 3), KINDS[1]: (8, 5, 9), KINDS[2]: (7, 4, 9), KINDS[3]: (6, 3, 6)}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooling_leaves_out_the_tokens_that_sentence_transformers_leaves_out(kind: str) -> None:
+    tokenizer = tokenizer_of(FOLDERS[kind])
+    for prompt, skip in zip(("query: ", "x </s>", "x [SEP]"), SKIPS[kind], strict=True):
+        (tokens,) = tokenizer.encode_now(["one two three four"], Encoding(prompt=prompt, pool_prompt=False))
+        assert tokens.skip == skip
+        assert tokenizer.encode_now(["one"], Encoding(prompt=prompt))[0].skip == 0
+    assert tokenizer.encode_now(["one"], Encoding(pool_prompt=False))[0].skip == 0
+
+
+def test_what_has_no_prompt_before_it_is_pooled_whole(bert: TextTokenizer) -> None:
+    inputs: list[Text] = [Pair("one", "two"), Templated("one two", 4, 7), [5, 6]]
+    how = Encoding(prompt="query: ", pool_prompt=False)
+    assert [tokens.skip for tokens in bert.encode_now(inputs, how)] == [0, 0, 0]
+    assert [tokens.skip for tokens in bert.encode_now([inputs[0]], how)] == [0]
+
+
+@pytest.mark.parametrize(("side", "skip"), [("right", 7), ("left", 1)])
+def test_one_token_is_pooled_at_least_and_only_what_is_left_of_a_prompt_left_out(
+    minilm: Checkpoint, side: str, skip: int
+) -> None:
+    how = Encoding(side=SIDES[side], prompt="a b c d e f g h i j ", pool_prompt=False)
+    (tokens,) = tokenizer_of(minilm.folder, 8).encode_now(["one " * 20], how)
+    assert (len(tokens), tokens.skip) == (8, skip)
 
 
 def test_an_empty_prompt_is_none(bert: TextTokenizer) -> None:

@@ -7,15 +7,17 @@ import hmac
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import msgspec
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bei_core.errors import (
+    ConfigError,
     EngineError,
     MethodNotAllowed,
     NotFound,
@@ -25,9 +27,10 @@ from bei_core.errors import (
     Validation,
 )
 from bei_core.http import openapi
-from bei_core.http.responses import error_response, request_id
-from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route
-from bei_core.http.shapes import path_of
+from bei_core.http.negotiation import inflated
+from bei_core.http.responses import error_response, finish, request_id
+from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route, health
+from bei_core.http.shapes import path_of, usual_path
 from bei_core.metrics import Timings
 from bei_core.pending import HEAD_START_S
 from bei_core.service import Service
@@ -40,15 +43,24 @@ _PATIENCE_S = 0.1
 _GONE = 499  # nginx's "client closed request": logged, never received
 
 
-class App:
-    """The routes of one service, as an ASGI application; `respond` serves the same to another server's Request."""
+class _Chooses(msgspec.Struct):
+    """The one field that is read before it is known which model will read the rest."""
 
-    def __init__(self, service: Service) -> None:
-        self.service = service
+    model: str | None = None
+
+
+_NO_CHOICE = frozenset({None, "", "not-required"})  # the last is what Baseten's clients send where they must
+
+
+class App:
+    """The routes of one or several services, as an ASGI application; `respond` serves another server's Request."""
+
+    def __init__(self, *services: Service) -> None:
+        self.services = services
+        self.service = services[0]  # the one whose settings and metrics are the server's
         self.draining = False  # replies then tell the client to close its connection
+        self._by_name = _by_name(services)
         self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
-        by_kind = "/v1/embeddings" if service.kind == "embedding" else "/predict"
-        self._usual = self._routes["POST", by_kind]  # what a body of no other shape is for
         self._paths = {route.path for route in ROUTES} | openapi.PATHS | BY_SHAPE
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,6 +79,7 @@ class App:
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
         try:
             response = await self._answer(request, method, path, route, body)
+            await finish(response, request)
         except RequestError as error:
             response = self._refuse(error, route, path)
         except ClientDisconnect:
@@ -83,9 +96,11 @@ class App:
 
     async def respond_by_shape(self, request: Request) -> Response:
         """The reply of the POST route that takes such a body; raises as `respond` does."""
-        default = self._routes.get(("POST", self.service.settings.webserver_default_route or ""), self._usual)
+        default = self._default(self.service)
         try:
             body = await self._body(request)
+            if len(self.services) > 1:
+                default = self._default(self._named(_model_of(body)) or self.service)
             path = path_of(body, default.path)
         except RequestError as error:
             response = self._refuse(error, default, default.path)
@@ -94,6 +109,36 @@ class App:
         except ClientDisconnect:
             return self._left()
         return await self.respond(request, "POST", path, body)
+
+    async def check(self) -> None:
+        """Raises Unhealthy unless every model answers."""
+        for service in self.services:
+            await service.check()
+
+    def drain(self) -> None:
+        """From here on health checks get 503, and replies end their connections."""
+        self.draining = True
+        for service in self.services:
+            service.drain()
+
+    def _default(self, service: Service) -> Route:
+        """What a body of no other shape is for."""
+        return self._routes["POST", service.settings.webserver_default_route or usual_path(service.kind)]
+
+    def _chosen(self, request: Request, route: Route, body: bytes) -> Service:
+        """The model that the request names, else the first that can do what the route asks. Raises NotFound."""
+        name = _model_of(body) if route.method == "POST" else request.query_params.get("model")
+        suited = (service for service in self.services if route.suits(service))
+        return self._named(name) or next(suited, self.service)
+
+    def _named(self, name: str | None) -> Service | None:
+        """The model of that name; None where it names none. Raises NotFound for one that is not served."""
+        if name in _NO_CHOICE or name is None:
+            return None
+        if name not in self._by_name:
+            known = ", ".join(service.name for service in self.services)
+            raise NotFound(f"there is no model {name!r}; known are {known}", param="model")
+        return self._by_name[name]
 
     async def _answer(
         self, request: Request, method: str, path: str, route: Route | None, body: bytes | None
@@ -104,7 +149,10 @@ class App:
         self._authorize(request, route)
         if body is None:
             body = await self._body(request) if method == "POST" else b""
-        call = Call(self.service, request, body, timings, _deadline(request), _priority(request))
+        service = self.service if len(self.services) == 1 else self._chosen(request, route, body)
+        if route.handler is health:
+            await self.check()
+        call = Call(service, self.services, request, body, timings, _deadline(request), _priority(request))
         with _watched(request):
             response = await route.handler(call)
         if timings.num_inputs:
@@ -152,16 +200,45 @@ class App:
             if size > limit:
                 raise PayloadTooLarge(f"the body is larger than {limit} bytes")
             parts.append(part)
-        return b"".join(parts)
+        body, coding = b"".join(parts), request.headers.get("content-encoding")
+        return body if coding is None else await inflated(body, coding, limit)
 
 
-def make_app(service: Service) -> tuple[App, ASGIApp]:
+def make_app(*services: Service) -> tuple[App, ASGIApp]:
     """The application, and what a server runs: the same inside what the settings put around it."""
-    app = App(service)
-    origins = service.settings.cors_allow_origin
+    app = App(*services)
+    origins = app.service.settings.cors_allow_origin
     return app, CORSMiddleware(
         app, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
     ) if origins else app
+
+
+def _by_name(services: Sequence[Service]) -> dict[str, Service]:
+    """The services by what callers may call them: in full, or by the last part where that is clear.
+
+    Raises ConfigError where two have the same name.
+    """
+    found: dict[str, Service] = {}
+    for service in services:
+        if found.setdefault(service.name, service) is not service:
+            raise ConfigError(f"two models have the name {service.name}; write name=model_id to tell them apart")
+    full = [service.settings.model_id or service.name for service in services]
+    for aliases in (full, [name.rpartition("/")[2] for name in full]):
+        for alias, service in zip(aliases, services, strict=True):
+            if aliases.count(alias) == 1:
+                found.setdefault(alias, service)
+    return found
+
+
+def _model_of(body: bytes) -> str | None:
+    """The body's `model`; None for a body that has none or is no such object, which its route then refuses itself."""
+    try:
+        return _MODEL.decode(body).model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+_MODEL = msgspec.json.Decoder(_Chooses)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bei_core.errors import MethodNotAllowed, Overloaded, RequestError, Unauthorized
+from bei_core.http import negotiation
 from bei_core.metrics import Timings
 from bei_core.service import Reply, Service
 from bei_core.tasks import Rows
@@ -25,14 +26,41 @@ def dumps(value: object) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def json_response(value: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A JSON reply."""
-    return Response(dumps(value), status, headers, "application/json")
+class ValueResponse(Response):
+    """A reply that is a response from `write` on: once it is known in which format the caller takes it."""
+
+    def __init__(self, value: object, headers: Mapping[str, str] | None = None) -> None:
+        self._value = value
+        self._given = headers
+
+    def write(self, media_type: str) -> None:
+        """Makes a response of it."""
+        body = negotiation.msgpack(self._value) if media_type == negotiation.MSGPACK else dumps(self._value)
+        super().__init__(body, headers=self._given, media_type=media_type)
+
+
+def json_response(value: object) -> Response:
+    """A reply in JSON, or in what else the caller takes."""
+    return ValueResponse(value)
 
 
 def result_response(value: object, service: Service, timings: Timings) -> Response:
-    """A JSON reply with the headers that say what computed it and where the time went."""
-    return json_response(value, headers=compute_headers(service, timings))
+    """A reply with the headers that say what computed it and where the time went."""
+    return ValueResponse(value, compute_headers(service, timings))
+
+
+async def finish(response: Response, request: Request) -> None:
+    """Gives a reply that is no error the format and the coding that the caller takes."""
+    media_type, coding = negotiation.wanted(request.scope["headers"])
+    if isinstance(response, ValueResponse):
+        response.write(media_type)
+    packed = await negotiation.compressed(bytes(response.body), coding) if coding is not None else None
+    if packed is not None and coding is not None:
+        response.body = packed
+        response.headers["content-length"] = str(len(packed))
+        response.headers["content-encoding"] = coding
+    if packed is not None or media_type != negotiation.JSON:
+        response.headers["vary"] = "accept, accept-encoding"
 
 
 def compute_headers(service: Service, timings: Timings) -> dict[str, str]:
@@ -95,8 +123,8 @@ def error_response(error: RequestError, *, openai_shape: bool, inputs: str = "in
         headers["www-authenticate"] = "Bearer"
     if openai_shape:
         inner = {"message": message, "type": error.kind, "param": param, "code": error.status}
-        return json_response({"error": inner}, status=error.status, headers=headers)
-    return json_response({"error": message, "error_type": error.kind}, status=error.status, headers=headers)
+        return Response(dumps({"error": inner}), error.status, headers, negotiation.JSON)
+    return Response(dumps({"error": message, "error_type": error.kind}), error.status, headers, negotiation.JSON)
 
 
 def _base64(row: Rows) -> str:

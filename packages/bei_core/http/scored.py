@@ -86,6 +86,8 @@ class RerankRequest(Common):
         texts = self.passages
         if not texts:
             raise Empty("`inputs` cannot be empty", param="inputs")
+        if not self.query:
+            raise Empty("`query` cannot be empty", param="query")
         pairs = [service.together(self.query, text, self.instruction) for text in texts]
         return Rank(pairs, self.encoding(service), "none" if self.raw_scores else self._scoring(service))
 

@@ -6,7 +6,8 @@ import asyncio
 import logging
 import re
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from socket import socket
 from typing import Any
@@ -26,6 +27,8 @@ _LINGER_S = 0.25
 # its reply: such a client could keep the process from ending for ever.
 _STUCK_S = 5.0
 
+# How long the services, together, may take to run what they have accepted.
+_CLOSE_S = 30.0
 
 # Bytes of a request's head: more than any proxy adds, and little enough to hold for every connection.
 _MAX_HEAD = 65_536
@@ -74,8 +77,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket] | None = None) -> None:
         """Stops accepting, answers what is there or on its way, then closes."""
         log.info("draining: %d connections are open", len(self.server_state.connections))
-        self._app.draining = True
-        self._app.service.drain()
+        self._app.drain()
         for server in self.servers:
             server.close()
         await asyncio.sleep(_LINGER_S)
@@ -102,10 +104,10 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_STUCK_S)
 
 
-def serve(service: Service) -> None:
-    """Serves until a signal ends it, then closes the service."""
-    app, asgi = make_app(service)
-    settings = service.settings
+def serve(services: Sequence[Service]) -> None:
+    """Serves until a signal ends it, then closes the services."""
+    app, asgi = make_app(*services)
+    settings = app.service.settings
     config = uvicorn.Config(
         asgi,
         host=settings.hostname,
@@ -124,5 +126,11 @@ def serve(service: Service) -> None:
     try:
         Server(config, app).run()
     finally:
-        service.close()
+        _close(services)
     log.info("drained; goodbye")
+
+
+def _close(services: Sequence[Service]) -> None:
+    until = time.monotonic() + _CLOSE_S
+    for service in services:
+        service.close(max(0.0, until - time.monotonic()))

@@ -1,25 +1,55 @@
-"""Which route a body is for, by its fields alone: Truss, SageMaker and Hugging Face have one endpoint for all."""
+"""Which route a body is for, by its fields alone: Truss, SageMaker, Vertex, Hugging Face have one endpoint for all."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
 from bei_core.errors import Validation
-from bei_core.http.routes import ROUTES
+from bei_core.http.requests import EmbeddingsRequest, EmbedRequest
+from bei_core.http.scored import PredictRequest, RerankRequest
+from bei_core.http.tokenwise import EmbedAllRequest, EmbedSparseRequest, PredictTokensRequest
 
-# The POST routes that such an endpoint stands for. A body is for the first whose required fields it has, so of two that
-# require the same, the second is reached as the default only: `webserver_default_route`, or what the model's kind says.
-_PATHS = ("/v1/embeddings", "/embed", "/rerank", "/predict")
+# The POST routes that such an endpoint stands for. A body is for the first whose required fields it has, so of those
+# that require the same, all but one are reached as the default only: `webserver_default_route`, or the kind's.
+_BODIES: Mapping[str, type[msgspec.Struct]] = {
+    "/v1/embeddings": EmbeddingsRequest,
+    "/embed": EmbedRequest,
+    "/rerank": RerankRequest,
+    "/predict": PredictRequest,
+    "/predict_tokens": PredictTokensRequest,
+    "/embed_sparse": EmbedSparseRequest,
+    "/embed_all": EmbedAllRequest,
+}
+_NAMED = ("/v1/embeddings", "/embed", "/rerank", "/predict")  # in the error, which need not be longer
+
+_USUAL = {
+    "embedding": "/v1/embeddings",
+    "classifier": "/predict",
+    "reranker": "/predict",
+    "token-classifier": "/predict_tokens",
+    "sparse": "/embed_sparse",
+    "late-interaction": "/embed_all",
+}
 
 _REQUIRED = {
-    route.path: frozenset(field.encode_name for field in msgspec.structs.fields(route.body) if field.required)
-    for route in ROUTES
-    if route.body is not None and route.path in _PATHS
+    path: frozenset(field.encode_name for field in msgspec.structs.fields(body) if field.required)
+    for path, body in _BODIES.items()
 }
 _DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # reads the names of fields and skips what is in them
 _SHOWN = 200  # characters of what a caller sent that an error repeats
+
+
+class VertexRequest(msgspec.Struct):
+    """`POST /vertex`, Google's: bodies of other routes."""
+
+    instances: list[msgspec.Raw]
+
+
+def usual_path(kind: str) -> str:
+    """The route that a model of this kind is for."""
+    return _USUAL[kind]
 
 
 def path_of(body: bytes, default_route: str) -> str:
@@ -34,10 +64,10 @@ def path_of(body: bytes, default_route: str) -> str:
     names = fields.keys()
     if bytes(fields.get("inputs", b"")).lstrip().startswith(b"{"):
         return "/similarity"  # the one route whose inputs are an object
-    for path in (default_route, *_PATHS):
+    for path in (default_route, *_BODIES):
         if path in _REQUIRED and names >= _REQUIRED[path]:
             return path
-    known = ", or ".join(f"{_quoted(_REQUIRED[path])} as {path} does" for path in _PATHS)
+    known = ", or ".join(f"{_quoted(_REQUIRED[path])} as {path} does" for path in _NAMED)
     raise Validation(f"predict takes an object with {known}; this one has {_quoted(names)[:_SHOWN] or 'no fields'}")
 
 

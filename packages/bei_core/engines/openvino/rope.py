@@ -121,7 +121,7 @@ def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -
 
 
 def _ntk(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
-    """GTE's fixed form (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`). Raises UnsupportedModel for the mixed one."""
+    """GTE's fixed form (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`); UnsupportedModel for the mixed one."""
     if scaling.get("mixed_b") is not None:
         raise UnsupportedModel("rope scaling ntk with mixed_b is not supported")
     factor, half = float(scaling["factor"]), len(plain)

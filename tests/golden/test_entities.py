@@ -1,0 +1,57 @@
+"""Entities of the golden token classifiers, against what transformers' pipeline makes of the same texts."""
+
+from __future__ import annotations
+
+import json
+from itertools import starmap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bei_core.batch import Batch
+from bei_core.checkpoint import resolve
+from bei_core.engines.open import load
+from bei_core.engines.openvino.build import build
+from bei_core.ner import Entity, Piece, Strategy, entities, without
+from bei_core.spec import read_spec
+from bei_core.tasks import Encoding, scores
+from bei_core.tokens import TextTokenizer
+from tests.golden.cases import OUTPUT_CASES, OutputCase
+
+CASES = [case for case in OUTPUT_CASES if (case.folder / "aggregation.json").is_file()]
+STRATEGIES: tuple[Strategy, ...] = ("none", "simple", "first", "average", "max")
+TOLERANCE = 1e-3  # of a score
+
+
+def test_there_are_cases_of_both_kinds_of_vocabulary() -> None:
+    kinds = {json.loads((case.folder / "tokenizer.json").read_text())["model"]["type"] for case in CASES}
+    assert kinds >= {"WordPiece", "BPE"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_strategy_finds_what_transformers_finds(case: OutputCase, tmp_path: Path) -> None:
+    expected = json.loads((case.folder / "aggregation.json").read_text(encoding="utf-8"))
+    checkpoint = resolve(str(case.folder))
+    spec = read_spec(checkpoint)
+    assert spec.classifier is not None
+    engine = load(build(checkpoint, spec, tmp_path / "engine", dtype="float32", root=tmp_path)).engine
+    words = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
+    for number, text in enumerate(expected["texts"]):
+        (tokens,) = words.encode_now([text], Encoding())
+        rows = scores(engine.forward_tokens(Batch.pack([tokens]))[1], spec.classifier.scoring)
+        pieces = list(starmap(Piece, words.pieces(text, Encoding())))
+        assert [piece.id for piece in pieces] == tokens.ids.tolist()
+        for strategy in STRATEGIES:
+            found = without(entities(text, pieces, rows, spec.classifier.labels, words, strategy), ["O"])
+            assert_same(found, expected[strategy][number], strategy)
+
+
+def assert_same(found: list[Entity], expected: list[dict[str, Any]], strategy: Strategy) -> None:
+    label = "entity" if strategy == "none" else "entity_group"
+    assert [(entity.label, entity.word, entity.start, entity.end) for entity in found] == [
+        (item[label], item["word"], item["start"], item["end"]) for item in expected
+    ]
+    for entity, item in zip(found, expected, strict=True):
+        assert entity.score == pytest.approx(item["score"], abs=TOLERANCE)
+        assert strategy != "none" or entity.index == item["index"]
