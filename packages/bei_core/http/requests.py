@@ -61,7 +61,9 @@ class EmbedRequest(Common):
 
     def task(self, service: Service) -> Embed:
         """The task; raises a RequestError for inputs that cannot be."""
-        return _embed(service, _texts(self.inputs, "inputs"), self.encoding(service), self.dimensions, self.normalize)
+        return _embed(
+            service, inputs_of(self.inputs, "inputs"), self.encoding(service), self.dimensions, self.normalize
+        )
 
 
 class EmbeddingsRequest(Common):
@@ -77,7 +79,9 @@ class EmbeddingsRequest(Common):
     def task(self, service: Service) -> Embed:
         """The task; raises a RequestError for inputs that cannot be."""
         prompt_name = _prompt_of(self.input_type, service) if self.input_type else None
-        return _embed(service, _texts(self.input, "input"), self.encoding(service, prompt_name), self.dimensions, True)
+        return _embed(
+            service, inputs_of(self.input, "input"), self.encoding(service, prompt_name), self.dimensions, True
+        )
 
 
 class Sentences(msgspec.Struct):
@@ -151,7 +155,7 @@ def _embed(service: Service, texts: list[Text], encoding: Encoding, dimensions: 
     return Embed(texts, encoding, normalize, dimensions)
 
 
-def _texts(value: Input, field: str) -> list[Text]:
+def inputs_of(value: Input, field: str) -> list[Text]:
     """The inputs of a body: a bare list of numbers is one input, the ids of one text."""
     if isinstance(value, str):
         return [value]

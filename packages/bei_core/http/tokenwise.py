@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from bei_core.errors import Empty, Validation, WrongTask
-from bei_core.http.requests import Common, Input, _texts
+from bei_core.http.requests import Common, Input, inputs_of
 from bei_core.ner import Entity, Piece, Strategy, entities, without
 from bei_core.service import Reply, Service
 from bei_core.tasks import ClassifyTokens, EmbedAll, EmbedSparse, Sparse, TokenRows
@@ -29,7 +29,7 @@ class EmbedAllRequest(Common):
         service.expect("embedding", "late-interaction")
         if not service.engine.token_width:
             raise WrongTask(f"{service.name} gives no vectors of tokens")
-        return EmbedAll(_texts(self.inputs, "inputs"), self.encoding(service))
+        return EmbedAll(inputs_of(self.inputs, "inputs"), self.encoding(service))
 
 
 class EmbedSparseRequest(Common):
@@ -40,7 +40,7 @@ class EmbedSparseRequest(Common):
     def task(self, service: Service) -> EmbedSparse:
         """The task; raises a RequestError for inputs that cannot be."""
         service.expect("sparse")
-        return EmbedSparse(_texts(self.inputs, "inputs"), self.encoding(service))
+        return EmbedSparse(inputs_of(self.inputs, "inputs"), self.encoding(service))
 
 
 class TokenParameters(msgspec.Struct):

@@ -1,0 +1,295 @@
+"""Unmodified clients that ask for vectors: Baseten's, Hugging Face's, LangChain's, LlamaIndex's and Haystack's.
+
+Each is compared with what `/embed` answers to the same texts. `openai` has a file of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import shutil
+import subprocess
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import requests
+import tiktoken
+from baseten_performance_client import PerformanceClient
+from huggingface_hub import AsyncInferenceClient, InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
+from langchain_openai import OpenAIEmbeddings
+from llama_index.embeddings.openai_like import OpenAILikeEmbedding  # type: ignore[import-untyped]
+from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference  # type: ignore[import-untyped]
+from pydantic import SecretStr
+
+from bei_core.tasks import Rows, l2_normalize
+from tests.e2e.server import REFERENCE, TEXTS, Server, cache_of, log_shown
+from tests.golden.cases import GOLDEN
+from tests.golden.tolerance import F32, compare
+
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment of its import
+
+from haystack import Document
+from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
+from haystack.utils import Secret
+from haystack_integrations.components.embedders.huggingface_api import (
+    HuggingFaceAPIDocumentEmbedder,
+    HuggingFaceAPITextEmbedder,
+)
+
+# The frameworks leave their connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+KEY = "any"
+NUM_MANY = 20_000
+SENT = TEXTS[2:72]  # more than any of these clients puts into one request by itself
+TOKEN = Secret.from_token(KEY)
+
+Embedder: TypeAlias = Callable[[str, list[str]], object]  # a server's address and texts to a row a text
+AsyncEmbedder: TypeAlias = Callable[[str, list[str]], Awaitable[object]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected() -> Iterator[None]:
+    """What the clients left open is found here, not in somebody else's test."""
+    yield
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def _tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    model = {"model_id": GOLDEN / "bert-cls-normalize", "dtype": "float32"}
+    with Server(tmp_path_factory.mktemp("tiny") / "server", cache_of(tmp_path_factory), **model) as server:
+        yield server
+
+
+@pytest.fixture
+def tiny(_tiny: Server) -> Iterator[Server]:
+    """A server of a very small model."""
+    with log_shown(_tiny):
+        yield _tiny
+
+
+def direct(server: Server, texts: Sequence[str], **options: object) -> Rows:
+    """f32[N, D] of `/embed`."""
+    reply = server.post("/embed", {"inputs": list(texts), **options})
+    assert reply.status_code == 200, reply.text
+    return np.array(reply.json(), np.float32)
+
+
+def baseten(url: str, texts: list[str]) -> object:
+    return PerformanceClient(base_url=url, api_key=KEY).embed(input=texts, model="m").numpy()
+
+
+def baseten_post(url: str, texts: list[str]) -> object:
+    payloads = [{"inputs": texts[at : at + 7]} for at in range(0, len(texts), 7)]
+    reply = PerformanceClient(base_url=url, api_key=KEY).batch_post(url_path="/embed", payloads=payloads)
+    return np.concatenate(reply.data)
+
+
+def hugging_face(url: str, texts: list[str]) -> object:
+    return InferenceClient(model=url).feature_extraction(texts)
+
+
+def langchain_client(url: str, *, send_text: bool = True, dimensions: int | None = None) -> OpenAIEmbeddings:
+    return OpenAIEmbeddings(
+        base_url=f"{url}/v1",
+        api_key=SecretStr(KEY),
+        chunk_size=32,
+        dimensions=dimensions,
+        check_embedding_ctx_length=not send_text,
+    )
+
+
+def langchain(url: str, texts: list[str]) -> object:
+    client = langchain_client(url)
+    return [*client.embed_documents(texts[1:]), client.embed_query(texts[0])]
+
+
+def llama_index_openai(url: str, texts: list[str]) -> object:
+    client = OpenAILikeEmbedding(model_name="m", api_base=f"{url}/v1", api_key=KEY, embed_batch_size=32)
+    return [*client.get_text_embedding_batch(texts[1:]), client.get_query_embedding(texts[0])]
+
+
+def llama_index_tei(url: str, texts: list[str]) -> object:
+    client = TextEmbeddingsInference(model_name="m", base_url=url)
+    return [*client.get_text_embedding_batch(texts[1:]), client.get_query_embedding(texts[0])]
+
+
+def haystack_openai(url: str, texts: list[str]) -> object:
+    common: dict[str, Any] = {"api_key": TOKEN, "api_base_url": f"{url}/v1", "model": "m"}
+    found = OpenAIDocumentEmbedder(**common, progress_bar=False).run([Document(content=text) for text in texts[1:]])
+    return [*(item.embedding for item in found["documents"]), OpenAITextEmbedder(**common).run(texts[0])["embedding"]]
+
+
+def haystack_tei(url: str, texts: list[str]) -> object:
+    where: dict[str, Any] = {"api_params": {"url": url}, "token": TOKEN, "normalize": True}  # it says false otherwise
+    documents = HuggingFaceAPIDocumentEmbedder("text_embeddings_inference", **where, progress_bar=False)
+    found = documents.run([Document(content=text) for text in texts[1:]])["documents"]
+    query = HuggingFaceAPITextEmbedder("text_embeddings_inference", **where).run(texts[0])["embedding"]
+    return [*(item.embedding for item in found), query]
+
+
+# Those of frameworks embed the first text as a query, which goes another way, and give its row last.
+QUERY_LAST = [langchain, llama_index_openai, llama_index_tei, haystack_openai, haystack_tei]
+
+
+@pytest.mark.parametrize("client", [baseten, baseten_post, hugging_face])
+def test_clients_get_the_servers_vectors(bei: Server, client: Embedder) -> None:
+    compare(np.array(client(bei.url, SENT), np.float32), direct(bei, SENT), bei.tolerance())
+
+
+@pytest.mark.parametrize("client", QUERY_LAST)
+def test_frameworks_get_the_servers_vectors(bei: Server, client: Embedder) -> None:
+    compare(np.array(client(bei.url, SENT), np.float32), direct(bei, [*SENT[1:], SENT[0]]), bei.tolerance())
+
+
+async def baseten_async(url: str, texts: list[str]) -> object:
+    return (await PerformanceClient(base_url=url, api_key=KEY).async_embed(input=texts, model="m")).numpy()
+
+
+async def hugging_face_async(url: str, texts: list[str]) -> object:
+    async with AsyncInferenceClient(model=url) as client:
+        return await client.feature_extraction(texts)
+
+
+async def langchain_async(url: str, texts: list[str]) -> object:
+    return await langchain_client(url).aembed_documents(texts)
+
+
+async def llama_index_openai_async(url: str, texts: list[str]) -> object:
+    client = OpenAILikeEmbedding(model_name="m", api_base=f"{url}/v1", api_key=KEY, embed_batch_size=32)
+    return await client.aget_text_embedding_batch(texts)
+
+
+async def llama_index_tei_async(url: str, texts: list[str]) -> object:
+    return await TextEmbeddingsInference(model_name="m", base_url=url).aget_text_embedding_batch(texts)
+
+
+async def haystack_openai_async(url: str, texts: list[str]) -> object:
+    client = OpenAITextEmbedder(api_key=TOKEN, api_base_url=f"{url}/v1", model="m")
+    return [(await client.run_async(text))["embedding"] for text in texts]
+
+
+async def haystack_tei_async(url: str, texts: list[str]) -> object:
+    where: dict[str, Any] = {"api_params": {"url": url}, "token": TOKEN, "normalize": True}
+    client = HuggingFaceAPITextEmbedder("text_embeddings_inference", **where)
+    found = await asyncio.gather(*(client.run_async(text) for text in texts))
+    return [item["embedding"] for item in found]
+
+
+@pytest.mark.parametrize(
+    "client",
+    [
+        baseten_async,
+        hugging_face_async,
+        langchain_async,
+        llama_index_openai_async,
+        llama_index_tei_async,
+        haystack_openai_async,
+        haystack_tei_async,
+    ],
+)
+async def test_async_clients_get_the_servers_vectors(bei: Server, client: AsyncEmbedder) -> None:
+    compare(np.array(await client(bei.url, SENT), np.float32), direct(bei, SENT), bei.tolerance())
+
+
+class ModelsTokens:
+    """What LangChain takes for OpenAI's tokenizer, which it would download: that of the model."""
+
+    def __init__(self) -> None:
+        self.ids: dict[str, list[int]] = dict(
+            zip(REFERENCE.texts, (ids.tolist() for ids in REFERENCE.ids), strict=True)
+        )
+
+    def encode_ordinary(self, text: str) -> list[int]:
+        return self.ids[text]
+
+
+def test_langchain_may_send_token_ids(bei: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its default, right only with the model's own tokenizer."""
+    monkeypatch.setattr(tiktoken, "encoding_for_model", lambda name: ModelsTokens())
+    client = langchain_client(bei.url, send_text=False)
+    chosen = [text for text in SENT if "\n" not in text]  # it would take the line's end away before it encodes
+    compare(np.array(client.embed_documents(chosen), np.float32), direct(bei, chosen), bei.tolerance())
+
+
+def test_langchain_asks_for_fewer_dimensions(bei: Server) -> None:
+    rows = langchain_client(bei.url, dimensions=64).embed_documents(SENT)
+    compare(np.array(rows, np.float32), direct(bei, SENT, dimensions=64), bei.tolerance())
+
+
+def test_hugging_faces_options(bei: Server) -> None:
+    client = InferenceClient(model=bei.url)
+    compare(client.feature_extraction(SENT[0]), direct(bei, SENT[:1]), bei.tolerance())
+    raw = client.feature_extraction(SENT[:9], normalize=False)
+    assert not np.allclose(np.linalg.norm(raw, axis=1), 1, atol=0.1)
+    compare(l2_normalize(raw), direct(bei, SENT[:9]), bei.tolerance())
+    long = " ".join(["red"] * 300 + ["blue"] * 300)
+    for side in ("left", "right"):
+        cut = client.feature_extraction(long, truncate=True, truncation_direction=side)
+        compare(cut, direct(bei, [long], truncation_direction=side), bei.tolerance())
+
+
+def test_hugging_faces_similarity(bei: Server) -> None:
+    rows = direct(bei, SENT)
+    found = InferenceClient(model=bei.url).sentence_similarity(SENT[0], SENT[1:])
+    assert np.allclose(found, rows[1:] @ rows[0], atol=5e-3)
+
+
+def test_performance_client_reports_usage(bei: Server) -> None:
+    reply = PerformanceClient(base_url=bei.url, api_key=KEY).embed(input=TEXTS, model="m")
+    assert [item.index for item in reply.data] == list(range(len(TEXTS)))
+    assert reply.usage.prompt_tokens == reply.usage.total_tokens == sum(map(len, REFERENCE.ids))
+    assert all(headers["x-compute-type"].startswith("cpu+") for headers in reply.response_headers)
+
+
+def test_performance_client_embeds_many(tiny: Server) -> None:
+    """20,000 texts at its own concurrency: each answered once, at its own place, none refused or tried again."""
+    texts = [f"{index} {TEXTS[index % len(TEXTS)][:40]}" for index in range(NUM_MANY)]
+    before = tiny.metrics()
+    reply = PerformanceClient(base_url=tiny.url, api_key=KEY).embed(input=texts, model="m")
+    after = tiny.metrics()
+    assert [item.index for item in reply.data] == list(range(NUM_MANY))
+    asked = len(reply.individual_request_times or ())
+    assert after["te_request_success"] - before.get("te_request_success", 0) == asked
+    assert after.get("te_request_failure", 0) == before.get("te_request_failure", 0)
+    chosen = np.random.default_rng(0).choice(NUM_MANY, 500, replace=False)
+    compare(reply.numpy()[chosen], direct(tiny, [texts[index] for index in chosen]), F32)
+
+
+def test_errors_are_the_clients_own(bei: Server) -> None:
+    with pytest.raises(requests.HTTPError, match="Empty"):
+        PerformanceClient(base_url=bei.url, api_key=KEY).embed(input=["a", ""], model="m")
+    with pytest.raises(HfHubHTTPError, match="empty") as raised:
+        InferenceClient(model=bei.url).feature_extraction("")
+    assert raised.value.response.status_code == 400
+    with pytest.raises(openai.BadRequestError, match="empty"):
+        langchain_client(bei.url).embed_documents([""])
+    with pytest.raises(HfHubHTTPError, match="empty"):
+        haystack_tei(bei.url, ["", "a"])
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_curl(bei: Server) -> None:
+    body = httpx.Request("POST", "http://a", json={"inputs": SENT}).content
+    command = [
+        "curl",
+        "-sS",
+        "--fail",
+        f"{bei.url}/embed",
+        "-H",
+        "content-type: application/json",
+        "--data-binary",
+        "@-",
+    ]
+    output = subprocess.run([*command, "--compressed"], input=body, capture_output=True, check=True).stdout
+    plain = subprocess.run(command, input=body, capture_output=True, check=True).stdout
+    for reply in (output, plain):
+        rows = np.array(httpx.Response(200, content=reply).json(), np.float32)
+        compare(rows, direct(bei, SENT), bei.tolerance())

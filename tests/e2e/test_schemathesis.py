@@ -1,0 +1,94 @@
+"""Generated requests, by our own OpenAPI document and by what TEI's clients rely on: no 5xx, no undocumented reply.
+
+One server has a model of every kind, so that every route has one that answers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import MINILM
+from tests.e2e.server import Server, cache_of, log_shown
+from tests.golden.cases import DATA, GOLDEN, GROUPS
+
+pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis needs Python 3.11")
+
+# The published routes of text-embeddings-inference 1.9, written by hand: what its clients send and what they can read.
+TEI = DATA / "tei_openapi.json"
+
+ENCODERS = GROUPS[0]
+MODELS = {
+    "embedder": MINILM,
+    "reranker": GOLDEN / "roberta-rerank-pooler",
+    "classifier": GOLDEN / "distilbert-sentiment",
+    "tagger": ENCODERS / "bert-ner",
+    "sparse": ENCODERS / "splade-distilbert-modules",
+    "late": ENCODERS / "colbert-v2",
+}
+
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_schema_conformance",
+)
+STRICTER = ("unsupported_method", "allow_header_conformance", "negative_data_rejection")
+
+
+class Several(Server):
+    """A server of several models instead of one."""
+
+    def __init__(self, folder: Path, cache_dir: Path, models: dict[str, Path]) -> None:
+        config = folder.with_suffix(".yaml")
+        named = [f"{name}={path}" for name, path in models.items()]
+        config.write_text(json.dumps({"model_metadata": {"bei": {"models": named}}}))  # JSON is YAML too
+        super().__init__(folder, cache_dir, config=config)
+        for name in ("model_id", "served_model_name"):
+            del self._settings[name]
+
+
+@pytest.fixture(scope="module")
+def _every(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Several(tmp_path_factory.mktemp("every") / "server", cache_of(tmp_path_factory), MODELS) as server:
+        yield server
+
+
+@pytest.fixture
+def every(_every: Server) -> Iterator[Server]:
+    with log_shown(_every):
+        yield _every
+
+
+def run(document: str, server: Server, folder: Path, checks: Sequence[str], *options: str) -> None:
+    """Sends what schemathesis makes of a document. Raises AssertionError with its report where a reply is wrong."""
+    command = [sys.executable, "-m", "schemathesis.cli", "run", document, "--url", server.url]
+    command += ["--checks", ",".join(checks), "--phases", "coverage,fuzzing", "--seed", "1", "--max-examples", "5"]
+    report = subprocess.run([*command, "--no-color", *options], cwd=folder, capture_output=True, text=True, check=False)
+    assert report.returncode == 0, report.stdout + report.stderr
+    assert re.search(r"\b[1-9]\d* generated", report.stdout), report.stdout
+
+
+def test_every_reply_is_as_our_document_says(every: Server, tmp_path: Path) -> None:
+    before = every.metrics()
+    run(f"{every.url}/openapi.json", every, tmp_path, [*CHECKS, *STRICTER])
+    after = every.metrics()
+    assert after["te_request_success"] > before.get("te_request_success", 0)  # not all of it is refused
+    assert after.get("te_request_failure", 0) > before.get("te_request_failure", 0)
+
+
+def test_every_reply_of_an_embedder_is_as_teis_clients_expect(bei: Server, tmp_path: Path) -> None:
+    run(str(TEI), bei, tmp_path, CHECKS)
+    assert bei.get("/health").status_code == 200
+
+
+def test_every_reply_of_any_model_is_as_teis_clients_expect(every: Server, tmp_path: Path) -> None:
+    # TEI has one model and does not care for `model`, which chooses one here: an unknown one is a 404.
+    run(str(TEI), every, tmp_path, CHECKS, "--exclude-path", "/v1/embeddings")
+    assert every.get("/health").status_code == 200
