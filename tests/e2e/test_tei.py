@@ -194,7 +194,8 @@ def test_openais_route_has_two_names(bei: Server, http: httpx.Client, path: str)
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_health(http: httpx.Client, method: str, path: str) -> None:
     reply = http.request(method, path)
-    assert (reply.status_code, reply.content) == (200, b"")
+    assert reply.status_code == 200
+    assert method == "HEAD" or path == "/health/live" or reply.json()["unix"] > 1e9
 
 
 @pytest.mark.parametrize("path", ["/info", "/metrics", "/docs", "/openapi.json", "/v1/models"])

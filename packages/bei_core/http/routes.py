@@ -193,7 +193,7 @@ async def decode(call: Call) -> Response:
 async def health(call: Call) -> Response:
     """`GET /health`: 200 where the model answers."""
     await call.service.check()
-    return Response(status_code=200)
+    return json_response({"unix": time.time()})  # Infinity's client reads it
 
 
 async def live(call: Call) -> Response:
@@ -208,9 +208,9 @@ async def info(call: Call) -> Response:
 
 async def models(call: Call) -> Response:
     """`GET /v1/models`."""
-    data = [
-        {"id": service.name, "object": "model", "created": _STARTED, "owned_by": "bei"} for service in call.services
-    ]
+    # Infinity's client knows no other owner, and asks for `stats`; OpenAI's takes any.
+    facts = {"object": "model", "created": _STARTED, "owned_by": "infinity", "stats": {}}
+    data = [{"id": service.name, **facts} for service in call.services]
     return json_response({"object": "list", "data": data})
 
 
