@@ -21,7 +21,7 @@ from bei_core.metrics import Metrics, Timings
 from bei_core.runner import Runner
 from bei_core.spec import ModelSpec
 from bei_core.tasks import Encoding, Pair, Scoring, Task, Text, Tokens, TruncationSide, num_characters
-from bei_core.templates import RerankTemplate, named_template
+from bei_core.templates import chosen_template
 from bei_core.tokens import TextTokenizer
 from bei_core.turns import Turns
 
@@ -74,7 +74,7 @@ class Service:
         self._num_requests = 0
         self._proven_at = -_PROVEN_S
         self._draining = False
-        self.template = _template(opened.spec, settings)
+        self.template = chosen_template(settings.rerank_template, opened.spec.template)
         self._default_prompt = _default_prompt(opened.spec, settings)
 
     @classmethod
@@ -249,14 +249,6 @@ class Service:
         if waiting and waiting + timings.num_tokens > self.settings.max_queue_tokens:
             raise Overloaded(f"{waiting} tokens are waiting already; try again")
         return tokens, owners
-
-
-def _template(spec: ModelSpec, settings: Settings) -> RerankTemplate | None:
-    """The reranker's template; `rerank_template` is a name or a text, or `none`. Raises ConfigError for another."""
-    chosen = settings.rerank_template
-    if chosen is None:
-        return spec.template
-    return None if chosen == "none" else named_template(chosen)
 
 
 def _default_prompt(spec: ModelSpec, settings: Settings) -> str | None:

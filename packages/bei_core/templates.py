@@ -52,6 +52,13 @@ def named_template(text: str) -> RerankTemplate:
     return found
 
 
+def chosen_template(setting: str | None, own: RerankTemplate | None) -> RerankTemplate | None:
+    """What `Settings.rerank_template` means for a model with a template of its own. Raises as `named_template`."""
+    if setting is None:
+        return own
+    return None if setting == "none" else named_template(setting)
+
+
 @cache
 def _known() -> tuple[RerankTemplate, ...]:
     text = files("bei_core").joinpath("data/rerank_templates.json").read_bytes()

@@ -15,7 +15,7 @@ from bei_core.engines import cache
 from bei_core.engines.base import Engine
 from bei_core.errors import ConfigError, EngineUnavailable
 from bei_core.spec import ModelSpec, load_spec, read_spec
-from bei_core.templates import named_template
+from bei_core.templates import chosen_template
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +52,7 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     _say_ignored(settings)
     builder = _builder(_engine_name(settings.engine))
     found = checkpoints.resolve(settings.model_id, settings.revision, token=settings.hf_token)
-    chosen = settings.rerank_template
-    template = None if chosen is None or chosen == "none" else named_template(chosen)
-    spec = read_spec(found, pooling=settings.pooling, template=template)
+    spec = read_spec(found, pooling=settings.pooling, template=chosen_template(settings.rerank_template, None))
     return builder(found, spec, target, dtype=settings.dtype, root=settings.cache_dir / "engines")
 
 

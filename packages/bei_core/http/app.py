@@ -29,8 +29,8 @@ from bei_core.errors import (
 from bei_core.http import openapi
 from bei_core.http.negotiation import inflated
 from bei_core.http.responses import error_response, finish, request_id
-from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route, health
-from bei_core.http.shapes import path_of, usual_path
+from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route
+from bei_core.http.shapes import default_path, path_of
 from bei_core.metrics import Timings
 from bei_core.pending import HEAD_START_S
 from bei_core.service import Service
@@ -123,7 +123,7 @@ class App:
 
     def _default(self, service: Service) -> Route:
         """What a body of no other shape is for."""
-        return self._routes["POST", service.settings.webserver_default_route or usual_path(service.kind)]
+        return self._routes["POST", default_path(service)]
 
     def _chosen(self, request: Request, route: Route, body: bytes) -> Service:
         """The model that the request names, else the first that can do what the route asks. Raises NotFound."""
@@ -150,8 +150,6 @@ class App:
         if body is None:
             body = await self._body(request) if method == "POST" else b""
         service = self.service if len(self.services) == 1 else self._chosen(request, route, body)
-        if route.handler is health:
-            await self.check()
         call = Call(service, self.services, request, body, timings, _deadline(request), _priority(request))
         with _watched(request):
             response = await route.handler(call)

@@ -21,7 +21,7 @@ from bei_core.http.pipelines import PipelineRequest
 from bei_core.http.requests import DecodeRequest, EmbeddingsRequest, EmbedRequest, SimilarityRequest, TokenizeRequest
 from bei_core.http.responses import json_response, result_response
 from bei_core.http.scored import ClassifyRequest, RerankRequest, labelled
-from bei_core.http.shapes import VertexRequest, path_of, usual_path
+from bei_core.http.shapes import VertexRequest, default_path, path_of
 from bei_core.http.tokenwise import EmbedAllRequest, EmbedSparseRequest, PredictTokensRequest, terms, vectors
 from bei_core.metrics import Timings
 from bei_core.service import Reply, Service
@@ -191,8 +191,9 @@ async def decode(call: Call) -> Response:
 
 
 async def health(call: Call) -> Response:
-    """`GET /health`: 200 where the model answers."""
-    await call.service.check()
+    """`GET /health`: 200 where every model answers."""
+    for service in call.services:
+        await service.check()
     return json_response({"unix": time.time()})  # Infinity's client reads it
 
 
@@ -221,8 +222,7 @@ async def scrape(call: Call) -> Response:
 
 async def _by_shape(call: Call) -> Reply[Any]:
     """What the route that takes such a body answers."""
-    usual = call.service.settings.webserver_default_route or usual_path(call.service.kind)
-    return await _ANSWERS[path_of(call.body, usual)](call)
+    return await _ANSWERS[path_of(call.body, default_path(call.service))](call)
 
 
 def _add(total: Timings, parts: Sequence[Timings]) -> None:

@@ -10,6 +10,7 @@ from bei_core.errors import Validation
 from bei_core.http.requests import EmbeddingsRequest, EmbedRequest
 from bei_core.http.scored import PredictRequest, RerankRequest
 from bei_core.http.tokenwise import EmbedAllRequest, EmbedSparseRequest, PredictTokensRequest
+from bei_core.service import Service
 
 # The POST routes that such an endpoint stands for. A body is for the first whose required fields it has, so of those
 # that require the same, all but one are reached as the default only: `webserver_default_route`, or the kind's.
@@ -50,6 +51,11 @@ class VertexRequest(msgspec.Struct):
 def usual_path(kind: str) -> str:
     """The route that a model of this kind is for."""
     return _USUAL[kind]
+
+
+def default_path(service: Service) -> str:
+    """The route for a body of no other shape: the settings', else that of the model's kind."""
+    return service.settings.webserver_default_route or usual_path(service.kind)
 
 
 def path_of(body: bytes, default_route: str) -> str:

@@ -65,7 +65,7 @@ class _Top:
             return {TOKENS if first.per_token else ROWS: self._classify(first, tokens)}
         if isinstance(first, Splade):
             table = self.weights.get(self.anchor, None, None)
-            head = self._head(heads.heads_of(family_of(self.spec.architecture)).vocabulary)
+            head = self._head(self._heads.vocabulary)
             rows = heads.splade(head, tokens, self.spans, table, self.checkpoint, self.spec.config)
             return {ROWS: rows}
         pooled = [pool(mode, tokens, self.spans) for mode in first.modes] if isinstance(first, Pooling) else []
@@ -75,9 +75,12 @@ class _Top:
     def _classify(self, classifier: Classifier, tokens: Node) -> Node:
         if classifier.answers is not None:
             return heads.answer(classifier.answers, tokens, self.spans, self.weights, self.checkpoint)
-        known = heads.heads_of(family_of(self.spec.architecture))
-        head = self._head(known.token if classifier.per_token else known.sequence)
+        head = self._head(self._heads.token if classifier.per_token else self._heads.sequence)
         return heads.classify(classifier, head, tokens, self.ids, self.spans, self.checkpoint, self.spec.config)
+
+    @property
+    def _heads(self) -> heads.FamilyHeads:
+        return heads.heads_of(family_of(self.spec.architecture))
 
     def _head(self, head: heads.Head | None) -> heads.Head:
         if head is None:

@@ -42,7 +42,7 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class FamilyHeads:
     """The heads of a family, by what follows its name in the class's; None where there is no such class."""
 
     sequence: Head | None = None
@@ -50,7 +50,7 @@ class Heads:
     vocabulary: Head | None = None
 
 
-_ROBERTA = Heads(
+_ROBERTA = FamilyHeads(
     sequence=Head("classifier.out_proj", "classifier.dense"),
     vocabulary=Head("lm_head.decoder", "lm_head.dense", "gelu", norm="lm_head.layer_norm", bias="lm_head.bias"),
 )
@@ -64,32 +64,34 @@ _BERT_VOCABULARY = Head(
 )
 _MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", takes="classifier_pooling")
 
-HEADS: Mapping[str, Heads] = {
-    "Bert": Heads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+HEADS: Mapping[str, FamilyHeads] = {
+    "Bert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
     "Roberta": _ROBERTA,
     "XLMRoberta": _ROBERTA,
     "Camembert": _ROBERTA,
     "MPNet": _ROBERTA,
-    "Electra": Heads(
+    "Electra": FamilyHeads(
         sequence=Head("classifier.out_proj", "classifier.dense", "gelu"),
         vocabulary=Head(
             "generator_lm_head", "generator_predictions.dense", "gelu", norm="generator_predictions.LayerNorm"
         ),
     ),
-    "DistilBert": Heads(
+    "DistilBert": FamilyHeads(
         sequence=Head("classifier", "pre_classifier", "relu"),
         vocabulary=Head("vocab_projector", "vocab_transform", "gelu", "activation", "vocab_layer_norm"),
     ),
-    "ModernBert": Heads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
-    "NomicBert": Heads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
-    "New": Heads(Head("classifier", "new.pooler.dense")),
-    "Gte": Heads(Head("classifier", "gte.pooler.dense")),
-    "DebertaV2": Heads(Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY),
+    "ModernBert": FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
+    "NomicBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+    "New": FamilyHeads(Head("classifier", "new.pooler.dense")),
+    "Gte": FamilyHeads(Head("classifier", "gte.pooler.dense")),
+    "DebertaV2": FamilyHeads(
+        Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY
+    ),
 }
-_DECODER = Heads(sequence=Head("score", takes="last real token"), token=Head("score"))
+_DECODER = FamilyHeads(sequence=Head("score", takes="last real token"), token=Head("score"))
 
 
-def heads_of(family: str) -> Heads:
+def heads_of(family: str) -> FamilyHeads:
     """The heads of a family; a decoder's where it is not in the table."""
     return HEADS.get(family, _DECODER)
 
