@@ -19,7 +19,8 @@
         ├── ConfigError          an unknown key, a value out of range
         ├── CheckpointError      a model folder or repository is missing something, or is not safe to read
         ├── UnsupportedModel     an architecture, pooling or module that no engine here knows
-        └── EngineUnavailable    a named engine that cannot run here, and what it lacks
+        ├── EngineUnavailable    a named engine that cannot run here, and what it lacks
+        └── QualityError         a quantised engine whose rows are too far from f32's
 
 Baseten's performance client retries 408, 409, 429 and 5xx and nothing else, so a permanent fault is never one of those.
 """
@@ -162,3 +163,7 @@ class UnsupportedModel(StartError):
 
 class EngineUnavailable(StartError):
     """A named engine that cannot run here."""
+
+
+class QualityError(StartError):
+    """A quantised engine whose rows are too far from f32's."""

@@ -34,7 +34,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 3
     ("bei_core.spec", "bei_core.tokens"),
     # 4
-    ("bei_core.engines.base", "bei_core.engines.cache"),
+    ("bei_core.engines.base", "bei_core.engines.calibration", "bei_core.engines.quality"),
+    ("bei_core.engines.cache",),
     # 5, with an order of its own
     ("bei_core.engines.openvino.ops", "bei_core.engines.openvino.rows", "bei_core.engines.openvino.weights"),
     ("bei_core.engines.openvino.rope", "bei_core.engines.openvino.pooling"),
