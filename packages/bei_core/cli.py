@@ -10,6 +10,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -18,7 +19,7 @@ import typer
 
 from bei_core.bench import Options, plot
 from bei_core.bench import run as run_bench
-from bei_core.config import Settings
+from bei_core.config import Settings, default_cache_dir
 from bei_core.errors import BeiError, ConfigError
 from bei_core.logs import configure_logging
 
@@ -158,11 +159,22 @@ def bench(
 @app.command()
 def doctor() -> None:
     """Say what this machine can run, and with which versions."""
-    from bei_core.engines.openvino.engine import precision_for, runtime_facts, usable_cpus
+    from bei_core.engines.choice import choose, find_gpu
+    from bei_core.engines.openvino.engine import precision_for, usable_cpus
     from bei_core.http.routes import bei_version
 
-    facts = {"bei": bei_version(), "python": sys.version.split()[0], "processors": usable_cpus(), **runtime_facts()}
-    for name, value in {**facts, "precision of dtype auto": precision_for("auto")}.items():
+    gpu = find_gpu()
+    facts = {
+        "bei": bei_version(),
+        "python": sys.version.split()[0],
+        "openvino": version("openvino"),
+        "processors": usable_cpus(),
+        "precision of dtype auto": precision_for("auto"),
+        "gpu": "none" if gpu is None else f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}",
+        "engine of auto": choose("auto"),
+        "cache": default_cache_dir(os.environ),
+    }
+    for name, value in facts.items():
         typer.echo(f"{name:<24} {value}")
 
 

@@ -13,7 +13,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -34,8 +34,18 @@ NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
 _SECRETS = frozenset({"api_key", "hf_token"})
 
 
-def default_cache_dir(environ: Mapping[str, str]) -> Path:
-    """The user's cache folder for BEI. Raises ConfigError where the user has no home."""
+# Baseten's network volumes for files written at run time: of the organisation, of one deployment. Either may be absent.
+_VOLUMES = (Path("/cache/org"), Path("/cache/model"))
+
+
+def default_cache_dir(environ: Mapping[str, str], volumes: Sequence[Path] = _VOLUMES) -> Path:
+    """A network volume's folder where there is one to write to, else the user's cache folder for BEI.
+
+    Raises ConfigError where the user has no home.
+    """
+    shared = next((volume for volume in volumes if os.access(volume, os.W_OK | os.X_OK)), None)
+    if shared is not None:
+        return shared / "bei"
     base = Path(environ.get("XDG_CACHE_HOME", ""))
     if base.is_absolute():  # the XDG specification: anything else is to be ignored
         return base / "bei"
@@ -82,6 +92,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     # Files
     cache_dir: Path = msgspec.field(default_factory=lambda: default_cache_dir(os.environ))  # built engines
+    cache_size_gb: Annotated[float, Meta(gt=0)] | None = None  # engines least recently used make room; None: no limit
+    refresh: bool = False  # look again which commit a branch names, though an engine of it is there
     hf_token: NonEmpty | None = None  # for private and gated repositories; None: what `hf auth login` left
 
     def __post_init__(self) -> None:
@@ -153,7 +165,7 @@ _FIELDS = {info.name: info for info in msgspec.structs.fields(Settings)}
 
 # Not read from a bare upper-case name. Every container has HOSTNAME set to its own id, which TEI takes for the address
 # to listen on; the others are no names of TEI's, and common enough to be set for something else.
-_NOT_BARE = frozenset({"hostname", "models", "engine", "cache_dir", "trt_llm"})
+_NOT_BARE = frozenset({"hostname", "models", "engine", "cache_dir", "cache_size_gb", "refresh", "trt_llm"})
 
 # Other names of a setting in the environment, the stronger first.
 _ALIASES = {"hf_token": ("HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")}

@@ -18,6 +18,7 @@
     └── StartError               the operator is told, before anything is served
         ├── ConfigError          an unknown key, a value out of range
         ├── CheckpointError      a model folder or repository is missing something, or is not safe to read
+        │   └── EngineCorrupt    a built engine whose files are not what was written
         ├── UnsupportedModel     an architecture, pooling or module that no engine here knows
         ├── EngineUnavailable    a named engine that cannot run here, and what it lacks
         └── QualityError         a quantised engine whose rows are too far from f32's
@@ -155,6 +156,10 @@ class ConfigError(StartError):
 
 class CheckpointError(StartError):
     """A model folder or repository that is missing something, or that is not safe to read."""
+
+
+class EngineCorrupt(CheckpointError):
+    """A built engine whose files are not what was written: a disk that failed, a copy that stopped half-way."""
 
 
 class UnsupportedModel(StartError):

@@ -214,7 +214,7 @@ class Service:
         """Runs what was accepted, then frees the engine."""
         self._draining = True
         if self._runner.close(timeout_s):
-            self._opened.engine.close()
+            self._opened.close()
         self.tokenizer.close()
 
     @contextmanager

@@ -9,12 +9,11 @@ import pytest
 
 from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
-from bei_core.engines.open import load
-from bei_core.engines.openvino.build import build
 from bei_core.spec import read_spec
 from bei_core.tasks import Encoding, Pair, Tokens
 from bei_core.tokens import TextTokenizer
 from tests.golden.cases import CLASSIFICATION_CASES, ClassificationCase
+from tests.golden.engines import built
 from tests.golden.tolerance import LOGITS_BF16, LOGITS_F32, compare_logits
 
 MAX_ABS = {"float32": LOGITS_F32, "bfloat16": LOGITS_BF16}
@@ -25,8 +24,7 @@ def test_logits_are_the_expected_ones_in_a_batch_and_alone(
     case: ClassificationCase, dtype: str, tmp_path: Path
 ) -> None:
     checkpoint = resolve(str(case.folder))
-    folder = build(checkpoint, read_spec(checkpoint), tmp_path / "engine", dtype=dtype, root=tmp_path)
-    engine = load(folder).engine
+    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine", dtype=dtype).engine
     tokens = [Tokens(ids, type_ids) for ids, type_ids in zip(case.ids, case.type_ids, strict=True)]
     alone = np.concatenate([engine.forward(Batch.pack([item])) for item in tokens])
     together = engine.forward(Batch.pack(tokens))

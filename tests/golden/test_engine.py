@@ -11,12 +11,11 @@ import pytest
 
 from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
-from bei_core.engines import cache
-from bei_core.engines.open import Opened, load
-from bei_core.engines.openvino.build import build
+from bei_core.engines.open import Opened
 from bei_core.spec import read_spec
 from bei_core.tasks import Embed, Encoding, Rows, Tokens
 from bei_core.tokens import TextTokenizer
+from tests.golden import engines
 from tests.golden.cases import CASES, Case
 from tests.golden.tolerance import BF16, F32, Tolerance, compare
 
@@ -48,8 +47,10 @@ def built(dtype: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Cas
     def make(case: Case) -> Built:
         if case.name not in known:
             checkpoint = resolve(str(case.folder))
-            folder = build(checkpoint, read_spec(checkpoint), root / case.name, dtype=dtype, root=root)
-            opened, tokens = load(folder), tokens_of(case)
+            opened, tokens = (
+                engines.built(checkpoint, read_spec(checkpoint), root / case.name, dtype=dtype),
+                tokens_of(case),
+            )
             alone = [opened.engine.forward(Batch.pack([item])) for item in tokens]
             together = opened.engine.forward(Batch.pack(tokens))
             known[case.name] = Built(opened, together, np.concatenate(alone), TOLERANCES[dtype])
@@ -127,22 +128,11 @@ def test_the_share_of_padding_is_of_the_last_batch(built: Callable[[Case], Built
     assert engine.padding_share() == 0.0
 
 
-def test_an_engine_folder_is_whole_and_built_once(built: Callable[[Case], Built], dtype: str, tmp_path: Path) -> None:
-    checkpoint = resolve(str(SERVED[0].folder))
-    spec = read_spec(checkpoint)
-    folder = build(checkpoint, spec, None, dtype=dtype, root=tmp_path)
-    assert cache.verify(folder).revision == checkpoint.revision
-    written = (folder / cache.MANIFEST).stat().st_mtime_ns
-    assert build(checkpoint, spec, None, dtype=dtype, root=tmp_path) == folder
-    assert (folder / cache.MANIFEST).stat().st_mtime_ns == written
-    assert built(SERVED[0]).opened.spec == load(folder).spec
-
-
 def test_a_prompt_is_left_out_of_the_mean_where_the_model_says_so(dtype: str, tmp_path: Path) -> None:
     (case,) = (case for case in CASES if case.name == EXCLUDED)
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
-    engine = load(build(checkpoint, spec, tmp_path / "engine", dtype=dtype, root=tmp_path)).engine
+    engine = engines.built(checkpoint, spec, tmp_path / "engine", dtype=dtype).engine
     tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     tokens = tokenizer.encode_now(case.texts, Encoding(prompt=case.prompt, pool_prompt=spec.pools_prompt))
     assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]

@@ -11,13 +11,12 @@ import pytest
 
 from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
-from bei_core.engines.open import load
-from bei_core.engines.openvino.build import build
 from bei_core.ner import Entity, Piece, Strategy, entities, without
 from bei_core.spec import read_spec
 from bei_core.tasks import Encoding, scores
 from bei_core.tokens import TextTokenizer
 from tests.golden.cases import OUTPUT_CASES, OutputCase
+from tests.golden.engines import built
 
 CASES = [case for case in OUTPUT_CASES if (case.folder / "aggregation.json").is_file()]
 STRATEGIES: tuple[Strategy, ...] = ("none", "simple", "first", "average", "max")
@@ -35,7 +34,7 @@ def test_every_strategy_finds_what_transformers_finds(case: OutputCase, tmp_path
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
     assert spec.classifier is not None
-    engine = load(build(checkpoint, spec, tmp_path / "engine", dtype="float32", root=tmp_path)).engine
+    engine = built(checkpoint, spec, tmp_path / "engine").engine
     words = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     for number, text in enumerate(expected["texts"]):
         (tokens,) = words.encode_now([text], Encoding())

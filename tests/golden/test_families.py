@@ -12,8 +12,6 @@ import pytest
 from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.base import Engine
-from bei_core.engines.open import load
-from bei_core.engines.openvino.build import build
 from bei_core.spec import ModelSpec, read_spec
 from bei_core.tasks import Embed, Encoding, Pair, Rows, Tokens
 from bei_core.templates import named_template
@@ -27,6 +25,7 @@ from tests.golden.cases import (
     Ids,
     OutputCase,
 )
+from tests.golden.engines import built
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, check_order, compare, compare_logits
 
 TOLERANCES = {"float32": F32, "bfloat16": BF16_WIDE}
@@ -48,7 +47,7 @@ def opened(dtype: str, tmp_path: Path) -> Opener:
     def make(folder: Path, kind: str | None) -> tuple[Engine, ModelSpec]:
         checkpoint = resolve(str(folder))
         spec = read_spec(checkpoint, **OPTIONS.get(kind, {}))
-        return load(build(checkpoint, spec, tmp_path / "engine", dtype=dtype, root=tmp_path)).engine, spec
+        return built(checkpoint, spec, tmp_path / "engine", dtype=dtype).engine, spec
 
     return make
 

@@ -16,12 +16,11 @@ import pytest
 from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
-from bei_core.engines.open import load
-from bei_core.engines.openvino.build import build
 from bei_core.spec import ModelSpec, read_spec
 from bei_core.tasks import Embed, Encoding, Pair, Rows, Text, Tokens
 from bei_core.tokens import TextTokenizer
 from tests.golden.cases import DATA, Case, ClassificationCase, load_cases, load_classification_cases
+from tests.golden.engines import built
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, check_order, compare, compare_logits
 
 GROUP = DATA / "golden_reference"
@@ -125,7 +124,7 @@ def test_row(repository: str, dtype: str, tmp_path: Path) -> None:
     spec = read_spec(checkpoint)
     tokens = tokens_of(case, spec)
     assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
-    engine = load(build(checkpoint, spec, tmp_path / "engine", dtype=dtype, root=tmp_path)).engine
+    engine = built(checkpoint, spec, tmp_path / "engine", dtype=dtype).engine
     if isinstance(case, Case):
         check_vectors(case, engine, spec, tokens, dtype)
     else:

@@ -18,7 +18,7 @@ from starlette.types import Message
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App, make_app
 from bei_core.runner import Runner
@@ -72,7 +72,9 @@ async def make_served() -> AsyncIterator[MakeServed]:
         async def make(engine: FakeEngine | None = None, **flags: object) -> Served:
             engine = engine or FakeEngine(max_seq_len=48)
             spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
-            manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, runtime={})
+            manifest = Manifest(
+                engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32
+            )
             opened = Opened(engine, spec, FOLDER / "tokenizer.json", manifest)
             service = Service(opened, Settings.load({"model_id": "owner/name", **flags}, {}))
             service.start()

@@ -88,6 +88,7 @@ def test_every_setting_has_its_environment_variable() -> None:
         "otlp_endpoint": "http://collector:4317",
         "auto_truncate": "false",
         "json_output": "true",
+        "refresh": "true",
     }
     default = load()
     for name in FIELDS:

@@ -34,8 +34,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 3
     ("bei_core.spec", "bei_core.tokens"),
     # 4
-    ("bei_core.engines.base", "bei_core.engines.calibration", "bei_core.engines.quality"),
-    ("bei_core.engines.cache",),
+    ("bei_core.engines.calibration", "bei_core.engines.quality", "bei_core.engines.choice"),
+    ("bei_core.engines.base", "bei_core.engines.manifest"),
+    ("bei_core.engines.store",),
     # 5, with an order of its own
     ("bei_core.engines.openvino.ops", "bei_core.engines.openvino.rows", "bei_core.engines.openvino.weights"),
     ("bei_core.engines.openvino.rope", "bei_core.engines.openvino.pooling"),
@@ -136,12 +137,26 @@ def test_a_package_stays_with_the_part_that_owns_it(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["engines.open", "engines.base", "engines.cache", "runner", "service", "batch", "pending", "tasks", "cli"]
+    "module",
+    [
+        "engines.open",
+        "engines.base",
+        "engines.manifest",
+        "engines.store",
+        "engines.choice",
+        "runner",
+        "service",
+        "batch",
+        "pending",
+        "tasks",
+        "cli",
+    ],
 )
 def test_heavy_engines_are_imported_inside_their_creator(module: str) -> None:
     body = ast.parse(MODULES[f"bei_core.{module}"].read_text()).body
     top = ast.unparse([node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))])  # type: ignore[arg-type]
     assert "openvino" not in top
+    assert "tensorrt" not in top
 
 
 def test_an_import_inside_a_function_or_of_a_submodule_counts() -> None:

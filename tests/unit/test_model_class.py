@@ -14,7 +14,7 @@ from starlette.types import Message
 
 from bei_core.checkpoint import resolve
 from bei_core.config import Settings
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.metrics import Metrics, shared_metrics
@@ -37,7 +37,7 @@ class Stage:
         if self.faults:
             raise self.faults.pop(0)
         checkpoint = resolve(str(self.folder))
-        manifest = Manifest(engine="fake", precision="f32", source="fake", revision="0", runtime={})
+        manifest = Manifest(engine="fake", precision="f32", source="fake", revision="0", artifact="0" * 32)
         opened = Opened(FakeEngine(), read_spec(checkpoint), self.folder / "tokenizer.json", manifest)
         service = Service(opened, settings, metrics)
         service.start()

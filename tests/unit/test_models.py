@@ -19,7 +19,7 @@ from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
 from bei_core.engines.base import EngineInfo
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.http.app import App
@@ -60,7 +60,7 @@ class Stage:
         engine = self.engines[name] = Narrow(labels or WIDTH)
         if labels:
             spec = msgspec.structs.replace(spec, modules=(Classifier(("LABEL_0",), "sigmoid"),))
-        manifest = Manifest(engine="fake", precision="f32", source=name, revision="1" * 40, runtime={})
+        manifest = Manifest(engine="fake", precision="f32", source=name, revision="1" * 40, artifact="0" * 32)
         return Opened(engine, spec, FOLDER / "tokenizer.json", manifest)
 
 

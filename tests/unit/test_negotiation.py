@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as arrays
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import MalformedBody, PayloadTooLarge, Validation
 from bei_core.http.app import App
@@ -41,7 +41,7 @@ codings = pytest.mark.parametrize("coding", ["gzip", "zstd"])
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     """A client that asks for nothing by itself."""
     spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
-    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, runtime={})
+    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     opened = Opened(FakeEngine(max_seq_len=48), spec, FOLDER / "tokenizer.json", manifest)
     service = Service(opened, Settings.load({"model_id": "owner/name", "payload_limit": 20_000}, {}))
     service.start()

@@ -15,7 +15,7 @@ from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
 from bei_core.engines.base import EngineInfo
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App
 from bei_core.service import Service
@@ -69,7 +69,7 @@ def spec_of(classifier: Classifier | None) -> ModelSpec:
 @asynccontextmanager
 async def serving(classifier: Classifier | None) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a model with that head; an embedder for none."""
-    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, runtime={})
+    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     count = len(classifier.labels) if classifier else 8
     found = Opened(Scores(count), spec_of(classifier), FOLDER / "tokenizer.json", manifest)
     service = Service(found, Settings.load({"model_id": "owner/name"}, {}))

@@ -11,7 +11,7 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import (
     ConfigError,
@@ -64,7 +64,7 @@ def spec_of(**changes: object) -> ModelSpec:
 
 
 def opened(engine: FakeEngine, spec: ModelSpec | None) -> Opened:
-    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, runtime={})
+    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     return Opened(engine, spec or spec_of(), FOLDER / "tokenizer.json", manifest)
 
 

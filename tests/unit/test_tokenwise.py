@@ -15,7 +15,7 @@ from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
 from bei_core.engines.base import EngineInfo
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App
 from bei_core.service import Service
@@ -64,7 +64,7 @@ def spec_of(*modules: Module) -> ModelSpec:
 @asynccontextmanager
 async def serving(*modules: Module, token_width: int = 3, **settings: object) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a model with these modules."""
-    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, runtime={})
+    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     found = Opened(Tokenwise(token_width=token_width), spec_of(*modules), FOLDER / "tokenizer.json", manifest)
     service = Service(found, Settings.load({"model_id": "owner/name", **settings}, {}))
     service.start()
@@ -303,7 +303,7 @@ async def test_predict_with_parameters_is_a_list_of_lists(parameters: dict[str, 
 
     engine = Three(token_width=0)
     engine.info = EngineInfo("fake", "cpu", "f32", 3, MAX_SEQ_LEN, batch_tokens=256)
-    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, runtime={})
+    manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     opened = Opened(engine, spec_of(classifier), FOLDER / "tokenizer.json", manifest)
     service = Service(opened, Settings.load({"model_id": "owner/name"}, {}))
     service.start()

@@ -1,14 +1,21 @@
-"""The engine contract. An engine knows arrays and nothing of requests: no HTTP, no ids, no per-request option."""
+"""The engine contract. An engine knows arrays and nothing of requests: no HTTP, no ids, no per-request option.
+
+`engines/NAME/build.py` has `VERSION` and `plan(checkpoint, spec, settings) -> Plan`; `engines/NAME/engine.py` has
+`load(folder, spec, manifest, *, dtype) -> Engine`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.batch import Batch
+from bei_core.engines.quality import Quality
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,3 +62,14 @@ class Engine(Protocol):
     def close(self) -> None:
         """Frees the runtime; nothing is called after."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An engine that could be built."""
+
+    engine: str  # "openvino", "tensorrt_llm"
+    precision: str  # of its weights: "f32", "bf16", "int8", "fp8"
+    artifact: Mapping[str, object]  # all that decides its numbers, besides the checkpoint and the spec
+    fill: Callable[[Path], Quality | None]  # writes its files into a folder; the quality of a quantised one
+    built_with: Mapping[str, str] = field(default_factory=dict)  # versions, for people

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import re
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,13 +13,13 @@ import openvino
 
 from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
-from bei_core.engines.cache import Manifest
+from bei_core.engines.manifest import Manifest
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.rows import Grid, lay_out
 from bei_core.errors import EngineUnavailable
 from bei_core.spec import ModelSpec
 
-BLOB = "model.blob"
+MODEL = "model.xml"  # with model.bin: OpenVINO's own format, for any processor
 
 # Beyond about this many tokens a batch gains nothing on two cores (docs/decisions/004-packed-rows.md).
 BATCH_TOKENS = 1024
@@ -47,21 +45,6 @@ def precision_for(dtype: str) -> str:
     return precision
 
 
-def runtime_facts() -> dict[str, str]:
-    """What a compiled model depends on besides its source: OpenVINO's version and the processor's instructions."""
-    return {"openvino": openvino.__version__, "machine": platform.machine(), "vectors": _vector_extensions()}
-
-
-def _vector_extensions() -> str:
-    """The processor's vector and matrix extensions, as Linux names them: OpenVINO compiles for exactly these."""
-    try:
-        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        return ""
-    kinds = ("avx", "amx", "sse4", "fma", "asimd", "sve", "bf16", "i8mm")
-    return " ".join(sorted(flag for flag in (flags.group(1).split() if flags else ()) if flag.startswith(kinds)))
-
-
 def compile_properties(precision: str) -> dict[str, object]:
     """OpenVINO's settings: all processors on one batch, since one batch at a time runs."""
     return {
@@ -83,14 +66,13 @@ def usable_cpus() -> int:
 
 
 class OpenVinoEngine:
-    """A compiled model on the CPU, read from an engine folder."""
+    """A model on the CPU, compiled from an engine folder whose weights stay mapped: processes share their pages."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str) -> None:
-        blob = openvino.Tensor(np.memmap(folder / BLOB, np.uint8, "r"))
         try:
-            compiled = openvino.Core().import_model(blob, "CPU", compile_properties(precision))
+            compiled = openvino.Core().compile_model(folder / MODEL, "CPU", compile_properties(precision))
         except RuntimeError as fault:
-            raise EngineUnavailable(f"{folder / BLOB} cannot be loaded here: {fault}; run `bei build` again") from fault
+            raise EngineUnavailable(f"{folder / MODEL} cannot be loaded here: {fault}; build it again") from fault
         self._request = compiled.create_infer_request()
         widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
@@ -137,9 +119,6 @@ class OpenVinoEngine:
         del self._request
 
 
-def load(folder: Path, spec: ModelSpec, manifest: Manifest) -> OpenVinoEngine:
-    """The engine of an engine folder. Raises EngineUnavailable where it was compiled for another machine."""
-    here = runtime_facts()
-    if manifest.runtime != here:
-        raise EngineUnavailable(f"{folder} was built for {manifest.runtime} and this is {here}; run `bei build` again")
-    return OpenVinoEngine(folder, spec, manifest.precision)
+def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> OpenVinoEngine:
+    """The engine of an engine folder, computing in `dtype`. Raises EngineUnavailable where the processor does not."""
+    return OpenVinoEngine(folder, spec, precision_for(dtype))

@@ -1,0 +1,94 @@
+"""Which engine runs, where the settings leave it open: TensorRT-LLM on a GPU that it supports, else the CPU's."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+from bei_core.errors import EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+CPU, GPU = "openvino", "tensorrt_llm"
+ENGINES = (CPU, GPU)
+
+_INSTALL = {
+    CPU: "pip install openvino",
+    GPU: "pip install tensorrt-llm --extra-index-url https://pypi.nvidia.com, or use the image in docs/gpu.md",
+}
+
+# Compute capability of the oldest card that TensorRT-LLM's PyTorch backend supports: Ampere (its support matrix).
+_OLDEST = (8, 0)
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A card of this machine, as its driver names it."""
+
+    name: str  # "NVIDIA H100 80GB HBM3"
+    capability: tuple[int, int]  # (9, 0)
+
+
+def choose(engine: str) -> str:
+    """The name of the engine that `auto` or a name stands for.
+
+    Raises EngineUnavailable for a named one that cannot run here, saying what is missing.
+    """
+    if engine == "auto":
+        return _best()
+    if engine not in ENGINES:
+        raise EngineUnavailable(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    require(engine)
+    return engine
+
+
+def require(engine: str) -> None:
+    """Raises EngineUnavailable with the install command where an engine's package is missing."""
+    if not _is_installed(engine):
+        raise EngineUnavailable(f"the {engine} engine needs the package {engine}: {_INSTALL[engine]}")
+
+
+def find_gpu() -> Gpu | None:
+    """The first NVIDIA card that the driver offers this process; None without a driver or a card."""
+    command = shutil.which("nvidia-smi")
+    if command is None:
+        return None
+    query = [command, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
+        name, capability = said.splitlines()[0].rsplit(",", 1)
+        major, minor = capability.strip().split(".")
+        return Gpu(name.strip(), (int(major), int(minor)))
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as fault:
+        log.debug("nvidia-smi is here and names no card: %s", fault)
+        return None
+
+
+def _best() -> str:
+    """TensorRT-LLM where it can run; the CPU's engine else, with a warning where that leaves a GPU idle."""
+    gpu = find_gpu()
+    if gpu is None:
+        return CPU
+    if gpu.capability < _OLDEST:
+        reason = "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer"
+    elif not _is_installed(GPU):
+        reason = f"TensorRT-LLM is not installed: {_INSTALL[GPU]}"
+    else:
+        return GPU
+    major, minor = gpu.capability
+    log.warning(
+        "%s (compute capability %d.%d) is here and is NOT used, the CPU is: %s. With engine: openvino this is not said",
+        gpu.name,
+        major,
+        minor,
+        reason,
+    )
+    return CPU
+
+
+def _is_installed(engine: str) -> bool:
+    return importlib.util.find_spec(engine) is not None

@@ -1,0 +1,19 @@
+"""A checkpoint's CPU engine, built into a folder and loaded back from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.config import Settings
+from bei_core.engines.open import Opened, load, recipe
+from bei_core.engines.openvino import build
+from bei_core.engines.store import publish
+from bei_core.spec import ModelSpec
+
+
+def built(checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, dtype: str = "float32") -> Opened:
+    """The engine at `folder`, computing in `dtype`."""
+    settings = Settings.load({"dtype": dtype}, {"HOME": "/nonexistent"})
+    publish(folder, recipe(build, checkpoint, spec, settings)[1])
+    return load(folder)
