@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.bench.measure",),
     ("bei_core.bench",),
     # 1
-    ("bei_core.config", "bei_core.tasks", "bei_core.metrics", "bei_core.logs"),
+    ("bei_core.config", "bei_core.tasks", "bei_core.metrics", "bei_core.logs", "bei_core.objects"),
     # 2
     (
         "bei_core.checkpoint",
@@ -78,6 +78,7 @@ OWNERS = {
     "yaml": "bei_core.config",
     "typer": "bei_core.cli",
     "huggingface_hub": "bei_core.checkpoint",
+    "fsspec": "bei_core.objects",
 }
 
 
