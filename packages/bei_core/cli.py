@@ -1,4 +1,4 @@
-"""The `bei` command: serve, build, embed, bench, doctor."""
+"""The `bei` command: serve, build, engines, embed, bench, doctor."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ import typer
 
 from bei_core.bench import Options, plot
 from bei_core.bench import run as run_bench
-from bei_core.config import Settings, default_cache_dir
+from bei_core.config import Settings
+from bei_core.engines_cli import app as engines_app
 from bei_core.errors import BeiError, ConfigError
 from bei_core.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+app.add_typer(engines_app, name="engines")
 
 # A field's trailing comment in the source, `name: type = default  # comment`, is its help text.
 _COMMENT = re.compile(r"^    (\w+): .*?  # (.*)$", re.MULTILINE)
@@ -172,7 +175,7 @@ def doctor() -> None:
         "precision of dtype auto": precision_for("auto"),
         "gpu": "none" if gpu is None else f"{gpu.name}, compute capability {gpu.capability[0]}.{gpu.capability[1]}",
         "engine of auto": choose("auto"),
-        "cache": default_cache_dir(os.environ),
+        "cache": Settings.load({}, os.environ).cache_dir,
     }
     for name, value in facts.items():
         typer.echo(f"{name:<24} {value}")

@@ -93,6 +93,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     # Files
     cache_dir: Path = msgspec.field(default_factory=lambda: default_cache_dir(os.environ))  # built engines
     cache_size_gb: Annotated[float, Meta(gt=0)] | None = None  # engines least recently used make room; None: no limit
+    engine_store: NonEmpty | None = None  # URL of an object store that engines are taken from, and put into when built
     refresh: bool = False  # look again which commit a branch names, though an engine of it is there
     hf_token: NonEmpty | None = None  # for private and gated repositories; None: what `hf auth login` left
 
@@ -165,7 +166,8 @@ _FIELDS = {info.name: info for info in msgspec.structs.fields(Settings)}
 
 # Not read from a bare upper-case name. Every container has HOSTNAME set to its own id, which TEI takes for the address
 # to listen on; the others are no names of TEI's, and common enough to be set for something else.
-_NOT_BARE = frozenset({"hostname", "models", "engine", "cache_dir", "cache_size_gb", "refresh", "trt_llm"})
+_OURS = ("models", "engine", "cache_dir", "cache_size_gb", "engine_store", "refresh", "trt_llm")
+_NOT_BARE = frozenset({"hostname", *_OURS})
 
 # Other names of a setting in the environment, the stronger first.
 _ALIASES = {"hf_token": ("HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")}

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
-from bei_core.engines.open import Opened, load, recipe
+from bei_core.engines.obtain import recipe
+from bei_core.engines.open import Opened, load
 from bei_core.engines.openvino import build
 from bei_core.engines.store import publish
 from bei_core.spec import ModelSpec

@@ -37,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.engines.calibration", "bei_core.engines.quality", "bei_core.engines.choice"),
     ("bei_core.engines.base", "bei_core.engines.manifest"),
     ("bei_core.engines.store",),
+    ("bei_core.engines.remote",),
     # 5, with an order of its own
     ("bei_core.engines.openvino.ops", "bei_core.engines.openvino.rows", "bei_core.engines.openvino.weights"),
     ("bei_core.engines.openvino.rope", "bei_core.engines.openvino.pooling"),
@@ -48,7 +49,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.engines.openvino.engine",),
     ("bei_core.engines.openvino.build",),
     # 6
-    ("bei_core.engines.open", "bei_core.runner"),
+    ("bei_core.engines.obtain",),
+    ("bei_core.engines.open", "bei_core.runner", "bei_core.engines_cli"),
     # 7
     ("bei_core.service",),
     # 8, with an order of its own
@@ -66,7 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
 
 # Packages that one part of ours keeps to itself, so that the rest does not come to depend on it.
-OWNERS = {
+OWNERS: dict[str, str | tuple[str, ...]] = {
     "openvino": "bei_core.engines.openvino.",
     "tokenizers": "bei_core.tokens",
     "prometheus_client": "bei_core.metrics",
@@ -76,7 +78,7 @@ OWNERS = {
     "uvicorn": "bei_core.http.server",
     "httptools": "bei_core.bench.",
     "yaml": "bei_core.config",
-    "typer": "bei_core.cli",
+    "typer": ("bei_core.cli", "bei_core.engines_cli"),
     "huggingface_hub": "bei_core.checkpoint",
     "fsspec": "bei_core.objects",
 }

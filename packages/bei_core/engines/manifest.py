@@ -79,7 +79,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises CheckpointError for a folder that is no engine, EngineCorrupt naming the file that is at fault.
     """
     try:
-        manifest = _unseal((folder / MANIFEST).read_bytes(), folder / MANIFEST)
+        manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder))
     except OSError as fault:
         raise CheckpointError(f"{folder} is not an engine folder: {fault}") from fault
     for name, entry in manifest.files.items():
@@ -87,6 +87,22 @@ def read_manifest(folder: Path) -> Manifest:
         size = path.stat().st_size if path.is_file() else None
         if size != entry.size:
             raise EngineCorrupt(f"engine corrupt: {path} has {size} bytes, its manifest says {entry.size}")
+    return manifest
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """The manifest that a manifest.json holds. Raises EngineCorrupt; CheckpointError for another version's."""
+    try:
+        schema = msgspec.json.decode(content, type=_Schema).schema
+        manifest = msgspec.json.decode(content, type=_Sealed).manifest if schema == SCHEMA else None
+    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
+        raise EngineCorrupt(f"engine corrupt: {where}/{MANIFEST} is not a manifest: {fault}") from fault
+    if manifest is None:
+        raise CheckpointError(f"{where} was built by another version of BEI (schema {schema}); build it again")
+    if content != _encode(manifest):
+        raise EngineCorrupt(f"engine corrupt: {where}/{MANIFEST} is not as it was written")
+    if any(name.startswith("/") or ".." in name.split("/") for name in manifest.files):
+        raise EngineCorrupt(f"engine corrupt: {where}/{MANIFEST} names files outside the folder")
     return manifest
 
 
@@ -127,20 +143,6 @@ def _encode(manifest: Manifest) -> bytes:
     """The one way in which a manifest is written, so that any other bytes are a damaged file."""
     digest = hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()
     return msgspec.json.format(msgspec.json.encode(_Sealed(SCHEMA, digest, manifest)), indent=2)
-
-
-def _unseal(content: bytes, path: Path) -> Manifest:
-    """What `_encode` was given. Raises EngineCorrupt; CheckpointError for the manifest of another version."""
-    try:
-        schema = msgspec.json.decode(content, type=_Schema).schema
-        manifest = msgspec.json.decode(content, type=_Sealed).manifest if schema == SCHEMA else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise EngineCorrupt(f"engine corrupt: {path} is not a manifest: {fault}") from fault
-    if manifest is None:
-        raise CheckpointError(f"{path.parent} was built by another version of BEI (schema {schema}); build it again")
-    if content != _encode(manifest):
-        raise EngineCorrupt(f"engine corrupt: {path} is not as it was written")
-    return manifest
 
 
 def _entries(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, FileEntry]]:

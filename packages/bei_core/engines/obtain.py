@@ -1,0 +1,192 @@
+"""Where a model's engine comes from: the store here, else an object store, else the checkpoint, built."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from bei_core import checkpoint as checkpoints
+from bei_core.checkpoint import Checkpoint
+from bei_core.config import Settings
+from bei_core.engines.base import Plan
+from bei_core.engines.choice import CPU, choose, require
+from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engine, key_of, read_manifest, seal
+from bei_core.engines.remote import Remote, manifest_at, pull
+from bei_core.engines.store import Held, Request, Store, publish
+from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
+from bei_core.objects import is_store
+from bei_core.spec import ModelSpec, read_spec, save_spec
+from bei_core.templates import chosen_template
+
+log = logging.getLogger(__name__)
+
+# The settings that decide which engine a model is given, besides the engine's name.
+_DECIDING = ("model_id", "revision", "pooling", "rerank_template")
+
+
+class Builder(Protocol):
+    """What `engines/NAME/build.py` has."""
+
+    VERSION: int
+
+    def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
+        """The engine of a checkpoint, not yet built."""
+        ...
+
+
+class Supply:
+    """Engines for one model's settings."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises ConfigError where no model is named, EngineUnavailable where the engine cannot run here."""
+        if not settings.model_id:
+            raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
+        self._settings = settings
+        self._model_id = settings.model_id
+        self._name = choose(settings.engine)
+        self._builder = builder_of(self._name)
+        self.store = store_of(settings)
+        self._remote = None if settings.engine_store is None else Remote(settings.engine_store)
+        self._is_folder = Path(settings.model_id).is_dir()  # whose content may change: it is read at each start
+        self._remote_is_damaged = False
+
+    def obtain(self) -> Held:
+        """The engine's place in the store, held. No hub is asked where the same was asked for before and is there.
+
+        Raises CheckpointError, UnsupportedModel, QualityError.
+        """
+        parts = {name: getattr(self._settings, name) for name in _DECIDING}
+        key = key_of({"engine": self._name, "version": self._builder.VERSION, **parts})
+        with self.store.locked(key):
+            return self._known(key) or self._from_checkpoint(key)
+
+    def build(self, target: Path) -> None:
+        """Builds the engine at `target`; one of the same that is there stays. Raises as `obtain`, and ConfigError."""
+        manifest, make = self._recipe()
+        if is_engine(target):
+            if read_manifest(target).artifact != manifest.artifact:
+                raise ConfigError(f"{target} holds another engine; name another folder")
+        elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise ConfigError(f"{target} is there and is not empty; name a new folder")
+        else:
+            publish(target, make)
+
+    def _known(self, key: str) -> Held | None:
+        """The engine that is known without looking at the checkpoint."""
+        if self._is_folder:
+            return None
+        try:
+            if is_store(self._model_id) and (manifest := manifest_at(self._model_id)) is not None:
+                return self.store.obtain(manifest.artifact, lambda folder: pull(self._model_id, folder))
+            return None if self._settings.refresh else self.store.answered(key) or self._answered_elsewhere(key)
+        except CheckpointError as fault:
+            log.warning("%s", fault)
+            return None
+
+    def _answered_elsewhere(self, key: str) -> Held | None:
+        """The engine that another replica put into the object store for the same request."""
+        remote = self._remote
+        answer = None if remote is None else remote.answered(key)
+        if remote is None or answer is None:
+            return None
+        held = self.store.obtain(answer.artifact, lambda folder: remote.pull(answer.artifact, folder))
+        self.store.remember(key, answer)
+        return held
+
+    def _from_checkpoint(self, key: str) -> Held:
+        manifest, make = self._recipe()
+        answer = Request(manifest.artifact, manifest.source, manifest.revision)
+        held = self.store.obtain(manifest.artifact, lambda folder: self._fill(folder, manifest, make))
+        self.store.remember(key, answer)
+        self._share(held.folder, key, answer)
+        return held
+
+    def _fill(self, folder: Path, manifest: Manifest, make: Callable[[Path], None]) -> None:
+        """Fills a folder from the object store, or by building where it is not there or damaged."""
+        remote = self._remote
+        try:
+            if remote is not None and remote.manifest(manifest.artifact) is not None:
+                return remote.pull(manifest.artifact, folder)
+        except CheckpointError as fault:
+            log.warning("%s; it is built here instead", fault)
+            self._remote_is_damaged = isinstance(fault, EngineCorrupt)
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return make(folder)
+
+    def _share(self, folder: Path, key: str, answer: Request) -> None:
+        """Puts the engine into the object store, where there is one; a start does not fail by it."""
+        if self._remote is None:
+            return
+        try:
+            self._remote.push(folder, force=self._remote_is_damaged)
+            self._remote.remember(key, answer)
+        except CheckpointError as fault:
+            log.warning("the engine is not shared with other replicas: %s", fault)
+
+    def _recipe(self) -> tuple[Manifest, Callable[[Path], None]]:
+        settings = self._settings
+        _say_ignored(settings)
+        found = checkpoints.resolve(self._model_id, settings.revision, token=settings.hf_token)
+        template = chosen_template(settings.rerank_template, None)
+        return recipe(self._builder, found, read_spec(found, pooling=settings.pooling, template=template), settings)
+
+
+def recipe(
+    builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings
+) -> tuple[Manifest, Callable[[Path], None]]:
+    """The manifest of the engine that would be built, less its files, and what fills a folder with it."""
+    plan = builder.plan(checkpoint, spec, settings)
+    parts = {"schema": SCHEMA, "engine": plan.engine, "precision": plan.precision, "spec": spec}
+    manifest = Manifest(
+        engine=plan.engine,
+        precision=plan.precision,
+        dtype=settings.dtype,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        artifact=key_of({**parts, "revision": checkpoint.revision, **plan.artifact}),
+        built_with=dict(plan.built_with),
+    )
+
+    def make(folder: Path) -> None:
+        started = time.perf_counter()
+        shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+        save_spec(spec, folder / SPEC)
+        seal(folder, msgspec.structs.replace(manifest, quality=plan.fill(folder)))
+        seconds = time.perf_counter() - started
+        log.info("engine built %s from %s in %.1f s", manifest.artifact, checkpoint.source, seconds)
+
+    return manifest, make
+
+
+def store_of(settings: Settings) -> Store:
+    """The store in the settings' cache folder."""
+    cap = settings.cache_size_gb
+    return Store(settings.cache_dir / "engines", max_bytes=None if cap is None else int(cap * 1e9))
+
+
+def builder_of(name: str) -> Builder:
+    """What builds engines of a name. Raises EngineUnavailable with the install command where it cannot run."""
+    require(name)
+    if name == CPU:
+        from bei_core.engines.openvino import build
+
+        return build
+    raise EngineUnavailable(f"engine {name!r} cannot be built in this version; known are: {CPU}")
+
+
+def _say_ignored(settings: Settings) -> None:
+    """Logs what a configuration asks for and this engine does not do."""
+    block = settings.trt_llm
+    if block is None:
+        return
+    if block.ignored():
+        log.warning("trt_llm keys that mean nothing here: %s", ", ".join(block.ignored()))
+    if block.build.quantization_type != "no_quant":
+        log.warning("quantization_type %s is not available yet; dtype decides", block.build.quantization_type)
