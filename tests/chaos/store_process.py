@@ -1,0 +1,84 @@
+"""What tests of the store run as processes of their own: opens a model, proves that it answers, leaves.
+
+`python -m tests.chaos.store_process open` does it once. `… kill SEED TRIALS` forks a process a trial that does it, on a
+store that is empty every other time, and kills it at a random moment; then another one has to succeed. Forking is done
+before OpenVINO has any thread, and spares each process the second that importing takes.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+
+import numpy as np
+
+from bei_core.batch import Batch
+from bei_core.config import Settings
+from bei_core.engines.manifest import verify
+from bei_core.engines.obtain import store_of
+from bei_core.engines.open import open_engine
+from bei_core.logs import configure_logging
+from bei_core.tasks import Tokens
+
+
+def answer(settings: Settings) -> None:
+    """Prints the row of a text in hex; raises where the engine cannot be opened or the row is no vector."""
+    opened = open_engine(settings)
+    row = opened.engine.forward(Batch.pack([Tokens(np.arange(5, 9, dtype=np.int32), np.zeros(4, np.int32))]))[0]
+    if not np.isfinite(row).all():
+        raise ArithmeticError("the engine gave a row that is not finite")
+    print(f"row {row.tobytes().hex()}", flush=True)
+    opened.close()
+
+
+def kill(settings: Settings, seed: int, trials: int) -> None:
+    """Raises SystemExit where a start after a kill fails, or where what is in the store is not whole."""
+    moments = random.Random(seed)
+    root = store_of(settings).root
+    usual = _timed(settings)
+    for trial in range(trials):
+        if trial % 2:
+            shutil.rmtree(root)
+        child = _fork(settings)
+        time.sleep(moments.uniform(0, usual))
+        os.kill(child, signal.SIGKILL)
+        killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        for folder in root.glob("[0-9a-f]*"):
+            verify(folder)  # whatever is there is whole
+        if os.waitpid(_fork(settings), 0)[1] != 0:
+            raise SystemExit(f"trial {trial}: the start after a kill failed")
+        left = len(list(root.glob(".tmp-*")))
+        print(f"trial {trial} {'killed' if killed else 'was through'}, left {left}", flush=True)
+
+
+def _timed(settings: Settings) -> float:
+    """Seconds that a start with a build takes."""
+    started = time.monotonic()
+    if os.waitpid(_fork(settings), 0)[1] != 0:
+        raise SystemExit("the first start failed")
+    return time.monotonic() - started
+
+
+def _fork(settings: Settings) -> int:
+    child = os.fork()
+    if child == 0:
+        try:
+            answer(settings)
+        except BaseException as fault:  # a forked process must not go on as its parent
+            print(f"failed: {type(fault).__name__}: {fault}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+if __name__ == "__main__":
+    configure_logging(json_output=False)
+    made = Settings.load({}, os.environ)
+    if sys.argv[1] == "open":
+        answer(made)
+    else:
+        kill(made, int(sys.argv[2]), int(sys.argv[3]))
