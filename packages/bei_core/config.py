@@ -23,6 +23,7 @@ import yaml
 from msgspec import Meta, Struct
 
 from bei_core.errors import ConfigError
+from bei_core.objects import shown
 from bei_core.trt_llm import Count, Route, TrtLlm
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ StructT = TypeVar("StructT", bound=Struct)
 TypeForm: TypeAlias = Any  # a type, a union, a Literal or an Annotated: typing has no name for it yet
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
 
-_SECRETS = frozenset({"api_key", "hf_token"})
+_SECRETS = frozenset({"api_key", "hf_token", "checkpoint_secret"})
 
 
 # Baseten's network volumes for files written at run time: of the organisation, of one deployment. Either may be absent.
@@ -59,7 +60,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     """The settings of one server, checked when made by `load` or `from_truss_config`."""
 
     # The model
-    model_id: NonEmpty | None = None  # a local folder or a Hugging Face repository; None: not chosen yet
+    model_id: NonEmpty | None = None  # a folder, a Hugging Face repository, or a URL (s3, gs, azure; https for a tar)
     models: tuple[NonEmpty, ...] = ()  # instead of model_id, several in one server: each a model_id, or name=model_id
     revision: NonEmpty | None = None  # branch, tag or commit of the repository; None: its main branch
     served_model_name: NonEmpty | None = None  # the name in replies; None: model_id
@@ -96,6 +97,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     engine_store: NonEmpty | None = None  # URL of an object store that engines are taken from, and put into when built
     refresh: bool = False  # look again which commit a branch names, though an engine of it is there
     hf_token: NonEmpty | None = None  # for private and gated repositories; None: what `hf auth login` left
+    checkpoint_secret: NonEmpty | None = None  # of an object store (JSON) or URL (a token); None: what its SDK finds
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that exclude each other."""
@@ -121,11 +123,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         ) or (self,)
 
     def __repr__(self) -> str:
-        """One line for logs, without the secrets."""
-        shown = {
-            name: "***" if name in _SECRETS and value else value for name, value in msgspec.structs.asdict(self).items()
-        }
-        return f"Settings({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+        """One line for logs, without the secrets and the signatures of URLs."""
+        values = msgspec.structs.asdict(self) | {"model_id": self.model_id and shown(self.model_id)}
+        values |= {"models": tuple(map(shown, self.models))} | {name: "***" for name in _SECRETS if values[name]}
+        return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @classmethod
     def load(cls, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None) -> Settings:
@@ -166,7 +167,7 @@ _FIELDS = {info.name: info for info in msgspec.structs.fields(Settings)}
 
 # Not read from a bare upper-case name. Every container has HOSTNAME set to its own id, which TEI takes for the address
 # to listen on; the others are no names of TEI's, and common enough to be set for something else.
-_OURS = ("models", "engine", "cache_dir", "cache_size_gb", "engine_store", "refresh", "trt_llm")
+_OURS = ("models", "engine", "cache_dir", "cache_size_gb", "engine_store", "refresh", "trt_llm", "checkpoint_secret")
 _NOT_BARE = frozenset({"hostname", *_OURS})
 
 # Other names of a setting in the environment, the stronger first.
@@ -269,8 +270,10 @@ def _present(declared: Iterable[str], secrets: Mapping[str, str]) -> dict[str, s
 
 def _from_secrets(secrets: Mapping[str, str], trt_llm: object) -> dict[str, object]:
     """The settings that Truss's secrets stand for; Baseten's block may name its own for the checkpoint."""
-    named = (trt_llm.build.checkpoint_repository.runtime_secret_name,) if isinstance(trt_llm, TrtLlm) else ()
-    names = {"hf_token": (*named, "hf_access_token", "hf_token"), "api_key": ("api_key",)}
+    names = {name: [name] for name in ("api_key", "checkpoint_secret")} | {"hf_token": ["hf_access_token", "hf_token"]}
+    if isinstance(trt_llm, TrtLlm):
+        setting, name = trt_llm.build.checkpoint_repository.secret
+        names[setting].insert(0, name)
     found = {setting: [secrets[name] for name in known if secrets.get(name)] for setting, known in names.items()}
     return {setting: values[0] for setting, values in found.items() if values}
 

@@ -72,7 +72,12 @@ def is_store(url: str) -> bool:
 
 
 def shown(url: str) -> str:
-    """A URL that may be printed: without its query, where signatures are, and without user and password."""
+    """A URL that may be printed: without its query, where signatures are, and without user and password.
+
+    What is no URL comes back as it is.
+    """
+    if "://" not in url:
+        return url
     bare = url.split("?")[0].split("#")[0]
     return re.sub(r"(?<=://)[^/@]*@", lambda found: found[0] if _protocol(url) in {"abfs", "abfss"} else "", bare)
 
@@ -101,13 +106,21 @@ def is_about_credentials(fault: BaseException) -> bool:
     return isinstance(fault, PermissionError) or re.search("Credential|Authenticat|RefreshError", names) is not None
 
 
+def is_lasting(fault: BaseException) -> bool:
+    """Whether trying again is of no use: the store answered. Otherwise it may be out of reach for a while."""
+    return isinstance(fault, FileNotFoundError) or is_about_credentials(fault)
+
+
 def _protocol(url: str) -> str:
     """The scheme; `azure` where an https URL names an Azure account."""
     return "azure" if _is_azure_https(url) else url.partition("://")[0].lower()
 
 
 def _is_azure_https(url: str) -> bool:
-    return url.startswith("https://") and _AZURE_HOST.fullmatch(urlsplit(url).netloc) is not None
+    """Whether an https URL is of a folder of an Azure account: of a file there, a tar, it is a URL like any other."""
+    parts = urlsplit(url)
+    is_file = re.search(r"\.(tar(\.\w+)?|tgz)$", parts.path) is not None or bool(parts.query)
+    return parts.scheme == "https" and _AZURE_HOST.fullmatch(parts.netloc) is not None and not is_file
 
 
 def _kind_of(url: str) -> _Kind:

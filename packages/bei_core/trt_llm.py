@@ -57,13 +57,22 @@ _READ = {
 }
 
 
+_HUB_SECRET = "hf_access_token"  # noqa: S105 - the name of a secret, as truss spells it
+
+
 class CheckpointRepository(Struct, frozen=True, kw_only=True):
     """Where the weights are."""
 
     source: Source
     repo: str  # a Hugging Face repository, a folder, a bucket and path, or a URL
     revision: str | None = None
-    runtime_secret_name: str = "hf_access_token"  # noqa: S105 - the name of a secret, as truss spells it
+    runtime_secret_name: str = _HUB_SECRET
+
+    @property
+    def secret(self) -> tuple[str, str]:
+        """The setting that the secret is for, and its name; truss's default name is that of a hub's token."""
+        is_hub = self.source in {"HF", "LOCAL"} or self.runtime_secret_name == _HUB_SECRET
+        return ("hf_token" if is_hub else "checkpoint_secret", self.runtime_secret_name)
 
     @property
     def model_id(self) -> str:

@@ -88,8 +88,9 @@ def test_weights_of_modules_and_shards_are_in_the_digest(tmp_path: Path) -> None
         ("./here", "./here is not a folder"),
         ("a/b/c", "a/b/c is not a folder"),
         ("a b", "neither a folder nor the name of a Hugging Face repository"),
-        ("s3://bucket/model", "s3 checkpoints cannot be fetched yet; supported are LOCAL (a folder) and HF"),
-        ("https://x.example/m.tar.gz?signature=sesame", "https checkpoints cannot be fetched yet"),
+        ("file:///no/such/folder", "file:///no/such/folder is not a folder"),
+        ("ftp://x.example/m?signature=sesame", "ftp://x.example/m: ftp is no source of checkpoints; give a folder"),
+        ("baseten-training://job", "BASETEN_TRAINING) are in Baseten's own storage"),
     ],
 )
 def test_what_is_neither_a_folder_nor_a_repository_is_refused(model_id: str, said: str) -> None:

@@ -15,14 +15,20 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: knows nothing of ours
     ("bei_core", "bei_core.errors", "bei_core.trt_llm"),
     ("bei_core.engines", "bei_core.engines.openvino", "bei_core.http"),  # empty: where a package is imported from
+    ("bei_core.objects",),
     # The load generator stands apart: it may know the errors, and nothing else knows it but the command line.
     ("bei_core.bench.pace", "bei_core.bench.observe", "bei_core.bench.workload", "bei_core.bench.report"),
     ("bei_core.bench.client",),
     ("bei_core.bench.measure",),
     ("bei_core.bench",),
     # 1
-    ("bei_core.config", "bei_core.tasks", "bei_core.metrics", "bei_core.logs", "bei_core.objects"),
-    # 2
+    ("bei_core.config", "bei_core.tasks", "bei_core.metrics", "bei_core.logs"),
+    # 2, where checkpoints have an order of their own
+    ("bei_core.checkpoint.files", "bei_core.checkpoint.progress"),
+    ("bei_core.checkpoint.tensors", "bei_core.checkpoint.transfer"),
+    ("bei_core.checkpoint.folder",),
+    ("bei_core.checkpoint.place", "bei_core.checkpoint.hub", "bei_core.checkpoint.archives"),
+    ("bei_core.checkpoint.buckets", "bei_core.checkpoint.remote"),
     (
         "bei_core.checkpoint",
         "bei_core.batch",
@@ -79,7 +85,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "httptools": "bei_core.bench.",
     "yaml": "bei_core.config",
     "typer": ("bei_core.cli", "bei_core.engines_cli"),
-    "huggingface_hub": "bei_core.checkpoint",
+    "huggingface_hub": "bei_core.checkpoint.hub",
     "fsspec": "bei_core.objects",
 }
 

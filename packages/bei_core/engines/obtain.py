@@ -82,8 +82,9 @@ class Supply:
         if self._is_folder:
             return None
         try:
-            if is_store(self._model_id) and (manifest := manifest_at(self._model_id)) is not None:
-                return self.store.obtain(manifest.artifact, lambda folder: pull(self._model_id, folder))
+            secret = self._settings.checkpoint_secret
+            if is_store(self._model_id) and (manifest := manifest_at(self._model_id, secret)) is not None:
+                return self.store.obtain(manifest.artifact, lambda folder: pull(self._model_id, folder, secret))
             return None if self._settings.refresh else self.store.answered(key) or self._answered_elsewhere(key)
         except CheckpointError as fault:
             log.warning("%s", fault)
@@ -133,7 +134,13 @@ class Supply:
     def _recipe(self) -> tuple[Manifest, Callable[[Path], None]]:
         settings = self._settings
         _say_ignored(settings)
-        found = checkpoints.resolve(self._model_id, settings.revision, token=settings.hf_token)
+        found = checkpoints.resolve(
+            self._model_id,
+            settings.revision,
+            token=settings.hf_token,
+            secret=settings.checkpoint_secret,
+            root=settings.cache_dir / "checkpoints",
+        )
         template = chosen_template(settings.rerank_template, None)
         return recipe(self._builder, found, read_spec(found, pooling=settings.pooling, template=template), settings)
 

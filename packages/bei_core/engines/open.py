@@ -18,6 +18,7 @@ from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, 
 from bei_core.engines.obtain import Supply
 from bei_core.engines.store import Held
 from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
+from bei_core.objects import shown
 from bei_core.spec import ModelSpec, load_spec
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _open_held(settings: Settings, supply: Supply) -> Opened:
             raise
         supply.store.set_aside(held.folder)
         raise EngineCorrupt(str(fault)) from fault
-    named = msgspec.structs.replace(opened.manifest, source=settings.model_id)
+    named = msgspec.structs.replace(opened.manifest, source=shown(settings.model_id or ""))
     return Opened(opened.engine, opened.spec, opened.tokenizer, named, held)
 
 

@@ -32,6 +32,7 @@ from bei_core.http.responses import error_response, finish, request_id
 from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route
 from bei_core.http.shapes import default_path, path_of
 from bei_core.metrics import Timings
+from bei_core.objects import shown
 from bei_core.pending import HEAD_START_S
 from bei_core.service import Service
 
@@ -220,7 +221,7 @@ def _by_name(services: Sequence[Service]) -> dict[str, Service]:
     for service in services:
         if found.setdefault(service.name, service) is not service:
             raise ConfigError(f"two models have the name {service.name}; write name=model_id to tell them apart")
-    full = [service.settings.model_id or service.name for service in services]
+    full = [shown(service.settings.model_id or service.name) for service in services]
     for aliases in (full, [name.rpartition("/")[2] for name in full]):
         for alias, service in zip(aliases, services, strict=True):
             if aliases.count(alias) == 1:

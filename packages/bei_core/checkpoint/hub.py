@@ -1,0 +1,86 @@
+"""Hugging Face repositories, at the commit that a revision names now, in huggingface_hub's own cache.
+
+That cache is shared with every other program that reads models, resumes what was cut off, shows bars on a terminal and
+holds each file once, so nothing is copied out of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, no_weights, weight_files
+from bei_core.checkpoint.progress import rate
+from bei_core.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+
+def fetch_repository(repo: str, revision: str | None, options: Mapping[str, Any]) -> Checkpoint:
+    """The repository's files that a model needs. `options` are those of huggingface_hub's snapshot_download.
+
+    Raises CheckpointError that says what to do.
+    """
+    folder = _download(repo, revision or "main", SMALL_FILES, options)
+    commit = folder.name
+    before, started = _weights_size(folder), time.monotonic()
+    if not before:
+        log.info("fetching %s at %s from the hub", repo, commit)
+    # The second call names the commit, lest the branch move between the two.
+    _download(repo, commit, weight_files(folder), options)
+    added = _weights_size(folder) - before
+    if added:
+        log.info("fetched %s: %s", repo, rate(added, time.monotonic() - started))
+    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+        raise no_weights(repo, _names(repo, commit, options))
+    return Checkpoint(folder=folder, source=repo, revision=commit)
+
+
+def _weights_size(folder: Path) -> int:
+    """Bytes of the weights that are there."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.is_file())
+
+
+def _names(repo: str, commit: str, options: Mapping[str, Any]) -> list[str]:
+    """The repository's files, for an error; none where the hub does not say."""
+    from huggingface_hub import HfApi
+
+    try:
+        hub = HfApi(endpoint=options["endpoint"], token=options["token"])
+        return [] if options["local_files_only"] else list(hub.list_repo_files(repo, revision=commit))
+    except Exception as fault:  # the error that is on its way is the one that matters
+        log.debug("cannot list %s: %s", repo, fault)
+        return []
+
+
+def _download(repo: str, revision: str, patterns: Iterable[str], options: Mapping[str, Any]) -> Path:
+    """The cache's folder of the commit, with the files that match. Raises CheckpointError."""
+    # Imported here because it takes a third of a second, which a local folder need not wait for.
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), **options))
+    except Exception as fault:  # its transport's errors too, and the transport has changed twice
+        raise CheckpointError(f"{repo}: {_advice(fault, revision)}") from fault
+
+
+def _advice(fault: Exception, revision: str) -> str:
+    """What an operator can do about an error of huggingface_hub."""
+    from huggingface_hub import errors
+
+    said = str(fault).strip().partition("\n")[0]
+    if isinstance(fault, errors.HFValidationError):
+        return "neither a folder nor the name of a Hugging Face repository, which is owner/name"
+    if isinstance(fault, errors.GatedRepoError):
+        return "is gated; accept its terms on the hub, and give a token that may read it (HF_TOKEN, hf_token)"
+    if isinstance(fault, errors.RepositoryNotFoundError):
+        return "no such repository on the hub, or a private one, which needs a token (HF_TOKEN, hf_token)"
+    if isinstance(fault, errors.RevisionNotFoundError):
+        return f"has no branch, tag or commit {revision}"
+    if isinstance(fault, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        away = "the hub is out of reach or switched off (HF_HUB_OFFLINE)"
+        return f"revision {revision} is not (all) cached, and {away}; fetch it once, or give a local folder. {said}"
+    return f"could not be fetched: {type(fault).__name__}: {said}"

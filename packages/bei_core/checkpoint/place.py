@@ -1,0 +1,194 @@
+"""Where fetched checkpoints lie: in the cache, by source and revision, each published whole.
+
+    <root>/<source>/<revision>/   a checkpoint, and in it SOURCE: where it is from, and the size of each file
+    <root>/<source>/.partial-*/   being fetched; the next start goes on from there
+    <root>/<source>/.refs/        the revision that something stood for: `last`, or the digest of a URL's validators
+    <root>/<source>/.lock         held by the process that fetches
+
+A folder appears by a rename, so that whoever sees it sees all of it. The lock saves work and no more: two processes
+that fetch one revision all the same (a network volume without locks) write the same bytes to the same places.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bei_core.checkpoint.folder import Checkpoint
+from bei_core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+log = logging.getLogger(__name__)
+
+SOURCE = ".source.json"
+LAST = "last"
+_PARTIAL = ".partial-"
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What SOURCE says."""
+
+    source: str
+    revision: str
+    files: dict[str, int]  # bytes by name
+
+
+class Place:
+    """The folder of one source."""
+
+    def __init__(self, root: Path, source: str) -> None:
+        self.source = source
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", source.partition("://")[2]).strip("-.")[-48:]
+        self.folder = root / f"{slug}-{hashlib.sha256(source.encode()).hexdigest()[:16]}"
+
+    def pinned(self, revision: str | None, what: str) -> Path | None:
+        """The checkpoint of a revision that was asked for, as `find`. Raises CheckpointError for what is none."""
+        if revision is not None and re.fullmatch(r"[0-9a-f]{64}", revision) is None:
+            raise CheckpointError(
+                f"{self.source}: a revision is the SHA-256 of the {what}, 64 hex digits, not {revision}"
+            )
+        return self.find(revision) if revision else None
+
+    def find(self, revision: str) -> Path | None:
+        """The checkpoint, if it is there and whole; one that lost something is thrown away, with a warning."""
+        folder = self.folder / revision
+        if not folder.is_dir():
+            return None
+        fault = _fault(folder)
+        if fault is None:
+            return folder
+        log.warning("%s is damaged (%s); it is fetched again", folder, fault)
+        aside = self.folder / f".bad-{uuid.uuid4().hex}"
+        with writing(self.folder):
+            folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+        return None
+
+    def last(self) -> tuple[str, Path] | None:
+        """Revision and folder of what was fetched or found last, if it is still there."""
+        revision = self.noted(LAST)
+        folder = self.find(revision) if revision else None
+        return (revision, folder) if revision and folder else None
+
+    def partial(self, name: str) -> Path:
+        """The folder in which what has `name` is being fetched; it may hold what an earlier start left."""
+        return self.folder / f"{_PARTIAL}{name}"
+
+    def check(self, folder: Path, revision: str) -> None:
+        """Raises CheckpointError where a fetched folder is no whole model; then nothing of it is kept."""
+        try:
+            Checkpoint(folder, self.source, revision).check()
+        except CheckpointError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+    def publish(self, folder: Path, revision: str) -> Path:
+        """The folder of the revision, which `folder` becomes; one that is there already stays."""
+        target = self.folder / revision
+        files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in _files(folder)}
+        with writing(self.folder):
+            (folder / SOURCE).write_bytes(msgspec.json.encode(Source(self.source, revision, files)))
+            for path in _files(folder):
+                _flush(path)
+            try:
+                folder.rename(target)
+            except OSError:
+                if self.find(revision) is None:
+                    raise
+                shutil.rmtree(folder, ignore_errors=True)
+        return target
+
+    def note(self, ref: str, revision: str) -> None:
+        """Remembers what `ref` stood for; no harm is done where the cache may only be read."""
+        draft = self.folder / ".refs" / f".tmp-{uuid.uuid4().hex}"
+        try:
+            draft.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_text(revision)
+            draft.replace(draft.parent / ref)
+        except OSError as fault:
+            log.debug("cannot note %s in %s: %s", ref, self.folder, fault)
+
+    def noted(self, ref: str) -> str | None:
+        """The revision that `ref` stood for."""
+        path = self.folder / ".refs" / ref
+        text = path.read_text().strip() if path.is_file() else ""
+        return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Holds the lock, having waited for another process that has it; without an error, all partials end with it.
+
+        Where there are no locks, or nothing may be written, it holds none: whoever then writes is told.
+        """
+        lock = self._locked()
+        try:
+            yield
+            if lock is not None:
+                for left in self.folder.glob(f"{_PARTIAL}*"):  # of revisions that nobody will ask for again
+                    shutil.rmtree(left, ignore_errors=True)
+        finally:
+            if lock is not None:
+                lock.release()
+
+    def _locked(self) -> FileLock | None:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / ".lock")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                log.info("waiting for another process that fetches %s", self.source)
+                lock.acquire()
+        except (OSError, NotImplementedError) as fault:
+            log.debug("no lock in %s: %s", self.folder, fault)
+            return None
+        return lock
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns an error of the disk into CheckpointError that names the setting."""
+    try:
+        yield
+    except OSError as fault:
+        where = fault.filename or folder
+        said = fault.strerror or fault
+        raise CheckpointError(f"cannot write {where}: {said}; set cache_dir (BEI_CACHE_DIR)") from fault
+
+
+def _fault(folder: Path) -> str | None:
+    """What a published folder lacks, by its own list."""
+    try:
+        source = msgspec.json.decode((folder / SOURCE).read_bytes(), type=Source)
+    except (OSError, msgspec.DecodeError) as fault:
+        return f"{SOURCE}: {fault}"
+    for name, count in source.files.items():
+        path = folder / name
+        found = path.stat().st_size if path.is_file() else None
+        if found != count:
+            return f"{name} has {found} bytes of {count}"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def _flush(path: Path) -> None:
+    """Sees to it that a file outlives a loss of power: the rename after it may be on the disk before it."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,177 @@
+"""Tensors by name, from safetensors files that are mapped into memory.
+
+The format is read here rather than by the safetensors package because its numpy side has no bfloat16, and a header is
+little to read: an 8-byte little-endian length, JSON that gives each tensor's dtype, shape and offsets, then the data
+(https://github.com/huggingface/safetensors#format). What its own reader refuses is refused here too: offsets that
+overlap, leave holes or run past the end, sizes that do not match, duplicate names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import mmap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from bei_core.checkpoint.files import parse_json
+from bei_core.errors import CheckpointError
+
+Array: TypeAlias = NDArray[Any]
+
+# numpy has no bfloat16 and no 8-bit floats: their bits come back as unsigned integers.
+_DTYPES = {
+    "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
+    "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+}  # fmt: skip
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
+_SAMPLE = 4096  # bytes of each tensor in a local folder's digest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # byte of the file
+    file: mmap.mmap
+
+
+class Tensors(Mapping[str, Array]):
+    """Tensors by name, each a read-only view of the mapped file: nothing is read before it is used."""
+
+    def __init__(self, entries: Mapping[str, Entry], *, source: str) -> None:
+        self._entries = entries
+        self._source = source
+
+    def __getitem__(self, name: str) -> Array:
+        """The tensor as stored; bfloat16 as the u16 of its bits, 8-bit floats as u8. Raises KeyError."""
+        entry = self._entries[name]
+        kind = np.dtype(_DTYPES[entry.dtype])
+        array: Array = np.ndarray(entry.shape, kind, buffer=entry.file, offset=entry.start)
+        return np.require(array, requirements="A")  # the format aligns nothing: a copy where it must be
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def names(self) -> list[str]:
+        """The names, sorted."""
+        return sorted(self._entries)
+
+    def dtype(self, name: str) -> str:
+        """The dtype in safetensors' words: F32, BF16… Raises CheckpointError for a name that is not there."""
+        return self._entry(name).dtype
+
+    def raw(self, name: str) -> Array:
+        """As `self[name]`, but raises CheckpointError naming the file and the nearest name."""
+        self._entry(name)
+        return self[name]
+
+    def f32(self, name: str) -> NDArray[np.float32]:
+        """The tensor as float32: a view where it is stored so, else an exact copy (F64 is rounded).
+
+        Raises CheckpointError for a name that is not there or a tensor that is not floating point.
+        """
+        dtype, array = self.dtype(name), self.raw(name)
+        if dtype == "BF16":
+            wide = array.astype(np.uint32)
+            wide <<= np.uint32(16)  # bfloat16 is the upper half of a float32
+            return wide.view(np.float32)
+        if dtype in {"F16", "F32", "F64"}:
+            return array.astype(np.float32, copy=False)
+        raise CheckpointError(f"{self._source}: {name} is {dtype}, not one of BF16, F16, F32, F64")
+
+    def _entry(self, name: str) -> Entry:
+        """Where a tensor lies. Raises CheckpointError for a name that is not there."""
+        if name not in self._entries:
+            nearest = difflib.get_close_matches(name, self._entries, n=1)
+            hint = f"; the nearest is {nearest[0]}" if nearest else ""
+            raise CheckpointError(f"{self._source} has no tensor {name}{hint}")
+        return self._entries[name]
+
+
+def sample(path: Path) -> Iterator[bytes]:
+    """The size of a safetensors file, its header, and the beginning of each tensor."""
+    header, begin = read_header(path)
+    yield path.stat().st_size.to_bytes(8, "little")
+    with path.open("rb") as file:
+        yield file.read(begin)
+        for info in header.values():
+            file.seek(begin + info.data_offsets[0])
+            yield file.read(min(_SAMPLE, info.data_offsets[1] - info.data_offsets[0]))
+
+
+class _Info(msgspec.Struct, frozen=True):
+    """One tensor of a safetensors header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]  # bytes after the header
+
+
+def entries(path: Path) -> dict[str, Entry]:
+    """Where each tensor of a file lies. Raises CheckpointError naming a file that is damaged."""
+    header, begin = read_header(path)
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return {
+        name: Entry(dtype=info.dtype, shape=info.shape, start=begin + info.data_offsets[0], file=mapped)
+        for name, info in header.items()
+    }
+
+
+def read_header(path: Path) -> tuple[dict[str, _Info], int]:
+    """The tensors of a safetensors file, in the order of their data, and the byte at which the data begin."""
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if prefix == b"version ":
+            raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run git lfs pull in its repository")
+        length, size = int.from_bytes(prefix, "little"), path.stat().st_size
+        if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
+            raise CheckpointError(f"{path} is truncated or no safetensors file: {size} bytes")
+        header = parse_json(file.read(length), path)
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: the header is not a JSON object")
+    infos = {name: _info(info, name, path) for name, info in header.items() if name != "__metadata__"}
+    infos = dict(sorted(infos.items(), key=lambda item: item[1].data_offsets))
+    _check_layout(infos, path, size - 8 - length)
+    return infos, 8 + length
+
+
+def _info(value: object, name: str, path: Path) -> _Info:
+    """One tensor of a header, of a dtype that is known and a size that matches. Raises CheckpointError."""
+    try:
+        info = msgspec.convert(value, _Info)
+    except msgspec.ValidationError as fault:
+        raise CheckpointError(f"{path}: the header's {name}: {fault}") from fault
+    if info.dtype not in _DTYPES:
+        raise CheckpointError(f"{path}: {name} is {info.dtype}; known are {', '.join(_DTYPES)}")
+    begin, end = info.data_offsets
+    size = math.prod(info.shape) * np.dtype(_DTYPES[info.dtype]).itemsize
+    if min((begin, *info.shape)) < 0 or end - begin != size:
+        raise CheckpointError(f"{path}: {name} is {info.dtype} {list(info.shape)} but takes {begin} to {end}")
+    return info
+
+
+def _check_layout(infos: Mapping[str, _Info], path: Path, size: int) -> None:
+    """Raises CheckpointError unless the tensors, in order, fill `size` bytes of data without holes or overlaps."""
+    position = 0
+    for name, info in infos.items():
+        begin, end = info.data_offsets
+        if begin != position:
+            raise CheckpointError(f"{path}: {name} begins at {begin}, not at {position} where the one before ends")
+        position = end
+    if position > size:
+        raise CheckpointError(f"{path} is truncated: {position - size} of its {position} bytes of tensors are missing")
+    if position < size:
+        raise CheckpointError(f"{path} has {size - position} bytes that belong to no tensor")
