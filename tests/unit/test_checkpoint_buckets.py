@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -269,7 +270,30 @@ def test_a_folder_that_changes_meanwhile_is_refused(
         with pytest.raises(CheckpointError, match="changed while it was fetched"):
             fetch(folder, tmp_path)
     assert fetch(folder, tmp_path).read_json("config.json") == {"other": 1}
-    assert not list(tmp_path.rglob(".partial-*"))
+    (left,) = tmp_path.rglob(".partial-*")
+    os.utime(left, (0, 0))  # nobody went on with it
+    put(s3, folder, MODEL)
+    fetch(folder, tmp_path)
+    assert not left.exists()
+
+
+def test_without_locks_the_later_one_adopts_what_the_quicker_one_published(
+    s3: FileSystem, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(s3, folder, MODEL)
+    monkeypatch.setattr("bei_core.checkpoint.place.Place._locked", lambda place: None)
+    quicker: list[Checkpoint] = []
+    overtaken: list[str] = []
+
+    def overtake(path: str, start: int, data: bytes) -> bytes:
+        if path.endswith(".safetensors") and not overtaken:
+            overtaken.append(path)
+            quicker.append(fetch(folder, tmp_path))
+        return data
+
+    change_reads(monkeypatch, overtake)
+    assert fetch(folder, tmp_path) == quicker[0]
+    assert quicker[0].tensors().names() == ["a", "b"]
 
 
 def test_a_damaged_cache_is_fetched_again(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from bei_core.errors import CheckpointError
 from tests.hub import Hub, as_bytes, f32, pack, write
 
 ROOT = Path(__file__).parents[2]
+WEIGHTS = pack({"a": f32(1, 2), "b": f32(3)})
 MODEL: dict[str, object] = {
     "config.json": {"architectures": ["BertModel"]},
     "tokenizer.json": {},
-    "model.safetensors": pack({"a": f32(1, 2), "b": f32(3)}),
+    "model.safetensors": WEIGHTS,
 }
 REPO = "owner/name"
 SHARDS = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
@@ -116,6 +118,16 @@ def test_what_was_fetched_once_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
         fetch(hub, tmp_path, "v2")
 
 
+def test_a_log_says_what_was_fetched_and_only_then(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sha = hub.add(REPO, as_bytes(MODEL))
+    with caplog.at_level(logging.INFO, logger="bei_core"):
+        fetch(hub, tmp_path)
+        fetch(hub, tmp_path)
+    lines = [record.message for record in caplog.records if record.name.startswith("bei_core")]
+    assert lines[0] == f"fetching {REPO} at {sha} from the hub"
+    assert [line.partition(" in ")[0] for line in lines[1:]] == [f"fetched {REPO}: {len(WEIGHTS)} B"]
+
+
 def test_an_empty_cache_without_a_hub_says_so(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="fetch it once, or give a local folder"):
         fetch(hub, tmp_path, offline=True)
@@ -154,8 +166,10 @@ def test_a_private_and_a_gated_repository_need_a_token(hub: Hub, tmp_path: Path)
 
 def test_a_repository_of_pickles_is_refused_unread(hub: Hub, tmp_path: Path) -> None:
     hub.add(REPO, {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
-    with pytest.raises(CheckpointError, match=r"owner/name has no model\.safetensors.*pickles"):
-        fetch(hub, tmp_path).tensors()
+    with pytest.raises(
+        CheckpointError, match=r"owner/name has no model\.safetensors but pytorch_model\.bin\. .*pickles"
+    ):
+        fetch(hub, tmp_path)
     assert "pytorch_model.bin" not in hub.files_read()
 
 

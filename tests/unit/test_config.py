@@ -251,9 +251,10 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_secrets_are_in_no_log_line_and_no_error() -> None:
-    settings = of_block(api_key="sesame", hf_token="hf_sesame")
+    settings = of_block(api_key="sesame", checkpoint_secret="sesame", model_id="https://u:sesame@h/m.tar?sesame")
     assert "sesame" not in repr(settings)
     assert "port=7997" in repr(settings)
+    assert "model_id='https://h/m.tar'" in repr(settings)
     with pytest.raises(ConfigError) as refused:
         of_block(api_key=["sesame"])
     assert "sesame" not in str(refused.value)

@@ -107,6 +107,33 @@ def test_the_secret_that_a_trt_llm_block_names() -> None:
     assert Settings.from_truss_config(config, {}, secrets).hf_token == "a"
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "setting"),
+    [
+        ("HF", "mine", "hf_token"),
+        ("S3", "mine", "checkpoint_secret"),
+        ("GCS", "mine", "checkpoint_secret"),
+        ("AZURE", "mine", "checkpoint_secret"),
+        ("REMOTE_URL", "mine", "checkpoint_secret"),
+        ("S3", "hf_access_token", "hf_token"),  # truss's default, which is no bucket's
+    ],
+)
+def test_the_named_secret_goes_where_the_source_needs_it(source: str, name: str, setting: str) -> None:
+    repository = {"source": source, "repo": "s3://bucket/model", "runtime_secret_name": name}
+    block = {"build": {"base_model": "encoder", "checkpoint_repository": repository}}
+    config = {"secrets": {name: None}, "model_metadata": {"bei": {"trt_llm": block}}}
+    settings = Settings.from_truss_config(config, {}, TrussSecrets(**{name: "a"}))
+    assert {"hf_token": settings.hf_token, "checkpoint_secret": settings.checkpoint_secret}[setting] == "a"
+    assert [settings.hf_token, settings.checkpoint_secret].count(None) == 1
+
+
+def test_a_secret_of_the_checkpoint_needs_no_trt_llm_block() -> None:
+    settings = Settings.from_truss_config(
+        {"secrets": {"checkpoint_secret": None}}, {}, TrussSecrets(checkpoint_secret="a")
+    )
+    assert settings.checkpoint_secret == "a"
+
+
 def test_the_environment_wins_over_secrets() -> None:
     config = {"secrets": {"hf_access_token": None}}
     assert Settings.from_truss_config(config, {"HF_TOKEN": "e"}, TrussSecrets(hf_access_token="s")).hf_token == "e"

@@ -131,7 +131,12 @@ def _fetched(bucket: _Bucket, remotes: Mapping[str, Remote], revision: str, plac
         if folder := place.find(revision):
             return folder
         partial = place.partial(revision)
-        bucket.fetch(remotes, partial)
+        try:
+            bucket.fetch(remotes, partial)
+        except CheckpointError:
+            if folder := place.find(revision):  # published by a process that the lock did not hold up
+                return folder
+            raise
         if bucket.tags(bucket.listing().values()) != revision:
             raise CheckpointError(f"{place.source} changed while it was fetched; start again when it is whole")
         place.check(partial, revision)

@@ -16,6 +16,8 @@ import logging
 import os
 import re
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,7 @@ log = logging.getLogger(__name__)
 SOURCE = ".source.json"
 LAST = "last"
 _PARTIAL = ".partial-"
+_ABANDONED_S = 24 * 3600.0
 
 
 class Source(msgspec.Struct, frozen=True):
@@ -127,20 +130,24 @@ class Place:
         return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Holds the lock, having waited for another process that has it; without an error, all partials end with it.
+    def alone(self) -> Iterator[str]:
+        """Holds the lock, having waited for another process that has it; a name for what is this process's alone.
 
         Where there are no locks, or nothing may be written, it holds none: whoever then writes is told.
         """
         lock = self._locked()
         try:
-            yield
-            if lock is not None:
-                for left in self.folder.glob(f"{_PARTIAL}*"):  # of revisions that nobody will ask for again
-                    shutil.rmtree(left, ignore_errors=True)
+            yield socket.gethostname() if lock else uuid.uuid4().hex  # a volume's locks may hold on one host only
+            self._clear()
         finally:
             if lock is not None:
                 lock.release()
+
+    def _clear(self) -> None:
+        """Removes partials that nobody went on with: of revisions that are no more."""
+        for left in self.folder.glob(f"{_PARTIAL}*"):
+            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
 
     def _locked(self) -> FileLock | None:
         from filelock import FileLock, Timeout

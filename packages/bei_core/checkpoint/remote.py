@@ -79,8 +79,8 @@ def fetch_archive(
     if revision and (folder := place.pinned(revision, "archive")):
         return Checkpoint(folder, place.source, revision)
     try:
-        with place.alone():
-            found, folder = _Download(url, secret, place, pause).fetched(revision)
+        with place.alone() as name:
+            found, folder = _Download(url, secret, place, place.partial(f"archive-{name}"), pause).fetched(revision)
     except _OutOfReach as fault:
         last = place.last()
         if revision or last is None:
@@ -98,26 +98,26 @@ class _Download:
     url: str
     secret: str | None
     place: Place
+    partial: Path  # where what has come is kept
     pause: Callable[[float], object]
 
     def fetched(self, revision: str | None) -> tuple[str, Path]:
         """Revision and published folder. Raises CheckpointError where it is not the revision that was asked for."""
-        partial = self.place.partial("archive")
-        reply = self._ask(partial)
+        reply = self._ask()
         with closing(reply.body):
             known = self.place.noted(reply.ref) if reply.ref else None
             if known and revision in {None, known} and (folder := self.place.find(known)):
                 return known, folder
-            with writing(partial):
-                partial.mkdir(parents=True, exist_ok=True)
-                reply = self._receive(reply, partial)
-        found = _sha256(partial / _ARCHIVE)
-        folder = self._published(found, revision, partial)
+            with writing(self.partial):
+                self.partial.mkdir(parents=True, exist_ok=True)
+                reply = self._receive(reply)
+        found = _sha256(self.partial / _ARCHIVE)
+        folder = self._published(found, revision)
         if reply.ref:
             self.place.note(reply.ref, found)
         return found, folder
 
-    def _published(self, found: str, revision: str | None, partial: Path) -> Path:
+    def _published(self, found: str, revision: str | None) -> Path:
         """The folder of the archive that has come. Whatever happens, the archive is not kept."""
         try:
             if revision and revision != found:
@@ -126,26 +126,26 @@ class _Download:
                 )
             if folder := self.place.find(found):
                 return folder
-            draft = partial / "unpacked"
+            draft = self.partial / "unpacked"
             shutil.rmtree(draft, ignore_errors=True)
-            root = unpack(partial / _ARCHIVE, draft, self.place.source)
+            root = unpack(self.partial / _ARCHIVE, draft, self.place.source)
             self.place.check(root, found)
             return self.place.publish(root, found)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _ask(self, partial: Path) -> _Reply:
+    def _ask(self) -> _Reply:
         """A reply that goes on where the part ends, if the archive is still the one that the part is of.
 
         Raises CheckpointError: _OutOfReach after several tries.
         """
         for pause_s in _PAUSES_S:
             try:
-                return self._opened(*_rest_of(partial))
+                return self._opened(*_rest_of(self.partial))
             except _OutOfReach as fault:
                 log.warning("%s; trying again", fault)
                 self.pause(pause_s)
-        return self._opened(*_rest_of(partial))
+        return self._opened(*_rest_of(self.partial))
 
     def _opened(self, headers: dict[str, str], begin: int) -> _Reply:
         """The reply. Raises CheckpointError for an error of the server, _OutOfReach where there is none."""
@@ -171,14 +171,14 @@ class _Download:
         advice = _ADVICE.get(fault.code, "it cannot be fetched now" if kind is _OutOfReach else "it cannot be fetched")
         raise kind(f"{self.place.source}: HTTP {fault.code} {fault.reason}: {advice}") from fault
 
-    def _receive(self, reply: _Reply, partial: Path) -> _Reply:
-        """The last reply; the archive is in `partial` then. Asks for the rest where the connection breaks."""
+    def _receive(self, reply: _Reply) -> _Reply:
+        """The last reply; the archive is whole then. Asks for the rest where the connection breaks."""
         with Progress(self.place.source, reply.size) as progress:
             progress.skip(reply.begin)
             pauses = list(_PAUSES_S)
             while True:
                 with closing(reply.body):
-                    whole, now = _read(reply, partial, progress)
+                    whole, now = _read(reply, self.partial, progress)
                 if whole:
                     return reply
                 if now > reply.begin:
@@ -187,7 +187,7 @@ class _Download:
                     raise _OutOfReach(f"{self.place.source} is truncated: {now} of {reply.size or 'more'} bytes came")
                 log.warning("%s broke off at byte %d; asking for the rest", self.place.source, now)
                 self.pause(pauses.pop(0))
-                reply = self._ask(partial)
+                reply = self._ask()
 
 
 def _rest_of(partial: Path) -> tuple[dict[str, str], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -80,7 +81,11 @@ class _Fetch:
         part = target.with_name(target.name + _PART)
         if self._complete(remote, part):
             _check(remote, part)
-            part.replace(target)
+            try:
+                part.replace(target)
+            except FileNotFoundError:
+                if not target.is_file():  # it is there where another process was quicker
+                    raise
 
     def _complete(self, remote: Remote, part: Path) -> bool:
         """Whether the part became whole: not so where the others were stopped."""
@@ -89,7 +94,9 @@ class _Fetch:
             part.unlink()
             begin = 0
         self._skip(begin)
-        with part.open("ab") as file:
+        # Written where it belongs, not at the end: another process that writes here too writes the same.
+        with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            file.seek(begin)
             while begin < remote.size:
                 if self.stop.is_set():
                     return False
