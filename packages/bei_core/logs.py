@@ -9,6 +9,10 @@ from datetime import datetime, timezone
 import orjson
 
 
+# Libraries that write a line or more a request, or where they found their endpoint.
+_TALKATIVE = ("httpx", "botocore", "aiobotocore", "azure", "google")
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
@@ -31,4 +35,5 @@ def configure_logging(*, json_output: bool, level: int = logging.INFO) -> None:
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if json_output else plain)
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in _TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
