@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 
 import orjson
 
-
 # Libraries that write a line or more a request, or where they found their endpoint.
 _TALKATIVE = ("httpx", "botocore", "aiobotocore", "azure", "google")
 

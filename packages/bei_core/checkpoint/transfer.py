@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from bei_core.checkpoint.progress import Progress
 from bei_core.errors import CheckpointError
@@ -50,7 +50,7 @@ def fetch(
     others and is raised; what has come stays for the next start.
     Raises CheckpointError naming a file whose size or digest is not what was listed.
     """
-    stop = threading.Event()
+    stop = Event()
     one = _Fetch(folder, progress, lasting, pause, stop)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch") as pool:
         try:
@@ -70,7 +70,7 @@ class _Fetch:
     progress: Progress | None
     lasting: Callable[[BaseException], bool]
     pause: Callable[[float], object]
-    stop: threading.Event
+    stop: Event
 
     def __call__(self, remote: Remote) -> None:
         target = self.folder / remote.name
