@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import io
@@ -212,6 +213,11 @@ def test_a_token_opens_and_goes_to_no_other_host(web: Web, tmp_path: Path, caplo
     assert "sesame" not in caplog.text
     web.files[PATH] = File(tar(MODEL), token="sesame")
     assert fetch(web, tmp_path, secret="Bearer sesame").tensors().names() == ["a", "b"]
+    web.requests.clear()
+    with pytest.raises(CheckpointError, match="HTTP 401") as denied:
+        resolve(web.url(PATH).replace("//", "//me:ses%40me@"), root=tmp_path / "fresh")
+    assert web.requests[0].headers["Authorization"] == "Basic " + base64.b64encode(b"me:ses@me").decode()
+    assert "ses" not in str(denied.value)
     with pytest.raises(CheckpointError, match="bearer token, in one line") as refused:
         fetch(web, tmp_path, secret="ses\name")
     assert "ses" not in str(refused.value)
@@ -285,6 +291,8 @@ def test_a_bomb_is_refused_before_it_is_unpacked(web: Web, tmp_path: Path, monke
         (b"", "is no tar, or truncated, or damaged"),
         (gzip.compress(b"not a tar"), "is no tar, or truncated, or damaged"),
         (tar(MODEL)[:-40], "is no tar, or truncated, or damaged"),
+        (tar(MODEL)[:-8] + b"wrong" + tar(MODEL)[-3:], "is no tar, or truncated, or damaged: CRC check failed"),
+        (tar(MODEL, mode="w:bz2")[:200] + bytes(40), "is no tar, or truncated, or damaged"),
         (tar(MODEL, mode="w")[:1200], "is no tar, or truncated, or damaged"),
         (tar(MODEL, mode="w")[:3072], "is no tar, or truncated, or damaged: its end is missing"),
         (tar({}), "has no config.json; there is nothing"),

@@ -36,8 +36,10 @@ def unpack(archive: Path, folder: Path, source: str) -> Path:
                 names.append(name)
                 if _may_be_wanted(name):
                     _write(tar.extractfile(member), member.size, folder / name, f"{source}: {name}")
-            _check_end(tar)
-    except (tarfile.TarError, EOFError, zlib.error, LZMAError) as fault:
+            _check_end(tar, limit)
+    except (tarfile.TarError, EOFError, zlib.error, LZMAError, ValueError, OSError) as fault:
+        if isinstance(fault, OSError) and fault.errno is not None:  # of the disk; gzip's and bz2's own have no number
+            raise
         raise CheckpointError(f"{source} is no tar, or truncated, or damaged: {fault}") from fault
     root = _root(names, source)
     inner = {str(PurePosixPath(name).relative_to(root)) for name in names if PurePosixPath(name).is_relative_to(root)}
@@ -68,15 +70,20 @@ def _members(tar: tarfile.TarFile, source: str, limit: int) -> Iterator[tuple[st
         yield name, member
 
 
-def _check_end(tar: tarfile.TarFile) -> None:
+def _check_end(tar: tarfile.TarFile, limit: int) -> None:
     """Raises ReadError where the files do not end with a block of zeros, as those of every whole tar do.
 
-    tarfile takes an end between two members, or inside a header, for the end of the archive.
+    tarfile takes an end between two members, or inside a header, for the end of the archive; and it stops before the
+    checksum that a compressed one ends with. Reads to `limit` bytes.
     """
-    if tar.fileobj is not None:
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("its end is missing")
+    content = tar.fileobj
+    if content is None:
+        return
+    content.seek(tar.offset)
+    if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise tarfile.ReadError("its end is missing")
+    while content.tell() < limit and content.read(1 << 20):
+        pass
 
 
 def _checked(member: tarfile.TarInfo, source: str) -> str:

@@ -7,6 +7,7 @@ unchanged archive is asked about and not fetched again. The URL's query counts f
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import logging
@@ -20,6 +21,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote, urlsplit
 
 from bei_core.checkpoint.archives import unpack
 from bei_core.checkpoint.folder import Checkpoint
@@ -128,7 +130,8 @@ class _Download:
                 return folder
             draft = self.partial / "unpacked"
             shutil.rmtree(draft, ignore_errors=True)
-            root = unpack(self.partial / _ARCHIVE, draft, self.place.source)
+            with writing(draft):
+                root = unpack(self.partial / _ARCHIVE, draft, self.place.source)
             self.place.check(root, found)
             return self.place.publish(root, found)
         finally:
@@ -149,10 +152,11 @@ class _Download:
 
     def _opened(self, headers: dict[str, str], begin: int) -> _Reply:
         """The reply. Raises CheckpointError for an error of the server, _OutOfReach where there is none."""
-        request = urllib.request.Request(self.url, headers=headers)  # noqa: S310 - http and https only, by `resolve`
-        if self.secret:
+        url, secret = _without_user(self.url)
+        request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http and https only, by `resolve`
+        if secret := self.secret or secret:
             # Not sent on to where a redirect leads.
-            request.add_unredirected_header("Authorization", _authorization(self.secret, self.place.source))
+            request.add_unredirected_header("Authorization", _authorization(secret, self.place.source))
         try:
             body = urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # noqa: S310
         except urllib.error.HTTPError as fault:
@@ -245,6 +249,15 @@ def _reply(body: http.client.HTTPResponse, asked: int, source: str) -> _Reply:
         body.close()
         raise CheckpointError(f"{source}: the server sent {headers['Content-Range']} where byte {asked} was asked for")
     return _Reply(body, asked, int(found[2]) if found[2].isdigit() else None, etag, headers["Last-Modified"])
+
+
+def _without_user(url: str) -> tuple[str, str | None]:
+    """A URL without user and password, and the header that stands for them; http.client knows only that."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    if not at:
+        return url, None
+    return parts._replace(netloc=host).geturl(), f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
 
 
 def _authorization(secret: str, source: str) -> str:
