@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bei_core.engines import store as store_module
 from bei_core.engines.manifest import Manifest, is_engine, seal, verify
 from bei_core.engines.store import Request, Store, is_local, publish
 from tests.fakes import SAFETY_S
@@ -237,6 +238,35 @@ def test_leftovers_go_and_what_is_not_ours_stays(disk: Store) -> None:
     assert {entry.folder.name for entry in disk.trim()} == {f".tmp-{A}-1", f".bad-{A}-1"}
     assert names(disk.root) == {A, f".tmp-{B}-1", "my-notes"}
     held.release()
+
+
+def test_a_draft_that_is_published_while_the_store_is_listed_is_no_error(
+    disk: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(disk, A)
+    draft = disk.root / f".tmp-{B}-1"
+    draft.mkdir()
+    make(B)(draft)
+    real = store_module._is_leftover
+
+    def publish_meanwhile(folder: Path) -> bool:
+        is_leftover = real(folder)
+        if is_leftover and draft.exists():
+            draft.rename(disk.folder(B))
+        return is_leftover
+
+    monkeypatch.setattr(store_module, "_is_leftover", publish_meanwhile)
+    assert [entry.folder.name for entry in disk.entries()] == [A]
+    assert {entry.folder.name for entry in disk.entries()} == {A, B}
+
+
+def test_of_two_that_evict_at_once_one_does(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, A, B)
+    listed = store.entries()
+    assert len(store.trim(0)) == 2
+    monkeypatch.setattr(Store, "entries", lambda _: listed)
+    assert store.trim(0) == []
+    assert not names(store.root)
 
 
 def test_a_store_that_cannot_be_written_serves_what_it_has(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:

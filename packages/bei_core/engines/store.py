@@ -179,7 +179,8 @@ class Store:
         """What is in the store, the least recently used first."""
         folders = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
         ours = [path for path in folders if _ADDRESS.fullmatch(path.name) or _is_leftover(path)]
-        return sorted((self._entry(path) for path in ours), key=lambda entry: entry.used_at)
+        there = [entry for path in ours if (entry := self._entry(path)) is not None]
+        return sorted(there, key=lambda entry: entry.used_at)
 
     def trim(self, max_bytes: int | None = None) -> list[Entry]:
         """What was removed: leftovers, then the least recently used until the rest fits; none that is in use."""
@@ -201,7 +202,11 @@ class Store:
             doomed = entry.folder
             if not _is_leftover(doomed):
                 doomed = self.root / f".tmp-{entry.folder.name}-{time.time_ns()}"
-                entry.folder.rename(doomed)
+                try:
+                    entry.folder.rename(doomed)
+                except OSError as fault:  # another process was quicker, or it is another user's
+                    log.info("%s is not removed: %s", entry.folder, fault.strerror)
+                    return False
             shutil.rmtree(doomed, ignore_errors=True)
         log.info("engine removed %s (%.1f MB, last used %s)", entry.folder, entry.num_bytes / 1e6, _day(entry.used_at))
         return True
@@ -222,13 +227,17 @@ class Store:
     def _is_alone(self, handle: int) -> bool:
         return _took(handle) if self.local else time.time() - os.fstat(handle).st_mtime > _ABSENT_S
 
-    def _entry(self, folder: Path) -> Entry:
+    def _entry(self, folder: Path) -> Entry | None:
+        """None for what was published or removed since the store was listed."""
         manifest = None
         if not _is_leftover(folder):
             with suppress(CheckpointError):
                 manifest = read_manifest(folder)
         mark = self._mark(folder.name)
-        used_at = (mark if mark.exists() else folder).stat().st_mtime
+        try:
+            used_at = (mark if mark.exists() else folder).stat().st_mtime
+        except FileNotFoundError:
+            return None
         with self._exclusive(_artifact_of(folder)) as alone:
             return Entry(folder, manifest, _size(folder), used_at, in_use=not alone)
 
