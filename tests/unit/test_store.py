@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bei_core.engines import store as store_module
-from bei_core.engines.manifest import Manifest, is_engine, seal, verify
+from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, seal, verify
 from bei_core.engines.store import Request, Store, is_local, publish
 from tests.fakes import SAFETY_S
 
@@ -170,12 +170,29 @@ def test_a_request_is_answered_as_before_while_the_engine_is_there(store: Store)
 
 def test_a_damaged_engine_is_set_aside_once_and_made_again(store: Store) -> None:
     put(store, A)
+    (store.folder(A) / "model.bin").write_bytes(b"y" * SIZE)
     store.set_aside(store.folder(A))
     store.set_aside(store.folder(A))
     assert len(names(store.root)) == 1
     assert not is_engine(store.folder(A))
     store.obtain(A, make(A)).release()
-    assert is_engine(store.folder(A))
+    verify(store.folder(A))
+
+
+def test_one_that_another_process_has_made_again_is_not_set_aside(store: Store) -> None:
+    put(store, A)
+    store.set_aside(store.folder(A))
+    assert names(store.root) == {A}
+    verify(store.folder(A))
+
+
+def test_one_that_has_lost_its_manifest_is_made_again(store: Store) -> None:
+    put(store, A)
+    (store.folder(A) / MANIFEST).unlink()
+    held = store.obtain(A, make(A))
+    verify(held.folder)
+    assert [name[:5] for name in names(store.root) - {A}] == [".bad-"], "what is left of it stays to be looked at"
+    held.release()
 
 
 # --- Eviction

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from bei_core.engines.manifest import Manifest, is_engine, read_manifest, sync
+from bei_core.engines.manifest import Manifest, is_engine, read_manifest, sync, verify
 from bei_core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ class Store:
             if not is_engine(held.folder):
                 with self.locked(artifact):
                     if not is_engine(held.folder):
-                        self._clear_drafts(artifact)
+                        self._clear(held.folder)
                         publish(held.folder, make)
                         self.trim()
         except BaseException:
@@ -167,13 +167,17 @@ class Store:
         Path(file.name).replace(path)
 
     def set_aside(self, folder: Path) -> None:
-        """Moves a damaged engine out of the way, so that it is made again; what it was stays to be looked at."""
-        try:
-            folder.rename(self.root / f".bad-{folder.name}-{time.time_ns()}")
-        except FileNotFoundError:
-            log.info("another process has set %s aside already", folder)
-        except OSError as fault:
-            log.error("%s cannot be set aside: %s", folder, fault.strerror)
+        """Moves a damaged engine out of the way, so that it is made again; what it was stays to be looked at.
+
+        A whole one stays: another process has met the same damage, and made it again.
+        """
+        with self.locked(folder.name):
+            try:
+                verify(folder)
+            except (CheckpointError, OSError):
+                self._move_aside(folder)
+            else:
+                log.info("another process has made %s again already", folder)
 
     def entries(self) -> list[Entry]:
         """What is in the store, the least recently used first."""
@@ -244,11 +248,25 @@ class Store:
     def _mark(self, artifact: str) -> Path:
         return self.root / ".used" / artifact
 
-    def _clear_drafts(self, artifact: str) -> None:
-        """Removes what builders of this engine left that were killed: whoever holds the lock is the only one alive."""
+    def _clear(self, folder: Path) -> None:
+        """Makes way for an engine: no folder without a manifest in its place, no drafts of builders that were killed.
+
+        Whoever holds the lock is the only builder alive.
+        """
+        if folder.exists() and not is_engine(folder):
+            log.error("engine corrupt: %s has no manifest; it is set aside", folder)
+            self._move_aside(folder)
         if self.local:
-            for draft in self.root.glob(f".tmp-{artifact}-*"):
+            for draft in self.root.glob(f".tmp-{folder.name}-*"):
                 shutil.rmtree(draft, ignore_errors=True)
+
+    def _move_aside(self, folder: Path) -> None:
+        try:
+            folder.rename(self.root / f".bad-{folder.name}-{time.time_ns()}")
+        except FileNotFoundError:
+            log.info("another process has set %s aside already", folder)
+        except OSError as fault:
+            log.error("%s cannot be set aside: %s", folder, fault.strerror)
 
 
 def publish(target: Path, make: Callable[[Path], None]) -> None:
