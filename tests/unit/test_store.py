@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bei_core.engines import store as store_module
 from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, seal, verify
 from bei_core.engines.store import Request, Store, is_local, publish
+from bei_core.errors import ConfigError
 from tests.fakes import SAFETY_S
 
 A, B, C = ("a" * 32, "b" * 32, "c" * 32)
@@ -286,18 +288,37 @@ def test_of_two_that_evict_at_once_one_does(store: Store, monkeypatch: pytest.Mo
     assert not names(store.root)
 
 
-def test_a_store_that_cannot_be_written_serves_what_it_has(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def read_only(disk: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """A store with A in it, on a file system that refuses every write, also root's."""
     put(disk, A)
+    disk.remember("k", Request(A, "owner/name", "0" * 40))
+    real = os.open
 
-    def read_only(*_: object) -> int:
-        raise OSError(30, "Read-only file system")
+    def refuse_writing(path: Any, flags: int, *rest: Any, **options: Any) -> int:  # noqa: ANN401
+        if str(path).startswith(str(disk.root)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(30, "Read-only file system", str(path))
+        return real(path, flags, *rest, **options)
 
-    monkeypatch.setattr("bei_core.engines.store._open", read_only)
-    held = disk.obtain(A, refuse)
-    assert held.folder == disk.folder(A)
+    monkeypatch.setattr("os.open", refuse_writing)
+    return disk
+
+
+def test_a_store_that_cannot_be_written_serves_what_it_has(read_only: Store) -> None:
+    with read_only.locked("k"):
+        held = read_only.answered("k")
+    assert held is not None
+    assert held.folder == read_only.folder(A)
     held.release()
-    with pytest.raises(OSError, match="Read-only"):
-        disk.obtain(B, make(B))
+    read_only.obtain(A, refuse).release()
+    assert [entry.folder.name for entry in read_only.entries()] == [A]
+    read_only.remember("other", Request(A, "owner/name", "0" * 40))
+    assert read_only.answered("other") is None
+
+
+def test_a_store_that_cannot_be_written_says_which_setting_helps(read_only: Store) -> None:
+    with pytest.raises(ConfigError, match=r"Read-only file system\); set cache_dir \(BEI_CACHE_DIR\)"):
+        read_only.obtain(B, make(B))
 
 
 # --- File systems

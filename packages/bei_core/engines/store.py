@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 
 from bei_core.engines.manifest import Manifest, is_engine, read_manifest, sync, verify
-from bei_core.errors import CheckpointError
+from bei_core.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -118,14 +118,20 @@ class Store:
         return held
 
     def hold(self, artifact: str) -> Held:
-        """The place of an engine, whether or not it is there, safe from eviction."""
+        """The place of an engine, whether or not it is there, safe from eviction.
+
+        Raises ConfigError where it is not there and could not be put there.
+        """
         mark = self._mark(artifact)
         try:
             handle = _open(mark)
             os.utime(mark)
         except OSError as fault:
             if not is_engine(self.folder(artifact)):
-                raise
+                raise ConfigError(
+                    f"engines cannot be kept in {self.root} ({fault.strerror}); "
+                    "set cache_dir (BEI_CACHE_DIR) to a folder that can be written"
+                ) from fault
             log.info("%s cannot be written (%s); nothing there is ever removed, then", self.root, fault.strerror)
             return Held(self.folder(artifact), os.open(os.devnull, os.O_RDONLY), mark, beat=False)
         if self.local:
@@ -134,16 +140,23 @@ class Store:
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Holds a lock that other processes wait for; on a network volume, and after half an hour, none."""
-        if not self.local:
+        """Holds a lock that other processes wait for; after half an hour, and where `_lock` has none, no lock."""
+        handle = self._lock(name)
+        if handle is None:
             yield
             return
-        handle = _open(self.root / ".locks" / name)
         try:
             _wait_for(handle, name)
             yield
         finally:
             os.close(handle)
+
+    def _lock(self, name: str) -> int | None:
+        """The file to lock; None on a network volume, and where nothing can be written: there nobody builds."""
+        try:
+            return _open(self.root / ".locks" / name) if self.local else None
+        except OSError:
+            return None
 
     def answered(self, key: str) -> Held | None:
         """The engine that a request was answered with, where it is still there."""
@@ -159,12 +172,16 @@ class Store:
         return held
 
     def remember(self, key: str, answer: Request) -> None:
-        """Notes which engine a request was answered with."""
+        """Notes which engine a request was answered with, where that can be written."""
         path = self.root / ".requests" / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-            file.write(msgspec.json.encode(answer))
-        Path(file.name).replace(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+                file.write(msgspec.json.encode(answer))
+            os.chmod(file.name, 0o644)  # other replicas may run as other users
+            Path(file.name).replace(path)
+        except OSError as fault:
+            log.info("which engine %s has is not remembered: %s", answer.source, fault.strerror)
 
     def set_aside(self, folder: Path) -> None:
         """Moves a damaged engine out of the way, so that it is made again; what it was stays to be looked at.
@@ -222,7 +239,7 @@ class Store:
         if not mark.exists():
             yield True
             return
-        handle = os.open(mark, os.O_RDWR | os.O_CLOEXEC)
+        handle = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
         try:
             yield self._is_alone(handle)
         finally:
