@@ -13,6 +13,7 @@ from bei_core.engines.manifest import (
     SCHEMA,
     FileEntry,
     Manifest,
+    _encode,
     is_engine,
     key_of,
     read_manifest,
@@ -101,6 +102,21 @@ def test_an_engine_of_another_schema_is_to_be_built_again(engine: Path) -> None:
     manifest = json.loads((engine / MANIFEST).read_text())
     (engine / MANIFEST).write_text(json.dumps({**manifest, "schema": SCHEMA + 1}))
     with pytest.raises(CheckpointError, match=r"another version of BEI .*build it again"):
+        read_manifest(engine)
+
+
+@pytest.mark.parametrize("address", ["../" * 10 + "srv", "", "A" * 32, "a" * 31, "a" * 32 + "\n"])
+def test_an_address_that_is_no_digest_names_no_folder(engine: Path, address: str) -> None:
+    (engine / MANIFEST).unlink()
+    seal(engine, msgspec.structs.replace(MADE, artifact=address))
+    with pytest.raises(EngineCorrupt, match=r"manifest\.json is not a manifest"):
+        read_manifest(engine)
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "a/../../b", ".."])
+def test_a_file_outside_the_folder_is_refused(engine: Path, name: str) -> None:
+    (engine / MANIFEST).write_bytes(_encode(msgspec.structs.replace(MADE, files={name: FileEntry(1, "0" * 64)})))
+    with pytest.raises(EngineCorrupt, match=r"manifest\.json names files outside the folder"):
         read_manifest(engine)
 
 

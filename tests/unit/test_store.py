@@ -165,6 +165,8 @@ def test_a_request_is_answered_as_before_while_the_engine_is_there(store: Store)
     held.release()
     (store.root / ".requests" / "k").write_bytes(b'{"artifact"')
     assert store.answered("k") is None, "what was half-written is no answer"
+    store.remember("k", Request("../elsewhere", "owner/name", "0" * 40))
+    assert store.answered("k") is None, "what is no address names no folder"
 
 
 # --- Damage

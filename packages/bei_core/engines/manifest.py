@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import msgspec
 
@@ -21,6 +22,9 @@ from bei_core.errors import CheckpointError, EngineCorrupt
 
 MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
 SCHEMA = 2
+
+# What `key_of` gives. Whatever else a file says is refused: it becomes the name of a folder.
+Address: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
 class FileEntry(msgspec.Struct, frozen=True):
@@ -38,7 +42,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     dtype: str = "auto"  # of the computation, where whoever loads it does not say
     source: str  # repository or folder of the checkpoint
     revision: str  # its commit, or the digest of its content
-    artifact: str  # the engine's address: `key_of` all that decides its numbers
+    artifact: Address  # the engine's address: `key_of` all that decides its numbers
     quality: Quality | None = None  # how near a quantised engine's rows are to f32's
     built_with: dict[str, str] = {}  # versions that wrote it, for people; nothing depends on them
     files: dict[str, FileEntry] = {}

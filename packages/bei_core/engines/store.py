@@ -27,7 +27,7 @@ from pathlib import Path
 
 import msgspec
 
-from bei_core.engines.manifest import Manifest, is_engine, read_manifest, sync, verify
+from bei_core.engines.manifest import Address, Manifest, is_engine, read_manifest, sync, verify
 from bei_core.errors import CheckpointError, ConfigError
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "t
 class Request(msgspec.Struct, frozen=True):
     """What a request for a model was answered with."""
 
-    artifact: str
+    artifact: Address
     source: str
     revision: str  # the commit that a branch named then
 
