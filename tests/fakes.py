@@ -9,12 +9,15 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
+import msgspec
 import numpy as np
 
 from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
+from bei_core.engines.manifest import Manifest, read_manifest, seal
 from bei_core.runner import Runner, Ticket
 from bei_core.tasks import Rows, Tokens
 
@@ -24,6 +27,19 @@ SAFETY_S = 60.0
 WIDTH = 8
 
 ResultT = TypeVar("ResultT")
+
+
+ENGINE_FILES = {"model.bin": b"\x00weights" * 1000, "spec.json": b"{}", "deep/er/tokenizer.json": b"tokens"}
+
+
+def write_engine(folder: Path, artifact: str = "a" * 32, **changed: object) -> Manifest:
+    """The manifest of an engine folder that is whole, and that nothing can run."""
+    for name, content in ENGINE_FILES.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    made = Manifest(engine="fake", precision="f32", source="owner/name", revision="0" * 40, artifact=artifact)
+    seal(folder, msgspec.structs.replace(made, **changed))
+    return read_manifest(folder)
 
 
 class EngineFault(Exception):

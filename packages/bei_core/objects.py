@@ -137,7 +137,7 @@ def _place(url: str) -> tuple[Options, str]:
     path = f"{parts.netloc}{parts.path}".rstrip("/")
     account = _AZURE_HOST.fullmatch(parts.hostname or "")
     if protocol == "file":
-        return {}, parts.path.rstrip("/") or "/"
+        return {"auto_mkdir": True}, parts.path.rstrip("/") or "/"  # as buckets, which have no folders to be made
     if account:  # https://account.blob…/container/path, abfs://container@account.dfs…/path
         container = f"{parts.username}/" if parts.username else ""
         return {"account_name": account["account"]}, _container(url, f"{container}{parts.path.strip('/')}")

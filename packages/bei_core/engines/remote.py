@@ -12,14 +12,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
-from bei_core.engines.manifest import MANIFEST, Manifest, parse_manifest, verify
+from bei_core.engines.manifest import MANIFEST, Manifest, check_digests, parse_manifest, read_manifest, verify
 from bei_core.engines.store import Request
-from bei_core.errors import CheckpointError
+from bei_core.errors import CheckpointError, EngineCorrupt
 from bei_core.objects import FileSystem, explained, open_store, shown
 
 log = logging.getLogger(__name__)
@@ -47,22 +48,26 @@ class Remote:
 
         Raises EngineCorrupt for a damaged folder, CheckpointError where the store cannot be written.
         """
-        manifest = verify(folder)
+        manifest = read_manifest(folder)
         url = self.at(manifest.artifact)
         if not force and manifest_at(url, self.secret) is not None:
             log.info("engine %s is there already", shown(url))
             return url
+        check_digests(folder, manifest)
         started = time.perf_counter()
         fs, path = open_store(url, self.secret)
         with explained(url, self.secret):
-            _each(manifest.files, lambda name: _put(fs, folder / name, f"{path}/{name}"))
-            _put(fs, folder / MANIFEST, f"{path}/{MANIFEST}")
+            if force:  # while the files change there is none, rather than one that is damaged
+                with suppress(FileNotFoundError):
+                    fs.rm_file(f"{path}/{MANIFEST}")
+            _each(manifest.files, lambda name: fs.put_file(str(folder / name), f"{path}/{name}"))
+            fs.put_file(str(folder / MANIFEST), f"{path}/{MANIFEST}")
         log.info("engine pushed to %s: %s", shown(url), _rate(manifest, started))
         return url
 
     def pull(self, artifact: str, folder: Path) -> None:
         """Fills a folder with an engine. Raises CheckpointError for none, EngineCorrupt for a damaged one."""
-        pull(self.at(artifact), folder, self.secret)
+        pull(self.at(artifact), folder, self.secret, artifact=artifact)
 
     def answered(self, key: str) -> Request | None:
         """What a request was answered with, wherever that was."""
@@ -77,7 +82,6 @@ class Remote:
         """Notes which engine a request was answered with."""
         fs, path = open_store(f"{self.url.rstrip('/')}/requests/{key}.json", self.secret)
         with explained(self.url, self.secret):
-            fs.makedirs(path.rpartition("/")[0], exist_ok=True)
             fs.pipe_file(path, msgspec.json.encode(answer))
 
 
@@ -87,11 +91,13 @@ def manifest_at(url: str, secret: str | None = None) -> Manifest | None:
     return None if content is None else parse_manifest(content, shown(url))
 
 
-def pull(url: str, folder: Path, secret: str | None = None) -> None:
-    """Fills a folder with the engine at a URL. Raises CheckpointError, EngineCorrupt."""
+def pull(url: str, folder: Path, secret: str | None = None, *, artifact: str | None = None) -> None:
+    """Fills a folder with the engine at a URL, which must be `artifact`. Raises CheckpointError, EngineCorrupt."""
     manifest = manifest_at(url, secret)
     if manifest is None:
         raise CheckpointError(f"{shown(url)} is not an engine: there is no {MANIFEST}")
+    if artifact is not None and manifest.artifact != artifact:
+        raise EngineCorrupt(f"engine corrupt: {shown(url)}/{MANIFEST} is another engine's, {manifest.artifact}")
     started = time.perf_counter()
     fs, path = open_store(url, secret)
     with explained(url, secret):
@@ -110,14 +116,12 @@ def _read(url: str, secret: str | None) -> bytes | None:
             return None
 
 
-def _put(fs: FileSystem, source: Path, target: str) -> None:
-    fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-    fs.put_file(str(source), target)
-
-
 def _get(fs: FileSystem, source: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    fs.get_file(source, str(target))
+    try:
+        fs.get_file(source, str(target))
+    except FileNotFoundError as fault:
+        raise EngineCorrupt(f"engine corrupt: {source} is missing") from fault
 
 
 def _each(names: Iterable[str], do: Callable[[str], None]) -> None:
