@@ -20,7 +20,7 @@ from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engi
 from bei_core.engines.remote import Remote, manifest_at, pull
 from bei_core.engines.store import Held, Request, Store, publish
 from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
-from bei_core.objects import is_store
+from bei_core.objects import is_store, shown
 from bei_core.spec import ModelSpec, read_spec, save_spec
 from bei_core.templates import chosen_template
 
@@ -44,9 +44,14 @@ class Supply:
     """Engines for one model's settings."""
 
     def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError where no model is named, EngineUnavailable where the engine cannot run here."""
+        """Raises ConfigError for no model or no store's URL, EngineUnavailable where the engine cannot run here."""
         if not settings.model_id:
             raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
+        if settings.engine_store is not None and not is_store(settings.engine_store):
+            raise ConfigError(
+                f"engine_store is {shown(settings.engine_store)!r}: expected the URL of an object store, "
+                "such as s3://bucket/folder, gs://bucket/folder, azure://account/container/folder or file:///folder"
+            )
         self._settings = settings
         self._model_id = settings.model_id
         self._name = choose(settings.engine)
@@ -81,14 +86,23 @@ class Supply:
         """The engine that is known without looking at the checkpoint."""
         if self._is_folder:
             return None
+        refresh = self._settings.refresh
         try:
-            secret = self._settings.checkpoint_secret
-            if is_store(self._model_id) and (manifest := manifest_at(self._model_id, secret)) is not None:
-                return self.store.obtain(manifest.artifact, lambda folder: pull(self._model_id, folder, secret))
-            return None if self._settings.refresh else self.store.answered(key) or self._answered_elsewhere(key)
+            held = None if refresh else self.store.answered(key)
+            return held or self._at_url(key) or (None if refresh else self._answered_elsewhere(key))
         except CheckpointError as fault:
             log.warning("%s", fault)
             return None
+
+    def _at_url(self, key: str) -> Held | None:
+        """The engine that the model's name is the URL of."""
+        url = self._model_id
+        manifest = manifest_at(url) if is_store(url) else None
+        if manifest is None:
+            return None
+        held = self.store.obtain(manifest.artifact, lambda folder: pull(url, folder, artifact=manifest.artifact))
+        self.store.remember(key, Request(manifest.artifact, shown(url), manifest.revision))
+        return held
 
     def _answered_elsewhere(self, key: str) -> Held | None:
         """The engine that another replica put into the object store for the same request."""
@@ -104,7 +118,8 @@ class Supply:
         manifest, make = self._recipe()
         answer = Request(manifest.artifact, manifest.source, manifest.revision)
         held = self.store.obtain(manifest.artifact, lambda folder: self._fill(folder, manifest, make))
-        self.store.remember(key, answer)
+        if not self._is_folder:  # another folder, or the hub, may be meant by the same name elsewhere
+            self.store.remember(key, answer)
         self._share(held.folder, key, answer)
         return held
 
@@ -127,7 +142,8 @@ class Supply:
             return
         try:
             self._remote.push(folder, force=self._remote_is_damaged)
-            self._remote.remember(key, answer)
+            if not self._is_folder:
+                self._remote.remember(key, answer)
         except CheckpointError as fault:
             log.warning("the engine is not shared with other replicas: %s", fault)
 
