@@ -197,6 +197,13 @@ def test_no_model_and_no_store_of_that_form_are_refused(world: World) -> None:
 # --- The dtype, and the name
 
 
+def test_the_store_computes_in_what_each_start_asks_for(world: World) -> None:
+    for dtype in ("float32", "auto", "bfloat16"):
+        start(world.settings(dtype=dtype))
+    assert world.dtypes == ["float32", "auto", "bfloat16"]
+    assert len(world.builds) == 1
+
+
 def test_a_folder_computes_in_what_it_was_built_for_unless_told(world: World, tmp_path: Path) -> None:
     build_engine(world.settings(dtype="float32"), tmp_path / "engine")
     for dtype in ("auto", "bfloat16", "float32"):

@@ -71,8 +71,8 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     return held.folder
 
 
-def load(folder: Path, dtype: str = "auto") -> Opened:
-    """The engine of an engine folder, every file checked before it answers.
+def load(folder: Path, dtype: str | None = None) -> Opened:
+    """The engine of an engine folder, every file checked before it answers; without `dtype`, the one it was built for.
 
     Raises CheckpointError for a folder that is no engine, EngineCorrupt for a damaged one, EngineUnavailable.
     """
@@ -83,7 +83,7 @@ def load(folder: Path, dtype: str = "auto") -> Opened:
         intact = pool.submit(check_digests, folder, manifest)
         try:
             spec = load_spec(folder / SPEC)
-            engine = loader(folder, spec, manifest, dtype=manifest.dtype if dtype == "auto" else dtype)
+            engine = loader(folder, spec, manifest, dtype=dtype or manifest.dtype)
         except Exception:
             intact.result()  # a damaged file explains whatever went wrong
             raise
@@ -100,7 +100,7 @@ def _open_held(settings: Settings, supply: Supply) -> Opened:
     """The store's engine under the name that it was asked for by. Sets one aside that is EngineCorrupt."""
     held = supply.obtain()
     try:
-        opened = load(held.folder, settings.dtype)
+        opened = load(held.folder, settings.dtype)  # not what the first to build it there asked for
     except BaseException as fault:
         held.release()
         if not isinstance(fault, CheckpointError):
@@ -120,7 +120,7 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
         raise ConfigError(f"{folder} has weights in {manifest.precision}; build it again for {settings.dtype}")
     if settings.pooling is not None and not load_spec(folder / SPEC).pools_by(settings.pooling):
         raise ConfigError(f"{folder} is built with other pooling; build it again for {settings.pooling}")
-    return load(folder, settings.dtype)
+    return load(folder, None if settings.dtype == "auto" else settings.dtype)
 
 
 def _loader(name: str) -> Callable[..., Engine]:
