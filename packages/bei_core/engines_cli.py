@@ -16,6 +16,7 @@ from bei_core.engines.obtain import store_of
 from bei_core.engines.remote import Remote, manifest_at, pull
 from bei_core.engines.store import Entry, Store, publish
 from bei_core.errors import CheckpointError, ConfigError
+from bei_core.objects import shown
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
 
@@ -35,7 +36,8 @@ def list_engines(cache_dir: CacheDir = None) -> None:
 def verify_engines(engines: Engines = None, cache_dir: CacheDir = None) -> None:
     """Check every file of engines against their manifests; exits with 1 and names the file of each that differs."""
     store = _store(cache_dir)
-    folders = [_find(store, engine) for engine in engines or ()] or [entry.folder for entry in store.entries()]
+    there = [entry.folder for entry in store.entries() if not entry.is_leftover]
+    folders = [_find(store, engine) for engine in engines or ()] or there
     damaged = 0
     for folder in folders:
         try:
@@ -79,7 +81,7 @@ def pull_engine(
     """Copy an engine from an object store, check it, and print where it is."""
     manifest = manifest_at(url)
     if manifest is None:
-        raise CheckpointError(f"{url} is not an engine: it has no manifest.json")
+        raise CheckpointError(f"{shown(url)} is not an engine: it has no manifest.json")
     if output is None:
         held = _store(cache_dir).obtain(manifest.artifact, lambda folder: pull(url, folder))
         held.release()

@@ -64,6 +64,11 @@ class Entry:
     used_at: float  # seconds since the epoch
     in_use: bool
 
+    @property
+    def is_leftover(self) -> bool:
+        """Whether it is being built or taken away, or was set aside: no engine, whatever is in it."""
+        return _is_leftover(self.folder)
+
 
 class Held:
     """An engine that cannot be evicted until `release`."""
