@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bei_core.config import Settings, default_cache_dir
+from bei_core.config import Settings
 from bei_core.errors import ConfigError
 
 TRT_LLM: dict[str, Any] = {
@@ -151,14 +151,6 @@ def test_a_kubernetes_service_named_bei_breaks_nothing() -> None:
     }
     assert load(environ=links) == load()
     assert load(environ={**links, "BEI_PORT": "81"}).port == 81
-
-
-def test_the_cache_is_the_users() -> None:
-    assert load(environ={"HOME": "/home/u"}).cache_dir == Path("/home/u/.cache/bei")
-    assert load(environ={"HOME": "/home/u", "XDG_CACHE_HOME": "/xdg"}).cache_dir == Path("/xdg/bei")
-    assert default_cache_dir({"HOME": "/home/u", "XDG_CACHE_HOME": "relative"}) == Path("/home/u/.cache/bei")
-    assert load(environ={"XDG_CACHE_HOME": "/xdg", "BEI_CACHE_DIR": "/data"}).cache_dir == Path("/data")
-    assert load({"cache_dir": "~/x"}).cache_dir == Path("~/x").expanduser()
 
 
 # --- What is refused, and what the refusal says
