@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ _INSTALL = {
 # Compute capability of the oldest card that TensorRT-LLM's PyTorch backend supports: Ampere (its support matrix).
 _OLDEST = (8, 0)
 _TIMEOUT_S = 10.0
+_CARD = re.compile(r"(?P<name>.+),\s*(?P<major>\d+)\.(?P<minor>\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +55,21 @@ def require(engine: str) -> None:
 
 
 def find_gpu() -> Gpu | None:
-    """The first NVIDIA card that the driver offers this process; None without a driver or a card."""
+    """The first NVIDIA card that the driver names; None without a driver, and with a warning where it names none."""
     command = shutil.which("nvidia-smi")
     if command is None:
         return None
     query = [command, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
-        name, capability = said.splitlines()[0].rsplit(",", 1)
-        major, minor = capability.strip().split(".")
-        return Gpu(name.strip(), (int(major), int(minor)))
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as fault:
-        log.debug("nvidia-smi is here and names no card: %s", fault)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as fault:
+        said = str(fault)
+    found = _CARD.match(said)
+    if found is None:  # a broken driver, too, leaves a card idle
+        reason = said.strip().partition("\n")[0] or "it says nothing"
+        log.warning("nvidia-smi is here and names no card, so no GPU is used: %s", reason)
         return None
+    return Gpu(found["name"], (int(found["major"]), int(found["minor"])))
 
 
 def _best() -> str:
