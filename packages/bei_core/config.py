@@ -32,7 +32,7 @@ StructT = TypeVar("StructT", bound=Struct)
 TypeForm: TypeAlias = Any  # a type, a union, a Literal or an Annotated: typing has no name for it yet
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
 
-_SECRETS = frozenset({"api_key", "hf_token", "checkpoint_secret"})
+_SECRETS = frozenset({"api_key", "hf_token", "checkpoint_secret", "engine_store_secret"})
 
 
 # Baseten's network volumes for files written at run time: of the organisation, of one deployment. Either may be absent.
@@ -97,6 +97,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     engine_store: NonEmpty | None = None  # URL of an object store that engines are taken from, and put into when built
     refresh: bool = False  # look again which commit a branch names, though an engine of it is there
     hf_token: NonEmpty | None = None  # for private and gated repositories; None: what `hf auth login` left
+    engine_store_secret: NonEmpty | None = None  # of engine_store, as JSON; None: what its SDK finds
     checkpoint_secret: NonEmpty | None = None  # of an object store (JSON) or URL (a token); None: what its SDK finds
 
     def __post_init__(self) -> None:
@@ -167,8 +168,8 @@ _FIELDS = {info.name: info for info in msgspec.structs.fields(Settings)}
 
 # Not read from a bare upper-case name. Every container has HOSTNAME set to its own id, which TEI takes for the address
 # to listen on; the others are no names of TEI's, and common enough to be set for something else.
-_OURS = ("models", "engine", "cache_dir", "cache_size_gb", "engine_store", "refresh", "trt_llm", "checkpoint_secret")
-_NOT_BARE = frozenset({"hostname", *_OURS})
+_OURS = {"models", "engine", "cache_dir", "cache_size_gb", "engine_store", "refresh", "trt_llm"}
+_NOT_BARE = frozenset({"hostname", "engine_store_secret", "checkpoint_secret"} | _OURS)
 
 # Other names of a setting in the environment, the stronger first.
 _ALIASES = {"hf_token": ("HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")}
@@ -270,7 +271,7 @@ def _present(declared: Iterable[str], secrets: Mapping[str, str]) -> dict[str, s
 
 def _from_secrets(secrets: Mapping[str, str], trt_llm: object) -> dict[str, object]:
     """The settings that Truss's secrets stand for; Baseten's block may name its own for the checkpoint."""
-    names = {name: [name] for name in ("api_key", "checkpoint_secret")} | {"hf_token": ["hf_access_token", "hf_token"]}
+    names = {name: [name] for name in _SECRETS} | {"hf_token": ["hf_access_token", "hf_token"]}
     if isinstance(trt_llm, TrtLlm):
         setting, name = trt_llm.build.checkpoint_repository.secret
         names[setting].insert(0, name)

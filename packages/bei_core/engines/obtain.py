@@ -57,7 +57,8 @@ class Supply:
         self._name = choose(settings.engine)
         self._builder = builder_of(self._name)
         self.store = store_of(settings)
-        self._remote = None if settings.engine_store is None else Remote(settings.engine_store)
+        url = settings.engine_store
+        self._remote = None if url is None else Remote(url, settings.engine_store_secret)
         self._is_folder = Path(settings.model_id).is_dir()  # whose content may change: it is read at each start
         self._remote_is_damaged = False
 
@@ -96,11 +97,13 @@ class Supply:
 
     def _at_url(self, key: str) -> Held | None:
         """The engine that the model's name is the URL of."""
-        url = self._model_id
-        manifest = manifest_at(url) if is_store(url) else None
+        url, secret = self._model_id, self._settings.checkpoint_secret
+        manifest = manifest_at(url, secret) if is_store(url) else None
         if manifest is None:
             return None
-        held = self.store.obtain(manifest.artifact, lambda folder: pull(url, folder, artifact=manifest.artifact))
+        held = self.store.obtain(
+            manifest.artifact, lambda folder: pull(url, folder, secret, artifact=manifest.artifact)
+        )
         self.store.remember(key, Request(manifest.artifact, shown(url), manifest.revision))
         return held
 
