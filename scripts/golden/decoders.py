@@ -1,31 +1,17 @@
 """Writes `tests/data/golden_decoders`: tiny decoders that embed, classify and rerank, with expectations.
 
-`python -m scripts.golden.decoders` in the environment of requirements/golden.txt. It is as deterministic as
-scripts/make_golden.py, whose other cases these belong to.
+`scripts/make_golden.py --group decoders` calls it.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import os
 from pathlib import Path
-
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-
-import torch  # type: ignore[import-not-found]
-from transformers.utils import logging as transformers_logging  # type: ignore[import-not-found]
 
 from scripts.golden.decoders_classify import make_classifier
 from scripts.golden.decoders_embed import make_embedder
 from scripts.golden.decoders_heads import CLASSIFIERS, RERANKERS
 from scripts.golden.decoders_rerank import make_reranker
 from scripts.golden.decoders_table import EMBEDDERS
-from tests.golden.texts import mixed_texts
-
-FOLDER = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden_decoders"
 
 
 def make(root: Path, texts: list[str]) -> list[dict[str, object]]:
@@ -35,18 +21,3 @@ def make(root: Path, texts: list[str]) -> list[dict[str, object]]:
         for make_case, specs in ((make_embedder, EMBEDDERS), (make_classifier, CLASSIFIERS), (make_reranker, RERANKERS))
         for number, spec in enumerate(specs)
     ]
-
-
-def main() -> None:
-    """Nothing; raises if the goldens that were written would not catch mistakes."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    lines = make(FOLDER, mixed_texts())
-    cases = ",\n".join("    " + json.dumps(line, ensure_ascii=False) for line in lines)
-    (FOLDER / "index.json").write_text(f'{{\n  "cases": [\n{cases}\n  ]\n}}\n', encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,23 +1,15 @@
 """Writes `tests/data/golden_reference`: a small copy of every model in the reference's table, and what it computes.
 
-`python -m scripts.golden.reference` in the environment of requirements/golden.txt. It is as deterministic as
-scripts/make_golden.py, whose other cases these belong to.
+`scripts/make_golden.py --group reference` calls it.
 """
 
 from __future__ import annotations
 
 import copy
-import json
-import logging
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 import numpy as np
 import torch  # type: ignore[import-not-found]
@@ -29,7 +21,6 @@ from transformers import (  # type: ignore[import-not-found]
     AutoModelForSequenceClassification,
     AutoTokenizer,
 )
-from transformers.utils import logging as transformers_logging  # type: ignore[import-not-found]
 
 from scripts.golden import classify, decoders_vocabulary, expect, vocabulary
 from scripts.golden.decoders_audit import Rows, difference, require_different
@@ -42,10 +33,8 @@ from scripts.golden.mistakes import Mistake, transformer_mistakes, transformer_o
 from scripts.golden.reference_table import PUBLISHED, ROWS, Row, shrink
 from scripts.golden.spec import Model
 from scripts.golden.weights import SCALES, Scales, draw, save
-from tests.golden.texts import mixed_texts
 from tests.golden.tolerance import BF16_WIDE, LOGITS_BF16, compare_logits
 
-FOLDER = Path(__file__).resolve().parents[2] / "tests" / "data" / "golden_reference"
 MAX_BYTES = 150_000  # of a case
 MAX_LIKENESS = 0.9  # mean cosine between different texts
 MIN_DEVIATION = 0.15  # of each label's logit over the inputs
@@ -240,18 +229,3 @@ def _pool(mode: str) -> Mistake:
 def _require(holds: bool, row: Row, complaint: str) -> None:
     if not holds:
         raise AssertionError(f"{row.case.name}: {complaint}")
-
-
-def main() -> None:
-    """Nothing; raises if the goldens that were written would not catch mistakes."""
-    torch.set_num_threads(1)
-    torch.use_deterministic_algorithms(True)
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
-    lines = make(FOLDER, mixed_texts())
-    cases = ",\n".join("    " + json.dumps(line, ensure_ascii=False) for line in lines)
-    (FOLDER / "index.json").write_text(f'{{\n  "cases": [\n{cases}\n  ]\n}}\n', encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
