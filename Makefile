@@ -28,7 +28,7 @@ serve: install  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for m
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
 test: install  ## the whole suite
-	scripts/truss_env.sh
+	scripts/test_envs.sh
 	$(BIN)/python -m pytest $(ARGS)
 
 check: install  ## format, lint, types

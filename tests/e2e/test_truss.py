@@ -19,7 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bei_core.tasks import Rows
 from tests.conftest import MINILM
-from tests.e2e.truss_server import ROOT, Server, Truss, difference, lay_out
+from tests.e2e.environments import ROOT
+from tests.e2e.truss_server import Server, Truss, difference, lay_out
 from tests.fakes import SAFETY_S
 from tests.golden.cases import load_minilm
 from tests.golden.tolerance import BF16, compare
@@ -103,7 +104,7 @@ def test_the_image_has_all_of_it(truss: Truss, name: str, place: str) -> None:
 
 
 def test_the_server_has_what_the_image_would_install_and_no_more(truss: Truss) -> None:
-    assert not difference(truss), "run scripts/truss_env.sh lock, then scripts/truss_env.sh"
+    assert not difference(truss), "run scripts/test_envs.sh lock truss, then scripts/test_envs.sh"
 
 
 @pytest.mark.parametrize("options", [{}, {"encoding_format": "float"}], ids=["as base64", "as numbers"])

@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +17,10 @@ from types import TracebackType
 from typing import IO, Any
 
 import httpx
-import pytest
 import yaml
 
+from tests.e2e.environments import ROOT, TRUSS, TRUSS_SERVER, python_of, run_in
 from tests.fakes import SAFETY_S
-
-ROOT = Path(__file__).parents[2]
-TRUSS = ROOT / ".venv-truss"
-SERVER = ROOT / ".venv-truss-server"
 
 # Runs in .venv-truss. The archive is the one that push uploads; `validate_forbid_extra` is what push alone checks.
 _LAY_OUT = """
@@ -101,35 +97,13 @@ def lay_out(target: Path, bei: Mapping[str, object]) -> Truss:
     settings.parent.mkdir(parents=True)
     settings.write_text("[preferences]\ncheck_for_updates = false\n")  # it would ask the package index
     environ = {"XDG_CONFIG_HOME": str(target / "settings"), "HF_HUB_OFFLINE": "1"}
-    _run(TRUSS, _LAY_OUT, [ROOT, target], given=yaml.safe_dump(config), environ=environ)
+    run_in(TRUSS, ["-c", _LAY_OUT, ROOT, target], given=yaml.safe_dump(config), environ=environ)
     return Truss(target / "upload", target / "context", target / "root")
 
 
 def difference(truss: Truss) -> str:
     """How .venv-truss-server differs from what the Truss's image would have, a line each; empty where it does not."""
-    return _run(SERVER, _DIFFERENCE, [truss.context])
-
-
-def _run(
-    venv: Path, code: str, arguments: Sequence[Path], *, given: str = "", environ: Mapping[str, str] | None = None
-) -> str:
-    """What a program of another environment prints. Raises AssertionError with what it says when it fails."""
-    command = [_python(venv), "-c", code, *map(str, arguments)]
-    environ = {**os.environ, **(environ or {})}
-    done = subprocess.run(command, input=given, env=environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def _python(venv: Path) -> str:
-    """The environment's interpreter; fails without one, skips where no Python of this machine can have it."""
-    unavailable = venv / "unavailable"
-    if unavailable.is_file():
-        pytest.skip(unavailable.read_text().strip())
-    python = venv / "bin" / "python"
-    if not python.exists():
-        pytest.fail(f"there is no {python}; make it with scripts/truss_env.sh")
-    return str(python)
+    return run_in(TRUSS_SERVER, ["-c", _DIFFERENCE, truss.context])
 
 
 class Server:
@@ -188,7 +162,7 @@ class Server:
             "INFERENCE_SERVER_PORT": str(self.port),
             "HF_HUB_OFFLINE": "1",
         }
-        command = [_python(SERVER), "main.py"]
+        command = [python_of(TRUSS_SERVER), "main.py"]
         self._output = self._log.open("wb")
         self._process = subprocess.Popen(
             command, cwd=inside / "app", env=environ, stdout=self._output, stderr=subprocess.STDOUT

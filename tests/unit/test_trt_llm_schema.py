@@ -76,7 +76,7 @@ STRICTER = {"build.base_model", "build.checkpoint_repository"}
 def truss() -> dict[str, Any]:
     python = Path(os.environ.get("BEI_TRUSS_PYTHON") or ROOT / ".venv-truss" / "bin" / "python")
     if not python.exists():
-        pytest.fail(f"no truss to compare with at {python}; make it with scripts/truss_env.sh")
+        pytest.fail(f"no truss to compare with at {python}; make it with scripts/test_envs.sh")
     environ = {**os.environ, "HF_HUB_OFFLINE": "1"}  # parsing a block may look its repository up
     done = subprocess.run(
         [str(python), "-c", DUMP], input=json.dumps(CASES), env=environ, capture_output=True, text=True, check=False

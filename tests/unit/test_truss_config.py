@@ -65,7 +65,7 @@ def test_the_image_has_the_versions_that_are_tested(line: str) -> None:
     versions = pins("dev.lock")[requirement.name]
     assert {str(requirement.specifier)} == {f"=={version}" for version in versions}, "update config.yaml to dev.lock"
     assert all(version in Requirement(pyproject[0]).specifier for version in versions)
-    assert pins("truss-server.lock")[requirement.name] == versions, "run scripts/truss_env.sh lock"
+    assert pins("truss-server.lock")[requirement.name] == versions, "run scripts/test_envs.sh lock truss"
 
 
 @pytest.mark.parametrize("lock", ["truss.lock", "truss-server.lock"])

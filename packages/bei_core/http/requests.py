@@ -72,7 +72,7 @@ class EmbeddingsRequest(Common):
     input: Input
     model: str | None = None
     encoding_format: Literal["float", "base64"] | None = None  # null, as some clients send it: float
-    dimensions: int | None = None
+    dimensions: int | None = None  # 0, as Infinity's client sends unless told otherwise: the model's own
     user: str | None = None
     input_type: str | None = None
 
@@ -80,7 +80,7 @@ class EmbeddingsRequest(Common):
         """The task; raises a RequestError for inputs that cannot be."""
         prompt_name = _prompt_of(self.input_type, service) if self.input_type else None
         return _embed(
-            service, inputs_of(self.input, "input"), self.encoding(service, prompt_name), self.dimensions, True
+            service, inputs_of(self.input, "input"), self.encoding(service, prompt_name), self.dimensions or None, True
         )
 
 

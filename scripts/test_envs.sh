@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# The two environments that tests of the Truss need, from locks:
+# The environments that tests need beside .venv, from locks:
 #   .venv-truss         truss itself, for its command line, its validation and its schema
 #   .venv-truss-server  what the image of config.yaml holds: Truss's server and the requirements in config.yaml
+#   .venv-clients       clients that need older packages than those in .venv
 #
-#   scripts/truss_env.sh       makes them; returns at once where they are there and their locks are the same
-#   scripts/truss_env.sh lock  resolves the locks again, after a change to requirements/truss.txt or config.yaml
+#   scripts/test_envs.sh                  makes them; returns at once where they are there and their locks are the same
+#   scripts/test_envs.sh lock truss       resolves the locks of the first two again, after a change to
+#                                         requirements/truss.txt or config.yaml
+#   scripts/test_envs.sh lock clients     that of the last, after a change to requirements/clients.txt
 set -euo pipefail
 cd "$(dirname "$0")/.."
 UV=.venv/bin/uv
 
 die() {
-    echo "truss_env.sh: $*" >&2
+    echo "test_envs.sh: $*" >&2
     exit 1
 }
 
@@ -25,28 +28,40 @@ find_python() {
     done
 }
 
+# .venv-$1 from requirements/$1.lock, by an interpreter that is no newer than Python 3.$2. Tests look for the file
+# `unavailable` where there is none.
 make_env() {
-    local venv=$1 lock=$2 python=$3 stamp
+    local venv=.venv-$1 lock=requirements/$1.lock python stamp
+    python=$(find_python "$2")
+    if [[ -z $python ]]; then
+        rm -rf "$venv" && mkdir "$venv"
+        echo "no Python from 3.10 to 3.$2 is here" | tee "$venv/unavailable" >&2
+        return
+    fi
     stamp="$python $(cksum <"$lock")"
     if [[ -x $venv/bin/python && $(cat "$venv/.stamp" 2>/dev/null) == "$stamp" ]]; then
         return
     fi
-    echo "truss_env.sh: making $venv" >&2
+    echo "test_envs.sh: making $venv" >&2
     rm -rf "$venv"
     "$UV" venv -q --no-config --python "$python" "$venv"
     "$UV" pip install -q --python "$venv/bin/python" --require-hashes -r "$lock"
     echo "$stamp" >"$venv/.stamp"
 }
 
+make_truss() { make_env truss 14; }
+make_truss_server() { make_env truss-server 12; } # Truss's server wants numpy<2, which has no wheels for a newer one
+make_clients() { make_env clients 14; }
+
 resolve() {
-    "$UV" pip compile -q --universal --python-version 3.10 --generate-hashes --no-header --no-annotate "$@"
+    "$UV" pip compile -q --upgrade --universal --python-version 3.10 --generate-hashes --no-header --no-annotate "$@"
 }
 
 # What the image installs is what truss writes into its build folder: its own requirements less those that config.yaml
 # names itself, then config.yaml's, within its constraints.
-lock() {
-    resolve --upgrade requirements/truss.txt -o requirements/truss.lock
-    make_env .venv-truss requirements/truss.lock "$(find_python 14)"
+lock_truss() {
+    resolve requirements/truss.txt -o requirements/truss.lock
+    make_truss
     build=$(mktemp -d)
     trap 'rm -rf "$build"' EXIT
     mkdir -p "$build/settings/truss" "$build/truss"
@@ -54,21 +69,19 @@ lock() {
     cp -r config.yaml model "$build/truss"
     XDG_CONFIG_HOME=$build/settings .venv-truss/bin/truss image build-context "$build/context" "$build/truss"
     grep -v '^-i ' "$build/context/requirements.txt" >"$build/requirements.txt" # the index is the machine's to choose
-    resolve --upgrade "$build/requirements.txt" -c "$build/context/constraints.txt" -o requirements/truss-server.lock
+    resolve "$build/requirements.txt" -c "$build/context/constraints.txt" -o requirements/truss-server.lock
 }
 
+lock_clients() { resolve requirements/clients.txt -o requirements/clients.lock; }
+
 [[ -x $UV ]] || die "there is no $UV; run make install first"
-case ${1:-} in
+case $* in
     "")
-        make_env .venv-truss requirements/truss.lock "$(find_python 14)"
-        python=$(find_python 12) # Truss's server wants numpy<2, which has no wheels for a newer one
-        if [[ -n $python ]]; then
-            make_env .venv-truss-server requirements/truss-server.lock "$python"
-        else
-            rm -rf .venv-truss-server && mkdir .venv-truss-server
-            echo "no Python 3.10, 3.11 or 3.12 is here" | tee .venv-truss-server/unavailable >&2 # tests look for it
-        fi
+        make_truss
+        make_truss_server
+        make_clients
         ;;
-    lock) lock ;;
-    *) die "unknown argument $1; see the top of this file" ;;
+    "lock truss") lock_truss ;;
+    "lock clients") lock_clients ;;
+    *) die "unknown arguments $*; see the top of this file" ;;
 esac
