@@ -97,6 +97,31 @@ CLASSIFIERS = (
         layout=Layout.PLAIN,
         mistakes={"no soft cap": {"attn_logit_softcapping": None}, "no window": {"sliding_window": 4096}},
     ),
+    DecoderSpec(
+        name="gemma3-topics",
+        covers="4 labels, window of 7 in every other layer, two thetas, norms of q and k, bos and eos, pad id 0, bf16",
+        architecture="Gemma3TextForSequenceClassification",
+        tokenizer=DecoderTokenizer(Vocab.GEMMA, 385, eos=True, model_max_length=56),
+        config={
+            "hidden_size": 36,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 9,
+            "layer_types": ["sliding_attention", "full_attention"],
+            "rope_theta": 1000.0,
+            "rope_local_base_freq": 10.0,
+            "sliding_window": 7,
+        }
+        | named("code", "food", "law", "travel"),
+        storage=Storage(dtype="bfloat16"),
+        layout=Layout.PLAIN,
+        mistakes={
+            "no window": {"sliding_window": 4096},
+            "one theta": {"rope_local_base_freq": 1000.0},
+            "scale by head_dim": {"query_pre_attn_scalar": 16},
+        },
+    ),
 )
 
 

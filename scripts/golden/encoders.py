@@ -10,9 +10,10 @@ from pathlib import Path
 
 from scripts.golden.encoders_classify import make_classifier
 from scripts.golden.encoders_embed import make_embedder
-from scripts.golden.encoders_heads import CLASSIFIERS, LATE, SPARSE, TOKEN_CLASSIFIERS
+from scripts.golden.encoders_heads import CLASSIFIERS, TOKEN_CLASSIFIERS
 from scripts.golden.encoders_outputs import LATE_INTERACTION, SPLADE, TOKEN_CLASSIFICATION, make_outputs
 from scripts.golden.encoders_table import EMBEDDERS
+from scripts.golden.encoders_terms import LATE, SPARSE
 
 
 def make(root: Path, texts: list[str]) -> list[dict[str, object]]:

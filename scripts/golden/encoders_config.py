@@ -177,6 +177,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "Roberta": OLD_CONFIGS["RobertaModel"],
     "XLMRoberta": OLD_CONFIGS["XLMRobertaModel"],
     "DistilBert": OLD_CONFIGS["DistilBertModel"],
+    "MPNet": OLD_CONFIGS["MPNetModel"],
 }
 
 
@@ -199,8 +200,9 @@ SAME_IN_GTE = (
 
 def nomic_config(published: dict[str, Any]) -> dict[str, Any]:
     """What transformers' NomicBert has to be told to compute what a published config.json says."""
-    return {
-        "architectures": ["NomicBertModel"],
+    labels = {key: published[key] for key in ("id2label", "label2id", "problem_type") if key in published}
+    return labels | {
+        "architectures": published["architectures"],
         "model_type": "nomic_bert",
         "hidden_act": {"swiglu": "silu"}[published["activation_function"]],
         "hidden_size": published["n_embd"],

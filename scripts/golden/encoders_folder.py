@@ -40,8 +40,12 @@ SCALES: Scales = (
     (r"^(classifier|classifier\.out_proj|linear)\.weight$", 0.0, 0.9, True),
     (r"", 0.0, 1.2, True),
 )
+# Of a class whose output that is, ELECTRA's and ModernBERT's names for it too.
+MASKED_LM_SCALES: Scales = ((r"^(generator_lm_head|decoder)\.bias$", -12.0, 3.0, False), *SCALES)
 # Of the decoder of a masked language model: the word embeddings and the bias beside it, under second names.
-TIED = re.compile(r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)$|vocab_projector\.weight$")
+TIED = re.compile(
+    r"(cls\.predictions|lm_head)\.decoder\.(weight|bias)$|(vocab_projector|generator_lm_head|^decoder)\.weight$"
+)
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,10 @@ def _config(spec: EncoderSpec, tokenizer: Tokenizer) -> dict[str, Any]:
 def _write_model(folder: Path, spec: EncoderSpec, config: dict[str, Any]) -> None:
     of_family = {"NomicBert": _nomic_shapes, "New": _new_shapes}.get(spec.family)
     shapes = of_family(spec, config) if of_family else _shapes(folder, spec)
+    scales = MASKED_LM_SCALES if spec.architecture.endswith("ForMaskedLM") else SCALES
     tensors: Tensors = {}
     for name, shape in {**shapes, **spec.extra}.items():
-        tensors[name] = draw(spec.name, name, shape, SCALES).to(getattr(torch, spec.storage.dtype))
+        tensors[name] = draw(spec.name, name, shape, scales).to(getattr(torch, spec.storage.dtype))
     tensors |= {name: tensors[first].clone() for name, first in spec.copies.items()}
     save(folder, tensors, spec.storage.shards)
 
@@ -118,7 +123,9 @@ def _nomic_shapes(spec: EncoderSpec, config: dict[str, Any]) -> Shapes:
         shapes |= {f"{prefix}.mlp.{name}.weight": (inner, width) for name in ("fc11", "fc12")}
         shapes[f"{prefix}.mlp.fc2.weight"] = (width, inner)
         shapes |= _norm(f"{prefix}.norm1", width) | _norm(f"{prefix}.norm2", width)
-    return {spec.storage.prefix + name: shape for name, shape in shapes.items()}
+    if spec.is_classifier:
+        shapes |= _linear("pooler.dense", width, width)
+    return _prefixed(spec, shapes) | _classifier_shapes(spec, config, width)
 
 
 def _new_shapes(spec: EncoderSpec, config: dict[str, Any]) -> Shapes:
@@ -136,8 +143,16 @@ def _new_shapes(spec: EncoderSpec, config: dict[str, Any]) -> Shapes:
         shapes |= _norm(f"{prefix}.attn_ln", width) | _norm(f"{prefix}.mlp_ln", width)
     if spec.is_classifier or spec.storage.pooler:
         shapes |= _linear("pooler.dense", width, width)
-    shapes = {spec.storage.prefix + name: shape for name, shape in shapes.items()}
-    return shapes | (_linear("classifier", len(config["id2label"]), width) if spec.is_classifier else {})
+    return _prefixed(spec, shapes) | _classifier_shapes(spec, config, width)
+
+
+def _prefixed(spec: EncoderSpec, shapes: Shapes) -> Shapes:
+    return {spec.storage.prefix + name: shape for name, shape in shapes.items()}
+
+
+def _classifier_shapes(spec: EncoderSpec, config: dict[str, Any], width: int) -> Shapes:
+    """Of texts or of tokens."""
+    return _linear("classifier", len(config["id2label"]), width) if spec.architecture.endswith("Classification") else {}
 
 
 def _norm(name: str, width: int) -> Shapes:
@@ -162,14 +177,13 @@ def readable(folder: Path, changes: dict[str, Any] | None = None) -> Iterator[Pa
         translated = translate(config) if translate else config
         write_json(copy / "config.json", translated | (changes or {}))
         if translate:
-            _rename(copy / "model.safetensors", to_base=not translated["architectures"][0].startswith("GteFor"))
+            has_head = "Classification" in translated["architectures"][0]
+            _rename(copy / "model.safetensors", f"{translated['model_type']}." if has_head else "")
         yield copy
 
 
-def _rename(path: Path, *, to_base: bool) -> None:
+def _rename(path: Path, to: str) -> None:
     """The published prefix becomes what transformers' class calls its encoder; it renames all else as it loads."""
     tensors = load_file(path)
     prefix = re.compile(r"^(new|bert)\.")
-    save_file(
-        {prefix.sub("" if to_base else "gte.", name): value for name, value in tensors.items()}, path, {"format": "pt"}
-    )
+    save_file({prefix.sub(to, name): value for name, value in tensors.items()}, path, {"format": "pt"})

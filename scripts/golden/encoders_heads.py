@@ -1,4 +1,4 @@
-"""The golden encoders with a head of their own: classifiers, token classifiers, SPLADE and late interaction."""
+"""The golden encoders that classify texts or tokens."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Any
 
 from scripts.golden.classifiers import named
 from scripts.golden.encoders_folder import EncoderSpec
-from scripts.golden.spec import Dense, Layout, Storage, TokenizerSpec, Vocab
-from scripts.golden.table import IDENTITY
+from scripts.golden.spec import Layout, Storage, TokenizerSpec, Vocab
 
 BIO = named("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 MORE_BIO = named("O", "B-MISC", "I-MISC", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC")
@@ -96,6 +95,17 @@ CLASSIFIERS = (
         mistakes={"no scaling": {"rope_parameters": {"rope_type": "default", "rope_theta": 20000.0}}},
         silenced=(r"token_type_embeddings", r"pooler\.dense\.bias"),
     ),
+    EncoderSpec(
+        name="nomic-topics",
+        covers="bert. prefix, tanh pooler over cls, 3 labels, 3 heads, one layer, base 500, bf16",
+        architecture="NomicBertForSequenceClassification",
+        tokenizer=TokenizerSpec(Vocab.WORDPIECE, 315, model_max_length=70),
+        config={"n_embd": 36, "n_head": 3, "n_layer": 1, "rotary_emb_base": 500} | named("economy", "sports", "other"),
+        layout=Layout.PLAIN,
+        storage=Storage(dtype="bfloat16", prefix="bert."),
+        mistakes={"base 10000": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}},
+        silenced=(r"token_type_embeddings", r"pooler\.dense\.bias", r"^classifier\.bias"),
+    ),
 )
 
 TOKEN_CLASSIFIERS = (
@@ -172,76 +182,46 @@ TOKEN_CLASSIFIERS = (
         mistakes=ONE_SIDED,
         silenced=(r"rel_embeddings",),
     ),
-)
-
-SPARSE = (
     EncoderSpec(
-        name="splade-bert",
-        covers="plain BertForMaskedLM: cls.predictions.*, decoder tied to the word embeddings, bias, f16",
-        architecture="BertForMaskedLM",
-        tokenizer=TokenizerSpec(Vocab.WORDPIECE, 303, model_max_length=60),
+        name="camembert-ner",
+        covers="roberta. prefix, nine labels, 3 heads, one layer, pad id 4, bf16",
+        architecture="CamembertForTokenClassification",
+        tokenizer=TokenizerSpec(Vocab.UNIGRAM, 335, pad_id=4, model_max_length=49),
+        config={"hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 1} | MORE_BIO,
+        layout=Layout.PLAIN,
+        storage=Storage(dtype="bfloat16"),
+        silenced=(r"position_embeddings", r"^classifier\.bias"),
+    ),
+    EncoderSpec(
+        name="mpnet-ner",
+        covers="mpnet. prefix, relative positions in 32 buckets, five labels, 3 heads, one layer, f16",
+        architecture="MPNetForTokenClassification",
+        tokenizer=TokenizerSpec(Vocab.MPNET, 305, model_max_length=47),
+        config={"hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 1} | BIO,
         layout=Layout.PLAIN,
         storage=Storage(dtype="float16"),
-        silenced=(r"cls\.predictions\.bias", r"transform\.LayerNorm\.bias", r"token_type_embeddings"),
+        silenced=(r"position_embeddings", r"relative_attention_bias", r"^classifier\.bias"),
     ),
     EncoderSpec(
-        name="splade-distilbert-modules",
-        covers="modules.json of MLMTransformer and SpladePooling; vocab_transform, vocab_layer_norm, vocab_projector",
-        architecture="DistilBertForMaskedLM",
-        tokenizer=TokenizerSpec(Vocab.WORDPIECE, 311, model_max_length=52),
+        name="gte-ner",
+        covers="NewForTokenClassification: new. prefix, no pooler, five labels, one token type, 3 heads, bf16",
+        architecture="NewForTokenClassification",
+        tokenizer=TokenizerSpec(Vocab.UNIGRAM, 331, model_max_length=52),
+        config={"hidden_size": 36, "num_attention_heads": 3, "num_hidden_layers": 1} | BIO,
         layout=Layout.PLAIN,
-        storage=Storage(dtype="bfloat16"),
-        max_seq_length=52,
-        silenced=(r"vocab_projector\.bias", r"vocab_layer_norm\.bias", r"position_embeddings"),
+        storage=Storage(dtype="bfloat16", prefix="new."),
+        mistakes={"base 160": {"rope_parameters": {"rope_type": "default", "rope_theta": 160.0}}},
+        silenced=(r"token_type_embeddings", r"^classifier\.bias"),
     ),
     EncoderSpec(
-        name="splade-roberta",
-        covers="plain RobertaForMaskedLM: lm_head.dense, layer_norm; decoder and bias stored under both names, bf16",
-        architecture="RobertaForMaskedLM",
-        tokenizer=TokenizerSpec(Vocab.BYTE_BPE, 315, model_max_length=58),
+        name="nomic-ner",
+        covers="NomicBertForTokenClassification: bert. prefix, no pooler, nine labels, no token types, f16",
+        architecture="NomicBertForTokenClassification",
+        tokenizer=TokenizerSpec(Vocab.WORDPIECE, 317, lowercase=False, model_max_length=50),
+        config={"n_layer": 1, "n_inner": 40, "type_vocab_size": 1} | MORE_BIO,
         layout=Layout.PLAIN,
-        storage=Storage(dtype="bfloat16"),
-        copies={
-            "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
-            "lm_head.decoder.bias": "lm_head.bias",
-        },
-        silenced=(r"lm_head\.bias", r"lm_head\.layer_norm\.bias"),
-    ),
-)
-
-LATE = (
-    EncoderSpec(
-        name="colbert-v2",
-        covers="HF_ColBERT as colbert-ir/colbertv2.0: bert. prefix and linear.weight in one file, no modules.json, f16",
-        architecture="BertModel",
-        published_as=("HF_ColBERT",),
-        tokenizer=TokenizerSpec(Vocab.WORDPIECE, 307, model_max_length=45),
-        layout=Layout.PLAIN,
-        storage=Storage(dtype="float16", prefix="bert.", pooler=True, position_ids=True),
-        extra={"linear.weight": (12, 32)},
-        silenced=(r"token_type_embeddings", r"position_embeddings"),
-    ),
-    EncoderSpec(
-        name="colbert-pylate-modernbert",
-        covers="PyLate: Transformer and pylate.models.Dense.Dense 32 to 12, no bias; ModernBERT, windows of 8, bf16",
-        architecture="ModernBertModel",
-        tokenizer=TokenizerSpec(Vocab.BYTE_BPE, 305, model_max_length=42),
-        modules=(Dense(32, 12, IDENTITY, bias=False),),
-        config={"local_attention": 8},
-        storage=Storage(dtype="bfloat16"),
-        max_seq_length=42,
-        prompts={"query": "", "document": ""},
-        mistakes=WINDOWS,
-        silenced=(r"layers\.1\.attn_norm",),
-    ),
-    EncoderSpec(
-        name="colbert-pylate-bert",
-        covers="PyLate: Dense 32 to 16 in a folder of its own, f32; BERT of one layer without pooler",
-        architecture="BertModel",
-        tokenizer=TokenizerSpec(Vocab.WORDPIECE, 299, model_max_length=40),
-        modules=(Dense(32, 16, IDENTITY, bias=False),),
-        config={"num_hidden_layers": 1},
-        max_seq_length=40,
-        silenced=(r"token_type_embeddings", r"position_embeddings"),
+        storage=Storage(dtype="float16", prefix="bert."),
+        mistakes={"base 10": {"rope_parameters": {"rope_type": "default", "rope_theta": 10.0}}},
+        silenced=(r"token_type_embeddings", r"^classifier\.bias"),
     ),
 )

@@ -32,7 +32,7 @@ from scripts.golden.encoders_audit import (
     is_close_in_logits,
     likeness,
 )
-from scripts.golden.encoders_folder import EncoderSpec, write_folder
+from scripts.golden.encoders_folder import EncoderSpec, readable, write_folder
 from scripts.golden.expect import NUM_EXTREMES, choose_texts
 from scripts.golden.folder import write_json
 from scripts.golden.spec import Dense, Model
@@ -71,7 +71,9 @@ def make_outputs(root: Path, spec: EncoderSpec, texts: list[str], number: int, k
     folder = root / spec.name
     write_folder(folder, spec, texts)
     kind.finish(folder, spec)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    with readable(folder) as path:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        model = kind.load(path)
     length = tokenizer.model_max_length
     rows = choose(texts, number)
     features = [dict(tokenizer(texts[row], truncation=True, max_length=length, return_tensors="pt")) for row in rows]
@@ -82,7 +84,6 @@ def make_outputs(root: Path, spec: EncoderSpec, texts: list[str], number: int, k
         with torch.inference_mode():
             return np.concatenate([kind.rows(model, each).float().numpy() for each in features])
 
-    model = kind.load(folder)
     expected = compute(model)
     save_file({**vars(encoded), kind.key: expected}, folder / "expected.safetensors")
     said = kind.line(model, expected)
