@@ -69,7 +69,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     engine: Literal["auto", "openvino", "tensorrt_llm"] = "auto"
     default_prompt: str | None = None  # put before every text; exclusive with default_prompt_name
     default_prompt_name: NonEmpty | None = None  # one of the prompts of config_sentence_transformers.json
-    rerank_template: NonEmpty | None = None  # a template's name, its text, or none; None: by the model's name
+    rerank_template: NonEmpty | None = None  # a template's name, text or JSON, or none; None: by the model's name
     auto_truncate: bool = True  # cut what is too long, unless the request says otherwise
     trt_llm: TrtLlm | None = None  # Baseten's block, as it was given
 

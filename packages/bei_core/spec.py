@@ -17,7 +17,7 @@ import msgspec
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModel
 from bei_core.tasks import Scoring
-from bei_core.templates import RerankTemplate, find_template
+from bei_core.templates import EXAMPLE, RerankTemplate, find_template
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
@@ -127,6 +127,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
             return self.kind == "sparse"
         return all(m.modes == (_pooling_mode(name),) for m in self.modules if isinstance(m, Pooling))
 
+    def answers_as(self, template: RerankTemplate) -> bool:
+        """Whether the scores are those of a template: its answers, where the model is asked for two."""
+        if self.classifier is None:
+            return False
+        asked = None if self.template is None or self.classifier.answers is None else self.template.tokens
+        return asked is None or template.tokens in {None, asked}
+
     @property
     def pools_prompt(self) -> bool:
         """Whether a prompt's tokens count in pooling."""
@@ -148,12 +155,16 @@ def read_spec(
 ) -> ModelSpec:
     """The spec of a model folder; `pooling` and `template` replace what the folder and its name say.
 
-    Raises CheckpointError naming a file that is missing or malformed, UnsupportedModel for modules BEI does not know.
+    Raises CheckpointError naming a file that is missing or malformed, UnsupportedModel for modules BEI does not know,
+    ConfigError for a pooling or a template that the model cannot have.
     """
     config = checkpoint.read_json("config.json")
     architecture = _architecture(config)
-    template = template or find_template(checkpoint.source)
+    own, asked = find_template(checkpoint.source), template is not None
+    template = _answering(template, own) if template else own
     modules = _head(checkpoint, config, architecture, template) or _modules(checkpoint)
+    if asked and not any(isinstance(module, Classifier) for module in modules):
+        raise _no_scores(architecture)
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
     normalize = bool(modules) and isinstance(modules[-1], Normalize)
@@ -170,6 +181,23 @@ def read_spec(
         default_prompt_name=prompts.get("default_prompt_name"),
         template=template,
     )
+
+
+def _answering(template: RerankTemplate, own: RerankTemplate | None) -> RerankTemplate:
+    """The template, with the answers that the model is known by where it has none itself."""
+    if template.tokens is not None or own is None:
+        return template
+    return msgspec.structs.replace(template, tokens=own.tokens)
+
+
+def _no_scores(architecture: str) -> ConfigError:
+    """What to say of a template for a model that gives vectors."""
+    if architecture.endswith("ForCausalLM"):
+        return ConfigError(
+            f"rerank_template does not say with which tokens this {architecture} answers no and yes; give it as JSON: "
+            f"{EXAMPLE}"
+        )
+    return ConfigError(f"rerank_template is for rerankers, and {architecture} gives vectors")
 
 
 def _head(

@@ -12,9 +12,11 @@ from bei_core.errors import ConfigError
 from bei_core.tasks import Templated
 
 _FIELD = re.compile(r"\{(instruction|query|document)\}")
+_JSON = re.compile(r'\s*\{\s*"')
+EXAMPLE = '{"template": "… {query} … {document} …", "tokens": ["no", "yes"]}'
 
 
-class RerankTemplate(msgspec.Struct, frozen=True):
+class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A prompt with {query}, {document} and, where the model takes one, {instruction}."""
 
     name: str
@@ -40,14 +42,17 @@ def find_template(source: str) -> RerankTemplate | None:
 
 
 def named_template(text: str) -> RerankTemplate:
-    """The template of a name, or of its own text. Raises ConfigError listing the known names."""
-    if "{document}" in text and "{query}" in text:
+    """The template of a name, of its own text, or of JSON with the fields of one. Raises ConfigError saying so."""
+    if _JSON.match(text):
+        return _own(text)
+    if _is_whole(text):
         return RerankTemplate("custom", text)
     found = next((each for each in _known() if each.name == text), None)
     if found is None:
         names = ", ".join(each.name for each in _known())
         raise ConfigError(
-            f"rerank_template {text!r} is neither one of {names} nor a text with {{query}} and {{document}}"
+            f"rerank_template {text!r} is neither one of {names} nor a text with {{query}} and {{document}}, nor JSON "
+            f"such as {EXAMPLE}"
         )
     return found
 
@@ -57,6 +62,23 @@ def chosen_template(setting: str | None, own: RerankTemplate | None) -> RerankTe
     if setting is None:
         return own
     return None if setting == "none" else named_template(setting)
+
+
+def _own(text: str) -> RerankTemplate:
+    """The template that JSON describes. Raises ConfigError naming the field that is wrong."""
+    try:
+        found = msgspec.convert({"name": "custom", **msgspec.json.decode(text)}, RerankTemplate)
+    except msgspec.DecodeError as fault:
+        raise ConfigError(f"rerank_template: {fault}; it would be JSON such as {EXAMPLE}") from None
+    if not _is_whole(found.template):
+        raise ConfigError("rerank_template: `template` must hold {query} and {document}")
+    if found.tokens is not None and (not all(found.tokens) or found.tokens[0] == found.tokens[1]):
+        raise ConfigError("rerank_template: `tokens` are two different words, what the model says for no and for yes")
+    return found
+
+
+def _is_whole(text: str) -> bool:
+    return "{document}" in text and "{query}" in text
 
 
 @cache

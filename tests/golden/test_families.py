@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 
 from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint, resolve
+from bei_core.config import Settings
 from bei_core.engines.base import Engine
+from bei_core.engines.open import build_engine, open_engine
+from bei_core.errors import ConfigError
 from bei_core.spec import ModelSpec, read_spec
 from bei_core.tasks import Embed, Encoding, Pair, Rows, Tokens
 from bei_core.templates import named_template
@@ -99,6 +103,22 @@ def test_outputs_are_the_expected_ones_in_a_batch_and_alone(case: OutputCase, dt
             compare(actual, case.expected, TOLERANCES[dtype])
         else:
             compare_logits(actual, case.expected, MAX_ABS[dtype])
+
+
+def test_a_template_of_ones_own_gives_a_causal_model_its_answers(tmp_path: Path) -> None:
+    """Those of the golden the other way round; an engine folder is served with no others."""
+    case = next(case for case in OUTPUT_CASES if case.name == "qwen3-yes-no-tied")
+    known = named_template("qwen3-reranker")
+    own, other = (
+        json.dumps({"template": known.template, "tokens": tokens}) for tokens in (["yes", "no"], ["no", "yes"])
+    )
+    flags = {"model_id": str(case.folder), "dtype": "float32", "cache_dir": str(tmp_path / "cache")}
+    folder = build_engine(Settings.load({**flags, "rerank_template": own}, {}), tmp_path / "engine")
+    opened = open_engine(Settings.load({"model_id": str(folder), "rerank_template": own}, {}))
+    compare_logits(opened.engine.forward(Batch.pack(tokens_of(case.ids))), -case.expected, LOGITS_F32)
+    opened.close()
+    with pytest.raises(ConfigError, match="built without the answers of this rerank_template"):
+        open_engine(Settings.load({"model_id": str(folder), "rerank_template": other}, {}))
 
 
 @pytest.mark.parametrize("case", [*GROUP_CASES, *OUTPUT_CASES], ids=str)

@@ -10,6 +10,7 @@ import pytest
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import BeiError, CheckpointError, ConfigError, UnsupportedModel
 from bei_core.spec import Dense, ModelSpec, Normalize, Pooling, load_spec, read_spec, save_spec
+from bei_core.templates import RerankTemplate
 from tests.golden.cases import CASES, Case
 
 EXCLUDED = "bert-prompt-excluded"
@@ -312,3 +313,59 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_text("{")
     with pytest.raises(BeiError, match=name):
         read_spec(checkpoint(tmp_path))
+
+
+# --- Causal language models that rerank
+
+CAUSAL: dict[str, object] = {
+    "config.json": {**CONFIG, "architectures": ["Qwen3ForCausalLM"]},
+    "tokenizer.json": {"model": {"vocab": {"no": 3, "yes": 5, "maybe": 7}}, "added_tokens": []},
+}
+TEXT = "{query} {document}"
+
+
+def ranker(folder: Path, template: RerankTemplate | None) -> ModelSpec:
+    """The spec of a causal language model in a folder."""
+    spec_of(folder, CAUSAL)
+    return read_spec(checkpoint(folder), template=template)
+
+
+def test_a_template_says_what_a_causal_model_answers(tmp_path: Path) -> None:
+    spec = ranker(tmp_path, RerankTemplate("own", TEXT, tokens=("maybe", "yes")))
+    assert spec.classifier is not None
+    assert spec.classifier.answers == (7, 5)
+
+
+def test_a_template_without_answers_is_no_use_to_a_causal_model(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r'this Qwen3ForCausalLM answers no and yes; give it as JSON: \{"template"'):
+        ranker(tmp_path, RerankTemplate("own", TEXT))
+
+
+def test_a_model_known_by_its_name_answers_as_it_always_does(tmp_path: Path) -> None:
+    spec = ranker(tmp_path / "Qwen3-Reranker-0.6B", RerankTemplate("own", TEXT))
+    assert spec.classifier is not None
+    assert spec.classifier.answers == (3, 5)
+    assert spec.template is not None
+    assert (spec.template.name, spec.template.tokens) == ("own", ("no", "yes"))
+
+
+def test_an_answer_that_is_no_token_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no token 'perhaps'"):
+        ranker(tmp_path, RerankTemplate("own", TEXT, tokens=("no", "perhaps")))
+
+
+def test_a_template_is_no_use_to_a_model_that_gives_vectors(tmp_path: Path) -> None:
+    spec_of(tmp_path, {})
+    with pytest.raises(ConfigError, match="rerank_template is for rerankers, and BertModel gives vectors"):
+        read_spec(checkpoint(tmp_path), template=RerankTemplate("own", TEXT))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "is_same"), [(("no", "yes"), True), (None, True), (("yes", "no"), False), (("maybe", "yes"), False)]
+)
+def test_a_built_model_knows_the_answers_it_was_built_with(
+    tmp_path: Path, tokens: tuple[str, str] | None, is_same: bool
+) -> None:
+    spec = ranker(tmp_path, RerankTemplate("own", TEXT, tokens=("no", "yes")))
+    assert spec.answers_as(RerankTemplate("other", TEXT, tokens=tokens)) == is_same
+    assert not spec_of(tmp_path / "vectors", {}).answers_as(RerankTemplate("other", TEXT, tokens=tokens))

@@ -48,3 +48,34 @@ def test_a_template_may_be_given_as_its_text() -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="neither one of qwen3-reranker, mxbai-rerank-v2"):
         named_template("qwen2")
+
+
+def test_a_template_may_be_given_as_json_with_its_answers() -> None:
+    found = named_template(
+        ' {\n "template": "{instruction}: {query} => {document}", "tokens": ["No", "Yes"], "instruction": "do"}'
+    )
+    assert found.tokens == ("No", "Yes")
+    assert found.fill("a", "b").text == "do: a => b"
+
+
+@pytest.mark.parametrize("text", ['{"query": {query}} {document}', '{"template": "{query} {document}"'])
+def test_json_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r'rerank_template: .*it would be JSON such as \{"template"'):
+        named_template(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"tokens": ["no", "yes"]}', "missing required field `template`"),
+        ('{"template": "{query}", "tokens": ["no", "yes"]}', "must hold {query} and {document}"),
+        ('{"template": "{query} {document}", "token": ["no", "yes"]}', "unknown field `token`"),
+        ('{"template": "{query} {document}", "tokens": ["yes"]}', "length 2"),
+        ('{"template": "{query} {document}", "tokens": ["yes", "yes"]}', "two different words"),
+        ('{"template": "{query} {document}", "tokens": ["", "yes"]}', "two different words"),
+        ('{"template": 1}', "Expected `str`"),
+    ],
+)
+def test_json_that_cannot_be_names_what_is_wrong(text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        named_template(text)

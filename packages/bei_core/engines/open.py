@@ -20,6 +20,7 @@ from bei_core.engines.store import Held
 from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
 from bei_core.objects import shown
 from bei_core.spec import ModelSpec, load_spec
+from bei_core.templates import chosen_template
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +121,9 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
         raise ConfigError(f"{folder} has weights in {manifest.precision}; build it again for {settings.dtype}")
     if settings.pooling is not None and not load_spec(folder / SPEC).pools_by(settings.pooling):
         raise ConfigError(f"{folder} is built with other pooling; build it again for {settings.pooling}")
+    template = chosen_template(settings.rerank_template, None)
+    if template is not None and not load_spec(folder / SPEC).answers_as(template):
+        raise ConfigError(f"{folder} is built without the answers of this rerank_template; build it again with it")
     return load(folder, None if settings.dtype == "auto" else settings.dtype)
 
 
