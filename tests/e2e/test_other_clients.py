@@ -17,10 +17,14 @@ from bei_core.tasks import Rows
 from tests.e2e.environments import CLIENTS, run_in
 from tests.e2e.server import NAME, TEXTS, Server, cache_of
 from tests.golden.cases import GOLDEN
-from tests.golden.tolerance import compare
+from tests.golden.tolerance import F32, compare
 
 PROGRAM = Path(__file__).with_name("other_clients.py")
-MODELS = {"ranker": GOLDEN / "bert-rerank-pad7", "classifier": GOLDEN / "bert-topics-bf16-sharded"}
+MODELS = {
+    "embedder": GOLDEN / "bert-cls-normalize",
+    "ranker": GOLDEN / "bert-rerank-pad7",
+    "classifier": GOLDEN / "bert-topics-bf16-sharded",
+}
 SENT = [
     text.replace("\n", " ") for text in TEXTS[2:150]
 ]  # more than LangChain puts into one request; it drops newlines
@@ -33,8 +37,8 @@ Scores: TypeAlias = list[tuple[int, float]]  # (index of a document, score), the
 
 
 @pytest.fixture(scope="module")
-def scorers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    """A server of a model with one label, and of one with twelve."""
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+    """A server of a model that embeds, of one with one label, and of one with twelve; all of them very small."""
     folder, cache = tmp_path_factory.mktemp("others"), cache_of(tmp_path_factory)
     with ExitStack() as stack:
         yield {
@@ -44,10 +48,10 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 
 
 @pytest.fixture(scope="module")
-def outcomes(_running: Server, scorers: dict[str, Server]) -> Outcomes:
+def outcomes(servers: dict[str, Server]) -> Outcomes:
     """What each client got, all asked in one process: to import them takes longer than to ask."""
-    servers = {"embedder": _running.url, **{name: server.url for name, server in scorers.items()}}
-    given = json.dumps({**servers, "texts": SENT, "query": QUERY})
+    urls = {name: server.url for name, server in servers.items()}
+    given = json.dumps({**urls, "texts": SENT, "query": QUERY})
     environ = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}  # offline, huggingface_hub refuses any address
     return dict(json.loads(run_in(CLIENTS, [PROGRAM], given=given, environ=environ)))
 
@@ -82,27 +86,27 @@ def same(actual: Scores, expected: Scores) -> None:
         "langchain_tei_async",
     ],
 )
-def test_clients_get_the_servers_vectors(bei: Server, outcomes: Outcomes, client: str) -> None:
-    expected: Rows = np.array(bei.post("/embed", {"inputs": SENT}).json(), np.float32)
-    compare(np.array(answer(outcomes, client), np.float32), expected, bei.tolerance())
+def test_clients_get_the_servers_vectors(servers: dict[str, Server], outcomes: Outcomes, client: str) -> None:
+    expected: Rows = np.array(servers["embedder"].post("/embed", {"inputs": SENT}).json(), np.float32)
+    compare(np.array(answer(outcomes, client), np.float32), expected, F32)
 
 
 @pytest.mark.parametrize("client", ["infinity_rerank", "langchain_infinity_rerank"])
-def test_clients_get_the_servers_order(scorers: dict[str, Server], outcomes: Outcomes, client: str) -> None:
+def test_clients_get_the_servers_order(servers: dict[str, Server], outcomes: Outcomes, client: str) -> None:
     found = answer(outcomes, client)
-    same([(index, score) for index, score, _ in found], ranked(scorers["ranker"])[:BEST])
+    same([(index, score) for index, score, _ in found], ranked(servers["ranker"])[:BEST])
     assert [text for *_, text in found] == [SENT[index] for index, *_ in found]
 
 
-def test_raw_scores_of_documents(scorers: dict[str, Server], outcomes: Outcomes) -> None:
+def test_raw_scores_of_documents(servers: dict[str, Server], outcomes: Outcomes) -> None:
     found = [(index, score) for index, score in answer(outcomes, "infinity_rerank_raw")]
-    same(found, ranked(scorers["ranker"], raw_scores=True))
+    same(found, ranked(servers["ranker"], raw_scores=True))
 
 
 @pytest.mark.parametrize(("client", "raw"), [("infinity_classify", False), ("infinity_classify_raw", True)])
-def test_clients_get_the_servers_labels(scorers: dict[str, Server], outcomes: Outcomes, client: str, raw: bool) -> None:
+def test_clients_get_the_servers_labels(servers: dict[str, Server], outcomes: Outcomes, client: str, raw: bool) -> None:
     body = {"inputs": [[text] for text in SENT], "raw_scores": raw}
-    expected = scorers["classifier"].post("/predict", body).json()
+    expected = servers["classifier"].post("/predict", body).json()
     for found, labels in zip(answer(outcomes, client), expected, strict=True):
         assert [label for label, _ in found] == [item["label"] for item in labels]
         assert np.allclose([score for _, score in found], [item["score"] for item in labels], atol=NEAR)
