@@ -100,7 +100,6 @@ def test_inputs_that_cannot_be(
 @pytest.mark.parametrize(
     ("field", "value", "said"),
     [
-        ("dimensions", "0", "between 1 and 384"),
         ("dimensions", "-1", "between 1 and 384"),
         ("dimensions", "385", "between 1 and 384"),
         ("dimensions", str(2**70), "between 1 and 384"),
@@ -224,6 +223,14 @@ def test_ten_megabytes_of_garbage(http: httpx.Client, route: Route, first: bytes
     path, field, openai = route
     body = first.replace(b"FIELD", field.encode()) + np.random.default_rng(0).bytes(10_000_000)
     check(http.post(path, content=body), 400, "Validation", "not JSON", openai=openai)
+
+
+def test_no_dimensions_are_refused_by_one_route_and_the_models_own_for_the_other(http: httpx.Client) -> None:
+    """Infinity's client sends 0 to OpenAI's where it is told nothing."""
+    refused = http.post("/embed", json={"inputs": "a", "dimensions": 0})
+    check(refused, 422, "Validation", "between 1 and 384", openai=False, param="dimensions")
+    whole = http.post("/v1/embeddings", json={"input": "a", "dimensions": 0})
+    assert vectors(whole.json()).shape == (1, 384)
 
 
 @both
