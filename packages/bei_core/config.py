@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-import re
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,14 +22,16 @@ import yaml
 from msgspec import Meta, Struct
 
 from bei_core.errors import ConfigError
+from bei_core.foreign import is_foreign
 from bei_core.objects import shown
-from bei_core.trt_llm import Count, Route, TrtLlm
+from bei_core.trt_llm import Count, QuantizationType, Route, TrtLlm
 
 log = logging.getLogger(__name__)
 
 StructT = TypeVar("StructT", bound=Struct)
 TypeForm: TypeAlias = Any  # a type, a union, a Literal or an Annotated: typing has no name for it yet
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
 
 _SECRETS = frozenset({"api_key", "hf_token", "checkpoint_secret", "engine_store_secret"})
 
@@ -73,6 +74,16 @@ class Settings(Struct, frozen=True, kw_only=True):
     auto_truncate: bool = True  # cut what is too long, unless the request says otherwise
     trt_llm: TrtLlm | None = None  # Baseten's block, as it was given
 
+    # Quantisation
+    quantization_type: QuantizationType | None = None  # fp8: int8 on a CPU; None: only if dtype is int8
+    smooth_quant_alpha: Share | None = None  # of outliers that weights take over; None: what suits each product
+    calib_dataset: NonEmpty = "packaged"  # or a .txt file, a text a line, or a .jsonl file with a field text
+    calib_size: Count = 512  # texts to calibrate with
+    calib_max_seq_length: Count = 1536  # tokens of each
+    quality_mean_cosine: Share = 0.99  # to f32 on texts held out; an engine that is below is refused
+    quality_top_label_agreement: Share = 0.97  # of a classifier
+    quality_rank_correlation: Share = 0.98  # Spearman's, of a classifier's or a reranker's scores
+
     # Limits
     max_batch_tokens: Count = 16_384  # tokens of one forward pass
     max_batch_requests: Count | None = None  # inputs of one forward pass; None: as many as the tokens allow
@@ -106,6 +117,8 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise ConfigError("default_prompt and default_prompt_name exclude each other; give one of them")
         if self.models and self.model_id is not None:
             raise ConfigError("model_id and models exclude each other; give one of them")
+        if self.dtype == "int8" and self.quantization_type == "no_quant":
+            raise ConfigError("dtype int8 and quantization_type no_quant exclude each other; give one of them")
         given = [name for name in _OF_ONE_MODEL if getattr(self, name) is not None]
         if len(self.models) > 1 and given:
             raise ConfigError(f"{', '.join(given)} cannot be set for several models at once; start a server for each")
@@ -174,14 +187,6 @@ _NOT_BARE = frozenset({"hostname", "engine_store_secret", "checkpoint_secret"} |
 # Other names of a setting in the environment, the stronger first.
 _ALIASES = {"hf_token": ("HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")}
 
-# BEI_* variables that are no settings: which interpreter has truss (for this project's tests).
-_NOT_SETTINGS = frozenset({"BEI_TRUSS_PYTHON"})
-
-# What Kubernetes sets in every container of a namespace that has a Service whose name starts with `bei`:
-# BEI_SERVICE_HOST, BEI_SERVICE_PORT_HTTP, BEI_PORT_80_TCP_ADDR…, and BEI_PORT=tcp://10.0.0.1:80.
-_SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
-_SERVICE_URL = re.compile(r"^(tcp|udp|sctp)://")
-
 # How a setting that is not one plain value is written as text (environment, flags).
 _FROM_TEXT: Mapping[str, Callable[[str], object]] = {
     "pooling": lambda text: text.replace("-", "_"),  # TEI writes last-token
@@ -244,7 +249,7 @@ def _list_of(text: str) -> object:
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
     """The settings in the environment; an empty variable counts as unset, as compose files leave many so."""
-    given = {name: value for name, value in environ.items() if value and not _is_foreign(name, value)}
+    given = {name: value for name, value in environ.items() if value and not is_foreign(name, value)}
     known = {f"BEI_{name.upper()}" for name in _FIELDS}
     for name in given:
         if name.startswith("BEI_") and name not in known:
@@ -277,15 +282,6 @@ def _from_secrets(secrets: Mapping[str, str], trt_llm: object) -> dict[str, obje
         names[setting].insert(0, name)
     found = {setting: [secrets[name] for name in known if secrets.get(name)] for setting, known in names.items()}
     return {setting: values[0] for setting, values in found.items() if values}
-
-
-def _is_foreign(name: str, value: str) -> bool:
-    """Whether a BEI_* variable was set by something else for something else."""
-    return name.startswith("BEI_") and (
-        name in _NOT_SETTINGS
-        or _SERVICE_LINK.search(name) is not None
-        or (name.endswith("_PORT") and _SERVICE_URL.match(value) is not None)
-    )
 
 
 def _read_yaml(path: Path) -> Mapping[str, object]:

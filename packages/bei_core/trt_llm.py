@@ -162,6 +162,10 @@ class TrtLlm(Struct, frozen=True, kw_only=True):
             "max_batch_requests": self.build.max_batch_size,
             "webserver_default_route": None if route == "/v1/systemone" else route,
         }
+        if self.build.quantization_type != "no_quant":
+            config = self.build.quantization_config
+            values["quantization_type"] = self.build.quantization_type
+            values |= {name: getattr(config, name) for name in config.__struct_fields__}
         return {name: value for name, value in values.items() if value is not None}
 
     def ignored(self) -> tuple[str, ...]:

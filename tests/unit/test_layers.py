@@ -13,7 +13,7 @@ PACKAGES = Path(__file__).resolve().parents[2] / "packages"
 # Lowest first; the modules of one line know nothing of each other. A new module needs a place here.
 LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: knows nothing of ours
-    ("bei_core", "bei_core.errors", "bei_core.trt_llm"),
+    ("bei_core", "bei_core.errors", "bei_core.foreign", "bei_core.trt_llm"),
     ("bei_core.engines", "bei_core.engines.openvino", "bei_core.http"),  # empty: where a package is imported from
     ("bei_core.objects",),
     # The load generator stands apart: it may know the errors, and nothing else knows it but the command line.
@@ -52,7 +52,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.engines.openvino.decoders", "bei_core.engines.openvino.heads"),
     ("bei_core.engines.openvino.architectures",),
     ("bei_core.engines.openvino.graph",),
-    ("bei_core.engines.openvino.engine",),
+    ("bei_core.engines.openvino.engine", "bei_core.engines.openvino.smooth"),
+    ("bei_core.engines.openvino.quantize",),
     ("bei_core.engines.openvino.build",),
     # 6
     ("bei_core.engines.obtain",),

@@ -17,10 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
+from bei_core.config import Settings
 from bei_core.errors import ConfigError
 from bei_core.spec import ModelSpec
 from bei_core.tasks import Encoding, Pair, Text, Tokens
 from bei_core.tokens import TextTokenizer
+from bei_core.trt_llm import QuantizationType
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,25 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     size: int = 512  # inputs to calibrate with
     max_seq_length: int = 1536  # tokens of each, where the model takes as many
     seed: int = 0
+
+
+class Quantization(msgspec.Struct, frozen=True, kw_only=True):
+    """What is asked for, by truss's names, where anything is."""
+
+    type: QuantizationType
+    alpha: float | None  # SmoothQuant's; None: what suits each product
+    calibration: Calibration
+
+
+def quantization_of(settings: Settings) -> Quantization | None:
+    """What the settings ask for; None: weights as they are."""
+    kind = settings.quantization_type or ("fp8" if settings.dtype == "int8" else "no_quant")
+    if kind == "no_quant":
+        return None
+    calibration = Calibration(
+        dataset=settings.calib_dataset, size=settings.calib_size, max_seq_length=settings.calib_max_seq_length
+    )
+    return Quantization(type=kind, alpha=settings.smooth_quant_alpha, calibration=calibration)
 
 
 class Samples(NamedTuple):

@@ -15,6 +15,7 @@ from bei_core import checkpoint as checkpoints
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
 from bei_core.engines.base import Plan
+from bei_core.engines.calibration import quantization_of
 from bei_core.engines.choice import CPU, choose, require
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engine, key_of, read_manifest, seal
 from bei_core.engines.remote import Remote, manifest_at, pull
@@ -59,7 +60,10 @@ class Supply:
         self.store = store_of(settings)
         url = settings.engine_store
         self._remote = None if url is None else Remote(url, settings.engine_store_secret)
-        self._is_folder = Path(settings.model_id).is_dir()  # whose content may change: it is read at each start
+        self._quantization = quantization_of(settings)
+        texts = [] if self._quantization is None else [self._quantization.calibration.dataset]
+        # Their content may change, so they are read at each start.
+        self._is_local = any(Path(name).exists() for name in (settings.model_id, *texts))
         self._remote_is_damaged = False
 
     def obtain(self) -> Held:
@@ -67,7 +71,9 @@ class Supply:
 
         Raises CheckpointError, UnsupportedModel, QualityError.
         """
-        parts = {name: getattr(self._settings, name) for name in _DECIDING}
+        parts: dict[str, object] = {name: getattr(self._settings, name) for name in _DECIDING}
+        if self._quantization is not None:
+            parts["quantization"] = self._quantization
         key = key_of({"engine": self._name, "version": self._builder.VERSION, **parts})
         with self.store.locked(key):
             return self._known(key) or self._from_checkpoint(key)
@@ -85,7 +91,7 @@ class Supply:
 
     def _known(self, key: str) -> Held | None:
         """The engine that is known without looking at the checkpoint."""
-        if self._is_folder:
+        if self._is_local:
             return None
         refresh = self._settings.refresh
         try:
@@ -214,5 +220,3 @@ def _say_ignored(settings: Settings) -> None:
         return
     if block.ignored():
         log.warning("trt_llm keys that mean nothing here: %s", ", ".join(block.ignored()))
-    if block.build.quantization_type != "no_quant":
-        log.warning("quantization_type %s is not available yet; dtype decides", block.build.quantization_type)

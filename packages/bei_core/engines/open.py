@@ -13,9 +13,11 @@ import msgspec
 
 from bei_core.config import Settings
 from bei_core.engines.base import Engine
+from bei_core.engines.calibration import quantization_of
 from bei_core.engines.choice import CPU, require
 from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, is_engine, read_manifest
 from bei_core.engines.obtain import Supply
+from bei_core.engines.quality import bar_of
 from bei_core.engines.store import Held
 from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
 from bei_core.objects import shown
@@ -25,7 +27,7 @@ from bei_core.templates import chosen_template
 log = logging.getLogger(__name__)
 
 # The `dtype` settings that an engine's weights can be computed in, besides auto.
-_DTYPES = {"f32": ("float32", "bfloat16")}
+_DTYPES = {"f32": ("float32", "bfloat16"), "int8": ("float32", "bfloat16", "int8")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ def _open_held(settings: Settings, supply: Supply) -> Opened:
     held = supply.obtain()
     try:
         opened = load(held.folder, settings.dtype)  # not what the first to build it there asked for
+        _check_quality(settings, opened)
     except BaseException as fault:
         held.release()
         if not isinstance(fault, CheckpointError):
@@ -124,7 +127,21 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
     template = chosen_template(settings.rerank_template, None)
     if template is not None and not load_spec(folder / SPEC).answers_as(template):
         raise ConfigError(f"{folder} is built without the answers of this rerank_template; build it again with it")
-    return load(folder, None if settings.dtype == "auto" else settings.dtype)
+    asked = quantization_of(settings)
+    if asked is not None and manifest.quality is None:
+        raise ConfigError(f"{folder} is not quantised; build it again for quantization_type {asked.type}")
+    if settings.quantization_type == "no_quant" and manifest.quality is not None:
+        raise ConfigError(f"{folder} is quantised; build it again for quantization_type no_quant")
+    opened = load(folder, None if settings.dtype == "auto" else settings.dtype)
+    _check_quality(settings, opened)
+    return opened
+
+
+def _check_quality(settings: Settings, opened: Opened) -> None:
+    """Raises QualityError where the engine was built under a lower bar than the settings'."""
+    quality = opened.manifest.quality
+    if quality is not None:
+        quality.check(bar_of(settings))
 
 
 def _loader(name: str) -> Callable[..., Engine]:

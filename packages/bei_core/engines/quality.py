@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from bei_core.config import Settings
 from bei_core.errors import QualityError
 from bei_core.spec import Kind
 
@@ -30,6 +31,11 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
     mean_cosine: float = 0.99
     top_label_agreement: float = 0.97
     rank_correlation: float = 0.98
+
+
+def bar_of(settings: Settings) -> Bar:
+    """The bar that the settings set."""
+    return Bar(**{name: getattr(settings, f"quality_{name}") for name in Bar.__struct_fields__})
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):

@@ -67,15 +67,15 @@ class Layers:
     def linear(self, x: Node, name: str, size_in: int | None, size_out: int | None, *, bias: bool = False) -> Node:
         """[..., out]; None stands for any size."""
         weight = self.weights.get(f"{name}.weight", size_out, size_in)
-        return ops.linear(x, weight, self._bias(name, size_out, bias))
+        return ops.linear(x, weight, self._bias(name, size_out, bias), name)
 
     def linears(self, x: Node, name: str, sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
         """The parts, of these sizes, of one matrix's output: each with a product of its own, which is as fast."""
         weight, shift = self.weights.get(f"{name}.weight", sum(sizes), None), self._bias(name, sum(sizes), bias)
         parts, start = [], 0
-        for size in sizes:
+        for part, size in enumerate(sizes):
             rows = slice(start, start + size)
-            parts.append(ops.linear(x, weight[rows], None if shift is None else shift[rows]))
+            parts.append(ops.linear(x, weight[rows], None if shift is None else shift[rows], f"{name}.{part}"))
             start += size
         return parts
 

@@ -2,25 +2,49 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import openvino
 
+from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
-from bei_core.engines.base import Plan
-from bei_core.engines.openvino.engine import MODEL, precision_for
+from bei_core.engines.base import Engine, Plan
+from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples
+from bei_core.engines.manifest import TOKENIZER
+from bei_core.engines.openvino.engine import MODEL, NO_INT8, Array, OpenVinoEngine, multiplies_int8, precision_for
 from bei_core.engines.openvino.graph import build_graph
+from bei_core.engines.openvino.quantize import calibration_batches, import_nncf, quantize
+from bei_core.engines.quality import Bar, Quality, bar_of, measure
+from bei_core.errors import EngineUnavailable
 from bei_core.spec import ModelSpec
+
+log = logging.getLogger(__name__)
 
 # Part of an engine's address: raise it when the same checkpoint would give another graph.
 VERSION = 3
 
+# The same for the quantisation of a graph. nncf's version is not in the address, because a replica that finds the
+# engine in the store need not have nncf: raise this when a new one gives other numbers.
+INT8_VERSION = 1
+
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-    """The engine of a checkpoint, not yet built. Raises EngineUnavailable for a dtype that the processor has not."""
-    precision_for(settings.dtype)
+    """The engine of a checkpoint, not yet built.
+
+    Raises EngineUnavailable for a dtype or a quantisation that the processor has not, ConfigError for texts to
+    calibrate with that cannot be read.
+    """
+    precision = precision_for(settings.dtype)
+    how = quantization_of(settings)
+    if how is not None:
+        return _Int8(checkpoint, spec, how, bar_of(settings), precision).plan()
 
     def fill(folder: Path) -> None:
         # Weights stay f32 whatever the computation: what is stored as bf16 is widened into memory of each process,
@@ -34,3 +58,71 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         fill=fill,
         built_with={"openvino": version("openvino")},
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Int8:
+    """A quantised engine in the making."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    how: Quantization
+    bar: Bar
+    precision: str  # of what is not quantised
+
+    def plan(self) -> Plan:
+        """Raises EngineUnavailable for fp4."""
+        if self.how.type.startswith("fp4"):
+            raise EngineUnavailable(
+                f"quantization_type {self.how.type}: the CPU engine does not multiply int4 weights by int8 "
+                "activations; use fp8 (int8 on a CPU), fp8_mlp_only or no_quant"
+            )
+        samples = read_samples(self.how.calibration, self.spec)
+        reduce_range = not multiplies_int8()
+        return Plan(
+            engine="openvino",
+            precision="int8",
+            artifact={
+                "graph": VERSION,
+                "int8": INT8_VERSION,
+                "mlp_only": self._mlp_only,
+                "alpha": self.how.alpha,
+                "calibration": self.how.calibration,
+                "texts": samples.digest,
+                "reduce_range": reduce_range,
+            },
+            fill=lambda folder: self._fill(folder, samples, reduce_range),
+            built_with={"openvino": version("openvino")},
+        )
+
+    @property
+    def _mlp_only(self) -> bool:
+        return self.how.type == "fp8_mlp_only"
+
+    def _fill(self, folder: Path, samples: Samples, reduce_range: bool) -> Quality:
+        """Writes the model, and measures it. Raises QualityError, EngineUnavailable without nncf."""
+        import_nncf()
+        if reduce_range:
+            log.warning("%s", NO_INT8)
+        limit = self.how.calibration.max_seq_length
+        texts, held_out = (
+            calibration_batches(encode(side, self.spec, self.checkpoint.folder / TOKENIZER, limit)) for side in samples
+        )
+        graph = build_graph(self.spec, self.checkpoint)
+        reference = outputs(OpenVinoEngine(graph, self.spec, "f32"), held_out)
+        started = time.perf_counter()
+        log.info("quantising to int8, calibrating with %d texts (%d batches)", len(samples.calibration), len(texts))
+        model = quantize(graph, texts, alpha=self.how.alpha, mlp_only=self._mlp_only, reduce_range=reduce_range)
+        openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
+        log.info("quantised in %.1f s; measuring on texts held out", time.perf_counter() - started)
+        engine = OpenVinoEngine(folder / MODEL, self.spec, self.precision, quantised=True)
+        quality = measure(reference, outputs(engine, held_out), self.spec.kind).check(self.bar)
+        log.info("quality of int8 beside f32: %s", quality)
+        return quality
+
+
+def outputs(engine: Engine, batches: Sequence[Batch]) -> Array:
+    """f32[N, D] of the texts, or f32[T, E] of their tokens where the model gives no rows of texts."""
+    if engine.info.row_width:
+        return np.concatenate([engine.forward(batch) for batch in batches])
+    return np.concatenate([engine.forward_tokens(batch)[1] for batch in batches])

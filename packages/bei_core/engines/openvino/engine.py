@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import platform
+import re
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,6 +22,8 @@ from bei_core.engines.openvino.rows import Grid, lay_out
 from bei_core.errors import EngineUnavailable
 from bei_core.spec import ModelSpec
 
+log = logging.getLogger(__name__)
+
 MODEL = "model.xml"  # with model.bin: OpenVINO's own format, for any processor
 
 # Beyond about this many tokens a batch gains nothing on two cores (docs/decisions/004-packed-rows.md).
@@ -29,20 +34,38 @@ _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
+NO_INT8 = (
+    "this processor has no instructions for int8 (AVX512_VNNI, AVX_VNNI, AMX): an int8 engine is slower here than one "
+    "of float32, and less exact where it was built on a processor that has them; better is quantization_type no_quant"
+)
+
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def precision_for(dtype: str) -> str:
     """What the CPU computes in for a `dtype` setting: bf16 for `auto` where the processor has it, else f32.
 
+    Of a quantised model (`int8`) it is what the rest of it computes in.
+
     Raises EngineUnavailable for a dtype that this processor, or this engine, does not compute in.
     """
     has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    precision = ("bf16" if has_bf16 else "f32") if dtype == "auto" else _PRECISIONS.get(dtype)
+    precision = ("bf16" if has_bf16 else "f32") if dtype in {"auto", "int8"} else _PRECISIONS.get(dtype)
     if precision is None or (precision == "bf16" and not has_bf16):
-        offered = "auto, float32" + (", bfloat16" if has_bf16 else "")
+        offered = "auto, int8, float32" + (", bfloat16" if has_bf16 else "")
         raise EngineUnavailable(f"the CPU engine does not compute in {dtype} on this processor; it offers {offered}")
     return precision
+
+
+def multiplies_int8() -> bool:
+    """Whether the processor adds products of int8 up in 32 bits: x86 with VNNI or AMX, or Arm."""
+    if platform.machine().lower() not in {"x86_64", "amd64"}:
+        return True
+    try:
+        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        return True
+    return flags is None or not {"avx512_vnni", "avx_vnni", "amx_int8"}.isdisjoint(flags.group(1).split())
 
 
 def compile_properties(precision: str) -> dict[str, object]:
@@ -66,13 +89,18 @@ def usable_cpus() -> int:
 
 
 class OpenVinoEngine:
-    """A model on the CPU, compiled from an engine folder whose weights stay mapped: processes share their pages."""
+    """A model on the CPU, of a file whose weights stay mapped, so that processes share their pages, or of a graph.
 
-    def __init__(self, folder: Path, spec: ModelSpec, precision: str) -> None:
+    `quantised` says that its products are in int8, whatever `precision` the rest computes in.
+    """
+
+    def __init__(
+        self, model: Path | openvino.Model, spec: ModelSpec, precision: str, *, quantised: bool = False
+    ) -> None:
         try:
-            compiled = openvino.Core().compile_model(folder / MODEL, "CPU", compile_properties(precision))
+            compiled = openvino.Core().compile_model(model, "CPU", compile_properties(precision))
         except RuntimeError as fault:
-            raise EngineUnavailable(f"{folder / MODEL} cannot be loaded here: {fault}; build it again") from fault
+            raise EngineUnavailable(f"{model} cannot be loaded here: {fault}; build it again") from fault
         self._request = compiled.create_infer_request()
         widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
@@ -80,7 +108,7 @@ class OpenVinoEngine:
         self.info = EngineInfo(
             name="openvino",
             device="cpu",
-            precision=precision,
+            precision="int8" if quantised else precision,
             row_width=widths.get(ROWS, 0),
             max_seq_len=spec.max_seq_len,
             batch_tokens=_WIDE_BATCH_TOKENS if widths.get(ROWS, 0) > _WIDE else BATCH_TOKENS,
@@ -121,4 +149,7 @@ class OpenVinoEngine:
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> OpenVinoEngine:
     """The engine of an engine folder, computing in `dtype`. Raises EngineUnavailable where the processor does not."""
-    return OpenVinoEngine(folder, spec, precision_for(dtype))
+    quantised = manifest.precision == "int8"
+    if quantised and not multiplies_int8():
+        log.warning("%s", NO_INT8)
+    return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=quantised)

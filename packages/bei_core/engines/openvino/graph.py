@@ -26,6 +26,9 @@ from bei_core.spec import Classifier, Dense, ModelSpec, Module, Normalize, Pooli
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
 
+# The node that ends the transformer: what comes after it is pooling, modules and heads.
+TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
+
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     """The model's graph with dynamic R, L and B. Raises UnsupportedModel, or CheckpointError naming a tensor."""
@@ -34,7 +37,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)
     tokens = family.make(spec.config, weights, spec.max_seq_len).graph(Inputs(*grid))
-    tokens = op.reshape(tokens, ops.ints(-1, spec.hidden_size), False)
+    tokens = op.reshape(tokens, ops.ints(-1, spec.hidden_size), False, name=TOKEN_VECTORS)
     top = _Top(spec, checkpoint, weights, family.anchor, op.reshape(grid[0], ops.ints(-1), False), Spans(*spans))
     results = []
     for name, x in top.outputs(tokens).items():

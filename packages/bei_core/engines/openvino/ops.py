@@ -47,9 +47,9 @@ def embedding(table: Array, ids: Node) -> Node:
     return op.gather(constant(table), ids, axis(0))
 
 
-def linear(x: Node, weight: Array, bias: Array | None) -> Node:
-    """[..., out] = x[..., in] @ weight[out, in]ᵀ + bias[out]."""
-    product = op.matmul(x, constant(weight), False, True)
+def linear(x: Node, weight: Array, bias: Array | None, name: str | None = None) -> Node:
+    """[..., out] = x[..., in] @ weight[out, in]ᵀ + bias[out]; the product's node has the name."""
+    product = op.matmul(x, constant(weight), False, True, name=name)
     return product if bias is None else op.add(product, constant(bias))
 
 
