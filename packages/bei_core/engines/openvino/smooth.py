@@ -2,7 +2,7 @@
 
 A few channels of a transformer's activations are far larger than the rest, and int8 has one scale for all of them. So
 each channel of an activation is divided by s = max|x|^a / max|w|^(1 - a), and the weights that it meets are multiplied
-by s: the product is the same, and part of the outliers is the weights' now, which have a scale a row. Which part is best
+by s: the product is the same, and part of the outliers is the weights' now, which have a scale a row. The best part
 differs more between the products of a layer than between models, so `a` is the one of a few that gives the least error
 of the products themselves, on activations of the calibration texts (docs/decisions/010-int8.md).
 """

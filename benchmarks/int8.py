@@ -1,0 +1,127 @@
+"""int8 beside the dtype that it is instead of: engines alone, in turns in one process, on packed batches of many sizes.
+
+Prints a table and writes it, with its JSON, to results/int8.{md,json}; the processor and what it lacks stand in it.
+
+    int8.py [MODEL] [--counters]      counters: where the time of both goes, by kind of operation
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import openvino
+
+from bei_core.batch import Batch
+from bei_core.bench.workload import texts
+from bei_core.config import Settings
+from bei_core.engines.base import Engine
+from bei_core.engines.manifest import Manifest
+from bei_core.engines.open import Opened, build_engine, load
+from bei_core.engines.openvino.engine import MODEL, compile_properties, multiplies_int8, precision_for, usable_cpus
+from bei_core.engines.openvino.quantize import calibration_batches
+from bei_core.engines.openvino.rows import lay_out
+from bei_core.tasks import Encoding
+from bei_core.tokens import TextTokenizer
+
+RESULTS = Path(__file__).parent / "results"
+_MODEL = ".models/all-MiniLM-L6-v2"
+_ROUNDS = 7
+_WORKLOADS = {"short": 1500, "mixed": 600, "long": 60}  # texts
+_BUDGETS = (64, 256, 512, 1024, 2048, 4096)  # tokens a batch
+
+
+def seconds_of(engine: Engine, batches: Sequence[Batch]) -> float:
+    """Of one pass over the batches."""
+    started = time.perf_counter()
+    for batch in batches:
+        engine.forward(batch)
+    return time.perf_counter() - started
+
+
+def compare(engines: Mapping[str, Engine], batches: Sequence[Batch]) -> dict[str, float]:
+    """Tokens a second of each engine, medians of rounds in turns, and the median of the rounds' ratios."""
+    for engine in engines.values():
+        seconds_of(engine, batches)
+    rounds = [{name: seconds_of(engine, batches) for name, engine in engines.items()} for _ in range(_ROUNDS)]
+    tokens = sum(batch.num_tokens for batch in batches)
+    found = {name: tokens / statistics.median(each[name] for each in rounds) for name in engines}
+    return {**found, "ratio": statistics.median(each["plain"] / each["int8"] for each in rounds)}
+
+
+def measure(engines: Mapping[str, Engine], tokenizer: TextTokenizer) -> list[dict[str, object]]:
+    """A line for each workload and size of batch."""
+    lines: list[dict[str, object]] = []
+    for workload, count in _WORKLOADS.items():
+        items = tokenizer.encode_now(texts(workload, count, 0), Encoding())
+        for budget in _BUDGETS:
+            figures = compare(engines, calibration_batches(items, budget))
+            lines.append({"workload": workload, "batch_tokens": budget, **figures})
+            print(lines[-1], file=sys.stderr)
+    return lines
+
+
+def table(lines: Sequence[Mapping[str, object]], facts: Mapping[str, object]) -> str:
+    """Markdown."""
+    said = "; ".join(f"{name} {value}" for name, value in facts.items())
+    head = f"| workload | tokens a batch | {facts['plain']}: tokens/s | int8: tokens/s | ratio |"
+    shown = "| {workload} | {batch_tokens} | {plain:,.0f} | {int8:,.0f} | {ratio:.2f} |"
+    rows = [shown.format(**line) for line in lines]
+    return "\n".join([f"{said}.\n", head, "|---|--:|--:|--:|--:|", *rows, ""])
+
+
+def counters(folder: Path, precision: str, batch: Batch) -> Counter[str]:
+    """Milliseconds of one batch by kind of operation and the precision that it ran in."""
+    properties = {**compile_properties(precision), "PERF_COUNT": True}
+    request = openvino.Core().compile_model(folder / MODEL, "CPU", properties).create_infer_request()
+    for _ in range(3):
+        request.infer(lay_out(batch).arrays())
+    spent: Counter[str] = Counter()
+    for node in request.get_profiling_info():
+        spent[f"{node.node_type} {node.exec_type}"] += round(node.real_time.total_seconds() * 1e6)
+    return spent
+
+
+def facts_of(manifest: Manifest) -> dict[str, object]:
+    """What the figures depend on."""
+    cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {
+        "processor": f"{usable_cpus()} of {cpu.group(1) if cpu else 'an unknown kind'}",
+        "int8 instructions": "yes" if multiplies_int8() else "no",
+        "OpenVINO": openvino.__version__,
+        "plain": precision_for("auto"),
+        "quality of int8": str(manifest.quality),
+    }
+
+
+def main() -> None:
+    """Builds both engines, measures, writes."""
+    given = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    model = given[0] if given else _MODEL
+    folders = {
+        "plain": build_engine(Settings(model_id=model)),
+        "int8": build_engine(Settings(model_id=model, quantization_type="fp8")),
+    }
+    opened: dict[str, Opened] = {name: load(folder) for name, folder in folders.items()}
+    one = opened["int8"]
+    tokenizer = TextTokenizer(one.tokenizer, max_seq_len=one.spec.max_seq_len, vocab_size=one.spec.vocab_size)
+    facts = facts_of(one.manifest)
+    if "--counters" in sys.argv:
+        batch = calibration_batches(tokenizer.encode_now(texts("mixed", 100, 0), Encoding()), 1024)[0]
+        for name, folder in folders.items():
+            print(name, json.dumps(dict(counters(folder, precision_for("auto"), batch).most_common(12)), indent=1))
+        return
+    lines = measure({name: each.engine for name, each in opened.items()}, tokenizer)
+    print(table(lines, facts))
+    (RESULTS / "int8.md").write_text(table(lines, facts))
+    (RESULTS / "int8.json").write_text(json.dumps({"model": model, "facts": facts, "lines": lines}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
