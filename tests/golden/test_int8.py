@@ -14,7 +14,6 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import Calibration, encode, read_samples
-from bei_core.engines.manifest import read_manifest
 from bei_core.engines.open import Opened, build_engine, load, open_engine
 from bei_core.engines.openvino.build import outputs
 from bei_core.engines.openvino.engine import multiplies_int8
@@ -35,15 +34,14 @@ FOLDERS = {
         "xlmr-rerank-f16",
         "modernbert-ner",
         "deberta-v3-list-cls",
-        "gte-en-plain",
-        "nomic-mean-bf16",
         "splade-bert",
         "colbert-v2",
         "gemma2-multilingual",
-        "qwen2-gte-both-ways",
         "qwen3-yes-no-tied",
     )
 }
+
+NUM_TEXTS = 48  # of the 200: 36 to calibrate with, 12 held out
 
 # Weights of chance make activations without outliers and scores that are nearly equal, so that bars for real models say
 # little of them; what is held here is that int8 comes near f32 at all.
@@ -54,7 +52,7 @@ LOW = {"quality_mean_cosine": 0.98, "quality_top_label_agreement": 0.8, "quality
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set that takes little time."""
     path = tmp_path_factory.mktemp("texts") / "own.txt"
-    path.write_text("\n".join(text.replace("\n", " ")[:200] for text in mixed_texts()[:80]))
+    path.write_text("\n".join(text.replace("\n", " ")[:100] for text in mixed_texts()[:NUM_TEXTS]))
     return path
 
 
@@ -128,15 +126,15 @@ def test_the_gate_refuses_what_is_below_the_bar_and_leaves_nothing(texts: Path, 
     assert not list((tmp_path / "cache").glob("engines/*/manifest.json"))
 
 
-def test_an_engine_built_under_a_lower_bar_is_not_served_under_a_higher(texts: Path, tmp_path: Path) -> None:
-    folder = build_engine(settings(FOLDERS["bert-mean-cls-list"], texts, **LOW), tmp_path / "engine")
+def test_an_engine_built_under_a_lower_bar_is_not_served_under_a_higher(built: Callable[[str], Opened]) -> None:
+    folder = str(built("bert-mean-cls-list").tokenizer.parent)
     with pytest.raises(QualityError, match="too far from f32"):
-        open_engine(Settings(model_id=str(folder), quality_mean_cosine=1.0))
+        open_engine(Settings(model_id=folder, quality_mean_cosine=1.0))
     with pytest.raises(ConfigError, match="build it again for quantization_type no_quant"):
-        open_engine(Settings(model_id=str(folder), quantization_type="no_quant"))
-    for same in (Settings(model_id=str(folder), dtype="int8"), Settings(model_id=str(folder), dtype="float32")):
-        low = Settings.load({"model_id": same.model_id, "dtype": same.dtype, **LOW}, {})
-        assert open_engine(low).engine.info.precision == "int8"
+        open_engine(Settings(model_id=folder, quantization_type="no_quant"))
+    for dtype in ("int8", "float32", "auto"):
+        asked = Settings.load({"model_id": folder, "dtype": dtype, **LOW}, {})
+        assert open_engine(asked).engine.info.precision == "int8"
 
 
 def test_an_engine_that_is_not_quantised_is_not_served_as_one(tmp_path: Path) -> None:
@@ -187,23 +185,18 @@ def test_without_nncf_the_error_says_how_to_install_it(
         build_engine(settings(FOLDERS["bert-mean-cls-list"], texts, **LOW), tmp_path / "engine")
 
 
-def test_nothing_is_printed(texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    build_engine(settings(FOLDERS["bert-mean-cls-list"], texts, **LOW), tmp_path / "engine")
-    assert capfd.readouterr().out == ""
-
-
-def test_minilm_passes_the_bar_on_texts_that_it_was_not_calibrated_with(minilm: Checkpoint, tmp_path: Path) -> None:
-    folder = build_engine(
-        Settings(model_id=str(minilm.folder), quantization_type="fp8", calib_size=64), tmp_path / "engine"
-    )
-    quality = read_manifest(folder).quality
-    assert quality is not None
+def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
+    minilm: Checkpoint, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = build_engine(settings(minilm.folder, texts), tmp_path / "engine")
+    assert capfd.readouterr().out == ""  # where `bei build` says where the engine is, and nothing else may
+    reference = load_minilm()
+    items = [Tokens(ids, np.zeros_like(ids)) for ids in reference.ids[NUM_TEXTS:]]
+    rows = rows_of(load(folder).engine, calibration_batches(items, 1024))
+    quality = measure(reference.vectors[NUM_TEXTS:], rows, "embedding")
+    # Without instructions for int8, weights have 7 bits.
     assert quality.mean_cosine > (0.996 if multiplies_int8() else 0.993)
-    opened, reference = load(folder), load_minilm()
-    items = [Tokens(ids, np.zeros_like(ids)) for ids in reference.ids]
-    rows = rows_of(opened.engine, [Batch.pack(items[:64]), Batch.pack(items[64:])])
-    golden = measure(reference.vectors, rows, "embedding")
-    assert golden.mean_cosine > (0.996 if multiplies_int8() else 0.99)
+    assert quality.min_cosine > (0.97 if multiplies_int8() else 0.95)
 
 
 def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bei_core.checkpoint import resolve
-from bei_core.engines.calibration import HUB_DEFAULT, Calibration, Samples, encode, read_samples
+from bei_core.config import Settings
+from bei_core.engines.calibration import HUB_DEFAULT, Calibration, Samples, encode, quantization_of, read_samples
 from bei_core.errors import ConfigError
 from bei_core.spec import ModelSpec, read_spec
 from bei_core.tasks import Pair, Templated
@@ -113,3 +114,14 @@ def test_inputs_are_encoded_with_the_models_length_and_no_longer_than_asked(embe
     lengths = [len(tokens) for tokens in encode(samples.calibration, embedder, tokenizer, 1536)]
     assert max(lengths) == embedder.max_seq_len
     assert max(len(tokens) for tokens in encode(samples.calibration, embedder, tokenizer, 12)) == 12
+
+
+def test_what_is_asked_for_is_the_setting_or_the_dtype() -> None:
+    assert quantization_of(Settings()) is quantization_of(Settings(quantization_type="no_quant")) is None
+    asked = Settings(quantization_type="fp8_mlp_only", smooth_quant_alpha=0.7, calib_size=64, calib_dataset="own.txt")
+    found = quantization_of(asked)
+    assert found is not None
+    assert (found.type, found.alpha) == ("fp8_mlp_only", 0.7)
+    assert found.calibration == Calibration(dataset="own.txt", size=64)
+    assert quantization_of(Settings(dtype="int8")) == quantization_of(Settings(quantization_type="fp8"))
+    assert quantization_of(Settings(dtype="float32", quantization_type="fp8")) is not None
