@@ -125,3 +125,25 @@ def test_what_is_asked_for_is_the_setting_or_the_dtype() -> None:
     assert found.calibration == Calibration(dataset="own.txt", size=64)
     assert quantization_of(Settings(dtype="int8")) == quantization_of(Settings(quantization_type="fp8"))
     assert quantization_of(Settings(dtype="float32", quantization_type="fp8")) is not None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"smooth_quant_alpha": 1.5}, "Expected `float` <= 1"),
+        ({"quantization_type": "int8"}, "expected one of no_quant, fp8, fp8_kv, fp8_mlp_only, fp4"),
+        ({"dtype": "int8", "quantization_type": "no_quant"}, "exclude each other"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(flags: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        Settings.load(flags, {})
+
+
+def test_trusss_block_says_how_to_calibrate_where_it_quantises() -> None:
+    build = {"base_model": "encoder", "checkpoint_repository": {"source": "HF", "repo": "a/b"}}
+    plain = Settings.from_truss_config({"trt_llm": {"build": build}})
+    assert (plain.quantization_type, plain.calib_size) == (None, 512)
+    asked = {**build, "quantization_type": "fp8", "quantization_config": {"calib_size": 128}}
+    settings = Settings.from_truss_config({"trt_llm": {"build": asked}})
+    assert (settings.quantization_type, settings.calib_size, settings.calib_dataset) == ("fp8", 128, HUB_DEFAULT)
