@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ class _Int8:
                 "reduce_range": reduce_range,
             },
             fill=lambda folder: self._fill(folder, samples, reduce_range),
-            built_with={"openvino": version("openvino")},
+            built_with={name: version(name) for name in ("openvino", "nncf") if find_spec(name) is not None},
         )
 
     @property
