@@ -196,7 +196,7 @@ def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
     quality = measure(reference.vectors[NUM_TEXTS:], rows, "embedding")
     # Few texts to calibrate with, of many scripts to measure on; a real build gives 0.9977 on its own texts held out.
     # Without instructions for int8, weights have 7 bits.
-    assert quality.mean_cosine > (0.993 if multiplies_int8() else 0.99)
+    assert quality.mean_cosine > (0.992 if multiplies_int8() else 0.99)
     assert quality.min_cosine > 0.92
 
 
