@@ -73,7 +73,8 @@ def table(lines: Sequence[Mapping[str, object]], facts: Mapping[str, object]) ->
     head = f"| workload | tokens a batch | {facts['plain']}: tokens/s | int8: tokens/s | ratio |"
     shown = "| {workload} | {batch_tokens} | {plain:,.0f} | {int8:,.0f} | {ratio:.2f} |"
     rows = [shown.format(**line) for line in lines]
-    return "\n".join([f"{said}.\n", head, "|---|--:|--:|--:|--:|", *rows, ""])
+    note = "Made by benchmarks/int8.py. On a machine that others use too, read the ratios, not the tokens/s.\n"
+    return "\n".join([note, f"{said}.\n", head, "|---|--:|--:|--:|--:|", *rows, ""])
 
 
 def counters(folder: Path, precision: str, batch: Batch) -> Counter[str]:
