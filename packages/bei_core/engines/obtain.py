@@ -127,7 +127,7 @@ class Supply:
         manifest, make = self._recipe()
         answer = Request(manifest.artifact, manifest.source, manifest.revision)
         held = self.store.obtain(manifest.artifact, lambda folder: self._fill(folder, manifest, make))
-        if not self._is_folder:  # another folder, or the hub, may be meant by the same name elsewhere
+        if not self._is_local:  # another folder, or the hub, may be meant by the same name elsewhere
             self.store.remember(key, answer)
         self._share(held.folder, key, answer)
         return held
@@ -151,7 +151,7 @@ class Supply:
             return
         try:
             self._remote.push(folder, force=self._remote_is_damaged)
-            if not self._is_folder:
+            if not self._is_local:
                 self._remote.remember(key, answer)
         except CheckpointError as fault:
             log.warning("the engine is not shared with other replicas: %s", fault)

@@ -127,19 +127,18 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
     template = chosen_template(settings.rerank_template, None)
     if template is not None and not load_spec(folder / SPEC).answers_as(template):
         raise ConfigError(f"{folder} is built without the answers of this rerank_template; build it again with it")
-    asked = quantization_of(settings)
-    if asked is not None and manifest.quality is None:
-        raise ConfigError(f"{folder} is not quantised; build it again for quantization_type {asked.type}")
-    if settings.quantization_type == "no_quant" and manifest.quality is not None:
-        raise ConfigError(f"{folder} is quantised; build it again for quantization_type no_quant")
     opened = load(folder, None if settings.dtype == "auto" else settings.dtype)
     _check_quality(settings, opened)
     return opened
 
 
 def _check_quality(settings: Settings, opened: Opened) -> None:
-    """Raises QualityError where the engine was built under a lower bar than the settings'."""
-    quality = opened.manifest.quality
+    """Raises ConfigError where it is quantised and should not be, or the reverse; QualityError below the bar."""
+    quality, asked = opened.manifest.quality, quantization_of(settings)
+    if asked is not None and quality is None:
+        raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")
+    if quality is not None and settings.quantization_type == "no_quant":
+        raise ConfigError(f"{settings.model_id} is quantised; build it again for quantization_type no_quant")
     if quality is not None:
         quality.check(bar_of(settings))
 
