@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 import orjson
 
 # Libraries that write a line or more a request, or where they found their endpoint.
-_TALKATIVE = ("httpx", "botocore", "aiobotocore", "azure", "google")
+_TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
 
 
 class JsonFormatter(logging.Formatter):

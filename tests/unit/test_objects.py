@@ -44,7 +44,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
         ("abfss://container@account.dfs.core.windows.net/a", "abfs", {"account_name": "account"}, "container/a"),
         ("az://container/a", "abfs", {}, "container/a"),
         ("abfs://container/a", "abfs", {}, "container/a"),
-        ("file:///srv/models/a", "file", {}, "/srv/models/a"),
+        ("file:///srv/models/a", "file", {"auto_mkdir": True}, "/srv/models/a"),
         ("memory://a/b", "memory", {}, "a/b"),
     ],
 )
