@@ -14,7 +14,8 @@ from starlette.responses import Response
 
 from bei_core.config import Settings
 from bei_core.errors import RequestError
-from bei_core.http.app import App
+from bei_core.http.app import App, make_app
+from bei_core.http.truss_routes import add_routes
 from bei_core.metrics import shared_metrics
 from bei_core.service import Service
 
@@ -33,7 +34,8 @@ class Model:
         logging.getLogger("uvicorn.access").disabled = True
         if self._app is None:
             settings = Settings.from_truss_config(self._config, os.environ, self._secrets)
-            self._app = App(*Service.open_all(settings, shared_metrics()))
+            self._app, everything = make_app(*Service.open_all(settings, shared_metrics()))
+            add_routes(everything)
 
     async def predict(self, request: Request) -> Response:
         """`POST /v1/models/model:predict`, Baseten's `/predict`: the route that takes such a body."""

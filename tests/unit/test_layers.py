@@ -68,7 +68,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.http.routes",),
     ("bei_core.http.openapi",),
     ("bei_core.http.app",),
-    ("bei_core.http.server",),
+    ("bei_core.http.server", "bei_core.http.truss_routes"),
     # 9
     ("bei_core.cli",),
 )
