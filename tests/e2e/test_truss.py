@@ -217,8 +217,9 @@ def test_metrics_are_on_trusss_own_page(server: Server) -> None:
     assert "te_queue_size" in after
 
 
-@pytest.mark.parametrize("path", ["/v1/embeddings", PREDICT])
+@pytest.mark.parametrize("path", ["/v1/embeddings", PREDICT, "/embeddings"])
 def test_a_caller_who_leaves_is_not_computed_for(server: Server, path: str) -> None:
+    """The last is a route that Truss's server does not have itself."""
     before = metrics(server)
     body = httpx.Request("POST", server.url, json={"input": [LONG] * 1024}).content
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
@@ -237,10 +238,11 @@ def test_requests_leave_no_line_in_the_log(server: Server) -> None:
 
 def test_what_was_accepted_before_sigterm_is_answered(truss: Truss, started: Server, folder: Path) -> None:
     """A server of its own, which starts from the engine that the other one built."""
+    paths = ("/v1/embeddings", "/embeddings") * 2
     with Server(truss, folder / "drained") as server, ThreadPoolExecutor(4) as pool:
         assert "engine built" in started.log
         assert "engine built" not in server.log
-        asked = [pool.submit(post, server, "/v1/embeddings", {"input": SLOW}) for _ in range(4)]
+        asked = [pool.submit(post, server, path, {"input": SLOW}) for path in paths]
         wait_until(lambda: metrics(server).get("te_request_count", 0) >= len(asked))
         server.terminate()
         assert not all(reply.done() for reply in asked), "too fast a machine: give it more to do"
