@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import requests
 from baseten_performance_client import PerformanceClient
+from starlette.types import ASGIApp
 
 from bei_core.config import Settings
 from bei_core.http.app import make_app
@@ -90,7 +90,7 @@ def truss(tmp_path_factory: pytest.TempPathFactory, bei: dict[str, Any]) -> Iter
 
 
 @pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory, bei: dict[str, Any]) -> Iterator[Any]:
+def app(tmp_path_factory: pytest.TempPathFactory, bei: dict[str, Any]) -> Iterator[ASGIApp]:
     config = {"model_metadata": {"bei": {**bei, "cache_dir": str(tmp_path_factory.mktemp("cache"))}}}
     services = Service.open_all(Settings.from_truss_config(config))
     yield make_app(*services)[1]
@@ -99,7 +99,7 @@ def app(tmp_path_factory: pytest.TempPathFactory, bei: dict[str, Any]) -> Iterat
 
 
 async def both(
-    truss: str, app: Any, method: str, path: str, body: object, **headers: str
+    truss: str, app: ASGIApp, method: str, path: str, body: object, **headers: str
 ) -> tuple[httpx.Response, httpx.Response]:
     """The replies of Truss's server and of `bei serve`'s application."""
     async with (
@@ -113,7 +113,7 @@ async def both(
         )
 
 
-def assert_alike(one: Any, other: Any) -> None:
+def assert_alike(one: Any, other: Any) -> None:  # noqa: ANN401 - JSON
     """The same but for the last digits of numbers, and for what no two replies share."""
     if isinstance(other, dict):
         assert one.keys() == other.keys()
@@ -135,7 +135,7 @@ def test_the_table_leaves_no_route_out() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "body"), [*ANSWERED, *REFUSED])
-async def test_a_reply_is_that_of_bei_serve(truss: str, app: Any, method: str, path: str, body: object) -> None:
+async def test_a_reply_is_that_of_bei_serve(truss: str, app: ASGIApp, method: str, path: str, body: object) -> None:
     one, other = await both(truss, app, method, path, body, **{"x-baseten-request-id": "mine"})
     assert (one.status_code, one.headers["x-request-id"]) == (other.status_code, "mine")
     assert one.status_code == 200 or (method, path, body) in REFUSED
@@ -150,14 +150,14 @@ async def test_a_reply_is_that_of_bei_serve(truss: str, app: Any, method: str, p
 
 
 @pytest.mark.parametrize("headers", [{"accept": "application/msgpack"}, {"accept-encoding": "zstd"}], ids=str)
-async def test_formats_and_codings(truss: str, app: Any, headers: dict[str, str]) -> None:
+async def test_formats_and_codings(truss: str, app: ASGIApp, headers: dict[str, str]) -> None:
     one, other = await both(truss, app, "POST", "/embed_all", {"inputs": TEXTS}, **headers)
     for name in ("content-type", "content-encoding"):
         assert one.headers.get(name) == other.headers.get(name)
     assert abs(len(one.content) - len(other.content)) < 0.05 * len(other.content)
 
 
-async def test_a_deadline_that_has_passed(truss: str, app: Any) -> None:
+async def test_a_deadline_that_has_passed(truss: str, app: ASGIApp) -> None:
     one, other = await both(truss, app, "POST", "/embed", {"inputs": "a"}, **{"request-deadline-ms": "1"})
     assert (one.status_code, one.json()) == (other.status_code, other.json())
     assert one.status_code == 504

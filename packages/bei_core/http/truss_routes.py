@@ -47,7 +47,7 @@ class Rest(BaseRoute):
 
 
 def add_routes(app: ASGIApp) -> bool:
-    """Whether Truss's server now answers with `app` where it has no route itself; where it does not, the log says so."""
+    """Whether Truss's server now answers with `app` where it has no route of its own; the log says if not."""
     try:
         routes = _truss_app().router.routes
         with _undone_on_failure(routes):
@@ -62,7 +62,9 @@ def add_routes(app: ASGIApp) -> bool:
 
 def _truss_app() -> Starlette:
     """Truss's application. Raises TrussChanged unless there is exactly one."""
-    found = [each for each in gc.get_objects() if issubclass(type(each), Starlette) and _is_trusss(each)]
+    found: list[Starlette] = [
+        each for each in gc.get_objects() if issubclass(type(each), Starlette) and _is_trusss(each)
+    ]
     if len(found) != 1:
         raise TrussChanged(f"{len(found)} applications of the process have a route {_PREDICT}, where one was expected")
     return found[0]
