@@ -1,4 +1,4 @@
-"""The `bei` command: serve, build, engines, embed, bench, doctor."""
+"""The `bei` command: serve, build, engines, embed, bench, doctor, truss."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from bei_core.config import Settings
 from bei_core.engines_cli import app as engines_app
 from bei_core.errors import BeiError, ConfigError
 from bei_core.logs import configure_logging
+from bei_core.truss_cli import app as truss_app
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
-
 app.add_typer(engines_app, name="engines")
+app.add_typer(truss_app, name="truss")
 
 # A field's trailing comment in the source, `name: type = default  # comment`, is its help text.
 _COMMENT = re.compile(r"^    (\w+): .*?  # (.*)$", re.MULTILINE)

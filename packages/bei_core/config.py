@@ -146,10 +146,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     def load(cls, flags: Mapping[str, object], environ: Mapping[str, str], config: Path | None = None) -> Settings:
         """The settings of a command line; a flag that is None was not given.
 
-        Raises ConfigError naming the source of what is unknown or out of range.
+        The secrets that the config declares are read as Baseten mounts them. Raises ConfigError naming the source of
+        what is unknown or out of range.
         """
-        block = {} if config is None else _block(_read_yaml(config))
-        return _settings(block, environ, _typed(flags, lambda name: f"--{name.replace('_', '-')}"))
+        given = {} if config is None else read_yaml(config)
+        secrets = _present(given.get("secrets") or (), lambda name: (_SECRETS_DIR / name).read_text(encoding="utf-8"))
+        return _settings(_block(given), environ, _typed(flags, lambda name: f"--{name.replace('_', '-')}"), secrets)
 
     @classmethod
     def from_truss_config(
@@ -162,8 +164,12 @@ class Settings(Struct, frozen=True, kw_only=True):
 
         Raises ConfigError.
         """
-        return _settings(_block(config), environ or {}, {}, _present(config.get("secrets") or (), secrets or {}))
+        return _settings(
+            _block(config), environ or {}, {}, _present(config.get("secrets") or (), (secrets or {}).__getitem__)
+        )
 
+
+_SECRETS_DIR = Path("/secrets")  # where Baseten puts a secret, in a file of its name
 
 # What is one model's own, so that there is no saying whose it is where there are several.
 _OF_ONE_MODEL = (
@@ -263,12 +269,12 @@ def _from_environ(environ: Mapping[str, str]) -> dict[str, object]:
     return values
 
 
-def _present(declared: Iterable[str], secrets: Mapping[str, str]) -> dict[str, str]:
+def _present(declared: Iterable[str], read: Callable[[str], str]) -> dict[str, str]:
     """The secrets that config.yaml declares and that have a value."""
     found = {}
     for name in declared:
         try:
-            found[name] = secrets[name].strip()  # it may come from a file that ends with a new line
+            found[name] = read(name).strip()  # it may come from a file that ends with a new line
         except Exception:  # truss's SecretNotFound is no KeyError, and a class that only its server has
             log.warning("secret %s is declared in config.yaml and has no value", name)
     return found
@@ -284,7 +290,7 @@ def _from_secrets(secrets: Mapping[str, str], trt_llm: object) -> dict[str, obje
     return {setting: values[0] for setting, values in found.items() if values}
 
 
-def _read_yaml(path: Path) -> Mapping[str, object]:
+def read_yaml(path: Path) -> Mapping[str, Any]:
     """What a config.yaml says. Raises ConfigError where it cannot be read or is not a mapping."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))

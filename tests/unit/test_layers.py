@@ -70,6 +70,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.http.app",),
     ("bei_core.http.server", "bei_core.http.truss_routes"),
     # 9
+    ("bei_core.truss_init",),
+    ("bei_core.truss_cli",),
     ("bei_core.cli",),
 )
 LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in modules}
@@ -84,8 +86,8 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "compression": "bei_core.http.negotiation",
     "uvicorn": "bei_core.http.server",
     "httptools": "bei_core.bench.",
-    "yaml": "bei_core.config",
-    "typer": ("bei_core.cli", "bei_core.engines_cli"),
+    "yaml": ("bei_core.config", "bei_core.truss_init"),
+    "typer": ("bei_core.cli", "bei_core.engines_cli", "bei_core.truss_cli"),
     "huggingface_hub": "bei_core.checkpoint.hub",
     "fsspec": "bei_core.objects",
 }
