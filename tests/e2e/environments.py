@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TRUSS = ROOT / ".venv-truss"
+TRUSS = Path(os.environ.get("BEI_TRUSS_PYTHON") or ROOT / ".venv-truss" / "bin" / "python").parents[1]
 TRUSS_SERVER = ROOT / ".venv-truss-server"
 CLIENTS = ROOT / ".venv-clients"
 

@@ -23,6 +23,7 @@ from tests.e2e.environments import ROOT, TRUSS, TRUSS_SERVER, python_of, run_in
 from tests.fakes import SAFETY_S
 
 # Runs in .venv-truss. The archive is the one that push uploads; `validate_forbid_extra` is what push alone checks.
+# Without a repository, what was uploaded is there already.
 _LAY_OUT = """
 import sys, tarfile
 from pathlib import Path
@@ -31,11 +32,12 @@ from truss.cli.cli import truss_cli
 from truss.contexts.local_loader.docker_build_emulator import DockerBuildEmulator
 from truss.remote.baseten.core import archive_dir
 
-repository, target = Path(sys.argv[1]), Path(sys.argv[2])
+target, *repository = map(Path, sys.argv[1:])
 upload, context, root = target / "upload", target / "context", target / "root"
-TrussConfig.from_yaml(repository / "config.yaml").validate_forbid_extra()
-with archive_dir(repository, config_yaml_override=sys.stdin.buffer.read()) as file:
-    tarfile.open(fileobj=file).extractall(upload, filter="data")
+for folder in repository:
+    TrussConfig.from_yaml(folder / "config.yaml").validate_forbid_extra()
+    with archive_dir(folder, config_yaml_override=sys.stdin.buffer.read()) as file:
+        tarfile.open(fileobj=file).extractall(upload, filter="data")
 TrussConfig.from_yaml(upload / "config.yaml").validate_forbid_extra()
 truss_cli(["image", "build-context", str(context), str(upload)], standalone_mode=False)
 root.mkdir()
@@ -87,18 +89,34 @@ class Truss:
     upload: Path
     context: Path
     root: Path
+    venv: Path = TRUSS_SERVER  # with what the image has installed
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config.yaml of the image."""
+        return dict(yaml.safe_load((self.root / "app" / "config.yaml").read_text()))
 
 
 def lay_out(target: Path, bei: Mapping[str, object]) -> Truss:
     """This repository's Truss under `target`, with `bei` as its model_metadata.bei."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "config.yaml").read_text())
     config["model_metadata"]["bei"] = dict(bei)
-    settings = target / "settings" / "truss" / "settings.toml"
-    settings.parent.mkdir(parents=True)
-    settings.write_text("[preferences]\ncheck_for_updates = false\n")  # it would ask the package index
-    environ = {"XDG_CONFIG_HOME": str(target / "settings"), "HF_HUB_OFFLINE": "1"}
-    run_in(TRUSS, ["-c", _LAY_OUT, ROOT, target], given=yaml.safe_dump(config), environ=environ)
+    run_in(TRUSS, ["-c", _LAY_OUT, target, ROOT], given=yaml.safe_dump(config), environ=truss_environ(target))
     return Truss(target / "upload", target / "context", target / "root")
+
+
+def lay_out_upload(target: Path, venv: Path) -> Truss:
+    """The Truss that `target / "upload"` holds; `venv` is for what its image installs."""
+    run_in(TRUSS, ["-c", _LAY_OUT, target], environ=truss_environ(target))
+    return Truss(target / "upload", target / "context", target / "root", venv)
+
+
+def truss_environ(folder: Path) -> dict[str, str]:
+    """What keeps truss, which has its settings and its copies in `folder`, off the network."""
+    settings = folder / "settings" / "truss" / "settings.toml"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text("[preferences]\ncheck_for_updates = false\n")  # it would ask the package index
+    return {"XDG_CONFIG_HOME": str(folder / "settings"), "HOME": str(folder), "HF_HUB_OFFLINE": "1"}
 
 
 def difference(truss: Truss) -> str:
@@ -109,9 +127,12 @@ def difference(truss: Truss) -> str:
 class Server:
     """Truss's server over a laid-out Truss, ready to answer; killed at the end of the `with` block at the latest."""
 
-    def __init__(self, truss: Truss, folder: Path) -> None:
+    ready = "/v1/models/model"
+
+    def __init__(self, truss: Truss, folder: Path, environ: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True)
         self._truss = truss
+        self._given = environ or {}
         self._folder = folder
         self._log = folder / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -154,20 +175,22 @@ class Server:
     def _start(self) -> bool:
         """Starts the process on a port that was free a moment ago; whether it is this process that listens there."""
         self.port = _free_port()
-        inside = self._truss.root
-        environ = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self._folder),
-            "PYTHONPATH": str(inside / "packages"),
-            "INFERENCE_SERVER_PORT": str(self.port),
-            "HF_HUB_OFFLINE": "1",
-        }
-        command = [python_of(TRUSS_SERVER), "main.py"]
+        config = self._truss.config.get("environment_variables") or {}
+        environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "HF_HUB_OFFLINE": "1", **config}
+        environ |= {"PYTHONPATH": str(self._truss.root / "packages"), "INFERENCE_SERVER_PORT": str(self.port)}
         self._output = self._log.open("wb")
         self._process = subprocess.Popen(
-            command, cwd=inside / "app", env=environ, stdout=self._output, stderr=subprocess.STDOUT
+            self.command(),
+            cwd=self._truss.root / "app",
+            env={**environ, **self._given},
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
         )
         return self._wait_for(re.compile(f"{_LISTENS}|{_TAKEN}")) == _LISTENS
+
+    def command(self) -> list[str]:
+        """What the image's entry point runs."""
+        return [python_of(self._truss.venv), "main.py"]
 
     def _wait_for(self, pattern: re.Pattern[str]) -> str:
         """The first match in the log. Raises AssertionError with the log if the process ends without."""
@@ -186,7 +209,7 @@ class Server:
         limit = time.monotonic() + SAFETY_S
         while time.monotonic() < limit and self._running().poll() is None:
             with suppress(httpx.TransportError):  # it ends while it is asked where the model does not load
-                if httpx.get(f"{self.url}/v1/models/model").status_code == 200:
+                if httpx.get(self.url + self.ready).status_code == 200:
                     return
             time.sleep(0.05)
         raise AssertionError(f"Truss's server did not become ready:\n{self.log}")

@@ -1,0 +1,157 @@
+"""`truss push --publish --promote`, for real but for Baseten itself, and the clients of what it deploys.
+
+Marked `push`: run by `make test-push` and by CI, not by `make test`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import requests
+from baseten_performance_client import PerformanceClient
+
+from tests.e2e.baseten import DEPLOYMENT, KEY, Baseten
+from tests.e2e.deployed import (
+    build,
+    config_without,
+    copy_of_the_repository,
+    deployed,
+    sizes,
+    truss_cli,
+    truss_version,
+)
+from tests.e2e.environments import ROOT
+from tests.e2e.truss_server import Server, Truss
+from tests.fakes import SAFETY_S
+from tests.golden.cases import load_minilm
+from tests.golden.tolerance import BF16, compare
+
+pytestmark = pytest.mark.push
+
+REFERENCE = load_minilm()
+TEXTS = list(REFERENCE.texts[:40])
+PUSH = ["push", "--publish", "--promote"]
+FORMS = {"model.py": ROOT, "docker_server": ROOT / "examples" / "docker_server"}
+
+
+@pytest.fixture(scope="module")
+def venvs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("venvs")
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def form(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def baseten(form: str) -> Iterator[Baseten]:
+    with Baseten() as baseten:
+        yield baseten
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def truss(baseten: Baseten, form: str, venvs: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Truss:
+    """The image of what was pushed from this repository."""
+    print(truss_cli(baseten, FORMS[form], PUSH, home=home))
+    return build(baseten, tmp_path_factory.mktemp("image"), venvs)
+
+
+@pytest.fixture(scope="module")
+def container(baseten: Baseten, truss: Truss, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with deployed(baseten, truss, tmp_path_factory.mktemp("run") / "container") as server:
+        yield server
+
+
+@pytest.fixture
+def url(baseten: Baseten, container: Server) -> str:
+    """What stands in a client where Baseten's documentation has https://model-xxxxxx.api.baseten.co."""
+    return baseten.url
+
+
+def test_push_sends_what_serves_and_nothing_else(truss: Truss, baseten: Baseten, form: str) -> None:
+    found = sizes(truss)
+    folders = {"data", "model", "packages"} if form == "model.py" else {"packages"}
+    assert {name.split("/")[0] for name in found} <= {"config.yaml", ".truss_ignore"} | folders
+    assert not [name for name in found if "test" in name or "golden" in name or "benchmark" in name]
+    assert len(baseten.uploads[-1].archive) < 2_000_000
+    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "packages").rglob("*.py")}
+    assert {name for name in found if name.endswith(".py") and name.startswith("packages")} == ours
+
+
+def test_push_is_promoted_and_asks_baseten_for_nothing_unknown(truss: Truss, baseten: Baseten) -> None:
+    assert baseten.uploads[-1].environment == "production"
+    assert baseten.operations[-1] == "create_model_from_truss"
+    assert "truss_validation" in baseten.operations
+
+
+def test_push_does_not_change_the_repository(truss: Truss, form: str) -> None:
+    before = (FORMS[form] / "config.yaml").read_text()
+    assert "external_package_dirs" in before or form == "model.py"
+    assert truss.config["model_metadata"]["bei"]
+
+
+def test_push_and_the_openai_client(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/environments/production/sync/v1", api_key=KEY, timeout=SAFETY_S) as client:
+        reply = client.embeddings.create(input=TEXTS, model="not-required")
+    compare(np.array([item.embedding for item in reply.data], np.float32), REFERENCE.vectors[:40], BF16)
+
+
+def test_push_and_a_wrong_key(url: str) -> None:
+    with openai.OpenAI(base_url=f"{url}/environments/production/sync/v1", api_key="no", max_retries=0) as client:
+        with pytest.raises(openai.PermissionDeniedError):
+            client.embeddings.create(input="a", model="m")
+
+
+def test_push_and_basetens_predict(url: str) -> None:
+    for address in ("environments/production", f"deployment/{DEPLOYMENT}"):
+        reply = requests.post(
+            f"{url}/{address}/predict",
+            headers={"Authorization": f"Api-Key {KEY}"},
+            json={"input": TEXTS, "model": "m"},
+            timeout=SAFETY_S,
+        )
+        assert reply.status_code == 200, reply.text
+        found = np.array([item["embedding"] for item in reply.json()["data"]], np.float32)
+        compare(found, REFERENCE.vectors[:40], BF16)
+
+
+def test_push_and_truss_predict(url: str, baseten: Baseten, form: str, home: Path) -> None:
+    data = json.dumps({"inputs": TEXTS[:3]})
+    printed = truss_cli(baseten, FORMS[form], ["predict", "--published", "-d", data], home=home)
+    vectors = json.loads(printed[printed.index("[\n") :])
+    compare(np.array(vectors, np.float32), REFERENCE.vectors[:3], BF16)
+
+
+def test_push_and_the_performance_client(url: str) -> None:
+    client = PerformanceClient(base_url=f"{url}/environments/production/sync", api_key=KEY)
+    reply = client.embed(input=TEXTS, model="m", batch_size=8)
+    compare(reply.numpy(), REFERENCE.vectors[:40], BF16)
+    (posted,) = client.batch_post(url_path="/embed", payloads=[{"inputs": TEXTS[:2]}]).data
+    compare(np.array(posted, np.float32), REFERENCE.vectors[:2], BF16)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/predict"])
+def test_push_and_a_route_that_the_model_is_not_for(url: str, path: str) -> None:
+    """An embedding model ranks and classifies nothing: BEI says so itself, where a missing route would be a 404."""
+    body = {"query": "a", "texts": ["b"]} if path == "/rerank" else {"inputs": "a", "raw_scores": True}
+    headers = {"Authorization": f"Api-Key {KEY}"}
+    reply = httpx.post(f"{url}/environments/production/sync{path}", headers=headers, json=body, timeout=SAFETY_S)
+    assert (reply.status_code, reply.json()["error_type"]) == (424, "WrongTask")
+
+
+def test_push_with_the_truss_that_was_asked_for() -> None:
+    wanted = os.environ.get("TRUSS_VERSION") or (ROOT / "requirements" / "truss.txt").read_text().strip()
+    assert truss_version() == wanted.removeprefix("truss==")
