@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
 
-.PHONY: help install serve test check format bench golden lock clean
+.PHONY: help install serve test test-push examples check format bench golden lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,6 +30,15 @@ serve: install  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for m
 test: install  ## the whole suite
 	scripts/test_envs.sh
 	$(BIN)/python -m pytest $(ARGS)
+
+test-push: install  ## push with the real truss and serve what was pushed (TRUSS=0.18.36 for another truss)
+	scripts/test_envs.sh
+	$(if $(TRUSS),scripts/test_envs.sh truss $(TRUSS))
+	$(if $(TRUSS),TRUSS_VERSION=$(TRUSS) BEI_TRUSS_PYTHON=$(CURDIR)/.venv-truss-$(TRUSS)/bin/python) \
+		$(BIN)/python -m pytest -m push tests/e2e $(ARGS)
+
+examples: install  ## write examples/ again
+	scripts/make_examples.sh
 
 check: install  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@
 #   scripts/test_envs.sh lock truss       resolves the locks of the first two again, after a change to
 #                                         requirements/truss.txt or config.yaml
 #   scripts/test_envs.sh lock clients     that of the last, after a change to requirements/clients.txt
+#   scripts/test_envs.sh truss VERSION     .venv-truss-VERSION, with another truss
 set -euo pipefail
 cd "$(dirname "$0")/.."
 UV=.venv/bin/uv
@@ -72,6 +73,14 @@ lock_truss() {
     resolve "$build/requirements.txt" -c "$build/context/constraints.txt" -o requirements/truss-server.lock
 }
 
+# A version of truss that no lock names, as pip would install it today.
+make_other_truss() {
+    local venv=.venv-truss-$1
+    [[ -x $venv/bin/truss ]] && return
+    "$UV" venv -q --no-config --clear --python "$(find_python 14)" "$venv"
+    "$UV" pip install -q --python "$venv/bin/python" "truss==$1"
+}
+
 lock_clients() { resolve requirements/clients.txt -o requirements/clients.lock; }
 
 [[ -x $UV ]] || die "there is no $UV; run make install first"
@@ -83,5 +92,6 @@ case $* in
         ;;
     "lock truss") lock_truss ;;
     "lock clients") lock_clients ;;
+    "truss "*) make_other_truss "$2" ;;
     *) die "unknown arguments $*; see the top of this file" ;;
 esac

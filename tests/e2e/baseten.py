@@ -108,7 +108,9 @@ class Baseten:
             "truss_validation": lambda *_: {"truss_validation": {"success": True, "details": "{}"}},
             "model_s3_upload_credentials": lambda *_: {"model_s3_upload_credentials": self._credentials()},
             "create_model_from_truss": lambda *query: {"create_model_from_truss": self._created(*query)},
-            "create_model_version_from_truss": lambda *query: {"create_model_version_from_truss": self._created(*query)},
+            "create_model_version_from_truss": lambda *query: {
+                "create_model_version_from_truss": self._created(*query)
+            },
             "models": lambda *_: {"models": [] if self._name is None else [self._model()]},
             "model": lambda *_: {"model": self._model()},
             "teams": lambda *_: {"teams": [TEAM]},
@@ -131,9 +133,7 @@ class Baseten:
         given = dict(re.findall(r'(\w+): "([^"]*)"', query))
         self._name = given.get("name", self._name)
         config = json.loads(base64.b64decode(given["config"]))
-        self.uploads.append(
-            Upload(self._objects[f"/trusses/{given['s3_key']}"], config, given.get("environment_name"))
-        )
+        self.uploads.append(Upload(self._objects[f"/trusses/{given['s3_key']}"], config, given.get("environment_name")))
         oracle = {"id": MODEL, "name": self._name, "hostname": self.url}
         return {"model_version": {"id": DEPLOYMENT, "oracle": oracle, "instance_type": {"name": "any"}}}
 
@@ -152,20 +152,20 @@ class _Handler(BaseHTTPRequestHandler):
     wbufsize = -1  # the head and the body of a reply in one segment
     timeout = SAFETY_S
 
-    def do_POST(self) -> None:  # noqa: N802 - the name http.server calls
+    def do_POST(self) -> None:
         if self.path != "/graphql/":
             return self._forward()
         asked = json.loads(self._body())
         try:
-            found = {"data": self.baseten.answer(asked["query"], asked.get("variables") or {})}
+            found: dict[str, Any] = {"data": self.baseten.answer(asked["query"], asked.get("variables") or {})}
         except StopIteration:
             found = {"errors": [{"message": f"this Baseten does not know {asked['query']}"}]}
         self._reply(200, json.dumps(found).encode(), {"content-type": "application/json"})
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self._forward()
 
-    def do_PUT(self) -> None:  # noqa: N802
+    def do_PUT(self) -> None:
         body = self._body()
         chunked = "aws-chunked" in self.headers.get("content-encoding", "")
         self.baseten.store(urlsplit(self.path).path, _unchunked(body) if chunked else body)
@@ -211,7 +211,8 @@ def _inner_path(path: str) -> str | None:
 
 def _unchunked(body: bytes) -> bytes:
     """The content of a body in Amazon's own chunks: size;signature, content, and headers after the last."""
-    parts, rest = [], body
+    parts: list[bytes] = []
+    rest = body
     while True:
         head, _, rest = rest.partition(b"\r\n")
         size = int(head.split(b";")[0], 16)

@@ -1,4 +1,4 @@
-"""From what was pushed to containers that answer: truss's real command line, the image's own requirements, both forms."""
+"""From what was pushed to containers that answer: truss's command line, the image's requirements, both forms."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ from tests.conftest import MINILM
 from tests.e2e.baseten import Baseten, Route
 from tests.e2e.environments import ROOT, TRUSS, TRUSS_SERVER
 from tests.e2e.truss_server import Server, Truss, lay_out_upload, truss_environ
+from tests.golden.cases import GOLDEN
 
 UV = ROOT / ".venv" / "bin" / "uv"
+
+# What a container serves; a request that names none goes to the first that does what its route is for.
+MODELS = {
+    "embedder": MINILM,
+    "ranker": GOLDEN / "bert-rerank-pad7",
+    "topics": GOLDEN / "bert-topics-bf16-sharded",
+}
 
 # What this repository's Truss is made of.
 PARTS = ("config.yaml", ".truss_ignore", "data", "model", "packages")
@@ -112,8 +120,9 @@ def rewrites(truss: Truss) -> dict[str, str]:
 
 @contextmanager
 def deployed(baseten: Baseten, truss: Truss, folder: Path) -> Iterator[Server]:
-    """The container of an image, reached through the gateway; its checkpoint is the one of this machine."""
-    runtime = {"BEI_MODEL_ID": str(MINILM), "BEI_CACHE_DIR": str(folder.parent / "cache")}
+    """The container of an image, reached through the gateway; its checkpoints are those of this machine."""
+    models = ",".join(f"{name}={path}" for name, path in MODELS.items())
+    runtime = {"BEI_MODELS": models, "BEI_CACHE_DIR": str(folder.parent / "cache")}
     kind = DockerServer if truss.config.get("docker_server") else Server
     with kind(truss, folder, runtime) as server:
         baseten.route = Route(server.url, rewrites(truss))

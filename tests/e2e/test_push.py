@@ -10,12 +10,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import numpy as np
 import openai
 import pytest
 import requests
-from baseten_performance_client import PerformanceClient
+from baseten_performance_client import PerformanceClient, RequestProcessingPreference
+from openai import OpenAI
 
 from tests.e2e.baseten import DEPLOYMENT, KEY, Baseten
 from tests.e2e.deployed import (
@@ -110,9 +110,9 @@ def test_push_and_the_openai_client(url: str) -> None:
 
 
 def test_push_and_a_wrong_key(url: str) -> None:
-    with openai.OpenAI(base_url=f"{url}/environments/production/sync/v1", api_key="no", max_retries=0) as client:
-        with pytest.raises(openai.PermissionDeniedError):
-            client.embeddings.create(input="a", model="m")
+    client = openai.OpenAI(base_url=f"{url}/environments/production/sync/v1", api_key="no", max_retries=0)
+    with client, pytest.raises(openai.PermissionDeniedError):
+        client.embeddings.create(input="a", model="embedder")
 
 
 def test_push_and_basetens_predict(url: str) -> None:
@@ -120,7 +120,7 @@ def test_push_and_basetens_predict(url: str) -> None:
         reply = requests.post(
             f"{url}/{address}/predict",
             headers={"Authorization": f"Api-Key {KEY}"},
-            json={"input": TEXTS, "model": "m"},
+            json={"input": TEXTS, "model": "embedder"},
             timeout=SAFETY_S,
         )
         assert reply.status_code == 200, reply.text
@@ -137,21 +137,106 @@ def test_push_and_truss_predict(url: str, baseten: Baseten, form: str, home: Pat
 
 def test_push_and_the_performance_client(url: str) -> None:
     client = PerformanceClient(base_url=f"{url}/environments/production/sync", api_key=KEY)
-    reply = client.embed(input=TEXTS, model="m", batch_size=8)
+    reply = client.embed(input=TEXTS, model="embedder", preference=RequestProcessingPreference(batch_size=8))
     compare(reply.numpy(), REFERENCE.vectors[:40], BF16)
     (posted,) = client.batch_post(url_path="/embed", payloads=[{"inputs": TEXTS[:2]}]).data
     compare(np.array(posted, np.float32), REFERENCE.vectors[:2], BF16)
 
 
-@pytest.mark.parametrize("path", ["/rerank", "/predict"])
-def test_push_and_a_route_that_the_model_is_not_for(url: str, path: str) -> None:
-    """An embedding model ranks and classifies nothing: BEI says so itself, where a missing route would be a 404."""
-    body = {"query": "a", "texts": ["b"]} if path == "/rerank" else {"inputs": "a", "raw_scores": True}
-    headers = {"Authorization": f"Api-Key {KEY}"}
-    reply = httpx.post(f"{url}/environments/production/sync{path}", headers=headers, json=body, timeout=SAFETY_S)
-    assert (reply.status_code, reply.json()["error_type"]) == (424, "WrongTask")
+def test_push_and_the_performance_clients_scores(url: str) -> None:
+    client = PerformanceClient(base_url=f"{url}/environments/production/sync", api_key=KEY)
+    ranked = client.rerank(query="what grows", texts=TEXTS, truncate=True)
+    assert sorted(item.index for item in ranked.data) == list(range(len(TEXTS)))
+    (posted,) = client.batch_post(url_path="/rerank", payloads=[{"query": "what grows", "texts": TEXTS}]).data
+    scores = {item["index"]: item["score"] for item in posted}
+    assert [item.score for item in ranked.data] == pytest.approx([scores[item.index] for item in ranked.data], abs=0.02)
+    labelled = client.classify(inputs=TEXTS, model="topics", truncate=True)
+    body = {"inputs": [[text] for text in TEXTS], "model": "topics"}
+    (expected,) = client.batch_post(url_path="/predict", payloads=[body]).data
+    assert [labels[0].label for labels in labelled.data] == [labels[0]["label"] for labels in expected]
+
+
+def test_push_and_the_references_embeddings(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's client code, less the host and the key."""
+    monkeypatch.setenv("BASETEN_API_KEY", KEY)
+
+    client = OpenAI(
+        api_key=os.environ["BASETEN_API_KEY"],
+        # add the deployment URL
+        base_url=f"{url}/environments/production/sync/v1",
+    )
+
+    embedding = client.embeddings.create(
+        input=["Baseten Embeddings are fast.", "Embed this sentence!"], model="not-required"
+    )
+
+    client.close()
+    assert [len(item.embedding) for item in embedding.data] == [384, 384]
+
+
+def test_push_and_the_references_scores(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference's client code, less the host and the key."""
+    monkeypatch.setenv("BASETEN_API_KEY", KEY)
+
+    headers = {"Authorization": f"Api-Key {os.environ['BASETEN_API_KEY']}"}
+
+    # model specific prompt for mixedbread's reranker v2.
+    prompt = (
+        "<|endoftext|><|im_start|>user\n"
+        "query: {query} \ndocument: {doc} \nRelevance:<|im_end|>\n<|im_start|>assistant\n"
+    ).format(query="What is Baseten?", doc="Baseten is a fast inference provider.")
+
+    reply = requests.post(
+        headers=headers,
+        url=f"{url}/environments/production/sync/predict",
+        json={
+            "inputs": prompt,
+            "raw_scores": True,
+        },
+        timeout=SAFETY_S,
+    )
+    assert reply.status_code == 200, reply.text
+    (found,) = reply.json()
+    assert np.isfinite(found["score"])
 
 
 def test_push_with_the_truss_that_was_asked_for() -> None:
     wanted = os.environ.get("TRUSS_VERSION") or (ROOT / "requirements" / "truss.txt").read_text().strip()
     assert truss_version() == wanted.removeprefix("truss==")
+
+
+@pytest.fixture
+def changed(tmp_path: Path) -> Path:
+    """A copy of this repository's Truss, to be pushed once something is missing from it."""
+    return copy_of_the_repository(tmp_path / "changed")
+
+
+def why_it_does_not_serve(folder: Path, venvs: Path, home: Path) -> str:
+    """Pushes and starts a Truss; what its server says where it does not become ready."""
+    with Baseten() as baseten:
+        truss_cli(baseten, folder, PUSH, home=home)
+        truss = build(baseten, folder.parent / "image", venvs)
+        with pytest.raises(AssertionError) as raised, deployed(baseten, truss, folder.parent / "run" / "container"):
+            pass
+    return str(raised.value)
+
+
+def test_push_without_a_requirement_does_not_serve(changed: Path, venvs: Path, home: Path) -> None:
+    config_without(changed, "tokenizers")
+    assert "No module named 'tokenizers'" in why_it_does_not_serve(changed, venvs, home)
+
+
+def test_push_without_a_file_of_the_package_does_not_serve(changed: Path, venvs: Path, home: Path) -> None:
+    (changed / "packages" / "bei_core" / "http" / "shapes.py").unlink()
+    assert "No module named 'bei_core.http.shapes'" in why_it_does_not_serve(changed, venvs, home)
+
+
+def test_push_of_a_folder_that_truss_ignores_does_not_serve(changed: Path, venvs: Path, home: Path) -> None:
+    """A name on truss's own list is dropped when the image is built, whatever .truss_ignore says."""
+    package = changed / "packages" / "bei_core"
+    (package / "http").rename(package / "lib")
+    for path in [changed / "model" / "model.py", *package.rglob("*.py")]:
+        path.write_text(
+            path.read_text().replace("bei_core.http", "bei_core.lib").replace("core import http", "core import lib")
+        )
+    assert "No module named 'bei_core.lib'" in why_it_does_not_serve(changed, venvs, home)

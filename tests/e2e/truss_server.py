@@ -29,7 +29,7 @@ import sys, tarfile
 from pathlib import Path
 from truss.base.truss_config import TrussConfig
 from truss.cli.cli import truss_cli
-from truss.contexts.local_loader.docker_build_emulator import DockerBuildEmulator
+from truss.contexts.local_loader import docker_build_emulator as emulator
 from truss.remote.baseten.core import archive_dir
 
 target, *repository = map(Path, sys.argv[1:])
@@ -40,8 +40,14 @@ for folder in repository:
         tarfile.open(fileobj=file).extractall(upload, filter="data")
 TrussConfig.from_yaml(upload / "config.yaml").validate_forbid_extra()
 truss_cli(["image", "build-context", str(context), str(upload)], standalone_mode=False)
-root.mkdir()
-DockerBuildEmulator(context / "Dockerfile", context).run(root)
+copy = emulator.copy_tree_or_file
+
+def copy_as_docker(source, place):  # which makes the folders on the way
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return copy(source, place)
+
+emulator.copy_tree_or_file = copy_as_docker
+emulator.DockerBuildEmulator(context / "Dockerfile", context).run(root)
 """
 
 # Runs in .venv-truss-server: what is there against what the image's requirements and constraints ask for.
