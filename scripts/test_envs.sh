@@ -8,7 +8,7 @@
 #   scripts/test_envs.sh lock truss       resolves the locks of the first two again, after a change to
 #                                         requirements/truss.txt or config.yaml
 #   scripts/test_envs.sh lock clients     that of the last, after a change to requirements/clients.txt
-#   scripts/test_envs.sh truss VERSION     .venv-truss-VERSION, with another truss
+#   scripts/test_envs.sh truss VERSION    .venv-truss-VERSION, with another truss
 set -euo pipefail
 cd "$(dirname "$0")/.."
 UV=.venv/bin/uv

@@ -18,13 +18,13 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import msgspec
-import yaml
 from msgspec import Meta, Struct
 
 from bei_core.errors import ConfigError
 from bei_core.foreign import is_foreign
 from bei_core.objects import shown
 from bei_core.trt_llm import Count, QuantizationType, Route, TrtLlm
+from bei_core.truss_files import read_secret, read_yaml
 
 log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         what is unknown or out of range.
         """
         given = {} if config is None else read_yaml(config)
-        secrets = _present(given.get("secrets") or (), lambda name: (_SECRETS_DIR / name).read_text(encoding="utf-8"))
+        secrets = _present(given.get("secrets") or (), read_secret)
         return _settings(_block(given), environ, _typed(flags, lambda name: f"--{name.replace('_', '-')}"), secrets)
 
     @classmethod
@@ -168,8 +168,6 @@ class Settings(Struct, frozen=True, kw_only=True):
             _block(config), environ or {}, {}, _present(config.get("secrets") or (), (secrets or {}).__getitem__)
         )
 
-
-_SECRETS_DIR = Path("/secrets")  # where Baseten puts a secret, in a file of its name
 
 # What is one model's own, so that there is no saying whose it is where there are several.
 _OF_ONE_MODEL = (
@@ -288,19 +286,6 @@ def _from_secrets(secrets: Mapping[str, str], trt_llm: object) -> dict[str, obje
         names[setting].insert(0, name)
     found = {setting: [secrets[name] for name in known if secrets.get(name)] for setting, known in names.items()}
     return {setting: values[0] for setting, values in found.items() if values}
-
-
-def read_yaml(path: Path) -> Mapping[str, Any]:
-    """What a config.yaml says. Raises ConfigError where it cannot be read or is not a mapping."""
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as fault:
-        raise ConfigError(f"cannot read {path}: {fault.strerror}") from fault
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{path} is not YAML: {fault}") from fault
-    if config is not None and not isinstance(config, dict):
-        raise ConfigError(f"{path} must be a mapping of keys, as Truss's config.yaml is")
-    return config or {}
 
 
 def _block(config: Mapping[str, Any]) -> dict[str, object]:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from bei_core.config import Settings, read_yaml
+from bei_core.config import Settings
 from bei_core.errors import ConfigError
+from bei_core.truss_files import read_yaml
 from bei_core.truss_init import make
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)

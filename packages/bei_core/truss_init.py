@@ -15,8 +15,9 @@ from typing import Any
 
 import yaml
 
-from bei_core.config import Settings, read_yaml
+from bei_core.config import Settings
 from bei_core.errors import ConfigError
+from bei_core.truss_files import read_yaml
 
 # The checkout that holds this file: what a Truss is made of.
 REPOSITORY = Path(__file__).resolve().parents[2]

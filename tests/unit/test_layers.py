@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: knows nothing of ours
     ("bei_core", "bei_core.errors", "bei_core.foreign", "bei_core.trt_llm"),
     ("bei_core.engines", "bei_core.engines.openvino", "bei_core.http"),  # empty: where a package is imported from
-    ("bei_core.objects",),
+    ("bei_core.objects", "bei_core.truss_files"),
     # The load generator stands apart: it may know the errors, and nothing else knows it but the command line.
     ("bei_core.bench.pace", "bei_core.bench.observe", "bei_core.bench.workload", "bei_core.bench.report"),
     ("bei_core.bench.client",),
@@ -86,7 +86,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "compression": "bei_core.http.negotiation",
     "uvicorn": "bei_core.http.server",
     "httptools": "bei_core.bench.",
-    "yaml": ("bei_core.config", "bei_core.truss_init"),
+    "yaml": ("bei_core.truss_files", "bei_core.truss_init"),
     "typer": ("bei_core.cli", "bei_core.engines_cli", "bei_core.truss_cli"),
     "huggingface_hub": "bei_core.checkpoint.hub",
     "fsspec": "bei_core.objects",

@@ -172,7 +172,7 @@ def test_the_command_says_what_has_no_effect_and_keeps_what_is_there(tmp_path: P
 def test_a_server_in_a_container_reads_secrets_where_baseten_puts_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bei_core.config._SECRETS_DIR", tmp_path)
+    monkeypatch.setattr("bei_core.truss_files.SECRETS", tmp_path)
     (tmp_path / "hf_access_token").write_text("t\n")
     config = saved(tmp_path, config_of(secrets={"hf_access_token": None, "api_key": None}))
     settings = Settings.load({}, {}, config)

@@ -1,0 +1,31 @@
+"""What a Truss has in files: its config.yaml, and the secrets that Baseten mounts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bei_core.errors import ConfigError
+
+SECRETS = Path("/secrets")  # a file for each, of its name
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """What a config.yaml says. Raises ConfigError where it cannot be read or is not a mapping."""
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise ConfigError(f"cannot read {path}: {fault.strerror}") from fault
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        raise ConfigError(f"{path} is not YAML: {fault}") from fault
+    if config is not None and not isinstance(config, dict):
+        raise ConfigError(f"{path} must be a mapping of keys, as Truss's config.yaml is")
+    return config or {}
+
+
+def read_secret(name: str) -> str:
+    """The value of a secret, where no server of Truss's hands it over. Raises OSError where it has none."""
+    return (SECRETS / name).read_text(encoding="utf-8")
