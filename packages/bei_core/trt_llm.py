@@ -1,4 +1,4 @@
-"""Baseten's `trt_llm` block, as truss 0.18.35 defines it (`truss/base/trt_llm_config.py`).
+"""Baseten's `trt_llm` block, as truss 0.18.36 defines it (`truss/base/trt_llm_config.py`).
 
 Every key that truss knows is accepted, within truss's limits, so that a config.yaml written for Baseten loads as it
 stands; `TrtLlm.ignored` names the ones that mean nothing to an encoder. A test holds these classes against truss's own;

@@ -1,4 +1,4 @@
-"""The routes added to Truss's application; tests/e2e/test_truss_routes.py has Truss's own server carry them."""
+"""The routes added to Truss's application; tests/e2e/test_truss_every_route.py has Truss's own server carry them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
-from bei_core.http.truss_routes import Rest, add_routes
+from bei_core.http.truss_routes import Added, add_routes
 
 PREDICT = "/v1/models/{model_name}:predict"
 
@@ -44,7 +44,13 @@ class Deaf(Starlette):
 
 
 def truss_like(kind: type[Starlette] = Starlette) -> Starlette:
-    return kind(routes=[Route("/", trusss), Route(PREDICT, trusss, methods=["POST"])])
+    return kind(
+        routes=[
+            Route("/", trusss),
+            Route(PREDICT, trusss, methods=["POST"]),
+            Route("/v1/embeddings", trusss, methods=["POST"]),
+        ]
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -61,10 +67,10 @@ async def asked(app: Starlette, method: str, path: str) -> tuple[int, str]:
         return reply.status_code, reply.text
 
 
-def test_they_are_added_behind_trusss_own() -> None:
+def test_they_are_added_around_trusss_own() -> None:
     app = truss_like()
     assert add_routes(ours)
-    assert [type(route) for route in app.router.routes] == [Route, Route, Rest]
+    assert [type(route) for route in app.router.routes] == [Added, Route, Route, Route, Added]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +80,7 @@ def test_they_are_added_behind_trusss_own() -> None:
         ("POST", "/v1/models/model:predict", "truss's"),
         ("POST", "/", "ours"),  # of a path that Truss has for another method only
         ("POST", "/rerank", "ours"),
+        ("POST", "/v1/embeddings", "ours"),  # before Truss's own, which stays for where ours is not
         ("GET", "/v1/models", "ours"),
         ("POST", "/predict", "ours"),
     ],
@@ -88,7 +95,7 @@ def test_a_second_load_replaces_those_of_the_first() -> None:
     app = truss_like()
     assert add_routes(ours)
     assert add_routes(ours)
-    assert [type(route) for route in app.router.routes] == [Route, Route, Rest]
+    assert [type(route) for route in app.router.routes] == [Added, Route, Route, Route, Added]
 
 
 def only_warning(caplog: pytest.LogCaptureFixture) -> str:
@@ -108,21 +115,21 @@ def test_of_two_neither_is_touched(caplog: pytest.LogCaptureFixture) -> None:
     apps = [truss_like(), truss_like()]
     assert not add_routes(ours)
     assert "2 applications" in only_warning(caplog)
-    assert all(len(app.router.routes) == 2 for app in apps)
+    assert all(len(app.router.routes) == 3 for app in apps)
 
 
 def test_an_application_that_goes_by_something_else_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
     app = truss_like(Deaf)
     assert not add_routes(ours)
     assert "answered with 404" in only_warning(caplog)
-    assert [type(route) for route in app.router.routes] == [Route, Route]
+    assert [type(route) for route in app.router.routes] == [Route, Route, Route]
 
 
 def test_a_route_that_raises_is_taken_away_again(caplog: pytest.LogCaptureFixture) -> None:
     app = truss_like()
     assert not add_routes(broken)
     assert "no such thing" in only_warning(caplog)
-    assert [type(route) for route in app.router.routes] == [Route, Route]
+    assert [type(route) for route in app.router.routes] == [Route, Route, Route]
 
 
 def test_a_router_of_another_shape_is_a_warning_and_no_more(caplog: pytest.LogCaptureFixture) -> None:
@@ -133,4 +140,4 @@ def test_a_router_of_another_shape_is_a_warning_and_no_more(caplog: pytest.LogCa
 
 
 def test_a_websocket_is_not_ours() -> None:
-    assert Rest(ours).matches({"type": "websocket", "path": "/anything"}) == (Match.NONE, {})
+    assert Added(ours).matches({"type": "websocket", "path": "/anything"}) == (Match.NONE, {})

@@ -2,8 +2,8 @@
 
 Truss's server has a fixed table: embeddings, predict, and no way to add to it. Its application is an ordinary FastAPI
 one, though, and is there before a model is loaded. So one route is put behind all of its own, which takes what none of
-them does. Nothing in Truss promises this: `add_routes` finds out whether it worked, and without it predict and
-embeddings still do.
+them does, and one before them for embeddings, since Truss's way to the model costs as much again as the answer. Nothing
+in Truss promises this: `add_routes` finds out whether it worked, and without it predict and embeddings still do.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # What tells Truss's application from any other in the process.
 _PREDICT = "/v1/models/{model_name}:predict"
 
+_EMBEDDINGS = "/v1/embeddings"
 _PROBE = "/health/live"  # needs no model and no event loop of its own
 
 
@@ -31,15 +32,19 @@ class TrussChanged(Exception):
     """Truss's server is not made as `add_routes` expects; the text says how."""
 
 
-class Rest(BaseRoute):
-    """Every HTTP request that comes this far is the application's."""
+class Added(BaseRoute):
+    """The application's: POSTs to `path`, or without one every HTTP request that comes this far."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, path: str | None = None) -> None:
         self._app = app
+        self._path = path
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Full, or none for a websocket."""
-        return (Match.FULL if scope["type"] == "http" else Match.NONE), {}
+        """Full or none; none for a websocket."""
+        if scope["type"] != "http":
+            return Match.NONE, {}
+        is_ours = self._path is None or (scope["method"] == "POST" and scope["path"] == self._path)
+        return (Match.FULL if is_ours else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -51,8 +56,8 @@ def add_routes(app: ASGIApp) -> bool:
     try:
         routes = _truss_app().router.routes
         with _undone_on_failure(routes):
-            routes[:] = [route for route in routes if not isinstance(route, Rest)]  # of a load that came before
-            routes.append(Rest(app))
+            trusss = [route for route in routes if not isinstance(route, Added)]  # ours are of a load that came before
+            routes[:] = [Added(app, _EMBEDDINGS), *trusss, Added(app)]
             asyncio.run(_check(_truss_app()))
     except Exception as fault:  # whatever a future Truss does, the model must still load
         log.warning("this Truss server has only its own routes, predict and /v1/embeddings among them: %s", fault)

@@ -33,8 +33,9 @@ TEXTS = ["a cat sat", "the dog ran home", "rain"]
 RANK = {"query": "which animal", "texts": TEXTS}
 COHERE = {"query": "which animal", "documents": TEXTS, "top_n": 2}
 
-# What the table of routes in Truss does not have, and a body that makes each answer.
+# What is added to the table of routes in Truss, and a body that makes each answer.
 ANSWERED: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("POST", "/v1/embeddings", {"input": TEXTS}),
     ("POST", "/embeddings", {"input": TEXTS}),
     ("POST", "/embed", {"inputs": TEXTS}),
     ("POST", "/embed_all", {"inputs": TEXTS[:1]}),
@@ -60,6 +61,7 @@ ANSWERED: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/docs", None),
 ]
 REFUSED: list[tuple[str, str, Any]] = [
+    ("POST", "/v1/embeddings", {"input": []}),
     ("POST", "/embed", {"inputs": []}),
     ("POST", "/embed", {"inputs": 5}),
     ("POST", "/embed", {"inputs": "a", "model": "unknown"}),
@@ -72,7 +74,7 @@ REFUSED: list[tuple[str, str, Any]] = [
     ("DELETE", "/health", None),
 ]
 # Truss's own, which come first.
-TRUSSS = {"/v1/embeddings", "/ping"}
+TRUSSS = {"/ping"}
 VOLATILE = {"id", "created", "unix", "version"}  # the image has bei_core as a folder, which has no version
 
 
