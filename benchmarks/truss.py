@@ -226,8 +226,8 @@ def main() -> None:
     note = (
         f"`python benchmarks/truss.py --rounds {options.rounds} --requests {options.requests}`, truss {version}, "
         f"{machine}; server on one core, client on another, {WIDTH} numbers a text, texts of mean 11 tokens, "
-        "64 requests at a time. Medians of the rounds; in brackets the range of a round's ratio (of processor times, the "
-        "empty endpoint's by the server's). Other work was on the machine, which takes less from a server with two "
+        "64 requests at a time. Medians of the rounds; in brackets the range of a round's ratio (of processor times, "
+        "the empty endpoint's by the server's). Other work was on the machine, which takes less from a server with two "
         "threads than from one with a single thread, as `empty` is: so read the processor time before the requests."
     )
     text = table(found, note) + (

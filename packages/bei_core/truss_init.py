@@ -47,6 +47,10 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
+# What some blocks need besides: the quantiser of the CPU engine, and the driver of the place where a checkpoint is.
+QUANTISER = "nncf==3.4.0"
+DRIVERS = {"S3": "s3fs>=2024.6", "GCS": "gcsfs>=2024.6", "AZURE": "adlfs>=2024.7"}
+
 # TensorRT-LLM's image has its own versions of these, which its own packages need: whatever it has will do.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
@@ -113,7 +117,8 @@ def configured(
     block = {**(metadata.pop("bei", None) or {}), "trt_llm": given["trt_llm"]}
     config["model_metadata"] = {"bei": {"engine": "auto", **block} if on_gpu else block, **metadata}
     config |= {"base_image": GPU_IMAGE} if on_gpu else {"python_version": "py311"}
-    config["requirements"] = _requirements(docker_server=docker_server, on_gpu=on_gpu) + _others(given)
+    lines = _requirements(docker_server=docker_server, on_gpu=on_gpu) + _for_block(given["trt_llm"], on_gpu=on_gpu)
+    config["requirements"] = lines + _others(given)
     if packages is not None:
         config["external_package_dirs"] = [packages]
     if docker_server:
@@ -142,6 +147,14 @@ def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
     lines = [line for line in lines if line.split("==")[0] not in {"openvino", *IN_THE_GPU_IMAGE}]
     # Truss's server puts numpy<2 into the image before these lines are read.
     return lines if docker_server else [*lines, "numpy>=2,<3"]
+
+
+def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
+    """What this block needs and others do not."""
+    build = block["build"]
+    quantiser = [QUANTISER] if build.get("quantization_type", "no_quant") != "no_quant" and not on_gpu else []
+    driver = DRIVERS.get(build["checkpoint_repository"]["source"])
+    return quantiser + ([driver] if driver is not None else [])
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from bei_core.cli import app
 from bei_core.config import Settings
 from bei_core.errors import ConfigError
-from bei_core.truss_init import IN_THE_GPU_IMAGE, REQUIREMENTS, SERVER_REQUIREMENTS, configured, make
+from bei_core.truss_init import IN_THE_GPU_IMAGE, QUANTISER, REQUIREMENTS, SERVER_REQUIREMENTS, configured, make
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data" / "baseten"
@@ -143,11 +143,23 @@ def test_what_the_config_says_of_other_things_stays() -> None:
 def test_requirements_are_those_of_the_repositorys_truss_and_of_the_lock() -> None:
     assert sorted(yaml.safe_load((ROOT / "config.yaml").read_text())["requirements"]) == sorted(REQUIREMENTS)
     lock = (ROOT / "requirements" / "dev.lock").read_text()
-    for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS):
+    for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS, QUANTISER):
         found = re.findall(rf"^{re.escape(line)}(?: ; (.*?))? \\$", lock, re.MULTILINE)
         assert found, f"update {line} to dev.lock"
         markers = [Requirement(f"x ; {marker}").marker for marker in found if marker]
         assert all(marker and marker.evaluate(PYTHON) for marker in markers)
+
+
+def test_a_block_brings_what_it_alone_needs() -> None:
+    given = config_of()
+    given["trt_llm"]["build"]["checkpoint_repository"]["source"] = "S3"
+    assert given["trt_llm"]["build"]["quantization_type"] == "fp8"
+    on_cpu = configured(given, docker_server=False, cpu=True)["requirements"]
+    assert {Requirement(line).name for line in on_cpu} >= {"nncf", "s3fs"}
+    on_gpu = configured(given, docker_server=False, cpu=False)["requirements"]
+    assert {Requirement(line).name for line in on_gpu} & {"nncf", "s3fs"} == {"s3fs"}
+    plain = configured(config_of(trt_llm=block_of(ENCODERS[1])), docker_server=False, cpu=True)["requirements"]
+    assert sorted(plain) == sorted(REQUIREMENTS)
 
 
 def test_the_gpu_image_keeps_its_own_versions() -> None:
