@@ -34,8 +34,7 @@ test: install  ## the whole suite
 test-push: install  ## push with the real truss and serve what was pushed (TRUSS=0.18.36 for another truss)
 	scripts/test_envs.sh
 	$(if $(TRUSS),scripts/test_envs.sh truss $(TRUSS))
-	$(if $(TRUSS),TRUSS_VERSION=$(TRUSS) BEI_TRUSS_PYTHON=$(CURDIR)/.venv-truss-$(TRUSS)/bin/python) \
-		$(BIN)/python -m pytest -m push tests/e2e $(ARGS)
+	$(if $(TRUSS),TRUSS_VERSION=$(TRUSS) BEI_TRUSS_PYTHON=$(CURDIR)/.venv-truss-$(TRUSS)/bin/python) $(BIN)/python -m pytest -m push tests/e2e $(ARGS)
 
 examples: install  ## write examples/ again
 	scripts/make_examples.sh

@@ -17,6 +17,7 @@ import requests
 from baseten_performance_client import PerformanceClient, RequestProcessingPreference
 from openai import OpenAI
 
+from bei_core.truss_init import make
 from tests.e2e.baseten import DEPLOYMENT, KEY, Baseten
 from tests.e2e.deployed import (
     build,
@@ -65,7 +66,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def truss(baseten: Baseten, form: str, venvs: Path, home: Path, tmp_path_factory: pytest.TempPathFactory) -> Truss:
     """The image of what was pushed from this repository."""
+    before = (FORMS[form] / "config.yaml").read_bytes()
     print(truss_cli(baseten, FORMS[form], PUSH, home=home))
+    assert (FORMS[form] / "config.yaml").read_bytes() == before
     return build(baseten, tmp_path_factory.mktemp("image"), venvs)
 
 
@@ -87,20 +90,14 @@ def test_push_sends_what_serves_and_nothing_else(truss: Truss, baseten: Baseten,
     assert {name.split("/")[0] for name in found} <= {"config.yaml", ".truss_ignore"} | folders
     assert not [name for name in found if "test" in name or "golden" in name or "benchmark" in name]
     assert len(baseten.uploads[-1].archive) < 2_000_000
-    ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "packages").rglob("*.py")}
-    assert {name for name in found if name.endswith(".py") and name.startswith("packages")} == ours
+    assert {name for name in found if name.endswith(".py") and name.startswith("packages")} == packages()
+    print(f"{len(baseten.uploads[-1].archive):,} bytes")
 
 
 def test_push_is_promoted_and_asks_baseten_for_nothing_unknown(truss: Truss, baseten: Baseten) -> None:
     assert baseten.uploads[-1].environment == "production"
     assert baseten.operations[-1] == "create_model_from_truss"
     assert "truss_validation" in baseten.operations
-
-
-def test_push_does_not_change_the_repository(truss: Truss, form: str) -> None:
-    before = (FORMS[form] / "config.yaml").read_text()
-    assert "external_package_dirs" in before or form == "model.py"
-    assert truss.config["model_metadata"]["bei"]
 
 
 def test_push_and_the_openai_client(url: str) -> None:
@@ -203,6 +200,35 @@ def test_push_and_the_references_scores(url: str, monkeypatch: pytest.MonkeyPatc
 def test_push_with_the_truss_that_was_asked_for() -> None:
     wanted = os.environ.get("TRUSS_VERSION") or (ROOT / "requirements" / "truss.txt").read_text().strip()
     assert truss_version() == wanted.removeprefix("truss==")
+
+
+def pushed(folder: Path, home: Path) -> set[str]:
+    """The files that a push of a folder uploads."""
+    with Baseten() as baseten:
+        truss_cli(baseten, folder, PUSH, home=home)
+        unpacked = baseten.uploads[-1].unpack(home / folder.name)
+    return {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
+
+
+def packages() -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in (ROOT / "packages").rglob("*.py")}
+
+
+@pytest.mark.parametrize("example", sorted(path.parent.name for path in (ROOT / "examples").glob("*/config.yaml")))
+def test_push_of_an_example_sends_all_of_it(example: str, tmp_path: Path) -> None:
+    found = pushed(ROOT / "examples" / example, tmp_path)
+    assert {name for name in found if name.startswith("packages/") and name.endswith(".py")} == packages()
+    assert ("model/model.py" in found) is (example != "docker_server")
+
+
+def test_push_of_what_init_makes_elsewhere_sends_all_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    for name, content in make(ROOT / "tests" / "data" / "baseten" / "BEI-Linq-Embed-Mistral.yaml", folder).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    found = pushed(folder, tmp_path / "home")
+    assert found == {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert found >= packages()
 
 
 @pytest.fixture
