@@ -17,7 +17,7 @@ import yaml
 
 from tests.conftest import MINILM
 from tests.e2e.baseten import Baseten, Route
-from tests.e2e.environments import ROOT, TRUSS, TRUSS_SERVER
+from tests.e2e.environments import ROOT, TRUSS, TRUSS_SERVER, python_of
 from tests.e2e.truss_server import Server, Truss, lay_out_upload, truss_environ
 from tests.golden.cases import GOLDEN
 
@@ -84,9 +84,8 @@ def _installed(context: Path, venvs: Path) -> Path:
 
 
 def _python_of_the_image() -> str:
-    """The interpreter of the image's version where there is one, else the one the server's tests use."""
-    marked = (TRUSS_SERVER / "bin" / "python").resolve()
-    return shutil.which("python3.11") or str(marked)
+    """The interpreter of the image's version where there is one, else the one that the server's tests use."""
+    return shutil.which("python3.11") or python_of(TRUSS_SERVER)
 
 
 def _uv(*arguments: str, cwd: Path) -> None:
