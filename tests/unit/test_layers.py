@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.engines.base", "bei_core.engines.manifest"),
     ("bei_core.engines.store",),
     ("bei_core.engines.remote",),
+    ("bei_core.engines.families", "bei_core.engines.rope"),
     # 5, with an order of its own
     ("bei_core.engines.openvino.ops", "bei_core.engines.openvino.rows", "bei_core.engines.openvino.weights"),
     ("bei_core.engines.openvino.rope", "bei_core.engines.openvino.pooling"),

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from bei_core.engines.openvino import bert, decoders
-from bei_core.engines.openvino.blocks import Config, Transformer
+from bei_core.engines import families
+from bei_core.engines.families import Config
+from bei_core.engines.openvino.bert import Bert
+from bei_core.engines.openvino.blocks import Transformer
 from bei_core.engines.openvino.deberta import DebertaV2
+from bei_core.engines.openvino.decoders import DecoderModel
 from bei_core.engines.openvino.rotary import Gte, ModernBert, NomicBert
 from bei_core.engines.openvino.weights import Weights
 from bei_core.errors import UnsupportedModel
@@ -25,11 +28,11 @@ class Family:
 
 
 def _bert(name: str) -> Family:
-    return Family(partial(bert.Bert, bert.BERTS[name]), bert.BERTS[name].prefixes, bert.ANCHOR)
+    return Family(partial(Bert, families.BERTS[name]), families.BERTS[name].prefixes, families.BERT_ANCHOR)
 
 
 def _decoder(name: str) -> Family:
-    return Family(partial(decoders.DecoderModel, decoders.DECODERS[name]), decoders.PREFIXES, decoders.ANCHOR)
+    return Family(partial(DecoderModel, families.DECODERS[name]), families.DECODER_PREFIXES, families.DECODER_ANCHOR)
 
 
 FAMILIES: Mapping[str, Family] = {

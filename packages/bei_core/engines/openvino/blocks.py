@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from openvino import Node
 from openvino import opset15 as op
@@ -13,8 +13,6 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.rope import Rotation
 from bei_core.engines.openvino.weights import Weights
 from bei_core.errors import UnsupportedModel
-
-Config = Mapping[str, Any]  # config.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +110,6 @@ def attend(
 def gated(gate: Node, up: Node, activation: str) -> Node:
     """Act(gate) * up (Shazeer 2020, GLU variants)."""
     return op.multiply(ops.activation(activation)(gate), up)
-
-
-def setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
-    """A value that config.json must have, under the first of these names. Raises UnsupportedModel naming it."""
-    for known in (name, *others):
-        if config.get(known) is not None:
-            return config[known]
-    raise UnsupportedModel(f"config.json has no `{name}`")
 
 
 def even_heads(hidden: int, number: int) -> Heads:

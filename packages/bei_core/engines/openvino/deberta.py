@@ -12,8 +12,9 @@ import numpy as np
 from openvino import Node
 from openvino import opset15 as op
 
+from bei_core.engines.families import Config, setting
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.blocks import Config, Inputs, Layers, even_heads, setting
+from bei_core.engines.openvino.blocks import Inputs, Layers, even_heads
 from bei_core.engines.openvino.weights import Weights
 from bei_core.errors import UnsupportedModel
 

@@ -14,8 +14,9 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
+from bei_core.engines.families import Config
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.blocks import Config, Layers
+from bei_core.engines.openvino.blocks import Layers
 from bei_core.engines.openvino.pooling import Spans, last_real_token, pool
 from bei_core.engines.openvino.weights import Weights
 from bei_core.spec import Classifier

@@ -9,8 +9,9 @@ from __future__ import annotations
 from openvino import Node
 from openvino import opset15 as op
 
+from bei_core.engines.families import Config, setting
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.blocks import Config, Inputs, Layers, attend, even_heads, gated, setting
+from bei_core.engines.openvino.blocks import Inputs, Layers, attend, even_heads, gated
 from bei_core.engines.openvino.rope import rotation
 from bei_core.engines.openvino.weights import Weights
 from bei_core.errors import UnsupportedModel
