@@ -7,8 +7,8 @@ Read in transformers 5.23's `models/{bert,electra,roberta,xlm_roberta,distilbert
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 from bei_core.errors import UnsupportedModel
 from bei_core.spec import first_position
@@ -243,3 +243,71 @@ def setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
         if config.get(known) is not None:
             return config[known]
     raise UnsupportedModel(f"config.json has no `{name}`")
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """A linear layer, with one before it and a norm between where the family has them; names are whole."""
+
+    out: str
+    dense: str | None = None
+    activation: str = "tanh"
+    activation_of: str | None = None  # config.json's key, where the activation is not always the same
+    norm: str | None = None
+    bias: str | None = None  # of the last layer, where it does not go by that layer's name
+    takes: Literal["cls", "classifier_pooling", "last real token"] = "cls"  # of a text, for one row
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyHeads:
+    """The heads of a family, by what follows its name in the class's; None where there is no such class."""
+
+    sequence: Head | None = None
+    token: Head | None = Head("classifier")
+    vocabulary: Head | None = None
+
+
+_ROBERTA = FamilyHeads(
+    sequence=Head("classifier.out_proj", "classifier.dense"),
+    vocabulary=Head("lm_head.decoder", "lm_head.dense", "gelu", norm="lm_head.layer_norm", bias="lm_head.bias"),
+)
+_BERT_VOCABULARY = Head(
+    "cls.predictions.decoder",
+    "cls.predictions.transform.dense",
+    "gelu",
+    "hidden_act",
+    "cls.predictions.transform.LayerNorm",
+    "cls.predictions.bias",
+)
+_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", takes="classifier_pooling")
+
+HEADS: Mapping[str, FamilyHeads] = {
+    "Bert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+    "Roberta": _ROBERTA,
+    "XLMRoberta": _ROBERTA,
+    "Camembert": _ROBERTA,
+    "MPNet": _ROBERTA,
+    "Electra": FamilyHeads(
+        sequence=Head("classifier.out_proj", "classifier.dense", "gelu"),
+        vocabulary=Head(
+            "generator_lm_head", "generator_predictions.dense", "gelu", norm="generator_predictions.LayerNorm"
+        ),
+    ),
+    "DistilBert": FamilyHeads(
+        sequence=Head("classifier", "pre_classifier", "relu"),
+        vocabulary=Head("vocab_projector", "vocab_transform", "gelu", "activation", "vocab_layer_norm"),
+    ),
+    "ModernBert": FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
+    "NomicBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+    "New": FamilyHeads(Head("classifier", "new.pooler.dense")),
+    "Gte": FamilyHeads(Head("classifier", "gte.pooler.dense")),
+    "DebertaV2": FamilyHeads(
+        Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY
+    ),
+}
+_DECODER = FamilyHeads(sequence=Head("score", takes="last real token"), token=Head("score"))
+
+
+def heads_of(family: str) -> FamilyHeads:
+    """The heads of a family; a decoder's where it is not in the table."""
+    return HEADS.get(family, _DECODER)

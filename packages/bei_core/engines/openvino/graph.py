@@ -15,6 +15,7 @@ from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
+from bei_core.engines.families import FamilyHeads, Head, heads_of
 from bei_core.engines.openvino import heads, ops
 from bei_core.engines.openvino.architectures import FAMILIES, family_of
 from bei_core.engines.openvino.blocks import Inputs
@@ -82,10 +83,10 @@ class _Top:
         return heads.classify(classifier, head, tokens, self.ids, self.spans, self.checkpoint, self.spec.config)
 
     @property
-    def _heads(self) -> heads.FamilyHeads:
-        return heads.heads_of(family_of(self.spec.architecture))
+    def _heads(self) -> FamilyHeads:
+        return heads_of(family_of(self.spec.architecture))
 
-    def _head(self, head: heads.Head | None) -> heads.Head:
+    def _head(self, head: Head | None) -> Head:
         if head is None:
             raise UnsupportedModel(f"the head of {self.spec.architecture} is not supported")
         return head

@@ -5,96 +5,19 @@ A head's tensors have whole names: no prefix goes before them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
 from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.engines.families import Config
+from bei_core.engines.families import Config, Head
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.blocks import Layers
 from bei_core.engines.openvino.pooling import Spans, last_real_token, pool
 from bei_core.engines.openvino.weights import Weights
 from bei_core.spec import Classifier
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A linear layer, with one before it and a norm between where the family has them."""
-
-    out: str
-    dense: str | None = None
-    activation: str = "tanh"
-    activation_of: str | None = None  # config.json's key, where the activation is not always the same
-    norm: str | None = None
-    bias: str | None = None  # of the last layer, where it does not go by that layer's name
-    takes: Literal["cls", "classifier_pooling", "last real token"] = "cls"  # of a text, for one row
-
-    def transform(self, x: Node, layers: Layers, config: Config) -> Node:
-        """[..., H] up to the last layer."""
-        if self.dense is not None:
-            name = str(config.get(self.activation_of or "") or self.activation)
-            x = ops.activation(name)(layers.linear(x, self.dense, None, None))
-        return x if self.norm is None else layers.layer_norm(x, self.norm, _eps(config), bias=False)
-
-
-@dataclass(frozen=True, slots=True)
-class FamilyHeads:
-    """The heads of a family, by what follows its name in the class's; None where there is no such class."""
-
-    sequence: Head | None = None
-    token: Head | None = Head("classifier")
-    vocabulary: Head | None = None
-
-
-_ROBERTA = FamilyHeads(
-    sequence=Head("classifier.out_proj", "classifier.dense"),
-    vocabulary=Head("lm_head.decoder", "lm_head.dense", "gelu", norm="lm_head.layer_norm", bias="lm_head.bias"),
-)
-_BERT_VOCABULARY = Head(
-    "cls.predictions.decoder",
-    "cls.predictions.transform.dense",
-    "gelu",
-    "hidden_act",
-    "cls.predictions.transform.LayerNorm",
-    "cls.predictions.bias",
-)
-_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", takes="classifier_pooling")
-
-HEADS: Mapping[str, FamilyHeads] = {
-    "Bert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
-    "Roberta": _ROBERTA,
-    "XLMRoberta": _ROBERTA,
-    "Camembert": _ROBERTA,
-    "MPNet": _ROBERTA,
-    "Electra": FamilyHeads(
-        sequence=Head("classifier.out_proj", "classifier.dense", "gelu"),
-        vocabulary=Head(
-            "generator_lm_head", "generator_predictions.dense", "gelu", norm="generator_predictions.LayerNorm"
-        ),
-    ),
-    "DistilBert": FamilyHeads(
-        sequence=Head("classifier", "pre_classifier", "relu"),
-        vocabulary=Head("vocab_projector", "vocab_transform", "gelu", "activation", "vocab_layer_norm"),
-    ),
-    "ModernBert": FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
-    "NomicBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
-    "New": FamilyHeads(Head("classifier", "new.pooler.dense")),
-    "Gte": FamilyHeads(Head("classifier", "gte.pooler.dense")),
-    "DebertaV2": FamilyHeads(
-        Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY
-    ),
-}
-_DECODER = FamilyHeads(sequence=Head("score", takes="last real token"), token=Head("score"))
-
-
-def heads_of(family: str) -> FamilyHeads:
-    """The heads of a family; a decoder's where it is not in the table."""
-    return HEADS.get(family, _DECODER)
 
 
 def classify(
@@ -104,7 +27,7 @@ def classify(
     weights = Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",))
     rows = x if classifier.per_token else _TAKES[head.takes](x, ids, spans, config)
     layers = Layers(weights)
-    return layers.linear(head.transform(rows, layers, config), head.out, None, len(classifier.labels))
+    return layers.linear(_transform(head, rows, layers, config), head.out, None, len(classifier.labels))
 
 
 def answer(answers: tuple[int | None, int], x: Node, spans: Spans, embeddings: Weights, checkpoint: Checkpoint) -> Node:
@@ -128,10 +51,18 @@ def splade(head: Head, x: Node, spans: Spans, embeddings: ops.Array, checkpoint:
     table = weights.get(name, None, None) if name in weights else embeddings
     bias = next((known for known in (head.bias, f"{head.out}.bias") if known and known in weights), None)
     logits = ops.linear(
-        head.transform(x, layers, config), table, None if bias is None else weights.get(bias, len(table))
+        _transform(head, x, layers, config), table, None if bias is None else weights.get(bias, len(table))
     )
     # The logarithm grows with its argument, so it is taken of the maximum alone.
     return op.log(op.add(op.relu(pool("max", logits, spans)), op.constant(np.float32(1))))
+
+
+def _transform(head: Head, x: Node, layers: Layers, config: Config) -> Node:
+    """[..., H] up to the last layer."""
+    if head.dense is not None:
+        name = str(config.get(head.activation_of or "") or head.activation)
+        x = ops.activation(name)(layers.linear(x, head.dense, None, None))
+    return x if head.norm is None else layers.layer_norm(x, head.norm, _eps(config), bias=False)
 
 
 def _eps(config: Config) -> float:
