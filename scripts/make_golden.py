@@ -23,8 +23,8 @@ os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import torch  # type: ignore[import-not-found]  # noqa: E402
-from transformers.utils import logging as transformers_logging  # type: ignore[import-not-found]  # noqa: E402
+import torch  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 from scripts.golden import audit, classify, decoders, encoders, expect, head_audit, keep, reference  # noqa: E402
 from scripts.golden.classifiers import CLASSIFIERS  # noqa: E402

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
-from sentence_transformers.sentence_transformer.modules import Normalize  # type: ignore[import-not-found]
+import torch
+from sentence_transformers.sentence_transformer.modules import Normalize
 from tokenizers import Tokenizer, normalizers
 
 from scripts.golden.expect import Expected, prompt_of

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
+import torch
 from safetensors.numpy import save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer  # type: ignore[import-not-found]
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scripts.golden.spec import Model
 

@@ -9,9 +9,9 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
+import torch
 from tokenizers import Tokenizer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer  # type: ignore[import-not-found]
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from scripts.golden import classify
 from scripts.golden.classify import Classified, Classifier, Features

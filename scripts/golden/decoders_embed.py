@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
-from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
-from sentence_transformers.sentence_transformer.modules import Normalize, Pooling  # type: ignore[import-not-found]
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
 
 from scripts.golden import expect
 from scripts.golden.decoders_audit import Rows, check_ids, check_size, difference, require_different

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
+import torch
 from tokenizers import Tokenizer
-from transformers import (  # type: ignore[import-not-found]
+from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,

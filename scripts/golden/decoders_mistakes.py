@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
+import torch
 from torch import nn
 
 from scripts.golden.decoders_folder import DecoderSpec

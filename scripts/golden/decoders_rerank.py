@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
+import torch
 from safetensors.numpy import save_file
-from sentence_transformers import CrossEncoder  # type: ignore[import-not-found]
-from transformers import AutoModelForCausalLM, AutoTokenizer  # type: ignore[import-not-found]
+from sentence_transformers import CrossEncoder
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.golden.classify import NUM_BRIEF
 from scripts.golden.decoders_audit import Rows, check_ids, check_size, difference, require_different

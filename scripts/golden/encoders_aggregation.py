@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
-from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline  # type: ignore[import-not-found]
+import torch
+from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
 from scripts.golden.encoders_folder import EncoderSpec
 

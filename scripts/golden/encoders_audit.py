@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
+import torch
 from tokenizers import Encoding, Tokenizer
 
 from scripts.golden.encoders_folder import EncoderSpec, readable

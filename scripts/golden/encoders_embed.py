@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
-from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
+import torch
+from sentence_transformers import SentenceTransformer
 
 from scripts.golden import expect
 from scripts.golden.encoders_audit import Rows, audit, check_ids, is_close_in_direction, likeness

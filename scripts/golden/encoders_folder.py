@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch  # type: ignore[import-not-found]
-import transformers  # type: ignore[import-not-found]
+import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 

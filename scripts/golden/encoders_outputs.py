@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
+import torch
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
-from sentence_transformers import SparseEncoder  # type: ignore[import-not-found]
+from sentence_transformers import SparseEncoder
 from torch import nn
-from transformers import (  # type: ignore[import-not-found]
+from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
     AutoModelForTokenClassification,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
+import torch
 from safetensors.numpy import save_file
-from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
-from sentence_transformers.sentence_transformer.modules import Normalize  # type: ignore[import-not-found]
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Normalize
 
 from scripts.golden.spec import Model
 

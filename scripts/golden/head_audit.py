@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
+import torch
 from tokenizers import Tokenizer
 
 from scripts.golden.classify import ALONE, Classified, Classifier, Features, Input, encode, inputs_of, logits_of

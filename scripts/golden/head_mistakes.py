@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, TypeAlias
 
-import torch  # type: ignore[import-not-found]
-from torch.nn import functional  # type: ignore[import-not-found]
+import torch
+from torch.nn import functional
 
 from scripts.golden.mistakes import Mistake, Reach, fill, fine_mistakes, transformer_mistakes, transformer_of
 from scripts.golden.spec import CaseSpec, Model

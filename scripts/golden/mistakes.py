@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-import torch  # type: ignore[import-not-found]
-from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling  # type: ignore[import-not-found]
+import torch
+from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling
 from torch import nn
-from transformers import PreTrainedModel  # type: ignore[import-not-found]
-from transformers.activations import ACT2FN  # type: ignore[import-not-found]
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
 
 from scripts.golden.spec import CaseSpec, Model
 

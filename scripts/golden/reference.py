@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch  # type: ignore[import-not-found]
-from sentence_transformers.sentence_transformer.modules import Pooling  # type: ignore[import-not-found]
+import torch
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
-from transformers import (  # type: ignore[import-not-found]
+from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,

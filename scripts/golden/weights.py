@@ -17,9 +17,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch  # type: ignore[import-not-found]
+import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification  # type: ignore[import-not-found]
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
 
 from scripts.golden.spec import CaseSpec, Dense, Storage
 

@@ -56,6 +56,19 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.engines.openvino.engine", "bei_core.engines.openvino.smooth"),
     ("bei_core.engines.openvino.quantize",),
     ("bei_core.engines.openvino.build",),
+    ("bei_core.engines.tensorrt_llm", "bei_core.engines.tensorrt_llm.models"),  # empty
+    (
+        "bei_core.engines.tensorrt_llm._compat",
+        "bei_core.engines.tensorrt_llm.packing",
+        "bei_core.engines.tensorrt_llm.tensorfile",
+    ),
+    ("bei_core.engines.tensorrt_llm.artifact",),
+    ("bei_core.engines.tensorrt_llm.models.layers", "bei_core.engines.tensorrt_llm.models.pooling"),
+    ("bei_core.engines.tensorrt_llm.models.attention", "bei_core.engines.tensorrt_llm.models.top"),
+    ("bei_core.engines.tensorrt_llm.models.bert", "bei_core.engines.tensorrt_llm.models.decoder"),
+    ("bei_core.engines.tensorrt_llm.models.classes", "bei_core.engines.tensorrt_llm.quantize"),
+    ("bei_core.engines.tensorrt_llm.build",),
+    ("bei_core.engines.tensorrt_llm.engine",),
     # 6
     ("bei_core.engines.obtain",),
     ("bei_core.engines.open", "bei_core.runner", "bei_core.engines_cli"),
@@ -80,6 +93,10 @@ LAYER_OF = {module: layer for layer, modules in enumerate(LAYERS) for module in 
 # Packages that one part of ours keeps to itself, so that the rest does not come to depend on it.
 OWNERS: dict[str, str | tuple[str, ...]] = {
     "openvino": "bei_core.engines.openvino.",
+    "tensorrt_llm": "bei_core.engines.tensorrt_llm._compat",
+    "torch": "bei_core.engines.tensorrt_llm.",
+    "transformers": "bei_core.engines.tensorrt_llm.quantize",
+    "modelopt": "bei_core.engines.tensorrt_llm.quantize",
     "tokenizers": "bei_core.tokens",
     "prometheus_client": "bei_core.metrics",
     "starlette": "bei_core.http.",

@@ -35,16 +35,17 @@ class Gpu:
     capability: tuple[int, int]  # (9, 0)
 
 
-def choose(engine: str) -> str:
+def choose(engine: str, *, to_run: bool = True) -> str:
     """The name of the engine that `auto` or a name stands for.
 
-    Raises EngineUnavailable for a named one that cannot run here, saying what is missing.
+    Raises EngineUnavailable for a named one that is unknown, or, unless it is only to be built, cannot run here.
     """
     if engine == "auto":
         return _best()
     if engine not in ENGINES:
         raise EngineUnavailable(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
-    require(engine)
+    if to_run:
+        require(engine)
     return engine
 
 

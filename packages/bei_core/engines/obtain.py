@@ -16,7 +16,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.choice import CPU, choose, require
+from bei_core.engines.choice import CPU, GPU, choose, require
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engine, key_of, read_manifest, seal
 from bei_core.engines.remote import Remote, manifest_at, pull
 from bei_core.engines.store import Held, Request, Store, publish
@@ -35,6 +35,7 @@ class Builder(Protocol):
     """What `engines/NAME/build.py` has."""
 
     VERSION: int
+    DECIDING: tuple[str, ...]  # settings that choose among a model's engines of this name
 
     def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         """The engine of a checkpoint, not yet built."""
@@ -44,8 +45,8 @@ class Builder(Protocol):
 class Supply:
     """Engines for one model's settings."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises ConfigError for no model or no store's URL, EngineUnavailable where the engine cannot run here."""
+    def __init__(self, settings: Settings, *, to_run: bool = True) -> None:
+        """Raises ConfigError for no model or no store's URL, EngineUnavailable where the engine cannot be made here."""
         if not settings.model_id:
             raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
         if settings.engine_store is not None and not is_store(settings.engine_store):
@@ -55,7 +56,7 @@ class Supply:
             )
         self._settings = settings
         self._model_id = settings.model_id
-        self._name = choose(settings.engine)
+        self._name = choose(settings.engine, to_run=to_run)
         self._builder = builder_of(self._name)
         self.store = store_of(settings)
         url = settings.engine_store
@@ -71,7 +72,7 @@ class Supply:
 
         Raises CheckpointError, UnsupportedModel, QualityError.
         """
-        parts: dict[str, object] = {name: getattr(self._settings, name) for name in _DECIDING}
+        parts: dict[str, object] = {name: getattr(self._settings, name) for name in (*_DECIDING, *self._builder.DECIDING)}
         if self._quantization is not None:
             parts["quantization"] = self._quantization
         key = key_of({"engine": self._name, "version": self._builder.VERSION, **parts})
@@ -204,13 +205,17 @@ def store_of(settings: Settings) -> Store:
 
 
 def builder_of(name: str) -> Builder:
-    """What builds engines of a name. Raises EngineUnavailable with the install command where it cannot run."""
-    require(name)
+    """What builds engines of a name. Raises EngineUnavailable with the install command where it cannot be."""
     if name == CPU:
+        require(CPU)
         from bei_core.engines.openvino import build
 
         return build
-    raise EngineUnavailable(f"engine {name!r} cannot be built in this version; known are: {CPU}")
+    if name == GPU:  # needs no card, and not its package
+        from bei_core.engines.tensorrt_llm import build as build_for_gpu
+
+        return build_for_gpu
+    raise EngineUnavailable(f"engine {name!r} is not one of {CPU}, {GPU}")
 
 
 def _say_ignored(settings: Settings) -> None:

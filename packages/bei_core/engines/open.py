@@ -14,7 +14,7 @@ import msgspec
 from bei_core.config import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.choice import CPU, require
+from bei_core.engines.choice import CPU, GPU, require
 from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, is_engine, read_manifest
 from bei_core.engines.obtain import Supply
 from bei_core.engines.quality import bar_of
@@ -27,7 +27,14 @@ from bei_core.templates import chosen_template
 log = logging.getLogger(__name__)
 
 # The `dtype` settings that an engine's weights can be computed in, besides auto.
-_DTYPES = {"f32": ("float32", "bfloat16"), "int8": ("float32", "bfloat16", "int8")}
+_DTYPES = {
+    "f32": ("float32", "bfloat16"),
+    "int8": ("float32", "bfloat16", "int8"),
+    "bf16": ("bfloat16",),
+    "f16": ("float16",),
+    "fp8": ("bfloat16",),
+    "fp4": ("bfloat16",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +72,7 @@ def open_engine(settings: Settings) -> Opened:
 
 def build_engine(settings: Settings, target: Path | None = None) -> Path:
     """The engine folder for `settings.model_id`, at `target` or at its address in the store; built unless there."""
-    supply = Supply(settings)
+    supply = Supply(settings, to_run=False)
     if target is not None:
         supply.build(target)
         return target
@@ -149,4 +156,8 @@ def _loader(name: str) -> Callable[..., Engine]:
         from bei_core.engines.openvino.engine import load
 
         return load
-    raise EngineUnavailable(f"engine {name!r} cannot run in this version; known are: {CPU}")
+    if name == GPU:
+        from bei_core.engines.tensorrt_llm.engine import load as load_on_gpu
+
+        return load_on_gpu
+    raise EngineUnavailable(f"engine {name!r} is not one of {CPU}, {GPU}")

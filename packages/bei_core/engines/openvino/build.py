@@ -35,6 +35,8 @@ VERSION = 3
 # engine in the store need not have nncf: raise this when a new one gives other numbers.
 INT8_VERSION = 1
 
+DECIDING: tuple[str, ...] = ()  # weights of f32 are computed in any dtype
+
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.

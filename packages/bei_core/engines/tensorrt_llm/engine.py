@@ -1,0 +1,175 @@
+"""The GPU engine: TensorRT-LLM's encode-only mode over our own model classes. One thread at a time calls it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bei_core.batch import Batch
+from bei_core.engines.base import EngineInfo
+from bei_core.engines.manifest import Manifest, key_of
+from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
+from bei_core.engines.tensorrt_llm.artifact import CONFIG, Facts
+from bei_core.engines.tensorrt_llm.build import DTYPES
+from bei_core.engines.tensorrt_llm.packing import pack_ids, split
+from bei_core.errors import EngineUnavailable
+from bei_core.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+
+Array = npt.NDArray[np.float32]
+
+# A batch of as many tokens keeps the largest card busy; more only makes it later (docs/gpu.md).
+MAX_NUM_TOKENS = 16_384
+MAX_BATCH_SIZE = 256
+
+# Batches that are launch-bound: a few short texts. TensorRT-LLM captures a graph for every feasible combination at
+# every start, so there are few.
+_GRAPH_BATCH_SIZES = (1, 2, 4, 8)
+_GRAPH_NUM_TOKENS = (32, 64, 128, 256, 512, 1024)
+_GRAPH_SEQ_LENS = (32, 128, 512)
+
+# Compute capability that a precision needs: e4m3 products came with Ada and Hopper, e2m1 with Blackwell.
+_NEEDS = {"fp8": (8, 9), "fp4": (10, 0)}
+
+
+class TensorRtLlmEngine:
+    """A model on the GPU, read from an engine folder."""
+
+    def __init__(self, folder: Path, spec: ModelSpec, precision: str, dtype: str) -> None:
+        self._vocab_size = spec.vocab_size
+        self._max_num_tokens = max(MAX_NUM_TOKENS, spec.max_seq_len)
+        facts = read_facts(folder)
+        with _tuned(folder, self._limits(spec)):
+            try:
+                self._llm = upstream("LLM")(
+                    model=str(folder),
+                    encode_only=True,
+                    skip_tokenizer_init=True,
+                    dtype=dtype,
+                    # Its fused kernels have no f32.
+                    attn_backend="VANILLA" if dtype == "float32" else "TRTLLM",
+                    max_batch_size=MAX_BATCH_SIZE,
+                    max_num_tokens=self._max_num_tokens,
+                    max_seq_len=spec.max_seq_len,
+                    cuda_graph_config=None if facts.needs_own_attention else _graphs(spec.max_seq_len),
+                )
+            except Exception as fault:
+                raise EngineUnavailable(f"TensorRT-LLM cannot load {folder}: {fault}") from fault
+        self.info = EngineInfo(
+            name="tensorrt_llm",
+            device="gpu",
+            precision=precision,
+            row_width=self._encode([[0]]).shape[1],
+            max_seq_len=spec.max_seq_len,
+            batch_tokens=self._max_num_tokens,
+        )
+
+    def forward(self, batch: Batch) -> Array:
+        """f32[B, D]; see `Engine.forward`."""
+        ids, ends = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
+        parts = [
+            self._encode([ids[ends[at] : ends[at + 1]] for at in range(start, stop)])
+            for start, stop in split(batch, max_items=MAX_BATCH_SIZE, max_tokens=self._max_num_tokens)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
+        """Raises NotImplementedError: only a row a text leaves the GPU."""
+        raise NotImplementedError("this is a bug: the GPU engine gives no rows of tokens, its token_width is 0")
+
+    def padding_share(self) -> float:
+        """0: texts are packed (those that fill up a CUDA graph are TensorRT-LLM's own, and it does not say)."""
+        return 0.0
+
+    def close(self) -> None:
+        """Gives the GPU's memory back."""
+        self._llm.shutdown()
+
+    def _encode(self, ids: list[list[int]]) -> Array:
+        rows: Array = self._llm.encode(ids, return_raw_logits=True).float().numpy()
+        return rows
+
+    def _limits(self, spec: ModelSpec) -> dict[str, int]:
+        return {"batch": MAX_BATCH_SIZE, "tokens": self._max_num_tokens, "length": spec.max_seq_len}
+
+
+def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TensorRtLlmEngine:
+    """The engine of an engine folder, in the precision it was built in: `dtype` may not ask for another.
+
+    Raises EngineUnavailable for a missing or other TensorRT-LLM, or a card that lacks the precision.
+    """
+    check_version()
+    check_card(manifest.precision)
+    from bei_core.engines.tensorrt_llm.models.classes import register
+
+    register()
+    return TensorRtLlmEngine(folder, spec, manifest.precision, DTYPES[manifest.precision])
+
+
+def check_card(precision: str) -> None:
+    """Raises EngineUnavailable where the first card does not compute in the precision, saying which do."""
+    if precision not in _NEEDS or not torch.cuda.is_available():
+        return
+    needed, found = _NEEDS[precision], torch.cuda.get_device_capability(0)
+    if found < needed:
+        raise EngineUnavailable(
+            f"{precision} needs a card of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; "
+            f"fp4: B200 and newer); {torch.cuda.get_device_name(0)} has {found[0]}.{found[1]}. Build with "
+            "quantization_type no_quant for it"
+        )
+
+
+def read_facts(folder: Path) -> Facts:
+    """What our classes read in the folder's config.json."""
+    return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
+
+
+def _graphs(max_seq_len: int) -> Any:
+    """The CUDA graphs to capture; longer batches are busy enough to run without."""
+    lengths = [length for length in _GRAPH_SEQ_LENS if length <= max_seq_len] or [max_seq_len]
+    return upstream("EncodeCudaGraphConfig")(
+        batch_sizes=list(_GRAPH_BATCH_SIZES),
+        num_tokens=[number for number in _GRAPH_NUM_TOKENS if number >= min(lengths)],
+        seq_lens=lengths,
+        enable_padding=True,
+    )
+
+
+@contextmanager
+def _tuned(folder: Path, limits: dict[str, int]) -> Iterator[None]:
+    """TensorRT-LLM keeps the kernels that it chooses in the engine's folder, apart for each card and version."""
+    name, key = "TLLM_AUTOTUNER_CACHE_PATH", key_of({**_runtime(), **limits})
+    before = os.environ.get(name)
+    place = folder / ".tuned"
+    try:
+        place.mkdir(exist_ok=True)
+    except OSError as fault:
+        place = Path(tempfile.gettempdir())
+        log.info("%s cannot be written (%s); chosen kernels are kept in %s", folder, fault.strerror, place)
+    os.environ[name] = str(place / f"{key}.json")
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+
+
+def _runtime() -> dict[str, object]:
+    """What chosen kernels depend on, besides the engine."""
+    facts: dict[str, object] = {"tensorrt_llm": VERSION, "torch": str(torch.__version__), "cuda": torch.version.cuda}
+    driver = Path("/proc/driver/nvidia/version")
+    if torch.cuda.is_available():
+        facts |= {"card": torch.cuda.get_device_name(0), "capability": torch.cuda.get_device_capability(0)}
+    return {**facts, "driver": driver.read_text().splitlines()[0] if driver.is_file() else ""}

@@ -1,0 +1,109 @@
+"""Decoders read for their token vectors; `families.DECODERS` has the switches of each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bei_core.engines.families import DECODERS, DecoderSizes, DecoderSwitches
+from bei_core.engines.tensorrt_llm.artifact import Facts
+from bei_core.engines.tensorrt_llm.models.attention import Sizes, make_attention
+from bei_core.engines.tensorrt_llm.models.layers import Config, Embedding, GatedMlp, RmsNorm, Rotation, Weights
+from bei_core.engines.tensorrt_llm.models.top import activation
+
+
+class DecoderTransformer(nn.Module):
+    """Token vectors of packed texts."""
+
+    def __init__(self, facts: Facts, config: Config) -> None:
+        super().__init__()
+        self.switches = DECODERS[facts.family]
+        self.sizes = sizes = DecoderSizes.of(self.switches, facts.spec.config)
+        self.embed_tokens = Embedding(facts.spec.vocab_size, sizes.hidden, config.dtype)
+        rotations = {
+            kind: Rotation(sizes.config, sizes.head_size, facts.spec.max_seq_len, kind)
+            for kind in dict.fromkeys(sizes.kinds)
+        }
+        self.layers = nn.ModuleList(
+            _Layer(facts, self.switches, sizes, rotations[kind], config, at) for at, kind in enumerate(sizes.kinds)
+        )
+        self.norm = _norm(self.switches, sizes, config)
+
+    def load(self, weights: Weights) -> None:
+        """Takes every layer's tensors."""
+        self.embed_tokens.load(weights, "embed_tokens")
+        for at, layer in enumerate(self.layers):
+            layer.load(weights, f"layers.{at}.")
+        self.norm.load(weights, "norm")
+
+    def forward(self, ids: Tensor, type_ids: Tensor, position_ids: Tensor, attn_metadata: Any) -> Tensor:
+        """[T, H]; a decoder has no token types."""
+        x = self.embed_tokens(ids)
+        if self.switches.gemma:
+            x = x * self.sizes.hidden**0.5
+        for layer in self.layers:
+            x = layer(x, position_ids, attn_metadata)
+        return self.norm(x)
+
+
+class _Layer(nn.Module):
+    def __init__(
+        self,
+        facts: Facts,
+        switches: DecoderSwitches,
+        sizes: DecoderSizes,
+        rotation: Rotation,
+        config: Config,
+        at: int,
+    ) -> None:
+        super().__init__()
+        self.attention = make_attention(_attention(facts, switches, sizes, sizes.kinds[at]), rotation, config, at)
+        bias = bool(sizes.config.get("mlp_bias"))
+        self.mlp = GatedMlp(sizes.hidden, sizes.inner, activation(sizes.activation), config, bias=bias)
+        names = ["input_layernorm", "post_attention_layernorm"]
+        if switches.gemma:
+            names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        self.norms = nn.ModuleDict({name: _norm(switches, sizes, config) for name in names})
+        self.is_gemma = switches.gemma
+
+    def load(self, weights: Weights, prefix: str) -> None:
+        """Takes the layer's tensors."""
+        query, key, value, out = (f"{prefix}self_attn.{name}_proj" for name in "qkvo")
+        self.attention.load(weights, (query, key, value, out), f"{prefix}self_attn.")
+        self.mlp.load(weights, f"{prefix}mlp.")
+        for name, norm in self.norms.items():
+            norm.load(weights, prefix + name)
+
+    def forward(self, x: Tensor, position_ids: Tensor, attn_metadata: Any) -> Tensor:
+        mixed = self.attention.attend(self.norms["input_layernorm"](x), position_ids, attn_metadata)
+        if not self.is_gemma:
+            x = x + mixed
+            return x + self.mlp(self.norms["post_attention_layernorm"](x))
+        x = x + self.norms["post_attention_layernorm"](mixed)
+        inner = self.mlp(self.norms["pre_feedforward_layernorm"](x))
+        return x + self.norms["post_feedforward_layernorm"](inner)
+
+
+def _norm(switches: DecoderSwitches, sizes: DecoderSizes, config: Config) -> RmsNorm:
+    return RmsNorm(sizes.hidden, sizes.eps, config.dtype, offset=1.0 if switches.gemma else 0.0)
+
+
+def _attention(facts: Facts, switches: DecoderSwitches, sizes: DecoderSizes, kind: str) -> Sizes:
+    """A layer's attention; a window that no text outgrows is none."""
+    window, bias = sizes.window(switches, kind), bool(sizes.config.get("attention_bias"))
+    return Sizes(
+        hidden=sizes.hidden,
+        queries=sizes.num_queries,
+        keys=sizes.num_keys,
+        head=sizes.head_size,
+        scale=sizes.scale,
+        max_len=facts.spec.max_seq_len,
+        bias=bias or switches.qkv_bias,
+        out_bias=bias,
+        causal=facts.mask == "causal",
+        eps=sizes.eps if switches.qk_norm else None,
+        offset=1.0 if switches.gemma else 0.0,
+        window=None if window is None or window >= facts.spec.max_seq_len else window,
+        soft_cap=sizes.soft_cap,
+    )

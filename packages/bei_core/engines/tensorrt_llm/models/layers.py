@@ -1,0 +1,208 @@
+"""Layers of the transformers: norms, embeddings and rotation of our own, products by TensorRT-LLM's Linear.
+
+Letters: T tokens, H hidden, N heads, D head size. Parameters are made empty: `load` fills them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bei_core.engines.rope import tables
+from bei_core.engines.tensorrt_llm._compat import upstream
+from bei_core.errors import CheckpointError
+
+Linear, WeightMode, WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
+
+# What LayerNorm's tensors were called in TensorFlow checkpoints, and in those converted from them.
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+
+
+class Weights:
+    """A checkpoint's tensors under the prefix that it uses."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, anchor: str, prefixes: Sequence[str]) -> None:
+        """Finds the first of `prefixes` under which the tensor `anchor` exists. Raises CheckpointError for none."""
+        prefix = next((prefix for prefix in prefixes if prefix + anchor in tensors), None)
+        if prefix is None:
+            raise CheckpointError(f"no tensor of these names: {', '.join(prefix + anchor for prefix in prefixes)}")
+        self._layers: dict[str, dict[str, Tensor]] = {}
+        for name in tensors:
+            if name.startswith(prefix):
+                layer, _, part = name.removeprefix(prefix).rpartition(".")
+                self._layers.setdefault(layer, {})[_OLD_NAMES.get(part, part)] = tensors[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._layers
+
+    def of(self, name: str) -> dict[str, Tensor]:
+        """A layer's tensors: weight, bias, and the scales of a quantised one. Raises CheckpointError for none."""
+        if name not in self._layers:
+            raise CheckpointError(f"the checkpoint has no tensors of {name}")
+        return self._layers[name]
+
+
+class Config:
+    """What is the same for all layers of a model: TensorRT-LLM's config, and how much of it is quantised."""
+
+    def __init__(self, model_config: Any, dtype: Any, quantized: Sequence[str]) -> None:
+        self.model_config = model_config
+        self.dtype = dtype
+        self.quantized = frozenset(quantized)
+
+    def quantization(self, part: str) -> Any:
+        """TensorRT-LLM's quantisation of "attention" or "mlp"; None where that is not quantised."""
+        return self.model_config.quant_config if part in self.quantized else None
+
+    def for_attention(self) -> Any:
+        """The config as `Attention` reads it, which asks it alone whether to quantise."""
+        if "attention" in self.quantized:
+            return self.model_config
+        plain = copy.copy(self.model_config)
+        plain.quant_config = type(self.model_config.quant_config)()
+        return plain
+
+    def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
+        """A Linear; `fused` says of which layers' outputs its own is made: "qkv" or "gate_up"."""
+        mode = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_LINEAR"}[fused]
+        return Linear(
+            size_in,
+            size_out,
+            bias=bias,
+            dtype=self.dtype,
+            quant_config=self.quantization(part),
+            weights_loading_config=WeightsLoadingConfig(weight_mode=getattr(WeightMode, mode)),
+        )
+
+
+def empty(*shape: int, dtype: Any) -> Any:
+    """A parameter whose values come later."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
+
+
+def fill(parameter: Any, tensors: Mapping[str, Tensor], part: str, where: str) -> None:
+    """Copies a tensor into a parameter. Raises CheckpointError where it is missing or of another shape."""
+    if part not in tensors or tuple(tensors[part].shape) != tuple(parameter.shape):
+        found = tuple(tensors[part].shape) if part in tensors else "missing"
+        raise CheckpointError(f"tensor {where}.{part} is {found}; config.json implies {tuple(parameter.shape)}")
+    parameter.data.copy_(tensors[part][...])
+
+
+class Embedding(nn.Module):
+    """Rows of a table."""
+
+    def __init__(self, num_rows: int, width: int, dtype: Any) -> None:
+        super().__init__()
+        self.weight = empty(num_rows, width, dtype=dtype)
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Takes the table."""
+        fill(self.weight, weights.of(name), "weight", name)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[T, H] of i32[T]."""
+        return F.embedding(ids, self.weight)
+
+
+class LayerNorm(nn.Module):
+    """Ba et al. 2016."""
+
+    def __init__(self, width: int, eps: float, dtype: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = empty(width, dtype=dtype), empty(width, dtype=dtype)
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Takes scale and shift."""
+        fill(self.weight, weights.of(name), "weight", name)
+        fill(self.bias, weights.of(name), "bias", name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] normalised."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class RmsNorm(nn.Module):
+    """Zhang and Sennrich 2019. Gemma scales by 1 + weight (`offset`), which needs more digits than bf16 has: in f32."""
+
+    def __init__(self, width: int, eps: float, dtype: Any, *, offset: float = 0.0) -> None:
+        super().__init__()
+        self.eps, self.offset = eps, offset
+        self.weight = empty(width, dtype=torch.float32 if offset else dtype)
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Takes the scale."""
+        fill(self.weight, weights.of(name), "weight", name)
+        self.weight.data += self.offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] normalised."""
+        wide = x.to(self.weight.dtype)
+        return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+class Rotation(nn.Module):
+    """Rotary position embedding of one kind of layer, from tables computed in f64."""
+
+    def __init__(self, config: Mapping[str, Any], head_size: int, max_len: int, kind: str) -> None:
+        super().__init__()
+        cos, sin = tables(config, head_size, max_len, layer_type=kind)
+        self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
+        self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
+
+    def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
+        """[T, N, D] turned, the first half of each head with the second."""
+        at = position_ids.reshape(-1)
+        cos, sin = self.cos[at][:, None], self.sin[at][:, None]
+        first, second = x.float().chunk(2, -1)
+        turned = torch.cat([-second, first], -1)
+        return (x * cos + turned * sin).to(x.dtype)
+
+
+class GatedMlp(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020)."""
+
+    def __init__(self, hidden: int, inner: int, act: Any, config: Config, *, bias: bool) -> None:
+        super().__init__()
+        self.act = act
+        self.gate_up_proj = config.linear(hidden, 2 * inner, "mlp", bias=bias, fused="gate_up")
+        self.down_proj = config.linear(inner, hidden, "mlp", bias=bias)
+
+    def load(self, weights: Weights, prefix: str) -> None:
+        """Takes the three layers' tensors."""
+        self.gate_up_proj.load_weights([weights.of(prefix + "gate_proj"), weights.of(prefix + "up_proj")])
+        self.down_proj.load_weights([weights.of(prefix + "down_proj")])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, H]."""
+        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        return self.down_proj(self.act(gate) * up)
+
+
+class Mlp(nn.Module):
+    """down(act(up(x)))."""
+
+    def __init__(self, hidden: int, inner: int, act: Any, config: Config) -> None:
+        super().__init__()
+        self.act = act
+        self.up_proj = config.linear(hidden, inner, "mlp", bias=True)
+        self.down_proj = config.linear(inner, hidden, "mlp", bias=True)
+
+    def load(self, weights: Weights, up: str, down: str) -> None:
+        """Takes the two layers' tensors."""
+        self.up_proj.load_weights([weights.of(up)])
+        self.down_proj.load_weights([weights.of(down)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, H]."""
+        return self.down_proj(self.act(self.up_proj(x)))
+
+
+def top_tensors(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """What stands on top of the transformer, without its prefix."""
+    return ((name.removeprefix(prefix), tensors[name]) for name in tensors if name.startswith(prefix))

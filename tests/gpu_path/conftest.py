@@ -1,0 +1,56 @@
+"""The GPU path without a GPU: our classes on a stand-in for TensorRT-LLM (shims/README.md), real quantisation.
+
+Run by `make test-gpu-path`, in an environment of its own. Where the real tensorrt_llm is installed, the stand-in stays
+away, and the tests that need nothing but the API run against it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+SHIMS = Path(__file__).parent / "shims"
+IS_REAL = importlib.util.find_spec("tensorrt_llm") is not None
+if not IS_REAL:
+    sys.path.insert(0, str(SHIMS))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from bei_core.checkpoint import Checkpoint  # noqa: E402
+from bei_core.config import Settings  # noqa: E402
+from bei_core.engines.obtain import recipe  # noqa: E402
+from bei_core.engines.open import Opened, load  # noqa: E402
+from bei_core.engines.store import publish  # noqa: E402
+from bei_core.engines.tensorrt_llm import build  # noqa: E402
+from bei_core.spec import ModelSpec  # noqa: E402
+from tests.gpu_path.table import TABLE  # noqa: E402
+
+torch.set_num_threads(1)
+
+Builder = Callable[..., Opened]
+
+
+@pytest.fixture
+def built(tmp_path: Path) -> Builder:
+    """The engine of a checkpoint, built into a folder and loaded from it, in `dtype` or as the block says."""
+
+    def make(checkpoint: Checkpoint, spec: ModelSpec, **settings: object) -> Opened:
+        given = {"engine": "tensorrt_llm", **settings}
+        folder = tmp_path / f"engine-{len(list(tmp_path.iterdir()))}"
+        publish(folder, recipe(build, checkpoint, spec, Settings.load(given, {"HOME": "/nonexistent"}))[1])
+        return load(folder)
+
+    return make
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.section("GPU path: our classes, on " + ("tensorrt_llm" if IS_REAL else "the stand-in, on a CPU"))
+    for line in TABLE.lines():
+        terminalreporter.write_line(line)
