@@ -41,7 +41,7 @@ examples: install  ## write examples/ again
 	scripts/make_examples.sh
 
 test-gpu-path: install $(GPU_PATH)/.done  ## the GPU path on a stand-in for TensorRT-LLM (own environment: torch, modelopt)
-	PYTHONDONTWRITEBYTECODE=1 $(GPU_PATH)/bin/python -m pytest -o norecursedirs=shims tests/gpu_path $(ARGS)
+	$(GPU_PATH)/bin/python -m pytest tests/gpu_path $(ARGS)
 
 # torch loads CUDA's libraries as it is imported, so they are there; what else it asks for is not (docs/gpu.md).
 $(GPU_PATH)/.done: requirements/gpu-path.lock | $(VENV)/.done

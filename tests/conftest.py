@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,9 @@ from bei_core.runner import Runner
 from tests.fakes import SAFETY_S, FakeEngine
 
 MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
+
+# It has an environment of its own, with torch: make test-gpu-path.
+collect_ignore = [] if importlib.util.find_spec("torch") else ["gpu_path"]
 
 # The same examples in every run, and no limit on time, which a busy machine breaks. To look for new failures:
 # pytest --hypothesis-profile=search

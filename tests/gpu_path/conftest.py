@@ -6,9 +6,11 @@ away, and the tests that need nothing but the API run against it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +18,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 SHIMS = Path(__file__).parent / "shims"
-IS_REAL = importlib.util.find_spec("tensorrt_llm") is not None
-if not IS_REAL:
+if importlib.util.find_spec("tensorrt_llm") is None:
     sys.path.insert(0, str(SHIMS))
+IS_REAL = not hasattr(importlib.import_module("tensorrt_llm"), "IS_SHIM")
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -31,6 +33,10 @@ from bei_core.engines.store import publish  # noqa: E402
 from bei_core.engines.tensorrt_llm import build  # noqa: E402
 from bei_core.spec import ModelSpec  # noqa: E402
 from tests.gpu_path.table import TABLE  # noqa: E402
+
+with warnings.catch_warnings():  # of what modelopt does as it is imported, which is not ours to mend
+    warnings.simplefilter("ignore")
+    importlib.import_module("modelopt.torch.export")
 
 torch.set_num_threads(1)
 

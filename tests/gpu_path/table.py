@@ -27,10 +27,8 @@ class Table:
         rows += [[family, *(self._cell(family, column) for column in COLUMNS)] for family in families]
         widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS) + 1)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return [
-            *lines,
-            "largest difference from transformers in f32 (of fp8: least cosine to it), and of how many models",
-        ]
+        meaning = "Largest difference from transformers in f32, of fp8 the least cosine to it; of so many models."
+        return [*lines, meaning]
 
     def _cell(self, family: str, column: str) -> str:
         if (family, column) not in self.cells:

@@ -159,6 +159,11 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
     (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
 
 
+def read_facts(folder: Path) -> Facts:
+    """What our classes read in a folder's config.json."""
+    return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
+
+
 def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
     """The transformer's tensors, in `dtype` but for quantised ones and their scales; what stands on top, in f32."""
     entries = [

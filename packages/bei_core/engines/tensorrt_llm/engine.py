@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,7 +18,7 @@ from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.manifest import Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
-from bei_core.engines.tensorrt_llm.artifact import CONFIG, Facts
+from bei_core.engines.tensorrt_llm.artifact import read_facts
 from bei_core.engines.tensorrt_llm.build import DTYPES
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
 from bei_core.errors import EngineUnavailable
@@ -128,11 +127,6 @@ def check_card(precision: str) -> None:
             f"fp4: B200 and newer); {torch.cuda.get_device_name(0)} has {found[0]}.{found[1]}. Build with "
             "quantization_type no_quant for it"
         )
-
-
-def read_facts(folder: Path) -> Facts:
-    """What our classes read in the folder's config.json."""
-    return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
 
 
 def _graphs(max_seq_len: int) -> Any:

@@ -1,0 +1,128 @@
+"""Every call that the engine makes of TensorRT-LLM, bound to the documented signatures (signatures.json).
+
+Where the real package is installed, the signatures themselves are held against it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections import Counter
+from inspect import Parameter, Signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bei_core.batch import Batch
+from bei_core.checkpoint import resolve
+from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
+from bei_core.engines.tensorrt_llm.models.classes import PackedModel
+from bei_core.errors import EngineUnavailable
+from bei_core.spec import read_spec
+from bei_core.tasks import Tokens
+from tests.golden.cases import CASES, GROUP_CASES
+from tests.gpu_path.conftest import IS_REAL, Builder
+
+SNAPSHOT = json.loads((Path(__file__).parent / "signatures.json").read_text())
+ENTRIES: dict[str, dict[str, Any]] = SNAPSHOT["entries"]
+CASE_OF = {case.name: case for case in (*CASES, *GROUP_CASES)}
+# One that has CUDA graphs, norms of queries and keys, and gates; one with a window; one with token types.
+USERS = ("qwen3-embedding", "gemma2-multilingual", "bert-cls-normalize")
+
+only_on_shim = pytest.mark.skipif(IS_REAL, reason="the stand-in notes its calls; the real one is held to the snapshot")
+
+
+def signature(entry: dict[str, Any]) -> Signature:
+    parameters = [
+        Parameter(each["name"], getattr(Parameter, each["kind"]), default=each.get("default", Parameter.empty))
+        for each in entry["parameters"]
+    ]
+    return Signature(parameters)
+
+
+def real(name: str) -> Any:
+    owner, _, member = name.partition(".")
+    return getattr(upstream(owner), member) if member else upstream(owner)
+
+
+def test_the_snapshot_is_of_the_version_that_the_engine_asks_for() -> None:
+    assert SNAPSHOT["tensorrt_llm"] == VERSION
+
+
+@only_on_shim
+def test_every_call_binds_to_the_documented_signature(built: Builder) -> None:
+    from tensorrt_llm.calls import CALLS
+
+    CALLS.clear()
+    for name in USERS:
+        case = CASE_OF[name]
+        checkpoint = resolve(str(case.folder))
+        engine = built(checkpoint, read_spec(checkpoint)).engine
+        engine.forward(Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids]))
+        engine.close()
+    for name, args, kwargs in CALLS:
+        bound = signature(ENTRIES[name]).bind(*args, **kwargs)
+        rest = bound.arguments.get("kwargs", {}) if name == "LLM" else {}
+        assert set(rest) <= set(ENTRIES[name].get("fields", ())), f"{name} is given {sorted(rest)}"
+    counts = Counter(name for name, _, _ in CALLS)
+    expected = {"LLM", "LLM.encode", "EncodeCudaGraphConfig", "register_auto_model", "Attention", "Attention.forward"}
+    assert expected | {"Linear", "Linear.load_weights"} <= counts.keys()
+    assert counts["LLM"] == len(USERS)
+
+
+@only_on_shim
+def test_no_call_has_an_extra_input_of_the_model(built: Builder) -> None:
+    """They are refused beside CUDA graphs, so types and prompts travel in the ids."""
+    from tensorrt_llm.calls import CALLS
+
+    case = CASE_OF["bert-cls-normalize"]
+    checkpoint = resolve(str(case.folder))
+    engine = built(checkpoint, read_spec(checkpoint)).engine
+    CALLS.clear()
+    engine.forward(Batch.pack([Tokens(ids, np.ones_like(ids)) for ids in case.ids]))
+    (call,) = (kwargs for name, _, kwargs in CALLS if name == "LLM.encode")
+    assert call == {"return_raw_logits": True}
+
+
+def test_our_class_has_what_tensorrt_llm_asks_of_a_model() -> None:
+    entry = ENTRIES["model"]
+    assert all(hasattr(PackedModel, name) for name in entry["attributes"] if name != "model_config")
+    given = {each["name"]: None for each in entry["parameters"]}
+    inspect.signature(PackedModel.forward).bind(None, **given, multi_item_part_lens=None)
+    # It is asked by name whether it takes a mapper of weights, and takes none.
+    assert inspect.getfullargspec(PackedModel.load_weights).args == ["self", "weights"]
+
+
+def test_the_hook_that_we_override_has_the_documented_signature() -> None:
+    from bei_core.engines.tensorrt_llm.models.attention import PackedAttention
+
+    names = [each["name"] for each in ENTRIES["Attention.apply_rope"]["parameters"]]
+    assert list(inspect.signature(PackedAttention.apply_rope).parameters) == ["self", *names]
+
+
+@pytest.mark.parametrize("name", [name for name in ENTRIES if name != "model"])
+def test_the_package_that_is_installed_has_the_documented_signatures(name: str) -> None:
+    """On the stand-in this shows that it is as wide as it is used; on the real one, that the snapshot is right."""
+    found = inspect.signature(real(name)).parameters
+    takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in found.values())
+    for each in ENTRIES[name]["parameters"]:
+        if each["kind"] != "VAR_KEYWORD":
+            assert each["name"] in found or takes_any, f"{name} has no {each['name']}"
+
+
+def test_another_version_is_refused_with_the_command_that_installs_the_right_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tensorrt_llm.__version__", "1.2.1")
+    with pytest.raises(EngineUnavailable, match=rf"1\.2\.1 is installed.*pip install tensorrt-llm=={VERSION}"):
+        check_version()
+
+
+def test_a_name_that_has_moved_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "bei_core.engines.tensorrt_llm._compat._PLACES", {"Linear": ("tensorrt_llm.nowhere", "tensorrt_llm")}
+    )
+    with pytest.raises(EngineUnavailable, match=r"no Linear in tensorrt_llm\.nowhere or tensorrt_llm"):
+        upstream("Linear")

@@ -1,0 +1,67 @@
+"""Engine folders as people make and move them: the command line, a second process, one that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from bei_core.engines.manifest import verify
+from tests.conftest import MINILM
+from tests.golden.cases import DATA, load_minilm
+from tests.gpu_path.conftest import IS_REAL, SHIMS
+
+ROOT = Path(__file__).resolve().parents[2]
+MISTRAL = DATA / "golden_decoders" / "mistral-window-last"
+
+
+def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """`bei` in a process of its own."""
+    places = [str(ROOT / "packages"), *([] if IS_REAL else [str(SHIMS)])]
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "BEI_CACHE_DIR": str(home / "cache")}
+    command = [sys.executable, "-W", "ignore", "-m", "bei_core.cli", *arguments]
+    return subprocess.run(command, env=environ, capture_output=True, text=True, timeout=300, check=True)
+
+
+def vectors(home: Path, model: str, *texts: str) -> np.ndarray:
+    """What a fresh process makes of texts."""
+    said = run("embed", "--engine", "tensorrt_llm", "--model-id", model, *texts, home=home).stdout
+    return np.array([json.loads(line) for line in said.splitlines()])
+
+
+def build(checkpoint: Path, home: Path) -> Path:
+    """The engine folder that `bei build` makes of a checkpoint."""
+    folder = home / "engine"
+    options = ("--engine", "tensorrt_llm", "--model-id", str(checkpoint), "--output", str(folder))
+    said = run("build", *options, home=home)
+    assert said.stdout.strip() == str(folder)
+    assert "at the first start on its card" in said.stderr
+    manifest = verify(folder)
+    assert (manifest.engine, manifest.precision) == ("tensorrt_llm", "bf16")
+    return folder
+
+
+def test_a_random_mistral_gives_every_fresh_process_the_same_vectors(tmp_path: Path) -> None:
+    folder = build(MISTRAL, tmp_path)
+    assert not (folder / ".tuned").exists()
+    first = vectors(tmp_path, str(folder), "a map is a promise", "and most maps break it")
+    (kept,) = (folder / ".tuned").iterdir()
+    second = vectors(tmp_path, str(folder), "a map is a promise", "and most maps break it")
+    assert first.shape == (2, 32)
+    assert np.array_equal(first, second)
+    assert [path.name for path in (folder / ".tuned").iterdir()] == [kept.name]  # of the same card and version
+    assert "whole, " in run("engines", "verify", str(folder), home=tmp_path).stdout  # what is kept beside it is no damage
+
+
+def test_minilm_is_the_minilm_of_sentence_transformers_in_every_fresh_process(tmp_path: Path) -> None:
+    expected = load_minilm()
+    chosen = [at for at, text in enumerate(expected.texts[:60]) if not text.startswith("-")]
+    texts = [expected.texts[at] for at in chosen]
+    folder = build(MINILM, tmp_path)
+    first, second = (vectors(tmp_path, str(folder), *texts) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert (first * expected.vectors[chosen]).sum(1).min() > 0.999  # in bf16

@@ -1,0 +1,98 @@
+"""Batches as the engine hands them over: facts in ids, limits, one thread, padding of graphs."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bei_core.batch import Batch
+from bei_core.checkpoint import resolve
+from bei_core.engines.tensorrt_llm import engine as engines
+from bei_core.engines.tensorrt_llm.models.classes import unpack_ids
+from bei_core.engines.tensorrt_llm.models.pooling import Spans, pool
+from bei_core.engines.tensorrt_llm.packing import pack_ids, split
+from bei_core.spec import POOLING_MODES, read_spec
+from bei_core.tasks import Tokens
+from tests.golden.cases import CASES, Case
+from tests.gpu_path.conftest import Builder
+
+VOCABULARY = 50
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    texts = []
+    for length in draw(st.lists(st.integers(1, 12), min_size=1, max_size=9)):
+        ids = draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=length, max_size=length))
+        types = draw(st.lists(st.integers(0, 1), min_size=length, max_size=length))
+        texts.append(Tokens(np.array(ids, np.int32), np.array(types, np.int32), draw(st.integers(0, length - 1))))
+    return Batch.pack(texts)
+
+
+@given(batches())
+def test_types_and_left_out_prompts_come_back_out_of_the_ids(batch: Batch) -> None:
+    ids, types, kept = unpack_ids(torch.from_numpy(pack_ids(batch, VOCABULARY)), VOCABULARY)
+    assert ids.numpy().tolist() == batch.input_ids.tolist()
+    assert types.numpy().tolist() == batch.type_ids.tolist()
+    expected = [at >= skip for length, skip in zip(batch.lengths, batch.skips, strict=True) for at in range(length)]
+    assert kept.numpy().tolist() == expected
+
+
+@given(batches(), st.integers(1, 4), st.integers(1, 20))
+def test_a_batch_is_split_in_order_within_both_limits(batch: Batch, max_items: int, max_tokens: int) -> None:
+    parts = list(split(batch, max_items=max_items, max_tokens=max_tokens))
+    assert [at for start, stop in parts for at in range(start, stop)] == list(range(len(batch)))
+    for start, stop in parts:
+        assert stop - start <= max_items
+        assert stop - start == 1 or batch.cu_seqlens[stop] - batch.cu_seqlens[start] <= max_tokens
+
+
+@given(batches(), st.sampled_from(POOLING_MODES))
+def test_a_text_is_pooled_as_it_would_be_alone_whatever_pads_the_batch(batch: Batch, mode: str) -> None:
+    """Texts of no tokens, and tokens of no text, are what a CUDA graph is filled up with."""
+    generator = torch.Generator().manual_seed(batch.num_tokens)
+    x = torch.randn(batch.num_tokens + 5, 3, generator=generator)
+    lengths = torch.tensor([*batch.lengths.tolist(), 0, 0], dtype=torch.int32)
+    kept = torch.ones(len(x), dtype=torch.bool)
+    rows = pool(mode, x, Spans.of(lengths, kept))
+    for at, (start, stop) in enumerate(zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)):
+        part = x[start:stop]
+        alone = pool(mode, part, Spans.of(torch.tensor([len(part)]), torch.ones(len(part), dtype=torch.bool)))
+        torch.testing.assert_close(rows[at], alone[0])
+
+
+def first_case() -> Case:
+    return next(case for case in CASES if case.name == "bert-cls-normalize")
+
+
+def test_a_batch_over_the_limits_of_the_engine_is_run_in_parts(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = first_case()
+    checkpoint = resolve(str(case.folder))
+    batch = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids])
+    whole = built(checkpoint, read_spec(checkpoint), dtype="float32").engine.forward(batch)
+    monkeypatch.setattr(engines, "MAX_BATCH_SIZE", 3)
+    monkeypatch.setattr(engines, "MAX_NUM_TOKENS", 70)
+    engine = built(checkpoint, read_spec(checkpoint), dtype="float32").engine
+    assert engine.info.batch_tokens == 70
+    np.testing.assert_allclose(engine.forward(batch), whole, atol=2e-6)
+
+
+def test_one_thread_may_load_and_another_encode(built: Builder) -> None:
+    """As the service does: the model is opened and warmed up on one thread, and run on the engine's own."""
+    case = first_case()
+    checkpoint = resolve(str(case.folder))
+    engine = built(checkpoint, read_spec(checkpoint), dtype="float32").engine
+    batch = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids])
+    here = engine.forward(batch)
+    there: list[np.ndarray] = []
+    thread = threading.Thread(target=lambda: there.append(engine.forward(batch)))
+    thread.start()
+    thread.join()
+    assert np.array_equal(here, there[0])
+    assert here.dtype == np.float32
+    assert here.flags.writeable
