@@ -61,8 +61,9 @@ class Linear(nn.Module):
         self.weight.copy_((wide / self.weight_scale).to(torch.float8_e4m3fn))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.algorithm is None:
-            return F.linear(x, self.weight, self.bias)
+        if self.algorithm is None:  # accumulated in f32, as a tensor core does; a CPU is slow in bf16, too
+            bias = None if self.bias is None else self.bias.float()
+            return F.linear(x.float(), self.weight.float(), bias).to(x.dtype)
         rounded = (x.float() / self.input_scale).clamp(-_E4M3_MAX, _E4M3_MAX).to(torch.float8_e4m3fn)
         y = F.linear(rounded.float(), self.weight.float()) * (self.input_scale * self.weight_scale)
         return y.to(self.dtype) if self.bias is None else y.to(self.dtype) + self.bias
