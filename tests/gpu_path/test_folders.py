@@ -54,7 +54,9 @@ def test_a_random_mistral_gives_every_fresh_process_the_same_vectors(tmp_path: P
     assert first.shape == (2, 32)
     assert np.array_equal(first, second)
     assert [path.name for path in (folder / ".tuned").iterdir()] == [kept.name]  # of the same card and version
-    assert "whole, " in run("engines", "verify", str(folder), home=tmp_path).stdout  # what is kept beside it is no damage
+    assert (
+        "whole, " in run("engines", "verify", str(folder), home=tmp_path).stdout
+    )  # what is kept beside it is no damage
 
 
 def test_minilm_is_the_minilm_of_sentence_transformers_in_every_fresh_process(tmp_path: Path) -> None:

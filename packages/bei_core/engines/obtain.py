@@ -72,7 +72,8 @@ class Supply:
 
         Raises CheckpointError, UnsupportedModel, QualityError.
         """
-        parts: dict[str, object] = {name: getattr(self._settings, name) for name in (*_DECIDING, *self._builder.DECIDING)}
+        names = (*_DECIDING, *self._builder.DECIDING)
+        parts: dict[str, object] = {name: getattr(self._settings, name) for name in names}
         if self._quantization is not None:
             parts["quantization"] = self._quantization
         key = key_of({"engine": self._name, "version": self._builder.VERSION, **parts})

@@ -11,7 +11,8 @@ from pathlib import Path
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
 from bei_core.engines.base import Plan
-from bei_core.engines.quality import Quality
+from bei_core.engines.calibration import Quantization, quantization_of
+from bei_core.engines.quality import Bar, Quality, bar_of
 from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, facts_of, write_config, write_weights
 from bei_core.errors import ConfigError, EngineUnavailable
 from bei_core.spec import ModelSpec
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 # Part of an engine's address: raise it when the same checkpoint would give another folder.
 VERSION = 1
 
-DECIDING: tuple[str, ...] = ("dtype", "trt_llm")
+DECIDING: tuple[str, ...] = ("dtype",)
 
 _PRECISIONS = {"auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16", "fp4": "bfloat16"}
@@ -40,15 +41,15 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.
 
     Raises UnsupportedModel, ConfigError for a dtype that is not there, EngineUnavailable where a quantised engine is
-    asked for and modelopt is not installed.
+    asked for and modelopt is not installed, QualityError where one is too far from what it was.
     """
-    quantization = _quantization(settings)
-    if quantization is not None:
-        return _quantized_plan(checkpoint, spec, settings, quantization)
+    how = quantization_of(settings)
+    if how is not None:
+        return _quantized_plan(checkpoint, spec, how, bar_of(settings))
     if settings.dtype not in _PRECISIONS:
         raise ConfigError(
-            f"dtype {settings.dtype} is not one of TensorRT-LLM's ({', '.join(_PRECISIONS)}); for fp8 set "
-            "quantization_type in the trt_llm block"
+            f"dtype {settings.dtype} is not one of the TensorRT-LLM engine's ({', '.join(_PRECISIONS)}); for fp8 set "
+            "quantization_type"
         )
     facts, precision = facts_of(spec), _PRECISIONS[settings.dtype]
 
@@ -60,25 +61,20 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     return Plan("tensorrt_llm", precision, {"folder": VERSION, "mask": facts.mask}, fill)
 
 
-def _quantization(settings: Settings) -> str | None:
-    """The block's `quantization_type`, None where it asks for no quantisation."""
-    kind = "no_quant" if settings.trt_llm is None else settings.trt_llm.build.quantization_type
-    return None if kind == "no_quant" else kind
-
-
-def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, kind: str) -> Plan:
+def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, how: Quantization, bar: Bar) -> Plan:
     missing = [package for package in ("torch", "transformers", "modelopt") if find_spec(package) is None]
     if missing:
         raise EngineUnavailable(
-            f"quantization_type {kind} needs {' and '.join(missing)}: pip install 'nvidia-modelopt[hf]==0.47.0'"
+            f"quantization_type {how.type} needs {' and '.join(missing)} where the engine is built: "
+            "pip install nvidia-modelopt==0.47.0 'transformers>=4.57,<5.15' requests"
         )
     from bei_core.engines.tensorrt_llm import quantize
 
-    recipe = quantize.Recipe.of(kind, spec, settings)
+    recipe = quantize.Recipe.of(how, spec, bar)
     facts = facts_of(spec, recipe.parts)
 
     def fill(folder: Path) -> Quality:
-        quality: Quality = quantize.fill(folder, checkpoint, facts, recipe)
+        quality = quantize.fill(folder, checkpoint, facts, recipe)
         _finish(checkpoint, spec, folder)
         return quality
 

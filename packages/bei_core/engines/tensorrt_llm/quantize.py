@@ -26,8 +26,7 @@ from modelopt.torch.export import export_hf_checkpoint
 from transformers import AutoModel
 
 from bei_core.checkpoint import Checkpoint, resolve
-from bei_core.config import Settings
-from bei_core.engines.calibration import Calibration, Samples, encode, read_samples
+from bei_core.engines.calibration import Calibration, Quantization, Samples, encode, read_samples
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Quality, measure
 from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, Facts, top_tensors, write_config, write_weights
@@ -41,10 +40,18 @@ log = logging.getLogger(__name__)
 # Encoding has no KV cache, so what quantises it besides changes nothing here.
 _SAME = {"fp8_kv": "fp8", "fp4_kv": "fp4"}
 _CONFIGS = {"fp8": "FP8_DEFAULT_CFG", "fp4": "NVFP4_DEFAULT_CFG"}
-# Modules by the names that transformers gives them; a pooler is a head that BERT keeps in its transformer.
-_HEADS = ("*pooler*", "*classifier*", "*score*", "*lm_head*", "*embeddings_project*")
+# Modules by the names that transformers gives them. A pooler is a head that BERT keeps in its transformer; a norm's
+# inputs would be rounded in modelopt's simulation, and are not in the engine.
+_PLAIN = ("*pooler*", "*classifier*", "*score*", "*lm_head*", "*embeddings_project*", "*LayerNorm*", "*norm*")
 _ATTENTION = ("*attn*", "*attention*")
-_HUB_FILES = ("hf_quant_config.json",)
+# Layers that are one product in the engine, which has one scale for all of it.
+_FUSED = (
+    ("q_proj", "k_proj", "v_proj"),
+    ("query", "key", "value"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("gate_proj", "up_proj"),
+)
+_SAYS = "hf_quant_config.json"  # how the weights are quantised, for TensorRT-LLM
 
 
 @dataclass(frozen=True)
@@ -57,15 +64,9 @@ class Recipe:
     bar: Bar
 
     @classmethod
-    def of(cls, kind: str, spec: ModelSpec, settings: Settings) -> Recipe:
-        """The recipe of a `quantization_type`. Raises ConfigError where the calibration texts cannot be read."""
-        calibration = Calibration()
-        if settings.trt_llm is not None:
-            how = settings.trt_llm.build.quantization_config
-            calibration = Calibration(
-                dataset=how.calib_dataset, size=how.calib_size, max_seq_length=how.calib_max_seq_length
-            )
-        return cls(_SAME.get(kind, kind), calibration, read_samples(calibration, spec), Bar())
+    def of(cls, how: Quantization, spec: ModelSpec, bar: Bar) -> Recipe:
+        """The recipe of what is asked for. Raises ConfigError where the calibration texts cannot be read."""
+        return cls(_SAME.get(how.type, how.type), how.calibration, read_samples(how.calibration, spec), bar)
 
     @property
     def precision(self) -> str:
@@ -88,7 +89,7 @@ class Recipe:
     def config(self) -> Any:
         """What modelopt is told: its own recipe, less what stays as it is."""
         config = copy.deepcopy(getattr(mtq, _CONFIGS[self.precision]))
-        unquantized = _HEADS if "attention" in self.parts else _HEADS + _ATTENTION
+        unquantized = _PLAIN if "attention" in self.parts else _PLAIN + _ATTENTION
         config["quant_cfg"] += [{"quantizer_name": name, "enable": False} for name in unquantized]
         return config
 
@@ -105,12 +106,11 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, recipe: Recipe) -> 
     def encoded(texts: Sequence[Text]) -> list[Tokens]:
         return encode(texts, facts.spec, checkpoint.folder / TOKENIZER, recipe.calibration.max_seq_length)
 
-    held_out = encoded(recipe.samples.held_out)
+    held_out, calibration = encoded(recipe.samples.held_out), encoded(recipe.samples.calibration)
     reference = network.rows(held_out)
     with torch.inference_mode():
-        mtq.quantize(
-            network.model, recipe.config(), forward_loop=lambda _: network.run(encoded(recipe.samples.calibration))
-        )
+        mtq.quantize(network.model, recipe.config(), forward_loop=lambda _: network.run(calibration))
+        _share_scales(network.model)
     quality = measure(reference, network.rows(held_out), facts.spec.kind).check(recipe.bar)
     log.info("%s in %s: %s", checkpoint.source, recipe.kind, quality)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
@@ -125,7 +125,10 @@ class _Network:
     def __init__(self, checkpoint: Checkpoint, facts: Facts) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.model = AutoModel.from_pretrained(checkpoint.folder, dtype=dtype, local_files_only=True)
+        # "eager" is the definition; torch's fused attention leaves out Gemma 2's soft cap.
+        self.model = AutoModel.from_pretrained(
+            checkpoint.folder, dtype=dtype, attn_implementation="eager", local_files_only=True
+        )
         self.model = self.model.to(self.device).eval()
         # transformers' Qwen 2 has no switch for it, but takes a mask as it is.
         self.sees_all = facts.mask == "full" and facts.family == "qwen2"
@@ -162,11 +165,25 @@ class _Network:
             yield hidden, ids, length, torch.arange(len(ids), device=self.device) >= text.skip
 
 
+def _share_scales(model: Any) -> None:
+    """Gives layers that become one product the range of the widest, so that what is measured is what will run."""
+    for module in model.modules():
+        children = dict(module.named_children())
+        for names in _FUSED:
+            layers = [children[name] for name in names if name in children]
+            for of in ("weight_quantizer", "input_quantizer"):
+                quantizers = [getattr(layer, of) for layer in layers if getattr(layer, of).is_enabled]
+                if quantizers:
+                    widest = torch.stack([each.amax for each in quantizers]).amax(0)
+                    for each in quantizers:
+                        each.amax = widest
+
+
 def _export(model: Any, folder: Path) -> None:
     """Modelopt's own form of the quantised transformer, which refuses a config without `architectures`."""
     model.config.architectures = [type(model).__name__]
     with torch.inference_mode():
-        export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=folder)
+        export_hf_checkpoint(model, export_dir=folder)
 
 
 def _assemble(exported: Path, folder: Path, checkpoint: Checkpoint, facts: Facts) -> None:
@@ -175,5 +192,4 @@ def _assemble(exported: Path, folder: Path, checkpoint: Checkpoint, facts: Facts
     write_config(facts, "bfloat16", folder, {"quantization_config": written["quantization_config"]})
     transformer = resolve(str(exported)).tensors()
     write_weights(transformer, checkpoint, facts, "bfloat16", folder / WEIGHTS)
-    for name in _HUB_FILES:
-        shutil.copyfile(exported / name, folder / name)
+    shutil.copyfile(exported / _SAYS, folder / _SAYS)
