@@ -115,9 +115,9 @@ def test_the_fp8_engine_is_the_model_that_modelopt_measured(
     reference = case.raw if isinstance(case, Case) else case.logits
     rows = opened.engine.forward(batch)
     # Rounding to 8 bits makes large differences of small ones, so the two are not near each other but as near to f32.
-    print("REL", name, distance(rows, simulated.rows), distance(rows, reference), distance(simulated.rows, reference))
-    assert distance(rows, reference) <= 1.6 * distance(simulated.rows, reference)
-    TABLE.note(family_name(spec.architecture), "fp8", measure(reference, rows, "embedding").mean_cosine)
+    assert distance(rows, reference) <= 1.25 * distance(simulated.rows, reference)
+    if isinstance(case, Case):
+        TABLE.note(family_name(spec.architecture), "fp8", measure(reference, rows, "embedding").mean_cosine)
 
 
 def distance(rows: Rows, reference: Rows) -> float:
