@@ -30,7 +30,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure. Closed loop with `clients` clients, unless `rate` (requests a second) asks for the open one."""
 
     url: str = "http://127.0.0.1:7997"
-    workload: str = "mixed"  # short, mixed, long
+    workload: str = "mixed"  # tiny, short, mixed, long
     num_requests: int = 5000
     warmup: int = 256  # requests before the clock starts
     clients: int = 64
