@@ -1,0 +1,91 @@
+"""The self-check's own parts; the whole of it is `scripts/gpu_selfcheck.py --shim`, some minutes."""
+
+from __future__ import annotations
+
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bei_core.spec import ModelSpec, Pooling
+from scripts import gpu_selfcheck
+from scripts.gpu import checks, speed
+from scripts.gpu.report import Findings
+from tests.golden.cases import DATA
+from tests.gpu_path.conftest import IS_REAL
+
+BERT_LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "hidden_act": "gelu",
+    "vocab_size": 30522,
+    "max_position_embeddings": 512,
+}
+MISTRAL_7B: dict[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "vocab_size": 32000,
+}
+
+
+def spec(architecture: str, config: dict[str, Any]) -> ModelSpec:
+    modules = (Pooling(modes=("mean",)),)
+    return ModelSpec(architecture=architecture, config=config, modules=modules, normalize=True, max_seq_len=4096)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "length", "mflop"),
+    [
+        ("BertModel", BERT_LARGE, 32, 607),
+        ("BertModel", BERT_LARGE, 512, 654),
+        ("MistralModel", MISTRAL_7B, 512, 14_093),
+        ("MistralModel", MISTRAL_7B, 4096, 15_032),
+    ],
+)
+def test_operations_a_token_are_those_of_the_papers_sizes(
+    architecture: str, config: dict[str, Any], length: int, mflop: float
+) -> None:
+    """2 for each weight of a product, and 4 S H L both ways, 2 S H L causal, for attention."""
+    assert speed.flops_per_token(spec(architecture, config), length) / 1e6 == pytest.approx(mflop, rel=2e-3)
+
+
+def test_the_peak_is_that_of_the_card_s_own_line() -> None:
+    assert speed.peak_of("NVIDIA H100 80GB HBM3", "bf16") == 989e12
+    assert speed.peak_of("NVIDIA H100 PCIe", "fp8") == 1513e12
+    assert speed.peak_of("NVIDIA L40S", "bf16") == 362e12
+    assert speed.peak_of("a card of tomorrow", "bf16") is None
+
+
+@pytest.mark.skipif(IS_REAL, reason="it is the stand-in that has to be asked for by name")
+def test_the_stand_in_is_never_taken_for_a_card() -> None:
+    with pytest.raises(SystemExit, match="is the stand-in"):
+        gpu_selfcheck.find_card(shim=False)
+    assert gpu_selfcheck.find_card(shim=True) == "no GPU"
+
+
+@pytest.mark.skipif(IS_REAL, reason="what a run on the stand-in writes")
+def test_a_report_of_the_stand_in_says_so_at_its_head(tmp_path: Path) -> None:
+    findings = Findings(True, "no GPU", {"torch": "2"}, "tiny")
+    findings.checks += islice(checks.parity(tmp_path, False), 2)
+    opened = checks.engine(str(DATA / "golden" / "bert-cls-normalize"), tmp_path / "tiny")
+    findings.alone["bf16"] = speed.alone(opened.engine, opened.spec, "no GPU", rounds=1)
+    findings.served.append(speed.Served("vLLM", "long", None, "not installed"))
+    findings.write(tmp_path / "out", "stand-in")
+    text = (tmp_path / "out" / "stand-in.md").read_text()
+    assert text.splitlines()[2].startswith("**This run was on a stand-in")
+    assert "2 of 2 checks passed" in text
+    assert "| vLLM | long | not installed |" in text
+    assert json.loads((tmp_path / "out" / "stand-in.json").read_text())["is_stand_in"] is True
+
+
+def test_a_check_that_fails_is_named_and_keeps_none_of_the_others(tmp_path: Path) -> None:
+    failed = checks.fp8("/nowhere", tmp_path / "fp8")
+    assert not failed.passed
+    assert "/nowhere is not a folder" in failed.figure
