@@ -37,6 +37,7 @@ class World:
     """A hub with one repository, a builder, a loader, and what each was asked."""
 
     VERSION = 1
+    DECIDING: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,7 +1,7 @@
 """The engine contract. An engine knows arrays and nothing of requests: no HTTP, no ids, no per-request option.
 
-`engines/NAME/build.py` has `VERSION` and `plan(checkpoint, spec, settings) -> Plan`; `engines/NAME/engine.py` has
-`load(folder, spec, manifest, *, dtype) -> Engine`.
+`engines/NAME/build.py` has `VERSION`, `DECIDING` and `plan(checkpoint, spec, settings) -> Plan`;
+`engines/NAME/engine.py` has `load(folder, spec, manifest, *, dtype) -> Engine`.
 """
 
 from __future__ import annotations
