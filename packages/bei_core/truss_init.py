@@ -47,13 +47,20 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# What some blocks need besides: the quantiser of the CPU engine, and the driver of the place where a checkpoint is.
+# What some blocks need besides: the quantiser of each engine, and the driver of the place where a checkpoint is.
 QUANTISER = "nncf==3.4.0"
+GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
 DRIVERS = {"S3": "s3fs>=2024.6", "GCS": "gcsfs>=2024.6", "AZURE": "adlfs>=2024.7"}
 
 # TensorRT-LLM's image has its own versions of these, which its own packages need: whatever it has will do.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
+
+# Cards that TensorRT-LLM's encode mode does not run on, that have no fp8 and that have no fp4, as Truss itself says
+# (`truss/base/trt_llm_config.py`). Truss does not look at a block that is one level down.
+_TOO_OLD = frozenset({"T4", "V100"})
+_NO_FP8 = frozenset({"A10G", "A100", "A100_40GB"})
+_NO_FP4 = _NO_FP8 | {"L4", "L40S", "H100", "H100_40GB", "H200"}
 
 # The first start fetches the checkpoint and builds the engine, which on a GPU includes calibrating it.
 STARTUP_S = {"cpu": 1200, "gpu": 3600}
@@ -112,7 +119,9 @@ def configured(
     config = {name: value for name, value in given.items() if name not in {"trt_llm", "python_version", "requirements"}}
     if cpu:
         config["resources"] = {"cpu": "4", "memory": "8Gi"}
-    on_gpu = bool((config.get("resources") or {}).get("accelerator"))
+    card = str((config.get("resources") or {}).get("accelerator") or "").partition(":")[0]
+    on_gpu = bool(card)
+    _check_card(card, given["trt_llm"]["build"].get("quantization_type", "no_quant"))
     metadata = dict(given.get("model_metadata") or {})
     block = {**(metadata.pop("bei", None) or {}), "trt_llm": given["trt_llm"]}
     config["model_metadata"] = {"bei": {"engine": "auto", **block} if on_gpu else block, **metadata}
@@ -126,6 +135,16 @@ def configured(
         config["environment_variables"] = {**(given.get("environment_variables") or {}), "PYTHONPATH": "/packages"}
     config["runtime"] = _runtime(given.get("runtime") or {}, docker_server=docker_server, on_gpu=on_gpu)
     return config
+
+
+def _check_card(card: str, quantization: str) -> None:
+    """Raises ConfigError for a card that does not do what the block asks for."""
+    if card in _TOO_OLD:
+        raise ConfigError(f"{card} is older than TensorRT-LLM runs on; take an L4 or newer, or `--cpu`")
+    if quantization.startswith("fp8") and card in _NO_FP8:
+        raise ConfigError(f"quantization_type {quantization} needs an L4, H100 or newer; {card} takes no_quant")
+    if quantization.startswith("fp4") and card in _NO_FP4:
+        raise ConfigError(f"quantization_type {quantization} needs a B200 or newer; {card} takes fp8 or no_quant")
 
 
 def written(config: Mapping[str, Any], source: str) -> bytes:
@@ -152,9 +171,10 @@ def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
 def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
     """What this block needs and others do not."""
     build = block["build"]
-    quantiser = [QUANTISER] if build.get("quantization_type", "no_quant") != "no_quant" and not on_gpu else []
+    quantised = build.get("quantization_type", "no_quant") != "no_quant"
+    quantisers = (GPU_QUANTISER if on_gpu else (QUANTISER,)) if quantised else ()
     driver = DRIVERS.get(build["checkpoint_repository"]["source"])
-    return quantiser + ([driver] if driver is not None else [])
+    return [*quantisers, *([driver] if driver is not None else [])]
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:

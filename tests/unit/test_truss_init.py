@@ -157,9 +157,33 @@ def test_a_block_brings_what_it_alone_needs() -> None:
     on_cpu = configured(given, docker_server=False, cpu=True)["requirements"]
     assert {Requirement(line).name for line in on_cpu} >= {"nncf", "s3fs"}
     on_gpu = configured(given, docker_server=False, cpu=False)["requirements"]
-    assert {Requirement(line).name for line in on_gpu} & {"nncf", "s3fs"} == {"s3fs"}
+    names = {Requirement(line).name for line in on_gpu}
+    assert names & {"nncf", "nvidia-modelopt", "requests", "s3fs"} == {"nvidia-modelopt", "requests", "s3fs"}
     plain = configured(config_of(trt_llm=block_of(ENCODERS[1])), docker_server=False, cpu=True)["requirements"]
     assert sorted(plain) == sorted(REQUIREMENTS)
+
+
+@pytest.mark.parametrize(
+    ("card", "quantization", "reason"),
+    [
+        ("T4", "no_quant", "T4 is older than TensorRT-LLM runs on; take an L4 or newer"),
+        ("A10G", "fp8", "fp8 needs an L4, H100 or newer; A10G takes no_quant"),
+        ("A100:2", "fp8_mlp_only", "fp8_mlp_only needs an L4, H100 or newer; A100"),
+        ("H100_40GB", "fp4", "fp4 needs a B200 or newer; H100_40GB takes fp8"),
+        ("L4", "fp8", None),
+        ("A100", "no_quant", None),
+        ("B200", "fp4", None),
+    ],
+)
+def test_a_card_that_lacks_the_precision_is_refused(card: str, quantization: str, reason: str | None) -> None:
+    given = config_of(resources={"accelerator": card})
+    given["trt_llm"]["build"]["quantization_type"] = quantization
+    if reason is None:
+        assert configured(given, docker_server=False, cpu=False)["base_image"]
+        return
+    with pytest.raises(ConfigError, match=re.escape(reason)):
+        configured(given, docker_server=False, cpu=False)
+    assert "base_image" not in configured(given, docker_server=False, cpu=True)
 
 
 def test_the_gpu_image_keeps_its_own_versions() -> None:
