@@ -30,7 +30,7 @@ serve: install  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for m
 
 test: install  ## the whole suite
 	scripts/test_envs.sh
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-push: install  ## push with the real truss and serve what was pushed (TRUSS=0.18.36 for another truss)
 	scripts/test_envs.sh

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -292,7 +291,7 @@ def test_headers_that_cannot_be_kept(
         ("Request-Timeout-Ms", "60000"),
         ("Request-Timeout-Ms", "6e4"),
         ("Request-Timeout-Ms", "inf"),
-        ("Request-Deadline-Ms", str((time.time() + 3600) * 1e3)),
+        ("Request-Deadline-Ms", "4102444800000.5"),  # the year 2100
     ],
 )
 def test_headers_that_can_be_kept(http: httpx.Client, name: str, value: str) -> None:
