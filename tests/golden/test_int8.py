@@ -15,6 +15,7 @@ from bei_core.config import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import Calibration, encode, read_samples
 from bei_core.engines.open import Opened, build_engine, load, open_engine
+from bei_core.engines.openvino import build
 from bei_core.engines.openvino.build import outputs
 from bei_core.engines.openvino.engine import multiplies_int8
 from bei_core.engines.openvino.graph import build_graph
@@ -215,3 +216,13 @@ def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:
     assert 0 < min(errors.values()) <= max(errors.values()) < 0.05
     before, after = (rows_of(OpenVinoEngine(graph, spec, "f32"), batches) for graph in (plain, scaled))
     np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_processors_that_add_int8_up_otherwise_are_given_engines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for has_int8 in (True, False):
+        monkeypatch.setattr(build, "multiplies_int8", lambda has_int8=has_int8: has_int8)
+        found.append((build.facts(Settings(quantization_type="fp8")), build.facts(Settings())))
+    (quantised, plain), (elsewhere, plain_elsewhere) = found
+    assert quantised != elsewhere
+    assert plain == plain_elsewhere, "f32 starts anywhere"

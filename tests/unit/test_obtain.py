@@ -37,7 +37,6 @@ class World:
     """A hub with one repository, a builder, a loader, and what each was asked."""
 
     VERSION = 1
-    DECIDING: tuple[str, ...] = ()
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -48,6 +47,9 @@ class World:
         self.dtypes: list[str] = []  # of the engines loaded
         self.engines: list[FakeEngine] = []
         self.fails: Exception | None = None
+
+    def facts(self, settings: Settings) -> dict[str, object]:
+        return {"graph": self.VERSION}
 
     def settings(self, **changed: Any) -> Settings:  # noqa: ANN401 - as Settings takes them
         given = {"model_id": REPO, "engine": "openvino", "cache_dir": self.folder / "cache", **changed}

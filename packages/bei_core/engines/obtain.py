@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -34,8 +34,9 @@ _DECIDING = ("model_id", "revision", "pooling", "rerank_template")
 class Builder(Protocol):
     """What `engines/NAME/build.py` has."""
 
-    VERSION: int
-    DECIDING: tuple[str, ...]  # settings that choose among a model's engines of this name
+    def facts(self, settings: Settings) -> Mapping[str, object]:
+        """What chooses among a model's engines of this name: versions, settings of its own, the processor."""
+        ...
 
     def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         """The engine of a checkpoint, not yet built."""
@@ -72,11 +73,10 @@ class Supply:
 
         Raises CheckpointError, UnsupportedModel, QualityError.
         """
-        names = (*_DECIDING, *self._builder.DECIDING)
-        parts: dict[str, object] = {name: getattr(self._settings, name) for name in names}
+        parts: dict[str, object] = {name: getattr(self._settings, name) for name in _DECIDING}
         if self._quantization is not None:
             parts["quantization"] = self._quantization
-        key = key_of({"engine": self._name, "version": self._builder.VERSION, **parts})
+        key = key_of({"engine": self._name, "facts": self._builder.facts(self._settings), **parts})
         with self.store.locked(key):
             return self._known(key) or self._from_checkpoint(key)
 

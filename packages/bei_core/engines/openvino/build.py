@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -35,7 +35,12 @@ VERSION = 3
 # engine in the store need not have nncf: raise this when a new one gives other numbers.
 INT8_VERSION = 1
 
-DECIDING: tuple[str, ...] = ()  # weights of f32 are computed in any dtype
+
+def facts(settings: Settings) -> Mapping[str, object]:
+    """What chooses among a model's engines: of one in f32 the graph alone, since it is computed in any dtype."""
+    if quantization_of(settings) is None:
+        return {"graph": VERSION}
+    return {"graph": VERSION, "int8": INT8_VERSION, "reduce_range": not multiplies_int8()}
 
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:

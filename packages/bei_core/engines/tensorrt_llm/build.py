@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 # Part of an engine's address: raise it when the same checkpoint would give another folder.
 VERSION = 1
 
-DECIDING: tuple[str, ...] = ("dtype",)
-
 _PRECISIONS = {"auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16", "fp4": "bfloat16"}
 
@@ -35,6 +33,11 @@ _COMPANIONS = (
     "sentence_*_config.json",
     "config_sentence_transformers.json",
 )
+
+
+def facts(settings: Settings) -> Mapping[str, object]:
+    """What chooses among a model's engines: weights are stored in the dtype that they are computed in."""
+    return {"folder": VERSION, "dtype": settings.dtype}
 
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
