@@ -14,10 +14,10 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import Calibration, encode, read_samples
+from bei_core.engines.obtain import recipe
 from bei_core.engines.open import Opened, build_engine, load, open_engine
 from bei_core.engines.openvino import build
 from bei_core.engines.openvino.build import outputs
-from bei_core.engines.openvino.engine import multiplies_int8
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize import calibration_batches, products
 from bei_core.engines.quality import measure
@@ -155,9 +155,6 @@ def test_int4_is_refused_with_what_there_is_instead(kind: str, texts: Path, tmp_
 
 def test_all_that_decides_the_numbers_is_in_the_address(texts: Path, tmp_path: Path) -> None:
     def address(**others: object) -> str:
-        from bei_core.engines.obtain import recipe
-        from bei_core.engines.openvino import build
-
         asked = settings(FOLDERS["bert-mean-cls-list"], texts, **others)
         checkpoint = resolve(str(FOLDERS["bert-mean-cls-list"]))
         return recipe(build, checkpoint, read_spec(checkpoint), asked)[0].artifact
@@ -196,8 +193,7 @@ def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
     rows = rows_of(load(folder).engine, calibration_batches(items, 1024))
     quality = measure(reference.vectors[NUM_TEXTS:], rows, "embedding")
     # Few texts to calibrate with, of many scripts to measure on; a real build gives 0.9977 on its own texts held out.
-    # Without instructions for int8, weights have 7 bits.
-    assert quality.mean_cosine > (0.992 if multiplies_int8() else 0.99)
+    assert quality.mean_cosine > 0.993
     assert quality.min_cosine > 0.92
 
 
@@ -211,18 +207,8 @@ def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:
     batches = calibration_batches(items)
     plain, scaled = build_graph(spec, minilm), build_graph(spec, minilm)
     unique_names(scaled)
-    errors = smooth(scaled, products(scaled), batches, ALPHAS, 127)
+    errors = [seen.error for seen in smooth(scaled, products(scaled), batches, ALPHAS).values()]
     assert len(errors) == 36
-    assert 0 < min(errors.values()) <= max(errors.values()) < 0.05
+    assert 0 < min(errors) <= max(errors) < 0.05
     before, after = (rows_of(OpenVinoEngine(graph, spec, "f32"), batches) for graph in (plain, scaled))
     np.testing.assert_allclose(after, before, atol=1e-4)
-
-
-def test_processors_that_add_int8_up_otherwise_are_given_engines_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = []
-    for has_int8 in (True, False):
-        monkeypatch.setattr(build, "multiplies_int8", lambda has_int8=has_int8: has_int8)
-        found.append((build.facts(Settings(quantization_type="fp8")), build.facts(Settings())))
-    (quantised, plain), (elsewhere, plain_elsewhere) = found
-    assert quantised != elsewhere
-    assert plain == plain_elsewhere, "f32 starts anywhere"

@@ -33,14 +33,14 @@ VERSION = 3
 
 # The same for the quantisation of a graph. nncf's version is not in the address, because a replica that finds the
 # engine in the store need not have nncf: raise this when a new one gives other numbers.
-INT8_VERSION = 1
+INT8_VERSION = 2
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
     """What chooses among a model's engines: of one in f32 the graph alone, since it is computed in any dtype."""
     if quantization_of(settings) is None:
         return {"graph": VERSION}
-    return {"graph": VERSION, "int8": INT8_VERSION, "reduce_range": not multiplies_int8()}
+    return {"graph": VERSION, "int8": INT8_VERSION}
 
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
@@ -52,7 +52,7 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     precision = precision_for(settings.dtype)
     how = quantization_of(settings)
     if how is not None:
-        return _Int8(checkpoint, spec, how, bar_of(settings), precision).plan()
+        return _Int8(checkpoint, spec, how, bar_of(settings), precision).plan(facts(settings))
 
     def fill(folder: Path) -> None:
         # Weights stay f32 whatever the computation: what is stored as bf16 is widened into memory of each process,
@@ -62,7 +62,7 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     return Plan(
         engine="openvino",
         precision="f32",
-        artifact={"graph": VERSION},
+        artifact=facts(settings),
         fill=fill,
         built_with={"openvino": version("openvino")},
     )
@@ -78,28 +78,25 @@ class _Int8:
     bar: Bar
     precision: str  # of what is not quantised
 
-    def plan(self) -> Plan:
-        """Raises EngineUnavailable for fp4."""
+    def plan(self, known: Mapping[str, object]) -> Plan:
+        """With what is known of its address already. Raises EngineUnavailable for fp4."""
         if self.how.type.startswith("fp4"):
             raise EngineUnavailable(
                 f"quantization_type {self.how.type}: the CPU engine does not multiply int4 weights by int8 "
                 "activations; use fp8 (int8 on a CPU), fp8_mlp_only or no_quant"
             )
         samples = read_samples(self.how.calibration, self.spec)
-        reduce_range = not multiplies_int8()
         return Plan(
             engine="openvino",
             precision="int8",
             artifact={
-                "graph": VERSION,
-                "int8": INT8_VERSION,
+                **known,
                 "mlp_only": self._mlp_only,
                 "alpha": self.how.alpha,
                 "calibration": self.how.calibration,
                 "texts": samples.digest,
-                "reduce_range": reduce_range,
             },
-            fill=lambda folder: self._fill(folder, samples, reduce_range),
+            fill=lambda folder: self._fill(folder, samples),
             built_with={name: version(name) for name in ("openvino", "nncf") if find_spec(name) is not None},
         )
 
@@ -107,10 +104,10 @@ class _Int8:
     def _mlp_only(self) -> bool:
         return self.how.type == "fp8_mlp_only"
 
-    def _fill(self, folder: Path, samples: Samples, reduce_range: bool) -> Quality:
+    def _fill(self, folder: Path, samples: Samples) -> Quality:
         """Writes the model, and measures it. Raises QualityError, EngineUnavailable without nncf."""
         import_nncf()
-        if reduce_range:
+        if not multiplies_int8():
             log.warning("%s", NO_INT8)
         limit = self.how.calibration.max_seq_length
         texts, held_out = (
@@ -120,7 +117,7 @@ class _Int8:
         reference = outputs(OpenVinoEngine(graph, self.spec, "f32"), held_out)
         started = time.perf_counter()
         log.info("quantising to int8, calibrating with %d texts (%d batches)", len(samples.calibration), len(texts))
-        model = quantize(graph, texts, alpha=self.how.alpha, mlp_only=self._mlp_only, reduce_range=reduce_range)
+        model = quantize(graph, texts, alpha=self.how.alpha, mlp_only=self._mlp_only)
         openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
         log.info("quantised in %.1f s; measuring on texts held out", time.perf_counter() - started)
         engine = OpenVinoEngine(folder / MODEL, self.spec, self.precision, quantised=True)

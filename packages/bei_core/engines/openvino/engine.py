@@ -36,7 +36,7 @@ Array: TypeAlias = npt.NDArray[np.float32]
 
 NO_INT8 = (
     "this processor has no instructions for int8 (AVX512_VNNI, AVX_VNNI, AMX): an int8 engine is slower here than one "
-    "of float32, and less exact where it was built on a processor that has them; better is quantization_type no_quant"
+    "of float32; better is quantization_type no_quant"
 )
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}

@@ -2,7 +2,8 @@
 
 Quantised are the products of the transformer's layers with their weights, which are nearly all of the work; embeddings,
 norms, softmax, attention's own products, pooling, modules and heads stay as they are (docs/decisions/010-int8.md).
-`smooth` has moved outliers of activations into weights before. nncf is needed to build and never to serve.
+`smooth` has moved outliers of activations into weights before, and `leave_headroom` keeps sums within 16 bits after.
+nncf is needed to build and never to serve.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from openvino import Model, Node
 
 from bei_core.batch import Batch
 from bei_core.engines.openvino.graph import INPUT_NAMES, TOKEN_VECTORS
+from bei_core.engines.openvino.headroom import leave_headroom
 from bei_core.engines.openvino.rows import lay_out
 from bei_core.engines.openvino.smooth import ALPHAS, smooth
 from bei_core.errors import EngineUnavailable, UnsupportedModel
@@ -35,29 +37,28 @@ CALIBRATION_TOKENS = 512
 _PLUMBING = frozenset({"Parameter", "Constant", "Result"})
 
 
-def quantize(
-    graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp_only: bool, reduce_range: bool
-) -> Model:
+def quantize(graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp_only: bool) -> Model:
     """The graph with int8 products, their ranges those of the batches; `graph` itself is used up.
 
-    `alpha` is SmoothQuant's, None: what suits each product. `reduce_range` keeps weights within 7 bits, for processors
-    whose instructions add products up in 16. Raises EngineUnavailable where nncf is not installed.
+    `alpha` is SmoothQuant's, None: what suits each product. Raises EngineUnavailable where nncf is not installed.
     """
     nncf = import_nncf()
     unique_names(graph)
     nodes = products(graph, mlp_only=mlp_only)
     if not nodes:
         raise UnsupportedModel("the model has no products to quantise")
-    errors = smooth(graph, nodes, batches, ALPHAS if alpha is None else (alpha,), 63 if reduce_range else 127)
-    worst = max(errors, key=errors.__getitem__)
-    log.info("int8 for %d products; %s loses most, %.2g of its output", len(errors), worst, errors[worst] ** 0.5)
-    return _quantized(nncf, graph, batches, set(errors), reduce_range)
+    smoothed = smooth(graph, nodes, batches, ALPHAS if alpha is None else (alpha,))
+    worst, seen = max(smoothed.items(), key=lambda item: item[1].error)
+    log.info("int8 for %d products; %s loses most, %.2g of its output", len(smoothed), worst, seen.error**0.5)
+    model = _quantized(nncf, graph, batches, set(smoothed))
+    leave_headroom(model, graph, smoothed)
+    return model
 
 
-def _quantized(nncf: Any, graph: Model, batches: Sequence[Batch], chosen: set[str], reduce_range: bool) -> Model:  # noqa: ANN401
+def _quantized(nncf: Any, graph: Model, batches: Sequence[Batch], chosen: set[str]) -> Model:  # noqa: ANN401
     matmuls = [node.get_friendly_name() for node in graph.get_ops() if node.get_type_name() == "MatMul"]
     advanced = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.ENABLE if reduce_range else nncf.OverflowFix.DISABLE,
+        overflow_fix=nncf.OverflowFix.DISABLE,  # `leave_headroom` does it
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # done already
     )
     ignored = nncf.IgnoredScope(

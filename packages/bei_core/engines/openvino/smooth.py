@@ -46,22 +46,29 @@ class Site:
         return [product.input_value(1).get_node().get_data() for product in self.products]
 
 
-def smooth(
-    graph: Model, products: Sequence[Node], batches: Sequence[Batch], alphas: Sequence[float], levels: int
-) -> dict[str, float]:
-    """The error to be expected of each product in int8, by name; the graph's activations and weights are scaled.
+@dataclass(frozen=True, slots=True)
+class Smoothed:
+    """What is known of a product once its activation and its weights are scaled."""
 
-    The error is the mean over tokens of |difference|^2 / |product|^2. `levels` is the largest weight in int8.
-    """
-    errors: dict[str, float] = {}
+    error: float  # to be expected in int8: the mean over tokens of |difference|^2 / |product|^2
+    low: Array  # [in], of each channel of the activation
+    high: Array
+
+
+def smooth(
+    graph: Model, products: Sequence[Node], batches: Sequence[Batch], alphas: Sequence[float]
+) -> dict[str, Smoothed]:
+    """Each product by its name; the graph's activations and weights are scaled."""
+    smoothed: dict[str, Smoothed] = {}
     for site in _observe(graph, products, batches):
         tried = [scales(site, alpha) for alpha in alphas]
-        found = [[_error(site, weight, scale, levels) for weight in site.weights] for scale in tried]
-        best = min(range(len(tried)), key=lambda index: sum(found[index]))
-        names = [product.get_friendly_name() for product in site.products]
-        errors.update(zip(names, found[best], strict=True))
+        errors = [[_error(site, weight, scale) for weight in site.weights] for scale in tried]
+        best = min(range(len(tried)), key=lambda index: sum(errors[index]))
+        low, high = site.low / tried[best], site.high / tried[best]
+        for product, error in zip(site.products, errors[best], strict=True):
+            smoothed[product.get_friendly_name()] = Smoothed(error, low, high)
         _apply(site, tried[best])
-    return errors
+    return smoothed
 
 
 def scales(site: Site, alpha: float) -> Array:
@@ -73,13 +80,13 @@ def scales(site: Site, alpha: float) -> Array:
     return found.astype(np.float32)
 
 
-def _error(site: Site, weight: Array, scale: Array, levels: int) -> float:
+def _error(site: Site, weight: Array, scale: Array) -> float:
     """What rounding does to the product: to the activation by 256 levels, to each row of the weights by its own."""
     low, high = min(float((site.low / scale).min()), 0.0), max(float((site.high / scale).max()), 0.0)
     step = max((high - low) / 255, 1e-12)
     rounded = np.round(np.clip(site.sample / scale, low, high) / step) * step
     scaled = weight * scale
-    steps = np.maximum(np.abs(scaled).max(1, keepdims=True) / levels, 1e-12)
+    steps = np.maximum(np.abs(scaled).max(1, keepdims=True) / 127, 1e-12)
     exact = site.sample @ weight.T
     off = rounded @ (np.round(scaled / steps) * steps).T - exact
     return float(np.mean((off**2).sum(1) / np.maximum((exact**2).sum(1), 1e-12)))

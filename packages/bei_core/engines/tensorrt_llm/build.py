@@ -54,14 +54,14 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
             f"dtype {settings.dtype} is not one of the TensorRT-LLM engine's ({', '.join(_PRECISIONS)}); for fp8 set "
             "quantization_type"
         )
-    facts, precision = facts_of(spec), _PRECISIONS[settings.dtype]
+    model, precision = facts_of(spec), _PRECISIONS[settings.dtype]
 
     def fill(folder: Path) -> None:
-        write_config(facts, DTYPES[precision], folder)
-        write_weights(checkpoint.tensors(), checkpoint, facts, DTYPES[precision], folder / WEIGHTS)
+        write_config(model, DTYPES[precision], folder)
+        write_weights(checkpoint.tensors(), checkpoint, model, DTYPES[precision], folder / WEIGHTS)
         _finish(checkpoint, spec, folder)
 
-    return Plan("tensorrt_llm", precision, {"folder": VERSION, "mask": facts.mask}, fill)
+    return Plan("tensorrt_llm", precision, {"folder": VERSION, "mask": model.mask}, fill)
 
 
 def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, how: Quantization, bar: Bar) -> Plan:
@@ -74,14 +74,14 @@ def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, how: Quantization, 
     from bei_core.engines.tensorrt_llm import quantize
 
     recipe = quantize.Recipe.of(how, spec, bar)
-    facts = facts_of(spec, recipe.parts)
+    model = facts_of(spec, recipe.parts)
 
     def fill(folder: Path) -> Quality:
-        quality = quantize.fill(folder, checkpoint, facts, recipe)
+        quality = quantize.fill(folder, checkpoint, model, recipe)
         _finish(checkpoint, spec, folder)
         return quality
 
-    artifact = {"folder": VERSION, "mask": facts.mask, **recipe.identity()}
+    artifact = {"folder": VERSION, "mask": model.mask, **recipe.identity()}
     return Plan("tensorrt_llm", recipe.precision, artifact, fill, quantize.versions())
 
 
