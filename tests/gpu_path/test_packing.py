@@ -16,6 +16,7 @@ from bei_core.engines.tensorrt_llm import engine as engines
 from bei_core.engines.tensorrt_llm.models.classes import unpack_ids
 from bei_core.engines.tensorrt_llm.models.pooling import Spans, pool
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
+from bei_core.errors import EngineUnavailable
 from bei_core.spec import POOLING_MODES, read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import CASES, Case
@@ -80,6 +81,17 @@ def test_a_batch_over_the_limits_of_the_engine_is_run_in_parts(built: Builder, m
     engine = built(checkpoint, read_spec(checkpoint), dtype="float32").engine
     assert engine.info.batch_tokens == 70
     np.testing.assert_allclose(engine.forward(batch), whole, atol=2e-6)
+
+
+def test_a_machine_without_a_card_is_told_so(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_device(*_: object, **__: object) -> None:
+        raise RuntimeError("Found no NVIDIA driver on your system")
+
+    monkeypatch.setattr(engines, "upstream", lambda name: no_device)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    checkpoint = resolve(str(first_case().folder))
+    with pytest.raises(EngineUnavailable, match="Found no NVIDIA driver on your system; CUDA finds no GPU here: "):
+        built(checkpoint, read_spec(checkpoint), dtype="float32")
 
 
 def test_one_thread_may_load_and_another_encode(built: Builder) -> None:

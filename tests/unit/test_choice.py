@@ -29,6 +29,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
         if script is not None:
             (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
             (folder / "nvidia-smi").chmod(0o755)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin" if script else str(folder))
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in installed else None)
 
@@ -37,7 +38,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 def says(*cards: str) -> str:
     """The script of a driver with these cards, which answers the question that it is asked and no other."""
-    asked = '[ "$*" = "--query-gpu=name,compute_cap --format=csv,noheader" ] || exit 2'
+    asked = '[ "$*" = "-i 0 --query-gpu=name,compute_cap --format=csv,noheader" ] || exit 2'
     return "\n".join([asked, *(f"echo '{card}'" for card in cards)])
 
 
@@ -82,6 +83,25 @@ def test_a_driver_that_names_no_card_is_told(
     assert record.levelname == "WARNING"
     assert record.message.startswith("nvidia-smi is here and names no card, so no GPU is used: ")
     assert said in record.message
+
+
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_cards_that_cuda_may_not_use_are_not_there(
+    machine: SetUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, visible: str
+) -> None:
+    machine(says(H100), installed=(CPU, GPU))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose("auto") == CPU
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("visible", ["1,0", "1"])
+def test_the_first_visible_card_is_the_one_that_counts(
+    machine: SetUp, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    machine(f'[ "$1 $2" = "-i 1" ] && echo "{H100}"')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_gpu() == Gpu("NVIDIA H100 80GB HBM3", (9, 0))
 
 
 def test_a_tool_that_cannot_be_run_names_no_card(machine: SetUp, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
 import shutil
 import subprocess
@@ -56,11 +57,18 @@ def require(engine: str) -> None:
 
 
 def find_gpu() -> Gpu | None:
-    """The first NVIDIA card that the driver names; None without a driver, and with a warning where it names none."""
+    """The first NVIDIA card that CUDA may use (CUDA_VISIBLE_DEVICES), as the driver names it.
+
+    None without a driver or where all cards are hidden, and with a warning where the driver names none.
+    """
     command = shutil.which("nvidia-smi")
-    if command is None:
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
+    if command is None or first in {"", "-1"}:
         return None
-    query = [command, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    card = (
+        first if first.isdigit() else "0"
+    )  # a UUID may be shortened or a MIG's; machines of two kinds of cards are rare
+    query = [command, "-i", card, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as fault:

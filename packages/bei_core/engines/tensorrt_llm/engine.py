@@ -64,7 +64,7 @@ class TensorRtLlmEngine:
                     cuda_graph_config=None if facts.needs_own_attention else _graphs(spec.max_seq_len),
                 )
             except Exception as fault:
-                raise EngineUnavailable(f"TensorRT-LLM cannot load {folder}: {fault}") from fault
+                raise EngineUnavailable(f"TensorRT-LLM cannot load {folder}: {fault}{_no_card()}") from fault
         self.info = EngineInfo(
             name="tensorrt_llm",
             device="gpu",
@@ -127,6 +127,13 @@ def check_card(precision: str) -> None:
             f"fp4: B200 and newer); {torch.cuda.get_device_name(0)} has {found[0]}.{found[1]}. Build with "
             "quantization_type no_quant for it"
         )
+
+
+def _no_card() -> str:
+    """What is added to any error of TensorRT-LLM where CUDA has no card to use."""
+    if torch.cuda.is_available():
+        return ""
+    return "; CUDA finds no GPU here: there is no card or no driver, or CUDA_VISIBLE_DEVICES hides it"
 
 
 def _graphs(max_seq_len: int) -> Any:
