@@ -104,9 +104,11 @@ def _option(name: str, of: Any, help_text: str) -> inspect.Parameter:  # noqa: A
 def serve(settings: Settings) -> None:
     """Serve a model over HTTP, or several; a checkpoint is built into an engine first."""
     from bei_core.http.server import serve as serve_http
+    from bei_core.http.traces import open_traces
     from bei_core.service import Service
 
-    serve_http(Service.open_all(settings))
+    traces = open_traces(settings)  # before an engine is built, so that what is missing is said at once
+    serve_http(Service.open_all(settings), traces)
 
 
 @app.command()

@@ -100,7 +100,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     cors_allow_origin: tuple[NonEmpty, ...] = ()  # origins of web pages that may call; commas in text
     webserver_default_route: Route | None = None  # what Truss's predict means; None: by the model's kind
     json_output: bool = False  # log lines as JSON
-    otlp_endpoint: Annotated[str, Meta(pattern="^https?://")] | None = None  # URL that traces go to
+    otlp_endpoint: Annotated[str, Meta(pattern="^https?://")] | None = None  # collector of traces, OTLP over HTTP
 
     # Files
     cache_dir: Path = msgspec.field(default_factory=lambda: default_cache_dir(os.environ))  # built engines

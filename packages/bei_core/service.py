@@ -105,8 +105,6 @@ class Service:
 
     def start(self) -> None:
         """Warms the engine up and lets requests in."""
-        if self.settings.otlp_endpoint:
-            log.warning("otlp_endpoint is set, and this version sends no traces")
         started = time.perf_counter()
         _warm_up(self._opened.engine)
         self._runner.start()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from bei_core.http.server import _LINGER_S
+from tests.collector import Collector
 from tests.e2e.server import (
     REFERENCE,
     TEXTS,
@@ -91,6 +92,17 @@ def test_all_that_was_accepted_is_answered(server: Server, number: signal.Signal
             done.result(SAFETY_S)
         assert server.wait() == 0
         assert "Traceback" not in server.log
+
+
+def test_the_last_traces_are_sent(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Those of the five seconds between two batches."""
+    with Collector() as collector:
+        traced = Server(tmp_path / "server", cache_of(tmp_path_factory), otlp_endpoint=collector.url)
+        with traced as server, log_shown(server):
+            assert server.post("/v1/embeddings", {"input": TEXTS[:3]}).status_code == 200
+            server.send_signal(signal.SIGTERM)
+            assert server.wait() == 0
+        assert [span.name for span in collector.spans] == ["POST /v1/embeddings"]
 
 
 def test_what_is_on_its_way_is_answered(server: Server) -> None:

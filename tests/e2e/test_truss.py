@@ -18,6 +18,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bei_core.tasks import Rows
+from tests.collector import Collector
 from tests.conftest import MINILM
 from tests.e2e.environments import ROOT
 from tests.e2e.truss_server import Server, Truss, difference, lay_out
@@ -45,8 +46,15 @@ def truss(folder: Path) -> Truss:
 
 
 @pytest.fixture(scope="module")
-def started(truss: Truss, folder: Path) -> Iterator[Server]:
-    with Server(truss, folder / "server") as server:
+def collector() -> Iterator[Collector]:
+    with Collector() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def started(truss: Truss, folder: Path, collector: Collector) -> Iterator[Server]:
+    runtime = {"BEI_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+    with Server(truss, folder / "server", runtime) as server:
         yield server
 
 
@@ -228,6 +236,24 @@ def test_a_caller_who_leaves_is_not_computed_for(server: Server, path: str) -> N
         wait_until(lambda: metrics(server)["te_request_count"] > before["te_request_count"])
     wait_until(lambda: metrics(server)["bei_request_cancelled_total"] > before["bei_request_cancelled_total"])
     assert post(server, path, {"input": "a"}).status_code == 200
+
+
+def test_every_way_to_the_model_is_traced(server: Server, collector: Collector) -> None:
+    """By the SDK that Truss's server brings, and apart from Truss's own spans."""
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    for path, field in (("/v1/embeddings", "input"), ("/embed", "inputs"), (PREDICT, "inputs")):
+        assert httpx.post(server.url + path, json={field: "a"}, headers=headers, timeout=SAFETY_S).status_code == 200
+
+    def ours() -> set[tuple[str, str, str]]:
+        spans = [span for span in collector.spans if span.trace_id == "0af7651916cd43dd8448eb211c80319c"]
+        return {(span.name, span.attributes["url.path"], span.parent_id) for span in spans}
+
+    wait_until(lambda: len(ours()) == 3)
+    assert ours() == {
+        ("POST /v1/embeddings", "/v1/embeddings", "b7ad6b7169203331"),
+        ("POST /embed", "/embed", "b7ad6b7169203331"),
+        ("POST /embed", PREDICT, "b7ad6b7169203331"),
+    }
 
 
 def test_requests_leave_no_line_in_the_log(server: Server) -> None:

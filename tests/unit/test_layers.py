@@ -81,7 +81,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.http.scored", "bei_core.http.tokenwise"),
     ("bei_core.http.pipelines", "bei_core.http.shapes"),
     ("bei_core.http.routes",),
-    ("bei_core.http.openapi",),
+    ("bei_core.http.openapi", "bei_core.http.traces"),
     ("bei_core.http.app",),
     ("bei_core.http.server", "bei_core.http.truss_routes"),
     # 9
@@ -109,6 +109,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "typer": ("bei_core.cli", "bei_core.engines_cli", "bei_core.truss_cli"),
     "huggingface_hub": "bei_core.checkpoint.hub",
     "fsspec": "bei_core.objects",
+    "opentelemetry": "bei_core.http.traces",
 }
 
 
@@ -188,6 +189,12 @@ def test_heavy_engines_are_imported_inside_their_creator(module: str) -> None:
     top = ast.unparse([node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))])  # type: ignore[arg-type]
     assert "openvino" not in top
     assert "tensorrt" not in top
+
+
+def test_without_traces_their_package_is_not_imported() -> None:
+    body = ast.parse(MODULES["bei_core.http.traces"].read_text()).body
+    always = [node for node in body if not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.If))]
+    assert "opentelemetry" not in {name.split(".")[0] for node in always for name in imported(ast.unparse(node))}
 
 
 def test_an_import_inside_a_function_or_of_a_submodule_counts() -> None:

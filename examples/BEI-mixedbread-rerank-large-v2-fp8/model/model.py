@@ -15,6 +15,7 @@ from starlette.responses import Response
 from bei_core.config import Settings
 from bei_core.errors import RequestError
 from bei_core.http.app import App, make_app
+from bei_core.http.traces import Traces, open_traces
 from bei_core.http.truss_routes import add_routes
 from bei_core.metrics import shared_metrics
 from bei_core.service import Service
@@ -27,6 +28,7 @@ class Model:
         self._config = config
         self._secrets = secrets
         self._app: App | None = None
+        self._traces: Traces | None = None
 
     def load(self) -> None:
         """Opens the models; building their engines first if need be. Truss calls this again where it raises."""
@@ -34,7 +36,8 @@ class Model:
         logging.getLogger("uvicorn.access").disabled = True
         if self._app is None:
             settings = Settings.from_truss_config(self._config, os.environ, self._secrets)
-            self._app, everything = make_app(*Service.open_all(settings, shared_metrics()))
+            self._traces = self._traces or open_traces(settings)
+            self._app, everything = make_app(*Service.open_all(settings, shared_metrics()), traces=self._traces)
             add_routes(everything)
 
     async def predict(self, request: Request) -> Response:

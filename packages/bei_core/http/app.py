@@ -31,6 +31,7 @@ from bei_core.http.negotiation import inflated
 from bei_core.http.responses import error_response, finish, request_id
 from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route
 from bei_core.http.shapes import default_path, path_of
+from bei_core.http.traces import Traces
 from bei_core.metrics import Timings
 from bei_core.objects import shown
 from bei_core.pending import HEAD_START_S
@@ -56,10 +57,11 @@ _NO_CHOICE = frozenset({None, "", "not-required"})  # the last is what Baseten's
 class App:
     """The routes of one or several services, as an ASGI application; `respond` serves another server's Request."""
 
-    def __init__(self, *services: Service) -> None:
+    def __init__(self, *services: Service, traces: Traces | None = None) -> None:
         self.services = services
         self.service = services[0]  # the one whose settings and metrics are the server's
         self.draining = False  # replies then tell the client to close its connection
+        self._traces = traces
         self._by_name = _by_name(services)
         self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
         self._paths = {route.path for route in ROUTES} | openapi.PATHS | BY_SHAPE
@@ -78,11 +80,12 @@ class App:
     async def respond(self, request: Request, method: str, path: str, body: bytes | None = None) -> Response:
         """The reply of a route, `body` being the request's if it is read. Raises only if the server cancels it."""
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
+        timings, error = Timings(), None
         try:
-            response = await self._answer(request, method, path, route, body)
+            response = await self._answer(request, method, path, route, body, timings)
             await finish(response, request)
-        except RequestError as error:
-            response = self._refuse(error, route, path)
+        except RequestError as fault:
+            error, response = fault, self._refuse(fault, route, path)
         except ClientDisconnect:
             response = self._left()
         except asyncio.CancelledError:
@@ -91,25 +94,25 @@ class App:
             response = self._left()
         except Exception:
             log.exception("this is a bug: %s %s failed", method, path)
-            response = self._refuse(EngineError("internal error; see the server's log"), route, path)
-        response.headers["x-request-id"] = request_id(request)
-        return response
+            error = EngineError("internal error; see the server's log")
+            response = self._refuse(error, route, path)
+        return self._done(request, method, route, response, timings, error)
 
     async def respond_by_shape(self, request: Request) -> Response:
         """The reply of the POST route that takes such a body; raises as `respond` does."""
-        default = self._default(self.service)
+        default, timings, error = self._default(self.service), Timings(), None
         try:
             body = await self._body(request)
             if len(self.services) > 1:
                 default = self._default(self._named(_model_of(body)) or self.service)
             path = path_of(body, default.path)
-        except RequestError as error:
-            response = self._refuse(error, default, default.path)
-            response.headers["x-request-id"] = request_id(request)
-            return response
+        except RequestError as fault:
+            error, response = fault, self._refuse(fault, default, default.path)
         except ClientDisconnect:
-            return self._left()
-        return await self.respond(request, "POST", path, body)
+            response = self._left()
+        else:
+            return await self.respond(request, "POST", path, body)
+        return self._done(request, "POST", None, response, timings, error)
 
     async def check(self) -> None:
         """Raises Unhealthy unless every model answers."""
@@ -130,7 +133,10 @@ class App:
         """The model that the request names, else the first that can do what the route asks. Raises NotFound."""
         name = _model_of(body) if route.method == "POST" else request.query_params.get("model")
         suited = (service for service in self.services if route.suits(service))
-        return self._named(name) or next(suited, self.service)
+        service = self._named(name) or next(suited, self.service)
+        if self._traces is not None:
+            request.scope["bei.service"] = service
+        return service
 
     def _named(self, name: str | None) -> Service | None:
         """The model of that name; None where it names none. Raises NotFound for one that is not served."""
@@ -142,9 +148,8 @@ class App:
         return self._by_name[name]
 
     async def _answer(
-        self, request: Request, method: str, path: str, route: Route | None, body: bytes | None
+        self, request: Request, method: str, path: str, route: Route | None, body: bytes | None, timings: Timings
     ) -> Response:
-        timings = Timings()
         if route is None:
             return self._unrouted(method, path)
         self._authorize(request, route)
@@ -156,6 +161,23 @@ class App:
             response = await route.handler(call)
         if timings.num_inputs:
             self.service.metrics.succeeded(timings)
+        return response
+
+    def _done(
+        self,
+        request: Request,
+        method: str,
+        route: Route | None,
+        response: Response,
+        timings: Timings,
+        error: RequestError | None,
+    ) -> Response:
+        """The reply, which has its id and is in the traces; probes and scrapes would only drown the others there."""
+        response.headers["x-request-id"] = request_id(request)
+        if self._traces is not None and (route is None or not route.public):
+            service = self.service if len(self.services) == 1 else request.scope.get("bei.service")
+            model = None if service is None else service.name
+            self._traces.record(request, method, route, response.status_code, timings, model=model, error=error)
         return response
 
     def _unrouted(self, method: str, path: str) -> Response:
@@ -203,9 +225,9 @@ class App:
         return body if coding is None else await inflated(body, coding, limit)
 
 
-def make_app(*services: Service) -> tuple[App, ASGIApp]:
+def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:
     """The application, and what a server runs: the same inside what the settings put around it."""
-    app = App(*services)
+    app = App(*services, traces=traces)
     origins = app.service.settings.cors_allow_origin
     return app, CORSMiddleware(
         app, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]

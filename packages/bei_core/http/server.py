@@ -16,6 +16,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bei_core.http.app import App, make_app
+from bei_core.http.traces import Traces
 from bei_core.service import Service
 
 log = logging.getLogger(__name__)
@@ -104,9 +105,9 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_STUCK_S)
 
 
-def serve(services: Sequence[Service]) -> None:
-    """Serves until a signal ends it, then closes the services."""
-    app, asgi = make_app(*services)
+def serve(services: Sequence[Service], traces: Traces | None = None) -> None:
+    """Serves until a signal ends it, then closes the services and sends the last traces."""
+    app, asgi = make_app(*services, traces=traces)
     settings = app.service.settings
     config = uvicorn.Config(
         asgi,
@@ -127,6 +128,8 @@ def serve(services: Sequence[Service]) -> None:
         Server(config, app).run()
     finally:
         _close(services)
+        if traces is not None:
+            traces.close()
     log.info("drained; goodbye")
 
 
