@@ -13,7 +13,7 @@ import typer
 from bei_core.config import Settings
 from bei_core.engines.manifest import is_engine, verify
 from bei_core.engines.obtain import store_of
-from bei_core.engines.remote import Remote, manifest_at, pull
+from bei_core.engines.remote import Remote, RemoteEngine
 from bei_core.engines.store import Entry, Store, publish
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.objects import shown
@@ -79,17 +79,18 @@ def pull_engine(
     cache_dir: CacheDir = None,
 ) -> None:
     """Copy an engine from an object store, check it, and print where it is."""
-    manifest = manifest_at(url)
+    engine = RemoteEngine.at(url)
+    manifest = engine.manifest()
     if manifest is None:
         raise CheckpointError(f"{shown(url)} is not an engine: it has no manifest.json")
     if output is None:
-        held = _store(cache_dir).obtain(manifest.artifact, lambda folder: pull(url, folder))
+        held = _store(cache_dir).obtain(manifest.artifact, engine.pull)
         held.release()
         typer.echo(held.folder)
     elif output.exists():
         raise ConfigError(f"{output} is there; name a new folder")
     else:
-        publish(output, lambda folder: pull(url, folder))
+        publish(output, engine.pull)
         typer.echo(output)
 
 

@@ -177,9 +177,9 @@ def test_an_error_is_one_line(
         (("verify", "a"), f"2 engines in {store.root} have an address that begins with 'a'"),
         (("verify", "f"), f"no engines in {store.root} have an address that begins with 'f'"),
         (("push", "aa", remote), f"engine corrupt: {store.folder(A)}/model.bin does not have the digest"),
-        (("push", B, "/srv/engines"), "/srv/engines/abab"),
+        (("push", B, "/srv/engines"), "error: /srv/engines: no object store"),
         (("pull", f"{remote}/{B}"), f"{remote}/{B} is not an engine: it has no manifest.json"),
-        (("pull", "ftp://host/a"), "ftp://host/a/manifest.json: no object store of that scheme; known are s3"),
+        (("pull", "ftp://host/a"), "ftp://host/a: no object store of that scheme; known are s3"),
     ):
         assert bei(monkeypatch, *arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()

@@ -12,8 +12,8 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from bei_core.engines import remote as remote_module
-from bei_core.engines.manifest import MANIFEST, FileEntry, _encode, parse_manifest, verify
-from bei_core.engines.remote import Remote, manifest_at, pull
+from bei_core.engines.manifest import MANIFEST, FileEntry, _encode, parse_manifest, seal, verify
+from bei_core.engines.remote import Remote, RemoteEngine
 from bei_core.engines.store import Request
 from bei_core.errors import CheckpointError, EngineCorrupt
 from bei_core.objects import FileSystem, open_store
@@ -81,9 +81,10 @@ def overwrite(remote: Remote, name: str, data: bytes) -> None:
 class Watched:
     """A store's file system that notes what is written, and fails at one file."""
 
-    def __init__(self, files: FileSystem, remote: Remote, fails_at: str | None) -> None:
-        self.files, self.remote, self.fails_at = files, remote, fails_at
+    def __init__(self, files: FileSystem, watched: Remote, fails_at: str | None) -> None:
+        self.files, self.remote, self.fails_at = files, Remote(watched.url), fails_at
         self.written: list[tuple[str, bool]] = []  # and whether there was an engine at that moment
+        self.meanwhile: dict[str, Path] = {}  # what another replica pushes once a file is written
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - fsspec has no types
         return getattr(self.files, name)
@@ -94,19 +95,17 @@ class Watched:
         if name == self.fails_at:
             raise OSError("connection reset")
         self.files.put_file(source, target)
+        if (folder := self.meanwhile.pop(name, None)) is not None:
+            self.remote.push(folder)
 
 
-def watch(remote: Remote, monkeypatch: pytest.MonkeyPatch, fails_at: str | None = None) -> list[tuple[str, bool]]:
-    """The names of the files that will be written, each with whether the engine was there at that moment."""
-    watched = Watched(open_store(remote.url)[0], remote, fails_at)
+def watch(remote: Remote, monkeypatch: pytest.MonkeyPatch, fails_at: str | None = None) -> Watched:
+    """What the remote writes by from now on, one file at a time."""
+    files, path = open_store(remote.url)
+    watched = Watched(files, remote, fails_at)
     monkeypatch.setattr(remote_module, "_NUM_TRANSFERS", 1)
-
-    def watched_store(url: str, secret: str | None = None) -> tuple[FileSystem, str]:
-        files, path = open_store(url, secret)
-        return (watched if url == remote.at(A) else files), path
-
-    monkeypatch.setattr(remote_module, "open_store", watched_store)
-    return watched.written
+    monkeypatch.setitem(vars(remote), "_client", (watched, path))
+    return watched
 
 
 # --- There and back
@@ -125,7 +124,7 @@ def test_an_engine_comes_back_bit_for_bit(remote: Remote, engine: Path, tmp_path
 def test_an_engine_is_pulled_by_its_url(remote: Remote, engine: Path, tmp_path: Path) -> None:
     url = remote.push(engine)
     for number, spelt in enumerate((url, f"{url}/")):
-        pull(spelt, tmp_path / str(number))
+        RemoteEngine.at(spelt).pull(tmp_path / str(number))
         assert content(tmp_path / str(number)) == content(engine)
 
 
@@ -141,7 +140,7 @@ def test_two_engines_do_not_meet(remote: Remote, engine: Path, tmp_path: Path) -
 def test_what_is_there_is_not_written_again_unless_forced(
     remote: Remote, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = watch(remote, monkeypatch)
+    written = watch(remote, monkeypatch).written
     for force, expected in ((False, NAMES), (False, []), (True, NAMES)):
         written.clear()
         assert remote.push(engine, force=force) == remote.at(A)
@@ -158,7 +157,7 @@ def test_there_is_no_engine_until_all_its_files_are_there(
 ) -> None:
     if force:
         remote.push(engine)
-    written = watch(remote, monkeypatch)
+    written = watch(remote, monkeypatch).written
     remote.push(engine, force=force)
     assert [name for name, _ in written][-1] == MANIFEST
     assert not any(is_there for _, is_there in written)
@@ -196,6 +195,60 @@ def test_a_bucket_is_not_made_by_a_misspelt_url(bucket: str, engine: Path) -> No
     with pytest.raises(CheckpointError, match="bucket does not exist"):
         misspelt.remember("k", Request(A, "owner/name", "0" * 40))
     assert not open_store(bucket)[0].exists(bucket + "x")
+
+
+def test_one_client_serves_all_that_a_start_asks(remote: Remote, engine: Path, tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def count(url: str, secret: str | None = None) -> tuple[FileSystem, str]:
+        made.append(url)
+        return open_store(url, secret)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(remote_module, "open_store", count)
+        assert made == [], "nothing is made before it is needed"
+        assert remote.answered("k") is None
+        remote.push(engine)
+        remote.remember("k", Request(A, "owner/name", "0" * 40))
+        remote.pull(A, tmp_path / "pulled")
+        assert made == [remote.url]
+        RemoteEngine.at(remote.at(A)).pull(tmp_path / "again")
+        assert made == [remote.url, remote.at(A)]
+
+
+# --- Two that push at once
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """Another build of address A, of other bits."""
+    made = write_engine(tmp_path / "other", A)
+    for name in (MANIFEST, *ENGINE_FILES):
+        (tmp_path / "other" / name).unlink()
+    for name in ENGINE_FILES:
+        (tmp_path / "other" / name).write_text(f"another {name}")
+    seal(tmp_path / "other", made)
+    return tmp_path / "other"
+
+
+@pytest.mark.parametrize("name", sorted(ENGINE_FILES))
+def test_of_two_builds_that_are_pushed_at_once_no_mixture_stays(
+    remote: Remote, engine: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    watched = watch(remote, monkeypatch)
+    watched.meanwhile[name] = other
+    remote.push(engine)
+    remote.pull(A, tmp_path / "pulled")
+    assert content(tmp_path / "pulled") == content(engine), "the last to write its manifest has written all files"
+
+
+def test_the_same_build_pushed_at_once_is_written_once(
+    remote: Remote, engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = watch(remote, monkeypatch)
+    watched.meanwhile["model.bin"] = engine
+    remote.push(engine)
+    assert sorted(name for name, _ in watched.written) == NAMES
 
 
 # --- Damage there
@@ -254,7 +307,7 @@ def test_another_engine_in_the_place_of_one_is_refused(remote: Remote, engine: P
         files.pipe_file(f"{path}/{name}", (engine / name).read_bytes())
     with pytest.raises(EngineCorrupt, match=f"{B}/manifest.json is another engine's, {A}"):
         remote.pull(B, tmp_path / "pulled")
-    pull(remote.at(B), tmp_path / "by its URL")
+    RemoteEngine.at(remote.at(B)).pull(tmp_path / "by its URL")
 
 
 # --- What requests were answered with
@@ -283,7 +336,7 @@ def test_a_store_that_cannot_be_reached_is_no_empty_store(monkeypatch: pytest.Mo
         def cat_file(self, path: str) -> bytes:
             raise ConnectionRefusedError(111, "Connection refused", path)
 
-    monkeypatch.setattr(remote_module, "open_store", lambda url, secret: (Down(), url))
-    for ask in (lambda: manifest_at("s3://b/a"), lambda: Remote("s3://b").answered("k")):
+    monkeypatch.setattr(remote_module, "open_store", lambda url, secret=None: (Down(), url))
+    for ask in (lambda: RemoteEngine.at("s3://b/a").manifest(), lambda: Remote("s3://b").answered("k")):
         with pytest.raises(CheckpointError, match=r"s3://b/.*Connection refused"):
             ask()

@@ -18,7 +18,7 @@ from bei_core.engines.base import Plan
 from bei_core.engines.calibration import quantization_of
 from bei_core.engines.choice import CPU, GPU, choose, require
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engine, key_of, read_manifest, seal
-from bei_core.engines.remote import Remote, manifest_at, pull
+from bei_core.engines.remote import Remote, RemoteEngine
 from bei_core.engines.store import Held, Request, Store, publish
 from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
 from bei_core.objects import is_store, shown
@@ -106,12 +106,11 @@ class Supply:
     def _at_url(self, key: str) -> Held | None:
         """The engine that the model's name is the URL of."""
         url, secret = self._model_id, self._settings.checkpoint_secret
-        manifest = manifest_at(url, secret) if is_store(url) else None
-        if manifest is None:
+        engine = RemoteEngine.at(url, secret) if is_store(url) else None
+        manifest = None if engine is None else engine.manifest()
+        if engine is None or manifest is None:
             return None
-        held = self.store.obtain(
-            manifest.artifact, lambda folder: pull(url, folder, secret, artifact=manifest.artifact)
-        )
+        held = self.store.obtain(manifest.artifact, lambda folder: engine.pull(folder, artifact=manifest.artifact))
         self.store.remember(key, Request(manifest.artifact, shown(url), manifest.revision))
         return held
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import msgspec
@@ -29,8 +30,86 @@ _NUM_TRANSFERS = 8
 
 
 @dataclass(frozen=True, slots=True)
+class RemoteEngine:
+    """One engine in an object store, or the place of one, by the one client that reads and writes it."""
+
+    url: str
+    secret: str | None
+    files: FileSystem
+    path: str  # on it
+
+    @classmethod
+    def at(cls, url: str, secret: str | None = None) -> RemoteEngine:
+        """The engine at a URL. Raises CheckpointError for a URL or secret of the wrong form."""
+        return cls(url.rstrip("/"), secret, *open_store(url, secret))
+
+    def manifest(self) -> Manifest | None:
+        """Its manifest; None where there is none. Raises CheckpointError, EngineCorrupt."""
+        content = self._sealed()
+        return None if content is None else parse_manifest(content, shown(self.url))
+
+    def pull(self, folder: Path, *, artifact: str | None = None) -> None:
+        """Fills a folder with the engine, which must be `artifact`.
+
+        Raises CheckpointError, EngineCorrupt.
+        """
+        manifest = self.manifest()
+        if manifest is None:
+            raise CheckpointError(f"{shown(self.url)} is not an engine: there is no {MANIFEST}")
+        if artifact is not None and manifest.artifact != artifact:
+            raise EngineCorrupt(
+                f"engine corrupt: {shown(self.url)}/{MANIFEST} is another engine's, {manifest.artifact}"
+            )
+        started = time.perf_counter()
+        with explained(self.url, self.secret):
+            _each((MANIFEST, *manifest.files), lambda name: self._get(name, folder))
+        verify(folder)
+        log.info("engine pulled from %s: %s", shown(self.url), _rate(manifest, started))
+
+    def push(self, folder: Path, *, force: bool = False) -> None:
+        """Copies an engine folder there; an engine that is there stays as it is unless `force`.
+
+        Raises EngineCorrupt for a damaged folder, CheckpointError where the store cannot be written.
+        """
+        manifest = read_manifest(folder)
+        if not force and self.manifest() is not None:
+            log.info("engine %s is there already", shown(self.url))
+            return
+        check_digests(folder, manifest)
+        started = time.perf_counter()
+        while not self._put(folder, manifest, clear=force):
+            # Its builds may differ in bits, and of some files there are its own, of some these.
+            log.info("another replica has pushed %s meanwhile; it is written again", shown(self.url))
+            force = True
+        log.info("engine pushed to %s: %s", shown(self.url), _rate(manifest, started))
+
+    def _put(self, folder: Path, manifest: Manifest, *, clear: bool) -> bool:
+        """Whether the files and at last the manifest are written: not where another's manifest came meanwhile."""
+        with explained(self.url, self.secret):
+            if clear:  # while the files change there is none, rather than one that is damaged
+                with suppress(FileNotFoundError):
+                    self.files.rm_file(f"{self.path}/{MANIFEST}")
+            _each(manifest.files, lambda name: self.files.put_file(str(folder / name), f"{self.path}/{name}"))
+            if self._sealed() not in {None, (folder / MANIFEST).read_bytes()}:
+                return False
+            self.files.put_file(str(folder / MANIFEST), f"{self.path}/{MANIFEST}")
+        return True
+
+    def _sealed(self) -> bytes | None:
+        return _read(self.files, f"{self.path}/{MANIFEST}", f"{self.url}/{MANIFEST}", self.secret)
+
+    def _get(self, name: str, folder: Path) -> None:
+        source, target = f"{self.path}/{name}", folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.files.get_file(source, str(target))
+        except FileNotFoundError as fault:
+            raise EngineCorrupt(f"engine corrupt: {source} is missing") from fault
+
+
+@dataclass(frozen=True)
 class Remote:
-    """The engines under one URL."""
+    """The engines under one URL, by one client, made when it is first needed: that takes an SDK a third of a second."""
 
     url: str
     secret: str | None = None
@@ -39,89 +118,54 @@ class Remote:
         """The URL of an engine."""
         return f"{self.url.rstrip('/')}/{artifact}"
 
+    def engine(self, artifact: str) -> RemoteEngine:
+        """An engine, or its place. Raises CheckpointError for a URL or secret of the wrong form."""
+        files, path = self._client
+        return RemoteEngine(self.at(artifact), self.secret, files, f"{path}/{artifact}")
+
     def manifest(self, artifact: str) -> Manifest | None:
-        """The manifest of an engine; None where there is none."""
-        return manifest_at(self.at(artifact), self.secret)
+        """The manifest of an engine; None where there is none. Raises CheckpointError, EngineCorrupt."""
+        return self.engine(artifact).manifest()
 
     def push(self, folder: Path, *, force: bool = False) -> str:
-        """The URL of an engine folder's copy; one that is there stays as it is unless `force`.
-
-        Raises EngineCorrupt for a damaged folder, CheckpointError where the store cannot be written.
-        """
-        manifest = read_manifest(folder)
-        url = self.at(manifest.artifact)
-        if not force and manifest_at(url, self.secret) is not None:
-            log.info("engine %s is there already", shown(url))
-            return url
-        check_digests(folder, manifest)
-        started = time.perf_counter()
-        fs, path = open_store(url, self.secret)
-        with explained(url, self.secret):
-            if force:  # while the files change there is none, rather than one that is damaged
-                with suppress(FileNotFoundError):
-                    fs.rm_file(f"{path}/{MANIFEST}")
-            _each(manifest.files, lambda name: fs.put_file(str(folder / name), f"{path}/{name}"))
-            fs.put_file(str(folder / MANIFEST), f"{path}/{MANIFEST}")
-        log.info("engine pushed to %s: %s", shown(url), _rate(manifest, started))
-        return url
+        """The URL of an engine folder's copy. Raises as `RemoteEngine.push`, which it is."""
+        engine = self.engine(read_manifest(folder).artifact)
+        engine.push(folder, force=force)
+        return engine.url
 
     def pull(self, artifact: str, folder: Path) -> None:
-        """Fills a folder with an engine. Raises CheckpointError for none, EngineCorrupt for a damaged one."""
-        pull(self.at(artifact), folder, self.secret, artifact=artifact)
+        """Fills a folder with an engine. Raises as `RemoteEngine.pull`, which it is."""
+        self.engine(artifact).pull(folder, artifact=artifact)
 
     def answered(self, key: str) -> Request | None:
-        """What a request was answered with, wherever that was."""
-        content = _read(f"{self.url.rstrip('/')}/requests/{key}.json", self.secret)
+        """What a request was answered with, wherever that was. Raises CheckpointError where that cannot be known."""
+        files, path = self._client
+        name = f"requests/{key}.json"
+        content = _read(files, f"{path}/{name}", f"{self.url.rstrip('/')}/{name}", self.secret)
         try:
             return None if content is None else msgspec.json.decode(content, type=Request)
         except msgspec.DecodeError as fault:
-            log.warning("%s: requests/%s.json is damaged and not looked at: %s", shown(self.url), key, fault)
+            log.warning("%s: %s is damaged and not looked at: %s", shown(self.url), name, fault)
             return None
 
     def remember(self, key: str, answer: Request) -> None:
-        """Notes which engine a request was answered with."""
-        fs, path = open_store(f"{self.url.rstrip('/')}/requests/{key}.json", self.secret)
+        """Notes which engine a request was answered with. Raises CheckpointError."""
+        files, path = self._client
         with explained(self.url, self.secret):
-            fs.pipe_file(path, msgspec.json.encode(answer))
+            files.pipe_file(f"{path}/requests/{key}.json", msgspec.json.encode(answer))
+
+    @cached_property
+    def _client(self) -> tuple[FileSystem, str]:
+        return open_store(self.url, self.secret)
 
 
-def manifest_at(url: str, secret: str | None = None) -> Manifest | None:
-    """The manifest of the engine at a URL; None where there is none. Raises CheckpointError, EngineCorrupt."""
-    content = _read(f"{url.rstrip('/')}/{MANIFEST}", secret)
-    return None if content is None else parse_manifest(content, shown(url))
-
-
-def pull(url: str, folder: Path, secret: str | None = None, *, artifact: str | None = None) -> None:
-    """Fills a folder with the engine at a URL, which must be `artifact`. Raises CheckpointError, EngineCorrupt."""
-    manifest = manifest_at(url, secret)
-    if manifest is None:
-        raise CheckpointError(f"{shown(url)} is not an engine: there is no {MANIFEST}")
-    if artifact is not None and manifest.artifact != artifact:
-        raise EngineCorrupt(f"engine corrupt: {shown(url)}/{MANIFEST} is another engine's, {manifest.artifact}")
-    started = time.perf_counter()
-    fs, path = open_store(url, secret)
-    with explained(url, secret):
-        _each((MANIFEST, *manifest.files), lambda name: _get(fs, f"{path}/{name}", folder / name))
-    verify(folder)
-    log.info("engine pulled from %s: %s", shown(url), _rate(manifest, started))
-
-
-def _read(url: str, secret: str | None) -> bytes | None:
+def _read(files: FileSystem, path: str, url: str, secret: str | None) -> bytes | None:
     """A small file's content; None where it is not there. Raises CheckpointError where that cannot be known."""
-    fs, path = open_store(url, secret)
     with explained(url, secret):
         try:
-            return bytes(fs.cat_file(path))
+            return bytes(files.cat_file(path))
         except FileNotFoundError:
             return None
-
-
-def _get(fs: FileSystem, source: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        fs.get_file(source, str(target))
-    except FileNotFoundError as fault:
-        raise EngineCorrupt(f"engine corrupt: {source} is missing") from fault
 
 
 def _each(names: Iterable[str], do: Callable[[str], None]) -> None:
