@@ -11,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from bei_core.config import Settings
-from bei_core.engines.manifest import is_engine, verify
+from bei_core.engines.manifest import is_engine, unnamed, verify
 from bei_core.engines.obtain import store_of
 from bei_core.engines.remote import Remote, RemoteEngine
 from bei_core.engines.store import Entry, Store, publish
@@ -43,6 +43,8 @@ def verify_engines(engines: Engines = None, cache_dir: CacheDir = None) -> None:
         try:
             manifest = verify(folder)
             typer.echo(f"{folder}: whole, {len(manifest.files)} files, {manifest.num_bytes / 1e6:.1f} MB")
+            for name in unnamed(folder, manifest):
+                typer.echo(f"warning: {folder / name} is not in the engine's manifest: nobody vouches for it", err=True)
         except CheckpointError as fault:
             typer.echo(str(fault), err=True)
             damaged += 1

@@ -105,6 +105,17 @@ def test_verify_of_a_folder(store: Store, tmp_path: Path) -> None:
     assert run("verify", tmp_path / "engine").exit_code == 1
 
 
+def test_verify_warns_of_what_nobody_vouches_for(store: Store) -> None:
+    for name in ("notes.txt", "deep/er/more", ".tuned/card.json"):
+        (store.folder(A) / name).parent.mkdir(parents=True, exist_ok=True)
+        (store.folder(A) / name).write_text("x")
+    checked = run("verify")
+    assert checked.exit_code == 0
+    assert [line.partition(" is not in ")[0] for line in checked.stderr.splitlines()] == [
+        f"warning: {store.folder(A) / name}" for name in ("deep/er/more", "notes.txt")
+    ]
+
+
 def test_verify_looks_at_no_build_under_way_and_at_nothing_set_aside(store: Store) -> None:
     damage(store, A)
     store.set_aside(store.folder(A))

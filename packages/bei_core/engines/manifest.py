@@ -21,6 +21,7 @@ from bei_core.engines.quality import Quality
 from bei_core.errors import CheckpointError, EngineCorrupt
 
 MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
+TUNED = ".tuned"  # what an engine learns of one machine: no part of it, so in no manifest
 SCHEMA = 2
 
 # What `key_of` gives. Whatever else a file says is refused: it becomes the name of a folder.
@@ -122,6 +123,12 @@ def check_digests(folder: Path, manifest: Manifest) -> None:
     for name, found in _entries(folder, manifest.files):
         if found != manifest.files[name]:
             raise EngineCorrupt(f"engine corrupt: {folder / name} does not have the digest its manifest says")
+
+
+def unnamed(folder: Path, manifest: Manifest) -> list[str]:
+    """The files of an engine folder that its manifest does not name, but for what is kept there of one machine."""
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    return sorted(name for name in there - {MANIFEST, *manifest.files} if not name.startswith(f"{TUNED}/"))
 
 
 def seal(folder: Path, manifest: Manifest) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
-from bei_core.engines.manifest import Manifest, key_of
+from bei_core.engines.manifest import TUNED, Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.artifact import read_facts
 from bei_core.engines.tensorrt_llm.build import DTYPES
@@ -152,7 +152,7 @@ def _tuned(folder: Path, limits: dict[str, int]) -> Iterator[None]:
     """TensorRT-LLM keeps the kernels that it chooses in the engine's folder, apart for each card and version."""
     name, key = "TLLM_AUTOTUNER_CACHE_PATH", key_of({**_runtime(), **limits})
     before = os.environ.get(name)
-    place = folder / ".tuned"
+    place = folder / TUNED
     try:
         place.mkdir(exist_ok=True)
     except OSError as fault:
