@@ -104,7 +104,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     # Files
     cache_dir: Path = msgspec.field(default_factory=lambda: default_cache_dir(os.environ))  # built engines
-    cache_size_gb: Annotated[float, Meta(gt=0)] | None = None  # engines least recently used make room; None: no limit
+    cache_size_gb: Annotated[float, Meta(gt=0)] | None = None  # cap on engines and fetched checkpoints; None: no limit
     engine_store: NonEmpty | None = None  # URL of an object store that engines are taken from, and put into when built
     refresh: bool = False  # look again which commit a branch names, though an engine of it is there
     hf_token: NonEmpty | None = None  # for private and gated repositories; None: what `hf auth login` left

@@ -1,4 +1,4 @@
-"""The `bei engines` commands: what is in the store, whether it is whole, what goes, what is shared."""
+"""The `bei engines` commands: what is in the cache, whether it is whole, what goes, what is shared."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import Annotated, Optional
 import typer
 
 from bei_core.config import Settings
+from bei_core.disk import OUTPUT, writing
 from bei_core.engines.manifest import is_engine, unnamed, verify
 from bei_core.engines.obtain import store_of
 from bei_core.engines.remote import Remote, RemoteEngine
 from bei_core.engines.store import Entry, Store, publish
-from bei_core.errors import CheckpointError, ConfigError
+from bei_core.errors import CheckpointError, ConfigError, DiskError, EngineCorrupt
 from bei_core.objects import shown
 
 app = typer.Typer(no_args_is_help=True, help=__doc__)
@@ -27,16 +28,20 @@ Engine = Annotated[str, typer.Argument(help="an address (or its first digits), o
 
 @app.command("list")
 def list_engines(cache_dir: CacheDir = None) -> None:
-    """List the engines of the store, the least recently used first."""
-    for entry in _store(cache_dir).entries():
+    """List the engines of the store and the fetched checkpoints, each the least recently used first."""
+    store = _store(cache_dir)
+    for entry in (*store.entries(), *store.checkpoints()):
         typer.echo(_line(entry))
 
 
 @app.command("verify")
 def verify_engines(engines: Engines = None, cache_dir: CacheDir = None) -> None:
-    """Check every file of engines against their manifests; exits with 1 and names the file of each that differs."""
+    """Check every file of engines against their manifests; exits with 1 and names the file of each that differs.
+
+    Another version's engine cannot be checked: it is told, and no failure unless it was named.
+    """
     store = _store(cache_dir)
-    there = [entry.folder for entry in store.entries() if not entry.is_leftover]
+    there = [entry.folder for entry in store.entries() if entry.kind != "leftover"]
     folders = [_find(store, engine) for engine in engines or ()] or there
     damaged = 0
     for folder in folders:
@@ -45,9 +50,9 @@ def verify_engines(engines: Engines = None, cache_dir: CacheDir = None) -> None:
             typer.echo(f"{folder}: whole, {len(manifest.files)} files, {manifest.num_bytes / 1e6:.1f} MB")
             for name in unnamed(folder, manifest):
                 typer.echo(f"warning: {folder / name} is not in the engine's manifest: nobody vouches for it", err=True)
-        except CheckpointError as fault:
+        except (CheckpointError, DiskError) as fault:
             typer.echo(str(fault), err=True)
-            damaged += 1
+            damaged += bool(engines) or isinstance(fault, (EngineCorrupt, DiskError))
     sys.exit(bool(damaged))
 
 
@@ -56,7 +61,7 @@ def prune(
     max_gb: Annotated[Optional[float], typer.Option(min=0, help="keep at most so much; 0: nothing")] = None,  # noqa: UP045
     cache_dir: CacheDir = None,
 ) -> None:
-    """Remove what builds left behind, and the least recently used engines beyond a size; never one in use."""
+    """Remove what was left behind; beyond a size fetched checkpoints, then engines; never what is in use."""
     removed = _store(cache_dir).trim(None if max_gb is None else int(max_gb * 1e9))
     for entry in removed:
         typer.echo(f"removed {_line(entry)}")
@@ -92,7 +97,8 @@ def pull_engine(
     elif output.exists():
         raise ConfigError(f"{output} is there; name a new folder")
     else:
-        publish(output, engine.pull)
+        with writing(output, OUTPUT):
+            publish(output, engine.pull)
         typer.echo(output)
 
 
@@ -110,11 +116,19 @@ def _find(store: Store, name: str) -> Path:
     return found[0]
 
 
+_KINDS = {
+    "leftover": "unfinished or set aside",
+    "damaged": "damaged",
+    "foreign": "another BEI version's, or another user's",
+    "checkpoint": "checkpoint",
+}
+
+
 def _line(entry: Entry) -> str:
-    """An engine in one line: address, what it is, size, age, whether it is open."""
+    """An engine or a checkpoint in one line: name, what it is, size, age, whether it is open."""
     made = entry.manifest
-    what = "unfinished, damaged or of another version" if made is None else f"{made.engine} {made.precision}"
-    of = "" if made is None else f"{made.source}@{made.revision[:12]}"
+    what = _KINDS[entry.kind] if made is None else f"{made.engine} {made.precision}"
+    of = entry.what if made is None else f"{made.source}@{made.revision[:12]}"
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_at))
     state = "in use" if entry.in_use else f"used {used}"
     return f"{entry.folder.name}  {what}  {entry.num_bytes / 1e6:.1f} MB  {state}  {of}".rstrip()

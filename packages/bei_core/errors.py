@@ -19,6 +19,7 @@
         ├── ConfigError          an unknown key, a value out of range
         ├── CheckpointError      a model folder or repository is missing something, or is not safe to read
         │   └── EngineCorrupt    a built engine whose files are not what was written
+        ├── DiskError            a disk here that is full, failing, or may not be written
         ├── UnsupportedModel     an architecture, pooling or module that no engine here knows
         ├── EngineUnavailable    a named engine that cannot run here, and what it lacks
         └── QualityError         a quantised engine whose rows are too far from f32's
@@ -160,6 +161,10 @@ class CheckpointError(StartError):
 
 class EngineCorrupt(CheckpointError):
     """A built engine whose files are not what was written: a disk that failed, a copy that stopped half-way."""
+
+
+class DiskError(StartError):
+    """A disk here that is full, failing, or may not be read or written; the text names the path, and what to do."""
 
 
 class UnsupportedModel(StartError):

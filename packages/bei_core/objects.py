@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from bei_core.errors import CheckpointError
+from bei_core.errors import BeiError, CheckpointError
 
 FileSystem: TypeAlias = Any  # an fsspec.AbstractFileSystem: fsspec has no types
 Options: TypeAlias = dict[str, Any]  # what a driver is made with
@@ -87,7 +87,7 @@ def explained(url: str, secret: str | None = None) -> Iterator[None]:
     """Turns what a driver raises inside `with` into CheckpointError that says what to do, less the secret's values."""
     try:
         yield
-    except CheckpointError:
+    except BeiError:
         raise
     except FileNotFoundError as fault:
         raise CheckpointError(f"{shown(url)}: not there: {_said(fault, secret)}") from fault

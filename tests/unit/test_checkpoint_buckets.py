@@ -12,7 +12,7 @@ import pytest
 from s3fs import S3FileSystem
 
 from bei_core.checkpoint import Checkpoint, resolve
-from bei_core.errors import CheckpointError
+from bei_core.errors import CheckpointError, DiskError
 from bei_core.objects import FileSystem
 from tests.hub import as_bytes, f32, pack
 from tests.stores import AWS_SECRET, BUCKET, MODEL, SENTENCE, UNWANTED, WEIGHTS, S3Server, files_of, put
@@ -352,7 +352,7 @@ def test_two_that_start_at_once_fetch_once(
 def test_a_cache_that_cannot_be_written_names_its_setting(s3: FileSystem, folder: str, tmp_path: Path) -> None:
     put(s3, folder, MODEL)
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(CheckpointError, match=r"cannot write .*set cache_dir \(BEI_CACHE_DIR\)"):
+    with pytest.raises(DiskError, match=r"cannot read or write .*set cache_dir \(BEI_CACHE_DIR\)"):
         fetch(folder, tmp_path / "file")
 
 

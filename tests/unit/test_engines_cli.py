@@ -14,6 +14,7 @@ from bei_core.engines.manifest import MANIFEST, is_engine, verify
 from bei_core.engines.store import Store
 from bei_core.engines_cli import app
 from tests.fakes import write_engine
+from tests.unit.test_room import fetch
 
 A, B = "a" * 32, "ab" * 16
 
@@ -53,6 +54,10 @@ def damage(store: Store, artifact: str, name: str = "model.bin") -> Path:
     return path
 
 
+def of_another_version(store: Store, artifact: str) -> None:
+    (store.folder(artifact) / MANIFEST).write_text('{"schema": 1}')
+
+
 # --- list
 
 
@@ -63,10 +68,19 @@ def test_list_says_of_each_what_it_is_and_whether_it_is_open(store: Store) -> No
     shown = run("list")
     assert shown.exit_code == 0
     first, second, third = sorted(shown.stdout.splitlines())
-    assert first.startswith(f".tmp-{'c' * 32}-1  unfinished, damaged or of another version  0.0 MB  used ")
-    assert second.startswith(f"{A}  unfinished, damaged or of another version  0.0 MB  used 2001-09-")
+    assert first.startswith(f".tmp-{'c' * 32}-1  unfinished or set aside  0.0 MB  used ")
+    assert second.startswith(f"{A}  damaged  0.0 MB  used 2001-09-")
     assert third == f"{B}  fake f32  0.0 MB  in use  owner/name@000000000000"
     held.release()
+
+
+def test_list_says_what_is_another_versions_and_what_is_a_checkpoint(store: Store, tmp_path: Path) -> None:
+    of_another_version(store, A)
+    fetch(tmp_path / "cache" / "checkpoints", "1" * 64, 1.5e9)
+    lines = run("list").stdout.splitlines()
+    assert lines[0].startswith(f"{A}  another BEI version's, or another user's  0.0 MB  used 2001-09-")
+    assert lines[2].startswith(f"{'1' * 64}  checkpoint  0.0 MB  used 2017-07-")
+    assert lines[2].endswith("  https://host/m.tar@111111111111")
 
 
 def test_list_of_another_or_an_empty_store(store: Store, tmp_path: Path) -> None:
@@ -116,6 +130,14 @@ def test_verify_warns_of_what_nobody_vouches_for(store: Store) -> None:
     ]
 
 
+def test_verify_of_another_versions_engine_fails_only_where_it_was_named(store: Store) -> None:
+    of_another_version(store, A)
+    for arguments, status in (((), 0), ((A,), 1)):
+        checked = run("verify", *arguments)
+        assert checked.exit_code == status
+        assert checked.stderr.startswith(f"{store.folder(A)} was built by another version of BEI (schema 1)")
+
+
 def test_verify_looks_at_no_build_under_way_and_at_nothing_set_aside(store: Store) -> None:
     damage(store, A)
     store.set_aside(store.folder(A))
@@ -131,6 +153,16 @@ def test_prune_removes_leftovers_alone_unless_told_a_size(store: Store) -> None:
     (store.root / f".tmp-{A}-1").mkdir()
     pruned = run("prune")
     assert [line.partition("  ")[0] for line in pruned.stdout.splitlines()] == [f"removed .tmp-{A}-1", "0.0 MB removed"]
+    assert {entry.folder.name for entry in store.entries()} == {A, B}
+
+
+def test_prune_to_a_size_removes_checkpoints_first(store: Store, tmp_path: Path) -> None:
+    folder = fetch(tmp_path / "cache" / "checkpoints", "1" * 64, 1e9)
+    assert run("prune").stdout == "0.0 MB removed\n"
+    room = sum(entry.num_bytes for entry in store.entries())
+    pruned = run("prune", "--max-gb", (room + 100) / 1e9)
+    assert pruned.stdout.splitlines()[0].startswith(f"removed {folder.name}  checkpoint  0.0 MB")
+    assert not folder.exists()
     assert {entry.folder.name for entry in store.entries()} == {A, B}
 
 

@@ -15,7 +15,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # 0: knows nothing of ours
     ("bei_core", "bei_core.errors", "bei_core.foreign", "bei_core.trt_llm"),
     ("bei_core.engines", "bei_core.engines.openvino", "bei_core.http"),  # empty: where a package is imported from
-    ("bei_core.objects", "bei_core.truss_files"),
+    ("bei_core.objects", "bei_core.truss_files", "bei_core.disk", "bei_core.marks"),
     # The load generator stands apart: it may know the errors, and nothing else knows it but the command line.
     ("bei_core.bench.pace", "bei_core.bench.observe", "bei_core.bench.workload", "bei_core.bench.report"),
     ("bei_core.bench.client",),

@@ -13,8 +13,9 @@ import pytest
 
 from bei_core.engines import store as store_module
 from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, seal, verify
-from bei_core.engines.store import Request, Store, is_local, publish
-from bei_core.errors import ConfigError
+from bei_core.engines.store import Request, Store, publish
+from bei_core.errors import DiskError
+from bei_core.marks import is_local
 from tests.fakes import SAFETY_S
 
 A, B, C = ("a" * 32, "b" * 32, "c" * 32)
@@ -319,7 +320,7 @@ def test_a_store_that_cannot_be_written_serves_what_it_has(read_only: Store) -> 
 
 
 def test_a_store_that_cannot_be_written_says_which_setting_helps(read_only: Store) -> None:
-    with pytest.raises(ConfigError, match=r"Read-only file system\); set cache_dir \(BEI_CACHE_DIR\)"):
+    with pytest.raises(DiskError, match=r"Read-only file system; let this user .* or set cache_dir \(BEI_CACHE_DIR\)"):
         read_only.obtain(B, make(B))
 
 

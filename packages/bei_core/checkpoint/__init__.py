@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from bei_core.checkpoint.folder import Checkpoint, local_digest
+from bei_core.checkpoint.place import Place
 from bei_core.checkpoint.tensors import Tensors
 from bei_core.config import default_cache_dir
 from bei_core.errors import CheckpointError
 from bei_core.objects import is_store, shown
 
-__all__ = ["Checkpoint", "Tensors", "local_digest", "resolve"]
+__all__ = ["Checkpoint", "Tensors", "local_digest", "resolve", "staying"]
 
 _KNOWN = "a folder, a Hugging Face repository, s3://, gs://, azure://, or https:// for a tar"
 
@@ -37,7 +40,7 @@ def resolve(
 
     `token` is for the hub, `secret` for object stores (JSON) and URLs (a bearer token). `offline`, `endpoint` and
     `cache_dir` are huggingface_hub's; where None: HF_HUB_OFFLINE, HF_ENDPOINT, HF_HUB_CACHE. `root` is where all
-    else is kept, by default in BEI's own cache. Raises CheckpointError that says what to do.
+    else is kept, by default in BEI's own cache. Raises CheckpointError and DiskError that say what to do.
     """
     place = Path(model_id.removeprefix("file://")).expanduser()
     if place.is_dir():
@@ -59,6 +62,22 @@ def resolve(
 
     options = {"token": token, "local_files_only": bool(offline), "endpoint": endpoint, "cache_dir": cache_dir}
     return fetch_repository(model_id, revision, options)
+
+
+@contextmanager
+def staying(model_id: str, root: Path) -> Iterator[Callable[[], None]]:
+    """Inside `with`, or until what it gives is called, nothing that was fetched of the model into `root` is removed.
+
+    Folders and huggingface_hub's cache are others' to look after.
+    """
+    is_fetched = "://" in model_id and not model_id.startswith("file://")
+    source = shown(model_id.rstrip("/") if is_store(model_id) else model_id)
+    held = Place(root, source).hold() if is_fetched else None
+    done = held.release if held is not None else lambda: None
+    try:
+        yield done
+    finally:
+        done()
 
 
 def _local(folder: Path) -> Checkpoint:

@@ -17,10 +17,11 @@ from typing import Any
 
 from bei_core.checkpoint.files import inside
 from bei_core.checkpoint.folder import Checkpoint, is_small, no_weights, weight_files
-from bei_core.checkpoint.place import LAST, Place, writing
+from bei_core.checkpoint.place import LAST, Place
 from bei_core.checkpoint.progress import Progress
 from bei_core.checkpoint.transfer import Remote, fetch
-from bei_core.errors import CheckpointError
+from bei_core.disk import writing
+from bei_core.errors import CheckpointError, DiskError
 from bei_core.objects import FileSystem, explained, is_lasting, open_store, shown
 
 log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def _fetched(bucket: _Bucket, remotes: Mapping[str, Remote], revision: str, plac
         partial = place.partial(revision)
         try:
             bucket.fetch(remotes, partial)
-        except CheckpointError:
+        except (CheckpointError, DiskError):
             if folder := place.find(revision):  # published by a process that the lock did not hold up
                 return folder
             raise

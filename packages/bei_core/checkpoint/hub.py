@@ -7,6 +7,8 @@ holds each file once, so nothing is copied out of it.
 from __future__ import annotations
 
 import logging
+import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,15 +16,18 @@ from typing import Any
 
 from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, no_weights, weight_files
 from bei_core.checkpoint.progress import rate
+from bei_core.disk import Advice, disk_error, is_of_disk
 from bei_core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
+
+_CACHE = Advice("hf cache prune removes revisions that no branch names", "HF_HUB_CACHE")
 
 
 def fetch_repository(repo: str, revision: str | None, options: Mapping[str, Any]) -> Checkpoint:
     """The repository's files that a model needs. `options` are those of huggingface_hub's snapshot_download.
 
-    Raises CheckpointError that says what to do.
+    Raises CheckpointError and DiskError that say what to do.
     """
     folder = _download(repo, revision or "main", SMALL_FILES, options)
     commit = folder.name
@@ -57,14 +62,28 @@ def _names(repo: str, commit: str, options: Mapping[str, Any]) -> list[str]:
 
 
 def _download(repo: str, revision: str, patterns: Iterable[str], options: Mapping[str, Any]) -> Path:
-    """The cache's folder of the commit, with the files that match. Raises CheckpointError."""
+    """The cache's folder of the commit, with the files that match. Raises CheckpointError, DiskError."""
     # Imported here because it takes a third of a second, which a local folder need not wait for.
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), **options))
     except Exception as fault:  # its transport's errors too, and the transport has changed twice
+        if (refused := _of_disk(fault)) is not None:
+            from huggingface_hub.constants import HF_HUB_CACHE
+
+            raise disk_error(refused, Path(options["cache_dir"] or HF_HUB_CACHE), _CACHE) from fault
         raise CheckpointError(f"{repo}: {_advice(fault, revision)}") from fault
+
+
+def _of_disk(fault: BaseException) -> OSError | None:
+    """What the disk refused, where that is at the bottom of an error: hf_xet, in Rust, says it in words."""
+    said = re.search(r"\(os error (\d+)\)", str(fault))
+    known = fault if isinstance(fault, OSError) or said is None else OSError(int(said[1]), os.strerror(int(said[1])))
+    if isinstance(known, OSError) and is_of_disk(known):
+        return known
+    cause = fault.__cause__ or fault.__context__
+    return None if cause is None else _of_disk(cause)
 
 
 def _advice(fault: Exception, revision: str) -> str:

@@ -4,6 +4,7 @@
     <root>/<source>/.partial-*/   being fetched; the next start goes on from there
     <root>/<source>/.refs/        the revision that something stood for: `last`, or the digest of a URL's validators
     <root>/<source>/.lock         held by the process that fetches
+    <root>/<source>/.used         held by whoever fetches or reads, so that nothing of the source is removed meanwhile
 
 A folder appears by a rename, so that whoever sees it sees all of it. The lock saves work and no more: two processes
 that fetch one revision all the same (a network volume without locks) write the same bytes to the same places.
@@ -20,14 +21,16 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from bei_core.checkpoint.folder import Checkpoint
+from bei_core.disk import writing
 from bei_core.errors import CheckpointError
+from bei_core.marks import Held, Mark, is_local
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -37,6 +40,8 @@ log = logging.getLogger(__name__)
 SOURCE = ".source.json"
 LAST = "last"
 _PARTIAL = ".partial-"
+_REFS = ".refs"
+_REVISION = re.compile(r"[0-9a-f]{64}")
 _ABANDONED_S = 24 * 3600.0
 
 
@@ -58,7 +63,7 @@ class Place:
 
     def pinned(self, revision: str | None, what: str) -> Path | None:
         """The checkpoint of a revision that was asked for, as `find`. Raises CheckpointError for what is none."""
-        if revision is not None and re.fullmatch(r"[0-9a-f]{64}", revision) is None:
+        if revision is not None and _REVISION.fullmatch(revision) is None:
             raise CheckpointError(
                 f"{self.source}: a revision is the SHA-256 of the {what}, 64 hex digits, not {revision}"
             )
@@ -69,8 +74,11 @@ class Place:
         folder = self.folder / revision
         if not folder.is_dir():
             return None
-        fault = _fault(folder)
+        with writing(self.folder):
+            fault = _fault(folder)
         if fault is None:
+            with suppress(OSError):
+                os.utime(folder)  # so that what is used least recently is known
             return folder
         log.warning("%s is damaged (%s); it is fetched again", folder, fault)
         aside = self.folder / f".bad-{uuid.uuid4().hex}"
@@ -115,7 +123,7 @@ class Place:
 
     def note(self, ref: str, revision: str) -> None:
         """Remembers what `ref` stood for; no harm is done where the cache may only be read."""
-        draft = self.folder / ".refs" / f".tmp-{uuid.uuid4().hex}"
+        draft = self.folder / _REFS / f".tmp-{uuid.uuid4().hex}"
         try:
             draft.parent.mkdir(parents=True, exist_ok=True)
             draft.write_text(revision)
@@ -125,9 +133,18 @@ class Place:
 
     def noted(self, ref: str) -> str | None:
         """The revision that `ref` stood for."""
-        path = self.folder / ".refs" / ref
-        text = path.read_text().strip() if path.is_file() else ""
-        return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+        path = self.folder / _REFS / ref
+        with writing(self.folder):
+            text = path.read_text().strip() if path.is_file() else ""
+        return text if _REVISION.fullmatch(text) else None
+
+    def hold(self) -> Held | None:
+        """What is fetched of the source, safe from removal; None where nothing can be written, nor removed then."""
+        try:
+            return _mark(self.folder).hold(self.folder)
+        except OSError as fault:
+            log.debug("%s is not held: %s", self.folder, fault)
+            return None
 
     @contextmanager
     def alone(self) -> Iterator[str]:
@@ -146,7 +163,7 @@ class Place:
     def _clear(self) -> None:
         """Removes partials that nobody went on with: of revisions that are no more."""
         for left in self.folder.glob(f"{_PARTIAL}*"):
-            if time.time() - left.stat().st_mtime > _ABANDONED_S:
+            if _is_abandoned(left):
                 shutil.rmtree(left, ignore_errors=True)
 
     def _locked(self) -> FileLock | None:
@@ -166,15 +183,50 @@ class Place:
         return lock
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turns an error of the disk into CheckpointError that names the setting."""
+class Kept(NamedTuple):
+    """A folder in which a checkpoint is, or is being fetched, or was."""
+
+    folder: Path
+    mark: Mark  # held by whoever uses it
+    what: str  # for people: source@revision; of what is not whole, what it is
+    is_leftover: bool  # of no use to anybody
+
+
+def kept(root: Path) -> list[Kept]:
+    """All that is in the cache of checkpoints."""
+    sources = [path for path in root.iterdir() if path.is_dir()] if root.is_dir() else []
+    inside = [path for source in sources for path in source.iterdir() if path.is_dir() and path.name != _REFS]
+    return [one for path in inside if (one := _kept(path)) is not None]
+
+
+def _kept(folder: Path) -> Kept | None:
+    """None for what is no folder of ours, or is there no more."""
+    mark = _mark(folder.parent)
+    if _REVISION.fullmatch(folder.name):
+        return Kept(folder, mark, _described(folder), is_leftover=False)
+    if folder.name.startswith(_PARTIAL):
+        with suppress(FileNotFoundError):
+            return Kept(folder, mark, "partly fetched", is_leftover=_is_abandoned(folder))
+    if folder.name.startswith((".bad-", ".tmp-")):
+        return Kept(folder, mark, "left over", is_leftover=True)
+    return None
+
+
+def _mark(folder: Path) -> Mark:
+    return Mark(folder / ".used", is_local(folder))
+
+
+def _described(folder: Path) -> str:
+    """Where a checkpoint is from, as far as that can be read."""
     try:
-        yield
-    except OSError as fault:
-        where = fault.filename or folder
-        said = fault.strerror or fault
-        raise CheckpointError(f"cannot write {where}: {said}; set cache_dir (BEI_CACHE_DIR)") from fault
+        source = msgspec.json.decode((folder / SOURCE).read_bytes(), type=Source)
+    except (OSError, msgspec.DecodeError):
+        return "damaged"
+    return f"{source.source}@{source.revision[:12]}"
+
+
+def _is_abandoned(partial: Path) -> bool:
+    return time.time() - partial.stat().st_mtime > _ABANDONED_S
 
 
 def _fault(folder: Path) -> str | None:

@@ -25,8 +25,9 @@ from urllib.parse import unquote, urlsplit
 
 from bei_core.checkpoint.archives import unpack
 from bei_core.checkpoint.folder import Checkpoint
-from bei_core.checkpoint.place import LAST, Place, writing
+from bei_core.checkpoint.place import LAST, Place
 from bei_core.checkpoint.progress import Progress
+from bei_core.disk import writing
 from bei_core.errors import CheckpointError
 from bei_core.objects import shown
 
@@ -110,10 +111,11 @@ class _Download:
             known = self.place.noted(reply.ref) if reply.ref else None
             if known and revision in {None, known} and (folder := self.place.find(known)):
                 return known, folder
-            with writing(self.partial):
+            with writing(self.place.folder):
                 self.partial.mkdir(parents=True, exist_ok=True)
                 reply = self._receive(reply)
-        found = _sha256(self.partial / _ARCHIVE)
+        with writing(self.place.folder):
+            found = _sha256(self.partial / _ARCHIVE)
         folder = self._published(found, revision)
         if reply.ref:
             self.place.note(reply.ref, found)
@@ -130,7 +132,7 @@ class _Download:
                 return folder
             draft = self.partial / "unpacked"
             shutil.rmtree(draft, ignore_errors=True)
-            with writing(draft):
+            with writing(self.place.folder):
                 root = unpack(self.partial / _ARCHIVE, draft, self.place.source)
             self.place.check(root, found)
             return self.place.publish(root, found)

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 
 from bei_core.checkpoint.progress import Progress
+from bei_core.disk import writing
 from bei_core.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def fetch(
 
     What `read` raises is tried again a few times, unless `lasting` says that it is of no use. The first error ends the
     others and is raised; what has come stays for the next start.
-    Raises CheckpointError naming a file whose size or digest is not what was listed.
+    Raises CheckpointError naming a file whose size or digest is not what was listed, DiskError.
     """
     stop = Event()
     one = _Fetch(folder, progress, lasting, pause, stop)
@@ -77,15 +78,17 @@ class _Fetch:
         if target.is_file() and target.stat().st_size == remote.size:
             self._skip(remote.size)
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(target.name + _PART)
         if self._complete(remote, part):
-            _check(remote, part)
-            try:
-                part.replace(target)
-            except FileNotFoundError:
-                if not target.is_file():  # it is there where another process was quicker
-                    raise
+            with writing(self.folder):
+                _check(remote, part)
+                try:
+                    part.replace(target)
+                except FileNotFoundError:
+                    if not target.is_file():  # it is there where another process was quicker
+                        raise
 
     def _complete(self, remote: Remote, part: Path) -> bool:
         """Whether the part became whole: not so where the others were stopped."""
@@ -94,18 +97,22 @@ class _Fetch:
             part.unlink()
             begin = 0
         self._skip(begin)
-        # Written where it belongs, not at the end: another process that writes here too writes the same.
-        with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-            file.seek(begin)
-            while begin < remote.size:
-                if self.stop.is_set():
-                    return False
-                block = self._read(remote, begin)
-                file.write(block)
-                begin += len(block)
-                if self.progress:
-                    self.progress.add(len(block))
+        self._write(part, begin, b"")
+        while begin < remote.size:
+            if self.stop.is_set():
+                return False
+            block = self._read(remote, begin)
+            self._write(part, begin, block)
+            begin += len(block)
+            if self.progress:
+                self.progress.add(len(block))
         return True
+
+    def _write(self, part: Path, begin: int, block: bytes) -> None:
+        """Writes a block where it belongs, not at the end: another process that writes here too writes the same."""
+        with writing(self.folder), open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            file.seek(begin)
+            file.write(block)
 
     def _read(self, remote: Remote, begin: int) -> bytes:
         """The next block. Raises what the last try raised."""

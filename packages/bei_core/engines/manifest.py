@@ -17,6 +17,7 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
+from bei_core.disk import disk_error
 from bei_core.engines.quality import Quality
 from bei_core.errors import CheckpointError, EngineCorrupt
 
@@ -81,17 +82,20 @@ def is_engine(folder: Path) -> bool:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, itself checked to be as it was written, and every file to be there at its size.
 
-    Raises CheckpointError for a folder that is no engine, EngineCorrupt naming the file that is at fault.
+    Raises CheckpointError for a folder that is no engine, EngineCorrupt naming the file that is at fault, DiskError for
+    one that this user may not read.
     """
     try:
         manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder))
+        for name, entry in manifest.files.items():
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+            if size != entry.size:
+                raise EngineCorrupt(f"engine corrupt: {path} has {size} bytes, its manifest says {entry.size}")
+    except PermissionError as fault:
+        raise disk_error(fault, folder) from fault
     except OSError as fault:
         raise CheckpointError(f"{folder} is not an engine folder: {fault}") from fault
-    for name, entry in manifest.files.items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != entry.size:
-            raise EngineCorrupt(f"engine corrupt: {path} has {size} bytes, its manifest says {entry.size}")
     return manifest
 
 
@@ -119,10 +123,15 @@ def verify(folder: Path) -> Manifest:
 
 
 def check_digests(folder: Path, manifest: Manifest) -> None:
-    """Raises EngineCorrupt naming a file that is not what was written."""
-    for name, found in _entries(folder, manifest.files):
-        if found != manifest.files[name]:
-            raise EngineCorrupt(f"engine corrupt: {folder / name} does not have the digest its manifest says")
+    """Raises EngineCorrupt naming a file that is not what was written, DiskError for one that may not be read."""
+    try:
+        for name, found in _entries(folder, manifest.files):
+            if found != manifest.files[name]:
+                raise EngineCorrupt(f"engine corrupt: {folder / name} does not have the digest its manifest says")
+    except PermissionError as fault:
+        raise disk_error(fault, folder) from fault
+    except OSError as fault:  # a disk that fails, which another copy may not be on
+        raise EngineCorrupt(f"engine corrupt: {fault.filename or folder} cannot be read: {fault.strerror}") from fault
 
 
 def unnamed(folder: Path, manifest: Manifest) -> list[str]:

@@ -14,13 +14,15 @@ import msgspec
 from bei_core import checkpoint as checkpoints
 from bei_core.checkpoint import Checkpoint
 from bei_core.config import Settings
+from bei_core.disk import OUTPUT, writing
 from bei_core.engines.base import Plan
 from bei_core.engines.calibration import quantization_of
 from bei_core.engines.choice import CPU, GPU, choose, require
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engine, key_of, read_manifest, seal
 from bei_core.engines.remote import Remote, RemoteEngine
-from bei_core.engines.store import Held, Request, Store, publish
+from bei_core.engines.store import Request, Store, publish
 from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
+from bei_core.marks import Held
 from bei_core.objects import is_store, shown
 from bei_core.spec import ModelSpec, read_spec, save_spec
 from bei_core.templates import chosen_template
@@ -60,6 +62,7 @@ class Supply:
         self._name = choose(settings.engine, to_run=to_run)
         self._builder = builder_of(self._name)
         self.store = store_of(settings)
+        self._checkpoints = checkpoints_of(settings)
         url = settings.engine_store
         self._remote = None if url is None else Remote(url, settings.engine_store_secret)
         self._quantization = quantization_of(settings)
@@ -71,25 +74,28 @@ class Supply:
     def obtain(self) -> Held:
         """The engine's place in the store, held. No hub is asked where the same was asked for before and is there.
 
-        Raises CheckpointError, UnsupportedModel, QualityError.
+        Raises CheckpointError, DiskError, UnsupportedModel, QualityError.
         """
         parts: dict[str, object] = {name: getattr(self._settings, name) for name in _DECIDING}
         if self._quantization is not None:
             parts["quantization"] = self._quantization
-        key = key_of({"engine": self._name, "facts": self._builder.facts(self._settings), **parts})
+        # The schema: replicas of another version that share the store keep answers of their own.
+        key = key_of({"schema": SCHEMA, "engine": self._name, "facts": self._builder.facts(self._settings), **parts})
         with self.store.locked(key):
             return self._known(key) or self._from_checkpoint(key)
 
     def build(self, target: Path) -> None:
         """Builds the engine at `target`; one of the same that is there stays. Raises as `obtain`, and ConfigError."""
-        manifest, make = self._recipe()
-        if is_engine(target):
-            if read_manifest(target).artifact != manifest.artifact:
-                raise ConfigError(f"{target} holds another engine; name another folder")
-        elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-            raise ConfigError(f"{target} is there and is not empty; name a new folder")
-        else:
-            publish(target, make)
+        with checkpoints.staying(self._model_id, self._checkpoints):
+            manifest, make = self._recipe()
+            with writing(target, OUTPUT):
+                if is_engine(target):
+                    if read_manifest(target).artifact != manifest.artifact:
+                        raise ConfigError(f"{target} holds another engine; name another folder")
+                elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+                    raise ConfigError(f"{target} is there and is not empty; name a new folder")
+                else:
+                    publish(target, make)
 
     def _known(self, key: str) -> Held | None:
         """The engine that is known without looking at the checkpoint."""
@@ -125,9 +131,15 @@ class Supply:
         return held
 
     def _from_checkpoint(self, key: str) -> Held:
-        manifest, make = self._recipe()
+        with checkpoints.staying(self._model_id, self._checkpoints) as done:
+            manifest, make = self._recipe()
+
+            def fill(folder: Path) -> None:
+                self._fill(folder, manifest, make)
+                done()  # the store makes room after this, and the checkpoint is needed no more
+
+            held = self.store.obtain(manifest.artifact, fill)
         answer = Request(manifest.artifact, manifest.source, manifest.revision)
-        held = self.store.obtain(manifest.artifact, lambda folder: self._fill(folder, manifest, make))
         if not self._is_local:  # another folder, or the hub, may be meant by the same name elsewhere
             self.store.remember(key, answer)
         self._share(held.folder, key, answer)
@@ -165,7 +177,7 @@ class Supply:
             settings.revision,
             token=settings.hf_token,
             secret=settings.checkpoint_secret,
-            root=settings.cache_dir / "checkpoints",
+            root=self._checkpoints,
         )
         template = chosen_template(settings.rerank_template, None)
         return recipe(self._builder, found, read_spec(found, pooling=settings.pooling, template=template), settings)
@@ -199,9 +211,18 @@ def recipe(
 
 
 def store_of(settings: Settings) -> Store:
-    """The store in the settings' cache folder."""
+    """The store in the settings' cache folder; its cap is on the fetched checkpoints too."""
     cap = settings.cache_size_gb
-    return Store(settings.cache_dir / "engines", max_bytes=None if cap is None else int(cap * 1e9))
+    return Store(
+        settings.cache_dir / "engines",
+        checkpoints=checkpoints_of(settings),
+        max_bytes=None if cap is None else int(cap * 1e9),
+    )
+
+
+def checkpoints_of(settings: Settings) -> Path:
+    """Where checkpoints are that are fetched, but for the hub's, which are in huggingface_hub's own cache."""
+    return settings.cache_dir / "checkpoints"
 
 
 def builder_of(name: str) -> Builder:

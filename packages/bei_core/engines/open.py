@@ -18,8 +18,8 @@ from bei_core.engines.choice import CPU, GPU, require
 from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, is_engine, read_manifest
 from bei_core.engines.obtain import Supply
 from bei_core.engines.quality import bar_of
-from bei_core.engines.store import Held
 from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
+from bei_core.marks import Held
 from bei_core.objects import shown
 from bei_core.spec import ModelSpec, load_spec
 from bei_core.templates import chosen_template
@@ -58,7 +58,7 @@ def open_engine(settings: Settings) -> Opened:
     """The engine of `settings.model_id`: loaded from its folder, or from the store, built into it if need be.
 
     A damaged one of the store is set aside and built again. Raises ConfigError, CheckpointError, UnsupportedModel,
-    EngineUnavailable, QualityError.
+    DiskError, EngineUnavailable, QualityError.
     """
     if settings.model_id and is_engine(folder := Path(settings.model_id)):
         return _open_folder(settings, folder)
@@ -84,7 +84,8 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
 def load(folder: Path, dtype: str | None = None) -> Opened:
     """The engine of an engine folder, every file checked before it answers; without `dtype`, the one it was built for.
 
-    Raises CheckpointError for a folder that is no engine, EngineCorrupt for a damaged one, EngineUnavailable.
+    Raises CheckpointError for a folder that is no engine, EngineCorrupt for a damaged one, DiskError,
+    EngineUnavailable.
     """
     started = time.perf_counter()
     manifest = read_manifest(folder)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from bei_core.disk import disk_error, is_full, writing
 from bei_core.engines.manifest import MANIFEST, Manifest, check_digests, parse_manifest, read_manifest, verify
 from bei_core.engines.store import Request
 from bei_core.errors import CheckpointError, EngineCorrupt
@@ -51,7 +52,7 @@ class RemoteEngine:
     def pull(self, folder: Path, *, artifact: str | None = None) -> None:
         """Fills a folder with the engine, which must be `artifact`.
 
-        Raises CheckpointError, EngineCorrupt.
+        Raises CheckpointError, EngineCorrupt, DiskError.
         """
         manifest = self.manifest()
         if manifest is None:
@@ -100,11 +101,16 @@ class RemoteEngine:
 
     def _get(self, name: str, folder: Path) -> None:
         source, target = f"{self.path}/{name}", folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
+        with writing(folder.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
         try:
             self.files.get_file(source, str(target))
         except FileNotFoundError as fault:
             raise EngineCorrupt(f"engine corrupt: {source} is missing") from fault
+        except OSError as fault:
+            if is_full(fault):  # the disk here: what is only read there cannot be
+                raise disk_error(fault, folder.parent) from fault
+            raise
 
 
 @dataclass(frozen=True)

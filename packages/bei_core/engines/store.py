@@ -12,23 +12,25 @@ locks cannot be relied on, several may build the same engine: the later adopt th
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from bei_core.checkpoint.place import kept
+from bei_core.disk import disk_error, writing
 from bei_core.engines.manifest import Address, Manifest, is_engine, read_manifest, sync, verify
-from bei_core.errors import CheckpointError, ConfigError
+from bei_core.errors import CheckpointError, DiskError, EngineCorrupt
+from bei_core.marks import Held, Mark, is_local, open_file, took
 
 log = logging.getLogger(__name__)
 
@@ -36,14 +38,11 @@ log = logging.getLogger(__name__)
 _LOCK_TIMEOUT_S = 1800.0
 _POLL_S = 0.05
 
-# How users of an engine on a network volume show that they are there, and after how long without it they are not.
-_HEARTBEAT_S = 3600.0
-_ABSENT_S = 24 * 3600.0
-
 _ADDRESS = re.compile(r"[0-9a-f]{32}")
 
-# File systems of one machine. What is not known counts as a network volume: there the worst is a build too many.
-_LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs", "apfs", "bcachefs"})
+# What an entry is, in the order in which they go: checkpoints before engines, whose starts need them no more.
+Kind = Literal["leftover", "damaged", "checkpoint", "engine", "foreign"]
+_GOES = {"leftover": 0, "damaged": 0, "checkpoint": 1, "engine": 2, "foreign": 2}
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -56,47 +55,38 @@ class Request(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An engine of the store, or what is left of one."""
+    """An engine of the store, what is left of one, or a checkpoint that was fetched to build one.
+
+    A leftover is being built or taken away, or was set aside; a foreign engine is another version's of BEI, or may not
+    be read by this user.
+    """
 
     folder: Path
-    manifest: Manifest | None  # None: not of this version, damaged, or unfinished
+    kind: Kind
+    manifest: Manifest | None  # of an engine
     num_bytes: int
     used_at: float  # seconds since the epoch
     in_use: bool
-
-    @property
-    def is_leftover(self) -> bool:
-        """Whether it is being built or taken away, or was set aside: no engine, whatever is in it."""
-        return _is_leftover(self.folder)
-
-
-class Held:
-    """An engine that cannot be evicted until `release`."""
-
-    def __init__(self, folder: Path, handle: int, mark: Path, *, beat: bool) -> None:
-        self.folder = folder
-        self._handle = handle
-        self._gone = threading.Event()
-        if beat:
-            threading.Thread(target=self._beat, args=(mark,), name="bei-store-heartbeat", daemon=True).start()
-
-    def release(self) -> None:
-        """Lets the engine go; calling again does nothing."""
-        if not self._gone.is_set():
-            self._gone.set()
-            os.close(self._handle)
-
-    def _beat(self, mark: Path) -> None:
-        while not self._gone.wait(_HEARTBEAT_S):
-            with suppress(OSError):
-                os.utime(mark)
+    mark: Mark
+    what: str = ""  # of a checkpoint, for people
 
 
 class Store:
-    """The engines under one folder, of which there may be many users, on many machines where it is a network volume."""
+    """The engines under one folder, of which there may be many users, on many machines where it is a network volume.
 
-    def __init__(self, root: Path, *, max_bytes: int | None = None, local: bool | None = None) -> None:
+    `max_bytes` is of them and of the fetched checkpoints, which are under a folder of their own.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        checkpoints: Path | None = None,
+        max_bytes: int | None = None,
+        local: bool | None = None,
+    ) -> None:
         self.root = root
+        self._checkpoints = checkpoints
         self._max_bytes = max_bytes
         self.local = is_local(root) if local is None else local
 
@@ -107,7 +97,7 @@ class Store:
     def obtain(self, artifact: str, make: Callable[[Path], None]) -> Held:
         """The engine of that address, held; `make` fills a folder with it, manifest and all, where there is none.
 
-        Of many processes that ask at once, one makes it and the others wait.
+        Of many processes that ask at once, one makes it and the others wait. Raises what `make` does, and DiskError.
         """
         held = self.hold(artifact)
         try:
@@ -115,8 +105,9 @@ class Store:
                 with self.locked(artifact):
                     if not is_engine(held.folder):
                         self._clear(held.folder)
-                        publish(held.folder, make)
-                        self.trim()
+                        with writing(self.root):
+                            publish(held.folder, make)
+                        self._make_room()
         except BaseException:
             held.release()
             raise
@@ -125,23 +116,16 @@ class Store:
     def hold(self, artifact: str) -> Held:
         """The place of an engine, whether or not it is there, safe from eviction.
 
-        Raises ConfigError where it is not there and could not be put there.
+        Raises DiskError where it is not there and could not be put there.
         """
-        mark = self._mark(artifact)
+        mark, folder = self._mark(artifact), self.folder(artifact)
         try:
-            handle = _open(mark)
-            os.utime(mark)
+            return mark.hold(folder)
         except OSError as fault:
-            if not is_engine(self.folder(artifact)):
-                raise ConfigError(
-                    f"engines cannot be kept in {self.root} ({fault.strerror}); "
-                    "set cache_dir (BEI_CACHE_DIR) to a folder that can be written"
-                ) from fault
+            if not is_engine(folder):
+                raise disk_error(fault, self.root) from fault
             log.info("%s cannot be written (%s); nothing there is ever removed, then", self.root, fault.strerror)
-            return Held(self.folder(artifact), os.open(os.devnull, os.O_RDONLY), mark, beat=False)
-        if self.local:
-            fcntl.flock(handle, fcntl.LOCK_SH)
-        return Held(self.folder(artifact), handle, mark, beat=not self.local)
+            return Held(folder, os.open(os.devnull, os.O_RDONLY), mark.path, beat=False)
 
     @contextmanager
     def locked(self, name: str) -> Iterator[None]:
@@ -159,7 +143,7 @@ class Store:
     def _lock(self, name: str) -> int | None:
         """The file to lock; None on a network volume, and where nothing can be written: there nobody builds."""
         try:
-            return _open(self.root / ".locks" / name) if self.local else None
+            return open_file(self.root / ".locks" / name) if self.local else None
         except OSError:
             return None
 
@@ -196,79 +180,71 @@ class Store:
         with self.locked(folder.name):
             try:
                 verify(folder)
-            except (CheckpointError, OSError):
+            except (CheckpointError, DiskError):
                 self._move_aside(folder)
             else:
                 log.info("another process has made %s again already", folder)
 
+    def _make_room(self) -> None:
+        """`trim`; the engine that was made is there all the same where that cannot be."""
+        try:
+            self.trim()
+        except DiskError as fault:
+            log.warning("no room is made: %s", fault)
+
     def entries(self) -> list[Entry]:
-        """What is in the store, the least recently used first."""
-        folders = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
-        ours = [path for path in folders if _ADDRESS.fullmatch(path.name) or _is_leftover(path)]
-        there = [entry for path in ours if (entry := self._entry(path)) is not None]
+        """What is in the store, the least recently used first. Raises DiskError."""
+        with writing(self.root):
+            folders = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
+            ours = [path for path in folders if _ADDRESS.fullmatch(path.name) or _is_leftover(path)]
+            there = [entry for path in ours if (entry := self._entry(path)) is not None]
+        return sorted(there, key=lambda entry: entry.used_at)
+
+    def checkpoints(self) -> list[Entry]:
+        """The fetched checkpoints, whole or not, the least recently used first. Raises DiskError."""
+        if self._checkpoints is None:
+            return []
+        there = []
+        with writing(self._checkpoints):
+            for one in kept(self._checkpoints):
+                kind: Kind = "leftover" if one.is_leftover else "checkpoint"
+                with suppress(FileNotFoundError), one.mark.alone() as alone:
+                    used_at = one.folder.stat().st_mtime
+                    there.append(
+                        Entry(one.folder, kind, None, _size(one.folder), used_at, not alone, one.mark, one.what)
+                    )
         return sorted(there, key=lambda entry: entry.used_at)
 
     def trim(self, max_bytes: int | None = None) -> list[Entry]:
-        """What was removed: leftovers, then the least recently used until the rest fits; none that is in use."""
+        """What was removed: leftovers; then, until the rest fits, checkpoints and then engines, the oldest use first.
+
+        None that is in use. A checkpoint that is drives no engine out: it can go itself soon. Raises DiskError.
+        """
         limit = self._max_bytes if max_bytes is None else max_bytes
-        removed, entries = [], self.entries()
-        total = sum(entry.num_bytes for entry in entries)
-        for entry in sorted(entries, key=lambda entry: entry.manifest is not None):
-            unwanted = entry.manifest is None or (limit is not None and total > limit)
-            if unwanted and not entry.in_use and self._remove(entry):
+        entries = [*self.entries(), *self.checkpoints()]
+        total = sum(entry.num_bytes for entry in entries if entry.kind != "checkpoint" or not entry.in_use)
+        removed = []
+        for entry in sorted(entries, key=lambda entry: (_GOES[entry.kind], entry.used_at)):
+            unwanted = not _GOES[entry.kind] or (limit is not None and total > limit)
+            if unwanted and not entry.in_use and _remove(entry):
                 removed.append(entry)
                 total -= entry.num_bytes
         return removed
 
-    def _remove(self, entry: Entry) -> bool:
-        """Whether the engine is gone: not where someone has opened it meanwhile."""
-        with self._exclusive(entry.folder.name) as alone:
-            if not alone:
-                return False
-            doomed = entry.folder
-            if not _is_leftover(doomed):
-                doomed = self.root / f".tmp-{entry.folder.name}-{time.time_ns()}"
-                try:
-                    entry.folder.rename(doomed)
-                except OSError as fault:  # another process was quicker, or it is another user's
-                    log.info("%s is not removed: %s", entry.folder, fault.strerror)
-                    return False
-            shutil.rmtree(doomed, ignore_errors=True)
-        log.info("engine removed %s (%.1f MB, last used %s)", entry.folder, entry.num_bytes / 1e6, _day(entry.used_at))
-        return True
-
-    @contextmanager
-    def _exclusive(self, artifact: str) -> Iterator[bool]:
-        """Whether nobody else has the engine; while the block runs, nobody can come to have it."""
-        mark = self._mark(artifact)
-        if not mark.exists():
-            yield True
-            return
-        handle = os.open(mark, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield self._is_alone(handle)
-        finally:
-            os.close(handle)
-
-    def _is_alone(self, handle: int) -> bool:
-        return _took(handle) if self.local else time.time() - os.fstat(handle).st_mtime > _ABSENT_S
-
     def _entry(self, folder: Path) -> Entry | None:
         """None for what was published or removed since the store was listed."""
-        manifest = None
-        if not _is_leftover(folder):
-            with suppress(CheckpointError):
-                manifest = read_manifest(folder)
-        mark = self._mark(folder.name)
+        kind, manifest = _look(folder)
+        mark = self._mark(_artifact_of(folder))
+        used = folder if _is_leftover(folder) or not mark.path.exists() else mark.path
         try:
-            used_at = (mark if mark.exists() else folder).stat().st_mtime
+            used_at = used.stat().st_mtime
         except FileNotFoundError:
             return None
-        with self._exclusive(_artifact_of(folder)) as alone:
-            return Entry(folder, manifest, _size(folder), used_at, in_use=not alone)
+        with mark.alone() as alone:
+            return Entry(folder, kind, manifest, _size(folder), used_at, not alone, mark)
 
-    def _mark(self, artifact: str) -> Path:
-        return self.root / ".used" / artifact
+    def _mark(self, artifact: str) -> Mark:
+        return Mark(self.root / ".used" / artifact, self.local)
 
     def _clear(self, folder: Path) -> None:
         """Makes way for an engine: no folder without a manifest in its place, no drafts of builders that were killed.
@@ -313,43 +289,53 @@ def publish(target: Path, make: Callable[[Path], None]) -> None:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def is_local(path: Path) -> bool:
-    """Whether the file system that `path` is or would be on belongs to this machine alone, by /proc/mounts."""
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()).resolve()
+def _look(folder: Path) -> tuple[Kind, Manifest | None]:
+    """What a folder of the store is."""
+    if _is_leftover(folder):
+        return "leftover", None
     try:
-        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
-    except OSError:
-        return True
-    over = [(len(mount[1]), mount[2]) for mount in mounts if there.is_relative_to(mount[1])]
-    return not over or max(over)[1] in _LOCAL
+        return "engine", read_manifest(folder)
+    except EngineCorrupt:
+        return "damaged", None
+    except CheckpointError:  # another version's, or none
+        return ("foreign" if is_engine(folder) else "damaged"), None
+    except DiskError:
+        return "foreign", None
+
+
+def _remove(entry: Entry) -> bool:
+    """Whether it is gone: not where someone has opened it meanwhile."""
+    with entry.mark.alone() as alone:
+        if not alone:
+            return False
+        doomed = entry.folder
+        if not _is_leftover(doomed):
+            doomed = doomed.with_name(f".tmp-{doomed.name}-{time.time_ns()}")
+            try:
+                entry.folder.rename(doomed)
+            except OSError as fault:  # another process was quicker, or it is another user's
+                log.info("%s is not removed: %s", entry.folder, fault.strerror)
+                return False
+        shutil.rmtree(doomed, ignore_errors=True)
+    if doomed.exists():
+        log.warning("%s cannot be removed: not all of it is this user's", doomed)
+        return False
+    what = "checkpoint" if entry.kind == "checkpoint" else "engine"
+    log.info("%s removed %s (%.1f MB, last used %s)", what, entry.folder, entry.num_bytes / 1e6, _day(entry.used_at))
+    return True
 
 
 def _wait_for(handle: int, name: str) -> None:
     """Returns with the lock, or without after the timeout."""
-    if _took(handle):
+    if took(handle):
         return
     log.info("another process is at work on %s; waiting for it", name)
     until = time.monotonic() + _LOCK_TIMEOUT_S
-    while not _took(handle):
+    while not took(handle):
         if time.monotonic() > until:
             log.warning("another process has been at work on %s for too long; doing it here too", name)
             return
         time.sleep(_POLL_S)
-
-
-def _took(handle: int) -> bool:
-    """Whether nobody else has the lock of a file: then it is taken."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _open(path: Path) -> int:
-    """A handle of a file that need not be there yet, nor its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
 
 def _is_leftover(folder: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +59,7 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     def fill(folder: Path) -> None:
         # Weights stay f32 whatever the computation: what is stored as bf16 is widened into memory of each process,
         # while f32 is used as it is mapped (docs/decisions/011-engine-store.md).
-        openvino.save_model(build_graph(spec, checkpoint), folder / MODEL, compress_to_fp16=False)
+        _save(build_graph(spec, checkpoint), folder / MODEL)
 
     return Plan(
         engine="openvino",
@@ -118,12 +120,26 @@ class _Int8:
         started = time.perf_counter()
         log.info("quantising to int8, calibrating with %d texts (%d batches)", len(samples.calibration), len(texts))
         model = quantize(graph, texts, alpha=self.how.alpha, mlp_only=self._mlp_only)
-        openvino.save_model(model, folder / MODEL, compress_to_fp16=False)
+        _save(model, folder / MODEL)
         log.info("quantised in %.1f s; measuring on texts held out", time.perf_counter() - started)
         engine = OpenVinoEngine(folder / MODEL, self.spec, self.precision, quantised=True)
         quality = measure(reference, outputs(engine, held_out), self.spec.kind).check(self.bar)
         log.info("quality of int8 beside f32: %s", quality)
         return quality
+
+
+def _save(model: openvino.Model, path: Path) -> None:
+    """Writes a model and its weights. Raises OSError where the disk refuses them."""
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as fault:
+        if "iostream error" not in str(fault):
+            raise
+        # It does not say why. The system does, asked for the same room.
+        constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 1 + sum(node.get_byte_size() for node in constants))
+        raise OSError(errno.EIO, "the model could not be written", str(path)) from fault
 
 
 def outputs(engine: Engine, batches: Sequence[Batch]) -> Array:
