@@ -85,7 +85,7 @@ def test_a_driver_that_names_no_card_is_told(
     assert said in record.message
 
 
-@pytest.mark.parametrize("visible", ["", "-1"])
+@pytest.mark.parametrize("visible", ["", "-1", "-2", "NoDevFiles", "none", "void", "-1,0"])
 def test_cards_that_cuda_may_not_use_are_not_there(
     machine: SetUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, visible: str
 ) -> None:
@@ -93,6 +93,15 @@ def test_cards_that_cuda_may_not_use_are_not_there(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert choose("auto") == CPU
     assert not caplog.records
+
+
+@pytest.mark.parametrize("visible", ["GPU-8932f937", "MIG-GPU-8932f937/1/0,1"])
+def test_a_card_by_its_uuid_is_taken_for_the_first(
+    machine: SetUp, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    machine(says(H100))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_gpu() == Gpu("NVIDIA H100 80GB HBM3", (9, 0))
 
 
 @pytest.mark.parametrize("visible", ["1,0", "1"])

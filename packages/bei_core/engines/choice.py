@@ -59,16 +59,17 @@ def require(engine: str) -> None:
 def find_gpu() -> Gpu | None:
     """The first NVIDIA card that CUDA may use (CUDA_VISIBLE_DEVICES), as the driver names it.
 
-    None without a driver or where all cards are hidden, and with a warning where the driver names none.
+    Unless CUDA_DEVICE_ORDER is PCI_BUS_ID, CUDA counts cards by speed; nvidia-smi always does by bus. So this may be
+    another card on a machine of two kinds. None without a driver or where all cards are hidden, as any word hides them
+    that is no card's (SLURM sets NoDevFiles), and with a warning where the driver names none.
     """
     command = shutil.which("nvidia-smi")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
-    if command is None or first in {"", "-1"}:
+    if first.startswith(("GPU-", "MIG-")):
+        first = "0"  # a UUID may be shortened or a MIG's; machines of two kinds of cards are rare
+    if command is None or not first.isdigit():
         return None
-    card = (
-        first if first.isdigit() else "0"
-    )  # a UUID may be shortened or a MIG's; machines of two kinds of cards are rare
-    query = [command, "-i", card, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
+    query = [command, "-i", first, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as fault:
