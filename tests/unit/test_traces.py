@@ -331,6 +331,27 @@ def test_a_missing_package_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPa
         Model(config={"model_metadata": {"bei": block}}).load()
 
 
+@pytest.mark.usefixtures("nothing_opens")
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://",
+        "http://:4318",
+        "http:///v1/traces",
+        "http://c:abc",
+        "http://c:99999",
+        "http://[::1",
+        "http://u:secret/@c",
+    ],
+)
+def test_an_endpoint_without_a_host_is_an_error_at_the_start(endpoint: str) -> None:
+    command = ["serve", "--model-id", "a/b", "--otlp-endpoint", endpoint]
+    with pytest.raises(ConfigError, match=r"^otlp_endpoint must be .* as in http://collector:4318$") as caught:
+        CliRunner().invoke(cli.app, command, catch_exceptions=False)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__context__ is None  # whose text may have it
+
+
 def test_a_variable_that_the_sdk_refuses_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "0")
     with pytest.raises(ConfigError, match="schedule_delay"):

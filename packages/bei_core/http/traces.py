@@ -105,8 +105,8 @@ class Traces:
 def open_traces(settings: Settings) -> Traces | None:
     """What records the requests of a server; None where the settings name no collector.
 
-    Nothing is sent yet. Raises ConfigError with the pip command where OpenTelemetry's SDK is missing, and for an OTEL_*
-    variable that it refuses.
+    Nothing is sent yet. Raises ConfigError for an endpoint that is no URL, with the pip command where OpenTelemetry's
+    SDK is missing, and for an OTEL_* variable that it refuses.
     """
     if settings.otlp_endpoint is None:
         return None
@@ -129,10 +129,18 @@ def open_traces(settings: Settings) -> Traces | None:
 def traces_url(endpoint: str) -> str:
     """Where spans are posted: `endpoint`, with `/v1/traces` unless it ends so, as OTEL_EXPORTER_OTLP_ENDPOINT is taken.
 
-    Port 4317 is worth a warning: that is where collectors speak gRPC.
+    Port 4317 is worth a warning: that is where collectors speak gRPC. Raises ConfigError for what is no URL of a host.
     """
-    parts = urlsplit(endpoint)
-    if parts.port == _GRPC_PORT:
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if host is None:  # said without the URL or the fault, which may have a password
+        raise ConfigError(
+            "otlp_endpoint must be a URL with a host and, if any, a port up to 65535, as in http://collector:4318"
+        )
+    if port == _GRPC_PORT:
         log.warning(
             "otlp_endpoint %s: port 4317 is where collectors take OTLP over gRPC; BEI sends it over HTTP, mostly 4318",
             shown(endpoint),
