@@ -281,6 +281,21 @@ async def test_a_collector_that_refuses_is_logged_once_in_a_while(
     assert "401" in said[0]
 
 
+async def test_callers_do_not_fill_the_log(
+    make_served: MakeServed, collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for seldom in (traces_module._SELDOM, traces_module._SELDOM_OF_CALLERS):
+        monkeypatch.setattr(seldom, "_last", float("-inf"))
+    collector.status = 401
+    served = await make_served(collector.url)
+    for _ in range(3):
+        await served.embed(traceparent=f"00-{TRACE}-{PARENT}-01", tracestate="no pair", baggage="mine,mine")
+        await served.embed(traceparent="0" * 513)  # longer than any
+    assert len(sent(served, collector)) == 6
+    names = [record.name for record in caplog.records if record.name.startswith("opentelemetry")]
+    assert names == ["opentelemetry.trace.span", "opentelemetry.exporter.otlp.proto.http.trace_exporter"]
+
+
 @pytest.mark.parametrize(
     ("endpoint", "url"),
     [

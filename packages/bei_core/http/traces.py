@@ -31,12 +31,14 @@ log = logging.getLogger(__name__)
 # How long the end of the server may be held up by what has yet to be sent.
 _CLOSE_S = 3.0
 
-# The SDK's loggers that write lines for each batch while a collector is out of reach, or for each span that is dropped.
+# The SDK's loggers that write lines for each batch while a collector is out of reach, or for each span that is dropped;
+# and those that repeat what is wrong with a caller's headers, held down apart, lest callers hide the others.
 _LOUD = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
+_LOUD_OF_CALLERS = ("opentelemetry.trace.propagation.tracecontext", "opentelemetry.trace.span")
 _REPEAT_S = 60.0
 
 _PATH = "/v1/traces"
@@ -47,13 +49,13 @@ class Traces:
     """Where the spans of requests go."""
 
     def __init__(self, provider: TracerProvider) -> None:
-        from opentelemetry import propagate
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind, StatusCode
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._provider = provider
         self._tracer = provider.get_tracer("bei_core", bei_version())
-        self._extract, self._root = propagate.extract, Context()
+        self._extract, self._root = TraceContextTextMapPropagator().extract, Context()
         self._kind, self._failed = SpanKind.SERVER, StatusCode.ERROR
 
     def record(
@@ -120,8 +122,9 @@ def open_traces(settings: Settings) -> Traces | None:
         ) from fault
     except ValueError as fault:
         raise ConfigError(f"OpenTelemetry's SDK refuses the OTEL_* variables that are set: {fault}") from fault
-    for name in _LOUD:
-        logging.getLogger(name).addFilter(_SELDOM)
+    for names, seldom in ((_LOUD, _SELDOM), (_LOUD_OF_CALLERS, _SELDOM_OF_CALLERS)):
+        for name in names:
+            logging.getLogger(name).addFilter(seldom)
     log.info("a trace of each request goes to %s", shown(url))
     return traces
 
@@ -198,4 +201,4 @@ class _Seldom(logging.Filter):
         return is_due
 
 
-_SELDOM = _Seldom()
+_SELDOM, _SELDOM_OF_CALLERS = _Seldom(), _Seldom()
