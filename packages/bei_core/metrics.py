@@ -22,6 +22,7 @@ class Timings:
     """Where one request's time went, in seconds, and what it was made of."""
 
     started: float = field(default_factory=time.perf_counter)
+    model: str = ""  # the name of the one that was asked
     num_inputs: int = 0
     num_characters: int = 0
     num_tokens: int = 0

@@ -133,10 +133,7 @@ class App:
         """The model that the request names, else the first that can do what the route asks. Raises NotFound."""
         name = _model_of(body) if route.method == "POST" else request.query_params.get("model")
         suited = (service for service in self.services if route.suits(service))
-        service = self._named(name) or next(suited, self.service)
-        if self._traces is not None:
-            request.scope["bei.service"] = service
-        return service
+        return self._named(name) or next(suited, self.service)
 
     def _named(self, name: str | None) -> Service | None:
         """The model of that name; None where it names none. Raises NotFound for one that is not served."""
@@ -156,6 +153,7 @@ class App:
         if body is None:
             body = await self._body(request) if method == "POST" else b""
         service = self.service if len(self.services) == 1 else self._chosen(request, route, body)
+        timings.model = service.name
         call = Call(service, self.services, request, body, timings, _deadline(request), _priority(request))
         with _watched(request):
             response = await route.handler(call)
@@ -175,9 +173,7 @@ class App:
         """The reply, which has its id and is in the traces; probes and scrapes would only drown the others there."""
         response.headers["x-request-id"] = request_id(request)
         if self._traces is not None and (route is None or not route.public):
-            service = self.service if len(self.services) == 1 else request.scope.get("bei.service")
-            model = None if service is None else service.name
-            self._traces.record(request, method, route, response.status_code, timings, model=model, error=error)
+            self._traces.record(request, method, route, response.status_code, timings, error)
         return response
 
     def _unrouted(self, method: str, path: str) -> Response:

@@ -41,6 +41,9 @@ _LOUD = (
 _LOUD_OF_CALLERS = ("opentelemetry.trace.propagation.tracecontext", "opentelemetry.trace.span")
 _REPEAT_S = 60.0
 
+# OpenTelemetry's. Where the server lets any word through as a method (h11 does), others would be a caller's own text.
+_METHODS = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
+
 _PATH = "/v1/traces"
 _GRPC_PORT = 4317
 
@@ -65,15 +68,15 @@ class Traces:
         route: Route | None,
         status: int,
         timings: Timings,
-        *,
-        model: str | None,
         error: RequestError | None,
     ) -> None:
         """Hands over the span of a request that ends now, child of its `traceparent`.
 
-        Nothing of what was sent is in it, and no error's text, which may repeat that.
+        Nothing else of what was sent is in it but an id: no path, where callers may write what they like, and no
+        error's text, which may repeat that.
         """
         end_ns = time.time_ns()
+        method = method if method in _METHODS else "_OTHER"
         place = {"http.route": route.path} if route is not None else {}
         span = self._tracer.start_span(
             f"{method} {route.path}" if route is not None else method,
@@ -82,14 +85,13 @@ class Traces:
             self._kind,
             {
                 "http.request.method": method,
-                "url.path": request.scope.get("path", ""),
                 "url.scheme": request.scope.get("scheme", "http"),
                 **place,
             },
             start_time=end_ns - int(timings.total_s * 1e9),
         )
         if span.is_recording():  # else it is not sampled
-            span.set_attributes(_outcome(request, status, timings, model, error))
+            span.set_attributes(_outcome(request, status, timings, error))
             # A 4xx is the caller's fault, by the conventions; 424 is ours where the engine failed.
             if status >= 500 or isinstance(error, EngineError):
                 span.set_status(self._failed)
@@ -166,17 +168,14 @@ def _provider(url: str) -> TracerProvider:
     return provider
 
 
-def _outcome(
-    request: Request, status: int, timings: Timings, model: str | None, error: RequestError | None
-) -> dict[str, AttributeValue]:
+def _outcome(request: Request, status: int, timings: Timings, error: RequestError | None) -> dict[str, AttributeValue]:
     """What became of a request, by OpenTelemetry's names where it has any; times in ms, as the headers have them."""
     found: dict[str, AttributeValue] = {"http.response.status_code": status, "bei.request_id": request_id(request)}
     if error is not None:
         found["error.type"] = error.kind
-    if model is not None:
-        found["gen_ai.response.model"] = model
     if timings.num_inputs:
         found |= {
+            "gen_ai.response.model": timings.model,
             "gen_ai.usage.input_tokens": timings.num_tokens,
             "bei.num_inputs": timings.num_inputs,
             "bei.tokenization_ms": timings.tokenization_s * 1e3,
