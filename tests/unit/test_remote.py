@@ -251,6 +251,21 @@ def test_the_same_build_pushed_at_once_is_written_once(
     assert sorted(name for name, _ in watched.written) == NAMES
 
 
+def test_a_push_ends_where_what_is_deleted_can_be_read_on(
+    remote: Remote, engine: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remote.push(other)
+    watched = watch(remote, monkeypatch)
+
+    def keep(path: str) -> None:
+        assert len(watched.written) < 10 * len(NAMES), "it goes on for ever"
+
+    monkeypatch.setattr(watched, "rm_file", keep, raising=False)
+    with pytest.raises(CheckpointError, match=rf"{A}: after 3 pushes there is still another build's manifest\.json"):
+        remote.push(engine, force=True)
+    assert len(watched.written) == 3 * len(ENGINE_FILES)
+
+
 # --- Damage there
 
 

@@ -28,6 +28,7 @@ from bei_core.objects import FileSystem, explained, open_store, shown
 log = logging.getLogger(__name__)
 
 _NUM_TRANSFERS = 8
+_MAX_PUSHES = 3  # of one engine, where others push it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class RemoteEngine:
     def push(self, folder: Path, *, force: bool = False) -> None:
         """Copies an engine folder there; an engine that is there stays as it is unless `force`.
 
-        Raises EngineCorrupt for a damaged folder, CheckpointError where the store cannot be written.
+        Raises EngineCorrupt for a damaged folder, CheckpointError where the store cannot be written, or where another
+        build's manifest is there however often this one is written.
         """
         manifest = read_manifest(folder)
         if not force and self.manifest() is not None:
@@ -78,11 +80,16 @@ class RemoteEngine:
             return
         check_digests(folder, manifest)
         started = time.perf_counter()
-        while not self._put(folder, manifest, clear=force):
-            # Its builds may differ in bits, and of some files there are its own, of some these.
-            log.info("another replica has pushed %s meanwhile; it is written again", shown(self.url))
-            force = True
-        log.info("engine pushed to %s: %s", shown(self.url), _rate(manifest, started))
+        for number in range(_MAX_PUSHES):
+            if number:  # the other's build may differ in bits, and of some files there are its own, of some these
+                log.info("another replica has pushed %s meanwhile; it is written again", shown(self.url))
+            if self._put(folder, manifest, clear=force or number > 0):
+                log.info("engine pushed to %s: %s", shown(self.url), _rate(manifest, started))
+                return
+        raise CheckpointError(
+            f"{shown(self.url)}: after {_MAX_PUSHES} pushes there is still another build's {MANIFEST}; "
+            "others push it too, or what is deleted there can be read on"
+        )
 
     def _put(self, folder: Path, manifest: Manifest, *, clear: bool) -> bool:
         """Whether the files and at last the manifest are written: not where another's manifest came meanwhile."""
