@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -90,15 +91,16 @@ def pull_engine(
     manifest = engine.manifest()
     if manifest is None:
         raise CheckpointError(f"{shown(url)} is not an engine: it has no manifest.json")
+    pull = partial(engine.pull, artifact=manifest.artifact)
     if output is None:
-        held = _store(cache_dir).obtain(manifest.artifact, engine.pull)
+        held = _store(cache_dir).obtain(manifest.artifact, pull)
         held.release()
         typer.echo(held.folder)
     elif output.exists():
         raise ConfigError(f"{output} is there; name a new folder")
     else:
         with writing(output, OUTPUT):
-            publish(output, engine.pull)
+            publish(output, pull)
         typer.echo(output)
 
 

@@ -10,9 +10,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from bei_core import cli
-from bei_core.engines.manifest import MANIFEST, is_engine, verify
+from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, verify
+from bei_core.engines.remote import RemoteEngine
 from bei_core.engines.store import Store
 from bei_core.engines_cli import app
+from bei_core.errors import EngineCorrupt
 from tests.fakes import write_engine
 from tests.unit.test_room import fetch
 
@@ -206,6 +208,25 @@ def test_a_damaged_engine_is_not_pulled(store: Store, tmp_path: Path, monkeypatc
         assert bei(monkeypatch, "pull", f"file://{tmp_path}/remote/{A}", *to) == 1
     assert not (tmp_path / "engine").exists()
     assert not is_engine(tmp_path / "other" / "engines" / A)
+
+
+@pytest.mark.parametrize("to", ["--output", "--cache-dir"])
+def test_an_engine_that_is_another_when_it_is_pulled_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: str
+) -> None:
+    url = f"file://{tmp_path}/remote/{A}"
+    run("push", A, f"file://{tmp_path}/remote")
+    real = RemoteEngine.manifest
+
+    def replaced_afterwards(engine: RemoteEngine) -> Manifest | None:
+        made = real(engine)
+        (tmp_path / "remote" / A / MANIFEST).write_bytes((store.folder(B) / MANIFEST).read_bytes())
+        return made
+
+    monkeypatch.setattr(RemoteEngine, "manifest", replaced_afterwards)
+    refused = run("pull", url, to, tmp_path / "other")
+    assert isinstance(refused.exception, EngineCorrupt)
+    assert str(refused.exception) == f"engine corrupt: {url}/{MANIFEST} is another engine's, {B}"
 
 
 # --- Errors
