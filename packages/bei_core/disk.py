@@ -46,9 +46,9 @@ def is_full(fault: BaseException) -> bool:
     return isinstance(fault, OSError) and fault.errno in _FULL
 
 
-def is_of_disk(fault: BaseException) -> bool:
-    """Whether an error, among others that are OSErrors too (of the network), is certainly a disk's."""
-    return isinstance(fault, OSError) and fault.errno in _FULL | _CLOSED | {errno.EIO}
+def is_of_disk(fault: OSError) -> bool:
+    """Whether an error, among others of the network, is certainly a disk's: a socket is closed too, but has no name."""
+    return fault.errno in _FULL | {errno.EIO} or (fault.errno in _CLOSED and fault.filename is not None)
 
 
 def _help(fault: OSError, advice: Advice) -> str:

@@ -211,6 +211,9 @@ def hub_that_fails(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     ("fault", "kind"),
     [
         (RuntimeError("Data processing error: IO Error: No space left on device (os error 28)"), DiskError),
+        (RuntimeError("cannot write: Permission denied (os error 13)"), DiskError),
+        (PermissionError(errno.EACCES, "Permission denied", "/srv/hub/lock"), DiskError),
+        (PermissionError(errno.EPERM, "Operation not permitted"), CheckpointError),  # a socket's, which names no file
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), CheckpointError),
         (RuntimeError("tcp connect error: Connection refused (os error 111)"), CheckpointError),
     ],
@@ -220,5 +223,5 @@ def test_the_hubs_errors_of_the_disk_are_told_from_those_of_the_network(
 ) -> None:
     hub_that_fails.append(fault)
     options = {"cache_dir": tmp_path, "endpoint": None, "token": None, "local_files_only": False}
-    with pytest.raises(kind, match=r"(No space left on device; free|Connection refused)"):
+    with pytest.raises(kind, match=r"(No space left on device; free|Permission denied; let|refused|not permitted$)"):
         fetch_repository("owner/name", None, options)

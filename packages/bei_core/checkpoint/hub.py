@@ -79,7 +79,9 @@ def _download(repo: str, revision: str, patterns: Iterable[str], options: Mappin
 def _of_disk(fault: BaseException) -> OSError | None:
     """What the disk refused, where that is at the bottom of an error: hf_xet, in Rust, says it in words."""
     said = re.search(r"\(os error (\d+)\)", str(fault))
-    known = fault if isinstance(fault, OSError) or said is None else OSError(int(said[1]), os.strerror(int(said[1])))
+    known = fault
+    if said is not None and not isinstance(fault, OSError):
+        known = OSError(int(said[1]), os.strerror(int(said[1])), "")  # of a file that it does not name
     if isinstance(known, OSError) and is_of_disk(known):
         return known
     cause = fault.__cause__ or fault.__context__
