@@ -53,20 +53,43 @@ class Mark:
     local: bool  # whether locks hold there
 
     def hold(self, folder: Path) -> Held:
-        """The folder, there or not, safe from removal. Raises OSError where the mark cannot be written."""
+        """The folder, there or not, safe from removal. Raises OSError where nobody would know that it is used."""
         handle = open_file(self.path)
         try:
-            os.utime(self.path)
-        except OSError:
+            self._sign(handle)
+        except BaseException:
             os.close(handle)
             raise
-        if self.local:
-            fcntl.flock(handle, fcntl.LOCK_SH)
         return Held(folder, handle, self.path, beat=not self.local)
+
+    def _sign(self, handle: int) -> None:
+        if not self.local:
+            os.utime(self.path)
+            return
+        fcntl.flock(handle, fcntl.LOCK_SH)
+        with suppress(OSError):  # another user's mark may not be touched, and the lock is enough
+            os.utime(self.path)
+
+    def is_used(self) -> bool:
+        """Whether somebody has the folder now. Asking leaves no trace."""
+        with self._asked() as alone:
+            return not alone
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
-        """Whether nobody has the folder; while the block runs, nobody can come to have it."""
+        """Whether nobody has the folder; on a disk, nobody can come to have it while the block runs.
+
+        That takes a mark, which is made where there is none and one can be.
+        """
+        if self.local:
+            with suppress(OSError):
+                os.close(open_file(self.path))
+        with self._asked() as alone:
+            yield alone
+
+    @contextmanager
+    def _asked(self) -> Iterator[bool]:
+        """Whether nobody has the folder, by the mark that is there; its lock is held while the block runs."""
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -82,9 +105,15 @@ class Mark:
 
 
 def open_file(path: Path) -> int:
-    """A handle of a file that need not be there yet, nor its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    """A handle to lock a file by, which need not be there yet, nor its folder."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as fault:
+        try:  # another user's: what may only be read can be locked too
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            raise fault from None
 
 
 def took(handle: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -16,7 +17,7 @@ from bei_core.checkpoint.place import SOURCE, Place
 from bei_core.engines import obtain
 from bei_core.engines import store as store_module
 from bei_core.engines.manifest import MANIFEST, SCHEMA
-from bei_core.engines.store import Entry, Store
+from bei_core.engines.store import Entry, Store, publish
 from bei_core.errors import DiskError
 from tests.unit.test_obtain import World, only_engine, start, world
 from tests.unit.test_store import SIZE, A, B, make, names
@@ -115,6 +116,77 @@ def test_replicas_of_two_versions_have_answers_of_their_own(world: World, monkey
     assert [entry.kind for entry in store.entries()] == ["engine", "engine"], "none was set aside"
 
 
+# --- Leftovers
+
+
+def test_what_was_set_aside_goes_while_the_engine_in_its_place_is_used(store: Store) -> None:
+    put(store, A, 1e9)
+    put(store, B, 1e9 + 1)
+    (store.folder(A) / "model.bin").write_bytes(bytes(SIZE))
+    os.utime(store.folder(A), (1e9, 1e9))
+    store.set_aside(store.folder(A))
+    held = store.obtain(A, make(A))
+    fits = sum(entry.num_bytes for entry in store.entries() if entry.kind == "engine")
+    assert store.trim(fits) == [], "it drives no engine out"
+    left = names(store.root) - {A, B}
+    assert len(left) == (0 if store.local else 1), "on a network volume another machine may have it mapped still"
+    for name in left:
+        os.utime(store.root / name, (time.time() - 25 * 3600,) * 2)
+    store.trim()
+    assert names(store.root) == {A, B}
+    held.release()
+
+
+def test_a_killed_builders_draft_on_a_network_volume_goes_by_its_own_age(tmp_path: Path) -> None:
+    store = Store(tmp_path, local=False)
+    held = store.obtain(A, make(A))
+    for name, hours in (("alive", 23), ("killed", 25)):
+        (tmp_path / f".tmp-{A}-{name}").mkdir()
+        os.utime(tmp_path / f".tmp-{A}-{name}", (time.time() - hours * 3600,) * 2)
+    assert [entry.folder.name for entry in store.trim()] == [f".tmp-{A}-killed"]
+    held.release()
+
+
+# --- Who asks, and who uses
+
+
+def test_a_listing_does_not_look_like_use(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, A, 1e9)
+    fetch(tmp_path / "checkpoints", REVISIONS[0], 1e9)
+    real = store_module._size
+    seen: list[bool] = []
+
+    def measure(folder: Path) -> int:
+        monkeypatch.setattr(store_module, "_size", real)
+        seen.extend(entry.in_use for entry in (*store.entries(), *store.checkpoints()))
+        return real(folder)
+
+    for ask in (store.entries, store.checkpoints):
+        monkeypatch.setattr(store_module, "_size", measure)
+        ask()
+    assert seen == [False] * 4
+
+
+def test_a_disk_without_locks_is_an_error_of_the_disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    put(store, A, 1e9)
+
+    def refuse(entry: Entry) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(store_module, "_remove", refuse)
+    with pytest.raises(DiskError, match="No locks available"):
+        store.trim(0)
+
+
+def test_an_engine_folder_that_is_built_inside_the_store_is_not_the_stores(store: Store) -> None:
+    def build(folder: Path) -> None:
+        assert store.trim(0) == []
+        make(A)(folder)
+
+    publish(store.root / "my-engine", build)
+    assert names(store.root) == {"my-engine"}
+
+
 # --- Checkpoints
 
 
@@ -153,7 +225,10 @@ def test_one_that_is_read_stays_and_drives_no_engine_out(store: Store, tmp_path:
         assert (folder / SOURCE).is_file()
 
 
-def test_what_is_being_fetched_stays_and_what_was_given_up_goes(store: Store, tmp_path: Path) -> None:
+def test_what_is_being_fetched_stays_and_what_was_given_up_goes(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     place = Place(tmp_path / "checkpoints", URL)
     young, old = place.partial(REVISIONS[0]), place.partial(REVISIONS[1])
     for folder in (young, old, place.folder / ".bad-1", place.folder / ".tmp-1", place.folder / ".refs"):
@@ -164,8 +239,20 @@ def test_what_is_being_fetched_stays_and_what_was_given_up_goes(store: Store, tm
         assert store.trim(0) == []
     os.utime(place.folder / ".used", (1e9, 1e9))
     assert sorted(removed(store.trim())) == sorted([old.name, ".bad-1", ".tmp-1"])
+    assert [line.partition(" (")[0] for line in caplog.messages if "removed" in line][:1] == [f"removed {old}"]
     assert removed(store.trim(0)) == [young.name], "it could have been gone on with"
     assert (place.folder / ".refs").is_dir()
+
+
+def test_of_two_that_find_one_damaged_each_fetches_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = fetch(tmp_path, REVISIONS[0], 1e9)
+
+    def found_by_another(folder: Path) -> str:
+        folder.rename(tmp_path / "elsewhere")
+        return "damaged"
+
+    monkeypatch.setattr(place_module, "_fault", found_by_another)
+    assert Place(tmp_path, URL).find(folder.name) is None
 
 
 def test_one_on_a_network_volume_counts_as_read_for_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

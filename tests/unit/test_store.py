@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -152,6 +153,36 @@ def test_what_killed_builders_of_an_engine_left_is_cleared_by_the_next(disk: Sto
     used.release()
 
 
+def test_who_gives_up_waiting_for_a_builder_spares_its_draft(disk: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "_LOCK_TIMEOUT_S", 0.0)
+    begun, go_on = threading.Event(), threading.Event()
+    ended: list[object] = []
+
+    def build_slowly(folder: Path) -> None:
+        begun.set()
+        go_on.wait(SAFETY_S)
+        make(A)(folder)
+
+    def first() -> None:
+        try:
+            disk.obtain(A, build_slowly).release()
+            ended.append("well")
+        except DiskError as fault:
+            ended.append(fault)
+
+    def build(folder: Path) -> None:
+        go_on.set()
+        make(A)(folder)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert begun.wait(SAFETY_S)
+    Store(disk.root, local=True).obtain(A, build).release()
+    thread.join(SAFETY_S)
+    assert ended == ["well"]
+    assert names(disk.root) == {A}
+
+
 # --- What requests were answered with
 
 
@@ -194,10 +225,8 @@ def test_one_that_another_process_has_made_again_is_not_set_aside(store: Store) 
 def test_one_that_has_lost_its_manifest_is_made_again(store: Store) -> None:
     put(store, A)
     (store.folder(A) / MANIFEST).unlink()
-    held = store.obtain(A, make(A))
-    verify(held.folder)
-    assert [name[:5] for name in names(store.root) - {A}] == [".bad-"], "what is left of it stays to be looked at"
-    held.release()
+    store.obtain(A, make(A)).release()
+    verify(store.folder(A))
 
 
 # --- Eviction
@@ -291,19 +320,26 @@ def test_of_two_that_evict_at_once_one_does(store: Store, monkeypatch: pytest.Mo
     assert not names(store.root)
 
 
-@pytest.fixture
-def read_only(disk: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """A store with A in it, on a file system that refuses every write, also root's."""
+@pytest.fixture(params=[errno.EROFS, errno.EACCES], ids=["a read-only disk", "another user's"])
+def read_only(disk: Store, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Store:
+    """A store with A in it that refuses every write, also root's."""
     put(disk, A)
     disk.remember("k", Request(A, "owner/name", "0" * 40))
     real = os.open
 
     def refuse_writing(path: Any, flags: int, *rest: Any, **options: Any) -> int:  # noqa: ANN401
         if str(path).startswith(str(disk.root)) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise OSError(30, "Read-only file system", str(path))
+            raise refused(path)
         return real(path, flags, *rest, **options)
 
+    def refuse_touching(path: Any, *rest: Any, **options: Any) -> None:  # noqa: ANN401
+        raise refused(path)
+
+    def refused(path: object) -> OSError:
+        return OSError(request.param, os.strerror(request.param), str(path))
+
     monkeypatch.setattr("os.open", refuse_writing)
+    monkeypatch.setattr("os.utime", refuse_touching)
     return disk
 
 
@@ -320,8 +356,21 @@ def test_a_store_that_cannot_be_written_serves_what_it_has(read_only: Store) -> 
 
 
 def test_a_store_that_cannot_be_written_says_which_setting_helps(read_only: Store) -> None:
-    with pytest.raises(DiskError, match=r"Read-only file system; let this user .* or set cache_dir \(BEI_CACHE_DIR\)"):
+    with pytest.raises(
+        DiskError, match=r"(Read-only file system|denied); let this user .* or set cache_dir \(BEI_CACHE_DIR\)"
+    ):
         read_only.obtain(B, make(B))
+
+
+def test_what_is_served_from_a_store_that_cannot_be_written_is_in_use_to_its_owner(
+    read_only: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = read_only.hold(A)
+    monkeypatch.undo()
+    owner = Store(read_only.root, local=True)
+    assert owner.trim(0) == []
+    held.release()
+    assert [entry.folder.name for entry in owner.trim(0)] == [A]
 
 
 # --- File systems

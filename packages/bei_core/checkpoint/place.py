@@ -82,7 +82,7 @@ class Place:
             return folder
         log.warning("%s is damaged (%s); it is fetched again", folder, fault)
         aside = self.folder / f".bad-{uuid.uuid4().hex}"
-        with writing(self.folder):
+        with writing(self.folder), suppress(FileNotFoundError):  # another process may have been quicker
             folder.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
         return None
@@ -139,7 +139,7 @@ class Place:
         return text if _REVISION.fullmatch(text) else None
 
     def hold(self) -> Held | None:
-        """What is fetched of the source, safe from removal; None where nothing can be written, nor removed then."""
+        """What is fetched of the source, safe from removal; None where nothing can be marked: others may remove it."""
         try:
             return _mark(self.folder).hold(self.folder)
         except OSError as fault:

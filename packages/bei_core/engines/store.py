@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -39,6 +39,7 @@ _LOCK_TIMEOUT_S = 1800.0
 _POLL_S = 0.05
 
 _ADDRESS = re.compile(r"[0-9a-f]{32}")
+_LEFTOVER = re.compile(r"\.(?:tmp|bad)-([0-9a-f]{32})-.*")  # and whose it is
 
 # What an entry is, in the order in which they go: checkpoints before engines, whose starts need them no more.
 Kind = Literal["leftover", "damaged", "checkpoint", "engine", "foreign"]
@@ -67,7 +68,7 @@ class Entry:
     num_bytes: int
     used_at: float  # seconds since the epoch
     in_use: bool
-    mark: Mark
+    mark: Mark | None  # None of what nobody can use
     what: str = ""  # of a checkpoint, for people
 
 
@@ -102,9 +103,9 @@ class Store:
         held = self.hold(artifact)
         try:
             if not is_engine(held.folder):
-                with self.locked(artifact):
+                with self.locked(artifact) as is_locked:
                     if not is_engine(held.folder):
-                        self._clear(held.folder)
+                        self._clear(held.folder, drafts=is_locked)
                         with writing(self.root):
                             publish(held.folder, make)
                         self._make_room()
@@ -124,19 +125,18 @@ class Store:
         except OSError as fault:
             if not is_engine(folder):
                 raise disk_error(fault, self.root) from fault
-            log.info("%s cannot be written (%s); nothing there is ever removed, then", self.root, fault.strerror)
+            log.info("%s cannot be marked as in use (%s); whoever may remove it can", folder, fault.strerror)
             return Held(folder, os.open(os.devnull, os.O_RDONLY), mark.path, beat=False)
 
     @contextmanager
-    def locked(self, name: str) -> Iterator[None]:
-        """Holds a lock that other processes wait for; after half an hour, and where `_lock` has none, no lock."""
+    def locked(self, name: str) -> Iterator[bool]:
+        """Whether it holds a lock that other processes wait for: not after half an hour, nor where `_lock` has none."""
         handle = self._lock(name)
         if handle is None:
-            yield
+            yield False
             return
         try:
-            _wait_for(handle, name)
-            yield
+            yield _wait_for(handle, name)
         finally:
             os.close(handle)
 
@@ -173,7 +173,7 @@ class Store:
             log.info("which engine %s has is not remembered: %s", answer.source, fault.strerror)
 
     def set_aside(self, folder: Path) -> None:
-        """Moves a damaged engine out of the way, so that it is made again; what it was stays to be looked at.
+        """Moves a damaged engine out of the way, so that it is made again; it goes when room is made.
 
         A whole one stays: another process has met the same damage, and made it again.
         """
@@ -208,59 +208,74 @@ class Store:
         with writing(self._checkpoints):
             for one in kept(self._checkpoints):
                 kind: Kind = "leftover" if one.is_leftover else "checkpoint"
-                with suppress(FileNotFoundError), one.mark.alone() as alone:
-                    used_at = one.folder.stat().st_mtime
-                    there.append(
-                        Entry(one.folder, kind, None, _size(one.folder), used_at, not alone, one.mark, one.what)
-                    )
+                with suppress(FileNotFoundError):
+                    used_at, in_use = one.folder.stat().st_mtime, one.mark.is_used()
+                    there.append(Entry(one.folder, kind, None, _size(one.folder), used_at, in_use, one.mark, one.what))
         return sorted(there, key=lambda entry: entry.used_at)
 
     def trim(self, max_bytes: int | None = None) -> list[Entry]:
         """What was removed: leftovers; then, until the rest fits, checkpoints and then engines, the oldest use first.
 
-        None that is in use. A checkpoint that is drives no engine out: it can go itself soon. Raises DiskError.
+        None that is in use. A checkpoint or leftover that is drives no engine out: it can go itself soon. Raises
+        DiskError.
         """
         limit = self._max_bytes if max_bytes is None else max_bytes
         entries = [*self.entries(), *self.checkpoints()]
-        total = sum(entry.num_bytes for entry in entries if entry.kind != "checkpoint" or not entry.in_use)
+        total = sum(entry.num_bytes for entry in entries if entry.kind in {"engine", "foreign"} or not entry.in_use)
         removed = []
-        for entry in sorted(entries, key=lambda entry: (_GOES[entry.kind], entry.used_at)):
-            unwanted = not _GOES[entry.kind] or (limit is not None and total > limit)
-            if unwanted and not entry.in_use and _remove(entry):
-                removed.append(entry)
-                total -= entry.num_bytes
+        with writing(self.root):
+            for entry in sorted(entries, key=lambda entry: (_GOES[entry.kind], entry.used_at)):
+                unwanted = not _GOES[entry.kind] or (limit is not None and total > limit)
+                if unwanted and not entry.in_use and _remove(entry):
+                    removed.append(entry)
+                    total -= entry.num_bytes
         return removed
 
     def _entry(self, folder: Path) -> Entry | None:
         """None for what was published or removed since the store was listed."""
         kind, manifest = _look(folder)
-        mark = self._mark(_artifact_of(folder))
-        used = folder if _is_leftover(folder) or not mark.path.exists() else mark.path
+        mark = self._mark_of(folder)
+        used = folder if _is_leftover(folder) or mark is None or not mark.path.exists() else mark.path
         try:
             used_at = used.stat().st_mtime
         except FileNotFoundError:
             return None
-        with mark.alone() as alone:
-            return Entry(folder, kind, manifest, _size(folder), used_at, not alone, mark)
+        return Entry(folder, kind, manifest, _size(folder), used_at, mark is not None and mark.is_used(), mark)
+
+    def _mark_of(self, folder: Path) -> Mark | None:
+        """What tells of a folder of the store whether it is used.
+
+        Of what was set aside the engine's mark does not: there is another one in its place. On a disk nobody reads it.
+        On a network volume a process may have it mapped still, and dead builders' drafts lie beside the engine in use:
+        there leftovers are told by their own age.
+        """
+        left = _LEFTOVER.fullmatch(folder.name)
+        if left is None:
+            return self._mark(folder.name)
+        if not self.local:
+            return Mark(folder, local=False)
+        return None if folder.name.startswith(".bad-") else self._mark(left[1])
 
     def _mark(self, artifact: str) -> Mark:
         return Mark(self.root / ".used" / artifact, self.local)
 
-    def _clear(self, folder: Path) -> None:
-        """Makes way for an engine: no folder without a manifest in its place, no drafts of builders that were killed.
+    def _clear(self, folder: Path, *, drafts: bool) -> None:
+        """Makes way for an engine: no folder without a manifest in its place and, with the lock, no `drafts` of others.
 
-        Whoever holds the lock is the only builder alive.
+        Whoever holds the lock is the only builder alive; whoever gave up waiting for it is not.
         """
         if folder.exists() and not is_engine(folder):
             log.error("engine corrupt: %s has no manifest; it is set aside", folder)
             self._move_aside(folder)
-        if self.local:
+        if drafts:
             for draft in self.root.glob(f".tmp-{folder.name}-*"):
                 shutil.rmtree(draft, ignore_errors=True)
 
     def _move_aside(self, folder: Path) -> None:
         try:
-            folder.rename(self.root / f".bad-{folder.name}-{time.time_ns()}")
+            aside = folder.rename(self.root / f".bad-{folder.name}-{time.time_ns()}")
+            with suppress(OSError):
+                os.utime(aside)  # its age is since now
         except FileNotFoundError:
             log.info("another process has set %s aside already", folder)
         except OSError as fault:
@@ -305,11 +320,11 @@ def _look(folder: Path) -> tuple[Kind, Manifest | None]:
 
 def _remove(entry: Entry) -> bool:
     """Whether it is gone: not where someone has opened it meanwhile."""
-    with entry.mark.alone() as alone:
+    with nullcontext(True) if entry.mark is None else entry.mark.alone() as alone:
         if not alone:
             return False
         doomed = entry.folder
-        if not _is_leftover(doomed):
+        if entry.kind != "leftover":
             doomed = doomed.with_name(f".tmp-{doomed.name}-{time.time_ns()}")
             try:
                 entry.folder.rename(doomed)
@@ -320,31 +335,27 @@ def _remove(entry: Entry) -> bool:
     if doomed.exists():
         log.warning("%s cannot be removed: not all of it is this user's", doomed)
         return False
-    what = "checkpoint" if entry.kind == "checkpoint" else "engine"
-    log.info("%s removed %s (%.1f MB, last used %s)", what, entry.folder, entry.num_bytes / 1e6, _day(entry.used_at))
+    what = {"leftover": "", "checkpoint": "checkpoint "}.get(entry.kind, "engine ")
+    log.info("%sremoved %s (%.1f MB, last used %s)", what, entry.folder, entry.num_bytes / 1e6, _day(entry.used_at))
     return True
 
 
-def _wait_for(handle: int, name: str) -> None:
-    """Returns with the lock, or without after the timeout."""
+def _wait_for(handle: int, name: str) -> bool:
+    """Whether the lock was taken before the timeout."""
     if took(handle):
-        return
+        return True
     log.info("another process is at work on %s; waiting for it", name)
     until = time.monotonic() + _LOCK_TIMEOUT_S
     while not took(handle):
         if time.monotonic() > until:
             log.warning("another process has been at work on %s for too long; doing it here too", name)
-            return
+            return False
         time.sleep(_POLL_S)
+    return True
 
 
 def _is_leftover(folder: Path) -> bool:
-    return folder.name.startswith((".tmp-", ".bad-"))
-
-
-def _artifact_of(folder: Path) -> str:
-    """The address that an engine has, or that a leftover was to have."""
-    return folder.name.split("-")[1] if _is_leftover(folder) else folder.name
+    return _LEFTOVER.fullmatch(folder.name) is not None
 
 
 def _size(folder: Path) -> int:
