@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from openvino import Model
 
 from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint, resolve
@@ -16,10 +17,12 @@ from bei_core.engines.base import Engine
 from bei_core.engines.calibration import Calibration, encode, read_samples
 from bei_core.engines.obtain import recipe
 from bei_core.engines.open import Opened, build_engine, load, open_engine
-from bei_core.engines.openvino import build
+from bei_core.engines.openvino import build, integers, quantize
 from bei_core.engines.openvino.build import outputs
+from bei_core.engines.openvino.engine import OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize import calibration_batches, products
+from bei_core.engines.openvino.quantize import calibration_batches, products, unique_names
+from bei_core.engines.openvino.smooth import ALPHAS, Smoothed, smooth
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, EngineUnavailable, QualityError
 from bei_core.spec import read_spec
@@ -197,11 +200,44 @@ def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
     assert quality.min_cosine > 0.92
 
 
-def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:
-    from bei_core.engines.openvino.engine import OpenVinoEngine
-    from bei_core.engines.openvino.quantize import unique_names
-    from bei_core.engines.openvino.smooth import ALPHAS, smooth
+@pytest.mark.parametrize("name", ["bert-mean-cls-list", "gemma2-multilingual"])  # with biases, and without
+def test_every_product_fits_16_bits_on_the_texts_and_begins_at_zero(
+    name: str, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Smoothed] = {}
 
+    def finish(model: Model, graph: Model, smoothed: Mapping[str, Smoothed]) -> None:
+        seen.update(smoothed)
+        integers.finish(model, graph, smoothed)
+
+    monkeypatch.setattr(quantize, "finish", finish)
+    checkpoint = resolve(str(FOLDERS[name]))
+    spec = read_spec(checkpoint)
+    items = encode(mixed_texts()[:24], spec, checkpoint.folder / "tokenizer.json", 64)
+    graph = build_graph(spec, checkpoint)
+    count = len(products(graph))
+    model = quantize.quantize(graph, calibration_batches(items), alpha=None, mlp_only=False)
+    assert len(seen) == count
+    largest = []
+    for node in [node for node in model.get_ops() if node.get_friendly_name() in seen]:
+        activation, weight = (node.input_value(index).get_node() for index in (0, 1))
+        low, high, begin, end = (
+            float(activation.input_value(index).get_node().get_data().min()) for index in (1, 2, 3, 4)
+        )
+        assert begin == 0
+        assert end == pytest.approx(high - low)
+        of = seen.pop(node.get_friendly_name())
+        codes = [np.clip(np.round((x - low) / (high - low) * 255), 0, 255) for x in (of.low, of.high)]
+        rows = weight.input_value(0).get_node().input_value(0).get_node().get_data()
+        assert rows.dtype == np.int8
+        sums = [np.where(rows > 0, *ends) * rows.astype(float) for ends in (codes, codes[::-1])]
+        assert all(np.abs(each[:, ::2] + each[:, 1::2]).max() <= 2**15 for each in sums)
+        largest.append(np.abs(rows).max(1))
+    assert not seen
+    assert np.concatenate(largest).max() == 127 > np.concatenate(largest).min(), "some rows need room and some do not"
+
+
+def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:
     spec = read_spec(minilm)
     items = encode(mixed_texts()[:24], spec, minilm.folder / "tokenizer.json", 64)
     batches = calibration_batches(items)

@@ -54,7 +54,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.engines.openvino.architectures",),
     ("bei_core.engines.openvino.graph",),
     ("bei_core.engines.openvino.engine", "bei_core.engines.openvino.smooth"),
-    ("bei_core.engines.openvino.headroom",),
+    ("bei_core.engines.openvino.integers",),
     ("bei_core.engines.openvino.quantize",),
     ("bei_core.engines.openvino.build",),
     ("bei_core.engines.tensorrt_llm", "bei_core.engines.tensorrt_llm.models"),  # empty

@@ -35,7 +35,7 @@ VERSION = 3
 
 # The same for the quantisation of a graph. nncf's version is not in the address, because a replica that finds the
 # engine in the store need not have nncf: raise this when a new one gives other numbers.
-INT8_VERSION = 2
+INT8_VERSION = 3
 
 
 def facts(settings: Settings) -> Mapping[str, object]:

@@ -2,7 +2,7 @@
 
 Quantised are the products of the transformer's layers with their weights, which are nearly all of the work; embeddings,
 norms, softmax, attention's own products, pooling, modules and heads stay as they are (docs/decisions/010-int8.md).
-`smooth` has moved outliers of activations into weights before, and `leave_headroom` keeps sums within 16 bits after.
+`smooth` has moved outliers of activations into weights before, and `integers` makes them fit every processor after.
 nncf is needed to build and never to serve.
 """
 
@@ -21,7 +21,7 @@ from openvino import Model, Node
 
 from bei_core.batch import Batch
 from bei_core.engines.openvino.graph import INPUT_NAMES, TOKEN_VECTORS
-from bei_core.engines.openvino.headroom import leave_headroom
+from bei_core.engines.openvino.integers import finish
 from bei_core.engines.openvino.rows import lay_out
 from bei_core.engines.openvino.smooth import ALPHAS, smooth
 from bei_core.errors import EngineUnavailable, UnsupportedModel
@@ -51,14 +51,14 @@ def quantize(graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp
     worst, seen = max(smoothed.items(), key=lambda item: item[1].error)
     log.info("int8 for %d products; %s loses most, %.2g of its output", len(smoothed), worst, seen.error**0.5)
     model = _quantized(nncf, graph, batches, set(smoothed))
-    leave_headroom(model, graph, smoothed)
+    finish(model, graph, smoothed)
     return model
 
 
 def _quantized(nncf: Any, graph: Model, batches: Sequence[Batch], chosen: set[str]) -> Model:  # noqa: ANN401
     matmuls = [node.get_friendly_name() for node in graph.get_ops() if node.get_type_name() == "MatMul"]
     advanced = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.DISABLE,  # `leave_headroom` does it
+        overflow_fix=nncf.OverflowFix.DISABLE,  # `finish` does it
         smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # done already
     )
     ignored = nncf.IgnoredScope(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bei_core.engines.openvino.headroom import rounded
+from bei_core.engines.openvino.integers import rounded
 
 
 @pytest.mark.parametrize("seed", range(8))
