@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from openvino import Model
+from openvino import Core, Model
 
 from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint, resolve
@@ -17,9 +18,10 @@ from bei_core.engines.base import Engine
 from bei_core.engines.calibration import Calibration, encode, read_samples
 from bei_core.engines.obtain import recipe
 from bei_core.engines.open import Opened, build_engine, load, open_engine
-from bei_core.engines.openvino import build, integers, quantize
+from bei_core.engines.openvino import build, engine, integers, quantize
 from bei_core.engines.openvino.build import outputs
-from bei_core.engines.openvino.engine import OpenVinoEngine
+from bei_core.engines.openvino.convolve import convolve
+from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize import calibration_batches, products, unique_names
 from bei_core.engines.openvino.smooth import ALPHAS, Smoothed, smooth
@@ -113,7 +115,7 @@ def test_a_batch_gives_each_text_what_it_gets_alone(name: str, built: Callable[[
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_only_the_transformers_products_are_quantised(name: str) -> None:
+def test_only_the_transformers_multipliedare_quantised(name: str) -> None:
     checkpoint = resolve(str(FOLDERS[name]))
     graph = build_graph(read_spec(checkpoint), checkpoint)
     every = [node.get_friendly_name() for node in products(graph)]
@@ -198,6 +200,34 @@ def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
     # Few texts to calibrate with, of many scripts to measure on; a real build gives 0.9977 on its own texts held out.
     assert quality.mean_cosine > 0.993
     assert quality.min_cosine > 0.92
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_convolutions_give_what_multipliedgive(
+    name: str, built: Callable[[str], Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = built(name)
+    path = opened.tokenizer.parent / MODEL
+    found = []
+    for has_vnni in (True, False):
+        monkeypatch.setattr(engine, "multiplies_int8", lambda has_vnni=has_vnni: has_vnni)
+        one = engine.OpenVinoEngine(path, opened.spec, precision_for("auto"), quantised=True)
+        found.append(rows_of(one, [Batch.pack(tokens_of(opened))]))
+    multiplied, convolved = found
+    quality = measure(multiplied, convolved, "embedding")
+    assert quality.min_cosine > 0.999 or opened.spec.kind == "reranker"
+    assert quality.max_abs < 0.05 * np.abs(multiplied).max()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_product_becomes_a_convolution(name: str, built: Callable[[str], Opened]) -> None:
+    checkpoint = resolve(str(FOLDERS[name]))
+    count = len(products(build_graph(read_spec(checkpoint), checkpoint)))
+    model = Core().read_model(built(name).tokenizer.parent / MODEL)
+    before = Counter(node.get_type_name() for node in model.get_ops())
+    convolve(model)
+    after = Counter(node.get_type_name() for node in model.get_ops())
+    assert before["MatMul"] - after["MatMul"] == after["Convolution"] - before["Convolution"] == count
 
 
 @pytest.mark.parametrize("name", ["bert-mean-cls-list", "gemma2-multilingual"])  # with biases, and without

@@ -53,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("bei_core.engines.openvino.decoders", "bei_core.engines.openvino.heads"),
     ("bei_core.engines.openvino.architectures",),
     ("bei_core.engines.openvino.graph",),
+    ("bei_core.engines.openvino.convolve",),
     ("bei_core.engines.openvino.engine", "bei_core.engines.openvino.smooth"),
     ("bei_core.engines.openvino.integers",),
     ("bei_core.engines.openvino.quantize",),

@@ -286,6 +286,11 @@ def test_leftovers_go_and_what_is_not_ours_stays(disk: Store) -> None:
     for name in (f".tmp-{A}-1", f".bad-{A}-1", f".tmp-{B}-1", "my-notes"):
         (disk.root / name).mkdir()
         (disk.root / name / "file").write_text("x")
+    assert [entry.folder.name for entry in disk.trim()] == [f".tmp-{A}-1"], (
+        "what was damaged stays for a day, to be looked at"
+    )
+    os.utime(disk.root / f".bad-{A}-1", (time.time() - 25 * 3600,) * 2)
+    (disk.root / f".tmp-{A}-1").mkdir()
     assert {entry.folder.name for entry in disk.trim()} == {f".tmp-{A}-1", f".bad-{A}-1"}
     assert names(disk.root) == {A, f".tmp-{B}-1", "my-notes"}
     held.release()

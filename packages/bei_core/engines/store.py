@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,7 +68,7 @@ class Entry:
     num_bytes: int
     used_at: float  # seconds since the epoch
     in_use: bool
-    mark: Mark | None  # None of what nobody can use
+    mark: Mark
     what: str = ""  # of a checkpoint, for people
 
 
@@ -235,26 +235,24 @@ class Store:
         """None for what was published or removed since the store was listed."""
         kind, manifest = _look(folder)
         mark = self._mark_of(folder)
-        used = folder if _is_leftover(folder) or mark is None or not mark.path.exists() else mark.path
+        used = mark.path if mark.path.exists() and not _is_leftover(folder) else folder
         try:
             used_at = used.stat().st_mtime
         except FileNotFoundError:
             return None
-        return Entry(folder, kind, manifest, _size(folder), used_at, mark is not None and mark.is_used(), mark)
+        return Entry(folder, kind, manifest, _size(folder), used_at, mark.is_used(), mark)
 
-    def _mark_of(self, folder: Path) -> Mark | None:
+    def _mark_of(self, folder: Path) -> Mark:
         """What tells of a folder of the store whether it is used.
 
-        Of what was set aside the engine's mark does not: there is another one in its place. On a disk nobody reads it.
-        On a network volume a process may have it mapped still, and dead builders' drafts lie beside the engine in use:
-        there leftovers are told by their own age.
+        Of what was set aside the engine's mark does not, since there is another one in its place: it stays for a day,
+        to be looked at. So do drafts on a network volume, where nothing else tells whether their builders live.
         """
         left = _LEFTOVER.fullmatch(folder.name)
         if left is None:
             return self._mark(folder.name)
-        if not self.local:
-            return Mark(folder, local=False)
-        return None if folder.name.startswith(".bad-") else self._mark(left[1])
+        by_age = not self.local or folder.name.startswith(".bad-")
+        return Mark(folder, local=False) if by_age else self._mark(left[1])
 
     def _mark(self, artifact: str) -> Mark:
         return Mark(self.root / ".used" / artifact, self.local)
@@ -320,7 +318,7 @@ def _look(folder: Path) -> tuple[Kind, Manifest | None]:
 
 def _remove(entry: Entry) -> bool:
     """Whether it is gone: not where someone has opened it meanwhile."""
-    with nullcontext(True) if entry.mark is None else entry.mark.alone() as alone:
+    with entry.mark.alone() as alone:
         if not alone:
             return False
         doomed = entry.folder

@@ -21,7 +21,7 @@ from bei_core.config import Settings
 from bei_core.engines.base import Engine, Plan
 from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples
 from bei_core.engines.manifest import TOKENIZER
-from bei_core.engines.openvino.engine import MODEL, NO_INT8, Array, OpenVinoEngine, multiplies_int8, precision_for
+from bei_core.engines.openvino.engine import MODEL, Array, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize import calibration_batches, import_nncf, quantize
 from bei_core.engines.quality import Bar, Quality, bar_of, measure
@@ -109,8 +109,6 @@ class _Int8:
     def _fill(self, folder: Path, samples: Samples) -> Quality:
         """Writes the model, and measures it. Raises QualityError, EngineUnavailable without nncf."""
         import_nncf()
-        if not multiplies_int8():
-            log.warning("%s", NO_INT8)
         limit = self.how.calibration.max_seq_length
         texts, held_out = (
             calibration_batches(encode(side, self.spec, self.checkpoint.folder / TOKENIZER, limit)) for side in samples

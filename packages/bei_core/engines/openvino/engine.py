@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import platform
@@ -17,12 +16,11 @@ import openvino
 from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.manifest import Manifest
+from bei_core.engines.openvino.convolve import convolve
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.rows import Grid, lay_out
 from bei_core.errors import EngineUnavailable
 from bei_core.spec import ModelSpec
-
-log = logging.getLogger(__name__)
 
 MODEL = "model.xml"  # with model.bin: OpenVINO's own format, for any processor
 
@@ -33,11 +31,6 @@ BATCH_TOKENS = 1024
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 
 Array: TypeAlias = npt.NDArray[np.float32]
-
-NO_INT8 = (
-    "this processor has no instructions for int8 (AVX512_VNNI, AVX_VNNI, AMX): an int8 engine is slower here than one "
-    "of float32; better is quantization_type no_quant"
-)
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -91,14 +84,19 @@ def usable_cpus() -> int:
 class OpenVinoEngine:
     """A model on the CPU, of a file whose weights stay mapped, so that processes share their pages, or of a graph.
 
-    `quantised` says that its products are in int8, whatever `precision` the rest computes in.
+    `quantised` says that its products are in int8, whatever `precision` the rest computes in; without VNNI they are
+    convolved, which a graph keeps.
     """
 
     def __init__(
         self, model: Path | openvino.Model, spec: ModelSpec, precision: str, *, quantised: bool = False
     ) -> None:
+        core = openvino.Core()
         try:
-            compiled = openvino.Core().compile_model(model, "CPU", compile_properties(precision))
+            if quantised and not multiplies_int8():
+                model = core.read_model(model) if isinstance(model, Path) else model
+                convolve(model)
+            compiled = core.compile_model(model, "CPU", compile_properties(precision))
         except RuntimeError as fault:
             raise EngineUnavailable(f"{model} cannot be loaded here: {fault}; build it again") from fault
         self._request = compiled.create_infer_request()
@@ -149,7 +147,4 @@ class OpenVinoEngine:
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> OpenVinoEngine:
     """The engine of an engine folder, computing in `dtype`. Raises EngineUnavailable where the processor does not."""
-    quantised = manifest.precision == "int8"
-    if quantised and not multiplies_int8():
-        log.warning("%s", NO_INT8)
-    return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=quantised)
+    return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=manifest.precision == "int8")
