@@ -219,6 +219,18 @@ def test_convolutions_give_what_multipliedgive(
     assert quality.max_abs < 0.05 * np.abs(multiplied).max()
 
 
+def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(model: Model) -> None:
+        raise RuntimeError("no such kernel")
+
+    opened = built("bert-mean-cls-list")
+    path = opened.tokenizer.parent / MODEL
+    monkeypatch.setattr(engine, "multiplies_int8", lambda: False)
+    monkeypatch.setattr(engine, "convolve", refuse)
+    with pytest.raises(EngineUnavailable, match=f"^{path} cannot be loaded here: no such kernel"):
+        engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_product_becomes_a_convolution(name: str, built: Callable[[str], Opened]) -> None:
     checkpoint = resolve(str(FOLDERS[name]))

@@ -24,7 +24,9 @@ def convolve(model: Model) -> None:
     images: dict[tuple[int, int], tuple[Node, Output]] = {}  # by the activation; with what has the sizes of its rows
     for product in [node for node in model.get_ordered_ops() if _is_int8(node)]:
         source = product.input_value(0)
-        image, like = images.setdefault(_key(source), (_image(source), source))
+        if _key(source) not in images:
+            images[_key(source)] = _image(source), source
+        image, like = images[_key(source)]
         last, y = _with_what_follows(product, _convolution(product, image))
         targets = last.output(0).get_target_inputs()
         if any(_is_int8(target.get_node()) for target in targets):
@@ -40,11 +42,7 @@ def _is_int8(node: Node) -> bool:
     if node.get_type_name() != "MatMul" or node.input_value(0).get_node().get_type_name() != "FakeQuantize":
         return False
     scaled = node.input_value(1).get_node()
-    kinds = (
-        scaled.get_type_name(),
-        scaled.input_value(0).get_node().get_type_name() if scaled.get_input_size() else "",
-    )
-    return kinds == ("Multiply", "Convert")
+    return bool(scaled.get_type_name() == "Multiply" and scaled.input_value(0).get_node().get_type_name() == "Convert")
 
 
 def _key(x: Output) -> tuple[int, int]:

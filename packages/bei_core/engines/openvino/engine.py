@@ -91,12 +91,12 @@ class OpenVinoEngine:
     def __init__(
         self, model: Path | openvino.Model, spec: ModelSpec, precision: str, *, quantised: bool = False
     ) -> None:
-        core = openvino.Core()
+        core, made = openvino.Core(), model
         try:
             if quantised and not multiplies_int8():
-                model = core.read_model(model) if isinstance(model, Path) else model
-                convolve(model)
-            compiled = core.compile_model(model, "CPU", compile_properties(precision))
+                made = core.read_model(model) if isinstance(model, Path) else model
+                convolve(made)
+            compiled = core.compile_model(made, "CPU", compile_properties(precision))
         except RuntimeError as fault:
             raise EngineUnavailable(f"{model} cannot be loaded here: {fault}; build it again") from fault
         self._request = compiled.create_infer_request()
