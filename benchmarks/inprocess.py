@@ -19,13 +19,13 @@ import openvino
 import uvloop
 from openvino import opset15 as op
 
-from bei_core.batch import Batch
 from bei_core.bench.workload import texts
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
+from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
 from bei_core.engines.openvino.engine import compile_properties
-from bei_core.service import Service
+from bei_core.serving.service import Service
 from bei_core.tasks import Embed, Encoding, Tokens
 
 _REPEATS = 5

@@ -18,18 +18,18 @@ from pathlib import Path
 
 import openvino
 
-from bei_core.batch import Batch
 from bei_core.bench.workload import texts
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
+from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened, build_engine, load
-from bei_core.engines.openvino.convolve import convolve
 from bei_core.engines.openvino.engine import MODEL, compile_properties, multiplies_int8, precision_for, usable_cpus
-from bei_core.engines.openvino.quantize import calibration_batches
-from bei_core.engines.openvino.rows import lay_out
+from bei_core.engines.openvino.packing import lay_out
+from bei_core.engines.openvino.quantize.convolve import convolve
+from bei_core.engines.openvino.quantize.graph import calibration_batches
 from bei_core.tasks import Encoding
-from bei_core.tokens import TextTokenizer
+from bei_core.text.tokenizer import TextTokenizer
 
 RESULTS = Path(__file__).parent / "results"
 _MODEL = ".models/all-MiniLM-L6-v2"

@@ -74,7 +74,7 @@ class Model:
         body = MANY if len(await request.body()) > 400 else ONE
         return Response(body, media_type="application/json")
 """
-_SERVE = "from bench_fake import install; install(); from bei_core.cli import main; main()"
+_SERVE = "from bench_fake import install; install(); from bei_core.cli.main import main; main()"
 
 
 class Pinned(Server):

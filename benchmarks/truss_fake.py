@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import EngineInfo
+from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.metrics import Metrics
-from bei_core.service import Service
-from bei_core.spec import read_spec
+from bei_core.models.spec import read_spec
+from bei_core.serving.service import Service
 from bei_core.tasks import Rows
 
 WIDTH = 1024

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from bei_core.checkpoint import Checkpoint, resolve
-from bei_core.errors import EngineUnavailable
+from bei_core.errors import EngineUnavailableError
 from bei_core.metrics import Metrics
-from bei_core.runner import Runner
+from bei_core.serving.runner import Runner
 from tests.fakes import SAFETY_S, FakeEngine
 
 MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
@@ -44,7 +44,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
     dtype = str(request.param)
     try:
         precision_for(dtype)
-    except EngineUnavailable as fault:
+    except EngineUnavailableError as fault:
         pytest.skip(str(fault))
     return dtype
 

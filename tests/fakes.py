@@ -15,10 +15,10 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
+from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest, read_manifest, seal
-from bei_core.runner import Runner, Ticket
+from bei_core.serving.runner import Runner, Ticket
 from bei_core.tasks import Rows, Tokens
 
 # How long a test waits for an event that must come before it fails; nothing is ever expected to take that long.
@@ -42,7 +42,7 @@ def write_engine(folder: Path, artifact: str = "a" * 32, **changed: object) -> M
     return read_manifest(folder)
 
 
-class EngineFault(Exception):
+class EngineFaultError(Exception):
     """What the fake runtime raises."""
 
 
@@ -123,12 +123,12 @@ class FakeEngine:
     def _rows(self, sequences: Sequence[Tokens]) -> Rows:
         if self.num_failures > 0:
             self.num_failures -= 1
-            raise EngineFault("this batch fails, whatever it holds")
+            raise EngineFaultError("this batch fails, whatever it holds")
         rows = np.stack([row_of(tokens) for tokens in sequences])
         for tokens, row in zip(sequences, rows, strict=True):
             ids = set(tokens.ids.tolist())
             if ids & self.raises_on:
-                raise EngineFault(f"the sequence with the ids {sorted(ids)} fails")
+                raise EngineFaultError(f"the sequence with the ids {sorted(ids)} fails")
             if ids & self.nan_on:
                 row[WIDTH // 2] = np.nan
         return rows

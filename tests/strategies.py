@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import strategies as st
 
-from bei_core.batch import Batch
+from bei_core.engines.batch import Batch
 from bei_core.tasks import Tokens
 
 # The last of a class or row, the first of the next, and the steps of a short row.

@@ -2,26 +2,26 @@
 
     BeiError
     ├── RequestError             the caller is told; carries the HTTP status, the wire `kind` and maybe the field
-    │   ├── MalformedBody        400  not JSON, not UTF-8
-    │   ├── Empty                400  empty input, empty list
-    │   ├── Unauthorized         401  missing or wrong key
-    │   ├── NotFound             404  no such route or model
-    │   ├── MethodNotAllowed     405
-    │   ├── PayloadTooLarge      413  body over `payload_limit`
-    │   ├── Validation           422  wrong type, too long, bad dimensions, prompt or token ids
-    │   ├── Tokenizer            422  the tokenizer refuses the text
-    │   ├── WrongTask            424  the model does not do this
+    │   ├── MalformedBodyError        400  not JSON, not UTF-8
+    │   ├── EmptyInputError                400  empty input, empty list
+    │   ├── UnauthorizedError         401  missing or wrong key
+    │   ├── NotFoundError             404  no such route or model
+    │   ├── MethodNotAllowedError     405
+    │   ├── PayloadTooLargeError      413  body over `payload_limit`
+    │   ├── ValidationError           422  wrong type, too long, bad dimensions, prompt or token ids
+    │   ├── TokenizerError            422  the tokenizer refuses the text
+    │   ├── WrongTaskError            424  the model does not do this
     │   ├── EngineError          424  the engine failed on a batch, or gave NaN for an item
-    │   ├── Overloaded           429  admission refused (with Retry-After)
-    │   ├── Unhealthy            503  starting, draining or broken
-    │   └── DeadlineExceeded     504  the request's own deadline passed before it ran
+    │   ├── OverloadedError           429  admission refused (with Retry-After)
+    │   ├── UnhealthyError            503  starting, draining or broken
+    │   └── DeadlineExceededError     504  the request's own deadline passed before it ran
     └── StartError               the operator is told, before anything is served
         ├── ConfigError          an unknown key, a value out of range
         ├── CheckpointError      a model folder or repository is missing something, or is not safe to read
-        │   └── EngineCorrupt    a built engine whose files are not what was written
+        │   └── EngineCorruptError    a built engine whose files are not what was written
         ├── DiskError            a disk here that is full, failing, or may not be written
-        ├── UnsupportedModel     an architecture, pooling or module that no engine here knows
-        ├── EngineUnavailable    a named engine that cannot run here, and what it lacks
+        ├── UnsupportedModelError     an architecture, pooling or module that no engine here knows
+        ├── EngineUnavailableError    a named engine that cannot run here, and what it lacks
         └── QualityError         a quantised engine whose rows are too far from f32's
 
 Baseten's performance client retries 408, 409, 429 and 5xx and nothing else, so a permanent fault is never one of those.
@@ -48,35 +48,35 @@ class RequestError(BeiError):
         self.param = param
 
 
-class MalformedBody(RequestError):
+class MalformedBodyError(RequestError):
     """The body is not the JSON it claims to be."""
 
     status = 400
     kind = "Validation"
 
 
-class Empty(RequestError):
+class EmptyInputError(RequestError):
     """There is nothing to work on."""
 
     status = 400
     kind = "Empty"
 
 
-class Unauthorized(RequestError):
+class UnauthorizedError(RequestError):
     """The key is missing or wrong."""
 
     status = 401
     kind = "Unauthorized"
 
 
-class NotFound(RequestError):
+class NotFoundError(RequestError):
     """No route, or no model, of that name."""
 
     status = 404
     kind = "NotFound"
 
 
-class MethodNotAllowed(RequestError):
+class MethodNotAllowedError(RequestError):
     """The route exists, for the methods in `allow`."""
 
     status = 405
@@ -87,28 +87,28 @@ class MethodNotAllowed(RequestError):
         self.allow = allow
 
 
-class PayloadTooLarge(RequestError):
+class PayloadTooLargeError(RequestError):
     """The body is larger than `payload_limit`."""
 
     status = 413
     kind = "PayloadTooLarge"
 
 
-class Validation(RequestError):
+class ValidationError(RequestError):
     """The request is well-formed and cannot be served as it stands."""
 
     status = 422
     kind = "Validation"
 
 
-class Tokenizer(RequestError):
+class TokenizerError(RequestError):
     """The tokenizer refuses the text."""
 
     status = 422
     kind = "Tokenizer"
 
 
-class WrongTask(RequestError):
+class WrongTaskError(RequestError):
     """The served model does not do what the route asks."""
 
     status = 424
@@ -122,7 +122,7 @@ class EngineError(RequestError):
     kind = "Backend"
 
 
-class Overloaded(RequestError):
+class OverloadedError(RequestError):
     """Too much is waiting already; come back in `retry_after_s` seconds."""
 
     status = 429
@@ -133,14 +133,14 @@ class Overloaded(RequestError):
         self.retry_after_s = retry_after_s
 
 
-class Unhealthy(RequestError):
+class UnhealthyError(RequestError):
     """The server is starting, draining or broken."""
 
     status = 503
     kind = "Unhealthy"
 
 
-class DeadlineExceeded(RequestError):
+class DeadlineExceededError(RequestError):
     """The request's own deadline passed before its turn came, so it was dropped rather than run."""
 
     status = 504
@@ -159,7 +159,7 @@ class CheckpointError(StartError):
     """A model folder or repository that is missing something, or that is not safe to read."""
 
 
-class EngineCorrupt(CheckpointError):
+class EngineCorruptError(CheckpointError):
     """A built engine whose files are not what was written: a disk that failed, a copy that stopped half-way."""
 
 
@@ -167,11 +167,11 @@ class DiskError(StartError):
     """A disk here that is full, failing, or may not be read or written; the text names the path, and what to do."""
 
 
-class UnsupportedModel(StartError):
+class UnsupportedModelError(StartError):
     """An architecture, pooling or module that no engine here knows."""
 
 
-class EngineUnavailable(StartError):
+class EngineUnavailableError(StartError):
     """A named engine that cannot run here."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeAlias, Type
 import numpy as np
 import numpy.typing as npt
 
-from bei_core.errors import Validation
+from bei_core.errors import ValidationError
 
 ResultT = TypeVar("ResultT", covariant=True)
 
@@ -130,8 +130,8 @@ class _Whole:
     __slots__ = ()
 
     def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
-        """Raises Validation: there is no one output of several chunks."""
-        raise Validation("`chunk` is for dense embeddings and for scores", param="chunk")
+        """Raises ValidationError: there is no one output of several chunks."""
+        raise ValidationError("`chunk` is for dense embeddings and for scores", param="chunk")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,10 @@ class Embed:
         return weighted_mean(l2_normalize(rows) if self.normalize else rows, owners, weights)
 
     def finish(self, rows: Rows) -> Rows:
-        """f32[N, dimensions or D]: cut, then L2-normalised if asked. Raises Validation for impossible dimensions."""
+        """f32[N, dimensions or D]: cut, then L2-normalised if asked.
+
+        Raises ValidationError for impossible dimensions.
+        """
         if self.dimensions is not None:
             check_dimensions(self.dimensions, rows.shape[1])
             rows = rows[:, : self.dimensions]
@@ -268,9 +271,9 @@ def best_first(values: Rows, top_n: int | None = None) -> list[int]:
 
 
 def check_dimensions(dimensions: int, width: int) -> None:
-    """Raises Validation unless `dimensions` is in 1..`width`, the model's own."""
+    """Raises ValidationError unless `dimensions` is in 1..`width`, the model's own."""
     if not 1 <= dimensions <= width:
-        raise Validation(f"`dimensions` must be between 1 and {width}, got {dimensions}", param="dimensions")
+        raise ValidationError(f"`dimensions` must be between 1 and {width}, got {dimensions}", param="dimensions")
 
 
 def l2_normalize(rows: Rows) -> Rows:

@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
-from bei_core.config import Settings
-from bei_core.engines.obtain import recipe
+from bei_core.config.settings import Settings
+from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, load
+from bei_core.engines.provider import recipe
 from bei_core.engines.store import publish
 from bei_core.engines.tensorrt_llm import build
 from bei_core.engines.tensorrt_llm.artifact import FAMILIES, family_name
-from bei_core.spec import read_spec
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import (
     CASES,

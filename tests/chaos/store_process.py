@@ -17,11 +17,11 @@ import time
 
 import numpy as np
 
-from bei_core.batch import Batch
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
+from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import verify
-from bei_core.engines.obtain import store_of
 from bei_core.engines.open import open_engine
+from bei_core.engines.provider import store_of
 from bei_core.logs import configure_logging
 from bei_core.tasks import Tokens
 

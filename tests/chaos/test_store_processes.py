@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.manifest import verify
 from bei_core.engines.open import build_engine, open_engine
-from bei_core.errors import EngineCorrupt
+from bei_core.errors import EngineCorruptError
 from tests.fakes import SAFETY_S
 from tests.golden.cases import CASES
 from tests.hub import Hub
@@ -77,7 +77,7 @@ def test_a_flipped_byte_in_any_file_is_found_before_the_engine_answers(
         content = bytearray((folder / name).read_bytes())
         content[len(content) // 2] ^= 0x01
         (folder / name).write_bytes(content)
-        with pytest.raises(EngineCorrupt, match=f"engine corrupt: {folder / name}"):
+        with pytest.raises(EngineCorruptError, match=f"engine corrupt: {folder / name}"):
             verify(folder)
         caplog.clear()
         with caplog.at_level(logging.INFO):

@@ -17,7 +17,7 @@ import requests
 from baseten_performance_client import PerformanceClient, RequestProcessingPreference
 from openai import OpenAI
 
-from bei_core.truss_init import make
+from bei_core.truss.init import make
 from tests.e2e.baseten import DEPLOYMENT, KEY, Baseten
 from tests.e2e.deployed import (
     build,

@@ -13,10 +13,10 @@ import requests
 from baseten_performance_client import PerformanceClient
 from starlette.types import ASGIApp
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.http.app import make_app
 from bei_core.http.routes import ROUTES
-from bei_core.service import Service
+from bei_core.serving.service import Service
 from tests.conftest import MINILM
 from tests.e2e.truss_server import Server, lay_out
 from tests.fakes import SAFETY_S

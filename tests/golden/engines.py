@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.config import Settings
-from bei_core.engines.obtain import recipe
+from bei_core.config.settings import Settings
 from bei_core.engines.open import Opened, load
 from bei_core.engines.openvino import build
+from bei_core.engines.provider import recipe
 from bei_core.engines.store import publish
-from bei_core.spec import ModelSpec
+from bei_core.models.spec import ModelSpec
 
 
 def built(checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, dtype: str = "float32") -> Opened:

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
-from bei_core.spec import read_spec
+from bei_core.engines.batch import Batch
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Encoding, Pair, Tokens
-from bei_core.tokens import TextTokenizer
+from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import CLASSIFICATION_CASES, ClassificationCase
 from tests.golden.engines import built
 from tests.golden.tolerance import LOGITS_BF16, LOGITS_F32, compare_logits

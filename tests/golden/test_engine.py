@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened
-from bei_core.spec import read_spec
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Embed, Encoding, Rows, Tokens
-from bei_core.tokens import TextTokenizer
+from bei_core.text.tokenizer import TextTokenizer
 from tests.golden import engines
 from tests.golden.cases import CASES, Case
 from tests.golden.tolerance import BF16, F32, Tolerance, compare

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
-from bei_core.ner import Entity, Piece, Strategy, entities, without
-from bei_core.spec import read_spec
+from bei_core.engines.batch import Batch
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Encoding, scores
-from bei_core.tokens import TextTokenizer
+from bei_core.text.ner import Entity, Piece, Strategy, entities, without
+from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import OUTPUT_CASES, OutputCase
 from tests.golden.engines import built
 

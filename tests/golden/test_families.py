@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint, resolve
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
+from bei_core.engines.batch import Batch
 from bei_core.engines.open import build_engine, open_engine
 from bei_core.errors import ConfigError
-from bei_core.spec import ModelSpec, read_spec
+from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.tasks import Embed, Encoding, Pair, Rows, Tokens
-from bei_core.templates import named_template
-from bei_core.tokens import TextTokenizer
+from bei_core.text.templates import named_template
+from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import (
     GROUP_CASES,
     GROUP_CLASSIFICATION_CASES,

@@ -11,23 +11,25 @@ import numpy as np
 import pytest
 from openvino import Core, Model
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint, resolve
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
+from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Calibration, encode, read_samples
-from bei_core.engines.obtain import recipe
 from bei_core.engines.open import Opened, build_engine, load, open_engine
-from bei_core.engines.openvino import build, engine, integers, quantize
+from bei_core.engines.openvino import build, engine
 from bei_core.engines.openvino.build import outputs
-from bei_core.engines.openvino.convolve import convolve
-from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine, precision_for
+from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize import calibration_batches, products, unique_names
-from bei_core.engines.openvino.smooth import ALPHAS, Smoothed, smooth
+from bei_core.engines.openvino.quantize import graph as quantizer
+from bei_core.engines.openvino.quantize import integers
+from bei_core.engines.openvino.quantize.convolve import convolve
+from bei_core.engines.openvino.quantize.graph import calibration_batches, products, unique_names
+from bei_core.engines.openvino.quantize.smooth import ALPHAS, Smoothed, smooth
+from bei_core.engines.provider import recipe
 from bei_core.engines.quality import measure
-from bei_core.errors import ConfigError, EngineUnavailable, QualityError
-from bei_core.spec import read_spec
+from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import DATA, load_minilm
 from tests.golden.texts import mixed_texts
@@ -115,7 +117,7 @@ def test_a_batch_gives_each_text_what_it_gets_alone(name: str, built: Callable[[
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_only_the_transformers_multipliedare_quantised(name: str) -> None:
+def test_only_the_linear_layers_of_the_transformer_are_quantised(name: str) -> None:
     checkpoint = resolve(str(FOLDERS[name]))
     graph = build_graph(read_spec(checkpoint), checkpoint)
     every = [node.get_friendly_name() for node in products(graph)]
@@ -154,7 +156,7 @@ def test_an_engine_that_is_not_quantised_is_not_served_as_one(tmp_path: Path) ->
 @pytest.mark.parametrize("kind", ["fp4", "fp4_kv", "fp4_mlp_only"])
 def test_int4_is_refused_with_what_there_is_instead(kind: str, texts: Path, tmp_path: Path) -> None:
     asked = settings(FOLDERS["bert-mean-cls-list"], texts, quantization_type=kind)
-    with pytest.raises(EngineUnavailable, match="use fp8"):
+    with pytest.raises(EngineUnavailableError, match="use fp8"):
         build_engine(asked, tmp_path / "engine")
 
 
@@ -184,7 +186,7 @@ def test_without_nncf_the_error_says_how_to_install_it(
     texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(EngineUnavailable, match=r"pip install 'bei-core\[quantize\]'"):
+    with pytest.raises(EngineUnavailableError, match=r"pip install 'bei-core\[quantize\]'"):
         build_engine(settings(FOLDERS["bert-mean-cls-list"], texts, **LOW), tmp_path / "engine")
 
 
@@ -203,7 +205,7 @@ def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_convolutions_give_what_multipliedgive(
+def test_convolutions_give_what_matrix_multiplications_give(
     name: str, built: Callable[[str], Opened], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = built(name)
@@ -211,7 +213,9 @@ def test_convolutions_give_what_multipliedgive(
     found = []
     for has_vnni in (True, False):
         monkeypatch.setattr(engine, "multiplies_int8", lambda has_vnni=has_vnni: has_vnni)
-        one = engine.OpenVinoEngine(path, opened.spec, precision_for("auto"), quantised=True)
+        # f32 around the linear layers, as on every processor that convolves: one without VNNI has no bf16. In bf16 the
+        # two graphs also round between the layers at different places, which this does not compare.
+        one = engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
         found.append(rows_of(one, [Batch.pack(tokens_of(opened))]))
     multiplied, convolved = found
     quality = measure(multiplied, convolved, "embedding")
@@ -227,7 +231,7 @@ def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], m
     path = opened.tokenizer.parent / MODEL
     monkeypatch.setattr(engine, "multiplies_int8", lambda: False)
     monkeypatch.setattr(engine, "convolve", refuse)
-    with pytest.raises(EngineUnavailable, match=f"^{path} cannot be loaded here: no such kernel"):
+    with pytest.raises(EngineUnavailableError, match=f"^{path} cannot be loaded here: no such kernel"):
         engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
 
 
@@ -252,13 +256,13 @@ def test_every_product_fits_16_bits_on_the_texts_and_begins_at_zero(
         seen.update(smoothed)
         integers.finish(model, graph, smoothed)
 
-    monkeypatch.setattr(quantize, "finish", finish)
+    monkeypatch.setattr(quantizer, "finish", finish)
     checkpoint = resolve(str(FOLDERS[name]))
     spec = read_spec(checkpoint)
     items = encode(mixed_texts()[:24], spec, checkpoint.folder / "tokenizer.json", 64)
     graph = build_graph(spec, checkpoint)
     count = len(products(graph))
-    model = quantize.quantize(graph, calibration_batches(items), alpha=None, mlp_only=False)
+    model = quantizer.quantize(graph, calibration_batches(items), alpha=None, mlp_only=False)
     assert len(seen) == count
     largest = []
     for node in [node for node in model.get_ops() if node.get_friendly_name() in seen]:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.config import Settings
-from bei_core.service import Service
+from bei_core.config.settings import Settings
+from bei_core.serving.service import Service
 from bei_core.tasks import Embed, Rows
 from tests.golden.cases import load_minilm
 from tests.golden.tolerance import BF16, F32, Tolerance, compare

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
-from bei_core.spec import ModelSpec, read_spec
+from bei_core.engines.batch import Batch
+from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.tasks import Embed, Encoding, Pair, Rows, Text, Tokens
-from bei_core.tokens import TextTokenizer
+from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import DATA, Case, ClassificationCase, load_cases, load_classification_cases
 from tests.golden.engines import built
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, check_order, compare, compare_logits

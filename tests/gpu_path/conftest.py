@@ -26,12 +26,12 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 from bei_core.checkpoint import Checkpoint  # noqa: E402
-from bei_core.config import Settings  # noqa: E402
-from bei_core.engines.obtain import recipe  # noqa: E402
+from bei_core.config.settings import Settings  # noqa: E402
 from bei_core.engines.open import Opened, load  # noqa: E402
+from bei_core.engines.provider import recipe  # noqa: E402
 from bei_core.engines.store import publish  # noqa: E402
 from bei_core.engines.tensorrt_llm import build  # noqa: E402
-from bei_core.spec import ModelSpec  # noqa: E402
+from bei_core.models.spec import ModelSpec  # noqa: E402
 from tests.gpu_path.table import TABLE  # noqa: E402
 
 with warnings.catch_warnings():  # of what modelopt does as it is imported, which is not ours to mend

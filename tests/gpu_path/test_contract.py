@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.models.classes import PackedModel
-from bei_core.errors import EngineUnavailable
-from bei_core.spec import read_spec
+from bei_core.errors import EngineUnavailableError
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import CASES, GROUP_CASES
 from tests.gpu_path.conftest import IS_REAL, Builder
@@ -116,7 +116,7 @@ def test_another_version_is_refused_with_the_command_that_installs_the_right_one
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("tensorrt_llm.__version__", "1.2.1")
-    with pytest.raises(EngineUnavailable, match=rf"1\.2\.1 is installed.*pip install tensorrt-llm=={VERSION}"):
+    with pytest.raises(EngineUnavailableError, match=rf"1\.2\.1 is installed.*pip install tensorrt-llm=={VERSION}"):
         check_version()
 
 
@@ -124,5 +124,5 @@ def test_a_name_that_has_moved_away_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(
         "bei_core.engines.tensorrt_llm._compat._PLACES", {"Linear": ("tensorrt_llm.nowhere", "tensorrt_llm")}
     )
-    with pytest.raises(EngineUnavailable, match=r"no Linear in tensorrt_llm\.nowhere or tensorrt_llm"):
+    with pytest.raises(EngineUnavailableError, match=r"no Linear in tensorrt_llm\.nowhere or tensorrt_llm"):
         upstream("Linear")

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm import engine as engines
 from bei_core.engines.tensorrt_llm.models.classes import unpack_ids
 from bei_core.engines.tensorrt_llm.models.pooling import Spans, pool
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
-from bei_core.errors import EngineUnavailable
-from bei_core.spec import POOLING_MODES, read_spec
+from bei_core.errors import EngineUnavailableError
+from bei_core.models.spec import POOLING_MODES, read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import CASES, Case
 from tests.gpu_path.conftest import Builder
@@ -90,7 +90,7 @@ def test_a_machine_without_a_card_is_told_so(built: Builder, monkeypatch: pytest
     monkeypatch.setattr(engines, "upstream", lambda name: no_device)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     checkpoint = resolve(str(first_case().folder))
-    with pytest.raises(EngineUnavailable, match="Found no NVIDIA driver on your system; CUDA finds no GPU here: "):
+    with pytest.raises(EngineUnavailableError, match="Found no NVIDIA driver on your system; CUDA finds no GPU here: "):
         built(checkpoint, read_spec(checkpoint), dtype="float32")
 
 

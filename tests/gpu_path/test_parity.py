@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
+from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm.artifact import FAMILIES, family_name
-from bei_core.errors import UnsupportedModel
-from bei_core.spec import read_spec
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Embed, Encoding, Rows, Tokens
-from bei_core.templates import named_template
-from bei_core.tokens import TextTokenizer
+from bei_core.text.templates import named_template
+from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import (
     CASES,
     CLASSIFICATION_CASES,
@@ -134,7 +134,7 @@ def test_a_prompt_that_pooling_leaves_out_is_left_out(built: Builder) -> None:
 def test_another_family_is_refused_and_told_what_runs_it(case: Case, built: Builder) -> None:
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
-    with pytest.raises(UnsupportedModel, match=rf"does not run {spec.architecture}.*--engine openvino"):
+    with pytest.raises(UnsupportedModelError, match=rf"does not run {spec.architecture}.*--engine openvino"):
         built(checkpoint, spec)
 
 

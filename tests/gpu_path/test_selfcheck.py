@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bei_core.spec import ModelSpec, Pooling
+from bei_core.models.spec import ModelSpec, Pooling
 from scripts import gpu_selfcheck
 from scripts.gpu import checks, speed
 from scripts.gpu.report import Findings

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 
 COUNTS = (

@@ -8,12 +8,12 @@ import re
 import pytest
 
 from bei_core import errors
-from bei_core.errors import BeiError, DeadlineExceeded, Overloaded, RequestError, StartError, Unhealthy
+from bei_core.errors import BeiError, DeadlineExceededError, OverloadedError, RequestError, StartError, UnhealthyError
 
 # `    │   ├── Empty                400  empty input`: the depth, the name and perhaps the status.
 LINE = re.compile(r"^ {4}((?:[│ ] {3})*)(?:[├└]── )?(\w+)(?: +(\d{3})(?= |$))?")
 
-PASSING = {Overloaded, Unhealthy, DeadlineExceeded}
+PASSING = {OverloadedError, UnhealthyError, DeadlineExceededError}
 
 
 def classes() -> list[type[BeiError]]:
@@ -55,19 +55,19 @@ def test_a_permanent_fault_has_no_status_that_is_retried(error: type[RequestErro
     assert 400 <= error.status < 500
 
 
-@pytest.mark.parametrize("error", [Overloaded, Unhealthy, DeadlineExceeded])
+@pytest.mark.parametrize("error", [OverloadedError, UnhealthyError, DeadlineExceededError])
 def test_a_passing_fault_has_a_status_that_is_retried(error: type[RequestError]) -> None:
     assert error.status == 429 or error.status >= 500
 
 
 @pytest.mark.parametrize("error", leaves())
 def test_a_request_error_keeps_its_text_and_field(error: type[RequestError]) -> None:
-    fault = error("what happened") if error is Overloaded else error("what happened", param="inputs")
+    fault = error("what happened") if error is OverloadedError else error("what happened", param="inputs")
     assert str(fault) == fault.message == "what happened"
-    assert fault.param == (None if error is Overloaded else "inputs")
+    assert fault.param == (None if error is OverloadedError else "inputs")
     assert fault.kind
 
 
 def test_an_operators_error_is_no_reply() -> None:
     assert not issubclass(StartError, RequestError)
-    assert Overloaded("later", retry_after_s=3).retry_after_s == 3
+    assert OverloadedError("later", retry_after_s=3).retry_after_s == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bei_core.errors import Validation
+from bei_core.errors import ValidationError
 from bei_core.tasks import Embed, Rows, best_first, l2_normalize, scores
 
 
@@ -51,5 +51,5 @@ def test_without_normalize_the_row_is_the_models() -> None:
 
 @pytest.mark.parametrize("dimensions", [0, -1, 4])
 def test_dimensions_outside_the_model_are_refused(dimensions: int) -> None:
-    with pytest.raises(Validation, match="between 1 and 3"):
+    with pytest.raises(ValidationError, match="between 1 and 3"):
         Embed(["a"], dimensions=dimensions).finish(rows((1.0, 2.0, 3.0)))

@@ -12,13 +12,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.errors import RequestError
 from bei_core.http.app import App, make_app
 from bei_core.http.traces import Traces, open_traces
-from bei_core.http.truss_routes import add_routes
 from bei_core.metrics import shared_metrics
-from bei_core.service import Service
+from bei_core.serving.service import Service
+from bei_core.truss.routes import add_routes
 
 
 class Model:

@@ -10,9 +10,9 @@ from pathlib import Path
 from bei_core.checkpoint.folder import Checkpoint, local_digest
 from bei_core.checkpoint.place import Place
 from bei_core.checkpoint.tensors import Tensors
-from bei_core.config import default_cache_dir
+from bei_core.config.settings import default_cache_dir
 from bei_core.errors import CheckpointError
-from bei_core.objects import is_store, shown
+from bei_core.storage.objects import is_store, shown
 
 __all__ = ["Checkpoint", "Tensors", "local_digest", "resolve", "staying"]
 

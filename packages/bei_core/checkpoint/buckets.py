@@ -18,11 +18,11 @@ from typing import Any
 from bei_core.checkpoint.files import inside
 from bei_core.checkpoint.folder import Checkpoint, is_small, no_weights, weight_files
 from bei_core.checkpoint.place import LAST, Place
-from bei_core.checkpoint.progress import Progress
-from bei_core.checkpoint.transfer import Remote, fetch
-from bei_core.disk import writing
 from bei_core.errors import CheckpointError, DiskError
-from bei_core.objects import FileSystem, explained, is_lasting, open_store, shown
+from bei_core.storage.disk import writing
+from bei_core.storage.objects import FileSystem, explained, is_lasting, open_store, shown
+from bei_core.storage.progress import Progress
+from bei_core.storage.transfer import Remote, fetch
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, no_weights, weight_files
-from bei_core.checkpoint.progress import rate
-from bei_core.disk import Advice, disk_error, is_of_disk
 from bei_core.errors import CheckpointError
+from bei_core.storage.disk import Advice, disk_error, is_of_disk
+from bei_core.storage.progress import rate
 
 log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from bei_core.checkpoint.folder import Checkpoint
-from bei_core.disk import writing
 from bei_core.errors import CheckpointError
-from bei_core.marks import Held, Mark, is_local
+from bei_core.storage.disk import writing
+from bei_core.storage.marks import Held, Mark, is_local
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -26,10 +26,10 @@ from urllib.parse import unquote, urlsplit
 from bei_core.checkpoint.archives import unpack
 from bei_core.checkpoint.folder import Checkpoint
 from bei_core.checkpoint.place import LAST, Place
-from bei_core.checkpoint.progress import Progress
-from bei_core.disk import writing
 from bei_core.errors import CheckpointError
-from bei_core.objects import shown
+from bei_core.storage.disk import writing
+from bei_core.storage.objects import shown
+from bei_core.storage.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class _Reply:
         return hashlib.sha256(f"{self.etag}\0{self.modified}\0{self.size}".encode()).hexdigest()
 
 
-class _OutOfReach(CheckpointError):
+class _UnreachableError(CheckpointError):
     """The server did not answer, or stopped in the middle."""
 
 
@@ -84,7 +84,7 @@ def fetch_archive(
     try:
         with place.alone() as name:
             found, folder = _Download(url, secret, place, place.partial(f"archive-{name}"), pause).fetched(revision)
-    except _OutOfReach as fault:
+    except _UnreachableError as fault:
         last = place.last()
         if revision or last is None:
             raise
@@ -142,18 +142,18 @@ class _Download:
     def _ask(self) -> _Reply:
         """A reply that goes on where the part ends, if the archive is still the one that the part is of.
 
-        Raises CheckpointError: _OutOfReach after several tries.
+        Raises CheckpointError: _UnreachableError after several tries.
         """
         for pause_s in _PAUSES_S:
             try:
                 return self._opened(*_rest_of(self.partial))
-            except _OutOfReach as fault:
+            except _UnreachableError as fault:
                 log.warning("%s; trying again", fault)
                 self.pause(pause_s)
         return self._opened(*_rest_of(self.partial))
 
     def _opened(self, headers: dict[str, str], begin: int) -> _Reply:
-        """The reply. Raises CheckpointError for an error of the server, _OutOfReach where there is none."""
+        """The reply. Raises CheckpointError for an error of the server, _UnreachableError where there is none."""
         url, secret = _without_user(self.url)
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http and https only, by `resolve`
         if secret := self.secret or secret:
@@ -165,7 +165,7 @@ class _Download:
             return self._refused(fault, headers, begin)
         except (OSError, http.client.HTTPException) as fault:
             reason = getattr(fault, "reason", fault)
-            raise _OutOfReach(f"{self.place.source} is out of reach: {reason}") from fault
+            raise _UnreachableError(f"{self.place.source} is out of reach: {reason}") from fault
         return _reply(body, begin, self.place.source)
 
     def _refused(self, fault: urllib.error.HTTPError, headers: dict[str, str], begin: int) -> _Reply:
@@ -173,8 +173,10 @@ class _Download:
         fault.close()
         if fault.code == 416 and begin:
             return self._opened({name: value for name, value in headers.items() if "Range" not in name}, 0)
-        kind = _OutOfReach if fault.code in {408, 425, 429} or fault.code >= 500 else CheckpointError
-        advice = _ADVICE.get(fault.code, "it cannot be fetched now" if kind is _OutOfReach else "it cannot be fetched")
+        kind = _UnreachableError if fault.code in {408, 425, 429} or fault.code >= 500 else CheckpointError
+        advice = _ADVICE.get(
+            fault.code, "it cannot be fetched now" if kind is _UnreachableError else "it cannot be fetched"
+        )
         raise kind(f"{self.place.source}: HTTP {fault.code} {fault.reason}: {advice}") from fault
 
     def _receive(self, reply: _Reply) -> _Reply:
@@ -190,7 +192,9 @@ class _Download:
                 if now > reply.begin:
                     pauses = list(_PAUSES_S)  # it got on: as many tries again
                 if not pauses:
-                    raise _OutOfReach(f"{self.place.source} is truncated: {now} of {reply.size or 'more'} bytes came")
+                    raise _UnreachableError(
+                        f"{self.place.source} is truncated: {now} of {reply.size or 'more'} bytes came"
+                    )
                 log.warning("%s broke off at byte %d; asking for the rest", self.place.source, now)
                 self.pause(pauses.pop(0))
                 reply = self._ask()

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from bei_core.batch import Batch
+from bei_core.engines.batch import Batch
 from bei_core.engines.quality import Quality
 
 

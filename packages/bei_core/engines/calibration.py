@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import msgspec
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
+from bei_core.config.trt_llm import QuantizationType
 from bei_core.errors import ConfigError
-from bei_core.spec import ModelSpec
+from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Encoding, Pair, Text, Tokens
-from bei_core.tokens import TextTokenizer
-from bei_core.trt_llm import QuantizationType
+from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from typing import Annotated, TypeAlias
 
 import msgspec
 
-from bei_core.disk import disk_error
 from bei_core.engines.quality import Quality
-from bei_core.errors import CheckpointError, EngineCorrupt
+from bei_core.errors import CheckpointError, EngineCorruptError
+from bei_core.storage.disk import disk_error
 
 MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
 TUNED = ".tuned"  # what an engine learns of one machine: no part of it, so in no manifest
@@ -82,8 +82,8 @@ def is_engine(folder: Path) -> bool:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, itself checked to be as it was written, and every file to be there at its size.
 
-    Raises CheckpointError for a folder that is no engine, EngineCorrupt naming the file that is at fault, DiskError for
-    one that this user may not read.
+    Raises CheckpointError for a folder that is no engine, EngineCorruptError naming the file that is at fault,
+    DiskError for one that this user may not read.
     """
     try:
         manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder))
@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> Manifest:
             path = folder / name
             size = path.stat().st_size if path.is_file() else None
             if size != entry.size:
-                raise EngineCorrupt(f"engine corrupt: {path} has {size} bytes, its manifest says {entry.size}")
+                raise EngineCorruptError(f"engine corrupt: {path} has {size} bytes, its manifest says {entry.size}")
     except PermissionError as fault:
         raise disk_error(fault, folder) from fault
     except OSError as fault:
@@ -100,18 +100,18 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """The manifest that a manifest.json holds. Raises EngineCorrupt; CheckpointError for another version's."""
+    """The manifest that a manifest.json holds. Raises EngineCorruptError; CheckpointError for another version's."""
     try:
         schema = msgspec.json.decode(content, type=_Schema).schema
         manifest = msgspec.json.decode(content, type=_Sealed).manifest if schema == SCHEMA else None
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise EngineCorrupt(f"engine corrupt: {where}/{MANIFEST} is not a manifest: {fault}") from fault
+        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not a manifest: {fault}") from fault
     if manifest is None:
         raise CheckpointError(f"{where} was built by another version of BEI (schema {schema}); build it again")
     if content != _encode(manifest):
-        raise EngineCorrupt(f"engine corrupt: {where}/{MANIFEST} is not as it was written")
+        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not as it was written")
     if any(name.startswith("/") or ".." in name.split("/") for name in manifest.files):
-        raise EngineCorrupt(f"engine corrupt: {where}/{MANIFEST} names files outside the folder")
+        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} names files outside the folder")
     return manifest
 
 
@@ -123,15 +123,17 @@ def verify(folder: Path) -> Manifest:
 
 
 def check_digests(folder: Path, manifest: Manifest) -> None:
-    """Raises EngineCorrupt naming a file that is not what was written, DiskError for one that may not be read."""
+    """Raises EngineCorruptError naming a file that is not what was written, DiskError for one that may not be read."""
     try:
         for name, found in _entries(folder, manifest.files):
             if found != manifest.files[name]:
-                raise EngineCorrupt(f"engine corrupt: {folder / name} does not have the digest its manifest says")
+                raise EngineCorruptError(f"engine corrupt: {folder / name} does not have the digest its manifest says")
     except PermissionError as fault:
         raise disk_error(fault, folder) from fault
     except OSError as fault:  # a disk that fails, which another copy may not be on
-        raise EngineCorrupt(f"engine corrupt: {fault.filename or folder} cannot be read: {fault.strerror}") from fault
+        raise EngineCorruptError(
+            f"engine corrupt: {fault.filename or folder} cannot be read: {fault.strerror}"
+        ) from fault
 
 
 def unnamed(folder: Path, manifest: Manifest) -> list[str]:

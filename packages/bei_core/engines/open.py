@@ -11,18 +11,18 @@ from pathlib import Path
 
 import msgspec
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.choice import CPU, GPU, require
 from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, is_engine, read_manifest
-from bei_core.engines.obtain import Supply
+from bei_core.engines.provider import Supply
 from bei_core.engines.quality import bar_of
-from bei_core.errors import CheckpointError, ConfigError, EngineCorrupt, EngineUnavailable
-from bei_core.marks import Held
-from bei_core.objects import shown
-from bei_core.spec import ModelSpec, load_spec
-from bei_core.templates import chosen_template
+from bei_core.engines.registry import CPU, GPU, require
+from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, EngineUnavailableError
+from bei_core.models.spec import ModelSpec, load_spec
+from bei_core.storage.marks import Held
+from bei_core.storage.objects import shown
+from bei_core.text.templates import chosen_template
 
 log = logging.getLogger(__name__)
 
@@ -57,15 +57,15 @@ class Opened:
 def open_engine(settings: Settings) -> Opened:
     """The engine of `settings.model_id`: loaded from its folder, or from the store, built into it if need be.
 
-    A damaged one of the store is set aside and built again. Raises ConfigError, CheckpointError, UnsupportedModel,
-    DiskError, EngineUnavailable, QualityError.
+    A damaged one of the store is set aside and built again. Raises ConfigError, CheckpointError, UnsupportedModelError,
+    DiskError, EngineUnavailableError, QualityError.
     """
     if settings.model_id and is_engine(folder := Path(settings.model_id)):
         return _open_folder(settings, folder)
     supply = Supply(settings)
     try:
         return _open_held(settings, supply)
-    except EngineCorrupt as fault:
+    except EngineCorruptError as fault:
         log.error("%s; it is set aside and built again", fault)
         return _open_held(settings, supply)
 
@@ -84,8 +84,8 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
 def load(folder: Path, dtype: str | None = None) -> Opened:
     """The engine of an engine folder, every file checked before it answers; without `dtype`, the one it was built for.
 
-    Raises CheckpointError for a folder that is no engine, EngineCorrupt for a damaged one, DiskError,
-    EngineUnavailable.
+    Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
+    EngineUnavailableError.
     """
     started = time.perf_counter()
     manifest = read_manifest(folder)
@@ -100,7 +100,7 @@ def load(folder: Path, dtype: str | None = None) -> Opened:
             raise
         try:
             intact.result()
-        except EngineCorrupt:
+        except EngineCorruptError:
             engine.close()
             raise
     log.info("engine loaded %s in %.2f s (%s)", folder, time.perf_counter() - started, engine.info.compute_type)
@@ -108,7 +108,7 @@ def load(folder: Path, dtype: str | None = None) -> Opened:
 
 
 def _open_held(settings: Settings, supply: Supply) -> Opened:
-    """The store's engine under the name that it was asked for by. Sets one aside that is EngineCorrupt."""
+    """The store's engine under the name that it was asked for by. Sets one aside that is EngineCorruptError."""
     held = supply.obtain()
     try:
         opened = load(held.folder, settings.dtype)  # not what the first to build it there asked for
@@ -118,7 +118,7 @@ def _open_held(settings: Settings, supply: Supply) -> Opened:
         if not isinstance(fault, CheckpointError):
             raise
         supply.store.set_aside(held.folder)
-        raise EngineCorrupt(str(fault)) from fault
+        raise EngineCorruptError(str(fault)) from fault
     named = msgspec.structs.replace(opened.manifest, source=shown(settings.model_id or ""))
     return Opened(opened.engine, opened.spec, opened.tokenizer, named, held)
 
@@ -161,4 +161,4 @@ def _loader(name: str) -> Callable[..., Engine]:
         from bei_core.engines.tensorrt_llm.engine import load as load_on_gpu
 
         return load_on_gpu
-    raise EngineUnavailable(f"engine {name!r} is not one of {CPU}, {GPU}")
+    raise EngineUnavailableError(f"engine {name!r} is not one of {CPU}, {GPU}")

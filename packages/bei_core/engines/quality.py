@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.errors import QualityError
-from bei_core.spec import Kind
+from bei_core.models.spec import Kind
 
 Array = npt.NDArray[Any]
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import msgspec
 
-from bei_core.disk import disk_error, is_full, writing
 from bei_core.engines.manifest import MANIFEST, Manifest, check_digests, parse_manifest, read_manifest, verify
 from bei_core.engines.store import Request
-from bei_core.errors import CheckpointError, EngineCorrupt
-from bei_core.objects import FileSystem, explained, open_store, shown
+from bei_core.errors import CheckpointError, EngineCorruptError
+from bei_core.storage.disk import disk_error, is_full, writing
+from bei_core.storage.objects import FileSystem, explained, open_store, shown
 
 log = logging.getLogger(__name__)
 
@@ -46,20 +46,20 @@ class RemoteEngine:
         return cls(url.rstrip("/"), secret, *open_store(url, secret))
 
     def manifest(self) -> Manifest | None:
-        """Its manifest; None where there is none. Raises CheckpointError, EngineCorrupt."""
+        """Its manifest; None where there is none. Raises CheckpointError, EngineCorruptError."""
         content = self._sealed()
         return None if content is None else parse_manifest(content, shown(self.url))
 
     def pull(self, folder: Path, *, artifact: str | None = None) -> None:
         """Fills a folder with the engine, which must be `artifact`.
 
-        Raises CheckpointError, EngineCorrupt, DiskError.
+        Raises CheckpointError, EngineCorruptError, DiskError.
         """
         manifest = self.manifest()
         if manifest is None:
             raise CheckpointError(f"{shown(self.url)} is not an engine: there is no {MANIFEST}")
         if artifact is not None and manifest.artifact != artifact:
-            raise EngineCorrupt(
+            raise EngineCorruptError(
                 f"engine corrupt: {shown(self.url)}/{MANIFEST} is another engine's, {manifest.artifact}"
             )
         started = time.perf_counter()
@@ -71,8 +71,8 @@ class RemoteEngine:
     def push(self, folder: Path, *, force: bool = False) -> None:
         """Copies an engine folder there; an engine that is there stays as it is unless `force`.
 
-        Raises EngineCorrupt for a damaged folder, CheckpointError where the store cannot be written, or where another
-        build's manifest is there however often this one is written.
+        Raises EngineCorruptError for a damaged folder, CheckpointError where the store cannot be written, or where
+        another build's manifest is there however often this one is written.
         """
         manifest = read_manifest(folder)
         if not force and self.manifest() is not None:
@@ -113,7 +113,7 @@ class RemoteEngine:
         try:
             self.files.get_file(source, str(target))
         except FileNotFoundError as fault:
-            raise EngineCorrupt(f"engine corrupt: {source} is missing") from fault
+            raise EngineCorruptError(f"engine corrupt: {source} is missing") from fault
         except OSError as fault:
             if is_full(fault):  # the disk here: what is only read there cannot be
                 raise disk_error(fault, folder.parent) from fault
@@ -137,7 +137,7 @@ class Remote:
         return RemoteEngine(self.at(artifact), self.secret, files, f"{path}/{artifact}")
 
     def manifest(self, artifact: str) -> Manifest | None:
-        """The manifest of an engine; None where there is none. Raises CheckpointError, EngineCorrupt."""
+        """The manifest of an engine; None where there is none. Raises CheckpointError, EngineCorruptError."""
         return self.engine(artifact).manifest()
 
     def push(self, folder: Path, *, force: bool = False) -> str:

@@ -27,10 +27,10 @@ from typing import Literal
 import msgspec
 
 from bei_core.checkpoint.place import kept
-from bei_core.disk import disk_error, writing
 from bei_core.engines.manifest import Address, Manifest, is_engine, read_manifest, sync, verify
-from bei_core.errors import CheckpointError, DiskError, EngineCorrupt
-from bei_core.marks import Held, Mark, is_local, open_file, took
+from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
+from bei_core.storage.disk import disk_error, writing
+from bei_core.storage.marks import Held, Mark, is_local, open_file, took
 
 log = logging.getLogger(__name__)
 
@@ -308,7 +308,7 @@ def _look(folder: Path) -> tuple[Kind, Manifest | None]:
         return "leftover", None
     try:
         return "engine", read_manifest(folder)
-    except EngineCorrupt:
+    except EngineCorruptError:
         return "damaged", None
     except CheckpointError:  # another version's, or none
         return ("foreign" if is_engine(folder) else "damaged"), None

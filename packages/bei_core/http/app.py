@@ -19,12 +19,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bei_core.errors import (
     ConfigError,
     EngineError,
-    MethodNotAllowed,
-    NotFound,
-    PayloadTooLarge,
+    MethodNotAllowedError,
+    NotFoundError,
+    PayloadTooLargeError,
     RequestError,
-    Unauthorized,
-    Validation,
+    UnauthorizedError,
+    ValidationError,
 )
 from bei_core.http import openapi
 from bei_core.http.negotiation import inflated
@@ -33,9 +33,9 @@ from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route
 from bei_core.http.shapes import default_path, path_of
 from bei_core.http.traces import Traces
 from bei_core.metrics import Timings
-from bei_core.objects import shown
-from bei_core.pending import HEAD_START_S
-from bei_core.service import Service
+from bei_core.serving.queue import HEAD_START_S
+from bei_core.serving.service import Service
+from bei_core.storage.objects import shown
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class App:
         return self._done(request, "POST", None, response, timings, error)
 
     async def check(self) -> None:
-        """Raises Unhealthy unless every model answers."""
+        """Raises UnhealthyError unless every model answers."""
         for service in self.services:
             await service.check()
 
@@ -130,18 +130,18 @@ class App:
         return self._routes["POST", default_path(service)]
 
     def _chosen(self, request: Request, route: Route, body: bytes) -> Service:
-        """The model that the request names, else the first that can do what the route asks. Raises NotFound."""
+        """The model that the request names, else the first that can do what the route asks. Raises NotFoundError."""
         name = _model_of(body) if route.method == "POST" else request.query_params.get("model")
         suited = (service for service in self.services if route.suits(service))
         return self._named(name) or next(suited, self.service)
 
     def _named(self, name: str | None) -> Service | None:
-        """The model of that name; None where it names none. Raises NotFound for one that is not served."""
+        """The model of that name; None where it names none. Raises NotFoundError for one that is not served."""
         if name in _NO_CHOICE or name is None:
             return None
         if name not in self._by_name:
             known = ", ".join(service.name for service in self.services)
-            raise NotFound(f"there is no model {name!r}; known are {known}", param="model")
+            raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
         return self._by_name[name]
 
     async def _answer(
@@ -183,8 +183,8 @@ class App:
             methods = ", ".join(sorted(known for known, place in self._routes if place == path)) or (
                 "POST" if path in BY_SHAPE else "GET"
             )
-            raise MethodNotAllowed(f"{path} is served by {methods}, not by {method}", allow=methods)
-        raise NotFound(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
+            raise MethodNotAllowedError(f"{path} is served by {methods}, not by {method}", allow=methods)
+        raise NotFoundError(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
 
     def _refuse(self, error: RequestError, route: Route | None, path: str) -> Response:
         self.service.metrics.failed(error.kind.lower())
@@ -197,25 +197,25 @@ class App:
         return Response(status_code=_GONE)
 
     def _authorize(self, request: Request, route: Route) -> None:
-        """Raises Unauthorized unless the key is right: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`."""
+        """Raises UnauthorizedError unless the key is right: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`."""
         key = self.service.settings.api_key
         if key is None or route.public:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() not in {"bearer", "api-key"} or not hmac.compare_digest(given.encode(), key.encode()):
-            raise Unauthorized("the API key is missing or wrong; send `Authorization: Bearer KEY`")
+            raise UnauthorizedError("the API key is missing or wrong; send `Authorization: Bearer KEY`")
 
     async def _body(self, request: Request) -> bytes:
-        """The whole body. Raises PayloadTooLarge as soon as it is known to be too large."""
+        """The whole body. Raises PayloadTooLargeError as soon as it is known to be too large."""
         limit = self.service.settings.payload_limit
         announced = request.headers.get("content-length", "0")
         if announced.isdigit() and int(announced) > limit:
-            raise PayloadTooLarge(f"the body has {announced} bytes; at most {limit} are read")
+            raise PayloadTooLargeError(f"the body has {announced} bytes; at most {limit} are read")
         parts, size = [], 0
         async for part in request.stream():
             size += len(part)
             if size > limit:
-                raise PayloadTooLarge(f"the body is larger than {limit} bytes")
+                raise PayloadTooLargeError(f"the body is larger than {limit} bytes")
             parts.append(part)
         body, coding = b"".join(parts), request.headers.get("content-encoding")
         return body if coding is None else await inflated(body, coding, limit)
@@ -281,7 +281,10 @@ def _watched(request: Request) -> Iterator[None]:
 
 
 def _deadline(request: Request) -> float | None:
-    """The earliest of the request's own deadlines, on time.monotonic's clock. Raises Validation for a non-number."""
+    """The earliest of the request's own deadlines, on time.monotonic's clock.
+
+    Raises ValidationError for a non-number.
+    """
     now, limits = time.monotonic(), []
     for name, origin in (("request-timeout-ms", now), ("request-deadline-ms", now - time.time())):
         value = request.headers.get(name)
@@ -291,14 +294,14 @@ def _deadline(request: Request) -> float | None:
             except ValueError:
                 limit = math.nan
             if math.isnan(limit):  # "nan" itself too, which would never pass
-                raise Validation(f"{name} must be a number of milliseconds, got {value!r}", param=name)
+                raise ValidationError(f"{name} must be a number of milliseconds, got {value!r}", param=name)
             limits.append(limit)
     return min(limits, default=None)
 
 
 def _priority(request: Request) -> str:
-    """`x-priority`. Raises Validation for an unknown one."""
+    """`x-priority`. Raises ValidationError for an unknown one."""
     name = request.headers.get("x-priority", "normal").lower()
     if name not in HEAD_START_S:
-        raise Validation(f"x-priority must be one of {', '.join(HEAD_START_S)}, got {name!r}", param="x-priority")
+        raise ValidationError(f"x-priority must be one of {', '.join(HEAD_START_S)}, got {name!r}", param="x-priority")
     return name

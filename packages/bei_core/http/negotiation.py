@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from bei_core.errors import MalformedBody, PayloadTooLarge, Validation
+from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -113,14 +113,15 @@ async def compressed(body: bytes, coding: str) -> bytes | None:
 async def inflated(body: bytes, coding: str, limit: int) -> bytes:
     """What a compressed body says.
 
-    Raises Validation for an unknown coding, MalformedBody for what is not of it, PayloadTooLarge for more than `limit`.
+    Raises ValidationError for an unknown coding, MalformedBodyError for what is not of it, PayloadTooLargeError for
+    more than `limit`.
     """
     name = coding.strip().lower()
     if name in {"", "identity"}:
         return body
     if name not in _CODINGS:
         known = ", ".join((*_CODINGS, "identity"))
-        raise Validation(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
+        raise ValidationError(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
     return await asyncio.to_thread(_inflate, body, name, limit)  # a small one may be the start of a very large one
 
 
@@ -136,11 +137,11 @@ def _inflate(body: bytes, coding: str, limit: int) -> bytes:
     try:
         plain: bytes = decoder.decompress(body, limit + 1)
     except fault as error:
-        raise MalformedBody(f"the body is not {coding}, as its content-encoding says") from error
+        raise MalformedBodyError(f"the body is not {coding}, as its content-encoding says") from error
     if len(plain) > limit:
-        raise PayloadTooLarge(f"the body is larger than {limit} bytes once decompressed")
+        raise PayloadTooLargeError(f"the body is larger than {limit} bytes once decompressed")
     if not decoder.eof or decoder.unused_data:  # a second member could be the first of a million
-        raise MalformedBody(f"the body is not one whole {coding} stream, as its content-encoding says")
+        raise MalformedBodyError(f"the body is not one whole {coding} stream, as its content-encoding says")
     return plain
 
 

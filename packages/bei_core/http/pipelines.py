@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from bei_core.http.scored import PredictRequest, labelled
-from bei_core.service import Reply, Service
+from bei_core.serving.service import Reply, Service
 from bei_core.tasks import Classify, Rows
 
 

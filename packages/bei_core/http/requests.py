@@ -8,8 +8,8 @@ from typing import Annotated, Literal, TypeAlias, TypeVar
 
 import msgspec
 
-from bei_core.errors import Empty, MalformedBody, Validation
-from bei_core.service import Service
+from bei_core.errors import EmptyInputError, MalformedBodyError, ValidationError
+from bei_core.serving.service import Service
 from bei_core.tasks import Embed, Encoding, Text, TruncationSide, check_dimensions
 
 BodyT = TypeVar("BodyT", bound=msgspec.Struct)
@@ -35,7 +35,7 @@ class Common(msgspec.Struct, kw_only=True):
         try:
             side = TruncationSide(self.truncation_direction.lower())
         except ValueError:
-            raise Validation(
+            raise ValidationError(
                 f"`truncation_direction` must be Left or Right, got {self.truncation_direction!r}",
                 param="truncation_direction",
             ) from None
@@ -100,7 +100,7 @@ class SimilarityRequest(msgspec.Struct, kw_only=True):
     def task(self, service: Service) -> Embed:
         """The task; raises a RequestError for inputs that cannot be."""
         if not self.inputs.sentences:
-            raise Empty("`inputs.sentences` cannot be empty", param="inputs")
+            raise EmptyInputError("`inputs.sentences` cannot be empty", param="inputs")
         texts: list[Text] = [self.inputs.source_sentence, *self.inputs.sentences]
         return _embed(service, texts, (self.parameters or Common()).encoding(service), None, True)
 
@@ -120,31 +120,34 @@ class DecodeRequest(msgspec.Struct, kw_only=True):
     skip_special_tokens: bool = True
 
     def lists(self) -> list[list[int]]:
-        """One list of ids a text. Raises Validation where ids and lists are mixed."""
+        """One list of ids a text. Raises ValidationError where ids and lists are mixed."""
         numbers = [item for item in self.ids if isinstance(item, int)]
         if numbers and len(numbers) < len(self.ids):
-            raise Validation("`ids` must be token ids, or lists of token ids", param="ids")
+            raise ValidationError("`ids` must be token ids, or lists of token ids", param="ids")
         return [numbers] if numbers else [item for item in self.ids if not isinstance(item, int)]
 
 
 def decode(body: bytes, kind: type[BodyT]) -> BodyT:
-    """The body as `kind`. Raises MalformedBody for what is not JSON, Validation naming a field of the wrong type."""
+    """The body as `kind`.
+
+    Raises MalformedBodyError for what is not JSON, ValidationError naming a field of the wrong type.
+    """
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as fault:
         field = _FIELD.search(str(fault)) or re.search(r"field `(\w+)`", str(fault))
-        raise Validation(str(fault), param=field.group(1) if field else None) from fault
+        raise ValidationError(str(fault), param=field.group(1) if field else None) from fault
     except (msgspec.DecodeError, UnicodeDecodeError) as fault:
-        raise MalformedBody(f"the body is not JSON in UTF-8: {fault}") from fault
+        raise MalformedBodyError(f"the body is not JSON in UTF-8: {fault}") from fault
     except RecursionError as fault:
-        raise MalformedBody("the body is nested too deeply") from fault
+        raise MalformedBodyError("the body is nested too deeply") from fault
 
 
 def texts_of(value: str | Sequence[str]) -> list[str]:
-    """One text or several, as several. Raises Empty for none."""
+    """One text or several, as several. Raises EmptyInputError for none."""
     texts = [value] if isinstance(value, str) else list(value)
     if not texts:
-        raise Empty("`inputs` cannot be empty", param="inputs")
+        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
     return texts
 
 
@@ -160,12 +163,12 @@ def inputs_of(value: Input, field: str) -> list[Text]:
     if isinstance(value, str):
         return [value]
     if not value:
-        raise Empty(f"`{field}` cannot be empty", param=field)
+        raise EmptyInputError(f"`{field}` cannot be empty", param=field)
     numbers = sum(isinstance(item, int) for item in value)
     if numbers == 0:
         return value  # type: ignore[return-value]
     if numbers < len(value):
-        raise Validation(f"`{field}` mixes token ids with texts; put the ids of each text in a list", param=field)
+        raise ValidationError(f"`{field}` mixes token ids with texts; put the ids of each text in a list", param=field)
     return [value]  # type: ignore[list-item]
 
 
@@ -179,4 +182,4 @@ def _prompt_of(input_type: str, service: Service) -> str | None:
     if input_type in {"query", "search_query", *documents}:
         return None  # the model was trained without
     known = sorted({"query", "passage", "document", *service.spec.prompts})
-    raise Validation(f"unknown `input_type` {input_type!r}; known are {', '.join(known)}", param="input_type")
+    raise ValidationError(f"unknown `input_type` {input_type!r}; known are {', '.join(known)}", param="input_type")

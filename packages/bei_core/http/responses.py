@@ -12,10 +12,10 @@ import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
-from bei_core.errors import MethodNotAllowed, Overloaded, RequestError, Unauthorized
+from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError, UnauthorizedError
 from bei_core.http import negotiation
 from bei_core.metrics import Timings
-from bei_core.service import Reply, Service
+from bei_core.serving.service import Reply, Service
 from bei_core.tasks import Rows
 
 _SHOWN = 1000  # characters of an error's text
@@ -115,11 +115,11 @@ def error_response(error: RequestError, *, openai_shape: bool, inputs: str = "in
         message, param = message.replace("`inputs`", f"`{inputs}`"), inputs
     message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # it may repeat what the caller sent
     headers = {}
-    if isinstance(error, Overloaded):
+    if isinstance(error, OverloadedError):
         headers["retry-after"] = str(error.retry_after_s)
-    if isinstance(error, MethodNotAllowed):
+    if isinstance(error, MethodNotAllowedError):
         headers["allow"] = error.allow
-    if isinstance(error, Unauthorized):
+    if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
     if openai_shape:
         inner = {"message": message, "type": error.kind, "param": param, "code": error.status}

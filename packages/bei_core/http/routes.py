@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from bei_core import metrics
-from bei_core.errors import Empty
+from bei_core.errors import EmptyInputError
 from bei_core.http import requests, responses
 from bei_core.http.pipelines import PipelineRequest
 from bei_core.http.requests import DecodeRequest, EmbeddingsRequest, EmbedRequest, SimilarityRequest, TokenizeRequest
@@ -24,8 +24,8 @@ from bei_core.http.scored import ClassifyRequest, RerankRequest, labelled
 from bei_core.http.shapes import VertexRequest, default_path, path_of
 from bei_core.http.tokenwise import EmbedAllRequest, EmbedSparseRequest, PredictTokensRequest, terms, vectors
 from bei_core.metrics import Timings
-from bei_core.service import Reply, Service
-from bei_core.spec import Pooling
+from bei_core.models.spec import Pooling
+from bei_core.serving.service import Reply, Service
 from bei_core.tasks import Rows, Task
 
 ResultT = TypeVar("ResultT")
@@ -156,7 +156,7 @@ async def vertex(call: Call) -> Reply[Any]:
     """`POST /vertex`: several bodies at once, each for the route that takes such a body; one's error is everyone's."""
     bodies = requests.decode(call.body, VertexRequest).instances
     if not bodies:
-        raise Empty("`instances` cannot be empty", param="instances")
+        raise EmptyInputError("`instances` cannot be empty", param="instances")
     call.service.check_batch(bodies)
     calls = [replace(call, body=bytes(body), timings=Timings()) for body in bodies]
     tasks = [asyncio.ensure_future(_by_shape(each)) for each in calls]

@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from bei_core.errors import Empty, Validation
+from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.http.requests import Common
 from bei_core.http.responses import usage
-from bei_core.service import Reply, Service
+from bei_core.serving.service import Reply, Service
 from bei_core.tasks import Classify, Encoding, Pair, Rank, Rows, Scoring, best_first
 
 # `/predict`: one text, or a list that is either one input (a text, or two read together) or lists of those.
@@ -31,7 +31,7 @@ class PredictRequest(Common):
     def task(self, service: Service) -> Classify:
         """The task; raises a RequestError for inputs that cannot be."""
         if not self.inputs:
-            raise Empty("`inputs` cannot be empty", param="inputs")
+            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
         items: Sequence[Any] = [self.inputs] if self.is_single else self.inputs
         return classify(service, [_input(item) for item in items], self.encoding(service), raw=self.raw_scores)
 
@@ -70,9 +70,9 @@ class RerankRequest(Common):
 
     @property
     def passages(self) -> list[str]:
-        """The texts to rank. Raises Validation where neither field, or both, are there."""
+        """The texts to rank. Raises ValidationError where neither field, or both, are there."""
         if (self.texts is None) == (self.documents is None):
-            raise Validation("give either `texts` or `documents`", param="texts")
+            raise ValidationError("give either `texts` or `documents`", param="texts")
         if self.texts is not None:
             return self.texts
         return [item.text if isinstance(item, Document) else item for item in self.documents or ()]
@@ -82,12 +82,12 @@ class RerankRequest(Common):
         if not service.ranks:
             service.expect("reranker")
         if self.top_n is not None and self.top_n < 1:
-            raise Validation(f"`top_n` must be at least 1, got {self.top_n}", param="top_n")
+            raise ValidationError(f"`top_n` must be at least 1, got {self.top_n}", param="top_n")
         texts = self.passages
         if not texts:
-            raise Empty("`inputs` cannot be empty", param="inputs")
+            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
         if not self.query:
-            raise Empty("`query` cannot be empty", param="query")
+            raise EmptyInputError("`query` cannot be empty", param="query")
         pairs = [service.together(self.query, text, self.instruction) for text in texts]
         return Rank(pairs, self.encoding(service), "none" if self.raw_scores else self._scoring(service))
 
@@ -119,10 +119,10 @@ class RerankRequest(Common):
 
 
 def classify(service: Service, inputs: Sequence[str | Pair], encoding: Encoding, *, raw: bool) -> Classify:
-    """Scores for inputs. Raises Empty for none, WrongTask where the model gives no scores."""
+    """Scores for inputs. Raises EmptyInputError for none, WrongTaskError where the model gives no scores."""
     scoring = service.scoring("classifier", "reranker")
     if not inputs:
-        raise Empty("`inputs` cannot be empty", param="inputs")
+        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
     return Classify(inputs, encoding, "none" if raw else scoring)
 
 
@@ -132,9 +132,9 @@ def labelled(reply: Reply[Rows], labels: Sequence[str]) -> list[list[dict[str, A
 
 
 def _input(item: str | list[str]) -> str | Pair:
-    """A text, or a pair of two. Raises Validation for a list of another length."""
+    """A text, or a pair of two. Raises ValidationError for a list of another length."""
     if isinstance(item, str):
         return item
     if len(item) not in {1, 2}:
-        raise Validation(f"an input is a text or a pair of texts, got a list of {len(item)}", param="inputs")
+        raise ValidationError(f"an input is a text or a pair of texts, got a list of {len(item)}", param="inputs")
     return item[0] if len(item) == 1 else Pair(item[0], item[1])

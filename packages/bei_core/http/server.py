@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from bei_core.http.app import App, make_app
 from bei_core.http.traces import Traces
-from bei_core.service import Service
+from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
 

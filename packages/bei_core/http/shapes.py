@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from bei_core.errors import Validation
+from bei_core.errors import ValidationError
 from bei_core.http.requests import EmbeddingsRequest, EmbedRequest
 from bei_core.http.scored import PredictRequest, RerankRequest
 from bei_core.http.tokenwise import EmbedAllRequest, EmbedSparseRequest, PredictTokensRequest
-from bei_core.service import Service
+from bei_core.serving.service import Service
 
 # The POST routes that such an endpoint stands for. A body is for the first whose required fields it has, so of those
 # that require the same, all but one are reached as the default only: `webserver_default_route`, or the kind's.
@@ -61,7 +61,7 @@ def default_path(service: Service) -> str:
 def path_of(body: bytes, default_route: str) -> str:
     """The route that takes such a body; `default_route` before any other, and for what is not a JSON object.
 
-    Raises Validation, which says what the routes require, for an object that none of them takes.
+    Raises ValidationError, which says what the routes require, for an object that none of them takes.
     """
     try:
         fields = _DECODER.decode(body)
@@ -74,7 +74,9 @@ def path_of(body: bytes, default_route: str) -> str:
         if path in _REQUIRED and names >= _REQUIRED[path]:
             return path
     known = ", or ".join(f"{_quoted(_REQUIRED[path])} as {path} does" for path in _NAMED)
-    raise Validation(f"predict takes an object with {known}; this one has {_quoted(names)[:_SHOWN] or 'no fields'}")
+    raise ValidationError(
+        f"predict takes an object with {known}; this one has {_quoted(names)[:_SHOWN] or 'no fields'}"
+    )
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bei_core.errors import Empty, Validation, WrongTask
+from bei_core.errors import EmptyInputError, ValidationError, WrongTaskError
 from bei_core.http.requests import Common, Input, inputs_of
-from bei_core.ner import Entity, Piece, Strategy, entities, without
-from bei_core.service import Reply, Service
+from bei_core.serving.service import Reply, Service
 from bei_core.tasks import ClassifyTokens, EmbedAll, EmbedSparse, Sparse, TokenRows
+from bei_core.text.ner import Entity, Piece, Strategy, entities, without
 
 _OUTSIDE = ("O",)  # the label of what is no entity, which transformers leaves out
 
@@ -28,7 +28,7 @@ class EmbedAllRequest(Common):
         """The task; raises a RequestError for inputs that cannot be."""
         service.expect("embedding", "late-interaction")
         if not service.engine.token_width:
-            raise WrongTask(f"{service.name} gives no vectors of tokens")
+            raise WrongTaskError(f"{service.name} gives no vectors of tokens")
         return EmbedAll(inputs_of(self.inputs, "inputs"), self.encoding(service))
 
 
@@ -61,13 +61,13 @@ class PredictTokensRequest(Common):
 
     @property
     def texts(self) -> list[str]:
-        """One text an input. Raises Empty for none, Validation for what is no single text."""
+        """One text an input. Raises EmptyInputError for none, ValidationError for what is no single text."""
         items = [self.inputs] if isinstance(self.inputs, str) else self.inputs
         if not items:
-            raise Empty("`inputs` cannot be empty", param="inputs")
+            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
         wrong = [len(item) for item in items if not isinstance(item, str) and len(item) != 1]
         if wrong:
-            raise Validation(f"an input is a text or a list of one, got a list of {wrong[0]}", param="inputs")
+            raise ValidationError(f"an input is a text or a list of one, got a list of {wrong[0]}", param="inputs")
         return [item if isinstance(item, str) else item[0] for item in items]
 
     def task(self, service: Service) -> ClassifyTokens:

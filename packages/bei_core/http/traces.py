@@ -15,12 +15,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 from starlette.requests import Request
 
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, EngineError, RequestError
 from bei_core.http.responses import request_id
 from bei_core.http.routes import Route, bei_version
 from bei_core.metrics import Timings
-from bei_core.objects import shown
+from bei_core.storage.objects import shown
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider

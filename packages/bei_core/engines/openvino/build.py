@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 import openvino
 
-from bei_core.batch import Batch
 from bei_core.checkpoint import Checkpoint
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine, Plan
+from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.openvino.engine import MODEL, Array, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize import calibration_batches, import_nncf, quantize
+from bei_core.engines.openvino.quantize.graph import calibration_batches, import_nncf, quantize
 from bei_core.engines.quality import Bar, Quality, bar_of, measure
-from bei_core.errors import EngineUnavailable
-from bei_core.spec import ModelSpec
+from bei_core.errors import EngineUnavailableError
+from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def facts(settings: Settings) -> Mapping[str, object]:
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.
 
-    Raises EngineUnavailable for a dtype or a quantisation that the processor has not, ConfigError for texts to
+    Raises EngineUnavailableError for a dtype or a quantisation that the processor has not, ConfigError for texts to
     calibrate with that cannot be read.
     """
     precision = precision_for(settings.dtype)
@@ -81,9 +81,9 @@ class _Int8:
     precision: str  # of what is not quantised
 
     def plan(self, known: Mapping[str, object]) -> Plan:
-        """With what is known of its address already. Raises EngineUnavailable for fp4."""
+        """With what is known of its address already. Raises EngineUnavailableError for fp4."""
         if self.how.type.startswith("fp4"):
-            raise EngineUnavailable(
+            raise EngineUnavailableError(
                 f"quantization_type {self.how.type}: the CPU engine does not multiply int4 weights by int8 "
                 "activations; use fp8 (int8 on a CPU), fp8_mlp_only or no_quant"
             )
@@ -107,7 +107,7 @@ class _Int8:
         return self.how.type == "fp8_mlp_only"
 
     def _fill(self, folder: Path, samples: Samples) -> Quality:
-        """Writes the model, and measures it. Raises QualityError, EngineUnavailable without nncf."""
+        """Writes the model, and measures it. Raises QualityError, EngineUnavailableError without nncf."""
         import_nncf()
         limit = self.how.calibration.max_seq_length
         texts, held_out = (

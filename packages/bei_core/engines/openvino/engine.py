@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 
-from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
+from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.openvino.convolve import convolve
 from bei_core.engines.openvino.graph import ROWS, TOKENS
-from bei_core.engines.openvino.rows import Grid, lay_out
-from bei_core.errors import EngineUnavailable
-from bei_core.spec import ModelSpec
+from bei_core.engines.openvino.packing import Grid, lay_out
+from bei_core.engines.openvino.quantize.convolve import convolve
+from bei_core.errors import EngineUnavailableError
+from bei_core.models.spec import ModelSpec
 
 MODEL = "model.xml"  # with model.bin: OpenVINO's own format, for any processor
 
@@ -40,13 +40,15 @@ def precision_for(dtype: str) -> str:
 
     Of a quantised model (`int8`) it is what the rest of it computes in.
 
-    Raises EngineUnavailable for a dtype that this processor, or this engine, does not compute in.
+    Raises EngineUnavailableError for a dtype that this processor, or this engine, does not compute in.
     """
     has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = ("bf16" if has_bf16 else "f32") if dtype in {"auto", "int8"} else _PRECISIONS.get(dtype)
     if precision is None or (precision == "bf16" and not has_bf16):
         offered = "auto, int8, float32" + (", bfloat16" if has_bf16 else "")
-        raise EngineUnavailable(f"the CPU engine does not compute in {dtype} on this processor; it offers {offered}")
+        raise EngineUnavailableError(
+            f"the CPU engine does not compute in {dtype} on this processor; it offers {offered}"
+        )
     return precision
 
 
@@ -98,7 +100,7 @@ class OpenVinoEngine:
                 convolve(made)
             compiled = core.compile_model(made, "CPU", compile_properties(precision))
         except RuntimeError as fault:
-            raise EngineUnavailable(f"{model} cannot be loaded here: {fault}; build it again") from fault
+            raise EngineUnavailableError(f"{model} cannot be loaded here: {fault}; build it again") from fault
         self._request = compiled.create_infer_request()
         widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
@@ -146,5 +148,8 @@ class OpenVinoEngine:
 
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> OpenVinoEngine:
-    """The engine of an engine folder, computing in `dtype`. Raises EngineUnavailable where the processor does not."""
+    """The engine of an engine folder, computing in `dtype`.
+
+    Raises EngineUnavailableError where the processor does not.
+    """
     return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=manifest.precision == "int8")

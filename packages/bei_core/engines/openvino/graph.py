@@ -15,14 +15,14 @@ from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.engines.families import FamilyHeads, Head, heads_of
 from bei_core.engines.openvino import heads, ops
-from bei_core.engines.openvino.architectures import FAMILIES, family_of
-from bei_core.engines.openvino.blocks import Inputs
+from bei_core.engines.openvino.models.architectures import FAMILIES, family_of
+from bei_core.engines.openvino.models.blocks import Inputs
+from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, pool
-from bei_core.engines.openvino.weights import Weights
-from bei_core.errors import UnsupportedModel
-from bei_core.spec import Classifier, Dense, ModelSpec, Module, Normalize, Pooling, Splade
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.families import FamilyHeads, Head, heads_of
+from bei_core.models.spec import Classifier, Dense, ModelSpec, Module, Normalize, Pooling, Splade
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
@@ -32,7 +32,7 @@ TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
-    """The model's graph with dynamic R, L and B. Raises UnsupportedModel, or CheckpointError naming a tensor."""
+    """The model's graph with dynamic R, L and B. Raises UnsupportedModelError, or CheckpointError naming a tensor."""
     family = FAMILIES[family_of(spec.architecture)]
     grid = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
@@ -88,7 +88,7 @@ class _Top:
 
     def _head(self, head: Head | None) -> Head:
         if head is None:
-            raise UnsupportedModel(f"the head of {self.spec.architecture} is not supported")
+            raise UnsupportedModelError(f"the head of {self.spec.architecture} is not supported")
         return head
 
     def _after(self, modules: Sequence[Module], x: Node) -> Node:
@@ -99,7 +99,7 @@ class _Top:
             elif isinstance(module, Normalize):
                 x = ops.l2_normalize(x)
             else:
-                raise UnsupportedModel(f"{type(module).__name__} cannot follow another module")
+                raise UnsupportedModelError(f"{type(module).__name__} cannot follow another module")
         return x
 
     def _dense(self, module: Dense, x: Node) -> Node:

@@ -12,12 +12,12 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.engines.families import Config, Head
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.blocks import Layers
+from bei_core.engines.openvino.models.blocks import Layers
+from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, last_real_token, pool
-from bei_core.engines.openvino.weights import Weights
-from bei_core.spec import Classifier
+from bei_core.models.families import Config, Head
+from bei_core.models.spec import Classifier
 
 
 def classify(

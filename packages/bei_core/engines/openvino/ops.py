@@ -14,7 +14,7 @@ import numpy.typing as npt
 from openvino import Node, Type
 from openvino import opset15 as op
 
-from bei_core.errors import UnsupportedModel
+from bei_core.errors import UnsupportedModelError
 
 Array = npt.NDArray[Any]
 
@@ -164,9 +164,9 @@ _ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
 
 
 def activation(name: str) -> Callable[[Node], Node]:
-    """The activation that transformers calls `name`. Raises UnsupportedModel listing the known ones."""
+    """The activation that transformers calls `name`. Raises UnsupportedModelError listing the known ones."""
     if name not in _ACTIVATIONS:
-        raise UnsupportedModel(f"unknown activation {name!r}; known are {', '.join(sorted(_ACTIVATIONS))}")
+        raise UnsupportedModelError(f"unknown activation {name!r}; known are {', '.join(sorted(_ACTIVATIONS))}")
     return _ACTIVATIONS[name]
 
 

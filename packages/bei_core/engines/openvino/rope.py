@@ -11,7 +11,7 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.engines.rope import tables
+from bei_core.models.rope import tables
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Rotation:
 def rotation(
     config: Mapping[str, Any], head_size: int, positions: Node, max_len: int, *, layer_type: str = "full_attention"
 ) -> Rotation:
-    """The rotation of a layer type's queries and keys. Raises UnsupportedModel for a scaling outside the table."""
+    """The rotation of a layer type's queries and keys. Raises UnsupportedModelError for a scaling outside the table."""
     both = tables(config, head_size, max_len, layer_type=layer_type)
     cos, sin = (op.unsqueeze(ops.embedding(table, positions), ops.axis(1)) for table in both)
     return Rotation(cos, sin)

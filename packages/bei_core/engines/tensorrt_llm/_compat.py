@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from bei_core.errors import EngineUnavailable
+from bei_core.errors import EngineUnavailableError
 
 VERSION = "1.4.0rc1"
 
@@ -30,26 +30,29 @@ _PLACES: dict[str, tuple[str, ...]] = {
 
 
 def upstream(name: str) -> Any:
-    """A class or function of TensorRT-LLM. Raises EngineUnavailable where the package is missing or has moved it."""
+    """A class or function of TensorRT-LLM.
+
+    Raises EngineUnavailableError where the package is missing or has moved it.
+    """
     for place in _PLACES[name]:
         try:
             return getattr(importlib.import_module(place), name)
         except (ModuleNotFoundError, AttributeError):
             continue
-    raise EngineUnavailable(
+    raise EngineUnavailableError(
         f"tensorrt_llm has no {name} in {' or '.join(_PLACES[name])}; the engine is written for {VERSION}: "
         f"pip install tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com"
     )
 
 
 def check_version() -> None:
-    """Raises EngineUnavailable for any version but the one this is written for: `encode()` is a prototype there."""
+    """Raises EngineUnavailableError for any version but the supported one, because `encode()` is a prototype there."""
     try:
         found = importlib.import_module("tensorrt_llm").__version__
     except Exception as fault:  # its libraries want a driver, CUDA, MPI: whatever is missing has its own error
-        raise EngineUnavailable(f"tensorrt_llm cannot be imported here: {fault}") from fault
+        raise EngineUnavailableError(f"tensorrt_llm cannot be imported here: {fault}") from fault
     if found != VERSION:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"tensorrt_llm {found} is installed and the engine is written for {VERSION}: "
             f"pip install tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com, or use the image of "
             "docs/gpu.md"

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.checkpoint import Checkpoint, Tensors
-from bei_core.engines.families import (
+from bei_core.engines.tensorrt_llm.tensorfile import Entry, write_tensors
+from bei_core.errors import CheckpointError, UnsupportedModelError
+from bei_core.models.families import (
     BERT_ANCHOR,
     BERTS,
     DECODER_ANCHOR,
@@ -28,9 +30,7 @@ from bei_core.engines.families import (
     DecoderSizes,
     heads_of,
 )
-from bei_core.engines.tensorrt_llm.tensorfile import Entry, write_tensors
-from bei_core.errors import CheckpointError, UnsupportedModel
-from bei_core.spec import Classifier, Dense, ModelSpec
+from bei_core.models.spec import Classifier, Dense, ModelSpec
 
 Array = npt.NDArray[Any]
 Mask = Literal["full", "causal"]
@@ -111,11 +111,14 @@ def family_name(architecture: str) -> str:
 
 
 def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
-    """What our class has to know of a model. Raises UnsupportedModel for a family or kind that the GPU does not run."""
+    """What our class has to know of a model.
+
+    Raises UnsupportedModelError for a family or kind that the GPU does not run.
+    """
     name = family_name(spec.architecture)
     if name not in FAMILIES or spec.kind not in KINDS:
         what = f"a model of kind {spec.kind}" if name in FAMILIES else spec.architecture
-        raise UnsupportedModel(
+        raise UnsupportedModelError(
             f"the TensorRT-LLM engine does not run {what}; it runs {', '.join(FAMILIES)} as {', '.join(KINDS)}. "
             "The CPU engine may: --engine openvino"
         )
@@ -194,10 +197,10 @@ def top_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Arr
 
 
 def _head(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
-    """The layers of a sequence classifier. Raises UnsupportedModel where the family has none."""
+    """The layers of a sequence classifier. Raises UnsupportedModelError where the family has none."""
     head = heads_of(family_name(facts.spec.architecture)).sequence
     if head is None:
-        raise UnsupportedModel(f"the head of {facts.spec.architecture} is not supported")
+        raise UnsupportedModelError(f"the head of {facts.spec.architecture} is not supported")
     tensors = checkpoint.tensors()
     for layer, name in (("dense", head.dense), ("out", head.out)):
         for part in ("weight", "bias"):

@@ -9,13 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.config import Settings
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.calibration import Quantization, quantization_of
 from bei_core.engines.quality import Bar, Quality, bar_of
 from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, facts_of, write_config, write_weights
-from bei_core.errors import ConfigError, EngineUnavailable
-from bei_core.spec import ModelSpec
+from bei_core.errors import ConfigError, EngineUnavailableError
+from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ def facts(settings: Settings) -> Mapping[str, object]:
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.
 
-    Raises UnsupportedModel, ConfigError for a dtype that is not there, EngineUnavailable where a quantised engine is
-    asked for and modelopt is not installed, QualityError where one is too far from what it was.
+    Raises UnsupportedModelError, ConfigError for a dtype that is not there, EngineUnavailableError where a quantised
+    engine is asked for and modelopt is not installed, QualityError where one is too far from what it was.
     """
     how = quantization_of(settings)
     if how is not None:
@@ -67,7 +67,7 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
 def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, how: Quantization, bar: Bar) -> Plan:
     missing = [package for package in ("torch", "transformers", "modelopt") if find_spec(package) is None]
     if missing:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"quantization_type {how.type} needs {' and '.join(missing)} where the engine is built: "
             "pip install nvidia-modelopt==0.47.0 'transformers>=4.57,<5.15' requests"
         )

@@ -14,15 +14,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from bei_core.batch import Batch
 from bei_core.engines.base import EngineInfo
+from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED, Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.artifact import read_facts
 from bei_core.engines.tensorrt_llm.build import DTYPES
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
-from bei_core.errors import EngineUnavailable
-from bei_core.spec import ModelSpec
+from bei_core.errors import EngineUnavailableError
+from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class TensorRtLlmEngine:
                     cuda_graph_config=None if facts.needs_own_attention else _graphs(spec.max_seq_len),
                 )
             except Exception as fault:
-                raise EngineUnavailable(f"TensorRT-LLM cannot load {folder}: {fault}{_no_card()}") from fault
+                raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_card()}") from fault
         self.info = EngineInfo(
             name="tensorrt_llm",
             device="gpu",
@@ -106,7 +106,7 @@ class TensorRtLlmEngine:
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TensorRtLlmEngine:
     """The engine of an engine folder, in the precision it was built in: `dtype` may not ask for another.
 
-    Raises EngineUnavailable for a missing or other TensorRT-LLM, or a card that lacks the precision.
+    Raises EngineUnavailableError for a missing or other TensorRT-LLM, or a card that lacks the precision.
     """
     check_version()
     check_card(manifest.precision)
@@ -117,12 +117,12 @@ def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> Te
 
 
 def check_card(precision: str) -> None:
-    """Raises EngineUnavailable where the first card does not compute in the precision, saying which do."""
+    """Raises EngineUnavailableError where the first card does not compute in the precision, saying which do."""
     if precision not in _NEEDS or not torch.cuda.is_available():
         return
     needed, found = _NEEDS[precision], torch.cuda.get_device_capability(0)
     if found < needed:
-        raise EngineUnavailable(
+        raise EngineUnavailableError(
             f"{precision} needs a card of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; "
             f"fp4: B200 and newer); {torch.cuda.get_device_name(0)} has {found[0]}.{found[1]}. Build with "
             "quantization_type no_quant for it"

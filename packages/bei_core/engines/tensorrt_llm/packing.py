@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from bei_core.batch import Batch
+from bei_core.engines.batch import Batch
 
 
 def pack_ids(batch: Batch, vocab_size: int) -> npt.NDArray[np.int32]:

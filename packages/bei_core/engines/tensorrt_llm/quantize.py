@@ -32,7 +32,7 @@ from bei_core.engines.quality import Bar, Quality, measure
 from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, Facts, top_tensors, write_config, write_weights
 from bei_core.engines.tensorrt_llm.models.pooling import Spans
 from bei_core.engines.tensorrt_llm.models.top import make_top
-from bei_core.spec import ModelSpec
+from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Text, Tokens
 
 log = logging.getLogger(__name__)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bei_core.engines.families import BERTS, BertNames, BertSizes
 from bei_core.engines.tensorrt_llm.artifact import Facts
 from bei_core.engines.tensorrt_llm.models.attention import Sizes, make_attention
 from bei_core.engines.tensorrt_llm.models.layers import Config, Embedding, LayerNorm, Mlp, Weights
 from bei_core.engines.tensorrt_llm.models.top import activation
+from bei_core.models.families import BERTS, BertNames, BertSizes
 
 
 class BertTransformer(nn.Module):

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from bei_core.engines.families import DECODERS, DecoderSizes, DecoderSwitches
 from bei_core.engines.tensorrt_llm.artifact import Facts
 from bei_core.engines.tensorrt_llm.models.attention import Sizes, make_attention
 from bei_core.engines.tensorrt_llm.models.layers import Config, Embedding, GatedMlp, RmsNorm, Rotation, Weights
 from bei_core.engines.tensorrt_llm.models.top import activation
+from bei_core.models.families import DECODERS, DecoderSizes, DecoderSwitches
 
 
 class DecoderTransformer(nn.Module):

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bei_core.engines.rope import tables
 from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.errors import CheckpointError
+from bei_core.models.rope import tables
 
 Linear, WeightMode, WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
 

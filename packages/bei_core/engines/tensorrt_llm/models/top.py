@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bei_core.engines.families import heads_of
 from bei_core.engines.tensorrt_llm.artifact import Facts, family_name
 from bei_core.engines.tensorrt_llm.models.pooling import Spans, pool
-from bei_core.errors import UnsupportedModel
-from bei_core.spec import Classifier, Dense, ModelSpec, Normalize, Pooling
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.families import heads_of
+from bei_core.models.spec import Classifier, Dense, ModelSpec, Normalize, Pooling
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -36,9 +36,11 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The function that config.json names. Raises UnsupportedModel listing the known ones."""
+    """The function that config.json names. Raises UnsupportedModelError listing the known ones."""
     if name not in _ACTIVATIONS:
-        raise UnsupportedModel(f"activation {name!r} is not supported; known are {', '.join(sorted(_ACTIVATIONS))}")
+        raise UnsupportedModelError(
+            f"activation {name!r} is not supported; known are {', '.join(sorted(_ACTIVATIONS))}"
+        )
     return _ACTIVATIONS[name]
 
 
@@ -91,7 +93,7 @@ class Rows(nn.Module):
         super().__init__()
         first, *rest = spec.modules
         if not isinstance(first, Pooling):
-            raise UnsupportedModel(f"{type(first).__name__} cannot come first")
+            raise UnsupportedModelError(f"{type(first).__name__} cannot come first")
         self.modes = first.modes
         self.after = nn.ModuleList()
         for module in rest:
@@ -100,7 +102,7 @@ class Rows(nn.Module):
             elif isinstance(module, Normalize):
                 self.after.append(_Normalize())
             else:
-                raise UnsupportedModel(f"{type(module).__name__} cannot follow another module")
+                raise UnsupportedModelError(f"{type(module).__name__} cannot follow another module")
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Takes the modules' tensors."""

@@ -1,0 +1,1 @@
+"""The `bei` command, one file a subcommand."""

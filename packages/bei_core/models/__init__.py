@@ -1,0 +1,1 @@
+"""What a checkpoint is: its specification, its family, rotary tables, pooling and prompts."""

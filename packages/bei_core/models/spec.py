@@ -1,0 +1,399 @@
+"""A model folder read into what an engine and a tokenizer need to know of it.
+
+The files are transformers' `config.json` and, where the folder is a sentence-transformers model, `modules.json` with a
+folder a module. Read against sentence-transformers 6.2 (`sentence_transformer/modules/pooling.py`,
+`base/modules/{dense,transformer}.py`, `sparse_encoder/modules/splade_pooling.py`,
+`cross_encoder/modules/logit_score.py`), which also reads what its older releases wrote; ColBERT's and PyLate's too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from bei_core.tasks import Scoring
+from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
+
+POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+
+# The booleans that sentence-transformers < 5.4 writes, in the order in which it concatenates several.
+_POOLING_FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+
+_ACTIVATIONS = {
+    "Identity": "identity",
+    "Tanh": "tanh",
+    "ReLU": "relu",
+    "GELU": "gelu",
+    "SiLU": "silu",
+    "Sigmoid": "sigmoid",
+}
+
+# What `Settings.pooling` and TEI's `--pooling` call them.
+_POOLING_ALIASES = {
+    "last-token": "lasttoken",
+    "last_token": "lasttoken",
+    "weighted_mean": "weightedmean",
+    "mean_sqrt_len": "mean_sqrt_len_tokens",
+}
+
+
+class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
+    """Token vectors to one vector a text; several modes are concatenated."""
+
+    modes: tuple[str, ...]
+    include_prompt: bool = True  # False: the tokens of a prompt are left out
+
+
+class Dense(msgspec.Struct, frozen=True, tag="dense"):
+    """A linear layer and an activation; its weights are in `<folder>/model.safetensors`."""
+
+    folder: str  # "": the model's own
+    bias: bool
+    activation: str
+    residual: bool = False
+    tensor: str = "linear"
+    per_token: bool = False  # of vectors before pooling
+
+
+class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
+    """L2 normalisation between two other modules."""
+
+
+class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
+    """The logits of each label, in the order of the model's outputs, by the head of the architecture."""
+
+    labels: tuple[str, ...]
+    scoring: Scoring
+    per_token: bool = False
+    answers: tuple[int | None, int] | None = None  # ids of a language model's "no" and "yes": the logit is yes - no
+
+
+class Splade(msgspec.Struct, frozen=True, tag="splade"):
+    """Weights of the vocabulary's terms: the maximum over tokens of log(1 + relu(logit)) (Formal et al. 2021)."""
+
+
+Module: TypeAlias = Pooling | Dense | Normalize | Classifier | Splade
+
+# What a model does. Of a classifier with one label: it ranks.
+Kind: TypeAlias = Literal["embedding", "classifier", "reranker", "token-classifier", "sparse", "late-interaction"]
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about a model but its weights and its vocabulary."""
+
+    architecture: str  # config.json's `architectures[0]`
+    config: dict[str, Any]  # config.json
+    modules: tuple[Module, ...]  # after the transformer, in order, less a last Normalize
+    normalize: bool  # whether the model's own pipeline ends in Normalize
+    max_seq_len: int  # tokens of one input, special tokens included
+    do_lower_case: bool = False  # sentence_bert_config.json: lower the text before it is tokenized
+    prompts: dict[str, str] = {}
+    default_prompt_name: str | None = None
+    template: RerankTemplate | None = None  # makes one text of a reranker's query and document
+
+    @property
+    def classifier(self) -> Classifier | None:
+        """What the scores mean, where the model gives scores rather than vectors."""
+        return next((module for module in self.modules if isinstance(module, Classifier)), None)
+
+    @property
+    def kind(self) -> Kind:
+        """What the model does."""
+        classifier = self.classifier
+        if classifier is not None and classifier.per_token:
+            return "token-classifier"
+        if classifier is not None:
+            return "reranker" if len(classifier.labels) == 1 else "classifier"
+        if any(isinstance(module, Splade) for module in self.modules):
+            return "sparse"
+        pools = any(isinstance(module, Pooling) for module in self.modules)
+        return "embedding" if pools else "late-interaction"
+
+    def pools_by(self, name: str) -> bool:
+        """Whether the pooling is that of a name, in any of its spellings, and no other."""
+        if name == "splade":
+            return self.kind == "sparse"
+        return all(m.modes == (_pooling_mode(name),) for m in self.modules if isinstance(m, Pooling))
+
+    def answers_as(self, template: RerankTemplate) -> bool:
+        """Whether the scores are those of a template: its answers, where the model is asked for two."""
+        if self.classifier is None:
+            return False
+        asked = None if self.template is None or self.classifier.answers is None else self.template.tokens
+        return asked is None or template.tokens in {None, asked}
+
+    @property
+    def pools_prompt(self) -> bool:
+        """Whether a prompt's tokens count in pooling."""
+        return all(module.include_prompt for module in self.modules if isinstance(module, Pooling))
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a token vector."""
+        return next(int(self.config[name]) for name in ("hidden_size", "dim", "n_embd") if self.config.get(name))
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids below this are known to the model."""
+        return int(self.config["vocab_size"])
+
+
+def read_spec(
+    checkpoint: Checkpoint, *, pooling: str | None = None, template: RerankTemplate | None = None
+) -> ModelSpec:
+    """The spec of a model folder; `pooling` and `template` replace what the folder and its name say.
+
+    Raises CheckpointError naming a file that is missing or malformed, UnsupportedModelError for modules BEI does not
+    know, ConfigError for a pooling or a template that the model cannot have.
+    """
+    config = checkpoint.read_json("config.json")
+    architecture = _architecture(config)
+    own, asked = find_template(checkpoint.source), template is not None
+    template = _answering(template, own) if template else own
+    modules = _head(checkpoint, config, architecture, template) or _modules(checkpoint)
+    if asked and not any(isinstance(module, Classifier) for module in modules):
+        raise _no_scores(architecture)
+    if pooling is not None:
+        modules = _pooled_by(pooling, modules, architecture)
+    normalize = bool(modules) and isinstance(modules[-1], Normalize)
+    sentence = _sentence_config(checkpoint)
+    prompts = checkpoint.read_json("config_sentence_transformers.json", required=False) or {}
+    return ModelSpec(
+        architecture=architecture,
+        config=dict(config),
+        modules=tuple(modules[:-1] if normalize else modules),
+        normalize=normalize,
+        max_seq_len=_max_seq_len(checkpoint, config, sentence),
+        do_lower_case=bool(sentence.get("do_lower_case", False)),
+        prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text is not None},
+        default_prompt_name=prompts.get("default_prompt_name"),
+        template=template,
+    )
+
+
+def _answering(template: RerankTemplate, own: RerankTemplate | None) -> RerankTemplate:
+    """The template, with the answers that the model is known by where it has none itself."""
+    if template.tokens is not None or own is None:
+        return template
+    return msgspec.structs.replace(template, tokens=own.tokens)
+
+
+def _no_scores(architecture: str) -> ConfigError:
+    """What to say of a template for a model that gives vectors."""
+    if architecture.endswith("ForCausalLM"):
+        return ConfigError(
+            f"rerank_template does not say with which tokens this {architecture} answers no and yes; give it as JSON: "
+            f"{EXAMPLE}"
+        )
+    return ConfigError(f"rerank_template is for rerankers, and {architecture} gives vectors")
+
+
+def _head(
+    checkpoint: Checkpoint, config: Mapping[str, Any], architecture: str, template: RerankTemplate | None
+) -> list[Module]:
+    """What the class itself has on top of its transformer; none of a class that is read for its vectors."""
+    if architecture.endswith("ForSequenceClassification"):
+        return [_classifier(config)]
+    if architecture.endswith("ForTokenClassification"):
+        return [msgspec.structs.replace(_classifier(config), scoring="softmax", per_token=True)]
+    if architecture == "HF_ColBERT":
+        return [Dense(folder="", bias=False, activation="identity")]
+    if architecture.endswith("ForCausalLM") and template is not None and template.tokens is not None:
+        no, yes = (_token_id(checkpoint, token) for token in template.tokens)
+        return [Classifier(("LABEL_0",), "sigmoid", answers=(no, yes))]
+    return []
+
+
+def _token_id(checkpoint: Checkpoint, token: str) -> int:
+    """The id of a word that is one token. Raises CheckpointError where it is none."""
+    file = checkpoint.read_json("tokenizer.json")
+    added = {str(entry["content"]): int(entry["id"]) for entry in file.get("added_tokens") or ()}
+    found = added.get(token, file["model"]["vocab"].get(token) if isinstance(file["model"]["vocab"], dict) else None)
+    if found is None:
+        raise CheckpointError(
+            f"{checkpoint.source}: tokenizer.json has no token {token!r}, which the reranker answers with"
+        )
+    return int(found)
+
+
+def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[Module]:
+    """The modules with another pooling. Raises ConfigError where the class cannot have it."""
+    if name == "splade":
+        if not architecture.endswith("ForMaskedLM"):
+            raise ConfigError(f"pooling splade needs a ...ForMaskedLM, and this is {architecture}")
+        return [Splade()]
+    chosen = Pooling(modes=(_pooling_mode(name),))
+    return [chosen if isinstance(module, Pooling | Splade) else module for module in modules]
+
+
+def _architecture(config: Mapping[str, Any]) -> str:
+    """The class that wrote the weights. Raises CheckpointError where config.json does not say."""
+    names = config.get("architectures") or []
+    if not names:
+        raise CheckpointError(
+            'config.json has no `architectures`; add the class that the weights belong to, such as ["BertModel"]'
+        )
+    return str(names[0])
+
+
+def _classifier(config: Mapping[str, Any]) -> Classifier:
+    """Labels and scoring as transformers' pipelines have them (`pipelines/text_classification.py`)."""
+    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    count = len(names) or int(config.get("num_labels") or 2)
+    labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
+    by_problem: dict[Any, Scoring] = {
+        "regression": "none",
+        "multi_label_classification": "sigmoid",
+        "single_label_classification": "softmax",
+    }
+    problem = config.get("problem_type")
+    scoring = "sigmoid" if count == 1 and problem != "regression" else by_problem.get(problem, "softmax")
+    return Classifier(labels, scoring)
+
+
+def _modules(checkpoint: Checkpoint) -> list[Module]:
+    """The modules after the transformer; mean pooling where the folder is not a sentence-transformers model."""
+    entries = checkpoint.read_json("modules.json", required=False)
+    if entries is None:
+        return [Pooling(modes=("mean",))]  # as SentenceTransformer(folder) does
+    modules = [_module(checkpoint, entry) for entry in sorted(entries, key=lambda entry: entry["idx"])[1:]]
+    if not modules:
+        raise UnsupportedModelError("modules.json: nothing follows the transformer")
+    first, *rest = (type(module) for module in modules)
+    if first in {Splade, Classifier} and rest:
+        raise UnsupportedModelError(f"modules.json: nothing may follow {first.__name__}")
+    late = next((module for module in modules if isinstance(module, Dense) and module.per_token), None)
+    if first is Pooling and late is not None:
+        raise UnsupportedModelError(
+            f"{late.folder}/config.json: Dense on token_embeddings is not supported after Pooling"
+        )
+    if first is Normalize or Pooling in rest or not {Splade, Classifier}.isdisjoint(rest):
+        raise UnsupportedModelError(
+            "modules.json: one Pooling must come first, or Dense where every token has a vector"
+        )
+    return modules
+
+
+def _module(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Module:
+    """One entry of modules.json. Raises UnsupportedModelError for a kind that BEI does not run."""
+    kind, folder = str(entry["type"]).rsplit(".", 1)[-1], str(entry.get("path", ""))
+    if kind == "Normalize":
+        return Normalize()
+    if kind not in _READERS:
+        known = "Transformer, Pooling, Dense, Normalize, SpladePooling, LogitScore"
+        raise UnsupportedModelError(f"modules.json: {entry['type']} is not one of {known}")
+    return _READERS[kind](checkpoint.read_json(f"{folder}/config.json"), folder)
+
+
+def _splade(config: Mapping[str, Any], folder: str) -> Splade:
+    """A SpladePooling module. Raises UnsupportedModelError for anything but the maximum of log(1 + relu)."""
+    for name, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
+        if config.get(name, value) != value:
+            raise UnsupportedModelError(
+                f"{folder}/config.json: {name} {config[name]!r} is not supported, only {value!r}"
+            )
+    return Splade()
+
+
+def _logit_score(config: Mapping[str, Any], folder: str) -> Classifier:
+    """A LogitScore module: a causal language model's answer; without a token for no, the logit of yes alone."""
+    no = config.get("false_token_id")
+    return Classifier(("LABEL_0",), "sigmoid", answers=(None if no is None else int(no), int(config["true_token_id"])))
+
+
+def _pooling(config: Mapping[str, Any], folder: str) -> Pooling:
+    """The pooling of either form of `1_Pooling/config.json`."""
+    modes = config.get("pooling_mode")
+    if modes is None:
+        modes = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
+    names = tuple(_pooling_mode(mode) for mode in ([modes] if isinstance(modes, str) else modes))
+    include_prompt = bool(config.get("include_prompt", True))
+    if not include_prompt and not {"cls", "weightedmean"}.isdisjoint(names):
+        raise UnsupportedModelError(
+            f"{folder}/config.json: include_prompt false is not supported with {'+'.join(names)}"
+        )
+    return Pooling(names, include_prompt)
+
+
+def _dense(config: Mapping[str, Any], folder: str) -> Dense:
+    """A Dense module. Raises UnsupportedModelError for inputs and activations outside the table."""
+    activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
+    if activation not in _ACTIVATIONS:
+        raise UnsupportedModelError(
+            f"{folder}/config.json: activation {activation!r}; known are {', '.join(sorted(_ACTIVATIONS))}"
+        )
+    return Dense(
+        folder=folder,
+        bias=bool(config.get("bias", True)),
+        activation=_ACTIVATIONS[activation],
+        residual=bool(config.get("use_residual", False)),
+        per_token=config.get("module_input_name") == "token_embeddings",
+    )
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any], str], Module]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "SpladePooling": _splade,
+    "LogitScore": _logit_score,
+}
+
+
+def _sentence_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """`sentence_bert_config.json`, under any of the names sentence-transformers has given it."""
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
+        config = checkpoint.read_json(f"sentence_{kind}_config.json", required=False)
+        if config is not None:
+            return dict(config)
+    return {}
+
+
+def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], sentence: Mapping[str, Any]) -> int:
+    """Tokens of one input: what sentence-transformers was told, else the tokenizer; never past the position table."""
+    tokenizer = checkpoint.read_json("tokenizer_config.json", required=False) or {}
+    asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length")
+    table = config.get("max_position_embeddings") or config.get("n_positions")
+    if table is not None and config.get("model_type") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
+        table -= first_position(config)
+    limits = [int(limit) for limit in (asked, table) if limit]
+    if not limits:
+        raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
+    return min(limits)
+
+
+def _pooling_mode(name: str) -> str:
+    """The canonical name of a pooling mode. Raises ConfigError listing the known ones."""
+    mode = _POOLING_ALIASES.get(name, name)
+    if mode not in POOLING_MODES:
+        raise ConfigError(f"unknown pooling {name!r}; known are {', '.join(POOLING_MODES)}")
+    return mode
+
+
+def first_position(config: Mapping[str, Any]) -> int:
+    """Row of the position table for a text's first token, in the kinds that count positions from the padding id."""
+    pad = config.get("pad_token_id")
+    if pad is None or config.get("model_type") == "mpnet":  # whose padding id is 1 whatever config.json says
+        return 2
+    return int(pad) + 1
+
+
+def save_spec(spec: ModelSpec, path: Path) -> None:
+    """Writes the spec as JSON that `load_spec` reads back equal."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2))
+
+
+def load_spec(path: Path) -> ModelSpec:
+    """The spec that `save_spec` wrote."""
+    return msgspec.json.decode(path.read_bytes(), type=ModelSpec)

@@ -1,0 +1,1 @@
+"""Deploying to Baseten with Truss."""

@@ -1,0 +1,222 @@
+"""A Truss of ours made from a config.yaml that was written for Baseten's own BEI.
+
+Two forms. Both upload `packages/`, and answer the same requests in the same way:
+
+    model.py       Truss's server loads model/model.py
+    docker_server  the container runs `bei serve`, behind Baseten's proxy
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bei_core.config.files import read_yaml
+from bei_core.config.settings import Settings
+from bei_core.errors import ConfigError
+
+# The checkout that holds this file: what a Truss is made of.
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+PORT = 7997
+
+# What bei_core imports and Truss's server does not bring: that has numpy, prometheus-client, pyyaml and starlette. The
+# versions are those of requirements/dev.lock for Python 3.11, so that what is deployed is what was tested.
+REQUIREMENTS = (
+    "backports-zstd==1.8.0",
+    "huggingface-hub==2.4.0",
+    "msgspec==0.22.0",
+    "openvino==2026.4.1",
+    "orjson==3.13.0",
+    "tokenizers==0.23.3",
+)
+
+# What `bei serve` needs besides, where nothing of Truss's is in the image.
+SERVER_REQUIREMENTS = (
+    "httptools==0.9.0",
+    "numpy==2.4.6",
+    "prometheus-client==0.26.0",
+    "pyyaml==6.0.3",
+    "starlette==1.10.0",
+    "typer==0.29.2",
+    "uvicorn==0.54.0",
+    "uvloop==0.23.0",
+)
+
+# What some blocks need besides: the quantiser of each engine, and the driver of the place where a checkpoint is.
+QUANTISER = "nncf==3.4.0"
+GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
+DRIVERS = {"S3": "s3fs>=2024.6", "GCS": "gcsfs>=2024.6", "AZURE": "adlfs>=2024.7"}
+
+# TensorRT-LLM's image has its own versions of these, which its own packages need: whatever it has will do.
+IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
+GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
+
+# Cards that TensorRT-LLM's encode mode does not run on, that have no fp8 and that have no fp4, as Truss itself says
+# (`truss/base/trt_llm_config.py`). Truss does not look at a block that is one level down.
+_TOO_OLD = frozenset({"T4", "V100"})
+_NO_FP8 = frozenset({"A10G", "A100", "A100_40GB"})
+_NO_FP4 = _NO_FP8 | {"L4", "L40S", "H100", "H100_40GB", "H200"}
+
+# The first start fetches the checkpoint and builds the engine, which on a GPU includes calibrating it.
+STARTUP_S = {"cpu": 1200, "gpu": 3600}
+
+_COMMENTS = {
+    "model_metadata": "bei: settings, by the names of `bei serve`'s flags, with Baseten's block as it was. At the\n"
+    "top of this file the block would start Baseten's own server.",
+    "base_image": "The engine's image. It is fetched from NVIDIA's registry.",
+    "python_version": "The one that is tested; for Truss's default, what its own server asks for has no wheels.",
+    "requirements": "What bei_core imports and the image does not have.",
+    "external_package_dirs": "`truss push` copies what is in here into the upload's packages/.",
+    "docker_server": "The container's server; Baseten's /predict takes any body, told apart by its fields.",
+    "runtime": "The first start fetches the checkpoint and builds the engine; a hung engine is reported after 120 s.",
+}
+_ORDER = (
+    "model_name",
+    "description",
+    "model_metadata",
+    "base_image",
+    "python_version",
+    "requirements",
+    "external_package_dirs",
+    "docker_server",
+    "environment_variables",
+    "secrets",
+    "resources",
+    "runtime",
+)
+
+
+def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool = False) -> Mapping[str, bytes]:
+    """The files of a Truss in `output`, by their paths in it; `cpu` replaces the accelerator.
+
+    Inside this repository it refers to packages/, elsewhere it has a copy. Raises ConfigError for a config.yaml that
+    cannot be read, or whose `trt_llm` block is for no encoder.
+    """
+    given = dict(read_yaml(source))
+    if not isinstance(given.get("trt_llm"), Mapping):
+        raise ConfigError(f"{source} has no trt_llm block at its top; `bei truss init` is for a config.yaml of BEI's")
+    Settings.from_truss_config({name: given[name] for name in ("trt_llm", "model_metadata") if name in given})
+    inside = output.resolve().is_relative_to(REPOSITORY)
+    packages = os.path.relpath(REPOSITORY / "packages", output.resolve()) if inside else None
+    config = configured(given, docker_server=docker_server, cpu=cpu, packages=packages)
+    files = {"config.yaml": written(config, source.name)}
+    if not docker_server:
+        files["model/model.py"] = _read("model/model.py")
+    if not inside:
+        files |= {path: _read(path) for path in _packages()}
+    return files
+
+
+def configured(
+    given: Mapping[str, Any], *, docker_server: bool, cpu: bool, packages: str | None = None
+) -> dict[str, Any]:
+    """Our config for Baseten's. What it says of other things than the engine stays as it is."""
+    config = {name: value for name, value in given.items() if name not in {"trt_llm", "python_version", "requirements"}}
+    if cpu:
+        config["resources"] = {"cpu": "4", "memory": "8Gi"}
+    card = str((config.get("resources") or {}).get("accelerator") or "").partition(":")[0]
+    on_gpu = bool(card)
+    _check_card(card, given["trt_llm"]["build"].get("quantization_type", "no_quant"))
+    metadata = dict(given.get("model_metadata") or {})
+    block = {**(metadata.pop("bei", None) or {}), "trt_llm": given["trt_llm"]}
+    config["model_metadata"] = {"bei": {"engine": "auto", **block} if on_gpu else block, **metadata}
+    config |= {"base_image": GPU_IMAGE} if on_gpu else {"python_version": "py311"}
+    lines = _requirements(docker_server=docker_server, on_gpu=on_gpu) + _for_block(given["trt_llm"], on_gpu=on_gpu)
+    config["requirements"] = lines + _others(given)
+    if packages is not None:
+        config["external_package_dirs"] = [packages]
+    if docker_server:
+        config["docker_server"] = _docker_server()
+        config["environment_variables"] = {**(given.get("environment_variables") or {}), "PYTHONPATH": "/packages"}
+    config["runtime"] = _runtime(given.get("runtime") or {}, docker_server=docker_server, on_gpu=on_gpu)
+    return config
+
+
+def _check_card(card: str, quantization: str) -> None:
+    """Raises ConfigError for a card that does not do what the block asks for."""
+    if card in _TOO_OLD:
+        raise ConfigError(f"{card} is older than TensorRT-LLM runs on; take an L4 or newer, or `--cpu`")
+    if quantization.startswith("fp8") and card in _NO_FP8:
+        raise ConfigError(f"quantization_type {quantization} needs an L4, H100 or newer; {card} takes no_quant")
+    if quantization.startswith("fp4") and card in _NO_FP4:
+        raise ConfigError(f"quantization_type {quantization} needs a B200 or newer; {card} takes fp8 or no_quant")
+
+
+def written(config: Mapping[str, Any], source: str) -> bytes:
+    """A config.yaml, with the reasons beside what was added."""
+    names = [name for name in _ORDER if name in config] + [name for name in config if name not in _ORDER]
+    parts = [f"# Made by `bei truss init` from a {source} for Baseten's BEI.\n"]
+    for name in names:
+        comment = "".join(f"# {line}\n" for line in _COMMENTS.get(name, "").splitlines())
+        text = yaml.safe_dump({name: config[name]}, sort_keys=False, allow_unicode=True, width=120)
+        parts.append(f"\n{comment}{text}" if comment else text)
+    return "".join(parts).encode()
+
+
+def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
+    """The lines of a form; on a GPU without the CPU engine and what the image has its own of."""
+    lines = sorted((*REQUIREMENTS, *(SERVER_REQUIREMENTS if docker_server else ())))
+    if not on_gpu:
+        return lines
+    lines = [line for line in lines if line.split("==")[0] not in {"openvino", *IN_THE_GPU_IMAGE}]
+    # Truss's server puts numpy<2 into the image before these lines are read.
+    return lines if docker_server else [*lines, "numpy>=2,<3"]
+
+
+def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
+    """What this block needs and others do not."""
+    build = block["build"]
+    quantised = build.get("quantization_type", "no_quant") != "no_quant"
+    quantisers = (GPU_QUANTISER if on_gpu else (QUANTISER,)) if quantised else ()
+    driver = DRIVERS.get(build["checkpoint_repository"]["source"])
+    return [*quantisers, *([driver] if driver is not None else [])]
+
+
+def _others(given: Mapping[str, Any]) -> list[str]:
+    """What the user's own config asks for besides."""
+    ours = {line.split("==")[0] for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS)}
+    return [line for line in given.get("requirements") or () if line.split("==")[0].strip() not in ours]
+
+
+def _docker_server() -> dict[str, object]:
+    return {
+        "start_command": f"python3 -m bei_core.cli serve --config /app/config.yaml --port {PORT}",
+        "server_port": PORT,
+        "predict_endpoint": "/invocations",
+        "readiness_endpoint": "/health/ready",
+        "liveness_endpoint": "/health/live",
+    }
+
+
+def _runtime(given: Mapping[str, Any], *, docker_server: bool, on_gpu: bool) -> dict[str, Any]:
+    """Truss's own settings: the user's, over ours."""
+    checks = {
+        "startup_threshold_seconds": STARTUP_S["gpu" if on_gpu else "cpu"],
+        "restart_threshold_seconds": 300,
+        "stop_traffic_threshold_seconds": 60,
+    }
+    # Truss's default is 1. More than max_concurrent_requests, so that what is too much is refused and does not wait.
+    ours = {} if docker_server else {"predict_concurrency": 4096}
+    return {**ours, **given, "health_checks": {**checks, **(given.get("health_checks") or {})}}
+
+
+def _packages() -> Iterator[str]:
+    """The files of packages/, less what Python and pip leave behind."""
+    for path in sorted((REPOSITORY / "packages").rglob("*")):
+        name = path.relative_to(REPOSITORY)
+        left = any(part == "__pycache__" or part.endswith(".egg-info") for part in name.parts)
+        if path.is_file() and not left:
+            yield name.as_posix()
+
+
+def _read(name: str) -> bytes:
+    """A file of the checkout. Raises ConfigError where there is none, as in an installed wheel."""
+    try:
+        return (REPOSITORY / name).read_bytes()
+    except OSError as fault:
+        raise ConfigError(f"there is no {REPOSITORY / name}; `bei truss init` runs from BEI's repository") from fault

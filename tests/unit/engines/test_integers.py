@@ -1,0 +1,48 @@
+"""Weights in int8 whose products cannot exceed 16 bits, two by two."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bei_core.engines.openvino.quantize.integers import rounded
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_two_neighbours_exceed_16_bits_and_weights_stay_near(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    num_in = 33 if seed % 2 else 64
+    weights = rng.standard_t(3, (50, num_in)).astype(np.float32)
+    low = rng.integers(0, 200, num_in)
+    high = rng.integers(low, 256)
+    integers, steps = rounded(weights, low, high)
+    assert integers.dtype == np.int8
+    # Each channel at whichever end makes the sum larger, and at whichever makes it smaller.
+    for more, less in ((high, low), (low, high)):
+        products = np.where(integers > 0, more, less) * integers.astype(np.int64)
+        even, odd = products[:, ::2], products[:, 1::2]
+        sums = even + np.pad(odd, ((0, 0), (0, even.shape[1] - odd.shape[1])))
+        assert np.abs(sums).max() <= 2**15
+    assert (np.abs(integers * steps - weights) <= steps * 0.5001).all()
+    assert (np.abs(integers).max(1) >= 63).all(), "never less than 7 bits"
+
+
+def test_a_row_that_cannot_exceed_16_bits_keeps_all_8() -> None:
+    weights = np.array([[1.0, 0.5, -1.0, 0.25], [1.0, 1.0, 0.0, 0.0]], np.float32)
+    integers, _ = rounded(weights, np.full(4, 100), np.full(4, 160))
+    assert np.abs(integers[0]).max() == 127
+    assert integers[1].tolist() == [102, 102, 0, 0], "160 * (102 + 102) is as much as 16 bits hold"
+
+
+def test_the_range_of_the_activation_decides() -> None:
+    weights = np.ones((1, 2), np.float32)
+    narrow, _ = rounded(weights, np.zeros(2), np.full(2, 128))
+    wide, _ = rounded(weights, np.zeros(2), np.full(2, 255))
+    assert narrow.tolist() == [[127, 127]]
+    assert wide.tolist() == [[64, 64]]
+
+
+def test_a_row_of_zeros_is_zero() -> None:
+    integers, steps = rounded(np.zeros((1, 4), np.float32), np.zeros(4), np.full(4, 255))
+    assert not integers.any()
+    assert np.isfinite(steps).all()

@@ -1,0 +1,183 @@
+"""Which engine runs on which machine: the driver's tool is a script on PATH, the packages are there or not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bei_core.engines import registry as choice
+from bei_core.engines.registry import CPU, GPU, Gpu, choose, find_gpu, require
+from bei_core.errors import EngineUnavailableError
+
+H100, A10, T4 = "NVIDIA H100 80GB HBM3, 9.0", "NVIDIA A10G, 8.6", "Tesla T4, 7.5"
+
+SetUp = Callable[..., None]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
+    """Makes this a machine whose nvidia-smi runs `script` (None: it has none), with the packages `installed`."""
+
+    def set_up(script: str | None, installed: tuple[str, ...] = (CPU,)) -> None:
+        folder = tmp_path / "bin"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        if script is not None:
+            (folder / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+            (folder / "nvidia-smi").chmod(0o755)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin" if script else str(folder))
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in installed else None)
+
+    return set_up
+
+
+def says(*cards: str) -> str:
+    """The script of a driver with these cards, which answers the question that it is asked and no other."""
+    asked = '[ "$*" = "-i 0 --query-gpu=name,compute_cap --format=csv,noheader" ] || exit 2'
+    return "\n".join([asked, *(f"echo '{card}'" for card in cards)])
+
+
+# --- The card
+
+
+@pytest.mark.parametrize(
+    ("cards", "found"),
+    [
+        ((H100,), Gpu("NVIDIA H100 80GB HBM3", (9, 0))),
+        ((A10, T4), Gpu("NVIDIA A10G", (8, 6))),
+        (("NVIDIA RTX PRO 6000, Server Edition, 12.0",), Gpu("NVIDIA RTX PRO 6000, Server Edition", (12, 0))),
+    ],
+)
+def test_the_card_is_the_drivers_first(machine: SetUp, cards: tuple[str, ...], found: Gpu) -> None:
+    machine(says(*cards))
+    assert find_gpu() == found
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("exit 0", "it says nothing"),
+        ("echo 'No devices were found'", "No devices were found"),
+        (f"echo '{H100}'; exit 18", "returned non-zero exit status 18"),
+        ("echo 'Tesla K80, [N/A]'", "Tesla K80, [N/A]"),
+        ("echo 'NVIDIA H100, 9'", "NVIDIA H100, 9"),
+        (f"echo 'WARNING: infoROM is corrupted'; echo '{H100}'", "WARNING: infoROM is corrupted"),
+        ("printf '\\377\\376, 9.0\\n'", "can't decode byte 0xff"),
+        ("kill -9 $$", "died with <Signals.SIGKILL: 9>"),
+        ("exec sleep 600", "timed out after 0.1 seconds"),
+    ],
+)
+def test_a_driver_that_names_no_card_is_told(
+    machine: SetUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str, said: str
+) -> None:
+    machine(script, installed=(CPU, GPU))
+    if "sleep" in script:
+        monkeypatch.setattr(choice, "_TIMEOUT_S", 0.1)
+    assert choose("auto") == CPU
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("nvidia-smi is here and names no card, so no GPU is used: ")
+    assert said in record.message
+
+
+@pytest.mark.parametrize("visible", ["", "-1", "-2", "NoDevFiles", "none", "void", "-1,0"])
+def test_cards_that_cuda_may_not_use_are_not_there(
+    machine: SetUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, visible: str
+) -> None:
+    machine(says(H100), installed=(CPU, GPU))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert choose("auto") == CPU
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("visible", ["GPU-8932f937", "MIG-GPU-8932f937/1/0,1"])
+def test_a_card_by_its_uuid_is_taken_for_the_first(
+    machine: SetUp, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    machine(says(H100))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_gpu() == Gpu("NVIDIA H100 80GB HBM3", (9, 0))
+
+
+@pytest.mark.parametrize("visible", ["1,0", "1"])
+def test_the_first_visible_card_is_the_one_that_counts(
+    machine: SetUp, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    machine(f'[ "$1 $2" = "-i 1" ] && echo "{H100}"')
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert find_gpu() == Gpu("NVIDIA H100 80GB HBM3", (9, 0))
+
+
+def test_a_tool_that_cannot_be_run_names_no_card(machine: SetUp, tmp_path: Path) -> None:
+    machine("exit 0")
+    (tmp_path / "bin" / "nvidia-smi").write_bytes(b"\x7fELF of another processor")
+    assert find_gpu() is None
+    machine(None)
+    assert find_gpu() is None
+
+
+# --- auto
+
+
+@pytest.mark.parametrize("card", [H100, A10])
+def test_auto_is_tensorrt_llm_where_card_and_package_are(
+    machine: SetUp, caplog: pytest.LogCaptureFixture, card: str
+) -> None:
+    machine(says(card), installed=(CPU, GPU))
+    assert choose("auto") == GPU
+    assert not caplog.records
+
+
+def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
+    machine(None, installed=(CPU, GPU))
+    assert choose("auto") == CPU
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("card", "installed", "said"),
+    [
+        (H100, (CPU,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is here and is NOT used, the CPU is: "
+         "TensorRT-LLM is not installed: pip install tensorrt-llm"),
+        (T4, (CPU, GPU), "Tesla T4 (compute capability 7.5) is here and is NOT used, the CPU is: "
+         "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer"),
+    ],
+)  # fmt: skip
+def test_a_card_that_is_left_idle_is_told(
+    machine: SetUp, caplog: pytest.LogCaptureFixture, card: str, installed: tuple[str, ...], said: str
+) -> None:
+    machine(says(card), installed)
+    assert choose("auto") == CPU
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith(said)
+    assert record.message.endswith("With engine: openvino this is not said")
+    caplog.clear()
+    assert choose("openvino") == CPU
+    assert not caplog.records
+
+
+# --- By name
+
+
+@pytest.mark.parametrize(
+    ("engine", "command"), [(CPU, "pip install openvino"), (GPU, "pip install tensorrt-llm --extra-index-url")]
+)
+def test_a_named_engine_without_its_package_says_what_to_install(machine: SetUp, engine: str, command: str) -> None:
+    machine(says(H100), installed=())
+    for ask in (choose, require):
+        with pytest.raises(EngineUnavailableError, match=f"the {engine} engine needs the package {engine}: {command}"):
+            ask(engine)
+    machine(says(H100), installed=(engine,))
+    assert choose(engine) == engine
+
+
+def test_an_unknown_name_lists_the_known_ones(machine: SetUp) -> None:
+    machine(None)
+    with pytest.raises(EngineUnavailableError, match="engine 'onnx' is not one of openvino, tensorrt_llm"):
+        choose("onnx")

@@ -1,0 +1,131 @@
+"""What of the GPU engine needs neither torch nor a card: folders of cast weights, and what is refused before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from bei_core.checkpoint import resolve
+from bei_core.config.settings import Settings
+from bei_core.engines.manifest import verify
+from bei_core.engines.open import build_engine, open_engine
+from bei_core.engines.registry import choose
+from bei_core.engines.tensorrt_llm import build
+from bei_core.engines.tensorrt_llm.artifact import class_name, class_names, facts_of, read_facts
+from bei_core.engines.tensorrt_llm.tensorfile import Entry, to_bf16, write_tensors
+from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
+from bei_core.models.spec import read_spec
+from tests.golden.cases import DATA
+
+QWEN = DATA / "golden_decoders" / "qwen3-embedding"
+RERANKER = DATA / "golden" / "bert-rerank-pad7"
+
+
+def settings(model: Path, **given: object) -> Settings:
+    return Settings.load({"engine": "tensorrt_llm", "model_id": str(model), **given}, {"HOME": "/nonexistent"})
+
+
+def built(model: Path, folder: Path, **given: object) -> Path:
+    return build_engine(settings(model, **given), folder)
+
+
+@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=0, max_value=2.0**120))
+def test_bf16_is_the_nearest_of_its_numbers(value: float) -> None:
+    bits = int(to_bf16(np.array([value], np.float32))[0])
+    around = np.array([max(bits - 1, 0), bits, bits + 1], np.uint32) << np.uint32(16)
+    errors = np.abs(around.view(np.float32).astype(np.float64) - value)
+    assert errors[1] == errors.min()
+    assert int(to_bf16(np.array([-value], np.float32))[0]) == bits | 0x8000
+
+
+def test_bf16_of_nothing_known_stays_that() -> None:
+    assert to_bf16(np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)).tolist() == [0x7FC0, 0x7F80, 0xFF80, 0x8000]
+
+
+def test_a_file_is_read_by_the_format_s_own_reader(tmp_path: Path) -> None:
+    values = np.arange(6, dtype=np.float32).reshape(2, 3)
+    write_tensors(tmp_path / "x.safetensors", [Entry.f32("a", values), Entry.f32("b.c", values[0, :1])])
+    with safe_open(tmp_path / "x.safetensors", "numpy") as file:
+        assert sorted(file.keys()) == ["a", "b.c"]
+        assert np.array_equal(file.get_tensor("a"), values)
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_a_folder_has_the_transformer_in_bf16_and_what_stands_on_it_in_f32(tmp_path: Path) -> None:
+    folder = built(RERANKER, tmp_path / "engine")
+    manifest = verify(folder)
+    assert (manifest.engine, manifest.precision) == ("tensorrt_llm", "bf16")
+    tensors = resolve(str(folder)).tensors()
+    assert {tensors.dtype(name) for name in tensors if not name.startswith("bei.")} == {"BF16"}
+    top = {name: tensors.dtype(name) for name in tensors if name.startswith("bei.")}
+    parts = ("dense.bias", "dense.weight", "out.bias", "out.weight")
+    assert top == {f"bei.{part}": "F32" for part in parts}
+    before = resolve(str(RERANKER)).tensors()
+    assert np.array_equal(tensors.f32("bei.out.weight"), before.f32("classifier.weight"))
+    word = next(name for name in before if name.endswith("word_embeddings.weight"))
+    assert np.allclose(tensors.f32(word), before.f32(word), rtol=2**-8)
+
+
+def test_config_names_our_class_and_holds_the_whole_spec(tmp_path: Path) -> None:
+    folder = built(QWEN, tmp_path / "engine")
+    spec = read_spec(resolve(str(QWEN)))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["BeiQwen3Embedding"]
+    assert (config["model_type"], config["torch_dtype"]) == ("qwen3", "bfloat16")
+    assert (config["num_key_value_heads"], config["head_dim"]) == (2, 16)
+    facts = read_facts(folder)
+    assert (facts.spec, facts.mask, facts.quantized) == (spec, "causal", ())
+    assert class_name(facts) in set(class_names())
+
+
+def test_a_window_or_a_cap_needs_attention_of_our_own() -> None:
+    names = ("mistral-window-last", "gemma2-multilingual", "qwen3-embedding")
+    facts = [facts_of(read_spec(resolve(str(DATA / "golden_decoders" / name)))) for name in names]
+    assert [each.needs_own_attention for each in facts] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [("golden/mpnet-mean-normalize", "MPNetModel"), ("golden_encoders/bert-ner", "a model of kind token-classifier")],
+)
+def test_what_the_gpu_does_not_run_is_refused_with_what_may(model: str, what: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"does not run {what}.*--engine openvino"):
+        built(DATA / model, tmp_path / "engine")
+
+
+def test_fp8_without_modelopt_names_the_command_that_installs_it(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"fp8 needs torch .*pip install nvidia-modelopt"):
+        built(QWEN, tmp_path / "engine", quantization_type="fp8")
+    assert not (tmp_path / "engine").exists()
+
+
+def test_to_build_needs_no_package_and_to_run_does(tmp_path: Path) -> None:
+    assert choose("tensorrt_llm", to_run=False) == "tensorrt_llm"
+    folder = built(QWEN, tmp_path / "engine")
+    with pytest.raises(EngineUnavailableError, match="needs the package tensorrt_llm"):
+        open_engine(settings(folder))
+    with pytest.raises(EngineUnavailableError, match="needs the package tensorrt_llm"):
+        open_engine(settings(QWEN, cache_dir=str(tmp_path / "cache")))
+    assert not (tmp_path / "cache").exists()
+
+
+def test_each_dtype_has_an_address_of_its_own(tmp_path: Path) -> None:
+    given = {"cache_dir": str(tmp_path / "cache")}
+    folders = [
+        build_engine(settings(QWEN, dtype=dtype, **given)) for dtype in ("auto", "bfloat16", "float16", "float32")
+    ]
+    assert folders[0] == folders[1]
+    assert len(set(folders)) == 3
+    with pytest.raises(ConfigError, match=r"weights in f16; build it again for float32"):
+        open_engine(settings(folders[2], dtype="float32"))
+
+
+def test_the_mask_is_part_of_what_a_plan_is_addressed_by() -> None:
+    checkpoint = resolve(str(DATA / "golden_decoders" / "qwen2-gte-both-ways"))
+    assert build.plan(checkpoint, read_spec(checkpoint), settings(QWEN)).artifact["mask"] == "full"

@@ -1,0 +1,294 @@
+"""The application over a fake engine: what callers are told when the engine fails, hangs or has too much to do."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.config.settings import Settings
+from bei_core.engines.manifest import Manifest
+from bei_core.engines.open import Opened
+from bei_core.http.app import App, make_app
+from bei_core.models.spec import read_spec
+from bei_core.serving.runner import Runner
+from bei_core.serving.service import Service
+from tests.fakes import SAFETY_S, FakeEngine, at_rest, entered, rows_of, tokens_of
+from tests.golden.cases import GOLDEN
+
+FOLDER = GOLDEN / "bert-cls-normalize"
+BAD = 4  # [MASK]: only token ids that are sent hold it
+HELD = [9]  # what keeps the engine busy while a test sends the rest
+
+both = pytest.mark.parametrize(("path", "field"), [("/embed", "inputs"), ("/v1/embeddings", "input")])
+
+
+@dataclass
+class Served:
+    """An application and those around it."""
+
+    app: App
+    service: Service
+    engine: FakeEngine
+    client: httpx.AsyncClient
+
+    def send(self, ids: object, *, path: str = "/embed", **headers: str) -> asyncio.Task[httpx.Response]:
+        """The reply to a request of token ids, once there is one."""
+        body = {"input" if path.startswith("/v1") else "inputs": ids, "normalize": False}
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return asyncio.create_task(self.client.post(path, json=body, headers=named))
+
+    async def occupied(self) -> asyncio.Task[httpx.Response]:
+        """A request that the engine is busy with until it is released."""
+        self.engine.hold()
+        sent = self.send(HELD)
+        await entered(self.engine)
+        return sent
+
+    async def status(self, path: str) -> int:
+        """Of a GET."""
+        return (await self.client.get(path)).status_code
+
+
+MakeServed = Callable[..., Awaitable[Served]]
+
+
+@pytest.fixture
+async def make_served() -> AsyncIterator[MakeServed]:
+    """Starts applications, past their warm-up, and closes them."""
+    async with AsyncExitStack() as stack:
+
+        async def make(engine: FakeEngine | None = None, **flags: object) -> Served:
+            engine = engine or FakeEngine(max_seq_len=48)
+            spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
+            manifest = Manifest(
+                engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32
+            )
+            opened = Opened(engine, spec, FOLDER / "tokenizer.json", manifest)
+            service = Service(opened, Settings.load({"model_id": "owner/name", **flags}, {}))
+            service.start()
+            stack.callback(service.close, SAFETY_S)
+            stack.callback(engine.release)
+            engine.batches.clear()
+            while engine.entered.acquire(blocking=False):
+                pass
+            app, asgi = make_app(service)
+            transport = httpx.ASGITransport(app=asgi)
+            client = httpx.AsyncClient(transport=transport, base_url="http://a", timeout=SAFETY_S)
+            return Served(app, service, engine, await stack.enter_async_context(client))
+
+        yield make
+
+
+async def all_of(*sent: asyncio.Task[httpx.Response]) -> list[httpx.Response]:
+    return await asyncio.wait_for(asyncio.gather(*sent), SAFETY_S)
+
+
+def is_row_of(reply: httpx.Response, *ids: int) -> bool:
+    return np.array_equal(np.array(reply.json(), np.float32), rows_of([tokens_of(*ids)]))
+
+
+@pytest.mark.parametrize("fault", [{"raises_on": [BAD]}, {"nan_on": [BAD]}], ids=["raises", "gives NaN"])
+async def test_only_the_item_at_fault_fails(
+    make_served: MakeServed, fault: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL, "bei_core.serving.runner")
+    served = await make_served(FakeEngine(max_seq_len=48, **fault))
+    first = await served.occupied()
+    sent = [served.send([5]), served.send([BAD]), served.send([6]), served.send([[7], [BAD]]), served.send([7])]
+    await at_rest()
+    served.engine.release()
+    replies = await all_of(first, *sent)
+    assert [reply.status_code for reply in replies] == [200, 200, 424, 200, 424, 200]
+    for reply, ids in zip(replies, (9, 5, None, 6, None, 7), strict=True):
+        assert ids is None or is_row_of(reply, ids)
+    assert {reply.json()["error_type"] for reply in replies if reply.status_code == 424} == {"Backend"}
+    assert await served.status("/health") == 200
+
+
+async def test_a_batch_that_fails_once_is_answered(make_served: MakeServed) -> None:
+    served = await make_served()
+    first = await served.occupied()
+    sent = [served.send([5]), served.send([6])]
+    await at_rest()
+    served.engine.num_failures = 2  # the batch of the first request, alone in it, and that of the other two
+    served.engine.release()
+    replies = await all_of(first, *sent)
+    assert [reply.status_code for reply in replies] == [424, 200, 200]
+    assert is_row_of(replies[1], 5)
+    assert is_row_of(replies[2], 6)
+
+
+@both
+async def test_an_engine_fault_keeps_its_details_to_the_log(
+    make_served: MakeServed, caplog: pytest.LogCaptureFixture, path: str, field: str
+) -> None:
+    served = await make_served(FakeEngine(max_seq_len=48, raises_on=[BAD]))
+    (reply,) = await all_of(served.send([BAD], path=path))
+    assert reply.status_code == 424
+    assert "ids" not in reply.text
+    assert any(record.exc_info and "ids [4]" in str(record.exc_info[1]) for record in caplog.records)
+
+
+@both
+async def test_a_bug_of_ours_is_not_a_500(
+    make_served: MakeServed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    field: str,
+) -> None:
+    async def run(*_: object, **__: object) -> None:
+        raise KeyError("a secret")
+
+    served = await make_served()
+    monkeypatch.setattr(served.service, "run", run)
+    (reply,) = await all_of(served.send([5], path=path))
+    assert reply.status_code == 424, "Baseten's client sends it again for any 5xx"
+    assert "secret" not in reply.text
+    assert "this is a bug" in caplog.text
+
+
+async def test_after_a_hang_health_says_so_and_nobody_waits(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [1000.0]
+    monkeypatch.setattr("bei_core.serving.service.Runner", partial(Runner, hang_s=120.0, clock=lambda: seconds[0]))
+    served = await make_served()
+    stuck = await served.occupied()
+    waiting = served.send([5])
+    await at_rest()
+    seconds[0] += 119
+    assert not stuck.done()
+    assert await served.status("/health/live") == 200
+    seconds[0] += 2
+    assert [await served.status(path) for path in ("/health", "/ping", "/health/ready")] == [503] * 3
+    assert await served.status("/health/live") == 200
+    replies = await all_of(stuck, waiting, served.send([6]))
+    assert [reply.status_code for reply in replies] == [424, 503, 503]  # held, waiting, new
+    assert "120 s" in replies[0].text
+    served.engine.release()
+    assert await served.status("/health") == 503, "what hung once is to be replaced"
+
+
+async def test_more_requests_than_are_allowed_are_refused(make_served: MakeServed) -> None:
+    served = await make_served(max_concurrent_requests=2)
+    first = await served.occupied()
+    second = served.send([5])
+    await at_rest()
+    for path in ("/embed", "/v1/embeddings"):
+        (refused,) = await all_of(served.send([6], path=path))
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert await served.status("/health/live") == 200
+    served.engine.release()
+    replies = await all_of(first, second)
+    assert [reply.status_code for reply in [*replies, *await all_of(served.send([6]))]] == [200] * 3
+    assert [6] in served.engine.seen
+    assert len(served.engine.seen) == 3
+
+
+async def test_more_tokens_than_may_wait_are_refused(make_served: MakeServed) -> None:
+    served = await make_served(max_queue_tokens=10)
+    first = await served.occupied()
+    fits = served.send([5] * 10)
+    await at_rest()
+    (refused,) = await all_of(served.send([6]))
+    assert (refused.status_code, refused.json()["error_type"]) == (429, "Overloaded")
+    served.engine.release()
+    replies = await all_of(first, fits)
+    assert [reply.status_code for reply in [*replies, *await all_of(served.send([6]))]] == [200] * 3
+
+
+async def test_a_draining_server_answers_and_says_goodbye(make_served: MakeServed) -> None:
+    served = await make_served()
+    first = await served.occupied()
+    served.app.draining = True
+    served.service.drain()
+    health = await served.client.get("/health")
+    assert (health.status_code, health.json()["error_type"]) == (503, "Unhealthy")
+    assert health.headers["connection"] == "close"
+    late = served.send([5])
+    served.engine.release()
+    for reply in await all_of(first, late):
+        assert (reply.status_code, reply.headers["connection"]) == (200, "close")
+
+
+@both
+async def test_a_closed_server_answers_nothing_any_more(make_served: MakeServed, path: str, field: str) -> None:
+    served = await make_served()
+    served.service.close(SAFETY_S)
+    (reply,) = await all_of(served.send([5], path=path))
+    assert reply.status_code == 503
+    assert await served.status("/health") == 503
+
+
+async def test_what_is_too_late_is_not_run(make_served: MakeServed) -> None:
+    served = await make_served()
+    first = await served.occupied()
+    late = [served.send([5], request_timeout_ms="0"), served.send([6], request_deadline_ms="1000")]
+    in_time = served.send([7], request_timeout_ms="1e9", request_deadline_ms="1e15")
+    both_given = served.send([8], request_timeout_ms="0", request_deadline_ms="1e15")
+    await at_rest()
+    served.engine.release()
+    replies = await all_of(first, *late, in_time, both_given)
+    assert [reply.status_code for reply in replies] == [200, 504, 504, 200, 504]
+    assert served.engine.seen == [HELD, [7]]
+
+
+async def test_the_urgent_go_first(make_served: MakeServed) -> None:
+    served = await make_served(max_batch_requests=1)
+    first = await served.occupied()
+    sent = [served.send([5], x_priority="low"), served.send([6]), served.send([7], x_priority="HIGH")]
+    await at_rest()
+    served.engine.release()
+    await all_of(first, *sent)
+    assert served.engine.seen == [HELD, [7], [6], [5]]
+
+
+async def test_a_caller_who_leaves_is_dropped(make_served: MakeServed) -> None:
+    served = await make_served()
+    first = await served.occupied()
+    messages: Iterator[Message] = iter(
+        [{"type": "http.request", "body": b'{"inputs": [5]}'}, {"type": "http.disconnect"}]
+    )
+    replies: list[Message] = []
+
+    async def receive() -> Message:
+        return next(messages)
+
+    async def send(message: Message) -> None:
+        replies.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/embed", "headers": []}
+    await asyncio.wait_for(served.app(scope, receive, send), SAFETY_S)
+    assert replies[0]["status"] == 499
+    served.engine.release()
+    await all_of(first, served.send([6]))
+    assert served.engine.seen == [HELD, [6]]
+    assert "bei_request_cancelled_total 1.0" in (await served.client.get("/metrics")).text
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"[" * 100_000, b'{"other": ' + b"[" * 100_000, b'{"input": [5], "other": ' + b"[" * 100_000]
+)
+async def test_truss_gets_a_reply_for_any_body(make_served: MakeServed, body: bytes) -> None:
+    served = await make_served()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    request = Request({"type": "http", "method": "POST", "path": "/predict", "headers": []}, receive)
+    response = await served.app.respond_by_shape(request)
+    assert response.status_code in {400, 422}
+    assert b"internal" not in response.body

@@ -1,0 +1,227 @@
+"""A disk that is full, fails or may not be written: an error of ours that says what to do, and nothing half-written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+from openvino import opset13
+
+from bei_core.checkpoint import resolve
+from bei_core.checkpoint.hub import fetch_repository
+from bei_core.cli import main as cli
+from bei_core.engines import manifest as manifest_module
+from bei_core.engines.manifest import Manifest, seal
+from bei_core.engines.openvino.build import _save
+from bei_core.engines.remote import Remote
+from bei_core.engines.store import Store
+from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
+from bei_core.storage.disk import disk_error, writing
+from bei_core.storage.transfer import Remote as File
+from bei_core.storage.transfer import fetch
+from tests.disks import FULL, ROOM, full, small_disk
+from tests.fakes import write_engine
+from tests.hub import Hub
+from tests.stores import MODEL
+from tests.unit.checkpoint.test_remote_archives import tar
+from tests.unit.engines.test_store import make
+from tests.web import File as Page
+from tests.web import Web
+
+__all__ = ["full"]
+
+A = "a" * 32
+BIG = bytes(ROOM + 1)
+
+
+def left(folder: Path) -> set[str]:
+    """The names of what is in a folder, but for locks and notes."""
+    return {path.name for path in folder.iterdir()} - {".used", ".locks", ".requests"}
+
+
+def big(folder: Path) -> None:
+    (folder / "model.bin").write_bytes(BIG)
+    seal(folder, Manifest(engine="fake", precision="f32", source="s", revision="0", artifact=A))
+
+
+def refuse(number: int) -> Callable[[Path], None]:
+    def fill(folder: Path) -> None:
+        raise OSError(number, os.strerror(number), str(folder / "model.bin"))
+
+    return fill
+
+
+# --- The store
+
+
+def test_a_build_on_a_full_disk_leaves_nothing_and_says_how_to_free_space(full: Path) -> None:
+    store = Store(full / "engines", local=True)
+    with pytest.raises(DiskError, match=f"{store.root}: {FULL}; .*bei engines prune --max-gb.*cache_dir"):
+        store.obtain(A, big)
+    assert not left(store.root)
+
+
+def test_openvinos_own_writing_says_why_it_stopped(full: Path) -> None:
+    weights = opset13.constant(np.ones(ROOM // 4 + 1, np.float32))
+    given = opset13.parameter([1], np.float32)
+    model = openvino.Model([opset13.result(opset13.add(given, weights))], [given], "m")
+    store = Store(full / "engines", local=True)
+    with pytest.raises(DiskError, match=f"{store.root}: {FULL}"):
+        store.obtain(A, lambda folder: _save(model, folder / "model.xml"))
+    assert not left(store.root)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (errno.EIO, "model.bin: Input/output error; the disk is failing"),
+        (errno.EACCES, "model.bin: Permission denied; let this user read and write there"),
+        (errno.EROFS, "model.bin: Read-only file system; let this user read and write there"),
+        (errno.EDQUOT, "engines: Disk quota exceeded; free some space there"),
+        (errno.EMFILE, "model.bin: Too many open files; look at it"),
+    ],
+)
+def test_what_else_a_disk_refuses_is_told_apart(tmp_path: Path, number: int, said: str) -> None:
+    store = Store(tmp_path / "engines", local=True)
+    with pytest.raises(DiskError) as raised:
+        store.obtain(A, refuse(number))
+    assert said in str(raised.value)
+    assert "cache_dir (BEI_CACHE_DIR)" in str(raised.value)
+    assert not left(store.root)
+
+
+def test_a_disk_that_fails_when_the_engine_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(handle: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("os.fsync", fail)
+    store = Store(tmp_path / "engines", local=True)
+    with pytest.raises(DiskError, match="Input/output error"):
+        store.obtain(A, make(A))
+    assert not left(store.root)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.EIO, EngineCorruptError), (errno.EACCES, DiskError)])
+def test_an_engine_that_cannot_be_read_is_damaged_unless_it_is_another_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, kind: type[Exception]
+) -> None:
+    write_engine(tmp_path)
+
+    def fail(path: Path) -> object:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(manifest_module, "_entry", fail)
+    with pytest.raises(kind, match=f"{tmp_path}/.* {os.strerror(number)}"):
+        manifest_module.verify(tmp_path)
+
+
+def test_a_copy_is_refused_where_it_goes_to(tmp_path: Path) -> None:
+    source, target = str(tmp_path / "from"), str(tmp_path / "to")
+    assert f"write {target}:" in str(disk_error(OSError(errno.EACCES, "no", source, None, target), tmp_path))
+    assert f"write {tmp_path}:" in str(disk_error(OSError(errno.ENOSPC, "no", source, None, target), tmp_path))
+    with pytest.raises(DiskError, match=f"write {tmp_path}: it has no number"), writing(tmp_path):
+        raise OSError("it has no number")
+
+
+# --- The commands
+
+
+@pytest.mark.parametrize("to", ["the store", "a folder"])
+def test_a_pull_to_a_full_disk_is_one_line(
+    full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], to: str
+) -> None:
+    url = f"memory://{tmp_path.name}-{full.parent.name}"
+    files, path = Remote(url).engine(A).files, Remote(url).engine(A).path
+    made = Manifest(engine="fake", precision="f32", source="s", revision="0", artifact=A)
+    files.pipe_file(f"{path}/model.bin", BIG)
+    entry = manifest_module.FileEntry(len(BIG), "0" * 64)
+    made = Manifest(**{name: getattr(made, name) for name in made.__struct_fields__} | {"files": {"model.bin": entry}})
+    files.pipe_file(f"{path}/manifest.json", manifest_module._encode(made))
+    where = ("--cache-dir", full) if to == "the store" else ("--output", full / "engines" / A)
+    monkeypatch.setattr(sys, "argv", ["bei", "engines", "pull", f"{url}/{A}", *map(str, where)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: cannot read or write {full}/engines: ")
+    assert "free some space there" in line
+    assert not left(full / "engines")
+
+
+def test_a_push_to_a_full_disk_leaves_no_engine(tmp_path: Path) -> None:
+    (tmp_path / "engine").mkdir()
+    big(tmp_path / "engine")
+    with small_disk(tmp_path / "disk") as disk:
+        remote = Remote(f"file://{disk}/remote")
+        with pytest.raises(CheckpointError, match=FULL):
+            remote.push(tmp_path / "engine")
+        assert remote.manifest(A) is None
+
+
+# --- Checkpoints
+
+
+def test_a_fetch_to_a_full_disk_goes_on_when_there_is_room(full: Path, tmp_path: Path) -> None:
+    data = os.urandom(2 * ROOM)
+    file = File("model.safetensors", "store/model.safetensors", len(data), lambda begin, end: data[begin:end])
+    with pytest.raises(DiskError, match=f"{full}: {FULL}; free some space there"):
+        fetch([file], full)
+    assert {path.name for path in full.iterdir()} == {"model.safetensors.part"}, "under no name that is ever read"
+
+
+def test_an_archive_on_a_full_disk_leaves_no_checkpoint(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with Web() as web:
+        # Packed it fits, and unpacked it does not.
+        web.files["/m.tar.gz"] = Page(tar({**MODEL, "model.safetensors": BIG}))
+        with pytest.raises(DiskError, match=f"{full}/.*{FULL}"):
+            resolve(web.url("/m.tar.gz"), root=full)
+    assert not [path for path in full.rglob("*") if path.is_file() and path.name not in {".lock", ".used"}]
+
+
+@pytest.mark.filterwarnings("ignore:Not enough free disk space")
+def test_the_hubs_cache_on_a_full_disk_names_its_own_variable(full: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with Hub() as hub:
+        hub.add("owner/name", {**MODEL, "model.safetensors": BIG})
+        with pytest.raises(DiskError, match=f"{full}/hub: {FULL}; .*hf cache.*HF_HUB_CACHE"):
+            resolve("owner/name", endpoint=hub.endpoint, offline=False, cache_dir=full / "hub")
+
+
+@pytest.fixture
+def hub_that_fails(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """What snapshot_download raises."""
+    faults: list[Exception] = []
+
+    def fail(*_: object, **__: object) -> None:
+        raise faults[0]
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    return faults
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (RuntimeError("Data processing error: IO Error: No space left on device (os error 28)"), DiskError),
+        (RuntimeError("cannot write: Permission denied (os error 13)"), DiskError),
+        (PermissionError(errno.EACCES, "Permission denied", "/srv/hub/lock"), DiskError),
+        (PermissionError(errno.EPERM, "Operation not permitted"), CheckpointError),  # a socket's, which names no file
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), CheckpointError),
+        (RuntimeError("tcp connect error: Connection refused (os error 111)"), CheckpointError),
+    ],
+)
+def test_the_hubs_errors_of_the_disk_are_told_from_those_of_the_network(
+    hub_that_fails: list[Exception], tmp_path: Path, fault: Exception, kind: type[Exception]
+) -> None:
+    hub_that_fails.append(fault)
+    options = {"cache_dir": tmp_path, "endpoint": None, "token": None, "local_files_only": False}
+    with pytest.raises(kind, match=r"(No space left on device; free|Permission denied; let|refused|not permitted$)"):
+        fetch_repository("owner/name", None, options)
