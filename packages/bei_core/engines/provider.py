@@ -49,7 +49,7 @@ class Supply:
     """Engines for one model's settings."""
 
     def __init__(self, settings: Settings, *, to_run: bool = True) -> None:
-        """Raises ConfigError without a model or a store URL, EngineUnavailableError if the engine cannot be built here."""
+        """Raises ConfigError without a model or a store's URL, EngineUnavailableError if it cannot be built here."""
         if not settings.model_id:
             raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
         if settings.engine_store is not None and not is_store(settings.engine_store):
