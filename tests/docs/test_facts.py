@@ -1,0 +1,56 @@
+"""What the documents list is what there is: routes, errors, metrics, log lines."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from bei_core.errors import RequestError
+from bei_core.http import openapi
+from bei_core.metrics import Metrics
+from tests.docs.documents import ROOT, code_in, table_rows
+
+OPERATIONS = ROOT / "docs" / "operations.md"
+ROUTES = ROOT / "docs" / "routes.md"
+LIBRARY = ROOT / "packages" / "bei_core"
+
+_PLACEHOLDER = re.compile(r"%[-\d.]*[sdfrg]|\0")  # of a log line's format, or of an f-string
+_TELLING = 8  # characters of a message besides what is filled in; fewer would match any line
+
+
+def test_routes() -> None:
+    rows = table_rows(ROUTES, "All routes")
+    listed = {path for row in rows for code in code_in(row[0]) for path in code.split() if path.startswith("/")}
+    assert listed == set(openapi.document()["paths"]) | openapi.PATHS
+
+
+def test_errors() -> None:
+    listed = {(code_in(row[1])[0], int(row[0])) for row in table_rows(OPERATIONS, "Errors that clients get")}
+    kinds = {(kind.kind, kind.status) for kind in RequestError.__subclasses__()}
+    assert listed == kinds
+
+
+def test_metrics() -> None:
+    listed = {code_in(row[0])[0].partition("{")[0] for row in table_rows(OPERATIONS, "Metrics")}
+    assert listed == {family.name for family in Metrics().registry.collect()}
+
+
+def test_log_lines_are_written_so() -> None:
+    """`<…>` in a document stands for what the program fills in."""
+    parts = [_PLACEHOLDER.split(text) for text in messages()]
+    written = [re.compile(".+".join(map(re.escape, texts))) for texts in parts if len("".join(texts)) >= _TELLING]
+    listed = [line for row in table_rows(OPERATIONS, "Log lines") for line in code_in(row[0])]
+    assert listed
+    assert [line for line in listed if not any(pattern.match(line) for pattern in written)] == []
+
+
+def messages() -> Iterator[str]:
+    """Every text of the library that may be logged or said, `\\0` for each value in an f-string."""
+    for path in LIBRARY.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and " " in node.value:
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                yield "".join(map(str, parts))

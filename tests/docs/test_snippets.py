@@ -1,0 +1,204 @@
+"""Every fenced block of the documents is run, or says on the line before why it is not.
+
+Blocks talk to `http://localhost:7997` (an embedding model), `:7998` (a reranker) and `:7999` (a classifier); here these
+are three servers on free ports, the last two with very small models.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from bei_core.cli.main import app
+from bei_core.config.settings import Settings
+from tests.conftest import MINILM
+from tests.docs.documents import ROOT, Block, blocks
+from tests.e2e.environments import run_in
+from tests.e2e.server import Server, cache_of, wait_until
+from tests.fakes import SAFETY_S
+from tests.golden.cases import GOLDEN
+
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment of its import
+
+# The clients' frameworks leave their connections to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+
+MODELS: Mapping[int, dict[str, object]] = {
+    7997: {},
+    7998: {"model_id": GOLDEN / "bert-rerank-pad7", "dtype": "float32"},
+    7999: {"model_id": GOLDEN / "bert-topics-bf16-sharded", "dtype": "float32"},
+}
+BASETEN = {"embedder": 7997, "reranker": 7998}  # model-NAME.api.baseten.co stands for a port
+
+PYTHON = [block for block in blocks() if block.language == "python" and not block.reason]
+SHELL = [block for block in blocks() if block.language == "sh" and not block.reason]
+RUN = {"python", "sh", "yaml", "json"}
+BIN = Path(sys.executable).parent
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return cache_of(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[dict[str, str]]:
+    """What a document's addresses stand for."""
+    folder = tmp_path_factory.mktemp("docs")
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        servers = {port: Server(folder / str(port), cache_dir, **settings) for port, settings in MODELS.items()}
+        list(pool.map(stack.enter_context, servers.values()))  # they start side by side
+        found = {f"http://localhost:{port}": server.url for port, server in servers.items()}
+        for name, port in BASETEN.items():
+            place = f"https://model-{name}.api.baseten.co/environments/production/sync"
+            found[place] = found[f"http://localhost:{port}"]
+        yield found
+        gc.collect()  # what the clients left open is found here, not in another file's test
+
+
+def placed(text: str, urls: Mapping[str, str]) -> str:
+    """A snippet with the addresses of the servers that run here."""
+    for address, url in urls.items():
+        text = text.replace(address, url)
+    return text
+
+
+@pytest.mark.parametrize("block", PYTHON, ids=str)
+def test_python_runs(block: Block, urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BASETEN_API_KEY", "any")
+    monkeypatch.chdir(tmp_path)  # where a block may write
+    code = placed(block.text, urls)
+    if block.venv:
+        run_in(ROOT / block.venv, ["-W", "ignore", "-c", code], environ={"HF_HUB_OFFLINE": "0"})
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of clients among themselves
+        exec(compile(code, str(block), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", SHELL, ids=str)
+def test_commands_run(block: Block, urls: dict[str, str], cache_dir: Path, tmp_path: Path) -> None:
+    if "curl" in block.text and shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    (tmp_path / ".models").symlink_to(MINILM.parent)
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    environ = {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "HOME": str(tmp_path),
+        "BEI_CACHE_DIR": str(cache_dir),
+        "HF_HUB_OFFLINE": "1",
+    }
+    for command in commands(placed(block.text, urls)):
+        if command.startswith("bei serve"):
+            serves(command, environ, tmp_path)
+        else:
+            done = subprocess.run(
+                ["bash", "-euc", command], env=environ, cwd=tmp_path, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+def serves(command: str, environ: Mapping[str, str], folder: Path) -> None:
+    """Starts a server by its command line, on a free port; ends it once it listens."""
+    log = folder / "log"
+    line = [*shlex.split(command, comments=True), "--hostname", "127.0.0.1", "--port", "0"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(line, env=dict(environ), cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+    try:
+        wait_until(lambda: "Uvicorn running" in log.read_text() or process.poll() is not None)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(SAFETY_S) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("block", [block for block in blocks() if block.language in {"yaml", "json"}], ids=str)
+def test_configurations_and_bodies_are_read(block: Block) -> None:
+    if block.language == "json":
+        json.loads(block.text)
+        return
+    config = yaml.safe_load(block.text)
+    if "model_metadata" in config:
+        Settings.from_truss_config(config)
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    unexplained = [
+        str(block) for block in blocks() if block.language not in RUN and not block.reason and block.language != "text"
+    ]
+    assert not unexplained
+    assert all(block.reason is None or len(block.reason.split()) >= 2 for block in blocks())
+    assert PYTHON
+    assert SHELL
+
+
+@pytest.mark.parametrize("block", [block for block in blocks() if block.language == "sh"], ids=str)
+def test_flags_targets_files_and_extras_exist(block: Block) -> None:
+    """Also of blocks that are not run."""
+    makefile = (ROOT / "Makefile").read_text()
+    extras = set(metadata("bei-core").get_all("Provides-Extra") or ())
+    for command in commands(block.text):
+        words = shlex.split(command, comments=True)
+        while words and "=" in words[0] and not words[0].startswith("-"):
+            words = words[1:]  # variables before the command
+        if not words:
+            continue
+        name = words[0].rpartition("/")[2]
+        if name == "bei":
+            unknown = unknown_flags(words[1:])
+            assert not unknown, f"{block}: bei has no {', '.join(unknown)}"
+        elif name == "make":
+            targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
+            assert all(f"\n{target}:" in makefile for target in targets), f"{block}: {command}"
+        elif name.startswith("python"):
+            files = [word for word in words[1:2] if word.endswith(".py")]
+            assert all((ROOT / file).is_file() for file in files), f"{block}: {command}"
+        for asked in re.findall(r"bei-core\[([\w,]+)\]", command):
+            assert set(asked.split(",")) <= extras, f"{block}: {command}"
+
+
+def unknown_flags(words: list[str]) -> list[str]:
+    """The flags of a `bei` command line that the command does not have."""
+    command: Any = typer.main.get_command(app)
+    known: set[str] = {"--help"}
+    unknown = []
+    for word in words:
+        command = getattr(command, "commands", {}).get(word, command)
+        known |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in known:
+            unknown.append(flag)
+    return unknown
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a block: a line each, unless a line ends with a backslash or a quote is open."""
+    found: list[str] = []
+    pending = ""
+    for line in text.splitlines():
+        pending = f"{pending}\n{line}" if pending else line
+        if pending.endswith("\\") or (pending.count("'") % 2 and not pending.lstrip().startswith("#")):
+            continue
+        if pending.strip() and not pending.lstrip().startswith("#"):
+            found.append(pending.strip())
+        pending = ""
+    return found + ([pending] if pending.strip() else [])
