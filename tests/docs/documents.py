@@ -21,7 +21,7 @@ _BLOCK = re.compile(
     r"```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-_INLINE_CODE = re.compile(r"`[^`\n]*`")
+_INLINE_CODE = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^()\s]+)\)")
 _HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 _ANCHOR = re.compile(r'<a id="([^"]+)">')
@@ -50,13 +50,18 @@ def blocks() -> tuple[Block, ...]:
 
 def links(document: Path) -> Iterator[str]:
     """The targets of a document's links, those inside code left out."""
-    yield from _LINK.findall(_INLINE_CODE.sub("", _BLOCK.sub("", document.read_text(encoding="utf-8"))))
+    yield from _LINK.findall(_INLINE_CODE.sub("", _prose(document)))
+
+
+def inline_code(document: Path) -> list[str]:
+    """The pieces of inline code of a document."""
+    return _INLINE_CODE.findall(_prose(document))
 
 
 @cache
 def anchors(document: Path) -> frozenset[str]:
     """The names in a document that a link may end with, made from its headings as GitHub makes them."""
-    text = _BLOCK.sub("", document.read_text(encoding="utf-8"))
+    text = _prose(document)
     return frozenset(map(_slug, _HEADING.findall(text))) | frozenset(_ANCHOR.findall(text))
 
 
@@ -72,7 +77,12 @@ def table_rows(document: Path, heading: str) -> list[list[str]]:
 
 def code_in(cell: str) -> list[str]:
     """The pieces of inline code in a cell."""
-    return re.findall(r"`([^`]+)`", cell)
+    return _INLINE_CODE.findall(cell)
+
+
+def _prose(document: Path) -> str:
+    """A document without its fenced blocks."""
+    return _BLOCK.sub("", document.read_text(encoding="utf-8"))
 
 
 def _blocks(document: Path) -> Iterator[Block]:

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 
+from bei_core.config.settings import Settings
 from bei_core.errors import RequestError
 from bei_core.http import openapi
 from bei_core.metrics import Metrics
@@ -23,6 +24,20 @@ def test_routes() -> None:
     rows = table_rows(ROUTES, "All routes")
     listed = {path for row in rows for code in code_in(row[0]) for path in code.split() if path.startswith("/")}
     assert listed == set(openapi.document()["paths"]) | openapi.PATHS
+
+
+def test_fields() -> None:
+    schemas = openapi.document()["components"]["schemas"]
+    refs = set(re.findall(r"schemas/(\w+)", str(openapi.document()["paths"]["/"]["post"]["requestBody"])))
+    fields = {name for ref in refs for name in schemas[ref]["properties"]}
+    listed = {name for row in table_rows(ROUTES, "Fields") for name in code_in(row[0])}
+    assert listed == fields
+
+
+def test_limits_are_settings() -> None:
+    listed = {name for row in table_rows(OPERATIONS, "Limits") for name in code_in(row[0])}
+    assert listed
+    assert listed <= set(Settings.__struct_fields__)
 
 
 def test_errors() -> None:
