@@ -46,5 +46,10 @@ def test_modules_named_for_contributors_exist() -> None:
     assert [code for code in named if not any((place / code).is_file() for place in places)] == []
 
 
+def test_every_decision_is_in_the_index() -> None:
+    folder = ROOT / "docs" / "decisions"
+    assert {path.name for path in folder.glob("[0-9]*.md")} <= set(links(folder / "README.md"))
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 700

@@ -30,7 +30,7 @@ import yaml
 from bei_core.cli.main import app
 from bei_core.config.settings import Settings
 from tests.conftest import MINILM
-from tests.docs.documents import ROOT, Block, blocks
+from tests.docs.documents import DOCUMENTS, ROOT, Block, blocks
 from tests.e2e.environments import run_in
 from tests.e2e.server import Server, cache_of, wait_until
 from tests.fakes import SAFETY_S
@@ -51,6 +51,7 @@ BASETEN = {"embedder": 7997, "reranker": 7998}  # model-NAME.api.baseten.co stan
 PYTHON = [block for block in blocks() if block.language == "python" and not block.reason]
 SHELL = [block for block in blocks() if block.language == "sh" and not block.reason]
 RUN = {"python", "sh", "yaml", "json"}
+DRAWN = {"text", "mermaid"}
 BIN = Path(sys.executable).parent
 
 
@@ -99,7 +100,7 @@ def test_commands_run(block: Block, urls: dict[str, str], cache_dir: Path, tmp_p
     if "curl" in block.text and shutil.which("curl") is None:
         pytest.skip("there is no curl")
     (tmp_path / ".models").symlink_to(MINILM.parent)
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / ".curlrc").write_text("fail\n")  # an error's status is curl's failure
     environ = {
         "PATH": f"{BIN}:{os.environ['PATH']}",
         "HOME": str(tmp_path),
@@ -142,10 +143,12 @@ def test_configurations_and_bodies_are_read(block: Block) -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    unexplained = [
-        str(block) for block in blocks() if block.language not in RUN and not block.reason and block.language != "text"
-    ]
+    unexplained = [str(block) for block in blocks() if block.language not in RUN | DRAWN and not block.reason]
     assert not unexplained
+    fences = sum(
+        line.lstrip().startswith("```") for document in DOCUMENTS for line in document.read_text().splitlines()
+    )
+    assert fences == 2 * len(blocks())  # none is written in a way that is not found
     assert all(block.reason is None or len(block.reason.split()) >= 2 for block in blocks())
     assert PYTHON
     assert SHELL
@@ -156,24 +159,33 @@ def test_flags_targets_files_and_extras_exist(block: Block) -> None:
     """Also of blocks that are not run."""
     makefile = (ROOT / "Makefile").read_text()
     extras = set(metadata("bei-core").get_all("Provides-Extra") or ())
-    for command in commands(block.text):
-        words = shlex.split(command, comments=True)
-        while words and "=" in words[0] and not words[0].startswith("-"):
-            words = words[1:]  # variables before the command
-        if not words:
-            continue
+    for words in programs(block.text):
         name = words[0].rpartition("/")[2]
         if name == "bei":
             unknown = unknown_flags(words[1:])
-            assert not unknown, f"{block}: bei has no {', '.join(unknown)}"
+            assert not unknown, f"bei has no {', '.join(unknown)}"
         elif name == "make":
             targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
-            assert all(f"\n{target}:" in makefile for target in targets), f"{block}: {command}"
+            assert all(f"\n{target}:" in makefile for target in targets), words
         elif name.startswith("python"):
             files = [word for word in words[1:2] if word.endswith(".py")]
-            assert all((ROOT / file).is_file() for file in files), f"{block}: {command}"
-        for asked in re.findall(r"bei-core\[([\w,]+)\]", command):
-            assert set(asked.split(",")) <= extras, f"{block}: {command}"
+            assert all((ROOT / file).is_file() for file in files), words
+        for asked in re.findall(r"bei-core\[([\w,]+)\]", " ".join(words)):
+            assert set(asked.split(",")) <= extras, words
+
+
+def programs(text: str) -> Iterator[list[str]]:
+    """The words of each program of a block; variables that are set before it are left out."""
+    for command in commands(text):
+        lexer = shlex.shlex(command, posix=True, punctuation_chars="&|;")
+        lexer.whitespace_split = True
+        words: list[str] = []
+        for word in [*lexer, ";"]:
+            if set(word) <= set("&|;"):
+                yield from [words] if words else []
+                words = []
+            elif words or not re.match(r"\w+=", word):
+                words.append(word)
 
 
 def unknown_flags(words: list[str]) -> list[str]:
@@ -191,14 +203,16 @@ def unknown_flags(words: list[str]) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of a block: a line each, unless a line ends with a backslash or a quote is open."""
+    """The commands of a block, without comments: a line each, unless it ends with a backslash or inside quotes."""
     found: list[str] = []
     pending = ""
-    for line in text.splitlines():
-        pending = f"{pending}\n{line}" if pending else line
-        if pending.endswith("\\") or (pending.count("'") % 2 and not pending.lstrip().startswith("#")):
-            continue
-        if pending.strip() and not pending.lstrip().startswith("#"):
+    for line in text.replace("\\\n", " ").splitlines():
+        pending += re.sub(r"(^|\s)#.*", "", line)
+        if pending.count("'") % 2:
+            pending += "\n"
+        elif pending.strip():
             found.append(pending.strip())
-        pending = ""
-    return found + ([pending] if pending.strip() else [])
+            pending = ""
+    if pending.strip():
+        raise AssertionError(f"a quote is not closed: {pending}")
+    return found
