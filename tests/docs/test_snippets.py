@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import warnings
@@ -23,6 +24,7 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import typer
 import yaml
@@ -118,18 +120,30 @@ def test_commands_run(block: Block, urls: dict[str, str], cache_dir: Path, tmp_p
 
 
 def serves(command: str, environ: Mapping[str, str], folder: Path) -> None:
-    """Starts a server by its command line, on a free port; ends it once it listens."""
-    log = folder / "log"
-    line = [*shlex.split(command, comments=True), "--hostname", "127.0.0.1", "--port", "0"]
+    """Starts a server by its command line, on a free port, and ends it once it is healthy."""
+    log, port = folder / "log", free_port()
+    line = [*shlex.split(command), "--hostname", "127.0.0.1", "--port", str(port)]
     with log.open("wb") as output:
         process = subprocess.Popen(line, env=dict(environ), cwd=folder, stdout=output, stderr=subprocess.STDOUT)
     try:
-        wait_until(lambda: "Uvicorn running" in log.read_text() or process.poll() is not None)
+        wait_until(lambda: is_healthy(port) or process.poll() is not None)
         process.send_signal(signal.SIGTERM)
         assert process.wait(SAFETY_S) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def is_healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @pytest.mark.parametrize("block", [block for block in blocks() if block.language in {"yaml", "json"}], ids=str)
