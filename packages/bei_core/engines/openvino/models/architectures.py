@@ -1,4 +1,4 @@
-"""Which class of transformers is read by what: the name of a family and what it is made into."""
+"""The registry of model families: the name of a transformers class to the graph builder that reads it."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from bei_core.models.families import Config
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a family's transformer is made, and where its tensors are."""
+    """How to make a family's transformer, and how to find its tensors in a checkpoint."""
 
-    make: Callable[[Config, Weights, int], Transformer]
-    prefixes: tuple[str, ...]
-    anchor: str  # the table of word embeddings, without prefix
+    make: Callable[[Config, Weights, int], Transformer]  # of config.json, weights and the maximum sequence length
+    prefixes: tuple[str, ...]  # that a checkpoint may put before tensor names
+    anchor: str  # the word embedding table without prefix: the prefix under which it exists is the checkpoint's
 
 
 def _bert(name: str) -> Family:
@@ -46,7 +46,7 @@ FAMILIES: Mapping[str, Family] = {
     "ModernBert": Family(ModernBert, ModernBert.PREFIXES, ModernBert.ANCHOR),
     "NomicBert": Family(NomicBert, NomicBert.PREFIXES, NomicBert.ANCHOR),
     "New": Family(Gte, Gte.PREFIXES, Gte.ANCHOR),
-    "Gte": Family(Gte, Gte.PREFIXES, Gte.ANCHOR),  # transformers' own name for it
+    "Gte": Family(Gte, Gte.PREFIXES, Gte.ANCHOR),  # the same architecture inside transformers
     "DebertaV2": Family(DebertaV2, DebertaV2.PREFIXES, DebertaV2.ANCHOR),
     "Llama": _decoder("llama"),
     "Mistral": _decoder("mistral"),
@@ -61,9 +61,9 @@ _OTHERS = {"HF_ColBERT": "Bert"}  # stanford-futuredata/ColBERT's own class arou
 
 
 def family_of(architecture: str) -> str:
-    """The family of a class such as `BertForSequenceClassification`.
+    """The key in FAMILIES of a class such as `BertForSequenceClassification`.
 
-    Raises UnsupportedModelError listing the known ones.
+    Raises UnsupportedModelError listing the known families.
     """
     match = _CLASS.fullmatch(architecture)
     name = _OTHERS.get(architecture) or (match.group(1) if match else "")
