@@ -18,7 +18,8 @@ from bei_core.engines.open import Opened, load
 from bei_core.engines.provider import recipe
 from bei_core.engines.store import publish
 from bei_core.engines.tensorrt_llm import build
-from bei_core.engines.tensorrt_llm.artifact import FAMILIES, family_name
+from bei_core.engines.tensorrt_llm.artifact import FAMILIES
+from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import (

@@ -12,8 +12,9 @@ import pytest
 from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.engines.tensorrt_llm.artifact import FAMILIES, family_name
+from bei_core.engines.tensorrt_llm.artifact import FAMILIES
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Embed, Encoding, Rows, Tokens
 from bei_core.text.templates import named_template

@@ -15,8 +15,9 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened
 from bei_core.engines.quality import measure
 from bei_core.engines.tensorrt_llm import build, quantize
-from bei_core.engines.tensorrt_llm.artifact import CONFIG, facts_of, family_name, read_facts
+from bei_core.engines.tensorrt_llm.artifact import CONFIG, facts_of, read_facts
 from bei_core.errors import ConfigError, QualityError
+from bei_core.models.families import family_name
 from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.tasks import Rows, Tokens
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES, Case

@@ -144,11 +144,7 @@ def _read(dataset: str) -> tuple[list[str], bool]:
     if path.suffix in {".txt", ".jsonl"}:
         return _read_file(path), False
     if dataset == HUB_DEFAULT:
-        log.info(
-            "calibrating with the packaged texts, because the data set %s is not downloaded; to calibrate with other "
-            "texts, set calib_dataset to a .txt or .jsonl file",
-            dataset,
-        )
+        log.info("%s is not downloaded, calibrating with the packaged texts; calib_dataset may name a file", dataset)
     elif dataset != PACKAGED:
         raise ConfigError(
             f"calib_dataset {dataset!r} is not a known data set; give a .txt file with a text on each line, a .jsonl "

@@ -75,10 +75,7 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(reference: Array, candidate: Array, kind: Kind) -> Quality:
-    """The quality of rows f32[num_rows, D] compared with a reference of that shape.
-
-    Raises ValueError if the shapes differ.
-    """
+    """The quality of rows f32[num_rows, D] against a reference of that shape. Raises ValueError for other shapes."""
     if reference.shape != candidate.shape or not reference.size:
         raise ValueError(f"this is a bug: rows of shape {candidate.shape} cannot be compared with {reference.shape}")
     reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)

@@ -6,6 +6,7 @@ Source: transformers 5.23, `models/{bert,electra,roberta,xlm_roberta,distilbert,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,7 +16,23 @@ from bei_core.models.spec import first_position
 
 Config = Mapping[str, Any]  # config.json
 
+# Other names of an activation in transformers' `ACT2FN`, and the name under which an engine's table has it.
+ACTIVATION_ALIASES: Mapping[str, str] = {
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
+    "gelu_python": "gelu",
+    "swish": "silu",
+    "linear": "identity",
+}
+
+_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
+
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
+
+
+def family_name(architecture: str) -> str:
+    """The family in the name of a transformers class: "Llama" of "LlamaForCausalLM"; "" for a name of another form."""
+    match = _CLASS.fullmatch(architecture)
+    return match.group(1) if match else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,10 +31,7 @@ TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
-    """The model's graph with dynamic R, L and B.
-
-    Raises UnsupportedModelError, or CheckpointError for a tensor that is missing or of another shape.
-    """
+    """The model's graph with dynamic R, L, B. Raises UnsupportedModelError, or CheckpointError for an unfit tensor."""
     family = FAMILIES[family_of(spec.architecture)]
     rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]

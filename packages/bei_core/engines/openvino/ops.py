@@ -12,6 +12,7 @@ from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.families import ACTIVATION_ALIASES
 
 Array = npt.NDArray[Any]
 
@@ -22,11 +23,6 @@ _MASKED = np.float32(-1e9)
 def constant(value: Array) -> Node:
     """A constant of the array's own dtype."""
     return op.constant(np.ascontiguousarray(value))
-
-
-def f32(value: float) -> np.float32:
-    """A scalar of the weights' dtype."""
-    return np.float32(value)
 
 
 def ints(*values: int) -> Node:
@@ -74,10 +70,7 @@ def merge_heads(x: Node, width: int) -> Node:
 
 
 def repeat_heads(x: Node, times: int, num_heads: int, head_size: int) -> Node:
-    """[R, K, L, S] to [R, K * times, L, S]: each key or value head `times` times in a row, for grouped-query attention.
-
-    Equals torch's `repeat_interleave(x, times, dim=1)`. `num_heads` is K.
-    """
+    """[R, K, L, S] to [R, K * times, L, S], for grouped-query attention: torch's `repeat_interleave(x, times, 1)`."""
     if times == 1:
         return x
     copies = op.concat([op.unsqueeze(x, axis(2))] * times, 2)
@@ -132,40 +125,25 @@ def shift_tokens(x: Node, segment_ids: Node, offset: int) -> Node:
     return op.multiply(shifted, op.unsqueeze(op.convert(same, Type.f32), axis(2)))
 
 
-def gelu_new(x: Node) -> Node:
-    """GELU in its tanh approximation (transformers' `gelu_new`, `gelu_pytorch_tanh`, `gelu_fast`)."""
-    return op.gelu(x, "tanh")
-
-
-def quick_gelu(x: Node) -> Node:
-    """GELU approximated by x * sigmoid(1.702 x) (transformers' `QuickGELUActivation`)."""
-    return op.multiply(x, op.sigmoid(op.multiply(x, op.constant(np.float32(1.702)))))
-
-
 _ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
     "gelu": lambda x: op.gelu(x, "erf"),
-    "gelu_python": lambda x: op.gelu(x, "erf"),
-    "gelu_new": gelu_new,
-    "gelu_fast": gelu_new,
-    "gelu_pytorch_tanh": gelu_new,
-    "gelu_python_tanh": gelu_new,
-    "gelu_accurate": gelu_new,
-    "quick_gelu": quick_gelu,
+    "gelu_tanh": lambda x: op.gelu(x, "tanh"),
+    "quick_gelu": lambda x: op.multiply(x, op.sigmoid(op.multiply(x, op.constant(np.float32(1.702))))),
     "relu": op.relu,
     "silu": op.swish,
-    "swish": op.swish,
     "mish": op.mish,
     "tanh": op.tanh,
     "sigmoid": op.sigmoid,
     "identity": lambda x: x,
-    "linear": lambda x: x,
 }
 
 
 def activation(name: str) -> Callable[[Node], Node]:
     """The activation function that transformers calls `name`. Raises UnsupportedModelError listing the known names."""
+    name = ACTIVATION_ALIASES.get(name, name)
     if name not in _ACTIVATIONS:
-        raise UnsupportedModelError(f"unknown activation {name!r}; known are {', '.join(sorted(_ACTIVATIONS))}")
+        known = ", ".join(sorted({*_ACTIVATIONS, *ACTIVATION_ALIASES}))
+        raise UnsupportedModelError(f"unknown activation {name!r}; known are {known}")
     return _ACTIVATIONS[name]
 
 
@@ -193,19 +171,13 @@ def row_length(ids: Node) -> Node:
 
 
 def relative_bias(table: Array, max_len: int, length: Node, *, max_distance: int = 128) -> Node:
-    """f32[1, N, L, L]: relative position bias from a table f32[num_buckets, N].
-
-    Source: T5 (Raffel et al. 2020); transformers' `MPNetEncoder.compute_position_bias`.
-    """
+    """f32[1, N, L, L]: bias from a table f32[num_buckets, N] (transformers' `MPNetEncoder.compute_position_bias`)."""
     biases = table[_relative_buckets(np.arange(1 - max_len, max_len), len(table), max_distance)].T
     return op.unsqueeze(gather_by_distance(biases, max_len, length), axis(0))
 
 
 def _relative_buckets(relative: Array, num_buckets: int, max_distance: int) -> Array:
-    """Bucket of each relative position (key - query): one each for small distances, logarithmic for large ones.
-
-    Half of the buckets are for keys after the query, as in `MPNetEncoder.relative_position_bucket`.
-    """
+    """Bucket of each key - query, as `MPNetEncoder.relative_position_bucket`: exact if small, else logarithmic."""
     half = num_buckets // 2
     exact = half // 2
     distance = np.abs(relative)

@@ -31,9 +31,6 @@ class Rope:
 def make_rope(
     config: Mapping[str, Any], head_size: int, positions: Node, max_len: int, *, layer_type: str = "full_attention"
 ) -> Rope:
-    """The rotary embedding of one layer type at `positions` i32[R, L].
-
-    Raises UnsupportedModelError for an unknown rope scaling.
-    """
+    """Rotary embedding of a layer type at `positions` i32[R, L]. Raises UnsupportedModelError for unknown scalings."""
     tables = rope_tables(config, head_size, max_len, layer_type=layer_type)
     return Rope(*(op.unsqueeze(ops.embedding(table, positions), ops.axis(1)) for table in tables))

@@ -8,7 +8,6 @@ This module does not need torch, so any machine can build a folder that is not q
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from bei_core.models.families import (
     DECODERS,
     BertSizes,
     DecoderSizes,
+    family_name,
     heads_of,
 )
 from bei_core.models.spec import Classifier, Dense, ModelSpec
@@ -58,7 +58,6 @@ KINDS = ("embedding", "classifier", "reranker")
 HEAD_PREFIX = "bei."  # of the tensors of modules and heads
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
-_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 # Prefixes of a checkpoint's head tensors. They are not copied with the transformer: `head_tensors` writes those in use.
 _HEAD_TENSORS = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.")
 
@@ -102,12 +101,6 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         sizes = DecoderSizes.of(switches, self.spec.config)
         windows = [sizes.window(switches, layer_type) for layer_type in sizes.layer_types]
         return sizes.soft_cap is not None or any(w is not None and w < self.spec.max_seq_len for w in windows)
-
-
-def family_name(architecture: str) -> str:
-    """The family in the name of a transformers class: "Llama" of "LlamaForCausalLM"; "" for a name of another form."""
-    match = _CLASS.fullmatch(architecture)
-    return match.group(1) if match else ""
 
 
 def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
@@ -174,9 +167,8 @@ def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dt
         for name in transformer.names()
         if not name.startswith(_HEAD_TENSORS) and transformer.dtype(name) in _FLOAT_DTYPES
     ]
-    write_tensors(
-        path, [*entries, *(Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts))]
-    )
+    entries += [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
+    write_tensors(path, entries)
 
 
 def _keeps_dtype(name: str, dtype: str) -> bool:
@@ -211,10 +203,7 @@ def _head(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
 
 
 def _yes_no_row(checkpoint: Checkpoint, classifier: Classifier, facts: Facts) -> Array:
-    """f32[1, H], whose product with a token vector is the logit of "yes" minus the logit of "no".
-
-    Taken from lm_head, or from the word embeddings in a checkpoint with tied weights.
-    """
+    """f32[1, H]: row "yes" minus row "no" of lm_head, or of the word embeddings if their weights are tied."""
     tensors = checkpoint.tensors()
     names = ("lm_head.weight", *(prefix + facts.anchor for prefix in facts.prefixes))
     name = next((name for name in names if name in tensors), None)

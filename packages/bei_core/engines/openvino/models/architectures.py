@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +55,6 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma3": _decoder("gemma3_text"),
 }
 
-_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 _OTHERS = {"HF_ColBERT": "Bert"}  # stanford-futuredata/ColBERT's own class around a BertModel
 
 
@@ -65,8 +63,7 @@ def family_of(architecture: str) -> str:
 
     Raises UnsupportedModelError listing the known families.
     """
-    match = _CLASS.fullmatch(architecture)
-    name = _OTHERS.get(architecture) or (match.group(1) if match else "")
+    name = _OTHERS.get(architecture) or families.family_name(architecture)
     if name not in FAMILIES:
         known = ", ".join(f"{family}..." for family in sorted(FAMILIES))
         raise UnsupportedModelError(f"architecture {architecture} is not supported; known are {known}")

@@ -53,12 +53,8 @@ class Bert:
     def _layer(self, hidden: Node, bias: Node, prefix: str) -> Node:
         names, width = self._names, self._sizes.hidden
         parts = (self._linear(hidden, prefix + name, width, width) for name in (names.query, names.key, names.value))
-        attended = self._linear(
-            multi_head_attention(self._heads.split(parts), self._heads, bias),
-            prefix + names.attention_out,
-            width,
-            width,
-        )
+        attended = multi_head_attention(self._heads.split(parts), self._heads, bias)
+        attended = self._linear(attended, prefix + names.attention_out, width, width)
         hidden = self._norm(op.add(attended, hidden), prefix + names.attention_norm)
         inner = self._activation(self._linear(hidden, prefix + names.up, width, self._sizes.intermediate_size))
         inner = self._linear(inner, prefix + names.down, self._sizes.intermediate_size, width)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from openvino import Node
 from openvino import opset15 as op
 
@@ -86,7 +87,7 @@ class Layers:
 
     def rms_norm(self, x: Node, name: str, eps: float, *, offset: float = 0.0) -> Node:
         """RMSNorm of [..., H]; `offset` is added to the stored weight (1 for Gemma)."""
-        return ops.rms_norm(x, self.weights.get(f"{name}.weight", None) + ops.f32(offset), eps)
+        return ops.rms_norm(x, self.weights.get(f"{name}.weight", None) + np.float32(offset), eps)
 
     def _bias(self, name: str, size: int | None, required: bool) -> ops.Array | None:
         return self.weights.get(f"{name}.bias", size) if required or f"{name}.bias" in self.weights else None

@@ -91,9 +91,8 @@ class DebertaV2:
 
     def _layer(self, hidden: Node, mask: Node, positions: _Positions, prefix: str) -> Node:
         attended = self._attention(hidden, mask, positions, prefix + "attention.self.")
-        attended = self._layers.linear(
-            attended, prefix + "attention.output.dense", self._hidden, self._hidden, bias=True
-        )
+        width = self._hidden
+        attended = self._layers.linear(attended, prefix + "attention.output.dense", width, width, bias=True)
         hidden = self._norm(op.add(attended, hidden), prefix + "attention.output.LayerNorm")
         inner = self._layers.linear(hidden, prefix + "intermediate.dense", self._hidden, self._inner, bias=True)
         inner = self._layers.linear(
@@ -109,19 +108,16 @@ class DebertaV2:
             pos_key = self._project_heads(positions.embeddings, prefix + ("key_proj" if shared else "pos_key_proj"))
             scores = op.add(scores, _gather_scores(op.matmul(query, pos_key, False, True), positions.c2p))
         if "p2c" in self._pos_att_type:
-            pos_query = self._project_heads(
-                positions.embeddings, prefix + ("query_proj" if shared else "pos_query_proj")
-            )
+            name = "query_proj" if shared else "pos_query_proj"
+            pos_query = self._project_heads(positions.embeddings, prefix + name)
             by_key = _gather_scores(op.matmul(key, pos_query, False, True), positions.p2c)
             scores = op.add(scores, op.transpose(by_key, ops.ints(0, 1, 3, 2)))
         scores = op.add(op.multiply(scores, op.constant(np.float32(self._scale))), mask)
         return ops.merge_heads(op.matmul(op.softmax(scores, -1), value, False, False), self._hidden)
 
     def _project_heads(self, x: Node, name: str) -> Node:
-        width = self._hidden
-        return ops.split_heads(
-            self._layers.linear(x, name, width, width, bias=True), self._heads.num_kv_heads, self._heads.head_size
-        )
+        projected = self._layers.linear(x, name, self._hidden, self._hidden, bias=True)
+        return ops.split_heads(projected, self._heads.num_heads, self._heads.head_size)
 
     def _convolution(self, x: Node, hidden: Node, inputs: Inputs) -> Node:
         """Adds to `hidden` a convolution of `x` over the tokens of each sequence (`ConvLayer` in transformers)."""

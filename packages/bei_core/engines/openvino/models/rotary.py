@@ -50,9 +50,8 @@ class ModernBert:
             bias = bool(self._config.get("attention_bias"))
             parts = self._layers.split_linear(x, prefix + "attn.Wqkv", (self._hidden,) * 3, bias=bias)
             attended = multi_head_attention(self._heads.split(parts), self._heads, mask, rope=rope)
-            hidden = op.add(
-                hidden, self._layers.linear(attended, prefix + "attn.Wo", self._hidden, self._hidden, bias=bias)
-            )
+            attended = self._layers.linear(attended, prefix + "attn.Wo", self._hidden, self._hidden, bias=bias)
+            hidden = op.add(hidden, attended)
             hidden = op.add(hidden, self._mlp(self._norm(hidden, prefix + "mlp_norm"), prefix))
         return self._norm(hidden, "final_norm")
 
@@ -106,9 +105,8 @@ class NomicBert:
             up, gate = (
                 self._layers.linear(hidden, f"{prefix}mlp.{n}", self._hidden, self._inner) for n in ("fc11", "fc12")
             )
-            inner = self._layers.linear(
-                gated_activation(gate, up, "silu"), prefix + "mlp.fc2", self._inner, self._hidden
-            )
+            gated = gated_activation(gate, up, "silu")
+            inner = self._layers.linear(gated, prefix + "mlp.fc2", self._inner, self._hidden)
             hidden = self._layers.layer_norm(op.add(hidden, inner), prefix + "norm2", self._eps)
         return hidden
 

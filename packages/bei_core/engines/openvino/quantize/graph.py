@@ -49,12 +49,7 @@ def quantize(graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp
         raise UnsupportedModelError("the model has no linear layers to quantise")
     smoothed = smooth_quant(graph, matmuls, batches, ALPHAS if alpha is None else (alpha,))
     worst, of_worst = max(smoothed.items(), key=lambda item: item[1].error)
-    log.info(
-        "quantising %d linear layers to int8; the largest expected error is %.2g of the output, in %s",
-        len(smoothed),
-        of_worst.error**0.5,
-        worst,
-    )
+    log.info("int8 for %d linear layers; largest expected error %.2g, in %s", len(smoothed), of_worst.error**0.5, worst)
     model = _quantize_with_nncf(nncf, graph, batches, set(smoothed))
     requantize(model, graph, smoothed)
     return model

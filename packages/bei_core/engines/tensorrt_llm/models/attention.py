@@ -93,12 +93,6 @@ class PackedAttention(Attention):
         query, key, value = self.split_qkv(q, k, v)
         return (*self.norm_and_rope(query, key, position_ids), value)
 
-    def load(self, weights: Weights, names: tuple[str, str, str, str], prefix: str) -> None:
-        """Loads the layers of queries, keys, values and output (`names`), and the norms under `prefix`."""
-        self.qkv_proj.load_weights([weights.layer(name) for name in names[:3]])
-        self.o_proj.load_weights([weights.layer(names[3])])
-        self.norm_and_rope.load(weights, prefix)
-
     def attend(self, x: Tensor, position_ids: Tensor, attn_metadata: Any) -> Tensor:
         """[T, H]."""
         return self(position_ids=position_ids, hidden_states=x, attn_metadata=attn_metadata, attention_mask=self.mask)
@@ -118,12 +112,6 @@ class SegmentAttention(nn.Module):
         self.qkv_proj = config.linear(sizes.hidden, sum(self.split), "attention", bias=sizes.bias, fused="qkv")
         self.o_proj = config.linear(width, sizes.hidden, "attention", bias=sizes.out_bias)
         self.norm_and_rope = _NormAndRope(sizes, rope, config.dtype)
-
-    def load(self, weights: Weights, names: tuple[str, str, str, str], prefix: str) -> None:
-        """Loads the layers of queries, keys, values and output (`names`), and the norms under `prefix`."""
-        self.qkv_proj.load_weights([weights.layer(name) for name in names[:3]])
-        self.o_proj.load_weights([weights.layer(names[3])])
-        self.norm_and_rope.load(weights, prefix)
 
     def attend(self, x: Tensor, position_ids: Tensor, attn_metadata: Any) -> Tensor:
         """[T, H]."""
@@ -162,6 +150,13 @@ class SegmentAttention(nn.Module):
         distance = query - torch.arange(scores.shape[2], device=scores.device)
         allowed = distance >= 0 if self.sizes.causal else torch.ones_like(distance, dtype=torch.bool)
         return allowed if self.sizes.window is None else allowed & (distance.abs() < self.sizes.window)
+
+
+def load_attention(attention: Any, weights: Weights, names: tuple[str, str, str, str], prefix: str) -> None:
+    """Loads the layers of queries, keys, values and output (`names`), and the norms under `prefix`."""
+    attention.qkv_proj.load_weights([weights.layer(name) for name in names[:3]])
+    attention.o_proj.load_weights([weights.layer(names[3])])
+    attention.norm_and_rope.load(weights, prefix)
 
 
 def make_attention(

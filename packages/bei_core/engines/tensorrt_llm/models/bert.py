@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm.artifact import Facts
-from bei_core.engines.tensorrt_llm.models.attention import AttentionSizes, make_attention
+from bei_core.engines.tensorrt_llm.models.attention import AttentionSizes, load_attention, make_attention
 from bei_core.engines.tensorrt_llm.models.heads import activation
 from bei_core.engines.tensorrt_llm.models.layers import Embedding, LayerConfig, LayerNorm, Mlp, Weights
 from bei_core.models.families import BERTS, BertNames, BertSizes
@@ -81,7 +81,7 @@ class _Layer(nn.Module):
         """Loads the layer."""
         names = self.names
         query, key, value, out = (prefix + name for name in (names.query, names.key, names.value, names.attention_out))
-        self.attention.load(weights, (query, key, value, out), prefix)
+        load_attention(self.attention, weights, (query, key, value, out), prefix)
         self.attention_norm.load(weights, prefix + names.attention_norm)
         self.mlp.load(weights, prefix + names.up, prefix + names.down)
         self.norm.load(weights, prefix + names.out_norm)

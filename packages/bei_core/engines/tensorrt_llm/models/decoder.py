@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm.artifact import Facts
-from bei_core.engines.tensorrt_llm.models.attention import AttentionSizes, make_attention
+from bei_core.engines.tensorrt_llm.models.attention import AttentionSizes, load_attention, make_attention
 from bei_core.engines.tensorrt_llm.models.heads import activation
 from bei_core.engines.tensorrt_llm.models.layers import Embedding, GatedMlp, LayerConfig, RmsNorm, Rope, Weights
 from bei_core.models.families import DECODERS, DecoderSizes, DecoderSwitches
@@ -72,7 +72,7 @@ class _Layer(nn.Module):
     def load(self, weights: Weights, prefix: str) -> None:
         """Loads the layer."""
         query, key, value, out = (f"{prefix}self_attn.{name}_proj" for name in "qkvo")
-        self.attention.load(weights, (query, key, value, out), f"{prefix}self_attn.")
+        load_attention(self.attention, weights, (query, key, value, out), f"{prefix}self_attn.")
         self.mlp.load(weights, f"{prefix}mlp.")
         for name, norm in self.norms.items():
             norm.load(weights, prefix + name)

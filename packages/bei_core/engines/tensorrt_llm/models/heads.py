@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bei_core.engines.tensorrt_llm.artifact import Facts, family_name
+from bei_core.engines.tensorrt_llm.artifact import Facts
 from bei_core.engines.tensorrt_llm.models.pooling import Spans, pool
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import heads_of
+from bei_core.models.families import ACTIVATION_ALIASES, family_name, heads_of
 from bei_core.models.spec import Classifier, Dense, ModelSpec, Normalize, Pooling
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -22,25 +22,19 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": F.relu,
     "silu": F.silu,
-    "swish": F.silu,
     "sigmoid": torch.sigmoid,
     "gelu": F.gelu,
-    "gelu_python": F.gelu,
-    "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_fast": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_python_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu_accurate": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation function that transformers calls `name`. Raises UnsupportedModelError listing the known names."""
+    name = ACTIVATION_ALIASES.get(name, name)
     if name not in _ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"activation {name!r} is not supported; known are {', '.join(sorted(_ACTIVATIONS))}"
-        )
+        known = ", ".join(sorted({*_ACTIVATIONS, *ACTIVATION_ALIASES}))
+        raise UnsupportedModelError(f"activation {name!r} is not supported; known are {known}")
     return _ACTIVATIONS[name]
 
 

@@ -55,10 +55,6 @@ class LayerConfig:
         self.dtype = dtype
         self.quantized = frozenset(quantized)
 
-    def quantization(self, part: str) -> Any:
-        """TensorRT-LLM's quantisation config for a part ("attention" or "mlp"); None if it is not quantised."""
-        return self.model_config.quant_config if part in self.quantized else None
-
     def for_attention(self) -> Any:
         """The config for TensorRT-LLM's `Attention`; without quantisation if "attention" is not a quantised part."""
         if "attention" in self.quantized:
@@ -68,14 +64,14 @@ class LayerConfig:
         return plain
 
     def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
-        """A Linear. `fused` is "qkv" or "gate_up" for a layer that is loaded from several layers of the checkpoint."""
+        """A Linear. `part` is "attention" or "mlp"; `fused` if it is loaded from several layers of the checkpoint."""
         mode = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_LINEAR"}[fused]
         return Linear(
             size_in,
             size_out,
             bias=bias,
             dtype=self.dtype,
-            quant_config=self.quantization(part),
+            quant_config=self.model_config.quant_config if part in self.quantized else None,
             weights_loading_config=WeightsLoadingConfig(weight_mode=getattr(WeightMode, mode)),
         )
 

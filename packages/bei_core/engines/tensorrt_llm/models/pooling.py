@@ -40,10 +40,7 @@ class Spans:
         return self._clamp(self.starts)
 
     def last(self, real: Tensor | None = None) -> Tensor:
-        """i64[B]: index of each sequence's last token.
-
-        With `real` bool[T]: of its last token that is real, or of its first if none is.
-        """
+        """i64[B]: index of each sequence's last token; with `real` bool[T] its last real one, or its first if none."""
         if real is None:
             return self._clamp(self.ends - 1)
         index = torch.arange(len(real), device=real.device)
