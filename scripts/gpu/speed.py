@@ -86,13 +86,13 @@ def flops_per_token(spec: ModelSpec, length: int) -> float:
     return 2.0 * sizes.num_layers * (linear + 2 * num_keys * width)
 
 
-def peak_of(card: str, precision: str) -> float | None:
+def peak_of(gpu: str, precision: str) -> float | None:
     """Peak FLOP/s of a GPU by its name; None if it is not in the table."""
-    found = next((peaks for name, peaks in PEAKS.items() if name in card), None)
+    found = next((peaks for name, peaks in PEAKS.items() if name in gpu), None)
     return None if found is None else found[precision == "fp8"] * 1e12
 
 
-def alone(engine: Engine, spec: ModelSpec, card: str, *, rounds: int) -> Alone:
+def alone(engine: Engine, spec: ModelSpec, gpu: str, *, rounds: int) -> Alone:
     """Measures one sequence of 8 tokens at a time, then full batches of sequences of up to 512 tokens."""
     query = Batch.pack([_blank(min(8, spec.max_seq_len))])
     times = [_seconds(engine, query) for _ in range(10 * rounds)][rounds:]
@@ -100,7 +100,7 @@ def alone(engine: Engine, spec: ModelSpec, card: str, *, rounds: int) -> Alone:
     batch = Batch.pack([_blank(length)] * max(1, engine.info.batch_tokens // length))
     _seconds(engine, batch)
     rate = batch.num_tokens * rounds / sum(_seconds(engine, batch) for _ in range(rounds))
-    peak = peak_of(card, engine.info.precision)
+    peak = peak_of(gpu, engine.info.precision)
     share = None if peak is None else rate * flops_per_token(spec, length) / peak
     p50, p99 = (float(1000 * np.quantile(times, q)) for q in (0.5, 0.99))
     return Alone(p50, p99, rate, share)

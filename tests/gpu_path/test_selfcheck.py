@@ -60,7 +60,7 @@ def test_the_peak_is_that_of_the_named_gpu() -> None:
     assert speed.peak_of("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert speed.peak_of("NVIDIA H100 PCIe", "fp8") == 1513e12
     assert speed.peak_of("NVIDIA L40S", "bf16") == 362e12
-    assert speed.peak_of("a card of tomorrow", "bf16") is None
+    assert speed.peak_of("a future GPU", "bf16") is None
 
 
 @pytest.mark.skipif(IS_REAL, reason="it is the stand-in that has to be asked for by name")

@@ -1,4 +1,4 @@
-"""What `pack_rows` promises of any batch: nothing lost, nothing mixed up, little padding."""
+"""Properties of `pack_rows` for any batch: no token is lost or in a wrong sequence, and there is little padding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bei_core.engines.openvino.packing import PREFERRED_ROW_LENGTH, PackedRows, 
 from tests.fakes import tokens_of_length
 from tests.strategies import batches, lengths
 
-PAD = -7  # no id, so that padding in a wrong span is seen
+PAD = -7  # not a token id, so that padding inside a sequence is detected
 
 
 def batch_of(sizes: list[int]) -> Batch:
@@ -23,18 +23,18 @@ def batch_of(sizes: list[int]) -> Batch:
 
 
 def sequences_of_rows(packed: PackedRows) -> list[list[int]]:
-    """Of each row, the sequences in it."""
+    """The sequences in each row."""
     return [sorted(set(row.tolist()) - {-1}) for row in packed.segment_ids]
 
 
 def spans(packed: PackedRows, batch: Batch) -> Iterator[tuple[int, slice]]:
-    """Each sequence of the batch, and where it lies in the rows laid end to end."""
+    """Each sequence of the batch, with its slice of the flat rows."""
     for sequence in range(len(batch)):
         yield sequence, slice(packed.starts[sequence], packed.starts[sequence] + packed.lengths[sequence])
 
 
 @given(batches())
-def test_every_token_is_in_its_texts_place_and_in_no_other(batch: Batch) -> None:
+def test_every_token_is_in_the_span_of_its_sequence_and_nowhere_else(batch: Batch) -> None:
     packed = pack_rows(batch, pad_id=PAD)
     ids, types = packed.input_ids.ravel(), packed.type_ids.ravel()
     seen = np.zeros(ids.size, int)
@@ -49,7 +49,7 @@ def test_every_token_is_in_its_texts_place_and_in_no_other(batch: Batch) -> None
 
 
 @given(batches())
-def test_segments_are_whole_and_side_by_side_within_one_row(batch: Batch) -> None:
+def test_sequences_are_contiguous_within_one_row(batch: Batch) -> None:
     packed = pack_rows(batch)
     row_length = packed.segment_ids.shape[1]
     segments, positions = packed.segment_ids.ravel(), packed.position_ids.ravel()
@@ -64,7 +64,7 @@ def test_segments_are_whole_and_side_by_side_within_one_row(batch: Batch) -> Non
 
 
 @given(batches())
-def test_lengths_are_the_batchs_and_all_is_32_bit(batch: Batch) -> None:
+def test_lengths_are_those_of_the_batch_and_all_arrays_are_int32(batch: Batch) -> None:
     packed = pack_rows(batch)
     assert packed.lengths[: len(batch)].tolist() == batch.lengths.tolist()
     for array in packed.graph_inputs():
@@ -73,16 +73,16 @@ def test_lengths_are_the_batchs_and_all_is_32_bit(batch: Batch) -> None:
 
 
 @given(batches(max_len=20))
-def test_texts_made_up_for_a_round_number_are_the_grids_first_token(batch: Batch) -> None:
+def test_dummy_sequences_are_the_first_token_of_the_first_row(batch: Batch) -> None:
     packed = pack_rows(batch)
     assert len(packed.starts) == len(packed.lengths) >= len(batch)
     assert len(packed.starts) in {1, 2, 4} or (len(packed.starts) % 8 == 0 and len(packed.starts) - len(batch) < 8)
     assert not packed.starts[len(batch) :].any()
-    assert (packed.lengths[len(batch) :] == 1).all()  # never 0, by which a mean would divide
+    assert (packed.lengths[len(batch) :] == 1).all()  # a mean divides by the length, so it must not be 0
 
 
 @given(batches())
-def test_rows_hold_the_longest_text_and_come_in_few_lengths(batch: Batch) -> None:
+def test_rows_fit_the_longest_sequence_and_have_few_different_lengths(batch: Batch) -> None:
     num_rows, row_length = pack_rows(batch).input_ids.shape
     assert row_length % 16 == 0
     assert row_length >= batch.max_len
@@ -94,7 +94,7 @@ def test_rows_hold_the_longest_text_and_come_in_few_lengths(batch: Batch) -> Non
 
 
 @given(batches())
-def test_no_text_of_a_later_row_would_have_fitted_in_an_earlier_one(batch: Batch) -> None:
+def test_no_sequence_of_a_later_row_would_fit_in_an_earlier_one(batch: Batch) -> None:
     packed = pack_rows(batch)
     filled = (packed.segment_ids >= 0).sum(axis=1)
     shortest = [min(batch.lengths[sequences]) for sequences in sequences_of_rows(packed)]
@@ -108,20 +108,20 @@ def test_padding_stays_below_a_half_and_a_row(batch: Batch) -> None:
     num_rows, row_length = packed.input_ids.shape
     padding = num_rows * row_length - batch.num_tokens
     assert packed.padding_share == 1 - batch.num_tokens / (num_rows * row_length)
-    # Any two rows hold more than one row can; and all but the last lack less than the longest sequence.
+    # Two rows together hold more than one row can; every row but the last has less padding than the longest sequence.
     assert padding < batch.num_tokens + row_length
     assert padding < (num_rows - 1) * batch.max_len + row_length
 
 
 @given(st.lists(lengths(64), min_size=200, max_size=200))
-def test_many_short_texts_leave_little_padding(sizes: list[int]) -> None:
+def test_many_short_sequences_need_little_padding(sizes: list[int]) -> None:
     packed = pack_rows(batch_of(sizes))
     fewest = math.ceil(sum(sizes) / packed.input_ids.shape[1])
     assert packed.input_ids.shape[0] <= 11 / 9 * fewest + 2
 
 
 @given(st.lists(st.integers(1, PREFERRED_ROW_LENGTH), min_size=1, max_size=7))
-def test_rows_are_at_most_11_9_of_the_fewest_and_6_9(sizes: list[int]) -> None:
+def test_there_are_at_most_11_9_of_the_fewest_rows_plus_6_9(sizes: list[int]) -> None:
     packed = pack_rows(batch_of(sizes))
     assert (
         packed.input_ids.shape[0] <= 11 / 9 * fewest_rows(tuple(sizes), packed.input_ids.shape[1]) + 6 / 9
@@ -129,24 +129,24 @@ def test_rows_are_at_most_11_9_of_the_fewest_and_6_9(sizes: list[int]) -> None:
 
 
 @given(batches())
-def test_the_same_batch_is_always_laid_out_the_same(batch: Batch) -> None:
+def test_packing_is_deterministic(batch: Batch) -> None:
     for first, second in zip(pack_rows(batch).graph_inputs(), pack_rows(batch).graph_inputs(), strict=True):
         assert np.array_equal(first, second)
 
 
-def test_one_text_takes_one_short_row() -> None:
+def test_a_single_sequence_has_one_row_as_short_as_possible() -> None:
     for length, row_length in ((1, 16), (16, 16), (17, 32), (127, 128), (128, 128), (129, 144), (256, 256), (257, 272)):
         assert pack_rows(batch_of([length])).input_ids.shape == (1, row_length)
 
 
-def test_longest_goes_first_into_the_first_row_with_room() -> None:
+def test_the_longest_sequence_is_placed_first_in_the_first_row_with_enough_space() -> None:
     packed = pack_rows(batch_of([20, 100, 38, 90, 8]))
     assert sequences_of_rows(packed) == [[0, 1, 4], [2, 3]]
     assert packed.starts[:5].tolist() == [100, 0, 128 + 90, 128, 120]
 
 
 def fewest_rows(sizes: tuple[int, ...], row_length: int) -> int:
-    """By trying everything: the first sequence with each choice of the others that fits beside it."""
+    """The fewest possible rows, by exhaustive search over which sequences share a row with the first one."""
     if not sizes:
         return 0
     first, rest = sizes[0], range(1, len(sizes))
