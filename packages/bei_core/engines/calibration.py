@@ -144,7 +144,7 @@ def _read(dataset: str) -> tuple[list[str], bool]:
     if path.suffix in {".txt", ".jsonl"}:
         return _read_file(path), False
     if dataset == HUB_DEFAULT:
-        log.info("%s is not downloaded, calibrating with the packaged texts; calib_dataset may name a file", dataset)
+        log.info("calib_dataset %s is not downloaded: using the packaged texts (or set a .txt or .jsonl file)", dataset)
     elif dataset != PACKAGED:
         raise ConfigError(
             f"calib_dataset {dataset!r} is not a known data set; give a .txt file with a text on each line, a .jsonl "
