@@ -1,12 +1,12 @@
-"""Requests a second, latency and CPU a request of HTTP server libraries, each in front of the same fake engine.
+"""Requests per second, latency and CPU time per request of HTTP server libraries, with the same fake engine.
 
     python benchmarks/http_servers.py                      all of them; writes results/http_servers.{json,md}
-    python benchmarks/http_servers.py --only uvicorn-raw --requests 2000
+    python benchmarks/http_servers.py --only "granian asgi" --requests 2000
 
-Each server answers POST /v1/embeddings: msgspec reads the body, a future that `loop.call_soon` resolves stands for the
+Each server answers POST /v1/embeddings: msgspec reads the body, a future that `loop.call_soon` resolves replaces the
 engine, orjson writes 384 floats or msgspec their base64. The server has core 0 and the load generator core 1. On a
-machine that others use too, `cpu_us` (user + system time of the server's processes, for one request) is the figure that
-holds best; requests a second follow from it and from what else ran.
+shared machine `cpu_us` (user + system time of the server's processes per request) is the most reliable figure; requests
+per second also depend on what else runs.
 
 Needs: uvicorn httptools uvloop h11 starlette granian hypercorn aiohttp robyn socketify msgspec orjson numpy psutil.
 """
@@ -47,7 +47,7 @@ PORT = 8731
 
 
 def post(text: str, encoding_format: str) -> bytes:
-    """One whole HTTP request."""
+    """A whole HTTP request."""
     body = orjson.dumps({"input": text, "model": "m", "encoding_format": encoding_format})
     head = f"POST /v1/embeddings HTTP/1.1\r\nhost: 127.0.0.1:{PORT}\r\ncontent-type: application/json\r\n"
     return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
@@ -55,7 +55,7 @@ def post(text: str, encoding_format: str) -> bytes:
 
 @contextlib.contextmanager
 def running(name: str) -> Iterator[subprocess.Popen[str]]:
-    """The server's process on core 0, once it answers."""
+    """Starts a server on core 0; yields its process when its port is open."""
     command = [sys.executable, __file__, "--serve", name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -66,7 +66,7 @@ def running(name: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def await_port(process: subprocess.Popen[str]) -> None:
-    """Returns once something listens on PORT."""
+    """Waits until something listens on PORT. Raises RuntimeError if the process ends or nothing does."""
     for _ in range(200):
         if process.poll() is not None:
             raise RuntimeError(f"exited with {process.returncode}")
@@ -77,31 +77,31 @@ def await_port(process: subprocess.Popen[str]) -> None:
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """Ends the process and those it started."""
-    family = [process.pid, *(child.pid for child in children(process.pid))] if process.poll() is None else []
+    """Ends the process and its descendants."""
+    pids = [process.pid, *(child.pid for child in children(process.pid))] if process.poll() is None else []
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(3)
-    for pid in family:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
 
 
 def children(pid: int) -> list[Any]:
-    """The processes below `pid`."""
+    """The descendants of process `pid`."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return list(psutil.Process(pid).children(recursive=True))
     return []
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of `pid` and of the processes below it."""
+    """User + system time of process `pid` and its descendants."""
     times = [process.cpu_times() for process in [psutil.Process(pid), *children(pid)]]
     return float(sum(t.user + t.system for t in times))
 
 
 def measure(pid: int, connections: int, encoding_format: str, num_requests: int) -> dict[str, float]:
-    """Requests a second, CPU microseconds a request and latency in ms, closed loop."""
+    """Requests per second, CPU microseconds per request and latency in ms, in a closed loop."""
     request = post(TEXT, encoding_format)
     warmup = num_requests // 5
     load = Load(
@@ -115,13 +115,13 @@ def measure(pid: int, connections: int, encoding_format: str, num_requests: int)
         before = cpu_s(pid)
 
     outcome = drive(load, at_start)
-    spent = cpu_s(pid) - before
+    used = cpu_s(pid) - before
     if outcome.errors:
         raise RuntimeError(f"{connections} connections: {outcome.errors}")
     latencies = np.asarray(outcome.latencies_ms)
     return {
         "requests_per_s": len(outcome.latencies_ms) / outcome.wall_s,
-        "cpu_us": spent / num_requests * 1e6,
+        "cpu_us": used / num_requests * 1e6,
         "p50_ms": float(np.percentile(latencies, 50)),
         "p99_ms": float(np.percentile(latencies, 99)),
         "client_cpu_us": outcome.cpu_s / num_requests * 1e6,
@@ -129,7 +129,7 @@ def measure(pid: int, connections: int, encoding_format: str, num_requests: int)
 
 
 def connect(text: str) -> socket.socket:
-    """A connection with one request on it."""
+    """A connection on which one request was sent."""
     connection = socket.create_connection(("127.0.0.1", PORT), 5)
     connection.sendall(post(text, "base64"))
     connection.settimeout(5)
@@ -137,14 +137,14 @@ def connect(text: str) -> socket.socket:
 
 
 def read(connection: socket.socket) -> bytes:
-    """What the server sends within a few seconds; empty if it only hangs up."""
+    """What the server sends within 5 s; empty if it closes the connection or sends nothing."""
     with contextlib.suppress(OSError):
         return connection.recv(65536)
     return b""
 
 
 def accepts() -> bool:
-    """Whether a new connection gets an answer."""
+    """Whether the server answers on a new connection."""
     try:
         with connect(TEXT) as connection:
             return read(connection).startswith(b"HTTP/1.1 200")
@@ -152,8 +152,8 @@ def accepts() -> bool:
         return False
 
 
-def probe_leaving(name: str) -> bool:
-    """Whether the application learns that a caller has left before its answer is there."""
+def probe_disconnect(name: str) -> bool:
+    """Whether the application is told that a client disconnected before its answer is ready."""
     with running(name) as process:
         connect("slow").close()
         time.sleep(0.5)
@@ -162,7 +162,7 @@ def probe_leaving(name: str) -> bool:
 
 
 def probe_sigterm(name: str) -> dict[str, Any]:
-    """On SIGTERM: is what was accepted answered, is what comes later refused, how does the process end."""
+    """On SIGTERM: whether accepted requests are answered, whether new ones are refused, the exit status."""
     with running(name) as process:
         with connect("slow") as waiting:
             time.sleep(0.2)
@@ -179,7 +179,7 @@ CASES = {"64 base64": (64, "base64"), "64 floats": (64, "float"), "1 base64": (1
 
 
 def examine(name: str, num_requests: int, repeats: int) -> dict[str, Any]:
-    """Everything about one server; the median repeat by CPU time."""
+    """All results of one server; of the repeats, the median by CPU time."""
     result: dict[str, Any] = {"versions": {p: importlib.metadata.version(p) for p in SERVERS[name][1]}}
     with running(name) as process:
         for case, (connections, encoding_format) in CASES.items():
@@ -187,7 +187,7 @@ def examine(name: str, num_requests: int, repeats: int) -> dict[str, Any]:
             runs = [measure(process.pid, connections, encoding_format, count) for _ in range(repeats)]
             result[case] = sorted(runs, key=lambda run: run["cpu_us"])[repeats // 2]
         result["rss_mb"] = sum(p.memory_info().rss for p in [psutil.Process(process.pid), *children(process.pid)]) / 1e6
-    result["told of a caller's leaving"] = probe_leaving(name)
+    result["told of a disconnect"] = probe_disconnect(name)
     result["SIGTERM"] = probe_sigterm(name)
     return result
 
@@ -197,7 +197,7 @@ def table(results: dict[str, Any]) -> str:
     lines = [
         "| server | versions | 64 conn, base64: req/s | CPU us/req | p50 / p99 ms "
         "| 64 conn, floats: req/s | CPU us/req | 1 conn: CPU us/req | p50 / p99 ms "
-        "| RSS MB | told that a caller left | SIGTERM: in flight / new / exit |",
+        "| RSS MB | told of a disconnect | SIGTERM: in flight / new / exit |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|---|---|",
     ]
     for name, found in results.items():
@@ -221,7 +221,7 @@ def table(results: dict[str, Any]) -> str:
             f"{one['cpu_us']:.0f}",
             f"{one['p50_ms']:.3f} / {one['p99_ms']:.3f}",
             f"{found['rss_mb']:.0f}",
-            "yes" if found["told of a caller's leaving"] else "no",
+            "yes" if found["told of a disconnect"] else "no",
             " / ".join([*ends, str(term["exit"])]),
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -229,7 +229,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def handler_us() -> dict[str, float]:
-    """CPU microseconds of the application itself, without any server: what every row of the table contains."""
+    """CPU microseconds of the application itself, without a server; every row of the table includes them."""
 
     async def spin(encoding_format: str, count: int = 3000) -> float:
         body = post(TEXT, encoding_format).split(b"\r\n\r\n", 1)[1]
@@ -242,7 +242,7 @@ def handler_us() -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures, prints and writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--only", action="append", choices=SERVERS)

@@ -1,4 +1,4 @@
-"""The fake embedding application of http_servers.py, once for each kind of server library, and how each is started."""
+"""The fake embedding application of http_servers.py for each kind of server library, and how to start each server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 
-Foreign: TypeAlias = Any  # an object of a library that is no dependency of this project
+Foreign: TypeAlias = Any  # an object of a library that is not a dependency of this project
 Message: TypeAlias = dict[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
@@ -46,7 +46,7 @@ def render(row: npt.NDArray[np.float32], encoding_format: str) -> bytes:
 
 
 async def answer(body: bytes) -> bytes:
-    """The reply to one body; a text of "slow" takes a second, for the probes."""
+    """The reply to one body; the text "slow" takes a second, for the probes."""
     request = BODIES.decode(body)
     if request.input == "slow":
         await asyncio.sleep(1.0)
@@ -56,22 +56,22 @@ async def answer(body: bytes) -> bytes:
     return render(await engine, request.encoding_format)
 
 
-def left(*_: object) -> None:
-    """Notes on stdout that a library has told us of a caller's leaving."""
+def report_disconnect(*_: object) -> None:
+    """Prints that a library reported that a client disconnected."""
     print("GONE", flush=True)
 
 
-async def watched(body: bytes, leaving: Callable[[], Awaitable[object]]) -> bytes | None:
-    """The reply, or None when `leaving` ends first. Only the probes' slow requests are watched here."""
+async def answer_unless_gone(body: bytes, disconnected: Callable[[], Awaitable[object]]) -> bytes | None:
+    """The reply, or None if `disconnected` ends first. Watches only the slow requests of the probes."""
     if b'"slow"' not in body:
         return await answer(body)
-    work, gone = asyncio.ensure_future(answer(body)), asyncio.ensure_future(leaving())
+    work, gone = asyncio.ensure_future(answer(body)), asyncio.ensure_future(disconnected())
     await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
     if work.done():
         gone.cancel()
         return work.result()
     work.cancel()
-    left()
+    report_disconnect()
     return None
 
 
@@ -80,24 +80,24 @@ async def asgi(scope: Message, receive: Receive, send: Send) -> None:
     if scope["type"] != "http":
         return
     body = await read_body(receive)
-    reply = await watched(body, receive)
+    reply = await answer_unless_gone(body, receive)
     if reply is not None:
         await respond(send, reply)
 
 
 async def asgi_watching(scope: Message, receive: Receive, send: Send) -> None:
-    """The same, watching every request's caller: what a server that drops abandoned work has to pay under ASGI."""
+    """As `asgi`, but watches every request for a disconnect: the cost under ASGI of dropping abandoned work."""
     body = await read_body(receive)
     work = asyncio.current_task()
 
-    def abandon(leaving: asyncio.Task[Message]) -> None:
-        if not leaving.cancelled() and work is not None and work.cancel():
-            left()
+    def abandon(disconnect: asyncio.Task[Message]) -> None:
+        if not disconnect.cancelled() and work is not None and work.cancel():
+            report_disconnect()
 
-    leaving = asyncio.ensure_future(receive())
-    leaving.add_done_callback(abandon)
+    disconnect = asyncio.ensure_future(receive())
+    disconnect.add_done_callback(abandon)
     reply = await answer(body)
-    leaving.cancel()
+    disconnect.cancel()
     await respond(send, reply)
 
 
@@ -112,7 +112,7 @@ async def read_body(receive: Receive) -> bytes:
 
 
 async def respond(send: Send, reply: bytes) -> None:
-    """Sends one JSON answer."""
+    """Sends one JSON reply."""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(reply))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": reply})
@@ -120,7 +120,7 @@ async def respond(send: Send, reply: bytes) -> None:
 
 async def rsgi(scope: object, protocol: Foreign) -> None:
     """The application as Granian's RSGI."""
-    reply = await watched(await protocol(), protocol.client_disconnect)
+    reply = await answer_unless_gone(await protocol(), protocol.client_disconnect)
     if reply is not None:
         protocol.response_bytes(200, [("content-type", "application/json")], reply)
 
@@ -130,7 +130,7 @@ def starlette() -> App:
     response, route = load("starlette.responses").Response, load("starlette.routing").Route
 
     async def embeddings(request: Foreign) -> object:
-        reply = await watched(await request.body(), request.receive)
+        reply = await answer_unless_gone(await request.body(), request.receive)
         return response(reply or b"", media_type="application/json")
 
     others = [route(f"/{n}", embeddings, methods=["POST"]) for n in ("embed", "rerank", "predict", "tokenize")]
@@ -141,7 +141,7 @@ def starlette() -> App:
 
 
 class Floor(asyncio.Protocol):
-    """The least that Python can do: httptools on a transport, no limits, no pipelining."""
+    """The minimum in Python: httptools on a transport, without limits and pipelining."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by the loop."""
@@ -153,7 +153,7 @@ class Floor(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the loop."""
         if self.task is not None and self.task.cancel():
-            left()
+            report_disconnect()
 
     def data_received(self, data: bytes) -> None:
         """Called by the loop."""
@@ -169,7 +169,7 @@ class Floor(asyncio.Protocol):
         self.body = b""
 
     async def reply(self, body: bytes) -> None:
-        """Writes one answer."""
+        """Writes one reply."""
         reply = await answer(body)
         head = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(reply)
         self.transport.write(head + reply)
@@ -207,7 +207,7 @@ def serve_aiohttp(port: int) -> None:
         try:
             return web.Response(body=await answer(await request.read()), content_type="application/json")
         except asyncio.CancelledError:
-            left()
+            report_disconnect()
             raise
 
     app = web.Application()
@@ -234,7 +234,7 @@ def serve_socketify(port: int) -> None:
     """Serves until SIGTERM."""
 
     async def embeddings(response: Foreign, request: Foreign) -> None:
-        response.on_aborted(left)
+        response.on_aborted(report_disconnect)
         body = await response.get_data()
         response.write_header("content-type", "application/json").end(await answer(body.getvalue()))
 

@@ -1,6 +1,6 @@
-"""What the engine gives without HTTP: alone on full batches, and behind tokenizer, queue and event loop.
+"""Throughput without HTTP: of the engine alone on full batches, and with tokenizer, queue and event loop.
 
-Prints JSON. Run by `serve.py` in a process of its own, as a server would be:
+Prints JSON. `serve.py` runs it in a process of its own, like a server:
 
     inprocess.py MODEL DTYPE WORKLOAD NUM_TEXTS
 """
@@ -33,10 +33,10 @@ _CLIENTS = 64
 
 
 def gemm_peak(precision: str, size: int = 2048) -> float:
-    """GFLOP/s of one large matrix product in the engine's own runtime: what its layers could reach."""
+    """GFLOP/s of one large matmul in OpenVINO: an upper limit for the model's layers."""
     left = op.parameter([size, size], np.float32)
-    product = op.matmul(left, op.constant(np.ones((size, size), np.float32)), False, True)
-    model = openvino.Model([op.result(product)], [left], "gemm")
+    matmul = op.matmul(left, op.constant(np.ones((size, size), np.float32)), False, True)
+    model = openvino.Model([op.result(matmul)], [left], "gemm")
     request = openvino.Core().compile_model(model, "CPU", compile_properties(precision)).create_infer_request()
     array = np.ones((size, size), np.float32)
     request.infer([array])
@@ -60,7 +60,7 @@ def full_batches(tokens: Sequence[Tokens], budget: int) -> Iterator[list[Tokens]
 
 
 def engine_alone(engine: Engine, batches: Sequence[Batch]) -> float:
-    """Texts a second of `forward` and nothing else."""
+    """Texts per second of `forward` alone."""
     started = time.perf_counter()
     for batch in batches:
         engine.forward(batch)
@@ -68,7 +68,7 @@ def engine_alone(engine: Engine, batches: Sequence[Batch]) -> float:
 
 
 async def through_service(service: Service, given: Sequence[str]) -> float:
-    """Texts a second of 64 callers in the same process, one text a call."""
+    """Texts per second of 64 callers in the same process, with one text per call."""
     waiting = iter(given)
 
     async def caller() -> None:
@@ -81,7 +81,7 @@ async def through_service(service: Service, given: Sequence[str]) -> float:
 
 
 def measure(model: str, dtype: str, workload: str, count: int) -> dict[str, float]:
-    """Both figures and the peak, medians of interleaved repeats."""
+    """Both throughputs (medians of interleaved repeats) and the GEMM peak."""
     settings = Settings(model_id=model, dtype=dtype)  # type: ignore[arg-type]
     service = Service.open(settings)
     engine = open_engine(settings).engine

@@ -1,8 +1,8 @@
-"""int8 beside the dtype that it is instead of: engines alone, in turns in one process, on packed batches of many sizes.
+"""int8 compared with the precision of `dtype: auto`: engines alone, in turns in one process, on batches of many sizes.
 
-Prints a table and writes it, with its JSON, to results/int8.{md,json}; the processor and what it lacks stand in it.
+Prints a table and writes it, with its JSON and the kind of processor, to results/int8.{md,json}.
 
-    int8.py [MODEL] [--counters]      counters: where the time of both goes, by kind of operation
+    int8.py [MODEL] [--counters]      counters: prints instead the time of both by kind of operation
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened, build_engine, load
-from bei_core.engines.openvino.engine import MODEL, compile_properties, multiplies_int8, precision_for, usable_cpus
-from bei_core.engines.openvino.packing import lay_out
-from bei_core.engines.openvino.quantize.convolve import convolve
+from bei_core.engines.openvino.engine import MODEL, compile_properties, has_int8_dot_product, precision_for, usable_cpus
+from bei_core.engines.openvino.packing import pack_rows
+from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.quantize.graph import calibration_batches
 from bei_core.tasks import Encoding
 from bei_core.text.tokenizer import TextTokenizer
@@ -35,11 +35,11 @@ RESULTS = Path(__file__).parent / "results"
 _MODEL = ".models/all-MiniLM-L6-v2"
 _ROUNDS = 5
 _WORKLOADS = {"short": 800, "mixed": 300, "long": 30}  # texts: about 9,000 to 14,000 tokens each
-_BUDGETS = (64, 256, 1024, 4096)  # tokens a batch
+_BUDGETS = (64, 256, 1024, 4096)  # tokens per batch
 
 
 def seconds_of(engine: Engine, batches: Sequence[Batch]) -> float:
-    """Of one pass over the batches."""
+    """Seconds of one pass over the batches."""
     started = time.perf_counter()
     for batch in batches:
         engine.forward(batch)
@@ -47,7 +47,7 @@ def seconds_of(engine: Engine, batches: Sequence[Batch]) -> float:
 
 
 def compare(engines: Mapping[str, Engine], batches: Sequence[Batch]) -> dict[str, float]:
-    """Tokens a second of each engine, medians of rounds in turns, and the median of the rounds' ratios."""
+    """Tokens per second of each engine (median over rounds), and the median ratio of their times within a round."""
     for engine in engines.values():
         seconds_of(engine, batches)
     rounds = [{name: seconds_of(engine, batches) for name, engine in engines.items()} for _ in range(_ROUNDS)]
@@ -57,7 +57,7 @@ def compare(engines: Mapping[str, Engine], batches: Sequence[Batch]) -> dict[str
 
 
 def measure(engines: Mapping[str, Engine], tokenizer: TextTokenizer) -> list[dict[str, object]]:
-    """A line for each workload and size of batch."""
+    """One line for each workload and batch size."""
     lines: list[dict[str, object]] = []
     for workload, count in _WORKLOADS.items():
         items = tokenizer.encode_now(texts(workload, count, 0), Encoding())
@@ -69,37 +69,37 @@ def measure(engines: Mapping[str, Engine], tokenizer: TextTokenizer) -> list[dic
 
 
 def table(lines: Sequence[Mapping[str, object]], facts: Mapping[str, object]) -> str:
-    """Markdown."""
-    said = "; ".join(f"{name} {value}" for name, value in facts.items())
+    """The results as Markdown."""
+    about = "; ".join(f"{name} {value}" for name, value in facts.items())
     head = f"| workload | tokens a batch | {facts['plain']}: tokens/s | int8: tokens/s | ratio |"
     shown = "| {workload} | {batch_tokens} | {plain:,.0f} | {int8:,.0f} | {ratio:.2f} |"
     rows = [shown.format(**line) for line in lines]
-    note = "Made by benchmarks/int8.py. On a machine that others use too, read the ratios, not the tokens/s.\n"
-    return "\n".join([note, f"{said}.\n", head, "|---|--:|--:|--:|--:|", *rows, ""])
+    note = "Made by benchmarks/int8.py. On a shared machine, read the ratios, not the tokens/s.\n"
+    return "\n".join([note, f"{about}.\n", head, "|---|--:|--:|--:|--:|", *rows, ""])
 
 
 def counters(folder: Path, precision: str, batch: Batch) -> Counter[str]:
-    """Milliseconds of one batch by kind of operation and the precision that it ran in."""
+    """Microseconds of one batch by kind of operation and kernel."""
     core = openvino.Core()
     model = core.read_model(folder / MODEL)
-    if not multiplies_int8():
-        convolve(model)  # as the engine does, of products in int8
+    if not has_int8_dot_product():
+        matmuls_to_convolutions(model)  # as the engine does with int8 linear layers
     properties = {**compile_properties(precision), "PERF_COUNT": True}
     request = core.compile_model(model, "CPU", properties).create_infer_request()
     for _ in range(3):
-        request.infer(lay_out(batch).arrays())
-    spent: Counter[str] = Counter()
+        request.infer(pack_rows(batch).graph_inputs())
+    microseconds: Counter[str] = Counter()
     for node in request.get_profiling_info():
-        spent[f"{node.node_type} {node.exec_type}"] += round(node.real_time.total_seconds() * 1e6)
-    return spent
+        microseconds[f"{node.node_type} {node.exec_type}"] += round(node.real_time.total_seconds() * 1e6)
+    return microseconds
 
 
 def facts_of(manifest: Manifest) -> dict[str, object]:
-    """What the figures depend on."""
+    """What the results depend on: processor, OpenVINO, precision, and the quality of the int8 engine."""
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return {
         "processor": f"{usable_cpus()} of {cpu.group(1) if cpu else 'an unknown kind'}",
-        "int8 instructions": "yes" if multiplies_int8() else "no",
+        "int8 instructions": "yes" if has_int8_dot_product() else "no",
         "OpenVINO": openvino.__version__,
         "plain": precision_for("auto"),
         "quality of int8": str(manifest.quality),
@@ -107,7 +107,7 @@ def facts_of(manifest: Manifest) -> dict[str, object]:
 
 
 def main() -> None:
-    """Builds both engines, measures, writes."""
+    """Builds both engines, measures, writes the results."""
     given = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     model = given[0] if given else _MODEL
     folders = {

@@ -1,7 +1,7 @@
-"""Other embedding servers beside ours: same workload, client and machine, in one run, in turns.
+"""Compares other embedding servers with ours: same workload, client and machine, in turns in one run.
 
-Writes benchmarks/results/peers.{md,json}. A timed run begins when the machine has been idle for a second and is
-repeated if other processes took a tenth of the processors meanwhile; the ratios, of the same round, are what to quote.
+Writes benchmarks/results/peers.{md,json}. A timed run starts when the machine has been idle for a second, and is
+repeated if other processes used a tenth of the CPU time meanwhile. Quote the ratios, which are from the same round.
 
     peers.py [--infinity PYTHON] [--model FOLDER] [--requests N] [--rounds N]
 """
@@ -43,7 +43,7 @@ T = TypeVar("T")
 _ROOT = Path(__file__).parents[1]
 _RESULTS = _ROOT / "benchmarks" / "results"
 
-_QUIET = 0.10  # the share of the processors that other processes may take
+_MAX_OTHERS_SHARE = 0.10  # of the CPU time of all processors, for other processes during a timed run
 _START_S = 120.0
 _ENVIRONMENT = ".venv-infinity"
 _INSTALL = (
@@ -77,21 +77,21 @@ for line in sys.stdin:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A server to start; {port} and {model} in `command` are filled in, and no command at all means ours."""
+    """A server to start; {port} and {model} in `command` are filled in. An empty command means our own server."""
 
     name: str
     command: tuple[str, ...]
-    path: str  # of the route that takes OpenAI's body
+    path: str  # the route for OpenAI's body
     dtype: str
 
 
 def ours() -> list[Peer]:
-    """Ours, in both precisions."""
+    """Our server, in both precisions."""
     return [Peer(OURS, (), "/v1/embeddings", dtype) for dtype in ("bfloat16", "float32")]
 
 
 def infinity(python: str) -> list[Peer]:
-    """Infinity as `python`'s environment has it: as it comes, and without its faster attention."""
+    """Infinity from `python`'s environment: with its defaults, and without BetterTransformer."""
     start = (str(Path(python).with_name("infinity_emb")), "v2", "--model-id", "{model}", "--url-prefix", "/v1")
     listen = ("--host", "127.0.0.1", "--port", "{port}", "--log-level", "warning")
     kinds = {"Infinity": (), "Infinity --no-bettertransformer": ("--no-bettertransformer",)}
@@ -104,15 +104,15 @@ def infinity(python: str) -> list[Peer]:
 
 
 def in_turns(ours: Sequence[Peer], peers: Sequence[Peer]) -> list[Peer]:
-    """One of ours between any two peers as long as there are some of ours."""
-    found: list[Peer] = []
-    for at in range(max(len(ours), len(peers))):
-        found += [*ours[at : at + 1], *peers[at : at + 1]]
-    return found
+    """Both lists, interleaved: ours, a peer, ours, a peer, and the rest of the longer list."""
+    interleaved: list[Peer] = []
+    for index in range(max(len(ours), len(peers))):
+        interleaved += [*ours[index : index + 1], *peers[index : index + 1]]
+    return interleaved
 
 
 def launch(peer: Peer, model: str) -> AbstractContextManager[tuple[str, float]]:
-    """(URL, seconds from launch to the first answer) of a server that ends with the block."""
+    """(URL, seconds from launch to the first answer) of a server, which is stopped at the end of the block."""
     return _started(peer, model) if peer.command else server(model, peer.dtype)
 
 
@@ -124,61 +124,61 @@ def _started(peer: Peer, model: str) -> Iterator[tuple[str, float]]:
     command = [part.format(port=port, model=model) for part in peer.command]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    hangs = threading.Timer(_START_S, process.kill)
+    timeout = threading.Timer(_START_S, process.kill)
     try:
-        hangs.start()
+        timeout.start()
         first_answer(f"http://127.0.0.1:{port}", process)
-        hangs.cancel()
+        timeout.cancel()
         yield f"http://127.0.0.1:{port}", time.perf_counter() - started
     finally:
-        hangs.cancel()
+        timeout.cancel()
         process.send_signal(signal.SIGTERM)
         process.wait(60)
 
 
 def busy_seconds() -> float:
-    """Processor time that anything has used since boot, waiting for disks left out."""
+    """CPU time of all processes since boot, without I/O wait."""
     user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def own_seconds() -> float:
-    """Processor time of this process, of its living descendants and of those that have ended."""
+    """CPU time of this process and of its descendants, running and ended."""
     living = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
     return float(sum(os.times()[:4]) + living)
 
 
 def others_share(busy: float, own: float, seconds: float) -> float:
-    """The share of all processors that went to other processes, given what was used in so many seconds."""
+    """Share of all processors that other processes used, from the CPU time of all and our own in `seconds`."""
     return max(0.0, busy - own) / (seconds * (os.cpu_count() or 1))
 
 
 def wait_for_quiet() -> None:
-    """Returns after a second in which the machine was idle."""
+    """Waits for a second in which the machine is idle."""
     for waited in count():
         before = busy_seconds()
         time.sleep(1)
-        if others_share(busy_seconds() - before, 0.0, 1.0) < _QUIET:
+        if others_share(busy_seconds() - before, 0.0, 1.0) < _MAX_OTHERS_SHARE:
             return
         if waited % 60 == 10:
             print("    waiting until the machine is idle", flush=True)
 
 
 def undisturbed(measure: Callable[[], T], tries: int = 4) -> tuple[T, float]:
-    """What `measure` gives when nothing else runs, and the share that others took; the last try counts either way."""
+    """(result of `measure` on an otherwise idle machine, share that others used); the last try counts in any case."""
     for left in reversed(range(tries)):
         wait_for_quiet()
         busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
         value = measure()
         share = others_share(busy_seconds() - busy, own_seconds() - own, time.perf_counter() - start)
-        if share < _QUIET or not left:
+        if share < _MAX_OTHERS_SHARE or not left:
             return value, share
-        print(f"    others took {share:.0%} of the processors: once more", flush=True)
+        print(f"    other processes used {share:.0%} of the CPU time: measuring again", flush=True)
     raise ValueError("`tries` must be at least 1")
 
 
 def over_http(peer: Peer, model: str, requests: int, turn: int) -> list[Sample]:
-    """A sample a number of clients, from one start of the server."""
+    """One sample for each number of clients, from one start of the server."""
     found: list[Sample] = []
     with launch(peer, model) as (url, _):
         for clients in CLIENTS:
@@ -195,12 +195,12 @@ def _options(peer: Peer, url: str, clients: int, requests: int) -> Options:
 
 
 def _sizes(clients: int, requests: int) -> tuple[int, int]:
-    """Measured and unmeasured requests."""
+    """(number of measured requests, number of warm-up requests)."""
     return (requests, 128) if clients > 1 else (requests // 4, 32)
 
 
 def _sample(peer: Peer, clients: int, turn: int, report: Report, share: float) -> Sample:
-    """The report's numbers, without the tokens: each server counts them in its own way. Raises RuntimeError."""
+    """The report's numbers, without tokens, which servers count differently. Raises RuntimeError if one is missing."""
     latency = report.latency_ms
     if report.errors or latency is None or report.server_cpu_ms is None or report.server_rss_mb is None:
         raise RuntimeError(f"{peer.name} {peer.dtype}: errors {report.errors}, CPU {report.server_cpu_ms} ms")
@@ -227,7 +227,7 @@ def _say(sample: Sample) -> None:
 
 
 def in_a_loop(python: str, model: str, dtype: str, requests: int, turn: int) -> list[Sample]:
-    """sentence-transformers' `encode` of the same texts without a server: in batches of 64, then one by one."""
+    """sentence-transformers' `encode` with the same texts, without a server: in batches of 64, then one by one."""
     command = [python, "-c", _LOOP, model, dtype]
     pipe, found = subprocess.PIPE, []
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as child:
@@ -241,7 +241,7 @@ def in_a_loop(python: str, model: str, dtype: str, requests: int, turn: int) -> 
 
 
 def _ask(child: subprocess.Popen[str], job: list[object]) -> tuple[float, float, float, list[float]]:
-    """Seconds, CPU seconds, RSS in MB and the ms of each call. Raises RuntimeError where the loop has died."""
+    """(seconds, CPU seconds, RSS in MB, ms of each call). Raises RuntimeError if the subprocess has ended."""
     if child.stdin is None or child.stdout is None:
         raise RuntimeError("no pipe to the loop")
     child.stdin.write(json.dumps(job) + "\n")
@@ -277,17 +277,17 @@ def _loop_sample(
 
 
 def versions(python: str) -> dict[str, str] | None:
-    """The versions that `python` would run; None where something is not installed."""
+    """Versions of the packages in `python`'s environment; None if one is not installed."""
     command = [python, "-c", _VERSIONS, *_PACKAGES]
     try:
-        said = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
-    return msgspec.json.decode(said, type=dict[str, str])
+    return msgspec.json.decode(output, type=dict[str, str])
 
 
 def measure(python: str, model: str, requests: int, rounds: int) -> Result:
-    """All rounds."""
+    """The results of all rounds."""
     theirs = versions(python)
     servers = in_turns(ours(), infinity(python) if theirs else [])
     samples: list[Sample] = []
@@ -305,7 +305,7 @@ def measure(python: str, model: str, requests: int, rounds: int) -> Result:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--infinity", default=str(_ROOT / _ENVIRONMENT / "bin" / "python"), help="its interpreter")
     parser.add_argument("--model", default=str(_ROOT / ".models" / "all-MiniLM-L6-v2"))

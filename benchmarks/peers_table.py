@@ -1,4 +1,4 @@
-"""What `peers.py` found, as Markdown."""
+"""The results of `peers.py` as Markdown."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 OURS = "BEI"
-CLIENTS = (64, 1)  # how many at once, a table each
+CLIENTS = (64, 1)  # concurrent clients; one table for each number
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,13 +21,13 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     workload: str
     texts_per_s: float
     latency_ms: tuple[float, float, float] | None  # p50, p95, p99
-    cpu_ms: float  # user + system, all its processes, a request
+    cpu_ms: float  # user + system time of all its processes, per request
     rss_mb: float
-    others_share: float  # of the processors, taken by other processes meanwhile
+    others_share: float  # share of the CPU time that other processes used meanwhile
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything that was measured, and on what."""
+    """All measurements, with the machine and the versions."""
 
     machine: dict[str, str | int]
     versions: dict[str, str]
@@ -50,12 +50,12 @@ def table(result: Result) -> str:
 
 
 _NOTES = """\
-Medians of {rounds} rounds, in brackets the lowest and the highest. Ratios are ours / the row's, each within a round:
-of texts/s, and of CPU time a request. Other processes took at most {most:.1%} of the processors in a run that counts.
+Medians of {rounds} rounds; in brackets the lowest and the highest. Ratios are ours / the row's, each within a round:
+of texts/s, and of CPU time per request. Other processes used at most {most:.1%} of the CPU time in a run that counts.
 
-Infinity has its defaults (torch, batches of 32), but writes no line a request (`--log-level warning`).
-BetterTransformer is its default where the installed optimum still has it. sentence-transformers is not a server:
-with 64 it gets all texts in one call of batch 64, which sorts them by length; with 1, one text a call.
+Infinity has its defaults (torch, batches of 32), but does not log each request (`--log-level warning`).
+BetterTransformer is its default if the installed optimum still has it. sentence-transformers is not a server:
+with 64 it gets all texts in one call with batches of 64, which sorts them by length; with 1, one text per call.
 """
 
 

@@ -1,7 +1,7 @@
-"""`make bench`: `bei serve` under load, over HTTP, beside what its engine gives alone.
+"""`make bench`: `bei serve` under load over HTTP, compared with its engine alone.
 
-Writes benchmarks/results/serve-<dtype>.{md,png} and a JSON report a workload. Everything is measured in one run on one
-machine, load generator included: the ratios are what to quote.
+Writes benchmarks/results/serve-<dtype>.{md,png} and a JSON report for each workload. Everything is measured in one run
+on one machine, with the load generator on it, too: quote the ratios.
 
     serve.py [--model FOLDER] [--dtype auto|float32|bfloat16] [--requests N]
 """
@@ -32,7 +32,7 @@ _BODY = json.dumps({"input": "hello", "model": "m"}).encode()
 
 
 def cases(url: str, requests: int, capacity: float) -> list[Options]:
-    """What is measured, `capacity` being texts a second of the `mixed` workload."""
+    """The measurements; `capacity` is the throughput of the `mixed` workload in texts per second."""
     return [
         Options(url=url, label="mixed, 64 clients", workload="mixed", clients=64, num_requests=requests),
         Options(url=url, label="mixed, 1 client", workload="mixed", clients=1, num_requests=requests // 8),
@@ -47,7 +47,7 @@ def cases(url: str, requests: int, capacity: float) -> list[Options]:
 
 @contextmanager
 def server(model: str, dtype: str) -> Iterator[tuple[str, float]]:
-    """(URL, seconds from launch to the first answer) of a `bei serve` that ends with the block."""
+    """(URL, seconds from launch to the first answer) of a `bei serve`, which is stopped at the end of the block."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -75,7 +75,7 @@ def server(model: str, dtype: str) -> Iterator[tuple[str, float]]:
 
 
 def first_answer(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Returns when one text has been embedded. Raises RuntimeError where the server ends before that."""
+    """Waits until the server embeds one text. Raises RuntimeError if the server ends before that."""
     request = urllib.request.Request(f"{url}/v1/embeddings", _BODY, {"content-type": "application/json"})
     while process.poll() is None:
         try:
@@ -87,14 +87,14 @@ def first_answer(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def flops_per_token(model: str, mean_len: float) -> float:
-    """Multiply-adds, times two, of the matrix products for one token of a BERT-like encoder."""
+    """FLOPs of the matmuls per token of a BERT-like encoder (a multiply-add counts as two)."""
     config = json.loads((Path(model) / "config.json").read_text())
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     return float(2 * layers * (4 * hidden * hidden + 2 * hidden * inner + 2 * hidden * mean_len))
 
 
 def in_process(model: str, dtype: str, count: int) -> dict[str, float]:
-    """`inprocess.py`'s figures for the `mixed` workload."""
+    """The results of `inprocess.py` for the `mixed` workload."""
     script = str(Path(__file__).with_name("inprocess.py"))
     command = [sys.executable, script, model, dtype, "mixed", str(count)]
     figures: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
@@ -102,7 +102,7 @@ def in_process(model: str, dtype: str, count: int) -> dict[str, float]:
 
 
 def over_http(model: str, dtype: str, requests: int, figures: dict[str, float]) -> tuple[list[Report], list[float]]:
-    """A report a case, and how long each of three starts took to the first answer."""
+    """(a report for each case, seconds from launch to the first answer of three starts)."""
     starts = []
     for _ in range(3):
         with server(model, dtype) as (_, seconds):
@@ -120,7 +120,7 @@ def over_http(model: str, dtype: str, requests: int, figures: dict[str, float]) 
 
 
 def table(reports: Sequence[Report], figures: dict[str, float], starts: Sequence[float]) -> str:
-    """The results as Markdown, the workload beside each number."""
+    """The results as Markdown, with the workload of each number."""
     served = reports[0].texts_per_s
     lines = [
         f"Machine: {', '.join(f'{name} {value}' for name, value in reports[0].machine.items())}.",
@@ -159,7 +159,7 @@ def _row(report: Report) -> str:
 
 
 def main() -> None:
-    """Measures and writes."""
+    """Measures and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default=str(_ROOT / ".models" / "all-MiniLM-L6-v2"))
     parser.add_argument("--dtype", default="auto")

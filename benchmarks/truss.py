@@ -1,11 +1,11 @@
-"""What Truss's server costs: the package in both forms, and the empty endpoint, around an engine that takes no time.
+"""The overhead of Truss's server: our package in both forms, and an empty endpoint, with an engine that takes no time.
 
     python benchmarks/truss.py            writes results/truss.{json,md}
     python benchmarks/truss.py --rounds 1 --requests 500
 
-The engine gives 1,024 numbers a text. Servers have core 0, clients core 1, and every round asks each server in turn, so
-that a busy machine is busy for all: the ratios of a round are what holds. `empty` is a model.py whose embeddings()
-hands out a finished reply of the same size, under Truss's own server: what no model.py can be faster than.
+The engine returns 1,024 numbers per text. Servers run on core 0 and clients on core 1. Every round measures each server
+in turn, so that other work on the machine affects all of them: compare the ratios of a round. `empty` is a model.py
+whose embeddings() returns a prepared reply of the same size: no model.py under Truss's server can be faster.
 
 Needs: `make test`'s environments (scripts/test_envs.sh), a model (make install), taskset.
 """
@@ -53,7 +53,7 @@ install()
 from our_model import Model
 """
 
-# The reply of one text, in base64, and that of BATCH texts, as numbers: what the two workloads ask for.
+# Replies for the two workloads: for one text in base64, and for BATCH texts as numbers.
 _EMPTY = """
 import json, logging
 from pathlib import Path
@@ -78,27 +78,27 @@ _SERVE = "from bench_fake import install; install(); from bei_core.cli.main impo
 
 
 class Pinned(Server):
-    """A server on its core."""
+    """Truss's server, on core SERVER_CPU."""
 
     def command(self) -> list[str]:
-        """What runs it there."""
+        """The command that starts it."""
         return ["taskset", "-c", str(SERVER_CPU), *super().command()]
 
 
 class PinnedServe(Server):
-    """`bei serve` on its core, as the docker_server form runs it."""
+    """`bei serve` on core SERVER_CPU, as the docker_server form runs it."""
 
     ready = "/health/ready"
 
     def command(self) -> list[str]:
-        """What runs it there."""
+        """The command that starts it."""
         serve = [sys.executable, "-c", _SERVE, "serve", "--model-id", str(MINILM), "--port", str(self.port)]
         return ["taskset", "-c", str(SERVER_CPU), *serve]
 
 
 @contextmanager
 def servers(folder: Path) -> Iterator[dict[str, str]]:
-    """The address of each server, once it answers."""
+    """Starts all servers; yields the URL of each by its name."""
     truss = lay_out(folder / "image", {"model_id": str(MINILM)})
     shutil.copy(ROOT / "benchmarks" / "truss_fake.py", truss.root / "packages" / "bench_fake.py")
     shutil.copy(ROOT / "model" / "model.py", truss.root / "packages" / "our_model.py")
@@ -121,7 +121,7 @@ def servers(folder: Path) -> Iterator[dict[str, str]]:
 
 
 def _write_replies(data: Path) -> None:
-    """Finished replies, of the size that a model's have."""
+    """Writes prepared replies of the same size as a model's."""
     rows = np.random.default_rng(0).standard_normal((BATCH, WIDTH)).astype(np.float32)
     usage = {"prompt_tokens": 100, "total_tokens": 100}
     one: list[Any] = [{"object": "embedding", "index": 0, "embedding": base64.b64encode(rows[0].tobytes()).decode()}]
@@ -132,7 +132,7 @@ def _write_replies(data: Path) -> None:
 
 
 def single(address: str, num_requests: int) -> dict[str, float]:
-    """One text a request, 64 connections."""
+    """Measures requests of one text over 64 connections."""
     parts = urlsplit(address)
     url = f"{parts.scheme}://{parts.netloc}"
     report = run(
@@ -144,7 +144,7 @@ def single(address: str, num_requests: int) -> dict[str, float]:
 
 
 def batched(address: str, num_texts: int) -> dict[str, float]:
-    """BATCH texts a request by Baseten's performance client, which has one path for all servers."""
+    """Measures requests of BATCH texts by Baseten's performance client, which always calls /v1/embeddings."""
     num_texts -= num_texts % BATCH
     client = PerformanceClient(base_url=address.removesuffix(_PATH), api_key="any")
     preference = RequestProcessingPreference(batch_size=BATCH, max_concurrent_requests=64)
@@ -158,7 +158,7 @@ def batched(address: str, num_texts: int) -> dict[str, float]:
 
 
 def measure(rounds: int, num_requests: int) -> dict[str, list[dict[str, float]]]:
-    """What each server did in each round."""
+    """The results of each server in each round."""
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder, servers(Path(folder)) as addresses:
         os.sched_setaffinity(0, {CLIENT_CPU})
@@ -173,12 +173,12 @@ def measure(rounds: int, num_requests: int) -> dict[str, list[dict[str, float]]]
 
 
 def starts(num_starts: int) -> list[float]:
-    """Seconds from a process's start to readiness under Truss's server; all-MiniLM-L6-v2, its engine in the store."""
+    """Seconds from process start to readiness under Truss's server; all-MiniLM-L6-v2, with its engine in the cache."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truss = lay_out(folder / "image", {"model_id": str(MINILM), "cache_dir": str(folder / "cache")})
         found = []
-        for number in range(num_starts + 1):  # the first builds
+        for number in range(num_starts + 1):  # the first builds the engine and is not counted
             started = time.perf_counter()
             with Server(truss, folder / str(number)):
                 found.append(time.perf_counter() - started)
@@ -186,7 +186,7 @@ def starts(num_starts: int) -> list[float]:
 
 
 def table(found: dict[str, list[dict[str, float]]], note: str) -> str:
-    """Medians, and of each round's ratio to the empty endpoint the median."""
+    """Medians over the rounds: of each figure, and of its ratio to the empty endpoint's in the same round."""
     lines = [f"# What Truss's server costs\n\n{note}\n"]
     share = "of the empty endpoint's"
     lines.append(
@@ -214,7 +214,7 @@ def _ratio(rows: Sequence[dict[str, float]], empty: Sequence[dict[str, float]], 
 
 
 def main() -> None:
-    """Measures, prints, writes."""
+    """Measures, prints and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=6000)
@@ -225,13 +225,13 @@ def main() -> None:
     machine = f"{platform.processor() or platform.machine()}, Python {platform.python_version()}"
     note = (
         f"`python benchmarks/truss.py --rounds {options.rounds} --requests {options.requests}`, truss {version}, "
-        f"{machine}; server on one core, client on another, {WIDTH} numbers a text, texts of mean 11 tokens, "
-        "64 requests at a time. Medians of the rounds; in brackets the range of a round's ratio (of processor times, "
-        "the empty endpoint's by the server's). Other work was on the machine, which takes less from a server with two "
-        "threads than from one with a single thread, as `empty` is: so read the processor time before the requests."
+        f"{machine}; server on one core, client on another, {WIDTH} numbers per text, texts of mean 11 tokens, "
+        "64 concurrent requests. Medians of the rounds; in brackets the range of a round's ratio (for CPU time, the "
+        "empty endpoint's divided by the server's). Other work on the machine slows a server with two threads less "
+        "than one with a single thread, such as `empty`: so CPU time is more reliable than requests per second."
     )
     text = table(found, note) + (
-        f"\nFrom a process's start to readiness under Truss's server, all-MiniLM-L6-v2 in the store: "
+        f"\nFrom process start to readiness under Truss's server, with the engine of all-MiniLM-L6-v2 in the cache: "
         f"{statistics.median(seconds):.1f} s ({min(seconds):.1f} to {max(seconds):.1f}, {len(seconds)} starts).\n"
     )
     print(text)

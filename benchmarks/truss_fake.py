@@ -1,4 +1,4 @@
-"""An engine that takes no time, for what is around an engine to be measured; loaded inside the servers of truss.py."""
+"""An engine that takes no time, to measure everything around it; loaded inside the servers of truss.py."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NUM_ROWS = 4096
 
 
 class InstantEngine:
-    """Rows of random numbers, the same ones for the same tokens."""
+    """Returns random rows, the same row for the same tokens."""
 
     def __init__(self) -> None:
         self.info = EngineInfo("fake", "cpu", "f32", WIDTH, max_seq_len=256, batch_tokens=16_384)
@@ -32,23 +32,23 @@ class InstantEngine:
     def forward(self, batch: Batch) -> Rows:
         """f32[B, WIDTH]; see `Engine.forward`."""
         sums = np.add.reduceat(batch.input_ids, batch.cu_seqlens[:-1])
-        found: Rows = self._rows[sums % _NUM_ROWS]
-        return found
+        rows: Rows = self._rows[sums % _NUM_ROWS]
+        return rows
 
     def forward_tokens(self, batch: Batch) -> tuple[Rows, Rows]:
-        """No rows of tokens: `token_width` is 0."""
+        """Raises NotImplementedError: `token_width` is 0."""
         raise NotImplementedError
 
     def padding_share(self) -> float:
-        """None is padding."""
+        """0: there is no padding."""
         return 0.0
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Does nothing."""
 
 
 def _open(settings: Settings, metrics: Metrics | None = None, turns: object = None) -> Service:
-    """In place of `Service.open`: the model's own tokenizer, and an engine that is none."""
+    """Replaces `Service.open`: a service with the model's own tokenizer and the fake engine."""
     folder = Path(settings.model_id or "")
     manifest = Manifest(engine="fake", precision="f32", source="fake", revision="0", artifact="0" * 64)
     opened = Opened(InstantEngine(), read_spec(resolve(str(folder))), folder / "tokenizer.json", manifest)
@@ -58,6 +58,6 @@ def _open(settings: Settings, metrics: Metrics | None = None, turns: object = No
 
 
 def install() -> None:
-    """Every service of this process gets such an engine."""
+    """Makes every service of this process use the fake engine."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     Service.open = _open  # type: ignore[method-assign]

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The environments that tests need beside .venv, from locks:
+# Makes the environments that tests need in addition to .venv, from lock files:
 #   .venv-truss         truss itself, for its command line, its validation and its schema
-#   .venv-truss-server  what the image of config.yaml holds: Truss's server and the requirements in config.yaml
+#   .venv-truss-server  the contents of the image of config.yaml: Truss's server and the requirements in config.yaml
 #   .venv-clients       clients that need older packages than those in .venv
 #
-#   scripts/test_envs.sh                  makes them; returns at once where they are there and their locks are the same
-#   scripts/test_envs.sh lock truss       resolves the locks of the first two again, after a change to
+#   scripts/test_envs.sh                  makes those that are missing or whose lock file has changed
+#   scripts/test_envs.sh lock truss       updates the lock files of the first two, after a change to
 #                                         requirements/truss.txt or config.yaml
-#   scripts/test_envs.sh lock clients     that of the last, after a change to requirements/clients.txt
-#   scripts/test_envs.sh truss VERSION    .venv-truss-VERSION, with another truss
+#   scripts/test_envs.sh lock clients     updates the lock file of the last, after a change to requirements/clients.txt
+#   scripts/test_envs.sh truss VERSION    makes .venv-truss-VERSION, with another version of truss
 set -euo pipefail
 cd "$(dirname "$0")/.."
 UV=.venv/bin/uv
@@ -18,7 +18,7 @@ die() {
     exit 1
 }
 
-# The first interpreter, of the image's version where there is one, that is no newer than Python 3.$1.
+# Prints the first interpreter that is no newer than Python 3.$1; the image's version, 3.11, comes first.
 find_python() {
     local candidate
     for candidate in python3.11 .venv/bin/python python3.12 python3.10; do
@@ -29,14 +29,14 @@ find_python() {
     done
 }
 
-# .venv-$1 from requirements/$1.lock, by an interpreter that is no newer than Python 3.$2. Tests look for the file
-# `unavailable` where there is none.
+# Makes .venv-$1 from requirements/$1.lock, with an interpreter that is no newer than Python 3.$2. If there is none, it
+# contains only a file `unavailable`, which tests look for.
 make_env() {
     local venv=.venv-$1 lock=requirements/$1.lock python stamp
     python=$(find_python "$2")
     if [[ -z $python ]]; then
         rm -rf "$venv" && mkdir "$venv"
-        echo "no Python from 3.10 to 3.$2 is here" | tee "$venv/unavailable" >&2
+        echo "no Python from 3.10 to 3.$2 is installed" | tee "$venv/unavailable" >&2
         return
     fi
     stamp="$python $(cksum <"$lock")"
@@ -51,15 +51,15 @@ make_env() {
 }
 
 make_truss() { make_env truss 14; }
-make_truss_server() { make_env truss-server 12; } # Truss's server wants numpy<2, which has no wheels for a newer one
+make_truss_server() { make_env truss-server 12; } # Truss's server needs numpy<2, which has no wheels for newer versions
 make_clients() { make_env clients 14; }
 
 resolve() {
     "$UV" pip compile -q --upgrade --universal --python-version 3.10 --generate-hashes --no-header --no-annotate "$@"
 }
 
-# What the image installs is what truss writes into its build folder: its own requirements less those that config.yaml
-# names itself, then config.yaml's, within its constraints.
+# The image installs the requirements that truss writes into its build folder: truss's own, except those that config.yaml
+# names, then those of config.yaml, within truss's constraints.
 lock_truss() {
     resolve requirements/truss.txt -o requirements/truss.lock
     make_truss
@@ -69,11 +69,11 @@ lock_truss() {
     printf '[preferences]\ncheck_for_updates = false\n' >"$build/settings/truss/settings.toml"
     cp -r config.yaml model "$build/truss"
     XDG_CONFIG_HOME=$build/settings .venv-truss/bin/truss image build-context "$build/context" "$build/truss"
-    grep -v '^-i ' "$build/context/requirements.txt" >"$build/requirements.txt" # the index is the machine's to choose
+    grep -v '^-i ' "$build/context/requirements.txt" >"$build/requirements.txt" # each machine chooses its own index
     resolve "$build/requirements.txt" -c "$build/context/constraints.txt" -o requirements/truss-server.lock
 }
 
-# A version of truss that no lock names, as pip would install it today.
+# Another version of truss, without a lock file: with the newest versions of its requirements.
 make_other_truss() {
     local venv=.venv-truss-$1
     [[ -x $venv/bin/truss ]] && return
@@ -83,7 +83,7 @@ make_other_truss() {
 
 lock_clients() { resolve requirements/clients.txt -o requirements/clients.lock; }
 
-[[ -x $UV ]] || die "there is no $UV; run make install first"
+[[ -x $UV ]] || die "$UV is missing; run make install first"
 case $* in
     "")
         make_truss

@@ -1,4 +1,4 @@
-"""A collector of traces on loopback: decodes what is posted to it, and can fail as real ones do."""
+"""An OpenTelemetry collector on loopback: decodes the spans that it receives, and can delay or refuse them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.fakes import SAFETY_S
 
 @dataclass(frozen=True)
 class Span:
-    """One span as it came, its attributes and its resource's as plain values."""
+    """A received span, with its attributes and those of its resource as plain values."""
 
     name: str
     trace_id: str
-    parent_id: str  # empty: a root
+    parent_id: str  # empty for a root span
     kind: int
     seconds: float
     failed: bool
@@ -31,14 +31,14 @@ class Span:
 
 
 class Collector:
-    """The server, running between `with` and its end; it keeps its replies back between `hold` and `release`."""
+    """The server, which runs inside its `with` block. It delays its replies between `hold` and `release`."""
 
     def __init__(self, status: int = 200) -> None:
         self.status = status
         self.spans: list[Span] = []
         self.paths: list[str] = []
         self.headers: list[dict[str, str]] = []
-        self.came = threading.Semaphore(0)  # once a request
+        self.received = threading.Semaphore(0)  # released once for each request
         self._open = threading.Event()
         self._open.set()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -56,31 +56,31 @@ class Collector:
 
     @property
     def url(self) -> str:
-        """Where it is, as `otlp_endpoint` has it."""
+        """The value for the setting `otlp_endpoint`."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def hold(self) -> None:
-        """Replies to nothing from here on."""
+        """Delays all replies from now on."""
         self._open.clear()
 
     def release(self) -> None:
-        """Replies again."""
+        """Sends the delayed replies, and does not delay further ones."""
         self._open.set()
 
     def wait(self, num_requests: int = 1) -> None:
-        """Returns once so many further requests have come."""
+        """Waits for this many further requests."""
         for _ in range(num_requests):
-            assert self.came.acquire(timeout=SAFETY_S), "nothing was sent"
+            assert self.received.acquire(timeout=SAFETY_S), "the server sent no spans"
 
     def take(self, path: str, headers: dict[str, str], body: bytes) -> int:
-        """The status that a request gets."""
+        """Records a request; returns the status of the reply."""
         self.paths.append(path)
         self.headers.append(headers)
         sent = ExportTraceServiceRequest.FromString(body)
         for group in sent.resource_spans:
             resource = _plain(group.resource.attributes)
             self.spans += [_span(span, resource) for scope in group.scope_spans for span in scope.spans]
-        self.came.release()
+        self.received.release()
         self._open.wait(SAFETY_S)
         return self.status
 
@@ -114,9 +114,9 @@ def _handler(collector: Collector) -> type[BaseHTTPRequestHandler]:
                 self.send_header("content-length", "0")
                 self.end_headers()
             except OSError:
-                self.close_connection = True  # whoever sent it has left
+                self.close_connection = True  # the client has disconnected
 
         def log_message(self, *parts: object) -> None:
-            """Says nothing."""
+            """Does not log."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""What every test may use. No test needs the network or looks at the time that something took."""
+"""Fixtures and settings of all tests. No test needs the network or depends on how long something takes."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tests.fakes import SAFETY_S, FakeEngine
 
 MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
 
-# It has an environment of its own, with torch: make test-gpu-path.
+# The tests of the GPU path need torch and have their own environment: make test-gpu-path.
 collect_ignore = [] if importlib.util.find_spec("torch") else ["gpu_path"]
 
-# The same examples in every run, and no limit on time, which a busy machine breaks. To look for new failures:
+# The same examples in every run, and no deadline, because a busy machine would exceed it. To search for new failures:
 # pytest --hypothesis-profile=search
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=500)
@@ -30,7 +30,7 @@ settings.load_profile("suite")
 
 @pytest.fixture(scope="session")
 def minilm() -> Checkpoint:
-    """The real model."""
+    """The checkpoint of all-MiniLM-L6-v2."""
     if not MINILM.is_dir():
         pytest.fail(f"{MINILM} is missing; run `make install`")
     return resolve(str(MINILM))
@@ -38,8 +38,8 @@ def minilm() -> Checkpoint:
 
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> str:
-    """A dtype that the CPU engine computes in; skips where the processor does not."""
-    from bei_core.engines.openvino.engine import precision_for  # takes a moment that most tests need not wait for
+    """Each dtype of the CPU engine; skips the test if the processor does not support it."""
+    from bei_core.engines.openvino.engine import precision_for  # slow to import, and most tests do not need it
 
     dtype = str(request.param)
     try:
@@ -51,7 +51,7 @@ def dtype(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def make_runner() -> Iterator[Callable[..., Runner]]:
-    """Starts runners of fake engines, and sees to it that none outlives its test."""
+    """Starts runners with fake engines; closes them at the end of the test."""
     made: list[tuple[FakeEngine, Runner]] = []
 
     def make(

@@ -1,4 +1,4 @@
-"""Whether the engine is right: every family's tiny checkpoints against transformers, and the fp8 engine's own gate."""
+"""Correctness of the GPU engine: each family's tiny checkpoints against transformers, and the fp8 quality gate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from bei_core.engines.open import Opened, load
 from bei_core.engines.provider import recipe
 from bei_core.engines.store import publish
 from bei_core.engines.tensorrt_llm import build
-from bei_core.engines.tensorrt_llm.artifact import FAMILIES, family_name
+from bei_core.engines.tensorrt_llm.artifact import FAMILIES
+from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import (
@@ -31,22 +32,22 @@ from tests.golden.cases import (
 )
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, compare, compare_logits
 
-EXCLUDED = "bert-prompt-excluded"  # a prompt left out of the mean, which its ids alone do not say
+EXCLUDED = "bert-prompt-excluded"  # has a prompt that pooling leaves out, so that token ids alone are not enough
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was held against what it should be."""
+    """The result of one comparison."""
 
     what: str
-    figure: str  # what was found
+    figure: str  # the measured figure, or the error
     passed: bool
     seconds: float
 
 
 def engine(model: str, folder: Path, **settings: object) -> Opened:
-    """The engine of a model, built into a folder and loaded from it."""
+    """Builds a model's engine into a folder and loads it."""
     checkpoint = resolve(model)
     spec = read_spec(checkpoint)
     given = Settings.load({"engine": "tensorrt_llm", **settings}, {"HOME": "/nonexistent"})
@@ -55,13 +56,13 @@ def engine(model: str, folder: Path, **settings: object) -> Opened:
 
 
 def cases() -> list[Any]:
-    """The golden checkpoints of the families that the engine runs."""
+    """The golden checkpoints of the families that the engine supports."""
     every: tuple[Any, ...] = (*CASES, *GROUP_CASES, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
     return [case for case in every if family_name(case.architecture) in FAMILIES and case.name != EXCLUDED]
 
 
 def parity(folder: Path, every: bool) -> Iterator[Check]:
-    """Each family in f32 by plain kernels and in bf16 by fused ones; the first of each kind, or every checkpoint."""
+    """Checks each family in f32 (plain kernels) and bf16 (fused ones): one checkpoint a kind, or `every`."""
     seen: set[tuple[str, bool]] = set()
     for case in cases():
         family, embeds = family_name(case.architecture), isinstance(case, Case)
@@ -90,7 +91,7 @@ def _parity(case: Case | ClassificationCase, dtype: str, folder: Path) -> str:
 
 
 def fp8(model: str, folder: Path, **settings: object) -> Check:
-    """The gate of a model that is to be served in fp8: cosine to what it was, on texts held out."""
+    """Checks the quality gate of a model in fp8: cosine to the unquantised model on held-out texts."""
 
     def gate() -> str:
         opened = engine(model, folder, quantization_type="fp8", **settings)
@@ -101,10 +102,10 @@ def fp8(model: str, folder: Path, **settings: object) -> Check:
 
 
 def _timed(what: str, run: Callable[[], str]) -> Check:
-    """The check, failed with the first line of whatever was raised."""
+    """Runs a check. An exception makes it a failed check with the first line of the error."""
     started = time.perf_counter()
     try:
         figure, passed = run(), True
-    except Exception as fault:  # one that fails does not keep the rest from being seen
+    except Exception as fault:  # the other checks run, too
         figure, passed = f"{type(fault).__name__}: {str(fault).splitlines()[0]}", False
     return Check(what, figure, passed, time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""What was found, for people (Markdown, a picture) and for programs (JSON)."""
+"""The report of the GPU self-check: Markdown, a plot, JSON."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from scripts.gpu.checks import Check
 from scripts.gpu.speed import Alone, Served
 
 STAND_IN = (
-    "**This run was on a stand-in for TensorRT-LLM, in plain torch on a CPU. It shows that the script works and that "
-    "our classes are right. No figure in it says anything of a GPU.**"
+    "**This run used a stand-in for TensorRT-LLM, in plain torch on a CPU. It shows that the script works and that our "
+    "classes are right. No figure in it says anything about a GPU.**"
 )
 
 
 @dataclass
 class Findings:
-    """A whole run."""
+    """The results of a whole run."""
 
     is_stand_in: bool
     card: str
@@ -40,28 +40,28 @@ class Findings:
         if self.is_stand_in:
             yield STAND_IN + "\n"
         yield "Made by `scripts/gpu_selfcheck.py`. " + ", ".join(f"{k} {v}" for k, v in self.versions.items()) + "\n"
-        yield f"## Right? {len(self.checks) - len(self.failed)} of {len(self.checks)} checks passed\n"
+        yield f"## Correctness: {len(self.checks) - len(self.failed)} of {len(self.checks)} checks passed\n"
         yield from table(
-            ("check", "found", "", "s"),
+            ("check", "result", "", "s"),
             [(c.what, c.figure, "passed" if c.passed else "**failed**", f"{c.seconds:.1f}") for c in self.checks],
         )
-        yield f"\n## Fast? {self.model}, the engine alone\n"
+        yield f"\n## Speed of {self.model}, the engine alone\n"
         yield from table(
-            ("precision", "one query of 8 tokens, p50 / p99 ms", "tokens/s of full batches", "of the card's peak"),
+            ("precision", "one query of 8 tokens, p50 / p99 ms", "tokens/s of full batches", "share of the GPU's peak"),
             [self._alone(precision, found) for precision, found in self.alone.items()],
         )
-        yield "\n## Beside others, over HTTP, 64 clients, one text a request\n"
+        yield "\n## Comparison over HTTP, 64 clients, one text per request\n"
         yield from table(
             ("server", "workload", "requests/s", "tokens/s", "p50 / p99 ms"), [_served(each) for each in self.served]
         )
 
     def _alone(self, precision: str, found: Alone) -> Sequence[str]:
-        share = "card not in the table" if found.share is None else f"{found.share:.1%}"
+        share = "peak unknown" if found.share is None else f"{found.share:.1%}"
         times = f"{found.query_p50_ms:.2f} / {found.query_p99_ms:.2f}"
         return (precision, times, f"{found.tokens_per_s:,.0f}", share)
 
     def write(self, folder: Path, name: str) -> None:
-        """`name.md`, `name.json`, and `name.png` where matplotlib is."""
+        """Writes `name.md`, `name.json`, and with matplotlib `name.png`."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
         (folder / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
@@ -78,7 +78,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def _served(each: Served) -> Sequence[str]:
     report = each.report
     if report is None or report.latency_ms is None:
-        return (each.server, each.workload, each.note or "nothing was answered", "", "")
+        return (each.server, each.workload, each.note or "no request was answered", "", "")
     tokens = "" if report.tokens_per_s is None else f"{report.tokens_per_s:,.0f}"
     latency = report.latency_ms
     return (
@@ -91,11 +91,11 @@ def _served(each: Served) -> Sequence[str]:
 
 
 def plot(findings: Findings, path: Path) -> None:
-    """Requests a second of each server and workload; nothing where matplotlib is not."""
+    """Plots requests per second of each server and workload; does nothing without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no picture: pip install matplotlib")
+        print("no plot, because matplotlib is not installed: pip install matplotlib")
         return
     shown = [each for each in findings.served if each.report is not None]
     figure = Figure(figsize=(8, 4), layout="constrained")
@@ -104,7 +104,7 @@ def plot(findings: Findings, path: Path) -> None:
     bars = axis.barh(labels, [each.report.requests_per_s for each in shown if each.report is not None])
     axis.bar_label(bars, fmt="{:,.0f}")
     axis.invert_yaxis()
-    axis.set_xlabel("requests a second, 64 clients")
+    axis.set_xlabel("requests per second, 64 clients")
     title = "STAND-IN ON A CPU: NOT A MEASUREMENT OF A GPU" if findings.is_stand_in else findings.card
     axis.set_title(f"{findings.model}: {title}")
     figure.savefig(path, dpi=120)

@@ -1,4 +1,4 @@
-"""How fast it is: one short query, full batches, and servers over HTTP beside those of others, where they are here."""
+"""Speed of the GPU engine: one short query, full batches, and `bei serve` compared with other installed servers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from bei_core.models.families import BERTS, DECODERS, BertSizes, DecoderSizes
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Tokens
 
-# Dense peaks of cards in TFLOP/s, (bf16, fp8), by a part of their names: NVIDIA's data sheets.
+# Dense peaks in TFLOP/s, (bf16, fp8), by a part of the GPU's name (source: NVIDIA's data sheets).
 PEAKS: Mapping[str, tuple[float, float]] = {
     "B200": (2250, 4500),
     "H200": (989, 1979),
@@ -39,29 +39,29 @@ PEAKS: Mapping[str, tuple[float, float]] = {
     "A10G": (70, 70),
 }
 
-# Servers of others with an OpenAI route: the command after the model and the port are filled in.
+# Commands of other servers with an OpenAI route; model and port are filled in.
 PEERS: Mapping[str, tuple[str, ...]] = {
     "trtllm-serve": ("trtllm-serve", "embeddings", "{model}", "--port", "{port}"),
     "vLLM": ("vllm", "serve", "{model}", "--runner", "pooling", "--served-model-name", "bench", "--port", "{port}"),
     "text-embeddings-inference": ("text-embeddings-router", "--model-id", "{model}", "--port", "{port}"),
 }
-WORKLOADS = ("long", "tiny")  # about 500 and 5 tokens a request
+WORKLOADS = ("long", "tiny")  # about 500 and 5 tokens per request
 _START_S = 900.0
 
 
 @dataclass(frozen=True)
 class Alone:
-    """What the engine does without a server around it."""
+    """Speed of the engine without a server."""
 
     query_p50_ms: float
     query_p99_ms: float
     tokens_per_s: float  # of full batches
-    share: float | None  # of the card's peak; None where the card is not in the table
+    share: float | None  # of the GPU's peak; None if the GPU is not in the table
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a server did with one workload; `report` is None where it is not here or did not start."""
+    """The report of a server on one workload; None if it is not installed or did not start."""
 
     server: str
     workload: str
@@ -70,33 +70,37 @@ class Served:
 
 
 def flops_per_token(spec: ModelSpec, length: int) -> float:
-    """Of the matrix products for a token of a text of that length."""
+    """FLOPs of the matmuls per token, in sequences of that length."""
     facts = facts_of(spec)
     if facts.is_bert:
         bert = BertSizes.of(BERTS[facts.family], spec.config)
-        return 2.0 * bert.num_layers * (4 * bert.hidden**2 + 2 * bert.hidden * bert.inner + 2 * length * bert.hidden)
+        return (
+            2.0
+            * bert.num_layers
+            * (4 * bert.hidden**2 + 2 * bert.hidden * bert.intermediate_size + 2 * length * bert.hidden)
+        )
     sizes = DecoderSizes.of(DECODERS[facts.family], spec.config)
-    width, keys = sizes.num_queries * sizes.head_size, sizes.num_keys * sizes.head_size
-    seen = length if facts.mask == "full" else length / 2
-    products = sizes.hidden * (2 * width + 2 * keys + 3 * sizes.inner)
-    return 2.0 * sizes.num_layers * (products + 2 * seen * width)
+    width, kv_width = sizes.num_heads * sizes.head_size, sizes.num_kv_heads * sizes.head_size
+    num_keys = length if facts.mask == "full" else length / 2  # that a query attends to, on average
+    linear = sizes.hidden * (2 * width + 2 * kv_width + 3 * sizes.intermediate_size)
+    return 2.0 * sizes.num_layers * (linear + 2 * num_keys * width)
 
 
-def peak_of(card: str, precision: str) -> float | None:
-    """FLOP/s of a card by its name; None of one that is not in the table."""
-    found = next((peaks for name, peaks in PEAKS.items() if name in card), None)
+def peak_of(gpu: str, precision: str) -> float | None:
+    """Peak FLOP/s of a GPU by its name; None if it is not in the table."""
+    found = next((peaks for name, peaks in PEAKS.items() if name in gpu), None)
     return None if found is None else found[precision == "fp8"] * 1e12
 
 
-def alone(engine: Engine, spec: ModelSpec, card: str, *, rounds: int) -> Alone:
-    """One text of 8 tokens at a time; then batches as full as the engine takes, of texts of up to 512 tokens."""
+def alone(engine: Engine, spec: ModelSpec, gpu: str, *, rounds: int) -> Alone:
+    """Measures one sequence of 8 tokens at a time, then full batches of sequences of up to 512 tokens."""
     query = Batch.pack([_blank(min(8, spec.max_seq_len))])
     times = [_seconds(engine, query) for _ in range(10 * rounds)][rounds:]
     length = min(512, spec.max_seq_len)
     batch = Batch.pack([_blank(length)] * max(1, engine.info.batch_tokens // length))
     _seconds(engine, batch)
     rate = batch.num_tokens * rounds / sum(_seconds(engine, batch) for _ in range(rounds))
-    peak = peak_of(card, engine.info.precision)
+    peak = peak_of(gpu, engine.info.precision)
     share = None if peak is None else rate * flops_per_token(spec, length) / peak
     p50, p99 = (float(1000 * np.quantile(times, q)) for q in (0.5, 0.99))
     return Alone(p50, p99, rate, share)
@@ -113,7 +117,7 @@ def _seconds(engine: Engine, batch: Batch) -> float:
 
 
 def served(model: str, ours: Path, requests: int, environ: Mapping[str, str]) -> Iterator[Served]:
-    """Each server on each workload, one server at a time."""
+    """Measures each server on each workload, one server at a time."""
     bei = (sys.executable, "-W", "ignore", "-m", "bei_core.cli", "serve", "--engine", "tensorrt_llm")
     commands = {"BEI": (*bei, "--model-id", str(ours), "--port", "{port}"), **PEERS}
     for name, command in commands.items():
@@ -135,7 +139,7 @@ def _load(url: str, name: str, workload: str, requests: int) -> Report:
 
 @contextmanager
 def server(command: tuple[str, ...], model: str, environ: Mapping[str, str]) -> Iterator[str]:
-    """URL of a server that ends with the block. Raises RuntimeError where it does not answer."""
+    """URL of a server, which is stopped at the end of the block. Raises RuntimeError if it does not answer."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -164,4 +168,4 @@ def _first_answer(url: str, process: subprocess.Popen[bytes]) -> None:
             return
         except (urllib.error.URLError, ConnectionError):
             time.sleep(0.1)
-    raise RuntimeError(f"did not answer; it ended with {process.poll()}")
+    raise RuntimeError(f"the server did not answer (exit status {process.poll()}; None: still running)")

@@ -22,10 +22,10 @@ from bei_core.engines.openvino.build import outputs
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize import graph as quantizer
-from bei_core.engines.openvino.quantize import integers
-from bei_core.engines.openvino.quantize.convolve import convolve
-from bei_core.engines.openvino.quantize.graph import calibration_batches, products, unique_names
-from bei_core.engines.openvino.quantize.smooth import ALPHAS, Smoothed, smooth
+from bei_core.engines.openvino.quantize import headroom
+from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
+from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls, make_names_unique
+from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SmoothedInput, smooth_quant
 from bei_core.engines.provider import recipe
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
@@ -120,8 +120,8 @@ def test_a_batch_gives_each_text_what_it_gets_alone(name: str, built: Callable[[
 def test_only_the_linear_layers_of_the_transformer_are_quantised(name: str) -> None:
     checkpoint = resolve(str(FOLDERS[name]))
     graph = build_graph(read_spec(checkpoint), checkpoint)
-    every = [node.get_friendly_name() for node in products(graph)]
-    mlp = [node.get_friendly_name() for node in products(graph, mlp_only=True)]
+    every = [node.get_friendly_name() for node in linear_matmuls(graph)]
+    mlp = [node.get_friendly_name() for node in linear_matmuls(graph, mlp_only=True)]
     assert len(every) > len(mlp) > 0
     assert not [named for named in every if "classifier" in named or "linear" in named or named.startswith("MatMul")]
     assert all("attention" in named or "attn" in named for named in set(every) - set(mlp))
@@ -212,7 +212,7 @@ def test_convolutions_give_what_matrix_multiplications_give(
     path = opened.tokenizer.parent / MODEL
     found = []
     for has_vnni in (True, False):
-        monkeypatch.setattr(engine, "multiplies_int8", lambda has_vnni=has_vnni: has_vnni)
+        monkeypatch.setattr(engine, "has_int8_dot_product", lambda has_vnni=has_vnni: has_vnni)
         # f32 around the linear layers, as on every processor that convolves: one without VNNI has no bf16. In bf16 the
         # two graphs also round between the layers at different places, which this does not compare.
         one = engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
@@ -229,8 +229,8 @@ def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], m
 
     opened = built("bert-mean-cls-list")
     path = opened.tokenizer.parent / MODEL
-    monkeypatch.setattr(engine, "multiplies_int8", lambda: False)
-    monkeypatch.setattr(engine, "convolve", refuse)
+    monkeypatch.setattr(engine, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr(engine, "matmuls_to_convolutions", refuse)
     with pytest.raises(EngineUnavailableError, match=f"^{path} cannot be loaded here: no such kernel"):
         engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
 
@@ -238,10 +238,10 @@ def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], m
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_product_becomes_a_convolution(name: str, built: Callable[[str], Opened]) -> None:
     checkpoint = resolve(str(FOLDERS[name]))
-    count = len(products(build_graph(read_spec(checkpoint), checkpoint)))
+    count = len(linear_matmuls(build_graph(read_spec(checkpoint), checkpoint)))
     model = Core().read_model(built(name).tokenizer.parent / MODEL)
     before = Counter(node.get_type_name() for node in model.get_ops())
-    convolve(model)
+    matmuls_to_convolutions(model)
     after = Counter(node.get_type_name() for node in model.get_ops())
     assert before["MatMul"] - after["MatMul"] == after["Convolution"] - before["Convolution"] == count
 
@@ -250,18 +250,18 @@ def test_every_product_becomes_a_convolution(name: str, built: Callable[[str], O
 def test_every_product_fits_16_bits_on_the_texts_and_begins_at_zero(
     name: str, texts: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, Smoothed] = {}
+    seen: dict[str, SmoothedInput] = {}
 
-    def finish(model: Model, graph: Model, smoothed: Mapping[str, Smoothed]) -> None:
+    def finish(model: Model, graph: Model, smoothed: Mapping[str, SmoothedInput]) -> None:
         seen.update(smoothed)
-        integers.finish(model, graph, smoothed)
+        headroom.requantize(model, graph, smoothed)
 
-    monkeypatch.setattr(quantizer, "finish", finish)
+    monkeypatch.setattr(quantizer, "requantize", finish)
     checkpoint = resolve(str(FOLDERS[name]))
     spec = read_spec(checkpoint)
     items = encode(mixed_texts()[:24], spec, checkpoint.folder / "tokenizer.json", 64)
     graph = build_graph(spec, checkpoint)
-    count = len(products(graph))
+    count = len(linear_matmuls(graph))
     model = quantizer.quantize(graph, calibration_batches(items), alpha=None, mlp_only=False)
     assert len(seen) == count
     largest = []
@@ -288,8 +288,8 @@ def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:
     items = encode(mixed_texts()[:24], spec, minilm.folder / "tokenizer.json", 64)
     batches = calibration_batches(items)
     plain, scaled = build_graph(spec, minilm), build_graph(spec, minilm)
-    unique_names(scaled)
-    errors = [seen.error for seen in smooth(scaled, products(scaled), batches, ALPHAS).values()]
+    make_names_unique(scaled)
+    errors = [seen.error for seen in smooth_quant(scaled, linear_matmuls(scaled), batches, ALPHAS).values()]
     assert len(errors) == 36
     assert 0 < min(errors) <= max(errors) < 0.05
     before, after = (rows_of(OpenVinoEngine(graph, spec, "f32"), batches) for graph in (plain, scaled))

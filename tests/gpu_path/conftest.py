@@ -1,7 +1,7 @@
-"""The GPU path without a GPU: our classes on a stand-in for TensorRT-LLM (shims/README.md), real quantisation.
+"""Tests of the GPU engine without a GPU: our classes on a stand-in for TensorRT-LLM (shims/README.md), and modelopt.
 
-Run by `make test-gpu-path`, in an environment of its own. Where the real tensorrt_llm is installed, the stand-in stays
-away, and the tests that need nothing but the API run against it.
+`make test-gpu-path` runs them in an environment of their own. If the real tensorrt_llm is installed, it is used instead
+of the stand-in, and tests that need the stand-in are skipped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bei_core.engines.tensorrt_llm import build  # noqa: E402
 from bei_core.models.spec import ModelSpec  # noqa: E402
 from tests.gpu_path.table import TABLE  # noqa: E402
 
-with warnings.catch_warnings():  # of what modelopt does as it is imported, which is not ours to mend
+with warnings.catch_warnings():  # modelopt gives warnings about its own code when it is imported
     warnings.simplefilter("ignore")
     importlib.import_module("modelopt.torch.export")
 
@@ -45,7 +45,7 @@ Builder = Callable[..., Opened]
 
 @pytest.fixture
 def built(tmp_path: Path) -> Builder:
-    """The engine of a checkpoint, built into a folder and loaded from it, in `dtype` or as the block says."""
+    """Builds a checkpoint's engine into a folder with the given settings, and loads it."""
 
     def make(checkpoint: Checkpoint, spec: ModelSpec, **settings: object) -> Opened:
         given = {"engine": "tensorrt_llm", **settings}

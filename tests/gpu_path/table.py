@@ -1,4 +1,4 @@
-"""What was proved of each class, for the end of the run."""
+"""The table of results by family, printed at the end of the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COLUMNS = ("embedding", "classification", "packed = alone", "fp8", "no prefix", 
 
 @dataclass
 class Table:
-    """The worst figure of each cell: the largest difference from transformers; of fp8 the least cosine."""
+    """The worst figure for each cell: the largest difference from transformers; for fp8 the lowest cosine."""
 
     cells: dict[tuple[str, str], tuple[float, int]] = field(default_factory=dict)
 
@@ -21,13 +21,15 @@ class Table:
         self.cells[family, column] = (worse(before, value), count + 1)
 
     def lines(self) -> list[str]:
-        """One a family: the worst figure and how many models it is the worst of."""
+        """One line per family: the worst figures, each with its number of models."""
         families = sorted({family for family, _ in self.cells})
-        rows = [["class", *COLUMNS]]
+        rows = [["family", *COLUMNS]]
         rows += [[family, *(self._cell(family, column) for column in COLUMNS)] for family in families]
         widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS) + 1)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        meaning = "Largest difference from transformers in f32, of fp8 the least cosine to it; of so many models."
+        meaning = (
+            "Largest difference from transformers in f32, for fp8 lowest cosine; in brackets the number of models."
+        )
         return [*lines, meaning]
 
     def _cell(self, family: str, column: str) -> str:

@@ -1,6 +1,6 @@
-"""Every call that the engine makes of TensorRT-LLM, bound to the documented signatures (signatures.json).
+"""All calls of TensorRT-LLM by the engine, bound to the documented signatures (signatures.json).
 
-Where the real package is installed, the signatures themselves are held against it.
+If the real package is installed, the signatures are compared with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.gpu_path.conftest import IS_REAL, Builder
 SNAPSHOT = json.loads((Path(__file__).parent / "signatures.json").read_text())
 ENTRIES: dict[str, dict[str, Any]] = SNAPSHOT["entries"]
 CASE_OF = {case.name: case for case in (*CASES, *GROUP_CASES)}
-# One that has CUDA graphs, norms of queries and keys, and gates; one with a window; one with token types.
+# A model with CUDA graphs, query and key norms, and gated MLPs; one with a window; one with token types.
 USERS = ("qwen3-embedding", "gemma2-multilingual", "bert-cls-normalize")
 
 only_on_shim = pytest.mark.skipif(IS_REAL, reason="the stand-in notes its calls; the real one is held to the snapshot")
@@ -47,7 +47,7 @@ def real(name: str) -> Any:
     return getattr(upstream(owner), member) if member else upstream(owner)
 
 
-def test_the_snapshot_is_of_the_version_that_the_engine_asks_for() -> None:
+def test_the_signatures_are_of_the_supported_version() -> None:
     assert SNAPSHOT["tensorrt_llm"] == VERSION
 
 
@@ -73,8 +73,8 @@ def test_every_call_binds_to_the_documented_signature(built: Builder) -> None:
 
 
 @only_on_shim
-def test_no_call_has_an_extra_input_of_the_model(built: Builder) -> None:
-    """They are refused beside CUDA graphs, so types and prompts travel in the ids."""
+def test_no_call_passes_extra_inputs_to_the_model(built: Builder) -> None:
+    """TensorRT-LLM refuses them together with CUDA graphs, so types and pooling mask are packed into the ids."""
     from tensorrt_llm.calls import CALLS
 
     case = CASE_OF["bert-cls-normalize"]
@@ -86,16 +86,16 @@ def test_no_call_has_an_extra_input_of_the_model(built: Builder) -> None:
     assert call == {"return_raw_logits": True}
 
 
-def test_our_class_has_what_tensorrt_llm_asks_of_a_model() -> None:
+def test_our_class_has_the_methods_that_tensorrt_llm_calls() -> None:
     entry = ENTRIES["model"]
     assert all(hasattr(PackedModel, name) for name in entry["attributes"] if name != "model_config")
     given = {each["name"]: None for each in entry["parameters"]}
     inspect.signature(PackedModel.forward).bind(None, **given, multi_item_part_lens=None)
-    # It is asked by name whether it takes a mapper of weights, and takes none.
+    # TensorRT-LLM inspects the argument names for `weight_mapper`; our method has none.
     assert inspect.getfullargspec(PackedModel.load_weights).args == ["self", "weights"]
 
 
-def test_the_hook_that_we_override_has_the_documented_signature() -> None:
+def test_the_overridden_apply_rope_has_the_documented_signature() -> None:
     from bei_core.engines.tensorrt_llm.models.attention import PackedAttention
 
     names = [each["name"] for each in ENTRIES["Attention.apply_rope"]["parameters"]]
@@ -103,8 +103,8 @@ def test_the_hook_that_we_override_has_the_documented_signature() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in ENTRIES if name != "model"])
-def test_the_package_that_is_installed_has_the_documented_signatures(name: str) -> None:
-    """On the stand-in this shows that it is as wide as it is used; on the real one, that the snapshot is right."""
+def test_the_installed_package_has_the_documented_signatures(name: str) -> None:
+    """Checks that the stand-in has all parameters in use, or, with the real package, that signatures.json is right."""
     found = inspect.signature(real(name)).parameters
     takes_any = any(each.kind is Parameter.VAR_KEYWORD for each in found.values())
     for each in ENTRIES[name]["parameters"]:
@@ -120,9 +120,9 @@ def test_another_version_is_refused_with_the_command_that_installs_the_right_one
         check_version()
 
 
-def test_a_name_that_has_moved_away_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_name_that_has_moved_lists_the_modules_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "bei_core.engines.tensorrt_llm._compat._PLACES", {"Linear": ("tensorrt_llm.nowhere", "tensorrt_llm")}
+        "bei_core.engines.tensorrt_llm._compat._MODULES", {"Linear": ("tensorrt_llm.nowhere", "tensorrt_llm")}
     )
     with pytest.raises(EngineUnavailableError, match=r"no Linear in tensorrt_llm\.nowhere or tensorrt_llm"):
         upstream("Linear")

@@ -1,4 +1,4 @@
-"""Engine folders as people make and move them: the command line, a second process, one that cannot be written."""
+"""Engine folders built and loaded by the command line in separate processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MISTRAL = DATA / "golden_decoders" / "mistral-window-last"
 
 
 def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """`bei` in a process of its own."""
+    """Runs `bei` in a process of its own."""
     places = [str(ROOT / "packages"), *([] if IS_REAL else [str(SHIMS)])]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join(places), "BEI_CACHE_DIR": str(home / "cache")}
     command = [sys.executable, "-W", "ignore", "-m", "bei_core.cli", *arguments]
@@ -28,18 +28,18 @@ def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
 
 
 def vectors(home: Path, model: str, *texts: str) -> np.ndarray:
-    """What a fresh process makes of texts."""
+    """The vectors of texts from a fresh process."""
     said = run("embed", "--engine", "tensorrt_llm", "--model-id", model, *texts, home=home).stdout
     return np.array([json.loads(line) for line in said.splitlines()])
 
 
 def build(checkpoint: Path, home: Path) -> Path:
-    """The engine folder that `bei build` makes of a checkpoint."""
+    """Builds an engine folder by `bei build`."""
     folder = home / "engine"
     options = ("--engine", "tensorrt_llm", "--model-id", str(checkpoint), "--output", str(folder))
     said = run("build", *options, home=home)
     assert said.stdout.strip() == str(folder)
-    assert "at the first start on its card" in said.stderr
+    assert "at the first start on a GPU" in said.stderr
     manifest = verify(folder)
     assert (manifest.engine, manifest.precision) == ("tensorrt_llm", "bf16")
     return folder
@@ -53,10 +53,10 @@ def test_a_random_mistral_gives_every_fresh_process_the_same_vectors(tmp_path: P
     second = vectors(tmp_path, str(folder), "a map is a promise", "and most maps break it")
     assert first.shape == (2, 32)
     assert np.array_equal(first, second)
-    assert [path.name for path in (folder / ".tuned").iterdir()] == [kept.name]  # of the same card and version
+    assert [path.name for path in (folder / ".tuned").iterdir()] == [kept.name]  # one file per GPU and version
     assert (
         "whole, " in run("engines", "verify", str(folder), home=tmp_path).stdout
-    )  # what is kept beside it is no damage
+    )  # the saved kernels do not count as damage
 
 
 def test_minilm_is_the_minilm_of_sentence_transformers_in_every_fresh_process(tmp_path: Path) -> None:

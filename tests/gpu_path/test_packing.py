@@ -1,4 +1,4 @@
-"""Batches as the engine hands them over: facts in ids, limits, one thread, padding of graphs."""
+"""Batches for TensorRT-LLM: packed ids, limits, threads, padding for CUDA graphs."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 @given(batches())
-def test_types_and_left_out_prompts_come_back_out_of_the_ids(batch: Batch) -> None:
-    ids, types, kept = unpack_ids(torch.from_numpy(pack_ids(batch, VOCABULARY)), VOCABULARY)
+def test_unpack_ids_is_the_inverse_of_pack_ids(batch: Batch) -> None:
+    ids, types, pooled = unpack_ids(torch.from_numpy(pack_ids(batch, VOCABULARY)), VOCABULARY)
     assert ids.numpy().tolist() == batch.input_ids.tolist()
     assert types.numpy().tolist() == batch.type_ids.tolist()
     expected = [at >= skip for length, skip in zip(batch.lengths, batch.skips, strict=True) for at in range(length)]
-    assert kept.numpy().tolist() == expected
+    assert pooled.numpy().tolist() == expected
 
 
 @given(batches(), st.integers(1, 4), st.integers(1, 20))
@@ -54,13 +54,13 @@ def test_a_batch_is_split_in_order_within_both_limits(batch: Batch, max_items: i
 
 
 @given(batches(), st.sampled_from(POOLING_MODES))
-def test_a_text_is_pooled_as_it_would_be_alone_whatever_pads_the_batch(batch: Batch, mode: str) -> None:
-    """Texts of no tokens, and tokens of no text, are what a CUDA graph is filled up with."""
+def test_a_sequence_is_pooled_as_if_alone_also_in_a_padded_batch(batch: Batch, mode: str) -> None:
+    """The padding of a CUDA graph consists of empty sequences, and of tokens that belong to no sequence."""
     generator = torch.Generator().manual_seed(batch.num_tokens)
     x = torch.randn(batch.num_tokens + 5, 3, generator=generator)
     lengths = torch.tensor([*batch.lengths.tolist(), 0, 0], dtype=torch.int32)
-    kept = torch.ones(len(x), dtype=torch.bool)
-    rows = pool(mode, x, Spans.of(lengths, kept))
+    pooled = torch.ones(len(x), dtype=torch.bool)
+    rows = pool(mode, x, Spans.of(lengths, pooled))
     for at, (start, stop) in enumerate(zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)):
         part = x[start:stop]
         alone = pool(mode, part, Spans.of(torch.tensor([len(part)]), torch.ones(len(part), dtype=torch.bool)))
@@ -71,7 +71,7 @@ def first_case() -> Case:
     return next(case for case in CASES if case.name == "bert-cls-normalize")
 
 
-def test_a_batch_over_the_limits_of_the_engine_is_run_in_parts(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_over_the_limits_is_split(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     case = first_case()
     checkpoint = resolve(str(case.folder))
     batch = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids])
@@ -83,7 +83,7 @@ def test_a_batch_over_the_limits_of_the_engine_is_run_in_parts(built: Builder, m
     np.testing.assert_allclose(engine.forward(batch), whole, atol=2e-6)
 
 
-def test_a_machine_without_a_card_is_told_so(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_without_a_gpu_says_that_there_is_none(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_device(*_: object, **__: object) -> None:
         raise RuntimeError("Found no NVIDIA driver on your system")
 
@@ -95,7 +95,7 @@ def test_a_machine_without_a_card_is_told_so(built: Builder, monkeypatch: pytest
 
 
 def test_one_thread_may_load_and_another_encode(built: Builder) -> None:
-    """As the service does: the model is opened and warmed up on one thread, and run on the engine's own."""
+    """As in the service, which loads and warms up the model on one thread and runs it on the engine thread."""
     case = first_case()
     checkpoint = resolve(str(case.folder))
     engine = built(checkpoint, read_spec(checkpoint), dtype="float32").engine

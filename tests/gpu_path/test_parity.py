@@ -1,4 +1,4 @@
-"""Every family's tiny checkpoints, built into engine folders and loaded back, against transformers' own output."""
+"""Each family's tiny checkpoints, built into engine folders and loaded, against the output of transformers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import pytest
 from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.engines.tensorrt_llm.artifact import FAMILIES, family_name
+from bei_core.engines.tensorrt_llm.artifact import FAMILIES
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Embed, Encoding, Rows, Tokens
 from bei_core.text.templates import named_template
@@ -32,7 +33,7 @@ from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, comp
 from tests.gpu_path.conftest import Builder
 from tests.gpu_path.table import TABLE
 
-EXCLUDED = "bert-prompt-excluded"  # a prompt left out of the mean, which its token ids alone do not say
+EXCLUDED = "bert-prompt-excluded"  # has a prompt that pooling leaves out, so that token ids alone are not enough
 
 
 def ours(architecture: str) -> bool:
@@ -61,7 +62,7 @@ def prefix_column(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("case", EMBEDDERS, ids=str)
-def test_vectors_are_transformers_in_a_batch_and_alone(case: Case, built: Builder) -> None:
+def test_vectors_equal_those_of_transformers_in_a_batch_and_alone(case: Case, built: Builder) -> None:
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
     engine = built(checkpoint, spec, dtype="float32").engine
@@ -78,7 +79,7 @@ def test_vectors_are_transformers_in_a_batch_and_alone(case: Case, built: Builde
 
 
 @pytest.mark.parametrize("case", CLASSIFIERS, ids=str)
-def test_logits_are_transformers_in_a_batch_and_alone(case: ClassificationCase, built: Builder) -> None:
+def test_logits_equal_those_of_transformers_in_a_batch_and_alone(case: ClassificationCase, built: Builder) -> None:
     checkpoint = resolve(str(case.folder))
     engine = built(checkpoint, read_spec(checkpoint), dtype="float32").engine
     tokens = [Tokens(ids, type_ids) for ids, type_ids in zip(case.ids, case.type_ids, strict=True)]
@@ -92,7 +93,7 @@ def test_logits_are_transformers_in_a_batch_and_alone(case: ClassificationCase, 
 
 
 @pytest.mark.parametrize("case", ANSWERERS, ids=str)
-def test_the_score_of_a_language_model_is_the_logit_of_yes_less_that_of_no(case: OutputCase, built: Builder) -> None:
+def test_the_score_of_a_yes_no_reranker_is_the_logit_of_yes_minus_that_of_no(case: OutputCase, built: Builder) -> None:
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint, template=named_template("qwen3-reranker"))
     engine = built(checkpoint, spec, dtype="float32").engine
@@ -102,7 +103,7 @@ def test_the_score_of_a_language_model_is_the_logit_of_yes_less_that_of_no(case:
 
 
 @pytest.mark.parametrize("case", EMBEDDERS, ids=str)
-def test_bf16_keeps_directions(case: Case, built: Builder) -> None:
+def test_vectors_in_bf16_are_within_tolerance(case: Case, built: Builder) -> None:
     checkpoint = resolve(str(case.folder))
     engine = built(checkpoint, read_spec(checkpoint)).engine
     rows = engine.forward(Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids]))
@@ -111,14 +112,14 @@ def test_bf16_keeps_directions(case: Case, built: Builder) -> None:
 
 
 @pytest.mark.parametrize("case", CLASSIFIERS, ids=str)
-def test_bf16_keeps_logits(case: ClassificationCase, built: Builder) -> None:
+def test_logits_in_bf16_are_within_tolerance(case: ClassificationCase, built: Builder) -> None:
     checkpoint = resolve(str(case.folder))
     engine = built(checkpoint, read_spec(checkpoint)).engine
     tokens = [Tokens(ids, type_ids) for ids, type_ids in zip(case.ids, case.type_ids, strict=True)]
     compare_logits(engine.forward(Batch.pack(tokens)), case.logits, 2 * LOGITS_BF16)
 
 
-def test_a_prompt_that_pooling_leaves_out_is_left_out(built: Builder) -> None:
+def test_pooling_excludes_the_prompt(built: Builder) -> None:
     (case,) = (case for case in CASES if case.name == EXCLUDED)
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
@@ -131,14 +132,14 @@ def test_a_prompt_that_pooling_leaves_out_is_left_out(built: Builder) -> None:
 
 
 @pytest.mark.parametrize("case", OTHERS[:3], ids=str)
-def test_another_family_is_refused_and_told_what_runs_it(case: Case, built: Builder) -> None:
+def test_an_unsupported_family_is_refused_and_the_error_names_the_cpu_engine(case: Case, built: Builder) -> None:
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
     with pytest.raises(UnsupportedModelError, match=rf"does not run {spec.architecture}.*--engine openvino"):
         built(checkpoint, spec)
 
 
-def test_every_class_that_the_issue_names_is_proved() -> None:
+def test_every_required_family_has_a_case() -> None:
     embedding = {family_name(case.architecture) for case in EMBEDDERS}
     scoring = {family_name(case.architecture) for case in CLASSIFIERS}
     required = {"Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Bert", "Roberta", "XLMRoberta"}

@@ -1,4 +1,4 @@
-"""Real quantisation by modelopt of every family's tiny checkpoints, loaded back, against what modelopt measured."""
+"""Quantisation by modelopt of each family's tiny checkpoints: the loaded engine against modelopt's own simulation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened
 from bei_core.engines.quality import measure
 from bei_core.engines.tensorrt_llm import build, quantize
-from bei_core.engines.tensorrt_llm.artifact import CONFIG, facts_of, family_name, read_facts
+from bei_core.engines.tensorrt_llm.artifact import CONFIG, facts_of, read_facts
 from bei_core.errors import ConfigError, QualityError
+from bei_core.models.families import family_name
 from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.tasks import Rows, Tokens
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES, Case
@@ -24,7 +25,7 @@ from tests.golden.texts import mixed_texts
 from tests.gpu_path.conftest import Builder
 from tests.gpu_path.table import TABLE
 
-# modelopt and torch warn of their own ways as they export.
+# modelopt and torch give warnings about their own code during the export.
 pytestmark = [pytest.mark.filterwarnings("ignore::UserWarning"), pytest.mark.filterwarnings("ignore::FutureWarning")]
 
 EVERY: tuple[Any, ...] = (*CASES, *GROUP_CASES, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
@@ -53,13 +54,13 @@ CLASSIFIERS = (
     "qwen3-rerank-seq-cls",
     "gemma2-two-labels",
 )
-# The golden checkpoints have large weights on purpose, so that mistakes show; so do the errors of 8 bits.
+# The golden checkpoints have large weights, so that mistakes are visible; 8-bit rounding errors are large there, too.
 NO_BAR = {f"quality_{name}": 0.0 for name in ("mean_cosine", "top_label_agreement", "rank_correlation")}
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of texts to calibrate with."""
+    """A file of calibration texts."""
     path = tmp_path_factory.mktemp("texts") / "texts.txt"
     path.write_text("\n".join(text.replace("\n", " ") for text in mixed_texts()), encoding="utf-8")
     return path
@@ -81,7 +82,7 @@ def tensors_of(opened: Opened) -> dict[str, str]:
 
 
 class Simulated:
-    """The rows of modelopt's own simulation, which is what the bar is held to; taken before the export packs it."""
+    """The rows of modelopt's simulation, whose quality is checked; recorded before the export changes the model."""
 
     def __init__(self, tokens: list[Tokens], monkeypatch: pytest.MonkeyPatch) -> None:
         self.rows: Any = None
@@ -95,8 +96,8 @@ class Simulated:
             self.network = network_of(*arguments)
             return self.network
 
-        network_of = quantize._Network
-        monkeypatch.setattr(quantize, "_Network", made)
+        network_of = quantize._CalibrationModel
+        monkeypatch.setattr(quantize, "_CalibrationModel", made)
         monkeypatch.setattr(quantize, "measure", measured)
 
 
@@ -114,19 +115,19 @@ def test_the_fp8_engine_is_the_model_that_modelopt_measured(
     batch = Batch.pack(tokens)
     reference = case.raw if isinstance(case, Case) else case.logits
     rows = opened.engine.forward(batch)
-    # Rounding to 8 bits makes large differences of small ones, so the two are not near each other but as near to f32.
+    # 8-bit rounding amplifies small differences: the engine and the simulation are not close, but as close to f32.
     assert distance(rows, reference) <= 1.25 * distance(simulated.rows, reference)
     if isinstance(case, Case):
         TABLE.note(family_name(spec.architecture), "fp8", measure(reference, rows, "embedding").mean_cosine)
 
 
 def distance(rows: Rows, reference: Rows) -> float:
-    """Of all rows together, as a share of how far rows are from each other."""
+    """Norm of the difference of all rows, divided by the norm of the reference's deviation from its mean row."""
     return float(np.linalg.norm(rows - reference) / np.linalg.norm(reference - reference.mean(0)))
 
 
 @pytest.mark.parametrize("name", ["bert-cross-encoder-modern", "gemma2-multilingual", "qwen3-embedding"])
-def test_products_are_8_bits_and_all_else_is_not(name: str, texts: Path, built: Builder) -> None:
+def test_only_linear_layers_are_quantised_to_8_bits(name: str, texts: Path, built: Builder) -> None:
     case = NAMED[name]
     checkpoint = resolve(str(case.folder))
     opened = built(checkpoint, read_spec(checkpoint), **settings(texts))
@@ -152,7 +153,7 @@ def test_fp8_mlp_only_leaves_attention_as_it_is(texts: Path, built: Builder) -> 
     assert {dtypes[tensor] for tensor in dtypes if "mlp" in tensor and tensor.endswith("weight")} == {"F8_E4M3"}
 
 
-def test_the_folder_says_what_tensorrt_llm_and_transformers_have_to_know(texts: Path, built: Builder) -> None:
+def test_the_folder_has_the_quantisation_configs_of_tensorrt_llm_and_transformers(texts: Path, built: Builder) -> None:
     case = NAMED["bert-modern-dense-gelu"]
     checkpoint = resolve(str(case.folder))
     folder = built(checkpoint, read_spec(checkpoint), **settings(texts)).tokenizer.parent
@@ -165,13 +166,13 @@ def test_the_folder_says_what_tensorrt_llm_and_transformers_have_to_know(texts: 
     assert not [path for path in folder.iterdir() if path.name.startswith("tmp")]
 
 
-def test_a_model_that_8_bits_spoil_is_refused_with_its_figures(texts: Path, built: Builder) -> None:
+def test_a_model_below_the_quality_threshold_is_refused_with_its_figures(texts: Path, built: Builder) -> None:
     checkpoint = resolve(str(NAMED["gemma2-multilingual"].folder))
-    with pytest.raises(QualityError, match=r"mean cosine 0\.\d+ .* wanted is mean cosine at least 1"):
+    with pytest.raises(QualityError, match=r"mean cosine 0\.\d+ .* required is mean cosine at least 1"):
         built(checkpoint, read_spec(checkpoint), **settings(texts, quality_mean_cosine=1.0))
 
 
-def test_a_folder_says_how_near_it_is_and_under_which_bar(texts: Path, built: Builder) -> None:
+def test_the_manifest_has_the_quality_and_its_thresholds(texts: Path, built: Builder) -> None:
     checkpoint = resolve(str(NAMED["roberta-mean-normalize"].folder))
     quality = built(checkpoint, read_spec(checkpoint), **settings(texts, quality_mean_cosine=0.9)).manifest.quality
     assert quality is not None
@@ -181,12 +182,12 @@ def test_a_folder_says_how_near_it_is_and_under_which_bar(texts: Path, built: Bu
 
 
 def address(checkpoint: Checkpoint, spec: ModelSpec, **given: object) -> object:
-    """What decides a plan's address."""
+    """The address of a plan's engine."""
     plan = build.plan(checkpoint, spec, Settings.load({"engine": "tensorrt_llm", **given}, {"HOME": "/nonexistent"}))
     return plan.precision, json.loads(json.dumps(plan.artifact, default=str))
 
 
-def test_what_changes_the_numbers_changes_the_address_and_nothing_else_does(texts: Path, tmp_path: Path) -> None:
+def test_only_settings_that_change_the_numbers_change_the_address(texts: Path, tmp_path: Path) -> None:
     checkpoint = resolve(str(NAMED["qwen3-embedding"].folder))
     spec = read_spec(checkpoint)
     plain = address(checkpoint, spec, **settings(texts))
@@ -204,13 +205,13 @@ def test_what_changes_the_numbers_changes_the_address_and_nothing_else_does(text
     assert len({json.dumps(each) for each in (plain, *others)}) == 6
 
 
-def test_texts_that_cannot_be_read_are_named_before_anything_is_built(built: Builder) -> None:
+def test_unreadable_calibration_texts_are_reported_before_the_build(built: Builder) -> None:
     checkpoint = resolve(str(NAMED["qwen3-embedding"].folder))
     with pytest.raises(ConfigError, match=r"/nowhere\.txt cannot be read"):
         built(checkpoint, read_spec(checkpoint), **settings(Path("/nowhere.txt")))
 
 
-def test_the_mask_is_a_fact_of_the_folder() -> None:
+def test_the_attention_mask_follows_config_json() -> None:
     both_ways, causal = (facts_of(read_spec(resolve(str(NAMED[name].folder)))) for name in MASKED)
     assert (both_ways.mask, causal.mask) == ("full", "causal")
 

@@ -1,4 +1,4 @@
-"""The self-check's own parts; the whole of it is `scripts/gpu_selfcheck.py --shim`, some minutes."""
+"""Parts of the GPU self-check. The whole self-check is `scripts/gpu_selfcheck.py --shim`, which takes some minutes."""
 
 from __future__ import annotations
 
@@ -49,29 +49,29 @@ def spec(architecture: str, config: dict[str, Any]) -> ModelSpec:
         ("MistralModel", MISTRAL_7B, 4096, 15_032),
     ],
 )
-def test_operations_a_token_are_those_of_the_papers_sizes(
+def test_flops_per_token_match_published_model_sizes(
     architecture: str, config: dict[str, Any], length: int, mflop: float
 ) -> None:
-    """2 for each weight of a product, and 4 S H L both ways, 2 S H L causal, for attention."""
+    """Twice the weights of linear layers, plus for attention 4 * length * H * layers, or half of it if causal."""
     assert speed.flops_per_token(spec(architecture, config), length) / 1e6 == pytest.approx(mflop, rel=2e-3)
 
 
-def test_the_peak_is_that_of_the_card_s_own_line() -> None:
+def test_the_peak_is_that_of_the_named_gpu() -> None:
     assert speed.peak_of("NVIDIA H100 80GB HBM3", "bf16") == 989e12
     assert speed.peak_of("NVIDIA H100 PCIe", "fp8") == 1513e12
     assert speed.peak_of("NVIDIA L40S", "bf16") == 362e12
-    assert speed.peak_of("a card of tomorrow", "bf16") is None
+    assert speed.peak_of("a future GPU", "bf16") is None
 
 
 @pytest.mark.skipif(IS_REAL, reason="it is the stand-in that has to be asked for by name")
-def test_the_stand_in_is_never_taken_for_a_card() -> None:
+def test_the_stand_in_is_never_taken_for_a_gpu() -> None:
     with pytest.raises(SystemExit, match="is the stand-in"):
-        gpu_selfcheck.find_card(shim=False)
-    assert gpu_selfcheck.find_card(shim=True) == "no GPU"
+        gpu_selfcheck.find_gpu(shim=False)
+    assert gpu_selfcheck.find_gpu(shim=True) == "no GPU"
 
 
 @pytest.mark.skipif(IS_REAL, reason="what a run on the stand-in writes")
-def test_a_report_of_the_stand_in_says_so_at_its_head(tmp_path: Path) -> None:
+def test_a_report_of_the_stand_in_starts_with_a_warning(tmp_path: Path) -> None:
     findings = Findings(True, "no GPU", {"torch": "2"}, "tiny")
     findings.checks += islice(checks.parity(tmp_path, False), 2)
     opened = checks.engine(str(DATA / "golden" / "bert-cls-normalize"), tmp_path / "tiny")
@@ -79,13 +79,13 @@ def test_a_report_of_the_stand_in_says_so_at_its_head(tmp_path: Path) -> None:
     findings.served.append(speed.Served("vLLM", "long", None, "not installed"))
     findings.write(tmp_path / "out", "stand-in")
     text = (tmp_path / "out" / "stand-in.md").read_text()
-    assert text.splitlines()[2].startswith("**This run was on a stand-in")
+    assert text.splitlines()[2].startswith("**This run used a stand-in")
     assert "2 of 2 checks passed" in text
     assert "| vLLM | long | not installed |" in text
     assert json.loads((tmp_path / "out" / "stand-in.json").read_text())["is_stand_in"] is True
 
 
-def test_a_check_that_fails_is_named_and_keeps_none_of_the_others(tmp_path: Path) -> None:
+def test_a_failed_check_is_named_and_the_others_still_run(tmp_path: Path) -> None:
     failed = checks.fp8("/nowhere", tmp_path / "fp8")
     assert not failed.passed
     assert "/nowhere is not a folder" in failed.figure

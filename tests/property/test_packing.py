@@ -1,4 +1,4 @@
-"""What `lay_out` promises of any batch: nothing lost, nothing mixed up, little padding."""
+"""Properties of `pack_rows` for any batch: no token is lost or in a wrong sequence, and there is little padding."""
 
 from __future__ import annotations
 
@@ -11,147 +11,149 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bei_core.engines.batch import Batch
-from bei_core.engines.openvino.packing import ROW, Grid, lay_out
+from bei_core.engines.openvino.packing import PREFERRED_ROW_LENGTH, PackedRows, pack_rows
 from tests.fakes import tokens_of_length
 from tests.strategies import batches, lengths
 
-PAD = -7  # no id, so that padding in a wrong place is seen
+PAD = -7  # not a token id, so that padding inside a sequence is detected
 
 
 def batch_of(sizes: list[int]) -> Batch:
     return Batch.pack([tokens_of_length(size, first=index + 1) for index, size in enumerate(sizes)])
 
 
-def rows_of_texts(grid: Grid) -> list[list[int]]:
-    """Of each row, the texts in it."""
-    return [sorted(set(row.tolist()) - {-1}) for row in grid.segment_ids]
+def sequences_of_rows(packed: PackedRows) -> list[list[int]]:
+    """The sequences in each row."""
+    return [sorted(set(row.tolist()) - {-1}) for row in packed.segment_ids]
 
 
-def places(grid: Grid, batch: Batch) -> Iterator[tuple[int, slice]]:
-    """Each text of the batch, and where it lies in the rows laid end to end."""
-    for text in range(len(batch)):
-        yield text, slice(grid.starts[text], grid.starts[text] + grid.lengths[text])
+def spans(packed: PackedRows, batch: Batch) -> Iterator[tuple[int, slice]]:
+    """Each sequence of the batch, with its slice of the flat rows."""
+    for sequence in range(len(batch)):
+        yield sequence, slice(packed.starts[sequence], packed.starts[sequence] + packed.lengths[sequence])
 
 
 @given(batches())
-def test_every_token_is_in_its_texts_place_and_in_no_other(batch: Batch) -> None:
-    grid = lay_out(batch, pad_id=PAD)
-    ids, types = grid.input_ids.ravel(), grid.type_ids.ravel()
+def test_every_token_is_in_the_span_of_its_sequence_and_nowhere_else(batch: Batch) -> None:
+    packed = pack_rows(batch, pad_id=PAD)
+    ids, types = packed.input_ids.ravel(), packed.type_ids.ravel()
     seen = np.zeros(ids.size, int)
-    for text, place in places(grid, batch):
-        flat = slice(batch.cu_seqlens[text], batch.cu_seqlens[text + 1])
-        assert np.array_equal(ids[place], batch.input_ids[flat])
-        assert np.array_equal(types[place], batch.type_ids[flat])
-        seen[place] += 1
+    for sequence, span in spans(packed, batch):
+        flat = slice(batch.cu_seqlens[sequence], batch.cu_seqlens[sequence + 1])
+        assert np.array_equal(ids[span], batch.input_ids[flat])
+        assert np.array_equal(types[span], batch.type_ids[flat])
+        seen[span] += 1
     assert set(seen) <= {0, 1}
     assert seen.sum() == batch.num_tokens
     assert (ids[seen == 0] == PAD).all()
 
 
 @given(batches())
-def test_segments_are_whole_and_side_by_side_within_one_row(batch: Batch) -> None:
-    grid = lay_out(batch)
-    width = grid.segment_ids.shape[1]
-    segments, positions = grid.segment_ids.ravel(), grid.position_ids.ravel()
-    for text, place in places(grid, batch):
-        assert np.flatnonzero(segments == text).tolist() == list(range(place.start, place.stop))
-        assert positions[place].tolist() == list(range(batch.lengths[text]))
-        assert place.start // width == (place.stop - 1) // width
+def test_sequences_are_contiguous_within_one_row(batch: Batch) -> None:
+    packed = pack_rows(batch)
+    row_length = packed.segment_ids.shape[1]
+    segments, positions = packed.segment_ids.ravel(), packed.position_ids.ravel()
+    for sequence, span in spans(packed, batch):
+        assert np.flatnonzero(segments == sequence).tolist() == list(range(span.start, span.stop))
+        assert positions[span].tolist() == list(range(batch.lengths[sequence]))
+        assert span.start // row_length == (span.stop - 1) // row_length
     padding = segments == -1
     assert padding.sum() == segments.size - batch.num_tokens
-    for array in (grid.position_ids, grid.type_ids, grid.input_ids):
+    for array in (packed.position_ids, packed.type_ids, packed.input_ids):
         assert not array.ravel()[padding].any()
 
 
 @given(batches())
-def test_lengths_are_the_batchs_and_all_is_32_bit(batch: Batch) -> None:
-    grid = lay_out(batch)
-    assert grid.lengths[: len(batch)].tolist() == batch.lengths.tolist()
-    for array in grid.arrays():
+def test_lengths_are_those_of_the_batch_and_all_arrays_are_int32(batch: Batch) -> None:
+    packed = pack_rows(batch)
+    assert packed.lengths[: len(batch)].tolist() == batch.lengths.tolist()
+    for array in packed.graph_inputs():
         assert array.dtype == np.int32
         assert array.flags.c_contiguous
 
 
 @given(batches(max_len=20))
-def test_texts_made_up_for_a_round_number_are_the_grids_first_token(batch: Batch) -> None:
-    grid = lay_out(batch)
-    assert len(grid.starts) == len(grid.lengths) >= len(batch)
-    assert len(grid.starts) in {1, 2, 4} or (len(grid.starts) % 8 == 0 and len(grid.starts) - len(batch) < 8)
-    assert not grid.starts[len(batch) :].any()
-    assert (grid.lengths[len(batch) :] == 1).all()  # never 0, by which a mean would divide
+def test_dummy_sequences_are_the_first_token_of_the_first_row(batch: Batch) -> None:
+    packed = pack_rows(batch)
+    assert len(packed.starts) == len(packed.lengths) >= len(batch)
+    assert len(packed.starts) in {1, 2, 4} or (len(packed.starts) % 8 == 0 and len(packed.starts) - len(batch) < 8)
+    assert not packed.starts[len(batch) :].any()
+    assert (packed.lengths[len(batch) :] == 1).all()  # a mean divides by the length, so it must not be 0
 
 
 @given(batches())
-def test_rows_hold_the_longest_text_and_come_in_few_lengths(batch: Batch) -> None:
-    num_rows, width = lay_out(batch).input_ids.shape
-    assert width % 16 == 0
-    assert width >= batch.max_len
-    if batch.num_tokens <= ROW:
+def test_rows_fit_the_longest_sequence_and_have_few_different_lengths(batch: Batch) -> None:
+    num_rows, row_length = pack_rows(batch).input_ids.shape
+    assert row_length % 16 == 0
+    assert row_length >= batch.max_len
+    if batch.num_tokens <= PREFERRED_ROW_LENGTH:
         assert num_rows == 1
-        assert width - batch.num_tokens < 16
+        assert row_length - batch.num_tokens < 16
     else:
-        assert width <= ROW or width - batch.max_len < 16
+        assert row_length <= PREFERRED_ROW_LENGTH or row_length - batch.max_len < 16
 
 
 @given(batches())
-def test_no_text_of_a_later_row_would_have_fitted_in_an_earlier_one(batch: Batch) -> None:
-    grid = lay_out(batch)
-    filled = (grid.segment_ids >= 0).sum(axis=1)
-    shortest = [min(batch.lengths[texts]) for texts in rows_of_texts(grid)]
+def test_no_sequence_of_a_later_row_would_fit_in_an_earlier_one(batch: Batch) -> None:
+    packed = pack_rows(batch)
+    filled = (packed.segment_ids >= 0).sum(axis=1)
+    shortest = [min(batch.lengths[sequences]) for sequences in sequences_of_rows(packed)]
     for early, late in combinations(range(len(filled)), 2):
-        assert filled[early] + shortest[late] > grid.segment_ids.shape[1]
+        assert filled[early] + shortest[late] > packed.segment_ids.shape[1]
 
 
 @given(batches())
 def test_padding_stays_below_a_half_and_a_row(batch: Batch) -> None:
-    grid = lay_out(batch)
-    num_rows, width = grid.input_ids.shape
-    padding = num_rows * width - batch.num_tokens
-    assert grid.padding_share == 1 - batch.num_tokens / (num_rows * width)
-    # Any two rows hold more than one row can; and all but the last lack less than the longest text.
-    assert padding < batch.num_tokens + width
-    assert padding < (num_rows - 1) * batch.max_len + width
+    packed = pack_rows(batch)
+    num_rows, row_length = packed.input_ids.shape
+    padding = num_rows * row_length - batch.num_tokens
+    assert packed.padding_share == 1 - batch.num_tokens / (num_rows * row_length)
+    # Two rows together hold more than one row can; every row but the last has less padding than the longest sequence.
+    assert padding < batch.num_tokens + row_length
+    assert padding < (num_rows - 1) * batch.max_len + row_length
 
 
 @given(st.lists(lengths(64), min_size=200, max_size=200))
-def test_many_short_texts_leave_little_padding(sizes: list[int]) -> None:
-    grid = lay_out(batch_of(sizes))
-    fewest = math.ceil(sum(sizes) / grid.input_ids.shape[1])
-    assert grid.input_ids.shape[0] <= 11 / 9 * fewest + 2
+def test_many_short_sequences_need_little_padding(sizes: list[int]) -> None:
+    packed = pack_rows(batch_of(sizes))
+    fewest = math.ceil(sum(sizes) / packed.input_ids.shape[1])
+    assert packed.input_ids.shape[0] <= 11 / 9 * fewest + 2
 
 
-@given(st.lists(st.integers(1, ROW), min_size=1, max_size=7))
-def test_rows_are_at_most_11_9_of_the_fewest_and_6_9(sizes: list[int]) -> None:
-    grid = lay_out(batch_of(sizes))
-    assert grid.input_ids.shape[0] <= 11 / 9 * fewest_rows(tuple(sizes), grid.input_ids.shape[1]) + 6 / 9  # Dósa 2007
+@given(st.lists(st.integers(1, PREFERRED_ROW_LENGTH), min_size=1, max_size=7))
+def test_there_are_at_most_11_9_of_the_fewest_rows_plus_6_9(sizes: list[int]) -> None:
+    packed = pack_rows(batch_of(sizes))
+    assert (
+        packed.input_ids.shape[0] <= 11 / 9 * fewest_rows(tuple(sizes), packed.input_ids.shape[1]) + 6 / 9
+    )  # Dósa 2007
 
 
 @given(batches())
-def test_the_same_batch_is_always_laid_out_the_same(batch: Batch) -> None:
-    for first, second in zip(lay_out(batch).arrays(), lay_out(batch).arrays(), strict=True):
+def test_packing_is_deterministic(batch: Batch) -> None:
+    for first, second in zip(pack_rows(batch).graph_inputs(), pack_rows(batch).graph_inputs(), strict=True):
         assert np.array_equal(first, second)
 
 
-def test_one_text_takes_one_short_row() -> None:
-    for length, width in ((1, 16), (16, 16), (17, 32), (127, 128), (128, 128), (129, 144), (256, 256), (257, 272)):
-        assert lay_out(batch_of([length])).input_ids.shape == (1, width)
+def test_a_single_sequence_has_one_row_as_short_as_possible() -> None:
+    for length, row_length in ((1, 16), (16, 16), (17, 32), (127, 128), (128, 128), (129, 144), (256, 256), (257, 272)):
+        assert pack_rows(batch_of([length])).input_ids.shape == (1, row_length)
 
 
-def test_longest_goes_first_into_the_first_row_with_room() -> None:
-    grid = lay_out(batch_of([20, 100, 38, 90, 8]))
-    assert rows_of_texts(grid) == [[0, 1, 4], [2, 3]]
-    assert grid.starts[:5].tolist() == [100, 0, 128 + 90, 128, 120]
+def test_the_longest_sequence_is_placed_first_in_the_first_row_with_enough_space() -> None:
+    packed = pack_rows(batch_of([20, 100, 38, 90, 8]))
+    assert sequences_of_rows(packed) == [[0, 1, 4], [2, 3]]
+    assert packed.starts[:5].tolist() == [100, 0, 128 + 90, 128, 120]
 
 
-def fewest_rows(sizes: tuple[int, ...], width: int) -> int:
-    """By trying everything: the first text with each choice of the others that fits beside it."""
+def fewest_rows(sizes: tuple[int, ...], row_length: int) -> int:
+    """The fewest possible rows, by exhaustive search over which sequences share a row with the first one."""
     if not sizes:
         return 0
     first, rest = sizes[0], range(1, len(sizes))
     best = len(sizes)
     for count in range(len(sizes)):
         for beside in combinations(rest, count):
-            if first + sum(sizes[text] for text in beside) <= width:
-                left = tuple(sizes[text] for text in rest if text not in beside)
-                best = min(best, 1 + fewest_rows(left, width))
+            if first + sum(sizes[sequence] for sequence in beside) <= row_length:
+                left = tuple(sizes[sequence] for sequence in rest if sequence not in beside)
+                best = min(best, 1 + fewest_rows(left, row_length))
     return best

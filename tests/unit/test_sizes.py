@@ -1,4 +1,4 @@
-"""How large functions and files may be (docs: functions half <= 10 lines, 90% <= 30, none > 60; files <= 400)."""
+"""Limits on sizes: half of the functions <= 10 lines, 90% <= 30, none > 60; files <= 400 lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def files(root: str) -> list[Path]:
 
 
 def functions(root: str) -> dict[str, int]:
-    """Lines of each function, docstring included, by where it is."""
+    """Number of lines of each function, docstring included, by its path, line and name."""
     found = {}
     for path in files(root):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,4 @@
-"""The benchmark behind `bei bench`: `run(options)` is the whole of it. It speaks HTTP to any server and knows none."""
+"""The benchmark behind `bei bench`: `run(options)` returns a report. It measures any server over HTTP."""
 
 from bei_core.bench.client import LoadError
 from bei_core.bench.measure import Options, run

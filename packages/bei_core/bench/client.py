@@ -1,11 +1,11 @@
 """A load generator in a process of its own, light enough to share two cores with the server that it measures.
 
-Every request is bytes before the clock starts, and a reply is parsed by httptools and never decoded, so a request costs
-a write, a read and an entry in a list; that cost is measured and reported beside the server's (`cpu_s`).
+All requests are encoded before the clock starts, and a reply's HTTP is parsed by httptools but its body is not decoded.
+So a request costs a write, a read and a list entry; this cost is reported beside the server's (`cpu_s`).
 
-Closed loop: each of `connections` clients sends its next request when its last is answered. Open loop (`rate` > 0):
-arrivals are a seeded Poisson process that no slow answer delays, and a latency counts from the arrival, whether or not
-a connection was free then; else a server that stalls would be asked less and look better (coordinated omission).
+Closed loop: each of `connections` clients sends its next request when its last one is answered. Open loop (`rate` > 0):
+requests arrive as a seeded Poisson process, and a latency counts from the arrival, also if no connection was free then.
+Otherwise a server that stalls would get fewer requests and look better (coordinated omission).
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ _READY, _GO = b"ready\n", b"go\n"
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """What to send where: `requests` are whole HTTP requests, of which the first `warmup` go unmeasured."""
+    """What to send, and where. `requests` are whole HTTP requests; the first `warmup` are not measured."""
 
     host: str
     port: int
     requests: list[bytes]
     warmup: int = 0
     connections: int = 1
-    rate: float = 0.0  # requests a second in the open loop; 0 is the closed loop
+    rate: float = 0.0  # requests per second in the open loop; 0 is the closed loop
     seed: int = 0
     timeout_s: float = 60.0
     tls: bool = False
-    cpus: list[int] = []  # cores to stay on; none named: the scheduler's choice
+    cpus: list[int] = []  # CPU affinity of the load generator; empty: any CPU
 
 
 class Outcome(msgspec.Struct, kw_only=True):
-    """What came of the measured requests; every one is either in `latencies_ms` or in `errors`."""
+    """The results of the measured requests; each request is either in `latencies_ms` or in `errors`."""
 
     latencies_ms: list[float] = []
     lags_ms: list[float] = []  # open loop: from the arrival until the request was written
@@ -54,53 +54,53 @@ class Outcome(msgspec.Struct, kw_only=True):
     num_tokens: int = 0
     num_bytes: int = 0
     wall_s: float = 0.0
-    cpu_s: float = 0.0  # this process, all threads
+    cpu_s: float = 0.0  # CPU time of the load generator, all threads
 
 
 class LoadError(BeiError):
-    """The load generator itself died; its stderr is the text."""
+    """The load generator itself failed; the message is its stderr."""
 
 
 def drive(load: Load, at_start: Callable[[], object] = lambda: None) -> Outcome:
-    """What came of `load`, sent from a subprocess; `at_start` runs between the warm-up and the clock."""
+    """Sends `load` from a subprocess and returns the results; `at_start` runs after the warm-up, before the clock."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGES, *filter(None, sys.path)])}
     command = [sys.executable, "-c", "from bei_core.bench.client import main; main()"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env) as child:  # noqa: S603, ours
         try:
-            return _converse(child, load, at_start)
+            return _run_child(child, load, at_start)
         except BrokenPipeError:
-            raise _death(child) from None
+            raise _failure(child) from None
         finally:
-            child.kill()  # has ended already, unless an interrupt or a fault brought us here
+            child.kill()  # has no effect on a child that has ended
 
 
-def _converse(child: subprocess.Popen[bytes], load: Load, at_start: Callable[[], object]) -> Outcome:
-    """The child's outcome. Raises LoadError if it ends without one."""
+def _run_child(child: subprocess.Popen[bytes], load: Load, at_start: Callable[[], object]) -> Outcome:
+    """The child's outcome. Raises LoadError if the child ends without one."""
     if child.stdin is None or child.stdout is None:
         raise LoadError("no pipe to the load generator")
     body = msgspec.msgpack.encode(load)
     child.stdin.write(len(body).to_bytes(8, "little") + body)
     child.stdin.flush()
     if child.stdout.readline() != _READY:
-        raise _death(child)
+        raise _failure(child)
     at_start()
     child.stdin.write(_GO)
     child.stdin.flush()
     answer = child.stdout.read()
     if child.wait() != 0:
-        raise _death(child)
+        raise _failure(child)
     return msgspec.msgpack.decode(answer, type=Outcome)
 
 
-def _death(child: subprocess.Popen[bytes]) -> LoadError:
-    """What the child said before it died."""
-    said = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
-    return LoadError(f"the load generator ended with {child.wait()}: {said or 'no message'}")
+def _failure(child: subprocess.Popen[bytes]) -> LoadError:
+    """An error with the child's exit status and stderr."""
+    message = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
+    return LoadError(f"the load generator ended with exit status {child.wait()}: {message or 'no message'}")
 
 
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection, with one request on it at a time."""
+    """A keep-alive connection with one request at a time."""
 
     def __init__(self, driver: _Driver) -> None:
         self._driver = driver
@@ -109,12 +109,12 @@ class _Connection(asyncio.Protocol):
         self._parts: list[bytes] = []
         self._num_tokens = -1
         self.busy = False
-        self.since = 0.0  # the arrival that a latency counts from
+        self.since = 0.0  # arrival of the request, from which its latency counts
         self.sent = 0.0
 
     @property
     def alive(self) -> bool:
-        """Whether a request can still be sent on it."""
+        """Whether a request can be sent on it."""
         return self._transport is not None
 
     def send(self, request: bytes, since: float) -> None:
@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def abort(self, error: str) -> None:
-        """Ends the connection and, if a request is on it, that request with `error`."""
+        """Closes the connection; a request in progress counts as `error`."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
@@ -171,7 +171,7 @@ class _Connection(asyncio.Protocol):
 
 
 def tokens_of(body: bytes) -> int:
-    """`usage.prompt_tokens` of a JSON reply, found without parsing it; 0 where there is none."""
+    """`usage.prompt_tokens` of a JSON reply, found without parsing the reply; 0 if there is none."""
     at = body.rfind(b'"prompt_tokens":')
     if at < 0:
         return 0
@@ -180,7 +180,7 @@ def tokens_of(body: bytes) -> int:
 
 
 class _Driver:
-    """Plays requests over at most `connections` connections, which stay open from one play to the next."""
+    """Sends requests over at most `connections` connections, which stay open from one `play` to the next."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -188,10 +188,10 @@ class _Driver:
         self._idle: list[_Connection | None] = [None] * load.connections  # None: not opened yet, or lost
         self._busy: set[_Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
-        self._due: deque[float] = deque()  # arrivals that no connection is free for; 0.0 has no time of its own
+        self._due: deque[float] = deque()  # arrivals that wait for a free connection; 0.0 means: when it is sent
 
     async def play(self, requests: list[bytes], rate: float) -> Outcome:
-        """What came of `requests`, all of them answered or failed."""
+        """Sends all `requests`; returns when each is answered or has failed."""
         self._requests, self._next, self._left = requests, 0, len(requests)
         self._outcome, self._errors = Outcome(), Counter[str]()
         self._done = self._loop.create_future()
@@ -218,7 +218,7 @@ class _Driver:
             self._start(self._idle.pop())
 
     def _start(self, connection: _Connection | None) -> None:
-        """Puts the next request on `connection`, or on a new one if that is gone."""
+        """Sends the next request on `connection`, or on a new connection if that is closed."""
         since = self._due.popleft() or time.perf_counter()
         request = self._requests[self._next]
         self._next += 1
@@ -240,11 +240,11 @@ class _Driver:
         try:
             _, connection = await asyncio.wait_for(opening, load.timeout_s)
             self._send(connection, request, since)
-        except (OSError, asyncio.TimeoutError):  # one class only from Python 3.11 on
+        except (OSError, asyncio.TimeoutError):  # asyncio.TimeoutError is an OSError from Python 3.11 on
             self.failed(None, "connect")
 
     def answered(self, connection: _Connection, status: int, num_bytes: int, num_tokens: int) -> None:
-        """Counts one reply and gives its connection the next request."""
+        """Counts a reply; its connection gets the next request."""
         if status == 200:
             self._outcome.latencies_ms.append((time.perf_counter() - connection.since) * 1e3)
             self._outcome.num_bytes += num_bytes
@@ -255,7 +255,7 @@ class _Driver:
         self._settled(connection)
 
     def failed(self, connection: _Connection | None, error: str) -> None:
-        """Counts one request that got no reply; its connection, if it had one, is gone."""
+        """Counts a request without reply; its connection, if it had one, is closed."""
         if connection is not None:
             self._busy.discard(connection)
         self._errors[error] += 1
@@ -271,7 +271,7 @@ class _Driver:
             self._done.set_result(None)
 
     async def _watch(self) -> None:
-        """Ends requests that have had no answer for `timeout_s`: a server that hangs shows as a number of errors."""
+        """Aborts requests that have no reply after `timeout_s`, so that a server that hangs gives errors."""
         while True:
             await asyncio.sleep(min(1.0, self._load.timeout_s / 4))
             limit = time.perf_counter() - self._load.timeout_s
@@ -280,17 +280,17 @@ class _Driver:
 
 
 async def _play(load: Load, go: Callable[[], object]) -> Outcome:
-    """The outcome of the measured part; the warm-up and `go` come before it."""
+    """Runs the warm-up, then `go`, then the measured part, whose outcome it returns."""
     driver = _Driver(load)
     await driver.play(load.requests[: load.warmup], rate=0.0)
     go()
     gc.collect()
-    gc.disable()  # a collection here would be counted as the server's latency
+    gc.disable()  # a garbage collection would be measured as latency of the server
     return await driver.play(load.requests[load.warmup :], load.rate)
 
 
 def main() -> None:
-    """Reads a Load from stdin, says `ready`, waits for `go`, writes an Outcome."""
+    """The subprocess: reads a Load from stdin, writes `ready`, waits for `go`, writes an Outcome to stdout."""
     size = int.from_bytes(sys.stdin.buffer.read(8), "little")
     load = msgspec.msgpack.decode(sys.stdin.buffer.read(size), type=Load)
     if load.cpus:
@@ -306,7 +306,7 @@ def main() -> None:
 
 
 def _run(load: Load, go: Callable[[], object]) -> Outcome:
-    """`_play`'s outcome, on uvloop where that is installed."""
+    """The outcome of `_play`, on uvloop if that is installed."""
     try:
         import uvloop
     except ImportError:

@@ -1,4 +1,4 @@
-"""One benchmark, from options to a report."""
+"""Runs one benchmark: from options to a report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COUNTERS = (
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What to measure. Closed loop with `clients` clients, unless `rate` (requests a second) asks for the open one."""
+    """What to measure: a closed loop with `clients` clients, or an open loop if `rate` (requests per second) is set."""
 
     url: str = "http://127.0.0.1:7997"
     workload: str = "mixed"  # tiny, short, mixed, long
@@ -35,17 +35,17 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     warmup: int = 256  # requests before the clock starts
     clients: int = 64
     rate: float = 0.0
-    max_outstanding: int = 512  # open loop: requests on the wire; more wait in the client, and their wait counts
+    max_outstanding: int = 512  # open loop: requests in flight; further ones wait in the client, and the wait counts
     seed: int = 0
     shape: str = "openai"  # openai, tei
-    path: str | None = None  # another route for the same shape
-    batch: int = 1  # texts a request
+    path: str | None = None  # another route with the same body
+    batch: int = 1  # texts per request
     encoding_format: str = "base64"  # base64, float
     model: str = "bench"
     api_key: str | None = None
     timeout_s: float = 60.0
-    label: str = ""  # the name in plots
-    pid: int | None = None  # the server's, if its port does not tell
+    label: str = ""  # name of the report in plots
+    pid: int | None = None  # of the server; None: the process that listens on its port
     client_cpus: list[int] = []
     counters: tuple[str, ...] = COUNTERS
     gemm_peak_gflops: float | None = None
@@ -60,7 +60,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options) -> Report:
-    """The report of one benchmark. Raises ConfigError for impossible options, LoadError if the load generator dies."""
+    """The report of one benchmark. Raises ConfigError for impossible options, LoadError if the load generator fails."""
     url = split(options.url)
     wire = _wire(options, url)
     sent = texts(options.workload, (options.warmup + options.num_requests) * options.batch, options.seed)
@@ -72,7 +72,7 @@ def run(options: Options) -> Report:
 
 
 def split(url: str) -> SplitResult:
-    """The URL with its port filled in. Raises ConfigError for what is no http(s) URL."""
+    """The URL with its port filled in. Raises ConfigError if it is not an http or https URL."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"`url` must be http://host:port, got `{url}`")
@@ -174,7 +174,7 @@ def _gemm_share(options: Options, tokens_per_s: float | None) -> float | None:
 
 
 def _padding_share(counters: dict[str, float]) -> float | None:
-    """The share of the computed tokens that were padding."""
+    """Share (0 to 1) of the computed tokens that were padding."""
     padding, real = counters.get("bei_padding_tokens_total"), counters.get("te_batch_next_tokens_sum")
     return None if padding is None or real is None else _share(padding, padding + real)
 
@@ -184,7 +184,7 @@ def _share(part: float | None, whole: float) -> float | None:
 
 
 def machine() -> dict[str, str | int]:
-    """What the numbers were measured on."""
+    """Processor, number of CPUs, Python and system, for the report."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""What a server shows from outside: its counters over HTTP, its CPU time and memory if it runs on this machine."""
+"""Observes a server from outside: its counters over HTTP, and its CPU time and memory if it runs on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104, compared wi
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The server at one moment."""
+    """The state of the server at one moment."""
 
     counters: dict[str, float] = field(default_factory=dict)
     cpu_s: float | None = None  # None: not on this machine, or psutil is missing
@@ -28,7 +28,7 @@ class Snapshot:
 
 
 class Server:
-    """A server seen from outside, found by its URL, and by its process id where that is known."""
+    """A server, found by its URL, or by its process id if that is given."""
 
     def __init__(self, url: SplitResult, pid: int | None = None) -> None:
         self._url = url
@@ -37,15 +37,15 @@ class Server:
 
     def snapshot(self) -> Snapshot:
         """Its counters, CPU time and memory now."""
-        family = self._family()
-        if not family:
+        processes = self._processes()
+        if not processes:
             return Snapshot(self._counters())
-        times = [process.cpu_times() for process in family]
-        rss = sum(process.memory_info().rss for process in family)
+        times = [process.cpu_times() for process in processes]
+        rss = sum(process.memory_info().rss for process in processes)
         return Snapshot(self._counters(), sum(t.user + t.system for t in times), rss / 1e6)
 
     def info(self) -> dict[str, Any]:
-        """What its `/info` says; empty if it has none."""
+        """The JSON object at the server's `/info`; empty if it has none."""
         with suppress(ValueError):
             found = json.loads(self._get("/info") or "{}")
             return found if isinstance(found, dict) else {}
@@ -55,7 +55,7 @@ class Server:
         return parse_counters(self._get("/metrics"))
 
     def _get(self, path: str) -> str:
-        """The body of a 200; empty for anything else, since a server need not have the route."""
+        """The body of a reply with status 200; "" for any other, since a server may not have the route."""
         kind = HTTPSConnection if self._url.scheme == "https" else HTTPConnection
         connection = kind(self._url.hostname or "", self._url.port, timeout=10)
         try:
@@ -68,20 +68,20 @@ class Server:
             connection.close()
 
     def _find(self, pid: int | None) -> list[int]:
-        """The process given, or those that listen on the URL's port here."""
+        """The given process id, or those of the processes on this machine that listen on the URL's port."""
         if pid is not None:
             return [pid]
         if self._psutil is None or self._url.hostname not in _LOCAL:
             return []
-        with suppress(self._psutil.Error):  # some systems let only root list them
+        with suppress(self._psutil.Error):  # on some systems only root may list connections
             return sorted({c.pid for c in self._psutil.net_connections("tcp") if self._listens(c)})
         return []
 
     def _listens(self, connection: Any) -> bool:  # noqa: ANN401, psutil has no types
         return bool(connection.pid and connection.status == "LISTEN" and connection.laddr.port == self._url.port)
 
-    def _family(self) -> list[Any]:
-        """The server's processes and those they started, once each."""
+    def _processes(self) -> list[Any]:
+        """The server's processes and their descendants, each once."""
         if self._psutil is None:
             return []
         found: dict[int, Any] = {}
@@ -93,7 +93,7 @@ class Server:
 
 
 def parse_counters(text: str) -> dict[str, float]:
-    """The samples of Prometheus' text format, summed over their labels."""
+    """Values by metric name from Prometheus' text format, summed over labels."""
     found: dict[str, float] = defaultdict(float)
     for name, text_value in _SAMPLE.findall(text):
         with suppress(ValueError):

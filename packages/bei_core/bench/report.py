@@ -1,4 +1,4 @@
-"""What a benchmark found: as a table beside its workload, as JSON, as a plot."""
+"""The report of a benchmark: as text together with its workload, as JSON, as a plot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bei_core.errors import ConfigError
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True):
-    """A distribution, in ms."""
+    """A distribution of times, in ms."""
 
     mean: float
     p50: float
@@ -24,7 +24,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, samples_ms: Sequence[float]) -> Latency | None:
-        """Its numbers, between samples by linear interpolation; None of no samples."""
+        """Of samples, percentiles with linear interpolation; None if there are no samples."""
         if not samples_ms:
             return None
         p50, p95, p99 = (float(value) for value in np.percentile(samples_ms, [50, 95, 99]))
@@ -35,7 +35,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Workload(msgspec.Struct, frozen=True, kw_only=True):
-    """What was sent, in enough detail to send it again."""
+    """What was sent, in enough detail to repeat it."""
 
     name: str
     loop: str
@@ -45,7 +45,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
     batch: int
     seed: int
     mean_words: float
-    mean_tokens: float | None = None  # None: the server did not say
+    mean_tokens: float | None = None  # None: the server does not report tokens
 
     def __str__(self) -> str:
         tokens = f", {self.mean_tokens:.1f} tokens" if self.mean_tokens is not None else ""
@@ -55,7 +55,7 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """One benchmark's numbers; None is a number that could not be had."""
+    """The numbers of one benchmark; None where a number is not available."""
 
     label: str
     workload: Workload
@@ -66,15 +66,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     texts_per_s: float
     tokens_per_s: float | None
     latency_ms: Latency | None  # open loop: from the scheduled arrival
-    lag_ms: Latency | None  # open loop: the part of it that a request waited in the client
-    server_cpu_ms: float | None  # user + system, all its processes, a request
+    lag_ms: Latency | None  # open loop: the part of the latency that a request waited in the client
+    server_cpu_ms: float | None  # user + system time of all its processes, per request
     server_rss_mb: float | None
-    client_cpu_us: float  # of the load generator, a request
+    client_cpu_us: float  # CPU time of the load generator per request
     gemm_peak_gflops: float | None
     gemm_share: float | None
     padding_share: float | None
     engine_busy_share: float | None
-    counters: dict[str, float]  # how much each grew
+    counters: dict[str, float]  # increase of each during the measurement
     machine: dict[str, str | int]
     server: dict[str, Any]
 
@@ -84,7 +84,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def _rows(self) -> list[tuple[str, str]]:
         rows = [
             ("throughput", self._throughput()),
-            ("latency ms", str(self.latency_ms or "nothing was answered")),
+            ("latency ms", str(self.latency_ms or "no request was answered")),
             ("lag ms", str(self.lag_ms or "")),
             ("errors", "  ".join(f"{name} {count:,}" for name, count in sorted(self.errors.items())) or "none"),
             (
@@ -111,16 +111,16 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def write(self, path: Path) -> None:
-        """Writes it as JSON."""
+        """Writes the report as JSON."""
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """The report that `write` wrote. Raises ConfigError for a file that holds none."""
+        """Reads a report that `write` wrote. Raises ConfigError if the file has none."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError) as fault:
-            raise ConfigError(f"no report in {path}: {fault}") from fault
+            raise ConfigError(f"{path} is not a report of bei bench: {fault}") from fault
 
 
 def _show(form: str, value: float | None) -> str:
@@ -132,7 +132,7 @@ def _join(*parts: str) -> str:
 
 
 def plot(paths: Sequence[Path], target: Path) -> Path:
-    """`target`, a picture of the reports in `paths`: throughput, latency and CPU side by side. Needs matplotlib."""
+    """Plots the reports in `paths`: throughput, latency and CPU time. Writes and returns `target`. Needs matplotlib."""
     reports = [Report.read(path) for path in paths]
     figure = _figure(len(reports))
     axes = figure.subplots(1, 3, sharey=True)
@@ -146,7 +146,7 @@ def plot(paths: Sequence[Path], target: Path) -> Path:
 
 
 def _figure(num_reports: int) -> Any:  # noqa: ANN401, matplotlib is optional and so are its types
-    """An empty figure. Raises ConfigError without matplotlib."""
+    """An empty figure. Raises ConfigError if matplotlib is not installed."""
     try:
         figures = importlib.import_module("matplotlib.figure")
     except ImportError:

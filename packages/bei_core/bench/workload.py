@@ -1,14 +1,14 @@
-"""Seeded workloads of real prose, and the HTTP requests that carry them.
+"""Seeded workloads of real prose, and the HTTP requests that send them.
 
-The prose is Python's documentation (texts.txt, its licence beside it), the same on every version of Python; a workload
-is a function of its name, its size and its seed. No two texts of one are the same, so a server's cache is no help.
+The prose is Python's documentation (texts.txt, with its licence). A workload depends on its name, size and seed only,
+not on the version of Python. Its texts are all different, so a server's cache does not help.
 
-Measured with all-MiniLM-L6-v2's tokenizer over 5,000 texts, special tokens included, tokens a text are:
+Tokens per text, with special tokens, by the tokenizer of all-MiniLM-L6-v2 over 5,000 texts:
 
     tiny    mean 5.0    p50 5     p99 10    max 15    two or three words
     short   mean 10.9   p50 10    p99 23    max 33    queries, as people type them
-    mixed   mean 31.0   p50 26    p99 102   max 128   sentences and pieces of paragraphs
-    long    mean 483    p50 482   p99 548   max 570   documents; a model of 512 positions cuts a fifth of them a little
+    mixed   mean 31.0   p50 26    p99 102   max 128   sentences and parts of paragraphs
+    long    mean 483    p50 482   p99 548   max 570   documents; a model of 512 positions truncates a fifth of them
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PATHS = {"openai": "/v1/embeddings", "tei": "/embed"}
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A distribution of lengths: log-normal in words, cut at both ends."""
+    """A distribution of text lengths: log-normal in words, clipped at both ends."""
 
     median: float
     sigma: float
@@ -38,9 +38,9 @@ class Kind:
     longest: int
     query: bool = False  # lower case and without punctuation
 
-    def num_words(self, draw: float) -> int:
-        """How many words the share `draw` of all texts does not exceed."""
-        words = self.median * math.exp(self.sigma * NormalDist().inv_cdf(draw))
+    def num_words(self, quantile: float) -> int:
+        """The number of words at a quantile (0 to 1) of the distribution."""
+        words = self.median * math.exp(self.sigma * NormalDist().inv_cdf(quantile))
         return max(self.shortest, min(self.longest, round(words)))
 
 
@@ -54,45 +54,45 @@ KINDS = {
 
 @cache
 def words() -> list[str]:
-    """The prose, word by word."""
+    """The words of the prose, in order."""
     return files("bei_core.bench").joinpath("texts.txt").read_text(encoding="utf-8").split()
 
 
 def texts(kind: str, count: int, seed: int) -> list[str]:
-    """`count` different texts of that kind, always the same for a seed. Raises ConfigError for an unknown kind."""
+    """`count` different texts of a workload, always the same for a seed. Raises ConfigError for an unknown workload."""
     if kind not in KINDS:
         raise ConfigError(f"unknown workload `{kind}`, known: {', '.join(KINDS)}")
     found: dict[str, None] = {}
-    for text in _pieces(KINDS[kind], random.Random(f"{kind} {seed}")):  # noqa: S311, no secret
+    for text in _passages(KINDS[kind], random.Random(f"{kind} {seed}")):  # noqa: S311, not for cryptography
         found[text] = None
         if len(found) >= count:
             break
     return list(found)
 
 
-def _pieces(kind: Kind, rng: random.Random) -> Iterator[str]:
-    """Pieces of the prose, without end. Only `Random.random` is used: it alone is promised to stay the same."""
+def _passages(kind: Kind, rng: random.Random) -> Iterator[str]:
+    """Endless random passages of the prose. Python guarantees the same sequence of `Random.random` in all versions."""
     prose = words()
     while True:
         length = kind.num_words(max(rng.random(), 1e-9))
         start = int(rng.random() * (len(prose) - length))
-        piece = prose[start : start + length]
-        yield " ".join(_query(piece) if kind.query else piece)
+        passage = prose[start : start + length]
+        yield " ".join(_to_query(passage) if kind.query else passage)
 
 
-def _query(piece: Sequence[str]) -> list[str]:
-    """The words without punctuation; one that is nothing else becomes "and", which keeps the length."""
-    return [word.strip(".,:;()[]“”'").lower() or "and" for word in piece]
+def _to_query(passage: Sequence[str]) -> list[str]:
+    """The words in lower case without punctuation; a word of punctuation only becomes "and", to keep the length."""
+    return [word.strip(".,:;()[]“”'").lower() or "and" for word in passage]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
-    """How texts travel: the route, the body's shape and the headers."""
+    """How texts are sent: the route, the form of the body, the headers."""
 
     host: str
-    prefix: str = ""  # goes before the route
-    shape: str = "openai"
-    path: str | None = None  # None: the shape's own route
+    prefix: str = ""  # of the route
+    shape: str = "openai"  # form of the body: openai, tei
+    path: str | None = None  # None: the usual route for the shape
     batch: int = 1
     encoding_format: str = "base64"
     model: str = "bench"
@@ -106,15 +106,15 @@ class Wire:
             if value not in known:
                 raise ConfigError(f"unknown {name} `{value}`, known: {', '.join(known)}")
         if self.batch < 1:
-            raise ConfigError(f"a request carries at least one text, got a batch of {self.batch}")
+            raise ConfigError(f"`batch` must be at least 1, got {self.batch}")
 
     @property
     def route(self) -> str:
-        """The path that the requests go to."""
+        """The path of the requests."""
         return self.prefix + (self.path or PATHS[self.shape])
 
     def requests(self, texts: Sequence[str]) -> list[bytes]:
-        """Whole HTTP requests, `batch` texts in each."""
+        """Whole HTTP requests with `batch` texts each."""
         return [self._request(texts[at : at + self.batch]) for at in range(0, len(texts), self.batch)]
 
     def _request(self, texts: Sequence[str]) -> bytes:

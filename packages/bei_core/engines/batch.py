@@ -1,4 +1,11 @@
-"""What an engine is given: several token sequences laid end to end in flat arrays."""
+"""The input of an engine: token sequences concatenated in flat arrays.
+
+Letters for shapes, the same in every engine:
+    B sequences of a batch, T tokens of all of them
+    R packed rows, L length of a row (in `engines/openvino`; of one sequence elsewhere)
+    H hidden size, V vocabulary size, N query heads, K key and value heads, S size of a head
+    D width of a sequence's output row, E width of a token's output row, C labels of a classifier
+"""
 
 from __future__ import annotations
 
@@ -13,13 +20,13 @@ from bei_core.tasks import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """`B` sequences of `T` tokens altogether; sequence `i` is `input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]`."""
+    """`B` sequences of `T` tokens in total; sequence `i` is `input_ids[cu_seqlens[i]:cu_seqlens[i + 1]]`."""
 
     input_ids: npt.NDArray[np.int32]  # [T]
     type_ids: npt.NDArray[np.int32]  # [T]
-    cu_seqlens: npt.NDArray[np.int32]  # [B + 1]
-    max_len: int
-    skips: npt.NDArray[np.int32]  # [B], first tokens of each sequence that pooling leaves out
+    cu_seqlens: npt.NDArray[np.int32]  # [B + 1], cumulative lengths from 0
+    max_len: int  # tokens of the longest sequence
+    skips: npt.NDArray[np.int32]  # [B], number of first tokens of each sequence that pooling leaves out
 
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
@@ -31,12 +38,12 @@ class Batch:
 
     @property
     def lengths(self) -> npt.NDArray[np.int32]:
-        """Tokens of each sequence, i32[B]."""
+        """Number of tokens of each sequence, i32[B]."""
         return np.diff(self.cu_seqlens)
 
     @classmethod
     def pack(cls, items: Sequence[Tokens]) -> Batch:
-        """The sequences of `items`, in order. Raises ValueError where there are none, or one is empty."""
+        """The sequences of `items`, in order. Raises ValueError if there are none, or if one is empty."""
         lengths = np.fromiter((len(item) for item in items), np.int32, len(items))
         if not len(items) or lengths.min() == 0:
             raise ValueError("this is a bug: a batch holds at least one sequence, and none of them is empty")

@@ -1,8 +1,9 @@
-"""The texts that a quantised engine is calibrated with, and the held-out texts that its quality is measured on.
+"""The texts for the calibration of a quantised engine, and the held-out texts on which its quality is measured.
 
-Never the same: the texts are divided first, and each side made of its own part. The packaged ones are written for this
-(`data/calibration.jsonl`) or prose of `bench/texts.txt`: queries, sentences, paragraphs and code in 30 languages,
-joined into inputs of a few to some hundred tokens, since the ranges of activations depend on lengths too.
+The two sets have no text in common: the texts are divided first, and then inputs are composed from each part. The
+packaged texts are `data/calibration.jsonl`, written for this purpose, and prose from `bench/texts.txt`: queries,
+sentences, paragraphs and code in 30 languages. They are joined into inputs of a few to some hundred tokens, because the
+ranges of activations depend on the length, too.
 """
 
 from __future__ import annotations
@@ -26,34 +27,34 @@ from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
-PACKAGED = "packaged"  # the name of the texts that are here
-HUB_DEFAULT = "abisee/cnn_dailymail"  # truss's default, which is on the hub
+PACKAGED = "packaged"  # the value of calib_dataset for the packaged texts
+HUB_DEFAULT = "abisee/cnn_dailymail"  # truss's default for calib_dataset, a data set on the hub
 
-NUM_HELD_OUT = 256  # texts of the gate; of a small file a quarter
-_FEWEST = 16  # texts of a file; the gate's figures of fewer say nothing
-_FIELDS = ("text", "article", "document")  # of a line of JSON, the first that is there
-_SHAPES = (0, 1, 1, 2, 4)  # pieces that inputs are made of, in turn; 0: the first words of one, as a query
+NUM_HELD_OUT = 256  # held-out texts; at most a quarter of a file
+_MIN_TEXTS = 16  # of a file; with fewer the measured quality means nothing
+_FIELDS = ("text", "article", "document")  # of a line of a .jsonl file; the first that it has is the text
+_SHAPES = (0, 1, 1, 2, 4)  # number of texts joined into an input, in turn; 0: the first words of one, as a query
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """Which texts, and how much of them."""
+    """Which texts to calibrate with, and how many."""
 
-    dataset: str = PACKAGED  # or a .txt file with a text a line, or a .jsonl file
-    size: int = 512  # inputs to calibrate with
-    max_seq_length: int = 1536  # tokens of each, where the model takes as many
+    dataset: str = PACKAGED  # or the path of a .txt file with a text on each line, or of a .jsonl file
+    size: int = 512  # number of inputs
+    max_seq_length: int = 1536  # tokens of an input, limited by the model's own length
     seed: int = 0
 
 
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
-    """What is asked for, by truss's names, where anything is."""
+    """A requested quantisation, in truss's names."""
 
     type: QuantizationType
-    alpha: float | None  # SmoothQuant's; None: what suits each product
+    alpha: float | None  # SmoothQuant's; None: the best one for each activation
     calibration: Calibration
 
 
 def quantization_of(settings: Settings) -> Quantization | None:
-    """What the settings ask for; None: weights as they are."""
+    """The quantisation that the settings request; None if they request none."""
     kind = settings.quantization_type or ("fp8" if settings.dtype == "int8" else "no_quant")
     if kind == "no_quant":
         return None
@@ -64,35 +65,35 @@ def quantization_of(settings: Settings) -> Quantization | None:
 
 
 class Samples(NamedTuple):
-    """Inputs of both sides, the same for the same `Calibration` and kind of model."""
+    """Calibration and held-out inputs, the same for the same `Calibration` and kind of model."""
 
     calibration: tuple[Text, ...]
     held_out: tuple[Text, ...]
 
     @property
     def digest(self) -> str:
-        """32 hex digits of the sha256 of the inputs of both sides."""
+        """The first 32 hex digits of the SHA-256 of all inputs."""
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:32]
 
 
-def read_samples(how: Calibration, spec: ModelSpec) -> Samples:
-    """The inputs for a model: texts, or what it reads of a query and a document.
+def read_samples(calibration: Calibration, spec: ModelSpec) -> Samples:
+    """The inputs for a model: texts, or pairs of query and document for a model that reads pairs.
 
-    Raises ConfigError where the data set is no file of texts that can be read, or has too few.
+    Raises ConfigError if the data set cannot be read or has too few texts.
     """
-    rng = random.Random(how.seed)  # noqa: S311 - no secret
-    texts, compose = _read(how.dataset)
-    texts.sort(key=lambda _: rng.random())  # of Random's methods the one that is promised to stay the same
+    rng = random.Random(calibration.seed)  # noqa: S311 - not for cryptography
+    texts, compose = _read(calibration.dataset)
+    texts.sort(key=lambda _: rng.random())  # Python guarantees the same sequence of `random` in all versions
     num_held_out = min(NUM_HELD_OUT, len(texts) // 4)
     held_out, rest = texts[:num_held_out], texts[num_held_out:]
     if not compose:
-        return Samples(tuple(_inputs(rest[: how.size], spec)), tuple(_inputs(held_out, spec)))
-    sides = ((rest, how.size), (held_out, NUM_HELD_OUT))
-    return Samples(*(tuple(_inputs(_composed(pieces, count, rng), spec)) for pieces, count in sides))
+        return Samples(tuple(_inputs(rest[: calibration.size], spec)), tuple(_inputs(held_out, spec)))
+    parts = ((rest, calibration.size), (held_out, NUM_HELD_OUT))
+    return Samples(*(tuple(_inputs(_compose(part, count, rng), spec)) for part, count in parts))
 
 
 def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_length: int) -> list[Tokens]:
-    """The tokens of each input, cut to `max_seq_length` or the model's length, with the model's default prompt."""
+    """Tokens of each input, with the model's default prompt, truncated to `max_seq_length` or the model's length."""
     reader = TextTokenizer(
         tokenizer,
         max_seq_len=min(spec.max_seq_len, max_seq_length),
@@ -107,9 +108,9 @@ def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_len
 
 
 def _inputs(texts: Sequence[str], spec: ModelSpec) -> Iterator[Text]:
-    """The texts as the model reads them: of a reranker each after the query that its neighbour makes.
+    """The texts as the model reads them; for a reranker, each text with the first words of the previous one as query.
 
-    Nothing says whether a classifier of several labels reads texts or pairs, so of those every other input is a pair.
+    A classifier of several labels may read texts or pairs, which its files do not say: every other input is a pair.
     """
     pair: Callable[[str, str], Text] = Pair if spec.template is None else spec.template.fill
     for index, text in enumerate(texts):
@@ -119,58 +120,58 @@ def _inputs(texts: Sequence[str], spec: ModelSpec) -> Iterator[Text]:
             yield text
 
 
-def _composed(pieces: Sequence[str], count: int, rng: random.Random) -> list[str]:
-    """`count` different inputs made of pieces, short and long in turn."""
-    made: dict[str, None] = {}
-    for index in range(20 * count):  # far more than it takes
-        num_pieces = _SHAPES[index % len(_SHAPES)]
-        chosen = [pieces[int(rng.random() * len(pieces))] for _ in range(max(num_pieces, 1))]
-        text = " ".join(chosen) if num_pieces else _first_words(chosen[0], 3 + int(rng.random() * 10))
-        made[text] = None
-        if len(made) == count:
+def _compose(texts: Sequence[str], count: int, rng: random.Random) -> list[str]:
+    """`count` different inputs, each joined from some of the texts; short and long inputs in turn."""
+    inputs: dict[str, None] = {}
+    for index in range(20 * count):  # far more than needed to find `count` different ones
+        num_texts = _SHAPES[index % len(_SHAPES)]
+        chosen = [texts[int(rng.random() * len(texts))] for _ in range(max(num_texts, 1))]
+        text = " ".join(chosen) if num_texts else _first_words(chosen[0], 3 + int(rng.random() * 10))
+        inputs[text] = None
+        if len(inputs) == count:
             break
-    return list(made)
+    return list(inputs)
 
 
 def _first_words(text: str, count: int) -> str:
-    """As many words, or, where a script has no spaces, characters of a few times as many."""
+    """The first `count` words, but at most 12 characters for each (some scripts have no spaces)."""
     return " ".join(text.split()[:count])[: 12 * count]
 
 
 def _read(dataset: str) -> tuple[list[str], bool]:
-    """The texts of a data set, and whether inputs are to be composed of them."""
+    """(texts of a data set, whether to compose inputs from them)."""
     path = Path(dataset)
     if path.suffix in {".txt", ".jsonl"}:
         return _read_file(path), False
     if dataset == HUB_DEFAULT:
-        log.info("calibrating with the packaged texts; %s is not fetched (give a .txt or .jsonl file instead)", dataset)
+        log.info("calib_dataset %s is not downloaded: using the packaged texts (or set a .txt or .jsonl file)", dataset)
     elif dataset != PACKAGED:
         raise ConfigError(
-            f"calib_dataset {dataset!r} is no data set here; give a .txt file with a text a line, a .jsonl file with "
-            f"a field {' or '.join(_FIELDS)}, or {PACKAGED}"
+            f"calib_dataset {dataset!r} is not a known data set; give a .txt file with a text on each line, a .jsonl "
+            f"file with a field {' or '.join(_FIELDS)}, or {PACKAGED}"
         )
     folder = files("bei_core")
     prose = folder.joinpath("bench/texts.txt").read_text(encoding="utf-8").splitlines()
     written = _lines_of_json(folder.joinpath("data/calibration.jsonl").read_text(encoding="utf-8"), "calibration.jsonl")
-    # As many of the one as of the other: all of the prose is English, and of one book.
+    # As many texts of prose as of the others, because all of the prose is English and from one book.
     return [*prose[:: max(1, len(prose) // len(written))], *written], True
 
 
 def _read_file(path: Path) -> list[str]:
-    """The texts of a file, each once. Raises ConfigError naming what is wrong with it."""
+    """The different texts of a file. Raises ConfigError if it cannot be read or has too few."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise ConfigError(f"calib_dataset {path} cannot be read: {fault}") from fault
     lines = _lines_of_json(text, str(path)) if path.suffix == ".jsonl" else text.split("\n")
     texts = list(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    if len(texts) < _FEWEST:
-        raise ConfigError(f"calib_dataset {path} has {len(texts)} different texts; at least {_FEWEST} are needed")
+    if len(texts) < _MIN_TEXTS:
+        raise ConfigError(f"calib_dataset {path} has {len(texts)} different texts; at least {_MIN_TEXTS} are needed")
     return texts
 
 
 def _lines_of_json(text: str, name: str) -> list[str]:
-    """The text of each line. Raises ConfigError naming a line without one."""
+    """The text of each line. Raises ConfigError naming a line that is not JSON or has no text."""
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

@@ -1,4 +1,4 @@
-"""How near a quantised engine comes to f32, and the bar under which it is refused."""
+"""The quality of a quantised engine: how close its rows are to f32, and the thresholds below which it is refused."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bei_core.models.spec import Kind
 
 Array = npt.NDArray[Any]
 
-# What counts of each kind of model: directions of vectors, or labels and the order of texts by their scores.
-_COUNTS: dict[Kind, tuple[str, ...]] = {
+# The figures that have a threshold for each kind of model: directions of vectors, or labels and ranking by scores.
+_CHECKED: dict[Kind, tuple[str, ...]] = {
     "embedding": ("mean_cosine",),
     "sparse": ("mean_cosine",),
     "late-interaction": ("mean_cosine",),
@@ -26,7 +26,7 @@ _COUNTS: dict[Kind, tuple[str, ...]] = {
 
 
 class Bar(msgspec.Struct, frozen=True, kw_only=True):
-    """The least that is served; each is a setting of the same name with `quality_` before it."""
+    """Thresholds of quality. The setting for each is its name with the prefix `quality_`."""
 
     mean_cosine: float = 0.99
     top_label_agreement: float = 0.97
@@ -34,39 +34,39 @@ class Bar(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def bar_of(settings: Settings) -> Bar:
-    """The bar that the settings set."""
+    """The thresholds in the settings."""
     return Bar(**{name: getattr(settings, f"quality_{name}") for name in Bar.__struct_fields__})
 
 
 class Quality(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured on held-out inputs. `num_rows` is inputs, or tokens of a model that gives rows of tokens."""
+    """The quality measured on held-out inputs, from the rows of a quantised engine and their f32 references."""
 
     kind: Kind
-    num_rows: int
-    mean_cosine: float  # of each row with its reference
+    num_rows: int  # number of inputs, or of tokens for a model that gives rows of tokens
+    mean_cosine: float  # of each row and its reference
     min_cosine: float
-    max_abs: float  # largest difference of two elements
-    norm_ratio: float  # mean of a row's norm over its reference's
-    top_label_agreement: float | None = None  # share of rows whose largest logit is the same label's
-    rank_correlation: float | None = None  # Spearman's, of each label's logits over the rows, mean of the labels
-    bar: Bar | None = None  # what it was held against
+    max_abs: float  # largest absolute difference of two elements
+    norm_ratio: float  # mean of a row's norm divided by its reference's
+    top_label_agreement: float | None = None  # share of rows whose largest logit is for the same label
+    rank_correlation: float | None = None  # Spearman's, of each label's logits over the rows; mean over labels
+    bar: Bar | None = None  # the thresholds of `check`
 
     def check(self, bar: Bar) -> Quality:
-        """Itself with the bar noted. Raises QualityError with the figures where one that counts is below."""
-        below = [name for name in _COUNTS[self.kind] if not (getattr(self, name) or 0.0) >= getattr(bar, name)]
-        if below:  # so too where it is NaN
-            wanted = ", ".join(f"{name.replace('_', ' ')} at least {getattr(bar, name):g}" for name in below)
+        """A copy that includes the thresholds. Raises QualityError if a figure is below its threshold or NaN."""
+        below = [name for name in _CHECKED[self.kind] if not (getattr(self, name) or 0.0) >= getattr(bar, name)]
+        if below:
+            required = ", ".join(f"{name.replace('_', ' ')} at least {getattr(bar, name):g}" for name in below)
             lower = ", ".join(f"quality_{name}" for name in below)
             raise QualityError(
-                f"the quantised engine is too far from f32: {self}; wanted is {wanted}. Try another "
+                f"the quantised engine is too far from f32: {self}; required is {required}. Try another "
                 f"smooth_quant_alpha, more texts (calib_size), texts like those to be served (calib_dataset), "
-                f"quantization_type fp8_mlp_only, a lower bar ({lower}), or quantization_type no_quant"
+                f"quantization_type fp8_mlp_only, a lower threshold ({lower}), or quantization_type no_quant"
             )
         return msgspec.structs.replace(self, bar=bar)
 
     def __str__(self) -> str:
         """The figures in one line."""
-        parts = [f"mean cosine {self.mean_cosine:.4f} (least {self.min_cosine:.4f})"]
+        parts = [f"mean cosine {self.mean_cosine:.4f} (minimum {self.min_cosine:.4f})"]
         if self.top_label_agreement is not None:
             parts.append(f"top label agrees in {self.top_label_agreement:.1%}")
         if self.rank_correlation is not None:
@@ -75,44 +75,44 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def measure(reference: Array, candidate: Array, kind: Kind) -> Quality:
-    """The figures of f32[N, D] against their reference. Raises ValueError where the shapes differ."""
+    """The quality of rows f32[num_rows, D] against a reference of that shape. Raises ValueError for other shapes."""
     if reference.shape != candidate.shape or not reference.size:
-        raise ValueError(f"this is a bug: {candidate.shape} rows cannot be held against {reference.shape}")
+        raise ValueError(f"this is a bug: rows of shape {candidate.shape} cannot be compared with {reference.shape}")
     reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
-    norms, own = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
+    norms, candidate_norms = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
     cosines = _cosines(reference, candidate)
-    scored = "rank_correlation" in _COUNTS[kind]
-    labelled = "top_label_agreement" in _COUNTS[kind]
+    has_scores = "rank_correlation" in _CHECKED[kind]
+    has_labels = "top_label_agreement" in _CHECKED[kind]
     return Quality(
         kind=kind,
         num_rows=len(reference),
         mean_cosine=float(cosines.mean()),
         min_cosine=float(cosines.min()),
         max_abs=float(np.abs(reference - candidate).max()),
-        norm_ratio=float(_share(own, norms).mean()),
-        top_label_agreement=float((reference.argmax(1) == candidate.argmax(1)).mean()) if labelled else None,
-        rank_correlation=_rank_correlation(reference, candidate) if scored else None,
+        norm_ratio=float(_ratio(candidate_norms, norms).mean()),
+        top_label_agreement=float((reference.argmax(1) == candidate.argmax(1)).mean()) if has_labels else None,
+        rank_correlation=_rank_correlation(reference, candidate) if has_scores else None,
     )
 
 
 def _cosines(reference: Array, candidate: Array) -> Array:
-    """The cosine of each two rows; of a row of zeros 1 with another such, and 0 with any other."""
-    norms, own = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
-    product = norms * own
+    """Cosine of each pair of rows; 1 for two rows of zeros, 0 for a row of zeros and another row."""
+    norms, candidate_norms = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
+    product = norms * candidate_norms
     inner = np.einsum("nd,nd->n", reference, candidate)
-    cosines: Array = np.where(product == 0, norms == own, inner / np.where(product == 0, 1, product))
+    cosines: Array = np.where(product == 0, norms == candidate_norms, inner / np.where(product == 0, 1, product))
     return cosines
 
 
-def _share(part: Array, whole: Array) -> Array:
-    """Part / whole of each; 1 of 0 / 0, and 0 of anything else over 0."""
-    nothing = whole == 0
-    shares: Array = np.where(nothing, part == 0, part / np.where(nothing, 1, whole))
-    return shares
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    """Numerator / denominator, elementwise; 0 / 0 is 1, and anything else over 0 is 0."""
+    is_zero = denominator == 0
+    ratios: Array = np.where(is_zero, numerator == 0, numerator / np.where(is_zero, 1, denominator))
+    return ratios
 
 
 def _rank_correlation(reference: Array, candidate: Array) -> float:
-    """Spearman's rho of each column, equal values sharing their mean rank; the mean of the columns."""
+    """Mean over columns of Spearman's rho, with mean ranks for equal values; NaN if a value is not finite."""
     if not np.isfinite(candidate).all():
         return float("nan")
     pairs = zip(reference.T, candidate.T, strict=True)
@@ -121,11 +121,11 @@ def _rank_correlation(reference: Array, candidate: Array) -> float:
 
 def _pearson(x: Array, y: Array) -> float:
     x, y = x - x.mean(), y - y.mean()
-    return float(_share(np.array(x @ y), np.sqrt((x @ x) * (y @ y))))
+    return float(_ratio(np.array(x @ y), np.sqrt((x @ x) * (y @ y))))
 
 
 def _ranks(values: Array) -> Array:
-    """Ranks from 0; equal values have the mean of theirs."""
+    """Ranks from 0; equal values get the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     means: Array = (np.cumsum(counts) - (counts + 1) / 2)[inverse]
     return means

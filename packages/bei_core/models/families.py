@@ -1,11 +1,12 @@
-"""What engines need to know of BERT's kin and of decoders whatever they run on: names of tensors, switches, sizes.
+"""Model families, independent of the engine: names of tensors, settings in config.json, sizes, heads.
 
-Read in transformers 5.23's `models/{bert,electra,roberta,xlm_roberta,distilbert,mpnet}` and
-`models/{llama,mistral,qwen2,qwen3,gemma2,gemma3}`, modeling and configuration.
+Source: transformers 5.23, `models/{bert,electra,roberta,xlm_roberta,distilbert,mpnet}` and
+`models/{llama,mistral,qwen2,qwen3,gemma2,gemma3}`, files `modeling_*.py` and `configuration_*.py`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -15,12 +16,28 @@ from bei_core.models.spec import first_position
 
 Config = Mapping[str, Any]  # config.json
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # what a layer's tokens see, in transformers' words
+# Other names of an activation in transformers' `ACT2FN`, and the name under which an engine's table has it.
+ACTIVATION_ALIASES: Mapping[str, str] = {
+    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
+    "gelu_python": "gelu",
+    "swish": "silu",
+    "linear": "identity",
+}
+
+_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
+
+
+def family_name(architecture: str) -> str:
+    """The family in the name of a transformers class: "Llama" of "LlamaForCausalLM"; "" for a name of another form."""
+    match = _CLASS.fullmatch(architecture)
+    return match.group(1) if match else ""
 
 
 @dataclass(frozen=True, slots=True)
 class BertNames:
-    """Where one family keeps its tensors, and how its config.json names its sizes."""
+    """Names of one BERT-like family: of its tensors, and of its settings in config.json."""
 
     prefixes: tuple[str, ...]
     layer: str = "encoder.layer.{}."
@@ -32,13 +49,13 @@ class BertNames:
     up: str = "intermediate.dense"
     down: str = "output.dense"
     out_norm: str = "output.LayerNorm"
-    first_position: int | None = 0  # row of the position table for a text's first token; None: see spec
+    first_position: int | None = 0  # row of the position table for a sequence's first token; None: see models/spec
     has_types: bool = True
-    relative_attention: str | None = None  # tensor of a bucketed table of biases
+    relative_attention: str | None = None  # tensor of bucketed relative position biases
     config_names: Mapping[str, str] = field(default_factory=dict)
 
-    def setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
-        """A value of config.json by BERT's name for it. Raises UnsupportedModelError where it is not there."""
+    def read_setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
+        """A value of config.json by BERT's name for it. Raises UnsupportedModelError if it is missing."""
         known = self.config_names.get(name, name)
         value = config.get(known, default)
         if value is None:
@@ -77,7 +94,7 @@ BERTS: Mapping[str, BertNames] = {
         value="attention.attn.v",
         attention_out="attention.attn.o",
         attention_norm="attention.LayerNorm",
-        first_position=2,  # its padding id is 1 whatever config.json says
+        first_position=2,  # transformers' MPNet ignores pad_token_id and uses 1
         has_types=False,
         relative_attention="encoder.relative_attention_bias.weight",
     ),
@@ -88,79 +105,76 @@ BERT_ANCHOR = "embeddings.word_embeddings.weight"
 
 @dataclass(frozen=True, slots=True)
 class BertSizes:
-    """What config.json says of a model of BERT's kind."""
+    """Sizes of a BERT-like encoder, from config.json."""
 
     hidden: int
     num_layers: int
     num_heads: int
-    inner: int  # of the feed-forward layers
+    intermediate_size: int
     eps: float
     activation: str
-    vocab: int
-    num_types: int  # 0 of a family without token types
-    table_len: int  # rows of the position table
-    first: int  # row of the position table for a text's first token
+    vocab_size: int
+    num_types: int  # 0 for a family without token types
+    num_positions: int  # rows of the position table
+    first_position: int  # row of the position table for a sequence's first token
 
     @classmethod
     def of(cls, names: BertNames, config: Config) -> BertSizes:
-        """The sizes of one checkpoint.
-
-        Raises UnsupportedModelError for one that is missing, or for relative positions.
-        """
+        """Reads config.json. Raises UnsupportedModelError for a missing size or a relative position embedding."""
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise UnsupportedModelError(
                 f"position_embedding_type {config['position_embedding_type']!r} is not supported"
             )
 
         def number(name: str, default: int | None = None) -> int:
-            return int(names.setting(config, name, default))
+            return int(names.read_setting(config, name, default))
 
         return cls(
             hidden=number("hidden_size"),
             num_layers=number("num_hidden_layers"),
             num_heads=number("num_attention_heads"),
-            inner=number("intermediate_size"),
-            eps=float(names.setting(config, "layer_norm_eps", 1e-12)),
-            activation=str(names.setting(config, "hidden_act")),
-            vocab=number("vocab_size"),
+            intermediate_size=number("intermediate_size"),
+            eps=float(names.read_setting(config, "layer_norm_eps", 1e-12)),
+            activation=str(names.read_setting(config, "hidden_act")),
+            vocab_size=number("vocab_size"),
             num_types=number("type_vocab_size", 2) if names.has_types else 0,
-            table_len=number("max_position_embeddings"),
-            first=first_position(config) if names.first_position is None else names.first_position,
+            num_positions=number("max_position_embeddings"),
+            first_position=first_position(config) if names.first_position is None else names.first_position,
         )
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderSwitches:
-    """What sets one family apart from Llama."""
+    """How a decoder family differs from Llama."""
 
-    windows: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer's attention slides
-    qkv_bias: bool = False  # whether config.json need not say so
-    qk_norm: bool = False  # queries and keys are normalised, head by head
-    gemma: bool = False  # RMSNorm scales by 1 + weight, norms also follow each part, embeddings times sqrt(hidden)
-    defaults: Config = field(default_factory=dict)  # of keys that config.json may lack, as transformers has them
-
-
-def _every(config: Config, layer: int) -> bool:
-    return True  # whatever `layer_types` says
+    is_sliding: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer has a sliding window
+    qkv_bias: bool = False  # queries, keys and values have a bias, also if config.json lacks `attention_bias`
+    qk_norm: bool = False  # RMSNorm over each head of the queries and keys
+    gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
+    defaults: Config = field(default_factory=dict)  # transformers' defaults for keys that config.json may lack
 
 
-def _upper(config: Config, layer: int) -> bool:
+def _every_layer(config: Config, layer: int) -> bool:
+    return True  # Mistral ignores `layer_types`
+
+
+def _upper_layers(config: Config, layer: int) -> bool:
     if not config.get("use_sliding_window"):
         return False
-    return _listed(config, layer, layer >= int(config.get("max_window_layers", 28)))
+    return _by_layer_types(config, layer, layer >= int(config.get("max_window_layers", 28)))
 
 
-def _alternate(config: Config, layer: int) -> bool:
-    return _listed(config, layer, layer % 2 == 0)
+def _even_layers(config: Config, layer: int) -> bool:
+    return _by_layer_types(config, layer, layer % 2 == 0)
 
 
-def _five_of_six(config: Config, layer: int) -> bool:
+def _all_but_every_sixth_layer(config: Config, layer: int) -> bool:
     every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
-    return _listed(config, layer, (layer + 1) % every != 0)
+    return _by_layer_types(config, layer, (layer + 1) % every != 0)
 
 
-def _listed(config: Config, layer: int, otherwise: bool) -> bool:
-    """What transformers 5's `layer_types` says of a layer, where config.json has it."""
+def _by_layer_types(config: Config, layer: int, otherwise: bool) -> bool:
+    """Whether `layer_types` (transformers 5) names the layer as sliding; `otherwise` if config.json lacks it."""
     types = config.get("layer_types")
     return types[layer] == SLIDING if types else otherwise
 
@@ -174,12 +188,14 @@ _GEMMA = {
 
 DECODERS: Mapping[str, DecoderSwitches] = {
     "llama": DecoderSwitches(),
-    "mistral": DecoderSwitches(windows=_every, defaults={"sliding_window": 4096}),
-    "qwen2": DecoderSwitches(windows=_upper, qkv_bias=True, defaults={"sliding_window": 4096}),
-    "qwen3": DecoderSwitches(windows=_upper, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128}),
-    "gemma2": DecoderSwitches(windows=_alternate, gemma=True, defaults={**_GEMMA, "attn_logit_softcapping": 50.0}),
+    "mistral": DecoderSwitches(is_sliding=_every_layer, defaults={"sliding_window": 4096}),
+    "qwen2": DecoderSwitches(is_sliding=_upper_layers, qkv_bias=True, defaults={"sliding_window": 4096}),
+    "qwen3": DecoderSwitches(
+        is_sliding=_upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128}
+    ),
+    "gemma2": DecoderSwitches(is_sliding=_even_layers, gemma=True, defaults={**_GEMMA, "attn_logit_softcapping": 50.0}),
     "gemma3_text": DecoderSwitches(
-        windows=_five_of_six,
+        is_sliding=_all_but_every_sixth_layer,
         qk_norm=True,
         gemma=True,
         defaults={**_GEMMA, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
@@ -191,59 +207,62 @@ DECODER_PREFIXES, DECODER_ANCHOR = ("", "model."), "embed_tokens.weight"
 
 @dataclass(frozen=True, slots=True)
 class DecoderSizes:
-    """What config.json says of a decoder."""
+    """Sizes of a decoder, from config.json."""
 
     config: Config  # with the family's defaults
     hidden: int
     num_layers: int
-    num_queries: int  # heads of queries
-    num_keys: int  # heads of keys and of values, each shared by several of the queries'
+    num_heads: int  # query heads
+    num_kv_heads: int  # key and value heads (grouped-query attention)
     head_size: int
-    inner: int  # of the feed-forward layers
+    intermediate_size: int
     eps: float
     activation: str
-    scale: float  # of products of queries and keys
-    soft_cap: float | None  # of scores (Gemma 2)
-    kinds: tuple[str, ...]  # FULL or SLIDING of each layer
-    both_ways: bool  # whether tokens see those after them too
+    scale: float  # attention scores are query @ key * scale
+    soft_cap: float | None  # attention scores become soft_cap * tanh(score / soft_cap) (Gemma 2)
+    layer_types: tuple[str, ...]  # FULL or SLIDING for each layer
+    bidirectional: bool  # attention is not causal
 
     @classmethod
     def of(cls, switches: DecoderSwitches, config: Config) -> DecoderSizes:
-        """The sizes of one checkpoint. Raises UnsupportedModelError for one that is missing or impossible."""
+        """Reads config.json. Raises UnsupportedModelError for a size that is missing or impossible."""
         config = {**switches.defaults, **config}
-        hidden, queries = int(setting(config, "hidden_size")), int(setting(config, "num_attention_heads"))
-        size, keys = int(config.get("head_dim") or hidden // queries), int(config.get("num_key_value_heads") or queries)
-        if queries % keys:
-            raise UnsupportedModelError(f"{queries} query heads are not a multiple of {keys} key heads")
-        num_layers, slides = int(setting(config, "num_hidden_layers")), bool(config.get("sliding_window"))
-        scaled_by = float(config.get("query_pre_attn_scalar") or size) if switches.gemma else size
+        hidden, num_heads = int(read_setting(config, "hidden_size")), int(read_setting(config, "num_attention_heads"))
+        head_size = int(config.get("head_dim") or hidden // num_heads)
+        num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+        if num_heads % num_kv_heads:
+            raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
+        num_layers, has_window = int(read_setting(config, "num_hidden_layers")), bool(config.get("sliding_window"))
+        scaled_by = float(config.get("query_pre_attn_scalar") or head_size) if switches.gemma else head_size
         return cls(
             config=config,
             hidden=hidden,
             num_layers=num_layers,
-            num_queries=queries,
-            num_keys=keys,
-            head_size=size,
-            inner=int(setting(config, "intermediate_size")),
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_size=head_size,
+            intermediate_size=int(read_setting(config, "intermediate_size")),
             eps=float(config.get("rms_norm_eps", 1e-6)),
             activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
             scale=scaled_by**-0.5,
             soft_cap=config.get("attn_logit_softcapping") if switches.gemma else None,
-            kinds=tuple(SLIDING if slides and switches.windows(config, at) else FULL for at in range(num_layers)),
-            both_ways=bool(config.get("use_bidirectional_attention")) or config.get("is_causal") is False,
+            layer_types=tuple(
+                SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
+            ),
+            bidirectional=bool(config.get("use_bidirectional_attention")) or config.get("is_causal") is False,
         )
 
-    def window(self, switches: DecoderSwitches, kind: str) -> int | None:
-        """Tokens that a token of such a layer sees, itself included, to one side; None: all of them."""
-        if kind == FULL:
+    def window(self, switches: DecoderSwitches, layer_type: str) -> int | None:
+        """A token attends to tokens less than this many positions away; None: to any. For one type of layer."""
+        if layer_type == FULL:
             return None
         window = int(self.config["sliding_window"])
-        # Of Gemma it is the width of both sides together.
-        return window // 2 + 1 if self.both_ways and switches.gemma else window
+        # Bidirectional Gemma: `sliding_window` counts both sides together.
+        return window // 2 + 1 if self.bidirectional and switches.gemma else window
 
 
-def setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
-    """A value that config.json must have, under the first of these names. Raises UnsupportedModelError naming it."""
+def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
+    """The value of the first of these keys in config.json. Raises UnsupportedModelError if it has none of them."""
     for known in (name, *others):
         if config.get(known) is not None:
             return config[known]
@@ -252,24 +271,24 @@ def setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A linear layer, with one before it and a norm between where the family has them; names are whole."""
+    """A head: a linear layer `out`, optionally after dense layer, activation and norm. Names are whole tensor names."""
 
     out: str
     dense: str | None = None
     activation: str = "tanh"
-    activation_of: str | None = None  # config.json's key, where the activation is not always the same
+    activation_of: str | None = None  # key in config.json that names the activation, if there is one
     norm: str | None = None
-    bias: str | None = None  # of the last layer, where it does not go by that layer's name
-    takes: Literal["cls", "classifier_pooling", "last real token"] = "cls"  # of a text, for one row
+    bias: str | None = None  # tensor of the bias of `out`, if it is not "{out}.bias"
+    pooling: Literal["cls", "classifier_pooling", "last non-padding token"] = "cls"  # input of a sequence classifier
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyHeads:
-    """The heads of a family, by what follows its name in the class's; None where there is no such class."""
+    """The heads of a family; None if transformers has no such class for it."""
 
-    sequence: Head | None = None
-    token: Head | None = Head("classifier")
-    vocabulary: Head | None = None
+    sequence: Head | None = None  # ...ForSequenceClassification
+    token: Head | None = Head("classifier")  # ...ForTokenClassification
+    vocabulary: Head | None = None  # ...ForMaskedLM
 
 
 _ROBERTA = FamilyHeads(
@@ -284,7 +303,7 @@ _BERT_VOCABULARY = Head(
     "cls.predictions.transform.LayerNorm",
     "cls.predictions.bias",
 )
-_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", takes="classifier_pooling")
+_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", pooling="classifier_pooling")
 
 HEADS: Mapping[str, FamilyHeads] = {
     "Bert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
@@ -310,9 +329,9 @@ HEADS: Mapping[str, FamilyHeads] = {
         Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY
     ),
 }
-_DECODER = FamilyHeads(sequence=Head("score", takes="last real token"), token=Head("score"))
+_DECODER = FamilyHeads(sequence=Head("score", pooling="last non-padding token"), token=Head("score"))
 
 
 def heads_of(family: str) -> FamilyHeads:
-    """The heads of a family; a decoder's where it is not in the table."""
+    """The heads of a family; those of a decoder if the table has no entry."""
     return HEADS.get(family, _DECODER)

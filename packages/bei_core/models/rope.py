@@ -1,7 +1,7 @@
-"""Frequencies of rotary position embedding (Su et al. 2021) and what stretches them, by the names of config.json.
+"""Rotary position embedding (RoPE, Su et al. 2021): frequencies and scalings as config.json names them.
 
-The formulas are those of transformers' `modeling_rope_utils.py`, which names the papers. Everything is computed in f64;
-an engine looks the angles of its positions up, so no precision of its own can spoil them.
+The formulas are those of transformers' `modeling_rope_utils.py`, which cites the papers. Tables are computed in f64
+when an engine is built or loaded, so the precision in which the engine computes does not affect the angles.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy.typing as npt
 
 from bei_core.errors import UnsupportedModelError
 
-Frequencies = npt.NDArray[np.float64]  # [D / 2], radians a position
+Frequencies = npt.NDArray[np.float64]  # [S / 2], radians per position; S is the size of a head
 
 
-def tables(
+def rope_tables(
     config: Mapping[str, Any], head_size: int, max_len: int, *, layer_type: str = "full_attention"
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Cosines and sines f32[max_len, D] of every position a text may have, the half of a head's angles repeated.
+    """(cosines, sines), f32[max_len, S] each, for positions from 0; columns i and i + S / 2 are equal.
 
-    Raises UnsupportedModelError for a scaling outside the table.
+    Raises UnsupportedModelError for an unknown rope scaling.
     """
     frequencies, factor = frequencies_of(config, head_size, layer_type=layer_type)
     angles = np.arange(max_len)[:, None] * np.concatenate([frequencies, frequencies])
@@ -33,26 +33,22 @@ def tables(
 def frequencies_of(
     config: Mapping[str, Any], head_size: int, *, layer_type: str = "full_attention"
 ) -> tuple[Frequencies, float]:
-    """Frequencies, and what cosines and sines are multiplied by.
-
-    Raises UnsupportedModelError for an unknown scaling.
-    """
-    theta, scaling = _parameters(config, layer_type)
+    """(frequencies, factor of cosines and sines). Raises UnsupportedModelError for an unknown rope scaling."""
+    theta, scaling = _theta_and_scaling(config, layer_type)
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if kind not in _SCALINGS:
         raise UnsupportedModelError(f"rope scaling {kind!r} is not supported; known are {', '.join(sorted(_SCALINGS))}")
-    plain = _plain(theta, head_size)
-    return _SCALINGS[kind](plain, theta, scaling, config)
+    return _SCALINGS[kind](_unscaled(theta, head_size), theta, scaling, config)
 
 
-def _parameters(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:
-    """(theta, scaling) of a layer type, in transformers 5's form or in that of the releases before."""
+def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:
+    """For one layer type; reads `rope_parameters` (transformers 5) or the keys of earlier releases."""
     given = config.get("rope_parameters")
     if given:
         given = given.get(layer_type, given)
         theta = given.get("rope_theta", config.get("rope_theta"))
     elif layer_type == "sliding_attention" and _LOCAL & config.keys():
-        given = {}  # scaling is for the layers that see everything
+        given = {}  # scaling applies to the layers with full attention only
         theta = next(config[name] for name in _LOCAL if name in config)
     else:
         given = config.get("rope_scaling") or {}
@@ -64,12 +60,12 @@ _LOCAL = {"rope_local_base_freq", "local_rope_theta"}
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base")
 
 
-def _plain(theta: float, head_size: int) -> Frequencies:
+def _unscaled(theta: float, head_size: int) -> Frequencies:
     exponents: Frequencies = np.arange(0, head_size, 2) / head_size
     return 1.0 / theta**exponents
 
 
-_Scaled = tuple[Frequencies, float]
+_Scaled = tuple[Frequencies, float]  # and the factor of cosines and sines
 _Config = Mapping[str, Any]
 
 
@@ -82,20 +78,20 @@ def _linear(plain: Frequencies, theta: float, scaling: _Config, config: _Config)
 
 
 def _llama3(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
-    """Long waves are slowed by the factor, short ones left, those between blended."""
+    """Divides low frequencies by the factor, keeps high ones, interpolates between (Llama 3.1)."""
     factor, low, high = (float(scaling[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    turns = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
-    share = np.clip((turns - low) / (high - low), 0, 1)
+    rotations = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    share = np.clip((rotations - low) / (high - low), 0, 1)
     return (1 - share) * plain / factor + share * plain, 1.0
 
 
 def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
-    """Peng et al. 2023."""
+    """YaRN (Peng et al. 2023)."""
     factor, half = float(scaling["factor"]), len(plain)
     original = scaling.get("original_max_position_embeddings") or config["max_position_embeddings"]
 
-    def dimension(turns: float) -> float:
-        return half * math.log(float(original) / (turns * 2 * math.pi)) / math.log(theta)
+    def dimension(num_rotations: float) -> float:
+        return half * math.log(float(original) / (num_rotations * 2 * math.pi)) / math.log(theta)
 
     low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
@@ -107,17 +103,16 @@ def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -
 
 
 def _ntk(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
-    """GTE's fixed form (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`); UnsupportedModelError for the mixed one."""
+    """NTK scaling of GTE (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`), without its option `mixed_b`."""
     if scaling.get("mixed_b") is not None:
         raise UnsupportedModelError("rope scaling ntk with mixed_b is not supported")
     factor, half = float(scaling["factor"]), len(plain)
-    stretched = _plain(theta * factor, 2 * half)
-    return stretched / factor ** (1 / half), 1.0
+    return _unscaled(theta * factor, 2 * half) / factor ** (1 / half), 1.0
 
 
 _SCALINGS: dict[str, Callable[[Frequencies, float, _Config, _Config], _Scaled]] = {
     "default": _default,
-    "dynamic": _default,  # it changes nothing for texts that are not longer than the model's own length
+    "dynamic": _default,  # scales only sequences longer than the model's max_position_embeddings
     "linear": _linear,
     "llama3": _llama3,
     "yarn": _yarn,

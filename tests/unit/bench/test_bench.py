@@ -1,4 +1,4 @@
-"""The load generator's counts, the workloads' sameness, the report's arithmetic; no test looks at the clock."""
+"""Counts of the load generator, reproducible workloads, arithmetic of the report; no test depends on timing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ OK = b'{"data":[],"usage":{"prompt_tokens": 7, "total_tokens": 7}}'
 METRICS = b"# HELP x y\nte_batch_next_tokens_sum 30.0\nbei_padding_tokens_total %d\n"
 
 Reply = tuple[int, dict[str, str], bytes]
-Behaviour = Callable[[int], Reply | str]  # the how-manyth request -> a reply, "hang" or "leave"
+Behaviour = Callable[[int], Reply | str]  # number of the request, from 0 -> a reply, "hang" or "leave"
 
 
 def good(_: int) -> Reply:
@@ -35,7 +35,7 @@ def good(_: int) -> Reply:
 
 
 class Fake:
-    """An HTTP server on a thread of its own that behaves as told and remembers the bodies."""
+    """An HTTP server on its own thread that replies as `behaviour` says and records the bodies."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
@@ -120,7 +120,7 @@ def load(port: int, count: int, **options: object) -> Load:
 
 
 # ------------------------------------------------------------------------------------------------------- client
-def test_closed_loop_sends_everything_once_and_measures_what_follows_the_warmup() -> None:
+def test_closed_loop_sends_each_request_once_and_measures_those_after_the_warmup() -> None:
     with serving() as fake:
         outcome = drive(load(fake.port, 48, warmup=8, connections=4))
     assert len(outcome.latencies_ms) == 40
@@ -138,7 +138,7 @@ def test_the_clock_starts_after_the_warmup() -> None:
     assert seen == [4]
 
 
-def test_open_loop_answers_every_arrival_and_counts_the_wait_for_a_connection() -> None:
+def test_open_loop_sends_every_arrival_and_counts_the_wait_for_a_connection() -> None:
     with serving() as fake:
         outcome = drive(load(fake.port, 60, warmup=10, connections=1, rate=5000.0))
     assert len(outcome.latencies_ms) == len(outcome.lags_ms) == 50
@@ -147,7 +147,7 @@ def test_open_loop_answers_every_arrival_and_counts_the_wait_for_a_connection() 
     assert all(latency >= lag >= 0 for latency, lag in pairs)
 
 
-def test_tokens_come_from_the_header_before_the_body() -> None:
+def test_the_token_count_in_the_header_takes_precedence_over_the_body() -> None:
     with serving(lambda n: (200, {"X-Compute-Tokens": "11"}, OK)) as fake:
         assert drive(load(fake.port, 5)).num_tokens == 55
 
@@ -162,7 +162,7 @@ def test_tokens_come_from_the_header_before_the_body() -> None:
         (b"", 0),
     ],
 )
-def test_tokens_of_a_body(body: bytes, expected: int) -> None:
+def test_the_token_count_is_read_from_the_body(body: bytes, expected: int) -> None:
     assert tokens_of(body) == expected
 
 
@@ -175,19 +175,19 @@ def test_tokens_of_a_body(body: bytes, expected: int) -> None:
         ("hang", "timeout"),
     ],
 )
-def test_every_fault_is_counted_and_the_rest_goes_on(fault: Reply | str, name: str) -> None:
+def test_every_fault_is_counted_and_the_other_requests_succeed(fault: Reply | str, name: str) -> None:
     with serving(lambda n: fault if n % 5 == 0 else good(n)) as fake:
         outcome = drive(load(fake.port, 30, connections=3, timeout_s=1.0 if fault == "hang" else 60.0))
     assert outcome.errors == {name: 6}
     assert len(outcome.latencies_ms) == 24
 
 
-def test_garbage_is_a_protocol_error() -> None:
+def test_a_malformed_reply_is_a_protocol_error() -> None:
     with serving(lambda n: (200, {"Content-Length": "x"}, b"")) as fake:
         assert drive(load(fake.port, 3)).errors == {"protocol": 3}
 
 
-def test_connections_that_the_server_closes_are_opened_again() -> None:
+def test_connections_closed_by_the_server_are_reopened() -> None:
     with serving(lambda n: (200, {"Connection": "close"}, OK)) as fake:
         outcome = drive(load(fake.port, 12, connections=2))
     assert len(outcome.latencies_ms) == 12
@@ -195,18 +195,18 @@ def test_connections_that_the_server_closes_are_opened_again() -> None:
     assert fake.num_connections == 12
 
 
-def test_nobody_listening_ends_as_errors() -> None:
+def test_requests_to_a_closed_port_are_connect_errors() -> None:
     with serving() as fake:
         port = fake.port
     assert drive(load(port, 6, connections=2)).errors == {"connect": 6}
 
 
-def test_a_load_generator_that_dies_says_why() -> None:
+def test_the_error_of_a_failed_load_generator_has_its_message() -> None:
     with pytest.raises(LoadError, match="Invalid argument"):
         drive(load(1, 1, cpus=[1023]))
 
 
-def test_arrivals_are_a_function_of_the_seed() -> None:
+def test_arrivals_depend_only_on_the_seed() -> None:
     first, again, other = (list(arrivals(100.0, 2000, seed)) for seed in (1, 1, 2))
     assert first == again != other
     assert first == sorted(first)
@@ -223,17 +223,17 @@ def test_texts_are_distinct_and_within_their_bounds(kind: str) -> None:
     assert found != texts(kind, 400, seed=4)
 
 
-def test_texts_are_the_same_on_every_python() -> None:
+def test_texts_are_the_same_on_every_version_of_python() -> None:
     joined = "\n".join(text for kind in KINDS for text in texts(kind, 50, seed=0))
     assert hashlib.sha256(joined.encode()).hexdigest()[:16] == "2744d36894fa1b54"
 
 
-def test_an_unknown_workload_names_the_known_ones() -> None:
+def test_the_error_for_an_unknown_workload_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="short, mixed, long"):
         texts("huge", 1, 0)
 
 
-def test_requests_are_whole_and_carry_the_batch() -> None:
+def test_a_request_has_all_headers_and_the_texts_of_the_batch() -> None:
     wire = Wire(host="h:1", prefix="/p", batch=2, encoding_format="float", model="m", api_key="k")
     head, body = wire.requests(["a", "b", "c", "ü"])[1].split(b"\r\n\r\n")
     assert head.startswith(b"POST /p/v1/embeddings HTTP/1.1\r\nhost: h:1\r\n")
@@ -242,20 +242,20 @@ def test_requests_are_whole_and_carry_the_batch() -> None:
     assert json.loads(body) == {"input": ["c", "ü"], "model": "m", "encoding_format": "float"}
 
 
-def test_tei_requests() -> None:
+def test_a_request_in_the_shape_of_tei() -> None:
     head, body = Wire(host="h", shape="tei").requests(["a"])[0].split(b"\r\n\r\n")
     assert head.startswith(b"POST /embed ")
     assert json.loads(body) == {"inputs": "a", "truncate": True}
 
 
 @pytest.mark.parametrize("options", [{"shape": "soap"}, {"encoding_format": "xml"}, {"batch": 0}])
-def test_impossible_requests(options: dict[str, object]) -> None:
+def test_impossible_requests_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         Wire(host="h", **options)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------------- report
-def test_percentiles() -> None:
+def test_percentiles_are_interpolated() -> None:
     found = Latency.of([float(value) for value in range(100, 0, -1)])
     assert found is not None
     assert (found.mean, found.p50, found.max) == (50.5, 50.5, 100.0)
@@ -269,7 +269,7 @@ def test_counters_are_summed_over_labels() -> None:
     assert found == {"a": 5.0, "b_sum": 1000.0, "c": 0.0}
 
 
-def test_run_reports_what_the_server_did(tmp_path: Path) -> None:
+def test_a_report_has_the_numbers_of_client_and_server(tmp_path: Path) -> None:
     with serving() as fake:
         options = Options(
             url=f"http://127.0.0.1:{fake.port}", workload="short", num_requests=30, warmup=5, clients=3, batch=2,
@@ -290,7 +290,7 @@ def test_run_reports_what_the_server_did(tmp_path: Path) -> None:
     assert "secret" not in (tmp_path / "r.json").read_text()
 
 
-def test_a_report_of_failures_only() -> None:
+def test_a_report_without_any_answer() -> None:
     with serving(lambda n: (503, {}, b"")) as fake:
         report = run(Options(url=f"http://127.0.0.1:{fake.port}", num_requests=4, warmup=0, rate=1000.0))
     assert (report.num_ok, report.errors, report.latency_ms, report.tokens_per_s) == (0, {"503": 4}, None, None)
@@ -306,17 +306,17 @@ def test_the_server_is_found_by_its_port() -> None:
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:80", "ftp://x", "http://"])
-def test_what_is_no_url(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="http://host:port"):
         split(url)
 
 
-def test_urls_get_a_port() -> None:
+def test_the_default_port_is_added_to_a_url() -> None:
     assert split("http://host/p").netloc == "host:80"
     assert split("https://[::1]").netloc == "[::1]:443"
 
 
-def test_impossible_options() -> None:
+def test_impossible_options_are_refused() -> None:
     with pytest.raises(ConfigError, match="num_requests"):
         Options(num_requests=0)
 
@@ -329,7 +329,7 @@ def report_file(tmp_path: Path) -> Path:
     return tmp_path / "r.json"
 
 
-def test_plot(report_file: Path) -> None:
+def test_a_plot_is_a_png(report_file: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = plot([report_file, report_file], report_file.with_suffix(".png"))
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -341,7 +341,7 @@ def test_a_plot_without_matplotlib_says_what_to_install(report_file: Path, monke
         plot([report_file], report_file.with_suffix(".png"))
 
 
-def test_a_file_that_is_no_report(tmp_path: Path) -> None:
+def test_the_error_for_a_file_that_is_no_report_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "r.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"r\.json"):
         Report.read(tmp_path / "r.json")

@@ -94,7 +94,7 @@ def test_a_file_that_is_no_data_set_is_refused(
 
 
 def test_a_name_that_is_not_known_says_what_may_be_given(embedder: ModelSpec) -> None:
-    with pytest.raises(ConfigError, match=r"a \.txt file with a text a line"):
+    with pytest.raises(ConfigError, match=r"a \.txt file with a text on each line"):
         read_samples(Calibration(dataset="someone/texts"), embedder)
     with pytest.raises(ConfigError, match="cannot be read"):
         read_samples(Calibration(dataset="missing.txt"), embedder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bei_core.engines.openvino.quantize.integers import rounded
+from bei_core.engines.openvino.quantize.headroom import quantize_with_headroom
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -15,7 +15,7 @@ def test_no_two_neighbours_exceed_16_bits_and_weights_stay_near(seed: int) -> No
     weights = rng.standard_t(3, (50, num_in)).astype(np.float32)
     low = rng.integers(0, 200, num_in)
     high = rng.integers(low, 256)
-    integers, steps = rounded(weights, low, high)
+    integers, steps = quantize_with_headroom(weights, low, high)
     assert integers.dtype == np.int8
     # Each channel at whichever end makes the sum larger, and at whichever makes it smaller.
     for more, less in ((high, low), (low, high)):
@@ -29,20 +29,20 @@ def test_no_two_neighbours_exceed_16_bits_and_weights_stay_near(seed: int) -> No
 
 def test_a_row_that_cannot_exceed_16_bits_keeps_all_8() -> None:
     weights = np.array([[1.0, 0.5, -1.0, 0.25], [1.0, 1.0, 0.0, 0.0]], np.float32)
-    integers, _ = rounded(weights, np.full(4, 100), np.full(4, 160))
+    integers, _ = quantize_with_headroom(weights, np.full(4, 100), np.full(4, 160))
     assert np.abs(integers[0]).max() == 127
     assert integers[1].tolist() == [102, 102, 0, 0], "160 * (102 + 102) is as much as 16 bits hold"
 
 
 def test_the_range_of_the_activation_decides() -> None:
     weights = np.ones((1, 2), np.float32)
-    narrow, _ = rounded(weights, np.zeros(2), np.full(2, 128))
-    wide, _ = rounded(weights, np.zeros(2), np.full(2, 255))
+    narrow, _ = quantize_with_headroom(weights, np.zeros(2), np.full(2, 128))
+    wide, _ = quantize_with_headroom(weights, np.zeros(2), np.full(2, 255))
     assert narrow.tolist() == [[127, 127]]
     assert wide.tolist() == [[64, 64]]
 
 
 def test_a_row_of_zeros_is_zero() -> None:
-    integers, steps = rounded(np.zeros((1, 4), np.float32), np.zeros(4), np.full(4, 255))
+    integers, steps = quantize_with_headroom(np.zeros((1, 4), np.float32), np.zeros(4), np.full(4, 255))
     assert not integers.any()
     assert np.isfinite(steps).all()

@@ -85,4 +85,4 @@ def test_rows_of_another_shape_are_a_bug() -> None:
 def test_it_is_kept_in_a_manifest_and_read_in_one_line() -> None:
     quality = measure(np.eye(3), np.eye(3), "classifier").check(Bar())
     assert msgspec.json.decode(msgspec.json.encode(quality), type=Quality) == quality
-    assert str(quality).startswith("mean cosine 1.0000 (least 1.0000), top label agrees in 100.0%")
+    assert str(quality).startswith("mean cosine 1.0000 (minimum 1.0000), top label agrees in 100.0%")

@@ -87,7 +87,7 @@ def test_config_names_our_class_and_holds_the_whole_spec(tmp_path: Path) -> None
 def test_a_window_or_a_cap_needs_attention_of_our_own() -> None:
     names = ("mistral-window-last", "gemma2-multilingual", "qwen3-embedding")
     facts = [facts_of(read_spec(resolve(str(DATA / "golden_decoders" / name)))) for name in names]
-    assert [each.needs_own_attention for each in facts] == [True, True, False]
+    assert [each.needs_segment_attention for each in facts] == [True, True, False]
 
 
 @pytest.mark.parametrize(

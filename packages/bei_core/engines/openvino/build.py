@@ -1,4 +1,4 @@
-"""A checkpoint to what the CPU engine's folder holds: the graph and its weights, for any processor."""
+"""Builds the CPU engine: from a checkpoint to the files of an engine folder, which any processor can load."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-# Part of an engine's address: raise it when the same checkpoint would give another graph.
+# Part of an engine's address. Increment it when the same checkpoint would give another graph.
 VERSION = 3
 
-# The same for the quantisation of a graph. nncf's version is not in the address, because a replica that finds the
-# engine in the store need not have nncf: raise this when a new one gives other numbers.
+# Part of the address of an int8 engine. Increment it when quantisation gives other weights, also when a new nncf does:
+# nncf's own version is not in the address, because a replica that only loads the engine may not have nncf.
 INT8_VERSION = 3
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
-    """What chooses among a model's engines: of one in f32 the graph alone, since it is computed in any dtype."""
+    """The part of an engine's address that needs no checkpoint. One f32 engine serves every `dtype` but int8."""
     if quantization_of(settings) is None:
         return {"graph": VERSION}
     return {"graph": VERSION, "int8": INT8_VERSION}
@@ -48,8 +48,8 @@ def facts(settings: Settings) -> Mapping[str, object]:
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.
 
-    Raises EngineUnavailableError for a dtype or a quantisation that the processor has not, ConfigError for texts to
-    calibrate with that cannot be read.
+    Raises EngineUnavailableError for a dtype or a quantisation that the processor does not support, ConfigError if the
+    calibration texts cannot be read.
     """
     precision = precision_for(settings.dtype)
     how = quantization_of(settings)
@@ -57,8 +57,8 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         return _Int8(checkpoint, spec, how, bar_of(settings), precision).plan(facts(settings))
 
     def fill(folder: Path) -> None:
-        # Weights stay f32 whatever the computation: what is stored as bf16 is widened into memory of each process,
-        # while f32 is used as it is mapped (docs/decisions/011-engine-store.md).
+        # Weights stay f32 for every precision: OpenVINO would convert stored bf16 weights to f32 in the memory of each
+        # process, while f32 weights are used where they are mapped (docs/decisions/011-engine-store.md).
         _save(build_graph(spec, checkpoint), folder / MODEL)
 
     return Plan(
@@ -72,30 +72,30 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
 
 @dataclass(frozen=True, slots=True)
 class _Int8:
-    """A quantised engine in the making."""
+    """The build of a quantised engine."""
 
     checkpoint: Checkpoint
     spec: ModelSpec
-    how: Quantization
+    quantization: Quantization
     bar: Bar
-    precision: str  # of what is not quantised
+    precision: str  # of the layers that are not quantised
 
-    def plan(self, known: Mapping[str, object]) -> Plan:
-        """With what is known of its address already. Raises EngineUnavailableError for fp4."""
-        if self.how.type.startswith("fp4"):
+    def plan(self, address: Mapping[str, object]) -> Plan:
+        """The plan, with an address that starts with `address`. Raises EngineUnavailableError for fp4."""
+        if self.quantization.type.startswith("fp4"):
             raise EngineUnavailableError(
-                f"quantization_type {self.how.type}: the CPU engine does not multiply int4 weights by int8 "
+                f"quantization_type {self.quantization.type}: the CPU engine does not multiply int4 weights by int8 "
                 "activations; use fp8 (int8 on a CPU), fp8_mlp_only or no_quant"
             )
-        samples = read_samples(self.how.calibration, self.spec)
+        samples = read_samples(self.quantization.calibration, self.spec)
         return Plan(
             engine="openvino",
             precision="int8",
             artifact={
-                **known,
+                **address,
                 "mlp_only": self._mlp_only,
-                "alpha": self.how.alpha,
-                "calibration": self.how.calibration,
+                "alpha": self.quantization.alpha,
+                "calibration": self.quantization.calibration,
                 "texts": samples.digest,
             },
             fill=lambda folder: self._fill(folder, samples),
@@ -104,12 +104,12 @@ class _Int8:
 
     @property
     def _mlp_only(self) -> bool:
-        return self.how.type == "fp8_mlp_only"
+        return self.quantization.type == "fp8_mlp_only"
 
     def _fill(self, folder: Path, samples: Samples) -> Quality:
-        """Writes the model, and measures it. Raises QualityError, EngineUnavailableError without nncf."""
+        """Writes the model and measures its quality. Raises QualityError; EngineUnavailableError without nncf."""
         import_nncf()
-        limit = self.how.calibration.max_seq_length
+        limit = self.quantization.calibration.max_seq_length
         texts, held_out = (
             calibration_batches(encode(side, self.spec, self.checkpoint.folder / TOKENIZER, limit)) for side in samples
         )
@@ -117,23 +117,23 @@ class _Int8:
         reference = outputs(OpenVinoEngine(graph, self.spec, "f32"), held_out)
         started = time.perf_counter()
         log.info("quantising to int8, calibrating with %d texts (%d batches)", len(samples.calibration), len(texts))
-        model = quantize(graph, texts, alpha=self.how.alpha, mlp_only=self._mlp_only)
+        model = quantize(graph, texts, alpha=self.quantization.alpha, mlp_only=self._mlp_only)
         _save(model, folder / MODEL)
-        log.info("quantised in %.1f s; measuring on texts held out", time.perf_counter() - started)
+        log.info("quantised to int8 in %.1f s; measuring quality on held-out texts", time.perf_counter() - started)
         engine = OpenVinoEngine(folder / MODEL, self.spec, self.precision, quantised=True)
         quality = measure(reference, outputs(engine, held_out), self.spec.kind).check(self.bar)
-        log.info("quality of int8 beside f32: %s", quality)
+        log.info("quality of int8 compared with f32: %s", quality)
         return quality
 
 
 def _save(model: openvino.Model, path: Path) -> None:
-    """Writes a model and its weights. Raises OSError where the disk refuses them."""
+    """Writes a graph and its weights. Raises OSError if the file system does."""
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as fault:
         if "iostream error" not in str(fault):
             raise
-        # It does not say why. The system does, asked for the same room.
+        # OpenVINO does not say why. The file system does when it is asked for the same space.
         constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 1 + sum(node.get_byte_size() for node in constants))
@@ -141,7 +141,7 @@ def _save(model: openvino.Model, path: Path) -> None:
 
 
 def outputs(engine: Engine, batches: Sequence[Batch]) -> Array:
-    """f32[N, D] of the texts, or f32[T, E] of their tokens where the model gives no rows of texts."""
+    """f32[B, D] of all batches, or f32[T, E] for a model that gives rows of tokens only."""
     if engine.info.row_width:
         return np.concatenate([engine.forward(batch) for batch in batches])
     return np.concatenate([engine.forward_tokens(batch)[1] for batch in batches])

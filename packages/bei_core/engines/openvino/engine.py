@@ -1,4 +1,4 @@
-"""The CPU engine: a compiled graph and the layout it takes its batches in."""
+"""The CPU engine: runs a compiled OpenVINO graph on packed rows."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.openvino.graph import ROWS, TOKENS
-from bei_core.engines.openvino.packing import Grid, lay_out
-from bei_core.engines.openvino.quantize.convolve import convolve
+from bei_core.engines.openvino.packing import PackedRows, pack_rows
+from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
-MODEL = "model.xml"  # with model.bin: OpenVINO's own format, for any processor
+MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processor
 
-# Beyond about this many tokens a batch gains nothing on two cores (docs/decisions/004-packed-rows.md).
+# Larger batches give no more throughput on two cores (docs/decisions/004-packed-rows.md).
 BATCH_TOKENS = 1024
 
-# A row as wide as a vocabulary needs as much memory for every token; beyond this width batches are smaller.
+# A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -36,11 +36,10 @@ _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def precision_for(dtype: str) -> str:
-    """What the CPU computes in for a `dtype` setting: bf16 for `auto` where the processor has it, else f32.
+    """The precision ("f32" or "bf16") for a `dtype` setting; `auto` is bf16 if the processor has it, else f32.
 
-    Of a quantised model (`int8`) it is what the rest of it computes in.
-
-    Raises EngineUnavailableError for a dtype that this processor, or this engine, does not compute in.
+    For `int8` it is the precision of the layers that are not quantised. Raises EngineUnavailableError for a dtype that
+    this processor or this engine does not support.
     """
     has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = ("bf16" if has_bf16 else "f32") if dtype in {"auto", "int8"} else _PRECISIONS.get(dtype)
@@ -52,8 +51,8 @@ def precision_for(dtype: str) -> str:
     return precision
 
 
-def multiplies_int8() -> bool:
-    """Whether the processor adds products of int8 up in 32 bits: x86 with VNNI or AMX, or Arm."""
+def has_int8_dot_product() -> bool:
+    """Whether the processor multiplies int8 with 32-bit accumulation: x86 with VNNI or AMX, or Arm."""
     if platform.machine().lower() not in {"x86_64", "amd64"}:
         return True
     try:
@@ -64,17 +63,17 @@ def multiplies_int8() -> bool:
 
 
 def compile_properties(precision: str) -> dict[str, object]:
-    """OpenVINO's settings: all processors on one batch, since one batch at a time runs."""
+    """Settings for OpenVINO: one batch runs at a time, on all processors."""
     return {
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": usable_cpus(),
-        "ENABLE_CPU_PINNING": False,  # the event loop needs a processor too, and may take any
+        "ENABLE_CPU_PINNING": False,  # the event loop needs a processor, too
     }
 
 
 def usable_cpus() -> int:
-    """Processors this process may use: its affinity, and its control group's quota where there is one."""
+    """Number of processors that this process may use: CPU affinity, limited by the cgroup's quota if there is one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -84,23 +83,25 @@ def usable_cpus() -> int:
 
 
 class OpenVinoEngine:
-    """A model on the CPU, of a file whose weights stay mapped, so that processes share their pages, or of a graph.
+    """A model on the CPU, compiled from a file or from a graph.
 
-    `quantised` says that its products are in int8, whatever `precision` the rest computes in; without VNNI they are
-    convolved, which a graph keeps.
+    The weights of a file stay memory-mapped, so several processes share them. `quantised`: the linear layers are int8,
+    all else is in `precision`; without VNNI they are replaced by convolutions, which changes a given graph in place.
     """
 
     def __init__(
         self, model: Path | openvino.Model, spec: ModelSpec, precision: str, *, quantised: bool = False
     ) -> None:
-        core, made = openvino.Core(), model
+        core, graph = openvino.Core(), model
         try:
-            if quantised and not multiplies_int8():
-                made = core.read_model(model) if isinstance(model, Path) else model
-                convolve(made)
-            compiled = core.compile_model(made, "CPU", compile_properties(precision))
+            if quantised and not has_int8_dot_product():
+                graph = core.read_model(model) if isinstance(model, Path) else model
+                matmuls_to_convolutions(graph)
+            compiled = core.compile_model(graph, "CPU", compile_properties(precision))
         except RuntimeError as fault:
-            raise EngineUnavailableError(f"{model} cannot be loaded here: {fault}; build it again") from fault
+            raise EngineUnavailableError(
+                f"OpenVINO cannot load the engine {model}: {fault}; build the engine again"
+            ) from fault
         self._request = compiled.create_infer_request()
         widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
@@ -122,24 +123,24 @@ class OpenVinoEngine:
 
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
         """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
-        grid = self._infer(batch)
-        tokens: Array = self._request.get_tensor(TOKENS).data[grid.targets]
+        packed = self._infer(batch)
+        tokens: Array = self._request.get_tensor(TOKENS).data[packed.token_indices]
         return self._rows(len(batch)), tokens
 
-    def _infer(self, batch: Batch) -> Grid:
-        grid = lay_out(batch, pad_id=self._pad_id)
-        self._padding_share = grid.padding_share
-        self._request.infer(grid.arrays(), share_inputs=True)
-        return grid
+    def _infer(self, batch: Batch) -> PackedRows:
+        packed = pack_rows(batch, pad_id=self._pad_id)
+        self._padding_share = packed.padding_share
+        self._request.infer(packed.graph_inputs(), share_inputs=True)
+        return packed
 
-    def _rows(self, num_texts: int) -> Array:
-        """A copy of the last batch's rows, since the tensor is the next batch's too."""
+    def _rows(self, num_sequences: int) -> Array:
+        """f32[B, D], a copy because the next batch overwrites the tensor; D is 0 if the model has no such output."""
         if not self.info.row_width:
-            return np.empty((num_texts, 0), np.float32)
-        return np.array(self._request.get_tensor(ROWS).data[:num_texts])
+            return np.empty((num_sequences, 0), np.float32)
+        return np.array(self._request.get_tensor(ROWS).data[:num_sequences])
 
     def padding_share(self) -> float:
-        """Share (0 to 1) of the last batch's grid that was padding."""
+        """Share (0 to 1) of the last batch's R * L tokens that were padding."""
         return self._padding_share
 
     def close(self) -> None:
@@ -148,8 +149,8 @@ class OpenVinoEngine:
 
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> OpenVinoEngine:
-    """The engine of an engine folder, computing in `dtype`.
+    """The engine in an engine folder, computing in `dtype`.
 
-    Raises EngineUnavailableError where the processor does not.
+    Raises EngineUnavailableError if the processor does not support the dtype.
     """
     return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=manifest.precision == "int8")

@@ -1,8 +1,7 @@
-"""A whole model as one OpenVINO graph: transformer, pooling, what follows. Written from tensors, nothing exported.
+"""A whole model as one OpenVINO graph: transformer, pooling, modules and heads, built from the checkpoint's tensors.
 
-Inputs (i32): input_ids, position_ids, segment_ids, type_ids [R, L]; starts, lengths [B], where a text's tokens begin in
-the rows laid end to end, and how many they are. Segment ids number the texts of the batch from 0; padding has -1.
-Outputs (f32), those of them that the model gives: rows [B, D]; tokens [R * L, E].
+Inputs (i32): input_ids, position_ids, segment_ids, type_ids [R, L] and starts, lengths [B], as in `packing.PackedRows`.
+Outputs (f32), where the model has them: rows [B, D] and tokens [R * L, E].
 """
 
 from __future__ import annotations
@@ -27,43 +26,43 @@ from bei_core.models.spec import Classifier, Dense, ModelSpec, Module, Normalize
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
 
-# The node that ends the transformer: what comes after it is pooling, modules and heads.
+# Name of the transformer's last node; after it come pooling, modules and heads.
 TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
-    """The model's graph with dynamic R, L and B. Raises UnsupportedModelError, or CheckpointError naming a tensor."""
+    """The model's graph with dynamic R, L, B. Raises UnsupportedModelError, or CheckpointError for an unfit tensor."""
     family = FAMILIES[family_of(spec.architecture)]
-    grid = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
+    rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)
-    tokens = family.make(spec.config, weights, spec.max_seq_len).graph(Inputs(*grid))
+    tokens = family.make(spec.config, weights, spec.max_seq_len).graph(Inputs(*rows))
     tokens = op.reshape(tokens, ops.ints(-1, spec.hidden_size), False, name=TOKEN_VECTORS)
-    top = _Top(spec, checkpoint, weights, family.anchor, op.reshape(grid[0], ops.ints(-1), False), Spans(*spans))
+    ids = op.reshape(rows[0], ops.ints(-1), False)
     results = []
-    for name, x in top.outputs(tokens).items():
+    for name, x in _Heads(spec, checkpoint, weights, family.anchor, ids, Spans(*spans)).outputs(tokens).items():
         result = op.result(op.convert(x, Type.f32), name=name)
         result.output(0).set_names({name})
         results.append(result)
-    return openvino.Model(results, [*grid, *spans], spec.architecture)
+    return openvino.Model(results, [*rows, *spans], spec.architecture)
 
 
 @dataclass(frozen=True, slots=True)
-class _Top:
-    """What a model makes of its transformer's token vectors f32[T, H]."""
+class _Heads:
+    """Pooling, modules and heads: what follows the token vectors f32[R * L, H]."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
     weights: Weights  # the transformer's
     anchor: str
-    ids: Node  # i32[T]
+    ids: Node  # i32[R * L]
     spans: Spans
 
     def outputs(self, tokens: Node) -> dict[str, Node]:
         """The graph's outputs by name."""
         modules = self.spec.modules
         if self.spec.kind == "late-interaction":
-            return {TOKENS: ops.l2_normalize(self._after(modules, tokens))}
+            return {TOKENS: ops.l2_normalize(self._apply(modules, tokens))}
         first, *rest = modules
         if isinstance(first, Classifier):
             return {TOKENS if first.per_token else ROWS: self._classify(first, tokens)}
@@ -74,11 +73,11 @@ class _Top:
             return {ROWS: rows}
         pooled = [pool(mode, tokens, self.spans) for mode in first.modes] if isinstance(first, Pooling) else []
         rows = pooled[0] if len(pooled) == 1 else op.concat(pooled, -1)
-        return {ROWS: self._after(rest, rows), TOKENS: tokens}
+        return {ROWS: self._apply(rest, rows), TOKENS: tokens}
 
     def _classify(self, classifier: Classifier, tokens: Node) -> Node:
         if classifier.answers is not None:
-            return heads.answer(classifier.answers, tokens, self.spans, self.weights, self.checkpoint)
+            return heads.yes_no_logit(classifier.answers, tokens, self.spans, self.weights, self.checkpoint)
         head = self._head(self._heads.token if classifier.per_token else self._heads.sequence)
         return heads.classify(classifier, head, tokens, self.ids, self.spans, self.checkpoint, self.spec.config)
 
@@ -91,8 +90,8 @@ class _Top:
             raise UnsupportedModelError(f"the head of {self.spec.architecture} is not supported")
         return head
 
-    def _after(self, modules: Sequence[Module], x: Node) -> Node:
-        """The modules after pooling, in turn."""
+    def _apply(self, modules: Sequence[Module], x: Node) -> Node:
+        """The output of Dense and Normalize modules applied one after the other."""
         for module in modules:
             if isinstance(module, Dense):
                 x = self._dense(module, x)
@@ -103,7 +102,7 @@ class _Top:
         return x
 
     def _dense(self, module: Dense, x: Node) -> Node:
-        """A sentence-transformers Dense module (`base/modules/dense.py`)."""
+        """f32[..., out]: a Dense module (sentence-transformers 6.2, `base/modules/dense.py`)."""
         name = module.tensor
         weights = Weights(self.checkpoint.tensors(module.folder), anchor=f"{name}.weight", prefixes=("",))
         bias = weights.get(f"{name}.bias", None) if module.bias else None

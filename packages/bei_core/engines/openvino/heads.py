@@ -1,7 +1,4 @@
-"""What stands on top of a transformer: classifiers of texts and of tokens, and vocabularies.
-
-A head's tensors have whole names: no prefix goes before them.
-"""
+"""Heads after the transformer: classifiers of sequences and of tokens, yes/no rerankers, SPLADE."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.pooling import Spans, last_real_token, pool
+from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool
 from bei_core.models.families import Config, Head
 from bei_core.models.spec import Classifier
 
@@ -23,18 +20,19 @@ from bei_core.models.spec import Classifier
 def classify(
     classifier: Classifier, head: Head, x: Node, ids: Node, spans: Spans, checkpoint: Checkpoint, config: Config
 ) -> Node:
-    """Logits: f32[B, C] of token vectors f32[T, H], or f32[T, C] of a classifier of tokens. `ids` are i32[T]."""
-    weights = Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",))
-    rows = x if classifier.per_token else _TAKES[head.takes](x, ids, spans, config)
-    layers = Layers(weights)
-    return layers.linear(_transform(head, rows, layers, config), head.out, None, len(classifier.labels))
+    """Logits f32[B, C], or f32[R * L, C] of a token classifier; `x` is f32[R * L, H], `ids` are i32[R * L]."""
+    layers = Layers(Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",)))
+    rows = x if classifier.per_token else _POOLINGS[head.pooling](x, ids, spans, config)
+    return layers.linear(_before_out(head, rows, layers, config), head.out, None, len(classifier.labels))
 
 
-def answer(answers: tuple[int | None, int], x: Node, spans: Spans, embeddings: Weights, checkpoint: Checkpoint) -> Node:
-    """f32[B, 1]: the logit of "yes" less that of "no" after each text's last token.
+def yes_no_logit(
+    answers: tuple[int | None, int], x: Node, spans: Spans, embeddings: Weights, checkpoint: Checkpoint
+) -> Node:
+    """f32[B, 1]: the logit of "yes" minus the logit of "no" after each sequence's last token; `x` is f32[R * L, H].
 
-    Only the two rows of the vocabulary are in the graph. `embeddings` stands in for the output matrix that a tied
-    model does not store.
+    `answers` are the ids of "no" (None: its logit counts as 0) and "yes"; only these rows of the output matrix are in
+    the graph. A model with tied weights has no lm_head: then the rows come from `embeddings`.
     """
     untied = "lm_head.weight" in checkpoint.tensors()
     weights = Weights(checkpoint.tensors(), anchor="lm_head.weight", prefixes=("",)) if untied else embeddings
@@ -45,20 +43,23 @@ def answer(answers: tuple[int | None, int], x: Node, spans: Spans, embeddings: W
 
 
 def splade(head: Head, x: Node, spans: Spans, embeddings: ops.Array, checkpoint: Checkpoint, config: Config) -> Node:
-    """f32[B, V]: the maximum over each text's tokens of log(1 + relu(logit)). `embeddings` is the tied matrix."""
+    """f32[B, V]: the maximum over each sequence's tokens of log(1 + relu(logit)) (SPLADE-max, Formal et al. 2021).
+
+    `x` is f32[R * L, H]. `embeddings` f32[V, H] is the output matrix of a checkpoint with tied weights.
+    """
     weights = Weights(checkpoint.tensors(), anchor=f"{head.dense}.weight", prefixes=("",))
     layers, name = Layers(weights), f"{head.out}.weight"
     table = weights.get(name, None, None) if name in weights else embeddings
     bias = next((known for known in (head.bias, f"{head.out}.bias") if known and known in weights), None)
     logits = ops.linear(
-        _transform(head, x, layers, config), table, None if bias is None else weights.get(bias, len(table))
+        _before_out(head, x, layers, config), table, None if bias is None else weights.get(bias, len(table))
     )
-    # The logarithm grows with its argument, so it is taken of the maximum alone.
+    # log(1 + relu(x)) is monotonic, so the maximum may come first, where it is cheaper.
     return op.log(op.add(op.relu(pool("max", logits, spans)), op.constant(np.float32(1))))
 
 
-def _transform(head: Head, x: Node, layers: Layers, config: Config) -> Node:
-    """[..., H] up to the last layer."""
+def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
+    """f32[..., H]: the head's layers before its last one."""
     if head.dense is not None:
         name = str(config.get(head.activation_of or "") or head.activation)
         x = ops.activation(name)(layers.linear(x, head.dense, None, None))
@@ -75,11 +76,11 @@ def _by_config(x: Node, ids: Node, spans: Spans, config: Config) -> Node:
 
 def _last(x: Node, ids: Node, spans: Spans, config: Config) -> Node:
     pad_id = config.get("pad_token_id")
-    return pool("lasttoken", x, spans) if pad_id is None else last_real_token(x, ids, spans, int(pad_id))
+    return pool("lasttoken", x, spans) if pad_id is None else last_non_padding_token(x, ids, spans, int(pad_id))
 
 
-_TAKES: dict[str, Callable[[Node, Node, Spans, Config], Node]] = {
+_POOLINGS: dict[str, Callable[[Node, Node, Spans, Config], Node]] = {
     "cls": lambda x, ids, spans, config: pool("cls", x, spans),
     "classifier_pooling": _by_config,
-    "last real token": _last,
+    "last non-padding token": _last,
 }

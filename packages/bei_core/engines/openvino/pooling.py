@@ -1,7 +1,6 @@
-"""Token vectors to one vector a text, by the names of sentence-transformers' Pooling.
+"""Pooling inside the graph: token vectors f32[R * L, H] to one row per sequence f32[B, H].
 
-Letters: T tokens of the grid, B texts, H hidden. `starts` and `lengths` are i32[B]: where a text's tokens begin among
-the T, and how many they are.
+The modes are those of sentence-transformers' Pooling module (`sentence_transformers/models/Pooling.py`).
 """
 
 from __future__ import annotations
@@ -17,30 +16,33 @@ from bei_core.engines.openvino import ops
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """The texts of a batch."""
+    """Where each sequence's pooled tokens lie among the R * L tokens."""
 
-    starts: Node
-    lengths: Node
+    starts: Node  # i32[B], index of the first
+    lengths: Node  # i32[B], how many, at least 1
 
     def offsets(self, x: Node) -> Node:
-        """i32[B, T]: the place of each of `x`'s tokens, counted from the first token of the text."""
+        """i32[B, R * L]: index of each of `x`'s tokens, counted from the first token of the sequence."""
         num_tokens = op.gather(op.shape_of(x, Type.i32), ops.axis(0), ops.axis(0))
-        return op.subtract(_upto(num_tokens), _column(self.starts))
+        return op.subtract(_range_row(num_tokens), _column(self.starts))
 
-    def inside(self, offsets: Node) -> Node:
-        """bool[B, T]: whether a token belongs to the text."""
+    def contains(self, offsets: Node) -> Node:
+        """bool[B, R * L]: whether a token belongs to the sequence."""
         return op.logical_and(op.greater_equal(offsets, _i32(0)), op.less(offsets, _column(self.lengths)))
 
 
 def pool(mode: str, x: Node, spans: Spans) -> Node:
-    """f32[B, H] of f32[T, H]."""
+    """f32[B, H] of token vectors f32[R * L, H]."""
     return _MODES[mode](x, spans)
 
 
-def last_real_token(x: Node, ids: Node, spans: Spans, pad_id: int) -> Node:
-    """f32[B, H]: each text's last token with another id than the padding's, as transformers' classifiers take it."""
+def last_non_padding_token(x: Node, ids: Node, spans: Spans, pad_id: int) -> Node:
+    """f32[B, H]: the vector of each sequence's last token whose id is not `pad_id`; if there is none, of its first.
+
+    As in the decoder classifiers of transformers (`GenericForSequenceClassification`). `ids` are i32[R * L].
+    """
     offsets = spans.offsets(x)
-    real = op.logical_and(spans.inside(offsets), op.not_equal(op.unsqueeze(ids, ops.axis(0)), _i32(pad_id)))
+    real = op.logical_and(spans.contains(offsets), op.not_equal(op.unsqueeze(ids, ops.axis(0)), _i32(pad_id)))
     last = op.reduce_max(op.select(real, offsets, _i32(0)), ops.ints(1), False)
     return op.gather(x, op.add(spans.starts, last), ops.axis(0))
 
@@ -50,8 +52,8 @@ def _column(x: Node) -> Node:
     return op.unsqueeze(x, ops.axis(1))
 
 
-def _upto(stop: Node) -> Node:
-    """i32[1, stop]: 0, 1, 2 and so on."""
+def _range_row(stop: Node) -> Node:
+    """i32[1, stop]: 0, 1, ..., stop - 1."""
     return op.unsqueeze(op.range(_i32(0), stop, _i32(1), Type.i32), ops.axis(0))
 
 
@@ -64,7 +66,7 @@ def _float(x: Node) -> Node:
 
 
 def _sum(x: Node, spans: Spans) -> Node:
-    return op.matmul(_float(spans.inside(spans.offsets(x))), x, False, False)
+    return op.matmul(_float(spans.contains(spans.offsets(x))), x, False, False)
 
 
 def _mean(x: Node, spans: Spans) -> Node:
@@ -76,17 +78,17 @@ def _mean_sqrt_len(x: Node, spans: Spans) -> Node:
 
 
 def _weighted_mean(x: Node, spans: Spans) -> Node:
-    """Token i of n weighs i + 1 (Muennighoff 2022, SGPT)."""
+    """Mean in which token i (from 0) has the weight i + 1 (Muennighoff 2022, SGPT)."""
     offsets = spans.offsets(x)
-    weights = op.multiply(_float(spans.inside(offsets)), _float(op.add(offsets, _i32(1))))
+    weights = op.multiply(_float(spans.contains(offsets)), _float(op.add(offsets, _i32(1))))
     return op.divide(op.matmul(weights, x, False, False), op.reduce_sum(weights, ops.ints(1), True))
 
 
 def _max(x: Node, spans: Spans) -> Node:
-    """Each text's tokens, the last repeated up to the longest text's length, which changes no maximum."""
+    """Maximum over each sequence, padded to the longest one with copies of its last token."""
     longest = op.reduce_max(spans.lengths, ops.axis(0), False)
     last = op.subtract(_column(spans.lengths), _i32(1))
-    index = op.add(_column(spans.starts), op.minimum(_upto(longest), last))
+    index = op.add(_column(spans.starts), op.minimum(_range_row(longest), last))
     return op.reduce_max(op.gather(x, index, ops.axis(0)), ops.ints(1), False)
 
 

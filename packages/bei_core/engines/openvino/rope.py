@@ -1,4 +1,4 @@
-"""Rotary position embedding in a graph; the tables are `engines/rope`'s."""
+"""Rotary position embedding (RoPE, Su et al. 2021) in a graph; `models/rope` computes the tables."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.models.rope import tables
+from bei_core.models.rope import rope_tables
 
 
 @dataclass(frozen=True)
-class Rotation:
-    """Rotary embedding at the places of a batch."""
+class Rope:
+    """Cosines and sines at the positions of a batch."""
 
-    cos: Node  # f32[R, 1, L, D]
-    sin: Node
+    cos: Node  # f32[R, 1, L, S]
+    sin: Node  # f32[R, 1, L, S]
 
-    def turn(self, x: Node) -> Node:
-        """[R, N, L, D] rotated, the first half of each head with the second."""
+    def apply(self, x: Node) -> Node:
+        """f32[R, N, L, S] of queries or keys of that shape; element i of a head rotates with element i + S / 2."""
         first, second = op.split(x, ops.axis(-1), 2).outputs()
-        turned = op.concat([op.multiply(second, op.constant(np.float32(-1))), first], -1)
-        return op.add(op.multiply(x, self.cos), op.multiply(turned, self.sin))
+        rotated = op.concat([op.multiply(second, op.constant(np.float32(-1))), first], -1)
+        return op.add(op.multiply(x, self.cos), op.multiply(rotated, self.sin))
 
 
-def rotation(
+def make_rope(
     config: Mapping[str, Any], head_size: int, positions: Node, max_len: int, *, layer_type: str = "full_attention"
-) -> Rotation:
-    """The rotation of a layer type's queries and keys. Raises UnsupportedModelError for a scaling outside the table."""
-    both = tables(config, head_size, max_len, layer_type=layer_type)
-    cos, sin = (op.unsqueeze(ops.embedding(table, positions), ops.axis(1)) for table in both)
-    return Rotation(cos, sin)
+) -> Rope:
+    """Rotary embedding of a layer type at `positions` i32[R, L]. Raises UnsupportedModelError for unknown scalings."""
+    tables = rope_tables(config, head_size, max_len, layer_type=layer_type)
+    return Rope(*(op.unsqueeze(ops.embedding(table, positions), ops.axis(1)) for table in tables))

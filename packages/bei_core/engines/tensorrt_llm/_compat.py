@@ -1,7 +1,7 @@
-"""TensorRT-LLM's names, wherever the installed version keeps them, and the version that all of this is written for.
+"""Imports from TensorRT-LLM, from whichever module has them, and the one supported version.
 
-Only the names below are used. Norms, rotary embedding, pooling and heads are our own torch: what is not used cannot
-differ, and what is ours is tested on any machine (docs/decisions/012-tensorrt-llm.md).
+Only the names below are used. Norms, rotary embedding, pooling and heads are our own code in torch, so they are tested
+on any machine and do not change with TensorRT-LLM (docs/decisions/012-tensorrt-llm.md).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from bei_core.errors import EngineUnavailableError
 
 VERSION = "1.4.0rc1"
 
-# Newest first: 1.4's tree, then that of 1.3.
-_PLACES: dict[str, tuple[str, ...]] = {
+# The modules that may have each name: that of version 1.4 first, then that of 1.3.
+_MODULES: dict[str, tuple[str, ...]] = {
     "LLM": ("tensorrt_llm",),
     "EncodeCudaGraphConfig": ("tensorrt_llm.llmapi", "tensorrt_llm.llmapi.llm_args"),
     "Attention": ("tensorrt_llm._torch.attention.attention", "tensorrt_llm._torch.modules.attention"),
@@ -32,24 +32,24 @@ _PLACES: dict[str, tuple[str, ...]] = {
 def upstream(name: str) -> Any:
     """A class or function of TensorRT-LLM.
 
-    Raises EngineUnavailableError where the package is missing or has moved it.
+    Raises EngineUnavailableError if the package is not installed or none of the modules has the name.
     """
-    for place in _PLACES[name]:
+    for module in _MODULES[name]:
         try:
-            return getattr(importlib.import_module(place), name)
+            return getattr(importlib.import_module(module), name)
         except (ModuleNotFoundError, AttributeError):
             continue
     raise EngineUnavailableError(
-        f"tensorrt_llm has no {name} in {' or '.join(_PLACES[name])}; the engine is written for {VERSION}: "
+        f"tensorrt_llm has no {name} in {' or '.join(_MODULES[name])}; the engine is written for {VERSION}: "
         f"pip install tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com"
     )
 
 
 def check_version() -> None:
-    """Raises EngineUnavailableError for any version but the supported one, because `encode()` is a prototype there."""
+    """Raises EngineUnavailableError for any version but the supported one, because `LLM.encode` is a prototype API."""
     try:
         found = importlib.import_module("tensorrt_llm").__version__
-    except Exception as fault:  # its libraries want a driver, CUDA, MPI: whatever is missing has its own error
+    except Exception as fault:  # a missing driver, CUDA library or MPI each raises an error of its own
         raise EngineUnavailableError(f"tensorrt_llm cannot be imported here: {fault}") from fault
     if found != VERSION:
         raise EngineUnavailableError(

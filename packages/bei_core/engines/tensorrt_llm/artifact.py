@@ -1,14 +1,13 @@
-"""What an engine folder for TensorRT-LLM holds: a checkpoint in Hugging Face's layout that names our own class.
+"""The files of an engine folder for TensorRT-LLM: a checkpoint in Hugging Face's layout that names our own class.
 
-    config.json         the model's own, with our class in `architectures` and what that class reads under `bei`
-    model.safetensors   the transformer under the names it came with; under `bei.` what stands on top of it, f32
+    config.json         the model's own, with our class in `architectures` and `Facts` under `bei`
+    model.safetensors   the transformer's tensors under their original names; those of modules or head under `bei.`, f32
 
-No torch here: where weights are only cast, a machine without it builds the folder.
+This module does not need torch, so any machine can build a folder that is not quantised.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from bei_core.models.families import (
     DECODERS,
     BertSizes,
     DecoderSizes,
+    family_name,
     heads_of,
 )
 from bei_core.models.spec import Classifier, Dense, ModelSpec
@@ -35,7 +35,7 @@ from bei_core.models.spec import Classifier, Dense, ModelSpec
 Array = npt.NDArray[Any]
 Mask = Literal["full", "causal"]
 
-# The families this engine runs, by what their classes are called in transformers.
+# The families that this engine supports: the name in transformers' classes to the key in models/families.
 _BERTS = {
     "Bert": "bert",
     "Electra": "electra",
@@ -55,65 +55,58 @@ _DECODERS = {
 FAMILIES: Mapping[str, str] = {**_BERTS, **_DECODERS}
 KINDS = ("embedding", "classifier", "reranker")
 
-TOP = "bei."  # prefix of the tensors that stand on top of the transformer
+HEAD_PREFIX = "bei."  # of the tensors of modules and heads
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
-_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
-# What stands on top of a transformer: `top_tensors` writes what of it is used.
-_ABOVE = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.")
+# Prefixes of a checkpoint's head tensors. They are not copied with the transformer: `head_tensors` writes those in use.
+_HEAD_TENSORS = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.")
 
 
 _QUANTIZED = ("F8_E4M3", "U8")
-_KEPT = ("BF16", "F16", "F32", *_QUANTIZED)  # the rest are buffers of integers
+_FLOAT_DTYPES = ("BF16", "F16", "F32", *_QUANTIZED)  # tensors of other dtypes are buffers, which the engine computes
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What our classes read in config.json, under `bei`."""
+    """What our model class reads in config.json, under `bei`."""
 
     family: str  # a key of BERTS or DECODERS
-    mask: Mask  # which tokens of its own text a token sees: all of them, or those before it
+    mask: Mask  # attention within a sequence: "full" or "causal"
     spec: ModelSpec
-    quantized: tuple[str, ...] = ()  # "attention", "mlp": the parts whose products are not in `dtype`
+    quantized: tuple[str, ...] = ()  # "attention", "mlp": the parts whose linear layers are quantised
 
     @property
     def is_bert(self) -> bool:
-        """Whether the family is BERT's kin, not a decoder."""
+        """Whether the family is a BERT-like encoder; otherwise it is a decoder."""
         return self.family in BERTS
 
     @property
     def anchor(self) -> str:
-        """The table of word embeddings, without prefix."""
+        """Name of the word embedding table, without prefix."""
         return BERT_ANCHOR if self.is_bert else DECODER_ANCHOR
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """What may stand before the transformer's tensors."""
+        """Prefixes that a checkpoint may put before the transformer's tensor names."""
         return BERTS[self.family].prefixes if self.is_bert else DECODER_PREFIXES
 
     @property
-    def needs_own_attention(self) -> bool:
-        """Whether scores are capped or a window is shorter than a text, which TensorRT-LLM's kernels are not held to.
+    def needs_segment_attention(self) -> bool:
+        """Whether the model has soft-capped scores, or a window shorter than its longest sequence.
 
-        Our own attention loops over the texts of a batch, so it cannot be in a CUDA graph.
+        Our SegmentAttention computes these. It loops over the sequences of a batch, so no CUDA graph can contain it.
         """
         if self.is_bert:
             return False
         switches = DECODERS[self.family]
         sizes = DecoderSizes.of(switches, self.spec.config)
-        windows = [sizes.window(switches, kind) for kind in sizes.kinds]
+        windows = [sizes.window(switches, layer_type) for layer_type in sizes.layer_types]
         return sizes.soft_cap is not None or any(w is not None and w < self.spec.max_seq_len for w in windows)
 
 
-def family_name(architecture: str) -> str:
-    """What transformers calls the family of a class: Llama of LlamaForCausalLM; empty where it is no such name."""
-    match = _CLASS.fullmatch(architecture)
-    return match.group(1) if match else ""
-
-
 def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
-    """What our class has to know of a model.
+    """What our class needs to know of a model.
 
-    Raises UnsupportedModelError for a family or kind that the GPU does not run.
+    Raises UnsupportedModelError for a family or kind of model that this engine does not support.
     """
     name = family_name(spec.architecture)
     if name not in FAMILIES or spec.kind not in KINDS:
@@ -127,23 +120,23 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
         BertSizes.of(BERTS[family], spec.config)
         return Facts(family=family, mask="full", spec=spec, quantized=quantized)
     sizes = DecoderSizes.of(DECODERS[family], spec.config)
-    return Facts(family=family, mask="full" if sizes.both_ways else "causal", spec=spec, quantized=quantized)
+    return Facts(family=family, mask="full" if sizes.bidirectional else "causal", spec=spec, quantized=quantized)
 
 
 def class_name(facts: Facts) -> str:
-    """What config.json calls our class, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
+    """Name of our class in config.json, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
     name = family_name(facts.spec.architecture)
     return f"Bei{name}{'Embedding' if facts.spec.classifier is None else 'ForSequenceClassification'}"
 
 
 def class_names() -> Iterator[str]:
-    """Every name that `class_name` gives."""
+    """Every name that `class_name` can return."""
     for name in FAMILIES:
         yield from (f"Bei{name}Embedding", f"Bei{name}ForSequenceClassification")
 
 
 def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, object] | None = None) -> None:
-    """config.json; `more` is what quantisation says of the weights."""
+    """Writes config.json; `more` are keys that a quantised model has in addition."""
     config = dict(facts.spec.config)
     for unwanted in ("auto_map", "quantization_config"):
         config.pop(unwanted, None)
@@ -152,7 +145,7 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
         "architectures": [class_name(facts)],
         "torch_dtype": dtype,
         "dtype": dtype,
-        # TensorRT-LLM sizes its attention by these, and BERT's config.json has neither.
+        # TensorRT-LLM's Attention reads these; BERT's config.json has the first only.
         "num_attention_heads": heads,
         "num_key_value_heads": keys,
         "head_dim": size,
@@ -163,29 +156,30 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
 
 
 def read_facts(folder: Path) -> Facts:
-    """What our classes read in a folder's config.json."""
+    """The facts in an engine folder's config.json."""
     return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
 
 
 def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
-    """The transformer's tensors, in `dtype` but for quantised ones and their scales; what stands on top, in f32."""
+    """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
     entries = [
-        Entry.of(name, transformer, None if _stays(name, transformer.dtype(name)) else dtype)
+        Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
         for name in transformer.names()
-        if not name.startswith(_ABOVE) and transformer.dtype(name) in _KEPT
+        if not name.startswith(_HEAD_TENSORS) and transformer.dtype(name) in _FLOAT_DTYPES
     ]
-    write_tensors(path, [*entries, *(Entry.f32(TOP + name, value) for name, value in top_tensors(checkpoint, facts))])
+    entries += [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
+    write_tensors(path, entries)
 
 
-def _stays(name: str, dtype: str) -> bool:
+def _keeps_dtype(name: str, dtype: str) -> bool:
     return dtype in _QUANTIZED or name.endswith(("_scale", "_scale_2"))
 
 
-def top_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
-    """f32 tensors of the modules or the head, by the names that our classes give them."""
+def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
+    """(name, f32 tensor) of the modules or the head; the names are those in `models/heads`."""
     classifier = facts.spec.classifier
     if classifier is not None and classifier.answers is not None:
-        yield "out.weight", _answer(checkpoint, classifier, facts)
+        yield "out.weight", _yes_no_row(checkpoint, classifier, facts)
     elif classifier is not None:
         yield from _head(checkpoint, facts)
     for module in facts.spec.modules:
@@ -197,7 +191,7 @@ def top_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Arr
 
 
 def _head(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
-    """The layers of a sequence classifier. Raises UnsupportedModelError where the family has none."""
+    """The layers of a sequence classifier. Raises UnsupportedModelError if the family has no such head."""
     head = heads_of(family_name(facts.spec.architecture)).sequence
     if head is None:
         raise UnsupportedModelError(f"the head of {facts.spec.architecture} is not supported")
@@ -208,8 +202,8 @@ def _head(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
                 yield f"{layer}.{part}", tensors.f32(f"{name}.{part}")
 
 
-def _answer(checkpoint: Checkpoint, classifier: Classifier, facts: Facts) -> Array:
-    """f32[1, H]: what gives the logit of "yes" less that of "no"; of a tied model the embeddings stand in."""
+def _yes_no_row(checkpoint: Checkpoint, classifier: Classifier, facts: Facts) -> Array:
+    """f32[1, H]: row "yes" minus row "no" of lm_head, or of the word embeddings if their weights are tied."""
     tensors = checkpoint.tensors()
     names = ("lm_head.weight", *(prefix + facts.anchor for prefix in facts.prefixes))
     name = next((name for name in names if name in tensors), None)
@@ -220,9 +214,9 @@ def _answer(checkpoint: Checkpoint, classifier: Classifier, facts: Facts) -> Arr
 
 
 def _attention_sizes(facts: Facts) -> tuple[int, int, int]:
-    """(heads of queries, heads of keys, size of each)."""
+    """(number of query heads, number of key and value heads, size of a head)."""
     if facts.is_bert:
         bert = BertSizes.of(BERTS[facts.family], facts.spec.config)
         return bert.num_heads, bert.num_heads, bert.hidden // bert.num_heads
     sizes = DecoderSizes.of(DECODERS[facts.family], facts.spec.config)
-    return sizes.num_queries, sizes.num_keys, sizes.head_size
+    return sizes.num_heads, sizes.num_kv_heads, sizes.head_size

@@ -1,4 +1,4 @@
-"""The GPU engine: TensorRT-LLM's encode-only mode over our own model classes. One thread at a time calls it."""
+"""The GPU engine: TensorRT-LLM's encode-only mode with our own model classes. One thread at a time calls it."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 
-# A batch of as many tokens keeps the largest card busy; more only makes it later (docs/gpu.md).
+# This many tokens keep the largest GPU busy; more only add latency (docs/gpu.md).
 MAX_NUM_TOKENS = 16_384
 MAX_BATCH_SIZE = 256
 
-# Batches that are launch-bound: a few short texts. TensorRT-LLM captures a graph for every feasible combination at
-# every start, so there are few.
+# Sizes of the CUDA graphs, for batches that are launch-bound: a few short sequences. TensorRT-LLM captures a graph for
+# every feasible combination at every start, so there are few sizes.
 _GRAPH_BATCH_SIZES = (1, 2, 4, 8)
 _GRAPH_NUM_TOKENS = (32, 64, 128, 256, 512, 1024)
 _GRAPH_SEQ_LENS = (32, 128, 512)
 
-# Compute capability that a precision needs: e4m3 products came with Ada and Hopper, e2m1 with Blackwell.
-_NEEDS = {"fp8": (8, 9), "fp4": (10, 0)}
+# The compute capability that a precision needs: e4m3 matmuls came with Ada and Hopper, e2m1 with Blackwell.
+_MIN_CAPABILITY = {"fp8": (8, 9), "fp4": (10, 0)}
 
 
 class TensorRtLlmEngine:
-    """A model on the GPU, read from an engine folder."""
+    """A model on the GPU, loaded from an engine folder."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, dtype: str) -> None:
         self._vocab_size = spec.vocab_size
         self._max_num_tokens = max(MAX_NUM_TOKENS, spec.max_seq_len)
         facts = read_facts(folder)
-        with _tuned(folder, self._limits(spec)):
+        with _autotuner_cache(folder, self._limits(spec)):
             try:
                 self._llm = upstream("LLM")(
                     model=str(folder),
                     encode_only=True,
                     skip_tokenizer_init=True,
                     dtype=dtype,
-                    # Its fused kernels have no f32.
+                    # TensorRT-LLM's fused attention kernels do not support f32.
                     attn_backend="VANILLA" if dtype == "float32" else "TRTLLM",
                     max_batch_size=MAX_BATCH_SIZE,
                     max_num_tokens=self._max_num_tokens,
                     max_seq_len=spec.max_seq_len,
-                    cuda_graph_config=None if facts.needs_own_attention else _graphs(spec.max_seq_len),
+                    cuda_graph_config=None if facts.needs_segment_attention else _cuda_graphs(spec.max_seq_len),
                 )
             except Exception as fault:
-                raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_card()}") from fault
+                raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_gpu_hint()}") from fault
         self.info = EngineInfo(
             name="tensorrt_llm",
             device="gpu",
@@ -76,23 +76,23 @@ class TensorRtLlmEngine:
 
     def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`."""
-        ids, ends = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
+        ids, cu_seqlens = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
         parts = [
-            self._encode([ids[ends[at] : ends[at + 1]] for at in range(start, stop)])
+            self._encode([ids[cu_seqlens[i] : cu_seqlens[i + 1]] for i in range(start, stop)])
             for start, stop in split(batch, max_items=MAX_BATCH_SIZE, max_tokens=self._max_num_tokens)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
-        """Raises NotImplementedError: only a row a text leaves the GPU."""
+        """Raises NotImplementedError: this engine has one row per sequence only."""
         raise NotImplementedError("this is a bug: the GPU engine gives no rows of tokens, its token_width is 0")
 
     def padding_share(self) -> float:
-        """0: texts are packed (those that fill up a CUDA graph are TensorRT-LLM's own, and it does not say)."""
+        """0: sequences are packed. TensorRT-LLM does not report the padding that it adds for CUDA graphs."""
         return 0.0
 
     def close(self) -> None:
-        """Gives the GPU's memory back."""
+        """Frees the GPU's memory."""
         self._llm.shutdown()
 
     def _encode(self, ids: list[list[int]]) -> Array:
@@ -104,40 +104,40 @@ class TensorRtLlmEngine:
 
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TensorRtLlmEngine:
-    """The engine of an engine folder, in the precision it was built in: `dtype` may not ask for another.
+    """The engine in an engine folder, in the precision in which it was built; `dtype` has no effect.
 
-    Raises EngineUnavailableError for a missing or other TensorRT-LLM, or a card that lacks the precision.
+    Raises EngineUnavailableError if TensorRT-LLM is missing or of another version, or the GPU lacks the precision.
     """
     check_version()
-    check_card(manifest.precision)
+    check_gpu(manifest.precision)
     from bei_core.engines.tensorrt_llm.models.classes import register
 
     register()
     return TensorRtLlmEngine(folder, spec, manifest.precision, DTYPES[manifest.precision])
 
 
-def check_card(precision: str) -> None:
-    """Raises EngineUnavailableError where the first card does not compute in the precision, saying which do."""
-    if precision not in _NEEDS or not torch.cuda.is_available():
+def check_gpu(precision: str) -> None:
+    """Raises EngineUnavailableError, naming GPUs that would do, if the first GPU does not support the precision."""
+    if precision not in _MIN_CAPABILITY or not torch.cuda.is_available():
         return
-    needed, found = _NEEDS[precision], torch.cuda.get_device_capability(0)
+    needed, found = _MIN_CAPABILITY[precision], torch.cuda.get_device_capability(0)
     if found < needed:
         raise EngineUnavailableError(
-            f"{precision} needs a card of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; "
-            f"fp4: B200 and newer); {torch.cuda.get_device_name(0)} has {found[0]}.{found[1]}. Build with "
-            "quantization_type no_quant for it"
+            f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; "
+            f"fp4: B200 and newer); {torch.cuda.get_device_name(0)} has {found[0]}.{found[1]}. For this GPU, build "
+            "with quantization_type no_quant"
         )
 
 
-def _no_card() -> str:
-    """What is added to any error of TensorRT-LLM where CUDA has no card to use."""
+def _no_gpu_hint() -> str:
+    """A likely cause, to be added to an error of TensorRT-LLM; "" if CUDA finds a GPU."""
     if torch.cuda.is_available():
         return ""
-    return "; CUDA finds no GPU here: there is no card or no driver, or CUDA_VISIBLE_DEVICES hides it"
+    return "; CUDA finds no GPU here: there is no GPU or no driver, or CUDA_VISIBLE_DEVICES hides it"
 
 
-def _graphs(max_seq_len: int) -> Any:
-    """The CUDA graphs to capture; longer batches are busy enough to run without."""
+def _cuda_graphs(max_seq_len: int) -> Any:
+    """Which CUDA graphs to capture; larger batches are not launch-bound and run without."""
     lengths = [length for length in _GRAPH_SEQ_LENS if length <= max_seq_len] or [max_seq_len]
     return upstream("EncodeCudaGraphConfig")(
         batch_sizes=list(_GRAPH_BATCH_SIZES),
@@ -148,17 +148,20 @@ def _graphs(max_seq_len: int) -> Any:
 
 
 @contextmanager
-def _tuned(folder: Path, limits: dict[str, int]) -> Iterator[None]:
-    """TensorRT-LLM keeps the kernels that it chooses in the engine's folder, apart for each card and version."""
+def _autotuner_cache(folder: Path, limits: dict[str, int]) -> Iterator[None]:
+    """Lets TensorRT-LLM save the kernels that it chooses, in one file for each GPU and version.
+
+    The file is in the engine folder, or in the temporary folder if that is read-only.
+    """
     name, key = "TLLM_AUTOTUNER_CACHE_PATH", key_of({**_runtime(), **limits})
     before = os.environ.get(name)
-    place = folder / TUNED
+    cache = folder / TUNED
     try:
-        place.mkdir(exist_ok=True)
+        cache.mkdir(exist_ok=True)
     except OSError as fault:
-        place = Path(tempfile.gettempdir())
-        log.info("%s cannot be written (%s); chosen kernels are kept in %s", folder, fault.strerror, place)
-    os.environ[name] = str(place / f"{key}.json")
+        cache = Path(tempfile.gettempdir())
+        log.info("engine folder %s is not writable (%s); chosen kernels are saved in %s", folder, fault.strerror, cache)
+    os.environ[name] = str(cache / f"{key}.json")
     try:
         yield
     finally:
@@ -168,7 +171,7 @@ def _tuned(folder: Path, limits: dict[str, int]) -> Iterator[None]:
 
 
 def _runtime() -> dict[str, object]:
-    """What chosen kernels depend on, besides the engine."""
+    """What the choice of kernels depends on, besides the engine: versions, GPU and driver."""
     facts: dict[str, object] = {"tensorrt_llm": VERSION, "torch": str(torch.__version__), "cuda": torch.version.cuda}
     driver = Path("/proc/driver/nvidia/version")
     if torch.cuda.is_available():

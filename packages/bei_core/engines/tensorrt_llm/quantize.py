@@ -1,7 +1,7 @@
-"""Post-training quantisation to fp8 or fp4 by NVIDIA's modelopt, on a GPU where there is one, else on the CPU.
+"""Post-training quantisation to fp8 or fp4 by NVIDIA's modelopt, on a GPU if there is one, else on the CPU.
 
-What is quantised is the transformer alone, as transformers reads it without its head: heads, poolers and the modules of
-sentence-transformers stay in f32 and are in the folder beside it.
+Only the linear layers of the transformer (loaded by `AutoModel`) are quantised. Heads, poolers and the modules of
+sentence-transformers stay in f32.
 """
 
 from __future__ import annotations
@@ -29,34 +29,34 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.calibration import Calibration, Quantization, Samples, encode, read_samples
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Quality, measure
-from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, Facts, top_tensors, write_config, write_weights
+from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, Facts, head_tensors, write_config, write_weights
+from bei_core.engines.tensorrt_llm.models.heads import make_head
 from bei_core.engines.tensorrt_llm.models.pooling import Spans
-from bei_core.engines.tensorrt_llm.models.top import make_top
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Text, Tokens
 
 log = logging.getLogger(__name__)
 
-# Encoding has no KV cache, so what quantises it besides changes nothing here.
-_SAME = {"fp8_kv": "fp8", "fp4_kv": "fp4"}
+# Encoding has no KV cache, so types that also quantise the KV cache are the same as those that do not.
+_ALIASES = {"fp8_kv": "fp8", "fp4_kv": "fp4"}
 _CONFIGS = {"fp8": "FP8_DEFAULT_CFG", "fp4": "NVFP4_DEFAULT_CFG"}
-# Modules by the names that transformers gives them. A pooler is a head that BERT keeps in its transformer; a norm's
-# inputs would be rounded in modelopt's simulation, and are not in the engine.
+# Modules of transformers that are not quantised. BERT's pooler is part of its head. Norms are listed because modelopt
+# would quantise their inputs in its simulation, and the engine does not.
 _PLAIN = ("*pooler*", "*classifier*", "*score*", "*lm_head*", "*embeddings_project*", "*LayerNorm*", "*norm*")
 _ATTENTION = ("*attn*", "*attention*")
-# Layers that are one product in the engine, which has one scale for all of it.
+# Layers that the engine fuses into one linear layer, which has one scale.
 _FUSED = (
     ("q_proj", "k_proj", "v_proj"),
     ("query", "key", "value"),
     ("q_lin", "k_lin", "v_lin"),
     ("gate_proj", "up_proj"),
 )
-_SAYS = "hf_quant_config.json"  # how the weights are quantised, for TensorRT-LLM
+_QUANT_CONFIG = "hf_quant_config.json"  # tells TensorRT-LLM how the weights are quantised
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How a model is quantised."""
+class Scheme:
+    """How to quantise a model."""
 
     kind: str  # "fp8", "fp4", either with "_mlp_only"
     calibration: Calibration
@@ -64,22 +64,23 @@ class Recipe:
     bar: Bar
 
     @classmethod
-    def of(cls, how: Quantization, spec: ModelSpec, bar: Bar) -> Recipe:
-        """The recipe of what is asked for. Raises ConfigError where the calibration texts cannot be read."""
-        return cls(_SAME.get(how.type, how.type), how.calibration, read_samples(how.calibration, spec), bar)
+    def of(cls, quantization: Quantization, spec: ModelSpec, bar: Bar) -> Scheme:
+        """The scheme for a requested quantisation. Raises ConfigError if the calibration texts cannot be read."""
+        kind, calibration = _ALIASES.get(quantization.type, quantization.type), quantization.calibration
+        return cls(kind, calibration, read_samples(calibration, spec), bar)
 
     @property
     def precision(self) -> str:
-        """Of the weights: "fp8" or "fp4"."""
+        """Precision of the quantised weights: "fp8" or "fp4"."""
         return self.kind.partition("_")[0]
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What of the transformer is quantised."""
+        """The parts of the transformer that are quantised."""
         return ("mlp",) if self.kind.endswith("_mlp_only") else ("attention", "mlp")
 
-    def identity(self) -> dict[str, object]:
-        """All that decides the quantised weights, besides the checkpoint and the spec."""
+    def address(self) -> dict[str, object]:
+        """All that decides the quantised weights, besides the checkpoint and the spec: part of the engine's address."""
         return {
             "quantization": self.kind,
             "calibration": msgspec.structs.asdict(self.calibration) | {"dataset": self.samples.digest},
@@ -87,7 +88,7 @@ class Recipe:
         }
 
     def config(self) -> Any:
-        """What modelopt is told: its own recipe, less what stays as it is."""
+        """Modelopt's own configuration, with the quantisers of all other modules disabled."""
         config = copy.deepcopy(getattr(mtq, _CONFIGS[self.precision]))
         unquantized = _PLAIN if "attention" in self.parts else _PLAIN + _ATTENTION
         config["quant_cfg"] += [{"quantizer_name": name, "enable": False} for name in unquantized]
@@ -95,78 +96,80 @@ class Recipe:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes the scales."""
+    """Versions of the packages that compute the scales."""
     return {package: version(package) for package in ("nvidia-modelopt", "torch", "transformers")}
 
 
-def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, recipe: Recipe) -> Quality:
-    """Writes the engine folder; how near its rows are to those before. Raises QualityError where they are too far."""
-    network = _Network(checkpoint, facts)
+def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> Quality:
+    """Writes the engine folder; returns the quality against the unquantised model. Raises QualityError if too low."""
+    model = _CalibrationModel(checkpoint, facts)
 
     def encoded(texts: Sequence[Text]) -> list[Tokens]:
-        return encode(texts, facts.spec, checkpoint.folder / TOKENIZER, recipe.calibration.max_seq_length)
+        return encode(texts, facts.spec, checkpoint.folder / TOKENIZER, scheme.calibration.max_seq_length)
 
-    held_out, calibration = encoded(recipe.samples.held_out), encoded(recipe.samples.calibration)
-    reference = network.rows(held_out)
+    held_out, calibration = encoded(scheme.samples.held_out), encoded(scheme.samples.calibration)
+    reference = model.rows(held_out)
     with torch.inference_mode():
-        mtq.quantize(network.model, recipe.config(), forward_loop=lambda _: network.run(calibration))
-        _share_scales(network.model)
-    quality = measure(reference, network.rows(held_out), facts.spec.kind).check(recipe.bar)
-    log.info("%s in %s: %s", checkpoint.source, recipe.kind, quality)
+        mtq.quantize(model.transformer, scheme.config(), forward_loop=lambda _: model.run(calibration))
+        _share_scales(model.transformer)
+    quality = measure(reference, model.rows(held_out), facts.spec.kind).check(scheme.bar)
+    log.info("quality of %s in %s: %s", checkpoint.source, scheme.kind, quality)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
-        _export(network.model, Path(temporary))
+        _export(model.transformer, Path(temporary))
         _assemble(Path(temporary), folder, checkpoint, facts)
     return quality
 
 
-class _Network:
-    """The transformer that is quantised, in transformers' own code, with our top on it."""
+class _CalibrationModel:
+    """The transformer to be quantised, in transformers' own code, with our pooling and heads."""
 
     def __init__(self, checkpoint: Checkpoint, facts: Facts) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        # "eager" is the definition; torch's fused attention leaves out Gemma 2's soft cap.
-        self.model = AutoModel.from_pretrained(
+        # "eager", because torch's fused attention ignores Gemma 2's soft cap.
+        transformer = AutoModel.from_pretrained(
             checkpoint.folder, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
-        self.model = self.model.to(self.device).eval()
-        # transformers' Qwen 2 has no switch for it, but takes a mask as it is.
-        self.sees_all = facts.mask == "full" and facts.family == "qwen2"
+        self.transformer = transformer.to(self.device).eval()
+        # Qwen2 in transformers has no setting for bidirectional attention, but uses a 4D mask as given.
+        self.is_bidirectional = facts.mask == "full" and facts.family == "qwen2"
         self.has_types = int(facts.spec.config.get("type_vocab_size") or 0) > 1
-        self.top = make_top(facts)
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in top_tensors(checkpoint, facts)}
-        self.top.load(tensors, self.device)
+        self.head = make_head(facts)
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
+        self.head.load(tensors, self.device)
 
     def rows(self, texts: Sequence[Tokens]) -> npt.NDArray[np.float32]:
-        """f32[N, D], each text alone."""
+        """f32[B, D] of B sequences, each computed alone."""
         with torch.inference_mode():
-            rows = [self.top(hidden, ids, Spans.of(lengths, kept)) for hidden, ids, lengths, kept in self._each(texts)]
-        found: npt.NDArray[np.float32] = torch.cat(rows).cpu().numpy()
-        return found
+            rows = [
+                self.head(hidden, ids, Spans.of(lengths, pooled)) for hidden, ids, lengths, pooled in self._each(texts)
+            ]
+        result: npt.NDArray[np.float32] = torch.cat(rows).cpu().numpy()
+        return result
 
     def run(self, texts: Sequence[Tokens]) -> None:
-        """Runs each text alone, so that no padding is in the ranges that modelopt sees."""
+        """Runs each sequence alone, so that no padding affects the ranges that modelopt records."""
         for _ in self._each(texts):
             pass
 
     def _each(self, texts: Sequence[Tokens]) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Token vectors [L, H], ids i32[L], the length i32[1], and bool[L], which of them pooling counts."""
+        """Of each sequence: token vectors [L, H], ids i32[L], length i32[1], and the pooling mask bool[L]."""
         for text in texts:
             ids = torch.from_numpy(text.ids).to(self.device)
             more = {}
             if self.has_types:
                 more["token_type_ids"] = torch.from_numpy(text.type_ids).to(self.device)[None].long()
-            if self.sees_all:
+            if self.is_bidirectional:
                 more["attention_mask"] = torch.zeros(
-                    1, 1, len(ids), len(ids), device=self.device, dtype=self.model.dtype
+                    1, 1, len(ids), len(ids), device=self.device, dtype=self.transformer.dtype
                 )
-            hidden = self.model(input_ids=ids[None].long(), **more).last_hidden_state[0]
+            hidden = self.transformer(input_ids=ids[None].long(), **more).last_hidden_state[0]
             length = torch.tensor([len(ids)], dtype=torch.int32, device=self.device)
             yield hidden, ids, length, torch.arange(len(ids), device=self.device) >= text.skip
 
 
 def _share_scales(model: Any) -> None:
-    """Gives layers that become one product the range of the widest, so that what is measured is what will run."""
+    """Gives layers that the engine fuses the same range, the widest, so that the measured quality is the engine's."""
     for module in model.modules():
         children = dict(module.named_children())
         for names in _FUSED:
@@ -180,16 +183,16 @@ def _share_scales(model: Any) -> None:
 
 
 def _export(model: Any, folder: Path) -> None:
-    """Modelopt's own form of the quantised transformer, which refuses a config without `architectures`."""
-    model.config.architectures = [type(model).__name__]
+    """Writes the quantised transformer in modelopt's format."""
+    model.config.architectures = [type(model).__name__]  # modelopt refuses a config without it
     with torch.inference_mode():
         export_hf_checkpoint(model, export_dir=folder)
 
 
 def _assemble(exported: Path, folder: Path, checkpoint: Checkpoint, facts: Facts) -> None:
-    """The engine folder of an exported one: our config.json, one file of weights, what modelopt says of them."""
+    """Makes the engine folder from modelopt's export: our config.json, one file of weights, the quantisation config."""
     written = json.loads((exported / "config.json").read_text())
     write_config(facts, "bfloat16", folder, {"quantization_config": written["quantization_config"]})
     transformer = resolve(str(exported)).tensors()
     write_weights(transformer, checkpoint, facts, "bfloat16", folder / WEIGHTS)
-    shutil.copyfile(exported / _SAYS, folder / _SAYS)
+    shutil.copyfile(exported / _QUANT_CONFIG, folder / _QUANT_CONFIG)

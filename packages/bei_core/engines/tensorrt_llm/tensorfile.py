@@ -1,6 +1,6 @@
-"""A safetensors file written tensor by tensor, so that a model of any size passes through little memory.
+"""Writes a safetensors file tensor by tensor, so that a large model needs little memory.
 
-The safetensors package writes from numpy too, but numpy has neither bfloat16 nor 8-bit floats.
+The safetensors package also writes NumPy arrays, but NumPy has neither bfloat16 nor 8-bit floats.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from bei_core.checkpoint import Tensors
 Array = npt.NDArray[Any]
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
-# What `dtype` in config.json is called in a safetensors file.
+# A `dtype` of config.json to its name in a safetensors file.
 _NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor to be written; `read` gives its elements when their turn comes."""
+    """A tensor to be written; `read` is called when its turn comes."""
 
     name: str
-    dtype: str  # as the format calls it
+    dtype: str  # in safetensors' names, such as "BF16"
     shape: tuple[int, ...]
     read: Callable[[], Array]
 
     @classmethod
     def of(cls, name: str, tensors: Tensors, dtype: str | None) -> Entry:
-        """A tensor of a file, in `dtype`, or as it is stored where that is None."""
+        """A tensor of a checkpoint, cast to `dtype`; None: as it is stored."""
         stored, shape = tensors.dtype(name), tuple(tensors.raw(name).shape)
         wanted = stored if dtype is None else _NAMES[dtype]
         if wanted == stored:
@@ -44,17 +44,17 @@ class Entry:
 
     @classmethod
     def f32(cls, name: str, value: Array) -> Entry:
-        """A float32 tensor that is in memory."""
+        """An f32 tensor that is in memory."""
         return cls(name, "F32", tuple(value.shape), lambda: value)
 
     @property
     def num_bytes(self) -> int:
-        """Of its elements."""
+        """Size of the tensor's data in bytes."""
         return _BYTES[self.dtype] * math.prod(self.shape)
 
 
 def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
-    """The file of these tensors (https://github.com/huggingface/safetensors#format)."""
+    """Writes the tensors to a file (https://github.com/huggingface/safetensors#format)."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     start = 0
     for entry in entries:
@@ -73,13 +73,13 @@ def _cast(values: npt.NDArray[np.float32], dtype: str) -> Array:
     if dtype == "F32":
         return values
     if dtype == "F16":
-        with np.errstate(over="ignore"):  # beyond f16's range: infinity, as torch has it
+        with np.errstate(over="ignore"):  # values beyond the range of f16 become infinite, as in torch
             return values.astype(np.float16)
     return to_bf16(values)
 
 
 def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The bits of the nearest bfloat16, of two as near the even one."""
+    """The bits u16[...] of each value rounded to bfloat16, to nearest, ties to even."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""A stand-in for TensorRT-LLM; see ../README.md. IS_SHIM tells it from the real one."""
+"""A stand-in for TensorRT-LLM; see ../README.md. The real package has no IS_SHIM."""
 
 from tensorrt_llm.llmapi.llm import LLM
 

@@ -1,4 +1,4 @@
-"""What was called and how, for the test that binds every call to the documented signatures."""
+"""Records all calls, for the test that binds them to the documented signatures."""
 
 from __future__ import annotations
 

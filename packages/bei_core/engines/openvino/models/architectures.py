@@ -1,8 +1,7 @@
-"""Which class of transformers is read by what: the name of a family and what it is made into."""
+"""The registry of model families: the name of a transformers class to the graph builder that reads it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,11 +19,11 @@ from bei_core.models.families import Config
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """How a family's transformer is made, and where its tensors are."""
+    """How to make a family's transformer, and how to find its tensors in a checkpoint."""
 
-    make: Callable[[Config, Weights, int], Transformer]
-    prefixes: tuple[str, ...]
-    anchor: str  # the table of word embeddings, without prefix
+    make: Callable[[Config, Weights, int], Transformer]  # of config.json, weights and the maximum sequence length
+    prefixes: tuple[str, ...]  # that a checkpoint may put before tensor names
+    anchor: str  # the word embedding table without prefix: the prefix under which it exists is the checkpoint's
 
 
 def _bert(name: str) -> Family:
@@ -46,7 +45,7 @@ FAMILIES: Mapping[str, Family] = {
     "ModernBert": Family(ModernBert, ModernBert.PREFIXES, ModernBert.ANCHOR),
     "NomicBert": Family(NomicBert, NomicBert.PREFIXES, NomicBert.ANCHOR),
     "New": Family(Gte, Gte.PREFIXES, Gte.ANCHOR),
-    "Gte": Family(Gte, Gte.PREFIXES, Gte.ANCHOR),  # transformers' own name for it
+    "Gte": Family(Gte, Gte.PREFIXES, Gte.ANCHOR),  # the same architecture inside transformers
     "DebertaV2": Family(DebertaV2, DebertaV2.PREFIXES, DebertaV2.ANCHOR),
     "Llama": _decoder("llama"),
     "Mistral": _decoder("mistral"),
@@ -56,17 +55,15 @@ FAMILIES: Mapping[str, Family] = {
     "Gemma3": _decoder("gemma3_text"),
 }
 
-_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 _OTHERS = {"HF_ColBERT": "Bert"}  # stanford-futuredata/ColBERT's own class around a BertModel
 
 
 def family_of(architecture: str) -> str:
-    """The family of a class such as `BertForSequenceClassification`.
+    """The key in FAMILIES of a class such as `BertForSequenceClassification`.
 
-    Raises UnsupportedModelError listing the known ones.
+    Raises UnsupportedModelError listing the known families.
     """
-    match = _CLASS.fullmatch(architecture)
-    name = _OTHERS.get(architecture) or (match.group(1) if match else "")
+    name = _OTHERS.get(architecture) or families.family_name(architecture)
     if name not in FAMILIES:
         known = ", ".join(f"{family}..." for family in sorted(FAMILIES))
         raise UnsupportedModelError(f"architecture {architecture} is not supported; known are {known}")

@@ -1,4 +1,4 @@
-"""Encoders of the BERT kind, norms after each part: one graph for all; `families.BERTS` has the names of each."""
+"""BERT-like encoders, with post-norm layers: one graph for all; `families.BERTS` has the tensor names of each."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.models.blocks import Inputs, Layers, attend, even_heads
+from bei_core.engines.openvino.models.blocks import Inputs, Layers, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.models.families import BERT_ANCHOR, BertNames, BertSizes, Config
 
 
 class Bert:
-    """One checkpoint of a family; `graph` makes its nodes."""
+    """The graph of one checkpoint."""
 
     def __init__(self, names: BertNames, config: Config, weights: Weights, max_len: int) -> None:
         self._names, self._max_len = names, max_len
         self._sizes = BertSizes.of(names, config)
         self._weights = weights
         self._layers = Layers(weights)
-        self._heads = even_heads(self._sizes.hidden, self._sizes.num_heads)
+        self._heads = split_evenly(self._sizes.hidden, self._sizes.num_heads)
         self._activation = ops.activation(self._sizes.activation)
 
     def graph(self, inputs: Inputs) -> Node:
@@ -31,11 +31,11 @@ class Bert:
         return hidden
 
     def _embed(self, inputs: Inputs) -> Node:
-        project = "embeddings_project.weight" in self._weights  # ELECTRA's embeddings may be narrower than its layers
+        project = "embeddings_project.weight" in self._weights  # ELECTRA's embeddings may be narrower than H
         width = None if project else self._sizes.hidden
-        words = ops.embedding(self._weights.get(BERT_ANCHOR, self._sizes.vocab, width), inputs.input_ids)
-        table = self._weights.get("embeddings.position_embeddings.weight", self._sizes.table_len, width)
-        total = op.add(words, ops.embedding(table[self._sizes.first :], inputs.position_ids))
+        words = ops.embedding(self._weights.get(BERT_ANCHOR, self._sizes.vocab_size, width), inputs.input_ids)
+        table = self._weights.get("embeddings.position_embeddings.weight", self._sizes.num_positions, width)
+        total = op.add(words, ops.embedding(table[self._sizes.first_position :], inputs.position_ids))
         if self._sizes.num_types:
             types = self._weights.get("embeddings.token_type_embeddings.weight", self._sizes.num_types, width)
             total = op.add(total, ops.embedding(types, inputs.type_ids))
@@ -43,22 +43,21 @@ class Bert:
         return self._linear(normed, "embeddings_project", None, self._sizes.hidden) if project else normed
 
     def _attention_bias(self, inputs: Inputs) -> Node:
-        """What is added to the scores: f32[R, 1 or N, L, L]."""
+        """The attention mask plus relative position biases (MPNet): f32[R, 1 or N, L, L]."""
         mask = inputs.mask()
         if self._names.relative_attention is None:
             return mask
-        table = self._weights.get(self._names.relative_attention, None, self._heads.queries)
+        table = self._weights.get(self._names.relative_attention, None, self._heads.num_heads)
         return op.add(mask, ops.relative_bias(table, self._max_len, ops.row_length(inputs.input_ids)))
 
     def _layer(self, hidden: Node, bias: Node, prefix: str) -> Node:
         names, width = self._names, self._sizes.hidden
         parts = (self._linear(hidden, prefix + name, width, width) for name in (names.query, names.key, names.value))
-        mixed = self._linear(
-            attend(self._heads.split(parts), self._heads, bias), prefix + names.attention_out, width, width
-        )
-        hidden = self._norm(op.add(mixed, hidden), prefix + names.attention_norm)
-        inner = self._activation(self._linear(hidden, prefix + names.up, width, self._sizes.inner))
-        inner = self._linear(inner, prefix + names.down, self._sizes.inner, width)
+        attended = multi_head_attention(self._heads.split(parts), self._heads, bias)
+        attended = self._linear(attended, prefix + names.attention_out, width, width)
+        hidden = self._norm(op.add(attended, hidden), prefix + names.attention_norm)
+        inner = self._activation(self._linear(hidden, prefix + names.up, width, self._sizes.intermediate_size))
+        inner = self._linear(inner, prefix + names.down, self._sizes.intermediate_size, width)
         return self._norm(op.add(inner, hidden), prefix + names.out_norm)
 
     def _linear(self, x: Node, name: str, width_in: int | None, width_out: int) -> Node:

@@ -1,4 +1,4 @@
-"""What the transformer families are put together from: inputs, and layers that fetch their own weights by name."""
+"""Building blocks of the model families: graph inputs, attention, and layers that fetch their own weights by name."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.rope import Rotation
+from bei_core.engines.openvino.rope import Rope
 from bei_core.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Graph inputs, i32[R, L] each; a text's positions count from 0."""
+    """Graph inputs, i32[R, L] each; positions count from 0 in each sequence."""
 
     input_ids: Node
     position_ids: Node
@@ -25,12 +26,12 @@ class Inputs:
     type_ids: Node
 
     def mask(self, *, causal: bool = False, window: int | None = None) -> Node:
-        """What is added to the scores; see `ops.attention_mask`."""
+        """f32[R, 1, L, L], to be added to attention scores; see `ops.attention_mask`."""
         return ops.attention_mask(self.segment_ids, self.position_ids, causal=causal, window=window)
 
 
 class Transformer(Protocol):
-    """A family's layers over one checkpoint: a class made of `(config, weights, max_len)`."""
+    """A family's layers with the weights of one checkpoint, made from `(config, weights, max_len)`."""
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
@@ -39,36 +40,39 @@ class Transformer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """How a vector of queries, keys or values is divided."""
+    """Numbers and size of attention heads."""
 
-    queries: int
-    keys: int
-    size: int
+    num_heads: int  # N
+    num_kv_heads: int  # K
+    head_size: int  # S
 
-    def split(self, parts: Iterable[Node]) -> list[Node]:
-        """Queries [R, N, L, D], keys and values [R, K, L, D] of those of each token, [R, L, N * D] or [R, L, K * D]."""
-        numbers = (self.queries, self.keys, self.keys)
-        return [ops.split_heads(x, number, self.size) for x, number in zip(parts, numbers, strict=True)]
+    def split(self, qkv: Iterable[Node]) -> list[Node]:
+        """Query [R, N, L, S], key and value [R, K, L, S], of query [R, L, N * S], key and value [R, L, K * S]."""
+        numbers = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        return [ops.split_heads(x, number, self.head_size) for x, number in zip(qkv, numbers, strict=True)]
 
     @property
     def width(self) -> int:
-        """Elements of all queries of a token."""
-        return self.queries * self.size
+        """N * S."""
+        return self.num_heads * self.head_size
 
 
 class Layers:
-    """A checkpoint's layers by name. A bias is used where the checkpoint has one, and must be there if `bias`."""
+    """A checkpoint's layers by name. A bias in the checkpoint is always used; `bias=True` says that it must exist."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
 
     def linear(self, x: Node, name: str, size_in: int | None, size_out: int | None, *, bias: bool = False) -> Node:
-        """[..., out]; None stands for any size."""
+        """f32[..., size_out] of `x` [..., size_in]; a size of None is not checked."""
         weight = self.weights.get(f"{name}.weight", size_out, size_in)
         return ops.linear(x, weight, self._bias(name, size_out, bias), name)
 
-    def linears(self, x: Node, name: str, sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
-        """The parts, of these sizes, of one matrix's output: each with a product of its own, which is as fast."""
+    def split_linear(self, x: Node, name: str, sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
+        """Splits the output of a fused layer (such as Wqkv) into parts of these sizes, with one matmul for each part.
+
+        As fast as one matmul and a split. The MatMul nodes are called "{name}.0", "{name}.1" and so on.
+        """
         weight, shift = self.weights.get(f"{name}.weight", sum(sizes), None), self._bias(name, sum(sizes), bias)
         parts, start = [], 0
         for part, size in enumerate(sizes):
@@ -78,42 +82,43 @@ class Layers:
         return parts
 
     def layer_norm(self, x: Node, name: str, eps: float, *, bias: bool = True) -> Node:
-        """[..., H] normalised."""
+        """LayerNorm of [..., H]."""
         return ops.layer_norm(x, self.weights.get(f"{name}.weight", None), self._bias(name, None, bias), eps)
 
     def rms_norm(self, x: Node, name: str, eps: float, *, offset: float = 0.0) -> Node:
-        """[..., H] normalised; `offset` is added to the stored weight (Gemma's is 1)."""
-        return ops.rms_norm(x, self.weights.get(f"{name}.weight", None) + ops.f32(offset), eps)
+        """RMSNorm of [..., H]; `offset` is added to the stored weight (1 for Gemma)."""
+        return ops.rms_norm(x, self.weights.get(f"{name}.weight", None) + np.float32(offset), eps)
 
     def _bias(self, name: str, size: int | None, required: bool) -> ops.Array | None:
         return self.weights.get(f"{name}.bias", size) if required or f"{name}.bias" in self.weights else None
 
 
-def attend(
-    parts: Sequence[Node],
+def multi_head_attention(
+    qkv: Sequence[Node],
     heads: Heads,
     mask: Node,
     *,
-    rotation: Rotation | None = None,
+    rope: Rope | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
 ) -> Node:
-    """[R, L, N * D] of queries [R, N, L, D], and of keys and values [R, K, L, D]."""
-    query, key, value = parts
-    if rotation is not None:
-        query, key = rotation.turn(query), rotation.turn(key)
-    key, value = (ops.repeat_heads(x, heads.queries // heads.keys, heads.keys, heads.size) for x in (key, value))
-    scale = heads.size**-0.5 if scale is None else scale
+    """f32[R, L, N * S] of `qkv`: query [R, N, L, S], key and value [R, K, L, S]. The scale defaults to S ** -0.5."""
+    query, key, value = qkv
+    if rope is not None:
+        query, key = rope.apply(query), rope.apply(key)
+    times = heads.num_heads // heads.num_kv_heads
+    key, value = (ops.repeat_heads(x, times, heads.num_kv_heads, heads.head_size) for x in (key, value))
+    scale = heads.head_size**-0.5 if scale is None else scale
     return ops.merge_heads(ops.attention(query, key, value, mask, scale, soft_cap=soft_cap), heads.width)
 
 
-def gated(gate: Node, up: Node, activation: str) -> Node:
-    """Act(gate) * up (Shazeer 2020, GLU variants)."""
+def gated_activation(gate: Node, up: Node, activation: str) -> Node:
+    """activation(gate) * up, elementwise (Shazeer 2020, "GLU Variants Improve Transformer")."""
     return op.multiply(ops.activation(activation)(gate), up)
 
 
-def even_heads(hidden: int, number: int) -> Heads:
-    """Heads that share the hidden size evenly. Raises UnsupportedModelError where they cannot."""
-    if hidden % number:
-        raise UnsupportedModelError(f"hidden size {hidden} is not a multiple of {number} heads")
-    return Heads(number, number, hidden // number)
+def split_evenly(hidden: int, num_heads: int) -> Heads:
+    """Heads of size hidden / num_heads. Raises UnsupportedModelError if that is no integer."""
+    if hidden % num_heads:
+        raise UnsupportedModelError(f"hidden size {hidden} is not a multiple of {num_heads} heads")
+    return Heads(num_heads, num_heads, hidden // num_heads)

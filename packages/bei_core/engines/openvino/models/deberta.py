@@ -1,6 +1,6 @@
-"""DeBERTa v2 and v3: attention to content and to relative position apart (He et al. 2021).
+"""DeBERTa v2 and v3: disentangled attention to content and relative position (He et al. 2021).
 
-Written after transformers 5.23's `models/deberta_v2/modeling_deberta_v2.py`.
+Source: transformers 5.23, `models/deberta_v2/modeling_deberta_v2.py`. P is the number of relative positions each way.
 """
 
 from __future__ import annotations
@@ -13,48 +13,49 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.models.blocks import Inputs, Layers, even_heads
+from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, setting
+from bei_core.models.families import Config, read_setting
 
 
 @dataclass(frozen=True)
 class _Positions:
-    """What every layer's relative attention starts from."""
+    """Inputs of the relative attention, the same for all layers."""
 
-    embeddings: Node  # f32[1, 2S, H]
-    to_key: Node  # i64[L, L], row of `embeddings` for a query (first axis) that looks at a key's position
-    to_query: Node  # i64[L, L], row for a key (first axis) that looks at a query's position
+    embeddings: Node  # f32[1, 2 * P, H]
+    c2p: Node  # i64[L, L], row of `embeddings` for a query (first axis) and a key's position ("content to position")
+    p2c: Node  # i64[L, L], row of `embeddings` for a key (first axis) and a query's position ("position to content")
 
 
 class DebertaV2:
-    """One checkpoint; `graph` makes its nodes."""
+    """The graph of one checkpoint."""
 
     PREFIXES, ANCHOR = ("", "deberta."), "embeddings.word_embeddings.weight"
 
     def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
         self._layers = Layers(weights)
-        self._hidden = int(setting(config, "hidden_size"))
-        self._heads = even_heads(self._hidden, int(setting(config, "num_attention_heads")))
-        self._inner = int(setting(config, "intermediate_size"))
+        self._hidden = int(read_setting(config, "hidden_size"))
+        self._heads = split_evenly(self._hidden, int(read_setting(config, "num_attention_heads")))
+        self._inner = int(read_setting(config, "intermediate_size"))
         self._eps = float(config.get("layer_norm_eps", 1e-7))
         self._activation = ops.activation(str(config.get("hidden_act", "gelu")))
         if not config.get("relative_attention"):
             raise UnsupportedModelError("config.json: relative_attention false is not supported")
         kinds = config.get("pos_att_type") or []
-        self._kinds = [kind.strip() for kind in (kinds.lower().split("|") if isinstance(kinds, str) else kinds)]
-        self._scale = 1 / math.sqrt(self._heads.size * (1 + len({"c2p", "p2c"}.intersection(self._kinds))))
+        kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds
+        self._pos_att_type = {"c2p", "p2c"}.intersection(kind.strip() for kind in kinds)
+        self._scale = 1 / math.sqrt(self._heads.head_size * (1 + len(self._pos_att_type)))
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
         first = hidden = self._embed(inputs)
         mask, positions = inputs.mask(), self._positions(inputs)
-        for layer in range(int(setting(self._config, "num_hidden_layers"))):
+        for layer in range(int(read_setting(self._config, "num_hidden_layers"))):
             hidden = self._layer(hidden, mask, positions, f"encoder.layer.{layer}.")
             if layer == 0 and int(self._config.get("conv_kernel_size") or 0):
-                hidden = self._convolve(first, hidden, inputs)
+                hidden = self._convolution(first, hidden, inputs)
         return hidden
 
     def _embed(self, inputs: Inputs) -> Node:
@@ -71,26 +72,28 @@ class DebertaV2:
         return self._norm(total, "embeddings.LayerNorm")
 
     def _positions(self, inputs: Inputs) -> _Positions:
-        reach = int(self._config.get("max_relative_positions") or -1)
-        reach = int(setting(self._config, "max_position_embeddings")) if reach < 1 else reach
-        buckets = int(self._config.get("position_buckets") or -1)
-        span = buckets if buckets > 0 else reach
+        max_distance = int(self._config.get("max_relative_positions") or -1)
+        if max_distance < 1:
+            max_distance = int(read_setting(self._config, "max_position_embeddings"))
+        num_buckets = int(self._config.get("position_buckets") or -1)
+        span = num_buckets if num_buckets > 0 else max_distance  # P
         table = self._layers.weights.get("encoder.rel_embeddings.weight", None, self._hidden)[: 2 * span]
         embeddings = op.unsqueeze(ops.constant(table), ops.axis(0))
         if "layer_norm" in str(self._config.get("norm_rel_ebd", "none")).lower():
             embeddings = self._norm(embeddings, "encoder.LayerNorm")
-        behind = np.arange(self._max_len - 1, -self._max_len, -1)  # query less key, by key less query
-        places = _log_buckets(behind, buckets, reach) if buckets > 0 else behind
-        rows = np.clip(places + span, 0, 2 * span - 1)
+        relative = np.arange(self._max_len - 1, -self._max_len, -1)  # query - key, in the order of key - query
+        buckets = _log_buckets(relative, num_buckets, max_distance) if num_buckets > 0 else relative
+        rows = np.clip(buckets + span, 0, 2 * span - 1)
         length = ops.row_length(inputs.input_ids)
-        # A key at k that looks at a query at q wants the row of q - k, too: the table read the other way round.
-        to_key, to_query = (ops.by_distance(table, self._max_len, length) for table in (rows, rows[::-1]))
-        return _Positions(embeddings, to_key, to_query)
+        # p2c also uses the row of query - key, but there the key is the first axis: the table is reversed.
+        c2p, p2c = (ops.gather_by_distance(table, self._max_len, length) for table in (rows, rows[::-1]))
+        return _Positions(embeddings, c2p, p2c)
 
     def _layer(self, hidden: Node, mask: Node, positions: _Positions, prefix: str) -> Node:
-        mixed = self._attention(hidden, mask, positions, prefix + "attention.self.")
-        mixed = self._layers.linear(mixed, prefix + "attention.output.dense", self._hidden, self._hidden, bias=True)
-        hidden = self._norm(op.add(mixed, hidden), prefix + "attention.output.LayerNorm")
+        attended = self._attention(hidden, mask, positions, prefix + "attention.self.")
+        width = self._hidden
+        attended = self._layers.linear(attended, prefix + "attention.output.dense", width, width, bias=True)
+        hidden = self._norm(op.add(attended, hidden), prefix + "attention.output.LayerNorm")
         inner = self._layers.linear(hidden, prefix + "intermediate.dense", self._hidden, self._inner, bias=True)
         inner = self._layers.linear(
             self._activation(inner), prefix + "output.dense", self._inner, self._hidden, bias=True
@@ -98,35 +101,34 @@ class DebertaV2:
         return self._norm(op.add(inner, hidden), prefix + "output.LayerNorm")
 
     def _attention(self, x: Node, mask: Node, positions: _Positions, prefix: str) -> Node:
-        query, key, value = (self._divided(x, f"{prefix}{name}_proj") for name in ("query", "key", "value"))
+        query, key, value = (self._project_heads(x, f"{prefix}{name}_proj") for name in ("query", "key", "value"))
         shared = bool(self._config.get("share_att_key"))
         scores = op.matmul(query, key, False, True)
-        if "c2p" in self._kinds:
-            far = self._divided(positions.embeddings, prefix + ("key_proj" if shared else "pos_key_proj"))
-            scores = op.add(scores, _pick(op.matmul(query, far, False, True), positions.to_key))
-        if "p2c" in self._kinds:
-            far = self._divided(positions.embeddings, prefix + ("query_proj" if shared else "pos_query_proj"))
-            seen = _pick(op.matmul(key, far, False, True), positions.to_query)
-            scores = op.add(scores, op.transpose(seen, ops.ints(0, 1, 3, 2)))
+        if "c2p" in self._pos_att_type:
+            pos_key = self._project_heads(positions.embeddings, prefix + ("key_proj" if shared else "pos_key_proj"))
+            scores = op.add(scores, _gather_scores(op.matmul(query, pos_key, False, True), positions.c2p))
+        if "p2c" in self._pos_att_type:
+            name = "query_proj" if shared else "pos_query_proj"
+            pos_query = self._project_heads(positions.embeddings, prefix + name)
+            by_key = _gather_scores(op.matmul(key, pos_query, False, True), positions.p2c)
+            scores = op.add(scores, op.transpose(by_key, ops.ints(0, 1, 3, 2)))
         scores = op.add(op.multiply(scores, op.constant(np.float32(self._scale))), mask)
         return ops.merge_heads(op.matmul(op.softmax(scores, -1), value, False, False), self._hidden)
 
-    def _divided(self, x: Node, name: str) -> Node:
-        width = self._hidden
-        return ops.split_heads(
-            self._layers.linear(x, name, width, width, bias=True), self._heads.keys, self._heads.size
-        )
+    def _project_heads(self, x: Node, name: str) -> Node:
+        projected = self._layers.linear(x, name, self._hidden, self._hidden, bias=True)
+        return ops.split_heads(projected, self._heads.num_heads, self._heads.head_size)
 
-    def _convolve(self, x: Node, hidden: Node, inputs: Inputs) -> Node:
-        """The first layer's output with a convolution of its input, which no text's tokens share with another's."""
-        weight = self._layers.weights.get("encoder.conv.conv.weight", self._hidden, None, None)  # [out, in, places]
+    def _convolution(self, x: Node, hidden: Node, inputs: Inputs) -> Node:
+        """Adds to `hidden` a convolution of `x` over the tokens of each sequence (`ConvLayer` in transformers)."""
+        weight = self._layers.weights.get("encoder.conv.conv.weight", self._hidden, None, None)  # [out, in, kernel]
         bias = self._layers.weights.get("encoder.conv.conv.bias", self._hidden)
         if weight.shape[1] != self._hidden:
             raise UnsupportedModelError("config.json: conv_groups other than 1 is not supported")
         total, half = ops.constant(bias), weight.shape[2] // 2
-        for place in range(weight.shape[2]):
-            moved = ops.neighbours(x, inputs.segment_ids, place - half)
-            total = op.add(total, ops.linear(moved, weight[:, :, place], None))
+        for index in range(weight.shape[2]):
+            shifted = ops.shift_tokens(x, inputs.segment_ids, index - half)
+            total = op.add(total, ops.linear(shifted, weight[:, :, index], None))
         act = ops.activation(str(self._config.get("conv_act", "tanh")))
         return self._norm(op.add(hidden, act(total)), "encoder.conv.LayerNorm")
 
@@ -134,18 +136,18 @@ class DebertaV2:
         return self._layers.layer_norm(x, name, self._eps)
 
 
-def _log_buckets(distance: ops.Array, buckets: int, reach: int) -> ops.Array:
-    """Exact up to half the buckets each way, logarithmic beyond."""
-    middle = buckets // 2
+def _log_buckets(distance: ops.Array, num_buckets: int, max_distance: int) -> ops.Array:
+    """One bucket per distance up to num_buckets / 2 each way, logarithmic beyond (`make_log_bucket_position`)."""
+    middle = num_buckets // 2
     size = np.abs(distance).astype(np.float32)
     with np.errstate(divide="ignore"):
-        steps = np.log(size / middle) / math.log((reach - 1) / middle) * np.float32(middle - 1)
+        steps = np.log(size / middle) / math.log((max_distance - 1) / middle) * np.float32(middle - 1)
     far = np.where(size > middle, np.ceil(np.where(size > middle, steps, 0)) + middle, 0)
     return np.where(size <= middle, distance, far * np.sign(distance)).astype(np.int64)
 
 
-def _pick(scores: Node, rows: Node) -> Node:
-    """[R, N, L, L] of scores [R, N, L, 2S]: for each pair of tokens the element that `rows` i64[L, L] names."""
+def _gather_scores(scores: Node, rows: Node) -> Node:
+    """f32[R, N, L, L]: `scores[r, n, i, rows[i, j]]`, of scores f32[R, N, L, 2 * P] and rows i64[L, L]."""
     shape = op.shape_of(scores)
     target = op.concat([op.gather(shape, ops.ints(0, 1, 2, 2), ops.axis(0))], 0)
     return op.gather_elements(scores, op.broadcast(rows, target), 3)

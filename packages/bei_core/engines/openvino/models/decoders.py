@@ -1,6 +1,6 @@
-"""Decoders that are read for their token vectors: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3.
+"""Decoder-only transformers: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3.
 
-They differ by a handful of switches, which are the fields of `families.DecoderSwitches`.
+`families.DecoderSwitches` lists what differs between them.
 """
 
 from __future__ import annotations
@@ -10,69 +10,71 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, attend, gated
+from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, gated_activation, multi_head_attention
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.rope import Rotation, rotation
+from bei_core.engines.openvino.rope import Rope, make_rope
 from bei_core.models.families import DECODER_ANCHOR, Config, DecoderSizes, DecoderSwitches
 
 
 class DecoderModel:
-    """One checkpoint of a family; `graph` makes its nodes."""
+    """The graph of one checkpoint."""
 
     def __init__(self, switches: DecoderSwitches, config: Config, weights: Weights, max_len: int) -> None:
         self._switches, self._max_len = switches, max_len
         self._sizes = sizes = DecoderSizes.of(switches, config)
         self._layers = Layers(weights)
-        self._heads = Heads(sizes.num_queries, sizes.num_keys, sizes.head_size)
+        self._heads = Heads(sizes.num_heads, sizes.num_kv_heads, sizes.head_size)
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
         hidden = ops.embedding(self._layers.weights.get(DECODER_ANCHOR, None, self._sizes.hidden), inputs.input_ids)
         if self._switches.gemma:
             hidden = op.multiply(hidden, op.constant(np.float32(self._sizes.hidden**0.5)))
-        sights = {kind: self._sight(kind, inputs) for kind in dict.fromkeys(self._sizes.kinds)}
-        for layer, kind in enumerate(self._sizes.kinds):
-            hidden = self._layer(hidden, f"layers.{layer}.", *sights[kind])
+        layer_types = self._sizes.layer_types
+        masks_and_ropes = {name: self._mask_and_rope(name, inputs) for name in dict.fromkeys(layer_types)}
+        for layer, layer_type in enumerate(layer_types):
+            hidden = self._layer(hidden, f"layers.{layer}.", *masks_and_ropes[layer_type])
         return self._norm(hidden, "norm")
 
-    def _sight(self, kind: str, inputs: Inputs) -> tuple[Node, Rotation]:
-        """(mask, rotation) of a kind of layer."""
+    def _mask_and_rope(self, layer_type: str, inputs: Inputs) -> tuple[Node, Rope]:
         sizes = self._sizes
-        mask = inputs.mask(causal=not sizes.both_ways, window=sizes.window(self._switches, kind))
-        turn = rotation(sizes.config, sizes.head_size, inputs.position_ids, self._max_len, layer_type=kind)
-        return mask, turn
+        mask = inputs.mask(causal=not sizes.bidirectional, window=sizes.window(self._switches, layer_type))
+        rope = make_rope(sizes.config, sizes.head_size, inputs.position_ids, self._max_len, layer_type=layer_type)
+        return mask, rope
 
-    def _layer(self, hidden: Node, prefix: str, mask: Node, turn: Rotation) -> Node:
+    def _layer(self, hidden: Node, prefix: str, mask: Node, rope: Rope) -> Node:
         names = (
             ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
             if self._switches.gemma
             else (None, "post_attention_layernorm", None)
         )
         after_attention, before_mlp, after_mlp = (prefix + name if name else None for name in names)
-        mixed = self._attention(self._norm(hidden, prefix + "input_layernorm"), prefix + "self_attn.", mask, turn)
-        hidden = op.add(hidden, self._norm(mixed, after_attention))
+        attended = self._attention(self._norm(hidden, prefix + "input_layernorm"), prefix + "self_attn.", mask, rope)
+        hidden = op.add(hidden, self._norm(attended, after_attention))
         inner = self._mlp(self._norm(hidden, before_mlp), prefix + "mlp.")
         return op.add(hidden, self._norm(inner, after_mlp))
 
-    def _attention(self, x: Node, prefix: str, mask: Node, turn: Rotation) -> Node:
+    def _attention(self, x: Node, prefix: str, mask: Node, rope: Rope) -> Node:
         heads, bias = self._heads, bool(self._sizes.config.get("attention_bias"))
-        parts = []
-        for name, number in (("q", heads.queries), ("k", heads.keys), ("v", heads.keys)):
-            part = self._layers.linear(
-                x, f"{prefix}{name}_proj", self._sizes.hidden, number * heads.size, bias=bias or self._switches.qkv_bias
-            )
-            part = ops.split_heads(part, number, heads.size)
-            parts.append(self._norm(part, f"{prefix}{name}_norm") if self._switches.qk_norm and name != "v" else part)
-        mixed = attend(parts, heads, mask, rotation=turn, scale=self._sizes.scale, soft_cap=self._sizes.soft_cap)
-        return self._layers.linear(mixed, prefix + "o_proj", heads.width, self._sizes.hidden, bias=bias)
+        qkv = []
+        for name, number in (("q", heads.num_heads), ("k", heads.num_kv_heads), ("v", heads.num_kv_heads)):
+            width, has_bias = number * heads.head_size, bias or self._switches.qkv_bias
+            x_heads = self._layers.linear(x, f"{prefix}{name}_proj", self._sizes.hidden, width, bias=has_bias)
+            x_heads = ops.split_heads(x_heads, number, heads.head_size)
+            has_norm = self._switches.qk_norm and name != "v"
+            qkv.append(self._norm(x_heads, f"{prefix}{name}_norm") if has_norm else x_heads)
+        scale, soft_cap = self._sizes.scale, self._sizes.soft_cap
+        attended = multi_head_attention(qkv, heads, mask, rope=rope, scale=scale, soft_cap=soft_cap)
+        return self._layers.linear(attended, prefix + "o_proj", heads.width, self._sizes.hidden, bias=bias)
 
     def _mlp(self, x: Node, prefix: str) -> Node:
-        bias, hidden, inner = bool(self._sizes.config.get("mlp_bias")), self._sizes.hidden, self._sizes.inner
+        bias = bool(self._sizes.config.get("mlp_bias"))
+        hidden, inner = self._sizes.hidden, self._sizes.intermediate_size
         gate, up = (
             self._layers.linear(x, prefix + name, hidden, inner, bias=bias) for name in ("gate_proj", "up_proj")
         )
-        product = gated(gate, up, self._sizes.activation)
-        return self._layers.linear(product, prefix + "down_proj", inner, hidden, bias=bias)
+        gated = gated_activation(gate, up, self._sizes.activation)
+        return self._layers.linear(gated, prefix + "down_proj", inner, hidden, bias=bias)
 
     def _norm(self, x: Node, name: str | None) -> Node:
         if name is None:

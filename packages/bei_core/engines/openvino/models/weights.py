@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint by the names their architecture gives them, whatever prefix or spelling the file uses."""
+"""Tensors of a checkpoint by the names that their architecture gives them, with any known prefix or old spelling."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy.typing as npt
 from bei_core.checkpoint import Tensors
 from bei_core.errors import CheckpointError
 
-# What LayerNorm's tensors were called in TensorFlow checkpoints, and in those converted from them.
+# Names of LayerNorm's tensors in checkpoints converted from TensorFlow.
 _OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
 
 
 class Weights:
-    """A checkpoint's tensors under `prefix`, as f32."""
+    """A checkpoint's tensors under one prefix, as f32."""
 
     def __init__(self, tensors: Tensors, *, anchor: str, prefixes: Sequence[str]) -> None:
-        """Finds the first of `prefixes` under which the tensor `anchor` exists. Raises CheckpointError for none."""
+        """Uses the first of `prefixes` under which the tensor `anchor` exists; raises CheckpointError if none fits."""
         self._tensors = tensors
         self._names = frozenset(tensors.names())
         for prefix in prefixes:
@@ -32,7 +32,7 @@ class Weights:
         return self._find(name) is not None
 
     def get(self, name: str, *shape: int | None) -> npt.NDArray[np.float32]:
-        """f32 tensor. Raises CheckpointError where it is missing or not of `shape` (None stands for any size)."""
+        """The tensor, f32[shape]; None is any size. Raises CheckpointError if it is missing or of another shape."""
         found = self._find(name)
         if found is None:
             raise CheckpointError(f"the checkpoint has no tensor {self._prefix}{name}")

@@ -1,9 +1,8 @@
-"""A graph in f32 to one whose transformer multiplies int8 by int8, by nncf's post-training quantisation.
+"""Post-training quantisation of a graph: int8 weights and activations in the transformer's linear layers, by nncf.
 
-Quantised are the products of the transformer's layers with their weights, which are nearly all of the work; embeddings,
-norms, softmax, attention's own products, pooling, modules and heads stay as they are (docs/decisions/010-int8.md).
-`smooth` has moved outliers of activations into weights before, and `integers` makes them fit every processor after.
-nncf is needed to build and never to serve.
+Embeddings, norms, softmax, the matmuls inside attention, pooling, modules and heads are not quantised
+(docs/decisions/010-int8.md). Before nncf, `smoothquant` moves outliers of activations into weights; after it,
+`headroom` makes the weights safe on every processor. nncf is needed to build an engine and never to serve one.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from openvino import Model, Node
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino.graph import INPUT_NAMES, TOKEN_VECTORS
-from bei_core.engines.openvino.packing import lay_out
-from bei_core.engines.openvino.quantize.integers import finish
-from bei_core.engines.openvino.quantize.smooth import ALPHAS, smooth
+from bei_core.engines.openvino.packing import pack_rows
+from bei_core.engines.openvino.quantize.headroom import requantize
+from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, smooth_quant
 from bei_core.errors import EngineUnavailableError, UnsupportedModelError
 from bei_core.tasks import Tokens
 
@@ -31,41 +30,42 @@ Array = npt.NDArray[Any]
 
 log = logging.getLogger(__name__)
 
-# Tokens of a batch that ranges are measured on. nncf takes the mean over batches of each one's largest value.
+# Tokens of a calibration batch. The size matters: nncf's range is the mean of the largest value of each batch.
 CALIBRATION_TOKENS = 512
 
-_PLUMBING = frozenset({"Parameter", "Constant", "Result"})
+_NOT_OPERATIONS = frozenset({"Parameter", "Constant", "Result"})
 
 
 def quantize(graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp_only: bool) -> Model:
-    """The graph with int8 products, their ranges those of the batches; `graph` itself is used up.
+    """The graph with int8 linear layers, calibrated on `batches`; changes `graph`, which must not be used afterwards.
 
-    `alpha` is SmoothQuant's, None: what suits each product. Raises EngineUnavailableError where nncf is not installed.
+    `alpha` is SmoothQuant's; None: the best one for each activation. Raises EngineUnavailableError without nncf,
+    UnsupportedModelError for a graph without linear layers.
     """
     nncf = import_nncf()
-    unique_names(graph)
-    nodes = products(graph, mlp_only=mlp_only)
-    if not nodes:
-        raise UnsupportedModelError("the model has no products to quantise")
-    smoothed = smooth(graph, nodes, batches, ALPHAS if alpha is None else (alpha,))
-    worst, seen = max(smoothed.items(), key=lambda item: item[1].error)
-    log.info("int8 for %d products; %s loses most, %.2g of its output", len(smoothed), worst, seen.error**0.5)
-    model = _quantized(nncf, graph, batches, set(smoothed))
-    finish(model, graph, smoothed)
+    make_names_unique(graph)
+    matmuls = linear_matmuls(graph, mlp_only=mlp_only)
+    if not matmuls:
+        raise UnsupportedModelError("the model has no linear layers to quantise")
+    smoothed = smooth_quant(graph, matmuls, batches, ALPHAS if alpha is None else (alpha,))
+    worst, of_worst = max(smoothed.items(), key=lambda item: item[1].error)
+    log.info("int8 for %d linear layers; largest expected error %.2g, in %s", len(smoothed), of_worst.error**0.5, worst)
+    model = _quantize_with_nncf(nncf, graph, batches, set(smoothed))
+    requantize(model, graph, smoothed)
     return model
 
 
-def _quantized(nncf: Any, graph: Model, batches: Sequence[Batch], chosen: set[str]) -> Model:  # noqa: ANN401
+def _quantize_with_nncf(nncf: Any, graph: Model, batches: Sequence[Batch], chosen: set[str]) -> Model:  # noqa: ANN401
     matmuls = [node.get_friendly_name() for node in graph.get_ops() if node.get_type_name() == "MatMul"]
     advanced = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.DISABLE,  # `finish` does it
-        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # done already
+        overflow_fix=nncf.OverflowFix.DISABLE,  # `requantize` prevents overflow
+        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # `smooth_quant` did it
     )
     ignored = nncf.IgnoredScope(
         names=[name for name in matmuls if name not in chosen],
-        types=sorted({node.get_type_name() for node in graph.get_ops()} - {"MatMul"} - _PLUMBING),
+        types=sorted({node.get_type_name() for node in graph.get_ops()} - {"MatMul"} - _NOT_OPERATIONS),
     )
-    with _progress_apart():
+    with _progress_bars_on_stderr():
         return nncf.quantize(
             graph,
             nncf.Dataset(list(batches), _feed),
@@ -76,12 +76,12 @@ def _quantized(nncf: Any, graph: Model, batches: Sequence[Batch], chosen: set[st
         )
 
 
-def products(graph: Model, *, mlp_only: bool = False) -> list[Node]:
-    """The transformer's products of activations with weights; without those of attention where `mlp_only`."""
+def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
+    """The MatMul nodes of the transformer's linear layers; if `mlp_only`, without those of attention."""
     nodes = graph.get_ordered_ops()
-    end = next(node for node in nodes if node.get_friendly_name() == TOKEN_VECTORS)
-    computed = _below([node for node in nodes if node.get_type_name() == "Parameter"])
-    after = _below([end])
+    last = next(node for node in nodes if node.get_friendly_name() == TOKEN_VECTORS)
+    computed = _downstream([node for node in nodes if node.get_type_name() == "Parameter"])
+    after = _downstream([last])
     return [
         node
         for node in nodes
@@ -93,20 +93,20 @@ def products(graph: Model, *, mlp_only: bool = False) -> list[Node]:
 
 
 def calibration_batches(items: Sequence[Tokens], budget: int = CALIBRATION_TOKENS) -> list[Batch]:
-    """The items in their order, packed as they are when served: as many in a batch as the budget of tokens allows."""
+    """The items in order, in batches of at most `budget` tokens; a longer item has a batch of its own."""
     batches: list[list[Tokens]] = [[]]
-    room = budget
+    left = budget
     for item in items:
-        if batches[-1] and len(item) > room:
+        if batches[-1] and len(item) > left:
             batches.append([])
-            room = budget
+            left = budget
         batches[-1].append(item)
-        room -= len(item)
+        left -= len(item)
     return [Batch.pack(batch) for batch in batches]
 
 
-def unique_names(graph: Model) -> None:
-    """Names nodes that share a name apart: nncf tells nodes by it, and some weights are used twice."""
+def make_names_unique(graph: Model) -> None:
+    """Renames nodes that share a name (weights that are used twice): nncf identifies nodes by their names."""
     seen = Counter[str]()
     for node in graph.get_ordered_ops():
         name = node.get_friendly_name()
@@ -115,8 +115,8 @@ def unique_names(graph: Model) -> None:
         seen[name] += 1
 
 
-def _below(nodes: Sequence[Node]) -> set[int]:
-    """Ids of all nodes that depend on these."""
+def _downstream(nodes: Sequence[Node]) -> set[int]:
+    """Instance ids of all nodes that depend on these."""
     found: set[int] = set()
     waiting = list(nodes)
     while waiting:
@@ -130,17 +130,17 @@ def _below(nodes: Sequence[Node]) -> set[int]:
 
 
 def _is_attention(name: str) -> bool:
-    """Whether a product's weights are of attention; every family says so in their names."""
+    """Whether a linear layer belongs to attention: in every family its tensor name says so."""
     return "attention" in name or "attn" in name
 
 
 def _feed(batch: Batch) -> dict[str, Array]:
-    return dict(zip(INPUT_NAMES, lay_out(batch).arrays(), strict=True))
+    return dict(zip(INPUT_NAMES, pack_rows(batch).graph_inputs(), strict=True))
 
 
 @contextmanager
-def _progress_apart() -> Iterator[None]:
-    """Progress bars, which go to standard output otherwise, on a terminal's standard error; none without a terminal."""
+def _progress_bars_on_stderr() -> Iterator[None]:
+    """Redirects nncf's progress bars from standard output to standard error, or drops them without a terminal."""
     if sys.stderr.isatty():
         with redirect_stdout(sys.stderr):
             yield
@@ -150,8 +150,8 @@ def _progress_apart() -> Iterator[None]:
 
 
 def import_nncf() -> Any:  # noqa: ANN401 - it has no types
-    """The package. Raises EngineUnavailableError saying how to install it."""
-    os.environ.setdefault("NNCF_CI", "1")  # otherwise it reports each use to Google Analytics
+    """The module `nncf`. Raises EngineUnavailableError with the command that installs it."""
+    os.environ.setdefault("NNCF_CI", "1")  # without it nncf reports each use to Google Analytics
     try:
         import nncf
     except ImportError as fault:

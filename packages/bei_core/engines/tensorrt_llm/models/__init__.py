@@ -1,1 +1,1 @@
-"""Our model classes, in torch over TensorRT-LLM's Linear and Attention; `classes.register` makes it know them."""
+"""Our model classes, in torch with TensorRT-LLM's Linear and Attention. `classes.register` registers them with it."""

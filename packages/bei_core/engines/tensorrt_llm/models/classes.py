@@ -1,7 +1,7 @@
-"""The classes that config.json names, and TensorRT-LLM's contract with them.
+"""The model class that config.json names: what TensorRT-LLM loads and calls.
 
-`forward` gets packed texts and gives f32[B, D]. Token ids carry two more facts of each token, `pack_ids`: extra inputs
-are refused beside CUDA graphs by some versions, and an id needs no version's help.
+`forward` takes packed sequences and returns f32[B, D]. Token types and the pooling mask come inside the token ids
+(`packing.pack_ids`), because some versions of TensorRT-LLM refuse further inputs together with CUDA graphs.
 """
 
 from __future__ import annotations
@@ -14,41 +14,41 @@ import torch
 from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm._compat import upstream
-from bei_core.engines.tensorrt_llm.artifact import TOP, Facts, class_names
+from bei_core.engines.tensorrt_llm.artifact import HEAD_PREFIX, Facts, class_names
 from bei_core.engines.tensorrt_llm.models.bert import BertTransformer
 from bei_core.engines.tensorrt_llm.models.decoder import DecoderTransformer
-from bei_core.engines.tensorrt_llm.models.layers import Config, Weights, top_tensors
+from bei_core.engines.tensorrt_llm.models.heads import make_head
+from bei_core.engines.tensorrt_llm.models.layers import LayerConfig, Weights, tensors_under
 from bei_core.engines.tensorrt_llm.models.pooling import Spans
-from bei_core.engines.tensorrt_llm.models.top import make_top
 
 
 class PackedModel(nn.Module):
-    """A transformer and what stands on top of it."""
+    """A transformer with pooling and heads."""
 
     def __init__(self, model_config: Any) -> None:
         super().__init__()
         self.model_config = model_config
         self.facts = msgspec.convert(model_config.pretrained_config.bei, Facts)
         dtype = model_config.pretrained_config.torch_dtype or torch.bfloat16
-        config = Config(model_config, dtype, self.facts.quantized)
+        config = LayerConfig(model_config, dtype, self.facts.quantized)
         make = BertTransformer if self.facts.is_bert else DecoderTransformer
         self.transformer = make(self.facts, config)
-        self.top = make_top(self.facts)
+        self.head = make_head(self.facts)
 
     @property
     def config(self) -> Any:
-        """Hugging Face's config, which TensorRT-LLM reads here."""
+        """Hugging Face's config; TensorRT-LLM reads it from here."""
         return self.model_config.pretrained_config
 
     def infer_max_seq_len(self) -> int:
-        """The longest text, in tokens."""
+        """The longest sequence, in tokens; TensorRT-LLM calls this."""
         return self.facts.spec.max_seq_len
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes a checkpoint's tensors, under whichever prefix they are. Raises CheckpointError naming one at fault."""
-        found = Weights(weights, anchor=self.facts.anchor, prefixes=self.facts.prefixes)
-        self.transformer.load(found)
-        self.top.load(dict(top_tensors(weights, TOP)), next(self.transformer.parameters()).device)
+        """Loads model.safetensors. Raises CheckpointError for a tensor that is missing or of another shape."""
+        transformer = Weights(weights, anchor=self.facts.anchor, prefixes=self.facts.prefixes)
+        self.transformer.load(transformer)
+        self.head.load(dict(tensors_under(weights, HEAD_PREFIX)), next(self.transformer.parameters()).device)
 
     @torch.inference_mode()
     def forward(
@@ -60,23 +60,23 @@ class PackedModel(nn.Module):
         return_context_logits: bool = False,
         **unused: Any,
     ) -> Tensor:
-        """f32[B, D] of i32[T] ids as `pack_ids` gives them, and positions i32[1, T] that count from 0 in each text."""
+        """f32[B, D] of ids i32[T] made by `pack_ids` and positions i32[1, T], which count from 0 in each sequence."""
         if input_ids is None or position_ids is None:
-            raise ValueError("this is a bug: ids and positions are what the model is made for")
-        ids, type_ids, kept = unpack_ids(input_ids, self.facts.spec.vocab_size)
-        # A text that only fills up a CUDA graph may be longer than the tables of positions.
+            raise ValueError("this is a bug: TensorRT-LLM called the model without input_ids or position_ids")
+        ids, type_ids, pooled = unpack_ids(input_ids, self.facts.spec.vocab_size)
+        # A dummy sequence that pads a CUDA graph may be longer than the position tables.
         position_ids = position_ids.clamp(max=self.facts.spec.max_seq_len - 1)
         hidden = self.transformer(ids, type_ids, position_ids, attn_metadata)
-        return self.top(hidden, ids, Spans.of(attn_metadata.seq_lens_cuda, kept))
+        return self.head(hidden, ids, Spans.of(attn_metadata.seq_lens_cuda, pooled))
 
 
 def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Ids and types i32[T], and bool[T], whether a token counts in pooling, of what `pack_ids` made."""
-    facts = packed // vocab_size
-    return packed % vocab_size, facts % 2, facts < 2
+    """(ids i32[T], types i32[T], pooling mask bool[T]) of the ids i32[T] that `packing.pack_ids` made."""
+    flags = packed // vocab_size
+    return packed % vocab_size, flags % 2, flags < 2
 
 
 def register() -> None:
-    """Makes TensorRT-LLM know our classes, each family's as embedding and as sequence classification."""
+    """Registers PackedModel with TensorRT-LLM under all names that config.json may have."""
     for name in class_names():
         upstream("register_auto_model")(name)(PackedModel)

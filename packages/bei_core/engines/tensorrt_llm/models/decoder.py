@@ -1,4 +1,4 @@
-"""Decoders read for their token vectors; `families.DECODERS` has the switches of each."""
+"""Decoder-only transformers; `families.DECODERS` has the switches of each family."""
 
 from __future__ import annotations
 
@@ -7,38 +7,39 @@ from typing import Any
 from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm.artifact import Facts
-from bei_core.engines.tensorrt_llm.models.attention import Sizes, make_attention
-from bei_core.engines.tensorrt_llm.models.layers import Config, Embedding, GatedMlp, RmsNorm, Rotation, Weights
-from bei_core.engines.tensorrt_llm.models.top import activation
+from bei_core.engines.tensorrt_llm.models.attention import AttentionSizes, load_attention, make_attention
+from bei_core.engines.tensorrt_llm.models.heads import activation
+from bei_core.engines.tensorrt_llm.models.layers import Embedding, GatedMlp, LayerConfig, RmsNorm, Rope, Weights
 from bei_core.models.families import DECODERS, DecoderSizes, DecoderSwitches
 
 
 class DecoderTransformer(nn.Module):
-    """Token vectors of packed texts."""
+    """Token vectors of packed sequences."""
 
-    def __init__(self, facts: Facts, config: Config) -> None:
+    def __init__(self, facts: Facts, config: LayerConfig) -> None:
         super().__init__()
         self.switches = DECODERS[facts.family]
         self.sizes = sizes = DecoderSizes.of(self.switches, facts.spec.config)
         self.embed_tokens = Embedding(facts.spec.vocab_size, sizes.hidden, config.dtype)
-        rotations = {
-            kind: Rotation(sizes.config, sizes.head_size, facts.spec.max_seq_len, kind)
-            for kind in dict.fromkeys(sizes.kinds)
+        ropes = {
+            layer_type: Rope(sizes.config, sizes.head_size, facts.spec.max_seq_len, layer_type)
+            for layer_type in dict.fromkeys(sizes.layer_types)
         }
         self.layers = nn.ModuleList(
-            _Layer(facts, self.switches, sizes, rotations[kind], config, at) for at, kind in enumerate(sizes.kinds)
+            _Layer(facts, self.switches, sizes, ropes[layer_type], config, number)
+            for number, layer_type in enumerate(sizes.layer_types)
         )
         self.norm = _norm(self.switches, sizes, config)
 
     def load(self, weights: Weights) -> None:
-        """Takes every layer's tensors."""
+        """Loads all layers."""
         self.embed_tokens.load(weights, "embed_tokens")
-        for at, layer in enumerate(self.layers):
-            layer.load(weights, f"layers.{at}.")
+        for number, layer in enumerate(self.layers):
+            layer.load(weights, f"layers.{number}.")
         self.norm.load(weights, "norm")
 
     def forward(self, ids: Tensor, type_ids: Tensor, position_ids: Tensor, attn_metadata: Any) -> Tensor:
-        """[T, H]; a decoder has no token types."""
+        """[T, H] of ids i32[T] and position_ids i32[1, T]; decoders have no token types."""
         x = self.embed_tokens(ids)
         if self.switches.gemma:
             x = x * self.sizes.hidden**0.5
@@ -53,14 +54,15 @@ class _Layer(nn.Module):
         facts: Facts,
         switches: DecoderSwitches,
         sizes: DecoderSizes,
-        rotation: Rotation,
-        config: Config,
-        at: int,
+        rope: Rope,
+        config: LayerConfig,
+        number: int,
     ) -> None:
         super().__init__()
-        self.attention = make_attention(_attention(facts, switches, sizes, sizes.kinds[at]), rotation, config, at)
+        attention = _attention_sizes(facts, switches, sizes, sizes.layer_types[number])
+        self.attention = make_attention(attention, rope, config, number)
         bias = bool(sizes.config.get("mlp_bias"))
-        self.mlp = GatedMlp(sizes.hidden, sizes.inner, activation(sizes.activation), config, bias=bias)
+        self.mlp = GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), config, bias=bias)
         names = ["input_layernorm", "post_attention_layernorm"]
         if switches.gemma:
             names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
@@ -68,9 +70,9 @@ class _Layer(nn.Module):
         self.is_gemma = switches.gemma
 
     def load(self, weights: Weights, prefix: str) -> None:
-        """Takes the layer's tensors."""
+        """Loads the layer."""
         query, key, value, out = (f"{prefix}self_attn.{name}_proj" for name in "qkvo")
-        self.attention.load(weights, (query, key, value, out), f"{prefix}self_attn.")
+        load_attention(self.attention, weights, (query, key, value, out), f"{prefix}self_attn.")
         self.mlp.load(weights, f"{prefix}mlp.")
         for name, norm in self.norms.items():
             norm.load(weights, prefix + name)
@@ -85,18 +87,18 @@ class _Layer(nn.Module):
         return x + self.norms["post_feedforward_layernorm"](inner)
 
 
-def _norm(switches: DecoderSwitches, sizes: DecoderSizes, config: Config) -> RmsNorm:
+def _norm(switches: DecoderSwitches, sizes: DecoderSizes, config: LayerConfig) -> RmsNorm:
     return RmsNorm(sizes.hidden, sizes.eps, config.dtype, offset=1.0 if switches.gemma else 0.0)
 
 
-def _attention(facts: Facts, switches: DecoderSwitches, sizes: DecoderSizes, kind: str) -> Sizes:
-    """A layer's attention; a window that no text outgrows is none."""
-    window, bias = sizes.window(switches, kind), bool(sizes.config.get("attention_bias"))
-    return Sizes(
+def _attention_sizes(facts: Facts, switches: DecoderSwitches, sizes: DecoderSizes, layer_type: str) -> AttentionSizes:
+    """The attention of a layer. A window that covers the longest sequence has no effect and is left out."""
+    window, bias = sizes.window(switches, layer_type), bool(sizes.config.get("attention_bias"))
+    return AttentionSizes(
         hidden=sizes.hidden,
-        queries=sizes.num_queries,
-        keys=sizes.num_keys,
-        head=sizes.head_size,
+        num_heads=sizes.num_heads,
+        num_kv_heads=sizes.num_kv_heads,
+        head_size=sizes.head_size,
         scale=sizes.scale,
         max_len=facts.spec.max_seq_len,
         bias=bias or switches.qkv_bias,

@@ -1,6 +1,6 @@
-"""Layers of the transformers: norms, embeddings and rotation of our own, products by TensorRT-LLM's Linear.
+"""Layers of the transformers: our norms, embeddings and rotary embedding; TensorRT-LLM's Linear.
 
-Letters: T tokens, H hidden, N heads, D head size. Parameters are made empty: `load` fills them.
+Parameters are created empty and filled by `load`. `engines/batch` lists the letters of shapes.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.errors import CheckpointError
-from bei_core.models.rope import tables
+from bei_core.models.rope import rope_tables
 
 Linear, WeightMode, WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
 
-# What LayerNorm's tensors were called in TensorFlow checkpoints, and in those converted from them.
+# Names of LayerNorm's tensors in checkpoints converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 class Weights:
-    """A checkpoint's tensors under the prefix that it uses."""
+    """A checkpoint's tensors under one prefix, grouped by layer."""
 
     def __init__(self, tensors: Mapping[str, Tensor], *, anchor: str, prefixes: Sequence[str]) -> None:
-        """Finds the first of `prefixes` under which the tensor `anchor` exists. Raises CheckpointError for none."""
+        """Uses the first of `prefixes` under which the tensor `anchor` exists; raises CheckpointError if none fits."""
         prefix = next((prefix for prefix in prefixes if prefix + anchor in tensors), None)
         if prefix is None:
             raise CheckpointError(f"no tensor of these names: {', '.join(prefix + anchor for prefix in prefixes)}")
@@ -40,27 +40,23 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._layers
 
-    def of(self, name: str) -> dict[str, Tensor]:
-        """A layer's tensors: weight, bias, and the scales of a quantised one. Raises CheckpointError for none."""
+    def layer(self, name: str) -> dict[str, Tensor]:
+        """A layer's tensors: weight, bias, scales of a quantised layer. Raises CheckpointError if it has none."""
         if name not in self._layers:
             raise CheckpointError(f"the checkpoint has no tensors of {name}")
         return self._layers[name]
 
 
-class Config:
-    """What is the same for all layers of a model: TensorRT-LLM's config, and how much of it is quantised."""
+class LayerConfig:
+    """What all layers of a model share: TensorRT-LLM's config, the dtype, and which parts are quantised."""
 
     def __init__(self, model_config: Any, dtype: Any, quantized: Sequence[str]) -> None:
         self.model_config = model_config
         self.dtype = dtype
         self.quantized = frozenset(quantized)
 
-    def quantization(self, part: str) -> Any:
-        """TensorRT-LLM's quantisation of "attention" or "mlp"; None where that is not quantised."""
-        return self.model_config.quant_config if part in self.quantized else None
-
     def for_attention(self) -> Any:
-        """The config as `Attention` reads it, which asks it alone whether to quantise."""
+        """The config for TensorRT-LLM's `Attention`; without quantisation if "attention" is not a quantised part."""
         if "attention" in self.quantized:
             return self.model_config
         plain = copy.copy(self.model_config)
@@ -68,14 +64,14 @@ class Config:
         return plain
 
     def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
-        """A Linear; `fused` says of which layers' outputs its own is made: "qkv" or "gate_up"."""
+        """A Linear. `part` is "attention" or "mlp"; `fused` if it is loaded from several layers of the checkpoint."""
         mode = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_LINEAR"}[fused]
         return Linear(
             size_in,
             size_out,
             bias=bias,
             dtype=self.dtype,
-            quant_config=self.quantization(part),
+            quant_config=self.model_config.quant_config if part in self.quantized else None,
             weights_loading_config=WeightsLoadingConfig(weight_mode=getattr(WeightMode, mode)),
         )
 
@@ -94,15 +90,15 @@ def fill(parameter: Any, tensors: Mapping[str, Tensor], part: str, where: str) -
 
 
 class Embedding(nn.Module):
-    """Rows of a table."""
+    """A lookup table of vectors."""
 
     def __init__(self, num_rows: int, width: int, dtype: Any) -> None:
         super().__init__()
         self.weight = empty(num_rows, width, dtype=dtype)
 
     def load(self, weights: Weights, name: str) -> None:
-        """Takes the table."""
-        fill(self.weight, weights.of(name), "weight", name)
+        """Loads the table."""
+        fill(self.weight, weights.layer(name), "weight", name)
 
     def forward(self, ids: Tensor) -> Tensor:
         """[T, H] of i32[T]."""
@@ -110,7 +106,7 @@ class Embedding(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Ba et al. 2016."""
+    """LayerNorm (Ba et al. 2016)."""
 
     def __init__(self, width: int, eps: float, dtype: Any) -> None:
         super().__init__()
@@ -118,17 +114,17 @@ class LayerNorm(nn.Module):
         self.weight, self.bias = empty(width, dtype=dtype), empty(width, dtype=dtype)
 
     def load(self, weights: Weights, name: str) -> None:
-        """Takes scale and shift."""
-        fill(self.weight, weights.of(name), "weight", name)
-        fill(self.bias, weights.of(name), "bias", name)
+        """Loads weight and bias."""
+        fill(self.weight, weights.layer(name), "weight", name)
+        fill(self.bias, weights.layer(name), "bias", name)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] normalised."""
+        """[..., H] of [..., H]."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class RmsNorm(nn.Module):
-    """Zhang and Sennrich 2019. Gemma scales by 1 + weight (`offset`), which needs more digits than bf16 has: in f32."""
+    """RMSNorm (Zhang and Sennrich 2019). Gemma scales by 1 + weight (`offset`); that is in f32, bf16 is too coarse."""
 
     def __init__(self, width: int, eps: float, dtype: Any, *, offset: float = 0.0) -> None:
         super().__init__()
@@ -136,47 +132,47 @@ class RmsNorm(nn.Module):
         self.weight = empty(width, dtype=torch.float32 if offset else dtype)
 
     def load(self, weights: Weights, name: str) -> None:
-        """Takes the scale."""
-        fill(self.weight, weights.of(name), "weight", name)
+        """Loads the weight."""
+        fill(self.weight, weights.layer(name), "weight", name)
         self.weight.data += self.offset
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] normalised."""
+        """[..., H] of [..., H]."""
         wide = x.to(self.weight.dtype)
         return F.rms_norm(wide, self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
-class Rotation(nn.Module):
-    """Rotary position embedding of one kind of layer, from tables computed in f64."""
+class Rope(nn.Module):
+    """Rotary position embedding for one type of layer, from tables computed in f64."""
 
-    def __init__(self, config: Mapping[str, Any], head_size: int, max_len: int, kind: str) -> None:
+    def __init__(self, config: Mapping[str, Any], head_size: int, max_len: int, layer_type: str) -> None:
         super().__init__()
-        cos, sin = tables(config, head_size, max_len, layer_type=kind)
+        cos, sin = rope_tables(config, head_size, max_len, layer_type=layer_type)
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        """[T, N, D] turned, the first half of each head with the second."""
-        at = position_ids.reshape(-1)
-        cos, sin = self.cos[at][:, None], self.sin[at][:, None]
+        """[T, N, S] of queries or keys of that shape; element i of a head rotates with element i + S / 2."""
+        positions = position_ids.reshape(-1)
+        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         first, second = x.float().chunk(2, -1)
-        turned = torch.cat([-second, first], -1)
-        return (x * cos + turned * sin).to(x.dtype)
+        rotated = torch.cat([-second, first], -1)
+        return (x * cos + rotated * sin).to(x.dtype)
 
 
 class GatedMlp(nn.Module):
-    """down(act(gate(x)) * up(x)) (Shazeer 2020)."""
+    """down(act(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants Improve Transformer")."""
 
-    def __init__(self, hidden: int, inner: int, act: Any, config: Config, *, bias: bool) -> None:
+    def __init__(self, hidden: int, inner: int, act: Any, config: LayerConfig, *, bias: bool) -> None:
         super().__init__()
         self.act = act
         self.gate_up_proj = config.linear(hidden, 2 * inner, "mlp", bias=bias, fused="gate_up")
         self.down_proj = config.linear(inner, hidden, "mlp", bias=bias)
 
     def load(self, weights: Weights, prefix: str) -> None:
-        """Takes the three layers' tensors."""
-        self.gate_up_proj.load_weights([weights.of(prefix + "gate_proj"), weights.of(prefix + "up_proj")])
-        self.down_proj.load_weights([weights.of(prefix + "down_proj")])
+        """Loads the three linear layers."""
+        self.gate_up_proj.load_weights([weights.layer(prefix + "gate_proj"), weights.layer(prefix + "up_proj")])
+        self.down_proj.load_weights([weights.layer(prefix + "down_proj")])
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H]."""
@@ -187,22 +183,22 @@ class GatedMlp(nn.Module):
 class Mlp(nn.Module):
     """down(act(up(x)))."""
 
-    def __init__(self, hidden: int, inner: int, act: Any, config: Config) -> None:
+    def __init__(self, hidden: int, inner: int, act: Any, config: LayerConfig) -> None:
         super().__init__()
         self.act = act
         self.up_proj = config.linear(hidden, inner, "mlp", bias=True)
         self.down_proj = config.linear(inner, hidden, "mlp", bias=True)
 
     def load(self, weights: Weights, up: str, down: str) -> None:
-        """Takes the two layers' tensors."""
-        self.up_proj.load_weights([weights.of(up)])
-        self.down_proj.load_weights([weights.of(down)])
+        """Loads the two linear layers."""
+        self.up_proj.load_weights([weights.layer(up)])
+        self.down_proj.load_weights([weights.layer(down)])
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H]."""
         return self.down_proj(self.act(self.up_proj(x)))
 
 
-def top_tensors(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """What stands on top of the transformer, without its prefix."""
+def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """(name without prefix, tensor) of the tensors whose names start with the prefix."""
     return ((name.removeprefix(prefix), tensors[name]) for name in tensors if name.startswith(prefix))

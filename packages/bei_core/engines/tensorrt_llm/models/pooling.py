@@ -1,6 +1,7 @@
-"""Token vectors to one row a text, packed: plain torch without a loop or a look at the host, so that a graph holds it.
+"""Pooling of packed sequences: token vectors [T, H] to one row per sequence f32[B, H].
 
-Letters: T tokens of the batch, B texts, H hidden. The poolings are sentence-transformers', as in `openvino/pooling`.
+The modes are those of sentence-transformers' Pooling module, as in `openvino/pooling`. The code has no loop over
+sequences and does not read values on the host, so that a CUDA graph can capture it.
 """
 
 from __future__ import annotations
@@ -14,46 +15,49 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Spans:
-    """The texts of a batch. Rows of the padding that a CUDA graph adds are whatever; nobody reads them."""
+    """Where the sequences of a batch lie among its T tokens.
+
+    Rows of the dummy sequences that pad a CUDA graph have arbitrary values; TensorRT-LLM drops them.
+    """
 
     starts: Tensor  # i64[B]
     ends: Tensor  # i64[B]
-    kept: Tensor  # bool[T], whether a token counts: all but those of a prompt that pooling leaves out
+    pooled: Tensor  # bool[T], false for the tokens of a prompt that pooling leaves out
 
     @classmethod
-    def of(cls, lengths: Tensor, kept: Tensor) -> Spans:
-        """The spans of texts of these lengths, i32[B], laid end to end."""
+    def of(cls, lengths: Tensor, pooled: Tensor) -> Spans:
+        """The spans of consecutive sequences of these lengths i32[B]."""
         ends = torch.cumsum(lengths.long(), 0)
-        return cls(ends - lengths, ends, kept)
+        return cls(ends - lengths, ends, pooled)
 
     def members(self) -> Tensor:
-        """bool[B, T]: whether a token is of the text, and counts."""
-        at = torch.arange(len(self.kept), device=self.kept.device)
-        return (at >= self.starts[:, None]) & (at < self.ends[:, None]) & self.kept
+        """bool[B, T]: whether a token belongs to the sequence and is pooled."""
+        index = torch.arange(len(self.pooled), device=self.pooled.device)
+        return (index >= self.starts[:, None]) & (index < self.ends[:, None]) & self.pooled
 
     def first(self) -> Tensor:
-        """i64[B]: place of each text's first token."""
-        return self._inside(self.starts)
+        """i64[B]: index of each sequence's first token."""
+        return self._clamp(self.starts)
 
     def last(self, real: Tensor | None = None) -> Tensor:
-        """i64[B]: place of each text's last token, of those that are `real` (bool[T]) if any is, else its first."""
+        """i64[B]: index of each sequence's last token; with `real` bool[T] its last real one, or its first if none."""
         if real is None:
-            return self._inside(self.ends - 1)
-        at = torch.arange(len(real), device=real.device)
-        found = torch.where(self.members() & real, at, -1).amax(1)
+            return self._clamp(self.ends - 1)
+        index = torch.arange(len(real), device=real.device)
+        found = torch.where(self.members() & real, index, -1).amax(1)
         return torch.where(found < 0, self.first(), found)
 
-    def _inside(self, place: Tensor) -> Tensor:
-        return place.clamp(0, len(self.kept) - 1)
+    def _clamp(self, index: Tensor) -> Tensor:
+        return index.clamp(0, len(self.pooled) - 1)
 
 
 def pool(mode: str, x: Tensor, spans: Spans) -> Tensor:
-    """f32[B, H] of [T, H]."""
+    """f32[B, H] of token vectors [T, H]."""
     return _MODES[mode](x, spans)
 
 
 def _sums(x: Tensor, weights: Tensor) -> Tensor:
-    """Sums of tokens weighed by f32[B, T]: a product, whose order of additions is always the same."""
+    """f32[B, H]: weighted sums of tokens; a matmul, because a scatter-add is not deterministic on a GPU."""
     return weights @ x.float()
 
 
@@ -72,19 +76,19 @@ def _mean_sqrt_len(x: Tensor, spans: Spans) -> Tensor:
 
 
 def _weighted_mean(x: Tensor, spans: Spans) -> Tensor:
-    """Token i of n weighs i + 1 (Muennighoff 2022, SGPT)."""
-    at = torch.arange(len(x), device=x.device)
-    weights = spans.members() * (at - spans.starts[:, None] + 1).float()
+    """Mean in which token i (from 0) has the weight i + 1 (Muennighoff 2022, SGPT)."""
+    index = torch.arange(len(x), device=x.device)
+    weights = spans.members() * (index - spans.starts[:, None] + 1).float()
     return _sums(x, weights) / weights.sum(1, keepdim=True).clamp(min=1)
 
 
 def _max(x: Tensor, spans: Spans) -> Tensor:
-    at = torch.arange(len(x), device=x.device)
-    owner = torch.searchsorted(spans.ends, at, right=True)  # B where a token is of no text
-    owner = torch.where(spans.kept, owner, len(spans.ends))
-    best = torch.full((len(spans.ends) + 1, x.shape[1]), float("-inf"), device=x.device)
-    best = best.scatter_reduce(0, owner[:, None].expand(-1, x.shape[1]), x.float(), "amax")
-    return best[:-1]
+    index = torch.arange(len(x), device=x.device)
+    sequence = torch.searchsorted(spans.ends, index, right=True)  # B for a token of no sequence
+    sequence = torch.where(spans.pooled, sequence, len(spans.ends))
+    maxima = torch.full((len(spans.ends) + 1, x.shape[1]), float("-inf"), device=x.device)
+    maxima = maxima.scatter_reduce(0, sequence[:, None].expand(-1, x.shape[1]), x.float(), "amax")
+    return maxima[:-1]
 
 
 def _cls(x: Tensor, spans: Spans) -> Tensor:

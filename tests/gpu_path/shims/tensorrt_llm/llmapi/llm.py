@@ -1,4 +1,4 @@
-"""LLM in encode-only mode, on the calling thread, one forward a call."""
+"""LLM in encode-only mode; each call runs one forward pass on the calling thread."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class LLM:
         self._tune()
 
     def _tune(self) -> None:
-        """What the constructor's warm-up leaves behind."""
+        """Writes the autotuner's cache file, as the real constructor does."""
         path = os.environ.get("TLLM_AUTOTUNER_CACHE_PATH")
         if path is not None:
             Path(path).write_text("{}")
@@ -57,7 +57,7 @@ class LLM:
             raise NotImplementedError("LLM.encode(..., **model_kwargs) is not supported when CUDA graphs are enabled")
         self._check([len(text) for text in inputs])
         if not self._busy.acquire(blocking=False):
-            raise AssertionError("two threads encode at once, and the real one is not made for that")
+            raise AssertionError("two threads call encode at once, which the real LLM does not support")
         try:
             return self._forward([list(text) for text in inputs])[: len(inputs)]
         finally:
@@ -72,7 +72,7 @@ class LLM:
             raise ValueError(f"Max sequence length ({max(lengths)}) exceeds max_seq_len ({self._max_seq_len}).")
 
     def _forward(self, texts: list[list[int]]) -> Tensor:
-        """f32[B or more, D]: rows of the padding that a graph's shape asks for come last."""
+        """f32[B or more, D]; rows of dummy sequences, which pad the batch to the shape of a CUDA graph, come last."""
         shape = self._graphs.fit([len(text) for text in texts]) if self._graphs is not None else None
         if shape is not None:
             size, tokens = shape

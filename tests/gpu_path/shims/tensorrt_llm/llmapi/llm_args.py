@@ -22,7 +22,7 @@ class EncodeCudaGraphConfig:
         record("EncodeCudaGraphConfig", (), dict(self.__dict__))
 
     def fit(self, lengths: list[int]) -> tuple[int, int] | None:
-        """(texts, tokens) of the smallest graph that holds a batch of these lengths and leaves a text to be filled."""
+        """(sequences, tokens) of the smallest graph for a batch of these lengths and one dummy sequence."""
         for size in sorted(self.batch_sizes or ()):
             for tokens in sorted(self.num_tokens or ()):
                 spare = tokens - sum(lengths)

@@ -12,7 +12,7 @@ from tensorrt_llm.calls import record
 
 
 class Attention(nn.Module):
-    """Attention of packed texts: softmax(Q Kᵀ / (sqrt(D) q_scaling)) V inside each, nothing between."""
+    """Attention within each of the packed sequences: softmax(Q Kᵀ / (sqrt(S) q_scaling)) V."""
 
     def __init__(self, **kwargs: Any) -> None:
         record("Attention", (), kwargs)

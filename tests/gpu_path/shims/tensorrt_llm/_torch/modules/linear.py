@@ -27,7 +27,7 @@ class WeightsLoadingConfig:
 
 
 class Linear(nn.Module):
-    """A product in `dtype`; or of e4m3 numbers, a scale a tensor, as FP8QDQLinearMethod has it."""
+    """A linear layer in `dtype`, or in e4m3 with one scale per tensor, as FP8QDQLinearMethod computes it."""
 
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, dtype: Any = None, **kwargs: Any

@@ -14,7 +14,7 @@ class PredefinedAttentionMask(str, Enum):
 
 @dataclass
 class AttentionMetadata:
-    """Lengths of a batch's texts, on the host and on the device."""
+    """Lengths of a batch's sequences, on the host and on the device."""
 
     seq_lens: Tensor  # i32[B]
 
