@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results"
 SERVER_CPU, CLIENT_CPU = 0, 1
 BATCH = 16
 WIDTH = 1024
-WORKLOAD = "short"  # queries of mean 11 tokens
+WORKLOAD: Final = "short"  # queries of mean 11 tokens
 
 _PATH = "/v1/embeddings"
 _OURS = """

@@ -8,31 +8,79 @@ from datetime import datetime, timezone
 
 import orjson
 
-# Libraries that write a line or more a request, or where they found their endpoint.
+# Libraries that write a line or more for each request, or where they found their endpoint.
 _TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
+
+_access = logging.getLogger("bei_core.access")
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's time, level, logger, text and traceback."""
-        fields = {
+        """Time, level, logger, text and traceback of a record; of a request also its fields."""
+        fields: dict[str, object] = {
             "timestamp": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
+        fields |= getattr(record, "request", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(fields).decode()
 
 
-def configure_logging(*, json_output: bool, level: int = logging.INFO) -> None:
-    """Sends every logger to standard error."""
+def configure_logging(*, json_output: bool, level: str = "info") -> None:
+    """Sends the lines of every logger, from a level on, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if json_output else plain)
-    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    _access.setLevel(logging.INFO)  # who asks for an access log wants it at any level
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def log_access(
+    *,
+    method: str,
+    path: str,
+    status: int,
+    request_id: str,
+    model: str = "",
+    num_inputs: int = 0,
+    num_tokens: int = 0,
+    tokenization_ms: float = 0.0,
+    queue_ms: float = 0.0,
+    inference_ms: float = 0.0,
+    total_ms: float = 0.0,
+) -> None:
+    """Logs one finished request, as `POST /embed 200 request_id=... tokens=7 ...` or as fields of the JSON line.
+
+    The caller asks `Settings.access_log` first. Nothing that a client sent but its path and its id is in the line, and
+    both are quoted where they have characters that could pass for another line or field.
+    """
+    fields = {
+        "method": method,
+        "path": path,
+        "status": status,
+        "request_id": request_id,
+        "model": model,
+        "inputs": num_inputs,
+        "tokens": num_tokens,
+        "tokenization_ms": round(tokenization_ms, 3),
+        "queue_ms": round(queue_ms, 3),
+        "inference_ms": round(inference_ms, 3),
+        "total_ms": round(total_ms, 3),
+    }
+    named = [f"{name}={_quoted(value)}" for name, value in list(fields.items())[3:]]
+    line = " ".join([_quoted(method), _quoted(path), str(status), *named])
+    _access.info("%s", line, extra={"request": fields})
+
+
+def _quoted(value: object) -> str:
+    """A value for a line of `name=value`: in JSON's quotes unless it is one printable ASCII word."""
+    text = str(value)
+    is_word = text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
+    return text if is_word and text else orjson.dumps(text.encode("ascii", "backslashreplace").decode()).decode()

@@ -133,7 +133,8 @@ def served(model: str, ours: Path, requests: int, environ: Mapping[str, str]) ->
 
 
 def _load(url: str, name: str, workload: str, requests: int) -> Report:
-    options = Options(url=url, label=name, workload=workload, clients=64, num_requests=requests, warmup=requests // 8)
+    warmup = requests // 8
+    options = Options(url=url, label=name, workload=workload, num_requests=requests, warmup=warmup)  # type: ignore[arg-type]
     return run(options)
 
 

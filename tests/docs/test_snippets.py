@@ -23,10 +23,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib.metadata import metadata
 from pathlib import Path
-from typing import Any
 
+import click
 import pytest
-import typer
 import yaml
 
 from bei_core.cli.main import app
@@ -205,11 +204,12 @@ def programs(text: str) -> Iterator[list[str]]:
 
 def unknown_flags(words: list[str]) -> list[str]:
     """The flags of a `bei` command line that the command does not have."""
-    command: Any = typer.main.get_command(app)
+    command: click.Command = app
     known: set[str] = {"--help"}
     unknown = []
     for word in words:
-        command = getattr(command, "commands", {}).get(word, command)
+        if isinstance(command, click.Group):
+            command = command.get_command(click.Context(command), word) or command
         known |= {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:

@@ -48,7 +48,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "uvicorn": "http.server",
     "httptools": "bench.",
     "yaml": ("config.", "truss."),
-    "typer": "cli.",
+    "click": "cli.",
     "huggingface_hub": "checkpoint.hub",
     "fsspec": "storage.",
     "opentelemetry": "http.traces",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from pathlib import Path
+from typing import Annotated, Literal
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
+from msgspec import Meta
 
 from bei_core.bench.client import Load, Outcome, drive
 from bei_core.bench.observe import Server, Snapshot
@@ -29,27 +31,35 @@ COUNTERS = (
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What to measure: a closed loop with `clients` clients, or an open loop if `rate` (requests per second) is set."""
 
-    url: str = "http://127.0.0.1:7997"
-    workload: str = "mixed"  # tiny, short, mixed, long
-    num_requests: int = 5000
-    warmup: int = 256  # requests before the clock starts
-    clients: int = 64
-    rate: float = 0.0
-    max_outstanding: int = 512  # open loop: requests in flight; further ones wait in the client, and the wait counts
-    seed: int = 0
-    shape: str = "openai"  # openai, tei
-    path: str | None = None  # another route with the same body
-    batch: int = 1  # texts per request
-    encoding_format: str = "base64"  # base64, float
-    model: str = "bench"
-    api_key: str | None = None
-    timeout_s: float = 60.0
-    label: str = ""  # name of the report in plots
-    pid: int | None = None  # of the server; None: the process that listens on its port
+    url: Annotated[str, Meta(description="URL of the server.")] = "http://127.0.0.1:7997"
+    workload: Annotated[
+        Literal["tiny", "short", "mixed", "long"], Meta(description="Texts to send, by their length.")
+    ] = "mixed"
+    num_requests: Annotated[int, Meta(description="Requests to measure.")] = 5000
+    warmup: Annotated[int, Meta(description="Requests before the clock starts.")] = 256
+    clients: Annotated[int, Meta(description="Clients that each wait for their reply (closed loop).")] = 64
+    rate: Annotated[float, Meta(description="Requests a second (open loop); 0 measures a closed loop.")] = 0.0
+    max_outstanding: Annotated[
+        int, Meta(description="Open loop: requests in flight; further ones wait in the client, and the wait counts.")
+    ] = 512
+    seed: Annotated[int, Meta(description="Seed of the choice of texts.")] = 0
+    shape: Annotated[Literal["openai", "tei"], Meta(description="API whose bodies are sent.")] = "openai"
+    path: Annotated[str | None, Meta(description="Another path for the same bodies.")] = None
+    batch: Annotated[int, Meta(description="Texts of one request.")] = 1
+    encoding_format: Annotated[Literal["base64", "float"], Meta(description="How OpenAI's replies carry vectors.")] = (
+        "base64"
+    )
+    model: Annotated[str, Meta(description="Name of the model in requests.")] = "bench"
+    api_key: Annotated[str | None, Meta(description="Key to send.")] = None
+    timeout_s: Annotated[float, Meta(description="Seconds after which a request counts as failed.")] = 60.0
+    label: Annotated[str, Meta(description="Name of this run in plots.")] = ""
+    pid: Annotated[int | None, Meta(description="Process id of the server, if its port does not tell.")] = None
     client_cpus: list[int] = []
     counters: tuple[str, ...] = COUNTERS
-    gemm_peak_gflops: float | None = None
-    flops_per_token: float | None = None
+    gemm_peak_gflops: Annotated[
+        float | None, Meta(description="Matrix multiplication peak of the machine, to report its share.")
+    ] = None
+    flops_per_token: Annotated[float | None, Meta(description="Operations the model needs for a token.")] = None
 
     def __post_init__(self) -> None:
         for name in ("num_requests", "clients", "max_outstanding"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from bei_core.checkpoint.folder import Checkpoint, local_digest
 from bei_core.checkpoint.place import Place
 from bei_core.checkpoint.tensors import Tensors
-from bei_core.config.settings import default_cache_dir
+from bei_core.config.cache_dir import default_cache_dir
 from bei_core.errors import CheckpointError
 from bei_core.storage.objects import is_store, shown
 

@@ -1,1 +1,1 @@
-"""The `bei` command, one file a subcommand."""
+"""The command line: one module for each command of `bei`."""

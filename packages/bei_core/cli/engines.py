@@ -7,9 +7,8 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
 
-import typer
+import click
 
 from bei_core.config.settings import Settings
 from bei_core.engines.manifest import is_engine, unnamed, verify
@@ -20,73 +19,80 @@ from bei_core.errors import CheckpointError, ConfigError, DiskError, EngineCorru
 from bei_core.storage.disk import OUTPUT, writing
 from bei_core.storage.objects import shown
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
-
-CacheDir = Annotated[Optional[Path], typer.Option(help="the store's folder; without it, BEI_CACHE_DIR's")]  # noqa: UP045
-Engines = Annotated[list[str] | None, typer.Argument(help="addresses (or first digits), or folders; none: all")]
-Engine = Annotated[str, typer.Argument(help="an address (or its first digits), or a folder")]
+_CACHE_DIR = click.option(
+    "--cache-dir", type=click.Path(path_type=Path), help="Folder of the cache. [default: that of BEI_CACHE_DIR]"
+)
 
 
-@app.command("list")
-def list_engines(cache_dir: CacheDir = None) -> None:
+@click.group()
+def command() -> None:
+    """List, check, remove and share built engines."""
+
+
+@command.command("list")
+@_CACHE_DIR
+def list_engines(cache_dir: Path | None) -> None:
     """List the engines of the store and the fetched checkpoints, each the least recently used first."""
     store = _store(cache_dir)
     for entry in (*store.entries(), *store.checkpoints()):
-        typer.echo(_line(entry))
+        click.echo(_line(entry))
 
 
-@app.command("verify")
-def verify_engines(engines: Engines = None, cache_dir: CacheDir = None) -> None:
-    """Check every file of engines against their manifests; exits with 1 and names the file of each that differs.
+@command.command("verify")
+@click.argument("engines", nargs=-1)
+@_CACHE_DIR
+def verify_engines(engines: tuple[str, ...], cache_dir: Path | None) -> None:
+    """Check every file of ENGINES against their manifests; ends with 1 and names each file that differs.
 
-    Another version's engine cannot be checked: it is told, and no failure unless it was named.
+    ENGINES are addresses (or their first digits) or folders; without any, all are checked. An engine of another version
+    cannot be checked; that is a failure only if it was named.
     """
     store = _store(cache_dir)
     there = [entry.folder for entry in store.entries() if entry.kind != "leftover"]
-    folders = [_find(store, engine) for engine in engines or ()] or there
+    folders = [_find(store, engine) for engine in engines] or there
     damaged = 0
     for folder in folders:
         try:
             manifest = verify(folder)
-            typer.echo(f"{folder}: whole, {len(manifest.files)} files, {manifest.num_bytes / 1e6:.1f} MB")
+            click.echo(f"{folder}: whole, {len(manifest.files)} files, {manifest.num_bytes / 1e6:.1f} MB")
             for name in unnamed(folder, manifest):
-                typer.echo(f"warning: {folder / name} is not in the engine's manifest: nobody vouches for it", err=True)
+                click.echo(f"warning: {folder / name} is not in the engine's manifest: nobody vouches for it", err=True)
         except (CheckpointError, DiskError) as fault:
-            typer.echo(str(fault), err=True)
+            click.echo(str(fault), err=True)
             damaged += bool(engines) or isinstance(fault, (EngineCorruptError, DiskError))
     sys.exit(bool(damaged))
 
 
-@app.command()
-def prune(
-    max_gb: Annotated[Optional[float], typer.Option(min=0, help="keep at most so much; 0: nothing")] = None,  # noqa: UP045
-    cache_dir: CacheDir = None,
-) -> None:
+@command.command()
+@click.option("--max-gb", type=click.FloatRange(min=0), help="Keep at most this many GB; 0 keeps nothing.")
+@_CACHE_DIR
+def prune(max_gb: float | None, cache_dir: Path | None) -> None:
     """Remove what was left behind; beyond a size fetched checkpoints, then engines; never what is in use."""
     removed = _store(cache_dir).trim(None if max_gb is None else int(max_gb * 1e9))
     for entry in removed:
-        typer.echo(f"removed {_line(entry)}")
-    typer.echo(f"{sum(entry.num_bytes for entry in removed) / 1e6:.1f} MB removed")
+        click.echo(f"removed {_line(entry)}")
+    click.echo(f"{sum(entry.num_bytes for entry in removed) / 1e6:.1f} MB removed")
 
 
-@app.command()
-def push(
-    engine: Engine,
-    url: Annotated[str, typer.Argument(help="where engines are kept: s3://…, gs://…, azure://…, file:///…")],
-    force: Annotated[bool, typer.Option(help="write it again where it is there")] = False,
-    cache_dir: CacheDir = None,
-) -> None:
-    """Copy an engine into an object store, and print its URL."""
-    typer.echo(Remote(url).push(_find(_store(cache_dir), engine), force=force))
+@command.command()
+@click.argument("engine")
+@click.argument("url")
+@click.option("--force", is_flag=True, help="Write it again although it is there.")
+@_CACHE_DIR
+def push(engine: str, url: str, force: bool, cache_dir: Path | None) -> None:
+    """Copy ENGINE into an object store, and print its URL there.
+
+    ENGINE is an address (or its first digits) or a folder; URL is s3://, gs://, azure:// or file://.
+    """
+    click.echo(Remote(url).push(_find(_store(cache_dir), engine), force=force))
 
 
-@app.command("pull")
-def pull_engine(
-    url: Annotated[str, typer.Argument(help="URL of one engine, as push printed it")],
-    output: Annotated[Optional[Path], typer.Option(help="folder to write; without it, the store")] = None,  # noqa: UP045
-    cache_dir: CacheDir = None,
-) -> None:
-    """Copy an engine from an object store, check it, and print where it is."""
+@command.command("pull")
+@click.argument("url")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder to write. [default: the cache]")
+@_CACHE_DIR
+def pull_engine(url: str, output: Path | None, cache_dir: Path | None) -> None:
+    """Copy an engine from an object store, check it, and print its folder; URL is what push printed."""
     engine = RemoteEngine.at(url)
     manifest = engine.manifest()
     if manifest is None:
@@ -95,13 +101,13 @@ def pull_engine(
     if output is None:
         held = _store(cache_dir).obtain(manifest.artifact, pull)
         held.release()
-        typer.echo(held.folder)
+        click.echo(held.folder)
     elif output.exists():
         raise ConfigError(f"{output} is there; name a new folder")
     else:
         with writing(output, OUTPUT):
             publish(output, pull)
-        typer.echo(output)
+        click.echo(output)
 
 
 def _store(cache_dir: Path | None) -> Store:

@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
+import click
 
 from bei_core.config.files import read_yaml
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 from bei_core.truss.init import make
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+
+@click.group()
+def command() -> None:
+    """Make a Truss from a config.yaml for Baseten's BEI."""
 
 
-@app.callback()
-def _group() -> None:
-    """Makes `init` a word of its own, where typer would run a group's only command without it."""
-
-
-@app.command()
-def init(
-    output: Annotated[Path, typer.Argument(help="folder to make")],
-    source: Annotated[Path, typer.Option("--from", help="a config.yaml with Baseten's trt_llm block")],
-    docker_server: Annotated[bool, typer.Option("--docker-server", help="run bei serve, not Truss's server")] = False,
-    cpu: Annotated[bool, typer.Option("--cpu", help="4 processors in place of the accelerator")] = False,
-    force: Annotated[bool, typer.Option("--force", help="write over a Truss that is there")] = False,
-) -> None:
-    """Make a Truss that serves what a config.yaml with Baseten's trt_llm block describes."""
+@command.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option(
+    "--from", "source", required=True, type=click.Path(path_type=Path), help="config.yaml with Baseten's trt_llm block."
+)
+@click.option("--docker-server", is_flag=True, help="Run bei serve in the container, in place of Truss's server.")
+@click.option("--cpu", is_flag=True, help="Ask for 4 processors in place of the accelerator.")
+@click.option("--force", is_flag=True, help="Write over a Truss that is there.")
+def init(output: Path, source: Path, docker_server: bool, cpu: bool, force: bool) -> None:
+    """Make a Truss in the folder OUTPUT that serves what a config.yaml with Baseten's trt_llm block describes."""
     files = make(source, output, docker_server=docker_server, cpu=cpu)
     if not force and (output / "config.yaml").exists():
         raise ConfigError(f"{output / 'config.yaml'} is there already; --force writes over it")
@@ -36,10 +34,11 @@ def init(
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_bytes(content)
     for key in _without_effect(source):
-        typer.echo(f"note: {key} has no effect here", err=True)
-    typer.echo(f"{output}: {len(files)} files; next: truss push --publish --promote {output}")
+        click.echo(f"note: {key} has no effect here", err=True)
+    click.echo(f"{output}: {len(files)} files; next: truss push --publish --promote {output}")
 
 
 def _without_effect(source: Path) -> tuple[str, ...]:
+    """The keys of the file's trt_llm block that change nothing here."""
     block = Settings.from_truss_config({"trt_llm": read_yaml(source)["trt_llm"]}, {}).trt_llm
     return () if block is None else tuple(f"trt_llm.{key}" for key in block.ignored())

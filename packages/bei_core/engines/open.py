@@ -19,7 +19,7 @@ from bei_core.engines.provider import Supply
 from bei_core.engines.quality import bar_of
 from bei_core.engines.registry import CPU, GPU, require
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, EngineUnavailableError
-from bei_core.models.spec import ModelSpec, load_spec
+from bei_core.models.spec import Dense, ModelSpec, load_spec
 from bei_core.storage.marks import Held
 from bei_core.storage.objects import shown
 from bei_core.text.templates import chosen_template
@@ -141,7 +141,11 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
 
 
 def _check_quality(settings: Settings, opened: Opened) -> None:
-    """Raises ConfigError where it is quantised and should not be, or the reverse; QualityError below the bar."""
+    """Raises ConfigError where it is quantised and should not be, or the reverse; QualityError below the bar.
+
+    Also ConfigError where `dense_path` asks for another Dense module than the engine has.
+    """
+    settings.check_dense_path([module.folder for module in opened.spec.modules if isinstance(module, Dense)])
     quality, asked = opened.manifest.quality, quantization_of(settings)
     if asked is not None and quality is None:
         raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")

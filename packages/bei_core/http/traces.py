@@ -116,7 +116,7 @@ def open_traces(settings: Settings) -> Traces | None:
         return None
     url = traces_url(settings.otlp_endpoint)
     try:
-        traces = Traces(_provider(url))
+        traces = Traces(_provider(url, settings.otlp_service_name))
     except ImportError as fault:
         raise ConfigError(
             "otlp_endpoint needs OpenTelemetry's SDK: pip install 'bei-core[otlp]' "
@@ -154,14 +154,14 @@ def traces_url(endpoint: str) -> str:
     return urlunsplit(parts._replace(path=path if path.endswith(_PATH) else path + _PATH))
 
 
-def _provider(url: str) -> TracerProvider:
+def _provider(url: str, service_name: str) -> TracerProvider:
     """The SDK, set up to post spans to `url`."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    named = Resource.create({"service.name": "bei", "service.version": bei_version()})
+    named = Resource.create({"service.name": service_name, "service.version": bei_version()})
     # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win, which `create` lets anything win over.
     provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))

@@ -37,12 +37,12 @@ REQUIREMENTS = (
 
 # What `bei serve` needs besides, where nothing of Truss's is in the image.
 SERVER_REQUIREMENTS = (
+    "click==8.5.1",
     "httptools==0.9.0",
     "numpy==2.4.6",
     "prometheus-client==0.26.0",
     "pyyaml==6.0.3",
     "starlette==1.10.0",
-    "typer==0.29.2",
     "uvicorn==0.54.0",
     "uvloop==0.23.0",
 )

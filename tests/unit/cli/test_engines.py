@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import CliRunner, Result
 
 from bei_core.cli import main as cli
-from bei_core.cli.engines import app
+from bei_core.cli.engines import command as app
 from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, verify
 from bei_core.engines.remote import RemoteEngine
 from bei_core.engines.store import Store

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bei_core.config.settings import Settings, default_cache_dir
+from bei_core.config.cache_dir import default_cache_dir
+from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 
 

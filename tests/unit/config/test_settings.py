@@ -76,7 +76,9 @@ def test_no_block_means_defaults(config: dict[str, Any]) -> None:
     assert Settings.from_truss_config(config) == load()
 
 
-def test_every_setting_has_its_environment_variable() -> None:
+def test_every_setting_has_its_environment_variable(tmp_path: Path) -> None:
+    key = tmp_path / "key"
+    key.write_text("sesame\n")
     example = {
         "model_id": "a/b",
         "dtype": "float32",
@@ -89,6 +91,10 @@ def test_every_setting_has_its_environment_variable() -> None:
         "auto_truncate": "false",
         "json_output": "true",
         "refresh": "true",
+        "access_log": "true",
+        "disable_spans": "true",
+        "log_level": "debug",
+        "api_key_file": str(key),
         "quantization_type": "fp8",
         **{name: "0.5" for name in FIELDS if name.startswith(("quality_", "smooth_"))},
     }

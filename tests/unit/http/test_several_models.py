@@ -10,9 +10,9 @@ import httpx2  # what openai's client is made of
 import msgspec
 import openai
 import pytest
+from click.testing import CliRunner
 from starlette.requests import Request
 from starlette.types import Message
-from typer.testing import CliRunner
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.cli import main as cli

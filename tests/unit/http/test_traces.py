@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import httpx
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.cli import main as cli

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from packaging.requirements import Requirement
-from typer.testing import CliRunner
 
 from bei_core.cli.main import app
 from bei_core.config.settings import Settings

@@ -1,0 +1,133 @@
+"""Flags of a command line, made from declared structs: `Settings`, and the options of `bei bench`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from msgspec import Struct
+
+from bei_core.config.declaration import Declared, declared
+from bei_core.config.settings import Settings
+from bei_core.errors import ConfigError
+from bei_core.logs import configure_logging
+
+_TYPES: Mapping[type, click.ParamType[Any]] = {
+    bool: click.BOOL,
+    int: click.INT,
+    float: click.FLOAT,
+    Path: click.Path(),
+}
+
+
+class Command(click.Command):
+    """A command whose boolean flags also take a value, as text-embeddings-inference's do: `--auto-truncate false`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """The words that are left when the flags are read."""
+        switches = {
+            spelled: option.secondary_opts[0]
+            for option in self.params
+            if isinstance(option, click.Option) and option.is_flag and option.secondary_opts
+            for spelled in option.opts
+        }
+        return super().parse_args(ctx, list(_without_values(args, switches)))
+
+
+def _without_values(words: Sequence[str], switches: Mapping[str, str]) -> Iterator[str]:
+    """The words, with `--x false` and `--x=false` written as `--no-x`; `switches` maps each `--x` to its `--no-x`."""
+    rest = iter(range(len(words)))
+    for index in rest:
+        flag, equals, value = words[index].partition("=")
+        if flag == "--":
+            yield from words[index:]
+            return
+        if flag in switches and not equals and index + 1 < len(words):
+            value = words[index + 1]
+        if flag in switches and value.lower() in {"true", "false"}:
+            yield flag if value.lower() == "true" else switches[flag]
+            if not equals:
+                next(rest)
+        else:
+            yield words[index]
+
+
+class Choice(click.Choice[str]):
+    """One of a setting's values; as in the environment, `-` may stand for `_`, and capitals for small letters."""
+
+    def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
+        """The form in which choices are compared."""
+        return str(choice).lower().replace("-", "_")
+
+
+def flags_of(kind: type[Struct]) -> list[click.Parameter]:
+    """A flag for each field of a struct that has a description."""
+    return [_flag(field) for field in declared(kind).values() if field.description]
+
+
+def settings_flags() -> list[click.Parameter]:
+    """A flag for each setting, and `--config` for a config.yaml."""
+    config = click.Option(
+        ["--config"],
+        type=click.Path(path_type=Path),
+        help="Truss's config.yaml; its model_metadata.bei, or Baseten's trt_llm block, is read.",
+    )
+    return [config, *flags_of(Settings)]
+
+
+def load_settings(flags: Mapping[str, object]) -> Settings:
+    """The settings of a command line made of `settings_flags`; sets logging up as they say. Raises ConfigError."""
+    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    config = given.pop("config", None)
+    settings = Settings.load(given, os.environ, config if isinstance(config, Path) else None)
+    configure_logging(json_output=settings.json_output, level=settings.log_level)
+    if settings.huggingface_hub_cache is not None:  # huggingface_hub reads it when it is first imported
+        os.environ["HF_HUB_CACHE"] = str(settings.huggingface_hub_cache)
+    return settings
+
+
+def one_model(settings: Settings) -> Settings:
+    """The settings of the only model. Raises ConfigError if there are several."""
+    first, *others = settings.each()
+    if others:
+        raise ConfigError(f"{len(others) + 1} models are given, and this takes one")
+    return first
+
+
+def _flag(field: Declared) -> click.Option:
+    """The flag of a field; its default is None, so that a flag that was not given hides no other source."""
+    spelled = [*field.flags]
+    if field.plain is bool:
+        spelled[-1] += f"/--no-{field.name.replace('_', '-')}"
+    return click.Option(
+        [field.name, *spelled],
+        type=_type(field),
+        multiple=field.plain is tuple,
+        default=None,
+        help=help_of(field),
+    )
+
+
+def help_of(field: Declared) -> str:
+    """The description of a field with its default, for `--help`."""
+    notes = [f"no effect: {field.about.no_effect}"] if field.about.no_effect else []
+    notes += [f"default: {field.default_text}"] if field.default_text else []
+    return " ".join([field.description, *(f"[{note}]" for note in notes)])
+
+
+def _type(field: Declared) -> click.ParamType[Any]:
+    """The type that click checks: choices and the limits of numbers. The settings check everything else."""
+    limits = field.limits
+    if field.choices:
+        return Choice(field.choices)
+    if limits is None:
+        return _TYPES.get(field.plain, click.STRING)
+    if field.plain is int:
+        return click.IntRange(
+            None if limits.ge is None else int(limits.ge), None if limits.le is None else int(limits.le)
+        )
+    least = limits.ge if limits.gt is None else limits.gt
+    return click.FloatRange(least, limits.le, min_open=limits.gt is not None)

@@ -1,0 +1,28 @@
+"""`bei serve`."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from bei_core.cli.flags import Command, load_settings, settings_flags
+
+log = logging.getLogger(__name__)
+
+
+@click.command(cls=Command, params=settings_flags())
+def command(**flags: object) -> None:
+    """Serve one model or several over HTTP; a checkpoint is built into an engine first.
+
+    Every setting is also an environment variable (BEI_PORT) and a key of config.yaml (docs/settings.md).
+    """
+    from bei_core.http.server import serve
+    from bei_core.http.traces import open_traces
+    from bei_core.serving.service import Service
+
+    settings = load_settings(flags)
+    if given := settings.without_effect():
+        log.info("settings without effect: %s", "; ".join(given))
+    traces = open_traces(settings)  # before an engine is built, so that a missing package is reported at once
+    serve(Service.open_all(settings), traces)

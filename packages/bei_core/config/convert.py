@@ -1,0 +1,100 @@
+"""Values as given (text, YAML, numbers) to values of a setting's type, with errors that say what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from bei_core.config.declaration import Declared, TypeForm, choices_of, description_of, members
+from bei_core.errors import ConfigError
+
+StructT = TypeVar("StructT", bound=Struct)
+
+
+def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> object:
+    """The value of a setting, of its type; text is read as numbers and booleans if not strict.
+
+    Raises ConfigError that begins with `where`, the name of the setting in its source.
+    """
+    if isinstance(value, str):
+        try:
+            value = _from_text(setting, value)
+        except msgspec.DecodeError as fault:
+            raise ConfigError(f"{where} is not JSON: {fault}") from fault
+    if setting.about.split and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        value = [part for item in value for part in _split(item)]
+    return convert(setting.kind, value, where, strict=strict, shown="***" if setting.about.secret else None)
+
+
+def _from_text(setting: Declared, text: str) -> object:
+    """What a text stands for where the type is not one plain value: a choice, a list, or a block as JSON."""
+    choice = text.lower().replace("-", "_")  # text-embeddings-inference writes last-token
+    if choice in setting.choices:
+        return choice
+    if setting.plain is tuple:
+        return msgspec.json.decode(text) if text.lstrip().startswith("[") else _split(text)
+    return msgspec.json.decode(text) if issubclass(setting.plain, Struct) else text
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def convert(
+    kind: TypeForm, value: object, where: str, *, strict: bool = True, shown: str | None = None, note: str = ""
+) -> object:
+    """A value of the given type. Raises ConfigError with the value, or `shown` in its place, and what is expected."""
+    struct = next((part for part in members(kind) if isinstance(part, type) and issubclass(part, Struct)), None)
+    if struct is not None:
+        return _block(struct, value, where)
+    try:
+        return msgspec.convert(value, kind, strict=strict, dec_hook=_path)
+    except msgspec.ValidationError as fault:
+        raise ConfigError(f"{where} is {shown or repr(value)}: {_expected(kind, str(fault), note)}") from fault
+
+
+def _block(kind: type[StructT], value: object, where: str) -> StructT:
+    """A mapping as a struct, key by key, so that an error names the key and what it may be."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where} is {value!r}: expected a mapping of {', '.join(kind.__struct_fields__)}")
+    infos = {info.name: info for info in msgspec.structs.fields(kind)}
+    for name in value:
+        if name not in infos:
+            raise unknown("key", f"{where}.{name}", [f"{where}.{known}" for known in infos])
+    values = {
+        name: convert(infos[name].type, item, f"{where}.{name}", note=description_of(infos[name].type))
+        for name, item in value.items()
+        if item is not None
+    }
+    for name, info in infos.items():
+        if info.required and name not in values:
+            expected = _expected(info.type, "it has no default", description_of(info.type))
+            raise ConfigError(f"{where}.{name} is missing: {expected}")
+    return kind(**values)
+
+
+def _expected(kind: TypeForm, fault: str, note: str) -> str:
+    """What a value of the type may be: its choices, or else msgspec's own words; then the note."""
+    choices = choices_of(kind)
+    said = f"expected {'one of ' if choices[1:] else ''}{', '.join(choices)}" if choices else fault
+    return f"{said}; {note}" if note else said
+
+
+def _path(kind: type, value: object) -> object:
+    """A path, with `~` read as the user's home. Paths are the one type of settings that msgspec does not know."""
+    if kind is Path and isinstance(value, (str, Path)) and value:
+        return Path(value).expanduser()
+    raise ValueError("expected the path of a folder or a file")
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not one of the known ones; it names the nearest of them."""
+    choices = sorted(known)
+    nearest = difflib.get_close_matches(name, choices, n=1)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ";"
+    return ConfigError(f"unknown {what} {name}{hint} known are {', '.join(choices)}")

@@ -1,0 +1,132 @@
+"""How a setting is declared: one field of a struct, from which flags, variables, help and docs/settings.md are made.
+
+A field has a type, a default, and what `About` says of it:
+
+    port: Annotated[Port, About("Port to listen on; 0 takes a free one.", flags=("-p", "--port"))] = 7997
+
+Other structs (the options of `bei bench`) are declared by msgspec's own `Meta(description=...)`.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeAlias
+
+from msgspec import NODEFAULT, Meta, Struct
+from msgspec.structs import FieldInfo, fields
+
+TypeForm: TypeAlias = Any  # a type, a union, a Literal or an Annotated; typing has no name for all of them yet
+
+
+@dataclass(frozen=True)
+class About:
+    """The description of a setting, a sentence, and what is special about it."""
+
+    description: str
+    _: KW_ONLY
+    unset: str = ""  # what happens when the setting is not given, in words, where its default does not say it
+    flags: tuple[str, ...] = ()  # its flags, in place of the one made from its name
+    environ: tuple[str, ...] = ()  # more environment variables that are read, the strongest first
+    bare: bool = True  # whether its upper-case name is read from the environment without `BEI_` before it
+    secret: bool = False  # whether logs and errors hide its value; a secret may come from a secret of Truss's
+    mounted: tuple[str, ...] = ()  # names of secrets that are read before the one named like the setting
+    refuse_empty: bool = False  # whether an empty `BEI_` variable is an error and not the same as an unset one
+    of_one_model: bool = False  # whether it cannot be set for several models at once
+    excludes: tuple[str, ...] = ()  # settings that cannot be given together with it
+    split: bool = False  # whether each item of a list may hold several, with commas between them
+    no_effect: str = ""  # accepted because text-embeddings-inference has it; says why nothing changes here
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """One declared field, as flags, variables, help and documents need it."""
+
+    name: str
+    kind: TypeForm
+    description: str
+    default: object  # NODEFAULT if it is computed
+    about: About
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its flags, as `("-p", "--port")`."""
+        return self.about.flags or (f"--{self.name.replace('_', '-')}",)
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables that set it, the strongest first."""
+        bare = (self.name.upper(),) if self.about.bare else ()
+        return (f"BEI_{self.name.upper()}", *bare, *self.about.environ)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values of a Literal; empty for any other type."""
+        return choices_of(self.kind)
+
+    @property
+    def limits(self) -> Meta | None:
+        """The least and the greatest value of a number; None if it has none."""
+        metas = [meta for part in members(self.kind) for meta in metas_of(part)]
+        return next((meta for meta in metas if (meta.ge, meta.gt, meta.le) != (None, None, None)), None)
+
+    @property
+    def plain(self) -> type[Any]:
+        """The type of one value: bool, int, float, str, Path, tuple (of texts) or a struct."""
+        part = next(part for part in members(self.kind) if part is not types.NoneType)
+        origin: Any = typing.get_origin(_unannotated(part))
+        return str if origin is Literal else origin or _unannotated(part)
+
+    @property
+    def default_text(self) -> str:
+        """What holds if it is not given, in words; empty where there is nothing to say."""
+        if self.about.unset or self.default in (None, (), "", NODEFAULT):
+            return self.about.unset
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
+
+def declared(kind: type[Struct]) -> dict[str, Declared]:
+    """The fields of a struct by their names, in their order."""
+    return {field.name: _declared(field) for field in fields(kind)}
+
+
+def _declared(field: FieldInfo) -> Declared:
+    extras = getattr(field.type, "__metadata__", ())
+    about = next((extra for extra in extras if isinstance(extra, About)), About(description_of(field.type)))
+    return Declared(
+        name=field.name,
+        kind=field.type,
+        description=about.description,
+        default=field.default,
+        about=about,
+    )
+
+
+def description_of(kind: TypeForm) -> str:
+    """The description of an annotated type, the outermost where there are several; empty if there is none."""
+    return next((meta.description for meta in reversed(metas_of(kind)) if meta.description), "")
+
+
+def metas_of(kind: TypeForm) -> tuple[Meta, ...]:
+    """The `Meta`s of an annotated type."""
+    return tuple(extra for extra in getattr(kind, "__metadata__", ()) if isinstance(extra, Meta))
+
+
+def members(kind: TypeForm) -> tuple[TypeForm, ...]:
+    """The members of a union, annotated or not; the type itself of anything else."""
+    base = _unannotated(kind)
+    origin: Any = typing.get_origin(base)
+    if origin in (typing.Union, types.UnionType):
+        return tuple(part for member in typing.get_args(base) for part in members(member))
+    return (kind,)
+
+
+def choices_of(kind: TypeForm) -> tuple[str, ...]:
+    """The values of the Literals in a type."""
+    parts = [_unannotated(part) for part in members(kind)]
+    return tuple(str(item) for part in parts if typing.get_origin(part) is Literal for item in typing.get_args(part))
+
+
+def _unannotated(kind: TypeForm) -> TypeForm:
+    return kind.__origin__ if hasattr(kind, "__metadata__") else kind

@@ -1,0 +1,163 @@
+"""Settings from their sources: secrets, Baseten's `trt_llm` block, config.yaml, the environment and flags.
+
+Each source becomes one layer, a mapping of setting to value. `merge` lays them over each other, the weakest first.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bei_core.config.cache_dir import default_cache_dir
+from bei_core.config.convert import unknown, value_of
+from bei_core.config.declaration import Declared
+from bei_core.config.foreign import is_foreign
+from bei_core.config.trt_llm import TrtLlm
+from bei_core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+Declarations: TypeAlias = Mapping[str, Declared]
+Layer: TypeAlias = Mapping[str, object]
+
+
+def collect(
+    known: Declarations,
+    config: Mapping[str, Any],
+    environ: Mapping[str, str],
+    flags: Layer,
+    secrets: Mapping[str, str],
+) -> dict[str, Any]:
+    """The values of all sources together. `config` is a whole config.yaml, `secrets` what it declares."""
+    layers = [
+        from_values(known, block_of(known, config), "model_metadata.bei.{}".format),
+        from_environ(known, environ),
+        from_values(known, flags, lambda name: f"--{name.replace('_', '-')}"),
+    ]
+    trt_llm = merge(known, layers).get("trt_llm")
+    if isinstance(trt_llm, TrtLlm):  # weaker than any setting that is given beside it
+        layers.insert(0, trt_llm.settings())
+    layers.insert(0, from_secrets(known, secrets, trt_llm))
+    merged = merge(known, layers)
+    if "api_key_file" in merged:
+        merged["api_key"] = read_key(merged["api_key_file"])
+    if "cache_dir" not in merged:
+        merged["cache_dir"] = default_cache_dir(environ)
+    return merged
+
+
+def merge(known: Declarations, layers: Iterable[Layer]) -> dict[str, Any]:
+    """One value for each setting; of two layers the later wins, also over a setting that its own excludes.
+
+    Raises ConfigError if one layer has two settings that exclude each other.
+    """
+    pairs = [(setting.name, other) for setting in known.values() for other in setting.about.excludes]
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        chosen, before = _models_of(layer), _models_of(merged)
+        if chosen and before and chosen != before:
+            merged.pop("revision", None)  # it belongs to the model that is replaced
+        for pair in pairs:
+            given = [name for name in pair if name in layer]
+            if len(given) == 2:
+                raise ConfigError(f"{pair[1]} and {pair[0]} exclude each other; give one of them")
+            for name in pair if given else ():
+                merged.pop(name, None)
+        merged.update(layer)
+    return merged
+
+
+def _models_of(layer: Layer) -> Layer:
+    """The part of a layer that says which models are served."""
+    return {name: layer[name] for name in ("model_id", "models") if name in layer}
+
+
+def from_values(known: Declarations, values: Layer, label: Callable[[str], str]) -> dict[str, object]:
+    """The layer of values that have types already; `label` names one in an error, None counts as unset."""
+    layer = {}
+    for name, value in values.items():
+        if name not in known:
+            raise unknown("setting", label(str(name)), [label(each) for each in known])
+        if value is not None:
+            where = "trt_llm" if name == "trt_llm" else label(name)
+            layer[name] = value_of(known[name], value, where, strict=True)
+    return layer
+
+
+def from_environ(known: Declarations, environ: Mapping[str, str]) -> dict[str, object]:
+    """The layer of the environment. An empty variable is an unset one, because compose files leave many of them."""
+    given = {name: value for name, value in environ.items() if value and not is_foreign(name, value)}
+    ours = {setting.variables[0] for setting in known.values()}
+    for name in given:
+        if name.startswith("BEI_") and name not in ours:
+            raise unknown("environment variable", name, ours)
+    layer = {}
+    for setting in known.values():
+        if setting.about.refuse_empty and environ.get(setting.variables[0]) == "":
+            raise _empty(f"environment variable {setting.variables[0]}")
+        source = next((name for name in setting.variables if name in given), None)
+        if source is not None:
+            layer[setting.name] = value_of(setting, given[source], f"environment variable {source}", strict=False)
+    return layer
+
+
+def _empty(where: str) -> ConfigError:
+    return ConfigError(f"{where} is set and empty; give it a value, or remove it")
+
+
+def read_secrets(declared: Iterable[str], read: Callable[[str], str]) -> dict[str, str]:
+    """The secrets that config.yaml declares and that have a value."""
+    found = {}
+    for name in declared:
+        try:
+            found[name] = read(name).strip()  # it may come from a file that ends with a new line
+        except Exception:  # truss's SecretNotFoundError is no KeyError, and only its server has the class
+            log.warning("config.yaml declares the secret %s, which has no value", name)
+    return found
+
+
+def from_secrets(known: Declarations, secrets: Mapping[str, str], trt_llm: object) -> dict[str, object]:
+    """The layer of Truss's secrets; Baseten's block may name its own secret for the checkpoint."""
+    names = {one.name: [*one.about.mounted, one.name] for one in known.values() if one.about.secret}
+    if isinstance(trt_llm, TrtLlm):
+        setting, name = trt_llm.build.checkpoint_repository.secret
+        names[setting].insert(0, name)
+    layer: dict[str, object] = {}
+    for setting, candidates in names.items():
+        values = [secrets[name] for name in candidates if name in secrets]
+        if any(values):
+            layer[setting] = next(value for value in values if value)
+        elif values and known[setting].about.refuse_empty:
+            raise _empty(f"secret {setting}")
+    return layer
+
+
+def block_of(known: Declarations, config: Mapping[str, Any]) -> dict[str, object]:
+    """Our block of a Truss config, with a `trt_llm` block of either place in it; empty if there is none."""
+    misplaced = sorted(set(config) & (set(known) - {"trt_llm"}))
+    if misplaced:
+        raise ConfigError(
+            f"put {', '.join(misplaced)} under model_metadata.bei; the top level of config.yaml is Truss's"
+        )
+    metadata = config.get("model_metadata") or {}
+    block = (metadata.get("bei") or {}) if isinstance(metadata, Mapping) else metadata
+    if not isinstance(block, Mapping):
+        raise ConfigError("model_metadata.bei must be a mapping of settings")
+    top = config.get("trt_llm")
+    if top is not None and block.get("trt_llm") is not None:
+        raise ConfigError("trt_llm is at the top level and under model_metadata.bei; keep one of them")
+    return {**block, "trt_llm": top} if top is not None else dict(block)
+
+
+def read_key(path: Path) -> str:
+    """The API key in a file, without the new line after it. Raises ConfigError if it is not there or is empty."""
+    try:
+        key = path.read_text(encoding="utf-8").rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as fault:
+        reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"cannot read api_key_file {path}: {reason}") from fault
+    if not key:
+        raise ConfigError(f"api_key_file {path} is empty; write the key into it")
+    return key
