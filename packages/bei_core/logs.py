@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from datetime import datetime, timezone
-
-import orjson
 
 # Libraries that write a line or more for each request, or where they found their endpoint.
 _TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
@@ -25,10 +24,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields |= getattr(record, "request", {})
+        fields |= getattr(record, "bei_request", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return orjson.dumps(fields).decode()
+        return json.dumps(fields)  # ASCII, and unlike orjson's also for text that is not valid Unicode
 
 
 def configure_logging(*, json_output: bool, level: str = "info") -> None:
@@ -76,11 +75,11 @@ def log_access(
     }
     named = [f"{name}={_quoted(value)}" for name, value in list(fields.items())[3:]]
     line = " ".join([_quoted(method), _quoted(path), str(status), *named])
-    _access.info("%s", line, extra={"request": fields})
+    _access.info("%s", line, extra={"bei_request": fields})
 
 
 def _quoted(value: object) -> str:
     """A value for a line of `name=value`: in JSON's quotes unless it is one printable ASCII word."""
     text = str(value)
     is_word = text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
-    return text if is_word and text else orjson.dumps(text.encode("ascii", "backslashreplace").decode()).decode()
+    return text if is_word and text else json.dumps(text)

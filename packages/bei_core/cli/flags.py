@@ -84,8 +84,6 @@ def load_settings(flags: Mapping[str, object]) -> Settings:
     config = given.pop("config", None)
     settings = Settings.load(given, os.environ, config if isinstance(config, Path) else None)
     configure_logging(json_output=settings.json_output, level=settings.log_level)
-    if settings.huggingface_hub_cache is not None:  # huggingface_hub reads it when it is first imported
-        os.environ["HF_HUB_CACHE"] = str(settings.huggingface_hub_cache)
     return settings
 
 

@@ -20,7 +20,11 @@ def command() -> None:
 @command.command()
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option(
-    "--from", "source", required=True, type=click.Path(path_type=Path), help="config.yaml with Baseten's trt_llm block."
+    "--from",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A config.yaml with Baseten's trt_llm block.",
 )
 @click.option("--docker-server", is_flag=True, help="Run bei serve in the container, in place of Truss's server.")
 @click.option("--cpu", is_flag=True, help="Ask for 4 processors in place of the accelerator.")

@@ -153,7 +153,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = "0.0.0.0"  # noqa: S104 - a container's server is reached from outside
     port: Annotated[Port, About("Port to listen on; 0 takes a free one.", flags=("-p", "--port"))] = 7997
     uds_path: Annotated[
-        Path | None, About("Unix domain socket.", no_effect="the server listens on hostname and port only")
+        Path | None, About("Unix domain socket.", bare=False, no_effect="the server listens on hostname and port only")
     ] = None
     api_key: Annotated[
         NonEmpty | None,

@@ -177,6 +177,7 @@ class Supply:
             settings.revision,
             token=settings.hf_token,
             secret=settings.checkpoint_secret,
+            cache_dir=settings.huggingface_hub_cache,
             root=self._checkpoints,
         )
         template = chosen_template(settings.rerank_template, None)

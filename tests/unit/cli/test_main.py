@@ -1,0 +1,118 @@
+"""The command line as a whole: version, completion, errors and exit codes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+
+import pytest
+
+from bei_core.cli import main as cli
+
+
+def bei(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[object, str, str]:
+    """Exit code, output and errors of a command line."""
+    monkeypatch.setattr(sys, "argv", ["bei", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, *capsys.readouterr()
+
+
+def test_the_version_is_printed_without_importing_a_command() -> None:
+    source = "import sys; from bei_core.cli.main import main\ntry: main()\nfinally: print(sorted(sys.modules))"
+    command = [sys.executable, "-c", source, "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ}, check=False)
+    said, modules = done.stdout.splitlines()
+    assert (done.returncode, said) == (0, f"bei {version('bei-core')}")
+    for heavy in ("numpy", "msgspec", "yaml", "openvino", "starlette", "asyncio"):
+        assert repr(heavy) not in modules, heavy
+    assert "bei_core.cli.serve" not in modules
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serv"], "No such command 'serv'"),
+        (["serve", "--prot", "80"], "No such option '--prot'. Did you mean '--port'?"),
+        (["serve", "--port", "http"], "'http' is not a valid integer"),
+        (["serve", "--port", "65536"], "65536 is not in the range 0<=x<=65535"),
+        (["serve", "--cache-size-gb", "0"], "0.0 is not in the range x>0"),
+        (["serve", "--dtype", "fp32"], "'fp32' is not one of 'auto', 'float32', 'bfloat16', 'float16', 'int8'"),
+        (["serve", "--auto-truncate=maybe"], "'--auto-truncate' does not take a value"),
+        (["serve", "a/b"], "Got unexpected extra argument (a/b)"),
+        (["embed"], "Missing argument 'TEXTS...'"),
+        (["truss", "init", "here"], "Missing option '--from'"),
+        (["engines", "push", "a"], "Missing argument 'URL'"),
+        (["bench", "--shape", "grpc"], "'grpc' is not one of 'openai', 'tei'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    code, output, errors = bei(capsys, monkeypatch, *words)
+    assert (code, output) == (2, "")
+    assert said in errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+        (["serve", "--hostname", ""], "--hostname is ''"),
+        (["serve", "--trt-llm", "{"], "trt_llm is not JSON"),
+        (["build", "--model", "a", "--model", "b", "--output", "x"], "2 models are given, and this takes one"),
+        (["bench", "--num-requests", "0"], "`num_requests` must be at least 1"),
+        (["truss", "init", "there", "--from", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+    ],
+)
+def test_any_other_error_is_one_line_and_exit_code_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
+) -> None:
+    code, output, errors = bei(capsys, monkeypatch, *words)
+    assert (code, output) == (1, "")
+    assert said in errors
+    assert errors.startswith("error: ")
+    assert errors.count("\n") == 1
+
+
+def test_without_a_command_the_help_is_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, errors = bei(capsys, monkeypatch)
+    assert code == 2
+    assert all(name in errors for name in cli.COMMANDS)
+    assert bei(capsys, monkeypatch, "--help")[0] == 0
+
+
+def test_an_interrupt_is_not_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bei_core.engines.open.build_engine", interrupted)
+    code, _, errors = bei(capsys, monkeypatch, "build", "--model-id", "a/b")
+    assert (code, errors.strip()) == (130, "error: interrupted")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_can_complete(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    code, script, _ = bei(capsys, monkeypatch, "completion", shell)
+    assert code == 0
+    assert f"_BEI_COMPLETE={shell}_complete" in script
+
+
+def test_flags_and_choices_are_completed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_BEI_COMPLETE", "bash_complete")
+    for words, found in (
+        ("bei tr", {"truss"}),
+        ("bei serve --quality-r", {"--quality-rank-correlation"}),
+        ("bei serve --dtype f", {"float16", "float32"}),
+    ):
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+        code, output, _ = bei(capsys, monkeypatch)
+        assert code == 0
+        assert {line.partition(",")[2] for line in output.splitlines()} == found

@@ -1,0 +1,82 @@
+"""Log lines, and the access log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from bei_core.logs import configure_logging, log_access
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in (None, "bei_core.access", "httpx")]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+def access(**changed: object) -> None:
+    given = {"method": "POST", "path": "/embed", "status": 200, "request_id": "r-1", "model": "a/b"}
+    given |= {"num_inputs": 2, "num_tokens": 7, "tokenization_ms": 0.1234, "queue_ms": 1.0, "inference_ms": 2.5}
+    log_access(**{**given, "total_ms": 4.25, **changed})  # type: ignore[arg-type]
+
+
+def test_an_access_line_has_everything_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(json_output=False)
+    access()
+    line = capsys.readouterr().err
+    assert line.endswith(
+        " INFO bei_core.access: POST /embed 200 request_id=r-1 model=a/b inputs=2 tokens=7 "
+        "tokenization_ms=0.123 queue_ms=1.0 inference_ms=2.5 total_ms=4.25\n"
+    )
+
+
+def test_in_json_each_part_is_a_field(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(json_output=True)
+    access()
+    fields = json.loads(capsys.readouterr().err)
+    assert fields["logger"] == "bei_core.access"
+    assert fields["level"] == "INFO"
+    names = ("method", "path", "status", "request_id", "model", "inputs", "tokens")
+    assert [fields[name] for name in names] == ["POST", "/embed", 200, "r-1", "a/b", 2, 7]
+    times = ("tokenization_ms", "queue_ms", "inference_ms", "total_ms")
+    assert [fields[name] for name in times] == [0.123, 1.0, 2.5, 4.25]
+
+
+@pytest.mark.parametrize("json_output", [False, True])
+def test_a_path_cannot_forge_a_line_or_a_field(capsys: pytest.CaptureFixture[str], json_output: bool) -> None:
+    configure_logging(json_output=json_output)
+    for path in ("/a\nb INFO x: y", "/a status=200", '/a"b', "/a\x1b[31m", "/\u2028x", "/caf\xe9", "/\ud800"):
+        access(path=path, request_id="", status=404)
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        if json_output:
+            assert json.loads(line)["status"] == 404
+        else:
+            assert line.isascii()
+            assert "\x1b" not in line
+            assert ' 404 request_id="" ' in line
+            assert f'POST "{path[:2]}' in line or 'POST "/\\' in line
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [("debug", "diwe"), ("info", "iwe"), ("warning", "we"), ("error", "e")],
+)
+def test_the_level_is_that_of_every_logger_but_of_the_access_log(
+    capsys: pytest.CaptureFixture[str], level: str, shown: str
+) -> None:
+    configure_logging(json_output=False, level=level)
+    log = logging.getLogger("bei_core.example")
+    for letter, number in (("d", logging.DEBUG), ("i", logging.INFO), ("w", logging.WARNING), ("e", logging.ERROR)):
+        log.log(number, letter)
+    logging.getLogger("httpx").info("a line a request")
+    assert "".join(line[-1] for line in capsys.readouterr().err.splitlines()) == shown
+    access()
+    assert "POST /embed" in capsys.readouterr().err
