@@ -1,1 +1,1 @@
-"""Settings of a server: flags, environment variables, config.yaml, secrets, and Baseten's `trt_llm` block."""
+"""Settings of a server, from flags, environment variables, config.yaml, secrets, and Baseten's `trt_llm` block."""

@@ -1,4 +1,4 @@
-"""What a Truss has in files: its config.yaml, and the secrets that Baseten mounts."""
+"""The files of a Truss that settings come from: its config.yaml, and the secrets that Baseten mounts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import yaml
 
 from bei_core.errors import ConfigError
 
-SECRETS = Path("/secrets")  # a file for each, of its name
+SECRETS = Path("/secrets")  # one file for each secret, with its name
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """What a config.yaml says. Raises ConfigError where it cannot be read or is not a mapping."""
+    """The content of a config.yaml. Raises ConfigError if it cannot be read or is not a mapping."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as fault:
@@ -27,5 +27,5 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def read_secret(name: str) -> str:
-    """The value of a secret, where no server of Truss's hands it over. Raises OSError where it has none."""
+    """The value of a secret that Baseten mounts as a file. Raises OSError if there is none."""
     return (SECRETS / name).read_text(encoding="utf-8")

@@ -1,20 +1,20 @@
-"""Environment variables that look like settings and are something else's."""
+"""Environment variables that begin with BEI_ and are not settings."""
 
 from __future__ import annotations
 
 import re
 
-# BEI_* variables that are no settings: which interpreter has truss (for this project's tests).
+# The interpreter that has truss, for this project's tests.
 _NOT_SETTINGS = frozenset({"BEI_TRUSS_PYTHON"})
 
-# What Kubernetes sets in every container of a namespace that has a Service whose name starts with `bei`:
-# BEI_SERVICE_HOST, BEI_SERVICE_PORT_HTTP, BEI_PORT_80_TCP_ADDR…, and BEI_PORT=tcp://10.0.0.1:80.
+# If a Service's name begins with `bei`, Kubernetes sets these in every container of its namespace:
+# BEI_SERVICE_HOST, BEI_SERVICE_PORT_HTTP, BEI_PORT_80_TCP_ADDR and more, and BEI_PORT=tcp://10.0.0.1:80.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 _SERVICE_URL = re.compile(r"^(tcp|udp|sctp)://")
 
 
 def is_foreign(name: str, value: str) -> bool:
-    """Whether a BEI_* variable was set by something else for something else."""
+    """Whether a BEI_* variable comes from Kubernetes or from this project's tests, and so is not a setting."""
     return name.startswith("BEI_") and (
         name in _NOT_SETTINGS
         or _SERVICE_LINK.search(name) is not None

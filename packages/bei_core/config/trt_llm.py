@@ -1,11 +1,11 @@
 """Baseten's `trt_llm` block, as truss 0.18.36 defines it (`truss/base/trt_llm_config.py`).
 
-Every key that truss knows is accepted, within truss's limits, so that a config.yaml written for Baseten loads as it
-stands; `TrtLlm.ignored` names the ones that mean nothing to an encoder. A test holds these classes against truss's own;
-truss itself is not imported because it is 218 MB, takes over a second, and is not in a serving image.
+Every key that truss knows is accepted, within truss's limits, so that a config.yaml written for Baseten loads without a
+change. `TrtLlm.ignored` names the keys that mean nothing to an encoder. A test compares these classes with truss's own.
+truss itself is not imported: it is 218 MB, takes over a second to import, and is not in a serving image.
 
-Two differences, both refusals: truss's other models (`decoder` is its default) and its second inference stack serve
-generative models only, and the quantization types before `fp8` are ones that its backend refuses at push.
+Two things that truss accepts are refused here. Its other base models (`decoder` is its default) and its second
+inference stack serve generative models only. The quantization types before `fp8` are refused by its backend at push.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ class CheckpointRepository(Struct, frozen=True, kw_only=True):
 
     @property
     def secret(self) -> tuple[str, str]:
-        """The setting that the secret is for, and its name; truss's default name is that of a hub's token."""
+        """The setting that the secret is for, and the secret's name; truss's default name means a token of the hub."""
         is_hub = self.source in {"HF", "LOCAL"} or self.runtime_secret_name == _HUB_SECRET
         return ("hf_token" if is_hub else "checkpoint_secret", self.runtime_secret_name)
 
     @property
     def model_id(self) -> str:
-        """What `Settings.model_id` calls this: a folder, a repository, or a URL with the source's scheme."""
+        """The checkpoint as a `model_id`: a folder, a repository, or a URL with the source's scheme."""
         if self.source in {"HF", "LOCAL"} or "://" in self.repo:
             return self.repo
         return f"{_SCHEMES[self.source]}://{self.repo}"
 
 
 class QuantizationConfig(Struct, frozen=True, kw_only=True):
-    """The texts that fp8 and fp4 are calibrated with."""
+    """The texts that a quantised engine is calibrated with."""
 
     calib_size: Calibration = 1024  # texts
     calib_dataset: str = "abisee/cnn_dailymail"
@@ -91,7 +91,7 @@ class QuantizationConfig(Struct, frozen=True, kw_only=True):
 
 
 class PluginConfiguration(Struct, frozen=True, kw_only=True):
-    """Attention kernels of a decoder; truss itself turns them off for an encoder."""
+    """Attention kernels of a decoder. truss itself turns them off for an encoder."""
 
     paged_kv_cache: bool = True
     use_paged_context_fmha: bool = True
@@ -99,7 +99,7 @@ class PluginConfiguration(Struct, frozen=True, kw_only=True):
 
 
 class Build(Struct, frozen=True, kw_only=True):
-    """What the engine is built from and for."""
+    """What the engine is built from, and its limits."""
 
     base_model: BaseModel
     checkpoint_repository: CheckpointRepository
@@ -125,7 +125,7 @@ class Build(Struct, frozen=True, kw_only=True):
 
 
 class Runtime(Struct, frozen=True, kw_only=True):
-    """How the engine is served; all but the route are a decoder's."""
+    """How the engine is served. Every key but the route is for decoders."""
 
     webserver_default_route: Route | Literal["/v1/systemone"] | None = None
     kv_cache_free_gpu_mem_fraction: float = 0.9
@@ -152,7 +152,7 @@ class TrtLlm(Struct, frozen=True, kw_only=True):
     version_overrides: dict[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, object]:
-        """The settings that the block stands for, by their own names; what it leaves open is not in it."""
+        """The settings that the block stands for, by their own names, without those that it leaves open."""
         repository = self.build.checkpoint_repository
         route = self.runtime.webserver_default_route
         values: dict[str, object | None] = {
@@ -169,14 +169,14 @@ class TrtLlm(Struct, frozen=True, kw_only=True):
         return {name: value for name, value in values.items() if value is not None}
 
     def ignored(self) -> tuple[str, ...]:
-        """The keys, dotted, that were set to something else than their default and that nothing here reads."""
+        """The dotted keys that have another value than their default and that nothing here reads."""
         names = [name for prefix, read in _READ.items() for name in _changed(self._part(prefix), prefix, read)]
         if self.runtime.webserver_default_route == "/v1/systemone":
             names.append("runtime.webserver_default_route")  # a route that BEI does not have
         return tuple(sorted(names))
 
     def _part(self, prefix: str) -> Struct:
-        """The struct whose keys carry the prefix."""
+        """The struct whose keys begin with the prefix."""
         parts: Mapping[str, Struct] = {"": self, "build.": self.build, "runtime.": self.runtime}
         return parts[prefix]
 
@@ -189,5 +189,5 @@ def _changed(part: Struct, prefix: str, read: set[str]) -> Iterator[str]:
 
 
 def _default(info: FieldInfo) -> object:
-    """A field's default, made afresh where the field has a factory."""
+    """A field's default, from its factory if it has one."""
     return info.default_factory() if callable(info.default_factory) else info.default

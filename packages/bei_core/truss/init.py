@@ -1,6 +1,6 @@
 """A Truss of ours made from a config.yaml that was written for Baseten's own BEI.
 
-Two forms. Both upload `packages/`, and answer the same requests in the same way:
+There are two forms. Both upload `packages/`, and answer the same requests in the same way:
 
     model.py       Truss's server loads model/model.py
     docker_server  the container runs `bei serve`, behind Baseten's proxy
@@ -19,13 +19,13 @@ from bei_core.config.files import read_yaml
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 
-# The checkout that holds this file: what a Truss is made of.
+# The checkout that holds this file. A Truss is made from its files.
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 PORT = 7997
 
-# What bei_core imports and Truss's server does not bring: that has numpy, prometheus-client, pyyaml and starlette. The
-# versions are those of requirements/dev.lock for Python 3.11, so that what is deployed is what was tested.
+# What bei_core imports and Truss's server does not have (it has numpy, prometheus-client, pyyaml and starlette). The
+# versions are those of requirements/dev.lock for Python 3.11, so that the versions that were tested are deployed.
 REQUIREMENTS = (
     "backports-zstd==1.8.0",
     "huggingface-hub==2.4.0",
@@ -35,7 +35,7 @@ REQUIREMENTS = (
     "tokenizers==0.23.3",
 )
 
-# What `bei serve` needs besides, where nothing of Truss's is in the image.
+# What `bei serve` also needs, because nothing of Truss's server is in its image.
 SERVER_REQUIREMENTS = (
     "click==8.5.1",
     "httptools==0.9.0",
@@ -47,17 +47,17 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# What some blocks need besides: the quantiser of each engine, and the driver of the place where a checkpoint is.
+# What some blocks also need: the quantiser of each engine, and the driver of the store that holds the checkpoint.
 QUANTISER = "nncf==3.4.0"
 GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
 DRIVERS = {"S3": "s3fs>=2024.6", "GCS": "gcsfs>=2024.6", "AZURE": "adlfs>=2024.7"}
 
-# TensorRT-LLM's image has its own versions of these, which its own packages need: whatever it has will do.
+# TensorRT-LLM's image has its own versions of these, which its own packages need. Those versions are used.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
 
-# Cards that TensorRT-LLM's encode mode does not run on, that have no fp8 and that have no fp4, as Truss itself says
-# (`truss/base/trt_llm_config.py`). Truss does not look at a block that is one level down.
+# Cards on which TensorRT-LLM's encode mode does not run, which have no fp8, and which have no fp4, from Truss itself
+# (`truss/base/trt_llm_config.py`). They are checked here because Truss does not check a block that is one level down.
 _TOO_OLD = frozenset({"T4", "V100"})
 _NO_FP8 = frozenset({"A10G", "A100", "A100_40GB"})
 _NO_FP4 = _NO_FP8 | {"L4", "L40S", "H100", "H100_40GB", "H200"}
@@ -66,14 +66,14 @@ _NO_FP4 = _NO_FP8 | {"L4", "L40S", "H100", "H100_40GB", "H200"}
 STARTUP_S = {"cpu": 1200, "gpu": 3600}
 
 _COMMENTS = {
-    "model_metadata": "bei: settings, by the names of `bei serve`'s flags, with Baseten's block as it was. At the\n"
-    "top of this file the block would start Baseten's own server.",
+    "model_metadata": "bei: settings, with the names of `bei serve`'s flags, and Baseten's block, unchanged. At the\n"
+    "top level of this file the block would start Baseten's own server.",
     "base_image": "The engine's image. It is fetched from NVIDIA's registry.",
-    "python_version": "The one that is tested; for Truss's default, what its own server asks for has no wheels.",
-    "requirements": "What bei_core imports and the image does not have.",
-    "external_package_dirs": "`truss push` copies what is in here into the upload's packages/.",
-    "docker_server": "The container's server; Baseten's /predict takes any body, told apart by its fields.",
-    "runtime": "The first start fetches the checkpoint and builds the engine; a hung engine is reported after 120 s.",
+    "python_version": "The tested version. For Truss's default version some packages of its own server have no wheels.",
+    "requirements": "Packages that bei_core imports and the image does not have.",
+    "external_package_dirs": "`truss push` copies the content of this folder into packages/ of the upload.",
+    "docker_server": "The server of the container. Baseten's /predict takes any route's body, known by its fields.",
+    "runtime": "The first start fetches the checkpoint and builds the engine. A hung engine is reported after 120 s.",
 }
 _ORDER = (
     "model_name",
@@ -92,14 +92,16 @@ _ORDER = (
 
 
 def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool = False) -> Mapping[str, bytes]:
-    """The files of a Truss in `output`, by their paths in it; `cpu` replaces the accelerator.
+    """The content of each file of a Truss in the folder `output`, by its path there; `cpu` replaces the accelerator.
 
-    Inside this repository it refers to packages/, elsewhere it has a copy. Raises ConfigError for a config.yaml that
-    cannot be read, or whose `trt_llm` block is for no encoder.
+    A Truss inside this repository refers to packages/, any other has a copy. Raises ConfigError for a config.yaml that
+    cannot be read, or whose `trt_llm` block is not for an encoder.
     """
     given = dict(read_yaml(source))
     if not isinstance(given.get("trt_llm"), Mapping):
-        raise ConfigError(f"{source} has no trt_llm block at its top; `bei truss init` is for a config.yaml of BEI's")
+        raise ConfigError(
+            f"{source} has no trt_llm block at its top level; give a config.yaml that was written for Baseten's BEI"
+        )
     Settings.from_truss_config({name: given[name] for name in ("trt_llm", "model_metadata") if name in given})
     inside = output.resolve().is_relative_to(REPOSITORY)
     packages = os.path.relpath(REPOSITORY / "packages", output.resolve()) if inside else None
@@ -115,7 +117,7 @@ def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool =
 def configured(
     given: Mapping[str, Any], *, docker_server: bool, cpu: bool, packages: str | None = None
 ) -> dict[str, Any]:
-    """Our config for Baseten's. What it says of other things than the engine stays as it is."""
+    """Our config for a config of Baseten's. Keys that are not about the engine stay as they are."""
     config = {name: value for name, value in given.items() if name not in {"trt_llm", "python_version", "requirements"}}
     if cpu:
         config["resources"] = {"cpu": "4", "memory": "8Gi"}
@@ -138,9 +140,9 @@ def configured(
 
 
 def _check_card(card: str, quantization: str) -> None:
-    """Raises ConfigError for a card that does not do what the block asks for."""
+    """Raises ConfigError if the card does not support the block's quantization type, or TensorRT-LLM at all."""
     if card in _TOO_OLD:
-        raise ConfigError(f"{card} is older than TensorRT-LLM runs on; take an L4 or newer, or `--cpu`")
+        raise ConfigError(f"{card} is too old for TensorRT-LLM; take an L4 or newer, or `--cpu`")
     if quantization.startswith("fp8") and card in _NO_FP8:
         raise ConfigError(f"quantization_type {quantization} needs an L4, H100 or newer; {card} takes no_quant")
     if quantization.startswith("fp4") and card in _NO_FP4:
@@ -148,7 +150,7 @@ def _check_card(card: str, quantization: str) -> None:
 
 
 def written(config: Mapping[str, Any], source: str) -> bytes:
-    """A config.yaml, with the reasons beside what was added."""
+    """A config.yaml as text, with a comment above each key that was added."""
     names = [name for name in _ORDER if name in config] + [name for name in config if name not in _ORDER]
     parts = [f"# Made by `bei truss init` from a {source} for Baseten's BEI.\n"]
     for name in names:
@@ -159,7 +161,7 @@ def written(config: Mapping[str, Any], source: str) -> bytes:
 
 
 def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
-    """The lines of a form; on a GPU without the CPU engine and what the image has its own of."""
+    """The requirements of a form; on a GPU without the CPU engine and without what the image has."""
     lines = sorted((*REQUIREMENTS, *(SERVER_REQUIREMENTS if docker_server else ())))
     if not on_gpu:
         return lines
@@ -169,7 +171,7 @@ def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
 
 
 def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
-    """What this block needs and others do not."""
+    """The requirements that depend on the block: a quantiser, and a store's driver."""
     build = block["build"]
     quantised = build.get("quantization_type", "no_quant") != "no_quant"
     quantisers = (GPU_QUANTISER if on_gpu else (QUANTISER,)) if quantised else ()
@@ -178,7 +180,7 @@ def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:
-    """What the user's own config asks for besides."""
+    """The requirements of the user's own config that are not among ours."""
     ours = {line.split("==")[0] for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS)}
     return [line for line in given.get("requirements") or () if line.split("==")[0].strip() not in ours]
 
@@ -194,19 +196,19 @@ def _docker_server() -> dict[str, object]:
 
 
 def _runtime(given: Mapping[str, Any], *, docker_server: bool, on_gpu: bool) -> dict[str, Any]:
-    """Truss's own settings: the user's, over ours."""
+    """Truss's `runtime` settings; the user's win over ours."""
     checks = {
         "startup_threshold_seconds": STARTUP_S["gpu" if on_gpu else "cpu"],
         "restart_threshold_seconds": 300,
         "stop_traffic_threshold_seconds": 60,
     }
-    # Truss's default is 1. More than max_concurrent_requests, so that what is too much is refused and does not wait.
+    # Truss's default is 1. 4096 is more than max_concurrent_requests, so that a request too many is refused at once.
     ours = {} if docker_server else {"predict_concurrency": 4096}
     return {**ours, **given, "health_checks": {**checks, **(given.get("health_checks") or {})}}
 
 
 def _packages() -> Iterator[str]:
-    """The files of packages/, less what Python and pip leave behind."""
+    """The files of packages/, without what Python and pip leave there."""
     for path in sorted((REPOSITORY / "packages").rglob("*")):
         name = path.relative_to(REPOSITORY)
         left = any(part == "__pycache__" or part.endswith(".egg-info") for part in name.parts)
@@ -215,7 +217,7 @@ def _packages() -> Iterator[str]:
 
 
 def _read(name: str) -> bytes:
-    """A file of the checkout. Raises ConfigError where there is none, as in an installed wheel."""
+    """A file of the checkout. Raises ConfigError if it is missing, as in an installed wheel."""
     try:
         return (REPOSITORY / name).read_bytes()
     except OSError as fault:

@@ -11,7 +11,10 @@ from click.testing import CliRunner
 
 from bei_core.cli import main as cli
 from bei_core.config.settings import SETTINGS, Settings
-from bei_core.errors import ConfigError
+from bei_core.engines.open import build_engine, open_engine
+from bei_core.errors import CheckpointError, ConfigError
+from bei_core.http.traces import open_traces
+from tests.golden.cases import GOLDEN
 
 # Each flag with a value, the setting it gives, and the value there. `None`: the flag has no value.
 FLAGS: list[tuple[str, str | None, str, object]] = [
@@ -127,3 +130,35 @@ def test_a_dense_path_is_the_models_own_or_refused_by_name() -> None:
     for folders in (["2_Dense"], [], ["2_Dense_1024", "3_Dense"]):
         with pytest.raises(ConfigError, match=r"^dense_path 2_Dense_1024/ is not supported: .*modules\.json"):
             settings.check_dense_path(folders)
+
+
+def test_a_model_is_not_opened_with_another_dense_path(tmp_path: Path) -> None:
+    given = {"model_id": str(GOLDEN / "bert-cls-normalize"), "cache_dir": tmp_path, "dtype": "float32"}
+    with pytest.raises(ConfigError, match=r"^dense_path 2_Dense is not supported: .* which are: none;"):
+        open_engine(Settings.load({**given, "dense_path": "2_Dense"}, {}))
+    open_engine(Settings.load(given, {})).close()
+
+
+def test_a_repository_is_fetched_into_the_given_hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[object] = []
+
+    def fetch(repo: str, **options: object) -> str:
+        folders.append(options["cache_dir"])
+        raise LookupError("nothing is fetched in this test")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    for variable in ("BEI_HUGGINGFACE_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        settings = Settings.load({"model_id": "a/b", "cache_dir": tmp_path}, {variable: "/data"})
+        with pytest.raises(CheckpointError):
+            build_engine(settings)
+    assert folders == [Path("/data")] * 2
+
+
+def test_traces_have_the_given_service_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OTEL_SERVICE_NAME", raising=False)
+    traces = open_traces(Settings.load({"otlp_endpoint": "http://c:4318", "otlp_service_name": "search"}, {}))
+    assert traces is not None
+    try:
+        assert traces._provider.resource.attributes["service.name"] == "search"
+    finally:
+        traces.close()
