@@ -1,4 +1,4 @@
-"""Environment variables that begin with BEI_ and are not settings."""
+"""Environment variables that are named like settings and are not."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ _SERVICE_URL = re.compile(r"^(tcp|udp|sctp)://")
 
 
 def is_foreign(name: str, value: str) -> bool:
-    """Whether a BEI_* variable comes from Kubernetes or from this project's tests, and so is not a setting."""
-    return name.startswith("BEI_") and (
-        name in _NOT_SETTINGS
-        or _SERVICE_LINK.search(name) is not None
-        or (name.endswith("_PORT") and _SERVICE_URL.match(value) is not None)
-    )
+    """Whether a variable comes from Kubernetes or from this project's tests, and so is not a setting."""
+    if name.endswith("_PORT") and _SERVICE_URL.match(value) is not None:  # also PROMETHEUS_PORT of a Service prometheus
+        return True
+    return name.startswith("BEI_") and (name in _NOT_SETTINGS or _SERVICE_LINK.search(name) is not None)

@@ -161,6 +161,12 @@ def test_a_kubernetes_service_named_bei_breaks_nothing() -> None:
     assert load(environ={**links, "BEI_PORT": "81"}).port == 81
 
 
+def test_a_kubernetes_service_named_prometheus_breaks_nothing() -> None:
+    assert load(environ={"PROMETHEUS_PORT": "tcp://10.0.0.1:9090"}) == load()
+    with pytest.raises(ConfigError, match=r"PROMETHEUS_PORT is 'http': Expected `int \| null`"):
+        load(environ={"PROMETHEUS_PORT": "http"})
+
+
 # --- What is refused, and what the refusal says
 
 
