@@ -145,28 +145,6 @@ def test_empty_variables_are_unset() -> None:
     assert load(environ={"API_KEY": "", "BEI_PORT": "", "PORT": "8080"}) == load(environ={"PORT": "8080"})
 
 
-def test_a_kubernetes_service_named_bei_breaks_nothing() -> None:
-    links = {
-        "BEI_SERVICE_HOST": "10.0.0.1",
-        "BEI_SERVICE_PORT": "80",
-        "BEI_SERVICE_PORT_HTTP": "80",
-        "BEI_PORT": "tcp://10.0.0.1:80",
-        "BEI_PORT_80_TCP": "tcp://10.0.0.1:80",
-        "BEI_PORT_80_TCP_PROTO": "tcp",
-        "BEI_PORT_80_TCP_PORT": "80",
-        "BEI_PORT_80_TCP_ADDR": "10.0.0.1",
-        "BEI_CORE_PORT": "tcp://10.0.0.1:80",
-    }
-    assert load(environ=links) == load()
-    assert load(environ={**links, "BEI_PORT": "81"}).port == 81
-
-
-def test_a_kubernetes_service_named_prometheus_breaks_nothing() -> None:
-    assert load(environ={"PROMETHEUS_PORT": "tcp://10.0.0.1:9090"}) == load()
-    with pytest.raises(ConfigError, match=r"PROMETHEUS_PORT is 'http': Expected `int \| null`"):
-        load(environ={"PROMETHEUS_PORT": "http"})
-
-
 # --- What is refused, and what the refusal says
 
 
