@@ -26,7 +26,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
 from bei_core.engines.openvino.engine import compile_properties
 from bei_core.serving.service import Service
-from bei_core.tasks import Embed, Encoding, Tokens
+from bei_core.tasks import Embed, EncodeOptions, Tokens
 
 _REPEATS = 5
 _CLIENTS = 64
@@ -73,7 +73,7 @@ async def through_service(service: Service, given: Sequence[str]) -> float:
 
     async def caller() -> None:
         for text in waiting:
-            await service.run(Embed([text], service.encoding()))
+            await service.run(Embed([text], service.model.default_options))
 
     started = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(_CLIENTS)))
@@ -86,7 +86,7 @@ def measure(model: str, dtype: str, workload: str, count: int) -> dict[str, floa
     service = Service.open(settings)
     engine = open_engine(settings).engine
     given = texts(workload, count, 0)
-    tokens = service.tokenizer.encode_now(given, Encoding())
+    tokens = service.tokenizer.encode_now(given, EncodeOptions())
     batches = [Batch.pack(items) for items in full_batches(tokens, engine.info.batch_tokens)]
     alone, served = [], []
     for _ in range(_REPEATS + 1):

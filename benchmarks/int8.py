@@ -28,7 +28,7 @@ from bei_core.engines.openvino.engine import MODEL, compile_properties, has_int8
 from bei_core.engines.openvino.packing import pack_rows
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.quantize.graph import calibration_batches
-from bei_core.tasks import Encoding
+from bei_core.tasks import EncodeOptions
 from bei_core.text.tokenizer import TextTokenizer
 
 RESULTS = Path(__file__).parent / "results"
@@ -60,7 +60,7 @@ def measure(engines: Mapping[str, Engine], tokenizer: TextTokenizer) -> list[dic
     """One line for each workload and batch size."""
     lines: list[dict[str, object]] = []
     for workload, count in _WORKLOADS.items():
-        items = tokenizer.encode_now(texts(workload, count, 0), Encoding())
+        items = tokenizer.encode_now(texts(workload, count, 0), EncodeOptions())
         for budget in _BUDGETS:
             figures = compare(engines, calibration_batches(items, budget))
             lines.append({"workload": workload, "batch_tokens": budget, **figures})
@@ -119,7 +119,7 @@ def main() -> None:
     tokenizer = TextTokenizer(one.tokenizer, max_seq_len=one.spec.max_seq_len, vocab_size=one.spec.vocab_size)
     facts = facts_of(one.manifest)
     if "--counters" in sys.argv:
-        batch = calibration_batches(tokenizer.encode_now(texts("mixed", 100, 0), Encoding()), 1024)[0]
+        batch = calibration_batches(tokenizer.encode_now(texts("mixed", 100, 0), EncodeOptions()), 1024)[0]
         for name, folder in folders.items():
             print(name, json.dumps(dict(counters(folder, precision_for("auto"), batch).most_common(12)), indent=1))
         return

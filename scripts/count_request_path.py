@@ -13,6 +13,7 @@ import asyncio
 import re
 import sys
 import threading
+from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
@@ -96,7 +97,7 @@ def main() -> None:
         sys.setprofile(None)
         service.close()
     files = [file for file, _ in calls.made]
-    changes = sum(one != other for one, other in zip(files, files[1:], strict=False))
+    changes = sum(one != other for one, other in pairwise(files))
     print(f"{len(set(calls.made))} functions in {len(set(files))} files, {changes} changes of file")
     for file, name in dict.fromkeys(calls.made) if "--list" in sys.argv else ():
         print(f"  {file} {name}")

@@ -1,7 +1,7 @@
-"""What a caller can ask for, and what is computed from the model's rows once they are there. NumPy only.
+"""What a client can ask of a model (the tasks), and what is computed from the model's rows afterwards. NumPy only.
 
-A task says what to encode and, in `finish`, what becomes of the rows; nothing of it reaches the engine, so everything
-that waits for the same model can share a batch.
+A task names the inputs and how to encode them; `finish` turns the model's rows into the result. The engine sees neither
+of the two, so requests with different options share a batch.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ class Pair(NamedTuple):
 
 
 class Templated(NamedTuple):
-    """A whole prompt, of which the document, at text[start:stop], is what may be cut."""
+    """A prompt that contains a document at text[start:stop]; only the document may be truncated or split."""
 
     text: str
     start: int
     stop: int
 
 
-# A text, two, a whole prompt, or token ids that are used as they are.
+# One input: a text, a pair, a prompt with a document, or token ids that are used unchanged.
 Text: TypeAlias = str | Pair | Templated | Sequence[int]
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
-TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row a token of one input
+TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row per token of one input
 
 # What a task needs of each input: its one row, the rows of its tokens, or the nonzero elements of its row.
 Output: TypeAlias = Literal["rows", "tokens", "sparse"]
 
-# What makes scores of logits: one label, or several that do not exclude each other, by sigmoid; those that do by
-# softmax; a regression's are left as they are.
+# The function from logits to scores: sigmoid for one label or independent labels, softmax for exclusive labels, none
+# for a regression.
 Scoring: TypeAlias = Literal["sigmoid", "softmax", "none"]
 
 
@@ -55,7 +55,7 @@ class TruncationSide(str, Enum):
 
 
 def num_characters(text: Text) -> int:
-    """Characters of a text, or of both texts of a pair; none of token ids."""
+    """Characters of a text, or of both texts of a pair; 0 for token ids."""
     if isinstance(text, Pair):
         return len(text.first) + len(text.second)
     if isinstance(text, Templated):
@@ -64,31 +64,43 @@ def num_characters(text: Text) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoding:
+class EncodeOptions:
     """How the texts of one request become tokens."""
 
-    truncate: bool = True
+    truncate: bool = True  # False: a text that is too long is an error
     side: TruncationSide = TruncationSide.RIGHT
-    prompt: str | None = None  # goes before every text
-    pool_prompt: bool = True  # whether the prompt's tokens count in pooling
-    chunk: bool = False  # a text that is too long is split rather than cut
-    chunk_tokens: int | None = None  # at most so many of a text's own, or of a document's; None: all that fit
+    prompt: str | None = None  # put before every text
+    pool_prompt: bool = True  # whether pooling includes the tokens of the prompt
+    chunk: bool = False  # split a text that is too long into chunks instead of truncating it
+    chunk_tokens: int | None = None  # limit on the tokens of a text, or of the document of a pair; None: the model's
+    spans: bool = False  # also say which part of the text each token stands for
+
+
+class TokenSpan(NamedTuple):
+    """One token and the part of the text that it stands for: text[start:end]."""
+
+    id: int
+    token: str  # as the vocabulary spells it
+    special: bool  # added by the tokenizer or part of the prompt; start and end are then 0
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One encoded input, at least one token long and short enough for the model."""
+    """One encoded input: at least one token, at most as many as the model takes."""
 
     ids: npt.NDArray[np.int32]  # [n]
     type_ids: npt.NDArray[np.int32]  # [n]
-    skip: int = 0  # first tokens that pooling leaves out
+    skip: int = 0  # number of leading tokens that pooling leaves out
+    spans: Sequence[TokenSpan] = ()  # [n] if EncodeOptions.spans, else empty
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 class Sparse(NamedTuple):
-    """The elements of a row that are not zero."""
+    """The nonzero elements of a row."""
 
     indices: npt.NDArray[np.int64]  # ascending
     values: npt.NDArray[np.float32]
@@ -101,7 +113,7 @@ class Sparse(NamedTuple):
 
 
 class Task(Protocol[ResultT]):
-    """One request's work: inputs in, what the model makes of them to a result."""
+    """The work of one request."""
 
     output: ClassVar[Output]
 
@@ -111,48 +123,48 @@ class Task(Protocol[ResultT]):
         ...
 
     @property
-    def encoding(self) -> Encoding:
+    def options(self) -> EncodeOptions:
         """How to encode it."""
         ...
 
     def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
-        """One output an input where inputs were split: `rows` and `weights` (tokens) of the chunks, input of each."""
+        """One output per input from the rows of its chunks; chunk i is of input owners[i] and has weights[i] tokens."""
         ...
 
     def finish(self, rows: Any) -> ResultT:  # noqa: ANN401
-        """The caller's answer from the outputs of `inputs`, in their order."""
+        """The result, from one output per input in the order of `inputs`."""
         ...
 
 
-class _Whole:
-    """Of tasks whose inputs are never split."""
+class _Unchunked:
+    """Base of the tasks that cannot combine several chunks of one input."""
 
     __slots__ = ()
 
     def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
-        """Raises ValidationError: there is no one output of several chunks."""
-        raise ValidationError("`chunk` is for dense embeddings and for scores", param="chunk")
+        """Raises ValidationError."""
+        raise ValidationError("`chunk` works for dense embeddings and for scores only", param="chunk")
 
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Dense vectors, one a text."""
+    """Dense embeddings, one vector per text."""
 
     output: ClassVar[Output] = "rows"
 
     inputs: Sequence[Text]
-    encoding: Encoding = field(default_factory=Encoding)
+    options: EncodeOptions = field(default_factory=EncodeOptions)
     normalize: bool = True
-    dimensions: int | None = None  # Matryoshka (Kusupati et al. 2022): keep the first so many
+    dimensions: int | None = None  # keep only the first dimensions (Matryoshka, Kusupati et al. 2022)
 
     def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
-        """f32[N, D]: the mean of each text's chunks, weighted by their tokens; of directions where those count."""
+        """f32[N, D]: the mean of each text's chunks, weighted by their tokens; of unit vectors if `normalize`."""
         return weighted_mean(l2_normalize(rows) if self.normalize else rows, owners, weights)
 
     def finish(self, rows: Rows) -> Rows:
-        """f32[N, dimensions or D]: cut, then L2-normalised if asked.
+        """f32[N, dimensions or D]: cut to `dimensions`, then L2-normalised if asked.
 
-        Raises ValidationError for impossible dimensions.
+        Raises ValidationError if the model has fewer dimensions.
         """
         if self.dimensions is not None:
             check_dimensions(self.dimensions, rows.shape[1])
@@ -161,25 +173,25 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedAll(_Whole):
-    """A vector for every token of each text: a late-interaction model's, or those that pooling is given."""
+class EmbedAll(_Unchunked):
+    """One vector per token: those of a late-interaction model, or those that the pooling takes."""
 
     output: ClassVar[Output] = "tokens"
     inputs: Sequence[Text]
-    encoding: Encoding = field(default_factory=Encoding)
+    options: EncodeOptions = field(default_factory=EncodeOptions)
 
     def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
-        """f32[n, E] a text."""
+        """f32[n, E] per text."""
         return rows
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedSparse(_Whole):
-    """Weights of the vocabulary's terms, most of them zero (Formal et al. 2021, SPLADE)."""
+class EmbedSparse(_Unchunked):
+    """Weights of the terms of the vocabulary, most of them zero (SPLADE, Formal et al. 2021)."""
 
     output: ClassVar[Output] = "sparse"
     inputs: Sequence[Text]
-    encoding: Encoding = field(default_factory=Encoding)
+    options: EncodeOptions = field(default_factory=EncodeOptions)
 
     def finish(self, rows: Sequence[Sparse]) -> Sequence[Sparse]:
         """The nonzero weights of each text."""
@@ -187,33 +199,33 @@ class EmbedSparse(_Whole):
 
 
 @dataclass(frozen=True, slots=True)
-class ClassifyTokens(_Whole):
-    """Scores of every token of each text for each label."""
+class ClassifyTokens(_Unchunked):
+    """Scores of every token for each label."""
 
     output: ClassVar[Output] = "tokens"
-    inputs: Sequence[Text]
-    encoding: Encoding
+    inputs: Sequence[str]
+    options: EncodeOptions
     scoring: Scoring
 
     def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
-        """f32[n, C] a text, in the order of the labels."""
+        """f32[n, C] per text, in the order of the labels."""
         return [scores(logits, self.scoring) for logits in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Classify:
-    """Scores for each of the model's labels; of a reranker's one label, the relevance of each pair."""
+    """Scores of every input for each label; a reranker has one label, the relevance of a pair."""
 
     output: ClassVar[Output] = "rows"
     inputs: Sequence[Text]
-    encoding: Encoding
+    options: EncodeOptions
     scoring: Scoring
 
     def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
-        """f32[N, C]: of one label the best chunk's, of several the mean of the chunks, weighted by their tokens."""
+        """f32[N, C]: for one label the best chunk, for several the mean of the chunks, weighted by their tokens."""
         if rows.shape[1] > 1:
             return weighted_mean(rows, owners, weights)
-        return np.maximum.reduceat(rows, _firsts(owners))
+        return np.maximum.reduceat(rows, _first_chunks(owners))
 
     def finish(self, rows: Rows) -> Rows:
         """f32[N, C], in the order of the labels."""
@@ -222,10 +234,10 @@ class Classify:
 
 @dataclass(frozen=True, slots=True)
 class Rank(Classify):
-    """Relevance of each pair: of two labels, no and yes, the margin between them is the one that counts."""
+    """Relevance of every pair; of the two labels "no" and "yes", the difference of their logits."""
 
     def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
-        """f32[N, 1]: the best chunk's."""
+        """f32[N, 1]: the best chunk of each pair."""
         return Classify.join(self, _margin(rows), owners, weights)
 
     def finish(self, rows: Rows) -> Rows:
@@ -234,29 +246,29 @@ class Rank(Classify):
 
 
 def _margin(rows: Rows) -> Rows:
-    """f32[N, 1] of logits of one label, or of no and yes."""
+    """f32[N, 1] from the logits of one label, or of "no" and "yes"."""
     return rows if rows.shape[1] == 1 else rows[:, 1:] - rows[:, :1]
 
 
 def weighted_mean(rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
     """f32[N, D]: the mean of the rows of each owner (0, 0, 1, 2 ...), weighted by f32[len(rows)]."""
-    firsts = _firsts(owners)
+    firsts = _first_chunks(owners)
     means: Rows = np.add.reduceat(rows * weights[:, None], firsts)
     means /= np.add.reduceat(weights, firsts)[:, None]
     return means
 
 
-def _firsts(owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """Where each owner's chunks begin."""
+def _first_chunks(owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The index of each owner's first chunk."""
     return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
 def scores(logits: Rows, scoring: Scoring) -> Rows:
-    """Probabilities of logits f32[N, C], or the logits themselves."""
+    """Probabilities from logits f32[N, C], or with "none" the logits themselves."""
     if scoring == "none":
         return logits
     if scoring == "sigmoid":
-        small = np.exp(-np.abs(logits))  # of the side that does not overflow
+        small = np.exp(-np.abs(logits))  # the exponential that cannot overflow
         sigmoid: Rows = np.where(logits >= 0, 1, small) / (1 + small)
         return sigmoid
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -265,19 +277,19 @@ def scores(logits: Rows, scoring: Scoring) -> Rows:
 
 
 def best_first(values: Rows, top_n: int | None = None) -> list[int]:
-    """Indices of f32[N], the largest value first, equal ones in their order; at most `top_n`."""
+    """Indices of f32[N] by descending value, equal values in their order; at most `top_n`."""
     order: list[int] = np.argsort(-values, kind="stable").tolist()
     return order[:top_n]
 
 
 def check_dimensions(dimensions: int, width: int) -> None:
-    """Raises ValidationError unless `dimensions` is in 1..`width`, the model's own."""
+    """Raises ValidationError unless `dimensions` is in 1..`width`, the width of the model's rows."""
     if not 1 <= dimensions <= width:
         raise ValidationError(f"`dimensions` must be between 1 and {width}, got {dimensions}", param="dimensions")
 
 
 def l2_normalize(rows: Rows) -> Rows:
-    """Rows of length 1; the floor of 1e-12 is torch's (`functional.normalize`), so a row of zeros stays one."""
+    """Rows of length 1. The floor of 1e-12 is that of `torch.nn.functional.normalize`: a row of zeros stays zero."""
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     unit: Rows = rows / np.maximum(norms, np.float32(1e-12))[:, None]
     return unit

@@ -10,7 +10,7 @@ import pytest
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.models.spec import read_spec
-from bei_core.tasks import Encoding, Pair, Tokens
+from bei_core.tasks import EncodeOptions, Pair, Tokens
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import CLASSIFICATION_CASES, ClassificationCase
 from tests.golden.engines import built
@@ -38,7 +38,7 @@ def test_texts_and_pairs_become_the_ids_of_transformers(case: ClassificationCase
     spec = read_spec(resolve(str(case.folder)))
     tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     inputs = [Pair(*texts) if len(texts) == 2 else texts[0] for texts in case.inputs]
-    tokens = tokenizer.encode_now(inputs, Encoding())
+    tokens = tokenizer.encode_now(inputs, EncodeOptions())
     assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
     assert [item.type_ids.tolist() for item in tokens] == [type_ids.tolist() for type_ids in case.type_ids]
 

@@ -13,7 +13,7 @@ from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened
 from bei_core.models.spec import read_spec
-from bei_core.tasks import Embed, Encoding, Rows, Tokens
+from bei_core.tasks import Embed, EncodeOptions, Rows, Tokens
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden import engines
 from tests.golden.cases import CASES, Case
@@ -134,6 +134,6 @@ def test_a_prompt_is_left_out_of_the_mean_where_the_model_says_so(dtype: str, tm
     spec = read_spec(checkpoint)
     engine = engines.built(checkpoint, spec, tmp_path / "engine", dtype=dtype).engine
     tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
-    tokens = tokenizer.encode_now(case.texts, Encoding(prompt=case.prompt, pool_prompt=spec.pools_prompt))
+    tokens = tokenizer.encode_now(case.texts, EncodeOptions(prompt=case.prompt, pool_prompt=spec.pools_prompt))
     assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
     compare(engine.forward(Batch.pack(tokens)), case.raw, TOLERANCES[dtype])

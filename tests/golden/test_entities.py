@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ import pytest
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.models.spec import read_spec
-from bei_core.tasks import Encoding, scores
-from bei_core.text.ner import Entity, Piece, Strategy, entities, without
+from bei_core.tasks import EncodeOptions, scores
+from bei_core.text.ner import Entity, Strategy, drop_ignored, find_entities
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import OUTPUT_CASES, OutputCase
 from tests.golden.engines import built
@@ -37,12 +36,12 @@ def test_every_strategy_finds_what_transformers_finds(case: OutputCase, tmp_path
     engine = built(checkpoint, spec, tmp_path / "engine").engine
     words = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     for number, text in enumerate(expected["texts"]):
-        (tokens,) = words.encode_now([text], Encoding())
+        (tokens,) = words.encode_now([text], EncodeOptions(spans=True))
         rows = scores(engine.forward_tokens(Batch.pack([tokens]))[1], spec.classifier.scoring)
-        pieces = list(starmap(Piece, words.pieces(text, Encoding())))
-        assert [piece.id for piece in pieces] == tokens.ids.tolist()
+        assert [span.id for span in tokens.spans] == tokens.ids.tolist()
         for strategy in STRATEGIES:
-            found = without(entities(text, pieces, rows, spec.classifier.labels, words, strategy), ["O"])
+            entities = find_entities(text, tokens.spans, rows, spec.classifier.labels, words, strategy)
+            found = drop_ignored(entities, ["O"])
             assert_same(found, expected[strategy][number], strategy)
 
 

@@ -17,7 +17,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import build_engine, open_engine
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec, read_spec
-from bei_core.tasks import Embed, Encoding, Pair, Rows, Tokens
+from bei_core.tasks import Embed, EncodeOptions, Pair, Rows, Tokens
 from bei_core.text.templates import named_template
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import (
@@ -128,7 +128,7 @@ def test_texts_become_the_ids_of_transformers(case: Case | OutputCase) -> None:
     spec = read_spec(Checkpoint(case.folder, str(case.folder), "0"))
     tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     prompt = case.prompt if isinstance(case, Case) else None
-    tokens = tokenizer.encode_now(case.texts, Encoding(prompt=prompt or None))
+    tokens = tokenizer.encode_now(case.texts, EncodeOptions(prompt=prompt or None))
     assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
 
 
@@ -137,6 +137,6 @@ def test_texts_and_pairs_become_the_ids_of_transformers(case: ClassificationCase
     spec = read_spec(Checkpoint(case.folder, str(case.folder), "0"))
     tokenizer = TextTokenizer(case.folder / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     inputs = [Pair(*texts) if len(texts) == 2 else texts[0] for texts in case.inputs]
-    tokens = tokenizer.encode_now(inputs, Encoding())
+    tokens = tokenizer.encode_now(inputs, EncodeOptions())
     assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
     assert [item.type_ids.tolist() for item in tokens] == [type_ids.tolist() for type_ids in case.type_ids]

@@ -29,6 +29,7 @@ from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SmoothedInput
 from bei_core.engines.provider import recipe
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
+from bei_core.models.kind import Kind
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import DATA, load_minilm
@@ -111,7 +112,7 @@ def test_a_batch_gives_each_text_what_it_gets_alone(name: str, built: Callable[[
     together = rows_of(opened.engine, [Batch.pack(items)])
     alone = rows_of(opened.engine, [Batch.pack([item]) for item in items])
     # Rounding to int8 turns a last bit of f32 into a step, so this is not the tolerance of f32.
-    quality = measure(alone, together, "embedding")
+    quality = measure(alone, together, Kind.EMBEDDING)
     assert quality.mean_cosine > 0.999 or opened.spec.kind == "reranker"
     assert quality.max_abs < 0.1 * np.abs(alone).max()
 
@@ -198,7 +199,7 @@ def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
     reference = load_minilm()
     items = [Tokens(ids, np.zeros_like(ids)) for ids in reference.ids[NUM_TEXTS:]]
     rows = rows_of(load(folder).engine, calibration_batches(items, 1024))
-    quality = measure(reference.vectors[NUM_TEXTS:], rows, "embedding")
+    quality = measure(reference.vectors[NUM_TEXTS:], rows, Kind.EMBEDDING)
     # Few texts to calibrate with, of many scripts to measure on; a real build gives 0.9977 on its own texts held out.
     assert quality.mean_cosine > 0.993
     assert quality.min_cosine > 0.92
@@ -218,7 +219,7 @@ def test_convolutions_give_what_matrix_multiplications_give(
         one = engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
         found.append(rows_of(one, [Batch.pack(tokens_of(opened))]))
     multiplied, convolved = found
-    quality = measure(multiplied, convolved, "embedding")
+    quality = measure(multiplied, convolved, Kind.EMBEDDING)
     assert quality.min_cosine > 0.999 or opened.spec.kind == "reranker"
     assert quality.max_abs < 0.05 * np.abs(multiplied).max()
 

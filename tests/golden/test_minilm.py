@@ -40,7 +40,7 @@ def together(service: Service) -> Rows:
 
 
 async def embedded(service: Service, texts: list[str]) -> Rows:
-    return (await service.run(Embed(texts, service.encoding(), normalize=True))).rows
+    return (await service.run(Embed(texts, service.model.default_options, normalize=True))).rows
 
 
 def test_one_request_of_all_texts_gives_the_expected_vectors(together: Rows, tolerance: Tolerance) -> None:

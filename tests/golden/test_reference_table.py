@@ -17,7 +17,7 @@ from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.models.spec import ModelSpec, read_spec
-from bei_core.tasks import Embed, Encoding, Pair, Rows, Text, Tokens
+from bei_core.tasks import Embed, EncodeOptions, Pair, Rows, Text, Tokens
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import DATA, Case, ClassificationCase, load_cases, load_classification_cases
 from tests.golden.engines import built
@@ -81,7 +81,7 @@ def tokens_of(case: Case | ClassificationCase, spec: ModelSpec) -> list[Tokens]:
         lower_case=spec.do_lower_case,
     )
     try:
-        return tokenizer.encode_now(inputs_of(case), Encoding())
+        return tokenizer.encode_now(inputs_of(case), EncodeOptions())
     finally:
         tokenizer.close()
 

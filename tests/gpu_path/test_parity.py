@@ -16,7 +16,7 @@ from bei_core.engines.tensorrt_llm.artifact import FAMILIES
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
-from bei_core.tasks import Embed, Encoding, Rows, Tokens
+from bei_core.tasks import Embed, EncodeOptions, Rows, Tokens
 from bei_core.text.templates import named_template
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import (
@@ -125,7 +125,7 @@ def test_pooling_excludes_the_prompt(built: Builder) -> None:
     spec = read_spec(checkpoint)
     opened = built(checkpoint, spec, dtype="float32")
     tokenizer = TextTokenizer(opened.tokenizer, max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
-    tokens = tokenizer.encode_now(case.texts, Encoding(prompt=case.prompt, pool_prompt=False))
+    tokens = tokenizer.encode_now(case.texts, EncodeOptions(prompt=case.prompt, pool_prompt=False))
     assert [item.ids.tolist() for item in tokens] == [ids.tolist() for ids in case.ids]
     assert all(item.skip for item in tokens)
     compare(opened.engine.forward(Batch.pack(tokens)), case.raw, F32)

@@ -22,7 +22,7 @@ def command(texts: tuple[str, ...], **flags: object) -> None:
     service = Service.open(one_model(load_settings(flags)))
     try:
         service.expect("embedding")
-        for row in asyncio.run(service.run(Embed(lines, service.encoding()))).rows:
+        for row in asyncio.run(service.run(Embed(lines, service.model.default_options))).rows:
             click.echo(json.dumps(row.tolist()))
     finally:
         service.close()

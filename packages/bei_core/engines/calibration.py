@@ -22,7 +22,7 @@ from bei_core.config.settings import Settings
 from bei_core.config.trt_llm import QuantizationType
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec
-from bei_core.tasks import Encoding, Pair, Text, Tokens
+from bei_core.tasks import EncodeOptions, Pair, Text, Tokens
 from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -102,7 +102,7 @@ def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_len
     )
     prompt = spec.prompts.get(spec.default_prompt_name or "")
     try:
-        return reader.encode_now(inputs, Encoding(prompt=prompt, pool_prompt=spec.pools_prompt))
+        return reader.encode_now(inputs, EncodeOptions(prompt=prompt, pool_prompt=spec.pools_prompt))
     finally:
         reader.close()
 

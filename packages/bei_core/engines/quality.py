@@ -10,18 +10,18 @@ import numpy.typing as npt
 
 from bei_core.config.settings import Settings
 from bei_core.errors import QualityError
-from bei_core.models.spec import Kind
+from bei_core.models.kind import Kind
 
 Array = npt.NDArray[Any]
 
 # The figures that have a threshold for each kind of model: directions of vectors, or labels and ranking by scores.
 _CHECKED: dict[Kind, tuple[str, ...]] = {
-    "embedding": ("mean_cosine",),
-    "sparse": ("mean_cosine",),
-    "late-interaction": ("mean_cosine",),
-    "classifier": ("top_label_agreement", "rank_correlation"),
-    "token-classifier": ("top_label_agreement", "rank_correlation"),
-    "reranker": ("rank_correlation",),
+    Kind.EMBEDDING: ("mean_cosine",),
+    Kind.SPARSE: ("mean_cosine",),
+    Kind.LATE_INTERACTION: ("mean_cosine",),
+    Kind.CLASSIFIER: ("top_label_agreement", "rank_correlation"),
+    Kind.TOKEN_CLASSIFIER: ("top_label_agreement", "rank_correlation"),
+    Kind.RERANKER: ("rank_correlation",),
 }
 
 

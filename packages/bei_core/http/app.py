@@ -1,4 +1,4 @@
-"""The ASGI application: finds the route, reads the body, maps every error to its reply."""
+"""The ASGI application: finds the route, reads the body, has it answered, maps every error to its reply."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ import asyncio
 import hmac
 import logging
 import math
+import random
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 
-import msgspec
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bei_core.errors import (
-    ConfigError,
     EngineError,
     MethodNotAllowedError,
     NotFoundError,
@@ -27,42 +25,36 @@ from bei_core.errors import (
     ValidationError,
 )
 from bei_core.http import openapi
-from bei_core.http.negotiation import inflated
-from bei_core.http.responses import error_response, finish, request_id
-from bei_core.http.routes import BY_SHAPE, ROUTES, Call, Route
-from bei_core.http.shapes import default_path, path_of
+from bei_core.http.codings import inflated
+from bei_core.http.naming import by_name
+from bei_core.http.replies import complete, compute_headers, error_response
+from bei_core.http.route import Call, Route
+from bei_core.http.routes import ROUTES
+from bei_core.http.schemas.common import Body, RequestContext, convert, decode
+from bei_core.http.shapes import BY_SHAPE, default_path, path_of
 from bei_core.http.traces import Traces
-from bei_core.metrics import Timings
 from bei_core.serving.queue import HEAD_START_S
 from bei_core.serving.service import Service
-from bei_core.storage.objects import shown
 
 log = logging.getLogger(__name__)
 
-# A request answered sooner than this is not watched for a caller who leaves: the watch would cost more than the work.
+# Only a request that takes longer is cancelled if its client leaves: the check would cost more than a short request.
 _PATIENCE_S = 0.1
 
 _GONE = 499  # nginx's "client closed request": logged, never received
 
-
-class _Chooses(msgspec.Struct):
-    """The one field that is read before it is known which model will read the rest."""
-
-    model: str | None = None
-
-
-_NO_CHOICE = frozenset({None, "", "not-required"})  # the last is what Baseten's clients send where they must
+_NO_MODEL = frozenset({None, "", "not-required"})  # the last is what Baseten's clients send if they must name one
 
 
 class App:
-    """The routes of one or several services, as an ASGI application; `respond` serves another server's Request."""
+    """The routes of one or several models as an ASGI application; `respond` serves the requests of another server."""
 
     def __init__(self, *services: Service, traces: Traces | None = None) -> None:
         self.services = services
-        self.service = services[0]  # the one whose settings and metrics are the server's
+        self.service = services[0]  # its settings and metrics are those of the server
         self.draining = False  # replies then tell the client to close its connection
         self._traces = traces
-        self._by_name = _by_name(services)
+        self._by_name = by_name(services)
         self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
         self._paths = {route.path for route in ROUTES} | openapi.PATHS | BY_SHAPE
 
@@ -70,22 +62,26 @@ class App:
         """One ASGI request."""
         if scope["type"] != "http":
             return
-        request, method, path = Request(scope, receive), scope["method"], scope["path"]
-        by_shape = method == "POST" and path in BY_SHAPE
-        response = await (self.respond_by_shape(request) if by_shape else self.respond(request, method, path))
+        response = await self.respond(Request(scope, receive), scope["method"], scope["path"])
         if self.draining:
             response.headers["connection"] = "close"
         await response(scope, receive, send)
 
-    async def respond(self, request: Request, method: str, path: str, body: bytes | None = None) -> Response:
-        """The reply of a route, `body` being the request's if it is read. Raises only if the server cancels it."""
+    async def respond_by_shape(self, request: Request) -> Response:
+        """The reply of the route that the body is for; raises as `respond` does."""
+        return await self.respond(request, "POST", "/")
+
+    async def respond(self, request: Request, method: str, path: str) -> Response:
+        """The reply of a route, with the request's id. Raises only if the server cancels it."""
+        headers = dict(request.scope["headers"][::-1])
+        given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
+        request_id = given or f"{random.getrandbits(64):016x}"
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
-        timings, error = Timings(), None
+        call, error = Call(request, method, path, headers, request_id, self.services, self.service, route), None
         try:
-            response = await self._answer(request, method, path, route, body, timings)
-            await finish(response, request)
+            response = await self._answer(call)
         except RequestError as fault:
-            error, response = fault, self._refuse(fault, route, path)
+            error, response = fault, self._refuse(fault, call)
         except ClientDisconnect:
             response = self._left()
         except asyncio.CancelledError:
@@ -95,24 +91,11 @@ class App:
         except Exception:
             log.exception("this is a bug: %s %s failed", method, path)
             error = EngineError("internal error; see the server's log")
-            response = self._refuse(error, route, path)
-        return self._done(request, method, route, response, timings, error)
-
-    async def respond_by_shape(self, request: Request) -> Response:
-        """The reply of the POST route that takes such a body; raises as `respond` does."""
-        default, timings, error = self._default(self.service), Timings(), None
-        try:
-            body = await self._body(request)
-            if len(self.services) > 1:
-                default = self._default(self._named(_model_of(body)) or self.service)
-            path = path_of(body, default.path)
-        except RequestError as fault:
-            error, response = fault, self._refuse(fault, default, default.path)
-        except ClientDisconnect:
-            response = self._left()
-        else:
-            return await self.respond(request, "POST", path, body)
-        return self._done(request, "POST", None, response, timings, error)
+            response = self._refuse(error, call)
+        response.headers["x-request-id"] = request_id
+        if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
+            self._traces.record(call, response.status_code, error)
+        return response
 
     async def check(self) -> None:
         """Raises UnhealthyError unless every model answers."""
@@ -120,65 +103,91 @@ class App:
             await service.check()
 
     def drain(self) -> None:
-        """From here on health checks get 503, and replies end their connections."""
+        """Makes health checks fail and replies close their connections from here on."""
         self.draining = True
         for service in self.services:
             service.drain()
 
-    def _default(self, service: Service) -> Route:
-        """What a body of no other shape is for."""
-        return self._routes["POST", default_path(service)]
+    async def _answer(self, call: Call) -> Response:
+        """The reply of the route. Raises a RequestError if there is none."""
+        if call.route is None and call.method == "POST" and call.path in BY_SHAPE:
+            call.default = self._routes["POST", default_path(self.service)]
+        route = call.route or call.default
+        if route is None:
+            return await complete(self._unrouted(call), call.request.scope["headers"])
+        if self.service.settings.api_key is not None and not route.public:
+            self._authorize(call.headers, self.service.settings.api_key)
+        if route.schema is not None:
+            raw = await self._body(call)
+            call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
+        if len(self.services) > 1:
+            call.service = self._chosen(call)
+        call.timings.model = call.service.model.name
+        if not _URGENCY.isdisjoint(call.headers):
+            call.deadline, call.priority = _deadline(call.headers), _priority(call.headers)
+        return await self._run(call)
 
-    def _chosen(self, request: Request, route: Route, body: bytes) -> Service:
-        """The model that the request names, else the first that can do what the route asks. Raises NotFoundError."""
-        name = _model_of(body) if route.method == "POST" else request.query_params.get("model")
-        suited = (service for service in self.services if route.suits(service))
-        return self._named(name) or next(suited, self.service)
+    async def _run(self, call: Call) -> Response:
+        """The reply to a call whose body is read; cancels the current task if the client leaves meanwhile."""
+        service, route, watchers = call.service, call.route, list[asyncio.Task[None]]()
+        timer = asyncio.get_running_loop().call_later(
+            _PATIENCE_S, _watch, call.request, watchers, asyncio.current_task()
+        )
+        try:
+            if route is not None and route.answer is not None:
+                value = await route.answer(call)
+            else:
+                body: Body = call.body
+                model = service.model
+                if model.roles.isdisjoint(body.kinds):
+                    model.check_kind(body.kinds)
+                task = body.to_task(model)
+                result = await service.run(task, deadline=call.deadline, priority=call.priority, timings=call.timings)
+                context = RequestContext(model, call.request_id, call.request.scope.get("path") in BY_SHAPE)
+                value = body.to_reply(result, context)
+        finally:
+            timer.cancel()
+            for watcher in watchers:
+                watcher.cancel()
+        headers = None
+        if call.timings.num_inputs:
+            headers = compute_headers(service.model, call.timings)
+            self.service.metrics.succeeded(call.timings)
+        return await complete(value, call.request.scope["headers"], headers)
 
-    def _named(self, name: str | None) -> Service | None:
-        """The model of that name; None where it names none. Raises NotFoundError for one that is not served."""
-        if name in _NO_CHOICE or name is None:
+    def _shaped(self, call: Call, body: object) -> object:
+        """The decoded body of a route that its fields decide, as that route's schema; sets the call's route."""
+        service = self._named(body.get("model") if isinstance(body, dict) else None) or self.service
+        default = default_path(service)
+        call.default = self._routes["POST", default]
+        route = call.route = self._routes["POST", path_of(body, default)]
+        if route.schema is None:
+            raise TypeError(f"this is a bug: {route.path} has no schema")
+        return convert(body, route.schema)
+
+    def _chosen(self, call: Call) -> Service:
+        """The model that the request names, else the first that can answer it. Raises NotFoundError."""
+        route, body = call.route, call.body
+        named = self._named(call.request.query_params.get("model") if body is None else body.model)
+        if named is not None or route is None or route.schema is None or not route.schema.kinds:
+            return named or self.service
+        kinds = route.schema.kinds
+        return next((each for each in self.services if not each.model.roles.isdisjoint(kinds)), self.service)
+
+    def _named(self, name: object) -> Service | None:
+        """The model of a name; None if the request names none. Raises NotFoundError for one that is not served."""
+        if len(self.services) == 1 or not isinstance(name, str) or name in _NO_MODEL:
             return None
         if name not in self._by_name:
             known = ", ".join(service.name for service in self.services)
             raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
         return self._by_name[name]
 
-    async def _answer(
-        self, request: Request, method: str, path: str, route: Route | None, body: bytes | None, timings: Timings
-    ) -> Response:
-        if route is None:
-            return self._unrouted(method, path)
-        self._authorize(request, route)
-        if body is None:
-            body = await self._body(request) if method == "POST" else b""
-        service = self.service if len(self.services) == 1 else self._chosen(request, route, body)
-        timings.model = service.name
-        call = Call(service, self.services, request, body, timings, _deadline(request), _priority(request))
-        with _watched(request):
-            response = await route.handler(call)
-        if timings.num_inputs:
-            self.service.metrics.succeeded(timings)
-        return response
-
-    def _done(
-        self,
-        request: Request,
-        method: str,
-        route: Route | None,
-        response: Response,
-        timings: Timings,
-        error: RequestError | None,
-    ) -> Response:
-        """The reply, which has its id and is in the traces; probes and scrapes would only drown the others there."""
-        response.headers["x-request-id"] = request_id(request)
-        if self._traces is not None and (route is None or not route.public):
-            self._traces.record(request, method, route, response.status_code, timings, error)
-        return response
-
-    def _unrouted(self, method: str, path: str) -> Response:
+    def _unrouted(self, call: Call) -> object:
+        """The description of the API. Raises NotFoundError or MethodNotAllowedError for any other path."""
+        method, path = call.method, call.path
         if method in {"GET", "HEAD"} and path in openapi.PATHS:
-            return openapi.respond(path)
+            return openapi.answer(path)
         if path in self._paths:
             methods = ", ".join(sorted(known for known, place in self._routes if place == path)) or (
                 "POST" if path in BY_SHAPE else "GET"
@@ -186,43 +195,41 @@ class App:
             raise MethodNotAllowedError(f"{path} is served by {methods}, not by {method}", allow=methods)
         raise NotFoundError(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
 
-    def _refuse(self, error: RequestError, route: Route | None, path: str) -> Response:
+    def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())
+        route = call.route or call.default
         if route is None:
-            return error_response(error, openai_shape=path.startswith("/v"))
+            return error_response(error, openai_shape=call.path.startswith("/v"))
         return error_response(error, openai_shape=route.openai, inputs=route.inputs)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()
         return Response(status_code=_GONE)
 
-    def _authorize(self, request: Request, route: Route) -> None:
+    def _authorize(self, headers: Mapping[bytes, bytes], key: str) -> None:
         """Raises UnauthorizedError unless the key is right: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`."""
-        key = self.service.settings.api_key
-        if key is None or route.public:
-            return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() not in {"bearer", "api-key"} or not hmac.compare_digest(given.encode(), key.encode()):
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() not in {b"bearer", b"api-key"} or not hmac.compare_digest(given, key.encode()):
             raise UnauthorizedError("the API key is missing or wrong; send `Authorization: Bearer KEY`")
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, call: Call) -> bytes:
         """The whole body. Raises PayloadTooLargeError as soon as it is known to be too large."""
         limit = self.service.settings.payload_limit
-        announced = request.headers.get("content-length", "0")
+        announced = call.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limit:
-            raise PayloadTooLargeError(f"the body has {announced} bytes; at most {limit} are read")
+            raise PayloadTooLargeError(f"the body has {int(announced)} bytes; at most {limit} are read")
         parts, size = [], 0
-        async for part in request.stream():
+        async for part in call.request.stream():
             size += len(part)
             if size > limit:
                 raise PayloadTooLargeError(f"the body is larger than {limit} bytes")
             parts.append(part)
-        body, coding = b"".join(parts), request.headers.get("content-encoding")
-        return body if coding is None else await inflated(body, coding, limit)
+        body, coding = b"".join(parts), call.headers.get(b"content-encoding")
+        return body if coding is None else await inflated(body, coding.decode("latin-1"), limit)
 
 
 def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:
-    """The application, and what a server runs: the same inside what the settings put around it."""
+    """The application, and what a server runs: the application with CORS if the settings ask for it."""
     app = App(*services, traces=traces)
     origins = app.service.settings.cors_allow_origin
     return app, CORSMiddleware(
@@ -230,39 +237,8 @@ def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASG
     ) if origins else app
 
 
-def _by_name(services: Sequence[Service]) -> dict[str, Service]:
-    """The services by what callers may call them: in full, or by the last part where that is clear.
-
-    Raises ConfigError where two have the same name.
-    """
-    found: dict[str, Service] = {}
-    for service in services:
-        if found.setdefault(service.name, service) is not service:
-            raise ConfigError(f"two models have the name {service.name}; write name=model_id to tell them apart")
-    full = [shown(service.settings.model_id or service.name) for service in services]
-    for aliases in (full, [name.rpartition("/")[2] for name in full]):
-        for alias, service in zip(aliases, services, strict=True):
-            if aliases.count(alias) == 1:
-                found.setdefault(alias, service)
-    return found
-
-
-def _model_of(body: bytes) -> str | None:
-    """The body's `model`; None for a body that has none or is no such object, which its route then refuses itself."""
-    try:
-        return _MODEL.decode(body).model
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-_MODEL = msgspec.json.Decoder(_Chooses)
-
-
-@contextmanager
-def _watched(request: Request) -> Iterator[None]:
-    """Cancels the current task when the caller leaves while it runs."""
-    task, loop = asyncio.current_task(), asyncio.get_running_loop()
-    watchers: list[asyncio.Task[None]] = []
+def _watch(request: Request, watchers: list[asyncio.Task[None]], task: asyncio.Task[None] | None) -> None:
+    """Starts a watcher, which it adds to `watchers`, that cancels `task` when the client leaves."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":
@@ -271,37 +247,35 @@ def _watched(request: Request) -> Iterator[None]:
         if task is not None:
             task.cancel()
 
-    timer = loop.call_later(_PATIENCE_S, lambda: watchers.append(loop.create_task(watch())))
-    try:
-        yield
-    finally:
-        timer.cancel()
-        for watcher in watchers:
-            watcher.cancel()
+    watchers.append(asyncio.ensure_future(watch()))
 
 
-def _deadline(request: Request) -> float | None:
-    """The earliest of the request's own deadlines, on time.monotonic's clock.
+_URGENCY = frozenset({b"request-timeout-ms", b"request-deadline-ms", b"x-priority"})
 
-    Raises ValidationError for a non-number.
+
+def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
+    """The earlier of the request's two deadlines, on the clock of time.monotonic.
+
+    Raises ValidationError for one that is no number.
     """
     now, limits = time.monotonic(), []
     for name, origin in (("request-timeout-ms", now), ("request-deadline-ms", now - time.time())):
-        value = request.headers.get(name)
+        value = headers.get(name.encode())
         if value is not None:
+            text = value.decode("latin-1")
             try:
-                limit = origin + float(value) / 1e3
+                limit = origin + float(text) / 1e3
             except ValueError:
                 limit = math.nan
-            if math.isnan(limit):  # "nan" itself too, which would never pass
-                raise ValidationError(f"{name} must be a number of milliseconds, got {value!r}", param=name)
+            if math.isnan(limit):  # also of the text "nan", which would never pass
+                raise ValidationError(f"{name} must be a number of milliseconds, got {text!r}", param=name)
             limits.append(limit)
     return min(limits, default=None)
 
 
-def _priority(request: Request) -> str:
-    """`x-priority`. Raises ValidationError for an unknown one."""
-    name = request.headers.get("x-priority", "normal").lower()
+def _priority(headers: Mapping[bytes, bytes]) -> str:
+    """The header `x-priority`. Raises ValidationError for an unknown one."""
+    name = headers.get(b"x-priority", b"normal").decode("latin-1").lower()
     if name not in HEAD_START_S:
         raise ValidationError(f"x-priority must be one of {', '.join(HEAD_START_S)}, got {name!r}", param="x-priority")
     return name

@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the routes and the structs that decode their bodies."""
+"""The OpenAPI document, made from the routes and the schemas of their bodies."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from functools import cache
 from typing import Any
 
 import msgspec
-from starlette.responses import HTMLResponse, Response
 
-from bei_core.http.responses import json_response
-from bei_core.http.routes import BY_SHAPE, ROUTES, bei_version
+from bei_core.http.replies import Plain
+from bei_core.http.routes import ROUTES
+from bei_core.http.shapes import BY_SHAPE
+from bei_core.http.version import bei_version
 
 PATHS = {"/openapi.json", "/api-doc/openapi.json", "/docs"}
 
 _ERRORS = {
     "400": "empty, or not JSON",
     "401": "the key is missing or wrong",
-    "404": "the body's `model` is none of those that are served",
+    "404": "the `model` of the body is not served",
     "413": "the body is larger than payload_limit",
     "422": "a field has the wrong type or value",
-    "424": "the model does not do this, or the engine failed",
+    "424": "the model cannot do this, or the engine failed",
     "429": "too much is waiting; see Retry-After",
     "503": "starting, draining or broken",
     "504": "the request's deadline passed before it ran",
@@ -77,7 +78,7 @@ _INFO = _object(
     model_id=_STRING, model_sha={"type": ["string", "null"]}, model_dtype=_STRING, model_type={"type": "object"}
 )
 
-# What a route replies in JSON; a route without an entry has no body, or one of another kind.
+# The JSON reply of each route; a route without an entry replies without a body or with another format.
 _REPLIES: Mapping[str, Mapping[str, Any]] = {
     "/v1/embeddings": _EMBEDDINGS,
     "/embeddings": _EMBEDDINGS,
@@ -104,26 +105,26 @@ _REPLIES: Mapping[str, Mapping[str, Any]] = {
 _PLAIN_ERROR = _object(error=_STRING, error_type=_STRING)
 _OPENAI_ERROR = _object(error=_object(message=_STRING, type=_STRING, param={"type": ["string", "null"]}, code=_INTEGER))
 
-# Plain HTML: a page that loads a viewer from a content network would not work in an air-gapped deployment.
+# Plain HTML: a viewer loaded from the internet would not work in an air-gapped deployment.
 _DOCS = "<!doctype html><title>BEI</title><h1>BEI</h1><ul>{}</ul><p><a href=openapi.json>openapi.json</a></p>"
 
 
-def respond(path: str) -> Response:
-    """The document, or a page that lists the routes."""
+def answer(path: str) -> dict[str, Any] | Plain:
+    """The document, or for `/docs` a page that lists the routes."""
     if path != "/docs":
-        return json_response(document())
+        return document()
     items = (f"<li><code>{route.method} {route.path}</code> {route.summary}</li>" for route in ROUTES)
-    return HTMLResponse(_DOCS.format("".join(items)))
+    return Plain(_DOCS.format("".join(items)).encode(), "text/html")
 
 
 @cache
 def document() -> dict[str, Any]:
     """OpenAPI 3.1."""
-    bodies = [route.body for route in ROUTES if route.body is not None]
+    bodies = [route.schema for route in ROUTES if route.schema is not None]
     _, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     paths: dict[str, Any] = {}
     for route in ROUTES:
-        schemas = [{"$ref": f"#/components/schemas/{route.body.__name__}"}] if route.body else []
+        schemas = [{"$ref": f"#/components/schemas/{route.schema.__name__}"}] if route.schema else []
         error = "OpenAIError" if route.openai else "Error"
         operation = _operation(route.path, route.summary, schemas, route.public, [error])
         paths.setdefault(route.path, {})[route.method.lower()] = operation
@@ -145,7 +146,7 @@ def document() -> dict[str, Any]:
 def _operation(
     path: str, summary: str, schemas: Sequence[dict[str, str]], public: bool, errors: Sequence[str]
 ) -> dict[str, Any]:
-    """One operation, whose body fits one of `schemas`; without any it has none. An error is one of `errors`."""
+    """One operation. Its body fits one of `schemas`, if there are any; its errors fit one of `errors`."""
     failures = _ERRORS if schemas else {status: _ERRORS[status] for status in ("401", "404", "503")}
     error = _one_of([{"$ref": f"#/components/schemas/{name}"} for name in errors])
     responses: dict[str, Any] = {"200": {"description": "OK"}}

@@ -1,20 +1,27 @@
-"""Which route a body is for, by its fields alone: Truss, SageMaker, Vertex, Hugging Face have one endpoint for all."""
+"""Which route a body is for, by its fields: Truss, SageMaker, Vertex and Hugging Face have one path for all bodies."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import msgspec
 
 from bei_core.errors import ValidationError
-from bei_core.http.requests import EmbeddingsRequest, EmbedRequest
-from bei_core.http.scored import PredictRequest, RerankRequest
-from bei_core.http.tokenwise import EmbedAllRequest, EmbedSparseRequest, PredictTokensRequest
+from bei_core.http.schemas.baseten import PredictTokensRequest
+from bei_core.http.schemas.cohere import RerankRequest
+from bei_core.http.schemas.huggingface import PredictRequest
+from bei_core.http.schemas.openai import EmbeddingsRequest
+from bei_core.http.schemas.tei import EmbedAllRequest, EmbedRequest, EmbedSparseRequest, SimilarityRequest
+from bei_core.models.kind import Kind
 from bei_core.serving.service import Service
 
-# The POST routes that such an endpoint stands for. A body is for the first whose required fields it has, so of those
-# that require the same, all but one are reached as the default only: `webserver_default_route`, or the kind's.
-_BODIES: Mapping[str, type[msgspec.Struct]] = {
+# The paths to which some clients send bodies for any route.
+BY_SHAPE = frozenset({"/", "/invocations"})
+
+# The routes that may be meant. A body is for the first one whose required fields it has; of several with the same
+# required fields, all but the first are reached as the default only. Each schema is a `Body`.
+SCHEMAS: Mapping[str, type[Any]] = {
     "/v1/embeddings": EmbeddingsRequest,
     "/embed": EmbedRequest,
     "/rerank": RerankRequest,
@@ -22,55 +29,40 @@ _BODIES: Mapping[str, type[msgspec.Struct]] = {
     "/predict_tokens": PredictTokensRequest,
     "/embed_sparse": EmbedSparseRequest,
     "/embed_all": EmbedAllRequest,
+    "/similarity": SimilarityRequest,
 }
-_NAMED = ("/v1/embeddings", "/embed", "/rerank", "/predict")  # in the error, which need not be longer
+_OBJECT = "/similarity"  # the one route whose inputs are an object
+_NAMED = ("/v1/embeddings", "/embed", "/rerank", "/predict")  # in the error, to keep it short
+_SHOWN = 200  # characters of what a client sent that an error repeats
 
-_USUAL = {
-    "embedding": "/v1/embeddings",
-    "classifier": "/predict",
-    "reranker": "/predict",
-    "token-classifier": "/predict_tokens",
-    "sparse": "/embed_sparse",
-    "late-interaction": "/embed_all",
+# The route that a model of each kind is for.
+DEFAULT_PATHS: Mapping[Kind, str] = {
+    Kind.EMBEDDING: "/v1/embeddings",
+    Kind.CLASSIFIER: "/predict",
+    Kind.RERANKER: "/predict",
+    Kind.TOKEN_CLASSIFIER: "/predict_tokens",
+    Kind.SPARSE: "/embed_sparse",
+    Kind.LATE_INTERACTION: "/embed_all",
 }
-
-_REQUIRED = {
-    path: frozenset(field.encode_name for field in msgspec.structs.fields(body) if field.required)
-    for path, body in _BODIES.items()
-}
-_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])  # reads the names of fields and skips what is in them
-_SHOWN = 200  # characters of what a caller sent that an error repeats
-
-
-class VertexRequest(msgspec.Struct):
-    """`POST /vertex`, Google's: bodies of other routes."""
-
-    instances: list[msgspec.Raw]
-
-
-def usual_path(kind: str) -> str:
-    """The route that a model of this kind is for."""
-    return _USUAL[kind]
 
 
 def default_path(service: Service) -> str:
-    """The route for a body of no other shape: the settings', else that of the model's kind."""
-    return service.settings.webserver_default_route or usual_path(service.kind)
+    """The route for a body whose fields allow several: that of the settings, else that of the model's kind."""
+    return service.settings.webserver_default_route or DEFAULT_PATHS[service.model.kind]
 
 
-def path_of(body: bytes, default_route: str) -> str:
-    """The route that takes such a body; `default_route` before any other, and for what is not a JSON object.
+def path_of(body: object, default: str) -> str:
+    """The route for a decoded body: the default if it has the required fields, else the first route of `SCHEMAS`.
 
-    Raises ValidationError, which says what the routes require, for an object that none of them takes.
+    A body that is no object is for the default, which refuses it. Raises ValidationError, which says what the routes
+    require, for an object that fits none.
     """
-    try:
-        fields = _DECODER.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return default_route  # which refuses it in its own words
-    names = fields.keys()
-    if bytes(fields.get("inputs", b"")).lstrip().startswith(b"{"):
-        return "/similarity"  # the one route whose inputs are an object
-    for path in (default_route, *_BODIES):
+    if not isinstance(body, dict):
+        return default
+    if isinstance(body.get("inputs"), dict):
+        return _OBJECT
+    names = body.keys()
+    for path in (default, *_REQUIRED):
         if path in _REQUIRED and names >= _REQUIRED[path]:
             return path
     known = ", or ".join(f"{_quoted(_REQUIRED[path])} as {path} does" for path in _NAMED)
@@ -81,3 +73,10 @@ def path_of(body: bytes, default_route: str) -> str:
 
 def _quoted(names: Iterable[str]) -> str:
     return " and ".join(f"`{name}`" for name in sorted(names))
+
+
+_REQUIRED = {
+    path: frozenset(field.encode_name for field in msgspec.structs.fields(schema) if field.required)
+    for path, schema in SCHEMAS.items()
+    if path != _OBJECT
+}

@@ -1,7 +1,7 @@
 """A span for every request, sent to a collector in OpenTelemetry's protocol over HTTP (OTLP).
 
-Spans are made when a request is over, from what `Timings` measured, and are sent by a thread of the SDK's. Its own
-OTEL_* variables say what is sampled, how spans are batched, with which headers and certificates they are sent.
+A span is made when the request has ended, from its `Timings`. A thread of OpenTelemetry's SDK sends the spans; its
+variables OTEL_* configure sampling, batching, headers and certificates.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-from starlette.requests import Request
-
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, EngineError, RequestError
-from bei_core.http.responses import request_id
-from bei_core.http.routes import Route, bei_version
-from bei_core.metrics import Timings
+from bei_core.http.route import Call
+from bei_core.http.version import bei_version
 from bei_core.storage.objects import shown
 
 if TYPE_CHECKING:
@@ -28,20 +25,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long the end of the server may be held up by what has yet to be sent.
+# How long the server waits at its end for the spans that are not sent yet.
 _CLOSE_S = 3.0
 
-# The SDK's loggers that write lines for each batch while a collector is out of reach, or for each span that is dropped;
-# and those that repeat what is wrong with a caller's headers, held down apart, lest callers hide the others.
+# Loggers of the SDK that write a line for every batch while the collector is out of reach and for every dropped span;
+# and loggers of faults in clients' headers. The two are limited separately, so that clients cannot hide the former.
 _LOUD = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
     "opentelemetry.sdk.trace.export",
 )
-_LOUD_OF_CALLERS = ("opentelemetry.trace.propagation.tracecontext", "opentelemetry.trace.span")
+_LOUD_ABOUT_CLIENTS = ("opentelemetry.trace.propagation.tracecontext", "opentelemetry.trace.span")
 _REPEAT_S = 60.0
 
-# OpenTelemetry's. Where the server lets any word through as a method (h11 does), others would be a caller's own text.
+# The methods that OpenTelemetry knows. With a server that accepts any word as a method (h11), clients would choose it.
 _METHODS = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 
 _PATH = "/v1/traces"
@@ -49,7 +46,7 @@ _GRPC_PORT = 4317
 
 
 class Traces:
-    """Where the spans of requests go."""
+    """Records the spans of requests."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.context import Context
@@ -61,56 +58,47 @@ class Traces:
         self._extract, self._root = TraceContextTextMapPropagator().extract, Context()
         self._kind, self._failed = SpanKind.SERVER, StatusCode.ERROR
 
-    def record(
-        self,
-        request: Request,
-        method: str,
-        route: Route | None,
-        status: int,
-        timings: Timings,
-        error: RequestError | None,
-    ) -> None:
-        """Hands over the span of a request that ends now, child of its `traceparent`.
+    def record(self, call: Call, status: int, error: RequestError | None) -> None:
+        """Hands over the span of a request that ends now, as a child of the span in its `traceparent` header.
 
-        Nothing else of what was sent is in it but an id: no path, where callers may write what they like, and no
-        error's text, which may repeat that.
+        It contains nothing that the client chose freely, except the request's id: no path without a route, and no error
+        text, which may repeat parts of the request.
         """
         end_ns = time.time_ns()
-        method = method if method in _METHODS else "_OTHER"
-        place = {"http.route": route.path} if route is not None else {}
+        method, route = call.method if call.method in _METHODS else "_OTHER", call.route
         span = self._tracer.start_span(
-            f"{method} {route.path}" if route is not None else method,
-            # Without the current context, where under Truss's server there is a span that nobody may ever export.
-            self._extract(request.headers, self._root),
+            method if route is None else f"{method} {route.path}",
+            # Not the current context, which under Truss's server has a span that may never be exported.
+            self._extract(call.request.headers, self._root),
             self._kind,
             {
                 "http.request.method": method,
-                "url.scheme": request.scope.get("scheme", "http"),
-                **place,
+                "url.scheme": call.request.scope.get("scheme", "http"),
+                **({} if route is None else {"http.route": route.path}),
             },
-            start_time=end_ns - int(timings.total_s * 1e9),
+            start_time=end_ns - int(call.timings.total_s * 1e9),
         )
-        if span.is_recording():  # else it is not sampled
-            span.set_attributes(_outcome(request, status, timings, error))
-            # A 4xx is the caller's fault, by the conventions; 424 is ours where the engine failed.
+        if span.is_recording():  # sampled
+            span.set_attributes(_outcome(call, status, error))
+            # By the conventions a 4xx is the client's fault, but 424 is ours if the engine failed.
             if status >= 500 or isinstance(error, EngineError):
                 span.set_status(self._failed)
         span.end(end_ns)
 
     def close(self) -> None:
-        """Sends what is left, for as long as `_CLOSE_S` at most."""
+        """Sends the remaining spans; takes at most `_CLOSE_S`."""
         closing = threading.Thread(target=self._provider.shutdown, name="bei-traces", daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
         if closing.is_alive():
-            log.warning("the collector of traces has not taken the last ones within %.0f s; they are lost", _CLOSE_S)
+            log.warning("the trace collector did not accept the last spans within %.0f s; they are lost", _CLOSE_S)
 
 
 def open_traces(settings: Settings) -> Traces | None:
-    """What records the requests of a server; None where the settings name no collector.
+    """A recorder of spans; None if the settings name no collector. Sends nothing yet.
 
-    Nothing is sent yet. Raises ConfigError for an endpoint that is no URL, with the pip command where OpenTelemetry's
-    SDK is missing, and for an OTEL_* variable that it refuses.
+    Raises ConfigError if the endpoint is no URL, if OpenTelemetry's SDK is missing (with the pip command), and for an
+    OTEL_* variable that the SDK refuses.
     """
     if settings.otlp_endpoint is None:
         return None
@@ -124,7 +112,7 @@ def open_traces(settings: Settings) -> Traces | None:
         ) from fault
     except ValueError as fault:
         raise ConfigError(f"OpenTelemetry's SDK refuses the OTEL_* variables that are set: {fault}") from fault
-    for names, seldom in ((_LOUD, _SELDOM), (_LOUD_OF_CALLERS, _SELDOM_OF_CALLERS)):
+    for names, seldom in ((_LOUD, _SELDOM), (_LOUD_ABOUT_CLIENTS, _SELDOM_ABOUT_CLIENTS)):
         for name in names:
             logging.getLogger(name).addFilter(seldom)
     log.info("a trace of each request goes to %s", shown(url))
@@ -132,22 +120,22 @@ def open_traces(settings: Settings) -> Traces | None:
 
 
 def traces_url(endpoint: str) -> str:
-    """Where spans are posted: `endpoint`, with `/v1/traces` unless it ends so, as OTEL_EXPORTER_OTLP_ENDPOINT is taken.
+    """The URL for spans: `endpoint` with `/v1/traces` at its end, as for OTEL_EXPORTER_OTLP_ENDPOINT.
 
-    Port 4317 is worth a warning: that is where collectors speak gRPC. Raises ConfigError for what is no URL of a host.
+    Warns of port 4317, which collectors use for gRPC. Raises ConfigError if it is not a URL with a host.
     """
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port
     except ValueError:
         host = None
-    if host is None:  # said without the URL or the fault, which may have a password
+    if host is None:  # the error does not repeat the URL, which may contain a password
         raise ConfigError(
             "otlp_endpoint must be a URL with a host and, if any, a port up to 65535, as in http://collector:4318"
         )
     if port == _GRPC_PORT:
         log.warning(
-            "otlp_endpoint %s: port 4317 is where collectors take OTLP over gRPC; BEI sends it over HTTP, mostly 4318",
+            "otlp_endpoint %s: collectors use port 4317 for gRPC; BEI sends OTLP over HTTP, usually port 4318",
             shown(endpoint),
         )
     path = parts.path.rstrip("/")
@@ -155,22 +143,23 @@ def traces_url(endpoint: str) -> str:
 
 
 def _provider(url: str, service_name: str) -> TracerProvider:
-    """The SDK, set up to post spans to `url`."""
+    """The SDK's provider that posts spans to `url`."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = Resource.create({"service.name": service_name, "service.version": bei_version()})
-    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win, which `create` lets anything win over.
+    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence; in `create` they would not.
     provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
     return provider
 
 
-def _outcome(request: Request, status: int, timings: Timings, error: RequestError | None) -> dict[str, AttributeValue]:
-    """What became of a request, by OpenTelemetry's names where it has any; times in ms, as the headers have them."""
-    found: dict[str, AttributeValue] = {"http.response.status_code": status, "bei.request_id": request_id(request)}
+def _outcome(call: Call, status: int, error: RequestError | None) -> dict[str, AttributeValue]:
+    """The attributes of a request that has ended, by OpenTelemetry's names if it has any; times in milliseconds."""
+    timings = call.timings
+    found: dict[str, AttributeValue] = {"http.response.status_code": status, "bei.request_id": call.request_id}
     if error is not None:
         found["error.type"] = error.kind
     if timings.num_inputs:
@@ -186,18 +175,18 @@ def _outcome(request: Request, status: int, timings: Timings, error: RequestErro
 
 
 class _Seldom(logging.Filter):
-    """Lets one record a minute through."""
+    """Passes one log record per minute."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is written."""
+        """Whether to write the record."""
         is_due = record.created - self._last >= _REPEAT_S
         if is_due:
             self._last = record.created
         return is_due
 
 
-_SELDOM, _SELDOM_OF_CALLERS = _Seldom(), _Seldom()
+_SELDOM, _SELDOM_ABOUT_CLIENTS = _Seldom(), _Seldom()

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from bei_core.models.kind import Kind
 from bei_core.tasks import Scoring
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
 
@@ -86,9 +87,6 @@ class Splade(msgspec.Struct, frozen=True, tag="splade"):
 
 Module: TypeAlias = Pooling | Dense | Normalize | Classifier | Splade
 
-# What a model does. Of a classifier with one label: it ranks.
-Kind: TypeAlias = Literal["embedding", "classifier", "reranker", "token-classifier", "sparse", "late-interaction"]
-
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about a model but its weights and its vocabulary."""
@@ -113,18 +111,18 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         """What the model does."""
         classifier = self.classifier
         if classifier is not None and classifier.per_token:
-            return "token-classifier"
+            return Kind.TOKEN_CLASSIFIER
         if classifier is not None:
-            return "reranker" if len(classifier.labels) == 1 else "classifier"
+            return Kind.RERANKER if len(classifier.labels) == 1 else Kind.CLASSIFIER
         if any(isinstance(module, Splade) for module in self.modules):
-            return "sparse"
+            return Kind.SPARSE
         pools = any(isinstance(module, Pooling) for module in self.modules)
-        return "embedding" if pools else "late-interaction"
+        return Kind.EMBEDDING if pools else Kind.LATE_INTERACTION
 
     def pools_by(self, name: str) -> bool:
         """Whether the pooling is that of a name, in any of its spellings, and no other."""
         if name == "splade":
-            return self.kind == "sparse"
+            return self.kind is Kind.SPARSE
         return all(m.modes == (_pooling_mode(name),) for m in self.modules if isinstance(m, Pooling))
 
     def answers_as(self, template: RerankTemplate) -> bool:

@@ -1,4 +1,4 @@
-"""The engine thread: takes what waits, runs it, hands the rows back. It never sleeps to let a batch grow."""
+"""The engine thread: takes a batch from the queue, runs it, returns the rows. It never waits for a batch to grow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.errors import DeadlineExceededError, EngineError, RequestError, UnhealthyError
+from bei_core.errors import DeadlineExceededError, EngineError, OverloadedError, RequestError, UnhealthyError
 from bei_core.metrics import Metrics
 from bei_core.serving.queue import HEAD_START_S, Item, Pending
 from bei_core.serving.turns import Turns
@@ -23,25 +23,25 @@ from bei_core.tasks import Output, Rows, Sparse, TokenRows, Tokens
 
 log = logging.getLogger(__name__)
 
-_WATCH_S = 1.0  # how often a hang is looked for
+_WATCH_S = 1.0  # how often the watchdog checks for a hang
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request's place: it is settled once, when its last row is there or at its first error."""
+    """One request in the runner. It is settled once: when its last row is there, or at its first error."""
 
     future: asyncio.Future[None]
     output: Output
-    rows: Any  # f32[N, D], or a list of what `output` says, filled as batches come back
+    rows: Any  # f32[N, D], or a list of what `output` says; filled as batches come back
     waiting: int  # rows still to come
     queued_at: float
-    abandoned: bool = False  # nobody waits any more: the caller left, or an item failed
+    abandoned: bool = False  # the client left or an item failed: its other items are not run
     error: RequestError | None = None
     queue_s: float = 0.0  # until its first item ran
-    inference_s: float = 0.0  # in the batches that held its items
+    inference_s: float = 0.0  # of the batches that held its items
 
     def resolve(self) -> None:
-        """Tells the caller; runs on the caller's event loop."""
+        """Ends the wait for the ticket, unless it has ended; runs on the client's event loop."""
         if self.future.done():
             return
         if self.error is not None:
@@ -52,7 +52,7 @@ class Ticket:
 
 @dataclass(slots=True)
 class _Current:
-    """The batch on the engine."""
+    """The batch that the engine runs."""
 
     items: Sequence[Item[Ticket]] = field(default_factory=tuple)
     started: float | None = None
@@ -68,6 +68,7 @@ class Runner:
         *,
         budget: int,
         max_items: int | None = None,
+        max_queue_tokens: int | None = None,
         turns: Turns | None = None,
         hang_s: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
@@ -76,6 +77,7 @@ class Runner:
         self._metrics = metrics
         self._budget = max(budget, engine.info.max_seq_len)
         self._max_items = max_items
+        self._max_queue_tokens = max_queue_tokens
         self._turns = turns
         self._hang_s = hang_s
         self._clock = clock
@@ -87,7 +89,7 @@ class Runner:
         self._thread = threading.Thread(target=self._run, name="bei-engine", daemon=True)
 
     def start(self) -> None:
-        """Starts the engine thread, and one that notices when it hangs."""
+        """Starts the engine thread and the watchdog."""
         self._thread.start()
         threading.Thread(target=self._watch, name="bei-watchdog", daemon=True).start()
 
@@ -99,21 +101,23 @@ class Runner:
         deadline: float | None = None,
         priority: str = "normal",
     ) -> Ticket:
-        """The settled ticket, whose `rows` are f32[N, D], or N times what `output` says, in the order of `tokens`.
+        """The settled ticket; its `rows` are f32[N, D], or N of what `output` says, in the order of `tokens`.
 
-        Raises the first error of any item. Cancelling the call drops what has not run yet.
+        Raises OverloadedError if the tokens do not fit in the queue, UnhealthyError if the engine is not usable, and
+        the first error of any item. Cancelling the call drops the items that have not run yet.
         """
         if not tokens:
             raise ValueError("this is a bug: a request without inputs would wait for ever")
         now = self._clock()
-        loop = asyncio.get_running_loop()
         dense = output == "rows"
         rows = np.empty((len(tokens), self._engine.info.row_width), np.float32) if dense else [None] * len(tokens)
-        ticket = Ticket(loop.create_future(), output, rows, len(tokens), now)
+        ticket = Ticket(asyncio.get_running_loop().create_future(), output, rows, len(tokens), now)
         rank = now - HEAD_START_S[priority]
         with self._wake:
             if self.broken or self._closing:
                 raise UnhealthyError(self._broken or "the server is shutting down")
+            if self._max_queue_tokens is not None and self._pending.num_tokens:
+                self._check_queue(tokens, self._max_queue_tokens)
             for index, item in enumerate(tokens):
                 self._pending.put(Item(item, ticket, index, rank, deadline))
             self._wake.notify()
@@ -125,31 +129,31 @@ class Runner:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that wait."""
+        """Tokens in the queue."""
         return self._pending.num_tokens
 
     @property
     def num_items(self) -> int:
-        """Inputs that wait."""
-        return len(self._pending)
+        """Inputs in the queue."""
+        return self._pending.num_items
 
     @property
     def broken(self) -> str | None:
-        """Why the engine is not usable, if it is not."""
+        """Why the engine is not usable; None if it is."""
         started = self._current.started
         if self._broken is None and started is not None and self._clock() - started > self._hang_s:
             self._give_up(f"the engine has not answered for {self._hang_s:.0f} s")
         return self._broken
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Runs what was accepted, then ends the thread; whether that happened within `timeout_s`."""
+        """Runs what was accepted, then ends the thread. Returns whether that happened within `timeout_s`."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         ended = not self._thread.is_alive()
-        if not ended or len(self._pending):  # or never started
+        if not ended or self._pending.num_items:  # which stay there if the thread never started
             self._give_up("the server stopped before the engine was done")
         return ended
 
@@ -157,41 +161,48 @@ class Runner:
         try:
             while self._wait():
                 self._step()
-        except Exception:  # nobody would take what waits any more
+        except Exception:  # nothing would empty the queue any more
             log.exception("this is a bug: the engine thread failed outside a batch")
             self._give_up("the engine thread failed; see the server's log")
         log.debug("engine thread ended")
 
     def _watch(self) -> None:
-        """Fails what waits for an engine that hangs, though nobody asks for its health."""
+        """The watchdog: fails the waiting requests if the engine hangs, even if nothing checks its health."""
         while self._thread.is_alive() and self.broken is None:
             self._thread.join(_WATCH_S)
 
     def _wait(self) -> bool:
-        """Blocks until there is work; false when there is none and no more will come."""
+        """Blocks until there is work. False if there is none and the runner closes or is broken."""
         with self._wake:
-            while not len(self._pending) and not self._closing:
+            while not self._pending.num_items and not self._closing:
                 self._wake.wait()
-            return bool(len(self._pending)) and self._broken is None
+            return self._pending.num_items > 0 and self._broken is None
+
+    def _check_queue(self, tokens: Sequence[Tokens], limit: int) -> None:
+        """Raises OverloadedError if the tokens do not fit in the queue; an empty queue takes any number."""
+        waiting = self._pending.num_tokens
+        if waiting + sum(map(len, tokens)) > limit:
+            raise OverloadedError(f"{waiting} tokens are waiting already; try again")
 
     def _step(self) -> None:
-        """Runs a batch, in a turn where engines share the processors; what comes meanwhile is in time for it."""
+        """Runs one batch; if models share the processors, when it is this model's turn."""
         if self._turns is None:
             return self._take_and_run()
         try:
             with self._turns.taken(self):
                 self._take_and_run()
-        except UnhealthyError as fault:  # of the one whose turn it was
+        except UnhealthyError as fault:  # another model hangs in its turn
             self._give_up(fault.message)
 
     def _take_and_run(self) -> None:
         started = self._clock()
-        with self._wake:  # as one, so that `_give_up` finds every item either waiting or here
+        with self._wake:  # in one step, so that `_give_up` finds every item either in the queue or here
             taken = self._pending.take(self._budget, started, max_items=self._max_items)
             items = taken.items
             self._current = _Current(items, started)
-        self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
         try:
+            if taken.expired:
+                self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
             if items:
                 self._forward(items)
         except Exception:
@@ -201,7 +212,7 @@ class Runner:
             self._current = _Current()
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
-        """Runs items and settles each; a batch that fails is halved until only the items at fault have failed."""
+        """Runs items and settles each; a batch that fails is run again in halves, down to the items at fault."""
         batch = Batch.pack([item.tokens for item in items])
         started = self._clock()
         try:
@@ -215,15 +226,16 @@ class Runner:
                 log.warning("a batch of %d failed; running its halves", len(items), exc_info=True)
                 self._forward(items[: len(items) // 2])
                 return self._forward(items[len(items) // 2 :])
-            log.exception("the engine failed on an item of %d tokens", batch.num_tokens)
+            log.exception("the engine failed on an input of %d tokens", batch.num_tokens)
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
-        self._metrics.batch(len(batch), batch.num_tokens, self._clock() - started, self._engine.padding_share())
+        num_tokens = len(batch.input_ids)
+        self._metrics.batch(len(items), num_tokens, self._clock() - started, self._engine.padding_share())
         self._settle(items, rows, parts, started)
 
     def _settle(
         self, items: Sequence[Item[Ticket]], rows: Rows, parts: Sequence[TokenRows] | None, started: float
     ) -> None:
-        """Gives each item its output; an item whose output is not finite fails alone."""
+        """Gives each item its output; an item with NaN or infinity in its output fails alone."""
         if rows.shape != (len(items), self._engine.info.row_width):
             raise ValueError(f"this is a bug: the engine gave {rows.shape} for {len(items)} items")
         spent = self._clock() - started
@@ -240,7 +252,7 @@ class Runner:
                 ticket.inference_s += spent
             if not good:
                 ticket.error = EngineError("the model gave NaN or infinity for this input")
-                ticket.abandoned = True  # before the next batch, which its other items need not be in
+                ticket.abandoned = True  # set here already, so that the next batch leaves out its other items
             if ticket.output == "rows":
                 ticket.rows[item.index] = row
             else:
@@ -252,23 +264,23 @@ class Runner:
 
     def _fail(self, items: Sequence[Item[Ticket]], error: RequestError) -> None:
         for item in items:
-            item.owner.error = item.owner.error or copy.copy(error)  # a traceback of its own
+            item.owner.error = item.owner.error or copy.copy(error)  # each with its own traceback
             item.owner.abandoned = True
         self._tell([item.owner for item in items])
 
     def _tell(self, tickets: Sequence[Ticket]) -> None:
-        """Wakes each event loop once, whatever the number of its tickets."""
+        """Settles tickets on their event loops; wakes each loop once."""
         loops: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
         for ticket in tickets:
             loops.setdefault(ticket.future.get_loop(), []).append(ticket)
         for loop, settled in loops.items():
             try:
                 loop.call_soon_threadsafe(_resolve, settled)
-            except RuntimeError:  # the loop is closed: nobody is left to tell
+            except RuntimeError:  # the loop is closed
                 log.debug("dropped %d results of a closed event loop", len(settled))
 
     def _give_up(self, why: str) -> None:
-        """Marks the engine unusable and fails what it holds; what only waited gets a 503, to be tried elsewhere."""
+        """Marks the engine as unusable: items that it runs fail with 424, those in the queue with 503."""
         with self._wake:
             if self._broken is not None:
                 return

@@ -1,47 +1,44 @@
-"""A served model: admission, tokens, engine, result. What HTTP, Truss and the command line all call."""
+"""A served model, from its start to its end: admission, tokens, engine, result. HTTP, Truss and the CLI call it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from bei_core.config.settings import Settings
-from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
-from bei_core.errors import ConfigError, OverloadedError, UnhealthyError, ValidationError, WrongTaskError
+from bei_core.errors import OverloadedError, UnhealthyError
 from bei_core.metrics import Metrics, Timings
-from bei_core.models.spec import ModelSpec
 from bei_core.serving.runner import Runner
+from bei_core.serving.served_model import describe
 from bei_core.serving.turns import Turns
-from bei_core.tasks import Encoding, Pair, Scoring, Task, Text, Tokens, TruncationSide, num_characters
-from bei_core.text.templates import chosen_template
+from bei_core.tasks import Task, Tokens, num_characters
 from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-# A model that gave a row this recently need not be asked again whether it answers.
+# A health check asks the engine only if it gave no row for this long.
 _PROVEN_S = 5.0
 
-# What is run before readiness, as lengths of the texts of a batch: the shapes that a lone request meets, a full one.
+# The batches that run before readiness, as lengths of their texts: the shapes of a lone request, and a full batch.
 _WARM_UP = ([1], *([16 * step - 1] for step in range(1, 9)), [128] * 8)
 
 
 @dataclass(frozen=True, slots=True)
-class Reply(Generic[ResultT]):
-    """A task's result and where the time went."""
+class Result(Generic[ResultT]):
+    """The result of a task, the tokens that it was computed from, and where the time went."""
 
     rows: ResultT
     timings: Timings
+    tokens: Sequence[Tokens] = ()
 
 
 class Service:
@@ -54,7 +51,6 @@ class Service:
         self.engine = opened.engine.info
         self.settings = settings
         self.revision = opened.manifest.revision
-        self.name = settings.served_model_name or opened.manifest.source
         self.metrics = metrics or Metrics()
         self._opened = opened
         self.tokenizer = TextTokenizer(
@@ -64,31 +60,31 @@ class Service:
             lower_case=opened.spec.do_lower_case,
             num_workers=settings.tokenization_workers or 1,
         )
+        self.model = describe(opened, settings, self.tokenizer)
         self._runner = Runner(
             opened.engine,
             self.metrics,
             budget=min(settings.max_batch_tokens, opened.engine.info.batch_tokens),
             max_items=settings.max_batch_requests,
+            max_queue_tokens=settings.max_queue_tokens,
             turns=turns,
         )
         self._num_requests = 0
         self._proven_at = -_PROVEN_S
         self._draining = False
-        self.template = chosen_template(settings.rerank_template, opened.spec.template)
-        self._default_prompt = _default_prompt(opened.spec, settings)
 
     @classmethod
     def open(cls, settings: Settings, metrics: Metrics | None = None, turns: Turns | None = None) -> Service:
-        """A service that is ready: engine built or loaded, warmed up. Blocks; raises StartError."""
+        """A service that is ready: its engine is loaded or built, and warmed up. Blocks; raises StartError."""
         service = cls(open_engine(settings), settings, metrics, turns)
         service.start()
         return service
 
     @classmethod
     def open_all(cls, settings: Settings, metrics: Metrics | None = None) -> list[Service]:
-        """A ready service for each model of the settings, opened one after the other; several share the engine's time.
+        """A ready service for each model of the settings, opened one after the other; several share the processors.
 
-        Blocks; raises StartError, and then none is open.
+        Blocks; raises StartError, after closing those that were open.
         """
         each = settings.each()
         if len(each) == 1:
@@ -103,18 +99,21 @@ class Service:
             raise
         return services
 
+    @property
+    def name(self) -> str:
+        """The name under which the model is served."""
+        return self.model.name
+
     def start(self) -> None:
-        """Warms the engine up and lets requests in."""
+        """Warms the engine up and accepts requests from then on."""
         started = time.perf_counter()
-        _warm_up(self._opened.engine)
+        engine = self._opened.engine
+        for lengths in _WARM_UP:  # no request then waits while kernels are made
+            engine.forward(Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths]))
         self._runner.start()
         self.metrics.watch_queue(lambda: self._runner.num_items)
-        log.info(
-            "ready to serve %s (%s), warmed up in %.2f s",
-            self.name,
-            self.engine.compute_type,
-            time.perf_counter() - started,
-        )
+        seconds = time.perf_counter() - started
+        log.info("ready to serve %s (%s), warmed up in %.2f s", self.name, self.engine.compute_type, seconds)
 
     async def run(
         self,
@@ -123,80 +122,33 @@ class Service:
         deadline: float | None = None,
         priority: str = "normal",
         timings: Timings | None = None,
-    ) -> Reply[ResultT]:
-        """The task's result. `deadline` is on `time.monotonic`'s clock.
+    ) -> Result[ResultT]:
+        """The result of a task. `deadline` is on the clock of `time.monotonic`.
 
         Raises a RequestError: EmptyInputError, ValidationError, TokenizerError, OverloadedError, DeadlineExceededError,
         EngineError, UnhealthyError.
         """
         timings = timings or Timings()
-        with self._admitted(task):
-            tokens, owners = await self._encode(task, timings)
+        self._admit(task)
+        try:
+            started = time.perf_counter()
+            tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
+            timings.tokenization_s = time.perf_counter() - started
+            timings.num_inputs = len(task.inputs)
+            timings.num_tokens = sum(map(len, tokens))
+            timings.num_characters = sum(map(num_characters, task.inputs))
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
-            timings.queue_s, timings.inference_s = ticket.queue_s, ticket.inference_s
-            self._proven_at = time.monotonic()
-            rows = ticket.rows
-            if owners is not None and len(owners) > len(task.inputs):
-                rows = task.join(rows, owners, np.array([len(item) for item in tokens], np.float32))
-            return Reply(task.finish(rows), timings)
-
-    def encoding(
-        self,
-        *,
-        truncate: bool | None = None,
-        side: TruncationSide = TruncationSide.RIGHT,
-        prompt_name: str | None = None,
-        chunk: bool = False,
-        chunk_tokens: int | None = None,
-    ) -> Encoding:
-        """How to encode a request's texts, with the server's defaults. Raises ValidationError for an unknown prompt."""
-        prompt = self._default_prompt
-        if prompt_name is not None:
-            if prompt_name not in self.spec.prompts:
-                known = ", ".join(sorted(self.spec.prompts)) or "none"
-                raise ValidationError(f"unknown prompt {prompt_name!r}; this model has: {known}", param="prompt_name")
-            prompt = self.spec.prompts[prompt_name]
-        if truncate is None:
-            truncate = self.settings.auto_truncate
-        return Encoding(truncate, side, prompt, self.spec.pools_prompt, chunk, chunk_tokens)
-
-    @property
-    def ranks(self) -> bool:
-        """Whether the model scores a query and a document: one label, or a template and the two labels no and yes."""
-        return self.kind == "reranker" or (self.template is not None and len(self.labels) == 2)
-
-    def together(self, query: str, document: str, instruction: str | None = None) -> Text:
-        """What a reranker reads of a query and a document: a prompt where it has a template, else a pair."""
-        return Pair(query, document) if self.template is None else self.template.fill(query, document, instruction)
-
-    @property
-    def kind(self) -> str:
-        """What the model does; see `ModelSpec.kind`."""
-        return self.spec.kind
-
-    def expect(self, *kinds: str) -> None:
-        """Raises WrongTaskError unless the model is one of `kinds`."""
-        if self.kind not in kinds:
-            raise WrongTaskError(f"{self.name} is a model of kind {self.kind}; this needs {' or '.join(kinds)}")
-
-    def scoring(self, *kinds: str) -> Scoring:
-        """How logits become scores. Raises WrongTaskError unless the model is one of `kinds`."""
-        self.expect(*kinds)
-        return self.spec.classifier.scoring if self.spec.classifier else "none"
-
-    @property
-    def labels(self) -> Sequence[str]:
-        """What the columns of a row of scores stand for; none of an embedding's."""
-        return self.spec.classifier.labels if self.spec.classifier else ()
-
-    def check_batch(self, inputs: Sequence[object]) -> None:
-        """Raises ValidationError for more inputs than one request may have."""
-        limit = self.settings.max_client_batch_size
-        if len(inputs) > limit:
-            raise ValidationError(f"batch size {len(inputs)} > maximum allowed batch size {limit}", param="inputs")
+        finally:
+            self._num_requests -= 1
+        timings.queue_s, timings.inference_s = ticket.queue_s, ticket.inference_s
+        self._proven_at = time.monotonic()
+        rows = ticket.rows
+        if owners is not None and len(owners) > len(task.inputs):
+            rows = task.join(rows, owners, np.array([len(item) for item in tokens], np.float32))
+        return Result(task.finish(rows), timings, tokens)
 
     async def check(self) -> None:
-        """Raises UnhealthyError unless the model answers: lately, or now when asked."""
+        """Raises UnhealthyError unless the model answered lately or answers now."""
         if self._draining:
             raise UnhealthyError("the server is shutting down")
         if self._runner.broken is not None:
@@ -206,7 +158,7 @@ class Service:
             self._proven_at = time.monotonic()
 
     def drain(self) -> None:
-        """Answers 503 to health checks from here on; what is accepted is still run."""
+        """Makes `check` fail from here on; accepted requests are still answered."""
         self._draining = True
 
     def close(self, timeout_s: float | None = 30.0) -> None:
@@ -216,61 +168,16 @@ class Service:
             self._opened.close()
         self.tokenizer.close()
 
-    @contextmanager
-    def _admitted(self, task: Task[Any]) -> Iterator[None]:
-        """Counts a request in and out.
-
-        Raises OverloadedError before any work is done, ValidationError for too many inputs.
-        """
+    def _admit(self, task: Task[Any]) -> None:
+        """Counts a request in. Raises OverloadedError before any work is done, ValidationError for too many inputs."""
         self.metrics.received(len(task.inputs))
-        self.check_batch(task.inputs)
+        if len(task.inputs) > self.model.max_inputs:
+            self.model.check_num_inputs(len(task.inputs))
         if self._num_requests >= self.settings.max_concurrent_requests:
             raise OverloadedError(f"{self._num_requests} requests are in progress already; try again")
         self._num_requests += 1
-        try:
-            yield
-        finally:
-            self._num_requests -= 1
-
-    async def _encode(self, task: Task[Any], timings: Timings) -> tuple[list[Tokens], npt.NDArray[np.intp] | None]:
-        """The tokens of a task and, where its texts may be split, whose they are.
-
-        Raises OverloadedError where they do not fit in the queue.
-        """
-        started = time.perf_counter()
-        how, owners = task.encoding, None
-        if how.chunk or how.chunk_tokens is not None:
-            tokens, owners = await self.tokenizer.encode_chunks(task.inputs, how)
-        else:
-            tokens = await self.tokenizer.encode(task.inputs, how)
-        timings.tokenization_s = time.perf_counter() - started
-        timings.num_inputs = len(task.inputs)
-        timings.num_tokens = sum(map(len, tokens))
-        timings.num_characters = sum(map(num_characters, task.inputs))
-        waiting = self._runner.num_tokens
-        if waiting and waiting + timings.num_tokens > self.settings.max_queue_tokens:
-            raise OverloadedError(f"{waiting} tokens are waiting already; try again")
-        return tokens, owners
-
-
-def _default_prompt(spec: ModelSpec, settings: Settings) -> str | None:
-    """The text that goes before each input where a request names no prompt. Raises ConfigError for an unknown name."""
-    if settings.default_prompt is not None:
-        return settings.default_prompt
-    name = settings.default_prompt_name or spec.default_prompt_name
-    if name is None:
-        return None
-    if settings.default_prompt_name and name not in spec.prompts:
-        known = ", ".join(sorted(spec.prompts)) or "none"
-        raise ConfigError(f"default_prompt_name {name!r} is not a prompt of the model; it has: {known}")
-    return spec.prompts.get(name)
 
 
 def _blank(length: int) -> Tokens:
+    """A sequence of zeros."""
     return Tokens(np.zeros(length, np.int32), np.zeros(length, np.int32))
-
-
-def _warm_up(engine: Engine) -> None:
-    """Runs batches of the shapes that come first, so that no request waits for a kernel to be made."""
-    for lengths in _WARM_UP:
-        engine.forward(Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths]))

@@ -6,149 +6,134 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import tokenizers
 from tokenizers.normalizers import Lowercase
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from bei_core.errors import CheckpointError, EmptyInputError, TokenizerError, ValidationError
-from bei_core.tasks import Encoding, Pair, Templated, Text, Tokens, TruncationSide, num_characters
+from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
+from bei_core.text.truncation import Indices, document_tokens, num_skipped, truncate_longest_first
 
-# Below this many characters a request is encoded where it stands: about 1 us a token, where a hop to another thread
-# and back costs 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
+# A request of at most this many characters is tokenized on the event loop: about 1 us per token, whereas a thread and
+# the way back cost 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
 INLINE_CHARS = 4096
 
-# One call into Rust at a time holds this much text, so that a huge request does not keep its neighbours waiting.
-_CHUNK = 64
+# Texts per call into Rust, so that a huge request does not delay the others.
+_TEXTS_PER_CALL = 64
 
-# No vocabulary has longer tokens (text-embeddings-inference has the same figure). Megabytes are cut before they are
-# tokenized, which takes 100 bytes of memory a character.
+# No vocabulary has longer tokens (text-embeddings-inference uses the same number). A longer text is cut before it is
+# tokenized, which would need 100 bytes of memory per character.
 _CHARS_PER_TOKEN = 250
 
-# A text that is to be split cannot be cut before; a megabyte of it takes two seconds and 200 MB.
-_SPLIT_CHARS = 1_000_000
+# A text to be chunked cannot be cut before; a megabyte takes two seconds and 200 MB.
+_MAX_CHUNKED_CHARS = 1_000_000
 
-# Pieces that the texts of one request may be split into, all together and beyond the one that each text is anyway.
+# How many chunks the texts of one request may have in total, beyond the first one of each text.
 MAX_CHUNKS = 1024
 
 ResultT = TypeVar("ResultT")
 
-Indices: TypeAlias = npt.NDArray[np.intp]
 
-
-class Chunked(NamedTuple):
-    """Texts in pieces: piece i belongs to text owners[i], and those of a text are side by side."""
+class Tokenized(NamedTuple):
+    """The tokens of a request's texts, in order."""
 
     tokens: list[Tokens]
-    owners: Indices
+    owners: Indices | None  # chunk i is of text owners[i], ascending; None: one entry per text
 
 
 class TextTokenizer:
-    """The tokenizer of one model. Its calls may come from any thread."""
+    """The tokenizer of one model. Every thread may call it."""
 
     def __init__(
         self, path: Path, *, max_seq_len: int, vocab_size: int, lower_case: bool = False, num_workers: int = 1
     ) -> None:
         self._tokenizer = _open(path)
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()  # cut here instead: per request, at either end
+        self._tokenizer.no_truncation()  # done here instead: per request, at either end
         if lower_case and "Lowercase" not in repr(self._tokenizer.normalizer):
             self._tokenizer.normalizer = _lowercase_first(self._tokenizer)
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
-        self._knows_more = self._tokenizer.get_vocab_size() > vocab_size  # ids that the model has no row for
-        self._skips: dict[str, int] = {}  # of each prompt, the tokens that pooling leaves out
+        self._max_chars = max_seq_len * _CHARS_PER_TOKEN
+        self._has_unknown_ids = self._tokenizer.get_vocab_size() > vocab_size  # ids that the model has no row for
+        self._skips: dict[str, int] = {}  # by prompt
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="bei-tokenize")
 
-    async def encode(self, texts: Sequence[Text], how: Encoding) -> list[Tokens]:
-        """The tokens of each text, in order.
+    async def tokenize(self, texts: Sequence[Text], options: EncodeOptions) -> Tokenized:
+        """The tokens of each text, truncated or in chunks; raises as `encode_now` and `chunk_now` do."""
+        size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
+        if options.chunk or options.chunk_tokens is not None:
+            return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
+        if size <= INLINE_CHARS:
+            return Tokenized(self.encode_now(texts, options), None)
+        return Tokenized(await self.offload(size, lambda: self.encode_now(texts, options)), None)
 
-        Raises EmptyInputError for an empty text, ValidationError for one that is too long and may not be cut or for
-        unknown token ids, TokenizerError where the tokenizer refuses.
-        """
-        size = sum(num_characters(text) or len(text) for text in texts)  # of token ids, how many
-        return await self.apart(size, lambda: self.encode_now(texts, how))
-
-    async def encode_chunks(self, texts: Sequence[Text], how: Encoding) -> Chunked:
-        """The pieces of each text; raises as `encode` does, and ValidationError for more than MAX_CHUNKS of them."""
-        size = sum(num_characters(text) or len(text) for text in texts)
-        return await self.apart(size, lambda: self.split_now(texts, how))
-
-    def split_now(self, texts: Sequence[Text], how: Encoding) -> Chunked:
-        """`encode_chunks`, on the caller's thread."""
-        if not texts:
-            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
-        pieces: list[Tokens] = []
-        counts: list[int] = []
-        for text in texts:
-            found = self._pieces(text, how)
-            pieces += found
-            counts.append(len(found))
-            if len(pieces) - len(counts) > MAX_CHUNKS:  # before the rest is encoded
-                raise _too_many()
-        return Chunked(pieces, np.repeat(np.arange(len(texts)), counts))
-
-    async def apart(self, size: int, work: Callable[[], ResultT]) -> ResultT:
-        """What `work` returns, done here where its `size` in characters is small, else on the tokenizer's thread."""
+    async def offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
+        """The result of `work`: done at once if its `size` in characters or ids is small, else on a worker thread."""
         if size <= INLINE_CHARS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
-    def encode_now(self, texts: Sequence[Text], how: Encoding) -> list[Tokens]:
-        """`encode`, on the caller's thread."""
-        if not texts:
-            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
-        words = [text for text in texts if isinstance(text, str) or type(text) is Pair]
-        if len(words) == len(texts):
-            return self._encode_texts(words, how)
-        return [self._encode_one(text, how) for text in texts]
+    def encode_now(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
+        """One entry per text, truncated if too long; on the caller's thread.
+
+        Raises EmptyInputError for an empty text, ValidationError for one that is too long and may not be truncated or
+        for unknown token ids, TokenizerError if the library fails.
+        """
+        _refuse_none(texts)
+        plain = [text for text in texts if isinstance(text, str) or type(text) is Pair]
+        if len(plain) < len(texts):
+            alone = (self.encode_now if isinstance(text, str | Pair) else self._encode_special for text in texts)
+            return [encode([text], options)[0] for encode, text in zip(alone, texts, strict=True)]
+        if not all(all(text) if isinstance(text, Pair) else text for text in plain):
+            raise _empty_text()
+        skip = 0 if options.pool_prompt else self._skip(options)
+        encodings = self._encode([self._prepared(text, options) for text in plain], with_spans=options.spans)
+        return [self._truncated(*each, skip, options) for each in zip(encodings, plain, strict=True)]
+
+    def chunk_now(self, texts: Sequence[Text], options: EncodeOptions) -> tuple[list[Tokens], Indices]:
+        """The chunks of all texts, and the index of the text that each chunk is of; on the caller's thread.
+
+        Raises as `encode_now`, and ValidationError for too many chunks.
+        """
+        _refuse_none(texts)
+        chunks: list[Tokens] = []
+        counts: list[int] = []
+        for text in texts:
+            found = self._chunks(text, options)
+            chunks += found
+            counts.append(len(found))
+            if len(chunks) - len(counts) > MAX_CHUNKS:  # before the others are encoded
+                raise _too_many_chunks()
+        return chunks, np.repeat(np.arange(len(texts)), counts)
 
     def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, str, bool, int | None, int | None]]:
         """(id, text, is special, start, stop) of each token; start and stop count characters, None for special ones."""
-        try:
-            (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)
-        except Exception as fault:
-            raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
+        (encoding,) = self._encode([text], with_spans=True, add_special_tokens=add_special_tokens)
         rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         return [
             (id_, token, True, None, None) if special else (id_, text[start:stop], False, start, stop)
             for id_, token, special, (start, stop) in rows
         ]
 
-    def pieces(self, text: str, how: Encoding) -> list[tuple[int, str, bool, int, int]]:
-        """(id, token as the vocabulary spells it, is special, start, stop) of each token that `encode` keeps of a text.
-
-        Start and stop count characters; what is no part of the text, a prompt's tokens too, is special and at 0.
-        """
-        clipped, prompt = self._clipped(text, how), len(how.prompt or "")
-        shift = (len(text) - len(clipped) if how.side is TruncationSide.LEFT else 0) - prompt
-        encoding = self._encoded((how.prompt or "") + clipped)
-        found = []
-        for place in _kept(encoding.sequence_ids, min(self.max_seq_len, len(encoding.ids)), how.side):
-            id_, (start, stop) = encoding.ids[place], encoding.offsets[place]
-            special = bool(encoding.special_tokens_mask[place]) or 0 < prompt >= stop
-            span = (0, 0) if special else (max(start, prompt) + shift, stop + shift)
-            found.append((id_, self._tokenizer.id_to_token(id_), special, *span))
-        return found
-
     def join(self, tokens: Sequence[str]) -> str:
-        """The text of tokens as the vocabulary spells them."""
+        """The text of tokens that are spelled as in the vocabulary."""
         decoder = self._tokenizer.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
     @property
     def marks_subwords(self) -> bool:
-        """Whether a token that goes on with a word says so by a prefix, as WordPiece's do."""
+        """Whether a prefix marks the tokens that continue a word, as in WordPiece."""
         return bool(getattr(self._tokenizer.model, "continuing_subword_prefix", None))
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of whatever has no token of its own."""
+        """The id of the unknown token."""
         names = (getattr(self._tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
         return next((id_ for name in names if name and (id_ := self._tokenizer.token_to_id(name)) is not None), None)
 
@@ -161,144 +146,165 @@ class TextTokenizer:
         """Ends the worker threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode_one(self, text: Text, how: Encoding) -> Tokens:
-        if isinstance(text, str | Pair):
-            return self._encode_texts([text], how)[0]
-        return self._pieces(text, how)[0]
+    def _encode(
+        self, texts: list[str | Pair], *, with_spans: bool, add_special_tokens: bool = True
+    ) -> list[tokenizers.Encoding]:
+        """The encodings of texts, with offsets if asked. Raises TokenizerError if the library fails.
 
-    def _pieces(self, text: Text, how: Encoding) -> list[Tokens]:
-        """A text in as many pieces as it takes, or where it is not to be split the first of them."""
-        if not isinstance(text, str | Pair | Templated):
-            return self._slices(text, how)
-        whole = self._marked(text, how)
-        encoding = self._encoded(whole.text if isinstance(whole, Templated) else whole)
+        Always the batch calls, for one text too: `Tokenizer.encode` holds Python's lock while it runs.
+        """
+        encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
+        try:
+            return [
+                encoding
+                for start in range(0, len(texts), _TEXTS_PER_CALL)
+                for encoding in encode(texts[start : start + _TEXTS_PER_CALL], add_special_tokens=add_special_tokens)
+            ]
+        except Exception as fault:  # the library raises bare Exception
+            raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
+
+    def _truncated(self, encoding: tokenizers.Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
+        """The tokens of a text or a pair, cut to the model's length if need be and allowed."""
+        ids = encoding.ids
+        self._check_encoded(ids)
+        if isinstance(text, Pair):
+            skip = 0  # a pair has no prompt
+        if len(ids) > self.max_seq_len:
+            self._refuse_too_long(len(ids), options)
+            kept = truncate_longest_first(encoding.sequence_ids, self.max_seq_len, options.side)
+        elif skip or options.spans:
+            kept = np.arange(len(ids))
+        else:
+            return Tokens(np.array(ids, np.int32), np.array(encoding.type_ids, np.int32))
+        return self._selected(encoding, kept, skip, text, options)
+
+    def _selected(
+        self, encoding: tokenizers.Encoding, kept: Indices, skip: int, text: Text, options: EncodeOptions
+    ) -> Tokens:
+        """The tokens at the indices `kept`."""
         ids, type_ids = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
-        if not len(ids):
-            raise EmptyInputError("the text has no tokens", param="inputs")
-        if self._knows_more:
-            self._check_ids(encoding.ids)
-        inside = _own_tokens(encoding, whole)
-        num_fixed = len(ids) - len(inside)
-        fixed = np.setdiff1d(np.arange(len(ids)), inside)
-        skip = self._skip(how) if isinstance(text, str) else 0
-        kept = [np.sort(np.concatenate([fixed, window])) for window in self._windows(inside, num_fixed, how)]
-        return [Tokens(ids[each], type_ids[each], _skipped(each, skip)) for each in kept]
+        spans = self._spans(encoding, kept, text, options) if options.spans and isinstance(text, str) else ()
+        return Tokens(ids[kept], type_ids[kept], num_skipped(kept, skip), spans)
 
-    def _marked(self, text: str | Pair | Templated, how: Encoding) -> str | Pair | Templated:
-        """A text that is not empty, of a size that can be tokenized, with what stays in each of its pieces marked."""
+    def _spans(
+        self, encoding: tokenizers.Encoding, kept: Indices, text: str, options: EncodeOptions
+    ) -> Sequence[TokenSpan]:
+        """The spans of the tokens at `kept`, in characters of the whole `text`, without the prompt before it."""
+        prompt, shift = len(options.prompt or ""), 0
+        if options.side is TruncationSide.LEFT and not options.chunk:
+            shift = max(len(text) - self._max_chars, 0)  # `_cut` left out so much at the start
+        ids, tokens = encoding.ids, encoding.tokens
+        offsets, mask = encoding.offsets, encoding.special_tokens_mask
+        found = []
+        for index in kept.tolist():
+            start, end = offsets[index]
+            special = bool(mask[index]) or 0 < prompt >= end
+            place = (0, 0) if special else (max(start, prompt) - prompt + shift, end - prompt + shift)
+            found.append(TokenSpan(ids[index], tokens[index], special, *place))
+        return found
+
+    def _encode_special(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
+        """`encode_now` of one input that is a prompt with a document or token ids: only a part of it may be cut."""
+        return self._chunks(texts[0], options)[:1]
+
+    def _chunks(self, text: Text, options: EncodeOptions) -> list[Tokens]:
+        """The chunks of a text, each with the prompt or query around it; without `chunk` the first or last only."""
+        if not isinstance(text, str | Pair | Templated):
+            return self._chunks_of_ids(text, options)
+        whole = self._with_document(text, options)
+        (encoding,) = self._encode([whole.text if isinstance(whole, Templated) else whole], with_spans=True)
+        self._check_encoded(encoding.ids)
+        document = document_tokens(encoding, whole)
+        fixed = np.setdiff1d(np.arange(len(encoding)), document)
+        skip = self._skip(options) if isinstance(text, str) else 0
+        kept = (np.sort(np.concatenate([fixed, window])) for window in self._windows(document, len(fixed), options))
+        return [self._selected(encoding, each, skip, text, options) for each in kept]
+
+    def _with_document(self, text: str | Pair | Templated, options: EncodeOptions) -> str | Pair | Templated:
+        """A text of a size that can be tokenized; one with a prompt before it says where the document is.
+
+        Raises EmptyInputError if there is no document, ValidationError if what is around it is too long.
+        """
         if not (
             text.start < text.stop if isinstance(text, Templated) else all(text) if isinstance(text, Pair) else text
         ):
-            raise EmptyInputError("`inputs` cannot hold an empty text", param="inputs")
-        if isinstance(text, str) and how.prompt:
-            text = Templated(how.prompt + text, len(how.prompt), len(how.prompt) + len(text))
+            raise _empty_text()
+        if isinstance(text, str) and options.prompt:
+            text = Templated(options.prompt + text, len(options.prompt), len(options.prompt) + len(text))
         if not isinstance(text, Templated):
-            return self._prepared(text, how)
+            return self._prepared(text, options)
         head, tail = text.text[: text.start], text.text[text.stop :]
-        if len(head) + len(tail) > self.max_seq_len * _CHARS_PER_TOKEN:
-            raise _no_room()
-        document = self._clipped(text.text[text.start : text.stop], how)
+        if len(head) + len(tail) > self._max_chars:
+            raise _no_space()
+        document = self._cut(text.text[text.start : text.stop], options)
         return Templated(head + document + tail, len(head), len(head) + len(document))
 
-    def _windows(self, inside: Indices, num_fixed: int, how: Encoding) -> list[Indices]:
-        """Tokens in pieces that fit beside the fixed ones; unsplit, only the first, or the last of what is cut left.
+    def _windows(self, document: Indices, num_fixed: int, options: EncodeOptions) -> list[Indices]:
+        """The document's tokens in windows that fit beside `num_fixed` others; without `chunk` the first or last only.
 
-        `truncate: false` allows the cut to `chunk_tokens`, which was asked for, and none beyond.
+        `truncate: false` allows cutting to `chunk_tokens`, which the request asked for, but not further.
         """
-        room = self.max_seq_len - num_fixed
-        wanted = min(len(inside), how.chunk_tokens or len(inside))
-        if room < min(1, len(inside)):
-            raise _no_room()
-        if how.chunk:
-            size = max(min(wanted, room), 1)
-            if len(inside) > (MAX_CHUNKS + 1) * size:
-                raise _too_many()
-            return [inside[start : start + size] for start in range(0, max(len(inside), 1), size)]
-        if wanted > room:
-            self._refuse_too_long(num_fixed + wanted, how)
-        size = min(wanted, room)
-        return [inside[:size] if how.side is TruncationSide.RIGHT else inside[len(inside) - size :]]
+        space = self.max_seq_len - num_fixed
+        wanted = min(len(document), options.chunk_tokens or len(document))
+        if space < min(1, len(document)):
+            raise _no_space()
+        if options.chunk:
+            size = max(min(wanted, space), 1)
+            if len(document) > (MAX_CHUNKS + 1) * size:
+                raise _too_many_chunks()
+            return [document[start : start + size] for start in range(0, max(len(document), 1), size)]
+        if wanted > space:
+            self._refuse_too_long(num_fixed + wanted, options)
+        size = min(wanted, space)
+        return [document[:size] if options.side is TruncationSide.RIGHT else document[len(document) - size :]]
 
-    def _slices(self, ids: Sequence[int], how: Encoding) -> list[Tokens]:
-        """Token ids that the caller made: used as they are, split or cut where that is asked for or allowed."""
+    def _chunks_of_ids(self, ids: Sequence[int], options: EncodeOptions) -> list[Tokens]:
+        """`_chunks` of token ids, which are used unchanged."""
         if not len(ids):
             raise EmptyInputError("`inputs` cannot hold an empty list of token ids", param="inputs")
         self._check_ids(ids)
         whole = np.array(ids, np.int32)
-        windows = self._windows(np.arange(len(whole)), 0, how)
+        windows = self._windows(np.arange(len(whole)), 0, options)
         return [Tokens(whole[each], np.zeros(len(each), np.int32)) for each in windows]
 
-    def _encoded(self, text: str | Pair) -> tokenizers.Encoding:
-        """The encoding of one text, with offsets. Raises TokenizerError where the tokenizer refuses."""
-        try:
-            (encoding,) = self._tokenizer.encode_batch([text])
-        except Exception as fault:  # the library raises bare Exception
-            raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
-        return encoding
+    def _skip(self, options: EncodeOptions) -> int:
+        """Number of the prompt's tokens that pooling leaves out, counted as sentence-transformers does.
 
-    def _skip(self, how: Encoding) -> int:
-        """Tokens of the prompt that pooling leaves out, as sentence-transformers counts them.
-
-        They are those of the prompt encoded alone, less the special one at its end.
+        It encodes the prompt alone and does not count a special token at the end.
         """
-        if how.pool_prompt or not how.prompt:
+        if options.pool_prompt or not options.prompt:
             return 0
-        if how.prompt not in self._skips:
-            encoding = self._encoded(how.prompt)
+        if options.prompt not in self._skips:
+            (encoding,) = self._encode([options.prompt], with_spans=True)
             last = encoding.ids[-1:]
             ends = bool(last) and (encoding.special_tokens_mask[-1] == 1 or last[0] in self._special_ids)
-            self._skips[how.prompt] = len(encoding) - ends
-        return self._skips[how.prompt]
+            self._skips[options.prompt] = len(encoding) - ends
+        return self._skips[options.prompt]
 
-    def _encode_texts(self, texts: list[str | Pair], how: Encoding) -> list[Tokens]:
-        if not all(all(text) if isinstance(text, Pair) else text for text in texts):
-            raise EmptyInputError("`inputs` cannot hold an empty text", param="inputs")
-        skip = 0 if how.pool_prompt else self._skip(how)
-        texts = [self._prepared(text, how) for text in texts]
-        try:  # always by the batch: `encode` of one text keeps Python's lock while it runs
-            encodings = [
-                encoding
-                for start in range(0, len(texts), _CHUNK)
-                for encoding in self._tokenizer.encode_batch_fast(texts[start : start + _CHUNK])
-            ]
-        except Exception as fault:  # the library raises bare Exception
-            raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
-        if not skip:
-            return [self._tokens(encoding, 0, how) for encoding in encodings]
-        skips = (0 if isinstance(text, Pair) else skip for text in texts)  # a pair has no prompt
-        return [self._tokens(*each, how) for each in zip(encodings, skips, strict=True)]
-
-    def _prepared(self, text: str | Pair, how: Encoding) -> str | Pair:
-        """A text with its prompt, less what is so far beyond the model's length that no token of it could stay."""
+    def _prepared(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
+        """What to encode: a text after its prompt or a pair, cut to a size that can be tokenized."""
         if isinstance(text, Pair):
-            return Pair(*(self._clipped(part, how) for part in text))
-        return (how.prompt or "") + self._clipped(text, how)
+            return Pair(self._cut(text.first, options), self._cut(text.second, options))
+        return (options.prompt or "") + (text if len(text) <= self._max_chars else self._cut(text, options))
 
-    def _clipped(self, text: str, how: Encoding) -> str:
-        limit = self.max_seq_len * _CHARS_PER_TOKEN
-        if len(text) <= limit:
+    def _cut(self, text: str, options: EncodeOptions) -> str:
+        """The text without those characters that are too far from the kept end for any of their tokens to stay."""
+        if len(text) <= self._max_chars:
             return text
-        if how.chunk:
-            if len(text) > _SPLIT_CHARS:
-                message = f"a text to be split has at most {_SPLIT_CHARS} characters, this one {len(text)}"
+        if options.chunk:
+            if len(text) > _MAX_CHUNKED_CHARS:
+                message = f"a text to be chunked has at most {_MAX_CHUNKED_CHARS} characters, this one {len(text)}"
                 raise ValidationError(message, param="inputs")
             return text
-        if how.chunk_tokens is None:
-            self._refuse_too_long(f"{len(text)} characters", how)
-        return text[:limit] if how.side is TruncationSide.RIGHT else text[-limit:]
+        if options.chunk_tokens is None:
+            self._refuse_too_long(f"{len(text)} characters", options)
+        return text[: self._max_chars] if options.side is TruncationSide.RIGHT else text[-self._max_chars :]
 
-    def _tokens(self, encoding: tokenizers.Encoding, skip: int, how: Encoding) -> Tokens:
-        ids = np.array(encoding.ids, np.int32)
-        if not len(ids):
+    def _check_encoded(self, ids: Sequence[int]) -> None:
+        if not ids:
             raise EmptyInputError("the text has no tokens", param="inputs")
-        if self._knows_more:
-            self._check_ids(encoding.ids)
-        type_ids = np.array(encoding.type_ids, np.int32)
-        if len(ids) <= self.max_seq_len:
-            return Tokens(ids, type_ids, min(skip, len(ids) - 1) if skip else 0)
-        self._refuse_too_long(len(ids), how)
-        kept = _kept(encoding.sequence_ids, self.max_seq_len, how.side)
-        return Tokens(ids[kept], type_ids[kept], _skipped(kept, skip))
+        if self._has_unknown_ids:
+            self._check_ids(ids)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         worst = max(ids, default=0) if min(ids, default=0) >= 0 else min(ids)
@@ -307,8 +313,8 @@ class TextTokenizer:
                 f"token id {worst} is not in the vocabulary (0 to {self.vocab_size - 1})", param="inputs"
             )
 
-    def _refuse_too_long(self, length: int | str, how: Encoding) -> None:
-        if not how.truncate:
+    def _refuse_too_long(self, length: int | str, options: EncodeOptions) -> None:
+        if not options.truncate:
             raise ValidationError(
                 f"`inputs` must have less than {self.max_seq_len} tokens. Given: {length}; "
                 "shorten it or set `truncate` to true",
@@ -316,62 +322,28 @@ class TextTokenizer:
             )
 
 
-def _kept(parts: Sequence[int | None], limit: int, side: TruncationSide) -> npt.NDArray[np.intp]:
-    """Indices that stay when an encoding is cut to `limit` tokens: the special ones, and what fits of each text.
-
-    `parts` says of each token whether it is the first text's (0), the second's (1), or special (None).
-    """
-    places = np.array([-1 if part is None else part for part in parts])
-    special, first, second = (np.flatnonzero(places == part) for part in (-1, 0, 1))
-    room = _longest_first(len(first), len(second), max(limit - len(special), 0))
-    inside = [
-        text[:size] if side is TruncationSide.RIGHT else text[len(text) - size :]
-        for text, size in zip((first, second), room, strict=True)
-    ]
-    return np.sort(np.concatenate([special, *inside]))
+def _refuse_none(texts: Sequence[Text]) -> None:
+    if not texts:
+        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
 
 
-def _own_tokens(encoding: tokenizers.Encoding, text: str | Pair | Templated) -> Indices:
-    """Indices of the tokens that may be left out: a text's own, a pair's second's, those of a prompt's document."""
-    parts = np.array([-1 if part is None else part for part in encoding.sequence_ids])
-    if not isinstance(text, Templated):
-        return np.flatnonzero(parts == (1 if isinstance(text, Pair) else 0))
-    begin, end = np.array(encoding.offsets).reshape(-1, 2).T
-    lead = len(text.text[: text.start].rstrip())  # a word's token often has the space before it
-    inside = (begin >= lead) & (begin < text.stop) & (end > text.start) & (end <= text.stop)
-    return np.flatnonzero(inside & (parts == 0))
+def _empty_text() -> EmptyInputError:
+    return EmptyInputError("`inputs` cannot hold an empty text", param="inputs")
 
 
-def _skipped(kept: Indices, skip: int) -> int:
-    """How many of the first `skip` tokens are among those kept, leaving one to pool."""
-    return min(int(np.searchsorted(kept, skip)), len(kept) - 1)
+def _no_space() -> ValidationError:
+    return ValidationError("the query or prompt leaves no room for the text; shorten the query", param="inputs")
 
 
-def _no_room() -> ValidationError:
-    return ValidationError("what goes with the text leaves no room for it; shorten the query", param="inputs")
-
-
-def _too_many() -> ValidationError:
+def _too_many_chunks() -> ValidationError:
     return ValidationError(
-        f"the texts make too many chunks; at most {MAX_CHUNKS} more than texts are taken", param="inputs"
+        f"the texts make too many chunks; a request may have at most {MAX_CHUNKS} more chunks than texts",
+        param="inputs",
     )
 
 
-def _longest_first(first: int, second: int, room: int) -> tuple[int, int]:
-    """Tokens kept of two texts where only `room` fit: the longer one is cut, then both alike.
-
-    `tokenizers`' LongestFirst (`utils/truncation.rs`), which transformers and TEI use.
-    """
-    if first + second <= room:
-        return first, second
-    short = min(first, second)
-    if 2 * short > room:
-        return (room // 2, room - room // 2) if first <= second else (room - room // 2, room // 2)
-    return (short, room - short) if first <= second else (room - short, short)
-
-
 def _open(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a `tokenizer.json`. Raises CheckpointError where it is missing or malformed."""
+    """The tokenizer of a `tokenizer.json`. Raises CheckpointError if it is missing or malformed."""
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing; save the model's fast tokenizer with "

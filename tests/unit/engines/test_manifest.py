@@ -22,8 +22,9 @@ from bei_core.engines.manifest import (
 )
 from bei_core.engines.quality import Quality
 from bei_core.errors import CheckpointError, EngineCorruptError
+from bei_core.models.kind import Kind
 
-QUALITY = Quality(kind="embedding", num_rows=9, mean_cosine=0.998, min_cosine=0.99, max_abs=0.1, norm_ratio=1.0)
+QUALITY = Quality(kind=Kind.EMBEDDING, num_rows=9, mean_cosine=0.998, min_cosine=0.99, max_abs=0.1, norm_ratio=1.0)
 MADE = Manifest(
     engine="fake", precision="int8", source="owner/name", revision="0" * 40, artifact="a" * 32, quality=QUALITY
 )

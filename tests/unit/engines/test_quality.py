@@ -8,13 +8,14 @@ import pytest
 
 from bei_core.engines.quality import Bar, Quality, measure
 from bei_core.errors import QualityError
+from bei_core.models.kind import Kind
 
 RNG = np.random.default_rng(0)
 
 
 def test_rows_are_at_cosine_1_from_themselves_and_from_their_multiples() -> None:
     rows = RNG.standard_normal((20, 8)).astype(np.float32)
-    quality = measure(rows, 2 * rows, "embedding")
+    quality = measure(rows, 2 * rows, Kind.EMBEDDING)
     assert (quality.mean_cosine, quality.min_cosine) == pytest.approx((1, 1))
     assert quality.norm_ratio == pytest.approx(2)
     assert quality.max_abs == pytest.approx(np.abs(rows).max())
@@ -24,7 +25,7 @@ def test_rows_are_at_cosine_1_from_themselves_and_from_their_multiples() -> None
 def test_cosines_by_hand() -> None:
     reference = np.array([[1, 0], [0, 2], [0, 0], [0, 0]], np.float32)
     candidate = np.array([[1, 1], [0, 1], [0, 0], [1, 0]], np.float32)
-    quality = measure(reference, candidate, "sparse")
+    quality = measure(reference, candidate, Kind.SPARSE)
     assert quality.mean_cosine == pytest.approx((0.5**0.5 + 1 + 1 + 0) / 4)
     assert quality.min_cosine == 0
 
@@ -32,18 +33,18 @@ def test_cosines_by_hand() -> None:
 def test_labels_agree_and_scores_rank() -> None:
     reference = np.array([[1, 2], [4, 3], [5, 6], [8, 7]], np.float32)
     swapped = reference[:, ::-1]
-    same = measure(reference, reference**3, "classifier")
+    same = measure(reference, reference**3, Kind.CLASSIFIER)
     assert same.top_label_agreement == 1
     assert same.rank_correlation == pytest.approx(1)
-    assert measure(reference, swapped, "classifier").top_label_agreement == 0
-    assert measure(reference, -reference, "token-classifier").rank_correlation == pytest.approx(-1)
+    assert measure(reference, swapped, Kind.CLASSIFIER).top_label_agreement == 0
+    assert measure(reference, -reference, Kind.TOKEN_CLASSIFIER).rank_correlation == pytest.approx(-1)
 
 
 def test_equal_scores_share_their_rank() -> None:
     reference = np.array([[1], [2], [2], [3]], np.float32)
     candidate = np.array([[1], [2], [3], [4]], np.float32)
     # Pearson of ranks 1, 2.5, 2.5, 4 and 1, 2, 3, 4: 4.5 / sqrt(4.5 * 5)
-    assert measure(reference, candidate, "reranker").rank_correlation == pytest.approx((4.5 / 5) ** 0.5)
+    assert measure(reference, candidate, Kind.RERANKER).rank_correlation == pytest.approx((4.5 / 5) ** 0.5)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +80,10 @@ def test_nan_is_refused(kind: str) -> None:
 
 def test_rows_of_another_shape_are_a_bug() -> None:
     with pytest.raises(ValueError, match="this is a bug"):
-        measure(np.ones((2, 3)), np.ones((2, 4)), "embedding")
+        measure(np.ones((2, 3)), np.ones((2, 4)), Kind.EMBEDDING)
 
 
 def test_it_is_kept_in_a_manifest_and_read_in_one_line() -> None:
-    quality = measure(np.eye(3), np.eye(3), "classifier").check(Bar())
+    quality = measure(np.eye(3), np.eye(3), Kind.CLASSIFIER).check(Bar())
     assert msgspec.json.decode(msgspec.json.encode(quality), type=Quality) == quality
     assert str(quality).startswith("mean cosine 1.0000 (minimum 1.0000), top label agrees in 100.0%")

@@ -23,7 +23,9 @@ from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
 from bei_core.http.app import App
-from bei_core.http.negotiation import JSON, MSGPACK, compressed, inflated, msgpack, wanted
+from bei_core.http.codings import compressed, inflated
+from bei_core.http.msgpack import packed
+from bei_core.http.replies import JSON, MSGPACK, wanted
 from bei_core.models.spec import read_spec
 from bei_core.serving.service import Service
 from tests.fakes import SAFETY_S, FakeEngine
@@ -128,25 +130,25 @@ def test_no_header_is_too_odd(accept: bytes, accept_encoding: bytes) -> None:
 
 @given(arrays.arrays(np.float32, arrays.array_shapes(max_dims=3, min_side=0, max_side=40)))
 def test_an_array_is_a_list_of_its_numbers(array: Any) -> None:  # noqa: ANN401
-    found = np.array(msgspec.msgpack.decode(msgpack({"rows": [array, "x"]}))["rows"][0], np.float32)
+    found = np.array(msgspec.msgpack.decode(packed({"rows": [array, "x"]}))["rows"][0], np.float32)
     assert np.array_equal(found.reshape(array.shape), array, equal_nan=True)
 
 
 @pytest.mark.parametrize("length", [0, 1, 15, 16, 65_535, 65_536])
 def test_lists_of_every_length(length: int) -> None:
     array = np.arange(length, dtype=np.float32)
-    assert msgspec.msgpack.decode(msgpack(array)) == array.tolist()
-    assert msgspec.msgpack.decode(msgpack(array[::2])) == array[::2].tolist()
+    assert msgspec.msgpack.decode(packed(array)) == array.tolist()
+    assert msgspec.msgpack.decode(packed(array[::2])) == array[::2].tolist()
 
 
 def test_other_numbers_of_numpy() -> None:
     value = {"ids": np.arange(3), "one": np.int64(4), "score": np.float32(0.5), "halves": np.zeros(2, np.float16)}
-    assert msgspec.msgpack.decode(msgpack(value)) == {"ids": [0, 1, 2], "one": 4, "score": 0.5, "halves": [0.0, 0.0]}
+    assert msgspec.msgpack.decode(packed(value)) == {"ids": [0, 1, 2], "one": 4, "score": 0.5, "halves": [0.0, 0.0]}
 
 
 def test_what_is_no_value_is_a_bug() -> None:
     with pytest.raises(TypeError, match="this is a bug"):
-        msgpack({"a": object()})
+        packed({"a": object()})
 
 
 # --- Replies
@@ -164,13 +166,13 @@ def test_what_is_no_value_is_a_bug() -> None:
 )
 async def test_msgpack_says_what_json_says(http: httpx.AsyncClient, path: str, body: dict[str, object]) -> None:
     plain = await http.post(path, json=body)
-    packed = await http.post(path, json=body, headers={"accept": "application/msgpack"})
-    assert (plain.headers["content-type"], packed.headers["content-type"]) == (JSON, MSGPACK)
+    in_msgpack = await http.post(path, json=body, headers={"accept": "application/msgpack"})
+    assert (plain.headers["content-type"], in_msgpack.headers["content-type"]) == (JSON, MSGPACK)
     assert "vary" not in plain.headers
-    assert packed.headers["vary"] == "accept, accept-encoding"
-    assert int(packed.headers["content-length"]) == len(packed.content)
-    assert ("x-compute-type" in plain.headers) == ("x-compute-type" in packed.headers)
-    assert _as_f32(msgspec.msgpack.decode(packed.content)) == _as_f32(plain.json())
+    assert in_msgpack.headers["vary"] == "accept, accept-encoding"
+    assert int(in_msgpack.headers["content-length"]) == len(in_msgpack.content)
+    assert ("x-compute-type" in plain.headers) == ("x-compute-type" in in_msgpack.headers)
+    assert _as_f32(msgspec.msgpack.decode(in_msgpack.content)) == _as_f32(plain.json())
 
 
 def _as_f32(value: Any) -> Any:  # noqa: ANN401
@@ -220,7 +222,7 @@ async def test_only_a_large_body_goes_to_a_thread(monkeypatch: pytest.MonkeyPatc
         where.append(threading.current_thread() is threading.main_thread())
         return b""
 
-    monkeypatch.setattr("bei_core.http.negotiation._compress", compress)
+    monkeypatch.setattr("bei_core.http.codings._compress", compress)
     assert await compressed(b"a" * 1024, coding) is None
     for size in (1025, limit, limit + 1):
         await compressed(b"a" * size, coding)

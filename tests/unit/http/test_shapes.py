@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import msgspec
 import pytest
 
-from bei_core.errors import ValidationError
+from bei_core.errors import MalformedBodyError, ValidationError
 from bei_core.http.routes import ROUTES
-from bei_core.http.shapes import path_of, usual_path
-from bei_core.models.spec import Kind
+from bei_core.http.schemas.common import convert, decode
+from bei_core.http.schemas.openai import EmbeddingsRequest
+from bei_core.http.shapes import DEFAULT_PATHS, SCHEMAS, path_of
+from bei_core.models.kind import Kind
 
 OPENAI, TEI = "/v1/embeddings", "/embed"
 
@@ -30,42 +30,79 @@ OPENAI, TEI = "/v1/embeddings", "/embed"
     ],
 )
 def test_the_fields_decide_where_they_can(body: object, path: str, default: str) -> None:
-    assert path_of(msgspec.json.encode(body), default) == path
+    assert path_of(body, default) == path
 
 
 def test_inputs_are_for_predict_where_that_is_the_default() -> None:
-    assert path_of(b'{"inputs": "a"}', "/predict") == "/predict"
+    assert path_of({"inputs": "a"}, "/predict") == "/predict"
 
 
 @pytest.mark.parametrize("default", [OPENAI, TEI])
 def test_the_default_decides_where_two_would_do(default: str) -> None:
-    assert path_of(b'{"input": "a", "inputs": "a"}', default) == default
+    assert path_of({"input": "a", "inputs": "a"}, default) == default
+
+
+@pytest.mark.parametrize("body", [b"5", b'"a"', b"null", b'["a"]'])
+def test_what_is_no_object_is_left_to_the_default_which_refuses_it(body: bytes) -> None:
+    value = decode(body, object)
+    assert path_of(value, TEI) == TEI
+    with pytest.raises(ValidationError):
+        convert(value, SCHEMAS[TEI])
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"\xff": 1}', b"garbage" * 1000, b"[" * 100_000])
+def test_what_is_not_json_is_refused(body: bytes) -> None:
+    with pytest.raises(MalformedBodyError):
+        decode(body, object)
+
+
+def read_directly(body: object) -> object:
+    return decode(msgspec.json.encode(body), EmbeddingsRequest)
+
+
+def read_by_shape(body: object) -> object:
+    return convert(decode(msgspec.json.encode(body), object), EmbeddingsRequest)
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"{", b"5", b'"a"', b"null", b'["a"]', b"\xff", b'{"\xff": 1}', b"garbage" * 1000]
+    "body",
+    [
+        {},
+        {"input": 5},
+        {"input": None},
+        {"input": ["a", 5, [True]]},
+        {"input": "a", "encoding_format": "hex"},
+        {"input": "a", "max_tokens_per_doc": 0},
+        {"input": "a", "dimensions": 1.5},
+    ],
+    ids=str,
 )
-def test_what_is_no_object_is_left_to_the_default(body: bytes) -> None:
-    assert path_of(body, TEI) == TEI
+def test_a_body_sent_to_any_path_is_refused_in_the_words_of_its_route(body: object) -> None:
+    told = []
+    for read in (read_directly, read_by_shape):
+        with pytest.raises(ValidationError) as refused:
+            read(body)
+        told.append((refused.value.message, refused.value.param))
+    assert told[0] == told[1]
 
 
 @pytest.mark.parametrize(("body", "named"), [({}, "no fields"), ({"text": "a", "b": 1}, "`b` and `text`")])
 def test_the_error_says_what_would_do_and_what_was_there(body: object, named: str) -> None:
     with pytest.raises(ValidationError) as raised:
-        path_of(msgspec.json.encode(body), OPENAI)
+        path_of(body, OPENAI)
     for part in ("`input` as /v1/embeddings does", "`inputs` as /embed does", named):
         assert part in raised.value.message
 
 
 def test_the_error_repeats_little_of_a_large_body() -> None:
     with pytest.raises(ValidationError) as raised:
-        path_of(msgspec.json.encode({f"field-{number}": 0 for number in range(10_000)}), OPENAI)
+        path_of({f"field-{number}": 0 for number in range(10_000)}, OPENAI)
     assert len(raised.value.message) < 400
 
 
 @pytest.mark.parametrize("body", [{"input": "a"}, {"inputs": "a"}])
 def test_only_routes_that_exist(body: object) -> None:
-    assert path_of(msgspec.json.encode(body), OPENAI) in {route.path for route in ROUTES if route.method == "POST"}
+    assert path_of(body, OPENAI) in {route.path for route in ROUTES if route.method == "POST"}
 
 
 @pytest.mark.parametrize(
@@ -79,11 +116,16 @@ def test_only_routes_that_exist(body: object) -> None:
     ],
 )
 def test_a_models_kind_says_what_inputs_are_for(kind: str, path: str) -> None:
-    assert path_of(b'{"inputs": "a"}', usual_path(kind)) == path
-    assert path_of(b'{"inputs": "a", "parameters": {}}', usual_path(kind)) == path
-    assert path_of(b'{"query": "a", "texts": ["b"]}', usual_path(kind)) == "/rerank"
-    assert path_of(b'{"input": "a"}', usual_path(kind)) == OPENAI
+    assert path_of({"inputs": "a"}, DEFAULT_PATHS[Kind(kind)]) == path
+    assert path_of({"inputs": "a", "parameters": {}}, DEFAULT_PATHS[Kind(kind)]) == path
+    assert path_of({"query": "a", "texts": ["b"]}, DEFAULT_PATHS[Kind(kind)]) == "/rerank"
+    assert path_of({"input": "a"}, DEFAULT_PATHS[Kind(kind)]) == OPENAI
 
 
 def test_every_kind_has_a_route() -> None:
-    assert {usual_path(kind) for kind in get_args(Kind)} <= {route.path for route in ROUTES}
+    assert DEFAULT_PATHS.keys() == set(Kind)
+    assert set(DEFAULT_PATHS.values()) <= {route.path for route in ROUTES}
+
+
+def test_the_schemas_are_those_of_the_routes() -> None:
+    assert SCHEMAS.items() <= {route.path: route.schema for route in ROUTES if route.method == "POST"}.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -207,14 +208,16 @@ async def test_offsets_are_those_of_the_whole_text_where_it_is_cut(side: str) ->
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_pieces_are_the_tokens_that_are_encoded(side: str) -> None:
-    from bei_core.tasks import Encoding, TruncationSide
+def test_spans_are_those_of_the_tokens_that_are_encoded(side: str) -> None:
+    from bei_core.tasks import EncodeOptions, TruncationSide
 
     tokenizer = TextTokenizer(FOLDER / "tokenizer.json", max_seq_len=6, vocab_size=1000)
     for text in ("a", "a blue house and green fields", "x" * 5000, "  red  "):
-        how = Encoding(side=TruncationSide(side), prompt="find: ")
-        (tokens,) = tokenizer.encode_now([text], how)
-        assert [piece[0] for piece in tokenizer.pieces(text, how)] == tokens.ids.tolist()
+        options = EncodeOptions(side=TruncationSide(side), prompt="find: ")
+        (tokens,) = tokenizer.encode_now([text], options)
+        (with_spans,) = tokenizer.encode_now([text], replace(options, spans=True))
+        assert with_spans.ids.tolist() == tokens.ids.tolist()
+        assert [span.id for span in with_spans.spans] == tokens.ids.tolist()
 
 
 @pytest.mark.parametrize(

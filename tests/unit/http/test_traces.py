@@ -22,8 +22,8 @@ from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError
 from bei_core.http import traces as traces_module
 from bei_core.http.app import make_app
-from bei_core.http.routes import bei_version
 from bei_core.http.traces import Traces, open_traces, traces_url
+from bei_core.http.version import bei_version
 from bei_core.models.spec import read_spec
 from bei_core.serving.service import Service
 from model.model import Model
@@ -289,7 +289,7 @@ async def test_a_collector_that_refuses_is_logged_once_in_a_while(
 async def test_callers_do_not_fill_the_log(
     make_served: MakeServed, collector: Collector, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for seldom in (traces_module._SELDOM, traces_module._SELDOM_OF_CALLERS):
+    for seldom in (traces_module._SELDOM, traces_module._SELDOM_ABOUT_CLIENTS):
         monkeypatch.setattr(seldom, "_last", float("-inf"))
     collector.status = 401
     served = await make_served(collector.url)

@@ -23,10 +23,11 @@ from bei_core.errors import (
     UnhealthyError,
     ValidationError,
 )
+from bei_core.http.schemas.common import Common
 from bei_core.metrics import Timings
 from bei_core.models.spec import ModelSpec, read_spec
-from bei_core.serving.service import Reply, Service
-from bei_core.tasks import Embed, Encoding, Rows, Text, TruncationSide, l2_normalize
+from bei_core.serving.service import Result, Service
+from bei_core.tasks import Embed, EncodeOptions, Rows, Text, TruncationSide, l2_normalize
 from tests.fakes import SAFETY_S, WIDTH, FakeEngine, at_rest, ended, entered, rows_of
 from tests.golden.cases import GOLDEN
 
@@ -68,12 +69,12 @@ def opened(engine: FakeEngine, spec: ModelSpec | None) -> Opened:
     return Opened(engine, spec or spec_of(), FOLDER / "tokenizer.json", manifest)
 
 
-def embed(*inputs: Text, encoding: Encoding | None = None) -> Embed:
-    return Embed(list(inputs), encoding or Encoding(), normalize=False)
+def embed(*inputs: Text, options: EncodeOptions | None = None) -> Embed:
+    return Embed(list(inputs), options or EncodeOptions(), normalize=False)
 
 
-def expected(service: Service, *inputs: Text, encoding: Encoding | None = None) -> Rows:
-    return rows_of(service.tokenizer.encode_now(list(inputs), encoding or Encoding()))
+def expected(service: Service, *inputs: Text, options: EncodeOptions | None = None) -> Rows:
+    return rows_of(service.tokenizer.encode_now(list(inputs), options or EncodeOptions()))
 
 
 # --- Results
@@ -97,10 +98,10 @@ async def test_requests_with_other_options_share_a_batch(make_service: MakeServi
     with engine.held():
         tasks = [asyncio.create_task(service.run(embed("first")))]
         await entered(engine)
-        for task in (Embed(["a"]), Embed(["b"], dimensions=2), Embed(["c"], Encoding(side=TruncationSide.LEFT))):
+        for task in (Embed(["a"]), Embed(["b"], dimensions=2), Embed(["c"], EncodeOptions(side=TruncationSide.LEFT))):
             tasks.append(asyncio.create_task(service.run(task)))
         await at_rest()
-    assert all(isinstance(reply, Reply) for reply in await ended(*tasks))
+    assert all(isinstance(reply, Result) for reply in await ended(*tasks))
     assert [len(batch) for batch in engine.batches] == [1, 3]
 
 
@@ -109,7 +110,7 @@ async def test_the_timings_say_what_a_request_was_made_of(make_service: MakeServ
     given = Timings()
     reply = await service.run(embed("one", "two words", [5, 6, 7]), timings=given)
     assert reply.timings is given
-    tokens = service.tokenizer.encode_now(["one", "two words", [5, 6, 7]], Encoding())
+    tokens = service.tokenizer.encode_now(["one", "two words", [5, 6, 7]], EncodeOptions())
     assert (given.num_inputs, given.num_characters) == (3, len("one") + len("two words"))
     assert given.num_tokens == sum(map(len, tokens))
 
@@ -138,7 +139,7 @@ async def test_more_requests_than_allowed_are_refused_and_take_nothing(make_serv
         for _ in range(2):
             with pytest.raises(OverloadedError, match="3 requests are in progress"):
                 await service.run(embed("one more"))
-    assert all(isinstance(reply, Reply) for reply in await ended(*tasks))
+    assert all(isinstance(reply, Result) for reply in await ended(*tasks))
     assert len(engine.seen) == 3
 
 
@@ -160,7 +161,7 @@ async def test_tokens_that_do_not_fit_in_the_queue_are_refused(make_service: Mak
         await at_rest()
         with pytest.raises(OverloadedError, match="10 tokens are waiting"):
             await service.run(embed([4]))
-    assert all(isinstance(reply, Reply) for reply in await ended(*tasks))
+    assert all(isinstance(reply, Result) for reply in await ended(*tasks))
     await service.run(embed([4]))
 
 
@@ -182,7 +183,7 @@ async def test_every_way_in_which_a_request_ends_gives_its_place_back(make_servi
         await refused(service, EmptyInputError, embed())
         await refused(service, ValidationError, embed("a", "b", "c"))
         await refused(service, ValidationError, embed([10**6]))
-        await refused(service, ValidationError, embed("word " * 100, encoding=Encoding(truncate=False)))
+        await refused(service, ValidationError, embed("word " * 100, options=EncodeOptions(truncate=False)))
         await refused(service, EngineError, embed([BAD]))
         await refused(service, ValidationError, Embed(["a"], dimensions=WIDTH + 1))
         await refused(service, DeadlineExceededError, embed("late"), deadline=0.0)
@@ -218,16 +219,16 @@ async def test_the_queue_is_empty_after_everything_has_ended(make_service: MakeS
 )
 async def test_a_prompt_goes_before_the_text(make_service: MakeService, name: str | None, prompt: str | None) -> None:
     service = make_service(spec=spec_of(prompts={**PROMPTS, "plain": ""}))
-    reply = await service.run(embed("find it", encoding=service.encoding(prompt_name=name)))
+    reply = await service.run(embed("find it", options=Common(prompt_name=name).encode_options(service.model)))
     assert np.array_equal(reply.rows, expected(service, f"{prompt or ''}find it"))
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones(make_service: MakeService) -> None:
     with pytest.raises(ValidationError, match="unknown prompt 'q'; this model has: document, query") as refusal:
-        make_service(spec=spec_of(prompts=PROMPTS)).encoding(prompt_name="q")
+        Common(prompt_name="q").encode_options(make_service(spec=spec_of(prompts=PROMPTS)).model)
     assert refusal.value.param == "prompt_name"
     with pytest.raises(ValidationError, match="this model has: none"):
-        make_service(spec=spec_of(prompts={})).encoding(prompt_name="query")
+        Common(prompt_name="query").encode_options(make_service(spec=spec_of(prompts={})).model)
 
 
 @pytest.mark.parametrize(
@@ -245,8 +246,8 @@ def test_the_default_prompt_is_the_settings_or_else_the_models(
     make_service: MakeService, models: str | None, flags: dict[str, str], prompt: str | None
 ) -> None:
     service = make_service(spec=spec_of(prompts=PROMPTS, default_prompt_name=models), **flags)
-    assert service.encoding().prompt == prompt
-    assert service.encoding(prompt_name="document").prompt == "passage: "
+    assert service.model.default_options.prompt == prompt
+    assert Common(prompt_name="document").encode_options(service.model).prompt == "passage: "
 
 
 def test_a_default_prompt_that_the_model_does_not_have_is_refused_at_the_start() -> None:
@@ -258,8 +259,8 @@ def test_a_default_prompt_that_the_model_does_not_have_is_refused_at_the_start()
 @pytest.mark.parametrize("auto", [True, False])
 def test_truncation_is_the_servers_unless_the_request_says(make_service: MakeService, auto: bool) -> None:
     service = make_service(auto_truncate=auto)
-    assert service.encoding().truncate is auto
-    assert service.encoding(truncate=not auto).truncate is not auto
+    assert Common().encode_options(service.model).truncate is auto
+    assert Common(truncate=not auto).encode_options(service.model).truncate is not auto
 
 
 # --- Health
@@ -345,7 +346,7 @@ async def test_close_answers_what_was_accepted_then_frees_the_engine(make_servic
         await at_rest()
         assert not engine.is_closed
     await closing
-    assert all(isinstance(reply, Reply) for reply in await ended(*tasks))
+    assert all(isinstance(reply, Result) for reply in await ended(*tasks))
     assert engine.is_closed
     with pytest.raises(UnhealthyError):
         await service.run(embed("late"))

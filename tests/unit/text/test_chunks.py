@@ -1,4 +1,4 @@
-"""Texts in pieces: nothing is lost, every piece fits, what goes with a document stays with each of its pieces."""
+"""Texts in chunks: no token is lost, every chunk fits, the query or prompt is in every chunk of its document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
 from bei_core.errors import EmptyInputError, ValidationError
-from bei_core.tasks import Classify, Embed, Encoding, Pair, Rank, Templated, TruncationSide, l2_normalize
+from bei_core.tasks import Classify, Embed, EncodeOptions, Pair, Rank, Templated, TruncationSide, l2_normalize
 from bei_core.text.templates import RerankTemplate
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import CASES, CLASSIFICATION_CASES
@@ -20,7 +20,7 @@ from tests.golden.texts import mixed_texts
 
 FILE = next(case.folder for case in CLASSIFICATION_CASES if case.architecture.startswith("Bert")) / "tokenizer.json"
 LONG = " ".join(f"word{number} and more" for number in range(60))
-CHUNKED = Encoding(truncate=False, chunk=True)
+CHUNKED = EncodeOptions(truncate=False, chunk=True)
 PROMPT = "find this: "
 KINDS = ["bert-cls-normalize", "roberta-sqrt-dense-identity", "xlmr-cls-f16-sharded", "mpnet-mean-normalize"]
 FOLDERS = {case.name: case.folder for case in CASES}
@@ -31,7 +31,7 @@ def tokenizer(max_seq_len: int = 40) -> TextTokenizer:
 
 
 def whole(text: str | Pair) -> list[int]:
-    return tokenizer(100_000).encode_now([text], Encoding())[0].ids.tolist()  # type: ignore[no-any-return]
+    return tokenizer(100_000).encode_now([text], EncodeOptions())[0].ids.tolist()  # type: ignore[no-any-return]
 
 
 @cache
@@ -55,37 +55,37 @@ def bytewise(tmp_path: Path) -> TextTokenizer:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_pieces_of_every_tokenizer_are_its_tokens_in_order(kind: str) -> None:
+def test_the_chunks_of_every_tokenizer_are_its_tokens_in_order(kind: str) -> None:
     long, short = kind_of(kind, 100_000), kind_of(kind, 24)
     for text in mixed_texts()[::7]:
-        (expected,) = long.encode_now([text], Encoding())
-        pieces, _ = short.split_now([text], CHUNKED)
-        assert all(len(piece) <= 24 for piece in pieces)
-        assert [id_ for piece in pieces for id_ in piece.ids.tolist()[1:-1]] == expected.ids.tolist()[1:-1]
+        (expected,) = long.encode_now([text], EncodeOptions())
+        chunks, _ = short.chunk_now([text], CHUNKED)
+        assert all(len(chunk) <= 24 for chunk in chunks)
+        assert [id_ for chunk in chunks for id_ in chunk.ids.tolist()[1:-1]] == expected.ids.tolist()[1:-1]
         if len(expected) <= 24:
-            assert [piece.ids.tolist() for piece in pieces] == [expected.ids.tolist()]
+            assert [chunk.ids.tolist() for chunk in chunks] == [expected.ids.tolist()]
 
 
 @pytest.mark.parametrize("room", [None, 1, 7, 38, 1000])
-def test_the_pieces_of_a_text_are_its_tokens_in_order(room: int | None) -> None:
-    tokens, owners = tokenizer().split_now(["short", LONG, "last"], Encoding(False, chunk=True, chunk_tokens=room))
+def test_the_chunks_of_a_text_are_its_tokens_in_order(room: int | None) -> None:
+    tokens, owners = tokenizer().chunk_now(["short", LONG, "last"], EncodeOptions(False, chunk=True, chunk_tokens=room))
     assert np.array_equal(np.unique(owners), [0, 1, 2])
     assert (np.diff(owners) >= 0).all()
     assert all(len(item) <= min(40, (room or 40) + 2) for item in tokens)
     first, *inside, last = whole(LONG)
-    pieces = [item.ids.tolist() for item, owner in zip(tokens, owners, strict=True) if owner == 1]
-    assert all((piece[0], piece[-1]) == (first, last) for piece in pieces)
-    assert [token for piece in pieces for token in piece[1:-1]] == inside
+    chunks = [item.ids.tolist() for item, owner in zip(tokens, owners, strict=True) if owner == 1]
+    assert all((chunk[0], chunk[-1]) == (first, last) for chunk in chunks)
+    assert [token for chunk in chunks for token in chunk[1:-1]] == inside
 
 
 def test_a_text_that_fits_is_what_it_is_without() -> None:
-    ((piece,), _) = tokenizer().split_now(["a short text"], CHUNKED)
-    (alone,) = tokenizer().encode_now(["a short text"], Encoding())
-    assert piece.ids.tolist() == alone.ids.tolist()
+    ((chunk,), _) = tokenizer().chunk_now(["a short text"], CHUNKED)
+    (alone,) = tokenizer().encode_now(["a short text"], EncodeOptions())
+    assert chunk.ids.tolist() == alone.ids.tolist()
 
 
-def test_every_piece_of_a_pair_has_the_whole_query() -> None:
-    tokens, _ = tokenizer().split_now([Pair("the query", LONG)], CHUNKED)
+def test_every_chunk_of_a_pair_has_the_whole_query() -> None:
+    tokens, _ = tokenizer().chunk_now([Pair("the query", LONG)], CHUNKED)
     query = whole("the query")
     assert len(tokens) > 3
     assert all(item.ids.tolist()[: len(query)] == query for item in tokens)
@@ -96,22 +96,22 @@ def test_every_piece_of_a_pair_has_the_whole_query() -> None:
 
 def test_a_prompt_keeps_all_but_its_document() -> None:
     template = RerankTemplate("own", "find {query} in {document} answer now")
-    (cut,) = tokenizer().encode_now([template.fill("it", LONG)], Encoding())
+    (cut,) = tokenizer().encode_now([template.fill("it", LONG)], EncodeOptions())
     empty = whole("find it in  answer now")
     assert len(cut) == 40
     assert cut.ids.tolist()[:3] == empty[:3]
     assert cut.ids.tolist()[-3:] == empty[-3:]
-    pieces, _ = tokenizer().split_now([template.fill("it", LONG)], CHUNKED)
-    assert all(piece.ids.tolist()[-3:] == empty[-3:] for piece in pieces)
+    chunks, _ = tokenizer().chunk_now([template.fill("it", LONG)], CHUNKED)
+    assert all(chunk.ids.tolist()[-3:] == empty[-3:] for chunk in chunks)
 
 
 def test_a_token_that_ends_in_the_rest_of_the_prompt_stays(bytewise: TextTokenizer) -> None:
-    (cut,) = bytewise.encode_now([Templated("q" + "b" * 20 + "!<end>", 1, 21)], Encoding())
+    (cut,) = bytewise.encode_now([Templated("q" + "b" * 20 + "!<end>", 1, 21)], EncodeOptions())
     assert bytewise.decode(cut.ids.tolist(), skip_special_tokens=False) == "q" + "b" * 10 + "!<end>"
 
 
 def test_a_special_token_at_the_end_of_a_prompt_is_pooled(bytewise: TextTokenizer) -> None:
-    (tokens,) = bytewise.encode_now(["abc"], Encoding(prompt="ab<end>", pool_prompt=False))
+    (tokens,) = bytewise.encode_now(["abc"], EncodeOptions(prompt="ab<end>", pool_prompt=False))
     assert (len(tokens), tokens.skip) == (6, 2)  # as sentence-transformers has it
 
 
@@ -120,51 +120,51 @@ def test_a_prompt_whose_document_is_huge_is_cut_before_it_is_tokenized(side: Tru
     template, many = RerankTemplate("own", "find {query} in {document} answer now"), LONG + " " + LONG * 30
     far = "\ud800"  # what the tokenizer would refuse
     many = many + far if side is TruncationSide.RIGHT else far + many
-    (huge,) = tokenizer().encode_now([template.fill("it", many)], Encoding(side=side))
+    (huge,) = tokenizer().encode_now([template.fill("it", many)], EncodeOptions(side=side))
     few = LONG if side is TruncationSide.RIGHT else many[-len(LONG) :]
-    (expected,) = tokenizer().encode_now([template.fill("it", few)], Encoding(side=side))
+    (expected,) = tokenizer().encode_now([template.fill("it", few)], EncodeOptions(side=side))
     assert huge.ids.tolist() == expected.ids.tolist()
     with pytest.raises(ValidationError, match="characters"):
-        tokenizer().encode_now([template.fill("it", many)], Encoding(truncate=False))
+        tokenizer().encode_now([template.fill("it", many)], EncodeOptions(truncate=False))
     with pytest.raises(ValidationError, match="leaves no room"):
-        tokenizer().encode_now([template.fill(many, "it")], Encoding())
+        tokenizer().encode_now([template.fill(many, "it")], EncodeOptions())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_only_a_document_is_cut_whatever_it_is_written_in(kind: str) -> None:
     template = RerankTemplate("own", "q {query} d {document} end")
     for document in ("\U0001f44b\U0001f3fd " * 40, "\u0c95\u0ccd \u4f60\u597d " * 20, "G W " * 40):
-        pieces, _ = kind_of(kind, 24).split_now([template.fill("it", document)], CHUNKED)
-        (head,) = kind_of(kind, 100).encode_now(["q it d"], Encoding())
-        (tail,) = kind_of(kind, 100).encode_now(["q end"], Encoding())
-        assert all(len(piece) <= 24 for piece in pieces)
-        assert all(piece.ids.tolist()[: len(head) - 1] == head.ids.tolist()[:-1] for piece in pieces)
-        assert all(piece.ids[-1] == tail.ids[-1] and piece.ids[-2] == tail.ids[-2] for piece in pieces)
+        chunks, _ = kind_of(kind, 24).chunk_now([template.fill("it", document)], CHUNKED)
+        (head,) = kind_of(kind, 100).encode_now(["q it d"], EncodeOptions())
+        (tail,) = kind_of(kind, 100).encode_now(["q end"], EncodeOptions())
+        assert all(len(chunk) <= 24 for chunk in chunks)
+        assert all(chunk.ids.tolist()[: len(head) - 1] == head.ids.tolist()[:-1] for chunk in chunks)
+        assert all(chunk.ids[-1] == tail.ids[-1] and chunk.ids[-2] == tail.ids[-2] for chunk in chunks)
 
 
-def test_a_first_word_is_in_one_piece_also_where_its_token_has_the_space_before_it(bytewise: TextTokenizer) -> None:
-    pieces, _ = bytewise.split_now([Templated("q a" + " b" * 8 + "<end>", 2, 19)], CHUNKED)
-    texts = [bytewise.decode(piece.ids.tolist(), skip_special_tokens=False) for piece in pieces]
+def test_a_first_word_is_in_one_chunk_also_where_its_token_has_the_space_before_it(bytewise: TextTokenizer) -> None:
+    chunks, _ = bytewise.chunk_now([Templated("q a" + " b" * 8 + "<end>", 2, 19)], CHUNKED)
+    texts = [bytewise.decode(chunk.ids.tolist(), skip_special_tokens=False) for chunk in chunks]
     assert texts == ["q a b b b b <end>", "qb b b b<end>"]
 
 
 def test_a_prompt_that_fits_is_the_text_as_it_stands() -> None:
-    (item,) = tokenizer().encode_now([Templated("see this text", 4, 8)], Encoding())
+    (item,) = tokenizer().encode_now([Templated("see this text", 4, 8)], EncodeOptions())
     assert item.ids.tolist() == whole("see this text")
 
 
 @pytest.mark.parametrize("text", [Pair(LONG, "document"), Templated(LONG + " document", len(LONG) + 1, len(LONG) + 9)])
 def test_a_query_that_leaves_no_room_is_refused(text: Pair | Templated) -> None:
     with pytest.raises(ValidationError, match="leaves no room"):
-        tokenizer().split_now([text], CHUNKED)
+        tokenizer().chunk_now([text], CHUNKED)
 
 
 @pytest.mark.parametrize("text", ["", Pair("query", ""), Templated("no document", 3, 3), []], ids=str)
 def test_what_is_empty_is_refused(text: str | Pair | Templated | list[int]) -> None:
     with pytest.raises(EmptyInputError):
-        tokenizer().split_now([text], CHUNKED)
+        tokenizer().chunk_now([text], CHUNKED)
     with pytest.raises(EmptyInputError):
-        tokenizer().split_now([], CHUNKED)
+        tokenizer().chunk_now([], CHUNKED)
 
 
 @pytest.mark.parametrize("text", [" ", Templated("   ", 1, 2)], ids=["text", "prompt"])
@@ -173,27 +173,27 @@ def test_a_text_without_tokens_is_refused(text: str | Templated, tmp_path: Path)
     library.pre_tokenizer = pre_tokenizers.Whitespace()
     library.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(EmptyInputError, match="no tokens"):
-        TextTokenizer(tmp_path / "tokenizer.json", max_seq_len=8, vocab_size=1).split_now([text], CHUNKED)
+        TextTokenizer(tmp_path / "tokenizer.json", max_seq_len=8, vocab_size=1).chunk_now([text], CHUNKED)
 
 
-def test_every_piece_has_the_prompt_and_pooling_leaves_it_out() -> None:
-    how = Encoding(prompt=PROMPT, pool_prompt=False, chunk=True)
-    pieces, _ = tokenizer().split_now([LONG], how)
+def test_every_chunk_has_the_prompt_and_pooling_leaves_it_out() -> None:
+    how = EncodeOptions(prompt=PROMPT, pool_prompt=False, chunk=True)
+    chunks, _ = tokenizer().chunk_now([LONG], how)
     skip = len(whole(PROMPT)) - 1
-    assert len(pieces) > 3
-    assert {(tuple(piece.ids[:skip]), piece.skip) for piece in pieces} == {(tuple(whole(PROMPT)[:-1]), skip)}
-    assert [id_ for piece in pieces for id_ in piece.ids.tolist()[skip:-1]] == whole(LONG)[1:-1]
-    assert all(piece.skip < len(piece) for piece in pieces)
+    assert len(chunks) > 3
+    assert {(tuple(chunk.ids[:skip]), chunk.skip) for chunk in chunks} == {(tuple(whole(PROMPT)[:-1]), skip)}
+    assert [id_ for chunk in chunks for id_ in chunk.ids.tolist()[skip:-1]] == whole(LONG)[1:-1]
+    assert all(chunk.skip < len(chunk) for chunk in chunks)
 
 
-def test_more_pieces_than_a_request_may_have_are_refused() -> None:
+def test_more_chunks_than_a_request_may_have_are_refused() -> None:
     with pytest.raises(ValidationError, match="at most 1024"):
-        tokenizer().split_now([LONG] * 8, Encoding(False, chunk=True, chunk_tokens=1))
+        tokenizer().chunk_now([LONG] * 8, EncodeOptions(False, chunk=True, chunk_tokens=1))
 
 
 @pytest.mark.parametrize(("side", "kept"), [(TruncationSide.RIGHT, slice(1, 6)), (TruncationSide.LEFT, slice(-6, -1))])
 def test_a_length_alone_cuts(side: TruncationSide, kept: slice) -> None:
-    ((item,), owners) = tokenizer().split_now([LONG], Encoding(True, side, chunk_tokens=5))
+    ((item,), owners) = tokenizer().chunk_now([LONG], EncodeOptions(True, side, chunk_tokens=5))
     assert item.ids.tolist()[1:-1] == whole(LONG)[kept]
     assert owners.tolist() == [0]
 
@@ -202,13 +202,13 @@ def test_what_may_not_be_cut_is_refused_beyond_the_length_that_was_asked_for() -
     ids = list(range(5, 105))
     for text in (LONG, Pair("query", LONG), ids):
         with pytest.raises(ValidationError, match="less than 40 tokens"):
-            tokenizer().split_now([text], Encoding(truncate=False, chunk_tokens=90))
-    ((cut,), _) = tokenizer().split_now([ids], Encoding(truncate=False, chunk_tokens=9))
+            tokenizer().chunk_now([text], EncodeOptions(truncate=False, chunk_tokens=90))
+    ((cut,), _) = tokenizer().chunk_now([ids], EncodeOptions(truncate=False, chunk_tokens=9))
     assert cut.ids.tolist() == ids[:9]
 
 
 def test_token_ids_are_split_as_they_are() -> None:
-    tokens, _ = tokenizer().split_now([list(range(5, 105))], CHUNKED)
+    tokens, _ = tokenizer().chunk_now([list(range(5, 105))], CHUNKED)
     assert [len(item) for item in tokens] == [40, 40, 20]
     assert np.concatenate([item.ids for item in tokens]).tolist() == list(range(5, 105))
 
@@ -216,7 +216,7 @@ def test_token_ids_are_split_as_they_are() -> None:
 OWNERS, WEIGHTS = np.array([0, 0, 1]), np.array([3, 1, 2], np.float32)
 
 
-def test_vectors_of_pieces_are_averaged_by_their_tokens() -> None:
+def test_vectors_of_chunks_are_averaged_by_their_tokens() -> None:
     rows = np.array([[3, 4], [0, 2], [1, 0]], np.float32)
     unit = l2_normalize(rows)
     joined = Embed(["a", "b"]).join(rows, OWNERS, WEIGHTS)
@@ -224,18 +224,18 @@ def test_vectors_of_pieces_are_averaged_by_their_tokens() -> None:
     assert np.allclose(Embed(["a", "b"], normalize=False).join(rows, OWNERS, WEIGHTS)[0], [2.25, 3.5])
 
 
-def test_the_best_piece_of_a_document_counts() -> None:
+def test_the_best_chunk_of_a_document_counts() -> None:
     rows = np.array([[-1], [2], [0.5]], np.float32)
-    assert Rank(["a", "b"], Encoding(), "none").join(rows, OWNERS, WEIGHTS).tolist() == [[2], [0.5]]
-    assert Classify(["a", "b"], Encoding(), "none").join(rows, OWNERS, WEIGHTS).tolist() == [[2], [0.5]]
+    assert Rank(["a", "b"], EncodeOptions(), "none").join(rows, OWNERS, WEIGHTS).tolist() == [[2], [0.5]]
+    assert Classify(["a", "b"], EncodeOptions(), "none").join(rows, OWNERS, WEIGHTS).tolist() == [[2], [0.5]]
 
 
 def test_of_two_labels_the_margin_ranks() -> None:
     rows = np.array([[1, 3], [2, 1], [0, 0]], np.float32)
-    task = Rank(["a", "b"], Encoding(), "none")
+    task = Rank(["a", "b"], EncodeOptions(), "none")
     assert task.finish(task.join(rows, OWNERS, WEIGHTS)).tolist() == [[2], [0]]
 
 
 def test_scores_of_several_labels_are_averaged() -> None:
     rows = np.array([[4, 0], [0, 4], [1, 1]], np.float32)
-    assert Classify(["a", "b"], Encoding(), "none").join(rows, OWNERS, WEIGHTS).tolist() == [[3, 1], [1, 1]]
+    assert Classify(["a", "b"], EncodeOptions(), "none").join(rows, OWNERS, WEIGHTS).tolist() == [[3, 1], [1, 1]]

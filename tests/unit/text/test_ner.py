@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from bei_core.text.ner import Entity, Piece, Strategy, entities, without
+from bei_core.tasks import TokenSpan
+from bei_core.text.ner import Entity, Strategy, drop_ignored, find_entities
 
 LABELS = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
 UNKNOWN = 99
@@ -35,14 +36,14 @@ class Bytes(WordPiece):
 
 
 TEXT = "Ada Lovelace in Rome"
-PIECES = [
-    Piece(1, "[CLS]", True, 0, 0),
-    Piece(2, "Ada", False, 0, 3),
-    Piece(3, "Love", False, 4, 8),
-    Piece(4, "##lace", False, 8, 12),
-    Piece(5, "in", False, 13, 15),
-    Piece(6, "Rome", False, 16, 20),
-    Piece(7, "[SEP]", True, 0, 0),
+TOKENS = [
+    TokenSpan(1, "[CLS]", True, 0, 0),
+    TokenSpan(2, "Ada", False, 0, 3),
+    TokenSpan(3, "Love", False, 4, 8),
+    TokenSpan(4, "##lace", False, 8, 12),
+    TokenSpan(5, "in", False, 13, 15),
+    TokenSpan(6, "Rome", False, 16, 20),
+    TokenSpan(7, "[SEP]", True, 0, 0),
 ]
 
 
@@ -65,7 +66,7 @@ def spans(found: Sequence[Entity]) -> list[tuple[str, str, int, int]]:
 
 
 def test_none_is_each_token_with_its_best_label() -> None:
-    found = entities(TEXT, PIECES, SCORES, LABELS, WordPiece(), "none")
+    found = find_entities(TEXT, TOKENS, SCORES, LABELS, WordPiece(), "none")
     assert spans(found) == [
         ("B-PER", "Ada", 0, 3),
         ("I-PER", "Love", 4, 8),
@@ -89,7 +90,7 @@ def test_none_is_each_token_with_its_best_label() -> None:
 def test_each_strategy_settles_a_word_its_own_way(
     strategy: Strategy, expected: list[tuple[str, str, int, int, float]]
 ) -> None:
-    found = without(entities(TEXT, PIECES, SCORES, LABELS, WordPiece(), strategy), ["O"])
+    found = drop_ignored(find_entities(TEXT, TOKENS, SCORES, LABELS, WordPiece(), strategy), ["O"])
     assert spans(found) == [item[:4] for item in expected] + [("LOC", "Rome", 16, 20)]
     np.testing.assert_allclose([entity.score for entity in found[:-1]], [item[4] for item in expected], rtol=1e-6)
 
@@ -107,35 +108,35 @@ def test_each_strategy_settles_a_word_its_own_way(
 def test_b_begins_an_entity_and_i_goes_on_with_its_like(
     labels: tuple[str, str], expected: list[tuple[str, str, int, int]]
 ) -> None:
-    pieces = [Piece(2, "a", False, 0, 1), Piece(3, "b", False, 2, 3)]
+    tokens = [TokenSpan(2, "a", False, 0, 1), TokenSpan(3, "b", False, 2, 3)]
     scores = rows(*((label, 0.9) for label in labels))
-    assert spans(entities("a b", pieces, scores, LABELS, WordPiece(), "simple")) == expected
+    assert spans(find_entities("a b", tokens, scores, LABELS, WordPiece(), "simple")) == expected
 
 
 def test_labels_without_b_and_i_are_what_they_are() -> None:
-    pieces = [Piece(2, "a", False, 0, 1), Piece(3, "b", False, 2, 3), Piece(4, "c", False, 4, 5)]
+    tokens = [TokenSpan(2, "a", False, 0, 1), TokenSpan(3, "b", False, 2, 3), TokenSpan(4, "c", False, 4, 5)]
     scores = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    found = entities("a b c", pieces, scores, ("LABEL_0", "S-PER"), WordPiece(), "simple")
+    found = find_entities("a b c", tokens, scores, ("LABEL_0", "S-PER"), WordPiece(), "simple")
     assert spans(found) == [("LABEL_0", "a b", 0, 3), ("PER", "c", 4, 5)]
 
 
 def test_an_unknown_token_is_a_word_of_its_own_and_shows_the_text() -> None:
-    pieces = [Piece(2, "a", False, 0, 1), Piece(UNKNOWN, "[UNK]", False, 1, 3)]
-    found = entities("aß̈", pieces, rows(("B-PER", 0.9), ("B-LOC", 0.9)), LABELS, WordPiece(), "first")
+    tokens = [TokenSpan(2, "a", False, 0, 1), TokenSpan(UNKNOWN, "[UNK]", False, 1, 3)]
+    found = find_entities("aß̈", tokens, rows(("B-PER", 0.9), ("B-LOC", 0.9)), LABELS, WordPiece(), "first")
     assert spans(found) == [("PER", "a", 0, 1), ("LOC", "ß̈", 1, 3)]
 
 
 def test_words_end_at_spaces_where_tokens_do_not_say() -> None:
-    pieces = [Piece(2, "Ada", False, 0, 3), Piece(3, "Ġin", False, 4, 6), Piece(4, ",", False, 6, 7)]
-    found = entities("Ada in,", pieces, rows(("B-PER", 0.9), ("B-LOC", 0.9), ("O", 0.9)), LABELS, Bytes(), "first")
+    tokens = [TokenSpan(2, "Ada", False, 0, 3), TokenSpan(3, "Ġin", False, 4, 6), TokenSpan(4, ",", False, 6, 7)]
+    found = find_entities("Ada in,", tokens, rows(("B-PER", 0.9), ("B-LOC", 0.9), ("O", 0.9)), LABELS, Bytes(), "first")
     assert spans(found) == [("PER", "Ada", 0, 3), ("LOC", " in,", 4, 7)]
 
 
 @pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
 def test_a_text_of_special_tokens_alone_has_no_entities(strategy: Strategy) -> None:
-    assert entities("", [PIECES[0]], SCORES[:1], LABELS, WordPiece(), strategy) == []
+    assert find_entities("", [TOKENS[0]], SCORES[:1], LABELS, WordPiece(), strategy) == []
 
 
 def test_a_row_is_needed_for_every_token() -> None:
     with pytest.raises(ValueError, match="zip"):
-        entities(TEXT, PIECES, SCORES[1:], LABELS, WordPiece(), "none")
+        find_entities(TEXT, TOKENS, SCORES[1:], LABELS, WordPiece(), "none")

@@ -15,13 +15,13 @@ import tokenizers
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, EmptyInputError, TokenizerError, ValidationError
-from bei_core.tasks import Encoding, Pair, Templated, Text, Tokens, TruncationSide
+from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TruncationSide
 from bei_core.text.tokenizer import INLINE_CHARS, TextTokenizer
 from tests.golden.cases import CASES, Case, load_minilm
 from tests.golden.texts import mixed_texts
 
-PLAIN = Encoding()
-REFUSE = Encoding(truncate=False)
+PLAIN = EncodeOptions()
+REFUSE = EncodeOptions(truncate=False)
 SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
 
 # One tokenizer of each kind that the goldens have: WordPiece, byte-level BPE, Unigram, and RoBERTa-style WordPiece.
@@ -53,7 +53,7 @@ def test_ids_are_those_of_transformers(case: Case) -> None:
     sentence = case.folder / "sentence_bert_config.json"
     lower = sentence.is_file() and json.loads(sentence.read_text()).get("do_lower_case", False)
     tokenizer = tokenizer_of(case.folder, case.max_seq_length, lower_case=lower)
-    tokens = tokenizer.encode_now(list(case.texts), Encoding(prompt=case.prompt or None))
+    tokens = tokenizer.encode_now(list(case.texts), EncodeOptions(prompt=case.prompt or None))
     assert ids_of(tokens) == [ids.tolist() for ids in case.ids]
     assert any(len(ids) == case.max_seq_length for ids in case.ids), "no text was long enough to be cut"
 
@@ -90,7 +90,7 @@ def test_a_text_is_cut_as_tokenizers_cuts_it(kind: str, max_len: int, side: str)
     folder = FOLDERS[kind]
     tokenizer = tokenizer_of(folder, max_len)
     for text in mixed_texts()[::10]:
-        (tokens,) = tokenizer.encode_now([text], Encoding(side=SIDES[side]))
+        (tokens,) = tokenizer.encode_now([text], EncodeOptions(side=SIDES[side]))
         assert (tokens.ids.tolist(), tokens.type_ids.tolist()) == cut_by_the_library(folder, text, max_len, side)
 
 
@@ -102,7 +102,7 @@ def test_a_pair_is_cut_as_tokenizers_cuts_it(kind: str, max_len: int, side: str)
     tokenizer = tokenizer_of(folder, max_len)
     texts = mixed_texts()
     for pair in map(Pair, texts[::18], texts[1::18]):
-        (tokens,) = tokenizer.encode_now([pair], Encoding(side=SIDES[side]))
+        (tokens,) = tokenizer.encode_now([pair], EncodeOptions(side=SIDES[side]))
         assert (tokens.ids.tolist(), tokens.type_ids.tolist()) == cut_by_the_library(folder, pair, max_len, side)
 
 
@@ -119,7 +119,7 @@ def test_many_pairs_and_texts_are_encoded_as_each_alone(kind: str) -> None:
 def test_a_cut_text_keeps_its_special_tokens_and_the_end_that_was_asked_for(minilm: Checkpoint, side: str) -> None:
     text = " ".join(f"w{number}" for number in range(100))
     (whole,) = tokenizer_of(minilm.folder, 512).encode_now([text], PLAIN)
-    (cut,) = tokenizer_of(minilm.folder, 10).encode_now([text], Encoding(side=SIDES[side]))
+    (cut,) = tokenizer_of(minilm.folder, 10).encode_now([text], EncodeOptions(side=SIDES[side]))
     inner = whole.ids[1:-1]
     kept = inner[:8] if side == "right" else inner[-8:]
     assert cut.ids.tolist() == [whole.ids[0], *kept, whole.ids[-1]]
@@ -137,7 +137,7 @@ def test_a_text_that_is_too_long_is_refused_where_it_may_not_be_cut(minilm: Chec
 def test_a_text_of_megabytes_is_cut_before_it_is_tokenized_and_alike(minilm: Checkpoint, side: str) -> None:
     tokenizer, words = tokenizer_of(minilm.folder, 16), [f"word{index}" for index in range(200)]
     text = " ".join(words * 20)  # far over 250 characters a token
-    how = Encoding(side=SIDES[side])
+    how = EncodeOptions(side=SIDES[side])
     few = " ".join(words[:40] if side == "right" else words[-40:])
     assert ids_of(tokenizer.encode_now([text], how)) == ids_of(tokenizer.encode_now([few], how))
     assert ids_of(tokenizer.encode_now([Pair("a", text)], how)) == ids_of(tokenizer.encode_now([Pair("a", few)], how))
@@ -162,7 +162,7 @@ def test_a_limit_written_into_the_tokenizer_does_not_count() -> None:
 
 
 def test_token_ids_are_used_as_they_are(bert: TextTokenizer) -> None:
-    tokens = bert.encode_now([[5, 4, 3], [0], [bert.vocab_size - 1]], Encoding(prompt="ignored for ids: "))
+    tokens = bert.encode_now([[5, 4, 3], [0], [bert.vocab_size - 1]], EncodeOptions(prompt="ignored for ids: "))
     assert ids_of(tokens) == [[5, 4, 3], [0], [bert.vocab_size - 1]]
     assert all(item.ids.dtype == np.int32 and not item.type_ids.any() for item in tokens)
 
@@ -179,7 +179,7 @@ def test_texts_and_token_ids_may_be_mixed(bert: TextTokenizer) -> None:
 @pytest.mark.parametrize(("side", "kept"), [("right", [0, 1, 2]), ("left", [2, 3, 4])])
 def test_token_ids_are_cut_at_the_end_that_was_asked_for(minilm: Checkpoint, side: str, kept: list[int]) -> None:
     tokenizer = tokenizer_of(minilm.folder, 3)
-    assert ids_of(tokenizer.encode_now([[0, 1, 2, 3, 4]], Encoding(side=SIDES[side]))) == [kept]
+    assert ids_of(tokenizer.encode_now([[0, 1, 2, 3, 4]], EncodeOptions(side=SIDES[side]))) == [kept]
     with pytest.raises(ValidationError, match="Given: 5"):
         tokenizer.encode_now([[0, 1, 2, 3, 4]], REFUSE)
 
@@ -201,7 +201,7 @@ def test_what_is_empty_is_refused(bert: TextTokenizer, texts: list[Text]) -> Non
 
 def test_an_empty_text_is_refused_also_behind_a_prompt(bert: TextTokenizer) -> None:
     with pytest.raises(EmptyInputError):
-        bert.encode_now([""], Encoding(prompt="query: "))
+        bert.encode_now([""], EncodeOptions(prompt="query: "))
 
 
 def test_white_space_is_a_text_of_special_tokens(bert: TextTokenizer) -> None:
@@ -230,7 +230,7 @@ async def test_long_requests_are_encoded_off_the_event_loop_and_alike(
     threads = []
 
     def watched(function: Callable[..., list[Tokens]]) -> Callable[..., list[Tokens]]:
-        def run(texts: list[Text], how: Encoding) -> list[Tokens]:
+        def run(texts: list[Text], how: EncodeOptions) -> list[Tokens]:
             threads.append(threading.current_thread() is threading.main_thread())
             return function(texts, how)
 
@@ -238,23 +238,23 @@ async def test_long_requests_are_encoded_off_the_event_loop_and_alike(
 
     monkeypatch.setattr(bert, "encode_now", watched(bert.encode_now))
     short, long = ["word"], ["word " * 100] * (INLINE_CHARS // 500 + 1)
-    assert ids_of(await bert.encode(short, PLAIN)) == ids_of(bert.encode_now(short, PLAIN))
+    assert ids_of((await bert.tokenize(short, PLAIN)).tokens) == ids_of(bert.encode_now(short, PLAIN))
     threads.clear()
-    await bert.encode(short, PLAIN)
-    tokens = await bert.encode(long, PLAIN)
+    await bert.tokenize(short, PLAIN)
+    tokens, _ = await bert.tokenize(long, PLAIN)
     assert threads == [True, False]
     assert ids_of(tokens) == ids_of(bert.encode_now(long, PLAIN))
 
 
 async def test_an_error_in_the_pool_is_the_callers(bert: TextTokenizer) -> None:
     with pytest.raises(EmptyInputError):
-        await bert.encode(["word " * INLINE_CHARS, ""], PLAIN)
+        await bert.tokenize(["word " * INLINE_CHARS, ""], PLAIN)
 
 
 async def test_many_requests_at_once_are_not_mixed_up(bert: TextTokenizer) -> None:
     requests = [[f"text {index} " * (1 + 50 * (index % 20))] for index in range(60)]
-    together = await asyncio.gather(*(bert.encode(list[Text](texts), PLAIN) for texts in requests))
-    assert [ids_of(tokens) for tokens in together] == [
+    together = await asyncio.gather(*(bert.tokenize(list[Text](texts), PLAIN) for texts in requests))
+    assert [ids_of(tokens) for tokens, _ in together] == [
         ids_of(bert.encode_now(list[Text](texts), PLAIN)) for texts in requests
     ]
 
@@ -265,7 +265,7 @@ async def test_many_requests_at_once_are_not_mixed_up(bert: TextTokenizer) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prompt_goes_before_every_text(kind: str) -> None:
     tokenizer = tokenizer_of(FOLDERS[kind])
-    prompted = tokenizer.encode_now(["one", "two"], Encoding(prompt="query: "))
+    prompted = tokenizer.encode_now(["one", "two"], EncodeOptions(prompt="query: "))
     assert ids_of(prompted) == ids_of(tokenizer.encode_now(["query: one", "query: two"], PLAIN))
 
 
@@ -277,15 +277,15 @@ SKIPS = {KINDS[0]: (6, 6, 3), KINDS[1]: (8, 5, 9), KINDS[2]: (7, 4, 9), KINDS[3]
 def test_pooling_leaves_out_the_tokens_that_sentence_transformers_leaves_out(kind: str) -> None:
     tokenizer = tokenizer_of(FOLDERS[kind])
     for prompt, skip in zip(("query: ", "x </s>", "x [SEP]"), SKIPS[kind], strict=True):
-        (tokens,) = tokenizer.encode_now(["one two three four"], Encoding(prompt=prompt, pool_prompt=False))
+        (tokens,) = tokenizer.encode_now(["one two three four"], EncodeOptions(prompt=prompt, pool_prompt=False))
         assert tokens.skip == skip
-        assert tokenizer.encode_now(["one"], Encoding(prompt=prompt))[0].skip == 0
-    assert tokenizer.encode_now(["one"], Encoding(pool_prompt=False))[0].skip == 0
+        assert tokenizer.encode_now(["one"], EncodeOptions(prompt=prompt))[0].skip == 0
+    assert tokenizer.encode_now(["one"], EncodeOptions(pool_prompt=False))[0].skip == 0
 
 
 def test_what_has_no_prompt_before_it_is_pooled_whole(bert: TextTokenizer) -> None:
     inputs: list[Text] = [Pair("one", "two"), Templated("one two", 4, 7), [5, 6]]
-    how = Encoding(prompt="query: ", pool_prompt=False)
+    how = EncodeOptions(prompt="query: ", pool_prompt=False)
     assert [tokens.skip for tokens in bert.encode_now(inputs, how)] == [0, 0, 0]
     assert [tokens.skip for tokens in bert.encode_now([inputs[0]], how)] == [0]
 
@@ -294,13 +294,13 @@ def test_what_has_no_prompt_before_it_is_pooled_whole(bert: TextTokenizer) -> No
 def test_one_token_is_pooled_at_least_and_only_what_is_left_of_a_prompt_left_out(
     minilm: Checkpoint, side: str, skip: int
 ) -> None:
-    how = Encoding(side=SIDES[side], prompt="a b c d e f g h i j ", pool_prompt=False)
+    how = EncodeOptions(side=SIDES[side], prompt="a b c d e f g h i j ", pool_prompt=False)
     (tokens,) = tokenizer_of(minilm.folder, 8).encode_now(["one " * 20], how)
     assert (len(tokens), tokens.skip) == (8, skip)
 
 
 def test_an_empty_prompt_is_none(bert: TextTokenizer) -> None:
-    assert ids_of(bert.encode_now(["one"], Encoding(prompt=""))) == ids_of(bert.encode_now(["one"], PLAIN))
+    assert ids_of(bert.encode_now(["one"], EncodeOptions(prompt=""))) == ids_of(bert.encode_now(["one"], PLAIN))
 
 
 @pytest.mark.parametrize("kind", ["bert-mean-cls-list", "roberta-mean-normalize", "xlmr-cls-f16-sharded"])

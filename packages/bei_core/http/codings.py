@@ -1,0 +1,79 @@
+"""Compressed bodies, gzip and zstd: of requests and of replies.
+
+docs/decisions/007-reply-formats.md has the measurements behind the limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import zlib
+from typing import Any
+
+from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+# The better coding first, each with the bytes that it compresses in a millisecond; a longer reply goes to a thread.
+CODINGS = {"zstd": 262_144, "gzip": 65_536}
+
+_LEVEL = 1  # vectors are like noise: a higher level costs more and makes them hardly smaller
+_MIN_COMPRESSED = 1024  # bytes; a reply that fits in one packet arrives no sooner for being smaller
+
+# The most memory that a compressed body may demand of its reader: 8 MiB, the limit for zstd on the web (RFC 9659).
+_ZSTD_WINDOW_LOG = 23
+
+
+async def compressed(body: bytes, coding: str) -> bytes | None:
+    """The body under a coding; None for one too small to be worth it."""
+    if len(body) <= _MIN_COMPRESSED:
+        return None
+    if len(body) <= CODINGS[coding]:
+        return _compress(body, coding)
+    return await asyncio.to_thread(_compress, body, coding)
+
+
+async def inflated(body: bytes, coding: str, limit: int) -> bytes:
+    """What a compressed body says.
+
+    Raises ValidationError for an unknown coding, MalformedBodyError for what is not of it, PayloadTooLargeError for
+    more than `limit`.
+    """
+    name = coding.strip().lower()
+    if name in {"", "identity"}:
+        return body
+    if name not in CODINGS:
+        known = ", ".join((*CODINGS, "identity"))
+        raise ValidationError(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
+    return await asyncio.to_thread(_inflate, body, name, limit)  # a small one may be the start of a very large one
+
+
+def _compress(body: bytes, coding: str) -> bytes:
+    if coding == "zstd":
+        return zstd.compress(body, level=_LEVEL)
+    encoder = zlib.compressobj(_LEVEL, wbits=31)  # 31: with gzip's header
+    return encoder.compress(body) + encoder.flush()
+
+
+def _inflate(body: bytes, coding: str, limit: int) -> bytes:
+    decoder, fault = _decoder(coding)
+    try:
+        plain: bytes = decoder.decompress(body, limit + 1)
+    except fault as error:
+        raise MalformedBodyError(f"the body is not {coding}, as its content-encoding says") from error
+    if len(plain) > limit:
+        raise PayloadTooLargeError(f"the body is larger than {limit} bytes once decompressed")
+    if not decoder.eof or decoder.unused_data:  # a second member could be the first of a million
+        raise MalformedBodyError(f"the body is not one whole {coding} stream, as its content-encoding says")
+    return plain
+
+
+def _decoder(coding: str) -> tuple[Any, type[Exception]]:
+    """What decompresses, and what it raises."""
+    if coding == "gzip":
+        return zlib.decompressobj(wbits=31), zlib.error
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+    return zstd.ZstdDecompressor(options=options), zstd.ZstdError

@@ -1,0 +1,45 @@
+"""Replies in msgpack, with NumPy arrays as lists; `docs/decisions/007-reply-formats.md` says when one is sent."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import msgspec
+import numpy as np
+
+
+def packed(value: object) -> bytes:
+    """A value in msgpack; NumPy arrays as lists, of 32-bit floats where that is what they hold."""
+    return _ENCODER.encode(value)
+
+
+def _plain(value: object) -> object:
+    """What msgspec does not know, as something that it does."""
+    if isinstance(value, np.ndarray):
+        if value.dtype == np.float32 and value.ndim > 0:
+            return msgspec.Raw(_packed_floats(value))
+        return value.tolist()
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"this is a bug: a reply holds a {type(value).__name__}")
+
+
+def _packed_floats(array: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
+    """Lists of 32-bit floats, written as msgpack all at once: msgspec would make an object of every number."""
+    if array.ndim > 1:
+        return _head(len(array)) + b"".join(_packed_floats(part) for part in array)
+    cells = np.empty((len(array), 5), np.uint8)
+    cells[:, 0] = 0xCA  # a float of 32 bits follows
+    cells[:, 1:] = array.astype(">f4").view(np.uint8).reshape(-1, 4)
+    return _head(len(array)) + cells.tobytes()
+
+
+def _head(length: int) -> bytes:
+    """The start of a msgpack list."""
+    if length < 16:
+        return bytes([0x90 | length])
+    return struct.pack(">BH", 0xDC, length) if length < 65_536 else struct.pack(">BI", 0xDD, length)
+
+
+_ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)

@@ -1,0 +1,26 @@
+"""The names by which clients may call the models of a server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bei_core.errors import ConfigError
+from bei_core.serving.service import Service
+from bei_core.storage.objects import shown
+
+
+def by_name(services: Sequence[Service]) -> dict[str, Service]:
+    """The services by name: the served one, the full name, or its last part if no other model has the same.
+
+    Raises ConfigError if two models are served under one name.
+    """
+    found: dict[str, Service] = {}
+    for service in services:
+        if found.setdefault(service.name, service) is not service:
+            raise ConfigError(f"two models have the name {service.name}; write name=model_id to tell them apart")
+    full = [shown(service.settings.model_id or service.name) for service in services]
+    for aliases in (full, [name.rpartition("/")[2] for name in full]):
+        for alias, service in zip(aliases, services, strict=True):
+            if aliases.count(alias) == 1:
+                found.setdefault(alias, service)
+    return found

@@ -1,0 +1,110 @@
+"""Labels of tokens: Baseten's `/predict_tokens`, and the entities that Hugging Face's clients expect of a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import msgspec
+
+from bei_core.errors import EmptyInputError, ValidationError
+from bei_core.http.schemas.common import Common, RequestContext
+from bei_core.models.kind import Kind
+from bei_core.serving.served_model import ServedModel
+from bei_core.serving.service import Result
+from bei_core.tasks import ClassifyTokens, TokenRows, TokenSpan
+from bei_core.text.ner import Entity, Strategy, drop_ignored, find_entities
+
+_OUTSIDE = ("O",)  # the label of a token outside of any entity
+
+
+class TokenParameters(msgspec.Struct):
+    """What Hugging Face's clients send for a token classification pipeline."""
+
+    aggregation_strategy: Strategy = "simple"
+    ignore_labels: list[str] | None = None  # "O" by default
+
+
+class PredictTokensRequest(Common):
+    """`POST /predict_tokens`; with `parameters` the reply is that of a transformers pipeline."""
+
+    kinds = (Kind.TOKEN_CLASSIFIER,)
+
+    inputs: str | list[str | list[str]]
+    raw_scores: bool = False
+    aggregation_strategy: Strategy | None = None  # by default "none", or with `parameters` theirs
+    ignore_labels: list[str] | None = None  # "O" by default where tokens are aggregated
+    parameters: TokenParameters | None = None
+
+    @property
+    def texts(self) -> list[str]:
+        """One text per input. Raises EmptyInputError for none, ValidationError for an input of several texts."""
+        items = [self.inputs] if isinstance(self.inputs, str) else self.inputs
+        if not items:
+            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+        wrong = [len(item) for item in items if not isinstance(item, str) and len(item) != 1]
+        if wrong:
+            raise ValidationError(f"an input is a text or a list of one, got a list of {wrong[0]}", param="inputs")
+        return [item if isinstance(item, str) else item[0] for item in items]
+
+    def to_task(self, model: ServedModel) -> ClassifyTokens:
+        """The task."""
+        options = self.encode_options(model, spans=True)
+        return ClassifyTokens(self.texts, options, "none" if self.raw_scores else model.scoring)
+
+    def to_reply(self, result: Result[list[TokenRows]], context: RequestContext) -> list[Any]:
+        """The tokens with their scores, or the entities in Baseten's shape or that of a transformers pipeline."""
+        as_pipeline, model = self.parameters is not None or context.is_by_shape, context.model
+        strategy = self._strategy(as_pipeline)
+        spans = [tokens.spans for tokens in result.tokens]
+        if strategy == "none" and not as_pipeline:
+            pairs = zip(spans, result.rows, strict=True)
+            return [list(self._scored(tokens, rows, model.labels)) for tokens, rows in pairs]
+        ignored = self._ignored()
+        found: list[Any] = []
+        for text, tokens, rows in zip(self.texts, spans, result.rows, strict=True):
+            entities = find_entities(text, tokens, rows, model.labels, model.vocabulary, strategy)
+            kept = drop_ignored(entities, ignored)
+            found.append(
+                [_of_pipeline(entity, strategy) if as_pipeline else _of_baseten(entity, text) for entity in kept]
+            )
+        return found[0] if as_pipeline and isinstance(self.inputs, str) else found
+
+    def _strategy(self, as_pipeline: bool) -> Strategy:
+        """How tokens become entities."""
+        if self.aggregation_strategy is not None:
+            return self.aggregation_strategy
+        return (self.parameters or TokenParameters()).aggregation_strategy if as_pipeline else "none"
+
+    def _ignored(self) -> Collection[str]:
+        """The labels of the entities to leave out."""
+        asked = self.parameters.ignore_labels if self.parameters else None
+        asked = self.ignore_labels if asked is None else asked
+        return _OUTSIDE if asked is None else asked
+
+    def _scored(self, tokens: Sequence[TokenSpan], rows: TokenRows, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Each token, with the score of its best label or, if raw, with those of all labels."""
+        for token, row in zip(tokens, rows, strict=True):
+            best = int(row.argmax())
+            chosen = range(len(labels)) if self.raw_scores else (best,)
+            if labels[best] not in (self.ignore_labels or ()):
+                results = {labels[index]: float(row[index]) for index in chosen}
+                yield _token(token.token, token.id, token.start, token.end, results)
+
+
+def _of_pipeline(entity: Entity, strategy: Strategy) -> dict[str, Any]:
+    """An entity, or with "none" a token, as transformers' pipeline has it."""
+    place = {"word": entity.word, "start": entity.start, "end": entity.end}
+    if strategy == "none":
+        return {"entity": entity.label, "score": entity.score, "index": entity.index, **place}
+    return {"entity_group": entity.label, "score": entity.score, **place}
+
+
+def _of_baseten(entity: Entity, text: str) -> dict[str, Any]:
+    """An entity as BEI has it: the fields of a token, whose id is 0, and those of the pipeline."""
+    token = _token(text[entity.start : entity.end], 0, entity.start, entity.end, {entity.label: entity.score})
+    return token | _of_pipeline(entity, "simple")
+
+
+def _token(token: str, token_id: int, start: int, end: int, results: dict[str, float]) -> dict[str, Any]:
+    return {"token": token, "token_id": token_id, "start": start, "end": end, "results": results}

@@ -1,0 +1,80 @@
+"""`/rerank`, in the shape of Cohere and Jina (`documents`) and in that of TEI (`texts`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from bei_core.errors import EmptyInputError, ValidationError
+from bei_core.http.schemas.common import Common, RequestContext, usage
+from bei_core.models.kind import Kind
+from bei_core.serving.served_model import ServedModel
+from bei_core.serving.service import Result
+from bei_core.tasks import Rank, Rows, Scoring, best_first
+
+
+class Document(msgspec.Struct):
+    """A document as clients of Cohere's v1 and Jina's may send it."""
+
+    text: str
+
+
+class RerankRequest(Common, kw_only=True):
+    """`POST /rerank`; the field that holds the texts decides the shape of the reply."""
+
+    kinds = (Kind.RERANKER,)
+
+    query: str
+    texts: list[str] | None = None
+    documents: list[str | Document] | None = None
+    model: str | None = None
+    top_n: int | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+    return_documents: bool = False
+    instruction: str | None = None  # for a model whose template has one
+
+    @property
+    def passages(self) -> list[str]:
+        """The texts to rank. Raises ValidationError unless one of the two fields is there."""
+        if (self.texts is None) == (self.documents is None):
+            raise ValidationError("give either `texts` or `documents`", param="texts")
+        if self.texts is not None:
+            return self.texts
+        return [item.text if isinstance(item, Document) else item for item in self.documents or ()]
+
+    def to_task(self, model: ServedModel) -> Rank:
+        """The task."""
+        if self.top_n is not None and self.top_n < 1:
+            raise ValidationError(f"`top_n` must be at least 1, got {self.top_n}", param="top_n")
+        texts = self.passages
+        if not texts:
+            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+        if not self.query:
+            raise EmptyInputError("`query` cannot be empty", param="query")
+        # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
+        scoring: Scoring = model.scoring if len(model.labels) == 1 else "sigmoid"
+        pairs = [model.pair(self.query, text, self.instruction) for text in texts]
+        return Rank(pairs, self.encode_options(model), "none" if self.raw_scores else scoring)
+
+    def to_reply(self, result: Result[Rows], context: RequestContext) -> list[Any] | dict[str, Any]:
+        """TEI's list for `texts`, Cohere's and Jina's object for `documents`; the best first."""
+        scores, texts = result.rows[:, 0], self.passages
+        best = [(index, float(scores[index])) for index in best_first(scores, self.top_n)]
+        if self.documents is None:
+            with_text = ({"text": texts[index]} if self.return_text else {} for index, _ in best)
+            return [
+                {"index": index, "score": score} | text for (index, score), text in zip(best, with_text, strict=True)
+            ]
+        with_document = ({"document": {"text": texts[i]}} if self.return_documents else {} for i, _ in best)
+        return {
+            "id": context.request_id,
+            "model": self.model or context.model.name,
+            "results": [
+                {"index": index, "relevance_score": score} | document
+                for (index, score), document in zip(best, with_document, strict=True)
+            ],
+            "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
+            "usage": usage(result.timings),
+        }

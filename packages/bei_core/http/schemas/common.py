@@ -1,0 +1,168 @@
+"""What the APIs share: how bodies are decoded, their options of encoding, their inputs, parts of their replies."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+
+import msgspec
+
+from bei_core.errors import EmptyInputError, MalformedBodyError, RequestError, ValidationError
+from bei_core.metrics import Timings
+from bei_core.models.kind import Kind
+from bei_core.serving.served_model import ServedModel
+from bei_core.serving.service import Result
+from bei_core.tasks import Classify, EncodeOptions, Pair, Rows, Scoring, Task, Text, TruncationSide, best_first
+
+ValueT = TypeVar("ValueT")
+
+# A text, token ids, or a list of either. msgspec allows one array type per union, so `inputs_of` refuses mixtures.
+Input: TypeAlias = str | list[str | int | list[int]]
+Truncate: TypeAlias = bool | Literal["NONE", "START", "END"]  # the strings are those of Cohere and NIM
+
+_FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
+_FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
+_SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """What a reply may say besides the model's result."""
+
+    model: ServedModel
+    request_id: str
+    is_by_shape: bool = False  # the client sends all bodies to one path, as Hugging Face's clients do
+
+
+class Body(Protocol):
+    """A body that a model answers: the schema of a route without an `answer` of its own."""
+
+    kinds: ClassVar[tuple[Kind, ...]]
+
+    def to_task(self, model: ServedModel) -> Task[Any]:
+        """The task. Raises a RequestError if the body makes no sense for the model."""
+        ...
+
+    def to_reply(self, result: Result[Any], context: RequestContext) -> object:
+        """The value of the reply's body: what JSON has, and NumPy arrays."""
+        ...
+
+
+class Named(msgspec.Struct, kw_only=True):
+    """A body that may name a model. `Route.schema` is such a struct."""
+
+    kinds: ClassVar[tuple[Kind, ...]] = ()  # the kinds of model that can answer; none: any
+
+    model: Any = None  # for a server of several models; anything but a text is ignored
+
+
+class Common(Named, kw_only=True):
+    """A body with texts to encode."""
+
+    truncate: Truncate | None = None
+    truncation_direction: str = "Right"
+    prompt_name: str | None = None
+    chunk: bool = False
+    max_tokens_per_doc: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+    def encode_options(
+        self, model: ServedModel, *, prompt_name: str | None = None, spans: bool = False
+    ) -> EncodeOptions:
+        """How to encode the texts. Raises ValidationError for an unknown prompt or side."""
+        side = _SIDES.get(self.truncation_direction.lower())
+        if side is None:
+            raise ValidationError(
+                f"`truncation_direction` must be Left or Right, got {self.truncation_direction!r}",
+                param="truncation_direction",
+            )
+        default, truncate, name = model.default_options, self.truncate, prompt_name or self.prompt_name
+        if truncate is None:
+            truncate = default.truncate
+        elif isinstance(truncate, str):
+            side = TruncationSide.LEFT if truncate == "START" else TruncationSide.RIGHT
+            truncate = truncate != "NONE"
+        prompt = default.prompt if name is None else model.prompt(name)
+        return EncodeOptions(
+            truncate, side, prompt, default.pool_prompt, self.chunk, None if spans else self.max_tokens_per_doc, spans
+        )
+
+
+def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
+    """A JSON body as `schema`.
+
+    Raises MalformedBodyError if it is not JSON, ValidationError naming a field of the wrong type.
+    """
+    try:
+        return msgspec.json.decode(raw, type=schema)
+    except _FAULTS as fault:
+        raise _body_error(fault) from fault
+
+
+def convert(value: object, schema: type[ValueT]) -> ValueT:
+    """A decoded body as `schema`; raises as `decode` does."""
+    try:
+        return msgspec.convert(value, schema)
+    except _FAULTS as fault:
+        raise _body_error(fault) from fault
+
+
+def inputs_of(value: Input, field: str) -> list[Text]:
+    """The inputs of a body; a bare list of numbers is one input, the token ids of one text."""
+    if isinstance(value, str):
+        return [value]
+    if not value:
+        raise EmptyInputError(f"`{field}` cannot be empty", param=field)
+    numbers = sum(isinstance(item, int) for item in value)
+    if numbers == 0:
+        return value  # type: ignore[return-value]
+    if numbers < len(value):
+        raise ValidationError(f"`{field}` mixes token ids with texts; put the ids of each text in a list", param=field)
+    return [value]  # type: ignore[list-item]
+
+
+def texts_of(value: str | Sequence[str]) -> list[str]:
+    """One text or several, as a list. Raises EmptyInputError if there are none."""
+    texts = [value] if isinstance(value, str) else list(value)
+    if not texts:
+        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+    return texts
+
+
+def classify(items: Sequence[str | list[str]], options: EncodeOptions, scoring: Scoring) -> Classify:
+    """Scores of texts and of pairs, which are lists of two texts.
+
+    Raises EmptyInputError if there are none, ValidationError for a list of another length.
+    """
+    if not items:
+        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+    return Classify([_text_or_pair(item) for item in items], options, scoring)
+
+
+def labelled(rows: Rows, labels: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """`[[{label, score}]]`, the best label first."""
+    return [[{"label": labels[index], "score": float(row[index])} for index in best_first(row)] for row in rows]
+
+
+def usage(timings: Timings) -> dict[str, int]:
+    """The `usage` of OpenAI, Jina and Infinity: tokens after truncation, special ones included."""
+    return {"prompt_tokens": timings.num_tokens, "total_tokens": timings.num_tokens}
+
+
+def _text_or_pair(item: str | list[str]) -> str | Pair:
+    if isinstance(item, str):
+        return item
+    if len(item) not in {1, 2}:
+        raise ValidationError(f"an input is a text or a pair of texts, got a list of {len(item)}", param="inputs")
+    return item[0] if len(item) == 1 else Pair(item[0], item[1])
+
+
+def _body_error(fault: Exception) -> RequestError:
+    """What the client is told of a body that msgspec refuses."""
+    if isinstance(fault, msgspec.ValidationError):
+        field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
+        return ValidationError(str(fault), param=field.group(1) if field else None)
+    if isinstance(fault, RecursionError):
+        return MalformedBodyError("the body is nested too deeply")
+    return MalformedBodyError(f"the body is not JSON in UTF-8: {fault}")

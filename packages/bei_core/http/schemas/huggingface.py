@@ -1,0 +1,52 @@
+"""`/predict` of Baseten and TEI, with what Hugging Face's clients send to a text classification pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from bei_core.http.schemas.common import Common, RequestContext, classify, labelled
+from bei_core.models.kind import Kind
+from bei_core.serving.served_model import ServedModel
+from bei_core.serving.service import Result
+from bei_core.tasks import Classify, Rows
+
+# `/predict`: a text; a pair, which is a list of two texts; or a list of such.
+Inputs: TypeAlias = str | list[str | list[str]]
+
+
+class LabelParameters(msgspec.Struct):
+    """What Hugging Face's clients send for a text classification pipeline."""
+
+    function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class PredictRequest(Common):
+    """`POST /predict`: a classifier's labels or a reranker's score, for texts and for pairs of texts."""
+
+    kinds = (Kind.CLASSIFIER, Kind.RERANKER)
+
+    inputs: Inputs
+    raw_scores: bool = False
+    parameters: LabelParameters | None = None  # given: the reply is a list of lists, as a transformers pipeline has it
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is one input, not in a list; `["a", "b"]` is one pair."""
+        return isinstance(self.inputs, str) or all(isinstance(item, str) for item in self.inputs)
+
+    def to_task(self, model: ServedModel) -> Classify:
+        """The task."""
+        items: Sequence[Any] = [self.inputs] if self.is_single and self.inputs else self.inputs
+        scoring = self.parameters.function_to_apply if self.parameters else None
+        return classify(items, self.encode_options(model), scoring or ("none" if self.raw_scores else model.scoring))
+
+    def to_reply(self, result: Result[Rows], context: RequestContext) -> list[Any]:
+        """`[{label, score}]` of a single input, or a list of such lists."""
+        found = labelled(result.rows, context.model.labels)
+        if self.parameters is not None:
+            return [labels[: self.parameters.top_k] for labels in found]
+        return found[0] if self.is_single else found

@@ -1,0 +1,94 @@
+"""What the routes know of a served model: enough to make a task of a request and a reply of the model's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from bei_core.config.settings import Settings
+from bei_core.engines.open import Opened
+from bei_core.errors import ConfigError, ValidationError, WrongTaskError
+from bei_core.models.kind import Kind
+from bei_core.models.spec import ModelSpec
+from bei_core.tasks import EncodeOptions, Pair, Scoring, Text
+from bei_core.text.ner import Vocabulary
+from bei_core.text.templates import RerankTemplate, chosen_template
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model's abilities, and the limits and defaults of its requests. Constant while it is served."""
+
+    name: str
+    kind: Kind
+    roles: frozenset[Kind]  # the kinds that it can serve as: its own, and reranker if its template makes it one
+    labels: Sequence[str]  # what the columns of its rows of scores stand for; none if it gives vectors
+    scoring: Scoring
+    template: RerankTemplate | None  # makes one text of a query and a document
+    prompts: Mapping[str, str]
+    default_options: EncodeOptions  # those of a request that says nothing
+    row_width: int  # D; 0 if it gives rows of tokens only
+    token_width: int  # E; 0 if it gives no rows of tokens
+    compute_type: str  # device and precision, such as `cpu+bf16`
+    max_inputs: int  # of one request
+    vocabulary: Vocabulary
+
+    def prompt(self, name: str) -> str:
+        """The text of a prompt. Raises ValidationError for an unknown name."""
+        if name not in self.prompts:
+            known = ", ".join(sorted(self.prompts)) or "none"
+            raise ValidationError(f"unknown prompt {name!r}; this model has: {known}", param="prompt_name")
+        return self.prompts[name]
+
+    def pair(self, query: str, document: str, instruction: str | None = None) -> Text:
+        """A reranker's input for a query and a document: a prompt if the model has a template, else a pair."""
+        return Pair(query, document) if self.template is None else self.template.fill(query, document, instruction)
+
+    def check_kind(self, kinds: Sequence[Kind]) -> None:
+        """Raises WrongTaskError unless the model can serve as one of `kinds`; no kinds: any model can."""
+        if kinds and self.roles.isdisjoint(kinds):
+            raise WrongTaskError(f"{self.name} is a model of kind {self.kind}; this needs {' or '.join(kinds)}")
+
+    def check_num_inputs(self, count: int) -> None:
+        """Raises ValidationError if one request may not have so many inputs."""
+        if count > self.max_inputs:
+            raise ValidationError(f"batch size {count} > maximum allowed batch size {self.max_inputs}", param="inputs")
+
+
+def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> ServedModel:
+    """An opened model under these settings. Raises ConfigError for a default prompt or a template it cannot have."""
+    spec, engine = opened.spec, opened.engine.info
+    kind, classifier = spec.kind, spec.classifier
+    template = chosen_template(settings.rerank_template, spec.template)
+    labels = classifier.labels if classifier else ()
+    ranks = template is not None and len(labels) == 2  # "no" and "yes"
+    return ServedModel(
+        name=settings.served_model_name or opened.manifest.source,
+        kind=kind,
+        roles=frozenset({kind, Kind.RERANKER}) if ranks else frozenset({kind}),
+        labels=labels,
+        scoring=classifier.scoring if classifier else "none",
+        template=template,
+        prompts=spec.prompts,
+        default_options=EncodeOptions(
+            truncate=settings.auto_truncate, prompt=_default_prompt(spec, settings), pool_prompt=spec.pools_prompt
+        ),
+        row_width=engine.row_width,
+        token_width=engine.token_width,
+        compute_type=engine.compute_type,
+        max_inputs=settings.max_client_batch_size,
+        vocabulary=vocabulary,
+    )
+
+
+def _default_prompt(spec: ModelSpec, settings: Settings) -> str | None:
+    """The text put before each input if a request names no prompt. Raises ConfigError for an unknown name."""
+    if settings.default_prompt is not None:
+        return settings.default_prompt
+    name = settings.default_prompt_name or spec.default_prompt_name
+    if name is None:
+        return None
+    if settings.default_prompt_name and name not in spec.prompts:
+        known = ", ".join(sorted(spec.prompts)) or "none"
+        raise ConfigError(f"default_prompt_name {name!r} is not a prompt of the model; it has: {known}")
+    return spec.prompts.get(name)
