@@ -2,9 +2,9 @@
 
     PYTHONPATH=packages:. python scripts/count_request_path.py [--list]
 
-The engine is the tests' fake one. Functions of every thread count, each once, however often it runs; a comprehension or
-a lambda counts as part of the function that it stands in. A change of file is a call into another file than that of the
-call before it.
+Needs Python 3.11. The engine is the tests' fake one. Functions of every thread count, each once, however often it runs;
+comprehensions and lambdas count as part of the function around them, properties as attributes. A change of file is a
+call into another file than that of the call before it.
 """
 
 from __future__ import annotations
@@ -53,8 +53,15 @@ class Calls:
         """One event of the interpreter's profiler."""
         code = frame.f_code
         if self.is_on and event == "call" and code.co_filename.startswith(str(PACKAGE)):
-            name = INNER.sub("", getattr(code, "co_qualname", code.co_name))  # qualified since Python 3.11
-            self.made.append((str(Path(code.co_filename).relative_to(PACKAGE)), name))
+            name = INNER.sub("", code.co_qualname)
+            if not is_property(frame, name):
+                self.made.append((str(Path(code.co_filename).relative_to(PACKAGE)), name))
+
+
+def is_property(frame: FrameType, name: str) -> bool:
+    """Whether the function of this qualified name is a property of its class."""
+    owner, _, attribute = name.rpartition(".")
+    return isinstance(getattr(frame.f_globals.get(owner), attribute, None), property)
 
 
 async def post(app: ASGIApp) -> int:

@@ -27,7 +27,7 @@ from bei_core.errors import (
 from bei_core.http import openapi
 from bei_core.http.codings import inflated
 from bei_core.http.naming import by_name
-from bei_core.http.replies import complete, compute_headers, error_response
+from bei_core.http.replies import complete, error_response
 from bei_core.http.route import Call, Route
 from bei_core.http.routes import ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
@@ -149,11 +149,10 @@ class App:
             timer.cancel()
             for watcher in watchers:
                 watcher.cancel()
-        headers = None
-        if call.timings.num_inputs:
-            headers = compute_headers(service.model, call.timings)
-            self.service.metrics.succeeded(call.timings)
-        return await complete(value, call.request.scope["headers"], headers)
+        timings = call.timings if call.timings.num_inputs else None  # of a route that ran the model
+        if timings is not None:
+            self.service.metrics.succeeded(timings)
+        return await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
 
     def _shaped(self, call: Call, body: object) -> object:
         """The decoded body of a route that its fields decide, as that route's schema; sets the call's route."""

@@ -13,7 +13,6 @@ from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError
 from bei_core.http.codings import CODINGS, compressed
 from bei_core.http.msgpack import packed
 from bei_core.metrics import Timings
-from bei_core.serving.served_model import ServedModel
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -34,34 +33,40 @@ class Plain(NamedTuple):
 
 
 async def complete(
-    value: object, request_headers: Iterable[tuple[bytes, bytes]], headers: Mapping[str, str] | None = None
+    value: object,
+    request_headers: Iterable[tuple[bytes, bytes]],
+    timings: Timings | None = None,
+    compute_type: str = "",
 ) -> Response:
-    """The reply with this value, in the format and the coding that the client takes."""
+    """The reply with this value, in the format and the coding that the client takes.
+
+    With `timings` it has TEI's `x-` headers: what computed it and where the time went, in milliseconds.
+    """
+    headers: dict[str, str] = {}
+    if timings is not None:
+        total = f"{timings.total_s * 1e3:.3f}"
+        headers = {
+            "x-compute-type": compute_type,
+            "x-compute-time": total,
+            "x-compute-characters": str(timings.num_characters),
+            "x-compute-tokens": str(timings.num_tokens),
+            "x-total-time": total,
+            "x-tokenization-time": f"{timings.tokenization_s * 1e3:.3f}",
+            "x-queue-time": f"{timings.queue_s * 1e3:.3f}",
+            "x-inference-time": f"{timings.inference_s * 1e3:.3f}",
+        }
     media_type, coding = wanted(request_headers)
-    changed = {} if media_type == JSON else _VARY
+    if media_type != JSON:
+        headers |= _VARY
     if isinstance(value, Plain):
         body, named = value
     else:
         named = media_type
         body = packed(value) if named == MSGPACK else orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     if coding is not None and (smaller := await compressed(body, coding)) is not None:
-        body, changed = smaller, {"content-encoding": coding, **_VARY}
-    return Response(body, headers={**(headers or {}), **changed}, media_type=named)
-
-
-def compute_headers(model: ServedModel, timings: Timings) -> dict[str, str]:
-    """TEI's `x-` headers: what computed the reply and where the time went, in milliseconds."""
-    total = f"{timings.total_s * 1e3:.3f}"
-    return {
-        "x-compute-type": model.compute_type,
-        "x-compute-time": total,
-        "x-compute-characters": str(timings.num_characters),
-        "x-compute-tokens": str(timings.num_tokens),
-        "x-total-time": total,
-        "x-tokenization-time": f"{timings.tokenization_s * 1e3:.3f}",
-        "x-queue-time": f"{timings.queue_s * 1e3:.3f}",
-        "x-inference-time": f"{timings.inference_s * 1e3:.3f}",
-    }
+        body = smaller
+        headers |= {"content-encoding": coding, **_VARY}
+    return Response(body, headers=headers, media_type=named)
 
 
 def error_response(error: RequestError, *, openai_shape: bool, inputs: str = "inputs") -> Response:

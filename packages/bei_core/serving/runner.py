@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,30 +187,25 @@ class Runner:
 
     def _step(self) -> None:
         """Runs one batch; if models share the processors, when it is this model's turn."""
-        if self._turns is None:
-            return self._take_and_run()
         try:
-            with self._turns.taken(self):
-                self._take_and_run()
+            with self._turns.taken(self) if self._turns is not None else nullcontext():
+                started = self._clock()
+                with self._wake:  # in one step, so that `_give_up` finds every item either in the queue or here
+                    taken = self._pending.take(self._budget, started, max_items=self._max_items)
+                    self._current = _Current(taken.items, started)
+                try:
+                    if taken.expired:
+                        late = DeadlineExceededError("the request's deadline passed while it waited")
+                        self._fail(taken.expired, late)
+                    if taken.items:
+                        self._forward(taken.items)
+                except Exception:
+                    log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
+                    self._fail(taken.items, EngineError("the engine failed; see the server's log"))
+                finally:
+                    self._current = _Current()
         except UnhealthyError as fault:  # another model hangs in its turn
             self._give_up(fault.message)
-
-    def _take_and_run(self) -> None:
-        started = self._clock()
-        with self._wake:  # in one step, so that `_give_up` finds every item either in the queue or here
-            taken = self._pending.take(self._budget, started, max_items=self._max_items)
-            items = taken.items
-            self._current = _Current(items, started)
-        try:
-            if taken.expired:
-                self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
-            if items:
-                self._forward(items)
-        except Exception:
-            log.exception("this is a bug: a batch of %d failed outside the engine", len(items))
-            self._fail(items, EngineError("the engine failed; see the server's log"))
-        finally:
-            self._current = _Current()
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
         """Runs items and settles each; a batch that fails is run again in halves, down to the items at fault."""
@@ -275,7 +271,10 @@ class Runner:
             loops.setdefault(ticket.future.get_loop(), []).append(ticket)
         for loop, settled in loops.items():
             try:
-                loop.call_soon_threadsafe(_resolve, settled)
+                if len(settled) == 1:
+                    loop.call_soon_threadsafe(settled[0].resolve)
+                else:
+                    loop.call_soon_threadsafe(_resolve, settled)
             except RuntimeError:  # the loop is closed
                 log.debug("dropped %d results of a closed event loop", len(settled))
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -128,22 +128,28 @@ class Service:
         Raises a RequestError: EmptyInputError, ValidationError, TokenizerError, OverloadedError, DeadlineExceededError,
         EngineError, UnhealthyError.
         """
-        timings = timings or Timings()
-        self._admit(task)
+        timings, count = timings or Timings(), len(task.inputs)
+        self.metrics.received(count)
+        if count > self.model.max_inputs:
+            self.model.check_num_inputs(count)
+        if self._num_requests >= self.settings.max_concurrent_requests:  # before any work is done
+            raise OverloadedError(f"{self._num_requests} requests are in progress already; try again")
+        self._num_requests += 1
         try:
             started = time.perf_counter()
             tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
             timings.tokenization_s = time.perf_counter() - started
-            timings.num_inputs = len(task.inputs)
-            timings.num_tokens = sum(map(len, tokens))
-            timings.num_characters = sum(map(num_characters, task.inputs))
+            timings.num_inputs, timings.num_tokens = count, sum(map(len, tokens))
+            timings.num_characters = sum(
+                len(text) if isinstance(text, str) else num_characters(text) for text in task.inputs
+            )
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
         finally:
             self._num_requests -= 1
         timings.queue_s, timings.inference_s = ticket.queue_s, ticket.inference_s
         self._proven_at = time.monotonic()
         rows = ticket.rows
-        if owners is not None and len(owners) > len(task.inputs):
+        if owners is not None and len(owners) > count:
             rows = task.join(rows, owners, np.array([len(item) for item in tokens], np.float32))
         return Result(task.finish(rows), timings, tokens)
 
@@ -167,15 +173,6 @@ class Service:
         if self._runner.close(timeout_s):
             self._opened.close()
         self.tokenizer.close()
-
-    def _admit(self, task: Task[Any]) -> None:
-        """Counts a request in. Raises OverloadedError before any work is done, ValidationError for too many inputs."""
-        self.metrics.received(len(task.inputs))
-        if len(task.inputs) > self.model.max_inputs:
-            self.model.check_num_inputs(len(task.inputs))
-        if self._num_requests >= self.settings.max_concurrent_requests:
-            raise OverloadedError(f"{self._num_requests} requests are in progress already; try again")
-        self._num_requests += 1
 
 
 def _blank(length: int) -> Tokens:

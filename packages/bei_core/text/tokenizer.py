@@ -85,15 +85,21 @@ class TextTokenizer:
         Raises EmptyInputError for an empty text, ValidationError for one that is too long and may not be truncated or
         for unknown token ids, TokenizerError if the library fails.
         """
-        _refuse_none(texts)
+        if not texts:
+            raise _no_texts()
         plain = [text for text in texts if isinstance(text, str) or type(text) is Pair]
         if len(plain) < len(texts):
             alone = (self.encode_now if isinstance(text, str | Pair) else self._encode_special for text in texts)
             return [encode([text], options)[0] for encode, text in zip(alone, texts, strict=True)]
         if not all(all(text) if isinstance(text, Pair) else text for text in plain):
             raise _empty_text()
+        prompt, longest = options.prompt or "", self._max_chars
+        prepared = [
+            prompt + text if isinstance(text, str) and len(text) <= longest else self._prepared(text, options)
+            for text in plain
+        ]
         skip = 0 if options.pool_prompt else self._skip(options)
-        encodings = self._encode([self._prepared(text, options) for text in plain], with_spans=options.spans)
+        encodings = self._encode(prepared, with_spans=options.spans)
         return [self._truncated(*each, skip, options) for each in zip(encodings, plain, strict=True)]
 
     def chunk_now(self, texts: Sequence[Text], options: EncodeOptions) -> tuple[list[Tokens], Indices]:
@@ -101,7 +107,8 @@ class TextTokenizer:
 
         Raises as `encode_now`, and ValidationError for too many chunks.
         """
-        _refuse_none(texts)
+        if not texts:
+            raise _no_texts()
         chunks: list[Tokens] = []
         counts: list[int] = []
         for text in texts:
@@ -166,7 +173,8 @@ class TextTokenizer:
     def _truncated(self, encoding: tokenizers.Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
         """The tokens of a text or a pair, cut to the model's length if need be and allowed."""
         ids = encoding.ids
-        self._check_encoded(ids)
+        if not ids or self._has_unknown_ids:
+            self._check_encoded(ids)
         if isinstance(text, Pair):
             skip = 0  # a pair has no prompt
         if len(ids) > self.max_seq_len:
@@ -285,7 +293,7 @@ class TextTokenizer:
         """What to encode: a text after its prompt or a pair, cut to a size that can be tokenized."""
         if isinstance(text, Pair):
             return Pair(self._cut(text.first, options), self._cut(text.second, options))
-        return (options.prompt or "") + (text if len(text) <= self._max_chars else self._cut(text, options))
+        return (options.prompt or "") + self._cut(text, options)
 
     def _cut(self, text: str, options: EncodeOptions) -> str:
         """The text without those characters that are too far from the kept end for any of their tokens to stay."""
@@ -322,9 +330,8 @@ class TextTokenizer:
             )
 
 
-def _refuse_none(texts: Sequence[Text]) -> None:
-    if not texts:
-        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+def _no_texts() -> EmptyInputError:
+    return EmptyInputError("`inputs` cannot be empty", param="inputs")
 
 
 def _empty_text() -> EmptyInputError:
