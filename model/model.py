@@ -1,7 +1,7 @@
-"""What Truss loads. Everything is in bei_core; this hands it Truss's config, secrets and requests.
+"""The class that Truss loads. It hands Truss's config, secrets and requests to bei_core, which does everything.
 
-No `from __future__ import annotations` here: Truss finds out what a method takes by its annotations, and a Request that
-is a string to it would be taken for the parsed body.
+This file must not have `from __future__ import annotations`: Truss looks at the annotations of the methods to find out
+what they take. If `Request` were a string, Truss would pass the parsed body instead.
 """
 
 import logging
@@ -22,7 +22,7 @@ from bei_core.truss.routes import add_routes
 
 
 class Model:
-    """A model served by Truss, with the bodies, statuses and headers of `bei serve`."""
+    """A model on Truss's server, with the routes, statuses and headers of `bei serve`."""
 
     def __init__(self, *, config: Mapping[str, Any], secrets: Mapping[str, str] | None = None, **_: object) -> None:
         self._config = config
@@ -31,8 +31,8 @@ class Model:
         self._traces: Traces | None = None
 
     def load(self) -> None:
-        """Opens the models; building their engines first if need be. Truss calls this again where it raises."""
-        # A line a request is a sixth of the processor time that the server itself needs for one; the metrics say more.
+        """Opens the models, after building their engines if needed. Truss calls this again if it raises."""
+        # The access log costs a sixth of the processor time that the server needs for a request; the metrics say more.
         logging.getLogger("uvicorn.access").disabled = True
         if self._app is None:
             settings = Settings.from_truss_config(self._config, os.environ, self._secrets)
@@ -41,7 +41,7 @@ class Model:
             add_routes(everything)
 
     async def predict(self, request: Request) -> Response:
-        """`POST /v1/models/model:predict`, Baseten's `/predict`: the route that takes such a body."""
+        """`POST /v1/models/model:predict`, which is Baseten's `/predict`: the fields of the body choose the route."""
         return await self._loaded().respond_by_shape(request)
 
     async def embeddings(self, request: Request) -> Response:
@@ -49,7 +49,7 @@ class Model:
         return await self._loaded().respond(request, "POST", "/v1/embeddings")
 
     async def is_healthy(self) -> bool:
-        """Whether every model answers; decides Truss's readiness once `load` is done."""
+        """Whether every model answers. Truss's readiness depends on it once `load` has returned."""
         try:
             await self._loaded().check()
         except RequestError:
@@ -58,5 +58,5 @@ class Model:
 
     def _loaded(self) -> App:
         if self._app is None:
-            raise RuntimeError("this is a bug: a request before load() has returned")
+            raise RuntimeError("this is a bug: a request arrived before load() returned")
         return self._app

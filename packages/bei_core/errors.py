@@ -1,30 +1,30 @@
-"""Every error BEI raises on purpose.
+"""Every error that BEI raises on purpose.
 
     BeiError
-    ├── RequestError             the caller is told; carries the HTTP status, the wire `kind` and maybe the field
-    │   ├── MalformedBodyError        400  not JSON, not UTF-8
-    │   ├── EmptyInputError                400  empty input, empty list
+    ├── RequestError                  told to the client; has an HTTP status, a `kind` and maybe the name of a field
+    │   ├── MalformedBodyError        400  the body is not JSON in UTF-8
+    │   ├── EmptyInputError           400  an empty text or list
     │   ├── UnauthorizedError         401  missing or wrong key
     │   ├── NotFoundError             404  no such route or model
     │   ├── MethodNotAllowedError     405
-    │   ├── PayloadTooLargeError      413  body over `payload_limit`
+    │   ├── PayloadTooLargeError      413  body larger than `payload_limit`
     │   ├── ValidationError           422  wrong type, too long, bad dimensions, prompt or token ids
     │   ├── TokenizerError            422  the tokenizer refuses the text
-    │   ├── WrongTaskError            424  the model does not do this
-    │   ├── EngineError          424  the engine failed on a batch, or gave NaN for an item
-    │   ├── OverloadedError           429  admission refused (with Retry-After)
+    │   ├── WrongTaskError            424  the model cannot do this
+    │   ├── EngineError               424  the engine failed on a batch, or gave NaN for an item
+    │   ├── OverloadedError           429  too much is in progress (with Retry-After)
     │   ├── UnhealthyError            503  starting, draining or broken
     │   └── DeadlineExceededError     504  the request's own deadline passed before it ran
-    └── StartError               the operator is told, before anything is served
-        ├── ConfigError          an unknown key, a value out of range
-        ├── CheckpointError      a model folder or repository is missing something, or is not safe to read
-        │   └── EngineCorruptError    a built engine whose files are not what was written
-        ├── DiskError            a disk here that is full, failing, or may not be written
-        ├── UnsupportedModelError     an architecture, pooling or module that no engine here knows
-        ├── EngineUnavailableError    a named engine that cannot run here, and what it lacks
-        └── QualityError         a quantised engine whose rows are too far from f32's
+    └── StartError                    told to the operator before anything is served
+        ├── ConfigError               an unknown key, a value out of range
+        ├── CheckpointError           a model folder or repository is incomplete, or not safe to read
+        │   └── EngineCorruptError    the files of a built engine are not those that were written
+        ├── DiskError                 a local disk is full, fails, or may not be written
+        ├── UnsupportedModelError     no engine here has the architecture, pooling or module
+        ├── EngineUnavailableError    the engine that was chosen cannot run here, and why
+        └── QualityError              the rows of a quantised engine are too far from those of f32
 
-Baseten's performance client retries 408, 409, 429 and 5xx and nothing else, so a permanent fault is never one of those.
+Baseten's performance client retries 408, 409, 429 and 5xx, so a permanent error never has one of these.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from typing import ClassVar
 
 
 class BeiError(Exception):
-    """Base of every error raised on purpose; its text is safe to show."""
+    """Base of every error raised on purpose. Its text may be shown to anyone."""
 
 
 class RequestError(BeiError):
-    """A request that ends in an error: `status` and `kind` go on the wire, `param` names the field at fault."""
+    """A request ends in an error: the client gets `status` and `kind`, and in `param` the field at fault."""
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "Backend"
@@ -56,7 +56,7 @@ class MalformedBodyError(RequestError):
 
 
 class EmptyInputError(RequestError):
-    """There is nothing to work on."""
+    """A text or a list is empty."""
 
     status = 400
     kind = "Empty"
@@ -70,14 +70,14 @@ class UnauthorizedError(RequestError):
 
 
 class NotFoundError(RequestError):
-    """No route, or no model, of that name."""
+    """There is no route or model of that name."""
 
     status = 404
     kind = "NotFound"
 
 
 class MethodNotAllowedError(RequestError):
-    """The route exists, for the methods in `allow`."""
+    """The route exists for the methods in `allow` only."""
 
     status = 405
     kind = "MethodNotAllowed"
@@ -95,7 +95,7 @@ class PayloadTooLargeError(RequestError):
 
 
 class ValidationError(RequestError):
-    """The request is well-formed and cannot be served as it stands."""
+    """The body is JSON, but a field has a wrong type or value."""
 
     status = 422
     kind = "Validation"
@@ -109,21 +109,21 @@ class TokenizerError(RequestError):
 
 
 class WrongTaskError(RequestError):
-    """The served model does not do what the route asks."""
+    """The served model cannot do what the route asks."""
 
     status = 424
     kind = "WrongTask"
 
 
 class EngineError(RequestError):
-    """The engine failed on this item; the log has the traceback, the caller a fixed text."""
+    """The engine failed on this item. The client gets a fixed text, the log the traceback."""
 
     status = 424
     kind = "Backend"
 
 
 class OverloadedError(RequestError):
-    """Too much is waiting already; come back in `retry_after_s` seconds."""
+    """Too much is in progress already; the client should retry after `retry_after_s` seconds."""
 
     status = 429
     kind = "Overloaded"
@@ -141,39 +141,39 @@ class UnhealthyError(RequestError):
 
 
 class DeadlineExceededError(RequestError):
-    """The request's own deadline passed before its turn came, so it was dropped rather than run."""
+    """The request's own deadline passed before it ran, so it was dropped."""
 
     status = 504
     kind = "DeadlineExceeded"
 
 
 class StartError(BeiError):
-    """Nothing can be served until the operator changes something; the text says what."""
+    """Nothing can be served until the operator changes what the text says."""
 
 
 class ConfigError(StartError):
-    """A setting that is unknown or out of range."""
+    """A setting is unknown or out of range."""
 
 
 class CheckpointError(StartError):
-    """A model folder or repository that is missing something, or that is not safe to read."""
+    """A model folder or repository is incomplete, or not safe to read."""
 
 
 class EngineCorruptError(CheckpointError):
-    """A built engine whose files are not what was written: a disk that failed, a copy that stopped half-way."""
+    """The files of a built engine are not those that were written: the disk failed, or a copy stopped half-way."""
 
 
 class DiskError(StartError):
-    """A disk here that is full, failing, or may not be read or written; the text names the path, and what to do."""
+    """A local disk is full, fails, or may not be read or written; the text names the path and what to do."""
 
 
 class UnsupportedModelError(StartError):
-    """An architecture, pooling or module that no engine here knows."""
+    """No engine here has the architecture, the pooling or a module of the model."""
 
 
 class EngineUnavailableError(StartError):
-    """A named engine that cannot run here."""
+    """The engine that was chosen cannot run here."""
 
 
 class QualityError(StartError):
-    """A quantised engine whose rows are too far from f32's."""
+    """The rows of a quantised engine are too far from those of f32."""

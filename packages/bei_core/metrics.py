@@ -1,4 +1,4 @@
-"""Every metric BEI emits, and nothing else emits any. Names that TEI has are TEI's, so its dashboards work."""
+"""All metrics; no other module emits any. Where TEI has a metric, the name is TEI's, so its dashboards work."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 @dataclass(slots=True)
 class Timings:
-    """Where one request's time went, in seconds, and what it was made of."""
+    """Where the time of one request went, in seconds, and how much it contained."""
 
     started: float = field(default_factory=time.perf_counter)
-    model: str = ""  # the name of the one that was asked
+    model: str = ""  # the name of the model that answered
     num_inputs: int = 0
     num_characters: int = 0
     num_tokens: int = 0
@@ -32,14 +32,15 @@ class Timings:
 
     @property
     def total_s(self) -> float:
-        """Since the request began."""
+        """Since the request arrived."""
         return time.perf_counter() - self.started
 
 
 class Metrics:
-    """The metrics of one server, in a registry of its own unless one is given (Truss scrapes the global one).
+    """The metrics of one server, in their own registry unless one is given (Truss exposes the global one).
 
-    TEI's counters have no `_total`, which `prometheus_client` gives every Counter: hence gauges that only go up.
+    The names of TEI's counters do not end in `_total`, which `prometheus_client` appends to every Counter. So they are
+    gauges here that only go up.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -61,24 +62,24 @@ class Metrics:
         self._input_length = spread("te_request_input_length", "Tokens of a request", _COUNTS)
         self._batch_size = spread("te_batch_next_size", "Inputs in a batch", _COUNTS)
         self._batch_tokens = spread("te_batch_next_tokens", "Tokens in a batch", _COUNTS)
-        self._queue_size = count("te_queue_size", "Inputs that wait")
+        self._queue_size = count("te_queue_size", "Inputs in the queue")
         self._busy = count("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
         self._padding = count("bei_padding_tokens_total", "Padding tokens the engine computed")
-        self._cancelled = count("bei_request_cancelled_total", "Requests whose caller left")
-        self._queues: list[Callable[[], int]] = []  # of each service that counts here
+        self._cancelled = count("bei_request_cancelled_total", "Requests whose client left")
+        self._queues: list[Callable[[], int]] = []  # one per service
         self._queue_size.set_function(lambda: sum(size() for size in self._queues))
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
 
     def watch_queue(self, size: Callable[[], int]) -> None:
-        """Reads the queue's size at each scrape; several queues are added up."""
+        """Has the size of a queue read at each scrape; the sizes of several queues are added."""
         self._queues.append(size)
 
     def received(self, num_inputs: int) -> None:
-        """A request came in."""
+        """Counts a request that arrived."""
         self._methods["single" if num_inputs == 1 else "batch"][0].inc()
 
     def succeeded(self, timings: Timings) -> None:
-        """A request was answered with a result."""
+        """Counts a request that was answered with a result."""
         self._methods["single" if timings.num_inputs == 1 else "batch"][1].inc()
         self._duration.observe(timings.total_s)
         self._tokenization.observe(timings.tokenization_s)
@@ -87,26 +88,26 @@ class Metrics:
         self._input_length.observe(timings.num_tokens)
 
     def failed(self, kind: str) -> None:
-        """A request was answered with an error of that kind."""
+        """Counts a request that was answered with an error of this kind."""
         self._failure.labels(kind).inc()
 
     def cancelled(self) -> None:
-        """A request's caller left."""
+        """Counts a request whose client left."""
         self._cancelled.inc()
 
     def batch(self, size: int, num_tokens: int, seconds: float, padding_share: float) -> None:
-        """A batch ran; `padding_share` is of all the tokens that the engine computed."""
+        """Counts a batch; `padding_share` (0 to 1) is the share of padding in the tokens that the engine computed."""
         self._batch_size.observe(size)
         self._batch_tokens.observe(num_tokens)
         self._busy.inc(seconds)
         self._padding.inc(num_tokens * padding_share / (1 - padding_share))
 
     def render(self) -> bytes:
-        """Prometheus' text format."""
+        """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 @cache
 def shared_metrics() -> Metrics:
-    """The metrics in prometheus_client's global registry, which takes each name once; Truss's server exposes it."""
+    """The metrics in prometheus_client's global registry, which takes each name once and which Truss exposes."""
     return Metrics(REGISTRY)

@@ -28,7 +28,7 @@ _ZSTD_WINDOW_LOG = 23
 
 
 async def compressed(body: bytes, coding: str) -> bytes | None:
-    """The body under a coding; None for one too small to be worth it."""
+    """The compressed body; None if it is too small to be worth it. A long body is compressed on a thread."""
     if len(body) <= _MIN_COMPRESSED:
         return None
     if len(body) <= CODINGS[coding]:
@@ -37,10 +37,10 @@ async def compressed(body: bytes, coding: str) -> bytes | None:
 
 
 async def inflated(body: bytes, coding: str, limit: int) -> bytes:
-    """What a compressed body says.
+    """The decompressed body.
 
-    Raises ValidationError for an unknown coding, MalformedBodyError for what is not of it, PayloadTooLargeError for
-    more than `limit`.
+    Raises ValidationError for an unknown coding, MalformedBodyError if the body is not in it, PayloadTooLargeError if
+    it has more than `limit` bytes once decompressed.
     """
     name = coding.strip().lower()
     if name in {"", "identity"}:
@@ -48,7 +48,7 @@ async def inflated(body: bytes, coding: str, limit: int) -> bytes:
     if name not in CODINGS:
         known = ", ".join((*CODINGS, "identity"))
         raise ValidationError(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
-    return await asyncio.to_thread(_inflate, body, name, limit)  # a small one may be the start of a very large one
+    return await asyncio.to_thread(_inflate, body, name, limit)  # even a small body may become a large one
 
 
 def _compress(body: bytes, coding: str) -> bytes:
@@ -66,13 +66,13 @@ def _inflate(body: bytes, coding: str, limit: int) -> bytes:
         raise MalformedBodyError(f"the body is not {coding}, as its content-encoding says") from error
     if len(plain) > limit:
         raise PayloadTooLargeError(f"the body is larger than {limit} bytes once decompressed")
-    if not decoder.eof or decoder.unused_data:  # a second member could be the first of a million
+    if not decoder.eof or decoder.unused_data:  # it is cut short, or a second stream follows, and maybe a million more
         raise MalformedBodyError(f"the body is not one whole {coding} stream, as its content-encoding says")
     return plain
 
 
 def _decoder(coding: str) -> tuple[Any, type[Exception]]:
-    """What decompresses, and what it raises."""
+    """The decompressor, and the exception that it raises."""
     if coding == "gzip":
         return zlib.decompressobj(wbits=31), zlib.error
     options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}

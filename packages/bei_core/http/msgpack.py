@@ -10,12 +10,12 @@ import numpy as np
 
 
 def packed(value: object) -> bytes:
-    """A value in msgpack; NumPy arrays as lists, of 32-bit floats where that is what they hold."""
+    """A value in msgpack. NumPy arrays become lists; those of f32 lists of 32-bit floats."""
     return _ENCODER.encode(value)
 
 
 def _plain(value: object) -> object:
-    """What msgspec does not know, as something that it does."""
+    """A value of NumPy's as one that msgspec can encode."""
     if isinstance(value, np.ndarray):
         if value.dtype == np.float32 and value.ndim > 0:
             return msgspec.Raw(_packed_floats(value))
@@ -26,7 +26,7 @@ def _plain(value: object) -> object:
 
 
 def _packed_floats(array: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    """Lists of 32-bit floats, written as msgpack all at once: msgspec would make an object of every number."""
+    """The msgpack of f32 arrays, written directly, because msgspec would make a Python object of every number."""
     if array.ndim > 1:
         return _head(len(array)) + b"".join(_packed_floats(part) for part in array)
     cells = np.empty((len(array), 5), np.uint8)
@@ -36,7 +36,7 @@ def _packed_floats(array: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 
 
 def _head(length: int) -> bytes:
-    """The start of a msgpack list."""
+    """The first bytes of a msgpack list."""
     if length < 16:
         return bytes([0x90 | length])
     return struct.pack(">BH", 0xDC, length) if length < 65_536 else struct.pack(">BI", 0xDD, length)

@@ -1,9 +1,9 @@
-"""A model folder read into what an engine and a tokenizer need to know of it.
+"""`ModelSpec`: what an engine and a tokenizer need to know of a model, read from its folder.
 
-The files are transformers' `config.json` and, where the folder is a sentence-transformers model, `modules.json` with a
-folder a module. Read against sentence-transformers 6.2 (`sentence_transformer/modules/pooling.py`,
+The files are transformers' `config.json` and, of a sentence-transformers model, `modules.json` with one folder per
+module. The rules are those of sentence-transformers 6.2 (`sentence_transformer/modules/pooling.py`,
 `base/modules/{dense,transformer}.py`, `sparse_encoder/modules/splade_pooling.py`,
-`cross_encoder/modules/logit_score.py`), which also reads what its older releases wrote; ColBERT's and PyLate's too.
+`cross_encoder/modules/logit_score.py`), which also reads the files of its older releases, of ColBERT and of PyLate.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
-# The booleans that sentence-transformers < 5.4 writes, in the order in which it concatenates several.
+# The flags that sentence-transformers < 5.4 writes, in the order in which it concatenates several modes.
 _POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -41,7 +41,7 @@ _ACTIVATIONS = {
     "Sigmoid": "sigmoid",
 }
 
-# What `Settings.pooling` and TEI's `--pooling` call them.
+# Other names, used by `Settings.pooling` and by TEI's `--pooling`.
 _POOLING_ALIASES = {
     "last-token": "lasttoken",
     "last_token": "lasttoken",
@@ -51,21 +51,21 @@ _POOLING_ALIASES = {
 
 
 class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
-    """Token vectors to one vector a text; several modes are concatenated."""
+    """Token vectors to one vector per text; the vectors of several modes are concatenated."""
 
     modes: tuple[str, ...]
-    include_prompt: bool = True  # False: the tokens of a prompt are left out
+    include_prompt: bool = True  # False: pooling leaves out the tokens of a prompt
 
 
 class Dense(msgspec.Struct, frozen=True, tag="dense"):
     """A linear layer and an activation; its weights are in `<folder>/model.safetensors`."""
 
-    folder: str  # "": the model's own
+    folder: str  # "": the model's own weights
     bias: bool
     activation: str
     residual: bool = False
     tensor: str = "linear"
-    per_token: bool = False  # of vectors before pooling
+    per_token: bool = False  # applied to every token, before pooling
 
 
 class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
@@ -73,37 +73,39 @@ class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
 
 
 class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
-    """The logits of each label, in the order of the model's outputs, by the head of the architecture."""
+    """A logit for each label, in the order of the model's outputs, from the architecture's head."""
 
     labels: tuple[str, ...]
     scoring: Scoring
     per_token: bool = False
-    answers: tuple[int | None, int] | None = None  # ids of a language model's "no" and "yes": the logit is yes - no
+    answers: tuple[int | None, int] | None = (
+        None  # token ids of "no" and "yes" of a causal language model; the logit is yes - no
+    )
 
 
 class Splade(msgspec.Struct, frozen=True, tag="splade"):
-    """Weights of the vocabulary's terms: the maximum over tokens of log(1 + relu(logit)) (Formal et al. 2021)."""
+    """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (SPLADE, 2021)."""
 
 
 Module: TypeAlias = Pooling | Dense | Normalize | Classifier | Splade
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything about a model but its weights and its vocabulary."""
+    """Everything about a model except its weights and its vocabulary."""
 
     architecture: str  # config.json's `architectures[0]`
     config: dict[str, Any]  # config.json
-    modules: tuple[Module, ...]  # after the transformer, in order, less a last Normalize
-    normalize: bool  # whether the model's own pipeline ends in Normalize
+    modules: tuple[Module, ...]  # after the transformer, in order, without a last Normalize
+    normalize: bool  # whether the last module is Normalize
     max_seq_len: int  # tokens of one input, special tokens included
-    do_lower_case: bool = False  # sentence_bert_config.json: lower the text before it is tokenized
+    do_lower_case: bool = False  # sentence_bert_config.json: lower-case the text before tokenization
     prompts: dict[str, str] = {}
     default_prompt_name: str | None = None
     template: RerankTemplate | None = None  # makes one text of a reranker's query and document
 
     @property
     def classifier(self) -> Classifier | None:
-        """What the scores mean, where the model gives scores rather than vectors."""
+        """The classifier; None if the model gives vectors."""
         return next((module for module in self.modules if isinstance(module, Classifier)), None)
 
     @property
@@ -120,13 +122,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return Kind.EMBEDDING if pools else Kind.LATE_INTERACTION
 
     def pools_by(self, name: str) -> bool:
-        """Whether the pooling is that of a name, in any of its spellings, and no other."""
+        """Whether the model pools by the mode of this name, which may be an alias, and by no other."""
         if name == "splade":
             return self.kind is Kind.SPARSE
         return all(m.modes == (_pooling_mode(name),) for m in self.modules if isinstance(m, Pooling))
 
     def answers_as(self, template: RerankTemplate) -> bool:
-        """Whether the scores are those of a template: its answers, where the model is asked for two."""
+        """Whether a template asks for the answers (the tokens for "no" and "yes") that the scores were built for."""
         if self.classifier is None:
             return False
         asked = None if self.template is None or self.classifier.answers is None else self.template.tokens
@@ -134,7 +136,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def pools_prompt(self) -> bool:
-        """Whether a prompt's tokens count in pooling."""
+        """Whether pooling includes the tokens of a prompt."""
         return all(module.include_prompt for module in self.modules if isinstance(module, Pooling))
 
     @property
@@ -144,17 +146,17 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def vocab_size(self) -> int:
-        """Token ids below this are known to the model."""
+        """The number of token ids that the model knows."""
         return int(self.config["vocab_size"])
 
 
 def read_spec(
     checkpoint: Checkpoint, *, pooling: str | None = None, template: RerankTemplate | None = None
 ) -> ModelSpec:
-    """The spec of a model folder; `pooling` and `template` replace what the folder and its name say.
+    """The spec of a model folder; `pooling` and `template` override the folder and the known template.
 
-    Raises CheckpointError naming a file that is missing or malformed, UnsupportedModelError for modules BEI does not
-    know, ConfigError for a pooling or a template that the model cannot have.
+    Raises CheckpointError naming a file that is missing or malformed, UnsupportedModelError for a module that BEI does
+    not know, ConfigError for a pooling or a template that the model cannot have.
     """
     config = checkpoint.read_json("config.json")
     architecture = _architecture(config)
@@ -182,14 +184,14 @@ def read_spec(
 
 
 def _answering(template: RerankTemplate, own: RerankTemplate | None) -> RerankTemplate:
-    """The template, with the answers that the model is known by where it has none itself."""
+    """The template; if it has no answers, with those of the model's own template."""
     if template.tokens is not None or own is None:
         return template
     return msgspec.structs.replace(template, tokens=own.tokens)
 
 
 def _no_scores(architecture: str) -> ConfigError:
-    """What to say of a template for a model that gives vectors."""
+    """The error for a template with a model that gives vectors."""
     if architecture.endswith("ForCausalLM"):
         return ConfigError(
             f"rerank_template does not say with which tokens this {architecture} answers no and yes; give it as JSON: "
@@ -201,7 +203,7 @@ def _no_scores(architecture: str) -> ConfigError:
 def _head(
     checkpoint: Checkpoint, config: Mapping[str, Any], architecture: str, template: RerankTemplate | None
 ) -> list[Module]:
-    """What the class itself has on top of its transformer; none of a class that is read for its vectors."""
+    """The head that the architecture itself has; empty for a class that is used for its vectors."""
     if architecture.endswith("ForSequenceClassification"):
         return [_classifier(config)]
     if architecture.endswith("ForTokenClassification"):
@@ -215,7 +217,7 @@ def _head(
 
 
 def _token_id(checkpoint: Checkpoint, token: str) -> int:
-    """The id of a word that is one token. Raises CheckpointError where it is none."""
+    """The id of a word that is one token. Raises CheckpointError if it is not."""
     file = checkpoint.read_json("tokenizer.json")
     added = {str(entry["content"]): int(entry["id"]) for entry in file.get("added_tokens") or ()}
     found = added.get(token, file["model"]["vocab"].get(token) if isinstance(file["model"]["vocab"], dict) else None)
@@ -227,7 +229,7 @@ def _token_id(checkpoint: Checkpoint, token: str) -> int:
 
 
 def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[Module]:
-    """The modules with another pooling. Raises ConfigError where the class cannot have it."""
+    """The modules with another pooling. Raises ConfigError if the architecture cannot have it."""
     if name == "splade":
         if not architecture.endswith("ForMaskedLM"):
             raise ConfigError(f"pooling splade needs a ...ForMaskedLM, and this is {architecture}")
@@ -237,7 +239,7 @@ def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
-    """The class that wrote the weights. Raises CheckpointError where config.json does not say."""
+    """The name of the model's class. Raises CheckpointError if config.json has none."""
     names = config.get("architectures") or []
     if not names:
         raise CheckpointError(
@@ -247,7 +249,7 @@ def _architecture(config: Mapping[str, Any]) -> str:
 
 
 def _classifier(config: Mapping[str, Any]) -> Classifier:
-    """Labels and scoring as transformers' pipelines have them (`pipelines/text_classification.py`)."""
+    """Labels and scoring by the rules of transformers' pipeline (`pipelines/text_classification.py`)."""
     names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     count = len(names) or int(config.get("num_labels") or 2)
     labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
@@ -262,7 +264,7 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
 
 
 def _modules(checkpoint: Checkpoint) -> list[Module]:
-    """The modules after the transformer; mean pooling where the folder is not a sentence-transformers model."""
+    """The modules after the transformer; mean pooling if the folder is not a sentence-transformers model."""
     entries = checkpoint.read_json("modules.json", required=False)
     if entries is None:
         return [Pooling(modes=("mean",))]  # as SentenceTransformer(folder) does
@@ -285,7 +287,7 @@ def _modules(checkpoint: Checkpoint) -> list[Module]:
 
 
 def _module(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Module:
-    """One entry of modules.json. Raises UnsupportedModelError for a kind that BEI does not run."""
+    """The module of one entry of modules.json. Raises UnsupportedModelError for a type that BEI does not have."""
     kind, folder = str(entry["type"]).rsplit(".", 1)[-1], str(entry.get("path", ""))
     if kind == "Normalize":
         return Normalize()
@@ -296,7 +298,7 @@ def _module(checkpoint: Checkpoint, entry: Mapping[str, Any]) -> Module:
 
 
 def _splade(config: Mapping[str, Any], folder: str) -> Splade:
-    """A SpladePooling module. Raises UnsupportedModelError for anything but the maximum of log(1 + relu)."""
+    """A SpladePooling module. Raises UnsupportedModelError unless it is the maximum of log(1 + relu)."""
     for name, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
         if config.get(name, value) != value:
             raise UnsupportedModelError(
@@ -306,13 +308,13 @@ def _splade(config: Mapping[str, Any], folder: str) -> Splade:
 
 
 def _logit_score(config: Mapping[str, Any], folder: str) -> Classifier:
-    """A LogitScore module: a causal language model's answer; without a token for no, the logit of yes alone."""
+    """A LogitScore module: the answer of a causal language model; without a token for "no", the logit of "yes"."""
     no = config.get("false_token_id")
     return Classifier(("LABEL_0",), "sigmoid", answers=(None if no is None else int(no), int(config["true_token_id"])))
 
 
 def _pooling(config: Mapping[str, Any], folder: str) -> Pooling:
-    """The pooling of either form of `1_Pooling/config.json`."""
+    """The pooling of `1_Pooling/config.json`, in its old form (flags) or its new one."""
     modes = config.get("pooling_mode")
     if modes is None:
         modes = [mode for flag, mode in _POOLING_FLAGS.items() if config.get(flag)] or ["mean"]
@@ -326,7 +328,7 @@ def _pooling(config: Mapping[str, Any], folder: str) -> Pooling:
 
 
 def _dense(config: Mapping[str, Any], folder: str) -> Dense:
-    """A Dense module. Raises UnsupportedModelError for inputs and activations outside the table."""
+    """A Dense module. Raises UnsupportedModelError for an activation that is not in the table."""
     activation = str(config.get("activation_function", "torch.nn.modules.activation.Tanh")).rsplit(".", 1)[-1]
     if activation not in _ACTIVATIONS:
         raise UnsupportedModelError(
@@ -350,7 +352,7 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], str], Module]] = {
 
 
 def _sentence_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """`sentence_bert_config.json`, under any of the names sentence-transformers has given it."""
+    """`sentence_bert_config.json`, under any of the names that sentence-transformers has used."""
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
         config = checkpoint.read_json(f"sentence_{kind}_config.json", required=False)
         if config is not None:
@@ -359,7 +361,7 @@ def _sentence_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 
 
 def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], sentence: Mapping[str, Any]) -> int:
-    """Tokens of one input: what sentence-transformers was told, else the tokenizer; never past the position table."""
+    """The limit on an input's tokens: sentence-transformers', else the tokenizer's; at most the number of positions."""
     tokenizer = checkpoint.read_json("tokenizer_config.json", required=False) or {}
     asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length")
     table = config.get("max_position_embeddings") or config.get("n_positions")
@@ -380,9 +382,9 @@ def _pooling_mode(name: str) -> str:
 
 
 def first_position(config: Mapping[str, Any]) -> int:
-    """Row of the position table for a text's first token, in the kinds that count positions from the padding id."""
+    """The row of the position table for the first token, in the families that count positions from the padding id."""
     pad = config.get("pad_token_id")
-    if pad is None or config.get("model_type") == "mpnet":  # whose padding id is 1 whatever config.json says
+    if pad is None or config.get("model_type") == "mpnet":  # MPNet's padding id is always 1
         return 2
     return int(pad) + 1
 

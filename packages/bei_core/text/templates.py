@@ -1,4 +1,4 @@
-"""Templates that make one text of a reranker's query and document; which model has which is data."""
+"""Prompts that make one text of a reranker's query and document; `data/rerank_templates.json` has the known ones."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     template: str
-    repositories: str = ""  # regular expression, of what a repository or folder of such a model has in its name
-    instruction: str = ""  # where a request gives none
-    tokens: tuple[str, str] | None = None  # what a causal language model answers for no and for yes
+    repositories: str = ""  # regular expression for the names of repositories and folders of such models
+    instruction: str = ""  # the default if a request gives none
+    tokens: tuple[str, str] | None = None  # the answers "no" and "yes" of a causal language model
 
     def fill(self, query: str, document: str, instruction: str | None = None) -> Templated:
-        """The text. What looks like a field inside of a query or a document is left as it is."""
+        """The prompt with the fields filled in. Braces in a query or a document are not fields."""
         values = {"query": query, "document": document, "instruction": instruction or self.instruction}
         head, tail = (
             _FIELD.sub(lambda field: values[field.group(1)], part)
@@ -36,13 +36,13 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def find_template(source: str) -> RerankTemplate | None:
-    """The template for a repository or folder, by its name."""
+    """The template of the model in a repository or folder, by its name; None if it is not known."""
     name = source.rstrip("/").rpartition("/")[2]
     return next((each for each in _known() if re.search(each.repositories, name, re.IGNORECASE)), None)
 
 
 def named_template(text: str) -> RerankTemplate:
-    """The template of a name, of its own text, or of JSON with the fields of one. Raises ConfigError saying so."""
+    """The template that a setting gives: by a known name, as a prompt, or as JSON. Raises ConfigError for others."""
     if _JSON.match(text):
         return _own(text)
     if _is_whole(text):
@@ -58,14 +58,14 @@ def named_template(text: str) -> RerankTemplate:
 
 
 def chosen_template(setting: str | None, own: RerankTemplate | None) -> RerankTemplate | None:
-    """What `Settings.rerank_template` means for a model with a template of its own. Raises as `named_template`."""
+    """The template to use: the setting's (`none` for no template), else the model's own. Raises as `named_template`."""
     if setting is None:
         return own
     return None if setting == "none" else named_template(setting)
 
 
 def _own(text: str) -> RerankTemplate:
-    """The template that JSON describes. Raises ConfigError naming the field that is wrong."""
+    """A template from JSON. Raises ConfigError naming the wrong field."""
     try:
         found = msgspec.convert({"name": "custom", **msgspec.json.decode(text)}, RerankTemplate)
     except msgspec.DecodeError as fault:

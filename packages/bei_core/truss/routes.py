@@ -1,9 +1,10 @@
-"""The routes that Truss's server lacks, added to its own application.
+"""All routes of BEI on Truss's own server.
 
-Truss's server has a fixed table: embeddings, predict, and no way to add to it. Its application is an ordinary FastAPI
-one, though, and is there before a model is loaded. So one route is put behind all of its own, which takes what none of
-them does, and one before them for embeddings, since Truss's way to the model costs as much again as the answer. Nothing
-in Truss promises this: `add_routes` finds out whether it worked, and without it predict and embeddings still do.
+Truss's server has a fixed table of routes (embeddings and predict among them) and no way to add to it. Its application
+is an ordinary FastAPI application, though, which exists before a model is loaded. `add_routes` adds two routes to it:
+one behind all others that takes the requests for which Truss has no route, and one before them for embeddings, because
+Truss's own way to the model costs as much time as the answer. Truss does not promise that this works, so `add_routes`
+checks it; if it does not, predict and embeddings still work through Truss's own routes.
 """
 
 from __future__ import annotations
@@ -21,69 +22,67 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-# What tells Truss's application from any other in the process.
+# The route by which Truss's application is recognised among others in the process.
 _PREDICT = "/v1/models/{model_name}:predict"
 
 _EMBEDDINGS = "/v1/embeddings"
-_PROBE = "/health/live"  # needs no model and no event loop of its own
+_PROBE = "/health/live"  # needs no model
 
 
 class TrussChangedError(Exception):
-    """Truss's server is not made as `add_routes` expects; the text says how."""
+    """Truss's server is not built as `add_routes` expects; the text says how it differs."""
 
 
 class Added(BaseRoute):
-    """The application's: POSTs to `path`, or without one every HTTP request that comes this far."""
+    """A route to our application: for POSTs to `path`, or without a path for every HTTP request."""
 
     def __init__(self, app: ASGIApp, path: str | None = None) -> None:
         self._app = app
         self._path = path
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Full or none; none for a websocket."""
+        """A full match or none; never for a websocket."""
         if scope["type"] != "http":
             return Match.NONE, {}
         is_ours = self._path is None or (scope["method"] == "POST" and scope["path"] == self._path)
         return (Match.FULL if is_ours else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request."""
+        """Has our application answer the request."""
         await self._app(scope, receive, send)
 
 
 def add_routes(app: ASGIApp) -> bool:
-    """Whether Truss's server now answers with `app` where it has no route of its own; the log says if not."""
+    """Adds the routes of `app` to Truss's server. Returns whether that worked; if not, logs a warning."""
     try:
         routes = _truss_app().router.routes
-        with _undone_on_failure(routes):
-            trusss = [route for route in routes if not isinstance(route, Added)]  # ours are of a load that came before
-            routes[:] = [Added(app, _EMBEDDINGS), *trusss, Added(app)]
+        with _restored_on_error(routes):
+            own = [route for route in routes if not isinstance(route, Added)]  # the others are of an earlier load()
+            routes[:] = [Added(app, _EMBEDDINGS), *own, Added(app)]
             asyncio.run(_check(_truss_app()))
-    except Exception as fault:  # whatever a future Truss does, the model must still load
-        log.warning("this Truss server has only its own routes, predict and /v1/embeddings among them: %s", fault)
+    except Exception as fault:  # the model must load with any future Truss
+        log.warning("this Truss server has only its own routes, such as predict and /v1/embeddings: %s", fault)
         return False
     return True
 
 
 def _truss_app() -> Starlette:
-    """Truss's application. Raises TrussChangedError unless there is exactly one."""
+    """Truss's application. Raises TrussChangedError unless the process has exactly one."""
     found: list[Starlette] = [
-        each for each in gc.get_objects() if issubclass(type(each), Starlette) and _is_trusss(each)
+        each for each in gc.get_objects() if issubclass(type(each), Starlette) and _is_truss(each)
     ]
     if len(found) != 1:
-        raise TrussChangedError(
-            f"{len(found)} applications of the process have a route {_PREDICT}, where one was expected"
-        )
+        raise TrussChangedError(f"{len(found)} applications in the process have the route {_PREDICT}; expected one")
     return found[0]
 
 
-def _is_trusss(app: Starlette) -> bool:
+def _is_truss(app: Starlette) -> bool:
     return any(isinstance(route, Route) and route.path == _PREDICT for route in app.router.routes)
 
 
 @contextmanager
-def _undone_on_failure(routes: list[BaseRoute]) -> Iterator[None]:
-    """Puts the routes back as they were where the block raises."""
+def _restored_on_error(routes: list[BaseRoute]) -> Iterator[None]:
+    """Restores the routes if the block raises."""
     before = list(routes)
     try:
         yield
@@ -93,7 +92,7 @@ def _undone_on_failure(routes: list[BaseRoute]) -> Iterator[None]:
 
 
 async def _check(truss: Starlette) -> None:
-    """Asks Truss's application for one of the added routes. Raises TrussChangedError unless ours answers."""
+    """Requests one of the added routes. Raises TrussChangedError unless our application answers."""
     started: MutableMapping[str, Any] = {}
 
     async def receive() -> Message:
@@ -105,7 +104,7 @@ async def _check(truss: Starlette) -> None:
 
     await truss(_scope(), receive, send)
     if started.get("status") != 200 or b"x-request-id" not in dict(started.get("headers", ())):
-        raise TrussChangedError(f"GET {_PROBE} is answered with {started.get('status')}")
+        raise TrussChangedError(f"GET {_PROBE} was answered with {started.get('status')}")
 
 
 def _scope() -> dict[str, Any]:

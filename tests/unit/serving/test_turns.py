@@ -28,7 +28,7 @@ class Holder:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bei_core.serving.turns._LOOK_S", 0.01)
+    monkeypatch.setattr("bei_core.serving.turns._CHECK_S", 0.01)
 
 
 @pytest.fixture
