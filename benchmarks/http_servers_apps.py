@@ -193,7 +193,8 @@ def serve_bei(port: int) -> None:
     settings = Settings(model_id="none")
 
     async def main() -> None:
-        pool = Pool(asgi, settings, BodyBudget(settings.max_body_bytes_in_flight), settings.max_connections)
+        app: Foreign = asgi
+        pool = Pool(app, settings, BodyBudget(settings.max_body_bytes_in_flight), settings.max_connections)
         loop, told = asyncio.get_running_loop(), asyncio.Event()
         loop.add_signal_handler(signal.SIGTERM, told.set)
         server = await loop.create_server(lambda: Connection(pool), "127.0.0.1", port)

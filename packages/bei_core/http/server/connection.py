@@ -102,10 +102,10 @@ class Connection(asyncio.Protocol):
         """Whether this reply is the last one."""
         return self._pool.is_draining
 
-    async def writable(self) -> None:
-        """Returns once the client has taken most of what was written, or is gone."""
-        if not self._writable.is_set():
-            await self._writable.wait()
+    @property
+    def writable(self) -> asyncio.Event:
+        """Set unless the client has to read first; also once it is gone."""
+        return self._writable
 
     def write(self, parts: Sequence[bytes]) -> None:
         """Sends bytes, unless the connection is closed already."""
@@ -114,13 +114,15 @@ class Connection(asyncio.Protocol):
 
     def took_body(self) -> None:
         """The application has taken the bytes of the body that were there."""
-        self._pause_or_resume()
+        if self._is_paused:
+            self._pause_or_resume()
 
     def replied(self) -> None:
         """The reply is complete; the next request, if there is one, is read."""
         if self.phase is Phase.REPLY:
             self._end_exchange()
-        self._parse()
+        if self._unparsed or self._is_paused:
+            self._parse()
 
     def failed(self) -> None:
         """The application has failed."""
@@ -219,8 +221,8 @@ class Connection(asyncio.Protocol):
         scope = self._scope()
         lease = BodyLease(self._pool.budget, self._refuse_for_another)
         scope["extensions"] = {LEASE: lease}
-        continues = self._parser.header(b"expect").lower() == b"100-continue"
-        exchange = Exchange(self, scope, lease, keep_alive=self._parser.keep_alive, expects_continue=continues)
+        parser = self._parser
+        exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
         self._enter(Phase.BODY, self._settings.body_timeout_s)
         self._pool.start(self, exchange.run(self._pool.app))
         return exchange

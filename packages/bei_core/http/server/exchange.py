@@ -29,8 +29,9 @@ class Link(Protocol):
     def is_draining(self) -> bool:
         """Whether this reply is the last one."""
 
-    async def writable(self) -> None:
-        """Returns once the client has taken most of what was written, or is gone."""
+    @property
+    def writable(self) -> asyncio.Event:
+        """Set unless the client has to read first; also once it is gone."""
 
     def write(self, parts: Sequence[bytes]) -> None:
         """Sends bytes."""
@@ -132,7 +133,8 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """The head of the reply, or more of its body. The head leaves with the first bytes of the body."""
-        await self._link.writable()
+        if not self._link.writable.is_set():
+            await self._link.writable.wait()
         if self._gone:
             return
         if message["type"] == "http.response.start" and not self.is_started:

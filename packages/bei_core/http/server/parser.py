@@ -35,6 +35,7 @@ class RequestParser:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []  # names in lower case
         self.keep_alive = False
+        self.expects_continue = False  # the client sends its body once it is asked to
         self.parts: list[bytes] = []  # of the body, from the last bytes fed
         self.has_head = False  # the head is complete
         self.has_end = False  # the request is complete
@@ -56,10 +57,6 @@ class RequestParser:
             self._parse(data[at:end])
             self._check(end - at)
         return end
-
-    def header(self, name: bytes) -> bytes:
-        """The last header of that name; empty if there is none."""
-        return next((value for known, value in reversed(self.headers) if known == name), b"")
 
     def close(self) -> None:
         """Lets go of the parser, which refers to this object."""
@@ -84,7 +81,12 @@ class RequestParser:
         """The head ends."""
         self.has_head, self.keep_alive = True, self._parser.should_keep_alive()
         self.method, self.version = self._parser.get_method(), self._parser.get_http_version()
-        self._body_left = int(self.header(b"content-length") or 0)
+        self._body_left, self.expects_continue = 0, False
+        for name, value in self.headers:
+            if name == b"content-length":
+                self._body_left = int(value)  # httptools takes nothing but digits
+            elif name == b"expect":
+                self.expects_continue = value.lower() == b"100-continue"
 
     def on_body(self, part: bytes) -> None:
         """A part of the body."""
