@@ -64,7 +64,8 @@ def memory_flat(server: Server, limit: float = 32e6) -> Iterator[None]:
     before = process.memory_info().rss
     yield
     growth = process.memory_info().rss - before
-    assert growth < limit, f"grew by {growth / 1e6:.1f} MB"
+    print(f"grew by {growth / 1e6:.1f} MB")
+    assert growth < limit
 
 
 def rest_of(connection: socket.socket) -> bytes:

@@ -27,6 +27,8 @@ from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
 _PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 
@@ -66,8 +68,7 @@ class _Server:
 
     async def run(self) -> None:
         """Serves until a signal, then drains."""
-        settings, told = self._settings, asyncio.Event()
-        _end_on_signals(told)
+        settings, told = self._settings, self._end_on_signals()
         budget = BodyBudget(settings.max_body_bytes_in_flight)
         pool = Pool(self._asgi, settings, budget, max_connections(settings))
         probes = Pool(only_probes(self._asgi), settings, budget, MAX_HEALTH_CONNECTIONS)
@@ -78,11 +79,15 @@ class _Server:
         for sock in self._sockets.main:
             log.info("listening on %s", name_of(sock))
         await told.wait()
-        self._begin_end(len(pool))
+        log.info(
+            "draining: %d connections are open; the process ends in %g s at the latest, or at once on a second signal",
+            *(len(pool), settings.drain_timeout_s),
+        )
+        self._app.drain()
         for listener in listeners:
             listener.close()
         await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * settings.drain_timeout_s)
-        await probes.drain(0.0, 0.0)
+        await probes.drain(0.0, ON_ITS_WAY_S)
 
     async def _listen(self, pool: Pool, sock: socket.socket) -> asyncio.Server:
         loop, backlog = asyncio.get_running_loop(), max(2048, self._settings.max_concurrent_requests)
@@ -92,18 +97,25 @@ class _Server:
         except OSError as fault:
             raise ConfigError(f"another process has begun to listen on {name_of(sock)}: {fault.strerror}") from fault
 
-    def _begin_end(self, num_connections: int) -> None:
-        """Answers 503 to probes, and bounds the time that the end takes."""
-        seconds = self._settings.drain_timeout_s
-        self._ends_at = time.monotonic() + seconds
-        log.info(
-            "draining: %d connections are open; the process ends in %g s at the latest, or at once on a second signal",
-            *(num_connections, seconds),
-        )
-        self._app.drain()
-        watchdog = threading.Timer(seconds, _end_now, (seconds,))
-        watchdog.daemon = True
-        watchdog.start()
+    def _end_on_signals(self) -> asyncio.Event:
+        """Is set on the first SIGTERM or SIGINT; a second one ends the process as if nobody handled it.
+
+        These are Python's own handlers, so that the time until the end is bounded even while the event loop is busy.
+        """
+        told, loop, seconds = asyncio.Event(), asyncio.get_running_loop(), self._settings.drain_timeout_s
+
+        def handle(_number: int, _frame: object) -> None:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            self._ends_at = time.monotonic() + seconds
+            watchdog = threading.Timer(seconds, _end_now, (seconds,))
+            watchdog.daemon = True
+            watchdog.start()
+            loop.call_soon_threadsafe(told.set)
+
+        for number in _SIGNALS:
+            signal.signal(number, handle)
+        return told
 
 
 def only_probes(app: ASGIApp) -> ASGIApp:
@@ -116,20 +128,6 @@ def only_probes(app: ASGIApp) -> ASGIApp:
         return await error_response(error, openai_shape=False)(scope, receive, send)
 
     return probe
-
-
-def _end_on_signals(told: asyncio.Event) -> None:
-    """Sets the event on the first SIGTERM or SIGINT; a second one ends the process as if nobody handled it."""
-    loop = asyncio.get_running_loop()
-
-    def handle() -> None:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-            signal.signal(number, signal.SIG_DFL)
-        told.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, handle)
 
 
 def _end_now(seconds: float) -> None:
