@@ -154,9 +154,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     header_timeout_s: Annotated[
         Positive, About("Seconds for the head of a request to arrive, from its first byte.", bare=False)
     ] = 10.0
-    body_timeout_s: Annotated[
-        Positive, About("Seconds for the whole body of a request to arrive.", bare=False)
-    ] = 60.0
+    body_timeout_s: Annotated[Positive, About("Seconds for the whole body of a request to arrive.", bare=False)] = 60.0
     send_timeout_s: Annotated[
         Positive, About("Seconds in which a client must take some bytes of its reply.", bare=False)
     ] = 60.0
