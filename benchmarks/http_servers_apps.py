@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import signal
 from collections.abc import Awaitable, Callable
 from importlib import import_module as load
 from typing import Any, TypeAlias
@@ -13,6 +14,11 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 import orjson
+
+from bei_core.config.settings import Settings
+from bei_core.http.limits import BodyBudget
+from bei_core.http.server.connection import Connection
+from bei_core.http.server.pool import Pool
 
 Foreign: TypeAlias = Any  # an object of a library that is not a dependency of this project
 Message: TypeAlias = dict[str, Any]
@@ -182,6 +188,23 @@ def serve_uvicorn(port: int, app: App, http: str) -> None:
     load("uvicorn").run(app, port=port, **options)
 
 
+def serve_bei(port: int) -> None:
+    """Serves until SIGTERM, with the server of `bei serve`."""
+    settings = Settings(model_id="none")
+
+    async def main() -> None:
+        app: Foreign = asgi
+        pool = Pool(app, settings, BodyBudget(settings.max_body_bytes_in_flight), settings.max_connections)
+        loop, told = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, told.set)
+        server = await loop.create_server(lambda: Connection(pool), "127.0.0.1", port)
+        await told.wait()
+        server.close()
+        await pool.drain(0.0, settings.drain_timeout_s)
+
+    load("uvloop").run(main())
+
+
 def serve_granian(port: int, interface: str) -> None:
     """Serves until SIGTERM: one worker process, one thread."""
     kinds = load("granian.constants")
@@ -256,6 +279,7 @@ def serve_floor(port: int) -> None:
 
 SERVERS: dict[str, tuple[Callable[[int], None], tuple[str, ...]]] = {
     "asyncio.Protocol (floor)": (serve_floor, ("httptools", "uvloop")),
+    "bei_core.http.server": (serve_bei, ("httptools", "uvloop")),
     "uvicorn httptools": (lambda p: serve_uvicorn(p, asgi, "httptools"), ("uvicorn", "httptools", "uvloop")),
     "uvicorn httptools, watching": (
         lambda p: serve_uvicorn(p, asgi_watching, "httptools"),

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -36,17 +36,22 @@ LONG = "word " * 300  # more tokens than the model takes
 SLOW = [LONG] * 16  # more than a tenth of a second of work
 ENDLESS = [LONG] * 256  # several seconds of work
 
-_LISTENS = re.compile(r"Uvicorn running on http://127\.0\.0\.1:(\d+)")
+_LISTENS = re.compile(r"listening on (?:http://127\.0\.0\.1:(\d+)|unix:)")
+_LISTENS_FOR_HEALTH = re.compile(r"health checks and metrics on http://127\.0\.0\.1:(\d+)")
 
 
 class Server:
-    """The process, ready to answer inside the `with` block and killed at its end at the latest."""
+    """The process, ready to answer inside the `with` block and killed at its end at the latest.
 
-    def __init__(self, folder: Path, cache_dir: Path, **settings: object) -> None:
+    `prefix` is a command that runs the server's command, such as a shell that sets a limit.
+    """
+
+    def __init__(self, folder: Path, cache_dir: Path, prefix: Sequence[str] = (), /, **settings: object) -> None:
         if not MINILM.is_dir():
             pytest.fail(f"{MINILM} is missing; run `make install`")
         folder.mkdir(parents=True)
         self._folder = folder
+        self._prefix = prefix
         defaults = {
             "model_id": MINILM,
             "served_model_name": NAME,
@@ -62,14 +67,14 @@ class Server:
     def __enter__(self) -> Server:
         flags = [part for name, value in self._settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "HF_HUB_OFFLINE": "1"}
-        command = [str(Path(sys.executable).with_name("bei")), "serve", *flags]
+        command = [*self._prefix, str(Path(sys.executable).with_name("bei")), "serve", *flags]
         self._output = (self._folder / "log").open("wb")
         try:
             self._process = subprocess.Popen(command, env=environ, stdout=self._output, stderr=subprocess.STDOUT)
             wait_until(lambda: _LISTENS.search(self.log) is not None or not self.is_running)
             found = _LISTENS.search(self.log)
             assert found, f"the server did not start:\n{self.log}"
-            self.port = int(found[1])
+            self.port = int(found[1] or 0)
         except BaseException:
             self._kill()
             raise
@@ -84,6 +89,13 @@ class Server:
     def url(self) -> str:
         """Where it answers."""
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def health_url(self) -> str:
+        """Where it answers probes, if it was given a port for them."""
+        found = _LISTENS_FOR_HEALTH.search(self.log)
+        assert found, "it has no port for health checks"
+        return f"http://127.0.0.1:{found[1]}"
 
     @property
     def log(self) -> str:

@@ -217,7 +217,7 @@ def test_a_head_without_end_is_refused(guarded: Server) -> None:
     padding = [f"x-{index}: {'a' * 1000}" for index in range(70)]
     request = request_bytes("/embed", b'{"inputs": "a"}', f"Authorization: Bearer {KEY}", *padding)
     with guarded.connect() as connection:
-        assert answers(connection, request).startswith(b"HTTP/1.1 400")
+        assert answers(connection, request).startswith(b"HTTP/1.1 431")
 
 
 def test_a_wrong_method_is_told_the_right_one(client: httpx.Client) -> None:

@@ -17,12 +17,14 @@ def command(**flags: object) -> None:
 
     Every setting is also an environment variable (BEI_PORT) and a key of config.yaml (docs/settings.md).
     """
-    from bei_core.http.server import serve
+    from bei_core.http.server import bind, serve
     from bei_core.http.traces import open_traces
     from bei_core.serving.service import Service
 
     settings = load_settings(flags)
     if given := settings.without_effect():
         log.info("settings without effect: %s", "; ".join(given))
-    traces = open_traces(settings)  # before an engine is built, so that a missing package is reported at once
-    serve(Service.open_all(settings), traces)
+    # Both before an engine is built, so that a port in use or a missing package is reported at once.
+    sockets = bind(settings)
+    traces = open_traces(settings)
+    serve(Service.open_all(settings), sockets, traces)

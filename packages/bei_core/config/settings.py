@@ -145,6 +145,25 @@ class Settings(Struct, frozen=True, kw_only=True):
         Count, About("Maximum tokens that are accepted and not yet computed; more get status 429.")
     ] = 1_048_576
     payload_limit: Annotated[Count, About("Maximum bytes of a request's body.")] = 32_000_000
+    max_body_bytes_in_flight: Annotated[
+        Count, About("Maximum bytes of all requests' bodies in memory; more get status 429.", bare=False)
+    ] = 536_870_912
+    max_connections: Annotated[
+        Count, About("Maximum open connections; beyond it the longest idle ones are closed.", bare=False)
+    ] = 16_384
+    header_timeout_s: Annotated[
+        Positive, About("Seconds for the head of a request to arrive, from its first byte.", bare=False)
+    ] = 10.0
+    body_timeout_s: Annotated[Positive, About("Seconds for the whole body of a request to arrive.", bare=False)] = 60.0
+    send_timeout_s: Annotated[
+        Positive, About("Seconds in which a client must take some bytes of its reply.", bare=False)
+    ] = 60.0
+    keep_alive_timeout_s: Annotated[
+        Positive, About("Seconds that an idle connection stays open; more than a load balancer's 60.", bare=False)
+    ] = 75.0
+    drain_timeout_s: Annotated[
+        Positive, About("Maximum seconds from a signal to the end of the process.", bare=False)
+    ] = 25.0
     tokenization_workers: Annotated[Count | None, About("Threads that tokenize.", unset="1")] = None
 
     hostname: Annotated[
@@ -153,7 +172,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = "0.0.0.0"  # noqa: S104 - a container's server is reached from outside
     port: Annotated[Port, About("Port to listen on; 0 takes a free one.", flags=("-p", "--port"))] = 7997
     uds_path: Annotated[
-        Path | None, About("Unix domain socket.", bare=False, no_effect="the server listens on hostname and port only")
+        Path | None, About("Unix domain socket to listen on, in place of hostname and port.", bare=False)
+    ] = None
+    health_port: Annotated[
+        Port | None, About("Another port, for health checks and metrics only.", unset="none", bare=False)
     ] = None
     api_key: Annotated[
         NonEmpty | None,

@@ -43,7 +43,6 @@ SERVER_REQUIREMENTS = (
     "prometheus-client==0.26.0",
     "pyyaml==6.0.3",
     "starlette==1.10.0",
-    "uvicorn==0.54.0",
     "uvloop==0.23.0",
 )
 

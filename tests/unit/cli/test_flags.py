@@ -33,7 +33,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings that `bei serve` was started with; nothing is served."""
     opened: list[Settings] = []
     monkeypatch.setattr("bei_core.serving.service.Service.open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.serve", lambda services, traces: None)
+    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: None)
+    monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
     return opened
 
 

@@ -72,7 +72,8 @@ def _own_logging() -> Iterator[None]:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     opened: list[Settings] = []
     monkeypatch.setattr("bei_core.serving.service.Service.open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.serve", lambda services, traces: None)
+    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: None)
+    monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
     monkeypatch.setattr("bei_core.http.traces.open_traces", lambda settings: None)
     return opened
 

@@ -1,0 +1,322 @@
+"""A connection: one request after the other, within limits of bytes and of time.
+
+While a request is answered, later ones wait as bytes, and in the sockets of both ends where there are many.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+from urllib.parse import unquote
+
+import httptools
+import msgspec
+from starlette.types import Scope
+
+from bei_core.errors import OverloadedError
+from bei_core.http.limits import LEASE, LINGER_S, MAX_UNPARSED_BYTES, MAX_UNREAD_BODY_BYTES, BodyLease
+from bei_core.http.server.exchange import STATUS_LINES, Exchange
+from bei_core.http.server.parser import HttpError, RequestParser
+from bei_core.http.server.pool import Pool
+
+
+class Phase(Enum):
+    """What a connection waits for; each has its own deadline."""
+
+    IDLE = "the first byte of a request"
+    HEAD = "the rest of a head"
+    BODY = "the rest of a body"
+    REPLY = "the application, or the client to read the reply"
+    CLOSING = "the client to read what is left, or to close"
+
+
+class Connection(asyncio.Protocol):
+    """One client, from its connection to its end."""
+
+    def __init__(self, pool: Pool) -> None:
+        self.phase = Phase.IDLE
+        self.deadline = math.inf  # on the loop's clock
+        self._pool = pool
+        self._settings = pool.settings
+        self._transport: asyncio.Transport
+        self._client: tuple[Any, ...] | None = None
+        self._server: tuple[Any, ...] | None = None
+        self._parser = RequestParser()
+        self._exchange: Exchange | None = None
+        self._unparsed = b""
+        self._is_paused = False  # reads nothing from the socket
+        self._writable = asyncio.Event()
+        self._writable.set()
+        self._num_unsent = -1  # bytes that the client had not taken when that was last looked at
+
+    # asyncio calls these
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Lets the client in, or tells it that there are too many."""
+        self._transport = transport  # type: ignore[assignment]
+        self._client = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        self._wait_in(Phase.IDLE)
+        self._pool.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        """More bytes; those of a client that had its last reply are thrown away."""
+        if self.phase is not Phase.CLOSING:
+            self._unparsed = self._unparsed + data if self._unparsed else data
+            self._parse()
+
+    def eof_received(self) -> None:
+        """The client sends no more, which is how it looks when it has left."""
+        self._leave()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is closed."""
+        self._leave()
+        self._pool.remove(self)
+        self._parser.close()
+
+    def pause_writing(self) -> None:
+        """The client does not keep up with the reply."""
+        self._writable.clear()
+        if self.phase in _TIMEOUT_WHEN_READ:
+            self._enter(self.phase, self._pool.stall_s)
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._writable.set()
+        if self.phase in _TIMEOUT_WHEN_READ:
+            self._wait_in(self.phase)
+
+    # what the exchange calls
+
+    @property
+    def date(self) -> bytes:
+        """The Date header as a line."""
+        return self._pool.date
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether this reply is the last one."""
+        return self._pool.is_draining
+
+    @property
+    def writable(self) -> asyncio.Event:
+        """Set unless the client has to read first; also once it is gone."""
+        return self._writable
+
+    def write(self, parts: Sequence[bytes]) -> None:
+        """Sends bytes, unless the connection is closed already."""
+        if not self._transport.is_closing():
+            self._transport.writelines(parts)
+
+    def took_body(self) -> None:
+        """The application has taken the bytes of the body that were there."""
+        if self._is_paused:
+            self._pause_or_resume()
+
+    def replied(self) -> None:
+        """The reply is complete; the next request, if there is one, is read."""
+        if self.phase is Phase.REPLY:
+            self._end_exchange()
+        if self._unparsed or self._is_paused:
+            self._parse()
+
+    def failed(self) -> None:
+        """The application has failed."""
+        self.refuse(500, "internal error; see the server's log", kind="Backend")
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self._transport.abort()
+
+    # what the pool calls
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        if self.phase is Phase.IDLE and self._writable.is_set():
+            self.close()
+        elif self.phase is Phase.HEAD:
+            limit = self._settings.header_timeout_s
+            self.refuse(408, f"the head of the request did not come within {limit:g} s (header_timeout_s)")
+        elif self.phase is Phase.BODY:
+            limit = self._settings.body_timeout_s
+            self.refuse(408, f"the body of the request did not come within {limit:g} s (body_timeout_s)")
+        else:
+            self._abort_unless_read()
+
+    def hurry(self) -> None:
+        """The server ends: closes an idle connection, and waits only a little longer where it waits for the client."""
+        if self.phase is Phase.IDLE:
+            self.close()
+        elif self.deadline < math.inf:
+            self.deadline = min(self.deadline, self._pool.now() + self._pool.stall_s)
+
+    def close(self) -> None:
+        """Sends what is left, then closes."""
+        self._transport.close()
+        self._enter(Phase.CLOSING, self._pool.stall_s)
+
+    def refuse(self, status: int, message: str, *, kind: str = "Validation", retry_after_s: int | None = None) -> None:
+        """Ends the request with an error that the application has no part in, and then the connection."""
+        exchange, is_late = self._exchange, False
+        if exchange is not None:
+            is_late = exchange.is_started
+            exchange.leave()
+            if is_late and not exchange.is_replied:
+                return self.abort()
+        self._pool.note(f"{status}: {message}")
+        if not is_late:
+            self.write([_error(status, message, kind, retry_after_s, self._pool.date)])
+        self._linger()
+        return None
+
+    # the rest
+
+    def _enter(self, phase: Phase, timeout_s: float) -> None:
+        self.phase, self.deadline, self._num_unsent = phase, self._pool.now() + timeout_s, -1
+
+    def _wait_in(self, phase: Phase) -> None:
+        """Enters IDLE or REPLY, with less time for a client that still has to read."""
+        timeout_s = self._settings.keep_alive_timeout_s if phase is Phase.IDLE else math.inf
+        self._enter(phase, timeout_s if self._writable.is_set() else self._pool.stall_s)
+
+    def _parse(self) -> None:
+        """Reads up to the end of a request, or of the bytes."""
+        data, at = self._unparsed, 0
+        while at < len(data) and self.phase not in _TAKES_NOTHING:
+            if self.phase is Phase.IDLE:
+                self._enter(Phase.HEAD, self._settings.header_timeout_s)
+            since = at
+            try:
+                at = self._parser.feed(data, at)
+                if at == since:
+                    break
+                self._advance()
+            except HttpError as fault:
+                self.refuse(fault.status, fault.message, kind=fault.kind)
+            except OverloadedError as fault:
+                self.refuse(429, fault.message, kind=fault.kind, retry_after_s=fault.retry_after_s)
+        self._unparsed = b"" if self.phase is Phase.CLOSING else data[at:]
+        self._pause_or_resume()
+
+    def _advance(self) -> None:
+        """Does what the parser has found. Raises HttpError, OverloadedError."""
+        if self._exchange is None:
+            if not self._parser.has_head:
+                return
+            self._exchange = self._begin_exchange()
+        self._exchange.add_body(self._parser.parts)
+        if self._parser.has_end:
+            self._exchange.complete()
+            if self._exchange.is_replied:
+                self._end_exchange()
+            else:
+                self._wait_in(Phase.REPLY)
+
+    def _begin_exchange(self) -> Exchange:
+        """Has the application answer a request whose head is here. Raises HttpError."""
+        scope = self._scope()
+        lease = BodyLease(self._pool.budget, self._refuse_for_another)
+        scope["extensions"] = {LEASE: lease}
+        parser = self._parser
+        exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
+        self._enter(Phase.BODY, self._settings.body_timeout_s)
+        self._pool.start(self, exchange.run(self._pool.app))
+        return exchange
+
+    def _end_exchange(self) -> None:
+        """Request and reply are complete: waits for the next one, or closes."""
+        exchange, self._exchange = self._exchange, None
+        if exchange is None or not exchange.keep_alive or self._pool.is_draining:
+            return self.close()
+        self._wait_in(Phase.IDLE)
+        self._pool.wait_for(self)
+        return None
+
+    def _scope(self) -> Scope:
+        """The request as ASGI has it. Raises HttpError."""
+        parser = self._parser
+        try:
+            url = httptools.parse_url(parser.url)
+            path = url.path.decode("ascii")
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as fault:
+            raise HttpError(400, "the URL of the request is not valid") from fault
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": parser.version,
+            "server": self._server,
+            "client": self._client,
+            "scheme": "http",
+            "root_path": "",
+            "method": parser.method.decode("ascii"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": url.path,
+            "query_string": url.query or b"",
+            "headers": parser.headers,
+        }
+
+    def _refuse_for_another(self) -> None:
+        """Gives up the body that is being read, since smaller ones need its bytes."""
+        error = self._pool.budget.error()
+        self.refuse(429, error.message, kind=error.kind, retry_after_s=error.retry_after_s)
+
+    def _pause_or_resume(self) -> None:
+        """Leaves bytes in the socket while enough of them are here."""
+        num_unread = self._exchange.num_unread if self._exchange is not None else 0
+        is_full = len(self._unparsed) > MAX_UNPARSED_BYTES or num_unread > MAX_UNREAD_BODY_BYTES
+        if is_full is not self._is_paused and not self._transport.is_closing():
+            self._is_paused = is_full
+            (self._transport.pause_reading if is_full else self._transport.resume_reading)()
+
+    def _linger(self) -> None:
+        """Closes after the reply that was written, but not before the client had time to read it."""
+        self._enter(Phase.CLOSING, LINGER_S)
+        self._unparsed = b""
+        if not self._transport.is_closing():
+            self._transport.write_eof()
+            self._pause_or_resume()
+
+    def _leave(self) -> None:
+        """The client is gone."""
+        self._enter(Phase.CLOSING, self._pool.stall_s)
+        self._writable.set()
+        if self._exchange is not None:
+            self._exchange.leave()
+
+    def _abort_unless_read(self) -> None:
+        """Closes at once if the client has taken nothing of the reply since the last look."""
+        num_unsent = self._transport.get_write_buffer_size()
+        if num_unsent and num_unsent != self._num_unsent:
+            self._num_unsent, self.deadline = num_unsent, self._pool.now() + self._pool.stall_s
+            return
+        if num_unsent:
+            self._pool.note("the client reads nothing of its reply")
+        self.abort()
+
+
+_TAKES_NOTHING = frozenset({Phase.REPLY, Phase.CLOSING})
+_TIMEOUT_WHEN_READ = frozenset({Phase.REPLY, Phase.IDLE})  # whose time is another one while the client has to read
+
+
+def _address(name: object) -> tuple[Any, ...] | None:
+    """Host and port, as ASGI has them; None for a unix socket's client."""
+    return name[:2] if isinstance(name, tuple) else None
+
+
+def _error(status: int, message: str, kind: str, retry_after_s: int | None, date: bytes) -> bytes:
+    """A whole reply, in the shape of errors that belong to no route."""
+    body = msgspec.json.encode({"error": message, "error_type": kind})
+    lines = [
+        STATUS_LINES[status],
+        date,
+        b"content-type: application/json\r\n",
+        b"content-length: %d\r\n" % len(body),
+        b"" if retry_after_s is None else b"retry-after: %d\r\n" % retry_after_s,
+        b"connection: close\r\n\r\n",
+        body,
+    ]
+    return b"".join(lines)

@@ -1,0 +1,195 @@
+"""One request and its reply, as an ASGI application sees them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from http import HTTPStatus
+from typing import Protocol
+
+from starlette.types import ASGIApp, Message, Scope
+
+from bei_core.http.limits import BodyLease
+
+log = logging.getLogger(__name__)
+
+STATUS_LINES = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_BODYLESS = frozenset({204, 304})
+
+
+class Link(Protocol):
+    """What an exchange needs of its connection."""
+
+    @property
+    def date(self) -> bytes:
+        """The Date header as a line."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether this reply is the last one."""
+
+    @property
+    def writable(self) -> asyncio.Event:
+        """Set unless the client has to read first; also once it is gone."""
+
+    def write(self, parts: Sequence[bytes]) -> None:
+        """Sends bytes."""
+
+    def took_body(self) -> None:
+        """The application has taken the bytes of the body that were there."""
+
+    def replied(self) -> None:
+        """The reply is complete."""
+
+    def failed(self) -> None:
+        """The application has failed before it started a reply, or within it."""
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+
+
+class Exchange:
+    """The state of one request and its reply. Its `receive` and `send` are ASGI's."""
+
+    __slots__ = (
+        "_body", "_changed", "_expects_continue", "_gone", "_handed_over", "_head", "_is_chunked", "_left", "_link",
+        "_sends_body", "is_complete", "is_replied", "is_started", "keep_alive", "lease", "scope",
+    )  # fmt: skip
+
+    def __init__(self, link: Link, scope: Scope, lease: BodyLease, *, keep_alive: bool, expects_continue: bool) -> None:
+        self.scope = scope
+        self.lease = lease
+        self.keep_alive = keep_alive
+        self.is_complete = False  # the whole request is here
+        self.is_started = False  # the application has begun to reply
+        self.is_replied = False  # the whole reply is written
+        self._link = link
+        self._expects_continue = expects_continue
+        self._gone = False  # the client has left, or the server refuses to go on
+        self._body = bytearray()  # what the application has not taken yet
+        self._handed_over = False  # the application has the end of the body
+        self._changed: asyncio.Event | None = None
+        self._head = b""
+        self._sends_body = True
+        self._is_chunked = False
+        self._left: int | None = None  # bytes of the reply still to be sent, if its length was said
+
+    @property
+    def num_unread(self) -> int:
+        """Bytes of the body that the application has not taken yet."""
+        return len(self._body)
+
+    def add_body(self, parts: Iterable[bytes]) -> None:
+        """More of the body; thrown away once the reply is there. Raises OverloadedError if there is no room for it."""
+        if self.is_replied or self._gone:
+            return
+        for part in parts:
+            self.lease.grow(len(part))
+            self._body += part
+        self._wake()
+
+    def complete(self) -> None:
+        """The body ends here."""
+        self.is_complete = True
+        self.lease.complete()
+        self._wake()
+
+    def leave(self) -> None:
+        """Tells the application that nobody waits for its reply."""
+        self._gone = True
+        self._body.clear()
+        self._wake()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Has the application answer; whatever it raises ends in one reply, or in the end of the connection."""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not (self.is_replied or self._gone):
+                raise RuntimeError("this is a bug: the application has returned without a whole reply")
+        except (asyncio.CancelledError, SystemExit, KeyboardInterrupt):
+            self._link.abort()
+            raise
+        except BaseException:  # a panic in Rust is no Exception
+            log.exception("this is a bug: %s %s failed", self.scope["method"], self.scope["path"])
+            self._link.failed()
+        finally:
+            self.lease.release()
+
+    async def receive(self) -> Message:
+        """More of the request; once it is complete, waits until the client has left or has its reply."""
+        if self._expects_continue and not self.is_started:
+            self._expects_continue = False
+            self._link.write([b"HTTP/1.1 100 Continue\r\n\r\n"])
+        while not (self._gone or self.is_replied):
+            if self._body or (self.is_complete and not self._handed_over):
+                body, self._body, self._handed_over = bytes(self._body), bytearray(), self.is_complete
+                self._link.took_body()
+                return {"type": "http.request", "body": body, "more_body": not self.is_complete}
+            self._changed = self._changed or asyncio.Event()
+            self._changed.clear()
+            await self._changed.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """The head of the reply, or more of its body. The head leaves with the first bytes of the body."""
+        if not self._link.writable.is_set():
+            await self._link.writable.wait()
+        if self._gone:
+            return
+        if message["type"] == "http.response.start" and not self.is_started:
+            self._start(message["status"], message.get("headers", ()))
+        elif message["type"] == "http.response.body" and self.is_started and not self.is_replied:
+            self._write(message.get("body", b""), more=message.get("more_body", False))
+        else:
+            raise RuntimeError(f"this is a bug: {message['type']} is sent at the wrong time")
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        closes = False
+        lines = [STATUS_LINES[status], self._link.date]
+        for name, value in headers:
+            if name == b"content-length":
+                self._left = int(value)
+            elif name == b"connection":
+                closes = b"close" in value.lower()
+            lines.append(b"%b: %b\r\n" % (name, value))
+        is_asked_for = self._expects_continue and not self.is_complete  # the client may now send its body, or not
+        self.keep_alive = self.keep_alive and not (closes or is_asked_for or self._link.is_draining)
+        if not (self.keep_alive or closes):
+            lines.append(b"connection: close\r\n")
+        self._sends_body = self.scope["method"] != "HEAD" and status not in _BODYLESS
+        if self._left is None and self._sends_body:
+            self._is_chunked = self.scope["http_version"] != "1.0"
+            lines.append(b"transfer-encoding: chunked\r\n" if self._is_chunked else b"")
+            self.keep_alive = self.keep_alive and self._is_chunked
+        self._head = b"".join(lines)
+        if not len(lines) - lines.count(b"") == self._head.count(b"\n") == self._head.count(b"\r"):
+            raise RuntimeError("this is a bug: a header of the reply has a line break in it")
+        self.is_started = True
+
+    def _write(self, body: bytes, *, more: bool) -> None:
+        parts = [self._head, b"\r\n"] if self._head else []
+        self._head = b""
+        if self._sends_body:
+            parts += self._framed(body, more=more)
+        if parts:
+            self._link.write(parts)
+        if not more:
+            self.is_replied = True
+            self._body.clear()
+            self._wake()
+            self._link.replied()
+
+    def _framed(self, body: bytes, *, more: bool) -> list[bytes]:
+        """A part of the reply's body as it goes over the wire. Raises RuntimeError if it is not as long as was said."""
+        if self._is_chunked:
+            return [*((b"%x\r\n" % len(body), body, b"\r\n") if body else ()), *(() if more else (b"0\r\n\r\n",))]
+        if self._left is not None:
+            self._left -= len(body)
+            if self._left < 0 or (self._left > 0 and not more):
+                raise RuntimeError("this is a bug: a reply is not as long as its content-length says")
+        return [body]
+
+    def _wake(self) -> None:
+        if self._changed is not None:
+            self._changed.set()

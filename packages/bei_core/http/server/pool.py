@@ -1,0 +1,150 @@
+"""The connections of a listener: how many there may be, which makes way, and when their time is over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Coroutine
+from email.utils import formatdate
+from typing import Protocol
+
+from starlette.types import ASGIApp
+
+from bei_core.config.settings import Settings
+from bei_core.http.limits import DRAIN_STALL_S, MAX_REFUSED_CONNECTIONS, BodyBudget
+
+log = logging.getLogger(__name__)
+
+_NOTE_EVERY_S = 10.0
+
+
+class Member(Protocol):
+    """What a pool needs of a connection."""
+
+    deadline: float
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+
+    def hurry(self) -> None:
+        """The server ends: closes an idle connection, and waits only a little longer where it waits for the client."""
+
+    def refuse(self, status: int, message: str, *, kind: str = ..., retry_after_s: int | None = None) -> None:
+        """Ends the connection after an error that the application has no part in."""
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+
+
+class Pool:
+    """The open connections of one listener, and the application that answers them."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, budget: BodyBudget, max_connections: int) -> None:
+        self.settings = settings
+        self.budget = budget
+        self.is_draining = False
+        self.stall_s = settings.send_timeout_s  # how long a client may take nothing of its reply
+        self.date = b""
+        self.app = app
+        self._max_connections = max_connections
+        self._loop = asyncio.get_running_loop()
+        self.now = self._loop.time
+        self._connections: set[Member] = set()
+        self._waiting: dict[Member, None] = {}  # without a request in progress, the longest idle first
+        self._tasks: set[asyncio.Task[None]] = set()  # so that they are not collected
+        self._notes: Counter[str] = Counter()
+        self._noted_at = -_NOTE_EVERY_S
+        self._empty = asyncio.Event()
+        self._sweeper = self._loop.create_task(self._sweep())
+        self._set_date()
+
+    def __len__(self) -> int:
+        return len(self._connections)
+
+    def add(self, connection: Member) -> None:
+        """Takes a connection in; where there are too many, the longest idle one makes way, or this one is refused."""
+        self._connections.add(connection)
+        num_over = len(self._connections) - self._max_connections
+        if num_over <= 0 or self._close_longest_idle():
+            self._waiting[connection] = None
+        elif num_over <= MAX_REFUSED_CONNECTIONS:
+            connection.refuse(503, "too many connections are open; try again", kind="Overloaded", retry_after_s=1)
+        else:
+            self.note("too many connections are open to say so to each")
+            connection.abort()
+
+    def remove(self, connection: Member) -> None:
+        """Forgets a closed connection."""
+        self._connections.discard(connection)
+        self._waiting.pop(connection, None)
+        if not self._connections:
+            self._empty.set()
+
+    def start(self, connection: Member, work: Coroutine[None, None, None]) -> None:
+        """Has a request of a connection answered."""
+        self._waiting.pop(connection, None)
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def wait_for(self, connection: Member) -> None:
+        """A connection has no request in progress any more."""
+        self._waiting[connection] = None
+
+    def note(self, what: str) -> None:
+        """Counts a connection that ended otherwise than by the will of its client; they are logged together."""
+        self._notes[what] += 1
+
+    async def drain(self, on_its_way_s: float, timeout_s: float) -> None:
+        """Closes the connections, each when its request is answered; all of them after `timeout_s`."""
+        self.is_draining = True
+        self.stall_s = min(self.stall_s, DRAIN_STALL_S)
+        until = self.now() + timeout_s
+        await asyncio.sleep(min(on_its_way_s, timeout_s))
+        for connection in list(self._connections):
+            connection.hurry()
+        if self._connections:
+            self._empty.clear()
+            try:
+                await asyncio.wait_for(self._empty.wait(), max(0.0, until - self.now()))
+            except asyncio.TimeoutError:
+                log.warning("drain_timeout_s is nearly over: closing %d connections unanswered", len(self))
+        for connection in list(self._connections):
+            connection.abort()
+        self._sweeper.cancel()
+        self._log_notes()
+
+    def _close_longest_idle(self) -> bool:
+        """Whether a connection without a request was there to be closed."""
+        oldest = next(iter(self._waiting), None)
+        if oldest is None:
+            return False
+        self.note("closed as the longest idle of max_connections")
+        self._waiting.pop(oldest)
+        self._connections.discard(oldest)
+        oldest.abort()
+        return True
+
+    async def _sweep(self) -> None:
+        """Ends what is over its time, from now on."""
+        settings = self.settings
+        timeouts = (settings.header_timeout_s, settings.body_timeout_s, settings.send_timeout_s)
+        interval = min(1.0, *(timeout / 4 for timeout in timeouts))
+        while True:
+            await asyncio.sleep(interval)
+            self._set_date()
+            now = self.now()
+            for connection in [connection for connection in self._connections if connection.deadline <= now]:
+                connection.expire()
+            if self._notes and now >= self._noted_at + _NOTE_EVERY_S:
+                self._log_notes()
+
+    def _set_date(self) -> None:
+        self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+
+    def _log_notes(self) -> None:
+        for what, count in self._notes.most_common():
+            log.warning("ended %d connections: %s", count, what)
+        self._notes.clear()
+        self._noted_at = self.now()

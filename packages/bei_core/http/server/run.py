@@ -1,0 +1,136 @@
+"""`bei serve`, from the first connection to a drain that answers everything accepted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+import uvloop
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from bei_core.config.settings import Settings
+from bei_core.errors import ConfigError, NotFoundError
+from bei_core.http.app import App, make_app
+from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S, BodyBudget
+from bei_core.http.replies import error_response
+from bei_core.http.server.connection import Connection
+from bei_core.http.server.pool import Pool
+from bei_core.http.server.sockets import Sockets, max_connections, name_of
+from bei_core.http.traces import Traces
+from bei_core.serving.service import Service
+
+log = logging.getLogger(__name__)
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+_PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
+
+
+def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then closes the services and sends the last traces.
+
+    Takes at most `drain_timeout_s` from the signal on: the process ends then, with status 0, whatever is left. A
+    second signal ends the process at once. Raises ConfigError if another process listens on an address since `bind`.
+    """
+    app, asgi = make_app(*services, traces=traces)
+    server = _Server(app, asgi, sockets)
+    try:
+        uvloop.run(server.run())
+    finally:
+        for service in services:
+            service.close(server.time_left())
+        if traces is not None:
+            traces.close()
+        sockets.close()
+    log.info("drained; goodbye")
+
+
+class _Server:
+    """The listeners of one application, and the end of them."""
+
+    def __init__(self, app: App, asgi: ASGIApp, sockets: Sockets) -> None:
+        self._app = app
+        self._asgi = asgi
+        self._settings: Settings = app.service.settings
+        self._sockets = sockets
+        self._ends_at: float | None = None  # on time.monotonic's clock
+
+    def time_left(self) -> float:
+        """Seconds until the process has to end."""
+        ends_at = self._ends_at or time.monotonic() + self._settings.drain_timeout_s
+        return max(0.0, ends_at - time.monotonic())
+
+    async def run(self) -> None:
+        """Serves until a signal, then drains."""
+        settings, told = self._settings, self._end_on_signals()
+        budget = BodyBudget(settings.max_body_bytes_in_flight)
+        pool = Pool(self._asgi, settings, budget, max_connections(settings))
+        probes = Pool(only_probes(self._asgi), settings, budget, MAX_HEALTH_CONNECTIONS)
+        for sock in self._sockets.health:
+            await self._listen(probes, sock)
+            log.info("health checks and metrics on %s", name_of(sock))
+        listeners = [await self._listen(pool, sock) for sock in self._sockets.main]
+        for sock in self._sockets.main:
+            log.info("listening on %s", name_of(sock))
+        await told.wait()
+        log.info(
+            "draining: %d connections are open; the process ends in %g s at the latest, or at once on a second signal",
+            *(len(pool), settings.drain_timeout_s),
+        )
+        self._app.drain()
+        for listener in listeners:
+            listener.close()
+        await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * settings.drain_timeout_s)
+        await probes.drain(0.0, ON_ITS_WAY_S)
+
+    async def _listen(self, pool: Pool, sock: socket.socket) -> asyncio.Server:
+        loop, backlog = asyncio.get_running_loop(), max(2048, self._settings.max_concurrent_requests)
+        create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+        try:
+            return await create(lambda: Connection(pool), sock=sock, backlog=backlog)
+        except OSError as fault:
+            raise ConfigError(f"another process has begun to listen on {name_of(sock)}: {fault.strerror}") from fault
+
+    def _end_on_signals(self) -> asyncio.Event:
+        """Is set on the first SIGTERM or SIGINT; a second one ends the process as if nobody handled it.
+
+        These are Python's own handlers, so that the time until the end is bounded even while the event loop is busy.
+        """
+        told, loop, seconds = asyncio.Event(), asyncio.get_running_loop(), self._settings.drain_timeout_s
+
+        def handle(_number: int, _frame: object) -> None:
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_DFL)
+            self._ends_at = time.monotonic() + seconds
+            watchdog = threading.Timer(seconds, _end_now, (seconds,))
+            watchdog.daemon = True
+            watchdog.start()
+            loop.call_soon_threadsafe(told.set)
+
+        for number in _SIGNALS:
+            signal.signal(number, handle)
+        return told
+
+
+def only_probes(app: ASGIApp) -> ASGIApp:
+    """The application for the port of health checks and metrics, which serves nothing else."""
+
+    async def probe(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in _PROBES:
+            return await app(scope, receive, send)
+        error = NotFoundError(f"this port serves {', '.join(sorted(_PROBES))} and nothing else")
+        return await error_response(error, openai_shape=False)(scope, receive, send)
+
+    return probe
+
+
+def _end_now(seconds: float) -> None:
+    log.warning("drain_timeout_s = %g is over: ending with work left", seconds)
+    logging.shutdown()
+    os._exit(0)

@@ -1,0 +1,156 @@
+"""What the server listens on, and how many files the process may open."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import resource
+import socket
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bei_core.config.settings import Settings
+from bei_core.errors import ConfigError
+from bei_core.http.limits import MAX_HEALTH_CONNECTIONS, MAX_REFUSED_CONNECTIONS, RESERVED_FILES
+
+log = logging.getLogger(__name__)
+
+_MIN_CONNECTIONS = 16
+
+_IN_USE = "{} is in use by another process; stop it, or choose another port"
+_REASONS = {
+    errno.EADDRINUSE: _IN_USE,
+    errno.EACCES: "this user may not listen on {}; choose a port from 1024 on, or another path",
+    errno.EADDRNOTAVAIL: "{} is not an address of this machine; set hostname to one, or to 0.0.0.0 for all",
+}
+
+
+@dataclass(slots=True)
+class Sockets:
+    """Bound sockets, which do not listen yet: until they do, clients are refused by the system."""
+
+    main: list[socket.socket] = field(default_factory=list)
+    health: list[socket.socket] = field(default_factory=list)  # for probes and metrics only
+    path: Path | None = None  # of a unix socket, to be deleted at the end
+
+    def close(self) -> None:
+        """Closes all, and deletes the unix socket."""
+        for sock in (*self.main, *self.health):
+            sock.close()
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def bind(settings: Settings) -> Sockets:
+    """The sockets of the settings' addresses; also raises the limit on open files as far as this user may.
+
+    To be called before anything is built, so that a port in use is known at once. Raises ConfigError.
+    """
+    raise_file_limit()
+    sockets = Sockets()
+    try:
+        if settings.uds_path is not None:
+            sockets.path = settings.uds_path
+            sockets.main.append(_bind_path(sockets.path))
+        else:
+            sockets.main += _bind_port(settings.hostname, settings.port)
+        if settings.health_port is not None:
+            sockets.health += _bind_port(settings.hostname, settings.health_port)
+    except ConfigError:
+        for sock in (*sockets.main, *sockets.health):
+            sock.close()
+        raise
+    return sockets
+
+
+def name_of(sock: socket.socket) -> str:
+    """A bound socket's address as a URL."""
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def raise_file_limit() -> None:
+    """Raises the soft limit on open files to the hard one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS takes no infinite one
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def max_connections(settings: Settings) -> int:
+    """The setting, or fewer if the process may not open so many files; then a warning says what to do."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    reserved = RESERVED_FILES + MAX_REFUSED_CONNECTIONS + MAX_HEALTH_CONNECTIONS + _num_open_files()
+    if limit == resource.RLIM_INFINITY or limit - reserved >= settings.max_connections:
+        return settings.max_connections
+    allowed = max(_MIN_CONNECTIONS, limit - reserved)
+    log.warning(
+        "this process may open %d files, so it serves at most %d connections rather than max_connections = %d; raise "
+        "the limit with `ulimit -n %d` (Docker: --ulimit nofile, systemd: LimitNOFILE), or lower max_connections",
+        *(limit, allowed, settings.max_connections, settings.max_connections + reserved),
+    )
+    return allowed
+
+
+def _num_open_files() -> int:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        with contextlib.suppress(OSError):
+            return len(os.listdir(folder))
+    return RESERVED_FILES
+
+
+def _bind_port(hostname: str, port: int) -> list[socket.socket]:
+    """A socket for each address that the name has, all of them at the same port. Raises ConfigError."""
+    try:
+        found = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as fault:
+        raise ConfigError(f"hostname {hostname!r} is no address to listen on: {fault.strerror}") from fault
+    sockets: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind((address[0], port, *address[2:]))
+            port = sock.getsockname()[1]
+    except OSError as fault:
+        for sock in sockets:
+            sock.close()
+        raise _explained(fault, f"{hostname}:{port}") from fault
+    return sockets
+
+
+def _bind_path(path: Path) -> socket.socket:
+    """A unix socket; one that nobody listens on any more is replaced. Raises ConfigError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
+            path.unlink()
+        sock.bind(str(path))
+    except OSError as fault:
+        sock.close()
+        raise _explained(fault, str(path)) from fault
+    return sock
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens on a unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1.0)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def _explained(fault: OSError, address: str) -> ConfigError:
+    reason = _REASONS.get(fault.errno or 0, "{} cannot be listened on: " + str(fault.strerror or fault))
+    return ConfigError(reason.format(address))

@@ -1,0 +1,108 @@
+"""What a server takes of the machine: files, ports, sockets, and time to end."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.chaos.test_signals import refuses
+from tests.e2e.server import TEXTS, Server, ask, cache_of, log_shown, openai_request, wait_until
+from tests.fakes import SAFETY_S
+
+PROBES = ["/health", "/health/live", "/health/ready", "/ping", "/metrics"]
+
+
+def test_health_is_known_and_requests_are_answered_when_clients_hold_every_file(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    few_files = ("bash", "-c", 'ulimit -n 256 && exec "$@"', "bash")
+    limited = Server(tmp_path / "server", cache_of(tmp_path_factory), few_files, health_port=0)
+    with limited as server, log_shown(server), ExitStack() as stack:
+        held = [stack.enter_context(server.connect()) for _ in range(400)]
+        with httpx.Client(base_url=server.health_url, timeout=SAFETY_S, verify=False) as probe:
+            assert [probe.get(path).status_code for path in PROBES] == [200] * len(PROBES)
+        assert ask(stack.enter_context(server.connect()), openai_request(TEXTS[:3])).status_code == 200
+        assert ask(held[-1], openai_request(TEXTS[:3])).status_code == 200
+        assert server.log.count("ulimit -n") == 1
+
+
+def test_the_port_for_health_serves_nothing_else(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    with (
+        Server(tmp_path / "server", cache_of(tmp_path_factory), health_port=0) as server,
+        httpx.Client(base_url=server.health_url, timeout=SAFETY_S, verify=False) as probe,
+    ):
+        assert probe.post("/embed", json={"inputs": "a"}).status_code == 404
+        assert probe.get("/info").status_code == 404
+        assert probe.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/openapi.json", "/v1/embeddings"])
+def test_clients_that_read_nothing_do_not_outlast_the_drain(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, path: str
+) -> None:
+    """Among them some that have sent many requests at once."""
+    request = f"GET {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode()
+    if path.startswith("/v1"):
+        request = openai_request(["a"] * 64)
+    with (
+        Server(tmp_path / "server", cache_of(tmp_path_factory), drain_timeout_s=4.0) as server,
+        log_shown(server),
+        ExitStack() as stack,
+    ):
+        for _ in range(4):
+            connection = stack.enter_context(socket.socket())
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            connection.connect(("127.0.0.1", server.port))
+            connection.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):
+                connection.sendall(request * 2000)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    patient = Server(tmp_path / "server", cache_of(tmp_path_factory), drain_timeout_s=1000.0)
+    with patient as server, server.connect() as connection:
+        connection.sendall(openai_request(TEXTS)[:-1])
+        server.send_signal(signal.SIGTERM)
+        wait_until(lambda: refuses(server))
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == -signal.SIGTERM
+
+
+def test_a_port_in_use_is_said_before_anything_else(tmp_path: Path) -> None:
+    """That is before the model, of which there is none here."""
+    program = str(Path(sys.executable).with_name("bei"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        command = [program, "serve", "--model-id", str(tmp_path), "--hostname", "127.0.0.1", "--port", port]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=SAFETY_S, check=False)
+    assert ended.returncode == 1
+    assert [line for line in ended.stderr.splitlines() if line.startswith("error: ")] == [
+        f"error: 127.0.0.1:{port} is in use by another process; stop it, or choose another port"
+    ]
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_unix_socket_is_served_and_taken_over_when_stale(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    with Server(tmp_path / "server", cache_of(tmp_path_factory), uds_path=path) as server:
+        transport = httpx.HTTPTransport(uds=str(path), verify=False)
+        with httpx.Client(transport=transport, base_url="http://a", timeout=SAFETY_S) as client:
+            assert client.post("/embed", json={"inputs": "a"}).status_code == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+    assert not path.exists()

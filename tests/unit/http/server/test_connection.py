@@ -1,0 +1,190 @@
+"""What a connection makes of an application's replies, good and bad. The attacks of clients are in tests/chaos."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from bei_core.config.settings import Settings
+from bei_core.http.limits import BodyBudget
+from bei_core.http.server.connection import Connection
+from bei_core.http.server.pool import Pool
+from tests.fakes import SAFETY_S
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Client = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+SETTINGS = Settings(model_id="a", header_timeout_s=0.5, body_timeout_s=0.5, send_timeout_s=0.5)
+GET = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
+START: Message = {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+
+
+def body(content: bytes = b"ok", *, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": more}
+
+
+@asynccontextmanager
+async def served(app: App) -> AsyncIterator[tuple[Client, Pool]]:
+    """A connection to the application."""
+    pool = Pool(app, SETTINGS, BodyBudget(1_000_000), 100)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(pool), "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+    try:
+        yield (reader, writer), pool
+    finally:
+        writer.close()
+        server.close()
+        await pool.drain(0.0, 0.0)
+        await asyncio.sleep(0)
+
+
+async def received(client: Client, content: bytes, *, closing: bool = True) -> bytes:
+    """What comes until the connection is closed."""
+    reader, writer = client
+    writer.write(content)
+    if closing:
+        writer.write(b"GET /last HTTP/1.1\r\nconnection: close\r\n\r\n")
+    return await asyncio.wait_for(reader.read(), SAFETY_S)
+
+
+def sends(*messages: Message) -> App:
+    """An application that sends these whatever it is asked."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for message in messages:
+            await send(message)
+
+    return app
+
+
+async def test_replies_of_known_and_of_unknown_length() -> None:
+    async with served(sends(START, body())) as (client, _):
+        assert (await received(client, GET)).count(b"\r\n\r\nok") == 2
+    streamed = sends({**START, "headers": []}, body(b"on", more=True), body(b"", more=True), body(b"e"))
+    async with served(streamed) as (client, _):
+        assert (await received(client, GET)).count(b"\r\n\r\n2\r\non\r\n1\r\ne\r\n0\r\n\r\n") == 2
+    async with served(streamed) as (client, _):
+        reply = await received(client, b"GET / HTTP/1.0\r\n\r\n", closing=False)
+        assert reply.endswith(b"\r\n\r\none")
+        assert b"chunked" not in reply
+
+
+async def test_a_reply_to_head_has_no_body() -> None:
+    async with served(sends(START, body())) as (client, _):
+        first, second = (await received(client, GET.replace(b"GET", b"HEAD"))).split(b"HTTP/1.1 200 OK\r\n")[1:]
+    assert b"content-length: 2\r\n" in first
+    assert first.endswith(b"\r\n\r\n")
+    assert second.endswith(b"\r\n\r\nok")
+
+
+class PanicError(BaseException):
+    """As PyO3 raises for a panic in Rust."""
+
+
+async def panics(scope: Scope, receive: Receive, send: Send) -> None:
+    raise PanicError
+
+
+BROKEN = {
+    "panics": panics,
+    "says nothing": sends(),
+    "body first": sends(body()),
+    "line break in a header": sends({**START, "headers": [(b"a", b"b\r\nc: d")]}, body()),
+}
+
+
+@pytest.mark.parametrize("app", BROKEN.values(), ids=BROKEN)
+async def test_an_application_that_fails_is_answered_for(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    async with served(app) as (client, _):
+        reply = await received(client, GET, closing=False)
+    assert reply.startswith(b"HTTP/1.1 500 ")
+    assert b"internal error; see the server's log" in reply
+    assert "this is a bug" in caplog.text
+
+
+CUT = {
+    "too short": sends(START, body(b"o")),
+    "too long": sends(START, body(b"oki")),
+    "no end": sends(START, body(b"o", more=True)),
+}
+
+
+@pytest.mark.parametrize("app", CUT.values(), ids=CUT)
+async def test_a_reply_that_is_not_whole_is_cut(app: App, caplog: pytest.LogCaptureFixture) -> None:
+    async with served(app) as (client, _):
+        try:
+            reply = await received(client, GET, closing=False)
+        except ConnectionResetError:
+            reply = b""
+    assert not reply.endswith((b"ok", b"oki"))
+    assert "this is a bug" in caplog.text
+
+
+async def test_a_body_that_was_not_asked_for_ends_the_connection() -> None:
+    """The client may send it or not, so it cannot be known what its next bytes are."""
+    async with served(sends(START, body())) as (client, _):
+        head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
+        reply = await received(client, head, closing=False)
+    assert b"connection: close\r\n" in reply
+    assert reply.endswith(b"ok")
+
+
+async def test_a_body_is_thrown_away_once_the_reply_is_there() -> None:
+    async with served(sends(START, body())) as (client, pool):
+        reply = await received(
+            client, b"POST / HTTP/1.1\r\ncontent-length: 500000\r\n\r\n" + b"GET /a" * 83_333 + b"GE"
+        )
+        assert reply.count(b"HTTP/1.1 200 ") == 2
+        assert pool.budget.num_bytes == 0
+
+
+async def test_the_application_learns_that_its_client_has_left() -> None:
+    left = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    async with served(app) as ((_, writer), _):
+        writer.write(GET)
+        await asyncio.sleep(0.05)
+        assert not left.is_set()
+        writer.close()
+        await asyncio.wait_for(left.wait(), SAFETY_S)
+
+
+async def test_a_body_waits_in_the_socket_until_it_is_taken() -> None:
+    taking = asyncio.Event()
+    sizes: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await taking.wait()
+        more = True
+        while more:
+            message = await receive()
+            sizes.append(len(message["body"]))
+            more = message["more_body"]
+        await sends(START, body())(scope, receive, send)
+
+    async with served(app) as ((reader, writer), pool):
+        writer.write(b"POST / HTTP/1.1\r\ncontent-length: 900000\r\n\r\n" + bytes(900_000))
+        await asyncio.sleep(0.1)
+        assert 0 < pool.budget.num_bytes < 400_000
+        taking.set()
+        assert (await asyncio.wait_for(reader.readuntil(b"ok"), SAFETY_S)).startswith(b"HTTP/1.1 200 ")
+    assert sum(sizes) == 900_000
+
+
+async def test_why_connections_ended_is_logged_together(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    async with served(sends(START, body())) as (client, pool):
+        for _ in range(3):
+            pool.note("no reason")
+        assert (await received(client, b"nonsense\r\n\r\n", closing=False)).startswith(b"HTTP/1.1 400 ")
+    assert "ended 3 connections: no reason" in caplog.text
+    assert "ended 1 connections: 400: this is not HTTP/1.1" in caplog.text

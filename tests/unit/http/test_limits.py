@@ -1,0 +1,74 @@
+"""The bytes of all bodies in memory stay within one limit, and the largest unfinished body makes way first."""
+
+from __future__ import annotations
+
+import pytest
+
+from bei_core.errors import OverloadedError
+from bei_core.http.limits import LEASE, BodyBudget, BodyLease, count_bytes
+
+
+class Request:
+    """A body, and whether it was refused for another one."""
+
+    def __init__(self, budget: BodyBudget, num_bytes: int, *, is_complete: bool = False) -> None:
+        self.is_refused = False
+        self.lease = BodyLease(budget, self._refuse)
+        self.lease.grow(num_bytes)
+        if is_complete:
+            self.lease.complete()
+
+    def _refuse(self) -> None:
+        self.is_refused = True
+
+
+def test_what_is_released_is_free_again() -> None:
+    budget = BodyBudget(100)
+    request = Request(budget, 100)
+    request.lease.release()
+    request.lease.release()
+    assert budget.num_bytes == 0
+    request.lease.grow(1000)  # comes after the end, and is thrown away
+    assert budget.num_bytes == 0
+    assert not budget.incomplete
+    assert Request(budget, 100).lease.num_bytes == 100
+
+
+def test_the_largest_that_is_still_sent_makes_way() -> None:
+    budget = BodyBudget(100)
+    complete = Request(budget, 50, is_complete=True)
+    small, large = Request(budget, 10), Request(budget, 35)
+    other = Request(budget, 10)
+    assert [request.is_refused for request in (complete, small, large, other)] == [False, False, True, False]
+    assert budget.num_bytes == 70
+
+
+def test_one_that_is_itself_the_largest_is_refused_and_keeps_what_it_has() -> None:
+    budget = BodyBudget(100)
+    Request(budget, 40)
+    large = Request(budget, 50)
+    with pytest.raises(OverloadedError, match="100 bytes"):
+        large.lease.grow(20)
+    assert (large.lease.num_bytes, budget.num_bytes) == (50, 90)
+    assert not large.is_refused
+
+
+def test_complete_bodies_are_not_refused_for_others() -> None:
+    budget = BodyBudget(100)
+    complete = Request(budget, 90, is_complete=True)
+    with pytest.raises(OverloadedError):
+        Request(budget, 20)
+    assert not complete.is_refused
+
+
+def test_the_application_counts_what_it_makes_of_a_body() -> None:
+    budget = BodyBudget(100)
+    request = Request(budget, 10, is_complete=True)
+    scope = {"extensions": {LEASE: request.lease}}
+    count_bytes(scope, 80)
+    assert budget.num_bytes == 90
+    with pytest.raises(OverloadedError):
+        count_bytes(scope, 11)
+    count_bytes({}, 1_000_000)  # a server without a budget
+    request.lease.release()
+    assert budget.num_bytes == 0
