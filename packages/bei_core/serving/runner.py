@@ -160,7 +160,12 @@ class Runner:
 
     def _run(self) -> None:
         try:
-            while self._wait():
+            while True:
+                with self._wake:
+                    while not self._pending.num_items and not self._closing:
+                        self._wake.wait()
+                    if not self._pending.num_items or self._broken is not None:
+                        break
                 self._step()
         except Exception:  # nothing would empty the queue any more
             log.exception("this is a bug: the engine thread failed outside a batch")
@@ -171,13 +176,6 @@ class Runner:
         """The watchdog: fails the waiting requests if the engine hangs, even if nothing checks its health."""
         while self._thread.is_alive() and self.broken is None:
             self._thread.join(_WATCH_S)
-
-    def _wait(self) -> bool:
-        """Blocks until there is work. False if there is none and the runner closes or is broken."""
-        with self._wake:
-            while not self._pending.num_items and not self._closing:
-                self._wake.wait()
-            return self._pending.num_items > 0 and self._broken is None
 
     def _check_queue(self, tokens: Sequence[Tokens], limit: int) -> None:
         """Raises OverloadedError if the tokens do not fit in the queue; an empty queue takes any number."""
