@@ -68,7 +68,7 @@ class Encoding:
     """How the texts of one request become tokens."""
 
     truncate: bool = True
-    side: TruncationSide = TruncationSide.RIGHT
+    side: TruncationSide | None = None  # of a text that is cut, what goes; None: as the model was published
     prompt: str | None = None  # goes before every text
     pool_prompt: bool = True  # whether the prompt's tokens count in pooling
     chunk: bool = False  # a text that is too long is split rather than cut

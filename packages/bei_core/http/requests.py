@@ -25,7 +25,7 @@ class Common(msgspec.Struct, kw_only=True):
     """What every route that encodes texts takes."""
 
     truncate: Truncate | None = None
-    truncation_direction: str = "Right"
+    truncation_direction: str | None = None  # as the model was published
     prompt_name: str | None = None
     chunk: bool = False
     max_tokens_per_doc: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -33,7 +33,8 @@ class Common(msgspec.Struct, kw_only=True):
     def encoding(self, service: Service, prompt_name: str | None = None) -> Encoding:
         """How this request's texts are encoded."""
         try:
-            side = TruncationSide(self.truncation_direction.lower())
+            named = self.truncation_direction
+            side = None if named is None else TruncationSide(named.lower())
         except ValueError:
             raise ValidationError(
                 f"`truncation_direction` must be Left or Right, got {self.truncation_direction!r}",

@@ -144,7 +144,7 @@ class Service:
         self,
         *,
         truncate: bool | None = None,
-        side: TruncationSide = TruncationSide.RIGHT,
+        side: TruncationSide | None = None,
         prompt_name: str | None = None,
         chunk: bool = False,
         chunk_tokens: int | None = None,

@@ -53,6 +53,8 @@ class TextTokenizer:
         self, path: Path, *, max_seq_len: int, vocab_size: int, lower_case: bool = False, num_workers: int = 1
     ) -> None:
         self._tokenizer = _open(path)
+        truncation = self._tokenizer.truncation or {}
+        self._side = TruncationSide(str(truncation.get("direction", "right")).lower())  # where a request names none
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()  # cut here instead: per request, at either end
         if lower_case and "Lowercase" not in repr(self._tokenizer.normalizer):
@@ -126,10 +128,10 @@ class TextTokenizer:
         Start and stop count characters; what is no part of the text, a prompt's tokens too, is special and at 0.
         """
         clipped, prompt = self._clipped(text, how), len(how.prompt or "")
-        shift = (len(text) - len(clipped) if how.side is TruncationSide.LEFT else 0) - prompt
+        shift = (len(text) - len(clipped) if self._side_of(how) is TruncationSide.LEFT else 0) - prompt
         encoding = self._encoded((how.prompt or "") + clipped)
         found = []
-        for place in _kept(encoding.sequence_ids, min(self.max_seq_len, len(encoding.ids)), how.side):
+        for place in _kept(encoding.sequence_ids, min(self.max_seq_len, len(encoding.ids)), self._side_of(how)):
             id_, (start, stop) = encoding.ids[place], encoding.offsets[place]
             special = bool(encoding.special_tokens_mask[place]) or 0 < prompt >= stop
             span = (0, 0) if special else (max(start, prompt) + shift, stop + shift)
@@ -217,7 +219,7 @@ class TextTokenizer:
         if wanted > room:
             self._refuse_too_long(num_fixed + wanted, how)
         size = min(wanted, room)
-        return [inside[:size] if how.side is TruncationSide.RIGHT else inside[len(inside) - size :]]
+        return [inside[:size] if self._side_of(how) is TruncationSide.RIGHT else inside[len(inside) - size :]]
 
     def _slices(self, ids: Sequence[int], how: Encoding) -> list[Tokens]:
         """Token ids that the caller made: used as they are, split or cut where that is asked for or allowed."""
@@ -274,6 +276,10 @@ class TextTokenizer:
             return Pair(*(self._clipped(part, how) for part in text))
         return (how.prompt or "") + self._clipped(text, how)
 
+    def _side_of(self, how: Encoding) -> TruncationSide:
+        """The end at which a text that is too long is cut."""
+        return how.side or self._side
+
     def _clipped(self, text: str, how: Encoding) -> str:
         limit = self.max_seq_len * _CHARS_PER_TOKEN
         if len(text) <= limit:
@@ -285,7 +291,7 @@ class TextTokenizer:
             return text
         if how.chunk_tokens is None:
             self._refuse_too_long(f"{len(text)} characters", how)
-        return text[:limit] if how.side is TruncationSide.RIGHT else text[-limit:]
+        return text[:limit] if self._side_of(how) is TruncationSide.RIGHT else text[-limit:]
 
     def _tokens(self, encoding: tokenizers.Encoding, skip: int, how: Encoding) -> Tokens:
         ids = np.array(encoding.ids, np.int32)
@@ -297,7 +303,7 @@ class TextTokenizer:
         if len(ids) <= self.max_seq_len:
             return Tokens(ids, type_ids, min(skip, len(ids) - 1) if skip else 0)
         self._refuse_too_long(len(ids), how)
-        kept = _kept(encoding.sequence_ids, self.max_seq_len, how.side)
+        kept = _kept(encoding.sequence_ids, self.max_seq_len, self._side_of(how))
         return Tokens(ids[kept], type_ids[kept], _skipped(kept, skip))
 
     def _check_ids(self, ids: Sequence[int]) -> None:
