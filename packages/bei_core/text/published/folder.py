@@ -95,8 +95,9 @@ def _class_of(config: Config, model: Config, *, has_file: bool) -> TokenizerClas
     """The class that reads the folder. Raises UnsupportedModelError for one whose rules are not known here."""
     for name in _custom(config, model):
         raise UnsupportedModelError(
-            f"the tokenizer is code of its own ({name}), which BEI does not run; where it is trusted, {_SAVE} with "
-            "trust_remote_code=True writes a tokenizer.json if it has one, and without auto_map it is read"
+            f"the tokenizer's class {name} is code of the repository, which BEI does not run; if you trust it, write a "
+            "tokenizer.json by AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True).save_pretrained(FOLDER) "
+            "and remove auto_map from tokenizer_config.json"
         )
     named = config.get("tokenizer_class") or model.get("tokenizer_class")
     if named is not None:
