@@ -78,7 +78,7 @@ def texts() -> list[str]:
     with MIXED.open(encoding="utf-8", newline="\n") as lines:
         known = [json.loads(line)["text"] for line in lines]
     short = sorted(
-        (text for text in known if len(text) <= 50), key=lambda text: sum(map(str.isascii, text)) / len(text)
+        (text for text in known if len(text) <= 40), key=lambda text: sum(map(str.isascii, text)) / len(text)
     )
     return [*ODD, *short[: 40 - len(ODD)]]
 

@@ -340,6 +340,8 @@ FOLDERS: tuple[Folder, ...] = (
             ("roberta", "RobertaTokenizer", "roberta", {"add_prefix_space": True}),
             ("xlm-roberta", "XLMRobertaTokenizer", "xlm-roberta", {}),
             ("t5", "T5Tokenizer", "t5", {}),
+            ("albert", "AlbertTokenizer", "albert", {}),
+            ("deberta-v2", "DebertaV2Tokenizer", "deberta-v2", {}),
             ("llama", "LlamaTokenizer", "llama", {"add_bos_token": True, "add_eos_token": True}),
             ("qwen2", "Qwen2Tokenizer", "qwen3", QWEN),
             ("gemma", "GemmaTokenizer", "gemma3_text", {"add_bos_token": True, "add_eos_token": True}),

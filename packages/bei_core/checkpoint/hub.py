@@ -29,8 +29,8 @@ def fetch_repository(
 ) -> Checkpoint:
     """The repository's files that a model needs. `options` are those of huggingface_hub's snapshot_download.
 
-    `check` is called with the folder before weights are fetched. Raises what it raises, and CheckpointError and DiskError
-    that say what to do.
+    `check` is called with the folder before weights are fetched. Raises what it raises, and CheckpointError and
+    DiskError that say what to do.
     """
     folder = _download(repo, revision or "main", SMALL_FILES, options)
     check(folder)

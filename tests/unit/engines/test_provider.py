@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -20,7 +19,7 @@ from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, read_manife
 from bei_core.engines.open import Opened, build_engine, open_engine
 from bei_core.engines.remote import Remote
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, EngineUnavailableError
-from bei_core.models.spec import ModelSpec, read_spec
+from bei_core.models.spec import ModelSpec
 from bei_core.storage.objects import open_store
 from tests.fakes import FakeEngine
 from tests.hub import TOKENIZER, f32, pack, write
@@ -385,28 +384,3 @@ def test_a_size_is_a_cap_on_the_store(world: World) -> None:
     start(world.settings())
     start(world.settings(revision="next", cache_size_gb=1e-6))
     assert read_manifest(only_engine(world.settings())).revision == "2" * 40
-
-
-# --- The tokenizer
-
-
-def test_an_engine_has_the_tokenizer_of_all_files_and_its_digest_in_the_address(world: World, tmp_path: Path) -> None:
-    folder = checkpoint(tmp_path / "model")
-    found = dataclasses.replace(resolve(str(folder)), revision="1" * 40)  # another tokenizer, the same commit
-    spec = read_spec(found)
-    plain, _ = obtain.recipe(world, found, spec, world.settings())
-    write(folder, {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "bos_token": "maybe"}})
-    changed, make = obtain.recipe(world, found, spec, world.settings())
-    assert changed.artifact != plain.artifact
-    (tmp_path / "engine").mkdir()
-    make(tmp_path / "engine")
-    written = json.loads((tmp_path / "engine" / "tokenizer.json").read_text())
-    assert [token["content"] for token in written["added_tokens"]] == [
-        "[PAD]",
-        "[UNK]",
-        "[CLS]",
-        "[SEP]",
-        "maybe",
-        "[MASK]",
-    ]
-    assert written["post_processor"]["type"] == "TemplateProcessing"

@@ -140,7 +140,12 @@ def _says_nothing(published: Published) -> bool:
 def _gives_types(published: Published) -> bool:
     """Whether the model is given token types."""
     names: Any = published.config.get("model_input_names")
-    return published.kind.has_types if names is None else "token_type_ids" in names
+    if names is not None:
+        return "token_type_ids" in names
+    return published.kind.has_types and not (published.by_version_5 and published.kind.name in _TYPELESS_IN_5)
+
+
+_TYPELESS_IN_5 = {"Albert", "Herbert", "PreTrained"}
 
 
 def _without_special(state: Component, tokenizer: Tokenizer) -> list[Component]:

@@ -133,6 +133,15 @@ _CLASSES = (
     replace(_BERT, name="DPRContextEncoder"),
     replace(
         _BERT,
+        name="Herbert",
+        tokens={**_BERT.tokens, "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+        | {"mask_token": "<mask>"},
+        adjustment="none",
+        source="none",
+        vocab_file="",
+    ),
+    replace(
+        _BERT,
         name="MPNet",
         tokens={**_FAIRSEQ_TOKENS, "unk_token": "[UNK]"},
         flags={**{name: {} for name in _FAIRSEQ_TOKENS}, "mask_token": {"lstrip": True}},
