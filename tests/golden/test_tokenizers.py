@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bei_core.tasks import Encoding, Pair
+from bei_core.tasks import Encoding, Pair, TruncationSide
 from bei_core.text.published import canonical_tokenizer
 from bei_core.text.tokenizer import TextTokenizer
 
@@ -62,3 +62,12 @@ def test_ids_and_types_are_those_of_transformers(name: str, tmp_path: Path) -> N
     assert [tokens.ids.tolist() for tokens in pairs] == expected["pairs"]
     assert ["".join(map(str, tokens.type_ids)) for tokens in pairs] == expected["types"]
     assert [tokens.ids.tolist() for tokens in cut] == expected["cut"]
+
+
+def test_a_request_that_names_a_side_has_it_whatever_was_published(tmp_path: Path) -> None:
+    (tmp_path / "left").mkdir()
+    unpack("bert-left", tmp_path / "left")
+    plain = unpack("bert", tmp_path)["cut"]
+    texts = INPUTS["texts"][: len(plain)]
+    found = opened(tmp_path / "left", INPUTS["cut"]).encode_now(texts, Encoding(side=TruncationSide.RIGHT))
+    assert [tokens.ids.tolist() for tokens in found] == plain

@@ -124,7 +124,7 @@ def test_the_config_decides_the_digest(tmp_path: Path) -> None:
 
 
 def test_limits_in_the_file_are_left_out(tmp_path: Path) -> None:
-    padding = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
+    padding: dict[str, object] = {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None}
     padding |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
     cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
     limited = {**TOKENIZER, "truncation": cut, "padding": padding}
