@@ -27,6 +27,13 @@ _API = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)(?:/(?P<what>revision|
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 _BLOB = re.compile(r"/blobs/(?P<digest>[0-9a-f]{64})")
 
+# A tokenizer.json of a few words.
+_WORDS = ("[PAD]", "[UNK]", "[CLS]", "no", "[SEP]", "yes", "<|endoftext|>", "maybe")
+TOKENIZER: Mapping[str, object] = {
+    "added_tokens": [],
+    "model": {"type": "WordLevel", "unk_token": "[UNK]", "vocab": {word: index for index, word in enumerate(_WORDS)}},
+}
+
 Stored: TypeAlias = tuple[str, NDArray[Any]]  # a safetensors dtype and the bits, in whatever dtype numpy has for them
 
 

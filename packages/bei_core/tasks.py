@@ -68,7 +68,7 @@ class EncodeOptions:
     """How the texts of one request become tokens."""
 
     truncate: bool = True  # False: a text that is too long is an error
-    side: TruncationSide = TruncationSide.RIGHT
+    side: TruncationSide | None = None  # where tokens are cut off; None: as the model was published
     prompt: str | None = None  # put before every text
     pool_prompt: bool = True  # whether pooling includes the tokens of the prompt
     chunk: bool = False  # split a text that is too long into chunks instead of truncating it

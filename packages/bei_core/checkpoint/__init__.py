@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bei_core.checkpoint.folder import Checkpoint, local_digest
+from bei_core.checkpoint.folder import Checkpoint, accept, local_digest
 from bei_core.checkpoint.place import Place
 from bei_core.checkpoint.tensors import Tensors
 from bei_core.config.cache_dir import default_cache_dir
@@ -29,6 +29,7 @@ def resolve(
     endpoint: str | None = None,
     cache_dir: Path | None = None,
     root: Path | None = None,
+    check: Callable[[Path], None] = accept,
 ) -> Checkpoint:
     """The files of a model at the exact revision that `revision` names now; fetched, where they are not here.
 
@@ -40,7 +41,8 @@ def resolve(
 
     `token` is for the hub, `secret` for object stores (JSON) and URLs (a bearer token). `offline`, `endpoint` and
     `cache_dir` are huggingface_hub's; where None: HF_HUB_OFFLINE, HF_ENDPOINT, HF_HUB_CACHE. `root` is where all
-    else is kept, by default in BEI's own cache. Raises CheckpointError and DiskError that say what to do.
+    else is kept, by default in BEI's own cache. `check` is called with a folder of the hub or of a store when its small
+    files are there, and may raise before weights are fetched. Raises CheckpointError and DiskError that say what to do.
     """
     place = Path(model_id.removeprefix("file://")).expanduser()
     if place.is_dir():
@@ -49,7 +51,7 @@ def resolve(
     if is_store(model_id) and not model_id.startswith("file://"):
         from bei_core.checkpoint.buckets import fetch_bucket
 
-        return fetch_bucket(model_id, revision, secret, root)
+        return fetch_bucket(model_id, revision, secret, root, check)
     if model_id.startswith(("https://", "http://")):
         from bei_core.checkpoint.remote import fetch_archive
 
@@ -61,7 +63,7 @@ def resolve(
     from bei_core.checkpoint.hub import fetch_repository
 
     options = {"token": token, "local_files_only": bool(offline), "endpoint": endpoint, "cache_dir": cache_dir}
-    return fetch_repository(model_id, revision, options)
+    return fetch_repository(model_id, revision, options, check)
 
 
 @contextmanager

@@ -10,13 +10,13 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bei_core.checkpoint.files import inside
-from bei_core.checkpoint.folder import Checkpoint, is_small, no_weights, weight_files
+from bei_core.checkpoint.folder import Checkpoint, accept, is_small, no_weights, weight_files
 from bei_core.checkpoint.place import LAST, Place
 from bei_core.errors import CheckpointError, DiskError
 from bei_core.storage.disk import writing
@@ -37,6 +37,7 @@ class _Bucket:
     secret: str | None
     files: FileSystem
     path: str
+    check: Callable[[Path], None]  # of the folder, before weights are fetched
 
     def listing(self) -> dict[str, Remote]:
         """What a model may need of the folder, by name. Raises CheckpointError where that is no model."""
@@ -72,6 +73,8 @@ class _Bucket:
             folder.mkdir(parents=True, exist_ok=True)
         with explained(self.url, self.secret):
             fetch((remote for name, remote in remotes.items() if is_small(name)), folder, lasting=is_lasting)
+        self.check(folder)
+        with explained(self.url, self.secret):
             weights = [remotes[name] for name in weight_files(folder) if name in remotes]
             with Progress(self.source, sum(remote.size for remote in weights)) as progress:
                 fetch(weights, folder, progress, lasting=is_lasting)
@@ -89,17 +92,20 @@ class _Bucket:
         return Remote(name, f"{self.source}/{name}", int(info["size"]), read, md5=_md5(info), is_md5=is_md5, tag=tag)
 
 
-def fetch_bucket(url: str, revision: str | None, secret: str | None, root: Path) -> Checkpoint:
+def fetch_bucket(
+    url: str, revision: str | None, secret: str | None, root: Path, check: Callable[[Path], None] = accept
+) -> Checkpoint:
     """The model in a folder of an object store, fetched into the cache unless it is there.
 
     A `revision` that is in the cache needs no store; any other must be what the folder's listing gives now. Where the
-    store is out of reach, what was fetched last serves, with a warning. Raises CheckpointError that says what to do.
+    store is out of reach, what was fetched last serves, with a warning. `check` is called with the folder before
+    weights are fetched. Raises what it raises, and CheckpointError that says what to do.
     """
     url = url.rstrip("/")
     place = Place(root, shown(url))
     if revision and (folder := place.pinned(revision, "folder's listing")):
         return Checkpoint(folder, place.source, revision)
-    bucket = _Bucket(url, secret, *open_store(url, secret))
+    bucket = _Bucket(url, secret, *open_store(url, secret), check)
     try:
         remotes = bucket.listing()
     except CheckpointError as fault:

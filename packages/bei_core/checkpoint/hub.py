@@ -10,11 +10,11 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, no_weights, weight_files
+from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, accept, no_weights, weight_files
 from bei_core.errors import CheckpointError
 from bei_core.storage.disk import Advice, disk_error, is_of_disk
 from bei_core.storage.progress import rate
@@ -24,12 +24,16 @@ log = logging.getLogger(__name__)
 _CACHE = Advice("hf cache prune removes revisions that no branch names", "HF_HUB_CACHE")
 
 
-def fetch_repository(repo: str, revision: str | None, options: Mapping[str, Any]) -> Checkpoint:
+def fetch_repository(
+    repo: str, revision: str | None, options: Mapping[str, Any], check: Callable[[Path], None] = accept
+) -> Checkpoint:
     """The repository's files that a model needs. `options` are those of huggingface_hub's snapshot_download.
 
-    Raises CheckpointError and DiskError that say what to do.
+    `check` is called with the folder before weights are fetched. Raises what it raises, and CheckpointError and
+    DiskError that say what to do.
     """
     folder = _download(repo, revision or "main", SMALL_FILES, options)
+    check(folder)
     commit = folder.name
     before, started = _weights_size(folder), time.monotonic()
     if not before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 
 import click
 
@@ -25,6 +26,6 @@ def command(**flags: object) -> None:
     if given := settings.without_effect():
         log.info("settings without effect: %s", "; ".join(given))
     # Both before an engine is built, so that a port in use or a missing package is reported at once.
-    sockets = bind(settings)
-    traces = open_traces(settings)
-    serve(Service.open_all(settings), sockets, traces)
+    with closing(bind(settings)) as sockets:
+        traces = open_traces(settings)
+        serve(Service.open_all(settings), sockets, traces)

@@ -171,9 +171,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         About("Address to listen on.", bare=False),  # every container has HOSTNAME, its own id
     ] = "0.0.0.0"  # noqa: S104 - a container's server is reached from outside
     port: Annotated[Port, About("Port to listen on; 0 takes a free one.", flags=("-p", "--port"))] = 7997
-    uds_path: Annotated[
-        Path | None, About("Unix domain socket to listen on, in place of hostname and port.", bare=False)
-    ] = None
+    uds_path: Annotated[Path | None, About("Unix domain socket to listen on as well.", unset="none", bare=False)] = None
     health_port: Annotated[
         Port | None, About("Another port, for health checks and metrics only.", unset="none", bare=False)
     ] = None

@@ -19,12 +19,12 @@ from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engine, key_of, read_manifest, seal
 from bei_core.engines.registry import CPU, GPU, choose, require
 from bei_core.engines.remote import Remote, RemoteEngine
-from bei_core.engines.store import Request, Store, publish
+from bei_core.engines.store import Held, Request, Store, publish
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec, read_spec, save_spec
 from bei_core.storage.disk import OUTPUT, writing
-from bei_core.storage.marks import Held
 from bei_core.storage.objects import is_store, shown
+from bei_core.text.published import RULES, canonical_tokenizer, check_tokenizer
 from bei_core.text.templates import chosen_template
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,15 @@ class Supply:
         if self._quantization is not None:
             parts["quantization"] = self._quantization
         # The schema: replicas of another version that share the store keep answers of their own.
-        key = key_of({"schema": SCHEMA, "engine": self._name, "facts": self._builder.facts(self._settings), **parts})
+        key = key_of(
+            {
+                "schema": SCHEMA,
+                "tokenizer": RULES,
+                "engine": self._name,
+                "facts": self._builder.facts(self._settings),
+                **parts,
+            }
+        )
         with self.store.locked(key):
             return self._known(key) or self._from_checkpoint(key)
 
@@ -179,6 +187,7 @@ class Supply:
             secret=settings.checkpoint_secret,
             cache_dir=settings.huggingface_hub_cache,
             root=self._checkpoints,
+            check=check_tokenizer,
         )
         template = chosen_template(settings.rerank_template, None)
         return recipe(self._builder, found, read_spec(found, pooling=settings.pooling, template=template), settings)
@@ -189,7 +198,9 @@ def recipe(
 ) -> tuple[Manifest, Callable[[Path], None]]:
     """The manifest of the engine that would be built, less its files, and what fills a folder with it."""
     plan = builder.plan(checkpoint, spec, settings)
+    tokenizer = canonical_tokenizer(checkpoint.folder)
     parts = {"schema": SCHEMA, "engine": plan.engine, "precision": plan.precision, "spec": spec}
+    parts |= {"tokenizer": tokenizer.digest}
     manifest = Manifest(
         engine=plan.engine,
         precision=plan.precision,
@@ -202,7 +213,7 @@ def recipe(
 
     def make(folder: Path) -> None:
         started = time.perf_counter()
-        shutil.copyfile(checkpoint.folder / TOKENIZER, folder / TOKENIZER)
+        tokenizer.write(folder / TOKENIZER)
         save_spec(spec, folder / SPEC)
         seal(folder, msgspec.structs.replace(manifest, quality=plan.fill(folder)))
         seconds = time.perf_counter() - started

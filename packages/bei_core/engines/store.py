@@ -30,7 +30,8 @@ from bei_core.checkpoint.place import kept
 from bei_core.engines.manifest import Address, Manifest, is_engine, read_manifest, sync, verify
 from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
 from bei_core.storage.disk import disk_error, writing
-from bei_core.storage.marks import Held, Mark, is_local, open_file, took
+from bei_core.storage.marks import Held as Held
+from bei_core.storage.marks import Mark, is_local, open_file, took
 
 log = logging.getLogger(__name__)
 

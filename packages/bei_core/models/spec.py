@@ -18,6 +18,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
 from bei_core.models.kind import Kind
 from bei_core.tasks import Scoring
+from bei_core.text.published import canonical_tokenizer
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
 
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -218,12 +219,12 @@ def _head(
 
 def _token_id(checkpoint: Checkpoint, token: str) -> int:
     """The id of a word that is one token. Raises CheckpointError if it is not."""
-    file = checkpoint.read_json("tokenizer.json")
+    file = msgspec.json.decode(canonical_tokenizer(checkpoint.folder).text)
     added = {str(entry["content"]): int(entry["id"]) for entry in file.get("added_tokens") or ()}
     found = added.get(token, file["model"]["vocab"].get(token) if isinstance(file["model"]["vocab"], dict) else None)
     if found is None:
         raise CheckpointError(
-            f"{checkpoint.source}: tokenizer.json has no token {token!r}, which the reranker answers with"
+            f"{checkpoint.source}: the tokenizer has no token {token!r}, which the reranker answers with"
         )
     return int(found)
 
@@ -363,7 +364,7 @@ def _sentence_config(checkpoint: Checkpoint) -> Mapping[str, Any]:
 def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], sentence: Mapping[str, Any]) -> int:
     """The limit on an input's tokens: sentence-transformers', else the tokenizer's; at most the number of positions."""
     tokenizer = checkpoint.read_json("tokenizer_config.json", required=False) or {}
-    asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length")
+    asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or tokenizer.get("max_len")
     table = config.get("max_position_embeddings") or config.get("n_positions")
     if table is not None and config.get("model_type") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
         table -= first_position(config)

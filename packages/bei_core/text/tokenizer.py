@@ -51,6 +51,8 @@ class TextTokenizer:
         self, path: Path, *, max_seq_len: int, vocab_size: int, lower_case: bool = False, num_workers: int = 1
     ) -> None:
         self._tokenizer = _open(path)
+        truncation = self._tokenizer.truncation or {}
+        self._side = TruncationSide(str(truncation.get("direction", "right")).lower())  # unless a request names one
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()  # done here instead: per request, at either end
         if lower_case and "Lowercase" not in repr(self._tokenizer.normalizer):
@@ -179,7 +181,7 @@ class TextTokenizer:
             skip = 0  # a pair has no prompt
         if len(ids) > self.max_seq_len:
             self._refuse_too_long(len(ids), options)
-            kept = truncate_longest_first(encoding.sequence_ids, self.max_seq_len, options.side)
+            kept = truncate_longest_first(encoding.sequence_ids, self.max_seq_len, self._side_of(options))
         elif skip or options.spans:
             kept = np.arange(len(ids))
         else:
@@ -199,7 +201,7 @@ class TextTokenizer:
     ) -> Sequence[TokenSpan]:
         """The spans of the tokens at `kept`, in characters of the whole `text`, without the prompt before it."""
         prompt, shift = len(options.prompt or ""), 0
-        if options.side is TruncationSide.LEFT and not options.chunk:
+        if self._side_of(options) is TruncationSide.LEFT and not options.chunk:
             shift = max(len(text) - self._max_chars, 0)  # `_cut` left out so much at the start
         ids, tokens = encoding.ids, encoding.tokens
         offsets, mask = encoding.offsets, encoding.special_tokens_mask
@@ -264,7 +266,7 @@ class TextTokenizer:
         if wanted > space:
             self._refuse_too_long(num_fixed + wanted, options)
         size = min(wanted, space)
-        return [document[:size] if options.side is TruncationSide.RIGHT else document[len(document) - size :]]
+        return [document[:size] if self._side_of(options) is TruncationSide.RIGHT else document[len(document) - size :]]
 
     def _chunks_of_ids(self, ids: Sequence[int], options: EncodeOptions) -> list[Tokens]:
         """`_chunks` of token ids, which are used unchanged."""
@@ -295,6 +297,10 @@ class TextTokenizer:
             return Pair(self._cut(text.first, options), self._cut(text.second, options))
         return (options.prompt or "") + self._cut(text, options)
 
+    def _side_of(self, options: EncodeOptions) -> TruncationSide:
+        """The side on which a text that is too long is truncated."""
+        return options.side or self._side
+
     def _cut(self, text: str, options: EncodeOptions) -> str:
         """The text without those characters that are too far from the kept end for any of their tokens to stay."""
         if len(text) <= self._max_chars:
@@ -306,7 +312,7 @@ class TextTokenizer:
             return text
         if options.chunk_tokens is None:
             self._refuse_too_long(f"{len(text)} characters", options)
-        return text[: self._max_chars] if options.side is TruncationSide.RIGHT else text[-self._max_chars :]
+        return text[: self._max_chars] if self._side_of(options) is TruncationSide.RIGHT else text[-self._max_chars :]
 
     def _check_encoded(self, ids: Sequence[int]) -> None:
         if not ids:

@@ -12,8 +12,9 @@ import pytest
 from s3fs import S3FileSystem
 
 from bei_core.checkpoint import Checkpoint, resolve
-from bei_core.errors import CheckpointError, DiskError
+from bei_core.errors import CheckpointError, DiskError, UnsupportedModelError
 from bei_core.storage.objects import FileSystem
+from bei_core.text.published import check_tokenizer
 from tests.hub import as_bytes, f32, pack
 from tests.stores import AWS_SECRET, BUCKET, MODEL, SENTENCE, UNWANTED, WEIGHTS, S3Server, files_of, put
 
@@ -86,6 +87,15 @@ def test_a_folder_is_fetched_whole_and_only_what_is_needed(s3: FileSystem, folde
     assert checkpoint.folder.is_relative_to(tmp_path)
     assert checkpoint.tensors().names() == ["a", "b"]
     assert float(checkpoint.tensors("2_Dense").f32("linear.weight")[0]) == 7
+
+
+def test_no_weight_is_fetched_of_a_tokenizer_that_is_refused(
+    s3: FileSystem, folder: str, tmp_path: Path, reads: list[tuple[str, int]]
+) -> None:
+    put(s3, folder, {name: content for name, content in SENTENCE.items() if name != "tokenizer.json"})
+    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, and BertTokenizer is read of vocab\.txt"):
+        resolve(f"s3://{folder}", secret=AWS_SECRET, root=tmp_path, check=check_tokenizer)
+    assert not [name for name, _ in reads if name.endswith(".safetensors")]
 
 
 def test_the_shards_of_an_index_are_fetched(s3: FileSystem, folder: str, tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from bei_core.checkpoint import Checkpoint, resolve
-from bei_core.errors import CheckpointError
+from bei_core.errors import CheckpointError, UnsupportedModelError
+from bei_core.text.published import check_tokenizer
 from tests.hub import Hub, as_bytes, f32, pack, write
 
 ROOT = Path(__file__).parents[3]
@@ -87,6 +88,21 @@ def test_only_what_is_needed_is_fetched(hub: Hub, tmp_path: Path) -> None:
     hub.add(REPO, as_bytes({**WANTED, **UNWANTED}))
     fetch(hub, tmp_path)
     assert hub.files_read() == set(WANTED)
+
+
+def test_the_files_of_a_vocabulary_are_fetched(hub: Hub, tmp_path: Path) -> None:
+    names = ("added_tokens.json", "vocab.txt", "vocab.json", "merges.txt", "sentencepiece.bpe.model")
+    vocabulary = {name: name.encode() for name in (*names, "spiece.model", "spm.model", "tokenizer.model")}
+    hub.add(REPO, as_bytes({**WANTED, **vocabulary, **UNWANTED}))
+    fetch(hub, tmp_path)
+    assert hub.files_read() == {*WANTED, *vocabulary}
+
+
+def test_no_weight_is_fetched_of_a_tokenizer_that_is_refused(hub: Hub, tmp_path: Path) -> None:
+    hub.add(REPO, as_bytes({name: content for name, content in MODEL.items() if name != "tokenizer.json"}))
+    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, and BertTokenizer is read of vocab\.txt"):
+        resolve(REPO, offline=False, endpoint=hub.endpoint, cache_dir=tmp_path, check=check_tokenizer)
+    assert hub.files_read() == {"config.json"}
 
 
 def test_the_shards_of_an_index_are_fetched(hub: Hub, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from bei_core.cli.flags import help_of
 from bei_core.config.declaration import declared
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.errors import ConfigError
+from bei_core.http.server.sockets import Sockets
 
 BARE = {name: "" for setting in SETTINGS.values() for name in setting.variables if not name.startswith("BEI_API_KEY")}
 
@@ -33,7 +34,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings that `bei serve` was started with; nothing is served."""
     opened: list[Settings] = []
     monkeypatch.setattr("bei_core.serving.service.Service.open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: None)
+    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: Sockets())
     monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
     return opened
 
@@ -100,7 +101,7 @@ def test_brackets_are_in_the_help_as_they_were_written() -> None:
 
 def test_a_default_of_none_is_said_in_words() -> None:
     for name, setting in SETTINGS.items():
-        if setting.default is None and name not in {"model_id", "trt_llm", "uds_path", "prometheus_port"}:
+        if setting.default is None and name not in {"model_id", "trt_llm", "prometheus_port"}:
             assert setting.default_text, f"{name} needs About(unset=...)"
 
 

@@ -13,6 +13,7 @@ from bei_core.cli import main as cli
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.open import build_engine, open_engine
 from bei_core.errors import CheckpointError, ConfigError
+from bei_core.http.server.sockets import Sockets
 from bei_core.http.traces import open_traces
 from tests.golden.cases import GOLDEN
 
@@ -72,7 +73,7 @@ def _own_logging() -> Iterator[None]:
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     opened: list[Settings] = []
     monkeypatch.setattr("bei_core.serving.service.Service.open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: None)
+    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: Sockets())
     monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
     monkeypatch.setattr("bei_core.http.traces.open_traces", lambda settings: None)
     return opened

@@ -22,7 +22,7 @@ from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, En
 from bei_core.models.spec import ModelSpec
 from bei_core.storage.objects import open_store
 from tests.fakes import FakeEngine
-from tests.hub import f32, pack, write
+from tests.hub import TOKENIZER, f32, pack, write
 
 REPO = "owner/name"
 CONFIG = {"architectures": ["BertModel"], "model_type": "bert", "max_position_embeddings": 64, "pad_token_id": 0}
@@ -30,7 +30,7 @@ CONFIG = {"architectures": ["BertModel"], "model_type": "bert", "max_position_em
 
 def checkpoint(folder: Path, weight: float = 1.0, **config: object) -> Path:
     tensors = pack({"a": f32(weight)})
-    return write(folder, {"config.json": CONFIG | config, "tokenizer.json": {}, "model.safetensors": tensors})
+    return write(folder, {"config.json": CONFIG | config, "tokenizer.json": TOKENIZER, "model.safetensors": tensors})
 
 
 class World:

@@ -23,6 +23,7 @@ from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.http.app import App
+from bei_core.http.server.sockets import Sockets
 from bei_core.metrics import Metrics
 from bei_core.models.spec import Classifier, ModelSpec, read_spec
 from bei_core.serving.service import Service
@@ -349,7 +350,7 @@ def test_what_cannot_be_is_refused(flags: dict[str, object], said: str) -> None:
 def test_a_command_line_repeats_the_flag(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     opened: list[Settings] = []
     monkeypatch.setattr(Service, "open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: None)
+    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: Sockets())
     monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
     result = CliRunner().invoke(cli.app, ["serve", flag, "a/b", flag, "n=c/d"], env={"BEI_MODELS": "", "MODEL_ID": ""})
     assert result.exit_code == 0, result.output

@@ -12,6 +12,7 @@ from bei_core.errors import BeiError, CheckpointError, ConfigError, UnsupportedM
 from bei_core.models.spec import Dense, ModelSpec, Normalize, Pooling, load_spec, read_spec, save_spec
 from bei_core.text.templates import RerankTemplate
 from tests.golden.cases import CASES, Case
+from tests.hub import TOKENIZER
 
 EXCLUDED = "bert-prompt-excluded"
 SERVED = [case for case in CASES if case.name != EXCLUDED]
@@ -323,7 +324,7 @@ def test_a_malformed_file_is_named(tmp_path: Path, name: str) -> None:
 
 CAUSAL: dict[str, object] = {
     "config.json": {**CONFIG, "architectures": ["Qwen3ForCausalLM"]},
-    "tokenizer.json": {"model": {"vocab": {"no": 3, "yes": 5, "maybe": 7}}, "added_tokens": []},
+    "tokenizer.json": TOKENIZER,
 }
 TEXT = "{query} {document}"
 

@@ -110,9 +110,7 @@ class _Int8:
         """Writes the model and measures its quality. Raises QualityError; EngineUnavailableError without nncf."""
         import_nncf()
         limit = self.quantization.calibration.max_seq_length
-        texts, held_out = (
-            calibration_batches(encode(side, self.spec, self.checkpoint.folder / TOKENIZER, limit)) for side in samples
-        )
+        texts, held_out = (calibration_batches(encode(side, self.spec, folder / TOKENIZER, limit)) for side in samples)
         graph = build_graph(self.spec, self.checkpoint)
         reference = outputs(OpenVinoEngine(graph, self.spec, "f32"), held_out)
         started = time.perf_counter()

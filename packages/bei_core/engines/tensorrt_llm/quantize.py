@@ -105,7 +105,7 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     model = _CalibrationModel(checkpoint, facts)
 
     def encoded(texts: Sequence[Text]) -> list[Tokens]:
-        return encode(texts, facts.spec, checkpoint.folder / TOKENIZER, scheme.calibration.max_seq_length)
+        return encode(texts, facts.spec, folder / TOKENIZER, scheme.calibration.max_seq_length)
 
     held_out, calibration = encoded(scheme.samples.held_out), encoded(scheme.samples.calibration)
     reference = model.rows(held_out)

@@ -62,7 +62,7 @@ class Common(Named, kw_only=True):
     """A body with texts to encode."""
 
     truncate: Truncate | None = None
-    truncation_direction: str = "Right"
+    truncation_direction: str | None = None  # as the model was published
     prompt_name: str | None = None
     chunk: bool = False
     max_tokens_per_doc: Annotated[int, msgspec.Meta(ge=1)] | None = None
@@ -71,8 +71,8 @@ class Common(Named, kw_only=True):
         self, model: ServedModel, *, prompt_name: str | None = None, spans: bool = False
     ) -> EncodeOptions:
         """How to encode the texts. Raises ValidationError for an unknown prompt or side."""
-        side = _SIDES.get(self.truncation_direction.lower())
-        if side is None:
+        side = None if self.truncation_direction is None else _SIDES.get(self.truncation_direction.lower())
+        if side is None and self.truncation_direction is not None:
             raise ValidationError(
                 f"`truncation_direction` must be Left or Right, got {self.truncation_direction!r}",
                 param="truncation_direction",

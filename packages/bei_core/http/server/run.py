@@ -47,7 +47,6 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
             service.close(server.time_left())
         if traces is not None:
             traces.close()
-        sockets.close()
     log.info("drained; goodbye")
 
 

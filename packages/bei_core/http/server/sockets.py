@@ -52,16 +52,14 @@ def bind(settings: Settings) -> Sockets:
     raise_file_limit()
     sockets = Sockets()
     try:
-        if settings.uds_path is not None:
-            sockets.path = settings.uds_path
-            sockets.main.append(_bind_path(sockets.path))
-        else:
-            sockets.main += _bind_port(settings.hostname, settings.port)
+        sockets.main += _bind_port(settings.hostname, settings.port)
         if settings.health_port is not None:
             sockets.health += _bind_port(settings.hostname, settings.health_port)
+        if settings.uds_path is not None:
+            sockets.main.append(_bind_path(settings.uds_path))
+            sockets.path = settings.uds_path
     except ConfigError:
-        for sock in (*sockets.main, *sockets.health):
-            sock.close()
+        sockets.close()
         raise
     return sockets
 

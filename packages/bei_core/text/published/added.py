@@ -1,0 +1,69 @@
+"""Tokens that are added to a vocabulary: each is found whole in a text, before the rest is split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from bei_core.text.published.folder import ADDITIONAL, ATTRIBUTES, Published, as_token
+
+
+def add_tokens(tokenizer: Tokenizer, published: Published) -> dict[str, str]:
+    """Adds what the files and the class name; the special tokens by attribute, such as {"cls_token": "[CLS]"}.
+
+    A token gets the id that the vocabulary has for it, else the next free one, as transformers gives it.
+    """
+    named = _special_tokens(published)
+    present = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    tokens: list[str | AddedToken] = [
+        token for _, token in sorted(published.added.items()) if repr(token) not in present
+    ]
+    known = [*(token.content for token in tokenizer.get_added_tokens_decoder().values()), *map(str, tokens)]
+    specials = _unique([*named.values(), *_additional(published)])
+    tokens += [token for token in specials if token not in known and token not in tokens]
+    names = set(map(str, specials))
+    tokenizer.add_tokens([_flagged(token, names) for token in tokens])
+    return {name: str(token) for name, token in named.items()}
+
+
+def _special_tokens(published: Published) -> dict[str, str | AddedToken]:
+    """The special tokens that have a name, by attribute: a file's, else the class's."""
+    kind, config = published.kind, published.config
+    found: dict[str, str | AddedToken] = {}
+    for name in ATTRIBUTES:
+        token = config[name] if name in config else kind.tokens.get(name)
+        if isinstance(token, str) and name in kind.flags:
+            token = AddedToken(token, **kind.flags[name])
+        if token is not None:
+            found[name] = token
+    return found
+
+
+def _additional(published: Published) -> list[str | AddedToken]:
+    """Special tokens without a name of their own."""
+    listed = published.config.get(ADDITIONAL)
+    tokens = [as_token(token) for token in (published.kind.additional if listed is None else listed)]
+    if listed is not None and "T5" in published.kind.name and not any("<extra_id_" in str(token) for token in tokens):
+        tokens += published.kind.additional
+    extra: Any = published.config.get("extra_special_tokens") or ()
+    values = extra.values() if isinstance(extra, Mapping) else extra
+    return tokens + [as_token(token) for token in values if token is not None]
+
+
+def _unique(tokens: list[str | AddedToken]) -> list[str | AddedToken]:
+    """The tokens, the first of each content."""
+    found: dict[str, str | AddedToken] = {}
+    for token in tokens:
+        found.setdefault(str(token), token)
+    return list(found.values())
+
+
+def _flagged(token: str | AddedToken, specials: set[str]) -> AddedToken:
+    """A token that is special if it is named as such."""
+    special = str(token) in specials
+    if isinstance(token, str):
+        return AddedToken(token, special=special)
+    token.special = token.special or special
+    return token
