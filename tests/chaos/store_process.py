@@ -19,9 +19,9 @@ import numpy as np
 
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
+from bei_core.engines.cache import EngineCache
 from bei_core.engines.manifest import verify
 from bei_core.engines.open import open_engine
-from bei_core.engines.provider import store_of
 from bei_core.logs import configure_logging
 from bei_core.tasks import Tokens
 
@@ -39,7 +39,7 @@ def answer(settings: Settings) -> None:
 def kill(settings: Settings, seed: int, kills: int) -> None:
     """Raises SystemExit where a start after a kill fails, or CheckpointError where an engine is not whole."""
     moments = random.Random(seed)
-    root = store_of(settings).root
+    root = EngineCache.of(settings).root
     usual = _timed(settings)
     done = trial = 0
     while done < kills and trial < 4 * kills:

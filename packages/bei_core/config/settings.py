@@ -24,7 +24,7 @@ from bei_core.config.files import read_secret, read_yaml
 from bei_core.config.foreign import is_foreign
 from bei_core.config.trt_llm import Count, QuantizationType, Route, TrtLlm
 from bei_core.errors import ConfigError
-from bei_core.storage.objects import shown
+from bei_core.storage.drivers import redact
 
 log = logging.getLogger(__name__)
 
@@ -138,8 +138,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """One line for logs, without the secrets and the signatures of URLs."""
-        values = msgspec.structs.asdict(self) | {"model_id": self.model_id and shown(self.model_id)}
-        values |= {"models": tuple(map(shown, self.models))} | {name: "***" for name in _SECRETS if values[name]}
+        values = msgspec.structs.asdict(self) | {"model_id": self.model_id and redact(self.model_id)}
+        values |= {"models": tuple(map(redact, self.models))} | {name: "***" for name in _SECRETS if values[name]}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 
     @classmethod

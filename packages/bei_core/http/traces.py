@@ -20,7 +20,7 @@ from bei_core.errors import ConfigError, EngineError, RequestError
 from bei_core.http.responses import request_id
 from bei_core.http.routes import Route, bei_version
 from bei_core.metrics import Timings
-from bei_core.storage.objects import shown
+from bei_core.storage.drivers import redact
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -127,7 +127,7 @@ def open_traces(settings: Settings) -> Traces | None:
     for names, seldom in ((_LOUD, _SELDOM), (_LOUD_OF_CALLERS, _SELDOM_OF_CALLERS)):
         for name in names:
             logging.getLogger(name).addFilter(seldom)
-    log.info("a trace of each request goes to %s", shown(url))
+    log.info("a trace of each request goes to %s", redact(url))
     return traces
 
 
@@ -148,7 +148,7 @@ def traces_url(endpoint: str) -> str:
     if port == _GRPC_PORT:
         log.warning(
             "otlp_endpoint %s: port 4317 is where collectors take OTLP over gRPC; BEI sends it over HTTP, mostly 4318",
-            shown(endpoint),
+            redact(endpoint),
         )
     path = parts.path.rstrip("/")
     return urlunsplit(parts._replace(path=path if path.endswith(_PATH) else path + _PATH))

@@ -51,7 +51,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
 @pytest.fixture
 def web(monkeypatch: pytest.MonkeyPatch) -> Iterator[Web]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-    monkeypatch.setattr("bei_core.checkpoint.remote._PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr("bei_core.storage.transfer._PAUSES_S", (0.0, 0.0))
     with Web() as server:
         yield server
 
@@ -167,7 +167,7 @@ def test_a_part_that_is_whole_already_is_asked_for_again(web: Web, tmp_path: Pat
     web.files[PATH] = File(data, cuts=[50, 0, 0, 0])
     with pytest.raises(CheckpointError, match="truncated"):
         fetch(web, tmp_path)
-    (part,) = tmp_path.rglob("archive")
+    (part,) = tmp_path.rglob("archive.part")
     part.write_bytes(data)
     web.files[PATH].cuts.clear()
     assert fetch(web, tmp_path).revision == hashlib.sha256(data).hexdigest()
@@ -243,10 +243,10 @@ def test_a_web_page_is_no_tar(web: Web, tmp_path: Path, file: File) -> None:
 @pytest.mark.parametrize(
     ("member", "said"),
     [
-        (special("/etc/model", tarfile.DIRTYPE), "has '/etc/model', which leads out of its folder"),
-        (special("../model", tarfile.DIRTYPE), "has '../model', which leads out of its folder"),
-        (special("a/../../model", tarfile.DIRTYPE), "which leads out of its folder"),
-        (special("..\\model", tarfile.DIRTYPE), "which leads out of its folder"),
+        (special("/etc/model", tarfile.DIRTYPE), "has '/etc/model', which leads outside its folder"),
+        (special("../model", tarfile.DIRTYPE), "has '../model', which leads outside its folder"),
+        (special("a/../../model", tarfile.DIRTYPE), "which leads outside its folder"),
+        (special("..\\model", tarfile.DIRTYPE), "which leads outside its folder"),
         (special("a", tarfile.SYMTYPE, "/etc"), "has 'a', which is a link; pack the files themselves"),
         (special("a", tarfile.LNKTYPE, "config.json"), "has 'a', which is a link"),
         (special("a", tarfile.CHRTYPE), "has 'a', which is neither a file nor a folder"),
@@ -268,7 +268,7 @@ def test_a_tar_that_does_more_than_hold_files_is_refused(
 
 def test_names_that_lead_out_write_nothing(web: Web, tmp_path: Path) -> None:
     web.files[PATH] = File(tar({"../../../../config.json": b"{}", **MODEL}))
-    with pytest.raises(CheckpointError, match="leads out of its folder"):
+    with pytest.raises(CheckpointError, match="leads outside its folder"):
         fetch(web, tmp_path / "a" / "b" / "cache")
     assert not list(tmp_path.rglob("config.json"))
 
