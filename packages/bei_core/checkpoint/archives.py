@@ -34,13 +34,17 @@ _EXTENSIONS = frozenset(
 _MAX_EXTENSIONS = 1 << 20  # bytes of such headers before one member, and of all that are for the whole archive
 
 
+class _RefusedError(Exception):
+    """What is wrong with a member, before tarfile has read it."""
+
+
 class _Archive(tarfile.TarFile):
     """A tar whose extended headers are limited, so that a small archive cannot fill the memory with them."""
 
     num_before_member = num_global = 0  # bytes of extended headers
 
     def count(self, member: tarfile.TarInfo) -> None:
-        """Note the header of a member. Raises ReadError if there is too much of them."""
+        """Add the size of a header. Raises _RefusedError if there is too much of them."""
         if member.type not in _EXTENSIONS:
             self.num_before_member = 0
         elif member.type == tarfile.XGLTYPE:
@@ -48,7 +52,7 @@ class _Archive(tarfile.TarFile):
         else:
             self.num_before_member += member.size
         if max(self.num_before_member, self.num_global) > _MAX_EXTENSIONS:
-            raise tarfile.ReadError(f"{member.name!r} has an extended header of more than {_MAX_EXTENSIONS} bytes")
+            raise _RefusedError(f"{member.name!r} has an extended header of more than {_MAX_EXTENSIONS} bytes")
 
 
 class _Member(tarfile.TarInfo):
@@ -58,11 +62,11 @@ class _Member(tarfile.TarInfo):
         """The member, read by its type: tarfile's own hook for subclasses."""
         archive.count(self)
         if self.type == tarfile.GNUTYPE_SPARSE:
-            raise tarfile.ReadError(f"{self.name!r} is a sparse file")
+            raise _RefusedError(f"{self.name!r} is a sparse file")
         return super()._proc_member(archive)  # type: ignore[misc, no-any-return] # typeshed does not have it
 
     def _proc_gnusparse_10(self, following: tarfile.TarInfo, *_: object) -> None:
-        raise tarfile.ReadError(f"{following.name!r} is a sparse file")
+        raise _RefusedError(f"{following.name!r} is a sparse file")
 
 
 def unpack(archive: Path, folder: Path, source: str) -> Path:
@@ -81,10 +85,14 @@ def unpack(archive: Path, folder: Path, source: str) -> Path:
                 if _may_be_wanted(name):
                     _write(tar.extractfile(member), member.size, folder / name, f"{source}: {name}")
             _check_end(tar, limit)
+    except _RefusedError as error:
+        raise CheckpointError(f"{source}: {error}") from error
     except (tarfile.TarError, EOFError, zlib.error, LZMAError, ValueError, RecursionError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; those of gzip and bz2 have no number
             raise
-        raise CheckpointError(f"{source} is no tar, or truncated, or damaged: {error}") from error
+        raise CheckpointError(
+            f"{source} is no tar, or truncated, or damaged: {' '.join(str(error).split())}"
+        ) from error
     root = _root(names, source)
     inner = {str(PurePosixPath(name).relative_to(root)) for name in names if PurePosixPath(name).is_relative_to(root)}
     _keep_wanted(folder / root, source, inner)

@@ -141,6 +141,19 @@ def test_a_server_without_ranges_is_read_from_the_start(web: Web, tmp_path: Path
     assert fetch(web, tmp_path).revision == hashlib.sha256(data).hexdigest()
 
 
+def test_a_server_that_breaks_off_again_and_again_is_asked_a_few_times(web: Web, tmp_path: Path) -> None:
+    data = tar(MODEL)
+    web.files[PATH] = File(data, cuts=[50] * 40, ranges=False)  # each reply brings what the first one brought
+    with pytest.raises(CheckpointError, match=f"truncated: 50 bytes of {len(data)} came"):
+        fetch(web, tmp_path)
+    assert len(web.requests) == 3
+    web.requests.clear()
+    web.files[PATH] = File(data, cuts=[50] * 40, has_etag=False)  # nobody can say what a rest would belong to
+    with pytest.raises(CheckpointError, match=f"truncated: 50 bytes of {len(data)} came"):
+        fetch(web, tmp_path / "other")
+    assert len(web.requests) == 3
+
+
 def test_a_truncated_archive_is_refused_and_the_next_start_goes_on(web: Web, tmp_path: Path) -> None:
     data = tar(MODEL)
     web.files[PATH] = File(data, cuts=[50, 0, 0, 0])
@@ -264,6 +277,68 @@ def test_a_tar_that_does_more_than_hold_files_is_refused(
     assert said in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     assert not list(tmp_path.rglob("config.json"))
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK])
+def test_a_header_of_more_than_a_megabyte_is_refused_before_it_is_read(
+    web: Web, tmp_path: Path, kind: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = special("header", kind)
+    header.size = 7 << 30  # it is refused by what it says, so the archive need not hold it
+    reads: list[int] = []
+    real = gzip.GzipFile.read
+
+    def note(file: gzip.GzipFile, size: int | None = -1) -> bytes:
+        reads.append(size or 0)
+        return real(file, size)
+
+    monkeypatch.setattr(gzip.GzipFile, "read", note)
+    web.files[PATH] = File(gzip.compress(header.tobuf() + bytes(2048)))
+    with pytest.raises(CheckpointError, match=r"m\.tar\.gz: 'header' has an extended header of more than 1048576"):
+        fetch(web, tmp_path)
+    assert max(reads) <= 1 << 20
+
+
+@pytest.mark.parametrize("of_all", [True, False], ids=["of the whole archive", "of one member"])
+def test_many_headers_of_less_than_a_megabyte_are_refused_too(web: Web, tmp_path: Path, of_all: bool) -> None:
+    header = special("header", tarfile.XGLTYPE if of_all else tarfile.XHDTYPE)
+    header.size = 600 << 10
+    record = b"%d comment=" % header.size
+    content = record.ljust(header.size - 1, b"x") + b"\n"
+    config = sized("config.json", b"").tobuf() if of_all else b""
+    web.files[PATH] = File(gzip.compress((header.tobuf() + content + config) * 2 + bytes(2048)))
+    with pytest.raises(CheckpointError, match=r"m\.tar\.gz: 'header' has an extended header of more than 1048576"):
+        fetch(web, tmp_path)
+
+
+def test_long_names_of_files_are_read(web: Web, tmp_path: Path) -> None:
+    data = tar({**{f"{'long/' * 100}{number}.txt": b"" for number in range(50)}, **MODEL})
+    web.files[PATH] = File(data)
+    assert fetch(web, tmp_path).tensors().names() == ["a", "b"]
+
+
+@pytest.mark.parametrize("version", ["0.1", "1.0", "gnu"])
+def test_sparse_files_are_refused(web: Web, tmp_path: Path, version: str) -> None:
+    member = sized("config.json", b"")
+    if version == "gnu":
+        member.type = tarfile.GNUTYPE_SPARSE
+        data = member.tobuf(tarfile.GNU_FORMAT)
+    else:
+        major, minor = version.split(".")
+        headers = {"GNU.sparse.major": major, "GNU.sparse.minor": minor, "GNU.sparse.name": "config.json"}
+        member.pax_headers = headers | ({"GNU.sparse.map": "0,1"} if version == "0.1" else {})
+        data = member.tobuf(tarfile.PAX_FORMAT)
+    web.files[PATH] = File(gzip.compress(data + b"9" * 4096 + bytes(2048)))
+    with pytest.raises(CheckpointError, match=r"sparse|neither a file nor a folder"):
+        fetch(web, tmp_path)
+
+
+def test_a_chain_of_headers_without_end_is_refused(web: Web, tmp_path: Path) -> None:
+    header = special("header", tarfile.XHDTYPE)
+    header.size = 0
+    web.files[PATH] = File(gzip.compress(header.tobuf() * 5000 + bytes(2048)))
+    with pytest.raises(CheckpointError, match="is no tar, or truncated, or damaged"):
+        fetch(web, tmp_path)
 
 
 def test_names_that_lead_out_write_nothing(web: Web, tmp_path: Path) -> None:
