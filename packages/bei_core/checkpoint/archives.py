@@ -90,9 +90,8 @@ def unpack(archive: Path, folder: Path, source: str) -> Path:
     except (tarfile.TarError, EOFError, zlib.error, LZMAError, ValueError, RecursionError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # of the disk; those of gzip and bz2 have no number
             raise
-        raise CheckpointError(
-            f"{source} is no tar, or truncated, or damaged: {' '.join(str(error).split())}"
-        ) from error
+        reason = " ".join(str(error).split())  # tarfile's may have several lines
+        raise CheckpointError(f"{source} is no tar, or truncated, or damaged: {reason}") from error
     root = _root(names, source)
     inner = {str(PurePosixPath(name).relative_to(root)) for name in names if PurePosixPath(name).is_relative_to(root)}
     _keep_wanted(folder / root, source, inner)

@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -28,11 +28,11 @@ from bei_core.errors import CheckpointError
 from bei_core.storage.drivers import redact
 from bei_core.storage.errors import TransientError, translate_os_errors
 from bei_core.storage.progress import Progress
-from bei_core.storage.transfer import RemoteFile, Stream, fetch
+from bei_core.storage.transfer import RemoteFile, Stream, digest_of, fetch
 
 _TIMEOUT_S = 60  # without a byte
 _ARCHIVE, _VALIDATOR = "archive", "validator"
-_TRANSIENT = frozenset({408, 425, 429})  # and every status from 500 on
+_TRANSIENT = frozenset({408, 416, 425, 429})  # and every status from 500 on
 _ADVICE = {
     401: "give a token as checkpoint_secret (runtime_secret_name), which is sent as Authorization: Bearer",
     403: "the token (checkpoint_secret, runtime_secret_name) may not read it, or the URL's signature has expired",
@@ -83,7 +83,7 @@ class _Archive:
         try:
             if cached := self._find_cached():
                 return cached
-            found = _sha256(self.partial / _ARCHIVE)
+            found = digest_of(self.partial / _ARCHIVE)
             folder = self._publish(found)
         finally:  # whatever happens, the archive is not kept
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -112,25 +112,22 @@ class _Archive:
         if not validator.is_file():  # without it nobody can say which archive the rest would belong to
             begin = 0
         body = self._request(begin, validator.read_text() if begin else "")
-        if body is None:  # there is nothing after the beginning that is there
-            begin, body = 0, self._request(0, "")
-        if body is None:
-            raise CheckpointError(f"{self.source}: HTTP 416 Range Not Satisfiable: it cannot be fetched")
         self.exits.callback(body.close)
         begin, size = self._parse_head(body, begin)
         if self._find_cached():
             return None
         etag, modified = _validators(body)
-        validator.write_text(etag or modified or "")
-        if not (etag or modified):
-            validator.unlink()
+        if text := etag or modified:
+            validator.write_text(text)
+        else:
+            validator.unlink(missing_ok=True)
         if self.progress is None:
             self.progress = self.exits.enter_context(Progress(self.source, size))
             self.progress.skip(begin)
         return Stream(begin, size, self._blocks(body, begin, size, self.progress))
 
-    def _request(self, begin: int, validator: str) -> http.client.HTTPResponse | None:
-        """The reply to a request for the archive from `begin` on; None if the server says that it ends before.
+    def _request(self, begin: int, validator: str) -> http.client.HTTPResponse:
+        """The reply to a request for the archive from `begin` on.
 
         Raises CheckpointError for an error of the server, TransientError if another try may succeed.
         """
@@ -146,8 +143,8 @@ class _Archive:
             return urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return] # noqa: S310
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and begin:
-                return None
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the next try is from the beginning
+                (self.partial / _VALIDATOR).unlink(missing_ok=True)
             is_transient = error.code in _TRANSIENT or error.code >= 500
             advice = _ADVICE.get(error.code, "it cannot be fetched now" if is_transient else "it cannot be fetched")
             kind = TransientError if is_transient else CheckpointError
@@ -184,18 +181,19 @@ class _Archive:
     ) -> Iterator[bytes]:
         """The blocks of a body that begins at `position`. Raises TransientError at the end if the connection broke."""
         broken: Exception | None = None
-        while broken is None:
-            try:
-                block = body.read(1 << 20)
-            except http.client.IncompleteRead as error:
-                block, broken = error.partial, error
-            except (OSError, http.client.HTTPException) as error:
-                block, broken = b"", error
-            if not block and broken is None:
-                return
-            position += len(block)
-            progress.add(len(block))
-            yield block
+        with closing(body):
+            while broken is None:
+                try:
+                    block = body.read(1 << 20)
+                except http.client.IncompleteRead as error:
+                    block, broken = error.partial, error
+                except (OSError, http.client.HTTPException) as error:
+                    block, broken = b"", error
+                if not block and broken is None:
+                    return
+                position += len(block)
+                progress.add(len(block))
+                yield block
         raise TransientError(f"{self.source} is truncated: {position} bytes of {size or 'more'} came") from broken
 
 
@@ -219,11 +217,3 @@ def _authorization(secret: str, source: str) -> str:
     if not (secret.isascii() and secret.isprintable()):
         raise CheckpointError(f"{source}: the secret is to be a bearer token, in one line")
     return secret if secret.partition(" ")[0] in {"Bearer", "Basic"} else f"Bearer {secret}"
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

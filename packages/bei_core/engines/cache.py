@@ -169,7 +169,7 @@ class EngineCache(Cache):
         if is_only_builder:  # drafts without a lock may be of builders that are alive
             for draft in self.root.glob(f".tmp-{artifact}-*"):
                 shutil.rmtree(draft, ignore_errors=True)
-        with translate_os_errors(self.root), self.draft(artifact) as draft:
+        with translate_os_errors(self.root), new_draft(self.folder(artifact)) as draft:
             fill(draft)
             self.publish(artifact, draft)
         try:

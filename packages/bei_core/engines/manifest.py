@@ -20,6 +20,7 @@ from bei_core.engines.quality import Quality
 from bei_core.errors import CheckpointError, EngineCorruptError
 from bei_core.storage.cache import files_of
 from bei_core.storage.errors import disk_error
+from bei_core.storage.transfer import digest_of
 
 MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
 TUNED = ".tuned"  # the folder of what an engine learns about one machine, which no manifest lists
@@ -163,9 +164,4 @@ def _entries(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, FileEntr
 
 
 def _entry(path: Path) -> FileEntry:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-            size += len(block)
-    return FileEntry(size, digest.hexdigest())
+    return FileEntry(path.stat().st_size, digest_of(path))

@@ -142,12 +142,6 @@ class Cache:
         with lock_file(self.root / self.records.lock.format(name), self.records.lock_timeout_s) as locked:
             yield locked
 
-    @contextmanager
-    def draft(self, name: str) -> Iterator[Path]:
-        """A new folder in which an entry is written before it is published. It is removed at the end of the block."""
-        with new_draft(self.folder(name)) as folder:
-            yield folder
-
     def publish(self, name: str, draft: Path) -> Path:
         """The entry that `draft` becomes. A whole entry that is there already stays, a damaged one is quarantined.
 

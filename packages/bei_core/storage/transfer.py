@@ -168,12 +168,18 @@ def _check(file: RemoteFile, part: Path) -> None:
     """Raise CheckpointError if the content is not what was listed. The part is removed then."""
     if file.md5 is None:
         return
-    digest = hashlib.md5(usedforsecurity=False)
-    with part.open("rb") as content:
-        while block := content.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != file.md5 and file.is_md5():
+    digest = digest_of(part, "md5")
+    if digest != file.md5 and file.is_md5():
         part.unlink()
         raise CheckpointError(
-            f"{file.label} is damaged or was tampered with: its MD5 is {digest.hexdigest()}, listed is {file.md5}"
+            f"{file.label} is damaged or was tampered with: its MD5 is {digest}, listed is {file.md5}"
         )
+
+
+def digest_of(path: Path, algorithm: str = "sha256") -> str:
+    """The digest of a file's content, in hex."""
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

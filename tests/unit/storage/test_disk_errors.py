@@ -25,7 +25,7 @@ from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
 from bei_core.storage.errors import disk_error, translate_os_errors
 from bei_core.storage.objects import open_store
 from bei_core.storage.transfer import RemoteFile, fetch, in_blocks
-from tests.disks import FULL, ROOM, full, small_disk
+from tests.disks import CAPACITY, FULL, full, small_disk
 from tests.fakes import write_engine
 from tests.hub import Hub
 from tests.stores import MODEL
@@ -37,7 +37,7 @@ from tests.web import Web
 __all__ = ["full"]
 
 A = "a" * 32
-BIG = bytes(ROOM + 1)
+BIG = bytes(CAPACITY + 1)
 
 
 def left(folder: Path) -> set[str]:
@@ -68,7 +68,7 @@ def test_a_build_on_a_full_disk_leaves_nothing_and_says_how_to_free_space(full: 
 
 
 def test_openvinos_own_writing_says_why_it_stopped(full: Path) -> None:
-    weights = opset13.constant(np.ones(ROOM // 4 + 1, np.float32))
+    weights = opset13.constant(np.ones(CAPACITY // 4 + 1, np.float32))
     given = opset13.parameter([1], np.float32)
     model = openvino.Model([opset13.result(opset13.add(given, weights))], [given], "m")
     cache = EngineCache(full / "engines", local=True)
@@ -168,7 +168,7 @@ def test_a_push_to_a_full_disk_leaves_no_engine(tmp_path: Path) -> None:
 
 
 def test_a_fetch_to_a_full_disk_goes_on_when_there_is_room(full: Path, tmp_path: Path) -> None:
-    data = os.urandom(2 * ROOM)
+    data = os.urandom(2 * CAPACITY)
     label = "store/model.safetensors"
     blocks = in_blocks(lambda begin, end: data[begin:end], len(data), label)
     file = RemoteFile("model.safetensors", label, len(data), blocks)
