@@ -2,8 +2,8 @@
 
 `python -m tests.chaos.cache_process open` does it once. `… kill SEED KILLS` forks such a process in each trial, on a
 cache that is empty in every second one, and kills it at a random moment; then another process must succeed. Trials
-go on until KILLS processes were killed: on a busy machine some end before that. The fork happens before OpenVINO has any
-thread, and saves each process the second that imports take.
+go on until KILLS processes were killed: on a busy machine some end before that. The fork happens before OpenVINO has
+any thread, and saves each process the second that imports take.
 """
 
 from __future__ import annotations

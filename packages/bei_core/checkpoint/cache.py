@@ -109,12 +109,12 @@ class SourceCache(Cache):
 
         Raises CheckpointError if there is none, or if a revision is asked for.
         """
-        last = self.get_revision(LAST)
+        last, reason = self.get_revision(LAST), str(error).rstrip(".")
         folder = self.find(last) if last else None
         if revision or last is None or folder is None:
             missing = f"revision {revision} is not" if revision else "no revision is"
-            raise CheckpointError(f"{error} And {missing} in the cache") from error
-        log.warning("%s Serving revision %s, which was fetched last.", error, last)
+            raise CheckpointError(f"{reason}. And {missing} in the cache") from error
+        log.warning("%s. Serving revision %s, which was fetched last.", reason, last)
         return self.checkpoint(last, folder)
 
     def checkpoint(self, revision: str, folder: Path) -> Checkpoint:
