@@ -20,7 +20,6 @@ _ROOT_FILES = ("config.json", "modules.json")
 _SMALL = frozenset(PurePosixPath(pattern).name for pattern in SMALL_FILES)
 _HTML = (b"<!doctype html", b"<html", b"<?xml")
 
-
 # Headers that describe the member after them. tarfile reads each into memory whole, before any check of ours.
 _EXTENSIONS = frozenset(
     {
@@ -44,7 +43,9 @@ class _Archive(tarfile.TarFile):
     num_before_member = num_global = 0  # bytes of extended headers
 
     def count(self, member: tarfile.TarInfo) -> None:
-        """Add the size of a header. Raises _RefusedError if there is too much of them."""
+        """Add the size of a member's header. Raises _RefusedError if there are too many bytes, or less than none."""
+        if member.size < 0:  # to read as many bytes means to read all
+            raise _RefusedError(f"{member.name!r} has a negative size")
         if member.type not in _EXTENSIONS:
             self.num_before_member = 0
         elif member.type == tarfile.XGLTYPE:
@@ -111,6 +112,8 @@ def _members(tar: tarfile.TarFile, source: str, limit: int) -> Iterator[tuple[st
     seen: set[str] = set()
     for count, member in enumerate(tar):
         name = _checked(member, source)
+        if member.size < 0:
+            raise CheckpointError(f"{source}: {name!r} has a negative size")
         if count >= _MAX_MEMBERS or member.offset_data + member.size > limit:
             raise CheckpointError(f"{source} unpacks to more than {limit} bytes or {_MAX_MEMBERS} files: a tar bomb")
         if not member.isfile():
