@@ -20,7 +20,7 @@ from bei_core.checkpoint.cache import source_caches
 from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Address, is_engine, read_manifest, verify
 from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
-from bei_core.storage.cache import Cache, Entry, Rank, Record, RecordType, evict, new_draft, publish
+from bei_core.storage.cache import Cache, Entry, Rank, Record, RecordType, evict, publish, staging_folder
 from bei_core.storage.errors import translate_os_errors
 from bei_core.storage.locks import Lease
 
@@ -77,7 +77,7 @@ class EngineRecords(RecordType):
         return None if is_engine(folder) else "engine corrupt: it has no manifest"
 
     def expires_by_age(self, folder: str, *, local: bool) -> bool:
-        """True for quarantined engines, and for drafts on a network volume, whose builders may be alive."""
+        """True for quarantined engines, and for staging folders on a network volume, whose builders may be alive."""
         return folder.startswith(".bad-") or (folder.startswith(".tmp-") and not local)
 
 
@@ -166,12 +166,12 @@ class EngineCache(Cache):
             return source_caches(self.checkpoints)
 
     def _create(self, artifact: str, fill: Fill, *, is_only_builder: bool) -> None:
-        if is_only_builder:  # drafts without a lock may be of builders that are alive
-            for draft in self.root.glob(f".tmp-{artifact}-*"):
-                shutil.rmtree(draft, ignore_errors=True)
-        with translate_os_errors(self.root), new_draft(self.folder(artifact)) as draft:
-            fill(draft)
-            self.publish(artifact, draft)
+        if is_only_builder:  # staging folders without a lock may be of builders that are alive
+            for staging in self.root.glob(f".tmp-{artifact}-*"):
+                shutil.rmtree(staging, ignore_errors=True)
+        with translate_os_errors(self.root), staging_folder(self.folder(artifact)) as staging:
+            fill(staging)
+            self.publish(artifact, staging)
         try:
             self.evict()
         except DiskError as error:
@@ -183,6 +183,6 @@ def publish_engine(target: Path, fill: Fill) -> None:
 
     Nothing is left behind if `fill` raises.
     """
-    with new_draft(target) as draft:
-        fill(draft)
-        publish(draft, target, is_engine)
+    with staging_folder(target) as staging:
+        fill(staging)
+        publish(staging, target, is_engine)

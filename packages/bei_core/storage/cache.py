@@ -142,8 +142,8 @@ class Cache:
         with lock_file(self.root / self.records.lock.format(name), self.records.lock_timeout_s) as locked:
             yield locked
 
-    def publish(self, name: str, draft: Path) -> Path:
-        """The entry that `draft` becomes. A whole entry that is there already stays, a damaged one is quarantined.
+    def publish(self, name: str, staging: Path) -> Path:
+        """The entry that `staging` becomes. A whole entry that is there already stays, a damaged one is quarantined.
 
         Raises DiskError.
         """
@@ -151,7 +151,7 @@ class Cache:
         with translate_os_errors(self.root):
             if target.exists() and self.find(name) is None:
                 self.quarantine(name)
-            publish(draft, target, lambda folder: self.find(folder.name) is not None)
+            publish(staging, target, lambda folder: self.find(folder.name) is not None)
         return target
 
     def quarantine(self, name: str) -> None:
@@ -222,28 +222,28 @@ def evict(caches: Iterable[Cache], max_bytes: int | None) -> list[Entry]:
 
 
 @contextmanager
-def new_draft(target: Path) -> Iterator[Path]:
+def staging_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, to be published there. What is left of it at the end of the block is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f"{_TMP}{target.name}-", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f"{_TMP}{target.name}-", dir=target.parent))
     try:
-        yield draft
+        yield staging
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
-def publish(draft: Path, target: Path, is_whole: Callable[[Path], bool]) -> None:
+def publish(staging: Path, target: Path, is_whole: Callable[[Path], bool]) -> None:
     """Rename a finished folder to `target`, all of it on the disk before. A whole folder that is there stays."""
-    draft.chmod(0o755)
-    for path in (*files_of(draft), draft):
+    staging.chmod(0o755)
+    for path in (*files_of(staging), staging):
         _sync(path)
     try:
-        draft.rename(target)
+        staging.rename(target)
     except OSError:
         if not is_whole(target):
             raise
         log.info("%s was published by another process meanwhile", target)
-        shutil.rmtree(draft, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
     _sync(target.parent)
 
 

@@ -143,7 +143,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
     verify(tmp_path / "engine")
 
 
-def test_the_next_builder_of_an_engine_removes_the_drafts_of_killed_ones(disk: EngineCache) -> None:
+def test_the_next_builder_of_an_engine_removes_the_staging_folder_of_killed_ones(disk: EngineCache) -> None:
     put(disk, B)
     for leftover in (f".tmp-{A}-killed", f".tmp-{B}-killed"):
         (disk.root / leftover).mkdir()
@@ -154,7 +154,7 @@ def test_the_next_builder_of_an_engine_removes_the_drafts_of_killed_ones(disk: E
     used.release()
 
 
-def test_a_process_that_gives_up_waiting_for_a_builder_leaves_its_draft(
+def test_a_process_that_gives_up_waiting_for_a_builder_leaves_its_staging_folder(
     disk: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(EngineRecords, "lock_timeout_s", 0.0)
@@ -299,18 +299,18 @@ def test_leftovers_are_evicted_and_other_folders_stay(disk: EngineCache) -> None
     lease.release()
 
 
-def test_a_draft_that_is_published_while_the_store_is_listed_is_no_error(
+def test_a_staging_folder_that_is_published_while_the_store_is_listed_is_no_error(
     disk: EngineCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(disk, A)
-    draft = disk.root / f".tmp-{B}-1"
-    draft.mkdir()
-    make(B)(draft)
+    staging = disk.root / f".tmp-{B}-1"
+    staging.mkdir()
+    make(B)(staging)
     real = EngineRecords.name_of
 
     def publish_meanwhile(records: EngineRecords, folder: str) -> str | None:
-        if folder == draft.name and draft.exists():
-            draft.rename(disk.folder(B))
+        if folder == staging.name and staging.exists():
+            staging.rename(disk.folder(B))
         return real(records, folder)
 
     monkeypatch.setattr(EngineRecords, "name_of", publish_meanwhile)

@@ -51,9 +51,9 @@ def put_foreign(engines: EngineCache, artifact: str, used_at: float) -> None:
 def fetch(root: Path, revision: str, used_at: float, source: str = URL) -> Path:
     """A checkpoint of SIZE bytes that was fetched, and last used at a time."""
     cache = SourceCache(root, source)
-    (cache.root / "draft").mkdir(parents=True)
-    (cache.root / "draft" / "model.safetensors").write_bytes(bytes(SIZE))
-    folder = cache.seal(cache.root / "draft", revision)
+    (cache.root / "staging").mkdir(parents=True)
+    (cache.root / "staging" / "model.safetensors").write_bytes(bytes(SIZE))
+    folder = cache.seal(cache.root / "staging", revision)
     os.utime(folder, (used_at, used_at))
     return folder
 
@@ -140,7 +140,7 @@ def test_a_quarantined_engine_is_evicted_while_the_engine_in_its_place_is_used(e
     lease.release()
 
 
-def test_a_killed_builders_draft_on_a_network_volume_goes_by_its_own_age(tmp_path: Path) -> None:
+def test_a_killed_builders_staging_folder_on_a_network_volume_goes_by_its_own_age(tmp_path: Path) -> None:
     engines = EngineCache(tmp_path, local=False)
     lease = engines.obtain(A, make(A))
     for name, hours in (("alive", 23), ("killed", 25)):

@@ -15,7 +15,7 @@ from bei_core.storage.locks import LeaseFile
 
 
 def test_nobody_gets_a_lease_on_an_entry_that_had_none_yet_while_it_is_removed(tmp_path: Path) -> None:
-    file = LeaseFile(tmp_path / "marks" / "a", local=True)
+    file = LeaseFile(tmp_path / "leases" / "a", local=True)
     with file.exclusive() as granted:
         assert granted
         handle = os.open(file.path, os.O_RDONLY)
