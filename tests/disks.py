@@ -1,4 +1,4 @@
-"""A disk without room, wherever the tests run."""
+"""A full disk, on any machine that runs the tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-ROOM = 256 << 10  # bytes that fit
+CAPACITY = 256 << 10  # bytes
 FULL = "(No space left on device|File too large)"
 
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[Path]:
-    """The folder, which holds ROOM bytes: a file system of its own; where none may be mounted, as `limited`."""
+    """The folder, with space for CAPACITY bytes: a file system of its own or, if none may be mounted, as `limited`."""
     folder.mkdir()
     if not _mounts(folder):
         with limited():
@@ -30,17 +30,17 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 
 def _mounts(folder: Path) -> bool:
-    """Whether a file system of ROOM bytes is at the folder now, which takes root and a mount command."""
+    """Whether a file system of CAPACITY bytes could be mounted there, which takes root and a mount command."""
     mount = shutil.which("mount")
-    command = [mount or "", "-t", "tmpfs", "-o", f"size={ROOM}", "tmpfs", str(folder)]
+    command = [mount or "", "-t", "tmpfs", "-o", f"size={CAPACITY}", "tmpfs", str(folder)]
     return mount is not None and subprocess.run(command, check=False, capture_output=True).returncode == 0
 
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """No file of this process can grow beyond ROOM bytes."""
+    """No file of this process can grow beyond CAPACITY bytes."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (ROOM, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (CAPACITY, before[1]))
     try:
         yield
     finally:
@@ -49,7 +49,7 @@ def limited() -> Iterator[None]:
 
 @pytest.fixture(params=["a small disk", "a limit"])
 def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """A folder in which no file of more than ROOM bytes can be written."""
+    """A folder in which no file of more than CAPACITY bytes can be written."""
     if request.param == "a small disk":
         with small_disk(tmp_path / "disk") as folder:
             yield folder

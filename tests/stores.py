@@ -1,4 +1,4 @@
-"""An S3 server on loopback, stores in memory that stand for Google's and Azure's, and what to put there."""
+"""An S3 server on loopback, stores in memory that imitate Google's and Azure's, and models to put there."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ UNWANTED = dict.fromkeys(
 
 
 def files_of(checkpoint: Checkpoint) -> set[str]:
-    """The names of what was fetched."""
+    """The names of the files that were fetched."""
     found = (path.relative_to(checkpoint.folder) for path in checkpoint.folder.rglob("*") if path.is_file())
     return {path.as_posix() for path in found} - {".source.json"}
 
@@ -61,7 +61,7 @@ class S3Server:
         self._server.stop()
 
     def store(self) -> FileSystem:
-        """Its file system, with the bucket in it; AWS_ENDPOINT_URL has to be set."""
+        """Its file system, with the bucket in it; AWS_ENDPOINT_URL must be set."""
         files, _ = open_store(f"s3://{BUCKET}", AWS_SECRET)
         if not files.exists(BUCKET):
             files.mkdir(BUCKET)
@@ -75,7 +75,7 @@ def put(files: FileSystem, folder: str, content: Mapping[str, bytes]) -> None:
 
 
 class GoogleStore(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
-    """Lists with the checksums that Google's store lists."""
+    """A store whose listings have checksums, as Google's."""
 
     def find(self, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - fsspec's own options
         found = super().find(path, **options)
@@ -86,7 +86,7 @@ class GoogleStore(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
 
 
 class AzureStore(MemoryFileSystem):  # type: ignore[misc]
-    """Lists as adlfs does: without a slash, with a quoted ETag and the MD5 among the content's settings."""
+    """A store with adlfs's listings: no slash first, a quoted ETag, the MD5 in the content's settings."""
 
     def find(self, path: str, **options: Any) -> dict[str, Any]:  # noqa: ANN401 - fsspec's own options
         return {name[1:]: self._listed(name, info) for name, info in super().find(path, **options).items()}

@@ -14,9 +14,9 @@ import numpy as np
 from bei_core.checkpoint import resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
+from bei_core.engines.build import plan_build
+from bei_core.engines.cache import publish_engine
 from bei_core.engines.open import Opened, load
-from bei_core.engines.provider import recipe
-from bei_core.engines.store import publish
 from bei_core.engines.tensorrt_llm import build
 from bei_core.engines.tensorrt_llm.artifact import FAMILIES
 from bei_core.models.families import family_name
@@ -51,7 +51,7 @@ def engine(model: str, folder: Path, **settings: object) -> Opened:
     checkpoint = resolve(model)
     spec = read_spec(checkpoint)
     given = Settings.load({"engine": "tensorrt_llm", **settings}, {"HOME": "/nonexistent"})
-    publish(folder, recipe(build, checkpoint, spec, given)[1])
+    publish_engine(folder, plan_build(build, checkpoint, spec, given)[1])
     return load(folder)
 
 

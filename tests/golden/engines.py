@@ -6,15 +6,15 @@ from pathlib import Path
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
+from bei_core.engines.build import plan_build
+from bei_core.engines.cache import publish_engine
 from bei_core.engines.open import Opened, load
 from bei_core.engines.openvino import build
-from bei_core.engines.provider import recipe
-from bei_core.engines.store import publish
 from bei_core.models.spec import ModelSpec
 
 
 def built(checkpoint: Checkpoint, spec: ModelSpec, folder: Path, *, dtype: str = "float32") -> Opened:
     """The engine at `folder`, computing in `dtype`."""
     settings = Settings.load({"dtype": dtype}, {"HOME": "/nonexistent"})
-    publish(folder, recipe(build, checkpoint, spec, settings)[1])
+    publish_engine(folder, plan_build(build, checkpoint, spec, settings)[1])
     return load(folder)

@@ -15,6 +15,7 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
+from bei_core.engines.build import plan_build
 from bei_core.engines.calibration import Calibration, encode, read_samples
 from bei_core.engines.open import Opened, build_engine, load, open_engine
 from bei_core.engines.openvino import build, engine
@@ -26,7 +27,6 @@ from bei_core.engines.openvino.quantize import headroom
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls, make_names_unique
 from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SmoothedInput, smooth_quant
-from bei_core.engines.provider import recipe
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
 from bei_core.models.kind import Kind
@@ -165,7 +165,7 @@ def test_all_that_decides_the_numbers_is_in_the_address(texts: Path, tmp_path: P
     def address(**others: object) -> str:
         asked = settings(FOLDERS["bert-mean-cls-list"], texts, **others)
         checkpoint = resolve(str(FOLDERS["bert-mean-cls-list"]))
-        return recipe(build, checkpoint, read_spec(checkpoint), asked)[0].artifact
+        return plan_build(build, checkpoint, read_spec(checkpoint), asked)[0].artifact
 
     other = tmp_path / "other.txt"
     other.write_text(texts.read_text() + "\none more text")

@@ -27,9 +27,9 @@ import torch  # noqa: E402
 
 from bei_core.checkpoint import Checkpoint  # noqa: E402
 from bei_core.config.settings import Settings  # noqa: E402
+from bei_core.engines.build import plan_build  # noqa: E402
+from bei_core.engines.cache import publish_engine  # noqa: E402
 from bei_core.engines.open import Opened, load  # noqa: E402
-from bei_core.engines.provider import recipe  # noqa: E402
-from bei_core.engines.store import publish  # noqa: E402
 from bei_core.engines.tensorrt_llm import build  # noqa: E402
 from bei_core.models.spec import ModelSpec  # noqa: E402
 from tests.gpu_path.table import TABLE  # noqa: E402
@@ -50,7 +50,7 @@ def built(tmp_path: Path) -> Builder:
     def make(checkpoint: Checkpoint, spec: ModelSpec, **settings: object) -> Opened:
         given = {"engine": "tensorrt_llm", **settings}
         folder = tmp_path / f"engine-{len(list(tmp_path.iterdir()))}"
-        publish(folder, recipe(build, checkpoint, spec, Settings.load(given, {"HOME": "/nonexistent"}))[1])
+        publish_engine(folder, plan_build(build, checkpoint, spec, Settings.load(given, {"HOME": "/nonexistent"}))[1])
         return load(folder)
 
     return make

@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 
 # How many modules of ours one module may import.
-MAX_FAN_OUT = 16
+MAX_FAN_OUT = 14
 
 # Packages that one room keeps to itself, so that the rest does not come to depend on them.
 OWNERS: dict[str, str | tuple[str, ...]] = {
@@ -141,7 +141,8 @@ def test_a_package_stays_with_the_room_that_owns_it(module: str) -> None:
         "engines.base",
         "engines.batch",
         "engines.manifest",
-        "engines.store",
+        "engines.build",
+        "engines.cache",
         "engines.registry",
         "serving.runner",
         "serving.service",

@@ -1,4 +1,4 @@
-"""A model out of a tar that nobody vouches for."""
+"""Safe extraction of a model from an untrusted archive (a tar)."""
 
 from __future__ import annotations
 
@@ -14,33 +14,85 @@ from bei_core.checkpoint.folder import SMALL_FILES, is_small, no_weights, weight
 from bei_core.errors import CheckpointError
 
 _MAX_MEMBERS = 100_000
-_MAX_RATIO = 100  # of what an archive unpacks to; weights hardly compress, a bomb does by a thousand and more
+_MAX_RATIO = 100  # of what is unpacked to the archive; weights hardly compress, a tar bomb does a thousandfold
 _FREE_BYTES = 256 << 20  # that any archive may unpack to
 _ROOT_FILES = ("config.json", "modules.json")
 _SMALL = frozenset(PurePosixPath(pattern).name for pattern in SMALL_FILES)
 _HTML = (b"<!doctype html", b"<html", b"<?xml")
 
+# Headers that describe the member after them. tarfile reads each into memory whole, before any check of ours.
+_EXTENSIONS = frozenset(
+    {
+        tarfile.XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    }
+)
+_MAX_EXTENSIONS = 1 << 20  # bytes of such headers before one member, and of all that are for the whole archive
+
+
+class _RefusedError(Exception):
+    """What is wrong with a member, before tarfile has read it."""
+
+
+class _Archive(tarfile.TarFile):
+    """A tar whose extended headers are limited, so that a small archive cannot fill the memory with them."""
+
+    num_before_member = num_global = 0  # bytes of extended headers
+
+    def count(self, member: tarfile.TarInfo) -> None:
+        """Add the size of a member's header. Raises _RefusedError if there are too many bytes, or less than none."""
+        if member.size < 0:  # to read as many bytes means to read all
+            raise _RefusedError(f"{member.name!r} has a negative size")
+        if member.type not in _EXTENSIONS:
+            self.num_before_member = 0
+        elif member.type == tarfile.XGLTYPE:
+            self.num_global += member.size
+        else:
+            self.num_before_member += member.size
+        if max(self.num_before_member, self.num_global) > _MAX_EXTENSIONS:
+            raise _RefusedError(f"{member.name!r} has an extended header of more than {_MAX_EXTENSIONS} bytes")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header is checked before what follows it is read."""
+
+    def _proc_member(self, archive: _Archive) -> tarfile.TarInfo:
+        """The member, read by its type: tarfile's own hook for subclasses."""
+        archive.count(self)
+        if self.type == tarfile.GNUTYPE_SPARSE:
+            raise _RefusedError(f"{self.name!r} is a sparse file")
+        return super()._proc_member(archive)  # type: ignore[misc, no-any-return] # typeshed does not have it
+
+    def _proc_gnusparse_10(self, following: tarfile.TarInfo, *_: object) -> None:
+        raise _RefusedError(f"{following.name!r} is a sparse file")
+
 
 def unpack(archive: Path, folder: Path, source: str) -> Path:
-    """The model's folder, at or below `folder`, which is empty before; of the archive's files only those that are read.
+    """The model's folder, at or below `folder`, which is empty before. Only files that a model needs are extracted.
 
-    Raises CheckpointError, naming `source`, for what is no tar, for one that would write elsewhere (absolute names,
-    `..`, links, devices) or far more than its size, and for one without a model or with several.
+    Raises CheckpointError, naming `source`, if it is no tar, if it would write outside the folder (absolute names,
+    `..`, links, devices) or far more than its own size, and if it has no model or several.
     """
     limit = _FREE_BYTES + _MAX_RATIO * archive.stat().st_size
     _check_kind(archive, source)
     names = []
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with _Archive.open(archive, "r:*", tarinfo=_Member) as tar:
             for name, member in _members(tar, source, limit):
                 names.append(name)
                 if _may_be_wanted(name):
                     _write(tar.extractfile(member), member.size, folder / name, f"{source}: {name}")
             _check_end(tar, limit)
-    except (tarfile.TarError, EOFError, zlib.error, LZMAError, ValueError, OSError) as fault:
-        if isinstance(fault, OSError) and fault.errno is not None:  # of the disk; gzip's and bz2's own have no number
+    except _RefusedError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    except (tarfile.TarError, EOFError, zlib.error, LZMAError, ValueError, RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk; those of gzip and bz2 have no number
             raise
-        raise CheckpointError(f"{source} is no tar, or truncated, or damaged: {fault}") from fault
+        reason = " ".join(str(error).split())  # tarfile's may have several lines
+        raise CheckpointError(f"{source} is no tar, or truncated, or damaged: {reason}") from error
     root = _root(names, source)
     inner = {str(PurePosixPath(name).relative_to(root)) for name in names if PurePosixPath(name).is_relative_to(root)}
     _keep_wanted(folder / root, source, inner)
@@ -48,18 +100,20 @@ def unpack(archive: Path, folder: Path, source: str) -> Path:
 
 
 def _check_kind(archive: Path, source: str) -> None:
-    """Raises CheckpointError for a web page in the place of a tar, as servers send it to who is not logged in."""
+    """Raise CheckpointError for a web page: servers send one to a client that is not logged in."""
     with archive.open("rb") as file:
         begin = file.read(512).lstrip().lower()
     if begin.startswith(_HTML):
-        raise CheckpointError(f"{source} is a web page (HTML), not a tar: a login, an error, or not the file's own URL")
+        raise CheckpointError(f"{source} is a web page (HTML), not a tar: a login page, an error, or another page")
 
 
 def _members(tar: tarfile.TarFile, source: str, limit: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files, each by its checked name. Raises CheckpointError."""
+    """The files, each with its checked name. Raises CheckpointError."""
     seen: set[str] = set()
     for count, member in enumerate(tar):
         name = _checked(member, source)
+        if member.size < 0:
+            raise CheckpointError(f"{source}: {name!r} has a negative size")
         if count >= _MAX_MEMBERS or member.offset_data + member.size > limit:
             raise CheckpointError(f"{source} unpacks to more than {limit} bytes or {_MAX_MEMBERS} files: a tar bomb")
         if not member.isfile():
@@ -71,10 +125,10 @@ def _members(tar: tarfile.TarFile, source: str, limit: int) -> Iterator[tuple[st
 
 
 def _check_end(tar: tarfile.TarFile, limit: int) -> None:
-    """Raises ReadError where the files do not end with a block of zeros, as those of every whole tar do.
+    """Raise ReadError if the last member is not followed by a block of zeros, with which every whole tar ends.
 
-    tarfile takes an end between two members, or inside a header, for the end of the archive; and it stops before the
-    checksum that a compressed one ends with. Reads to `limit` bytes.
+    tarfile accepts an archive that ends between two members or inside a header, and does not read the checksum at the
+    end of a compressed one. Reads at most up to byte `limit`.
     """
     content = tar.fileobj
     if content is None:
@@ -87,10 +141,10 @@ def _check_end(tar: tarfile.TarFile, limit: int) -> None:
 
 
 def _checked(member: tarfile.TarInfo, source: str) -> str:
-    """The member's name in its folder. Raises CheckpointError where it leads out, or is neither file nor folder."""
+    """The member's name in the folder. Raises CheckpointError if it leads outside, or is neither file nor folder."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
-        raise CheckpointError(f"{source} has {member.name!r}, which leads out of its folder")
+        raise CheckpointError(f"{source} has {member.name!r}, which leads outside its folder")
     if not (member.isfile() or member.isdir()) or member.issparse():
         kind = "a link" if member.issym() or member.islnk() else "neither a file nor a folder"
         raise CheckpointError(f"{source} has {member.name!r}, which is {kind}; pack the files themselves (tar -h)")
@@ -98,13 +152,13 @@ def _checked(member: tarfile.TarInfo, source: str) -> str:
 
 
 def _may_be_wanted(name: str) -> bool:
-    """Whether a file may belong to a model, wherever in the archive that is."""
+    """Whether a file may belong to a model, which may be in any folder of the archive."""
     last = PurePosixPath(name).name
     return not last.startswith("._") and (last.endswith(".safetensors") or any(map(PurePosixPath(last).match, _SMALL)))
 
 
 def _write(content: IO[bytes] | None, size: int, path: Path, what: str) -> None:
-    """Writes a member. Raises CheckpointError where it ends before its size."""
+    """Write a member. Raises CheckpointError if it ends before its size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         if content is not None:
@@ -114,7 +168,7 @@ def _write(content: IO[bytes] | None, size: int, path: Path, what: str) -> None:
 
 
 def _root(names: list[str], source: str) -> PurePosixPath:
-    """The folder of the model: the highest one with a config. Raises CheckpointError for none and for several."""
+    """The folder of the model: the topmost one with a config. Raises CheckpointError for none and for several."""
     folders = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name in _ROOT_FILES}
     if not folders:
         raise CheckpointError(f"{source} has no config.json; there is {', '.join(sorted(names)[:5]) or 'nothing'}")
@@ -126,7 +180,7 @@ def _root(names: list[str], source: str) -> PurePosixPath:
 
 
 def _keep_wanted(root: Path, source: str, names: set[str]) -> None:
-    """Removes what is not read. Raises CheckpointError where there are no weights, naming pickles."""
+    """Remove the files that the model does not need. Raises CheckpointError, naming pickles, if it has no weights."""
     if not any(name.endswith(".safetensors") for name in names):
         raise no_weights(source, names)
     weights = set(weight_files(root))

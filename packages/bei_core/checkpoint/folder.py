@@ -1,4 +1,4 @@
-"""A model's folder: which files are read, and the digest of what they hold."""
+"""A model's folder: which files are read, and the digest of their content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bei_core.checkpoint.files import Json, inside, load_json
 from bei_core.checkpoint.tensors import Entry, Tensors, entries, sample
 from bei_core.errors import CheckpointError
 
-# What a repository is asked for besides weights. Never pickles (*.bin, *.pt), other formats, or code.
+# What is fetched of a repository besides weights. Never pickles (*.bin, *.pt), other formats, or code.
 SMALL_FILES = (
     "config.json",
     "tokenizer.json",
@@ -39,7 +39,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 CONVERT = (
-    "BEI reads no pickles, which can run code; convert the model once, where it is trusted: "
+    "BEI reads no pickles, because they can run code; convert the model once, on a machine that may run it: "
     "transformers.AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
 )
 
@@ -53,19 +53,23 @@ class Checkpoint:
     revision: str  # the commit, or `local_digest` of a local folder
 
     def read_json(self, name: str, *, required: bool = True) -> Json:
-        """What a JSON file of the folder holds; None for one that is missing and not required.
+        """The content of a JSON file of the folder, an object (modules.json: a list); None if missing and not required.
 
         Raises CheckpointError naming a file that is missing, malformed or outside the folder.
         """
         path = self.folder / inside(name, "a file of the model")
         if path.is_file():
-            return load_json(path)
+            content = load_json(path)
+            kind, expected = (list, "list") if name == "modules.json" else (dict, "object")
+            if not isinstance(content, kind):
+                raise CheckpointError(f"{path} is not a JSON {expected}")
+            return content
         if required:
             raise CheckpointError(f"{self.source} has no {name}")
         return None
 
     def tensors(self, folder: str = "") -> Tensors:
-        """The weights of the folder, or of one of its modules' folders, not yet read.
+        """The weights of the folder, or of the folder of one of its modules. Each is read when it is used.
 
         Raises CheckpointError naming a file that is missing or damaged.
         """
@@ -78,7 +82,7 @@ class Checkpoint:
         raise no_weights(where, (path.name for path in place.iterdir() if path.is_file()) if place.is_dir() else ())
 
     def check(self) -> Checkpoint:
-        """The checkpoint itself, its weights found to be there and whole. Raises CheckpointError naming what is not."""
+        """The checkpoint itself, after a check that its weights are there and whole. Raises CheckpointError."""
         for place in _places(self.folder):
             if not place or any((self.folder / place / name).is_file() for name in (WEIGHTS, INDEX)):
                 self.tensors(place)
@@ -90,20 +94,20 @@ def accept(folder: Path) -> None:
 
 
 def no_weights(where: str, names: Iterable[str]) -> CheckpointError:
-    """The error for a folder without safetensors, which names the pickles that are among its files."""
+    """The error for a folder without safetensors. It names the pickles among its files."""
     pickles = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in PICKLES))
     found = f" but {', '.join(pickles)}" if pickles else ""
     return CheckpointError(f"{where} has no {WEIGHTS}{found}. {CONVERT}")
 
 
 def is_small(name: str) -> bool:
-    """Whether a file, by its name in the model's folder, is one of those that are read beside the weights."""
+    """Whether a file, by its name in the model's folder, is one of SMALL_FILES."""
     parts = name.count("/")
     return any(fnmatchcase(name, pattern) for pattern in SMALL_FILES if pattern.count("/") == parts)
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The safetensors that the model may have by the small files of its folder, whether or not they are there."""
+    """The names of all safetensors that the small files of the folder tell of, whether or not they are there."""
     names: list[str] = []
     for place in _places(folder):
         names.append(f"{place}{WEIGHTS}")
@@ -113,7 +117,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _places(folder: Path) -> list[str]:
-    """Where weights may lie: the folder itself ("") and sentence-transformers' modules ("2_Dense/")."""
+    """The folders that may have weights: "" and those of sentence-transformers' modules, such as "2_Dense/"."""
     modules = load_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{folder / 'modules.json'} is not a list of modules")
@@ -122,11 +126,11 @@ def _places(folder: Path) -> list[str]:
 
 
 def local_digest(folder: Path) -> str:
-    """The hex SHA-256 of a model folder's files: small ones whole, of weights the header and a sample of each tensor.
+    """The hex SHA-256 of a model folder: of small files the content, of weights the header and a sample of each tensor.
 
-    Reading 15 GB of weights would take longer than loading them. The sample is the first 4 KiB of every tensor, so that
-    weights trained further under the same header, which differ everywhere, have another digest; an edit of a tensor's
-    tail alone goes unseen. Neither times nor the folder's name count: a copy of a folder is the same model.
+    To read 15 GB of weights would take longer than to load them. The sample is the first 4 KiB of each tensor: weights
+    that were trained further differ there, while an edit of a tensor's end alone is not seen. Times and the folder's
+    name do not count, so a copy of a folder is the same model.
     """
     found = {path.relative_to(folder).as_posix() for pattern in SMALL_FILES for path in folder.glob(pattern)}
     names = sorted(name for name in found.union(weight_files(folder)) if (folder / name).is_file())
@@ -136,12 +140,12 @@ def local_digest(folder: Path) -> str:
         file = hashlib.sha256()
         for part in parts:
             file.update(part)
-        total.update(name.encode() + b"\0" + file.digest())  # of fixed length: no two folders run together
+        total.update(name.encode() + b"\0" + file.digest())  # of fixed length: no two folders give the same bytes
     return total.hexdigest()
 
 
 def _sharded(folder: Path) -> dict[str, Entry]:
-    """The tensors of an index, from its shards. Raises CheckpointError naming a shard or tensor that is missing."""
+    """The tensors of an index, by name. Raises CheckpointError naming a shard or tensor that is missing."""
     weight_map = _weight_map(folder / INDEX)
     shards: dict[str, dict[str, Entry]] = {}
     for shard in sorted(set(weight_map.values())):
@@ -158,7 +162,7 @@ def _sharded(folder: Path) -> dict[str, Entry]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Tensor name to shard, of an index. Raises CheckpointError for one that is malformed or leaves its folder."""
+    """The shard of each tensor, by an index. Raises CheckpointError if it is malformed or leads outside its folder."""
     index = load_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):

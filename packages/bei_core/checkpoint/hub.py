@@ -1,7 +1,7 @@
 """Hugging Face repositories, at the commit that a revision names now, in huggingface_hub's own cache.
 
-That cache is shared with every other program that reads models, resumes what was cut off, shows bars on a terminal and
-holds each file once, so nothing is copied out of it.
+Every other program that reads models shares that cache. It resumes downloads, shows progress on a terminal and holds
+each file once, so nothing is copied out of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, accept, no_weights, weight_files
 from bei_core.errors import CheckpointError
-from bei_core.storage.disk import Advice, disk_error, is_of_disk
+from bei_core.storage.errors import Advice, disk_error, is_disk_error
 from bei_core.storage.progress import rate
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def fetch_repository(
     before, started = _weights_size(folder), time.monotonic()
     if not before:
         log.info("fetching %s at %s from the hub", repo, commit)
-    # The second call names the commit, lest the branch move between the two.
+    # The second call names the commit, because the branch may move between the two calls.
     _download(repo, commit, weight_files(folder), options)
     added = _weights_size(folder) - before
     if added:
@@ -49,63 +49,63 @@ def fetch_repository(
 
 
 def _weights_size(folder: Path) -> int:
-    """Bytes of the weights that are there."""
+    """Bytes of the weights that are in the folder."""
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.is_file())
 
 
 def _names(repo: str, commit: str, options: Mapping[str, Any]) -> list[str]:
-    """The repository's files, for an error; none where the hub does not say."""
+    """The names of the repository's files, for an error message; none if the hub does not list them."""
     from huggingface_hub import HfApi
 
     try:
         hub = HfApi(endpoint=options["endpoint"], token=options["token"])
         return [] if options["local_files_only"] else list(hub.list_repo_files(repo, revision=commit))
-    except Exception as fault:  # the error that is on its way is the one that matters
-        log.debug("cannot list %s: %s", repo, fault)
+    except Exception as error:  # the error that is about to be raised matters more
+        log.debug("cannot list %s: %s", repo, error)
         return []
 
 
 def _download(repo: str, revision: str, patterns: Iterable[str], options: Mapping[str, Any]) -> Path:
     """The cache's folder of the commit, with the files that match. Raises CheckpointError, DiskError."""
-    # Imported here because it takes a third of a second, which a local folder need not wait for.
+    # Imported here because it takes a third of a second, and a local folder needs none of it.
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), **options))
-    except Exception as fault:  # its transport's errors too, and the transport has changed twice
-        if (refused := _of_disk(fault)) is not None:
+    except Exception as error:  # of its transport too, which has changed twice
+        if (refused := _disk_error_in(error)) is not None:
             from huggingface_hub.constants import HF_HUB_CACHE
 
-            raise disk_error(refused, Path(options["cache_dir"] or HF_HUB_CACHE), _CACHE) from fault
-        raise CheckpointError(f"{repo}: {_advice(fault, revision)}") from fault
+            raise disk_error(refused, Path(options["cache_dir"] or HF_HUB_CACHE), _CACHE) from error
+        raise CheckpointError(f"{repo}: {_advice(error, revision)}") from error
 
 
-def _of_disk(fault: BaseException) -> OSError | None:
-    """What the disk refused, where that is at the bottom of an error: hf_xet, in Rust, says it in words."""
-    said = re.search(r"\(os error (\d+)\)", str(fault))
-    known = fault
-    if said is not None and not isinstance(fault, OSError):
-        known = OSError(int(said[1]), os.strerror(int(said[1])), "")  # of a file that it does not name
-    if isinstance(known, OSError) and is_of_disk(known):
+def _disk_error_in(error: BaseException) -> OSError | None:
+    """The disk's error that caused `error`, if there is one. hf_xet, in Rust, gives only its number, in the message."""
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    known = error
+    if said is not None and not isinstance(error, OSError):
+        known = OSError(int(said[1]), os.strerror(int(said[1])), "")  # the file is not named
+    if isinstance(known, OSError) and is_disk_error(known):
         return known
-    cause = fault.__cause__ or fault.__context__
-    return None if cause is None else _of_disk(cause)
+    cause = error.__cause__ or error.__context__
+    return None if cause is None else _disk_error_in(cause)
 
 
-def _advice(fault: Exception, revision: str) -> str:
+def _advice(error: Exception, revision: str) -> str:
     """What an operator can do about an error of huggingface_hub."""
     from huggingface_hub import errors
 
-    said = str(fault).strip().partition("\n")[0]
-    if isinstance(fault, errors.HFValidationError):
+    said = str(error).strip().partition("\n")[0]
+    if isinstance(error, errors.HFValidationError):
         return "neither a folder nor the name of a Hugging Face repository, which is owner/name"
-    if isinstance(fault, errors.GatedRepoError):
+    if isinstance(error, errors.GatedRepoError):
         return "is gated; accept its terms on the hub, and give a token that may read it (HF_TOKEN, hf_token)"
-    if isinstance(fault, errors.RepositoryNotFoundError):
+    if isinstance(error, errors.RepositoryNotFoundError):
         return "no such repository on the hub, or a private one, which needs a token (HF_TOKEN, hf_token)"
-    if isinstance(fault, errors.RevisionNotFoundError):
+    if isinstance(error, errors.RevisionNotFoundError):
         return f"has no branch, tag or commit {revision}"
-    if isinstance(fault, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
         away = "the hub is out of reach or switched off (HF_HUB_OFFLINE)"
         return f"revision {revision} is not (all) cached, and {away}; fetch it once, or give a local folder. {said}"
-    return f"could not be fetched: {type(fault).__name__}: {said}"
+    return f"could not be fetched: {type(error).__name__}: {said}"

@@ -1,9 +1,9 @@
 """Tensors by name, from safetensors files that are mapped into memory.
 
-The format is read here rather than by the safetensors package because its numpy side has no bfloat16, and a header is
-little to read: an 8-byte little-endian length, JSON that gives each tensor's dtype, shape and offsets, then the data
-(https://github.com/huggingface/safetensors#format). What its own reader refuses is refused here too: offsets that
-overlap, leave holes or run past the end, sizes that do not match, duplicate names.
+The safetensors package is not used because it gives numpy no bfloat16. The format is simple: an 8-byte little-endian
+length, a JSON header with each tensor's dtype, shape and offsets, then the data
+(https://github.com/huggingface/safetensors#format). What the package refuses is refused here too: offsets that overlap,
+leave holes or exceed the file, sizes that do not match, duplicate names.
 """
 
 from __future__ import annotations
@@ -25,18 +25,20 @@ from bei_core.errors import CheckpointError
 
 Array: TypeAlias = NDArray[Any]
 
-# numpy has no bfloat16 and no 8-bit floats: their bits come back as unsigned integers.
+# numpy has no bfloat16 and no 8-bit floats: their bits are given as unsigned integers.
 _DTYPES = {
     "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
     "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
+_MAX_DIMENSIONS = 32  # of numpy 1; numpy 2 has 64
+_MAX_BYTES = 1 << 62  # of a tensor; numpy's sizes are signed 64-bit integers
 _SAMPLE = 4096  # bytes of each tensor in a local folder's digest
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies."""
+    """Where a tensor is."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +47,7 @@ class Entry:
 
 
 class Tensors(Mapping[str, Array]):
-    """Tensors by name, each a read-only view of the mapped file: nothing is read before it is used."""
+    """Tensors by name, each a read-only view of the mapped file. Nothing is read before it is used."""
 
     def __init__(self, entries: Mapping[str, Entry], *, source: str) -> None:
         self._entries = entries
@@ -56,7 +58,7 @@ class Tensors(Mapping[str, Array]):
         entry = self._entries[name]
         kind = np.dtype(_DTYPES[entry.dtype])
         array: Array = np.ndarray(entry.shape, kind, buffer=entry.file, offset=entry.start)
-        return np.require(array, requirements="A")  # the format aligns nothing: a copy where it must be
+        return np.require(array, requirements="A")  # the format does not align data: a copy if that is necessary
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -69,18 +71,18 @@ class Tensors(Mapping[str, Array]):
         return sorted(self._entries)
 
     def dtype(self, name: str) -> str:
-        """The dtype in safetensors' words: F32, BF16… Raises CheckpointError for a name that is not there."""
+        """The dtype by safetensors' name: F32, BF16… Raises CheckpointError for an unknown name."""
         return self._entry(name).dtype
 
     def raw(self, name: str) -> Array:
-        """As `self[name]`, but raises CheckpointError naming the file and the nearest name."""
+        """As `self[name]`, but raises CheckpointError with the file and the most similar name."""
         self._entry(name)
         return self[name]
 
     def f32(self, name: str) -> NDArray[np.float32]:
-        """The tensor as float32: a view where it is stored so, else an exact copy (F64 is rounded).
+        """The tensor as float32: a view if it is stored so, else an exact copy (F64 is rounded).
 
-        Raises CheckpointError for a name that is not there or a tensor that is not floating point.
+        Raises CheckpointError for an unknown name, or a tensor that is not floating point.
         """
         dtype, array = self.dtype(name), self.raw(name)
         if dtype == "BF16":
@@ -92,7 +94,7 @@ class Tensors(Mapping[str, Array]):
         raise CheckpointError(f"{self._source}: {name} is {dtype}, not one of BF16, F16, F32, F64")
 
     def _entry(self, name: str) -> Entry:
-        """Where a tensor lies. Raises CheckpointError for a name that is not there."""
+        """Where a tensor is. Raises CheckpointError for an unknown name."""
         if name not in self._entries:
             nearest = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"; the nearest is {nearest[0]}" if nearest else ""
@@ -120,7 +122,7 @@ class _Info(msgspec.Struct, frozen=True):
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """Where each tensor of a file lies. Raises CheckpointError naming a file that is damaged."""
+    """Where each tensor of a file is. Raises CheckpointError naming a file that is damaged."""
     header, begin = read_header(path)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -131,7 +133,7 @@ def entries(path: Path) -> dict[str, Entry]:
 
 
 def read_header(path: Path) -> tuple[dict[str, _Info], int]:
-    """The tensors of a safetensors file, in the order of their data, and the byte at which the data begin."""
+    """The tensors of a safetensors file in the order of their data, and the byte at which the data begin."""
     with path.open("rb") as file:
         prefix = file.read(8)
         if prefix == b"version ":
@@ -149,22 +151,28 @@ def read_header(path: Path) -> tuple[dict[str, _Info], int]:
 
 
 def _info(value: object, name: str, path: Path) -> _Info:
-    """One tensor of a header, of a dtype that is known and a size that matches. Raises CheckpointError."""
+    """One tensor of a header, its dtype known and its size as its offsets say. Raises CheckpointError."""
     try:
         info = msgspec.convert(value, _Info)
-    except msgspec.ValidationError as fault:
-        raise CheckpointError(f"{path}: the header's {name}: {fault}") from fault
+    except msgspec.ValidationError as error:
+        raise CheckpointError(f"{path}: the header's {name}: {error}") from error
     if info.dtype not in _DTYPES:
         raise CheckpointError(f"{path}: {name} is {info.dtype}; known are {', '.join(_DTYPES)}")
+    if len(info.shape) > _MAX_DIMENSIONS:
+        raise CheckpointError(
+            f"{path}: {name} has {len(info.shape)} dimensions; at most {_MAX_DIMENSIONS} are possible"
+        )
     begin, end = info.data_offsets
-    size = math.prod(info.shape) * np.dtype(_DTYPES[info.dtype]).itemsize
-    if min((begin, *info.shape)) < 0 or end - begin != size:
+    width = np.dtype(_DTYPES[info.dtype]).itemsize
+    if math.prod(max(dimension, 1) for dimension in info.shape) * width > _MAX_BYTES:  # numpy refuses it with a 0 too
+        raise CheckpointError(f"{path}: {name} has a shape of more than {_MAX_BYTES} bytes")
+    if min((begin, *info.shape)) < 0 or end - begin != math.prod(info.shape) * width:
         raise CheckpointError(f"{path}: {name} is {info.dtype} {list(info.shape)} but takes {begin} to {end}")
     return info
 
 
 def _check_layout(infos: Mapping[str, _Info], path: Path, size: int) -> None:
-    """Raises CheckpointError unless the tensors, in order, fill `size` bytes of data without holes or overlaps."""
+    """Raise CheckpointError unless the tensors, in order, fill `size` bytes of data without holes or overlaps."""
     position = 0
     for name, info in infos.items():
         begin, end = info.data_offsets

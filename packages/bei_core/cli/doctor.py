@@ -10,7 +10,7 @@ from importlib.metadata import version
 import click
 
 from bei_core.config.settings import Settings
-from bei_core.engines.registry import CPU, ENGINES, GPU, choose, find_gpu, require
+from bei_core.engines.registry import CPU, ENGINES, choose, find_gpu, require
 from bei_core.errors import BeiError
 
 
@@ -44,15 +44,16 @@ def _said(fact: Callable[[], object]) -> str:
 
 def _lacks(engine: str) -> str | None:
     """What an engine needs and does not have here; None if it can run."""
-    reasons = [] if engine == CPU or find_gpu() is not None else ["no NVIDIA GPU is found"]
+    kind, gpu = ENGINES[engine], find_gpu()
+    reasons = ["no NVIDIA GPU is found"] if gpu is None and kind.min_capability is not None else []
     try:
         require(engine)
         if engine == CPU:
             _precision()  # that the package is there does not mean that it can be imported
     except Exception as error:
         reasons.append(" ".join(str(error).split()))
-    if engine == GPU and reasons == [] and choose("auto") != GPU:
-        reasons.append("the GPU is older than compute capability 8.0 (Ampere)")
+    if not reasons and gpu is not None and (reason := kind.reason_against(gpu)) is not None:
+        reasons.append(reason)
     return f"cannot run: {'; '.join(reasons)}" if reasons else None
 
 

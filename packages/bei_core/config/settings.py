@@ -22,7 +22,7 @@ from bei_core.config.declaration import About, Declared, declared
 from bei_core.config.files import read_secret, read_yaml
 from bei_core.config.trt_llm import Count, QuantizationType, Route, TrtLlm
 from bei_core.errors import ConfigError
-from bei_core.storage.objects import shown
+from bei_core.storage.drivers import redact
 
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -311,8 +311,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def __repr__(self) -> str:
         """One line for logs, without secrets and without the signatures of URLs."""
-        values = msgspec.structs.asdict(self) | {"model_id": self.model_id and shown(self.model_id)}
-        values |= {"models": tuple(map(shown, self.models))}
+        values = msgspec.structs.asdict(self) | {"model_id": self.model_id and redact(self.model_id)}
+        values |= {"models": tuple(map(redact, self.models))}
         values |= {name: "***" for name, one in SETTINGS.items() if one.about.secret and values[name]}
         return f"Settings({', '.join(f'{name}={value!r}' for name, value in values.items())})"
 

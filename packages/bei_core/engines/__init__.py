@@ -1,1 +1,1 @@
-"""Engines: the contract, the store of built ones, and one folder for each kind."""
+"""Engines: the contract, the registry, the cache of built ones, and one folder for each kind."""

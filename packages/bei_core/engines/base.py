@@ -1,4 +1,4 @@
-"""The engine contract. An engine knows arrays and nothing of requests: no HTTP, no ids, no per-request option.
+"""The engine contract. An engine knows arrays and nothing about requests: no HTTP, no ids, no per-request option.
 
 `engines/NAME/build.py` has `facts(settings)` and `plan(checkpoint, spec, settings) -> Plan`;
 `engines/NAME/engine.py` has `load(folder, spec, manifest, *, dtype) -> Engine`.
@@ -20,15 +20,15 @@ from bei_core.engines.quality import Quality
 
 @dataclass(frozen=True, slots=True)
 class EngineInfo:
-    """What the runner, the metrics and `/info` may know of an engine."""
+    """What the runner, the metrics and `/info` may know about an engine."""
 
     name: str  # "openvino", "tensorrt_llm"
     device: str  # "cpu", "gpu"
-    precision: str  # what the matrix products compute in: "f32", "bf16", "int8", "fp8"
-    row_width: int  # D; 0 of a model that gives rows of tokens alone
+    precision: str  # of the matrix multiplications: "f32", "bf16", "int8", "fp8"
+    row_width: int  # D; 0 for a model that gives rows of tokens only
     max_seq_len: int  # the longest sequence `forward` takes, in tokens
-    batch_tokens: int  # beyond about this many tokens a batch gains no throughput, only latency
-    token_width: int = 0  # E; 0 of a model that gives no rows of tokens
+    batch_tokens: int  # a batch of more tokens gains no throughput, only latency
+    token_width: int = 0  # E; 0 for a model that gives no rows of tokens
 
     @property
     def compute_type(self) -> str:
@@ -37,7 +37,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """A model that is ready to run. One thread at a time calls it."""
+    """A model that is ready to run. It is called by one thread at a time."""
 
     @property
     def info(self) -> EngineInfo:
@@ -45,14 +45,14 @@ class Engine(Protocol):
         ...
 
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """f32[B, D], row `i` for sequence `i`: pooled, through the head, not normalised. The array is the caller's.
+        """f32[B, D], row `i` for sequence `i`: after pooling and heads, not normalised. The caller owns the array.
 
-        A sequence gets the row it would get alone. Raises whatever the runtime raises; the engine stays usable.
+        A sequence gets the row it would get alone. Raises what the runtime raises; the engine stays usable.
         """
         ...
 
     def forward_tokens(self, batch: Batch) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """f32[B, D] as `forward`, and f32[T, E], row `i` for token `i`; of a model whose `token_width` is not 0."""
+        """f32[B, D] as `forward`, and f32[T, E], row `i` for token `i`; only if `token_width` is not 0."""
         ...
 
     def padding_share(self) -> float:
@@ -60,7 +60,7 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees the runtime; nothing is called after."""
+        """Free the runtime. Nothing is called afterwards."""
         ...
 
 
@@ -70,6 +70,6 @@ class Plan:
 
     engine: str  # "openvino", "tensorrt_llm"
     precision: str  # of its weights: "f32", "bf16", "int8", "fp8"
-    artifact: Mapping[str, object]  # all that decides its numbers, besides the checkpoint and the spec
-    fill: Callable[[Path], Quality | None]  # writes its files into a folder; the quality of a quantised one
-    built_with: Mapping[str, str] = field(default_factory=dict)  # versions, for people
+    artifact: Mapping[str, object]  # everything that decides its output, besides the checkpoint and the spec
+    fill: Callable[[Path], Quality | None]  # writes its files into a folder; returns the quality if it is quantised
+    built_with: Mapping[str, str] = field(default_factory=dict)  # versions of packages, for information alone

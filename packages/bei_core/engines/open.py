@@ -1,10 +1,9 @@
-"""A model by its name to an engine that runs: an engine folder as it is, anything else by way of the store."""
+"""A model's name to a loaded engine: from an engine folder itself, for any other name through the cache."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +14,18 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, is_engine, read_manifest
-from bei_core.engines.provider import Supply
+from bei_core.engines.provider import EngineProvider
 from bei_core.engines.quality import bar_of
-from bei_core.engines.registry import CPU, GPU, require
-from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, EngineUnavailableError
+from bei_core.engines.registry import load_loader
+from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.models.spec import Dense, ModelSpec, load_spec
-from bei_core.storage.marks import Held
-from bei_core.storage.objects import shown
+from bei_core.storage.drivers import redact
+from bei_core.storage.locks import Lease
 from bei_core.text.templates import chosen_template
 
 log = logging.getLogger(__name__)
 
-# The `dtype` settings that an engine's weights can be computed in, besides auto.
+# The `dtype` settings that are possible with an engine's weights, besides auto.
 _DTYPES = {
     "f32": ("float32", "bfloat16"),
     "int8": ("float32", "bfloat16", "int8"),
@@ -45,58 +44,58 @@ class Opened:
     spec: ModelSpec
     tokenizer: Path  # tokenizer.json
     manifest: Manifest
-    held: Held | None = None  # its place in the store
+    lease: Lease | None = None  # on its entry in the cache
 
     def close(self) -> None:
-        """Frees the engine, then its place in the store."""
+        """Free the engine, then release its lease."""
         self.engine.close()
-        if self.held is not None:
-            self.held.release()
+        if self.lease is not None:
+            self.lease.release()
 
 
 def open_engine(settings: Settings) -> Opened:
-    """The engine of `settings.model_id`: loaded from its folder, or from the store, built into it if need be.
+    """The engine of `settings.model_id`: loaded from its folder, or from the cache, built into it if necessary.
 
-    A damaged one of the store is set aside and built again. Raises ConfigError, CheckpointError, UnsupportedModelError,
-    DiskError, EngineUnavailableError, QualityError.
+    A damaged engine in the cache is quarantined and built again. Raises ConfigError, CheckpointError,
+    UnsupportedModelError, DiskError, EngineUnavailableError, QualityError.
     """
     if settings.model_id and is_engine(folder := Path(settings.model_id)):
         return _open_folder(settings, folder)
-    supply = Supply(settings)
+    provider = EngineProvider(settings)
     try:
-        return _open_held(settings, supply)
-    except EngineCorruptError as fault:
-        log.error("%s; it is set aside and built again", fault)
-        return _open_held(settings, supply)
+        return _open_cached(settings, provider)
+    except EngineCorruptError as error:
+        log.error("%s; it is quarantined and built again", error)
+        return _open_cached(settings, provider)
 
 
 def build_engine(settings: Settings, target: Path | None = None) -> Path:
-    """The engine folder for `settings.model_id`, at `target` or at its address in the store; built unless there."""
-    supply = Supply(settings, to_run=False)
+    """The engine folder of `settings.model_id`, at `target` or in the cache; built unless it is there."""
+    provider = EngineProvider(settings, to_run=False)
     if target is not None:
-        supply.build(target)
+        provider.build(target)
         return target
-    held = supply.obtain()
-    held.release()
-    return held.folder
+    lease = provider.get()
+    lease.release()
+    return lease.folder
 
 
 def load(folder: Path, dtype: str | None = None) -> Opened:
-    """The engine of an engine folder, every file checked before it answers; without `dtype`, the one it was built for.
+    """The engine of an engine folder, after a check of every file; without `dtype`, in the one it was built for.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
     EngineUnavailableError.
     """
     started = time.perf_counter()
     manifest = read_manifest(folder)
-    loader = _loader(manifest.engine)
-    with ThreadPoolExecutor(1) as pool:  # reading and compiling take as long as the digests
+    loader = load_loader(manifest.engine)
+    with ThreadPoolExecutor(1) as pool:  # digests take as long as reading and compiling
         intact = pool.submit(check_digests, folder, manifest)
         try:
-            spec = load_spec(folder / SPEC)
+            spec = _load_spec(folder)
             engine = loader(folder, spec, manifest, dtype=dtype or manifest.dtype)
         except Exception:
-            intact.result()  # a damaged file explains whatever went wrong
+            intact.result()  # a damaged file explains any other error
             raise
         try:
             intact.result()
@@ -107,33 +106,36 @@ def load(folder: Path, dtype: str | None = None) -> Opened:
     return Opened(engine, spec, folder / TOKENIZER, manifest)
 
 
-def _open_held(settings: Settings, supply: Supply) -> Opened:
-    """The store's engine under the name that it was asked for by. Sets one aside that is EngineCorruptError."""
-    held = supply.obtain()
+def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
+    """The engine in the cache, under the name that it was asked for by.
+
+    Quarantines a damaged one and raises EngineCorruptError.
+    """
+    lease = provider.get()
     try:
-        opened = load(held.folder, settings.dtype)  # not what the first to build it there asked for
+        opened = load(lease.folder, settings.dtype)  # which may differ from the dtype of the settings that built it
         _check_quality(settings, opened)
-    except BaseException as fault:
-        held.release()
-        if not isinstance(fault, CheckpointError):
+    except BaseException as error:
+        lease.release()
+        if not isinstance(error, CheckpointError):
             raise
-        supply.store.set_aside(held.folder)
-        raise EngineCorruptError(str(fault)) from fault
-    named = msgspec.structs.replace(opened.manifest, source=shown(settings.model_id or ""))
-    return Opened(opened.engine, opened.spec, opened.tokenizer, named, held)
+        provider.cache.quarantine_damaged(lease.folder.name)
+        raise EngineCorruptError(str(error)) from error
+    named = msgspec.structs.replace(opened.manifest, source=redact(settings.model_id or ""))
+    return Opened(opened.engine, opened.spec, opened.tokenizer, named, lease)
 
 
 def _open_folder(settings: Settings, folder: Path) -> Opened:
-    """An engine folder that was named itself. Raises ConfigError where it is not what the settings ask for."""
+    """The engine of a folder that the settings name. Raises ConfigError if it is not what they ask for."""
     manifest = read_manifest(folder)
     if settings.engine not in {"auto", manifest.engine}:
         raise ConfigError(f"{folder} is built for {manifest.engine}, not for {settings.engine}")
     if settings.dtype not in ("auto", *_DTYPES.get(manifest.precision, ())):
         raise ConfigError(f"{folder} has weights in {manifest.precision}; build it again for {settings.dtype}")
-    if settings.pooling is not None and not load_spec(folder / SPEC).pools_by(settings.pooling):
+    if settings.pooling is not None and not _load_spec(folder).pools_by(settings.pooling):
         raise ConfigError(f"{folder} is built with other pooling; build it again for {settings.pooling}")
     template = chosen_template(settings.rerank_template, None)
-    if template is not None and not load_spec(folder / SPEC).answers_as(template):
+    if template is not None and not _load_spec(folder).answers_as(template):
         raise ConfigError(f"{folder} is built without the answers of this rerank_template; build it again with it")
     opened = load(folder, None if settings.dtype == "auto" else settings.dtype)
     _check_quality(settings, opened)
@@ -141,10 +143,7 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
 
 
 def _check_quality(settings: Settings, opened: Opened) -> None:
-    """Raises ConfigError where it is quantised and should not be, or the reverse; QualityError below the bar.
-
-    Also ConfigError where `dense_path` asks for another Dense module than the engine has.
-    """
+    """Raise ConfigError if the engine is not what the settings ask for, QualityError if it is below the bar."""
     settings.check_dense_path([module.folder for module in opened.spec.modules if isinstance(module, Dense)])
     quality, asked = opened.manifest.quality, quantization_of(settings)
     if asked is not None and quality is None:
@@ -155,14 +154,9 @@ def _check_quality(settings: Settings, opened: Opened) -> None:
         quality.check(bar_of(settings))
 
 
-def _loader(name: str) -> Callable[..., Engine]:
-    require(name)
-    if name == CPU:
-        from bei_core.engines.openvino.engine import load
-
-        return load
-    if name == GPU:
-        from bei_core.engines.tensorrt_llm.engine import load as load_on_gpu
-
-        return load_on_gpu
-    raise EngineUnavailableError(f"engine {name!r} is not one of {CPU}, {GPU}")
+def _load_spec(folder: Path) -> ModelSpec:
+    """The spec of an engine folder. Raises EngineCorruptError naming a field that is malformed."""
+    try:
+        return load_spec(folder / SPEC)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineCorruptError(f"engine corrupt: {folder / SPEC} is not a spec: {error}") from error

@@ -1,31 +1,25 @@
-"""Where a model's engine comes from: the store here, else an object store, else the checkpoint, built."""
+"""The engine of a model: found in the cache, or fetched from an object store, or built from the checkpoint."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-import time
-from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
-import msgspec
-
-from bei_core import checkpoint as checkpoints
-from bei_core.checkpoint import Checkpoint
+from bei_core.checkpoint import lease_checkpoint
 from bei_core.config.settings import Settings
-from bei_core.engines.base import Plan
+from bei_core.engines.build import Build, plan_model
+from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, is_engine, key_of, read_manifest, seal
-from bei_core.engines.registry import CPU, GPU, choose, require
-from bei_core.engines.remote import Remote, RemoteEngine
-from bei_core.engines.store import Held, Request, Store, publish
-from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, EngineUnavailableError
-from bei_core.models.spec import ModelSpec, read_spec, save_spec
-from bei_core.storage.disk import OUTPUT, writing
-from bei_core.storage.objects import is_store, shown
-from bei_core.text.published import RULES, canonical_tokenizer, check_tokenizer
-from bei_core.text.templates import chosen_template
+from bei_core.engines.manifest import SCHEMA, is_engine, key_of, read_manifest
+from bei_core.engines.registry import choose, load_builder
+from bei_core.engines.remote import RemoteEngine, RemoteEngines
+from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
+from bei_core.storage.drivers import is_store, redact
+from bei_core.storage.errors import OUTPUT, translate_os_errors
+from bei_core.storage.locks import Lease
+from bei_core.text.published import RULES
 
 log = logging.getLogger(__name__)
 
@@ -33,20 +27,8 @@ log = logging.getLogger(__name__)
 _DECIDING = ("model_id", "revision", "pooling", "rerank_template")
 
 
-class Builder(Protocol):
-    """What `engines/NAME/build.py` has."""
-
-    def facts(self, settings: Settings) -> Mapping[str, object]:
-        """What chooses among a model's engines of this name: versions, settings of its own, the processor."""
-        ...
-
-    def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-        """The engine of a checkpoint, not yet built."""
-        ...
-
-
-class Supply:
-    """Engines for one model's settings."""
+class EngineProvider:
+    """Gives the engine of one model's settings."""
 
     def __init__(self, settings: Settings, *, to_run: bool = True) -> None:
         """Raises ConfigError without a model or a store's URL, EngineUnavailableError if it cannot be built here."""
@@ -54,207 +36,125 @@ class Supply:
             raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
         if settings.engine_store is not None and not is_store(settings.engine_store):
             raise ConfigError(
-                f"engine_store is {shown(settings.engine_store)!r}: expected the URL of an object store, "
+                f"engine_store is {redact(settings.engine_store)!r}: expected the URL of an object store, "
                 "such as s3://bucket/folder, gs://bucket/folder, azure://account/container/folder or file:///folder"
             )
         self._settings = settings
         self._model_id = settings.model_id
-        self._name = choose(settings.engine, to_run=to_run)
-        self._builder = builder_of(self._name)
-        self.store = store_of(settings)
-        self._checkpoints = checkpoints_of(settings)
+        self._engine = choose(settings.engine, to_run=to_run)
+        self._builder = load_builder(self._engine)
+        self.cache = EngineCache.of(settings)
+        self._checkpoints = settings.cache_dir / "checkpoints"
         url = settings.engine_store
-        self._remote = None if url is None else Remote(url, settings.engine_store_secret)
+        self._remote = None if url is None else RemoteEngines(url, settings.engine_store_secret)
         self._quantization = quantization_of(settings)
         texts = [] if self._quantization is None else [self._quantization.calibration.dataset]
-        # Their content may change, so they are read at each start.
+        # The content of local files may change, so they are read at each start.
         self._is_local = any(Path(name).exists() for name in (settings.model_id, *texts))
         self._remote_is_damaged = False
 
-    def obtain(self) -> Held:
-        """The engine's place in the store, held. No hub is asked where the same was asked for before and is there.
+    def get(self) -> Lease:
+        """The engine in the cache, leased. If the same was asked for before and is there, no hub is asked.
 
         Raises CheckpointError, DiskError, UnsupportedModelError, QualityError.
         """
+        key = self._request_key()
+        with self.cache.lock(key):
+            return self._find_locally(key) or self._fetch(key) or self._build(key)
+
+    def build(self, target: Path) -> None:
+        """Build the engine at `target`; the same engine there stays. Raises as `get`, and ConfigError."""
+        with lease_checkpoint(self._model_id, self._checkpoints):
+            build = plan_model(self._builder, self._settings, self._checkpoints)
+            with translate_os_errors(target, OUTPUT):
+                if is_engine(target):
+                    if read_manifest(target).artifact != build.manifest.artifact:
+                        raise ConfigError(f"{target} holds another engine; name another folder")
+                elif target.exists() and (not target.is_dir() or any(target.iterdir())):
+                    raise ConfigError(f"{target} exists and is not empty; name a new folder")
+                else:
+                    publish_engine(target, build.fill)
+
+    def _request_key(self) -> str:
+        """The key of refs. Replicas of another version have keys of their own, because the schema is part of it."""
         parts: dict[str, object] = {name: getattr(self._settings, name) for name in _DECIDING}
         if self._quantization is not None:
             parts["quantization"] = self._quantization
-        # The schema: replicas of another version that share the store keep answers of their own.
-        key = key_of(
-            {
-                "schema": SCHEMA,
-                "tokenizer": RULES,
-                "engine": self._name,
-                "facts": self._builder.facts(self._settings),
-                **parts,
-            }
-        )
-        with self.store.locked(key):
-            return self._known(key) or self._from_checkpoint(key)
+        facts = self._builder.facts(self._settings)
+        return key_of({"schema": SCHEMA, "tokenizer": RULES, "engine": self._engine, "facts": facts, **parts})
 
-    def build(self, target: Path) -> None:
-        """Builds the engine at `target`; one of the same that is there stays. Raises as `obtain`, and ConfigError."""
-        with checkpoints.staying(self._model_id, self._checkpoints):
-            manifest, make = self._recipe()
-            with writing(target, OUTPUT):
-                if is_engine(target):
-                    if read_manifest(target).artifact != manifest.artifact:
-                        raise ConfigError(f"{target} holds another engine; name another folder")
-                elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-                    raise ConfigError(f"{target} is there and is not empty; name a new folder")
-                else:
-                    publish(target, make)
+    def _find_locally(self, key: str) -> Lease | None:
+        """The engine in the cache that the same request was given before."""
+        return None if self._is_local or self._settings.refresh else self.cache.find_by_ref(key)
 
-    def _known(self, key: str) -> Held | None:
-        """The engine that is known without looking at the checkpoint."""
+    def _fetch(self, key: str) -> Lease | None:
+        """The engine that the model's name is the URL of, or that another replica was given for the same request."""
         if self._is_local:
             return None
-        refresh = self._settings.refresh
         try:
-            held = None if refresh else self.store.answered(key)
-            return held or self._at_url(key) or (None if refresh else self._answered_elsewhere(key))
-        except CheckpointError as fault:
-            log.warning("%s", fault)
+            return self._fetch_url(key) or (None if self._settings.refresh else self._fetch_shared(key))
+        except CheckpointError as error:
+            log.warning("%s", error)
             return None
 
-    def _at_url(self, key: str) -> Held | None:
-        """The engine that the model's name is the URL of."""
-        url, secret = self._model_id, self._settings.checkpoint_secret
-        engine = RemoteEngine.at(url, secret) if is_store(url) else None
-        manifest = None if engine is None else engine.manifest()
-        if engine is None or manifest is None:
+    def _fetch_url(self, key: str) -> Lease | None:
+        if not is_store(self._model_id):
             return None
-        held = self.store.obtain(manifest.artifact, lambda folder: engine.pull(folder, artifact=manifest.artifact))
-        self.store.remember(key, Request(manifest.artifact, shown(url), manifest.revision))
-        return held
-
-    def _answered_elsewhere(self, key: str) -> Held | None:
-        """The engine that another replica put into the object store for the same request."""
-        remote = self._remote
-        answer = None if remote is None else remote.answered(key)
-        if remote is None or answer is None:
+        engine = RemoteEngine.at(self._model_id, self._settings.checkpoint_secret)
+        manifest = engine.manifest()
+        if manifest is None:
             return None
-        held = self.store.obtain(answer.artifact, lambda folder: remote.pull(answer.artifact, folder))
-        self.store.remember(key, answer)
-        return held
+        ref = EngineRef(manifest.artifact, redact(self._model_id), manifest.revision)
+        return self._pull(key, ref, engine)
 
-    def _from_checkpoint(self, key: str) -> Held:
-        with checkpoints.staying(self._model_id, self._checkpoints) as done:
-            manifest, make = self._recipe()
+    def _fetch_shared(self, key: str) -> Lease | None:
+        ref = None if self._remote is None else self._remote.get_ref(key)
+        if self._remote is None or ref is None:
+            return None
+        return self._pull(key, ref, self._remote.engine(ref.artifact))
+
+    def _pull(self, key: str, ref: EngineRef, engine: RemoteEngine) -> Lease:
+        lease = self.cache.obtain(ref.artifact, partial(engine.pull, artifact=ref.artifact))
+        self.cache.set_ref(key, ref.encode())
+        return lease
+
+    def _build(self, key: str) -> Lease:
+        """The engine of the checkpoint: in the cache, or pulled if another replica has pushed it, or built."""
+        with lease_checkpoint(self._model_id, self._checkpoints) as release:
+            build = plan_model(self._builder, self._settings, self._checkpoints)
 
             def fill(folder: Path) -> None:
-                self._fill(folder, manifest, make)
-                done()  # the store makes room after this, and the checkpoint is needed no more
+                self._pull_or_build(folder, build)
+                release()  # the checkpoint is not needed any more, and may be evicted after this
 
-            held = self.store.obtain(manifest.artifact, fill)
-        answer = Request(manifest.artifact, manifest.source, manifest.revision)
-        if not self._is_local:  # another folder, or the hub, may be meant by the same name elsewhere
-            self.store.remember(key, answer)
-        self._share(held.folder, key, answer)
-        return held
+            lease = self.cache.obtain(build.manifest.artifact, fill)
+        ref = EngineRef(build.manifest.artifact, build.manifest.source, build.manifest.revision)
+        if not self._is_local:  # the same name may mean another folder, or the hub, on another machine
+            self.cache.set_ref(key, ref.encode())
+        self._push(lease.folder, key, ref)
+        return lease
 
-    def _fill(self, folder: Path, manifest: Manifest, make: Callable[[Path], None]) -> None:
-        """Fills a folder from the object store, or by building where it is not there or damaged."""
-        remote = self._remote
+    def _pull_or_build(self, folder: Path, build: Build) -> None:
+        """Fill a folder from the object store, or by building if the engine is not there or damaged."""
+        artifact = build.manifest.artifact
+        engine = None if self._remote is None else self._remote.engine(artifact)
         try:
-            if remote is not None and remote.manifest(manifest.artifact) is not None:
-                return remote.pull(manifest.artifact, folder)
-        except CheckpointError as fault:
-            log.warning("%s; it is built here instead", fault)
-            self._remote_is_damaged = isinstance(fault, EngineCorruptError)
+            if engine is not None and engine.manifest() is not None:
+                return engine.pull(folder, artifact=artifact)
+        except CheckpointError as error:
+            log.warning("%s; it is built here instead", error)
+            self._remote_is_damaged = isinstance(error, EngineCorruptError)
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return make(folder)
+        return build.fill(folder)
 
-    def _share(self, folder: Path, key: str, answer: Request) -> None:
-        """Puts the engine into the object store, where there is one; a start does not fail by it."""
+    def _push(self, folder: Path, key: str, ref: EngineRef) -> None:
+        """Share the engine through the object store, if there is one. The start goes on if that fails."""
         if self._remote is None:
             return
         try:
             self._remote.push(folder, force=self._remote_is_damaged)
             if not self._is_local:
-                self._remote.remember(key, answer)
-        except CheckpointError as fault:
-            log.warning("the engine is not shared with other replicas: %s", fault)
-
-    def _recipe(self) -> tuple[Manifest, Callable[[Path], None]]:
-        settings = self._settings
-        _say_ignored(settings)
-        found = checkpoints.resolve(
-            self._model_id,
-            settings.revision,
-            token=settings.hf_token,
-            secret=settings.checkpoint_secret,
-            cache_dir=settings.huggingface_hub_cache,
-            root=self._checkpoints,
-            check=check_tokenizer,
-        )
-        template = chosen_template(settings.rerank_template, None)
-        return recipe(self._builder, found, read_spec(found, pooling=settings.pooling, template=template), settings)
-
-
-def recipe(
-    builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings
-) -> tuple[Manifest, Callable[[Path], None]]:
-    """The manifest of the engine that would be built, less its files, and what fills a folder with it."""
-    plan = builder.plan(checkpoint, spec, settings)
-    tokenizer = canonical_tokenizer(checkpoint.folder)
-    parts = {"schema": SCHEMA, "engine": plan.engine, "precision": plan.precision, "spec": spec}
-    parts |= {"tokenizer": tokenizer.digest}
-    manifest = Manifest(
-        engine=plan.engine,
-        precision=plan.precision,
-        dtype=settings.dtype,
-        source=checkpoint.source,
-        revision=checkpoint.revision,
-        artifact=key_of({**parts, "revision": checkpoint.revision, **plan.artifact}),
-        built_with=dict(plan.built_with),
-    )
-
-    def make(folder: Path) -> None:
-        started = time.perf_counter()
-        tokenizer.write(folder / TOKENIZER)
-        save_spec(spec, folder / SPEC)
-        seal(folder, msgspec.structs.replace(manifest, quality=plan.fill(folder)))
-        seconds = time.perf_counter() - started
-        log.info("engine built %s from %s in %.1f s", manifest.artifact, checkpoint.source, seconds)
-
-    return manifest, make
-
-
-def store_of(settings: Settings) -> Store:
-    """The store in the settings' cache folder; its cap is on the fetched checkpoints too."""
-    cap = settings.cache_size_gb
-    return Store(
-        settings.cache_dir / "engines",
-        checkpoints=checkpoints_of(settings),
-        max_bytes=None if cap is None else int(cap * 1e9),
-    )
-
-
-def checkpoints_of(settings: Settings) -> Path:
-    """Where checkpoints are that are fetched, but for the hub's, which are in huggingface_hub's own cache."""
-    return settings.cache_dir / "checkpoints"
-
-
-def builder_of(name: str) -> Builder:
-    """What builds engines of a name. Raises EngineUnavailableError with the install command where it cannot be."""
-    if name == CPU:
-        require(CPU)
-        from bei_core.engines.openvino import build
-
-        return build
-    if name == GPU:  # needs no card, and not its package
-        from bei_core.engines.tensorrt_llm import build as build_for_gpu
-
-        return build_for_gpu
-    raise EngineUnavailableError(f"engine {name!r} is not one of {CPU}, {GPU}")
-
-
-def _say_ignored(settings: Settings) -> None:
-    """Logs what a configuration asks for and this engine does not do."""
-    block = settings.trt_llm
-    if block is None:
-        return
-    if block.ignored():
-        log.warning("trt_llm keys that mean nothing here: %s", ", ".join(block.ignored()))
+                self._remote.set_ref(key, ref)
+        except CheckpointError as error:
+            log.warning("the engine is not shared with other replicas: %s", error)

@@ -1,31 +1,25 @@
-"""Which engine runs, where the settings leave it open: TensorRT-LLM on a GPU that it supports, else the CPU's."""
+"""The engines that there are, and which of them runs if the settings leave it open."""
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
+from bei_core.engines.base import Engine
+from bei_core.engines.build import Builder
 from bei_core.errors import EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
 CPU, GPU = "openvino", "tensorrt_llm"
-ENGINES = (CPU, GPU)
-
-_INSTALL = {
-    CPU: "pip install openvino",
-    GPU: "pip install tensorrt-llm --extra-index-url https://pypi.nvidia.com, or use the image in docs/gpu.md",
-}
-
-# Compute capability of the oldest card that TensorRT-LLM's PyTorch backend supports: Ampere (its support matrix).
-_OLDEST = (8, 0)
-_TIMEOUT_S = 10.0
-_CARD = re.compile(r"(?P<name>.+),\s*(?P<major>\d+)\.(?P<minor>\d+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,73 +30,135 @@ class Gpu:
     capability: tuple[int, int]  # (9, 0)
 
 
+@dataclass(frozen=True, slots=True)
+class EngineKind:
+    """One engine of the registry. Its module has `build.py` and `engine.py`, as `engines.base` says."""
+
+    name: str  # also of the package that it needs to run
+    title: str  # for people
+    module: str
+    install: str  # the command that installs the package
+    builds_without_package: bool = False
+    min_capability: tuple[int, int] | None = None  # of the oldest card it runs on; None: it runs on the CPU
+    cards: str = ""  # the same, for people
+
+    def is_installed(self) -> bool:
+        """Whether its package is installed."""
+        return importlib.util.find_spec(self.name) is not None
+
+    def reason_against(self, gpu: Gpu) -> str | None:
+        """Why it cannot run on a card; None if it can."""
+        if self.min_capability is not None and gpu.capability < self.min_capability:
+            return f"{self.title} supports {self.cards}"
+        return None if self.is_installed() else f"{self.title} is not installed: {self.install}"
+
+
+# `auto` takes the first engine for GPUs that can run on this machine's card, else the CPU's.
+ENGINES = {
+    kind.name: kind
+    for kind in (
+        EngineKind(CPU, "OpenVINO", "bei_core.engines.openvino", "pip install openvino"),
+        EngineKind(
+            GPU,
+            "TensorRT-LLM",
+            "bei_core.engines.tensorrt_llm",
+            "pip install tensorrt-llm --extra-index-url https://pypi.nvidia.com, or use the image in docs/gpu.md",
+            builds_without_package=True,
+            min_capability=(8, 0),  # of its PyTorch backend, by its support matrix
+            cards="compute capability 8.0 (Ampere) and newer",
+        ),
+    )
+}
+
+_TIMEOUT_S = 10.0
+_CARD = re.compile(r"(?P<name>.+),\s*(?P<major>\d+)\.(?P<minor>\d+)$", re.MULTILINE)
+
+
 def choose(engine: str, *, to_run: bool = True) -> str:
     """The name of the engine that `auto` or a name stands for.
 
-    Raises EngineUnavailableError for a named one that is unknown, or, unless it is only to be built, cannot run here.
+    Raises EngineUnavailableError for an unknown name and, unless the engine is only to be built, for one that cannot
+    run here.
     """
     if engine == "auto":
         return _best()
-    if engine not in ENGINES:
-        raise EngineUnavailableError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    _kind(engine)
     if to_run:
         require(engine)
     return engine
 
 
 def require(engine: str) -> None:
-    """Raises EngineUnavailableError with the install command where an engine's package is missing."""
-    if not _is_installed(engine):
-        raise EngineUnavailableError(f"the {engine} engine needs the package {engine}: {_INSTALL[engine]}")
+    """Raise EngineUnavailableError with the install command if an engine's package is missing."""
+    kind = _kind(engine)
+    if not kind.is_installed():
+        raise EngineUnavailableError(f"the {engine} engine needs the package {engine}: {kind.install}")
+
+
+def load_builder(engine: str) -> Builder:
+    """What builds an engine. Raises EngineUnavailableError with the install command if its package is necessary."""
+    kind = _kind(engine)
+    if not kind.builds_without_package:
+        require(engine)
+    return cast("Builder", importlib.import_module(f"{kind.module}.build"))
+
+
+def load_loader(engine: str) -> Callable[..., Engine]:
+    """What loads an engine: `load` of its module. Raises EngineUnavailableError if its package is missing."""
+    require(engine)
+    loader: Callable[..., Engine] = importlib.import_module(f"{_kind(engine).module}.engine").load
+    return loader
 
 
 def find_gpu() -> Gpu | None:
     """The first NVIDIA card that CUDA may use (CUDA_VISIBLE_DEVICES), as the driver names it.
 
-    Unless CUDA_DEVICE_ORDER is PCI_BUS_ID, CUDA counts cards by speed; nvidia-smi always does by bus. So this may be
-    another card on a machine of two kinds. None without a driver or where all cards are hidden, as any word hides them
-    that is no card's (SLURM sets NoDevFiles), and with a warning where the driver names none.
+    None without a driver, if all cards are hidden (a word that names no card hides them: SLURM sets NoDevFiles), and,
+    with a warning, if the driver names none. On a machine with two kinds of cards this may be another card than CUDA's
+    first: CUDA counts by speed, unless CUDA_DEVICE_ORDER is PCI_BUS_ID, and nvidia-smi by bus.
     """
     command = shutil.which("nvidia-smi")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first.startswith(("GPU-", "MIG-")):
-        first = "0"  # a UUID may be shortened or a MIG's; machines of two kinds of cards are rare
+        first = "0"  # a UUID may be shortened or of a MIG; machines with two kinds of cards are rare
     if command is None or not first.isdigit():
         return None
     query = [command, "-i", first, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as fault:
-        said = str(fault)
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
+        said = str(error)
     found = _CARD.match(said)
-    if found is None:  # a broken driver, too, leaves a card idle
-        reason = said.strip().partition("\n")[0] or "it says nothing"
-        log.warning("nvidia-smi is here and names no card, so no GPU is used: %s", reason)
+    if found is None:  # a broken driver leaves a card idle, too
+        reason = said.strip().partition("\n")[0] or "it prints nothing"
+        log.warning("nvidia-smi names no card, so no GPU is used: %s", reason)
         return None
     return Gpu(found["name"], (int(found["major"]), int(found["minor"])))
 
 
 def _best() -> str:
-    """TensorRT-LLM where it can run; the CPU's engine else, with a warning where that leaves a GPU idle."""
+    """An engine for this machine's GPU if one can run; else the CPU's, with a warning if that leaves a GPU idle."""
     gpu = find_gpu()
     if gpu is None:
         return CPU
-    if gpu.capability < _OLDEST:
-        reason = "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer"
-    elif not _is_installed(GPU):
-        reason = f"TensorRT-LLM is not installed: {_INSTALL[GPU]}"
-    else:
-        return GPU
-    major, minor = gpu.capability
+    reasons = []
+    for kind in (kind for kind in ENGINES.values() if kind.min_capability is not None):
+        reason = kind.reason_against(gpu)
+        if reason is None:
+            return kind.name
+        reasons.append(reason)
     log.warning(
-        "%s (compute capability %d.%d) is here and is NOT used, the CPU is: %s. With engine: openvino this is not said",
+        "%s (compute capability %d.%d) is not used, the CPU engine runs instead: %s; set engine=%s to silence this",
         gpu.name,
-        major,
-        minor,
-        reason,
+        *gpu.capability,
+        "; ".join(reasons),
+        CPU,
     )
     return CPU
 
 
-def _is_installed(engine: str) -> bool:
-    return importlib.util.find_spec(engine) is not None
+def _kind(engine: str) -> EngineKind:
+    kind = ENGINES.get(engine)
+    if kind is None:
+        raise EngineUnavailableError(f"engine {engine!r} is not one of {', '.join(ENGINES)}")
+    return kind

@@ -1,193 +1,152 @@
-"""Engines in an object store, each in a folder of its own as on a disk, so that any tool can copy it.
+"""Engines in an object store, each a folder as on a disk, so that any tool can copy it.
 
-    <url>/<artifact>/…               the files; manifest.json is written last, and without it nothing is there
-    <url>/requests/<key>.json        which engine a request for a model was answered with
+    <url>/<artifact>/…               the files; manifest.json is written last, and without it there is no engine
+    <url>/requests/<key>.json        a ref: the engine that a request for a model was given
 
-What is fetched is checked file by file before it is an engine here, whatever happened to it there.
+Every file that is fetched is checked before it is part of an engine here, whatever happened to it in the store.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from bei_core.engines.cache import EngineRef
 from bei_core.engines.manifest import MANIFEST, Manifest, check_digests, parse_manifest, read_manifest, verify
-from bei_core.engines.store import Request
 from bei_core.errors import CheckpointError, EngineCorruptError
-from bei_core.storage.disk import disk_error, is_full, writing
-from bei_core.storage.objects import FileSystem, explained, open_store, shown
+from bei_core.storage.drivers import redact
+from bei_core.storage.objects import ObjectStore
+from bei_core.storage.progress import rate
+from bei_core.storage.transfer import RemoteFile, fetch, in_blocks
 
 log = logging.getLogger(__name__)
 
-_NUM_TRANSFERS = 8
-_MAX_PUSHES = 3  # of one engine, where others push it too
+_NUM_UPLOADS = 8  # at a time
+_MAX_PUSHES = 3  # of one engine, if others push it too
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteEngine:
-    """One engine in an object store, or the place of one, by the one client that reads and writes it."""
+    """One engine in an object store, or the place for one."""
 
-    url: str
-    secret: str | None
-    files: FileSystem
-    path: str  # on it
+    store: ObjectStore
+    folder: str = ""  # in the store; with a slash at its end
 
     @classmethod
     def at(cls, url: str, secret: str | None = None) -> RemoteEngine:
-        """The engine at a URL. Raises CheckpointError for a URL or secret of the wrong form."""
-        return cls(url.rstrip("/"), secret, *open_store(url, secret))
+        """The engine of a URL."""
+        return cls(ObjectStore(url, secret))
+
+    @property
+    def url(self) -> str:
+        """Where the engine is."""
+        return f"{self.store.url}/{self.folder}".rstrip("/")
 
     def manifest(self) -> Manifest | None:
-        """Its manifest; None where there is none. Raises CheckpointError, EngineCorruptError."""
-        content = self._sealed()
-        return None if content is None else parse_manifest(content, shown(self.url))
+        """Its manifest; None if there is no engine. Raises CheckpointError, EngineCorruptError."""
+        content = self._read_manifest()
+        return None if content is None else parse_manifest(content, redact(self.url))
 
     def pull(self, folder: Path, *, artifact: str | None = None) -> None:
-        """Fills a folder with the engine, which must be `artifact`.
+        """Fill a folder with the engine, which must be `artifact` if that is given.
 
-        Raises CheckpointError, EngineCorruptError, DiskError.
+        Raises CheckpointError, EngineCorruptError, OSError of the disk.
         """
-        manifest = self.manifest()
-        if manifest is None:
-            raise CheckpointError(f"{shown(self.url)} is not an engine: there is no {MANIFEST}")
+        content, source = self._read_manifest(), redact(self.url)
+        if content is None:
+            raise CheckpointError(f"{source} is not an engine: there is no {MANIFEST}")
+        manifest = parse_manifest(content, source)
         if artifact is not None and manifest.artifact != artifact:
-            raise EngineCorruptError(
-                f"engine corrupt: {shown(self.url)}/{MANIFEST} is another engine's, {manifest.artifact}"
-            )
+            raise EngineCorruptError(f"engine corrupt: {source}/{MANIFEST} is another engine's, {manifest.artifact}")
         started = time.perf_counter()
-        with explained(self.url, self.secret):
-            _each((MANIFEST, *manifest.files), lambda name: self._get(name, folder))
+        fetch([self._remote_file(name, entry.size) for name, entry in manifest.files.items()], folder)
+        (folder / MANIFEST).write_bytes(content)
         verify(folder)
-        log.info("engine pulled from %s: %s", shown(self.url), _rate(manifest, started))
+        log.info("engine pulled from %s: %s", source, rate(manifest.num_bytes, time.perf_counter() - started))
 
     def push(self, folder: Path, *, force: bool = False) -> None:
-        """Copies an engine folder there; an engine that is there stays as it is unless `force`.
+        """Copy an engine folder into the store. An engine that is there already stays, unless `force`.
 
-        Raises EngineCorruptError for a damaged folder, CheckpointError where the store cannot be written, or where
-        another build's manifest is there however often this one is written.
+        Raises EngineCorruptError for a damaged folder, CheckpointError if the store cannot be written, or if another
+        build's manifest is there after every attempt.
         """
-        manifest = read_manifest(folder)
+        manifest, source = read_manifest(folder), redact(self.url)
         if not force and self.manifest() is not None:
-            log.info("engine %s is there already", shown(self.url))
+            log.info("engine %s is there already", source)
             return
         check_digests(folder, manifest)
         started = time.perf_counter()
         for number in range(_MAX_PUSHES):
-            if number:  # the other's build may differ in bits, and of some files there are its own, of some these
-                log.info("another replica has pushed %s meanwhile; it is written again", shown(self.url))
-            if self._put(folder, manifest, clear=force or number > 0):
-                log.info("engine pushed to %s: %s", shown(self.url), _rate(manifest, started))
+            if number:  # the other build may differ in some bits, and the store has some files of each
+                log.info("another replica has pushed %s meanwhile; it is written again", source)
+            if self._upload(folder, manifest, clear=force or number > 0):
+                log.info("engine pushed to %s: %s", source, rate(manifest.num_bytes, time.perf_counter() - started))
                 return
         raise CheckpointError(
-            f"{shown(self.url)}: after {_MAX_PUSHES} pushes there is still another build's {MANIFEST}; "
-            "others push it too, or what is deleted there can be read on"
+            f"{source}: after {_MAX_PUSHES} pushes there is still another build's {MANIFEST}; "
+            "other replicas push it too, or the store still returns files that were deleted"
         )
 
-    def _put(self, folder: Path, manifest: Manifest, *, clear: bool) -> bool:
-        """Whether the files and at last the manifest are written: not where another's manifest came meanwhile."""
-        with explained(self.url, self.secret):
-            if clear:  # while the files change there is none, rather than one that is damaged
-                with suppress(FileNotFoundError):
-                    self.files.rm_file(f"{self.path}/{MANIFEST}")
-            _each(manifest.files, lambda name: self.files.put_file(str(folder / name), f"{self.path}/{name}"))
-            if self._sealed() not in {None, (folder / MANIFEST).read_bytes()}:
-                return False
-            self.files.put_file(str(folder / MANIFEST), f"{self.path}/{MANIFEST}")
+    def _upload(self, folder: Path, manifest: Manifest, *, clear: bool) -> bool:
+        """Whether all files and then the manifest were written. They were not if another manifest came meanwhile."""
+        if clear:  # while files change there is no engine, rather than a damaged one
+            self.store.delete(self.folder + MANIFEST)
+        with ThreadPoolExecutor(_NUM_UPLOADS) as pool:
+            list(pool.map(lambda name: self.store.upload(folder / name, self.folder + name), manifest.files))
+        if self._read_manifest() not in {None, (folder / MANIFEST).read_bytes()}:
+            return False
+        self.store.upload(folder / MANIFEST, self.folder + MANIFEST)
         return True
 
-    def _sealed(self) -> bytes | None:
-        return _read(self.files, f"{self.path}/{MANIFEST}", f"{self.url}/{MANIFEST}", self.secret)
+    def _read_manifest(self) -> bytes | None:
+        return self.store.read(self.folder + MANIFEST)
 
-    def _get(self, name: str, folder: Path) -> None:
-        source, target = f"{self.path}/{name}", folder / name
-        with writing(folder.parent):
-            target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self.files.get_file(source, str(target))
-        except FileNotFoundError as fault:
-            raise EngineCorruptError(f"engine corrupt: {source} is missing") from fault
-        except OSError as fault:
-            if is_full(fault):  # the disk here: what is only read there cannot be
-                raise disk_error(fault, folder.parent) from fault
-            raise
+    def _remote_file(self, name: str, size: int) -> RemoteFile:
+        label = f"{redact(self.url)}/{name}"
+        return RemoteFile(name, label, size, in_blocks(partial(self._read, name, label), size, label))
+
+    def _read(self, name: str, label: str, begin: int, end: int) -> bytes:
+        """Bytes of a file. Raises EngineCorruptError if it has fewer."""
+        block = self.store.read(self.folder + name, begin, end)
+        if block is None:
+            raise EngineCorruptError(f"engine corrupt: {label} is missing")
+        if len(block) < end - begin:
+            raise EngineCorruptError(f"engine corrupt: {label} has {begin + len(block)} bytes, fewer than it should")
+        return block
 
 
-@dataclass(frozen=True)
-class Remote:
-    """The engines under one URL, by one client, made when it is first needed: that takes an SDK a third of a second."""
+class RemoteEngines:
+    """The engines under one URL of an object store."""
 
-    url: str
-    secret: str | None = None
-
-    def at(self, artifact: str) -> str:
-        """The URL of an engine."""
-        return f"{self.url.rstrip('/')}/{artifact}"
+    def __init__(self, url: str, secret: str | None = None) -> None:
+        self.store = ObjectStore(url, secret)
 
     def engine(self, artifact: str) -> RemoteEngine:
-        """An engine, or its place. Raises CheckpointError for a URL or secret of the wrong form."""
-        files, path = self._client
-        return RemoteEngine(self.at(artifact), self.secret, files, f"{path}/{artifact}")
-
-    def manifest(self, artifact: str) -> Manifest | None:
-        """The manifest of an engine; None where there is none. Raises CheckpointError, EngineCorruptError."""
-        return self.engine(artifact).manifest()
+        """An engine, or the place for it."""
+        return RemoteEngine(self.store, f"{artifact}/")
 
     def push(self, folder: Path, *, force: bool = False) -> str:
-        """The URL of an engine folder's copy. Raises as `RemoteEngine.push`, which it is."""
+        """Copy an engine folder into the store; returns its URL there. Raises as `RemoteEngine.push`."""
         engine = self.engine(read_manifest(folder).artifact)
         engine.push(folder, force=force)
         return engine.url
 
-    def pull(self, artifact: str, folder: Path) -> None:
-        """Fills a folder with an engine. Raises as `RemoteEngine.pull`, which it is."""
-        self.engine(artifact).pull(folder, artifact=artifact)
-
-    def answered(self, key: str) -> Request | None:
-        """What a request was answered with, wherever that was. Raises CheckpointError where that cannot be known."""
-        files, path = self._client
+    def get_ref(self, key: str) -> EngineRef | None:
+        """The engine that a request was given, by any replica. Raises CheckpointError if the store cannot be read."""
         name = f"requests/{key}.json"
-        content = _read(files, f"{path}/{name}", f"{self.url.rstrip('/')}/{name}", self.secret)
+        content = self.store.read(name)
         try:
-            return None if content is None else msgspec.json.decode(content, type=Request)
-        except msgspec.DecodeError as fault:
-            log.warning("%s: %s is damaged and not looked at: %s", shown(self.url), name, fault)
+            return None if content is None else msgspec.json.decode(content, type=EngineRef)
+        except msgspec.DecodeError as error:
+            log.warning("%s: %s is damaged and ignored: %s", redact(self.store.url), name, error)
             return None
 
-    def remember(self, key: str, answer: Request) -> None:
-        """Notes which engine a request was answered with. Raises CheckpointError."""
-        files, path = self._client
-        with explained(self.url, self.secret):
-            files.pipe_file(f"{path}/requests/{key}.json", msgspec.json.encode(answer))
-
-    @cached_property
-    def _client(self) -> tuple[FileSystem, str]:
-        return open_store(self.url, self.secret)
-
-
-def _read(files: FileSystem, path: str, url: str, secret: str | None) -> bytes | None:
-    """A small file's content; None where it is not there. Raises CheckpointError where that cannot be known."""
-    with explained(url, secret):
-        try:
-            return bytes(files.cat_file(path))
-        except FileNotFoundError:
-            return None
-
-
-def _each(names: Iterable[str], do: Callable[[str], None]) -> None:
-    """Several at a time; raises the first error once those under way have ended."""
-    with ThreadPoolExecutor(_NUM_TRANSFERS) as pool:
-        for done in [pool.submit(do, name) for name in names]:
-            done.result()
-
-
-def _rate(manifest: Manifest, started: float) -> str:
-    seconds = time.perf_counter() - started
-    return f"{manifest.num_bytes / 1e6:.1f} MB in {seconds:.1f} s"
+    def set_ref(self, key: str, ref: EngineRef) -> None:
+        """Remember the engine that a request was given. Raises CheckpointError."""
+        self.store.write(f"requests/{key}.json", ref.encode())

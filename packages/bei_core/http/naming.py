@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bei_core.errors import ConfigError
 from bei_core.serving.service import Service
-from bei_core.storage.objects import shown
+from bei_core.storage.drivers import redact
 
 
 def by_name(services: Sequence[Service]) -> dict[str, Service]:
@@ -18,7 +18,7 @@ def by_name(services: Sequence[Service]) -> dict[str, Service]:
     for service in services:
         if found.setdefault(service.name, service) is not service:
             raise ConfigError(f"two models have the name {service.name}; write name=model_id to tell them apart")
-    full = [shown(service.settings.model_id or service.name) for service in services]
+    full = [redact(service.settings.model_id or service.name) for service in services]
     for aliases in (full, [name.rpartition("/")[2] for name in full]):
         for alias, service in zip(aliases, services, strict=True):
             if aliases.count(alias) == 1:

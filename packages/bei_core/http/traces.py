@@ -17,7 +17,7 @@ from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, EngineError, RequestError
 from bei_core.http.route import Call
 from bei_core.http.version import bei_version
-from bei_core.storage.objects import shown
+from bei_core.storage.drivers import redact
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -115,7 +115,7 @@ def open_traces(settings: Settings) -> Traces | None:
     for names, seldom in ((_LOUD, _SELDOM), (_LOUD_ABOUT_CLIENTS, _SELDOM_ABOUT_CLIENTS)):
         for name in names:
             logging.getLogger(name).addFilter(seldom)
-    log.info("a trace of each request goes to %s", shown(url))
+    log.info("a trace of each request goes to %s", redact(url))
     return traces
 
 
@@ -136,7 +136,7 @@ def traces_url(endpoint: str) -> str:
     if port == _GRPC_PORT:
         log.warning(
             "otlp_endpoint %s: collectors use port 4317 for gRPC; BEI sends OTLP over HTTP, usually port 4318",
-            shown(endpoint),
+            redact(endpoint),
         )
     path = parts.path.rstrip("/")
     return urlunsplit(parts._replace(path=path if path.endswith(_PATH) else path + _PATH))

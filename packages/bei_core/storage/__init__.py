@@ -1,1 +1,1 @@
-"""Files on a disk, a network volume or in an object store: the cache, its locks, transfers, and translated errors."""
+"""Storage: the cache, its locks and leases, object stores, downloads, and the translation of their errors."""

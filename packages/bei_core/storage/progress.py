@@ -1,4 +1,4 @@
-"""How far a download is: a bar on a terminal, a few log lines elsewhere."""
+"""The progress of a download: a bar on a terminal, a few log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EVERY_S = 10.0  # between log lines
 
 
 class Progress:
-    """Counts bytes between `with` and its end; `add` may be called from any thread."""
+    """Counts the bytes of one download, inside a `with` block. `add` may be called from any thread."""
 
     def __init__(
         self,
@@ -27,16 +27,16 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._what = what
-        self._total = total  # bytes, where known
+        self._total = total  # bytes, if known
         self._terminal = sys.stderr.isatty() if terminal is None else terminal
         self._clock = clock
         self._lock = threading.Lock()
         self._bar: Any = None
-        self._there = 0  # bytes that an earlier start left
-        self._done = 0  # bytes of this one
+        self._skipped = 0  # bytes that an earlier start has fetched
+        self._done = 0  # bytes that this start has fetched
 
     def __enter__(self) -> Progress:
-        self._started = self._told = self._clock()
+        self._started = self._logged = self._clock()
         if self._terminal:
             from tqdm import tqdm
 
@@ -52,30 +52,30 @@ class Progress:
             log.info("fetched %s: %s", self._what, rate(self._done, self._clock() - self._started))
 
     def skip(self, count: int) -> None:
-        """Counts bytes that were there already."""
+        """Count bytes that were there already."""
         with self._lock:
-            self._there += count
+            self._skipped += count
             if self._bar is not None:
                 self._bar.update(count)
 
     def add(self, count: int) -> None:
-        """Counts bytes that have come."""
+        """Count bytes that have arrived."""
         with self._lock:
             self._done += count
             if self._bar is not None:
                 self._bar.update(count)
-            elif self._clock() - self._told >= _EVERY_S:
-                self._told = self._clock()
-                self._tell()
+            elif self._clock() - self._logged >= _EVERY_S:
+                self._logged = self._clock()
+                self._log()
 
-    def _tell(self) -> None:
-        now = self._there + self._done
+    def _log(self) -> None:
+        now = self._skipped + self._done
         share = f" of {size(self._total)} ({100 * now / self._total:.0f}%)" if self._total else ""
         log.info("fetching %s: %s%s", self._what, size(now), share)
 
 
 def size(count: float) -> str:
-    """Bytes for people, in powers of 1000."""
+    """A number of bytes for people, such as "4.2 GB"."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 1000 and units[1:]:
         count /= 1000
@@ -84,5 +84,5 @@ def size(count: float) -> str:
 
 
 def rate(count: int, seconds: float) -> str:
-    """Bytes, seconds and bytes a second for people."""
+    """Bytes, seconds and bytes a second for people, such as "4.2 GB in 2.0 s (2.1 GB/s)"."""
     return f"{size(count)} in {seconds:.1f} s ({size(count / max(seconds, 1e-3))}/s)"

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -133,7 +134,7 @@ def test_another_content_is_another_revision_and_the_old_one_stays(
     assert float(first.tensors().f32("a")[0]) == 1
     with pytest.raises(CheckpointError, match=f"is at revision {second.revision}; {'0' * 64} is not in the cache"):
         fetch(folder, tmp_path, "0" * 64)
-    monkeypatch.setattr("bei_core.checkpoint.buckets.open_store", None)  # a call of it would raise
+    monkeypatch.setattr("bei_core.checkpoint.buckets.ObjectStore", None)  # a call of it would raise
     assert fetch(folder, tmp_path, first.revision) == first
 
 
@@ -291,7 +292,7 @@ def test_without_locks_the_later_one_adopts_what_the_quicker_one_published(
     s3: FileSystem, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(s3, folder, MODEL)
-    monkeypatch.setattr("bei_core.checkpoint.place.Place._locked", lambda place: None)
+    monkeypatch.setattr("bei_core.storage.cache.lock_file", lambda *_: nullcontext(False))
     quicker: list[Checkpoint] = []
     overtaken: list[str] = []
 

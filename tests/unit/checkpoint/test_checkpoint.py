@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,20 @@ def test_json_is_read_as_transformers_writes_it(tmp_path: Path) -> None:
 def test_malformed_json_is_named(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json is not JSON"):
         at(write(tmp_path, {"config.json": text})).read_json("config.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", [], r"config\.json is not a JSON object"),
+        ("config.json", "BertModel", r"config\.json is not a JSON object"),
+        ("1_Pooling/config.json", 1, r"1_Pooling/config\.json is not a JSON object"),
+        ("modules.json", {}, r"modules\.json is not a JSON list"),
+    ],
+)
+def test_json_of_another_kind_is_named(tmp_path: Path, name: str, content: object, said: str) -> None:
+    with pytest.raises(CheckpointError, match=said):
+        at(write(tmp_path, {name: content})).read_json(name)
 
 
 @pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "a/../../b.json", "", "..\\config.json", "a\0b"])
@@ -273,6 +288,35 @@ A = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: object, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         at(write(tmp_path, {"model.safetensors": handmade(header, b"1234")})).tensors()
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ([1] * 65, "a has 65 dimensions; at most 32 are possible"),
+        ([1] * 1_000_000, "a has 1000000 dimensions; at most 32 are possible"),
+        ([10**30], "a has a shape of more than 4611686018427387904 bytes"),
+        ([10**30, 0], "a has a shape of more than 4611686018427387904 bytes"),
+        ([10**4000] * 32, "a has a shape of more than 4611686018427387904 bytes"),
+    ],
+    ids=["65 dimensions", "a million dimensions", "giant", "giant and empty", "giant numbers"],
+)
+def test_a_shape_that_no_array_can_have_is_refused_at_once(tmp_path: Path, shape: list[int], said: str) -> None:
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: {said}") as refused:
+        at(write(tmp_path, {"model.safetensors": handmade({"a": {**A, "shape": shape}}, b"1234")})).tensors()
+    assert len(str(refused.value)) < 1000
+    assert time.process_time() - started < 2
+
+
+def test_thousands_of_names_that_are_there_twice_are_refused_at_once(tmp_path: Path) -> None:
+    entry = json.dumps(A)
+    names = [f'"{number}": {entry}' for number in range(50_000)]
+    header = f"{{{', '.join([*names, names[-1]])}}}".encode()
+    started = time.process_time()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not JSON: '49999' is there twice"):
+        at(write(tmp_path, {"model.safetensors": handmade(header, b"1234")})).tensors()
+    assert time.process_time() - started < 2
 
 
 @given(st.binary(max_size=64), st.integers(0, 200), st.binary(max_size=4))

@@ -107,7 +107,7 @@ def facts(result: Result) -> dict[str, str]:
 
 def test_doctor_says_what_each_engine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bei_core.cli.doctor.find_gpu", lambda: None)
-    monkeypatch.setattr(registry, "_is_installed", lambda engine: engine == "openvino")
+    monkeypatch.setattr(registry.EngineKind, "is_installed", lambda kind: kind.name == "openvino")
     found = facts(run("doctor"))
     assert found["engine openvino"] == "ready"
     assert found["engine tensorrt_llm"].startswith("cannot run: no NVIDIA GPU is found; the tensorrt_llm engine needs")
@@ -119,9 +119,11 @@ def test_doctor_knows_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
     old = registry.Gpu("Tesla T4", (7, 5))
     for place in ("bei_core.cli.doctor.find_gpu", "bei_core.engines.registry.find_gpu"):
         monkeypatch.setattr(place, lambda: old)
-    monkeypatch.setattr(registry, "_is_installed", lambda engine: True)
+    monkeypatch.setattr(registry.EngineKind, "is_installed", lambda kind: True)
     found = facts(run("doctor"))
-    assert found["engine tensorrt_llm"] == "cannot run: the GPU is older than compute capability 8.0 (Ampere)"
+    assert found["engine tensorrt_llm"] == (
+        "cannot run: TensorRT-LLM supports compute capability 8.0 (Ampere) and newer"
+    )
     assert found["gpu"] == "Tesla T4, compute capability 7.5"
 
 

@@ -1,4 +1,4 @@
-"""Where an engine comes from: known, shared, or built; with a builder and a loader that need no runtime."""
+"""The engine provider: local lookup, remote lookup, build; with a builder and a loader that need no runtime."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
+from bei_core.engines import build as build_module
 from bei_core.engines import open as opening
-from bei_core.engines import provider as obtain
+from bei_core.engines import provider
 from bei_core.engines.base import Plan
+from bei_core.engines.cache import EngineCache
 from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, read_manifest, seal, verify
 from bei_core.engines.open import Opened, build_engine, open_engine
-from bei_core.engines.remote import Remote
+from bei_core.engines.remote import RemoteEngines
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 from bei_core.storage.objects import open_store
@@ -89,16 +91,16 @@ class World:
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
-    monkeypatch.setattr(obtain, "builder_of", lambda name: made)
-    monkeypatch.setattr(opening, "_loader", lambda name: made.load)
+    monkeypatch.setattr(provider, "load_builder", lambda name: made)
+    monkeypatch.setattr(opening, "load_loader", lambda name: made.load)
     monkeypatch.setattr("bei_core.checkpoint.resolve", made.resolve)
     return made
 
 
 @pytest.fixture
-def remote(tmp_path: Path) -> Remote:
+def remote(tmp_path: Path) -> RemoteEngines:
     """An object store that lies in a folder."""
-    return Remote(f"file://{tmp_path}/remote")
+    return RemoteEngines(f"file://{tmp_path}/remote")
 
 
 def start(settings: Settings) -> Manifest:
@@ -172,14 +174,14 @@ def test_a_local_folder_is_read_at_each_start(world: World, tmp_path: Path) -> N
 
 
 def test_a_folder_that_has_gone_does_not_stand_for_a_repository_of_its_name(
-    world: World, tmp_path: Path, remote: Remote, monkeypatch: pytest.MonkeyPatch
+    world: World, tmp_path: Path, remote: RemoteEngines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "project").mkdir()
     monkeypatch.chdir(tmp_path / "project")
     checkpoint(Path(REPO), weight=7.0)
-    ours = start(world.settings(engine_store=remote.url))
+    ours = start(world.settings(engine_store=remote.store.url))
     monkeypatch.chdir(tmp_path)
-    theirs = start(world.settings(engine_store=remote.url))
+    theirs = start(world.settings(engine_store=remote.store.url))
     assert (theirs.revision, world.asked) == ("1" * 40, ["main"])
     assert theirs.artifact != ours.artifact
 
@@ -234,36 +236,36 @@ def test_the_name_is_the_one_that_was_asked_for(world: World, tmp_path: Path) ->
 # --- The object store
 
 
-def test_a_replica_takes_what_another_has_shared(world: World, remote: Remote) -> None:
-    first = start(world.settings(engine_store=remote.url))
-    assert remote.manifest(first.artifact) is not None
+def test_a_replica_takes_what_another_has_shared(world: World, remote: RemoteEngines) -> None:
+    first = start(world.settings(engine_store=remote.store.url))
+    assert remote.engine(first.artifact).manifest() is not None
     world.is_cut_off = True
-    other = world.elsewhere(engine_store=remote.url)
+    other = world.elsewhere(engine_store=remote.store.url)
     assert start(other) == first
     assert start(msgspec.structs.replace(other, engine_store=None)) == first, "and then needs nobody"
     assert (len(world.asked), len(world.builds)) == (1, 1)
 
 
-def test_an_engine_that_is_shared_is_pulled_before_one_is_built(world: World, remote: Remote) -> None:
-    start(world.settings(engine_store=remote.url))
-    start(world.elsewhere(engine_store=remote.url, revision="v1"))
+def test_an_engine_that_is_shared_is_pulled_before_one_is_built(world: World, remote: RemoteEngines) -> None:
+    start(world.settings(engine_store=remote.store.url))
+    start(world.elsewhere(engine_store=remote.store.url, revision="v1"))
     assert (world.asked, len(world.builds)) == (["main", "v1"], 1)
 
 
 @pytest.mark.parametrize("name", ["model.bin", MANIFEST])
 @pytest.mark.parametrize("how", ["damaged", "missing"])
 def test_a_damaged_one_is_built_here_and_shared_again(
-    world: World, remote: Remote, tmp_path: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
+    world: World, remote: RemoteEngines, tmp_path: Path, name: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = start(world.settings(engine_store=remote.url))
-    files, path = open_store(f"{remote.at(made.artifact)}/{name}")
+    made = start(world.settings(engine_store=remote.store.url))
+    files, path = open_store(f"{remote.engine(made.artifact).url}/{name}")
     files.rm_file(path) if how == "missing" else files.pipe_file(path, b"bad!")
-    assert start(world.elsewhere(engine_store=remote.url)) == made
+    assert start(world.elsewhere(engine_store=remote.store.url)) == made
     assert len(world.builds) == 2
     assert (name if how == "damaged" or name != MANIFEST else "is not an engine") in caplog.text
-    assert start(world.elsewhere(engine_store=remote.url)) == made
+    assert start(world.elsewhere(engine_store=remote.store.url)) == made
     assert len(world.builds) == 2, "the store is whole again"
-    remote.pull(made.artifact, tmp_path / "pulled")
+    remote.engine(made.artifact).pull(tmp_path / "pulled")
 
 
 def test_a_store_out_of_reach_only_warns(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -273,13 +275,13 @@ def test_a_store_out_of_reach_only_warns(world: World, tmp_path: Path, caplog: p
     assert len(world.builds) == 1
 
 
-def test_a_model_may_be_the_url_of_an_engine(world: World, remote: Remote) -> None:
+def test_a_model_may_be_the_url_of_an_engine(world: World, remote: RemoteEngines) -> None:
     made = start(world.settings())
     url = remote.push(only_engine(world.settings()))
     world.is_cut_off = True
     other = world.elsewhere(model_id=url)
     assert start(other) == msgspec.structs.replace(made, source=url)
-    files, path = open_store(remote.url)
+    files, path = open_store(remote.store.url)
     files.rm(path, recursive=True)
     assert start(other).artifact == made.artifact, "what is here needs the store no more"
     assert len(world.builds) == 1
@@ -290,7 +292,7 @@ def test_a_model_may_be_the_url_of_an_engine(world: World, remote: Remote) -> No
 # --- Damage here
 
 
-def test_a_damaged_engine_is_set_aside_and_built_once_more(world: World, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_engine_is_quarantined_and_built_once_more(world: World, caplog: pytest.LogCaptureFixture) -> None:
     made = start(world.settings())
     damage(only_engine(world.settings()))
     assert start(world.settings()) == made
@@ -301,12 +303,14 @@ def test_a_damaged_engine_is_set_aside_and_built_once_more(world: World, caplog:
     assert "model.bin" in said
 
 
-def test_one_that_is_damaged_each_time_is_an_error_in_the_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_damaged_each_time_is_an_error_in_the_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def seal_and_damage(folder: Path, manifest: Manifest) -> None:
         seal(folder, manifest)
         damage(folder)
 
-    monkeypatch.setattr(obtain, "seal", seal_and_damage)
+    monkeypatch.setattr(build_module, "seal", seal_and_damage)
     with pytest.raises(EngineCorruptError, match=r"model\.bin does not have the digest"):
         start(world.settings())
     assert len(world.builds) == 2
@@ -320,12 +324,12 @@ def test_a_damaged_engine_never_answers(world: World, tmp_path: Path, monkeypatc
     assert [engine.is_closed for engine in world.engines] == [True]
 
 
-def test_what_is_no_damage_is_not_set_aside(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_is_no_damage_does_not_quarantine(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> FakeEngine:
         raise EngineUnavailableError("this processor does not compute so")
 
     start(world.settings())
-    monkeypatch.setattr(opening, "_loader", lambda name: refuse)
+    monkeypatch.setattr(opening, "load_loader", lambda name: refuse)
     with pytest.raises(EngineUnavailableError, match="this processor"):
         start(world.settings())
     assert len(world.builds) == 1
@@ -363,7 +367,7 @@ def test_the_same_engine_stays_and_nothing_else_is_replaced(world: World, tmp_pa
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "thesis.txt").write_text("the only copy")
     for target in (tmp_path / "notes", tmp_path / "notes" / "thesis.txt"):
-        with pytest.raises(ConfigError, match="is there and is not empty; name a new folder"):
+        with pytest.raises(ConfigError, match="exists and is not empty; name a new folder"):
             build_engine(world.settings(), target)
     assert (tmp_path / "notes" / "thesis.txt").read_text() == "the only copy"
     assert len(world.builds) == 1
@@ -371,7 +375,7 @@ def test_the_same_engine_stays_and_nothing_else_is_replaced(world: World, tmp_pa
 
 def test_closing_lets_the_engine_go(world: World) -> None:
     opened: Opened = open_engine(world.settings())
-    store = obtain.store_of(world.settings())
+    store = EngineCache.of(world.settings())
     store.local = True
     assert [entry.in_use for entry in store.entries()] == [True]
     opened.close()
@@ -380,7 +384,7 @@ def test_closing_lets_the_engine_go(world: World) -> None:
 
 
 def test_a_size_is_a_cap_on_the_store(world: World) -> None:
-    assert obtain.store_of(world.settings(cache_size_gb=1.5))._max_bytes == 1_500_000_000
+    assert EngineCache.of(world.settings(cache_size_gb=1.5)).max_bytes == 1_500_000_000
     start(world.settings())
     start(world.settings(revision="next", cache_size_gb=1e-6))
     assert read_manifest(only_engine(world.settings())).revision == "2" * 40

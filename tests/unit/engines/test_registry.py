@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bei_core.engines import registry as choice
+from bei_core.engines import registry
 from bei_core.engines.registry import CPU, GPU, Gpu, choose, find_gpu, require
 from bei_core.errors import EngineUnavailableError
 
@@ -61,7 +61,7 @@ def test_the_card_is_the_drivers_first(machine: SetUp, cards: tuple[str, ...], f
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("exit 0", "it says nothing"),
+        ("exit 0", "it prints nothing"),
         ("echo 'No devices were found'", "No devices were found"),
         (f"echo '{H100}'; exit 18", "returned non-zero exit status 18"),
         ("echo 'Tesla K80, [N/A]'", "Tesla K80, [N/A]"),
@@ -77,11 +77,11 @@ def test_a_driver_that_names_no_card_is_told(
 ) -> None:
     machine(script, installed=(CPU, GPU))
     if "sleep" in script:
-        monkeypatch.setattr(choice, "_TIMEOUT_S", 0.1)
+        monkeypatch.setattr(registry, "_TIMEOUT_S", 0.1)
     assert choose("auto") == CPU
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.message.startswith("nvidia-smi is here and names no card, so no GPU is used: ")
+    assert record.message.startswith("nvidia-smi names no card, so no GPU is used: ")
     assert said in record.message
 
 
@@ -142,9 +142,9 @@ def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.L
 @pytest.mark.parametrize(
     ("card", "installed", "said"),
     [
-        (H100, (CPU,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is here and is NOT used, the CPU is: "
+        (H100, (CPU,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is not used, the CPU engine runs instead: "
          "TensorRT-LLM is not installed: pip install tensorrt-llm"),
-        (T4, (CPU, GPU), "Tesla T4 (compute capability 7.5) is here and is NOT used, the CPU is: "
+        (T4, (CPU, GPU), "Tesla T4 (compute capability 7.5) is not used, the CPU engine runs instead: "
          "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer"),
     ],
 )  # fmt: skip
@@ -156,7 +156,7 @@ def test_a_card_that_is_left_idle_is_told(
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith(said)
-    assert record.message.endswith("With engine: openvino this is not said")
+    assert record.message.endswith("; set engine=openvino to silence this")
     caplog.clear()
     assert choose("openvino") == CPU
     assert not caplog.records

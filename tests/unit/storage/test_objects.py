@@ -12,7 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from bei_core.errors import CheckpointError
-from bei_core.storage.objects import explained, is_store, open_store, shown
+from bei_core.storage.drivers import is_store, redact
+from bei_core.storage.errors import translate_store_errors
+from bei_core.storage.objects import open_store
 
 AWS = {"aws_access_key_id": "AKIA0", "aws_secret_access_key": "sesame", "aws_region": "eu-west-1"}
 GOOGLE = {"private_key_id": "1", "private_key": "-----BEGIN sesame", "client_email": "a@b.iam.gserviceaccount.com"}
@@ -122,9 +124,11 @@ def test_a_missing_driver_names_its_command(monkeypatch: pytest.MonkeyPatch, url
 
 
 def test_what_is_printed_of_a_url_has_no_signature_and_no_password() -> None:
-    assert shown("https://host/m.tar.gz?X-Amz-Signature=sesame#sesame") == "https://host/m.tar.gz"
-    assert shown("https://user:sesame@host/m.tar.gz") == "https://host/m.tar.gz"
-    assert shown("abfs://container@account.dfs.core.windows.net/a") == "abfs://container@account.dfs.core.windows.net/a"
+    assert redact("https://host/m.tar.gz?X-Amz-Signature=sesame#sesame") == "https://host/m.tar.gz"
+    assert redact("https://user:sesame@host/m.tar.gz") == "https://host/m.tar.gz"
+    assert (
+        redact("abfs://container@account.dfs.core.windows.net/a") == "abfs://container@account.dfs.core.windows.net/a"
+    )
 
 
 def refuse(fault: Exception) -> Callable[[], None]:
@@ -150,7 +154,10 @@ class NoCredentialsError(Exception):
     ],
 )
 def test_a_drivers_error_says_what_to_do(fault: Exception, secret: dict[str, str] | None, said: str) -> None:
-    with pytest.raises(CheckpointError) as refused, explained("s3://b/a", json.dumps(secret) if secret else None):
+    with (
+        pytest.raises(CheckpointError) as refused,
+        translate_store_errors("s3://b/a", json.dumps(secret) if secret else None),
+    ):
         refuse(fault)()
     assert said in str(refused.value)
     assert "sesame" not in str(refused.value)

@@ -1,4 +1,4 @@
-"""Files to a folder, whatever store they come from."""
+"""Downloads of files, whatever source they come from."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from threading import Event
 import pytest
 
 from bei_core.errors import CheckpointError
-from bei_core.storage.transfer import Remote, fetch
+from bei_core.storage.errors import TransientError
+from bei_core.storage.transfer import RemoteFile, fetch, in_blocks
 
 DATA = bytes(range(100))
 
 
-def remote(name: str, read: Callable[[int, int], bytes] = lambda begin, end: DATA[begin:end], md5: str = "") -> Remote:
-    return Remote(name, f"store/{name}", len(DATA), read, md5=md5 or None)
+def remote(
+    name: str, read: Callable[[int, int], bytes] = lambda begin, end: DATA[begin:end], md5: str = ""
+) -> RemoteFile:
+    return RemoteFile(name, f"store/{name}", len(DATA), in_blocks(read, len(DATA), f"store/{name}"), md5=md5 or None)
 
 
 def test_pauses_grow_and_the_last_error_is_the_one_that_is_raised(tmp_path: Path) -> None:
@@ -24,10 +27,10 @@ def test_pauses_grow_and_the_last_error_is_the_one_that_is_raised(tmp_path: Path
     errors = iter(range(10))
 
     def fail(begin: int, end: int) -> bytes:
-        raise ConnectionError(f"number {next(errors)}")
+        raise TransientError(f"number {next(errors)}")
 
-    with pytest.raises(ConnectionError, match="number 3"):
-        fetch([remote("a", fail)], tmp_path, pause=pauses.append)
+    with pytest.raises(TransientError, match="number 3"):
+        fetch([remote("a", fail)], tmp_path, sleep=pauses.append)
     assert pauses == sorted(pauses)
     assert len(pauses) == 3
 
@@ -39,7 +42,7 @@ def test_an_answer_is_not_asked_for_again(tmp_path: Path) -> None:
         raise PermissionError("denied")
 
     with pytest.raises(PermissionError, match="denied"):
-        fetch([remote("a", deny)], tmp_path, lasting=lambda fault: isinstance(fault, OSError), pause=pauses.append)
+        fetch([remote("a", deny)], tmp_path, sleep=pauses.append)
     assert pauses == []
 
 
@@ -66,7 +69,7 @@ def test_the_first_error_ends_the_others_and_what_came_stays(tmp_path: Path, mon
         raise PermissionError("denied")
 
     with pytest.raises(PermissionError, match="denied"):
-        fetch([remote("a", slow), remote("b", fail)], tmp_path, lasting=lambda fault: True)
+        fetch([remote("a", slow), remote("b", fail)], tmp_path)
     assert reads == [0]
     assert not (tmp_path / "a").exists()
     part = (tmp_path / "a.part").read_bytes()

@@ -17,27 +17,27 @@ from bei_core.checkpoint import resolve
 from bei_core.checkpoint.hub import fetch_repository
 from bei_core.cli import main as cli
 from bei_core.engines import manifest as manifest_module
+from bei_core.engines.cache import EngineCache
 from bei_core.engines.manifest import Manifest, seal
 from bei_core.engines.openvino.build import _save
-from bei_core.engines.remote import Remote
-from bei_core.engines.store import Store
+from bei_core.engines.remote import RemoteEngines
 from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
-from bei_core.storage.disk import disk_error, writing
-from bei_core.storage.transfer import Remote as File
-from bei_core.storage.transfer import fetch
-from tests.disks import FULL, ROOM, full, small_disk
+from bei_core.storage.errors import disk_error, translate_os_errors
+from bei_core.storage.objects import open_store
+from bei_core.storage.transfer import RemoteFile, fetch, in_blocks
+from tests.disks import CAPACITY, FULL, full, small_disk
 from tests.fakes import write_engine
 from tests.hub import Hub
 from tests.stores import MODEL
-from tests.unit.checkpoint.test_remote_archives import tar
-from tests.unit.engines.test_store import make
+from tests.unit.checkpoint.test_urls import tar
+from tests.unit.engines.test_cache import make
 from tests.web import File as Page
 from tests.web import Web
 
 __all__ = ["full"]
 
 A = "a" * 32
-BIG = bytes(ROOM + 1)
+BIG = bytes(CAPACITY + 1)
 
 
 def left(folder: Path) -> set[str]:
@@ -57,43 +57,43 @@ def refuse(number: int) -> Callable[[Path], None]:
     return fill
 
 
-# --- The store
+# --- The cache
 
 
 def test_a_build_on_a_full_disk_leaves_nothing_and_says_how_to_free_space(full: Path) -> None:
-    store = Store(full / "engines", local=True)
-    with pytest.raises(DiskError, match=f"{store.root}: {FULL}; .*bei engines prune --max-gb.*cache_dir"):
-        store.obtain(A, big)
-    assert not left(store.root)
+    cache = EngineCache(full / "engines", local=True)
+    with pytest.raises(DiskError, match=f"{cache.root}: {FULL}; .*bei engines prune --max-gb.*cache_dir"):
+        cache.obtain(A, big)
+    assert not left(cache.root)
 
 
 def test_openvinos_own_writing_says_why_it_stopped(full: Path) -> None:
-    weights = opset13.constant(np.ones(ROOM // 4 + 1, np.float32))
+    weights = opset13.constant(np.ones(CAPACITY // 4 + 1, np.float32))
     given = opset13.parameter([1], np.float32)
     model = openvino.Model([opset13.result(opset13.add(given, weights))], [given], "m")
-    store = Store(full / "engines", local=True)
-    with pytest.raises(DiskError, match=f"{store.root}: {FULL}"):
-        store.obtain(A, lambda folder: _save(model, folder / "model.xml"))
-    assert not left(store.root)
+    cache = EngineCache(full / "engines", local=True)
+    with pytest.raises(DiskError, match=f"{cache.root}: {FULL}"):
+        cache.obtain(A, lambda folder: _save(model, folder / "model.xml"))
+    assert not left(cache.root)
 
 
 @pytest.mark.parametrize(
     ("number", "said"),
     [
-        (errno.EIO, "model.bin: Input/output error; the disk is failing"),
+        (errno.EIO, "model.bin: Input/output error; check the disk or its volume, which fails"),
         (errno.EACCES, "model.bin: Permission denied; let this user read and write there"),
         (errno.EROFS, "model.bin: Read-only file system; let this user read and write there"),
         (errno.EDQUOT, "engines: Disk quota exceeded; free some space there"),
-        (errno.EMFILE, "model.bin: Too many open files; look at it"),
+        (errno.EMFILE, "model.bin: Too many open files; check this path"),
     ],
 )
 def test_what_else_a_disk_refuses_is_told_apart(tmp_path: Path, number: int, said: str) -> None:
-    store = Store(tmp_path / "engines", local=True)
+    cache = EngineCache(tmp_path / "engines", local=True)
     with pytest.raises(DiskError) as raised:
-        store.obtain(A, refuse(number))
+        cache.obtain(A, refuse(number))
     assert said in str(raised.value)
     assert "cache_dir (BEI_CACHE_DIR)" in str(raised.value)
-    assert not left(store.root)
+    assert not left(cache.root)
 
 
 def test_a_disk_that_fails_when_the_engine_is_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,10 +101,10 @@ def test_a_disk_that_fails_when_the_engine_is_flushed(tmp_path: Path, monkeypatc
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr("os.fsync", fail)
-    store = Store(tmp_path / "engines", local=True)
+    cache = EngineCache(tmp_path / "engines", local=True)
     with pytest.raises(DiskError, match="Input/output error"):
-        store.obtain(A, make(A))
-    assert not left(store.root)
+        cache.obtain(A, make(A))
+    assert not left(cache.root)
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.EIO, EngineCorruptError), (errno.EACCES, DiskError)])
@@ -125,7 +125,7 @@ def test_a_copy_is_refused_where_it_goes_to(tmp_path: Path) -> None:
     source, target = str(tmp_path / "from"), str(tmp_path / "to")
     assert f"write {target}:" in str(disk_error(OSError(errno.EACCES, "no", source, None, target), tmp_path))
     assert f"write {tmp_path}:" in str(disk_error(OSError(errno.ENOSPC, "no", source, None, target), tmp_path))
-    with pytest.raises(DiskError, match=f"write {tmp_path}: it has no number"), writing(tmp_path):
+    with pytest.raises(DiskError, match=f"write {tmp_path}: it has no number"), translate_os_errors(tmp_path):
         raise OSError("it has no number")
 
 
@@ -137,7 +137,7 @@ def test_a_pull_to_a_full_disk_is_one_line(
     full: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], to: str
 ) -> None:
     url = f"memory://{tmp_path.name}-{full.parent.name}"
-    files, path = Remote(url).engine(A).files, Remote(url).engine(A).path
+    files, path = open_store(f"{url}/{A}")
     made = Manifest(engine="fake", precision="f32", source="s", revision="0", artifact=A)
     files.pipe_file(f"{path}/model.bin", BIG)
     entry = manifest_module.FileEntry(len(BIG), "0" * 64)
@@ -158,19 +158,24 @@ def test_a_push_to_a_full_disk_leaves_no_engine(tmp_path: Path) -> None:
     (tmp_path / "engine").mkdir()
     big(tmp_path / "engine")
     with small_disk(tmp_path / "disk") as disk:
-        remote = Remote(f"file://{disk}/remote")
+        remote = RemoteEngines(f"file://{disk}/remote")
         with pytest.raises(CheckpointError, match=FULL):
             remote.push(tmp_path / "engine")
-        assert remote.manifest(A) is None
+        assert remote.engine(A).manifest() is None
 
 
 # --- Checkpoints
 
 
 def test_a_fetch_to_a_full_disk_goes_on_when_there_is_room(full: Path, tmp_path: Path) -> None:
-    data = os.urandom(2 * ROOM)
-    file = File("model.safetensors", "store/model.safetensors", len(data), lambda begin, end: data[begin:end])
-    with pytest.raises(DiskError, match=f"{full}: {FULL}; free some space there"):
+    data = os.urandom(2 * CAPACITY)
+    label = "store/model.safetensors"
+    blocks = in_blocks(lambda begin, end: data[begin:end], len(data), label)
+    file = RemoteFile("model.safetensors", label, len(data), blocks)
+    with (
+        pytest.raises(DiskError, match=f"{full}: {FULL}; free some space there"),
+        translate_os_errors(full),
+    ):
         fetch([file], full)
     assert {path.name for path in full.iterdir()} == {"model.safetensors.part"}, "under no name that is ever read"
 

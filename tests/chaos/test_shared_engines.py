@@ -13,7 +13,7 @@ import boto3  # type: ignore[import-untyped]
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tests.chaos.test_store_processes import MODEL, ROOT, environment, finish, rows, start
+from tests.chaos.test_cache_processes import MODEL, ROOT, environment, finish, rows, start
 from tests.hub import Hub
 
 BUCKET = "engines"

@@ -1,9 +1,9 @@
-"""What tests of the store run as processes of their own: opens a model, proves that it answers, leaves.
+"""A process that opens a model from the cache, proves that it answers, and ends.
 
-`python -m tests.chaos.store_process open` does it once. `… kill SEED KILLS` forks a process a trial that does it, on a
-store that is empty every other time, and kills it at a random moment; then another one has to succeed. It goes on until
-so many were killed: on a busy machine some are through before. Forking is done before OpenVINO has any thread, and
-spares each process the second that importing takes.
+`python -m tests.chaos.cache_process open` does it once. `… kill SEED KILLS` forks such a process in each trial, on a
+cache that is empty in every second one, and kills it at a random moment; then another process must succeed. Trials
+go on until KILLS processes were killed: on a busy machine some end before that. The fork happens before OpenVINO has
+any thread, and saves each process the second that imports take.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ import numpy as np
 
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
+from bei_core.engines.cache import EngineCache
 from bei_core.engines.manifest import verify
 from bei_core.engines.open import open_engine
-from bei_core.engines.provider import store_of
 from bei_core.logs import configure_logging
 from bei_core.tasks import Tokens
 
@@ -39,7 +39,7 @@ def answer(settings: Settings) -> None:
 def kill(settings: Settings, seed: int, kills: int) -> None:
     """Raises SystemExit where a start after a kill fails, or CheckpointError where an engine is not whole."""
     moments = random.Random(seed)
-    root = store_of(settings).root
+    root = EngineCache.of(settings).root
     usual = _timed(settings)
     done = trial = 0
     while done < kills and trial < 4 * kills:
@@ -52,7 +52,7 @@ def kill(settings: Settings, seed: int, kills: int) -> None:
         killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         done += killed
         for folder in root.glob("[0-9a-f]*"):
-            verify(folder)  # whatever is there is whole
+            verify(folder)  # every entry is whole
         if os.waitpid(_fork(settings), 0)[1] != 0:
             raise SystemExit(f"trial {trial}: the start after a kill failed")
         left = len(list(root.glob(".tmp-*")))

@@ -1,4 +1,4 @@
-"""Marks: who has a folder is known to others, and nobody comes to have one while it is removed."""
+"""Leases: others see who has one, and nobody gets one while an entry is removed."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from typing import Any
 
 import pytest
 
-from bei_core.storage import marks
-from bei_core.storage.marks import Mark
+from bei_core.storage import locks
+from bei_core.storage.locks import LeaseFile
 
 
-def test_nobody_comes_to_have_a_folder_that_had_no_mark_yet(tmp_path: Path) -> None:
-    mark = Mark(tmp_path / "marks" / "a", local=True)
-    with mark.alone() as alone:
-        assert alone
-        handle = os.open(mark.path, os.O_RDONLY)
+def test_nobody_gets_a_lease_on_an_entry_that_had_none_yet_while_it_is_removed(tmp_path: Path) -> None:
+    file = LeaseFile(tmp_path / "leases" / "a", local=True)
+    with file.exclusive() as granted:
+        assert granted
+        handle = os.open(file.path, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     os.close(handle)
 
 
-def test_on_a_network_volume_no_mark_is_made_that_would_look_like_use(tmp_path: Path) -> None:
-    mark = Mark(tmp_path / "a", local=False)
-    with mark.alone() as alone:
-        assert alone
-    assert not mark.path.exists()
+def test_on_a_network_volume_no_file_is_created_that_would_look_like_use(tmp_path: Path) -> None:
+    file = LeaseFile(tmp_path / "a", local=False)
+    with file.exclusive() as granted:
+        assert granted
+    assert not file.path.exists()
 
 
-def test_a_folder_is_free_where_no_mark_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entry_is_free_if_no_lease_file_can_be_created(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
     def refuse(path: Any, flags: int, *rest: Any) -> int:  # noqa: ANN401
@@ -41,27 +41,27 @@ def test_a_folder_is_free_where_no_mark_can_be_made(tmp_path: Path, monkeypatch:
         return real(path, flags, *rest)
 
     monkeypatch.setattr("os.open", refuse)
-    mark = Mark(tmp_path / "a", local=True)
-    with mark.alone() as alone:
-        assert alone
+    file = LeaseFile(tmp_path / "a", local=True)
+    with file.exclusive() as granted:
+        assert granted
     with pytest.raises(PermissionError):
-        mark.hold(tmp_path)
+        file.acquire(tmp_path)
 
 
 @pytest.mark.parametrize("local", [True, False])
 def test_asking_leaves_no_trace(tmp_path: Path, local: bool) -> None:
-    mark = Mark(tmp_path / "a", local)
-    assert not mark.is_used()
-    assert not mark.path.exists()
-    held = mark.hold(tmp_path)
-    assert mark.is_used()
-    held.release()
-    os.utime(mark.path, (1e9, 1e9))
-    assert not mark.is_used()
-    assert mark.path.stat().st_mtime == 1e9
+    file = LeaseFile(tmp_path / "a", local)
+    assert not file.is_leased()
+    assert not file.path.exists()
+    lease = file.acquire(tmp_path)
+    assert file.is_leased()
+    lease.release()
+    os.utime(file.path, (1e9, 1e9))
+    assert not file.is_leased()
+    assert file.path.stat().st_mtime == 1e9
 
 
-def test_on_a_network_volume_a_mark_that_may_not_be_touched_says_nothing(
+def test_on_a_network_volume_a_lease_that_nobody_could_see_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> None:
@@ -69,13 +69,13 @@ def test_on_a_network_volume_a_mark_that_may_not_be_touched_says_nothing(
 
     monkeypatch.setattr("os.utime", refuse)
     with pytest.raises(PermissionError):
-        Mark(tmp_path / "a", local=False).hold(tmp_path)
+        LeaseFile(tmp_path / "a", local=False).acquire(tmp_path)
 
 
 def test_a_lock_that_is_refused_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[int] = []
     closed: list[int] = []
-    real_open, real_close = marks.open_file, os.close
+    real_open, real_close = locks.open_file, os.close
 
     def opening(path: Path) -> int:
         opened.append(real_open(path))
@@ -88,10 +88,10 @@ def test_a_lock_that_is_refused_leaves_no_file_open(tmp_path: Path, monkeypatch:
     def refuse(handle: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(marks, "open_file", opening)
+    monkeypatch.setattr(locks, "open_file", opening)
     monkeypatch.setattr("os.close", closing)
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(OSError, match="No locks"):
-        Mark(tmp_path / "a", local=True).hold(tmp_path)
+        LeaseFile(tmp_path / "a", local=True).acquire(tmp_path)
     assert opened
     assert opened == closed

@@ -1,4 +1,4 @@
-"""Processes that share a store: many at once, killed at any moment, damaged disks, no network."""
+"""Processes that share a cache: many at once, killed at any moment, damaged disks, no network."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = CASES[0].folder
-PROCESS = [sys.executable, "-m", "tests.chaos.store_process"]
+PROCESS = [sys.executable, "-m", "tests.chaos.cache_process"]
 
 
-def environment(store: Path, **more: str) -> dict[str, str]:
+def environment(cache: Path, **more: str) -> dict[str, str]:
     paths = f"{ROOT / 'packages'}{os.pathsep}{ROOT}"
-    return {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "BEI_CACHE_DIR": str(store), **more}
+    return {"PATH": os.environ["PATH"], "PYTHONPATH": paths, "BEI_CACHE_DIR": str(cache), **more}
 
 
 def start(environ: Mapping[str, str], *prefix: str) -> subprocess.Popen[str]:
@@ -46,7 +46,7 @@ def rows(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("row ")]
 
 
-def test_eight_processes_on_a_cold_store_build_once(tmp_path: Path) -> None:
+def test_eight_processes_on_an_empty_cache_build_once(tmp_path: Path) -> None:
     environ = environment(tmp_path, BEI_MODEL_ID=str(MODEL))
     outputs = [finish(process) for process in [start(environ) for _ in range(8)]]
     assert sum(output.count("engine built") for output in outputs) == 1
@@ -100,7 +100,7 @@ def test_a_model_that_was_asked_for_before_starts_without_any_network(tmp_path: 
     with Hub() as hub:
         commit = hub.add("owner/name", files)
         environ = environment(
-            tmp_path / "store", BEI_MODEL_ID="owner/name", HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hub")
+            tmp_path / "cache", BEI_MODEL_ID="owner/name", HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hub")
         )
         first = finish(start(environ))
     assert "its engine is" not in first

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from bei_core.checkpoint import resolve
-from bei_core.engines import provider as obtain
+from bei_core.engines.build import plan_build
 from bei_core.models.spec import read_spec
 from tests.hub import write
 from tests.unit.engines.test_provider import World, checkpoint, world
@@ -19,12 +19,12 @@ def test_an_engine_has_the_tokenizer_of_all_files_and_its_digest_in_the_address(
     folder = checkpoint(tmp_path / "model")
     found = dataclasses.replace(resolve(str(folder)), revision="1" * 40)  # another tokenizer, the same commit
     spec = read_spec(found)
-    plain, _ = obtain.recipe(world, found, spec, world.settings())
+    plain, _ = plan_build(world, found, spec, world.settings())
     write(folder, {"tokenizer_config.json": {"tokenizer_class": "BertTokenizer", "bos_token": "maybe"}})
-    changed, make = obtain.recipe(world, found, spec, world.settings())
+    changed, fill = plan_build(world, found, spec, world.settings())
     assert changed.artifact != plain.artifact
     (tmp_path / "engine").mkdir()
-    make(tmp_path / "engine")
+    fill(tmp_path / "engine")
     written = json.loads((tmp_path / "engine" / "tokenizer.json").read_text())
     assert [token["content"] for token in written["added_tokens"]] == [
         "[PAD]",

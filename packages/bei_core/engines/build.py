@@ -1,0 +1,89 @@
+"""A checkpoint to an engine: what would be built, its address, and what fills a folder with it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from bei_core import checkpoint as checkpoints
+from bei_core.checkpoint import Checkpoint
+from bei_core.config.settings import Settings
+from bei_core.engines.base import Plan
+from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
+from bei_core.models.spec import ModelSpec, read_spec, save_spec
+from bei_core.text.published import canonical_tokenizer, check_tokenizer
+from bei_core.text.templates import chosen_template
+
+log = logging.getLogger(__name__)
+
+
+class Builder(Protocol):
+    """What `engines/NAME/build.py` has."""
+
+    def facts(self, settings: Settings) -> Mapping[str, object]:
+        """What decides which engine a request for a model gets: versions, settings of its own, the processor."""
+        ...
+
+    def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
+        """The engine of a checkpoint, not yet built."""
+        ...
+
+
+class Build(NamedTuple):
+    """An engine that can be built."""
+
+    manifest: Manifest  # without its files
+    fill: Callable[[Path], None]  # builds it in a folder
+
+
+def plan_model(builder: Builder, settings: Settings, root: Path) -> Build:
+    """The engine that would be built of the settings' model, whose checkpoint is fetched into `root` if necessary.
+
+    Raises CheckpointError, DiskError, UnsupportedModelError, ConfigError, and as the builder's `plan`.
+    """
+    if settings.trt_llm is not None and (ignored := settings.trt_llm.ignored()):
+        log.warning("trt_llm keys without effect: %s", ", ".join(ignored))
+    checkpoint = checkpoints.resolve(
+        settings.model_id or "",
+        settings.revision,
+        token=settings.hf_token,
+        secret=settings.checkpoint_secret,
+        cache_dir=settings.huggingface_hub_cache,
+        root=root,
+        check=check_tokenizer,
+    )
+    template = chosen_template(settings.rerank_template, None)
+    spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
+    return plan_build(builder, checkpoint, spec, settings)
+
+
+def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Build:
+    """The engine that would be built of a checkpoint. Raises as the builder's `plan`."""
+    plan = builder.plan(checkpoint, spec, settings)
+    tokenizer = canonical_tokenizer(checkpoint.folder)
+    parts = {"schema": SCHEMA, "engine": plan.engine, "precision": plan.precision, "spec": spec}
+    parts |= {"tokenizer": tokenizer.digest}
+    manifest = Manifest(
+        engine=plan.engine,
+        precision=plan.precision,
+        dtype=settings.dtype,
+        source=checkpoint.source,
+        revision=checkpoint.revision,
+        artifact=key_of({**parts, "revision": checkpoint.revision, **plan.artifact}),
+        built_with=dict(plan.built_with),
+    )
+
+    def fill(folder: Path) -> None:
+        started = time.perf_counter()
+        tokenizer.write(folder / TOKENIZER)
+        save_spec(spec, folder / SPEC)
+        seal(folder, msgspec.structs.replace(manifest, quality=plan.fill(folder)))
+        seconds = time.perf_counter() - started
+        log.info("engine built %s from %s in %.1f s", manifest.artifact, checkpoint.source, seconds)
+
+    return Build(manifest, fill)

@@ -1,0 +1,188 @@
+"""Built engines in the cache, on a disk or a network volume.
+
+<root>/<artifact>/         an engine
+<root>/.requests/<key>     a ref: the engine that a request for a model was given, so that no hub is asked again
+<root>/.used/<artifact>    when the engine was last opened; the lease of whoever has it open
+<root>/.locks/             locked by whoever builds, so that of many processes one does
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from bei_core.checkpoint.cache import source_caches
+from bei_core.config.settings import Settings
+from bei_core.engines.manifest import Address, is_engine, read_manifest, verify
+from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
+from bei_core.storage.cache import Cache, Entry, Rank, Record, RecordType, evict, publish, staging_folder
+from bei_core.storage.errors import translate_os_errors
+from bei_core.storage.locks import Lease
+
+log = logging.getLogger(__name__)
+
+Fill = Callable[[Path], object]  # writes the files of an engine into a folder, the manifest last
+
+_ADDRESS = re.compile(r"[0-9a-f]{32}")
+_LEFTOVER = re.compile(r"\.(?:tmp|bad)-([0-9a-f]{32})-.*")
+
+
+class EngineRef(msgspec.Struct, frozen=True):
+    """The engine that a request for a model was given."""
+
+    artifact: Address
+    source: str
+    revision: str  # the commit that a branch named then
+
+    def encode(self) -> bytes:
+        """JSON."""
+        return msgspec.json.encode(self)
+
+
+class EngineRecords(RecordType):
+    """Engines, each with a lease and a lock of its own."""
+
+    lease, lock, ref = ".used/{}", ".locks/{}", ".requests/{}"
+    lock_timeout_s = 1800.0
+    locks_network_volumes = False
+
+    def name_of(self, folder: str) -> str | None:
+        """The address that the name of a folder is or contains."""
+        left = _LEFTOVER.fullmatch(folder)
+        return left[1] if left else folder if _ADDRESS.fullmatch(folder) else None
+
+    def describe(self, folder: Path) -> Record:
+        """A foreign engine is one of another version of BEI, or one that this user may not read."""
+        foreign = Record(Rank.ARTIFACT, "foreign", "another BEI version's, or another user's")
+        if _LEFTOVER.fullmatch(folder.name):
+            return Record(Rank.UNWANTED, "leftover", "unfinished or quarantined")
+        try:
+            manifest = read_manifest(folder)
+        except DiskError:
+            return foreign
+        except CheckpointError as error:
+            if is_engine(folder) and not isinstance(error, EngineCorruptError):
+                return foreign
+            return Record(Rank.UNWANTED, "damaged", "damaged")
+        source = f"{manifest.source}@{manifest.revision[:12]}"
+        return Record(Rank.ARTIFACT, "engine", f"{manifest.engine} {manifest.precision}", source)
+
+    def fault(self, folder: Path) -> str | None:
+        """Every file is checked when the engine is loaded."""
+        return None if is_engine(folder) else "engine corrupt: it has no manifest"
+
+    def expires_by_age(self, folder: str, *, local: bool) -> bool:
+        """True for quarantined engines, and for staging folders on a network volume, whose builders may be alive."""
+        return folder.startswith(".bad-") or (folder.startswith(".tmp-") and not local)
+
+
+class EngineCache(Cache):
+    """The engines under one folder. `max_bytes` limits them together with the fetched checkpoints."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        checkpoints: Path | None = None,
+        max_bytes: int | None = None,
+        local: bool | None = None,
+    ) -> None:
+        super().__init__(root, EngineRecords(), local=local)
+        self.checkpoints = checkpoints
+        self.max_bytes = max_bytes
+
+    @classmethod
+    def of(cls, settings: Settings) -> EngineCache:
+        """The cache in the folder that the settings name."""
+        limit = settings.cache_size_gb
+        return cls(
+            settings.cache_dir / "engines",
+            checkpoints=settings.cache_dir / "checkpoints",
+            max_bytes=None if limit is None else int(limit * 1e9),
+        )
+
+    def obtain(self, artifact: str, fill: Fill) -> Lease:
+        """The engine of that address, leased; `fill` creates it if it is not there.
+
+        If many processes ask at once, one creates it and the others wait. Raises what `fill` raises, and DiskError.
+        """
+        lease = self.lease(artifact)
+        try:
+            if not is_engine(lease.folder):
+                with self.lock(artifact) as locked:
+                    if not is_engine(lease.folder):
+                        self._create(artifact, fill, is_only_builder=locked)
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def find_by_ref(self, key: str) -> Lease | None:
+        """The engine that a request was given before, leased, if it is still there."""
+        try:
+            ref = msgspec.json.decode(self.get_ref(key) or b"", type=EngineRef)
+        except msgspec.DecodeError:
+            return None
+        lease = self.lease(ref.artifact)
+        if self.find(ref.artifact) is None:
+            lease.release()
+            return None
+        log.info("%s at %s: its engine is %s", ref.source, ref.revision, lease.folder)
+        return lease
+
+    def quarantine_damaged(self, artifact: str) -> None:
+        """Quarantine an engine unless all its digests are right: another process may have built it again."""
+        with self.lock(artifact):
+            try:
+                verify(self.folder(artifact))
+            except (CheckpointError, DiskError):
+                self.quarantine(artifact)
+            else:
+                log.info("another process has built %s again already", self.folder(artifact))
+
+    def checkpoint_entries(self) -> list[Entry]:
+        """The fetched checkpoints, whole or not, the least recently used first. Raises DiskError."""
+        entries = [entry for cache in self._sources() for entry in cache.entries()]
+        return sorted(entries, key=lambda entry: entry.used_at)
+
+    def evict(self, max_bytes: int | None = None) -> list[Entry]:
+        """Remove leftovers; then, until the rest fits, checkpoints and then engines, the least recently used first.
+
+        Checkpoints go first because a start needs none whose engine is there. Returns what was removed. Raises
+        DiskError.
+        """
+        with translate_os_errors(self.root):
+            return evict([self, *self._sources()], self.max_bytes if max_bytes is None else max_bytes)
+
+    def _sources(self) -> list[Cache]:
+        if self.checkpoints is None:
+            return []
+        with translate_os_errors(self.checkpoints):
+            return source_caches(self.checkpoints)
+
+    def _create(self, artifact: str, fill: Fill, *, is_only_builder: bool) -> None:
+        if is_only_builder:  # staging folders without a lock may be of builders that are alive
+            for staging in self.root.glob(f".tmp-{artifact}-*"):
+                shutil.rmtree(staging, ignore_errors=True)
+        with translate_os_errors(self.root), staging_folder(self.folder(artifact)) as staging:
+            fill(staging)
+            self.publish(artifact, staging)
+        try:
+            self.evict()
+        except DiskError as error:
+            log.warning("nothing can be evicted: %s", error)
+
+
+def publish_engine(target: Path, fill: Fill) -> None:
+    """Create an engine in any folder that does not exist or is empty. An engine that is there already stays.
+
+    Nothing is left behind if `fill` raises.
+    """
+    with staging_folder(target) as staging:
+        fill(staging)
+        publish(staging, target, is_engine)

@@ -1,0 +1,87 @@
+"""Errors of disks and object stores, translated: each names the path or URL, the reason and what to do."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from bei_core.errors import BeiError, CheckpointError, DiskError
+from bei_core.storage.drivers import credentials_help, is_about_credentials, message_of, redact
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+class TransientError(CheckpointError):
+    """A store or server did not answer, or stopped midway. Another try may succeed."""
+
+
+class Advice(NamedTuple):
+    """What helps if a folder is full or may not be written."""
+
+    free_space: str  # how to free space there
+    setting: str  # the setting that names another folder
+
+
+CACHE = Advice("bei engines prune --max-gb N removes what was used least recently", "cache_dir (BEI_CACHE_DIR)")
+OUTPUT = Advice("bei engines prune --max-gb N helps if the cache is on that disk", "--output")
+
+
+@contextmanager
+def translate_os_errors(folder: Path, advice: Advice = CACHE) -> Iterator[None]:
+    """Raise DiskError for an OSError inside the block, which reads or writes in `folder`."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_error(error, folder, advice) from error
+
+
+@contextmanager
+def translate_store_errors(url: str, secret: str | None = None) -> Iterator[None]:
+    """Raise CheckpointError for what a driver raises inside the block; its text has no value of the secret.
+
+    TransientError if another try may succeed: the store did not answer that something is missing or denied.
+    """
+    try:
+        yield
+    except BeiError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{redact(url)}: not there: {message_of(error, secret)}") from error
+    except Exception as error:
+        said = message_of(error, secret)
+        if not is_about_credentials(error):
+            raise TransientError(f"{redact(url)}: {said}.") from error
+        denied = "access denied: " if isinstance(error, PermissionError) else ""
+        raise CheckpointError(f"{redact(url)}: {denied}{said}. {credentials_help(url, secret)}") from error
+
+
+def disk_error(error: OSError, folder: Path, advice: Advice = CACHE) -> DiskError:
+    """The DiskError for an OSError that was raised while `folder` was read or written."""
+    # If the disk is full, the folder is named: the file that was being written is removed, and the error of a copy
+    # names the file that was read.
+    where = folder if is_full(error) else error.filename2 or error.filename or folder
+    return DiskError(f"cannot read or write {where}: {error.strerror or error}; {_help(error, advice)}")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether the disk is full, or a quota or the limit on the size of files is reached."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def is_disk_error(error: OSError) -> bool:
+    """Whether an error is certainly the disk's, not the network's. A socket can be denied too, but names no file."""
+    return error.errno in _FULL | {errno.EIO} or (error.errno in _DENIED and error.filename is not None)
+
+
+def _help(error: OSError, advice: Advice) -> str:
+    if is_full(error):
+        return f"free some space there ({advice.free_space}), or set {advice.setting} to a folder on a larger disk"
+    if error.errno in _DENIED:
+        return f"let this user read and write there, or set {advice.setting} to a folder that can be written"
+    if error.errno == errno.EIO:
+        return f"check the disk or its volume, which fails or is not mounted, or set {advice.setting} to another folder"
+    return f"check this path, or set {advice.setting} to another folder"

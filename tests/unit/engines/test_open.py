@@ -1,0 +1,37 @@
+"""Engine folders that someone has changed and sealed again: malformed files are named, in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from bei_core.engines.manifest import MANIFEST, Manifest, seal
+from bei_core.engines.open import build_engine
+from bei_core.errors import EngineCorruptError
+from tests.unit.engines.test_provider import World, start, world
+
+__all__ = ["world"]
+
+
+def seal_again(folder: Path) -> None:
+    """Makes the manifest fit the files, as someone does who can write there."""
+    content = json.loads((folder / MANIFEST).read_bytes())["manifest"]
+    (folder / MANIFEST).unlink()
+    seal(folder, msgspec.convert(content | {"files": {}}, Manifest))
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b"\xff", b'{"kind": 3}'])
+def test_a_malformed_spec_is_named_also_if_its_digest_is_right(world: World, tmp_path: Path, content: bytes) -> None:
+    folder = tmp_path / "engine"
+    build_engine(world.settings(), folder)
+    (folder / "spec.json").write_bytes(content)
+    seal_again(folder)
+    for asked in ({}, {"pooling": "cls"}):
+        with pytest.raises(
+            EngineCorruptError, match=rf"^engine corrupt: {folder}/spec\.json is not a spec: .+"
+        ) as refused:
+            start(world.settings(model_id=str(folder), **asked))
+        assert len(str(refused.value).splitlines()) == 1
