@@ -32,11 +32,11 @@ from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
 from bei_core.models.kind import Kind
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
-from tests.golden.cases import DATA, load_minilm
+from tests.golden.cases import GOLDEN, load_minilm
 from tests.golden.texts import mixed_texts
 
 FOLDERS = {
-    name: next(path for path in DATA.glob(f"golden*/{name}"))
+    name: GOLDEN / name
     for name in (
         "bert-mean-cls-list",
         "distilbert-sentiment",
