@@ -22,7 +22,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.postprocessor.tei_rerank import TextEmbeddingInference  # type: ignore[import-untyped]
 
 from tests.e2e.server import TEXTS, Server, cache_of, log_shown
-from tests.golden.cases import DATA, GOLDEN
+from tests.golden.cases import GOLDEN
 
 os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment of its import
 
@@ -44,7 +44,7 @@ NEAR = 1e-4  # of f32 scores, between batches
 MODELS = {
     "ranker": GOLDEN / "bert-rerank-pad7",
     "classifier": GOLDEN / "bert-topics-bf16-sharded",
-    "tagger": DATA / "golden_encoders" / "bert-ner",
+    "tagger": GOLDEN / "bert-ner",
 }
 Scores: TypeAlias = list[tuple[int, float]]  # (index of a document, score), the best first
 Labels: TypeAlias = list[tuple[str, float]]  # (label, score), the best first

@@ -16,21 +16,21 @@ import pytest
 
 from tests.conftest import MINILM
 from tests.e2e.server import Server, cache_of, log_shown
-from tests.golden.cases import DATA, GOLDEN, GROUPS
+from tests.golden.cases import GOLDEN
+from tests.golden.checkpoints import DATA
 
 pytestmark = pytest.mark.skipif(sys.version_info < (3, 11), reason="schemathesis needs Python 3.11")
 
 # The published routes of text-embeddings-inference 1.9, written by hand: what its clients send and what they can read.
 TEI = DATA / "tei_openapi.json"
 
-ENCODERS = GROUPS[0]
 MODELS = {
     "embedder": MINILM,
     "reranker": GOLDEN / "roberta-rerank-pooler",
     "classifier": GOLDEN / "distilbert-sentiment",
-    "tagger": ENCODERS / "bert-ner",
-    "sparse": ENCODERS / "splade-distilbert-modules",
-    "late": ENCODERS / "colbert-v2",
+    "tagger": GOLDEN / "bert-ner",
+    "sparse": GOLDEN / "splade-distilbert-modules",
+    "late": GOLDEN / "colbert-v2",
 }
 
 CHECKS = (

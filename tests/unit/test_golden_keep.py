@@ -1,4 +1,4 @@
-"""Which expectations of an earlier run are kept when the goldens are written again."""
+"""Which expected outputs of an earlier run stay when `make golden` writes them again."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from safetensors.numpy import load_file
 
-from scripts.golden.keep import expectations, keep
+from scripts.golden.expected import save, save_json
+from tests.golden.checkpoints import Description
 
 ROWS = np.array([[1.0, -2.0, 30.0]], np.float32)
 IDS = np.array([1, 2, 3], np.int32)
+CASE = Description("case", "base", "embedding", 0, "BertModel", "", "", {}, "bert", {}, family="bert")
 
 
 @pytest.mark.parametrize(
@@ -26,14 +28,15 @@ IDS = np.array([1, 2, 3], np.int32)
         ({"rows": ROWS}, False),
     ],
 )
-def test_tensors_that_differ_by_rounding_are_kept(tmp_path: Path, now: dict[str, np.ndarray], is_kept: bool) -> None:
-    path = tmp_path / "case" / "expected.safetensors"
-    path.parent.mkdir()
-    path.write_bytes(before := save({"rows": ROWS, "ids": IDS}))
-    earlier = expectations(tmp_path)
-    path.write_bytes(after := save(now))
-    assert keep(earlier) == is_kept
-    assert path.read_bytes() == (before if is_kept else after)
+def test_arrays_that_differ_by_rounding_are_kept(tmp_path: Path, now: dict[str, np.ndarray], is_kept: bool) -> None:
+    before = {"rows": ROWS, "ids": IDS}
+    save(tmp_path, [(CASE, before)])
+    assert save(tmp_path, [(CASE, now)]) == (int(is_kept), [] if is_kept else ["case"])
+    stored = load_file(tmp_path / "base" / "bert.safetensors")
+    expected = {f"case:{name}": value for name, value in (before if is_kept else now).items()}
+    assert stored.keys() == expected.keys()
+    assert all(stored[name].dtype == expected[name].dtype for name in stored)
+    assert all(np.array_equal(stored[name], expected[name]) for name in stored)
 
 
 @pytest.mark.parametrize(
@@ -46,17 +49,14 @@ def test_tensors_that_differ_by_rounding_are_kept(tmp_path: Path, now: dict[str,
     ],
 )
 def test_so_are_entities(tmp_path: Path, now: object, is_kept: bool) -> None:
-    path = tmp_path / "aggregation.json"
-    path.write_text(json.dumps([{"word": "a", "score": 0.5}]))
-    earlier = expectations(tmp_path)
-    path.write_text(json.dumps(now))
-    assert keep(earlier) == is_kept
+    path, before = tmp_path / "entities.json", {"case": [{"word": "a", "score": 0.5}]}
+    save_json(path, before)
+    save_json(path, {"case": now})
+    assert json.loads(path.read_text()) == (before if is_kept else {"case": now})
 
 
 def test_a_case_that_is_gone_stays_gone(tmp_path: Path) -> None:
-    path = tmp_path / "expected.safetensors"
-    path.write_bytes(save({"ids": IDS}))
-    earlier = expectations(tmp_path)
-    path.unlink()
-    assert keep(earlier) == 0
-    assert not path.exists()
+    other = Description("other", "base", "embedding", 1, "BertModel", "", "", {}, "bert", {}, family="bert")
+    save(tmp_path, [(CASE, {"ids": IDS}), (other, {"ids": IDS})])
+    assert save(tmp_path, [(other, {"ids": IDS})]) == (1, [])
+    assert load_file(tmp_path / "base" / "bert.safetensors").keys() == {"other:ids"}

@@ -21,10 +21,10 @@ from bei_core.engines.tensorrt_llm.artifact import class_name, class_names, fact
 from bei_core.engines.tensorrt_llm.tensorfile import Entry, to_bf16, write_tensors
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.models.spec import read_spec
-from tests.golden.cases import DATA
+from tests.golden.cases import GOLDEN
 
-QWEN = DATA / "golden_decoders" / "qwen3-embedding"
-RERANKER = DATA / "golden" / "bert-rerank-pad7"
+QWEN = GOLDEN / "qwen3-embedding"
+RERANKER = GOLDEN / "bert-rerank-pad7"
 
 
 def settings(model: Path, **given: object) -> Settings:
@@ -86,17 +86,17 @@ def test_config_names_our_class_and_holds_the_whole_spec(tmp_path: Path) -> None
 
 def test_a_window_or_a_cap_needs_attention_of_our_own() -> None:
     names = ("mistral-window-last", "gemma2-multilingual", "qwen3-embedding")
-    facts = [facts_of(read_spec(resolve(str(DATA / "golden_decoders" / name)))) for name in names]
+    facts = [facts_of(read_spec(resolve(str(GOLDEN / name)))) for name in names]
     assert [each.needs_segment_attention for each in facts] == [True, True, False]
 
 
 @pytest.mark.parametrize(
     ("model", "what"),
-    [("golden/mpnet-mean-normalize", "MPNetModel"), ("golden_encoders/bert-ner", "a model of kind token-classifier")],
+    [("mpnet-mean-normalize", "MPNetModel"), ("bert-ner", "a model of kind token-classifier")],
 )
 def test_what_the_gpu_does_not_run_is_refused_with_what_may(model: str, what: str, tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=rf"does not run {what}.*--engine openvino"):
-        built(DATA / model, tmp_path / "engine")
+        built(GOLDEN / model, tmp_path / "engine")
 
 
 def test_fp8_without_modelopt_names_the_command_that_installs_it(tmp_path: Path) -> None:
@@ -127,5 +127,5 @@ def test_each_dtype_has_an_address_of_its_own(tmp_path: Path) -> None:
 
 
 def test_the_mask_is_part_of_what_a_plan_is_addressed_by() -> None:
-    checkpoint = resolve(str(DATA / "golden_decoders" / "qwen2-gte-both-ways"))
+    checkpoint = resolve(str(GOLDEN / "qwen2-gte-both-ways"))
     assert build.plan(checkpoint, read_spec(checkpoint), settings(QWEN)).artifact["mask"] == "full"

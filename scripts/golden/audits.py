@@ -1,0 +1,293 @@
+"""Proof that a golden is worth keeping: an exact engine passes it, one in bf16 can, and each likely mistake fails."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder
+from sentence_transformers.sentence_transformer.modules import Normalize
+
+from scripts.golden.classification_heads import fine_head_mistakes, head_mistakes, rebuilt
+from scripts.golden.expected import Arrays
+from scripts.golden.inputs import Item, fill
+from scripts.golden.kinds import EAGER, KINDS, Inputs, Kind, Loaded, Model, Rows, encode, load, tokenize, tokenizer_of
+from scripts.golden.mistakes import (
+    Mistake,
+    bert_mistakes,
+    decoder_mistakes,
+    fine_mistakes,
+    gate_mistakes,
+    is_decoder,
+    pooling_mistakes,
+    silence,
+)
+from tests.golden.checkpoints import Description
+from tests.golden.texts import mixed_texts
+from tests.golden.tolerance import BF16, BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, compare, compare_logits
+
+MAX_BYTES = 160_000  # of a checkpoint
+MAX_LIKENESS = 0.9  # mean cosine between different rows
+MIN_DEVIATION = {"classification": 0.15, "token_classification": 0.15, "yes_no": 0.3}  # of each logit over the inputs
+SHARE_OF_WORDS = (0.05, 0.7)  # whose weight is above zero in a sparse vector
+MIN_SWAPPED = 1 / 3  # of the pairs: their logits change when the texts change places
+EXACT = 1e-4  # how far f32 may be from f64
+EXACT_PARTS = 1e-5  # how far two ways to compute the same in f32 may be from each other
+VISIBLE = 1e-2  # what a mistake in a decoder has to change, in units of the rows' usual size
+SAME_COSINE, SAME_ABS = 0.9999, 1e-3  # rows as near as this are the same rows
+CUTS = {"text whole", "text cut", "pair whole", "first cut", "second cut", "both cut"}
+
+Check = Callable[[Rows, Rows], object]  # raises AssertionError if actual rows are too far from the expected ones
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A checkpoint and what was computed of it."""
+
+    case: Description
+    folder: Path
+    loaded: Loaded
+    given: Inputs
+    expected: Arrays
+
+    @property
+    def kind(self) -> Kind:
+        """What is computed."""
+        return KINDS[self.case.kind]
+
+    @property
+    def rows(self) -> Rows:
+        """The expected rows."""
+        return self.expected[self.kind.key]
+
+    def compute(self, model: Model) -> Rows:
+        """The rows of another model for the same inputs."""
+        return self.kind.compute(model, self.given)
+
+    def spoilt(self, mistake: Mistake) -> Rows:
+        """The rows of a copy of the model with a mistake."""
+        wrong = copy.deepcopy(self.loaded.model)
+        mistake(wrong)
+        return self.compute(wrong)
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether the rows are compared by direction and length, not number by number as logits are."""
+        return self.kind.key != "logits"
+
+
+def audit(golden: Golden) -> str:
+    """One line about the case for people. Raises AssertionError if the case proves too little or cannot be passed."""
+    if (size := sum(len(content) for content in golden.case.content().values())) > MAX_BYTES:
+        raise AssertionError(f"{size} bytes")
+    spread = _check_spread(golden)
+    _check_ids(golden)
+    exact = golden.compute(copy.deepcopy(golden.loaded.model).double())
+    if (rounding := float(np.abs(exact - golden.rows).max())) > EXACT:
+        raise AssertionError(f"f32 and f64 differ by {rounding:.1e}")
+    in_bf16 = _check_bf16(golden)
+    if golden.case.kind == "yes_no":
+        _check_prompts(golden)
+    if golden.case.group == "base" and golden.case.kind == "classification":
+        _check_base_classifier(golden)
+    caught = [_check_caught(golden, *mistake) for mistake in _mistakes(golden)]
+    least = min(caught)
+    return f"{size:6} bytes, {spread}, bf16 {in_bf16}, {len(caught)} mistakes caught, the smallest changes {least:.1e}"
+
+
+def _check_spread(golden: Golden) -> str:
+    """How different the rows of different inputs are. Raises AssertionError if that is too little to see mistakes."""
+    rows = golden.rows
+    if not golden.has_vectors:
+        deviation = float(rows.std(axis=0).min())
+        if deviation < MIN_DEVIATION[golden.case.kind]:
+            raise AssertionError(f"different inputs get similar logits, deviation {deviation:.2f}")
+        return f"deviation {deviation:.2f}"
+    share = float((rows > 0).mean())
+    if golden.case.kind == "sparse" and not SHARE_OF_WORDS[0] < share < SHARE_OF_WORDS[1]:
+        raise AssertionError(f"{share:.2f} of the weights are above zero")
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    likeness = float((unit @ unit.T)[np.triu_indices(len(unit), 1)].mean())
+    if likeness > MAX_LIKENESS:
+        raise AssertionError(f"different inputs get similar rows, mean cosine {likeness:.3f}")
+    return f"likeness {likeness:.2f}"
+
+
+def _check_ids(golden: Golden) -> None:
+    """Raises unless tokenizer.json alone makes the expected ids, and texts and pairs are cut in every way."""
+    case, expected = golden.case, golden.expected
+    tokenizer = tokenizer_of(case, golden.folder, golden.loaded.max_seq_length)
+    ids = np.split(expected["input_ids"], expected["cu_seqlens"][1:-1])
+    type_ids = [features.get("token_type_ids") for features in golden.given.features]
+    seen = set()
+    for item, wanted, types in zip(golden.given.items, ids, type_ids, strict=True):
+        encoding = encode(tokenizer, item, golden.loaded.prompt)
+        if encoding.ids != wanted.tolist():
+            raise AssertionError(f"transformers and tokenizer.json differ on {item!r}")
+        if types is not None and not is_decoder(case) and encoding.type_ids != types[0].tolist():
+            raise AssertionError(f"transformers and tokenizer.json give different type ids to {item!r}")
+        seen.add(_cut(golden, item, encoding.sequence_ids))
+    if case.group == "base" and case.kind == "classification" and (missing := CUTS - seen):
+        raise AssertionError(f"no input of the kinds {sorted(missing)}")
+    if (max(map(len, ids)) < golden.loaded.max_seq_length) != (case.kind == "yes_no"):
+        raise AssertionError("no input is cut, or a prompt is")
+
+
+def _cut(golden: Golden, item: Item, kept: list[int | None]) -> str:
+    """How an input was cut, as CUTS names it."""
+    tokenizer = tokenizer_of(golden.case, golden.folder, 1)
+    tokenizer.no_truncation()
+    whole = encode(tokenizer, item, golden.loaded.prompt).sequence_ids
+    cuts = [kept.count(part) < whole.count(part) for part in range(len(item))]
+    if len(item) == 1:
+        return "text cut" if cuts[0] else "text whole"
+    names = {(True, True): "both cut", (True, False): "first cut", (False, True): "second cut"}
+    return names.get((cuts[0], cuts[1]), "pair whole")
+
+
+def _check_bf16(golden: Golden) -> str:
+    """How far torch's own bf16 is off. Raises AssertionError if the tests would not let it pass."""
+    case, expected = golden.case, golden.rows
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = golden.compute(golden.loaded.model)
+    if not golden.has_vectors:
+        is_wide = case.group == "decoders"
+        return f"max-abs {compare_logits(actual, expected, (2 if is_wide else 1) * LOGITS_BF16):.1e}"
+    if case.group != "base":  # whose engines are compared by direction, however long torch's rows are
+        actual, expected = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (actual, expected))
+    elif isinstance(list(golden.loaded.model)[-1], Normalize):  # no engine could keep to the norm if it divided in bf16
+        actual = actual / np.linalg.norm(actual, axis=1, keepdims=True)
+    return f"cosine {compare(actual, expected, BF16 if case.group == 'base' else BF16_WIDE).cosine:.5f}"
+
+
+def _mistakes(golden: Golden) -> Iterator[tuple[str, Rows, bool]]:
+    """Name, rows, and whether also bf16 has to show it, of each mistake."""
+    case, model = golden.case, golden.loaded.model
+    for name, mistake in _coarse(golden).items():
+        yield name, golden.spoilt(mistake), True
+    for name, mistake in _fine(golden).items():
+        yield name, golden.spoilt(mistake), False
+    for name, changes in case.mistakes.items():
+        yield name, golden.compute(load(case, golden.folder, changes).model), True
+    if case.kind == "classification" and is_decoder(case) and not case.template:
+        yield "query and document change places", golden.kind.compute(model, _swapped(golden)), True
+    if case.kind in ("classification", "yes_no") and is_decoder(case):
+        count = 1 if case.kind == "yes_no" else 2
+        yield f"{count} tokens missing at the end", golden.kind.compute(model, _shorter(golden.given, count)), True
+    if case.kind == "yes_no":
+        yield "query and document change places", _by_parts(golden, swap=True), True
+
+
+def _coarse(golden: Golden) -> dict[str, Mistake]:
+    case, model = golden.case, golden.loaded.model
+    found: dict[str, Mistake] = {f"{pattern} left out": silence(pattern) for pattern in case.silenced}
+    if is_decoder(case):
+        found |= decoder_mistakes(model)
+    elif case.group == "encoders":
+        found |= gate_mistakes(model)
+    else:
+        found |= bert_mistakes(case, model, golden.loaded.max_seq_length)
+    if case.kind == "embedding" and case.group != "encoders":
+        found |= pooling_mistakes(model)
+    if case.kind == "classification" and case.group == "base":
+        found |= head_mistakes(golden.folder, model)
+    return found
+
+
+def _fine(golden: Golden) -> dict[str, Mistake]:
+    if golden.case.group != "base":
+        return {}
+    of_head = fine_head_mistakes() if golden.case.kind == "classification" else {}
+    return fine_mistakes(golden.loaded.model) | of_head
+
+
+def _check_caught(golden: Golden, name: str, rows: Rows, in_bf16: bool) -> float:
+    """How much the mistake changes. Raises AssertionError if an engine that makes it would pass."""
+    expected = golden.rows
+    change = float(np.abs(rows - expected).max())
+    if golden.case.group == "base":
+        for check in _checks(golden, in_bf16):
+            if _passes(check, rows, expected):
+                raise AssertionError(f"{name} would pass, it changes {change:.1e}")
+    elif golden.case.group == "encoders":
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+        if float(((rows * expected).sum(axis=1) / lengths).min()) > SAME_COSINE and change < SAME_ABS:
+            raise AssertionError(f"{name} would pass, it changes {change:.1e}")
+    elif change < VISIBLE * max(1.0, float(np.sqrt((expected.astype(np.float64) ** 2).mean()))):
+        raise AssertionError(f"{name} would pass, it changes {change:.1e}")
+    return change
+
+
+def _checks(golden: Golden, in_bf16: bool) -> list[Check]:
+    """The tests' own checks, which a mistake has to fail."""
+    if golden.has_vectors:
+        tolerances = (F32, BF16) if in_bf16 else (F32,)
+        return [partial(compare, tolerance=tolerance) for tolerance in tolerances]
+    limits = (LOGITS_F32, LOGITS_BF16) if in_bf16 else (LOGITS_F32,)
+    return [partial(compare_logits, max_abs=limit) for limit in limits]
+
+
+def _passes(check: Check, actual: Rows, expected: Rows) -> bool:
+    try:
+        check(actual, expected)
+    except AssertionError:
+        return False
+    return True
+
+
+def _check_base_classifier(golden: Golden) -> None:
+    """Raises unless the head that mistakes are made in is the right one, and the order of many pairs matters."""
+    compare_logits(golden.spoilt(rebuilt(lambda head: head)), golden.rows, LOGITS_F32)
+    pairs = [row for row, item in enumerate(golden.given.items) if len(set(item)) == 2]
+    swapped = golden.kind.compute(golden.loaded.model, _swapped(golden))[pairs]
+    differ = np.abs(swapped - golden.rows[pairs]).max(axis=1) > LOGITS_BF16
+    if differ.mean() < MIN_SWAPPED:
+        raise AssertionError(f"document and query can change places in {(~differ).sum()} of {len(pairs)} pairs")
+
+
+def _swapped(golden: Golden) -> Inputs:
+    items = [item[::-1] for item in golden.given.items]
+    return replace(golden.given, features=[tokenize(golden.case, golden.loaded, item) for item in items])
+
+
+def _shorter(given: Inputs, count: int) -> Inputs:
+    """The inputs without their last tokens."""
+    features = [
+        {name: value[:, : max(1, value.shape[1] - count)] for name, value in each.items()} for each in given.features
+    ]
+    return replace(given, features=features)
+
+
+def _check_prompts(golden: Golden) -> None:
+    """Raises unless prompts can be encoded by parts, and CrossEncoder scores the same, where it wrote the folder."""
+    if float(np.abs(_by_parts(golden) - golden.rows).max()) > EXACT_PARTS:
+        raise AssertionError("tokens of the template depend on the texts")
+    if not (golden.folder / "modules.json").is_file():
+        return
+    encoder = CrossEncoder(str(golden.folder), device="cpu", local_files_only=True, model_kwargs=EAGER)
+    pairs = _pairs(golden)
+    scores = encoder.predict(pairs, activation_fn=torch.nn.Identity(), batch_size=1, show_progress_bar=False)
+    if float(np.abs(scores[:, None] - golden.rows).max()) > EXACT_PARTS:
+        raise AssertionError(f"CrossEncoder scores {scores}, not {golden.rows[:, 0]}")
+
+
+def _pairs(golden: Golden, swap: bool = False) -> list[Item]:
+    texts = mixed_texts()
+    return [(texts[pair], texts[text]) if swap else (texts[text], texts[pair]) for text, pair in golden.given.rows]
+
+
+def _by_parts(golden: Golden, swap: bool = False) -> Rows:
+    """The rows as Qwen3-Reranker's model card computes them: it encodes what surrounds the texts separately."""
+    before, rest = golden.case.template.split("<Instruct>")
+    middle, after = rest.split("{document}")
+    features = []
+    for pair in _pairs(golden, swap):
+        parts = (before, fill(f"<Instruct>{middle}{{document}}", *pair), after)
+        ids = [token for part in parts for token in golden.loaded.tokenizer(part)["input_ids"]]
+        features.append({"input_ids": torch.tensor([ids])})
+    return golden.kind.compute(golden.loaded.model, replace(golden.given, features=features))

@@ -1,0 +1,99 @@
+"""Checkpoints of families whose published form transformers 5 cannot read, in the form that it can."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from tests.golden.checkpoints import Json
+
+Config = dict[str, Json]
+
+SAME_IN_GTE = (
+    "hidden_act",
+    "hidden_size",
+    "id2label",
+    "intermediate_size",
+    "label2id",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "pad_token_id",
+    "problem_type",
+    "type_vocab_size",
+    "vocab_size",
+)
+
+
+@contextmanager
+def readable(folder: Path, changes: Config | None = None) -> Iterator[Path]:
+    """`folder` itself, or a copy that transformers can read, with `changes` to its config.json."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    translate = {"nomic_bert": nomic_config, "new": gte_config}.get(config["model_type"])
+    if translate is None and not changes:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary) / folder.name
+        shutil.copytree(folder, copy)
+        translated = translate(config) if translate else config
+        (copy / "config.json").write_text(json.dumps(translated | (changes or {})), encoding="utf-8")
+        if translate:
+            has_head = "Classification" in translated["architectures"][0]
+            _rename(copy / "model.safetensors", f"{translated['model_type']}." if has_head else "")
+        yield copy
+
+
+def _rename(path: Path, to: str) -> None:
+    """Replace the published prefix by what transformers' class calls its encoder; it renames all else as it loads."""
+    tensors = load_file(path)
+    prefix = re.compile(r"^(new|bert)\.")
+    save_file({prefix.sub(to, name): value for name, value in tensors.items()}, path, {"format": "pt"})
+
+
+def nomic_config(published: Config) -> Config:
+    """The config of transformers' NomicBert that computes what the published one says."""
+    labels = {key: published[key] for key in ("id2label", "label2id", "problem_type") if key in published}
+    return labels | {
+        "architectures": published["architectures"],
+        "model_type": "nomic_bert",
+        "hidden_act": {"swiglu": "silu"}[published["activation_function"]],
+        "hidden_size": published["n_embd"],
+        "intermediate_size": published["n_inner"],
+        "layer_norm_eps": published["layer_norm_epsilon"],
+        "max_position_embeddings": published["n_positions"],
+        "num_attention_heads": published["n_head"],
+        "num_hidden_layers": published["n_layer"],
+        "pad_token_id": published["pad_token_id"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": float(published["rotary_emb_base"])},
+        "type_vocab_size": published["type_vocab_size"],
+        "vocab_size": published["vocab_size"],
+    }
+
+
+def gte_config(published: Config) -> Config:
+    """The config of transformers' Gte, which is NewModel under another name."""
+    name = published["architectures"][0].replace("New", "Gte")
+    config = {key: published[key] for key in SAME_IN_GTE if key in published}
+    return config | {"architectures": [name], "model_type": "gte", "rope_parameters": ntk_rope(published)}
+
+
+def ntk_rope(published: Config) -> dict[str, Any]:
+    """NewModel's fixed NTK scaling (https://kexue.fm/archives/9706) in transformers' terms.
+
+    The base grows by the factor, and every frequency shrinks by factor^(2 / head size), at every length.
+    """
+    theta, scaling = float(published["rope_theta"]), published["rope_scaling"]
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    factor, head = scaling["factor"], published["hidden_size"] // published["num_attention_heads"]
+    return {"rope_type": "linear", "rope_theta": theta * factor, "factor": factor ** (2 / head)}
