@@ -236,13 +236,20 @@ class Classify:
 class Rank(Classify):
     """Relevance of every pair; of the two labels "no" and "yes", the difference of their logits."""
 
+    top_n: int | None = None  # how many pairs to keep; None: all
+
     def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
         """f32[N, 1]: the best chunk of each pair."""
         return Classify.join(self, _margin(rows), owners, weights)
 
-    def finish(self, rows: Rows) -> Rows:
-        """f32[N, 1]."""
-        return scores(_margin(rows), self.scoring)
+    def finish(self, rows: Rows) -> list[tuple[int, float]]:  # type: ignore[override]
+        """Index and score of the `top_n` best pairs, the best first.
+
+        The order is that of the logits: above 17, the sigmoid of every logit is 1 in f32.
+        """
+        logits = _margin(rows)
+        values = scores(logits, self.scoring)[:, 0]
+        return [(index, float(values[index])) for index in best_first(logits[:, 0], self.top_n)]
 
 
 def _margin(rows: Rows) -> Rows:

@@ -308,7 +308,7 @@ def test_errors_are_the_clients_own(ranker: Server, classifier: Server, tagger: 
         with pytest.raises(cohere.BadRequestError, match="`documents` cannot be empty"):
             client.rerank(model="m", query=QUERY, documents=[])
         with pytest.raises(cohere.UnprocessableEntityError, match="top_n"):
-            client.rerank(model="m", query=QUERY, documents=DOCUMENTS, top_n=0)
+            client.rerank(model="m", query=QUERY, documents=DOCUMENTS, top_n=-1)
     with pytest.raises(ApiError) as raised:
         cohere.ClientV2(KEY, base_url=tagger.url).rerank(model="m", query=QUERY, documents=DOCUMENTS)
     assert raised.value.status_code == 424

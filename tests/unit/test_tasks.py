@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bei_core.errors import ValidationError
-from bei_core.tasks import Embed, Rows, best_first, l2_normalize, scores
+from bei_core.tasks import Embed, EncodeOptions, Rank, Rows, best_first, l2_normalize, scores
 
 
 def rows(*values: tuple[float, ...]) -> Rows:
@@ -53,3 +53,9 @@ def test_without_normalize_the_row_is_the_models() -> None:
 def test_dimensions_outside_the_model_are_refused(dimensions: int) -> None:
     with pytest.raises(ValidationError, match="between 1 and 3"):
         Embed(["a"], dimensions=dimensions).finish(rows((1.0, 2.0, 3.0)))
+
+
+def test_pairs_are_ranked_by_logits_where_every_sigmoid_is_1() -> None:
+    logits = np.array([[24.6], [28.0], [57.0], [23.9], [44.0], [25.0]], np.float32)
+    task = Rank(["pair"] * 6, EncodeOptions(), "sigmoid", top_n=3)
+    assert task.finish(logits) == [(2, 1.0), (4, 1.0), (1, 1.0)]

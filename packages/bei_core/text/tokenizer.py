@@ -93,7 +93,7 @@ class TextTokenizer:
         if len(plain) < len(texts):
             alone = (self.encode_now if isinstance(text, str | Pair) else self._encode_special for text in texts)
             return [encode([text], options)[0] for encode, text in zip(alone, texts, strict=True)]
-        if not all(all(text) if isinstance(text, Pair) else text for text in plain):
+        if not all(any(text) if isinstance(text, Pair) else text for text in plain):
             raise _empty_text()
         prompt, longest = options.prompt or "", self._max_chars
         prepared = [
@@ -233,11 +233,9 @@ class TextTokenizer:
     def _with_document(self, text: str | Pair | Templated, options: EncodeOptions) -> str | Pair | Templated:
         """A text of a size that can be tokenized; one with a prompt before it says where the document is.
 
-        Raises EmptyInputError if there is no document, ValidationError if what is around it is too long.
+        Raises EmptyInputError for an empty text or a pair of two, ValidationError if what is around it is too long.
         """
-        if not (
-            text.start < text.stop if isinstance(text, Templated) else all(text) if isinstance(text, Pair) else text
-        ):
+        if not (any(text) if isinstance(text, Pair) else text):
             raise _empty_text()
         if isinstance(text, str) and options.prompt:
             text = Templated(options.prompt + text, len(options.prompt), len(options.prompt) + len(text))

@@ -135,6 +135,13 @@ async def test_rerank_has_raw_scores_and_top_n() -> None:
     np.testing.assert_allclose([item["score"] for item in found], sorted(wanted)[::-1][:2], rtol=1e-6)
 
 
+async def test_top_n_of_zero_is_all_and_an_empty_document_is_ranked() -> None:
+    async with serving(RERANKER) as client:
+        reply = await client.post("/rerank", json={"query": "q", "texts": [*TEXTS, ""], "top_n": 0})
+    assert reply.status_code == 200
+    assert {item["index"] for item in reply.json()} == set(range(len(TEXTS) + 1))
+
+
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
 async def test_documents_get_coheres_shape(path: str) -> None:
     documents = [{"text": TEXTS[0]}, TEXTS[1]]
@@ -210,7 +217,7 @@ async def test_what_the_model_does_not_do_is_a_424(classifier: Classifier | None
         ("/rerank", {"query": "q"}, 422, "texts"),
         ("/rerank", {"query": "q", "texts": ["a"], "documents": ["a"]}, 422, "documents"),
         ("/rerank", {"query": "q", "texts": []}, 400, "empty"),
-        ("/rerank", {"query": "q", "texts": ["a"], "top_n": 0}, 422, "top_n"),
+        ("/rerank", {"query": "q", "texts": ["a"], "top_n": -1}, 422, "top_n"),
         ("/rerank", {"query": "", "texts": ["a"]}, 400, "empty"),
         ("/rerank", {"texts": ["a"]}, 422, "query"),
         ("/predict", {"inputs": []}, 400, "empty"),

@@ -193,10 +193,16 @@ def test_an_id_outside_the_vocabulary_is_refused(bert: TextTokenizer, bad: int) 
 # --- Refusals
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["a", ""], [[]], ["a", []], [Pair("a", "")]], ids=str)
+@pytest.mark.parametrize("texts", [[], [""], ["a", ""], [[]], ["a", []], [Pair("", "")]], ids=str)
 def test_what_is_empty_is_refused(bert: TextTokenizer, texts: list[Text]) -> None:
     with pytest.raises(EmptyInputError):
         bert.encode_now(texts, PLAIN)
+
+
+@pytest.mark.parametrize("pair", [Pair("a", ""), Pair("", "a")], ids=str)
+def test_a_pair_is_empty_only_if_both_texts_are(bert: TextTokenizer, pair: Pair) -> None:
+    (tokens,) = bert.encode_now([pair], EncodeOptions())
+    assert len(tokens) == 4  # [CLS] a [SEP] [SEP], or [CLS] [SEP] a [SEP]
 
 
 def test_an_empty_text_is_refused_also_behind_a_prompt(bert: TextTokenizer) -> None:

@@ -11,7 +11,7 @@ from bei_core.http.schemas.common import Common, RequestContext, usage
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
-from bei_core.tasks import Rank, Rows, Scoring, best_first
+from bei_core.tasks import Rank, Scoring
 
 
 class Document(msgspec.Struct):
@@ -29,7 +29,7 @@ class RerankRequest(Common, kw_only=True):
     texts: list[str] | None = None
     documents: list[str | Document] | None = None
     model: str | None = None
-    top_n: int | None = None
+    top_n: int | None = None  # 0, as some clients send it: all
     raw_scores: bool = False
     return_text: bool = False
     return_documents: bool = False
@@ -46,8 +46,8 @@ class RerankRequest(Common, kw_only=True):
 
     def to_task(self, model: ServedModel) -> Rank:
         """The task."""
-        if self.top_n is not None and self.top_n < 1:
-            raise ValidationError(f"`top_n` must be at least 1, got {self.top_n}", param="top_n")
+        if self.top_n is not None and self.top_n < 0:
+            raise ValidationError(f"`top_n` must not be negative, got {self.top_n}", param="top_n")
         texts = self.passages
         if not texts:
             raise EmptyInputError("`inputs` cannot be empty", param="inputs")
@@ -56,12 +56,11 @@ class RerankRequest(Common, kw_only=True):
         # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
         scoring: Scoring = model.scoring if len(model.labels) == 1 else "sigmoid"
         pairs = [model.pair(self.query, text, self.instruction) for text in texts]
-        return Rank(pairs, self.encode_options(model), "none" if self.raw_scores else scoring)
+        return Rank(pairs, self.encode_options(model), "none" if self.raw_scores else scoring, self.top_n or None)
 
-    def to_reply(self, result: Result[Rows], context: RequestContext) -> list[Any] | dict[str, Any]:
+    def to_reply(self, result: Result[list[tuple[int, float]]], context: RequestContext) -> list[Any] | dict[str, Any]:
         """TEI's list for `texts`, Cohere's and Jina's object for `documents`; the best first."""
-        scores, texts = result.rows[:, 0], self.passages
-        best = [(index, float(scores[index])) for index in best_first(scores, self.top_n)]
+        best, texts = result.rows, self.passages
         if self.documents is None:
             with_text = ({"text": texts[index]} if self.return_text else {} for index, _ in best)
             return [
