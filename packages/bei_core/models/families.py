@@ -49,6 +49,8 @@ class BertNames:
     up: str = "intermediate.dense"
     down: str = "output.dense"
     out_norm: str = "output.LayerNorm"
+    embeddings_norm: str = "embeddings.LayerNorm"
+    qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
     first_position: int | None = 0  # row of the position table for a sequence's first token; None: see models/spec
     has_types: bool = True
     relative_attention: str | None = None  # tensor of bucketed relative position biases
@@ -67,6 +69,19 @@ BERTS: Mapping[str, BertNames] = {
     "bert": BertNames(prefixes=("", "bert.")),
     "electra": BertNames(prefixes=("", "electra.")),
     "roberta": BertNames(prefixes=("", "roberta."), first_position=None),
+    # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
+    "roberta_flash": BertNames(
+        prefixes=("", "roberta."),
+        layer="encoder.layers.{}.",
+        qkv="mixer.Wqkv",
+        attention_out="mixer.out_proj",
+        attention_norm="norm1",
+        up="mlp.fc1",
+        down="mlp.fc2",
+        out_norm="norm2",
+        embeddings_norm="emb_ln",
+        first_position=None,
+    ),
     "distilbert": BertNames(
         prefixes=("", "distilbert."),
         layer="transformer.layer.{}.",
@@ -151,6 +166,7 @@ class DecoderSwitches:
     qkv_bias: bool = False  # queries, keys and values have a bias, also if config.json lacks `attention_bias`
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
+    bidirectional: bool = False  # attention is never causal, whatever config.json says
     defaults: Config = field(default_factory=dict)  # transformers' defaults for keys that config.json may lack
 
 
@@ -186,13 +202,15 @@ _GEMMA = {
     "hidden_activation": "gelu_pytorch_tanh",
 }
 
+_QWEN3 = DecoderSwitches(is_sliding=_upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128})
+
 DECODERS: Mapping[str, DecoderSwitches] = {
     "llama": DecoderSwitches(),
     "mistral": DecoderSwitches(is_sliding=_every_layer, defaults={"sliding_window": 4096}),
     "qwen2": DecoderSwitches(is_sliding=_upper_layers, qkv_bias=True, defaults={"sliding_window": 4096}),
-    "qwen3": DecoderSwitches(
-        is_sliding=_upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128}
-    ),
+    "qwen3": _QWEN3,
+    "llama_bidirectional": DecoderSwitches(bidirectional=True),
+    "qwen3_bidirectional": replace(_QWEN3, bidirectional=True),
     "gemma2": DecoderSwitches(is_sliding=_even_layers, gemma=True, defaults={**_GEMMA, "attn_logit_softcapping": 50.0}),
     "gemma3_text": DecoderSwitches(
         is_sliding=_all_but_every_sixth_layer,
@@ -203,6 +221,9 @@ DECODERS: Mapping[str, DecoderSwitches] = {
 }
 
 DECODER_PREFIXES, DECODER_ANCHOR = ("", "model."), "embed_tokens.weight"
+
+# The projection of every token vector that voyage-4-nano's class (`Qwen3BidirectionalModel`) has after its decoder.
+DECODER_PROJECTION = "linear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +270,9 @@ class DecoderSizes:
             layer_types=tuple(
                 SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
             ),
-            bidirectional=bool(config.get("use_bidirectional_attention")) or config.get("is_causal") is False,
+            bidirectional=switches.bidirectional
+            or bool(config.get("use_bidirectional_attention"))
+            or config.get("is_causal") is False,
         )
 
     def window(self, switches: DecoderSwitches, layer_type: str) -> int | None:
@@ -279,7 +302,9 @@ class Head:
     activation_of: str | None = None  # key in config.json that names the activation, if there is one
     norm: str | None = None
     bias: str | None = None  # tensor of the bias of `out`, if it is not "{out}.bias"
-    pooling: Literal["cls", "classifier_pooling", "last non-padding token"] = "cls"  # input of a sequence classifier
+    # The input of a sequence classifier: a token, or the pooling that config.json names under this key.
+    pooling: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
+    temperature: str | None = None  # key in config.json of a number that the logits are divided by
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +334,7 @@ HEADS: Mapping[str, FamilyHeads] = {
     "Bert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
     "Roberta": _ROBERTA,
     "XLMRoberta": _ROBERTA,
+    "XLMRobertaFlash": _ROBERTA,
     "Camembert": _ROBERTA,
     "MPNet": _ROBERTA,
     "Electra": FamilyHeads(
@@ -323,11 +349,14 @@ HEADS: Mapping[str, FamilyHeads] = {
     ),
     "ModernBert": FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
     "NomicBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+    "JinaBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
     "New": FamilyHeads(Head("classifier", "new.pooler.dense")),
     "Gte": FamilyHeads(Head("classifier", "gte.pooler.dense")),
     "DebertaV2": FamilyHeads(
         Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY
     ),
+    "LlamaBidirectional": FamilyHeads(Head("score", pooling="pooling", temperature="temperature"), token=None),
+    **dict.fromkeys(("T5", "T5Encoder", "MT5", "MT5Encoder"), FamilyHeads(token=None)),
 }
 _DECODER = FamilyHeads(sequence=Head("score", pooling="last non-padding token"), token=Head("score"))
 

@@ -37,7 +37,8 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)
     tokens = family.make(spec.config, weights, spec.max_seq_len).graph(Inputs(*rows))
-    tokens = op.reshape(tokens, ops.ints(-1, spec.hidden_size), False, name=TOKEN_VECTORS)
+    width = tokens.get_output_partial_shape(0)[2].get_length()
+    tokens = op.reshape(tokens, ops.ints(-1, width), False, name=TOKEN_VECTORS)
     ids = op.reshape(rows[0], ops.ints(-1), False)
     results = []
     for name, x in _Heads(spec, checkpoint, weights, family.anchor, ids, Spans(*spans)).outputs(tokens).items():

@@ -176,6 +176,19 @@ def relative_bias(table: Array, max_len: int, length: Node, *, max_distance: int
     return op.unsqueeze(gather_by_distance(biases, max_len, length), axis(0))
 
 
+def alibi_bias(num_heads: int, max_len: int, length: Node) -> Node:
+    """f32[1, N, L, L]: minus the distance of two tokens times a slope for each head (ALiBi, Press et al. 2022).
+
+    Both directions have the same slopes, as in JinaBERT. Slopes of N heads are 2^(-8 i / N), if N is a power of two;
+    otherwise those of the next lower power of two, then every second one of the next higher.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    slopes = [2 ** (-8 * i / power) for i in range(1, power + 1)]
+    slopes += [2 ** (-4 * i / power) for i in range(1, 2 * (num_heads - power), 2)]
+    biases = -np.outer(slopes, np.abs(np.arange(1 - max_len, max_len))).astype(np.float32)
+    return op.unsqueeze(gather_by_distance(biases, max_len, length), axis(0))
+
+
 def _relative_buckets(relative: Array, num_buckets: int, max_distance: int) -> Array:
     """Bucket of each key - query, as `MPNetEncoder.relative_position_bucket`: exact if small, else logarithmic."""
     half = num_buckets // 2

@@ -1,4 +1,4 @@
-"""Encoders with rotary positions and gated MLPs: ModernBERT, NomicBERT (v1.5), GTE (`NewModel`).
+"""Encoders with rotary positions and gated MLPs: ModernBERT, NomicBERT (v1.5 and v2), GTE (`NewModel`).
 
 Source: transformers 5.23, `models/{modernbert,nomic_bert,gte}/modeling_*.py`. Tensor names are those of the published
 checkpoints.
@@ -11,6 +11,7 @@ from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, gated_activation, multi_head_attention, split_evenly
+from bei_core.engines.openvino.models.experts import mix_experts, route
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import make_rope
 from bei_core.errors import UnsupportedModelError
@@ -72,7 +73,10 @@ class ModernBert:
 
 
 class NomicBert:
-    """Nomic Embed v1.5 (Nussbaum et al. 2024): BERT with rotary positions and SwiGLU; post-norm layers."""
+    """Nomic Embed v1.5 (Nussbaum et al. 2024): BERT with rotary positions and SwiGLU; post-norm layers.
+
+    Nomic Embed v2 (Nussbaum and Duderstadt 2025) has plain MLPs instead, and experts in every second layer.
+    """
 
     PREFIXES, ANCHOR = ("", "bert.", "nomic_bert."), "embeddings.word_embeddings.weight"
 
@@ -84,7 +88,10 @@ class NomicBert:
         self._inner = int(read_setting(config, "n_inner", "intermediate_size"))
         self._eps = float(config.get("layer_norm_epsilon") or config.get("layer_norm_eps") or 1e-12)
         _expect(config, prenorm=False, parallel_block=False, rotary_emb_fraction=1.0, rotary_emb_interleaved=False)
-        _expect(config, activation_function="swiglu", rotary_scaling_factor=None, num_experts=0)
+        _expect(config, rotary_scaling_factor=None, num_shared_experts=0, moe_normalize_expert_weights=False)
+        _expect(config, expert_choice_router=False)
+        named = str(config.get("activation_function") or config.get("hidden_act") or "swiglu")
+        self._activation = {"swiglu": "silu"}.get(named, named)
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
@@ -102,13 +109,21 @@ class NomicBert:
             attended = multi_head_attention(self._heads.split(parts), self._heads, mask, rope=rope)
             attended = self._layers.linear(attended, prefix + "attn.out_proj", self._hidden, self._hidden)
             hidden = self._layers.layer_norm(op.add(hidden, attended), prefix + "norm1", self._eps)
-            up, gate = (
-                self._layers.linear(hidden, f"{prefix}mlp.{n}", self._hidden, self._inner) for n in ("fc11", "fc12")
-            )
-            gated = gated_activation(gate, up, "silu")
-            inner = self._layers.linear(gated, prefix + "mlp.fc2", self._inner, self._hidden)
+            inner = self._mlp(hidden, prefix + "mlp.")
             hidden = self._layers.layer_norm(op.add(hidden, inner), prefix + "norm2", self._eps)
         return hidden
+
+    def _mlp(self, x: Node, prefix: str) -> Node:
+        """A gated MLP (v1, v1.5), a plain one, or experts (v2), by the tensors that the checkpoint has."""
+        if prefix + "router.layer.weight" in self._layers.weights:
+            shares = route(x, self._layers, prefix + "router.layer", int(read_setting(self._config, "moe_top_k")))
+            return mix_experts(x, self._layers, prefix + "experts", shares, self._activation)
+        if prefix + "fc11.weight" in self._layers.weights:
+            up, gate = (self._layers.linear(x, prefix + n, self._hidden, self._inner) for n in ("fc11", "fc12"))
+            inner = gated_activation(gate, up, self._activation)
+        else:
+            inner = ops.activation(self._activation)(self._layers.linear(x, prefix + "fc1", self._hidden, self._inner))
+        return self._layers.linear(inner, prefix + "fc2", self._inner, self._hidden)
 
 
 class Gte:

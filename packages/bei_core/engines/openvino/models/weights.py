@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,12 @@ class Weights:
             expected = tuple("any" if size is None else size for size in shape)
             raise CheckpointError(f"tensor {found} has shape {tensor.shape}; config.json implies {expected}")
         return tensor
+
+    def without_prefix(self) -> Weights:
+        """The same tensors, by their whole names."""
+        whole = copy(self)
+        whole._prefix = ""
+        return whole
 
     def _find(self, name: str) -> str | None:
         spellings = [name] + [name.replace(new, old) for new, old in _OLD_NAMES if name.endswith(new)]
