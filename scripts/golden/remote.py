@@ -1,14 +1,14 @@
 """Models whose published classes are not in transformers, computed from their formulas, one text at a time.
 
-They are written for these goldens from the papers and from what text-embeddings-inference and vLLM compute, so that they
-share no code with the engines. Modules have the names of the published tensors. Importing this module registers the
-classes, so that transformers and sentence-transformers load them by `model_type`.
+They are written for these goldens from the papers and from what text-embeddings-inference and vLLM compute, and share
+no code with the engines. Modules have the names of the published tensors. Importing this module registers the classes,
+so that transformers and sentence-transformers load them by `model_type`.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from transformers import (
     Qwen3Model,
 )
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
+
+Features: TypeAlias = Any  # inputs of a model that it does not use, or passes on
 
 
 def named(**modules: nn.Module | nn.Parameter) -> nn.Module:
@@ -82,7 +84,7 @@ class JinaBertModel(JinaBertPreTrained):
             mlp = named(gated_layers=up, wo=down, layernorm=nn.LayerNorm(hidden, eps=eps))
         return named(attention=named(self=named(**attention), output=out), mlp=mlp, **norms)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, **ignored: Any) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, **ignored: Features) -> BaseModelOutput:
         """Token vectors f32[1, n, H] of ids i64[1, n]."""
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         embeddings = self.embeddings
@@ -103,7 +105,7 @@ class JinaBertModel(JinaBertPreTrained):
         return layer.mlp.layernorm(attended + layer.mlp.wo(linear * act(gate)))
 
     def _attend(self, layer: nn.Module, x: Tensor) -> Tensor:
-        own, heads = getattr(layer.attention, "self"), self.config.num_attention_heads
+        own, heads = layer.attention.self, self.config.num_attention_heads
         query, key, value = own.query(x), own.key(x), own.value(x)
         if self.config.is_code:
             query, key = own.layer_norm_q(query), own.layer_norm_k(key)
@@ -134,7 +136,7 @@ class JinaBertForSequenceClassification(JinaBertPreTrained):
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
-    def forward(self, **inputs: Any) -> SequenceClassifierOutput:
+    def forward(self, **inputs: Features) -> SequenceClassifierOutput:
         """Logits f32[1, labels]."""
         first = self.bert(**inputs).last_hidden_state[:, 0]
         return SequenceClassifierOutput(logits=self.classifier(self.bert.pooler.dense(first).tanh()))
@@ -144,7 +146,7 @@ class NomicMoeConfig(PretrainedConfig):  # type: ignore[misc]
     """config.json of nomic-embed-text-v2-moe, with another model_type: there it is "nomic_bert"."""
 
     model_type = "nomic_moe"
-    attribute_map = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
+    attribute_map: ClassVar = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}
 
 
 class NomicMoeModel(PreTrainedModel):  # type: ignore[misc]
@@ -181,7 +183,7 @@ class NomicMoeModel(PreTrainedModel):  # type: ignore[misc]
         norms = {name: nn.LayerNorm(hidden, eps=eps) for name in ("norm1", "norm2")}
         return named(attn=attention, mlp=mlp, **norms)
 
-    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, **ignored: Any) -> BaseModelOutput:
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor | None = None, **ignored: Features) -> BaseModelOutput:
         """Token vectors f32[1, n, H] of ids i64[1, n]."""
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         x = self.embeddings.word_embeddings(input_ids) + self.embeddings.token_type_embeddings(types)
@@ -256,7 +258,7 @@ class LlamaBidirectionalForSequenceClassification(PreTrainedModel):  # type: ign
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
-    def forward(self, **inputs: Any) -> SequenceClassifierOutput:
+    def forward(self, **inputs: Features) -> SequenceClassifierOutput:
         """Logits f32[1, labels]."""
         rows = self.model(**inputs).last_hidden_state
         pooled = {"avg": rows.mean(dim=1), "cls": rows[:, 0], "last": rows[:, -1]}[self.config.pooling]
@@ -282,7 +284,7 @@ class Qwen3BidirectionalModel(PreTrainedModel):  # type: ignore[misc]
         self.linear = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
 
-    def forward(self, **inputs: Any) -> BaseModelOutput:
+    def forward(self, **inputs: Features) -> BaseModelOutput:
         """Token vectors f32[1, n, num_labels]."""
         return BaseModelOutput(last_hidden_state=self.linear(self.model(**inputs).last_hidden_state))
 

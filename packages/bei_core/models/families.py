@@ -26,6 +26,8 @@ ACTIVATION_ALIASES: Mapping[str, str] = {
 
 _CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers in config.json are mistakes, and would cost memory
+
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
 
 
@@ -142,7 +144,7 @@ class BertSizes:
             )
 
         def number(name: str, default: int | None = None) -> int:
-            return int(names.read_setting(config, name, default))
+            return read_size(config, names.config_names.get(name, name), default=default)
 
         return cls(
             hidden=number("hidden_size"),
@@ -152,7 +154,7 @@ class BertSizes:
             eps=float(names.read_setting(config, "layer_norm_eps", 1e-12)),
             activation=str(names.read_setting(config, "hidden_act")),
             vocab_size=number("vocab_size"),
-            num_types=number("type_vocab_size", 2) if names.has_types else 0,
+            num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
             num_positions=number("max_position_embeddings"),
             first_position=first_position(config) if names.first_position is None else names.first_position,
         )
@@ -248,12 +250,12 @@ class DecoderSizes:
     def of(cls, switches: DecoderSwitches, config: Config) -> DecoderSizes:
         """Reads config.json. Raises UnsupportedModelError for a size that is missing or impossible."""
         config = {**switches.defaults, **config}
-        hidden, num_heads = int(read_setting(config, "hidden_size")), int(read_setting(config, "num_attention_heads"))
-        head_size = int(config.get("head_dim") or hidden // num_heads)
-        num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+        hidden, num_heads = read_size(config, "hidden_size"), read_size(config, "num_attention_heads")
+        head_size = read_size(config, "head_dim", default=hidden // num_heads)
+        num_kv_heads = read_size(config, "num_key_value_heads", default=num_heads)
         if num_heads % num_kv_heads:
             raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
-        num_layers, has_window = int(read_setting(config, "num_hidden_layers")), bool(config.get("sliding_window"))
+        num_layers, has_window = _read_num_layers(config), bool(config.get("sliding_window"))
         scaled_by = float(config.get("query_pre_attn_scalar") or head_size) if switches.gemma else head_size
         return cls(
             config=config,
@@ -262,7 +264,7 @@ class DecoderSizes:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_size=head_size,
-            intermediate_size=int(read_setting(config, "intermediate_size")),
+            intermediate_size=read_size(config, "intermediate_size"),
             eps=float(config.get("rms_norm_eps", 1e-6)),
             activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
             scale=scaled_by**-0.5,
@@ -284,12 +286,36 @@ class DecoderSizes:
         return window // 2 + 1 if self.bidirectional and switches.gemma else window
 
 
+def _read_num_layers(config: Config) -> int:
+    """Raises UnsupportedModelError if `layer_types` has fewer entries than there are layers."""
+    num_layers = read_size(config, "num_hidden_layers", most=MAX_LAYERS)
+    types = config.get("layer_types")
+    if types and len(types) < num_layers:
+        raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")
+    return num_layers
+
+
 def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
     """The value of the first of these keys in config.json. Raises UnsupportedModelError if it has none of them."""
     for known in (name, *others):
         if config.get(known) is not None:
             return config[known]
     raise UnsupportedModelError(f"config.json has no `{name}`")
+
+
+def read_size(config: Config, name: str, *others: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+    """A size in config.json, by the first of these keys. Raises UnsupportedModelError unless it is 1 to `most`."""
+    given = {known: config[known] for known in (name, *others) if config.get(known) is not None}
+    if not given and default is not None:
+        return default
+    value = read_setting(config, name, *others)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UnsupportedModelError(
+            f"config.json: {next(iter(given))} {value!r} is not a whole number from 1 to {most}"
+        )
+    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -193,6 +193,8 @@ def _relative_buckets(relative: Array, num_buckets: int, max_distance: int) -> A
     """Bucket of each key - query, as `MPNetEncoder.relative_position_bucket`: exact if small, else logarithmic."""
     half = num_buckets // 2
     exact = half // 2
+    if not 0 < exact < max_distance:
+        raise UnsupportedModelError(f"{num_buckets} relative position buckets up to a distance of {max_distance}")
     distance = np.abs(relative)
     far = exact + (
         np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact) * (half - exact)

@@ -85,8 +85,8 @@ def family_of(architecture: str) -> str:
 
 def _unknown(architecture: str, name: str) -> str:
     """What to say of a class without a family: the families with similar names, and how a class names its family."""
-    close = [known for known in FAMILIES if known in name or name in known]
-    close += [known for known in difflib.get_close_matches(name, FAMILIES) if known not in close]
+    close = difflib.get_close_matches(name, FAMILIES, cutoff=0.7)
+    close += [known for known in FAMILIES if known not in close and (known in name or name in known)]
     similar = f"; similar families are {', '.join(close)}" if close else ""
     return (
         f"architecture {architecture} is not supported: there is no family {name}{similar}. The class in config.json "

@@ -8,6 +8,7 @@ from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
+from bei_core.errors import UnsupportedModelError
 
 
 def route(x: Node, layers: Layers, name: str, top_k: int) -> Node:
@@ -16,6 +17,8 @@ def route(x: Node, layers: Layers, name: str, top_k: int) -> Node:
     The probabilities of the chosen ones are not made to add up to 1.
     """
     weight = layers.weights.get(f"{name}.weight", None, None)
+    if top_k > len(weight):
+        raise UnsupportedModelError(f"config.json: moe_top_k {top_k} of {len(weight)} experts")
     probabilities = op.softmax(ops.linear(x, weight, None, name), -1)
     chosen = op.topk(probabilities, op.constant(np.int32(top_k)), -1, "max", "value")
     on, off = op.constant(np.float32(1)), op.constant(np.float32(0))

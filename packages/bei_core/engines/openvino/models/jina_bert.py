@@ -14,7 +14,7 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, gated_activation, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import BERT_ANCHOR, Config, read_setting
+from bei_core.models.families import BERT_ANCHOR, Config, read_size
 
 _GATES = {"geglu": "gelu", "reglu": "relu"}  # `feed_forward_type` to the activation of the gate
 
@@ -27,9 +27,9 @@ class JinaBert:
     def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
         self._layers = Layers(weights)
-        self._hidden = int(read_setting(config, "hidden_size"))
-        self._heads = split_evenly(self._hidden, int(read_setting(config, "num_attention_heads")))
-        self._inner = int(read_setting(config, "intermediate_size"))
+        self._hidden = read_size(config, "hidden_size")
+        self._heads = split_evenly(self._hidden, read_size(config, "num_attention_heads"))
+        self._inner = read_size(config, "intermediate_size")
         self._eps = float(config.get("layer_norm_eps", 1e-12))
         feed_forward = str(config.get("feed_forward_type", "geglu"))
         if config.get("position_embedding_type") != "alibi" or feed_forward not in _GATES:
@@ -48,7 +48,7 @@ class JinaBert:
         hidden = self._norm(op.add(hidden, ops.embedding(types, inputs.type_ids)), "embeddings.LayerNorm")
         slopes = ops.alibi_bias(self._heads.num_heads, self._max_len, ops.row_length(inputs.input_ids))
         bias = op.add(inputs.mask(), slopes)
-        for layer in range(int(read_setting(self._config, "num_hidden_layers"))):
+        for layer in range(read_size(self._config, "num_hidden_layers")):
             prefix = f"encoder.layer.{layer}."
             attended = self._attention(hidden, bias, prefix + "attention.")
             hidden = self._mlp_with_norms(hidden, attended, prefix) if self._is_code else self._mlp(attended, prefix)

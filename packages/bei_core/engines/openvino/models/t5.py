@@ -11,7 +11,7 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, gated_activation, multi_head_attention
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.models.families import Config, read_setting
+from bei_core.models.families import Config, read_size
 
 
 class T5Encoder:
@@ -24,10 +24,10 @@ class T5Encoder:
     def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
         self._layers = Layers(weights)
-        self._hidden = int(read_setting(config, "d_model"))
-        self._inner = int(read_setting(config, "d_ff"))
-        num_heads = int(read_setting(config, "num_heads"))
-        self._heads = Heads(num_heads, num_heads, int(read_setting(config, "d_kv")))
+        self._hidden = read_size(config, "d_model")
+        self._inner = read_size(config, "d_ff")
+        num_heads = read_size(config, "num_heads")
+        self._heads = Heads(num_heads, num_heads, read_size(config, "d_kv"))
         self._eps = float(config.get("layer_norm_epsilon", 1e-6))
         kind = str(config.get("feed_forward_proj", "relu"))
         self._is_gated = kind.startswith("gated-")
@@ -40,7 +40,7 @@ class T5Encoder:
         words = next((name for name in self._WORDS if name in weights), self._WORDS[0])
         hidden = ops.embedding(weights.get(words, None, self._hidden), inputs.input_ids)
         bias = self._bias(inputs)
-        for layer in range(int(read_setting(self._config, "num_layers"))):
+        for layer in range(read_size(self._config, "num_layers")):
             prefix = f"encoder.block.{layer}.layer."
             x = self._norm(hidden, prefix + "0.layer_norm")
             hidden = op.add(hidden, self._attention(x, bias, prefix + "0.SelfAttention."))
@@ -50,8 +50,8 @@ class T5Encoder:
 
     def _bias(self, inputs: Inputs) -> Node:
         """The attention mask plus the biases of the first layer, which all layers use: f32[R, N, L, L]."""
-        num_buckets = int(self._config.get("relative_attention_num_buckets", 32))
-        max_distance = int(self._config.get("relative_attention_max_distance", 128))
+        num_buckets = read_size(self._config, "relative_attention_num_buckets", default=32)
+        max_distance = read_size(self._config, "relative_attention_max_distance", default=128)
         table = self._layers.weights.get(self._BIAS, num_buckets, self._heads.num_heads)
         length = ops.row_length(inputs.input_ids)
         return op.add(inputs.mask(), ops.relative_bias(table, self._max_len, length, max_distance=max_distance))
