@@ -25,7 +25,7 @@ class JinaBert:
     PREFIXES, ANCHOR = ("", "bert."), BERT_ANCHOR
 
     def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
-        self._config, self._max_len = config, max_len
+        self._config = config
         self._layers = Layers(weights)
         self._hidden = read_size(config, "hidden_size")
         self._heads = split_evenly(self._hidden, read_size(config, "num_attention_heads"))
@@ -46,8 +46,7 @@ class JinaBert:
         hidden = ops.embedding(get(self.ANCHOR, None, self._hidden), inputs.input_ids)
         types = get("embeddings.token_type_embeddings.weight", None, self._hidden)
         hidden = self._norm(op.add(hidden, ops.embedding(types, inputs.type_ids)), "embeddings.LayerNorm")
-        slopes = ops.alibi_bias(self._heads.num_heads, self._max_len, ops.row_length(inputs.input_ids))
-        bias = op.add(inputs.mask(), slopes)
+        bias = op.subtract(inputs.mask(), ops.distances(inputs.position_ids))  # ALiBi, before each head's slope
         for layer in range(read_size(self._config, "num_hidden_layers")):
             prefix = f"encoder.layer.{layer}."
             attended = self._attention(hidden, bias, prefix + "attention.")
@@ -59,7 +58,8 @@ class JinaBert:
         query, key, value = (self._linear(x, f"{prefix}self.{name}") for name in ("query", "key", "value"))
         if self._is_code:
             query, key = self._norm(query, prefix + "self.layer_norm_q"), self._norm(key, prefix + "self.layer_norm_k")
-        attended = multi_head_attention(self._heads.split((query, key, value)), self._heads, bias)
+        qkv = self._heads.split((query, key, value))
+        attended = multi_head_attention(qkv, self._heads, bias, slopes=ops.alibi_slopes(self._heads.num_heads))
         return self._norm(op.add(self._linear(attended, prefix + "output.dense"), x), prefix + "output.LayerNorm")
 
     def _mlp(self, x: Node, prefix: str) -> Node:
