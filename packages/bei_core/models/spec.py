@@ -21,8 +21,6 @@ from bei_core.tasks import Scoring
 from bei_core.text.published import canonical_tokenizer
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
 
-_MAX_LABELS = 1 << 20  # more are a mistake, and their names would cost memory
-
 POOLING_MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 
 # The flags that sentence-transformers < 5.4 writes, in the order in which it concatenates several modes.
@@ -143,11 +141,6 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return all(module.include_prompt for module in self.modules if isinstance(module, Pooling))
 
     @property
-    def hidden_size(self) -> int:
-        """Width of a token vector."""
-        return next(int(self.config[name]) for name in ("hidden_size", "dim", "n_embd") if self.config.get(name))
-
-    @property
     def vocab_size(self) -> int:
         """The number of token ids that the model knows."""
         return int(self.config["vocab_size"])
@@ -255,8 +248,8 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
     """Labels and scoring by the rules of transformers' pipeline (`pipelines/text_classification.py`)."""
     names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     count = len(names) or int(config.get("num_labels") or 2)
-    if not 1 <= count <= _MAX_LABELS:
-        raise UnsupportedModelError(f"config.json: num_labels {count} is not a number from 1 to {_MAX_LABELS}")
+    if not 1 <= count <= 1 << 20:  # the names of more would cost memory
+        raise UnsupportedModelError(f"config.json: num_labels {count} is not a number from 1 to {1 << 20}")
     labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
     by_problem: dict[Any, Scoring] = {
         "regression": "none",
