@@ -27,7 +27,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from scripts.golden import inputs
+from scripts.golden import inputs, remote  # noqa: F401 - registers its classes
 from scripts.golden.expected import Arrays
 from scripts.golden.inputs import Item
 from scripts.golden.published import readable

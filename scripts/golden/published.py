@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ SAME_IN_GTE = (
 def readable(folder: Path, changes: Config | None = None) -> Iterator[Path]:
     """`folder` itself, or a copy that transformers can read, with `changes` to its config.json."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    translate = {"nomic_bert": nomic_config, "new": gte_config}.get(config["model_type"])
+    translate = translation(config)
     if translate is None and not changes:
         yield folder
         return
@@ -47,10 +47,61 @@ def readable(folder: Path, changes: Config | None = None) -> Iterator[Path]:
         shutil.copytree(folder, copy)
         translated = translate(config) if translate else config
         (copy / "config.json").write_text(json.dumps(translated | (changes or {})), encoding="utf-8")
-        if translate:
+        if translate in (nomic_config, gte_config):
             has_head = "Classification" in translated["architectures"][0]
             _rename(copy / "model.safetensors", f"{translated['model_type']}." if has_head else "")
+        if translate is flash_config:
+            _split_qkv(copy / "model.safetensors")
         yield copy
+
+
+def translation(config: Config) -> Callable[[Config], Config] | None:
+    """What makes a config of a published one that transformers, or a class of `remote.py`, can read."""
+    if config["architectures"][0].startswith("JinaBert"):
+        return jina_config
+    if "XLMRobertaFlashConfig" in config.get("auto_map", {}).get("AutoConfig", ""):
+        return flash_config
+    if config.get("num_experts"):
+        return lambda published: published | {"model_type": "nomic_moe"}
+    if "Qwen3Bidirectional" in config.get("auto_map", {}).get("AutoModel", ""):
+        return lambda published: published | {"model_type": "qwen3_bidirectional"}
+    return {"nomic_bert": nomic_config, "new": gte_config}.get(config["model_type"])
+
+
+def jina_config(published: Config) -> Config:
+    """The config of `remote.JinaBertModel`."""
+    return published | {"model_type": "jina_bert", "is_code": "qk-post-norm" in published["_name_or_path"]}
+
+
+def flash_config(published: Config) -> Config:
+    """The config of transformers' XLM-R, which computes the same."""
+    name = published["architectures"][0].replace("Flash", "")
+    return {key: value for key, value in published.items() if key != "auto_map"} | {
+        "architectures": [name],
+        "model_type": "xlm-roberta",
+    }
+
+
+def _split_qkv(path: Path) -> None:
+    """Give the tensors the names of transformers: `convert_roberta_weights_to_flash.py` of the models' code, undone."""
+    names = {
+        r"\.encoder\.layers\.": ".encoder.layer.",
+        r"^encoder\.layers\.": "encoder.layer.",
+        r"emb_ln\.": "embeddings.LayerNorm.",
+        r"\.norm1\.": ".attention.output.LayerNorm.",
+        r"\.norm2\.": ".output.LayerNorm.",
+        r"\.mlp\.fc1\.": ".intermediate.dense.",
+        r"\.mlp\.fc2\.": ".output.dense.",
+        r"\.mixer\.out_proj\.": ".attention.output.dense.",
+    }
+    found = {}
+    for name, value in load_file(path).items():
+        for pattern, replacement in names.items():
+            name = re.sub(pattern, replacement, name)
+        parts = value.chunk(3) if ".mixer.Wqkv." in name else [value]
+        for part, kind in zip(parts, ("query", "key", "value"), strict=False):
+            found[name.replace(".mixer.Wqkv.", f".attention.self.{kind}.")] = part.clone()
+    save_file(found, path, {"format": "pt"})
 
 
 def _rename(path: Path, to: str) -> None:

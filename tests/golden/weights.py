@@ -82,6 +82,23 @@ GEMMA: Scales = (
 # bge-multilingual-gemma2 divides attention logits by the root of the published head size, 256, whatever the size of the
 # small copy: its queries and keys have to be larger for the soft cap to matter.
 GEMMA_BY_256: Scales = ((r"(q_proj|k_proj)\.weight$", 0.0, 3.5, True), *GEMMA)
+# Models that are published with code of their own have more norms, and experts that a router has to tell apart.
+PUBLISHED: Scales = (
+    (r"layer_?norm_[qk12]\.weight$", 1.0, 0.25, False),
+    (r"router\.layer\.weight$", 0.0, 2.0, True),
+    (r"(mlp\.wo|down_layer)\.weight$", 0.0, 2.0, True),
+    # Larger ones would move every token of every text in the same direction.
+    (r"(fc[12]|experts|Wqkv|out_proj)\.bias$", 0.0, 0.07, False),
+    *ENCODER,
+)
+# T5 does not divide attention scores by the root of the head size: its queries and keys are small.
+T5: Scales = (
+    (r"relative_attention_bias", 0.0, 1.0, False),
+    (r"SelfAttention\.[qk]\.weight$", 0.0, 0.7, True),
+    (r"(shared|embed_tokens)\.weight$", 0.0, 1.5, False),
+    (r"DenseReluDense\.wo\.weight$|SelfAttention\.o\.weight$", 0.0, 2.0, True),
+    *ENCODER,
+)
 SCALES: dict[str, Scales] = {
     "bert": BERT,
     "encoder": ENCODER,
@@ -89,6 +106,8 @@ SCALES: dict[str, Scales] = {
     "decoder": DECODER,
     "gemma": GEMMA,
     "gemma_by_256": GEMMA_BY_256,
+    "published": PUBLISHED,
+    "t5": T5,
 }
 
 LANES = 12  # 16-bit integers that are added up for one value: their sum is close to normal, up to about 4 deviations

@@ -26,6 +26,8 @@ ACTIVATION_ALIASES: Mapping[str, str] = {
 
 _CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers in config.json are mistakes, and would cost memory
+
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
 
 
@@ -49,6 +51,8 @@ class BertNames:
     up: str = "intermediate.dense"
     down: str = "output.dense"
     out_norm: str = "output.LayerNorm"
+    embeddings_norm: str = "embeddings.LayerNorm"
+    qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
     first_position: int | None = 0  # row of the position table for a sequence's first token; None: see models/spec
     has_types: bool = True
     relative_attention: str | None = None  # tensor of bucketed relative position biases
@@ -67,6 +71,19 @@ BERTS: Mapping[str, BertNames] = {
     "bert": BertNames(prefixes=("", "bert.")),
     "electra": BertNames(prefixes=("", "electra.")),
     "roberta": BertNames(prefixes=("", "roberta."), first_position=None),
+    # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
+    "roberta_flash": BertNames(
+        prefixes=("", "roberta."),
+        layer="encoder.layers.{}.",
+        qkv="mixer.Wqkv",
+        attention_out="mixer.out_proj",
+        attention_norm="norm1",
+        up="mlp.fc1",
+        down="mlp.fc2",
+        out_norm="norm2",
+        embeddings_norm="emb_ln",
+        first_position=None,
+    ),
     "distilbert": BertNames(
         prefixes=("", "distilbert."),
         layer="transformer.layer.{}.",
@@ -127,7 +144,7 @@ class BertSizes:
             )
 
         def number(name: str, default: int | None = None) -> int:
-            return int(names.read_setting(config, name, default))
+            return read_size(config, names.config_names.get(name, name), default=default)
 
         return cls(
             hidden=number("hidden_size"),
@@ -137,7 +154,7 @@ class BertSizes:
             eps=float(names.read_setting(config, "layer_norm_eps", 1e-12)),
             activation=str(names.read_setting(config, "hidden_act")),
             vocab_size=number("vocab_size"),
-            num_types=number("type_vocab_size", 2) if names.has_types else 0,
+            num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
             num_positions=number("max_position_embeddings"),
             first_position=first_position(config) if names.first_position is None else names.first_position,
         )
@@ -151,6 +168,7 @@ class DecoderSwitches:
     qkv_bias: bool = False  # queries, keys and values have a bias, also if config.json lacks `attention_bias`
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
+    bidirectional: bool = False  # attention is never causal, whatever config.json says
     defaults: Config = field(default_factory=dict)  # transformers' defaults for keys that config.json may lack
 
 
@@ -186,13 +204,15 @@ _GEMMA = {
     "hidden_activation": "gelu_pytorch_tanh",
 }
 
+_QWEN3 = DecoderSwitches(is_sliding=_upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128})
+
 DECODERS: Mapping[str, DecoderSwitches] = {
     "llama": DecoderSwitches(),
     "mistral": DecoderSwitches(is_sliding=_every_layer, defaults={"sliding_window": 4096}),
     "qwen2": DecoderSwitches(is_sliding=_upper_layers, qkv_bias=True, defaults={"sliding_window": 4096}),
-    "qwen3": DecoderSwitches(
-        is_sliding=_upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128}
-    ),
+    "qwen3": _QWEN3,
+    "llama_bidirectional": DecoderSwitches(bidirectional=True),
+    "qwen3_bidirectional": replace(_QWEN3, bidirectional=True),
     "gemma2": DecoderSwitches(is_sliding=_even_layers, gemma=True, defaults={**_GEMMA, "attn_logit_softcapping": 50.0}),
     "gemma3_text": DecoderSwitches(
         is_sliding=_all_but_every_sixth_layer,
@@ -203,6 +223,9 @@ DECODERS: Mapping[str, DecoderSwitches] = {
 }
 
 DECODER_PREFIXES, DECODER_ANCHOR = ("", "model."), "embed_tokens.weight"
+
+# The projection of every token vector that voyage-4-nano's class (`Qwen3BidirectionalModel`) has after its decoder.
+DECODER_PROJECTION = "linear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +250,12 @@ class DecoderSizes:
     def of(cls, switches: DecoderSwitches, config: Config) -> DecoderSizes:
         """Reads config.json. Raises UnsupportedModelError for a size that is missing or impossible."""
         config = {**switches.defaults, **config}
-        hidden, num_heads = int(read_setting(config, "hidden_size")), int(read_setting(config, "num_attention_heads"))
-        head_size = int(config.get("head_dim") or hidden // num_heads)
-        num_kv_heads = int(config.get("num_key_value_heads") or num_heads)
+        hidden, num_heads = read_size(config, "hidden_size"), read_size(config, "num_attention_heads")
+        head_size = read_size(config, "head_dim", default=hidden // num_heads)
+        num_kv_heads = read_size(config, "num_key_value_heads", default=num_heads)
         if num_heads % num_kv_heads:
             raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
-        num_layers, has_window = int(read_setting(config, "num_hidden_layers")), bool(config.get("sliding_window"))
+        num_layers, has_window = _read_num_layers(config), bool(config.get("sliding_window"))
         scaled_by = float(config.get("query_pre_attn_scalar") or head_size) if switches.gemma else head_size
         return cls(
             config=config,
@@ -241,7 +264,7 @@ class DecoderSizes:
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_size=head_size,
-            intermediate_size=int(read_setting(config, "intermediate_size")),
+            intermediate_size=read_size(config, "intermediate_size"),
             eps=float(config.get("rms_norm_eps", 1e-6)),
             activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
             scale=scaled_by**-0.5,
@@ -249,7 +272,9 @@ class DecoderSizes:
             layer_types=tuple(
                 SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
             ),
-            bidirectional=bool(config.get("use_bidirectional_attention")) or config.get("is_causal") is False,
+            bidirectional=switches.bidirectional
+            or bool(config.get("use_bidirectional_attention"))
+            or config.get("is_causal") is False,
         )
 
     def window(self, switches: DecoderSwitches, layer_type: str) -> int | None:
@@ -261,12 +286,36 @@ class DecoderSizes:
         return window // 2 + 1 if self.bidirectional and switches.gemma else window
 
 
+def _read_num_layers(config: Config) -> int:
+    """Raises UnsupportedModelError if `layer_types` has fewer entries than there are layers."""
+    num_layers = read_size(config, "num_hidden_layers", most=MAX_LAYERS)
+    types = config.get("layer_types")
+    if types and len(types) < num_layers:
+        raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")
+    return num_layers
+
+
 def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
     """The value of the first of these keys in config.json. Raises UnsupportedModelError if it has none of them."""
     for known in (name, *others):
         if config.get(known) is not None:
             return config[known]
     raise UnsupportedModelError(f"config.json has no `{name}`")
+
+
+def read_size(config: Config, name: str, *others: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+    """A size in config.json, by the first of these keys. Raises UnsupportedModelError unless it is 1 to `most`."""
+    given = {known: config[known] for known in (name, *others) if config.get(known) is not None}
+    if not given and default is not None:
+        return default
+    value = read_setting(config, name, *others)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UnsupportedModelError(
+            f"config.json: {next(iter(given))} {value!r} is not a whole number from 1 to {most}"
+        )
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +328,9 @@ class Head:
     activation_of: str | None = None  # key in config.json that names the activation, if there is one
     norm: str | None = None
     bias: str | None = None  # tensor of the bias of `out`, if it is not "{out}.bias"
-    pooling: Literal["cls", "classifier_pooling", "last non-padding token"] = "cls"  # input of a sequence classifier
+    # The input of a sequence classifier: a token, or the pooling that config.json names under this key.
+    pooling: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
+    temperature: str | None = None  # key in config.json of a number that the logits are divided by
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,6 +360,7 @@ HEADS: Mapping[str, FamilyHeads] = {
     "Bert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
     "Roberta": _ROBERTA,
     "XLMRoberta": _ROBERTA,
+    "XLMRobertaFlash": _ROBERTA,
     "Camembert": _ROBERTA,
     "MPNet": _ROBERTA,
     "Electra": FamilyHeads(
@@ -323,11 +375,14 @@ HEADS: Mapping[str, FamilyHeads] = {
     ),
     "ModernBert": FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
     "NomicBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
+    "JinaBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
     "New": FamilyHeads(Head("classifier", "new.pooler.dense")),
     "Gte": FamilyHeads(Head("classifier", "gte.pooler.dense")),
     "DebertaV2": FamilyHeads(
         Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY
     ),
+    "LlamaBidirectional": FamilyHeads(Head("score", pooling="pooling", temperature="temperature"), token=None),
+    **dict.fromkeys(("T5", "T5Encoder", "MT5", "MT5Encoder"), FamilyHeads(token=None)),
 }
 _DECODER = FamilyHeads(sequence=Head("score", pooling="last non-padding token"), token=Head("score"))
 

@@ -33,7 +33,9 @@ def rope_tables(
 def frequencies_of(
     config: Mapping[str, Any], head_size: int, *, layer_type: str = "full_attention"
 ) -> tuple[Frequencies, float]:
-    """(frequencies, factor of cosines and sines). Raises UnsupportedModelError for an unknown rope scaling."""
+    """(frequencies, factor of cosines and sines). Raises UnsupportedModelError for odd heads or unknown scalings."""
+    if head_size % 2:
+        raise UnsupportedModelError(f"attention heads of size {head_size}: rotary embedding needs an even size")
     theta, scaling = _theta_and_scaling(config, layer_type)
     kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
     if kind not in _SCALINGS:

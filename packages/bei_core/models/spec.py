@@ -141,11 +141,6 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return all(module.include_prompt for module in self.modules if isinstance(module, Pooling))
 
     @property
-    def hidden_size(self) -> int:
-        """Width of a token vector."""
-        return next(int(self.config[name]) for name in ("hidden_size", "dim", "n_embd") if self.config.get(name))
-
-    @property
     def vocab_size(self) -> int:
         """The number of token ids that the model knows."""
         return int(self.config["vocab_size"])
@@ -163,7 +158,7 @@ def read_spec(
     architecture = _architecture(config)
     own, asked = find_template(checkpoint.source), template is not None
     template = _answering(template, own) if template else own
-    modules = _head(checkpoint, config, architecture, template) or _modules(checkpoint)
+    modules = _head(checkpoint, config, architecture, template) or _modules(checkpoint, config, architecture)
     if asked and not any(isinstance(module, Classifier) for module in modules):
         raise _no_scores(architecture)
     if pooling is not None:
@@ -253,6 +248,8 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
     """Labels and scoring by the rules of transformers' pipeline (`pipelines/text_classification.py`)."""
     names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
     count = len(names) or int(config.get("num_labels") or 2)
+    if not 1 <= count <= 1 << 20:  # the names of more would cost memory
+        raise UnsupportedModelError(f"config.json: num_labels {count} is not a number from 1 to {1 << 20}")
     labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
     by_problem: dict[Any, Scoring] = {
         "regression": "none",
@@ -264,11 +261,13 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
     return Classifier(labels, scoring)
 
 
-def _modules(checkpoint: Checkpoint) -> list[Module]:
-    """The modules after the transformer; mean pooling if the folder is not a sentence-transformers model."""
+def _modules(checkpoint: Checkpoint, config: Mapping[str, Any], architecture: str) -> list[Module]:
+    """The modules after the transformer; one pooling if the folder is not a sentence-transformers model."""
     entries = checkpoint.read_json("modules.json", required=False)
     if entries is None:
-        return [Pooling(modes=("mean",))]  # as SentenceTransformer(folder) does
+        # As SentenceTransformer(folder) does: a causal language model pools its last token.
+        is_causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
+        return [Pooling(modes=("lasttoken" if is_causal else "mean",))]
     modules = [_module(checkpoint, entry) for entry in sorted(entries, key=lambda entry: entry["idx"])[1:]]
     if not modules:
         raise UnsupportedModelError("modules.json: nothing follows the transformer")

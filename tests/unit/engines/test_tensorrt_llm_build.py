@@ -99,6 +99,11 @@ def test_what_the_gpu_does_not_run_is_refused_with_what_may(model: str, what: st
         built(GOLDEN / model, tmp_path / "engine")
 
 
+def test_a_projection_after_the_decoder_is_refused_and_not_left_out(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"ends with a projection .*--engine openvino"):
+        built(GOLDEN / "voyage-4-nano", tmp_path / "engine")
+
+
 def test_fp8_without_modelopt_names_the_command_that_installs_it(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailableError, match=r"fp8 needs torch .*pip install nvidia-modelopt"):
         built(QWEN, tmp_path / "engine", quantization_type="fp8")

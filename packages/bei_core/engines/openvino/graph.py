@@ -26,6 +26,8 @@ from bei_core.models.spec import Classifier, Dense, ModelSpec, Module, Normalize
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
 
+MAX_LENGTH = 1 << 21  # tokens of an input; tables of positions are as long
+
 # Name of the transformer's last node; after it come pooling, modules and heads.
 TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
@@ -33,11 +35,17 @@ TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     """The model's graph with dynamic R, L, B. Raises UnsupportedModelError, or CheckpointError for an unfit tensor."""
     family = FAMILIES[family_of(spec.architecture)]
+    if spec.max_seq_len > MAX_LENGTH:
+        raise UnsupportedModelError(
+            f"the model's longest input is {spec.max_seq_len} tokens, more than {MAX_LENGTH}; set max_seq_length in "
+            "sentence_bert_config.json, or model_max_length in tokenizer_config.json"
+        )
     rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)
     tokens = family.make(spec.config, weights, spec.max_seq_len).graph(Inputs(*rows))
-    tokens = op.reshape(tokens, ops.ints(-1, spec.hidden_size), False, name=TOKEN_VECTORS)
+    width = tokens.get_output_partial_shape(0)[2].get_length()
+    tokens = op.reshape(tokens, ops.ints(-1, width), False, name=TOKEN_VECTORS)
     ids = op.reshape(rows[0], ops.ints(-1), False)
     results = []
     for name, x in _Heads(spec, checkpoint, weights, family.anchor, ids, Spans(*spans)).outputs(tokens).items():

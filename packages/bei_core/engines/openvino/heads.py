@@ -13,6 +13,7 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool
+from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Config, Head
 from bei_core.models.spec import Classifier
 
@@ -23,7 +24,9 @@ def classify(
     """Logits f32[B, C], or f32[R * L, C] of a token classifier; `x` is f32[R * L, H], `ids` are i32[R * L]."""
     layers = Layers(Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",)))
     rows = x if classifier.per_token else _POOLINGS[head.pooling](x, ids, spans, config)
-    return layers.linear(_before_out(head, rows, layers, config), head.out, None, len(classifier.labels))
+    logits = layers.linear(_before_out(head, rows, layers, config), head.out, None, len(classifier.labels))
+    temperature = float(config.get(head.temperature or "") or 1)
+    return logits if temperature == 1 else op.divide(logits, op.constant(np.float32(temperature)))
 
 
 def yes_no_logit(
@@ -74,13 +77,25 @@ def _by_config(x: Node, ids: Node, spans: Spans, config: Config) -> Node:
     return pool(str(config.get("classifier_pooling", "cls")), x, spans)
 
 
+def _by_nvidia_config(x: Node, ids: Node, spans: Spans, config: Config) -> Node:
+    """By the key `pooling` of NVIDIA's bidirectional Llama. Raises UnsupportedModelError for other poolings."""
+    name = str(config.get("pooling", "avg"))
+    if name not in _NVIDIA_POOLINGS:
+        raise UnsupportedModelError(
+            f"config.json: pooling {name!r} is not supported; known are {', '.join(_NVIDIA_POOLINGS)}"
+        )
+    return pool(_NVIDIA_POOLINGS[name], x, spans)
+
+
 def _last(x: Node, ids: Node, spans: Spans, config: Config) -> Node:
     pad_id = config.get("pad_token_id")
     return pool("lasttoken", x, spans) if pad_id is None else last_non_padding_token(x, ids, spans, int(pad_id))
 
 
+_NVIDIA_POOLINGS = {"avg": "mean", "cls": "cls", "last": "lasttoken"}
 _POOLINGS: dict[str, Callable[[Node, Node, Spans, Config], Node]] = {
     "cls": lambda x, ids, spans, config: pool("cls", x, spans),
     "classifier_pooling": _by_config,
+    "pooling": _by_nvidia_config,
     "last non-padding token": _last,
 }

@@ -79,18 +79,34 @@ def repeat_heads(x: Node, times: int, num_heads: int, head_size: int) -> Node:
     return op.reshape(copies, shape, True)
 
 
-def attention(query: Node, key: Node, value: Node, mask: Node, scale: float, *, soft_cap: float | None = None) -> Node:
+def attention(
+    query: Node,
+    key: Node,
+    value: Node,
+    mask: Node,
+    scale: float,
+    *,
+    soft_cap: float | None = None,
+    slopes: Array | None = None,
+) -> Node:
     """Scaled dot-product attention: f32[R, N, L, S] of query, key and value of that shape.
 
     `mask` is added to the scores [R, N, L, L]; before that, `soft_cap` makes them soft_cap * tanh(score / soft_cap)
-    (Gemma 2). Does not use OpenVINO's ScaledDotProductAttention, because the CPU plugin fuses these operations into a
-    kernel that was 10% faster on MiniLM (docs/decisions/004-packed-rows.md).
+    (Gemma 2). `slopes` [N] multiply the mask, one for each head (ALiBi): as factors of the scores before and after the
+    addition, because a product of slopes and mask would need N times the memory of the mask. Does not use OpenVINO's
+    ScaledDotProductAttention, because the CPU plugin fuses these operations into a kernel that was 10% faster on MiniLM
+    (docs/decisions/004-packed-rows.md).
     """
-    scores = op.multiply(op.matmul(query, key, False, True), op.constant(np.float32(scale)))
+    by_head = None if slopes is None else slopes.astype(np.float32)[:, None, None]
+    factor = np.float32(scale) if by_head is None else np.float32(scale) / by_head
+    scores = op.multiply(op.matmul(query, key, False, True), op.constant(factor))
     if soft_cap is not None:
         cap = op.constant(np.float32(soft_cap))
         scores = op.multiply(op.tanh(op.divide(scores, cap)), cap)
-    return op.matmul(op.softmax(op.add(scores, mask), -1), value, False, False)
+    scores = op.add(scores, mask)
+    if by_head is not None:
+        scores = op.multiply(scores, op.constant(by_head))
+    return op.matmul(op.softmax(scores, -1), value, False, False)
 
 
 def attention_mask(segment_ids: Node, position_ids: Node, *, causal: bool = False, window: int | None = None) -> Node:
@@ -106,6 +122,24 @@ def attention_mask(segment_ids: Node, position_ids: Node, *, causal: bool = Fals
     if window is not None:
         allowed = op.logical_and(allowed, op.less(op.abs(distance), op.constant(np.int32(window))))
     return op.select(allowed, op.constant(np.float32(0)), op.constant(_MASKED))
+
+
+def distances(position_ids: Node) -> Node:
+    """f32[R, 1, L, L]: the distance of the positions i32[R, L] of two tokens; meaningless between sequences."""
+    difference = op.subtract(op.unsqueeze(position_ids, ints(1, 3)), op.unsqueeze(position_ids, ints(1, 2)))
+    return op.convert(op.abs(difference), Type.f32)
+
+
+def alibi_slopes(num_heads: int) -> Array:
+    """f64[N]: what each head multiplies distances by (ALiBi, Press et al. 2022).
+
+    2^(-8 i / N) for head i from 1, if N is a power of two; otherwise the slopes of the next lower power of two, then
+    every second one of the next higher.
+    """
+    power = 1 << (num_heads.bit_length() - 1)
+    lower = 2.0 ** (-8 * np.arange(1, power + 1) / power)
+    higher = 2.0 ** (-4 * np.arange(1, 2 * (num_heads - power), 2) / power)
+    return np.concatenate([lower, higher])
 
 
 def shift_tokens(x: Node, segment_ids: Node, offset: int) -> Node:
@@ -180,6 +214,8 @@ def _relative_buckets(relative: Array, num_buckets: int, max_distance: int) -> A
     """Bucket of each key - query, as `MPNetEncoder.relative_position_bucket`: exact if small, else logarithmic."""
     half = num_buckets // 2
     exact = half // 2
+    if not 0 < exact < max_distance:
+        raise UnsupportedModelError(f"{num_buckets} relative position buckets up to a distance of {max_distance}")
     distance = np.abs(relative)
     far = exact + (
         np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact) * (half - exact)

@@ -24,6 +24,7 @@ from bei_core.models.families import (
     BERTS,
     DECODER_ANCHOR,
     DECODER_PREFIXES,
+    DECODER_PROJECTION,
     DECODERS,
     BertSizes,
     DecoderSizes,
@@ -162,6 +163,11 @@ def read_facts(folder: Path) -> Facts:
 
 def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
     """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
+    if f"{DECODER_PROJECTION}.weight" in transformer:
+        raise UnsupportedModelError(
+            f"{checkpoint.source} ends with a projection of each token ({DECODER_PROJECTION}.weight), which the "
+            "TensorRT-LLM engine does not run. The CPU engine does: --engine openvino"
+        )
     entries = [
         Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
         for name in transformer.names()

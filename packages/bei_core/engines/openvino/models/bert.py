@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from openvino import Node
 from openvino import opset15 as op
 
@@ -39,7 +41,7 @@ class Bert:
         if self._sizes.num_types:
             types = self._weights.get("embeddings.token_type_embeddings.weight", self._sizes.num_types, width)
             total = op.add(total, ops.embedding(types, inputs.type_ids))
-        normed = self._norm(total, "embeddings.LayerNorm")
+        normed = self._norm(total, self._names.embeddings_norm)
         return self._linear(normed, "embeddings_project", None, self._sizes.hidden) if project else normed
 
     def _attention_bias(self, inputs: Inputs) -> Node:
@@ -52,13 +54,19 @@ class Bert:
 
     def _layer(self, hidden: Node, bias: Node, prefix: str) -> Node:
         names, width = self._names, self._sizes.hidden
-        parts = (self._linear(hidden, prefix + name, width, width) for name in (names.query, names.key, names.value))
-        attended = multi_head_attention(self._heads.split(parts), self._heads, bias)
+        attended = multi_head_attention(self._heads.split(self._qkv(hidden, prefix)), self._heads, bias)
         attended = self._linear(attended, prefix + names.attention_out, width, width)
         hidden = self._norm(op.add(attended, hidden), prefix + names.attention_norm)
         inner = self._activation(self._linear(hidden, prefix + names.up, width, self._sizes.intermediate_size))
         inner = self._linear(inner, prefix + names.down, self._sizes.intermediate_size, width)
         return self._norm(op.add(inner, hidden), prefix + names.out_norm)
+
+    def _qkv(self, x: Node, prefix: str) -> Iterable[Node]:
+        """Query, key and value, f32[R, L, H] each."""
+        names, width = self._names, self._sizes.hidden
+        if names.qkv is not None:
+            return self._layers.split_linear(x, prefix + names.qkv, (width,) * 3, bias=True)
+        return (self._linear(x, prefix + name, width, width) for name in (names.query, names.key, names.value))
 
     def _linear(self, x: Node, name: str, width_in: int | None, width_out: int) -> Node:
         return self._layers.linear(x, name, width_in, width_out, bias=True)

@@ -101,15 +101,20 @@ def multi_head_attention(
     rope: Rope | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
+    slopes: ops.Array | None = None,
 ) -> Node:
-    """f32[R, L, N * S] of `qkv`: query [R, N, L, S], key and value [R, K, L, S]. The scale defaults to S ** -0.5."""
+    """f32[R, L, N * S] of `qkv`: query [R, N, L, S], key and value [R, K, L, S]. The scale defaults to S ** -0.5.
+
+    `soft_cap` and `slopes` are those of `ops.attention`.
+    """
     query, key, value = qkv
     if rope is not None:
         query, key = rope.apply(query), rope.apply(key)
     times = heads.num_heads // heads.num_kv_heads
     key, value = (ops.repeat_heads(x, times, heads.num_kv_heads, heads.head_size) for x in (key, value))
     scale = heads.head_size**-0.5 if scale is None else scale
-    return ops.merge_heads(ops.attention(query, key, value, mask, scale, soft_cap=soft_cap), heads.width)
+    attended = ops.attention(query, key, value, mask, scale, soft_cap=soft_cap, slopes=slopes)
+    return ops.merge_heads(attended, heads.width)
 
 
 def gated_activation(gate: Node, up: Node, activation: str) -> Node:

@@ -16,7 +16,7 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, read_setting
+from bei_core.models.families import Config, read_size
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class DebertaV2:
     def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
         self._layers = Layers(weights)
-        self._hidden = int(read_setting(config, "hidden_size"))
-        self._heads = split_evenly(self._hidden, int(read_setting(config, "num_attention_heads")))
-        self._inner = int(read_setting(config, "intermediate_size"))
+        self._hidden = read_size(config, "hidden_size")
+        self._heads = split_evenly(self._hidden, read_size(config, "num_attention_heads"))
+        self._inner = read_size(config, "intermediate_size")
         self._eps = float(config.get("layer_norm_eps", 1e-7))
         self._activation = ops.activation(str(config.get("hidden_act", "gelu")))
         if not config.get("relative_attention"):
@@ -52,7 +52,7 @@ class DebertaV2:
         """Token vectors f32[R, L, H]."""
         first = hidden = self._embed(inputs)
         mask, positions = inputs.mask(), self._positions(inputs)
-        for layer in range(int(read_setting(self._config, "num_hidden_layers"))):
+        for layer in range(read_size(self._config, "num_hidden_layers")):
             hidden = self._layer(hidden, mask, positions, f"encoder.layer.{layer}.")
             if layer == 0 and int(self._config.get("conv_kernel_size") or 0):
                 hidden = self._convolution(first, hidden, inputs)
@@ -74,7 +74,7 @@ class DebertaV2:
     def _positions(self, inputs: Inputs) -> _Positions:
         max_distance = int(self._config.get("max_relative_positions") or -1)
         if max_distance < 1:
-            max_distance = int(read_setting(self._config, "max_position_embeddings"))
+            max_distance = read_size(self._config, "max_position_embeddings")
         num_buckets = int(self._config.get("position_buckets") or -1)
         span = num_buckets if num_buckets > 0 else max_distance  # P
         table = self._layers.weights.get("encoder.rel_embeddings.weight", None, self._hidden)[: 2 * span]

@@ -1,4 +1,4 @@
-"""Decoder-only transformers: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3.
+"""Decoder-only transformers: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3; some also with bidirectional attention.
 
 `families.DecoderSwitches` lists what differs between them.
 """
@@ -13,7 +13,7 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, gated_activation, multi_head_attention
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import Rope, make_rope
-from bei_core.models.families import DECODER_ANCHOR, Config, DecoderSizes, DecoderSwitches
+from bei_core.models.families import DECODER_ANCHOR, DECODER_PROJECTION, Config, DecoderSizes, DecoderSwitches
 
 
 class DecoderModel:
@@ -34,7 +34,14 @@ class DecoderModel:
         masks_and_ropes = {name: self._mask_and_rope(name, inputs) for name in dict.fromkeys(layer_types)}
         for layer, layer_type in enumerate(layer_types):
             hidden = self._layer(hidden, f"layers.{layer}.", *masks_and_ropes[layer_type])
-        return self._norm(hidden, "norm")
+        return self._project(self._norm(hidden, "norm"))
+
+    def _project(self, hidden: Node) -> Node:
+        """f32[R, L, D]: the projection of token vectors f32[R, L, H] that some bidirectional models end with."""
+        outside = self._layers.weights.without_prefix()
+        if f"{DECODER_PROJECTION}.weight" not in outside:
+            return hidden
+        return Layers(outside).linear(hidden, DECODER_PROJECTION, self._sizes.hidden, None)
 
     def _mask_and_rope(self, layer_type: str, inputs: Inputs) -> tuple[Node, Rope]:
         sizes = self._sizes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import numpy as np
 import numpy.typing as npt
@@ -36,11 +37,17 @@ class Weights:
         found = self._find(name)
         if found is None:
             raise CheckpointError(f"the checkpoint has no tensor {self._prefix}{name}")
-        tensor = self._tensors.f32(found)
-        if len(shape) != tensor.ndim or any(n is not None and n != m for n, m in zip(shape, tensor.shape, strict=True)):
+        stored = self._tensors.raw(found).shape
+        if len(shape) != len(stored) or any(n is not None and n != m for n, m in zip(shape, stored, strict=True)):
             expected = tuple("any" if size is None else size for size in shape)
-            raise CheckpointError(f"tensor {found} has shape {tensor.shape}; config.json implies {expected}")
-        return tensor
+            raise CheckpointError(f"tensor {found} has shape {stored}; config.json implies {expected}")
+        return self._tensors.f32(found)
+
+    def without_prefix(self) -> Weights:
+        """The same tensors, by their whole names."""
+        whole = copy(self)
+        whole._prefix = ""
+        return whole
 
     def _find(self, name: str) -> str | None:
         spellings = [name] + [name.replace(new, old) for new, old in _OLD_NAMES if name.endswith(new)]

@@ -131,7 +131,7 @@ def _downstream(nodes: Sequence[Node]) -> set[int]:
 
 def _is_attention(name: str) -> bool:
     """Whether a linear layer belongs to attention: in every family its tensor name says so."""
-    return "attention" in name or "attn" in name
+    return any(part in name.lower() for part in ("attention", "attn", "mixer"))
 
 
 def _feed(batch: Batch) -> dict[str, Array]:
