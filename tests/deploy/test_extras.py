@@ -8,7 +8,7 @@ from importlib.metadata import metadata
 from tests.docs.documents import DOCUMENTS, ROOT
 
 NAMED = re.compile(r"bei-core\[([^\]]+)\]")
-FILLED_IN = "{kind.extra}"  # by each kind of object store
+FILLED_IN = "{driver.extra}"  # by each kind of object store
 
 
 def named() -> dict[str, str]:
@@ -32,7 +32,7 @@ def test_every_extra_that_is_named_exists() -> None:
 
 
 def test_every_driver_of_an_object_store_is_an_extra() -> None:
-    source = (ROOT / "packages" / "bei_core" / "storage" / "objects.py").read_text(encoding="utf-8")
+    source = (ROOT / "packages" / "bei_core" / "storage" / "drivers.py").read_text(encoding="utf-8")
     found = set(re.findall(r'\bextra="(\w+)"', source))
     assert found
     assert found <= set(metadata("bei-core").get_all("Provides-Extra") or ())
