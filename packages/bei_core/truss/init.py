@@ -9,7 +9,7 @@ There are two forms. Both upload `packages/`, and answer the same requests in th
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,12 @@ from bei_core.config.files import read_yaml
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 
-# The checkout that holds this file. A Truss is made from its files.
-REPOSITORY = Path(__file__).resolve().parents[3]
+# A Truss is made from the package's own files and model.py. The second is in model/ of a checkout; setup.py puts it
+# beside this file in a wheel, which has no checkout around it.
+PACKAGE = Path(__file__).resolve().parents[1]
+REPOSITORY = PACKAGE.parents[1]
+MODEL = REPOSITORY / "model" / "model.py"
+PACKAGED_MODEL = PACKAGE / "truss" / "model.py"
 
 PORT = 7997
 
@@ -102,14 +106,14 @@ def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool =
             f"{source} has no trt_llm block at its top level; give a config.yaml that was written for Baseten's BEI"
         )
     Settings.from_truss_config({name: given[name] for name in ("trt_llm", "model_metadata") if name in given})
-    inside = output.resolve().is_relative_to(REPOSITORY)
+    inside = not PACKAGED_MODEL.exists() and output.resolve().is_relative_to(REPOSITORY)
     packages = os.path.relpath(REPOSITORY / "packages", output.resolve()) if inside else None
     config = configured(given, docker_server=docker_server, cpu=cpu, packages=packages)
     files = {"config.yaml": written(config, source.name)}
     if not docker_server:
-        files["model/model.py"] = _read("model/model.py")
+        files["model/model.py"] = _model()
     if not inside:
-        files |= {path: _read(path) for path in _packages()}
+        files |= _packages()
     return files
 
 
@@ -206,18 +210,20 @@ def _runtime(given: Mapping[str, Any], *, docker_server: bool, on_gpu: bool) -> 
     return {**ours, **given, "health_checks": {**checks, **(given.get("health_checks") or {})}}
 
 
-def _packages() -> Iterator[str]:
-    """The files of packages/, without what Python and pip leave there."""
-    for path in sorted((REPOSITORY / "packages").rglob("*")):
-        name = path.relative_to(REPOSITORY)
-        left = any(part == "__pycache__" or part.endswith(".egg-info") for part in name.parts)
-        if path.is_file() and not left:
-            yield name.as_posix()
-
-
-def _read(name: str) -> bytes:
-    """A file of the checkout. Raises ConfigError if it is missing, as in an installed wheel."""
+def _model() -> bytes:
+    """The content of model.py. Raises ConfigError if neither a wheel nor a checkout is around this file."""
     try:
-        return (REPOSITORY / name).read_bytes()
+        return (PACKAGED_MODEL if PACKAGED_MODEL.exists() else MODEL).read_bytes()
     except OSError as fault:
-        raise ConfigError(f"there is no {REPOSITORY / name}; `bei truss init` runs from BEI's repository") from fault
+        raise ConfigError(
+            f"there is no {MODEL}; run `bei truss init` from BEI's repository or an installed wheel"
+        ) from fault
+
+
+def _packages() -> dict[str, bytes]:
+    """The content of each file of bei_core by its path in a Truss, without what Python and packaging leave there."""
+    return {
+        f"packages/bei_core/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
+        for path in sorted(PACKAGE.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts and path != PACKAGED_MODEL
+    }

@@ -1,0 +1,38 @@
+"""The extras that errors, helps and documents name are extras of the package, so that they can be had as written."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import metadata
+
+from tests.docs.documents import DOCUMENTS, ROOT
+
+NAMED = re.compile(r"bei-core\[([^\]]+)\]")
+FILLED_IN = "{driver.extra}"  # by each kind of object store
+
+
+def named() -> dict[str, str]:
+    """Each extra that is named in the sources or in a document, and a file that does."""
+    files = [*(ROOT / "packages").rglob("*.py"), *DOCUMENTS]
+    return {
+        extra.strip(): path.relative_to(ROOT).as_posix()
+        for path in files
+        for names in NAMED.findall(path.read_text(encoding="utf-8"))
+        for extra in names.split(",")
+    }
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    extras = set(metadata("bei-core").get_all("Provides-Extra") or ())
+    found = named()
+    assert found.pop(FILLED_IN) == "packages/bei_core/storage/objects.py"
+    assert {"quantize", "otlp", "bench"} <= found.keys()
+    unknown = {extra: path for extra, path in found.items() if extra not in extras}
+    assert not unknown
+
+
+def test_every_driver_of_an_object_store_is_an_extra() -> None:
+    source = (ROOT / "packages" / "bei_core" / "storage" / "drivers.py").read_text(encoding="utf-8")
+    found = set(re.findall(r'\bextra="(\w+)"', source))
+    assert found
+    assert found <= set(metadata("bei-core").get_all("Provides-Extra") or ())

@@ -1,0 +1,101 @@
+"""The Helm chart, rendered with its defaults and with everything on, and the manifests beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.deploy.tools import DEPLOY, SCHEMAS, run
+
+CHART = DEPLOY / "helm" / "bei"
+EVERYTHING = ("-f", str(CHART / "ci" / "everything-values.yaml"))
+OPTIONS = {"defaults": (), "everything": EVERYTHING}
+VERSION = ("--kube-version", "1.37.0")
+OPERATORS = "ServiceMonitor,PrometheusRule"  # their schemas are the Prometheus operator's
+
+
+def rendered(*options: str) -> dict[str, dict[str, Any]]:
+    """The resources of a release r, by kind."""
+    text = run("helm", "template", "r", CHART, *VERSION, *options)
+    return {found["kind"]: found for found in yaml.safe_load_all(text) if found}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_lint(options: tuple[str, ...]) -> None:
+    run("helm", "lint", "--strict", CHART, *VERSION, *options)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_resources_have_kubernetes_schemas(options: tuple[str, ...]) -> None:
+    location = f"{SCHEMAS}/{{{{.ResourceKind}}}}{{{{.KindSuffix}}}}.json"
+    flags = ("-strict", "-summary", "-output", "json", "-skip", OPERATORS, "-schema-location", location)
+    if not SCHEMAS.is_dir():
+        pytest.skip(f"there is no {SCHEMAS}; scripts/deploy_tools.sh makes it")
+    text = run("helm", "template", "r", CHART, *VERSION, *options)
+    summary = json.loads(run("kubeconform", *flags, given=text))["summary"]
+    assert summary["valid"] >= 5
+    assert summary["invalid"] == summary["errors"] == 0
+
+
+def test_pods_are_as_narrow_as_they_can_be() -> None:
+    pod = rendered()["Deployment"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not pod["automountServiceAccountToken"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert pod["terminationGracePeriodSeconds"] >= 45
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+
+
+def test_what_is_off_is_not_there() -> None:
+    assert rendered().keys() == {
+        "Deployment",
+        "NetworkPolicy",
+        "PodDisruptionBudget",
+        "Service",
+        "ServiceAccount",
+    }
+
+
+def test_everything_is_on() -> None:
+    found = rendered(*EVERYTHING)
+    assert "replicas" not in found["Deployment"]["spec"]
+    (metric,) = found["HorizontalPodAutoscaler"]["spec"]["metrics"]
+    assert metric["pods"]["metric"]["name"] == "te_queue_size"
+    assert found["Secret"]["stringData"] == {"api_key": "key", "hf_token": "token"}
+    assert found["PersistentVolumeClaim"]["spec"]["accessModes"] == ["ReadWriteMany"]
+    rules = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text())
+    assert found["PrometheusRule"]["spec"] == rules
+    dashboard = json.loads((DEPLOY / "grafana" / "bei.json").read_text())
+    assert json.loads(found["ConfigMap"]["data"]["bei.json"]) == dashboard
+    limits = found["Deployment"]["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert limits == {"memory": "8Gi", "nvidia.com/gpu": 1}
+
+
+def test_replicas_do_not_share_a_volume_that_only_one_can_mount() -> None:
+    with pytest.raises(AssertionError, match=r"set cache.accessModes to \[ReadWriteMany\]"):
+        rendered("--set", "replicas=2", "--set", "cache.enabled=true")
+
+
+def test_a_wrong_value_is_refused_by_name() -> None:
+    with pytest.raises(AssertionError, match="gpus"):
+        rendered("--set", "gpus=2")
+
+
+def test_systemd(tmp_path: Path) -> None:
+    unit = tmp_path / "bei.service"
+    unit.write_text((DEPLOY / "bei.service").read_text().replace("/opt/bei/bin/bei", "/bin/true"))
+    run("systemd-analyze", "verify", "--man=no", unit)
+
+
+def test_kserve_is_an_inference_service_that_serves_what_is_mounted() -> None:
+    manifest = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())
+    assert manifest["kind"] == "InferenceService"
+    (container,) = manifest["spec"]["predictor"]["containers"]
+    assert container["args"][:3] == ["serve", "--model-id", "/mnt/models"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
