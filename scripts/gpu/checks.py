@@ -18,7 +18,7 @@ from bei_core.engines.build import plan_build
 from bei_core.engines.cache import publish_engine
 from bei_core.engines.open import Opened, load
 from bei_core.engines.tensorrt_llm import build
-from bei_core.engines.tensorrt_llm.artifact import FAMILIES
+from bei_core.engines.torch.artifact import FAMILIES
 from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens

@@ -18,7 +18,7 @@ import pytest
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
-from bei_core.engines.tensorrt_llm.models.classes import PackedModel
+from bei_core.engines.tensorrt_llm.classes import PackedModel
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
@@ -96,7 +96,7 @@ def test_our_class_has_the_methods_that_tensorrt_llm_calls() -> None:
 
 
 def test_the_overridden_apply_rope_has_the_documented_signature() -> None:
-    from bei_core.engines.tensorrt_llm.models.attention import PackedAttention
+    from bei_core.engines.tensorrt_llm.kernels import PackedAttention
 
     names = [each["name"] for each in ENTRIES["Attention.apply_rope"]["parameters"]]
     assert list(inspect.signature(PackedAttention.apply_rope).parameters) == ["self", *names]
