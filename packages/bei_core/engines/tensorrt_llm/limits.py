@@ -5,12 +5,13 @@ from __future__ import annotations
 from bei_core.engines.torch.artifact import FAMILIES, Facts, attention_sizes
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import BERTS, DECODERS, DecoderSizes
+from bei_core.models.kind import Kind
 
 # Sizes for which its fused attention has kernels. `AttentionOp::initialize` is noexcept: another size ends the process.
 HEAD_SIZES = frozenset({32, 48, 64, 72, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256})
 
 _FAMILIES = {*BERTS, *DECODERS} - {"mpnet"}
-_KINDS = ("embedding", "classifier", "reranker")
+_KINDS = (Kind.EMBEDDING, Kind.CLASSIFIER, Kind.RERANKER)
 
 
 def check_model(facts: Facts, dtype: str) -> None:

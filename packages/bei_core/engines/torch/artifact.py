@@ -33,6 +33,7 @@ from bei_core.models.families import (
     family_name,
     heads_of,
 )
+from bei_core.models.kind import Kind
 from bei_core.models.spec import Classifier, Dense, ModelSpec
 
 Array = npt.NDArray[Any]
@@ -147,7 +148,9 @@ def head_of(spec: ModelSpec) -> Head | None:
     Raises UnsupportedModelError if the family has no such head.
     """
     classifier, heads = spec.classifier, heads_of(_name(spec))
-    if spec.kind in ("embedding", "late-interaction") or (classifier is not None and classifier.answers is not None):
+    if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or (
+        classifier is not None and classifier.answers is not None
+    ):
         return None
     head = heads.vocabulary if classifier is None else heads.token if classifier.per_token else heads.sequence
     if head is None:
@@ -242,7 +245,7 @@ def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[st
         name = f"{layers[layer]}.{part}"
         if name == f"{head.out}.bias" and head.bias is not None and head.bias in tensors:
             name = head.bias
-        if name == f"{head.out}.weight" and facts.spec.kind == "sparse" and name not in tensors:
+        if name == f"{head.out}.weight" and facts.spec.kind is Kind.SPARSE and name not in tensors:
             name = _first(tensors, (prefix + facts.anchor for prefix in facts.prefixes))
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         name = name if name in tensors else old

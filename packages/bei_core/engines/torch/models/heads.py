@@ -18,6 +18,7 @@ from bei_core.engines.torch.models.pooling import pool
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import ACTIVATION_ALIASES
+from bei_core.models.kind import Kind
 from bei_core.models.spec import Dense, ModelSpec, Module, Normalize, Pooling
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -196,6 +197,6 @@ class LogitsHead(nn.Module):
 
 def make_head(spec: ModelSpec) -> Any:
     """The head of a model: a module with `load`, `rows` and `tokens`."""
-    if spec.kind == "embedding":
+    if spec.kind is Kind.EMBEDDING:
         return EmbeddingHead(spec)
-    return LateInteractionHead(spec) if spec.kind == "late-interaction" else LogitsHead(spec)
+    return LateInteractionHead(spec) if spec.kind is Kind.LATE_INTERACTION else LogitsHead(spec)
