@@ -12,7 +12,7 @@ from torch import Tensor
 from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.kernels.torch import Attention, NormAndRope, load_attention
-from bei_core.engines.torch.models.layers import Rope, Weights
+from bei_core.engines.torch.models.layers import Rope
 from bei_core.engines.torch.models.sequences import Sequences
 
 _Linear, _WeightMode, _WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
@@ -75,9 +75,7 @@ class PackedAttention(_Attention):
         self.norm_and_rope = NormAndRope(sizes, rope, kernels.dtype)
         self.mask = _Mask.CAUSAL if sizes.causal else _Mask.FULL
 
-    def load(self, weights: Weights, names: Sequence[str], prefix: str) -> None:
-        """Loads the projections and the norms."""
-        load_attention(self, weights, names, prefix)
+    load = load_attention
 
     def apply_rope(
         self, q: Tensor, k: Tensor | None, v: Tensor | None, position_ids: Tensor
@@ -90,13 +88,13 @@ class PackedAttention(_Attention):
             return q, k, v
         query, key, value = self.split_qkv(q, k, v)
         heads = (x.unflatten(-1, (-1, self.size_of_head)) for x in (query, key))
-        query, key = self.norm_and_rope(*heads, position_ids)
+        query, key = self.norm_and_rope(*heads, position_ids.reshape(-1))
         return query.flatten(1), key.flatten(1), value
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """[T, H] of [T, H], as our layers call it."""
         mixed: Tensor = super().forward(
-            position_ids=sequences.position_ids,
+            position_ids=sequences.position_ids[None],
             hidden_states=x,
             attn_metadata=sequences.attn_metadata,
             attention_mask=self.mask,

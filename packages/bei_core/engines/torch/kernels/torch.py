@@ -83,6 +83,13 @@ class NormAndRope(nn.Module):
         return query, key
 
 
+def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefix: str) -> None:
+    """Loads `qkv_proj` (from one layer or three) and `o_proj` from the layers `names`, and the norms under `prefix`."""
+    attention.qkv_proj.load_weights([weights.layer(name) for name in names[:-1]])
+    attention.o_proj.load_weights([weights.layer(names[-1])])
+    attention.norm_and_rope.load(weights, prefix)
+
+
 class Attention(nn.Module):
     """Attention of a packed batch with projections of any set of kernels."""
 
@@ -97,9 +104,7 @@ class Attention(nn.Module):
         self.o_proj = kernels.linear(width, sizes.hidden, "attention", bias=sizes.out_bias)
         self.norm_and_rope = NormAndRope(sizes, rope, kernels.dtype)
 
-    def load(self, weights: Weights, names: Sequence[str], prefix: str) -> None:
-        """Loads the layers of queries, keys and values (one layer or three) and of the output, and the norms."""
-        load_attention(self, weights, names, prefix)
+    load = load_attention
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """[T, H] of [T, H]."""
@@ -107,10 +112,3 @@ class Attention(nn.Module):
         query, key, value = (part.unflatten(-1, (-1, self.sizes.head_size)) for part in parts)
         query, key = self.norm_and_rope(query, key, sequences.position_ids)
         return self.o_proj(attend(query, key, value, sequences, self.sizes, self.score_bias).flatten(1))
-
-
-def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefix: str) -> None:
-    """Loads `qkv_proj` and `o_proj` from the layers `names`, the output's last, and the norms under `prefix`."""
-    attention.qkv_proj.load_weights([weights.layer(name) for name in names[:-1]])
-    attention.o_proj.load_weights([weights.layer(names[-1])])
-    attention.norm_and_rope.load(weights, prefix)

@@ -34,9 +34,15 @@ def attend(
     if query.is_cuda and bias is None and query.dtype != torch.float32 and sizes.head_size % 8 == 0:
         if sizes.soft_cap is not None:
             return flex(query, key, value, sequences, sizes)
-        if sizes.head_size <= _MAX_HEAD_SIZE and torch.cuda.get_device_capability(query.device) >= (8, 0):
+        if sizes.head_size <= _MAX_HEAD_SIZE and _capability(query.device) >= (8, 0):
             return flash(query, key, value, sequences, sizes)
     return by_sequence(query, key, value, sequences, sizes, bias)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    found: tuple[int, int] = torch.cuda.get_device_capability(device)
+    return found
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:

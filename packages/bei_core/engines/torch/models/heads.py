@@ -84,50 +84,34 @@ class DenseModule(nn.Module):
         return y + (rows if self.residual.weight is None else self.residual(rows))
 
 
-class EmbeddingHead(nn.Module):
-    """Pooling and the modules after it, except a last Normalize, which belongs to the request (docs/decisions/005)."""
+class VectorHead(nn.Module):
+    """Pooling and the modules after it, except a last Normalize, which belongs to the request (docs/decisions/005).
+
+    Without pooling it is ColBERT's: a normalised vector of each token, after the modules.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        first, *rest = spec.modules
-        if not isinstance(first, Pooling):
-            raise UnsupportedModelError(
-                f"the first module after the transformer must be Pooling, not {type(first).__name__}"
-            )
-        self.modes, self.after = first.modes, _modules(rest)
+        self.modes: tuple[str, ...] = ()
+        modules = spec.modules
+        if modules and isinstance(modules[0], Pooling):
+            self.modes, modules = modules[0].modes, modules[1:]
+        self.after = _modules(modules)
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Loads the modules."""
         for module in self.after:
             module.load(tensors, device)
 
-    def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """f32[B, D] of token vectors [T, H]."""
+    def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
+        """f32[B, D] of token vectors [T, H]; None without pooling."""
+        if not self.modes:
+            return None
         return self.after(torch.cat([pool(mode, hidden, sequences) for mode in self.modes], -1))
 
     def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """The token vectors f32[T, H]."""
-        return hidden.float()
-
-
-class LateInteractionHead(nn.Module):
-    """ColBERT: a normalised vector of each token, after the model's modules."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.after = _modules(spec.modules)
-
-    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Loads the modules."""
-        for module in self.after:
-            module.load(tensors, device)
-
-    def rows(self, hidden: Tensor, sequences: Sequences) -> None:
-        """None: such a model has no row of a whole sequence."""
-
-    def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """f32[T, E] of token vectors [T, H]."""
-        return F.normalize(self.after(hidden.float()), dim=-1)
+        """f32[T, E] of token vectors [T, H]: themselves, or after the modules."""
+        return hidden.float() if self.modes else F.normalize(self.after(hidden.float()), dim=-1)
 
 
 class _Normalize(nn.Module):
@@ -197,6 +181,4 @@ class LogitsHead(nn.Module):
 
 def make_head(spec: ModelSpec) -> Any:
     """The head of a model: a module with `load`, `rows` and `tokens`."""
-    if spec.kind is Kind.EMBEDDING:
-        return EmbeddingHead(spec)
-    return LateInteractionHead(spec) if spec.kind is Kind.LATE_INTERACTION else LogitsHead(spec)
+    return VectorHead(spec) if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) else LogitsHead(spec)

@@ -72,7 +72,7 @@ class Sequences:
             from torch.nn.attention.flex_attention import create_block_mask
 
             total, positions = len(self.ids), self.position_ids
-            index = torch.arange(total, device=positions.device)
+            index = torch.arange(total, device=positions.device, dtype=torch.int32)
             document = torch.searchsorted(self.cu_seqlens[1:], index, right=True)
 
             def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -80,8 +80,9 @@ class Sequences:
                 mask = (document[q] == document[k]) & ((distance >= 0) | (not causal))
                 return mask if window is None else mask & (distance.abs() < window)
 
-            mask = create_block_mask(allowed, None, None, total, total, device=str(positions.device))
-            self.block_masks[causal, window] = mask
+            # Compiled, it does not write down all T x T pairs.
+            make = torch.compile(create_block_mask) if positions.is_cuda else create_block_mask
+            self.block_masks[causal, window] = make(allowed, None, None, total, total, device=str(positions.device))
         return self.block_masks[causal, window]
 
     def _clamp(self, index: Tensor) -> Tensor:
