@@ -18,7 +18,9 @@ from bei_core.engines.build import plan_build
 from bei_core.engines.cache import publish_engine
 from bei_core.engines.open import Opened, load
 from bei_core.engines.tensorrt_llm import build
-from bei_core.engines.tensorrt_llm.artifact import FAMILIES
+from bei_core.engines.tensorrt_llm.limits import check_model
+from bei_core.engines.torch.artifact import FAMILIES, facts_of
+from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
@@ -70,8 +72,19 @@ def parity(folder: Path, every: bool) -> Iterator[Check]:
             continue
         seen.add((family, embeds))
         for dtype in DTYPES:
+            if not _has_kernels(case, dtype):
+                continue
             kind = "embedding" if embeds else "classification"
             yield _timed(f"{family} {kind} {dtype} ({case.name})", partial(_parity, case, dtype, folder))
+
+
+def _has_kernels(case: Case | ClassificationCase, dtype: str) -> bool:
+    """Whether TensorRT-LLM has kernels for the checkpoint, whose attention heads may be too small for any."""
+    try:
+        check_model(facts_of(read_spec(resolve(str(case.folder)))), dtype)
+    except UnsupportedModelError:
+        return False
+    return True
 
 
 def _parity(case: Case | ClassificationCase, dtype: str, folder: Path) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from bei_core.bench import Options, Report, run
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.engines.tensorrt_llm.artifact import facts_of
+from bei_core.engines.torch.artifact import facts_of
 from bei_core.models.families import BERTS, DECODERS, BertSizes, DecoderSizes
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Tokens

@@ -30,7 +30,8 @@ from bei_core.config.settings import Settings  # noqa: E402
 from bei_core.engines.build import plan_build  # noqa: E402
 from bei_core.engines.cache import publish_engine  # noqa: E402
 from bei_core.engines.open import Opened, load  # noqa: E402
-from bei_core.engines.tensorrt_llm import build  # noqa: E402
+from bei_core.engines.tensorrt_llm import build, limits  # noqa: E402
+from bei_core.engines.torch import build as torch_build  # noqa: E402
 from bei_core.models.spec import ModelSpec  # noqa: E402
 from tests.gpu_path.table import TABLE  # noqa: E402
 
@@ -43,14 +44,22 @@ torch.set_num_threads(1)
 Builder = Callable[..., Opened]
 
 
+BUILDERS = {"tensorrt_llm": build, "torch": torch_build}
+
+
 @pytest.fixture
-def built(tmp_path: Path) -> Builder:
-    """Builds a checkpoint's engine into a folder with the given settings, and loads it."""
+def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builder:
+    """Builds a checkpoint's engine into a folder with the given settings, and loads it.
+
+    Attention heads may be of any size: those of the golden checkpoints are smaller than TensorRT-LLM's kernels allow.
+    """
+    monkeypatch.setattr(limits, "HEAD_SIZES", range(1, 257))
 
     def make(checkpoint: Checkpoint, spec: ModelSpec, **settings: object) -> Opened:
         given = {"engine": "tensorrt_llm", **settings}
         folder = tmp_path / f"engine-{len(list(tmp_path.iterdir()))}"
-        publish_engine(folder, plan_build(build, checkpoint, spec, Settings.load(given, {"HOME": "/nonexistent"}))[1])
+        chosen = Settings.load(given, {"HOME": "/nonexistent"})
+        publish_engine(folder, plan_build(BUILDERS[chosen.engine], checkpoint, spec, chosen)[1])
         return load(folder)
 
     return make

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-COLUMNS = ("embedding", "classification", "packed = alone", "fp8", "no prefix", "prefix")
+COLUMNS = ("embedding", "classification", "other outputs", "packed = alone", "fp8", "no prefix", "prefix")
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Table:
     def lines(self) -> list[str]:
         """One line per family: the worst figures, each with its number of models."""
         families = sorted({family for family, _ in self.cells})
-        rows = [["family", *COLUMNS]]
+        rows = [["engine, family", *COLUMNS]]
         rows += [[family, *(self._cell(family, column) for column in COLUMNS)] for family in families]
         widths = [max(len(row[at]) for row in rows) for at in range(len(COLUMNS) + 1)]
         lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

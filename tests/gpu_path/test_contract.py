@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
+from bei_core.engines.registry import require
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
-from bei_core.engines.tensorrt_llm.models.classes import PackedModel
+from bei_core.engines.tensorrt_llm.classes import PackedModel
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
@@ -96,7 +98,7 @@ def test_our_class_has_the_methods_that_tensorrt_llm_calls() -> None:
 
 
 def test_the_overridden_apply_rope_has_the_documented_signature() -> None:
-    from bei_core.engines.tensorrt_llm.models.attention import PackedAttention
+    from bei_core.engines.tensorrt_llm.kernels import PackedAttention
 
     names = [each["name"] for each in ENTRIES["Attention.apply_rope"]["parameters"]]
     assert list(inspect.signature(PackedAttention.apply_rope).parameters) == ["self", *names]
@@ -110,6 +112,23 @@ def test_the_installed_package_has_the_documented_signatures(name: str) -> None:
     for each in ENTRIES[name]["parameters"]:
         if each["kind"] != "VAR_KEYWORD":
             assert each["name"] in found or takes_any, f"{name} has no {each['name']}"
+
+
+@only_on_shim
+def test_attention_without_norms_and_rope_leaves_query_key_and_value_fused(built: Builder) -> None:
+    """As in BERT. Splitting and joining them again would copy all three."""
+    case = CASE_OF["bert-cls-normalize"]
+    checkpoint = resolve(str(case.folder))
+    engine: Any = built(checkpoint, read_spec(checkpoint)).engine
+    attention = engine._llm.model.model.transformer.layers[0].attention
+    fused = torch.zeros(3, 3 * attention.q_size)
+    assert attention.apply_rope(fused, None, None, torch.arange(3)[None]) == (fused, None, None)
+
+
+def test_the_hint_to_install_names_the_version_that_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(EngineUnavailableError, match=rf"pip install tensorrt-llm=={VERSION} "):
+        require("tensorrt_llm")
 
 
 def test_another_version_is_refused_with_the_command_that_installs_the_right_one(

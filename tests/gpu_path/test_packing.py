@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm import engine as engines
-from bei_core.engines.tensorrt_llm.models.classes import unpack_ids
-from bei_core.engines.tensorrt_llm.models.pooling import Spans, pool
+from bei_core.engines.tensorrt_llm.classes import unpack_ids
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
+from bei_core.engines.torch.models.pooling import pool
+from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import POOLING_MODES, read_spec
 from bei_core.tasks import Tokens
@@ -53,18 +55,38 @@ def test_a_batch_is_split_in_order_within_both_limits(batch: Batch, max_items: i
         assert stop - start == 1 or batch.cu_seqlens[stop] - batch.cu_seqlens[start] <= max_tokens
 
 
+def sequences_of(lengths: list[int], num_tokens: int) -> Sequences:
+    """Sequences of these lengths among `num_tokens` tokens; those after the last belong to none."""
+    positions = torch.cat([torch.arange(length) for length in [*lengths, num_tokens - sum(lengths)]])
+    blank, pooled = torch.zeros(num_tokens, dtype=torch.int32), torch.ones(num_tokens, dtype=torch.bool)
+    return Sequences(blank, blank, positions, pooled, torch.tensor(lengths, dtype=torch.int32), lengths)
+
+
 @given(batches(), st.sampled_from(POOLING_MODES))
-def test_a_sequence_is_pooled_as_if_alone_also_in_a_padded_batch(batch: Batch, mode: str) -> None:
-    """The padding of a CUDA graph consists of empty sequences, and of tokens that belong to no sequence."""
+def test_a_sequence_is_pooled_as_if_alone_whatever_the_other_tokens_are(batch: Batch, mode: str) -> None:
+    """The padding of a CUDA graph consists of empty sequences, and of tokens that no sequence owns; here they are NaN.
+
+    So are, in turn, the tokens of every sequence but one.
+    """
     generator = torch.Generator().manual_seed(batch.num_tokens)
     x = torch.randn(batch.num_tokens + 5, 3, generator=generator)
-    lengths = torch.tensor([*batch.lengths.tolist(), 0, 0], dtype=torch.int32)
-    pooled = torch.ones(len(x), dtype=torch.bool)
-    rows = pool(mode, x, Spans.of(lengths, pooled))
     for at, (start, stop) in enumerate(zip(batch.cu_seqlens, batch.cu_seqlens[1:], strict=False)):
-        part = x[start:stop]
-        alone = pool(mode, part, Spans.of(torch.tensor([len(part)]), torch.ones(len(part), dtype=torch.bool)))
+        poisoned = torch.full_like(x, float("nan"))
+        poisoned[start:stop] = x[start:stop]
+        rows = pool(mode, poisoned, sequences_of([*batch.lengths.tolist(), 0, 0], len(x)))
+        alone = pool(mode, x[start:stop], sequences_of([int(stop - start)], int(stop - start)))
         torch.testing.assert_close(rows[at], alone[0])
+
+
+@given(batches(), st.sampled_from(("max", "mean", "mean_sqrt_len_tokens")))
+def test_the_tokens_of_a_prompt_are_not_read(batch: Batch, mode: str) -> None:
+    """Only these modes may leave out a prompt."""
+    x = torch.randn(batch.num_tokens, 3, generator=torch.Generator().manual_seed(batch.num_tokens))
+    sequences = sequences_of(batch.lengths.tolist(), len(x))
+    pooled = sequences.position_ids.numpy() >= np.repeat(batch.skips, batch.lengths)
+    expected = pool(mode, x, replace(sequences, pooled=torch.from_numpy(pooled)))
+    x[torch.from_numpy(~pooled)] = float("nan")
+    torch.testing.assert_close(pool(mode, x, replace(sequences, pooled=torch.from_numpy(pooled))), expected)
 
 
 def first_case() -> Case:

@@ -15,7 +15,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened
 from bei_core.engines.quality import measure
 from bei_core.engines.tensorrt_llm import build, quantize
-from bei_core.engines.tensorrt_llm.artifact import CONFIG, facts_of, read_facts
+from bei_core.engines.torch.artifact import CONFIG, facts_of, read_facts
 from bei_core.errors import ConfigError, QualityError
 from bei_core.models.families import family_name
 from bei_core.models.kind import Kind
@@ -119,7 +119,8 @@ def test_the_fp8_engine_is_the_model_that_modelopt_measured(
     # 8-bit rounding amplifies small differences: the engine and the simulation are not close, but as close to f32.
     assert distance(rows, reference) <= 1.25 * distance(simulated.rows, reference)
     if isinstance(case, Case):
-        TABLE.note(family_name(spec.architecture), "fp8", measure(reference, rows, Kind.EMBEDDING).mean_cosine)
+        cosine = measure(reference, rows, Kind.EMBEDDING).mean_cosine
+        TABLE.note(f"tensorrt_llm, {family_name(spec.architecture)}", "fp8", cosine)
 
 
 def distance(rows: Rows, reference: Rows) -> float:

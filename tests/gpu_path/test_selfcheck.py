@@ -74,7 +74,7 @@ def test_the_stand_in_is_never_taken_for_a_gpu() -> None:
 def test_a_report_of_the_stand_in_starts_with_a_warning(tmp_path: Path) -> None:
     findings = Findings(True, "no GPU", {"torch": "2"}, "tiny")
     findings.checks += islice(checks.parity(tmp_path, False), 2)
-    opened = checks.engine(str(GOLDEN / "bert-cls-normalize"), tmp_path / "tiny")
+    opened = checks.engine(str(GOLDEN / "bert-cls-normalize"), tmp_path / "tiny", dtype="float32")
     findings.alone["bf16"] = speed.alone(opened.engine, opened.spec, "no GPU", rounds=1)
     findings.served.append(speed.Served("vLLM", "long", None, "not installed"))
     findings.write(tmp_path / "out", "stand-in")

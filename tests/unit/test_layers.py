@@ -20,7 +20,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("checkpoint",),
     ("models",),
     ("engines",),  # what engines have in common: the contract, manifests, calibration, quality
-    ("engines.openvino", "engines.tensorrt_llm"),
+    ("engines.openvino", "engines.torch"),
+    ("engines.tensorrt_llm",),  # its models are torch's
     ("engines.provider",),
     ("engines.open",),  # which engine a model gets
     ("serving",),
@@ -37,7 +38,7 @@ MAX_FAN_OUT = 14
 OWNERS: dict[str, str | tuple[str, ...]] = {
     "openvino": "engines.openvino.",
     "tensorrt_llm": "engines.tensorrt_llm._compat",
-    "torch": "engines.tensorrt_llm.",
+    "torch": ("engines.torch.", "engines.tensorrt_llm."),
     "transformers": "engines.tensorrt_llm.quantize",
     "modelopt": "engines.tensorrt_llm.quantize",
     "tokenizers": "text.",

@@ -75,9 +75,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = None
     engine: Annotated[
-        Literal["auto", "openvino", "tensorrt_llm"],
+        Literal["auto", "openvino", "tensorrt_llm", "torch"],
         About(
-            "Engine; auto takes tensorrt_llm if a supported GPU and the package are there, else openvino.", bare=False
+            "Engine; on a supported GPU auto takes tensorrt_llm or torch, whichever is installed; else openvino.",
+            bare=False,
         ),
     ] = "auto"
     default_prompt: Annotated[

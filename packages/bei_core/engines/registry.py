@@ -19,7 +19,7 @@ from bei_core.errors import EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
-CPU, GPU = "openvino", "tensorrt_llm"
+CPU, GPU, TORCH = "openvino", "tensorrt_llm", "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +62,18 @@ ENGINES = {
             GPU,
             "TensorRT-LLM",
             "bei_core.engines.tensorrt_llm",
-            "pip install tensorrt-llm --extra-index-url https://pypi.nvidia.com, or use the image in docs/gpu.md",
+            "pip install tensorrt-llm==1.4.0rc1 --extra-index-url https://pypi.nvidia.com, or the image in docs/gpu.md",
             builds_without_package=True,
             min_capability=(8, 0),  # of its PyTorch backend, by its support matrix
+            cards="compute capability 8.0 (Ampere) and newer",
+        ),
+        EngineKind(
+            TORCH,
+            "torch",
+            "bei_core.engines.torch",
+            "pip install 'bei-core[torch]'",
+            builds_without_package=True,
+            min_capability=(8, 0),  # of FlashAttention and bf16; it runs on older cards and on the CPU if it is named
             cards="compute capability 8.0 (Ampere) and newer",
         ),
     )

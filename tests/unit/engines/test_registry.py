@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bei_core.engines import registry
-from bei_core.engines.registry import CPU, GPU, Gpu, choose, find_gpu, require
+from bei_core.engines.registry import CPU, GPU, TORCH, Gpu, choose, find_gpu, require
 from bei_core.errors import EngineUnavailableError
 
 H100, A10, T4 = "NVIDIA H100 80GB HBM3, 9.0", "NVIDIA A10G, 8.6", "Tesla T4, 7.5"
@@ -133,6 +133,16 @@ def test_auto_is_tensorrt_llm_where_card_and_package_are(
     assert not caplog.records
 
 
+def test_auto_is_torch_where_only_that_is_installed(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
+    machine(says(H100), installed=(CPU, TORCH))
+    assert choose("auto") == TORCH
+    machine(says(H100), installed=(CPU, TORCH, GPU))
+    assert choose("auto") == GPU
+    machine(None, installed=(CPU, TORCH))
+    assert choose("auto") == CPU
+    assert not caplog.records
+
+
 def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
     machine(None, installed=(CPU, GPU))
     assert choose("auto") == CPU
@@ -143,9 +153,10 @@ def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.L
     ("card", "installed", "said"),
     [
         (H100, (CPU,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is not used, the CPU engine runs instead: "
-         "TensorRT-LLM is not installed: pip install tensorrt-llm"),
+         "TensorRT-LLM is not installed: pip install tensorrt-llm==1.4.0rc1 --extra-index-url "
+         "https://pypi.nvidia.com, or the image in docs/gpu.md; torch is not installed: pip install 'bei-core[torch]'"),
         (T4, (CPU, GPU), "Tesla T4 (compute capability 7.5) is not used, the CPU engine runs instead: "
-         "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer"),
+         "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer; torch supports compute"),
     ],
 )  # fmt: skip
 def test_a_card_that_is_left_idle_is_told(
@@ -166,7 +177,12 @@ def test_a_card_that_is_left_idle_is_told(
 
 
 @pytest.mark.parametrize(
-    ("engine", "command"), [(CPU, "pip install openvino"), (GPU, "pip install tensorrt-llm --extra-index-url")]
+    ("engine", "command"),
+    [
+        (CPU, "pip install openvino"),
+        (GPU, "pip install tensorrt-llm==1.4.0rc1 --extra-index-url"),
+        (TORCH, r"pip install 'bei-core\[torch\]'"),
+    ],
 )
 def test_a_named_engine_without_its_package_says_what_to_install(machine: SetUp, engine: str, command: str) -> None:
     machine(says(H100), installed=())
@@ -179,5 +195,5 @@ def test_a_named_engine_without_its_package_says_what_to_install(machine: SetUp,
 
 def test_an_unknown_name_lists_the_known_ones(machine: SetUp) -> None:
     machine(None)
-    with pytest.raises(EngineUnavailableError, match="engine 'onnx' is not one of openvino, tensorrt_llm"):
+    with pytest.raises(EngineUnavailableError, match="engine 'onnx' is not one of openvino, tensorrt_llm, torch"):
         choose("onnx")

@@ -16,15 +16,22 @@ from bei_core.config.settings import Settings
 from bei_core.engines.manifest import verify
 from bei_core.engines.open import build_engine, open_engine
 from bei_core.engines.registry import choose
-from bei_core.engines.tensorrt_llm import build
-from bei_core.engines.tensorrt_llm.artifact import class_name, class_names, facts_of, read_facts
-from bei_core.engines.tensorrt_llm.tensorfile import Entry, to_bf16, write_tensors
+from bei_core.engines.tensorrt_llm import build, limits
+from bei_core.engines.torch.artifact import class_name, class_names, facts_of, read_facts
+from bei_core.engines.torch.tensorfile import Entry, to_bf16, write_tensors
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.models.spec import read_spec
 from tests.golden.cases import GOLDEN
 
 QWEN = GOLDEN / "qwen3-embedding"
 RERANKER = GOLDEN / "bert-rerank-pad7"
+
+
+@pytest.fixture(autouse=True)
+def any_head_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The golden checkpoints have smaller heads than TensorRT-LLM has kernels for."""
+    if "head" not in request.node.name:
+        monkeypatch.setattr(limits, "HEAD_SIZES", range(1, 257))
 
 
 def settings(model: Path, **given: object) -> Settings:
@@ -87,7 +94,7 @@ def test_config_names_our_class_and_holds_the_whole_spec(tmp_path: Path) -> None
 def test_a_window_or_a_cap_needs_attention_of_our_own() -> None:
     names = ("mistral-window-last", "gemma2-multilingual", "qwen3-embedding")
     facts = [facts_of(read_spec(resolve(str(GOLDEN / name)))) for name in names]
-    assert [each.needs_segment_attention for each in facts] == [True, True, False]
+    assert [limits.needs_loop(each) for each in facts] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -134,3 +141,11 @@ def test_each_dtype_has_an_address_of_its_own(tmp_path: Path) -> None:
 def test_the_mask_is_part_of_what_a_plan_is_addressed_by() -> None:
     checkpoint = resolve(str(GOLDEN / "qwen2-gte-both-ways"))
     assert build.plan(checkpoint, read_spec(checkpoint), settings(QWEN)).artifact["mask"] == "full"
+
+
+def test_heads_without_a_kernel_are_refused_by_name_before_anything_is_built(tmp_path: Path) -> None:
+    """TensorRT-LLM ends the process at such a model."""
+    with pytest.raises(UnsupportedModelError, match=r"Qwen3.* heads of size \d+, .* it has 32, 48, .*--engine torch"):
+        built(QWEN, tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+    built(QWEN, tmp_path / "engine", dtype="float32")  # its plain attention takes any size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +12,8 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.calibration import Quantization, quantization_of
 from bei_core.engines.quality import Bar, Quality, bar_of
-from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, facts_of, write_config, write_weights
+from bei_core.engines.tensorrt_llm.limits import check_model
+from bei_core.engines.torch.artifact import DTYPES, PRECISIONS, copy_companions, facts_of, write_folder
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -21,18 +21,6 @@ log = logging.getLogger(__name__)
 
 # Part of an engine's address. Increment it when the same checkpoint would give another folder.
 VERSION = 1
-
-_PRECISIONS = {"auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
-DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16", "fp4": "bfloat16"}
-
-# Files that other tools read in such a folder: trtllm-serve, transformers, sentence-transformers.
-_COMPANION_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "modules.json",
-    "sentence_*_config.json",
-    "config_sentence_transformers.json",
-)
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
@@ -47,19 +35,19 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     quantised engine if modelopt is not installed. The plan's `fill` raises QualityError.
     """
     quantization = quantization_of(settings)
+    check_model(facts_of(spec), "float32" if quantization is None and settings.dtype == "float32" else "bfloat16")
     if quantization is not None:
         return _quantized_plan(checkpoint, spec, quantization, bar_of(settings))
-    if settings.dtype not in _PRECISIONS:
+    if settings.dtype not in PRECISIONS:
         raise ConfigError(
-            f"the TensorRT-LLM engine does not compute in dtype {settings.dtype}; use one of {', '.join(_PRECISIONS)}, "
+            f"the TensorRT-LLM engine does not compute in dtype {settings.dtype}; use one of {', '.join(PRECISIONS)}, "
             "or for fp8 set quantization_type"
         )
-    model, precision = facts_of(spec), _PRECISIONS[settings.dtype]
+    model, precision = facts_of(spec), PRECISIONS[settings.dtype]
 
     def fill(folder: Path) -> None:
-        write_config(model, DTYPES[precision], folder)
-        write_weights(checkpoint.tensors(), checkpoint, model, DTYPES[precision], folder / WEIGHTS)
-        _finish(checkpoint, spec, folder)
+        write_folder(folder, checkpoint, model, DTYPES[precision])
+        _log_first_start(checkpoint)
 
     return Plan("tensorrt_llm", precision, {"folder": VERSION, "mask": model.mask}, fill)
 
@@ -78,27 +66,17 @@ def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, quantization: Quant
 
     def fill(folder: Path) -> Quality:
         quality = quantize.fill(folder, checkpoint, model, scheme)
-        _finish(checkpoint, spec, folder)
+        copy_companions(checkpoint, folder)
+        _log_first_start(checkpoint)
         return quality
 
     artifact = {"folder": VERSION, "mask": model.mask, **scheme.address()}
     return Plan("tensorrt_llm", scheme.precision, artifact, fill, quantize.versions())
 
 
-def _finish(checkpoint: Checkpoint, spec: ModelSpec, folder: Path) -> None:
-    """Copies the files that other tools read, and logs what happens at the first start on a GPU."""
-    names = [path.name for pattern in _COMPANION_FILES for path in checkpoint.folder.glob(pattern)]
-    names += [f"{entry['path']}/config.json" for entry in _modules(checkpoint) if entry.get("path")]
-    for name in names:
-        if (checkpoint.folder / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(checkpoint.folder / name, folder / name)
+def _log_first_start(checkpoint: Checkpoint) -> None:
     log.info(
         "%s is built; at the first start on a GPU, TensorRT-LLM chooses its kernels (saved in .tuned/ in the engine "
         "folder if that is writable), and at every start it captures CUDA graphs",
         checkpoint.source,
     )
-
-
-def _modules(checkpoint: Checkpoint) -> list[Mapping[str, str]]:
-    return list(checkpoint.read_json("modules.json", required=False) or ())

@@ -18,9 +18,9 @@ from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED, Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
-from bei_core.engines.tensorrt_llm.artifact import read_facts
-from bei_core.engines.tensorrt_llm.build import DTYPES
+from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
+from bei_core.engines.torch.artifact import DTYPES, read_facts
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -49,6 +49,7 @@ class TensorRtLlmEngine:
         self._vocab_size = spec.vocab_size
         self._max_num_tokens = max(MAX_NUM_TOKENS, spec.max_seq_len)
         facts = read_facts(folder)
+        check_model(facts, dtype)
         with _autotuner_cache(folder, self._limits(spec)):
             try:
                 self._llm = upstream("LLM")(
@@ -61,7 +62,7 @@ class TensorRtLlmEngine:
                     max_batch_size=MAX_BATCH_SIZE,
                     max_num_tokens=self._max_num_tokens,
                     max_seq_len=spec.max_seq_len,
-                    cuda_graph_config=None if facts.needs_segment_attention else _cuda_graphs(spec.max_seq_len),
+                    cuda_graph_config=None if needs_loop(facts) else _cuda_graphs(spec.max_seq_len),
                 )
             except Exception as fault:
                 raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_gpu_hint()}") from fault
@@ -106,11 +107,12 @@ class TensorRtLlmEngine:
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TensorRtLlmEngine:
     """The engine in an engine folder, in the precision in which it was built; `dtype` has no effect.
 
-    Raises EngineUnavailableError if TensorRT-LLM is missing or of another version, or the GPU lacks the precision.
+    Raises EngineUnavailableError if TensorRT-LLM is missing or of another version, or the GPU lacks the precision,
+    UnsupportedModelError for a model that it cannot run.
     """
     check_version()
     check_gpu(manifest.precision)
-    from bei_core.engines.tensorrt_llm.models.classes import register
+    from bei_core.engines.tensorrt_llm.classes import register
 
     register()
     return TensorRtLlmEngine(folder, spec, manifest.precision, DTYPES[manifest.precision])

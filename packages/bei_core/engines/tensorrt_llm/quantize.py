@@ -29,9 +29,9 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.calibration import Calibration, Quantization, Samples, encode, read_samples
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Quality, measure
-from bei_core.engines.tensorrt_llm.artifact import WEIGHTS, Facts, head_tensors, write_config, write_weights
-from bei_core.engines.tensorrt_llm.models.heads import make_head
-from bei_core.engines.tensorrt_llm.models.pooling import Spans
+from bei_core.engines.torch.artifact import WEIGHTS, Facts, head_tensors, write_config, write_weights
+from bei_core.engines.torch.models.heads import make_head
+from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Text, Tokens
 
@@ -134,16 +134,14 @@ class _CalibrationModel:
         # Qwen2 in transformers has no setting for bidirectional attention, but uses a 4D mask as given.
         self.is_bidirectional = facts.mask == "full" and facts.family == "qwen2"
         self.has_types = int(facts.spec.config.get("type_vocab_size") or 0) > 1
-        self.head = make_head(facts)
+        self.head = make_head(facts.spec)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
         self.head.load(tensors, self.device)
 
     def rows(self, texts: Sequence[Tokens]) -> npt.NDArray[np.float32]:
         """f32[B, D] of B sequences, each computed alone."""
         with torch.inference_mode():
-            rows = [
-                self.head(hidden, ids, Spans.of(lengths, pooled)) for hidden, ids, lengths, pooled in self._each(texts)
-            ]
+            rows = [self.head.rows(hidden, sequences) for hidden, sequences in self._each(texts)]
         result: npt.NDArray[np.float32] = torch.cat(rows).cpu().numpy()
         return result
 
@@ -152,20 +150,22 @@ class _CalibrationModel:
         for _ in self._each(texts):
             pass
 
-    def _each(self, texts: Sequence[Tokens]) -> Iterator[tuple[Any, Any, Any, Any]]:
-        """Of each sequence: token vectors [L, H], ids i32[L], length i32[1], and the pooling mask bool[L]."""
+    def _each(self, texts: Sequence[Tokens]) -> Iterator[tuple[Any, Sequences]]:
+        """Token vectors [L, H] of each sequence, and the sequence as a batch of one."""
         for text in texts:
             ids = torch.from_numpy(text.ids).to(self.device)
-            more = {}
-            if self.has_types:
-                more["token_type_ids"] = torch.from_numpy(text.type_ids).to(self.device)[None].long()
+            types, positions = (
+                torch.from_numpy(text.type_ids).to(self.device),
+                torch.arange(len(ids), device=ids.device),
+            )
+            length = torch.tensor([len(ids)], dtype=torch.int32, device=self.device)
+            more = {"token_type_ids": types[None].long()} if self.has_types else {}
             if self.is_bidirectional:
                 more["attention_mask"] = torch.zeros(
                     1, 1, len(ids), len(ids), device=self.device, dtype=self.transformer.dtype
                 )
             hidden = self.transformer(input_ids=ids[None].long(), **more).last_hidden_state[0]
-            length = torch.tensor([len(ids)], dtype=torch.int32, device=self.device)
-            yield hidden, ids, length, torch.arange(len(ids), device=self.device) >= text.skip
+            yield hidden, Sequences(ids, types, positions, positions >= text.skip, length, [len(ids)])
 
 
 def _share_scales(model: Any) -> None:

@@ -72,15 +72,19 @@ class LLM:
             raise ValueError(f"Max sequence length ({max(lengths)}) exceeds max_seq_len ({self._max_seq_len}).")
 
     def _forward(self, texts: list[list[int]]) -> Tensor:
-        """f32[B or more, D]; rows of dummy sequences, which pad the batch to the shape of a CUDA graph, come last."""
+        """f32[B or more, D]; rows of empty sequences, which pad the batch to the shape of a CUDA graph, come last.
+
+        Surplus tokens belong to no sequence, as in the real package.
+        """
+        spare = 0
         shape = self._graphs.fit([len(text) for text in texts]) if self._graphs is not None else None
         if shape is not None:
             size, tokens = shape
             spare = tokens - sum(map(len, texts))
-            texts = [*texts, [0] * spare, *([[]] * (size - len(texts) - 1))]
+            texts = [*texts, *([[]] * (size - len(texts)))]
         lengths = torch.tensor([len(text) for text in texts], dtype=torch.int32)
-        ids = torch.tensor([token for text in texts for token in text], dtype=torch.int32)
-        positions = torch.cat([torch.arange(length, dtype=torch.int32) for length in lengths.tolist()])
+        ids = torch.tensor([token for text in texts for token in text] + [0] * spare, dtype=torch.int32)
+        positions = torch.cat([torch.arange(length, dtype=torch.int32) for length in [*lengths.tolist(), spare]])
         return self.model.forward(
             attn_metadata=AttentionMetadata(lengths),
             input_ids=ids,

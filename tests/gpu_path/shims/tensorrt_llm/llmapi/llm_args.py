@@ -22,10 +22,10 @@ class EncodeCudaGraphConfig:
         record("EncodeCudaGraphConfig", (), dict(self.__dict__))
 
     def fit(self, lengths: list[int]) -> tuple[int, int] | None:
-        """(sequences, tokens) of the smallest graph for a batch of these lengths and one dummy sequence."""
+        """(sequences, tokens) of the smallest graph for a batch of these lengths."""
         for size in sorted(self.batch_sizes or ()):
             for tokens in sorted(self.num_tokens or ()):
                 spare = tokens - sum(lengths)
-                if size > len(lengths) and spare >= 0 and max(lengths) <= max(self.seq_lens or (0,)):
+                if size >= len(lengths) and spare >= 0 and max(lengths) <= max(self.seq_lens or (0,)):
                     return size, tokens
         return None

@@ -55,9 +55,12 @@ class Attention(nn.Module):
         record("Attention.forward", (), {**given, "attention_mask": attention_mask, **kwargs})
         q, k, v = self.split_qkv(*self.apply_rope(self.qkv_proj(hidden_states), None, None, position_ids))
         lengths = attn_metadata.seq_lens.tolist()
-        parts = zip(*(part.split([*lengths, len(part) - sum(lengths)]) for part in (q, k, v)), strict=True)
+        spare = len(q) - sum(lengths)
+        *parts, _ = zip(*(part.split([*lengths, spare]) for part in (q, k, v)), strict=True)
         causal = attention_mask == PredefinedAttentionMask.CAUSAL
-        return self.o_proj(torch.cat([self._text(*part, causal=causal) for part in parts]))
+        mixed = [self._text(*part, causal=causal) for part in parts]
+        # The kernel does not write the rows of tokens that no sequence owns; NaN shows any use of them.
+        return self.o_proj(torch.cat([*mixed, torch.full((spare, self.q_size), float("nan"), dtype=q.dtype)]))
 
     def _text(self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
         if not len(query):

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from bei_core.engines.tensorrt_llm.artifact import Facts
-from bei_core.engines.tensorrt_llm.models.attention import AttentionSizes, load_attention, make_attention
-from bei_core.engines.tensorrt_llm.models.heads import activation
-from bei_core.engines.tensorrt_llm.models.layers import Embedding, GatedMlp, LayerConfig, RmsNorm, Rope, Weights
+from bei_core.engines.torch.artifact import Facts
+from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
+from bei_core.engines.torch.models.heads import activation
+from bei_core.engines.torch.models.layers import Embedding, GatedMlp, RmsNorm, Rope, Weights
+from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.families import DECODERS, DecoderSizes, DecoderSwitches
 
 
 class DecoderTransformer(nn.Module):
     """Token vectors of packed sequences."""
 
-    def __init__(self, facts: Facts, config: LayerConfig) -> None:
+    def __init__(self, facts: Facts, kernels: Kernels) -> None:
         super().__init__()
         self.switches = DECODERS[facts.family]
         self.sizes = sizes = DecoderSizes.of(self.switches, facts.spec.config)
-        self.embed_tokens = Embedding(facts.spec.vocab_size, sizes.hidden, config.dtype)
+        self.embed_tokens = Embedding(facts.spec.vocab_size, sizes.hidden, kernels.dtype)
         ropes = {
             layer_type: Rope(sizes.config, sizes.head_size, facts.spec.max_seq_len, layer_type)
             for layer_type in dict.fromkeys(sizes.layer_types)
         }
         self.layers = nn.ModuleList(
-            _Layer(facts, self.switches, sizes, ropes[layer_type], config, number)
+            _Layer(facts, self.switches, sizes, ropes[layer_type], kernels, number)
             for number, layer_type in enumerate(sizes.layer_types)
         )
-        self.norm = _norm(self.switches, sizes, config)
+        self.norm = _norm(self.switches, sizes, kernels)
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
@@ -38,13 +37,13 @@ class DecoderTransformer(nn.Module):
             layer.load(weights, f"layers.{number}.")
         self.norm.load(weights, "norm")
 
-    def forward(self, ids: Tensor, type_ids: Tensor, position_ids: Tensor, attn_metadata: Any) -> Tensor:
-        """[T, H] of ids i32[T] and position_ids i32[1, T]; decoders have no token types."""
-        x = self.embed_tokens(ids)
+    def forward(self, sequences: Sequences) -> Tensor:
+        """[T, H]; decoders have no token types."""
+        x = self.embed_tokens(sequences.ids)
         if self.switches.gemma:
             x = x * self.sizes.hidden**0.5
         for layer in self.layers:
-            x = layer(x, position_ids, attn_metadata)
+            x = layer(x, sequences)
         return self.norm(x)
 
 
@@ -55,30 +54,30 @@ class _Layer(nn.Module):
         switches: DecoderSwitches,
         sizes: DecoderSizes,
         rope: Rope,
-        config: LayerConfig,
+        kernels: Kernels,
         number: int,
     ) -> None:
         super().__init__()
         attention = _attention_sizes(facts, switches, sizes, sizes.layer_types[number])
-        self.attention = make_attention(attention, rope, config, number)
+        self.attention = kernels.attention(attention, rope, number)
         bias = bool(sizes.config.get("mlp_bias"))
-        self.mlp = GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), config, bias=bias)
+        self.mlp = GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels, bias=bias)
         names = ["input_layernorm", "post_attention_layernorm"]
         if switches.gemma:
             names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
-        self.norms = nn.ModuleDict({name: _norm(switches, sizes, config) for name in names})
+        self.norms = nn.ModuleDict({name: _norm(switches, sizes, kernels) for name in names})
         self.is_gemma = switches.gemma
 
     def load(self, weights: Weights, prefix: str) -> None:
         """Loads the layer."""
-        query, key, value, out = (f"{prefix}self_attn.{name}_proj" for name in "qkvo")
-        load_attention(self.attention, weights, (query, key, value, out), f"{prefix}self_attn.")
-        self.mlp.load(weights, f"{prefix}mlp.")
+        layers = [f"{prefix}self_attn.{name}_proj" for name in "qkvo"]
+        self.attention.load(weights, layers, f"{prefix}self_attn.")
+        self.mlp.load(weights, (f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"), f"{prefix}mlp.down_proj")
         for name, norm in self.norms.items():
             norm.load(weights, prefix + name)
 
-    def forward(self, x: Tensor, position_ids: Tensor, attn_metadata: Any) -> Tensor:
-        mixed = self.attention.attend(self.norms["input_layernorm"](x), position_ids, attn_metadata)
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        mixed = self.attention(self.norms["input_layernorm"](x), sequences)
         if not self.is_gemma:
             x = x + mixed
             return x + self.mlp(self.norms["post_attention_layernorm"](x))
@@ -87,8 +86,8 @@ class _Layer(nn.Module):
         return x + self.norms["post_feedforward_layernorm"](inner)
 
 
-def _norm(switches: DecoderSwitches, sizes: DecoderSizes, config: LayerConfig) -> RmsNorm:
-    return RmsNorm(sizes.hidden, sizes.eps, config.dtype, offset=1.0 if switches.gemma else 0.0)
+def _norm(switches: DecoderSwitches, sizes: DecoderSizes, kernels: Kernels) -> RmsNorm:
+    return RmsNorm(sizes.hidden, sizes.eps, kernels.dtype, offset=1.0 if switches.gemma else 0.0)
 
 
 def _attention_sizes(facts: Facts, switches: DecoderSwitches, sizes: DecoderSizes, layer_type: str) -> AttentionSizes:

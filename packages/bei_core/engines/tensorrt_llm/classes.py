@@ -14,12 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm._compat import upstream
-from bei_core.engines.tensorrt_llm.artifact import HEAD_PREFIX, Facts, class_names
-from bei_core.engines.tensorrt_llm.models.bert import BertTransformer
-from bei_core.engines.tensorrt_llm.models.decoder import DecoderTransformer
-from bei_core.engines.tensorrt_llm.models.heads import make_head
-from bei_core.engines.tensorrt_llm.models.layers import LayerConfig, Weights, tensors_under
-from bei_core.engines.tensorrt_llm.models.pooling import Spans
+from bei_core.engines.tensorrt_llm.kernels import TensorRtLlmKernels
+from bei_core.engines.torch.artifact import Facts, class_names
+from bei_core.engines.torch.models.model import Model
+from bei_core.engines.torch.models.sequences import Sequences
 
 
 class PackedModel(nn.Module):
@@ -30,10 +28,7 @@ class PackedModel(nn.Module):
         self.model_config = model_config
         self.facts = msgspec.convert(model_config.pretrained_config.bei, Facts)
         dtype = model_config.pretrained_config.torch_dtype or torch.bfloat16
-        config = LayerConfig(model_config, dtype, self.facts.quantized)
-        make = BertTransformer if self.facts.is_bert else DecoderTransformer
-        self.transformer = make(self.facts, config)
-        self.head = make_head(self.facts)
+        self.model = Model(self.facts, TensorRtLlmKernels(model_config, dtype, self.facts.quantized))
 
     @property
     def config(self) -> Any:
@@ -46,9 +41,7 @@ class PackedModel(nn.Module):
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Loads model.safetensors. Raises CheckpointError for a tensor that is missing or of another shape."""
-        transformer = Weights(weights, anchor=self.facts.anchor, prefixes=self.facts.prefixes)
-        self.transformer.load(transformer)
-        self.head.load(dict(tensors_under(weights, HEAD_PREFIX)), next(self.transformer.parameters()).device)
+        self.model.load(weights)
 
     @torch.inference_mode()
     def forward(
@@ -64,10 +57,12 @@ class PackedModel(nn.Module):
         if input_ids is None or position_ids is None:
             raise ValueError("this is a bug: TensorRT-LLM called the model without input_ids or position_ids")
         ids, type_ids, pooled = unpack_ids(input_ids, self.facts.spec.vocab_size)
-        # A dummy sequence that pads a CUDA graph may be longer than the position tables.
-        position_ids = position_ids.clamp(max=self.facts.spec.max_seq_len - 1)
-        hidden = self.transformer(ids, type_ids, position_ids, attn_metadata)
-        return self.head(hidden, ids, Spans.of(attn_metadata.seq_lens_cuda, pooled))
+        # Of the tokens that pad a CUDA graph, any position may be given.
+        positions = position_ids.reshape(-1).clamp(0, self.facts.spec.max_seq_len - 1)
+        lengths = attn_metadata.seq_lens_cuda
+        sequences = Sequences(ids, type_ids, positions, pooled, lengths, attn_metadata.seq_lens, attn_metadata)
+        rows: Tensor = self.model.head.rows(self.model.transformer(sequences), sequences)
+        return rows
 
 
 def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:

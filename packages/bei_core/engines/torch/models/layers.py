@@ -1,23 +1,20 @@
-"""Layers of the transformers: our norms, embeddings and rotary embedding; TensorRT-LLM's Linear.
+"""Layers of the transformers that all sets of kernels share: norms, embeddings, rotary embedding, feed-forward.
 
 Parameters are created empty and filled by `load`. `engines/batch` lists the letters of shapes.
 """
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bei_core.engines.tensorrt_llm._compat import upstream
+from bei_core.engines.torch.kernels.base import Kernels
 from bei_core.errors import CheckpointError
 from bei_core.models.rope import rope_tables
-
-Linear, WeightMode, WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
 
 # Names of LayerNorm's tensors in checkpoints converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
@@ -31,11 +28,12 @@ class Weights:
         prefix = next((prefix for prefix in prefixes if prefix + anchor in tensors), None)
         if prefix is None:
             raise CheckpointError(f"no tensor of these names: {', '.join(prefix + anchor for prefix in prefixes)}")
-        self._layers: dict[str, dict[str, Tensor]] = {}
+        self._tensors = tensors
+        self._layers: dict[str, dict[str, str]] = {}
         for name in tensors:
             if name.startswith(prefix):
                 layer, _, part = name.removeprefix(prefix).rpartition(".")
-                self._layers.setdefault(layer, {})[_OLD_NAMES.get(part, part)] = tensors[name]
+                self._layers.setdefault(layer, {})[_OLD_NAMES.get(part, part)] = name
 
     def __contains__(self, name: str) -> bool:
         return name in self._layers
@@ -44,41 +42,12 @@ class Weights:
         """A layer's tensors: weight, bias, scales of a quantised layer. Raises CheckpointError if it has none."""
         if name not in self._layers:
             raise CheckpointError(f"the checkpoint has no tensors of {name}")
-        return self._layers[name]
+        return {part: self._tensors[known] for part, known in self._layers[name].items()}
 
 
-class LayerConfig:
-    """What all layers of a model share: TensorRT-LLM's config, the dtype, and which parts are quantised."""
-
-    def __init__(self, model_config: Any, dtype: Any, quantized: Sequence[str]) -> None:
-        self.model_config = model_config
-        self.dtype = dtype
-        self.quantized = frozenset(quantized)
-
-    def for_attention(self) -> Any:
-        """The config for TensorRT-LLM's `Attention`; without quantisation if "attention" is not a quantised part."""
-        if "attention" in self.quantized:
-            return self.model_config
-        plain = copy.copy(self.model_config)
-        plain.quant_config = type(self.model_config.quant_config)()
-        return plain
-
-    def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
-        """A Linear. `part` is "attention" or "mlp"; `fused` if it is loaded from several layers of the checkpoint."""
-        mode = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_LINEAR"}[fused]
-        return Linear(
-            size_in,
-            size_out,
-            bias=bias,
-            dtype=self.dtype,
-            quant_config=self.model_config.quant_config if part in self.quantized else None,
-            weights_loading_config=WeightsLoadingConfig(weight_mode=getattr(WeightMode, mode)),
-        )
-
-
-def empty(*shape: int, dtype: Any) -> Any:
+def empty(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -> Any:
     """A parameter whose values come later."""
-    return nn.Parameter(torch.empty(*shape, dtype=dtype), requires_grad=False)
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
 
 
 def fill(parameter: Any, tensors: Mapping[str, Tensor], part: str, where: str) -> None:
@@ -92,7 +61,7 @@ def fill(parameter: Any, tensors: Mapping[str, Tensor], part: str, where: str) -
 class Embedding(nn.Module):
     """A lookup table of vectors."""
 
-    def __init__(self, num_rows: int, width: int, dtype: Any) -> None:
+    def __init__(self, num_rows: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = empty(num_rows, width, dtype=dtype)
 
@@ -108,15 +77,17 @@ class Embedding(nn.Module):
 class LayerNorm(nn.Module):
     """LayerNorm (Ba et al. 2016)."""
 
-    def __init__(self, width: int, eps: float, dtype: Any) -> None:
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, *, bias: bool = True) -> None:
         super().__init__()
         self.eps = eps
-        self.weight, self.bias = empty(width, dtype=dtype), empty(width, dtype=dtype)
+        self.weight = empty(width, dtype=dtype)
+        self.bias = empty(width, dtype=dtype) if bias else None
 
     def load(self, weights: Weights, name: str) -> None:
         """Loads weight and bias."""
         fill(self.weight, weights.layer(name), "weight", name)
-        fill(self.bias, weights.layer(name), "bias", name)
+        if self.bias is not None:
+            fill(self.bias, weights.layer(name), "bias", name)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] of [..., H]."""
@@ -126,7 +97,7 @@ class LayerNorm(nn.Module):
 class RmsNorm(nn.Module):
     """RMSNorm (Zhang and Sennrich 2019). Gemma scales by 1 + weight (`offset`); that is in f32, bf16 is too coarse."""
 
-    def __init__(self, width: int, eps: float, dtype: Any, *, offset: float = 0.0) -> None:
+    def __init__(self, width: int, eps: float, dtype: torch.dtype, *, offset: float = 0.0) -> None:
         super().__init__()
         self.eps, self.offset = eps, offset
         self.weight = empty(width, dtype=torch.float32 if offset else dtype)
@@ -153,8 +124,7 @@ class Rope(nn.Module):
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
         """[T, N, S] of queries or keys of that shape; element i of a head rotates with element i + S / 2."""
-        positions = position_ids.reshape(-1)
-        cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
+        cos, sin = self.cos[position_ids][:, None], self.sin[position_ids][:, None]
         first, second = x.float().chunk(2, -1)
         rotated = torch.cat([-second, first], -1)
         return (x * cos + rotated * sin).to(x.dtype)
@@ -163,31 +133,43 @@ class Rope(nn.Module):
 class GatedMlp(nn.Module):
     """down(act(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants Improve Transformer")."""
 
-    def __init__(self, hidden: int, inner: int, act: Any, config: LayerConfig, *, bias: bool) -> None:
+    def __init__(
+        self,
+        hidden: int,
+        inner: int,
+        act: Any,
+        kernels: Kernels,
+        *,
+        bias: bool,
+        out_bias: bool | None = None,
+        up_first: bool = False,
+    ) -> None:
+        """`out_bias` is `bias` unless given; `up_first`: the checkpoint has up before gate."""
         super().__init__()
-        self.act = act
-        self.gate_up_proj = config.linear(hidden, 2 * inner, "mlp", bias=bias, fused="gate_up")
-        self.down_proj = config.linear(inner, hidden, "mlp", bias=bias)
+        self.act, self.up_first = act, up_first
+        self.gate_up_proj = kernels.linear(hidden, 2 * inner, "mlp", bias=bias, fused="gate_up")
+        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=bias if out_bias is None else out_bias)
 
-    def load(self, weights: Weights, prefix: str) -> None:
-        """Loads the three linear layers."""
-        self.gate_up_proj.load_weights([weights.layer(prefix + "gate_proj"), weights.layer(prefix + "up_proj")])
-        self.down_proj.load_weights([weights.layer(prefix + "down_proj")])
+    def load(self, weights: Weights, gate_up: Sequence[str], down: str) -> None:
+        """Loads the linear layers; `gate_up` are two layers of the checkpoint, or one that has both."""
+        self.gate_up_proj.load_weights([weights.layer(name) for name in gate_up])
+        self.down_proj.load_weights([weights.layer(down)])
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H]."""
-        gate, up = self.gate_up_proj(x).chunk(2, -1)
+        first, second = self.gate_up_proj(x).chunk(2, -1)
+        gate, up = (second, first) if self.up_first else (first, second)
         return self.down_proj(self.act(gate) * up)
 
 
 class Mlp(nn.Module):
     """down(act(up(x)))."""
 
-    def __init__(self, hidden: int, inner: int, act: Any, config: LayerConfig) -> None:
+    def __init__(self, hidden: int, inner: int, act: Any, kernels: Kernels) -> None:
         super().__init__()
         self.act = act
-        self.up_proj = config.linear(hidden, inner, "mlp", bias=True)
-        self.down_proj = config.linear(inner, hidden, "mlp", bias=True)
+        self.up_proj = kernels.linear(hidden, inner, "mlp", bias=True)
+        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=True)
 
     def load(self, weights: Weights, up: str, down: str) -> None:
         """Loads the two linear layers."""
@@ -197,8 +179,3 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, H]."""
         return self.down_proj(self.act(self.up_proj(x)))
-
-
-def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """(name without prefix, tensor) of the tensors whose names start with the prefix."""
-    return ((name.removeprefix(prefix), tensors[name]) for name in tensors if name.startswith(prefix))

@@ -1,1 +1,0 @@
-"""Our model classes, in torch with TensorRT-LLM's Linear and Attention. `classes.register` registers them with it."""

@@ -1,0 +1,285 @@
+"""The files of an engine folder for torch or TensorRT-LLM: a checkpoint in Hugging Face's layout, with our own class.
+
+    config.json         the model's own, with our class in `architectures` and `Facts` under `bei`
+    model.safetensors   the transformer's tensors under their original names; those of modules or head under `bei.`, f32
+
+This module does not need torch, so any machine can build a folder that is not quantised.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from bei_core.checkpoint import Checkpoint, Tensors
+from bei_core.engines.torch.tensorfile import Entry, write_tensors
+from bei_core.errors import CheckpointError, UnsupportedModelError
+from bei_core.models.families import (
+    BERT_ANCHOR,
+    BERTS,
+    DECODER_ANCHOR,
+    DECODER_PREFIXES,
+    DECODER_PROJECTION,
+    DECODERS,
+    BertSizes,
+    DecoderSizes,
+    Head,
+    family_name,
+    heads_of,
+)
+from bei_core.models.kind import Kind
+from bei_core.models.spec import Classifier, Dense, ModelSpec
+
+Array = npt.NDArray[Any]
+Mask = Literal["full", "causal"]
+
+# The families: the name in transformers' classes to the key under which we have it.
+FAMILIES: Mapping[str, str] = {
+    "Bert": "bert",
+    "Electra": "electra",
+    "Roberta": "roberta",
+    "XLMRoberta": "roberta",
+    "Camembert": "roberta",
+    "DistilBert": "distilbert",
+    "MPNet": "mpnet",
+    "Llama": "llama",
+    "Mistral": "mistral",
+    "Qwen2": "qwen2",
+    "Qwen3": "qwen3",
+    "Gemma2": "gemma2",
+    "Gemma3": "gemma3_text",
+    "ModernBert": "modernbert",
+    "NomicBert": "nomic",
+    "New": "gte",
+    "Gte": "gte",  # the same architecture inside transformers
+    "DebertaV2": "deberta",
+}
+# Prefixes that a checkpoint may put before a family's tensor names, and its word embedding table.
+_PLACES: Mapping[str, tuple[tuple[str, ...], str]] = {
+    **{name: (names.prefixes, BERT_ANCHOR) for name, names in BERTS.items()},
+    **dict.fromkeys(DECODERS, (DECODER_PREFIXES, DECODER_ANCHOR)),
+    "modernbert": (("", "model."), "embeddings.tok_embeddings.weight"),
+    "nomic": (("", "bert.", "nomic_bert."), BERT_ANCHOR),
+    "gte": (("", "new.", "gte."), BERT_ANCHOR),
+    "deberta": (("", "deberta."), BERT_ANCHOR),
+}
+
+# A `dtype` setting to the precision of the weights, and a precision to the dtype of the computation.
+PRECISIONS = {"auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16", "fp4": "bfloat16"}
+
+# Files that other tools read in such a folder: trtllm-serve, transformers, sentence-transformers.
+_COMPANION_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "modules.json",
+    "sentence_*_config.json",
+    "config_sentence_transformers.json",
+)
+
+HEAD_PREFIX = "bei."  # of the tensors of modules and heads
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+# Prefixes of a checkpoint's head tensors. They are not copied with the transformer: `head_tensors` writes those in use.
+_HEAD_TENSORS = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.", "head.")
+
+_QUANTIZED = ("F8_E4M3", "U8")
+_FLOAT_DTYPES = ("BF16", "F16", "F32", *_QUANTIZED)  # tensors of other dtypes are buffers, which the engine computes
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What our model class reads in config.json, under `bei`."""
+
+    family: str  # a value of FAMILIES
+    mask: Mask  # attention within a sequence: "full" or "causal"
+    spec: ModelSpec
+    quantized: tuple[str, ...] = ()  # "attention", "mlp": the parts whose linear layers are quantised
+
+    @property
+    def is_bert(self) -> bool:
+        """Whether the family is a BERT-like encoder; otherwise it is a decoder."""
+        return self.family in BERTS
+
+    @property
+    def anchor(self) -> str:
+        """Name of the word embedding table, without prefix."""
+        return _PLACES[self.family][1]
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Prefixes that a checkpoint may put before the transformer's tensor names."""
+        return _PLACES[self.family][0]
+
+
+def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
+    """What our class needs to know of a model.
+
+    Raises UnsupportedModelError for a family or a head that our classes do not have.
+    """
+    name = _name(spec)
+    if name not in FAMILIES:
+        raise UnsupportedModelError(
+            f"the torch engine does not run {spec.architecture}; it runs {', '.join(FAMILIES)}. The CPU engine may: "
+            "--engine openvino"
+        )
+    head_of(spec)
+    family, mask = FAMILIES[name], "full"
+    if family in BERTS:
+        BertSizes.of(BERTS[family], spec.config)
+    elif family in DECODERS:
+        mask = "full" if DecoderSizes.of(DECODERS[family], spec.config).bidirectional else "causal"
+    return Facts(family=family, mask=cast("Mask", mask), spec=spec, quantized=quantized)
+
+
+def _name(spec: ModelSpec) -> str:
+    """The family in the class's name; stanford-futuredata/ColBERT has a class of its own around a BertModel."""
+    return "Bert" if spec.architecture == "HF_ColBERT" else family_name(spec.architecture)
+
+
+def head_of(spec: ModelSpec) -> Head | None:
+    """The layers of a classifier's head or of SPLADE's; None of a model that has other modules, or answers yes or no.
+
+    Raises UnsupportedModelError if the family has no such head.
+    """
+    classifier, heads = spec.classifier, heads_of(_name(spec))
+    if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or (
+        classifier is not None and classifier.answers is not None
+    ):
+        return None
+    head = heads.vocabulary if classifier is None else heads.token if classifier.per_token else heads.sequence
+    if head is None:
+        raise UnsupportedModelError(f"the head of {spec.architecture} is not supported")
+    return head
+
+
+def class_name(facts: Facts) -> str:
+    """Name of our class in config.json, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
+    name = _name(facts.spec)
+    return f"Bei{name}{'Embedding' if facts.spec.classifier is None else 'ForSequenceClassification'}"
+
+
+def class_names() -> Iterator[str]:
+    """Every name that `class_name` can return."""
+    for name in FAMILIES:
+        yield from (f"Bei{name}Embedding", f"Bei{name}ForSequenceClassification")
+
+
+def write_folder(folder: Path, checkpoint: Checkpoint, facts: Facts, dtype: str) -> None:
+    """Writes the files of an engine that is not quantised."""
+    write_config(facts, dtype, folder)
+    write_weights(checkpoint.tensors(), checkpoint, facts, dtype, folder / WEIGHTS)
+    copy_companions(checkpoint, folder)
+
+
+def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+    """Copies the files that other tools read."""
+    modules = checkpoint.read_json("modules.json", required=False) or ()
+    names = [path.name for pattern in _COMPANION_FILES for path in checkpoint.folder.glob(pattern)]
+    names += [f"{entry['path']}/config.json" for entry in modules if entry.get("path")]
+    for name in names:
+        if (checkpoint.folder / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint.folder / name, folder / name)
+
+
+def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, object] | None = None) -> None:
+    """Writes config.json; `more` are keys that a quantised model has in addition."""
+    config = dict(facts.spec.config)
+    for unwanted in ("auto_map", "quantization_config"):
+        config.pop(unwanted, None)
+    config |= {"architectures": [class_name(facts)], "torch_dtype": dtype, "dtype": dtype}
+    if facts.family in (*BERTS, *DECODERS):
+        # TensorRT-LLM's Attention reads these; BERT's config.json has the first only.
+        names = ("num_attention_heads", "num_key_value_heads", "head_dim")
+        config |= dict(zip(names, attention_sizes(facts), strict=True))
+    config |= {**(more or {}), "bei": msgspec.to_builtins(facts)}
+    (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+
+
+def read_facts(folder: Path) -> Facts:
+    """The facts in an engine folder's config.json."""
+    return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
+
+
+def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
+    """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
+    if f"{DECODER_PROJECTION}.weight" in transformer:
+        raise UnsupportedModelError(
+            f"{checkpoint.source} ends with a projection of each token ({DECODER_PROJECTION}.weight), which the engines "
+            "for GPUs do not run. The CPU engine does: --engine openvino"
+        )
+    entries = [
+        Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
+        for name in transformer.names()
+        if not name.startswith(_HEAD_TENSORS) and transformer.dtype(name) in _FLOAT_DTYPES
+    ]
+    entries += [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
+    write_tensors(path, entries)
+
+
+def _keeps_dtype(name: str, dtype: str) -> bool:
+    return dtype in _QUANTIZED or name.endswith(("_scale", "_scale_2"))
+
+
+def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
+    """(name, f32 tensor) of the modules or the head; the names are those in `models/heads`."""
+    classifier, head = facts.spec.classifier, head_of(facts.spec)
+    if classifier is not None and classifier.answers is not None:
+        yield "out.weight", _yes_no_row(checkpoint, classifier, facts)
+    elif head is not None:
+        yield from _head(checkpoint, facts, head)
+    for module in facts.spec.modules:
+        if isinstance(module, Dense):
+            tensors = checkpoint.tensors(module.folder)
+            for name in (f"{module.tensor}.weight", f"{module.tensor}.bias", "residual.weight"):
+                if name in tensors and (module.bias or not name.endswith(".bias")):
+                    yield f"{module.folder}.{name.replace(module.tensor, 'linear', 1)}", tensors.f32(name)
+
+
+def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[str, Array]]:
+    """The layers of a classifier or of SPLADE, whose output matrix may be the table of word embeddings."""
+    tensors = checkpoint.tensors()
+    layers = {"dense": head.dense, "norm": head.norm, "out": head.out}
+    for layer, part in product(layers, ("weight", "bias")):
+        name = f"{layers[layer]}.{part}"
+        if name == f"{head.out}.bias" and head.bias is not None and head.bias in tensors:
+            name = head.bias
+        if name == f"{head.out}.weight" and facts.spec.kind is Kind.SPARSE and name not in tensors:
+            name = _first(tensors, (prefix + facts.anchor for prefix in facts.prefixes))
+        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        name = name if name in tensors else old
+        if layers[layer] is not None and (part == "weight" or name in tensors):
+            yield f"{layer}.{part}", tensors.f32(name)
+
+
+def _first(tensors: Tensors, names: Iterable[str]) -> str:
+    """The first of these names that a checkpoint has. Raises CheckpointError if it has none."""
+    tried = list(names)
+    found = next((name for name in tried if name in tensors), None)
+    if found is None:
+        raise CheckpointError(f"the checkpoint has none of {', '.join(tried)}")
+    return found
+
+
+def _yes_no_row(checkpoint: Checkpoint, classifier: Classifier, facts: Facts) -> Array:
+    """f32[1, H]: row "yes" minus row "no" of lm_head, or of the word embeddings if their weights are tied."""
+    tensors = checkpoint.tensors()
+    name = _first(tensors, ("lm_head.weight", *(prefix + facts.anchor for prefix in facts.prefixes)))
+    table, (no, yes) = tensors.f32(name), classifier.answers or (None, 0)
+    return np.ascontiguousarray((table[yes] if no is None else table[yes] - table[no])[None])
+
+
+def attention_sizes(facts: Facts) -> tuple[int, int, int]:
+    """(number of query heads, number of key and value heads, size of a head)."""
+    if facts.is_bert:
+        bert = BertSizes.of(BERTS[facts.family], facts.spec.config)
+        return bert.num_heads, bert.num_heads, bert.hidden // bert.num_heads
+    sizes = DecoderSizes.of(DECODERS[facts.family], facts.spec.config)
+    return sizes.num_heads, sizes.num_kv_heads, sizes.head_size

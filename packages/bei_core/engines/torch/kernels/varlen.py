@@ -1,0 +1,139 @@
+"""Attention within each sequence of a packed batch, without padding.
+
+On a GPU it is one kernel for the whole batch: `torch.nn.attention.varlen` if this version of torch has it in the form
+that is needed, else the operator below it, which is FlashAttention; FlexAttention for soft-capped scores. On a CPU, and
+for what these do not compute, it is one sequence at a time.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.models.sequences import Sequences
+
+# Of one sequence: what is added to its scores, [N, L, L] of queries and keys [N, L, S].
+ScoreBias = Callable[[Tensor, Tensor], Tensor]
+
+_QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of a long sequence
+_MAX_HEAD_SIZE = 256  # of FlashAttention
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
+) -> Tensor:
+    """[T, N, S] of queries [T, N, S], keys and values [T, K, S]. Rows of tokens of no sequence have no meaning."""
+    if query.is_cuda and bias is None and query.dtype != torch.float32 and sizes.head_size % 8 == 0:
+        if sizes.soft_cap is not None:
+            return flex(query, key, value, sequences, sizes)
+        if sizes.head_size <= _MAX_HEAD_SIZE and _capability(query.device) >= (8, 0):
+            return flash(query, key, value, sequences, sizes)
+    return by_sequence(query, key, value, sequences, sizes, bias)
+
+
+@functools.cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    found: tuple[int, int] = torch.cuda.get_device_capability(device)
+    return found
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:
+    """[T, N, S] by one call of FlashAttention."""
+    cu_seqlens, longest = sequences.cu_seqlens, sequences.max_len
+    left = -1 if sizes.window is None else sizes.window - 1
+    right = 0 if sizes.causal else left
+    packed = (query, key, value, cu_seqlens, cu_seqlens, longest, longest)
+    if (varlen := _find_varlen()) is not None:
+        result: Tensor = varlen(*packed, scale=sizes.scale, window_size=(left, right), enable_gqa=True)
+        return result
+    sides = {} if sizes.window is None else {"window_size_left": left, "window_size_right": right}
+    causal = sizes.causal and sizes.window is None
+    result = torch.ops.aten._flash_attention_forward(*packed, 0.0, causal, False, scale=sizes.scale, **sides)[0]
+    return result
+
+
+@functools.cache
+def _find_varlen() -> Callable[..., Any] | None:
+    """Torch's `varlen_attn`; None if this version has none, or none with scale, window and grouped queries."""
+    try:
+        varlen: Callable[..., Any] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+    except (ImportError, AttributeError):
+        return None
+    needed = {"scale", "window_size", "enable_gqa"}
+    return varlen if needed <= inspect.signature(varlen).parameters.keys() else None
+
+
+def flex(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:
+    """[T, N, S] by FlexAttention over all tokens, with a mask that keeps sequences apart."""
+    heads = (x.transpose(0, 1)[None] for x in (query, key, value))
+
+    def capped(score: Tensor, *_: Tensor) -> Tensor:
+        cap = sizes.soft_cap
+        return score if cap is None else cap * torch.tanh(score / cap)
+
+    mask = sequences.block_mask(causal=sizes.causal, window=sizes.window)
+    mixed: Tensor = _compiled_flex()(*heads, score_mod=capped, block_mask=mask, scale=sizes.scale, enable_gqa=True)
+    return mixed[0].transpose(0, 1)
+
+
+@functools.cache
+def _compiled_flex() -> Callable[..., Any]:
+    """FlexAttention as a fused kernel; without `torch.compile` it would compute all T x T scores."""
+    attention: Callable[..., Any] = importlib.import_module("torch.nn.attention.flex_attention").flex_attention
+    compiled: Callable[..., Any] = torch.compile(attention, dynamic=True)
+    return compiled
+
+
+def by_sequence(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
+) -> Tensor:
+    """[T, N, S], one sequence at a time. Its loop reads lengths on the host, so a CUDA graph cannot contain it."""
+
+    def alone(*parts: Tensor) -> Tensor:
+        query, key, value = (part.transpose(0, 1) for part in parts)
+        return _attend_alone(query, key, value, sizes, bias).transpose(0, 1)
+
+    return sequences.map(alone, query, key, value)
+
+
+def _attend_alone(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes, bias: ScoreBias | None) -> Tensor:
+    """[N, L, S] of one sequence's queries [N, L, S], keys and values [K, L, S]."""
+    if sizes.window is None and sizes.soft_cap is None and bias is None:
+        return _sdpa(query, key, value, sizes, is_causal=sizes.causal)
+    times = sizes.num_heads // sizes.num_kv_heads
+    key, value = (x.repeat_interleave(times, 0) for x in (key, value))
+    added = None if bias is None else bias(query, key)
+    blocks = []
+    for start in range(0, query.shape[1], _QUERY_BLOCK):
+        rows = slice(start, start + _QUERY_BLOCK)
+        mask = _mask(query[:, rows], key, start, sizes)
+        if sizes.soft_cap is None and added is None:
+            blocks.append(_sdpa(query[:, rows], key, value, sizes, attn_mask=mask))
+            continue
+        scores = (query[:, rows] @ key.transpose(1, 2)).float() * sizes.scale
+        scores = scores if added is None else scores + added[:, rows]
+        if sizes.soft_cap is not None:
+            scores = sizes.soft_cap * torch.tanh(scores / sizes.soft_cap)
+        blocks.append(scores.masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype) @ value)
+    return torch.cat(blocks, 1)
+
+
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes, **mask: Any) -> Tensor:
+    heads = (x[None] for x in (query, key, value))
+    return F.scaled_dot_product_attention(*heads, **mask, scale=sizes.scale, enable_gqa=True)[0]
+
+
+def _mask(query: Tensor, key: Tensor, start: int, sizes: AttentionSizes) -> Tensor:
+    """bool[Q, L]: whether a query may attend to a key; the first of the queries is at position `start`."""
+    positions = torch.arange(start, start + query.shape[1], device=query.device)[:, None]
+    distance = positions - torch.arange(key.shape[1], device=key.device)
+    allowed = distance >= 0 if sizes.causal else torch.ones_like(distance, dtype=torch.bool)
+    return allowed if sizes.window is None else allowed & (distance.abs() < sizes.window)

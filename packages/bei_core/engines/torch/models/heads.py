@@ -1,0 +1,184 @@
+"""Heads after the transformer: pooling and modules, or logits. They compute in f32 in every precision.
+
+Plain torch, because quantisation applies them to the transformers model, too, before and after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bei_core.engines.torch.artifact import head_of
+from bei_core.engines.torch.models.layers import LayerNorm, Weights
+from bei_core.engines.torch.models.pooling import pool
+from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.families import ACTIVATION_ALIASES
+from bei_core.models.kind import Kind
+from bei_core.models.spec import Dense, ModelSpec, Module, Normalize, Pooling
+
+_ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "tanh": torch.tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation function that transformers calls `name`. Raises UnsupportedModelError listing the known names."""
+    name = ACTIVATION_ALIASES.get(name, name)
+    if name not in _ACTIVATIONS:
+        known = ", ".join(sorted({*_ACTIVATIONS, *ACTIVATION_ALIASES}))
+        raise UnsupportedModelError(f"activation {name!r} is not supported; known are {known}")
+    return _ACTIVATIONS[name]
+
+
+class F32Linear(nn.Module):
+    """x Wᵀ + b in f32; its sizes are those of the loaded tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = self.bias = None
+
+    def load(self, tensors: Mapping[str, Tensor], name: str, device: torch.device) -> None:
+        """Loads `name.weight` and `name.bias`, if they are in `tensors`."""
+        for part in ("weight", "bias"):
+            if f"{name}.{part}" in tensors:
+                value = tensors[f"{name}.{part}"][...].to(device, torch.float32)
+                setattr(self, part, nn.Parameter(value, requires_grad=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f32[..., out]."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class DenseModule(nn.Module):
+    """A Dense module (sentence-transformers 6.2, `base/modules/dense.py`)."""
+
+    def __init__(self, module: Dense) -> None:
+        super().__init__()
+        self.folder = module.folder
+        self.is_residual = module.residual
+        self.act = activation(module.activation)
+        self.linear, self.residual = F32Linear(), F32Linear()
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Loads the module."""
+        self.linear.load(tensors, f"{self.folder}.linear", device)
+        self.residual.load(tensors, f"{self.folder}.residual", device)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """f32[B, out] of f32[B, in]."""
+        y = self.act(self.linear(rows))
+        if not self.is_residual:
+            return y
+        return y + (rows if self.residual.weight is None else self.residual(rows))
+
+
+class VectorHead(nn.Module):
+    """Pooling and the modules after it, except a last Normalize, which belongs to the request (docs/decisions/005).
+
+    Without pooling it is ColBERT's: a normalised vector of each token, after the modules.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.modes: tuple[str, ...] = ()
+        modules = spec.modules
+        if modules and isinstance(modules[0], Pooling):
+            self.modes, modules = modules[0].modes, modules[1:]
+        self.after = _modules(modules)
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Loads the modules."""
+        for module in self.after:
+            module.load(tensors, device)
+
+    def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
+        """f32[B, D] of token vectors [T, H]; None without pooling."""
+        if not self.modes:
+            return None
+        return self.after(torch.cat([pool(mode, hidden, sequences) for mode in self.modes], -1))
+
+    def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor:
+        """f32[T, E] of token vectors [T, H]: themselves, or after the modules."""
+        return hidden.float() if self.modes else F.normalize(self.after(hidden.float()), dim=-1)
+
+
+class _Normalize(nn.Module):
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Has no tensors."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.normalize(rows, dim=-1)
+
+
+def _modules(modules: Iterable[Module]) -> nn.Sequential:
+    """Dense and Normalize modules, one after the other."""
+    made: list[nn.Module] = []
+    for module in modules:
+        if not isinstance(module, Dense | Normalize):
+            raise UnsupportedModelError(f"{type(module).__name__} cannot follow another module")
+        made.append(DenseModule(module) if isinstance(module, Dense) else _Normalize())
+    return nn.Sequential(*made)
+
+
+class LogitsHead(nn.Module):
+    """The head of a classifier of sequences or tokens, of a yes/no reranker, or of SPLADE (Formal et al. 2021)."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.config, self.classifier, head = spec.config, spec.classifier, head_of(spec)
+        name = "identity" if head is None else str(spec.config.get(head.activation_of or "") or head.activation)
+        self.act, self.pooling = activation(name), "lasttoken" if head is None else head.pooling
+        self.dense, self.out = F32Linear(), F32Linear()
+        self.norm: LayerNorm | None = None
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Loads the head."""
+        self.dense.load(tensors, "dense", device)
+        self.out.load(tensors, "out", device)
+        if "norm.weight" in tensors:
+            eps = float(self.config.get("layer_norm_eps") or self.config.get("norm_eps") or 1e-12)
+            width = len(tensors["norm.weight"][...])
+            self.norm = LayerNorm(width, eps, torch.float32, bias="norm.bias" in tensors).to(device)
+            self.norm.load(Weights(tensors, anchor="norm.weight", prefixes=("",)), "norm")
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """f32[..., C] of vectors [..., H]."""
+        x = x.float()
+        x = x if self.dense.weight is None else self.act(self.dense(x))
+        return self.out(x if self.norm is None else self.norm(x))
+
+    def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
+        """Logits f32[B, C] or weights of terms f32[B, V] of token vectors [T, H]; None of a token classifier."""
+        if self.classifier is None:  # log(1 + relu(x)) is monotonic, so the maximum may come first
+            return torch.log1p(F.relu(pool("max", self._logits(hidden), sequences)))
+        return None if self.classifier.per_token else self._logits(self._pooled(hidden, sequences))
+
+    def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
+        """Logits f32[T, C] of a token classifier, else None."""
+        return self._logits(hidden) if self.classifier is not None and self.classifier.per_token else None
+
+    def _pooled(self, hidden: Tensor, sequences: Sequences) -> Tensor:
+        if self.pooling == "classifier_pooling":
+            return pool(str(self.config.get("classifier_pooling", "cls")), hidden, sequences)
+        pad_id = self.config.get("pad_token_id")
+        if self.pooling == "last non-padding token" and pad_id is not None:
+            # As the decoder classifiers of transformers (GenericForSequenceClassification).
+            return hidden[sequences.last(sequences.ids != int(pad_id))]
+        return pool("cls" if self.pooling == "cls" else "lasttoken", hidden, sequences)
+
+
+def make_head(spec: ModelSpec) -> Any:
+    """The head of a model: a module with `load`, `rows` and `tokens`."""
+    return VectorHead(spec) if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) else LogitsHead(spec)

@@ -1,0 +1,48 @@
+"""Pooling of packed sequences: token vectors [T, H] to one row per sequence f32[B, H].
+
+The modes are those of sentence-transformers' Pooling module, as in `openvino/pooling`. The code does not read values on
+the host, so that a CUDA graph can capture it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bei_core.engines.torch.models.sequences import Sequences
+
+
+def pool(mode: str, x: Tensor, sequences: Sequences) -> Tensor:
+    """f32[B, H] of token vectors [T, H]."""
+    return _MODES[mode](x, sequences)
+
+
+def _sums(x: Tensor, sequences: Sequences) -> Tensor:
+    return sequences.reduce(torch.where(sequences.pooled[:, None], x.float(), 0), "sum")
+
+
+def _count(sequences: Sequences) -> Tensor:
+    """f32[B, 1]: number of pooled tokens, at least 1."""
+    return sequences.reduce(sequences.pooled.float()[:, None], "sum").clamp(min=1)
+
+
+def _weighted_mean(x: Tensor, sequences: Sequences) -> Tensor:
+    """Mean in which token i (from 0) has the weight i + 1 (Muennighoff 2022, SGPT)."""
+    weights = (sequences.position_ids[:, None] + 1).float()
+    return _sums(x * weights, sequences) / _sums(weights, sequences).clamp(min=1)
+
+
+def _max(x: Tensor, sequences: Sequences) -> Tensor:
+    return sequences.reduce(torch.where(sequences.pooled[:, None], x.float(), float("-inf")), "max")
+
+
+_MODES: dict[str, Callable[[Tensor, Sequences], Tensor]] = {
+    "cls": lambda x, sequences: x[sequences.first()].float(),
+    "max": _max,
+    "mean": lambda x, sequences: _sums(x, sequences) / _count(sequences),
+    "mean_sqrt_len_tokens": lambda x, sequences: _sums(x, sequences) / _count(sequences).sqrt(),
+    "weightedmean": _weighted_mean,
+    "lasttoken": lambda x, sequences: x[sequences.last()].float(),
+}

@@ -1,0 +1,89 @@
+"""A packed batch on the device, as all layers get it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """`B` consecutive sequences among `T` tokens.
+
+    Tokens after the last sequence pad the batch to the shape of a CUDA graph. They belong to no sequence, and their
+    vectors may be anything, also NaN: the layers select the tokens that they use and never multiply others by 0.
+    """
+
+    ids: Tensor  # i32[T]
+    type_ids: Tensor  # i32[T]
+    position_ids: Tensor  # i32[T], from 0 in each sequence
+    pooled: Tensor  # bool[T], false for the tokens of a prompt that pooling leaves out
+    lengths: Tensor  # i32[B]
+    host_lengths: Sequence[int] | Tensor  # the same, on the host
+    attn_metadata: Any = None  # TensorRT-LLM's own description of the batch
+    block_masks: dict[tuple[bool, int | None], Any] = field(default_factory=dict)
+
+    @cached_property
+    def cu_seqlens(self) -> Tensor:
+        """i32[B + 1]: cumulative lengths from 0."""
+        return torch.nn.functional.pad(torch.cumsum(self.lengths, 0, dtype=torch.int32), (1, 0))
+
+    @cached_property
+    def max_len(self) -> int:
+        """Tokens of the longest sequence."""
+        return max(int(length) for length in self.host_lengths)
+
+    def first(self) -> Tensor:
+        """i64[B]: index of each sequence's first token."""
+        return self._clamp(self.cu_seqlens[:-1])
+
+    def last(self, real: Tensor | None = None) -> Tensor:
+        """i64[B]: index of each sequence's last token; with `real` bool[T] its last real one, or its first if none."""
+        if real is None:
+            return self._clamp(self.cu_seqlens[1:] - 1)
+        index = torch.arange(len(real), device=real.device, dtype=torch.float32)
+        found = self.reduce(torch.where(real, index, -1)[:, None], "max")[:, 0]
+        return torch.where(found < 0, self.first(), found.long())
+
+    def reduce(self, x: Tensor, by: str) -> Tensor:
+        """f32[B, H]: the "sum" or "max" over each sequence of x f32[T, H].
+
+        Tokens of other sequences, or of none, are never read. Deterministic, and without synchronisation.
+        """
+        return torch.segment_reduce(x, by, lengths=self.lengths, axis=0, unsafe=True)
+
+    def map(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """[T, ...] of the shape of the first tensor: `function` of each sequence's rows; NaN for tokens of none."""
+        out, start = torch.full_like(tensors[0], float("nan")), 0
+        for length in self.host_lengths:
+            rows = slice(start, start := start + int(length))
+            if rows.start < rows.stop:
+                out[rows] = function(*(tensor[rows] for tensor in tensors))
+        return out
+
+    def block_mask(self, *, causal: bool, window: int | None) -> Any:
+        """FlexAttention's mask: a query attends to keys of its own sequence. Made once for a batch."""
+        if (causal, window) not in self.block_masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            total, positions = len(self.ids), self.position_ids
+            index = torch.arange(total, device=positions.device, dtype=torch.int32)
+            document = torch.searchsorted(self.cu_seqlens[1:], index, right=True)
+
+            def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                distance = positions[q] - positions[k]
+                mask = (document[q] == document[k]) & ((distance >= 0) | (not causal))
+                return mask if window is None else mask & (distance.abs() < window)
+
+            # Compiled, it does not write down all T x T pairs.
+            make = torch.compile(create_block_mask) if positions.is_cuda else create_block_mask
+            self.block_masks[causal, window] = make(allowed, None, None, total, total, device=str(positions.device))
+        return self.block_masks[causal, window]
+
+    def _clamp(self, index: Tensor) -> Tensor:
+        return index.long().clamp(0, len(self.pooled) - 1)

@@ -1,0 +1,142 @@
+"""The ways to compute attention of a packed batch. No GPU is needed: kernels are emulated, or called without data."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from bei_core.engines.torch.kernels import varlen
+from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.models.sequences import Sequences
+
+LENGTHS, SPARE, HEADS, KV_HEADS, SIZE = [5, 1, 17, 9], 4, 4, 2, 16
+PLAIN = AttentionSizes(HEADS * SIZE, HEADS, KV_HEADS, SIZE, 0.3, 64, bias=False, out_bias=False, causal=False)
+RULES = {
+    "full": PLAIN,
+    "causal": replace(PLAIN, causal=True),
+    "window": replace(PLAIN, window=3),
+    "causal window": replace(PLAIN, causal=True, window=3),
+}
+CAPPED = {f"{name}, capped": replace(sizes, soft_cap=2.0) for name, sizes in RULES.items()}
+
+
+def packed() -> tuple[Tensor, Tensor, Tensor, Sequences]:
+    """Queries, keys, values and sequences; the last tokens belong to none and are NaN."""
+    total, generator = sum(LENGTHS) + SPARE, torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(total, heads, SIZE, generator=generator) for heads in (HEADS, KV_HEADS, KV_HEADS))
+    for x in (query, key, value):
+        x[-SPARE:] = float("nan")
+    positions = torch.cat([torch.arange(length) for length in [*LENGTHS, SPARE]])
+    blank = torch.zeros(total, dtype=torch.int32)
+    sequences = Sequences(blank, blank, positions, blank.bool(), torch.tensor(LENGTHS, dtype=torch.int32), LENGTHS)
+    return query, key, value, sequences
+
+
+def expected(sizes: AttentionSizes) -> Tensor:
+    """By the definition, a query at a time."""
+    query, key, value, _ = packed()
+    rows, start = [], 0
+    for length in LENGTHS:
+        for at in range(length):
+            seen = [
+                other
+                for other in range(length)
+                if (other <= at or not sizes.causal) and (sizes.window is None or abs(at - other) < sizes.window)
+            ]
+            keys, values = (
+                x[[start + other for other in seen]].repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value)
+            )
+            scores = torch.einsum("ns,kns->nk", query[start + at], keys) * sizes.scale
+            scores = scores if sizes.soft_cap is None else sizes.soft_cap * torch.tanh(scores / sizes.soft_cap)
+            rows.append(torch.einsum("nk,kns->ns", scores.softmax(-1), values))
+        start += length
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("name", [*RULES, *CAPPED])
+def test_one_sequence_at_a_time_follows_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {**RULES, **CAPPED}[name]
+    monkeypatch.setattr(varlen, "_QUERY_BLOCK", 4)
+    mixed = varlen.attend(*packed(), sizes, None)
+    torch.testing.assert_close(mixed[:-SPARE], expected(sizes))
+    assert torch.isnan(mixed[-SPARE:]).all()
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
+@pytest.mark.parametrize("name", [*RULES, *CAPPED])
+def test_flex_attention_follows_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not compiled, which is for GPUs."""
+    sizes = {**RULES, **CAPPED}[name]
+    monkeypatch.setattr(varlen, "_compiled_flex", lambda: flex_attention)
+    query, key, value, sequences = packed()
+    for x in (query, key, value):
+        x[-SPARE:] = 0  # without a compiled kernel, masked scores are computed, and 0 times NaN is NaN
+    torch.testing.assert_close(varlen.flex(query, key, value, sequences, sizes)[:-SPARE], expected(sizes))
+
+
+def emulated_varlen_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+) -> Tensor:
+    """What FlashAttention computes, by its definition of windows; rows that it does not write are NaN."""
+    assert (max_q, enable_gqa) == (max(LENGTHS), True)
+    out = torch.full_like(query, float("nan"))
+    for start, end in itertools.pairwise(cu_seq_q):
+        q, k, v = (x[start:end].transpose(0, 1) for x in (query, key, value))
+        distance = torch.arange(end - start)[:, None] - torch.arange(end - start)  # query - key
+        left, right = (1000 if side < 0 else side for side in window_size)
+        mask = (distance <= left) & (distance >= -right)
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            q[None], k[None], v[None], attn_mask=mask, scale=scale, enable_gqa=True
+        )
+        out[start:end] = mixed[0].transpose(0, 1)
+    return out
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_windows_and_masks_are_said_in_the_words_of_flash_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "_find_varlen", lambda: emulated_varlen_attn)
+    mixed = varlen.flash(*packed(), RULES[name])
+    torch.testing.assert_close(mixed[:-SPARE], expected(RULES[name]))
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("has_varlen", [True, False])
+def test_the_installed_torch_takes_the_call(name: str, has_varlen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On tensors without data: arguments and shapes are checked, nothing is computed."""
+    if not has_varlen:
+        monkeypatch.setattr(varlen, "_find_varlen", lambda: None)
+    elif varlen._find_varlen() is None:
+        pytest.skip("this version of torch has no varlen_attn with windows")
+    query, key, value, sequences = packed()
+    query, key, value = (x.to("meta", torch.bfloat16) for x in (query, key, value))
+    with torch.inference_mode():
+        there = replace(sequences, lengths=sequences.lengths.to("meta"))
+        assert varlen.flash(query, key, value, there, RULES[name]).shape == query.shape
+
+
+def test_another_form_of_varlen_attn_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torch 2.10, whose function has neither windows nor grouped queries."""
+
+    def older(query: Any, key: Any, value: Any, cu_seq_q: Any, cu_seq_k: Any, max_q: int, max_k: int) -> None:
+        raise AssertionError("called")
+
+    varlen._find_varlen.cache_clear()
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", older)
+    assert varlen._find_varlen() is None
+    varlen._find_varlen.cache_clear()
