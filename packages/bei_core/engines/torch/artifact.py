@@ -212,8 +212,8 @@ def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dt
     """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
     if f"{DECODER_PROJECTION}.weight" in transformer:
         raise UnsupportedModelError(
-            f"{checkpoint.source} ends with a projection of each token ({DECODER_PROJECTION}.weight), which the engines "
-            "for GPUs do not run. The CPU engine does: --engine openvino"
+            f"{checkpoint.source} ends with a projection of each token ({DECODER_PROJECTION}.weight), which the "
+            "engines for GPUs do not run. The CPU engine does: --engine openvino"
         )
     entries = [
         Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)

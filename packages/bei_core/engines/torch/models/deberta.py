@@ -12,7 +12,7 @@ from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, Weig
 from bei_core.engines.torch.models.relative import DisentangledBias, log_buckets
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, read_setting
+from bei_core.models.families import Config, read_setting, read_size
 
 
 class DebertaTransformer(nn.Module):
@@ -21,7 +21,8 @@ class DebertaTransformer(nn.Module):
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         super().__init__()
         config = facts.spec.config
-        self.hidden, width = facts.spec.hidden_size, int(config.get("embedding_size") or facts.spec.hidden_size)
+        self.hidden = read_size(config, "hidden_size")
+        width = int(config.get("embedding_size") or self.hidden)
         self.eps, self.dtype = float(config.get("layer_norm_eps", 1e-7)), kernels.dtype
         self.words = Embedding(facts.spec.vocab_size, width, self.dtype)
         max_positions = int(read_setting(config, "max_position_embeddings"))
@@ -82,7 +83,8 @@ class DebertaTransformer(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, facts: Facts, rows: Tensor, kernels: Kernels, number: int) -> None:
         super().__init__()
-        config, hidden = facts.spec.config, facts.spec.hidden_size
+        config = facts.spec.config
+        hidden = read_size(config, "hidden_size")
         num_heads, eps = int(read_setting(config, "num_attention_heads")), float(config.get("layer_norm_eps", 1e-7))
         kinds = config.get("pos_att_type") or []
         kinds = frozenset(kind.strip() for kind in (kinds.lower().split("|") if isinstance(kinds, str) else kinds))
