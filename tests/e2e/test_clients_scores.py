@@ -253,14 +253,14 @@ async def test_hugging_face_classifies_async(classifier: Server) -> None:
 
 def test_hugging_face_labels_tokens(tagger: Server) -> None:
     """The best label of each token, as `/predict_tokens` has it, but for tokens that are part of no entity."""
-    (tokens,) = tagger.post("/predict_tokens", {"inputs": [[TEXTS[3]]]}).json()
+    (tokens,) = tagger.post("/predict_tokens", {"inputs": [[TEXTS[5]]]}).json()
     best = [max(token["results"].items(), key=lambda item: item[1]) for token in tokens]
     expected = [
         (token["start"], token["end"], label, score)
         for token, (label, score) in zip(tokens, best, strict=True)
         if label != "O" and token["end"] > token["start"]
     ]
-    found = InferenceClient(model=tagger.url).token_classification(TEXTS[3], aggregation_strategy="none")
+    found = InferenceClient(model=tagger.url).token_classification(TEXTS[5], aggregation_strategy="none")
     assert expected
     assert [(item.start, item.end, item.entity) for item in found] == [item[:3] for item in expected]
     assert np.allclose([item.score for item in found], [item[3] for item in expected], atol=NEAR)
@@ -269,8 +269,8 @@ def test_hugging_face_labels_tokens(tagger: Server) -> None:
 async def test_hugging_face_groups_tokens(tagger: Server) -> None:
     """Groups are made of the labelled tokens, whole, in their order, and carry no prefix of one."""
     async with AsyncInferenceClient(model=tagger.url) as client:
-        groups = await client.token_classification(TEXTS[3], aggregation_strategy="simple")
-        tokens = await client.token_classification(TEXTS[3], aggregation_strategy="none")
+        groups = await client.token_classification(TEXTS[5], aggregation_strategy="simple")
+        tokens = await client.token_classification(TEXTS[5], aggregation_strategy="none")
     for token in tokens:
         (group,) = [group for group in groups if group.start <= token.start < token.end <= group.end]
         assert token.entity is not None

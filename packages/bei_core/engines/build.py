@@ -16,7 +16,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
 from bei_core.models.spec import ModelSpec, read_spec, save_spec
-from bei_core.text.published import canonical_tokenizer, check_tokenizer
+from bei_core.text.published import RULES, canonical_tokenizer, check_tokenizer
 from bei_core.text.templates import chosen_template
 
 log = logging.getLogger(__name__)
@@ -39,6 +39,11 @@ class Build(NamedTuple):
 
     manifest: Manifest  # without its files
     fill: Callable[[Path], None]  # builds it in a folder
+
+
+def request_facts(builder: Builder, settings: Settings) -> dict[str, object]:
+    """What decides, besides the model's name, which engine a request for a model gets."""
+    return {"schema": SCHEMA, "tokenizer": RULES, "facts": builder.facts(settings)}
 
 
 def plan_model(builder: Builder, settings: Settings, root: Path) -> Build:

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from bei_core.checkpoint import lease_checkpoint
 from bei_core.config.settings import Settings
-from bei_core.engines.build import Build, plan_model
+from bei_core.engines.build import Build, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.manifest import SCHEMA, is_engine, key_of, read_manifest
+from bei_core.engines.manifest import is_engine, key_of, read_manifest
 from bei_core.engines.registry import choose, load_builder
 from bei_core.engines.remote import RemoteEngine, RemoteEngines
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.storage.drivers import is_store, redact
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
-from bei_core.text.published import RULES
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +79,8 @@ class EngineProvider:
         parts: dict[str, object] = {name: getattr(self._settings, name) for name in _DECIDING}
         if self._quantization is not None:
             parts["quantization"] = self._quantization
-        facts = self._builder.facts(self._settings)
-        return key_of({"schema": SCHEMA, "tokenizer": RULES, "engine": self._engine, "facts": facts, **parts})
+        facts = request_facts(self._builder, self._settings)
+        return key_of({"engine": self._engine, **facts, **parts})
 
     def _find_locally(self, key: str) -> Lease | None:
         """The engine in the cache that the same request was given before."""

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import math
 import random
-import time
 from collections.abc import Mapping
 
 from starlette.middleware.cors import CORSMiddleware
@@ -22,7 +20,6 @@ from bei_core.errors import (
     PayloadTooLargeError,
     RequestError,
     UnauthorizedError,
-    ValidationError,
 )
 from bei_core.http import openapi
 from bei_core.http.codings import inflated
@@ -33,13 +30,15 @@ from bei_core.http.routes import ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.shapes import BY_SHAPE, default_path, path_of
 from bei_core.http.traces import Traces
-from bei_core.serving.queue import HEAD_START_S
+from bei_core.http.urgency import HEADERS, read_deadline, read_priority
 from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
 
 # Only a request that takes longer is cancelled if its client leaves: the check would cost more than a short request.
 _PATIENCE_S = 0.1
+
+_MAX_ID = 128  # characters of a client's request id
 
 _GONE = 499  # nginx's "client closed request": logged, never received
 
@@ -75,7 +74,7 @@ class App:
         """The reply of a route, with the request's id. Raises only if the server cancels it."""
         headers = dict(request.scope["headers"][::-1])
         given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
-        request_id = given or f"{random.getrandbits(64):016x}"
+        request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
         call, error = Call(request, method, path, headers, request_id, self.services, self.service, route), None
         try:
@@ -95,6 +94,8 @@ class App:
         response.headers["x-request-id"] = request_id
         if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
             self._traces.record(call, response.status_code, error)
+        if self.service.settings.access_log:
+            call.log(response.status_code)
         return response
 
     async def check(self) -> None:
@@ -123,8 +124,8 @@ class App:
         if len(self.services) > 1:
             call.service = self._chosen(call)
         call.timings.model = call.service.model.name
-        if not _URGENCY.isdisjoint(call.headers):
-            call.deadline, call.priority = _deadline(call.headers), _priority(call.headers)
+        if not HEADERS.isdisjoint(call.headers):
+            call.deadline, call.priority = read_deadline(call.headers), read_priority(call.headers)
         return await self._run(call)
 
     async def _run(self, call: Call) -> Response:
@@ -198,7 +199,7 @@ class App:
         self.service.metrics.failed(error.kind.lower())
         route = call.route or call.default
         if route is None:
-            return error_response(error, openai_shape=call.path.startswith("/v"))
+            return error_response(error, openai_shape=call.path.startswith(("/v1/", "/v2/")))
         return error_response(error, openai_shape=route.openai, inputs=route.inputs)
 
     def _left(self) -> Response:
@@ -224,7 +225,9 @@ class App:
                 raise PayloadTooLargeError(f"the body is larger than {limit} bytes")
             parts.append(part)
         body, coding = b"".join(parts), call.headers.get(b"content-encoding")
-        return body if coding is None else await inflated(body, coding.decode("latin-1"), limit)
+        if coding is None:
+            return body
+        return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)
 
 
 def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:
@@ -247,34 +250,3 @@ def _watch(request: Request, watchers: list[asyncio.Task[None]], task: asyncio.T
             task.cancel()
 
     watchers.append(asyncio.ensure_future(watch()))
-
-
-_URGENCY = frozenset({b"request-timeout-ms", b"request-deadline-ms", b"x-priority"})
-
-
-def _deadline(headers: Mapping[bytes, bytes]) -> float | None:
-    """The earlier of the request's two deadlines, on the clock of time.monotonic.
-
-    Raises ValidationError for one that is no number.
-    """
-    now, limits = time.monotonic(), []
-    for name, origin in (("request-timeout-ms", now), ("request-deadline-ms", now - time.time())):
-        value = headers.get(name.encode())
-        if value is not None:
-            text = value.decode("latin-1")
-            try:
-                limit = origin + float(text) / 1e3
-            except ValueError:
-                limit = math.nan
-            if math.isnan(limit):  # also of the text "nan", which would never pass
-                raise ValidationError(f"{name} must be a number of milliseconds, got {text!r}", param=name)
-            limits.append(limit)
-    return min(limits, default=None)
-
-
-def _priority(headers: Mapping[bytes, bytes]) -> str:
-    """The header `x-priority`. Raises ValidationError for an unknown one."""
-    name = headers.get(b"x-priority", b"normal").decode("latin-1").lower()
-    if name not in HEAD_START_S:
-        raise ValidationError(f"x-priority must be one of {', '.join(HEAD_START_S)}, got {name!r}", param="x-priority")
-    return name

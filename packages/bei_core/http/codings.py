@@ -10,7 +10,10 @@ import sys
 import zlib
 from typing import Any
 
+from starlette.types import Scope
+
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
+from bei_core.http.limits import count_bytes
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -36,11 +39,11 @@ async def compressed(body: bytes, coding: str) -> bytes | None:
     return await asyncio.to_thread(_compress, body, coding)
 
 
-async def inflated(body: bytes, coding: str, limit: int) -> bytes:
+async def inflated(body: bytes, coding: str, limit: int, scope: Scope) -> bytes:
     """The decompressed body.
 
     Raises ValidationError for an unknown coding, MalformedBodyError if the body is not in it, PayloadTooLargeError if
-    it has more than `limit` bytes once decompressed.
+    it has more than `limit` bytes once decompressed, OverloadedError if the server has no memory left for it.
     """
     name = coding.strip().lower()
     if name in {"", "identity"}:
@@ -48,7 +51,9 @@ async def inflated(body: bytes, coding: str, limit: int) -> bytes:
     if name not in CODINGS:
         known = ", ".join((*CODINGS, "identity"))
         raise ValidationError(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
-    return await asyncio.to_thread(_inflate, body, name, limit)  # even a small body may become a large one
+    plain = await asyncio.to_thread(_inflate, body, name, limit)  # even a small body may become a large one
+    count_bytes(scope, len(plain))
+    return plain
 
 
 def _compress(body: bytes, coding: str) -> bytes:

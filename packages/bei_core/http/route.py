@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from starlette.requests import Request
 
 from bei_core.http.schemas.common import Named
+from bei_core.logs import log_access
 from bei_core.metrics import Timings
 from bei_core.serving.service import Service
 
@@ -30,6 +31,23 @@ class Call:
     deadline: float | None = None  # on the clock of time.monotonic
     priority: str = "normal"
     timings: Timings = field(default_factory=Timings)
+
+    def log(self, status: int) -> None:
+        """Writes the request's line of the access log."""
+        timings = self.timings
+        log_access(
+            method=self.method,
+            path=self.path,
+            status=status,
+            request_id=self.request_id,
+            model=timings.model,
+            num_inputs=timings.num_inputs,
+            num_tokens=timings.num_tokens,
+            tokenization_ms=1e3 * timings.tokenization_s,
+            queue_ms=1e3 * timings.queue_s,
+            inference_ms=1e3 * timings.inference_s,
+            total_ms=1e3 * timings.total_s,
+        )
 
 
 Answer: TypeAlias = Callable[[Call], Awaitable[object]]  # the value of the reply's body, or `replies.Plain`

@@ -292,3 +292,34 @@ async def test_truss_gets_a_reply_for_any_body(make_served: MakeServed, body: by
     response = await served.app.respond_by_shape(request)
     assert response.status_code in {400, 422}
     assert b"internal" not in response.body
+
+
+async def test_the_access_log_has_a_line_for_each_request(
+    make_served: MakeServed, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    served = await make_served(access_log=True)
+    reply = await served.client.post(
+        "/embed", json={"inputs": [[5, 6]]}, headers={"x-baseten-request-id": "one two" + "x" * 200}
+    )
+    await served.client.post("/embed", json={"inputs": 5})
+    assert reply.headers["x-request-id"] == ("one two" + "x" * 200)[:128]
+    first, second = (record.getMessage() for record in caplog.records if record.name == "bei_core.access")
+    assert first.startswith('POST /embed 200 request_id="one two')
+    assert "inputs=1 tokens=2" in first
+    assert second.startswith("POST /embed 422 ")
+
+
+async def test_without_access_log_there_is_no_line_for_a_request(
+    make_served: MakeServed, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    served = await make_served()
+    await served.client.post("/embed", json={"inputs": [[5]]})
+    assert not [record for record in caplog.records if "POST /embed" in record.getMessage()]
+
+
+async def test_a_wrong_method_has_the_shape_of_its_route(make_served: MakeServed) -> None:
+    served = await make_served()
+    assert (await served.client.get("/vertex")).json()["error_type"] == "MethodNotAllowed"
+    assert (await served.client.get("/v1/embeddings")).json()["error"]["type"] == "MethodNotAllowed"

@@ -260,10 +260,10 @@ async def test_the_limit_is_on_what_it_says(http: httpx.AsyncClient, coding: str
 @pytest.mark.parametrize("size", [0, 1, 100_000])
 async def test_the_limit_is_exact(coding: str, size: int) -> None:
     body = PACK[coding](b"a" * size)
-    assert await inflated(body, coding, size) == b"a" * size
+    assert await inflated(body, coding, size, {}) == b"a" * size
     if size:
         with pytest.raises(PayloadTooLargeError):
-            await inflated(body, coding, size - 1)
+            await inflated(body, coding, size - 1, {})
 
 
 @codings
@@ -275,7 +275,7 @@ async def test_a_spoilt_body_is_a_400(http: httpx.AsyncClient, coding: str, spoi
     reply = await http.post("/embed", content=body, headers={"content-encoding": coding})
     assert (reply.status_code, coding in reply.text) == (400, True)
     with pytest.raises(MalformedBodyError):
-        await inflated(body, coding, 1_000_000)
+        await inflated(body, coding, 1_000_000, {})
 
 
 async def test_a_window_larger_than_the_webs_is_refused() -> None:
@@ -283,7 +283,7 @@ async def test_a_window_larger_than_the_webs_is_refused() -> None:
     packer = zstd.ZstdCompressor(options=options)
     body = packer.compress(b"a" * 10_000_000) + packer.flush()
     with pytest.raises(MalformedBodyError):
-        await inflated(body, "zstd", 100_000_000)
+        await inflated(body, "zstd", 100_000_000, {})
 
 
 @pytest.mark.parametrize("coding", ["br", "deflate", "gzip, zstd"])
@@ -292,5 +292,5 @@ async def test_an_unknown_coding_is_refused_with_the_known_ones(http: httpx.Asyn
     assert reply.status_code == 422
     assert "zstd, gzip, identity" in reply.json()["error"]
     with pytest.raises(ValidationError) as refusal:
-        await inflated(b"", coding, 1)
+        await inflated(b"", coding, 1, {})
     assert refusal.value.param == "content-encoding"
