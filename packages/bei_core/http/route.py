@@ -26,7 +26,7 @@ class Call:
     services: Sequence[Service]  # all models of the server
     service: Service  # the model that is meant
     route: Route | None  # None: not known yet, or there is none
-    default: Route | None = None  # of a body whose fields decide: the one whose errors it gets until the route is known
+    default: Route | None = None  # of a path that takes all bodies: the shape of errors until the route is known
     body: Any = None  # an instance of `route.schema`
     deadline: float | None = None  # on the clock of time.monotonic
     priority: str = "normal"

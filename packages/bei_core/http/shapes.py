@@ -67,7 +67,7 @@ def path_of(body: object, default: str) -> str:
             return path
     known = ", or ".join(f"{_quoted(_REQUIRED[path])} as {path} does" for path in _NAMED)
     raise ValidationError(
-        f"predict takes an object with {known}; this one has {_quoted(names)[:_SHOWN] or 'no fields'}"
+        f"the body fits no route: it needs {known}; this one has {_quoted(names)[:_SHOWN] or 'no fields'}"
     )
 
 

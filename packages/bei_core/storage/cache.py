@@ -130,7 +130,10 @@ class Cache:
         except OSError as error:
             if not folder.is_dir():
                 raise disk_error(error, self.root) from error
-            log.info("no lease can be taken on %s (%s): whoever may evict it can do so", folder, error.strerror)
+            log.info(
+                "%s cannot be marked as in use (%s): another process may evict it while it is served",
+                *(folder, error.strerror),
+            )
             return Lease(folder, os.open(os.devnull, os.O_RDONLY))
 
     @contextmanager
