@@ -1,4 +1,4 @@
-"""Writes tests/data/tokenizers: tokenizer folders as published, and the ids that transformers makes with them.
+"""Writes tests/data/published_tokenizers: folders as published, and the ids that transformers makes with them.
 
 Run it twice, in environments of their own (no torch is needed):
 
@@ -32,7 +32,7 @@ from scripts.golden_tokenizers.folders import FOLDERS  # noqa: E402
 from scripts.golden_tokenizers.table import Folder  # noqa: E402
 from scripts.golden_tokenizers.vocabulary import vocabulary  # noqa: E402
 
-OUT = REPOSITORY / "tests" / "data" / "tokenizers"
+OUT = REPOSITORY / "tests" / "data" / "published_tokenizers"
 MIXED = REPOSITORY / "tests" / "data" / "texts" / "mixed.jsonl"
 CUT = 12  # tokens of the texts that are cut
 

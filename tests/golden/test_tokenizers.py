@@ -16,7 +16,7 @@ from bei_core.tasks import EncodeOptions, Pair, TruncationSide
 from bei_core.text.published import canonical_tokenizer
 from bei_core.text.tokenizer import TextTokenizer
 
-DATA = Path(__file__).resolve().parents[1] / "data" / "tokenizers"
+DATA = Path(__file__).resolve().parents[1] / "data" / "published_tokenizers"
 NAMES = sorted(path.stem for path in DATA.glob("*.json") if path.stem not in {"inputs", "shared"})
 INPUTS = json.loads((DATA / "inputs.json").read_text())
 SHARED = json.loads((DATA / "shared.json").read_text())

@@ -210,7 +210,7 @@ def read_facts(folder: Path) -> Facts:
 
 def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
     """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
-    if f"{DECODER_PROJECTION}.weight" in transformer:
+    if facts.family in DECODERS and f"{DECODER_PROJECTION}.weight" in transformer:
         raise UnsupportedModelError(
             f"{checkpoint.source} ends with a projection of each token ({DECODER_PROJECTION}.weight), which the "
             "engines for GPUs do not run. The CPU engine does: --engine openvino"
