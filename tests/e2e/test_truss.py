@@ -15,12 +15,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from bei_core.tasks import Rows
 from tests.collector import Collector
 from tests.conftest import MINILM
 from tests.e2e.environments import ROOT
+from tests.e2e.server import samples
 from tests.e2e.truss_server import Server, Truss, difference, lay_out
 from tests.fakes import SAFETY_S
 from tests.golden.cases import load_minilm
@@ -80,9 +80,8 @@ def metrics(server: Server) -> dict[str, float]:
     """The samples of Truss's `/metrics`, summed over their labels."""
     found: dict[str, float] = {}
     text = httpx.get(f"{server.url}/metrics", follow_redirects=True).text
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            found[sample.name] = found.get(sample.name, 0) + sample.value
+    for name, _, value in samples(text):
+        found[name] = found.get(name, 0) + value
     return found
 
 
