@@ -84,7 +84,7 @@ for limit in read("constraints.txt"):
         print(f"{limit} is broken by {here[name].version}")
 """
 
-_LISTENS = "Uvicorn running on"
+_LISTENS = "Uvicorn running on|listening on"  # Truss's server, or `bei serve`
 _TAKEN = "address already in use"
 
 
@@ -192,7 +192,7 @@ class Server:
             stdout=self._output,
             stderr=subprocess.STDOUT,
         )
-        return self._wait_for(re.compile(f"{_LISTENS}|{_TAKEN}")) == _LISTENS
+        return self._wait_for(re.compile(f"{_LISTENS}|{_TAKEN}")) != _TAKEN
 
     def command(self) -> list[str]:
         """What the image's entry point runs."""
