@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, settings
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.errors import EngineUnavailableError
+from bei_core.logs import TALKATIVE
 from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner
 from tests.fakes import SAFETY_S, FakeEngine
@@ -26,6 +28,17 @@ collect_ignore = [] if importlib.util.find_spec("torch") else ["gpu_path"]
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=500)
 settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _own_logging() -> Iterator[None]:
+    """Undoes what a test, or a command that it runs, sets on the loggers of the process."""
+    loggers = [logging.getLogger(name) for name in (None, "bei_core.access", *TALKATIVE)]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)  # an assignment would leave the cached answers of isEnabledFor
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import sys
 from datetime import datetime, timezone
 
 # Libraries that write a line or more for each request, or where they found their endpoint.
-_TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
+TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
 
 _access = logging.getLogger("bei_core.access")
 
@@ -37,7 +37,7 @@ def configure_logging(*, json_output: bool, level: str = "info") -> None:
     handler.setFormatter(JsonFormatter() if json_output else plain)
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     _access.setLevel(logging.INFO)  # who asks for an access log wants it at any level
-    for name in _TALKATIVE:
+    for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from bei_core.logs import configure_logging, log_access
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in (None, "bei_core.access", "httpx")]
-    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
-    yield
-    for logger, handlers, level in before:
-        logger.handlers[:] = handlers
-        logger.setLevel(level)
 
 
 def access(**changed: object) -> None:

@@ -21,14 +21,6 @@ from bei_core.http.server.sockets import Sockets
 BARE = {name: "" for setting in SETTINGS.values() for name in setting.variables if not name.startswith("BEI_API_KEY")}
 
 
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-
-
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings that `bei serve` was started with; nothing is served."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -59,14 +57,6 @@ FLAGS: list[tuple[str, str | None, str, object]] = [
 
 # Variables that mean something else here: what a container sets itself, and a socket between TEI's own processes.
 NOT_READ = {"HOSTNAME", "UDS_PATH"}
-
-
-@pytest.fixture(autouse=True)
-def _own_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
 
 
 @pytest.fixture
