@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from bei_core.config.settings import Settings
 from bei_core.errors import RequestError
 from bei_core.http import openapi
+from bei_core.http.routes import ROUTES
 from bei_core.metrics import Metrics
+from scripts import make_routes_doc
 from tests.docs.documents import ROOT, code_in, table_rows
 
 OPERATIONS = ROOT / "docs" / "operations.md"
-ROUTES = ROOT / "docs" / "routes.md"
+ROUTES_PAGE = ROOT / "docs" / "routes.md"
 LIBRARY = ROOT / "packages" / "bei_core"
 
 _PLACEHOLDER = re.compile(r"%[-\d.]*[sdfrg]|\0")  # of a log line's format, or of an f-string
@@ -21,16 +23,21 @@ _TELLING = 8  # characters of a message besides what is filled in; fewer would m
 
 
 def test_routes() -> None:
-    rows = table_rows(ROUTES, "All routes")
+    rows = table_rows(ROUTES_PAGE, "All routes")
     listed = {path for row in rows for code in code_in(row[0]) for path in code.split() if path.startswith("/")}
-    assert listed == set(openapi.document()["paths"]) | openapi.PATHS
+    assert listed == {*openapi.document()["paths"], *openapi.PATHS}
+
+
+def test_the_table_of_routes_is_made_from_the_routes() -> None:
+    written = make_routes_doc.PAGE.read_text(encoding="utf-8")
+    assert written == make_routes_doc.page(written), "run .venv/bin/python -m scripts.make_routes_doc"
 
 
 def test_fields() -> None:
     schemas = openapi.document()["components"]["schemas"]
-    refs = set(re.findall(r"schemas/(\w+)", str(openapi.document()["paths"]["/"]["post"]["requestBody"])))
+    refs = {route.schema.__name__ for route in ROUTES if route.schema}
     fields = {name for ref in refs for name in schemas[ref]["properties"]}
-    listed = {name for row in table_rows(ROUTES, "Fields") for name in code_in(row[0])}
+    listed = {name for row in table_rows(ROUTES_PAGE, "Fields") for name in code_in(row[0])}
     assert listed == fields
 
 

@@ -49,6 +49,7 @@ ANSWERED: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/v2/rerank", COHERE),
     ("POST", "/vertex", {"instances": [{"inputs": "a"}]}),
     ("POST", "/", {"inputs": TEXTS}),
+    ("POST", "/invocations", {"inputs": TEXTS}),
     ("POST", "/tokenize", {"inputs": TEXTS}),
     ("POST", "/decode", {"ids": [101, 102]}),
     ("GET", "/v1/models", None),

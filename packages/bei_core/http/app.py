@@ -23,12 +23,12 @@ from bei_core.errors import (
 )
 from bei_core.http import openapi
 from bei_core.http.codings import inflated
+from bei_core.http.error_format import OPENAI, TEI
 from bei_core.http.naming import by_name
 from bei_core.http.replies import complete, error_response
-from bei_core.http.route import Call, Route
-from bei_core.http.routes import ROUTES
+from bei_core.http.route import Call
+from bei_core.http.routes import BY_SHAPE, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
-from bei_core.http.shapes import BY_SHAPE, default_path, path_of
 from bei_core.http.traces import Traces
 from bei_core.http.urgency import HEADERS, read_deadline, read_priority
 from bei_core.serving.service import Service
@@ -54,8 +54,9 @@ class App:
         self.draining = False  # replies then tell the client to close its connection
         self._traces = traces
         self._by_name = by_name(services)
-        self._routes: dict[tuple[str, str], Route] = {(route.method, route.path): route for route in ROUTES}
-        self._paths = {route.path for route in ROUTES} | openapi.PATHS | BY_SHAPE
+        self._routes = {(route.method, route.path): route for route in ROUTES if not route.takes_any}
+        self._any_body = {route.path for route in ROUTES if route.takes_any}
+        self._paths = {route.path for route in ROUTES}.union(openapi.PATHS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI request."""
@@ -76,7 +77,8 @@ class App:
         given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
         request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
-        call, error = Call(request, method, path, headers, request_id, self.services, self.service, route), None
+        call = Call(request, method, path, headers, request_id, self.services, self.service, route, BY_SHAPE.route_of)
+        error: RequestError | None = None
         try:
             response = await self._answer(call)
         except RequestError as fault:
@@ -111,8 +113,8 @@ class App:
 
     async def _answer(self, call: Call) -> Response:
         """The reply of the route. Raises a RequestError if there is none."""
-        if call.route is None and call.method == "POST" and call.path in BY_SHAPE:
-            call.default = self._routes["POST", default_path(self.service)]
+        if call.route is None and call.method == "POST" and call.path in self._any_body:
+            call.default = BY_SHAPE.default(self.service)
         route = call.route or call.default
         if route is None:
             return await complete(self._unrouted(call), call.request.scope["headers"])
@@ -144,7 +146,7 @@ class App:
                     model.check_kind(body.kinds)
                 task = body.to_task(model)
                 result = await service.run(task, deadline=call.deadline, priority=call.priority, timings=call.timings)
-                context = RequestContext(model, call.request_id, call.request.scope.get("path") in BY_SHAPE)
+                context = RequestContext(model, call.request_id, call.request.scope.get("path") in self._any_body)
                 value = body.to_reply(result, context)
         finally:
             timer.cancel()
@@ -158,9 +160,8 @@ class App:
     def _shaped(self, call: Call, body: object) -> object:
         """The decoded body of a route that its fields decide, as that route's schema; sets the call's route."""
         service = self._named(body.get("model") if isinstance(body, dict) else None) or self.service
-        default = default_path(service)
-        call.default = self._routes["POST", default]
-        route = call.route = self._routes["POST", path_of(body, default)]
+        call.default = BY_SHAPE.default(service)
+        route = call.route = call.route_of(body, service)
         if route.schema is None:
             raise TypeError(f"this is a bug: {route.path} has no schema")
         return convert(body, route.schema)
@@ -190,7 +191,7 @@ class App:
             return openapi.answer(path)
         if path in self._paths:
             methods = ", ".join(sorted(known for known, place in self._routes if place == path)) or (
-                "POST" if path in BY_SHAPE else "GET"
+                "POST" if path in self._any_body else "GET"
             )
             raise MethodNotAllowedError(f"{path} is served by {methods}, not by {method}", allow=methods)
         raise NotFoundError(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
@@ -199,8 +200,8 @@ class App:
         self.service.metrics.failed(error.kind.lower())
         route = call.route or call.default
         if route is None:
-            return error_response(error, openai_shape=call.path.startswith(("/v1/", "/v2/")))
-        return error_response(error, openai_shape=route.openai, inputs=route.inputs)
+            return error_response(error, OPENAI if call.path.startswith(("/v1/", "/v2/")) else TEI)
+        return error_response(error, route.errors, route.inputs)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError, UnauthorizedError
 from bei_core.http.codings import CODINGS, compressed
+from bei_core.http.error_format import ErrorFormat
 from bei_core.http.msgpack import packed
 from bei_core.metrics import Timings
 
@@ -69,8 +70,8 @@ async def complete(
     return Response(body, headers=headers, media_type=named)
 
 
-def error_response(error: RequestError, *, openai_shape: bool, inputs: str = "inputs") -> Response:
-    """The reply for an error, in OpenAI's shape or in TEI's; always JSON.
+def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inputs") -> Response:
+    """The reply for an error, in an API's format; always JSON.
 
     `inputs` is the name of the inputs in the route's body; error texts call them `inputs` until here.
     """
@@ -85,10 +86,7 @@ def error_response(error: RequestError, *, openai_shape: bool, inputs: str = "in
         headers["allow"] = error.allow
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
-    body: dict[str, object] = {"error": message, "error_type": error.kind}
-    if openai_shape:
-        body = {"error": {"message": message, "type": error.kind, "param": param, "code": error.status}}
-    return Response(orjson.dumps(body), error.status, headers, JSON)
+    return Response(orjson.dumps(errors.body(error, message, param)), error.status, headers, JSON)
 
 
 class Wanted(NamedTuple):

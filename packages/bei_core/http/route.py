@@ -8,9 +8,12 @@ from typing import Any, Literal, TypeAlias
 
 from starlette.requests import Request
 
+from bei_core.http.error_format import TEI, ErrorFormat
+from bei_core.http.json_schema import JsonSchema
 from bei_core.http.schemas.common import Named
 from bei_core.logs import log_access
 from bei_core.metrics import Timings
+from bei_core.models.kind import Kind
 from bei_core.serving.service import Service
 
 
@@ -26,7 +29,8 @@ class Call:
     services: Sequence[Service]  # all models of the server
     service: Service  # the model that is meant
     route: Route | None  # None: not known yet, or there is none
-    default: Route | None = None  # of a path that takes all bodies: the shape of errors until the route is known
+    route_of: Callable[[object, Service], Route]  # the route that a decoded body is for, by its fields
+    default: Route | None = None  # of a path that takes all bodies: the format of errors until the route is known
     body: Any = None  # an instance of `route.schema`
     deadline: float | None = None  # on the clock of time.monotonic
     priority: str = "normal"
@@ -55,13 +59,21 @@ Answer: TypeAlias = Callable[[Call], Awaitable[object]]  # the value of the repl
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method and path. A route of another API is a row of `routes.ROUTES` and a schema."""
+    """One method and path, and all that the server, the OpenAPI document and docs/routes.md say of it.
+
+    A route of another API is a row in `ROUTES` of the API's file in `http/schemas/`.
+    """
 
     method: Literal["GET", "POST"]
     path: str
-    summary: str
+    summary: str  # for the documents, in Markdown
     schema: type[Named] | None = None  # of the request's body; a `Body` unless there is an `answer`
     answer: Answer | None = None  # None: the model answers, by the schema's `to_task` and `to_reply`
+    reply: JsonSchema | None = None  # of the reply's body; None: there is none, or it is not JSON
+    errors: ErrorFormat = TEI
     inputs: str = "inputs"  # the name of the body's field with the inputs, for error texts
-    openai: bool = False  # whether errors have OpenAI's shape
     public: bool = False  # whether it needs no key
+    aliases: tuple[str, ...] = ()  # other paths with the same meaning
+    by_shape: bool = False  # whether a body for it may also be sent to the paths that take any body
+    default_for: tuple[Kind, ...] = ()  # the kinds of model whose bodies are for it if their fields allow several
+    takes_any: bool = False  # whether it is such a path: another route answers, which the body's fields decide

@@ -2,81 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 
 from bei_core.errors import ValidationError
-from bei_core.http.schemas.baseten import PredictTokensRequest
-from bei_core.http.schemas.cohere import RerankRequest
-from bei_core.http.schemas.huggingface import PredictRequest
-from bei_core.http.schemas.openai import EmbeddingsRequest
-from bei_core.http.schemas.tei import EmbedAllRequest, EmbedRequest, EmbedSparseRequest, SimilarityRequest
+from bei_core.http.route import Route
 from bei_core.models.kind import Kind
 from bei_core.serving.service import Service
 
-# The paths to which some clients send bodies for any route.
-BY_SHAPE = frozenset({"/", "/invocations"})
-
-# The routes that may be meant. A body is for the first one whose required fields it has; of several with the same
-# required fields, all but the first are reached as the default only. Each schema is a `Body`.
-SCHEMAS: Mapping[str, type[Any]] = {
-    "/v1/embeddings": EmbeddingsRequest,
-    "/embed": EmbedRequest,
-    "/rerank": RerankRequest,
-    "/predict": PredictRequest,
-    "/predict_tokens": PredictTokensRequest,
-    "/embed_sparse": EmbedSparseRequest,
-    "/embed_all": EmbedAllRequest,
-    "/similarity": SimilarityRequest,
-}
-_OBJECT = "/similarity"  # the one route whose inputs are an object
-_NAMED = ("/v1/embeddings", "/embed", "/rerank", "/predict")  # in the error, to keep it short
 _SHOWN = 200  # characters of what a client sent that an error repeats
 
-# The route that a model of each kind is for.
-DEFAULT_PATHS: Mapping[Kind, str] = {
-    Kind.EMBEDDING: "/v1/embeddings",
-    Kind.CLASSIFIER: "/predict",
-    Kind.RERANKER: "/predict",
-    Kind.TOKEN_CLASSIFIER: "/predict_tokens",
-    Kind.SPARSE: "/embed_sparse",
-    Kind.LATE_INTERACTION: "/embed_all",
-}
+
+class Shape(NamedTuple):
+    """What tells the body of a route from those of others."""
+
+    required: frozenset[str]  # the fields that it has
+    objects: frozenset[str]  # those of them that are objects
+
+    @classmethod
+    def of(cls, route: Route) -> Shape:
+        """The shape of a route's body."""
+        fields = [field for field in msgspec.structs.fields(route.schema) if field.required] if route.schema else []
+        objects = (field.encode_name for field in fields if _is_struct(field.type))
+        return cls(frozenset(field.encode_name for field in fields), frozenset(objects))
+
+    def matches(self, body: Mapping[str, Any]) -> bool:
+        """Whether those of the fields that should be objects are objects, and no others."""
+        return all(isinstance(body[name], dict) == (name in self.objects) for name in self.required)
 
 
-def default_path(service: Service) -> str:
-    """The route for a body whose fields allow several: that of the settings, else that of the model's kind."""
-    return service.settings.webserver_default_route or DEFAULT_PATHS[service.model.kind]
+class ByShape:
+    """The routes of a table that a body sent to a path for all bodies may be for."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = {route.path: route for route in routes if route.by_shape}
+        self.defaults: Mapping[Kind, Route] = {
+            kind: route for route in self.routes.values() for kind in route.default_for
+        }
+        self._shapes = {path: Shape.of(route) for path, route in self.routes.items()}
+
+    def default(self, service: Service) -> Route:
+        """The route for a body whose fields allow several: that of the settings, else that of the model's kind."""
+        path = service.settings.webserver_default_route
+        return self.routes[path] if path else self.defaults[service.model.kind]
+
+    def route_of(self, body: object, service: Service) -> Route:
+        """The route for a decoded body that is sent to a model; raises as `choose` does."""
+        return self.choose(body, self.default(service))
+
+    def choose(self, body: object, default: Route) -> Route:
+        """The default if the body has its required fields, else the first route of the table whose fields it has.
+
+        Of several, one whose objects match comes first. A body that is no object is for the default, which refuses it.
+        Raises ValidationError, which says what the routes require, for an object that fits none.
+        """
+        if not isinstance(body, dict):
+            return default
+        names = body.keys()
+        fitting = [path for path in (default.path, *self._shapes) if names >= self._shapes[path].required]
+        if not fitting:
+            given = _quoted(names)[:_SHOWN] or "no fields"
+            raise ValidationError(f"the body fits no route: it needs {self._needs()}; this one has {given}")
+        return self.routes[next((path for path in fitting if self._shapes[path].matches(body)), fitting[0])]
+
+    def _needs(self) -> str:
+        """The required fields, each set of them with the first route that has it."""
+        first = {shape.required: path for path, shape in reversed(self._shapes.items())}
+        return ", or ".join(f"{_quoted(required)} as {path} does" for required, path in reversed(first.items()))
 
 
-def path_of(body: object, default: str) -> str:
-    """The route for a decoded body: the default if it has the required fields, else the first route of `SCHEMAS`.
-
-    A body that is no object is for the default, which refuses it. Raises ValidationError, which says what the routes
-    require, for an object that fits none.
-    """
-    if not isinstance(body, dict):
-        return default
-    if isinstance(body.get("inputs"), dict):
-        return _OBJECT
-    names = body.keys()
-    for path in (default, *_REQUIRED):
-        if path in _REQUIRED and names >= _REQUIRED[path]:
-            return path
-    known = ", or ".join(f"{_quoted(_REQUIRED[path])} as {path} does" for path in _NAMED)
-    raise ValidationError(
-        f"the body fits no route: it needs {known}; this one has {_quoted(names)[:_SHOWN] or 'no fields'}"
-    )
+def _is_struct(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
 def _quoted(names: Iterable[str]) -> str:
     return " and ".join(f"`{name}`" for name in sorted(names))
-
-
-_REQUIRED = {
-    path: frozenset(field.encode_name for field in msgspec.structs.fields(schema) if field.required)
-    for path, schema in SCHEMAS.items()
-    if path != _OBJECT
-}

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 
+from bei_core.config.trt_llm import Route as WebserverRoute
 from bei_core.errors import MalformedBodyError, ValidationError
-from bei_core.http.routes import ROUTES
+from bei_core.http.routes import BY_SHAPE, ROUTES
 from bei_core.http.schemas.common import convert, decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
-from bei_core.http.shapes import DEFAULT_PATHS, SCHEMAS, path_of
+from bei_core.http.schemas.tei import EmbedRequest
 from bei_core.models.kind import Kind
 
 OPENAI, TEI = "/v1/embeddings", "/embed"
+DEFAULT_PATHS = {kind: route.path for kind, route in BY_SHAPE.defaults.items()}
+
+
+def path_of(body: object, default: str) -> str:
+    return BY_SHAPE.choose(body, BY_SHAPE.routes[default]).path
 
 
 @pytest.mark.parametrize("default", [OPENAI, TEI, "/rerank"])
@@ -47,7 +55,7 @@ def test_what_is_no_object_is_left_to_the_default_which_refuses_it(body: bytes) 
     value = decode(body, object)
     assert path_of(value, TEI) == TEI
     with pytest.raises(ValidationError):
-        convert(value, SCHEMAS[TEI])
+        convert(value, EmbedRequest)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b'{"\xff": 1}', b"garbage" * 1000, b"[" * 100_000])
@@ -127,5 +135,27 @@ def test_every_kind_has_a_route() -> None:
     assert set(DEFAULT_PATHS.values()) <= {route.path for route in ROUTES}
 
 
-def test_the_schemas_are_those_of_the_routes() -> None:
-    assert SCHEMAS.items() <= {route.path: route.schema for route in ROUTES if route.method == "POST"}.items()
+def test_every_route_of_the_table_that_a_body_may_be_for_has_a_schema_with_required_fields() -> None:
+    for route in BY_SHAPE.routes.values():
+        assert route.schema is not None
+        assert any(field.required for field in msgspec.structs.fields(route.schema))
+
+
+def test_no_two_routes_have_the_same_method_and_path() -> None:
+    places = [(route.method, route.path) for route in ROUTES]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("default", [OPENAI, TEI, "/predict"])
+def test_an_object_is_for_the_route_that_takes_one(default: str) -> None:
+    assert path_of({"inputs": {"source_sentence": "a", "sentences": ["b"]}}, default) == "/similarity"
+    assert path_of({"inputs": {}}, default) == "/similarity"  # which names the field that it lacks
+
+
+def test_a_wrong_object_is_the_routes_to_name() -> None:
+    assert path_of({"query": {"text": "a"}, "texts": ["b"]}, OPENAI) == "/rerank"
+
+
+def test_the_setting_for_truss_names_routes_that_a_body_may_be_for() -> None:
+    known = set(get_args(WebserverRoute))
+    assert known <= BY_SHAPE.routes.keys()

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 from bei_core.errors import EmptyInputError, ValidationError
+from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of, map_of, object_of
+from bei_core.http.route import Route
 from bei_core.http.schemas.common import Common, RequestContext
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -108,3 +110,38 @@ def _of_baseten(entity: Entity, text: str) -> dict[str, Any]:
 
 def _token(token: str, token_id: int, start: int, end: int, results: dict[str, float]) -> dict[str, Any]:
     return {"token": token, "token_id": token_id, "start": start, "end": end, "results": results}
+
+
+_TOKEN = object_of(
+    ["entity_group", "score", "word"],
+    token=STRING,
+    token_id=INTEGER,
+    start=INTEGER,
+    end=INTEGER,
+    results=map_of(NUMBER),
+    entity_group=STRING,
+    score=NUMBER,
+    word=STRING,
+)
+_ENTITY = object_of(
+    ["entity", "entity_group", "index"],
+    entity=STRING,
+    entity_group=STRING,
+    score=NUMBER,
+    index=INTEGER,
+    word=STRING,
+    start=INTEGER,
+    end=INTEGER,
+)
+
+ROUTES = (
+    Route(
+        "POST",
+        "/predict_tokens",
+        "labels of tokens, or entities: `aggregation_strategy` is `none`, `simple`, `first`, `average` or `max`",
+        PredictTokensRequest,
+        reply=any_of(array_of(array_of(_TOKEN)), array_of(_ENTITY), array_of(array_of(_ENTITY))),
+        by_shape=True,
+        default_for=(Kind.TOKEN_CLASSIFIER,),
+    ),
+)

@@ -7,7 +7,10 @@ from typing import Any
 import msgspec
 
 from bei_core.errors import EmptyInputError, ValidationError
-from bei_core.http.schemas.common import Common, RequestContext, usage
+from bei_core.http.error_format import OPENAI
+from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
+from bei_core.http.route import Route
+from bei_core.http.schemas.common import USAGE, Common, RequestContext, usage
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
@@ -77,3 +80,30 @@ class RerankRequest(Common, kw_only=True):
             "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
             "usage": usage(result.timings),
         }
+
+
+_RANKS = array_of(object_of(["text"], index=INTEGER, score=NUMBER, text=STRING))
+_RESULT = object_of(["document"], index=INTEGER, relevance_score=NUMBER, document=object_of(text=STRING))
+_RANKING = object_of(id=STRING, model=STRING, results=array_of(_RESULT), meta=OBJECT, usage=USAGE)
+
+ROUTES = (
+    Route(
+        "POST",
+        "/rerank",
+        "with `texts`: TEI's reply; with `documents`: Cohere's and Jina's reply; `top_n`, `raw_scores`",
+        RerankRequest,
+        reply=any_of(_RANKS, _RANKING),
+        inputs="texts",
+        by_shape=True,
+    ),
+    Route(
+        "POST",
+        "/v1/rerank",
+        "the same, with errors in OpenAI's shape",
+        RerankRequest,
+        reply=any_of(_RANKS, _RANKING),
+        errors=OPENAI,
+        inputs="documents",
+        aliases=("/v2/rerank",),
+    ),
+)

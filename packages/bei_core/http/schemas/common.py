@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeV
 import msgspec
 
 from bei_core.errors import EmptyInputError, MalformedBodyError, RequestError, ValidationError
+from bei_core.http.json_schema import INTEGER, NUMBER, STRING, array_of, object_of
 from bei_core.metrics import Timings
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -21,6 +22,9 @@ ValueT = TypeVar("ValueT")
 # A text, token ids, or a list of either. msgspec allows one array type per union, so `inputs_of` refuses mixtures.
 Input: TypeAlias = str | list[str | int | list[int]]
 Truncate: TypeAlias = bool | Literal["NONE", "START", "END"]  # the strings are those of Cohere and NIM
+
+LABELS = array_of(object_of(label=STRING, score=NUMBER))  # of `labelled`
+USAGE = object_of(prompt_tokens=INTEGER, total_tokens=INTEGER)  # of `usage`
 
 _FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
 _FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError

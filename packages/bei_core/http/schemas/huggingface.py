@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from bei_core.http.schemas.common import Common, RequestContext, classify, labelled
+from bei_core.http.json_schema import any_of, array_of
+from bei_core.http.route import Route
+from bei_core.http.schemas.common import LABELS, Common, RequestContext, classify, labelled
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
@@ -50,3 +52,16 @@ class PredictRequest(Common):
         if self.parameters is not None:
             return [labels[: self.parameters.top_k] for labels in found]
         return found[0] if self.is_single else found
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/predict",
+        "labels and scores of texts and pairs of texts, in TEI's shape; `raw_scores`",
+        PredictRequest,
+        reply=any_of(LABELS, array_of(LABELS)),
+        by_shape=True,
+        default_for=(Kind.CLASSIFIER, Kind.RERANKER),
+    ),
+)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from bei_core.http.schemas.common import Common, RequestContext, classify, labelled, usage
+from bei_core.http.error_format import OPENAI
+from bei_core.http.json_schema import INTEGER, STRING, array_of, object_of
+from bei_core.http.route import Route
+from bei_core.http.schemas.common import LABELS, USAGE, Common, RequestContext, classify, labelled, usage
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
@@ -36,3 +39,16 @@ class ClassifyRequest(Common, kw_only=True):
             "data": labelled(result.rows, context.model.labels),
             "usage": usage(result.timings),
         }
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/classify",
+        "labels and scores of texts, in Infinity's shape; `raw_scores`",
+        ClassifyRequest,
+        reply=object_of(id=STRING, object=STRING, created=INTEGER, model=STRING, data=array_of(LABELS), usage=USAGE),
+        errors=OPENAI,
+        inputs="input",
+    ),
+)

@@ -1,18 +1,24 @@
-"""OpenAI's API: `/v1/embeddings`."""
+"""OpenAI's API: `/v1/embeddings`, `/v1/models`."""
 
 from __future__ import annotations
 
 import base64
+import time
 from typing import Any, Literal
 
 import numpy as np
 
 from bei_core.errors import ValidationError
-from bei_core.http.schemas.common import Common, Input, RequestContext, inputs_of, usage
+from bei_core.http.error_format import OPENAI
+from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of, object_of
+from bei_core.http.route import Call, Route
+from bei_core.http.schemas.common import USAGE, Common, Input, RequestContext, inputs_of, usage
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
 from bei_core.tasks import Embed, Rows, check_dimensions
+
+_STARTED = int(time.time())
 
 # The prompts that sentence-transformers models have for an input type, in order of preference.
 _QUERY = ("query", "search_query")
@@ -56,6 +62,13 @@ class EmbeddingsRequest(Common, kw_only=True):
         }
 
 
+async def models(call: Call) -> dict[str, Any]:
+    """`GET /v1/models`."""
+    # Infinity's client accepts no other owner and requires `stats`; OpenAI's client accepts any.
+    facts = {"object": "model", "created": _STARTED, "owned_by": "infinity", "stats": {}}
+    return {"object": "list", "data": [{"id": service.name, **facts} for service in call.services]}
+
+
 def _prompt_name(input_type: str, model: ServedModel) -> str | None:
     """The name of the model's prompt for an input type; None if the model was trained without.
 
@@ -68,3 +81,32 @@ def _prompt_name(input_type: str, model: ServedModel) -> str | None:
         return None
     known = sorted({"query", "passage", "document", *model.prompts})
     raise ValidationError(f"unknown `input_type` {input_type!r}; known are {', '.join(known)}", param="input_type")
+
+
+_EMBEDDING = object_of(object=STRING, index=INTEGER, embedding=any_of(array_of(NUMBER), STRING))
+_MODEL = object_of(id=STRING, object=STRING, created=INTEGER, owned_by=STRING)
+
+ROUTES = (
+    Route(
+        "POST",
+        "/v1/embeddings",
+        "OpenAI: a text, texts or token ids; `dimensions`, `encoding_format`; `input_type` chooses one of the model's "
+        "prompts",
+        EmbeddingsRequest,
+        reply=object_of(object=STRING, data=array_of(_EMBEDDING), model=STRING, usage=USAGE),
+        errors=OPENAI,
+        inputs="input",
+        aliases=("/embeddings",),
+        by_shape=True,
+        default_for=(Kind.EMBEDDING,),
+    ),
+    Route(
+        "GET",
+        "/v1/models",
+        "what is served",
+        answer=models,
+        reply=object_of(object=STRING, data=array_of(_MODEL)),
+        errors=OPENAI,
+        aliases=("/models",),
+    ),
+)

@@ -1,17 +1,22 @@
-"""The API of text-embeddings-inference: `/embed` and its variants, `/similarity`, `/tokenize`, `/decode`."""
+"""The API of text-embeddings-inference: `/embed` and its variants, `/similarity`, `/tokenize`, `/decode`, `/info`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from bei_core.errors import EmptyInputError, ValidationError, WrongTaskError
-from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of
+from bei_core.http.json_schema import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, array_of, nullable, object_of
+from bei_core.http.route import Call, Route
+from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of, texts_of
+from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
+from bei_core.models.spec import Pooling
 from bei_core.serving.served_model import ServedModel
-from bei_core.serving.service import Result
+from bei_core.serving.service import Result, Service
 from bei_core.tasks import Embed, EmbedAll, EmbedSparse, Rows, Sparse, Text, TokenRows, check_dimensions
 
 
@@ -121,3 +126,103 @@ class DecodeRequest(Named, kw_only=True):
         if numbers and len(numbers) < len(self.ids):
             raise ValidationError("`ids` must be token ids, or lists of token ids", param="ids")
         return [numbers] if numbers else [item for item in self.ids if not isinstance(item, int)]
+
+
+async def tokenize(call: Call) -> list[Any]:
+    """`POST /tokenize`: `[[{id, text, special, start, stop}]]`."""
+    body: TokenizeRequest = call.body
+    prompt = call.service.model.prompt(body.prompt_name) if body.prompt_name else ""
+    texts = [prompt + text for text in texts_of(body.inputs)]
+    call.service.model.check_num_inputs(len(texts))
+    tokenizer, special = call.service.tokenizer, body.add_special_tokens
+    size = sum(map(len, texts))
+    found = await tokenizer.offload(size, lambda: [tokenizer.spans(text, add_special_tokens=special) for text in texts])
+    names = ("id", "text", "special", "start", "stop")
+    return [[dict(zip(names, span, strict=True)) for span in spans] for spans in found]
+
+
+async def decode(call: Call) -> list[str]:
+    """`POST /decode`: the text of each list of token ids."""
+    body: DecodeRequest = call.body
+    tokenizer, lists, skip = call.service.tokenizer, body.lists(), body.skip_special_tokens
+    size = sum(map(len, lists))
+    return await tokenizer.offload(size, lambda: [tokenizer.decode(ids, skip_special_tokens=skip) for ids in lists])
+
+
+async def info(call: Call) -> Mapping[str, Any]:
+    """`GET /info`: of the model that the query parameter `model` names, else of the first."""
+    service = call.service
+    settings = service.settings
+    return {
+        "model_id": service.name,
+        "model_sha": service.revision,
+        "model_dtype": service.engine.precision,
+        "model_type": _model_type(service),
+        "max_concurrent_requests": settings.max_concurrent_requests,
+        "max_input_length": service.tokenizer.max_seq_len,
+        "max_batch_tokens": settings.max_batch_tokens,
+        "max_batch_requests": settings.max_batch_requests,
+        "max_client_batch_size": settings.max_client_batch_size,
+        "auto_truncate": settings.auto_truncate,
+        "tokenization_workers": settings.tokenization_workers or 1,
+        "version": bei_version(),
+        "engine": service.engine.name,
+        "compute_type": service.model.compute_type,
+        "kind": service.model.kind.value,
+        "dimensions": service.engine.row_width or service.engine.token_width,
+        "prompts": sorted(service.spec.prompts),
+    }
+
+
+def _model_type(service: Service) -> Mapping[str, Any]:
+    """The `model_type` of TEI's `/info`."""
+    kind, labels = service.model.kind, service.model.labels
+    if labels:
+        names = {str(index): label for index, label in enumerate(labels)}
+        return {kind.tei_type: {"id2label": names, "label2id": {label: index for index, label in enumerate(labels)}}}
+    modes = [mode for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
+    return {kind.tei_type: {"pooling": "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"}}
+
+
+_MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
+_SPAN = object_of(id=INTEGER, text=STRING, special=BOOLEAN, start=nullable(INTEGER), stop=nullable(INTEGER))
+
+ROUTES = (
+    Route(
+        "POST",
+        "/embed",
+        "TEI: `normalize`, `truncate`, `truncation_direction`, `prompt_name`, `dimensions`",
+        EmbedRequest,
+        reply=array_of(array_of(NUMBER)),
+        by_shape=True,
+    ),
+    Route(
+        "POST",
+        "/embed_all",
+        "a vector for every token; late-interaction models (ColBERT) project and normalise them",
+        EmbedAllRequest,
+        reply=array_of(array_of(array_of(NUMBER))),
+        by_shape=True,
+        default_for=(Kind.LATE_INTERACTION,),
+    ),
+    Route(
+        "POST",
+        "/embed_sparse",
+        "the nonzero weights of a SPLADE model",
+        EmbedSparseRequest,
+        reply=array_of(array_of(object_of(index=INTEGER, value=NUMBER))),
+        by_shape=True,
+        default_for=(Kind.SPARSE,),
+    ),
+    Route(
+        "POST",
+        "/similarity",
+        "cosine similarities of one sentence to others",
+        SimilarityRequest,
+        reply=array_of(NUMBER),
+        by_shape=True,
+    ),
+    Route("POST", "/tokenize", "tokens of texts", TokenizeRequest, tokenize, array_of(array_of(_SPAN))),
+    Route("POST", "/decode", "texts of token ids", DecodeRequest, decode, array_of(STRING), inputs="ids"),
+    Route("GET", "/info", "what is served, and its limits", answer=info, reply=_MODEL_INFO),
+)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, NotFoundError
 from bei_core.http.app import App, make_app
+from bei_core.http.error_format import TEI
 from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S, BodyBudget
 from bei_core.http.replies import error_response
 from bei_core.http.server.connection import Connection
@@ -124,7 +125,7 @@ def only_probes(app: ASGIApp) -> ASGIApp:
         if scope["path"] in _PROBES:
             return await app(scope, receive, send)
         error = NotFoundError(f"this port serves {', '.join(sorted(_PROBES))} and nothing else")
-        return await error_response(error, openai_shape=False)(scope, receive, send)
+        return await error_response(error, TEI)(scope, receive, send)
 
     return probe
 

@@ -1,0 +1,42 @@
+"""What load balancers, orchestrators and Prometheus ask; none of it needs a key."""
+
+from __future__ import annotations
+
+import time
+
+from bei_core import metrics
+from bei_core.http.json_schema import NUMBER, object_of
+from bei_core.http.replies import Plain
+from bei_core.http.route import Call, Route
+
+
+async def health(call: Call) -> dict[str, float]:
+    """`GET /health`: 200 if every model answers."""
+    for service in call.services:
+        await service.check()
+    return {"unix": time.time()}  # read by Infinity's client
+
+
+async def live(call: Call) -> Plain:
+    """`GET /health/live`: 200 if the process answers."""
+    return Plain(b"")
+
+
+async def scrape(call: Call) -> Plain:
+    """`GET /metrics`."""
+    return Plain(call.service.metrics.render(), metrics.CONTENT_TYPE)
+
+
+ROUTES = (
+    Route(
+        "GET",
+        "/health",
+        "200 if the model answers",
+        answer=health,
+        reply=object_of(unix=NUMBER),
+        public=True,
+        aliases=("/health/ready", "/ping"),
+    ),
+    Route("GET", "/health/live", "200 if the process answers", answer=live, public=True),
+    Route("GET", "/metrics", "[metrics](operations.md#metrics) in Prometheus' format", answer=scrape, public=True),
+)
