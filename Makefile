@@ -7,7 +7,7 @@ GPU_PATH := .venv-gpu-path
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
 
-.PHONY: help install serve test test-wheel test-push test-gpu-path examples check format bench golden lock clean
+.PHONY: help install serve test test-wheel test-page test-push test-gpu-path examples check format bench golden lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -45,6 +45,10 @@ test: install  ## the whole suite
 
 test-wheel: install  ## build a wheel, and run each of its commands in a new environment of every Python that is here
 	$(BIN)/python -m pytest -m wheel tests/e2e/test_wheel.py $(ARGS)
+
+test-page: install  ## the web pages in Chromium
+	scripts/page_tools.sh
+	PYTHONPATH=.page-tools $(BIN)/python -m pytest -m page tests/page $(ARGS)
 
 test-push: install  ## push with the real truss and serve what was pushed (TRUSS=0.18.36 for another truss)
 	scripts/test_envs.sh
@@ -89,4 +93,4 @@ lock: install  ## resolve the dependencies again
 		--override requirements/gpu-path.overrides.txt pyproject.toml requirements/gpu-path.txt -o requirements/gpu-path.lock
 
 clean:  ## remove what the commands above made
-	rm -rf $(VENV) .venv-* .models build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-* .page-tools .models build .mypy_cache .ruff_cache .pytest_cache

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from bei_core.http import openapi
+from bei_core.http.openapi import DESCRIPTION
+from bei_core.http.page import PAGES
 from bei_core.http.routes import APIS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "routes.md"
@@ -27,8 +28,10 @@ def _lines() -> Iterator[str]:
     for api in APIS:
         for route in api.ROUTES:
             yield _line(f"{route.method} {route.path}", *route.aliases, summary=route.summary)
-    first, *others = openapi.PATHS
-    yield _line(f"GET {first}", *others, summary="the description of the API")
+    first, *others = (route.path for route in DESCRIPTION)
+    yield _line(f"GET {first}", *others, summary=DESCRIPTION[0].summary)
+    for route in PAGES:
+        yield _line(f"GET {route.path}", summary=f"{route.summary}, unless `--no-ui`")
 
 
 def _line(*codes: str, summary: str) -> str:

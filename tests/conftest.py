@@ -20,8 +20,9 @@ from tests.fakes import SAFETY_S, FakeEngine
 
 MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
 
-# The tests of the GPU path need torch and have their own environment: make test-gpu-path.
-collect_ignore = [] if importlib.util.find_spec("torch") else ["gpu_path"]
+# Tests that need packages of their own environments: make test-gpu-path and make test-page.
+_NEEDS = {"gpu_path": "torch", "page": "playwright"}
+collect_ignore = [folder for folder, package in _NEEDS.items() if importlib.util.find_spec(package) is None]
 
 # The same examples in every run, and no deadline, because a busy machine would exceed it. To search for new failures:
 # pytest --hypothesis-profile=search

@@ -301,7 +301,7 @@ def test_headers_that_can_be_kept(http: httpx.Client, name: str, value: str) -> 
 @pytest.mark.parametrize(
     ("method", "path", "status", "kind"),
     [
-        ("GET", "/", 405, "MethodNotAllowed"),
+        ("PUT", "/", 405, "MethodNotAllowed"),
         ("POST", "/nowhere", 404, "NotFound"),
         ("GET", "/embed/", 404, "NotFound"),
         ("GET", "/EMBED", 404, "NotFound"),

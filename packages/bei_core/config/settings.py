@@ -193,6 +193,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     cors_allow_origin: Annotated[
         tuple[NonEmpty, ...], About("Origins of web pages that may call.", unset="none", split=True)
     ] = ()
+    ui: Annotated[
+        bool, About("Serve a page at `/` to try the model, and the API reference at `/docs`.", bare=False)
+    ] = True
     webserver_default_route: Annotated[
         Route | None, About("Route that Truss's predict stands for.", unset="chosen by the model's kind")
     ] = None

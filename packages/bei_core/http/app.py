@@ -21,10 +21,10 @@ from bei_core.errors import (
     RequestError,
     UnauthorizedError,
 )
-from bei_core.http import openapi
 from bei_core.http.codings import inflated
 from bei_core.http.error_format import OPENAI, TEI
 from bei_core.http.naming import by_name
+from bei_core.http.openapi import documents
 from bei_core.http.replies import complete, error_response
 from bei_core.http.route import Call
 from bei_core.http.routes import BY_SHAPE, ROUTES
@@ -54,9 +54,12 @@ class App:
         self.draining = False  # replies then tell the client to close its connection
         self._traces = traces
         self._by_name = by_name(services)
-        self._routes = {(route.method, route.path): route for route in ROUTES if not route.takes_any}
-        self._any_body = {route.path for route in ROUTES if route.takes_any}
-        self._paths = {route.path for route in ROUTES}.union(openapi.PATHS)
+        routes = (*ROUTES, *documents(with_pages=self.service.settings.ui))
+        self._routes = {(route.method, route.path): route for route in routes if not route.takes_any}
+        self._any_body = {route.path for route in routes if route.takes_any}
+        self._methods: dict[str, list[str]] = {}
+        for route in routes:
+            self._methods.setdefault(route.path, []).append(route.method)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI request."""
@@ -117,7 +120,7 @@ class App:
             call.default = BY_SHAPE.default(self.service)
         route = call.route or call.default
         if route is None:
-            return await complete(self._unrouted(call), call.request.scope["headers"])
+            raise self._unrouted(call)
         if self.service.settings.api_key is not None and not route.public:
             self._authorize(call.headers, self.service.settings.api_key)
         if route.schema is not None:
@@ -184,17 +187,12 @@ class App:
             raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
         return self._by_name[name]
 
-    def _unrouted(self, call: Call) -> object:
-        """The description of the API. Raises NotFoundError or MethodNotAllowedError for any other path."""
-        method, path = call.method, call.path
-        if method in {"GET", "HEAD"} and path in openapi.PATHS:
-            return openapi.answer(path)
-        if path in self._paths:
-            methods = ", ".join(sorted(known for known, place in self._routes if place == path)) or (
-                "POST" if path in self._any_body else "GET"
-            )
-            raise MethodNotAllowedError(f"{path} is served by {methods}, not by {method}", allow=methods)
-        raise NotFoundError(f"there is no {path}; known are {', '.join(sorted(self._paths))}")
+    def _unrouted(self, call: Call) -> RequestError:
+        """The error for a path that is unknown, or that another method is for."""
+        if call.path not in self._methods:
+            return NotFoundError(f"there is no {call.path}; known are {', '.join(sorted(self._methods))}")
+        methods = ", ".join(sorted(self._methods[call.path]))
+        return MethodNotAllowedError(f"{call.path} is served by {methods}, not by {call.method}", allow=methods)
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())

@@ -8,12 +8,10 @@ from typing import Any
 import msgspec
 
 from bei_core.http.json_schema import any_of
-from bei_core.http.replies import Plain
-from bei_core.http.route import Route
+from bei_core.http.page import PAGES
+from bei_core.http.route import Call, Route
 from bei_core.http.routes import ROUTES
 from bei_core.http.version import bei_version
-
-PATHS = ("/openapi.json", "/api-doc/openapi.json", "/docs")
 
 _ERRORS = {
     "400": "empty, or not JSON",
@@ -26,17 +24,6 @@ _ERRORS = {
     "503": "starting, draining or broken",
     "504": "the request's deadline passed before it ran",
 }
-
-# Plain HTML: a viewer loaded from the internet would not work in an air-gapped deployment.
-_DOCS = "<!doctype html><title>BEI</title><h1>BEI</h1><ul>{}</ul><p><a href=openapi.json>openapi.json</a></p>"
-
-
-def answer(path: str) -> dict[str, Any] | Plain:
-    """The document, or for `/docs` a page that lists the routes."""
-    if path != "/docs":
-        return document()
-    items = (f"<li><code>{route.method} {route.path}</code> {route.summary}</li>" for route in ROUTES)
-    return Plain(_DOCS.format("".join(items)).encode(), "text/html")
 
 
 @cache
@@ -82,3 +69,17 @@ def _operation(route: Route) -> dict[str, Any]:
 def _one_of(names: dict[str, None]) -> Any:  # noqa: ANN401 - JSON
     """What fits any of the components of these names."""
     return any_of(*({"$ref": f"#/components/schemas/{name}"} for name in names))
+
+
+async def _answer(call: Call) -> dict[str, Any]:
+    """`GET /openapi.json`."""
+    return document()
+
+
+_PATHS = ("/openapi.json", "/api-doc/openapi.json")
+DESCRIPTION = tuple(Route("GET", path, "the description of the API", answer=_answer, public=True) for path in _PATHS)
+
+
+def documents(*, with_pages: bool) -> tuple[Route, ...]:
+    """The routes that tell people and programs what the server can do."""
+    return DESCRIPTION + (PAGES if with_pages else ())

@@ -92,6 +92,7 @@ def test_every_setting_has_its_environment_variable(tmp_path: Path) -> None:
         "json_output": "true",
         "refresh": "true",
         "access_log": "true",
+        "ui": "false",
         "disable_spans": "true",
         "log_level": "debug",
         "api_key_file": str(key),

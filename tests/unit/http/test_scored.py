@@ -255,7 +255,7 @@ async def test_one_path_refuses_what_no_route_takes() -> None:
     async with serving(None) as client:
         assert (await client.post("/", json={"text": "a"})).status_code == 422
         assert (await client.post("/", content=b"{")).status_code == 400
-        assert (await client.get("/")).headers["allow"] == "POST"
+        assert (await client.put("/")).headers["allow"] == "GET, POST"
 
 
 async def test_info_says_what_kind_of_model_is_served() -> None:
