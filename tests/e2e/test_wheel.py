@@ -157,6 +157,7 @@ def test_every_command_runs(installed: Installed) -> None:
         assert len(reply.json()[0]) == WIDTH
         installed.bei("bench", "--url", url, "--clients", "2", "--num-requests", "8", "--warmup", "2")
     assert "all-MiniLM-L6-v2" in installed.bei("engines", "list")
+    assert "all-MiniLM-L6-v2" in installed.bei("models", "list")
 
 
 @pytest.mark.parametrize("form", [(), ("--docker-server",)], ids=["model.py", "docker_server"])

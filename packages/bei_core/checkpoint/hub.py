@@ -12,7 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, accept, no_weights, weight_files
 from bei_core.errors import CheckpointError
@@ -109,3 +109,44 @@ def _advice(error: Exception, revision: str) -> str:
         away = "the hub is out of reach or switched off (HF_HUB_OFFLINE)"
         return f"revision {revision} is not (all) cached, and {away}; fetch it once, or give a local folder. {said}"
     return f"could not be fetched: {type(error).__name__}: {said}"
+
+
+class CachedRevision(NamedTuple):
+    """One revision of a repository in huggingface_hub's cache."""
+
+    repo: str
+    commit: str
+    folder: Path
+    num_bytes: int
+    used_at: float  # seconds since the epoch
+
+
+def cached_revisions(cache_dir: Path | None) -> list[CachedRevision]:
+    """The models in huggingface_hub's cache, the least recently used first."""
+    return [
+        CachedRevision(repo.repo_id, one.commit_hash, one.snapshot_path, one.size_on_disk, repo.last_accessed)
+        for repo in sorted(_scan(cache_dir), key=lambda repo: repo.last_accessed)
+        for one in repo.revisions
+    ]
+
+
+def remove_repository(repo: str, cache_dir: Path | None) -> int:
+    """Remove every revision of a model from huggingface_hub's cache; returns the bytes that it frees."""
+    commits = [revision.commit for revision in cached_revisions(cache_dir) if revision.repo == repo]
+    if not commits:
+        return 0
+    from huggingface_hub import scan_cache_dir
+
+    strategy = scan_cache_dir(cache_dir).delete_revisions(*commits)
+    strategy.execute()
+    return int(strategy.expected_freed_size)
+
+
+def _scan(cache_dir: Path | None) -> list[Any]:
+    """The repositories of models in the cache; none if there is no cache."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        return [repo for repo in scan_cache_dir(cache_dir).repos if repo.repo_type == "model"]
+    except CacheNotFound:
+        return []

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
+from pathlib import Path
 
 import click
 
-from bei_core.cli.flags import Command, load_settings, one_model, settings_flags
+from bei_core.cli import ask
+from bei_core.cli.flags import Command
 
 
-@click.command(cls=Command, params=settings_flags())
-@click.argument("texts", nargs=-1, required=True)
-def command(texts: tuple[str, ...], **flags: object) -> None:
-    """Embed TEXTS without a server, and print a JSON list for each; - reads one text a line from standard input."""
+@click.command(cls=Command, params=ask.flags())
+@click.argument("texts", nargs=-1)
+def command(texts: tuple[str, ...], file: Path | None, shape: str, output: Path | None, **flags: object) -> None:
+    """Embed TEXTS without a server: a JSON list for each; - reads one text a line from standard input."""
+    from bei_core.http.schemas.tei import EmbedRequest
     from bei_core.models.kind import Kind
-    from bei_core.serving.service import Service
-    from bei_core.tasks import Embed
 
-    lines = [line.rstrip("\n") for line in sys.stdin] if texts == ("-",) else list(texts)
-    service = Service.open(one_model(load_settings(flags)))
-    try:
-        service.model.check_kind([Kind.EMBEDDING])
-        for row in asyncio.run(service.run(Embed(lines, service.model.default_options))).rows:
-            click.echo(json.dumps(row.tolist()))
-    finally:
-        service.close()
+    lines = ask.read_texts(texts, file)
+    with ask.served(flags, Kind.EMBEDDING) as service:
+        rows = [
+            {"text": text, "embedding": [float(value) for value in row]}
+            for some in ask.in_requests(service, lines)
+            for text, row in zip(some, ask.ask(service, EmbedRequest(inputs=list(some))), strict=True)
+        ]
+    ask.write(rows, shape, output, bare="embedding")

@@ -9,7 +9,11 @@ import click
 
 from bei_core.errors import BeiError
 
-COMMANDS = ("serve", "build", "engines", "embed", "bench", "doctor", "truss", "completion")
+COMMANDS = (
+    *("serve", "pull", "build", "models", "engines"),
+    *("embed", "rerank", "classify"),
+    *("bench", "doctor", "truss", "completion"),
+)
 
 
 class LazyGroup(click.Group):

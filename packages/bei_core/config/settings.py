@@ -8,6 +8,7 @@ config.yaml over the defaults. Names are those of text-embeddings-inference, so 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -290,14 +291,20 @@ class Settings(Struct, frozen=True, kw_only=True):
             raise ConfigError(f"models has a name twice: {', '.join(names)}; write name=model_id to tell them apart")
 
     def each(self) -> tuple[Settings, ...]:
-        """The settings of each model: one for each item of `models`, or these settings themselves."""
-        named = [_named(model) for model in self.models]
-        return tuple(
-            msgspec.structs.replace(
-                self, models=(), model_id=model_id, served_model_name=name or self.served_model_name
-            )
-            for name, model_id in named
-        ) or (self,)
+        """The settings of each model: one for each item of `models`, or these settings themselves.
+
+        A page of the hub, such as https://huggingface.co/owner/name/tree/v1, becomes its repository and revision.
+        """
+        if not self.models:
+            return (self._of_model(None, self.model_id),)
+        return tuple(self._of_model(*_named(model)) for model in self.models)
+
+    def _of_model(self, name: str | None, model_id: str | None) -> Settings:
+        """The settings of one model."""
+        page = _HUB_PAGE.fullmatch(model_id or "")
+        model_id, revision = (page[1], self.revision or page[2]) if page else (model_id, self.revision)
+        name = name or self.served_model_name
+        return msgspec.structs.replace(self, models=(), model_id=model_id, revision=revision, served_model_name=name)
 
     def without_effect(self) -> tuple[str, ...]:
         """The given settings that change nothing here, each with the reason."""
@@ -359,6 +366,10 @@ SECTIONS: Mapping[str, str] = MappingProxyType(
         "cache_dir": "Files and credentials",
     }
 )
+
+
+# A repository's page on the hub, as people copy it from a browser.
+_HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([^/?#]+))?/?")
 
 
 def _named(model: str) -> tuple[str | None, str]:

@@ -53,7 +53,15 @@ def plan_model(builder: Builder, settings: Settings, root: Path) -> Build:
     """
     if settings.trt_llm is not None and (ignored := settings.trt_llm.ignored()):
         log.warning("trt_llm keys without effect: %s", ", ".join(ignored))
-    checkpoint = checkpoints.resolve(
+    checkpoint = fetch_checkpoint(settings, root)
+    template = chosen_template(settings.rerank_template, None)
+    spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
+    return plan_build(builder, checkpoint, spec, settings)
+
+
+def fetch_checkpoint(settings: Settings, root: Path) -> Checkpoint:
+    """The checkpoint of the settings' model, fetched into `root` if necessary. Raises CheckpointError, DiskError."""
+    return checkpoints.resolve(
         settings.model_id or "",
         settings.revision,
         token=settings.hf_token,
@@ -62,9 +70,6 @@ def plan_model(builder: Builder, settings: Settings, root: Path) -> Build:
         root=root,
         check=check_tokenizer,
     )
-    template = chosen_template(settings.rerank_template, None)
-    spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
-    return plan_build(builder, checkpoint, spec, settings)
 
 
 def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Build:

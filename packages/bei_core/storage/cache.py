@@ -218,7 +218,7 @@ def evict(caches: Iterable[Cache], max_bytes: int | None) -> list[Entry]:
     removed = []
     for entry in sorted(entries, key=lambda entry: (entry.record.rank, entry.used_at)):
         too_large = max_bytes is not None and total > max_bytes
-        if (entry.record.rank == Rank.UNWANTED or too_large) and not entry.in_use and _remove(entry):
+        if (entry.record.rank == Rank.UNWANTED or too_large) and not entry.in_use and remove(entry):
             removed.append(entry)
             total -= entry.num_bytes
     return removed
@@ -264,7 +264,7 @@ def files_of(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def _remove(entry: Entry) -> bool:
+def remove(entry: Entry) -> bool:
     """Whether the entry was removed. It was not if a process has taken a lease meanwhile."""
     with entry.lease_file.exclusive() as granted:
         if not granted:

@@ -42,7 +42,7 @@ def test_the_version_is_printed_without_importing_a_command() -> None:
         (["serve", "--dtype", "fp32"], "'fp32' is not one of 'auto', 'float32', 'bfloat16', 'float16', 'int8'"),
         (["serve", "--auto-truncate=maybe"], "'--auto-truncate' does not take a value"),
         (["serve", "a/b"], "Got unexpected extra argument (a/b)"),
-        (["embed"], "Missing argument 'TEXTS...'"),
+        (["rerank"], "Missing argument 'QUERY'"),
         (["truss", "init", "here"], "Missing option '--from'"),
         (["engines", "push", "a"], "Missing argument 'URL'"),
         (["bench", "--shape", "grpc"], "'grpc' is not one of 'openai', 'tei'"),
