@@ -35,9 +35,9 @@ def lines(result: Result) -> list[str]:
     return result.stdout.splitlines()
 
 
-def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module, **settings: int) -> None:
+def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module) -> None:
     """Every model is a fake engine's; with `modules` it is another kind than one that embeds."""
-    engine = FakeEngine(max_seq_len=48, **settings)
+    engine = FakeEngine(max_seq_len=48)
     spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
     if modules:
         spec = msgspec.structs.replace(spec, modules=modules)
