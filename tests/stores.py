@@ -14,7 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from moto.server import ThreadedMotoServer
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.storage.objects import FileSystem, open_store
+from bei_core.storage.backends import FileSystem
+from bei_core.storage.objects import open_store
 from tests.hub import as_bytes, f32, pack
 
 BUCKET = "models"

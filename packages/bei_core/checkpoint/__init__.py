@@ -12,11 +12,9 @@ from bei_core.checkpoint.folder import Checkpoint, accept, local_digest
 from bei_core.checkpoint.tensors import Tensors
 from bei_core.config.cache_dir import default_cache_dir
 from bei_core.errors import CheckpointError, DiskError
-from bei_core.storage.drivers import is_store, redact
+from bei_core.storage.backends import is_store, redact, store_schemes
 
 __all__ = ["Checkpoint", "Tensors", "lease_checkpoint", "local_digest", "resolve"]
-
-_KNOWN = "a folder, a Hugging Face repository, s3://, gs://, azure://, or https:// for a tar"
 
 
 def resolve(
@@ -101,4 +99,7 @@ def _unknown_source(model_id: str) -> CheckpointError:
             f"{model_id}: checkpoints of Baseten Training (BASETEN_TRAINING) are in Baseten's own storage, "
             "which only its builders read; fetch one (truss train get_checkpoint_urls) and give its folder"
         )
-    return CheckpointError(f"{redact(model_id)}: {scheme} is no source of checkpoints; give {_KNOWN}")
+    return CheckpointError(
+        f"{redact(model_id)}: {scheme} is no source of checkpoints; give a folder, a Hugging Face "
+        f"repository, {store_schemes()}, or https:// for a tar"
+    )

@@ -6,9 +6,7 @@ of every file that a model may need. So nothing is fetched to find out whether s
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,7 +16,7 @@ from bei_core.checkpoint.cache import SourceCache
 from bei_core.checkpoint.files import inside
 from bei_core.checkpoint.folder import Checkpoint, accept, is_small, no_weights, weight_files
 from bei_core.errors import CheckpointError, DiskError
-from bei_core.storage.drivers import redact
+from bei_core.storage.backends import redact
 from bei_core.storage.errors import TransientError, translate_os_errors
 from bei_core.storage.objects import ObjectStore
 from bei_core.storage.progress import Progress
@@ -75,9 +73,16 @@ def _remote_file(store: ObjectStore, name: str, info: Mapping[str, Any]) -> Remo
             raise CheckpointError(f"{label} was removed while it was fetched")
         return block
 
-    is_md5 = partial(store.is_md5, name) if "ETag" in info else lambda: True
     tag = next((f"{key}={info[key]}" for key in _TAGS if info.get(key)), "")
-    return RemoteFile(name, label, size, in_blocks(read, size, label), md5=_md5(info), is_md5=is_md5, tag=tag)
+    return RemoteFile(
+        name,
+        label,
+        size,
+        in_blocks(read, size, label),
+        md5=store.md5_of(info),
+        is_md5=partial(store.is_md5, name),
+        tag=tag,
+    )
 
 
 def _revision_of(files: Iterable[RemoteFile]) -> str:
@@ -125,15 +130,3 @@ def _download(files: Mapping[str, RemoteFile], folder: Path, source: str, check:
 def _is_wanted(name: str) -> bool:
     """Whether a model may need the file: JSON beside the weights; safetensors of the folder or of its modules."""
     return is_small(name) or (name.endswith(".safetensors") and name.count("/") <= 1)
-
-
-def _md5(info: Mapping[str, Any]) -> str | None:
-    """The MD5 of an object's content, in hex, if its listing has it."""
-    if info.get("md5Hash"):  # Google
-        return base64.b64decode(info["md5Hash"]).hex()
-    settings = info.get("content_settings") or {}  # Azure
-    azure = settings.get("content_md5") if isinstance(settings, Mapping) else getattr(settings, "content_md5", None)
-    if azure:
-        return bytes(azure).hex()
-    etag = str(info.get("ETag", "")).strip('"')
-    return etag if re.fullmatch(r"[0-9a-f]{32}", etag) else None  # of an upload in parts: hex-number

@@ -25,7 +25,7 @@ from bei_core.checkpoint.archives import unpack
 from bei_core.checkpoint.cache import SourceCache
 from bei_core.checkpoint.folder import Checkpoint
 from bei_core.errors import CheckpointError
-from bei_core.storage.drivers import redact
+from bei_core.storage.backends import redact
 from bei_core.storage.errors import TransientError, translate_os_errors
 from bei_core.storage.progress import Progress
 from bei_core.storage.transfer import RemoteFile, Stream, digest_of, fetch

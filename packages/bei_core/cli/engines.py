@@ -15,8 +15,8 @@ from bei_core.engines.cache import EngineCache, publish_engine
 from bei_core.engines.manifest import is_engine, unnamed, verify
 from bei_core.engines.remote import RemoteEngine, RemoteEngines
 from bei_core.errors import CheckpointError, ConfigError, DiskError, EngineCorruptError
+from bei_core.storage.backends import redact, store_examples
 from bei_core.storage.cache import Entry
-from bei_core.storage.drivers import redact
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 
 _CACHE_DIR = click.option(
@@ -74,16 +74,18 @@ def prune(max_gb: float | None, cache_dir: Path | None) -> None:
     click.echo(f"{sum(entry.num_bytes for entry in removed) / 1e6:.1f} MB removed")
 
 
-@command.command()
+@command.command(
+    help=f"""Copy ENGINE into an object store, and print its URL there.
+
+    ENGINE is an address (or its first digits) or a folder; URL is such as {store_examples()}.
+    """
+)
 @click.argument("engine")
 @click.argument("url")
 @click.option("--force", is_flag=True, help="Write it again although it is there.")
 @_CACHE_DIR
 def push(engine: str, url: str, force: bool, cache_dir: Path | None) -> None:
-    """Copy ENGINE into an object store, and print its URL there.
-
-    ENGINE is an address (or its first digits) or a folder; URL is s3://, gs://, azure:// or file://.
-    """
+    """`bei engines push`."""
     click.echo(RemoteEngines(url).push(_find(_cache(cache_dir), engine), force=force))
 
 

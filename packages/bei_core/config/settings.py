@@ -23,7 +23,7 @@ from bei_core.config.declaration import About, Declared, declared
 from bei_core.config.files import read_secret, read_yaml
 from bei_core.config.trt_llm import Count, QuantizationType, Route, TrtLlm
 from bei_core.errors import ConfigError
-from bei_core.storage.drivers import redact
+from bei_core.storage.backends import redact, store_schemes
 
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
@@ -37,7 +37,7 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     model_id: Annotated[
         NonEmpty | None,
-        About("Model to serve: a folder, a Hugging Face repository, or a URL (s3, gs, azure, https of a tar)."),
+        About(f"Model to serve: a folder, a Hugging Face repository, {store_schemes()}, or https:// of a tar."),
     ] = None
     models: Annotated[
         tuple[NonEmpty, ...],
@@ -245,7 +245,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     engine_store: Annotated[
         NonEmpty | None,
         About(
-            "URL of an object store that built engines are shared in (s3, gs, azure, file).",
+            f"URL of an object store that built engines are shared in: {store_schemes()} or file://.",
             unset="engines are not shared",
             bare=False,
         ),

@@ -19,7 +19,7 @@ from bei_core.engines.quality import bar_of
 from bei_core.engines.registry import load_loader
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.models.spec import Dense, ModelSpec, load_spec
-from bei_core.storage.drivers import redact
+from bei_core.storage.backends import redact
 from bei_core.storage.locks import Lease
 from bei_core.text.templates import chosen_template
 

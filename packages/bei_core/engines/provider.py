@@ -16,7 +16,7 @@ from bei_core.engines.manifest import is_engine, key_of, read_manifest
 from bei_core.engines.registry import choose, load_builder
 from bei_core.engines.remote import RemoteEngine, RemoteEngines
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
-from bei_core.storage.drivers import is_store, redact
+from bei_core.storage.backends import is_store, redact, store_examples
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
 
@@ -36,7 +36,7 @@ class EngineProvider:
         if settings.engine_store is not None and not is_store(settings.engine_store):
             raise ConfigError(
                 f"engine_store is {redact(settings.engine_store)!r}: expected the URL of an object store, "
-                "such as s3://bucket/folder, gs://bucket/folder, azure://account/container/folder or file:///folder"
+                f"such as {store_examples()}"
             )
         self._settings = settings
         self._model_id = settings.model_id

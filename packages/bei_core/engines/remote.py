@@ -20,7 +20,7 @@ import msgspec
 from bei_core.engines.cache import EngineRef
 from bei_core.engines.manifest import MANIFEST, Manifest, check_digests, parse_manifest, read_manifest, verify
 from bei_core.errors import CheckpointError, EngineCorruptError
-from bei_core.storage.drivers import redact
+from bei_core.storage.backends import redact
 from bei_core.storage.objects import ObjectStore
 from bei_core.storage.progress import rate
 from bei_core.storage.transfer import RemoteFile, fetch, in_blocks

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from bei_core.errors import ConfigError
 from bei_core.serving.service import Service
-from bei_core.storage.drivers import redact
+from bei_core.storage.backends import redact
 
 
 def by_name(services: Sequence[Service]) -> dict[str, Service]:

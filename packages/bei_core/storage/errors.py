@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bei_core.errors import BeiError, CheckpointError, DiskError
-from bei_core.storage.drivers import credentials_help, is_about_credentials, message_of, redact
+from bei_core.storage.backends import backend_of, redact
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
@@ -50,13 +52,13 @@ def translate_store_errors(url: str, secret: str | None = None) -> Iterator[None
     except BeiError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"{redact(url)}: not there: {message_of(error, secret)}") from error
+        raise CheckpointError(f"{redact(url)}: not there: {_message_of(error, secret)}") from error
     except Exception as error:
-        said = message_of(error, secret)
-        if not is_about_credentials(error):
+        said = _message_of(error, secret)
+        if not _is_about_credentials(error):
             raise TransientError(f"{redact(url)}: {said}.") from error
         denied = "access denied: " if isinstance(error, PermissionError) else ""
-        raise CheckpointError(f"{redact(url)}: {denied}{said}. {credentials_help(url, secret)}") from error
+        raise CheckpointError(f"{redact(url)}: {denied}{said}. {_credentials_help(url, secret)}") from error
 
 
 def disk_error(error: OSError, folder: Path, advice: Advice = CACHE) -> DiskError:
@@ -85,3 +87,37 @@ def _help(error: OSError, advice: Advice) -> str:
     if error.errno == errno.EIO:
         return f"check the disk or its volume, which fails or is not mounted, or set {advice.setting} to another folder"
     return f"check this path, or set {advice.setting} to another folder"
+
+
+def decode_secret(secret: str) -> dict[str, Any] | None:
+    """The JSON object that a secret of an object store is; None if it is not one."""
+    try:
+        values = json.loads(secret)
+    except ValueError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _message_of(error: BaseException, secret: str | None) -> str:
+    """The first line of an error's message, without any value of the secret."""
+    text = str(error).strip().partition("\n")[0] or "no reason given"
+    values = [secret, *map(str, (decode_secret(secret) or {}).values())] if secret else []
+    for value in sorted((value for value in values if len(value) > 3), key=len, reverse=True):
+        text = text.replace(value, "***")
+    return text if isinstance(error, OSError) else f"{type(error).__name__}: {text}"
+
+
+def _is_about_credentials(error: BaseException) -> bool:
+    """Whether an error of a driver's SDK is about credentials, by its name: its class cannot be imported here."""
+    names = " ".join(kind.__name__ for kind in type(error).__mro__)
+    return isinstance(error, PermissionError) or re.search("Credential|Authenticat|RefreshError", names) is not None
+
+
+def _credentials_help(url: str, secret: str | None) -> str:
+    """What to do if a store refuses access."""
+    backend = backend_of(url)
+    if not backend.package:
+        return "Check that this user may read and write there"
+    given = "the secret that was given" if secret else "no secret was given, so the SDK's own credentials were tried"
+    form = f"{backend.name} takes {backend.credentials_form}"
+    return f"Credentials: {given}; {form} (checkpoint_secret, runtime_secret_name)"

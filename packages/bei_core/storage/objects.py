@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from bei_core.errors import CheckpointError
-from bei_core.storage.drivers import driver_of, options_of, redact
-from bei_core.storage.errors import translate_store_errors
-
-FileSystem: TypeAlias = Any  # an fsspec.AbstractFileSystem: fsspec has no types
+from bei_core.storage.backends import Backend, FileSystem, Options, backend_of, redact
+from bei_core.storage.errors import decode_secret, translate_store_errors
 
 
 class ObjectStore:
@@ -62,13 +60,15 @@ class ObjectStore:
         with translate_store_errors(self.url, self.secret), suppress(FileNotFoundError):
             files.rm_file(f"{folder}/{name}")
 
+    def md5_of(self, info: Mapping[str, Any]) -> str | None:
+        """The MD5 of a file's content, in hex, from what is listed of the file; None if the store does not say."""
+        return backend_of(self.url).md5_of(info)
+
     def is_md5(self, name: str) -> bool:
-        """Whether S3's ETag of a file is its MD5. It is not if a key of KMS, or of the user, encrypts the file."""
+        """Whether `md5_of` a file is its MD5 indeed. Called only if the content has another MD5."""
         files, folder = self.client
-        bucket, _, key = f"{folder}/{name}".partition("/")
         with translate_store_errors(f"{self.url}/{name}", self.secret):
-            head = files.call_s3("head_object", Bucket=bucket, Key=key)
-        return head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
+            return backend_of(self.url).is_md5(files, f"{folder}/{name}")
 
     @cached_property
     def client(self) -> tuple[FileSystem, str]:
@@ -79,22 +79,32 @@ class ObjectStore:
 def open_store(url: str, secret: str | None = None) -> tuple[FileSystem, str]:
     """The fsspec file system of a URL, and the path on it, without a slash at its end. Nothing is contacted yet.
 
-    Raises CheckpointError for a URL or secret of the wrong form, and with the pip command if the driver is missing.
+    Raises CheckpointError for a URL or secret of the wrong form, without the secret, and with the pip command if the
+    driver is missing.
     """
-    driver = driver_of(url)
-    options, path = options_of(url, secret)
-    import fsspec
-
+    backend = backend_of(url)
+    options, path = backend.parse(url)
+    if secret:
+        options |= _credentials(backend, url, secret)
     with translate_store_errors(url, secret):
         try:
-            # Drivers cache listings and fsspec caches drivers: without this a changed bucket would look unchanged.
-            options |= {"use_listings_cache": False, "skip_instance_cache": True}
-            return fsspec.filesystem(driver.protocol, **options), path
+            return backend.open(options), path
         except ImportError as error:
             raise CheckpointError(
-                f"{redact(url)}: {driver.name} needs {driver.package}: pip install 'bei-core[{driver.extra}]' "
-                f"(or pip install {driver.package}). {error}"
+                f"{redact(url)}: {backend.name} needs {backend.package}: pip install 'bei-core[{backend.extra}]' "
+                f"(or pip install {backend.package}). {error}"
             ) from error
+
+
+def _credentials(backend: Backend, url: str, secret: str) -> Options:
+    values = decode_secret(secret)
+    takes = f"{backend.name} takes {backend.credentials_form}"
+    if values is None:
+        raise CheckpointError(f"{redact(url)}: the secret is not a JSON object; {takes}")
+    try:
+        return backend.credentials(values)
+    except KeyError as error:
+        raise CheckpointError(f"{redact(url)}: the secret has no {error.args[0]}; {takes}") from error
 
 
 def _relative(name: str, folder: str) -> str:

@@ -13,11 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
 from bei_core.config.files import read_yaml
 from bei_core.config.settings import Settings
+from bei_core.config.trt_llm import CheckpointRepository
 from bei_core.errors import ConfigError
+from bei_core.storage.backends import find_backend
 
 # A Truss is made from the package's own files and model.py. The second is in model/ of a checkout; setup.py puts it
 # beside this file in a wheel, which has no checkout around it.
@@ -50,10 +53,9 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# What some blocks also need: the quantiser of each engine, and the driver of the store that holds the checkpoint.
+# What a block with quantisation also needs, on a CPU and on a GPU.
 QUANTISER = "nncf==3.4.0"
 GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
-DRIVERS = {"S3": "s3fs>=2024.6", "GCS": "gcsfs>=2024.6", "AZURE": "adlfs>=2024.7"}
 
 # TensorRT-LLM's image has its own versions of these, which its own packages need. Those versions are used.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
@@ -174,12 +176,12 @@ def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
 
 
 def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
-    """The requirements that depend on the block: a quantiser, and a store's driver."""
+    """The requirements that depend on the block: a quantiser, and the driver of the store that has the checkpoint."""
     build = block["build"]
     quantised = build.get("quantization_type", "no_quant") != "no_quant"
     quantisers = (GPU_QUANTISER if on_gpu else (QUANTISER,)) if quantised else ()
-    driver = DRIVERS.get(build["checkpoint_repository"]["source"])
-    return [*quantisers, *([driver] if driver is not None else [])]
+    backend = find_backend(msgspec.convert(build["checkpoint_repository"], CheckpointRepository).model_id)
+    return [*quantisers, *([backend.requirement] if backend is not None and backend.requirement else [])]
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from s3fs import S3FileSystem
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.errors import CheckpointError, DiskError, UnsupportedModelError
-from bei_core.storage.objects import FileSystem
+from bei_core.storage.backends import FileSystem
 from bei_core.text.published import check_tokenizer
 from tests.hub import as_bytes, f32, pack
 from tests.stores import AWS_SECRET, BUCKET, MODEL, SENTENCE, UNWANTED, WEIGHTS, S3Server, files_of, put

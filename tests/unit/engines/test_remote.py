@@ -16,7 +16,8 @@ from bei_core.engines.cache import EngineRef
 from bei_core.engines.manifest import MANIFEST, FileEntry, _encode, parse_manifest, seal, verify
 from bei_core.engines.remote import RemoteEngine, RemoteEngines
 from bei_core.errors import CheckpointError, EngineCorruptError
-from bei_core.storage.objects import FileSystem, open_store
+from bei_core.storage.backends import FileSystem
+from bei_core.storage.objects import open_store
 from tests.fakes import ENGINE_FILES, write_engine
 
 A, B = "a" * 32, "b" * 32

@@ -12,7 +12,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from bei_core.errors import CheckpointError
-from bei_core.storage.drivers import is_store, redact
+from bei_core.storage.backends import is_store, redact
 from bei_core.storage.errors import translate_store_errors
 from bei_core.storage.objects import open_store
 

@@ -1,0 +1,259 @@
+"""The kinds of object stores: each a subclass of `Backend` here, with its driver among the extras of pyproject.toml.
+
+Credentials have the form of Baseten's documentation. Without them the driver's SDK finds its own (environment, profile,
+the machine's role). Endpoints and proxies are the SDK's own variables, such as AWS_ENDPOINT_URL and
+STORAGE_EMULATOR_HOST.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar, TypeAlias
+from urllib.parse import urlsplit
+
+from bei_core.errors import CheckpointError
+
+Options: TypeAlias = dict[str, Any]  # what a driver is created with
+FileSystem: TypeAlias = Any  # an fsspec.AbstractFileSystem: fsspec has no types
+
+BACKENDS: list[Backend] = []  # every one that is defined
+
+
+class Backend:
+    """One kind of object store. Defining a subclass registers it: settings, errors and help name it from then on.
+
+    Every subclass sets `name`, `schemes`, `protocol` and `example`. The methods suit a store of buckets without
+    credentials; a subclass overrides those that differ.
+    """
+
+    name: ClassVar[str]  # for people
+    schemes: ClassVar[tuple[str, ...]]  # of its URLs; the first is the one that help and errors name
+    protocol: ClassVar[str]  # fsspec's name for the driver
+    example: ClassVar[str]  # a URL
+    requirement: ClassVar[str] = ""  # the driver's package, as in pyproject.toml; empty if fsspec has the driver
+    extra: ClassVar[str] = ""  # the extra of bei-core that installs it
+    credentials_form: ClassVar[str] = "no secret"  # what a secret looks like, for errors and docs/models.md
+    user_is_container: ClassVar[bool] = False  # whether `user@` in a URL is a part of the path, and not a secret
+
+    def __init_subclass__(cls) -> None:
+        BACKENDS.append(cls())
+
+    @property
+    def package(self) -> str:
+        """The name of the driver's package; empty if fsspec has the driver."""
+        return self.requirement.partition(">=")[0]
+
+    def matches(self, url: str) -> bool:
+        """Whether the URL is of such a store."""
+        scheme, separator, _ = url.partition("://")
+        return bool(separator) and scheme.lower() in self.schemes
+
+    def parse(self, url: str) -> tuple[Options, str]:
+        """The driver's options in the URL, and the path in the store without a slash at its end.
+
+        Raises CheckpointError if the URL names no bucket.
+        """
+        parts = urlsplit(url)
+        if not parts.netloc:
+            raise CheckpointError(f"{redact(url)} names no bucket; write {self.example}")
+        return {}, f"{parts.netloc}{parts.path}".rstrip("/")
+
+    def credentials(self, secret: Mapping[str, Any]) -> Options:
+        """The driver's options in a secret. Raises KeyError with the name of a value that is missing."""
+        return {}
+
+    def open(self, options: Options) -> FileSystem:
+        """The driver. Nothing is contacted yet. Raises ImportError if its package is not installed."""
+        import fsspec
+
+        # Drivers cache listings and fsspec caches drivers: without this a changed bucket would look unchanged.
+        return fsspec.filesystem(self.protocol, **options, use_listings_cache=False, skip_instance_cache=True)
+
+    def md5_of(self, info: Mapping[str, Any]) -> str | None:
+        """The MD5 of a file's content, in hex, from what the driver lists of the file; None if it does not say."""
+        return None
+
+    def is_md5(self, files: FileSystem, path: str) -> bool:
+        """Whether `md5_of` a file is its MD5 indeed. Called only if the content has another MD5."""
+        return True
+
+
+def find_backend(url: str) -> Backend | None:
+    """The kind of store that a URL is of; None for anything else."""
+    return next((backend for backend in BACKENDS if backend.matches(url)), None)
+
+
+def is_store(url: str) -> bool:
+    """Whether the URL is of an object store."""
+    return find_backend(url) is not None
+
+
+def backend_of(url: str) -> Backend:
+    """As `find_backend`. Raises CheckpointError that lists the known schemes."""
+    backend = find_backend(url)
+    if backend is None:
+        known = ", ".join(scheme for each in BACKENDS for scheme in each.schemes)
+        raise CheckpointError(f"{redact(url)}: no object store of that scheme; known are {known}")
+    return backend
+
+
+def store_examples() -> str:
+    """A URL of each kind of store that outlives the process, for help and errors."""
+    return ", ".join(backend.example for backend in BACKENDS if not isinstance(backend, Memory))
+
+
+def store_schemes() -> str:
+    """The schemes of the stores that need a driver, for help and errors, such as "s3://, gs://, azure://"."""
+    return ", ".join(f"{backend.schemes[0]}://" for backend in BACKENDS if backend.requirement)
+
+
+def redact(url: str) -> str:
+    """A URL that may be printed: without its query, which may hold a signature, and without user and password.
+
+    A text that is not a URL is returned unchanged.
+    """
+    if "://" not in url:
+        return url
+    bare = url.split("?")[0].split("#")[0]
+    backend = find_backend(url)
+    secret = r"[^/@]*:[^/@]*@" if backend is not None and backend.user_is_container else r"[^/@]*@"
+    return re.sub(rf"(?<=://){secret}", "", bare)
+
+
+class S3(Backend):
+    """Amazon S3, and stores with its API."""
+
+    name = "S3"
+    schemes = ("s3", "s3a")
+    protocol = "s3"
+    example = "s3://bucket/folder"
+    requirement = "s3fs>=2024.6"
+    extra = "s3"
+    credentials_form = '{"aws_access_key_id": …, "aws_secret_access_key": …, "aws_region": …}'
+
+    def credentials(self, secret: Mapping[str, Any]) -> Options:
+        """By Baseten's names, or by the same names without `aws_`, which truss-transfer reads too."""
+        values = {name.removeprefix("aws_"): value for name, value in secret.items()}
+        _require(values, "access_key_id", "secret_access_key")
+        options = {"key": values["access_key_id"], "secret": values["secret_access_key"]}
+        if values.get("session_token"):
+            options["token"] = values["session_token"]
+        region = values.get("region") or values.get("default_region")
+        return {**options, "client_kwargs": {"region_name": region}} if region else options
+
+    def md5_of(self, info: Mapping[str, Any]) -> str | None:
+        """The ETag, unless the file was uploaded in parts: it then ends with their number."""
+        etag = str(info.get("ETag", "")).strip('"')
+        return etag if re.fullmatch(r"[0-9a-f]{32}", etag) else None
+
+    def is_md5(self, files: FileSystem, path: str) -> bool:
+        """False if the file is encrypted with a key of KMS or of the user: its ETag is not an MD5 then."""
+        bucket, _, key = path.partition("/")
+        head = files.call_s3("head_object", Bucket=bucket, Key=key)
+        return head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
+
+
+class GoogleCloudStorage(Backend):
+    """Google Cloud Storage."""
+
+    name = "Google Cloud Storage"
+    schemes = ("gs", "gcs")
+    protocol = "gs"
+    example = "gs://bucket/folder"
+    requirement = "gcsfs>=2024.6"
+    extra = "gcs"
+    credentials_form = 'a service account\'s JSON, {"private_key_id": …, "private_key": …, "client_email": …}'
+
+    def credentials(self, secret: Mapping[str, Any]) -> Options:
+        """A service account's key file, or the three fields of it that Baseten asks for."""
+        _require(secret, "private_key", "client_email")
+        return {"token": {"type": "service_account", "token_uri": "https://oauth2.googleapis.com/token", **secret}}
+
+    def md5_of(self, info: Mapping[str, Any]) -> str | None:
+        """Its field md5Hash, in base64."""
+        return base64.b64decode(info["md5Hash"]).hex() if info.get("md5Hash") else None
+
+
+class AzureBlobStorage(Backend):
+    """Azure Blob Storage. Four forms of URLs are common; those that name no account take it from the secret.
+
+    azure://account/container/folder, https://account.blob.core.windows.net/container/folder,
+    abfs://container@account.dfs.core.windows.net/folder, abfs://container/folder
+    """
+
+    name = "Azure Blob Storage"
+    schemes = ("azure", "az", "abfs", "abfss")
+    protocol = "abfs"
+    example = "azure://account/container/folder"
+    requirement = "adlfs>=2024.7"
+    extra = "azure"
+    credentials_form = '{"account_key": …}, {"sas_token": …} or {"connection_string": …}'
+    user_is_container = True
+
+    _HOST = re.compile(r"(?P<account>[a-z0-9]+)\.(blob|dfs)\.core\.windows\.net")
+    _KEYS = frozenset({"account_key", "sas_token", "connection_string", "client_secret"})
+
+    def matches(self, url: str) -> bool:
+        """Also an https URL of a folder. One of a tar there is an archive's, as on any other server."""
+        is_file = "?" in url or re.search(r"\.(tar(\.\w+)?|tgz)$", url) is not None
+        is_https = re.match(rf"https://{self._HOST.pattern}(/|$)", url) is not None and not is_file
+        return is_https or super().matches(url)
+
+    def parse(self, url: str) -> tuple[Options, str]:
+        """Raises CheckpointError if the URL names no container."""
+        parts = urlsplit(url)
+        host, options = self._HOST.fullmatch(parts.hostname or ""), {}
+        if host is not None:
+            options, path = {"account_name": host["account"]}, f"{parts.username or ''}{parts.path}"
+        elif parts.scheme == "azure":
+            options, path = {"account_name": parts.netloc}, parts.path
+        else:
+            path = f"{parts.netloc}{parts.path}"
+        if not path.strip("/"):
+            raise CheckpointError(f"{redact(url)} names no container; write {self.example}")
+        return options, path.strip("/")
+
+    def credentials(self, secret: Mapping[str, Any]) -> Options:
+        """By the names that the driver has for them."""
+        names = (*self._KEYS, "account_name", "client_id", "tenant_id")
+        options = {name: secret[name] for name in names if secret.get(name)}
+        if not options.keys() & self._KEYS:
+            raise KeyError("account_key")
+        return options
+
+    def md5_of(self, info: Mapping[str, Any]) -> str | None:
+        """The MD5 in the content's settings."""
+        settings = info.get("content_settings") or {}
+        md5 = settings.get("content_md5") if isinstance(settings, Mapping) else getattr(settings, "content_md5", None)
+        return bytes(md5).hex() if md5 else None
+
+
+class LocalFolder(Backend):
+    """A folder of this machine or of a network volume."""
+
+    name = "a folder"
+    schemes = ("file",)
+    protocol = "file"
+    example = "file:///folder"
+
+    def parse(self, url: str) -> tuple[Options, str]:
+        """Folders are created when a file is written, as in a bucket."""
+        return {"auto_mkdir": True}, urlsplit(url).path.rstrip("/") or "/"
+
+
+class Memory(Backend):
+    """The memory of this process, for tests."""
+
+    name = "memory"
+    schemes = ("memory",)
+    protocol = "memory"
+    example = "memory://folder"
+
+
+def _require(secret: Mapping[str, Any], *names: str) -> None:
+    """Raise KeyError for the first name without a value."""
+    for name in names:
+        if not secret.get(name):
+            raise KeyError(name)
