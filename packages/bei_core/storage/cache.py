@@ -1,11 +1,12 @@
-"""A content-addressed cache in a folder: entries published whole, leased by readers, evicted by last use.
+"""A content-addressed cache in a folder: entries are published whole, leased by readers, and evicted by last use.
 
-    <root>/<name>/           an entry, immutable
-    <root>/.tmp-*, .bad-*    being written or removed; quarantined because it was damaged. Never read
+    <root>/<name>/           an entry; it does not change
+    <root>/.tmp-*            a leftover, or an entry that is being written or removed; never read
+    <root>/.bad-*            a damaged entry in quarantine; never read
 
-What entries are, and where leases, locks and refs are kept, is said by a `RecordType`. Publishing is a rename within
-one file system, so a reader sees all of an entry or none of it. Locks save work and no more: if two processes create
-the same entry (a network volume, where locks are not reliable), the later one adopts the entry of the earlier one.
+A `RecordType` says what the entries are, and where leases, locks and refs are. Publishing is a rename within one file
+system, so a reader sees a whole entry or none. Locks only save work: if two processes create the same entry (network
+volumes have no reliable locks), the second one uses the entry of the first one.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ _TMP, _BAD = ".tmp-", ".bad-"
 class Rank(IntEnum):
     """The order of eviction."""
 
-    UNWANTED = 0  # leftovers and damaged entries: evicted whatever the size of the cache is
-    INPUT = 1  # needed only until something is built from it
-    ARTIFACT = 2  # what was built
+    UNWANTED = 0  # leftovers and damaged entries: evicted even if the cache is small
+    INPUT = 1  # needed only until an artifact is built from it
+    ARTIFACT = 2  # built
 
 
 class Record(NamedTuple):
-    """What a folder of the cache is."""
+    """The description of a folder of the cache."""
 
     rank: Rank
     kind: str  # one word, for logs: engine, checkpoint, leftover…
@@ -50,35 +51,35 @@ class Record(NamedTuple):
 
 
 class RecordType(ABC):
-    """A kind of entries: how to recognise one, and where its leases, locks and refs are kept."""
+    """A type of entries: how to recognise and check one, and where its leases, locks and refs are."""
 
-    # Below the root, with the entry's name or the ref's key for {}. Without {}, all entries share one file.
+    # Paths below the root; {} stands for the entry's name or the ref's key. Without {}, all entries share one file.
     lease: ClassVar[str]
     lock: ClassVar[str]
     ref: ClassVar[str]
-    lock_timeout_s: ClassVar[float]  # after this long the process that has the lock is assumed to hang
-    locks_network_volumes: ClassVar[bool]  # whether to try to lock there
+    lock_timeout_s: ClassVar[float]  # after this time the process that has the lock is assumed to hang
+    locks_network_volumes: ClassVar[bool]  # whether to try to lock on a network volume
 
     @abstractmethod
     def name_of(self, folder: str) -> str | None:
-        """The name of the entry that a folder of the root is, or is a leftover of; None if it is neither."""
+        """The entry's name, from the name of its folder or of a leftover of it; None for any other folder."""
 
     @abstractmethod
     def describe(self, folder: Path) -> Record:
-        """What a folder is that `name_of` knows. Raises FileNotFoundError if it was removed meanwhile."""
+        """The description of a folder that `name_of` knows. Raises FileNotFoundError if it was removed meanwhile."""
 
     @abstractmethod
     def fault(self, folder: Path) -> str | None:
-        """What is wrong with an entry, as far as a quick look can tell; None if it is whole."""
+        """What is wrong with an entry, by a quick check; None if it is whole."""
 
     def expires_by_age(self, folder: str, *, local: bool) -> bool:
-        """Whether a leftover is evicted by its own age, because no lease tells whether it is in use."""
+        """Whether a folder is evicted when it is a day old, because no lease shows whether it is in use."""
         return False
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An entry of the cache, or a leftover of one."""
+    """An entry of the cache, or a leftover of an entry."""
 
     folder: Path
     record: Record
@@ -94,7 +95,7 @@ class Entry:
 
 
 class Cache:
-    """The entries of one type under one folder. It may have many users, on many machines if it is a network volume."""
+    """The entries of one type in one folder. Many processes may share it; on a network volume, many machines too."""
 
     def __init__(self, root: Path, records: RecordType, *, local: bool | None = None) -> None:
         self.root = root
@@ -102,11 +103,11 @@ class Cache:
         self.local = is_local(root) if local is None else local
 
     def folder(self, name: str) -> Path:
-        """Where the entry of that name is or would be."""
+        """The folder of an entry, whether or not it exists."""
         return self.root / name
 
     def find(self, name: str) -> Path | None:
-        """The folder of an entry that is there and whole. Raises DiskError if it may not be read."""
+        """The folder of an entry if it exists and is whole, else None. Raises DiskError if it may not be read."""
         folder = self.folder(name)
         if not folder.is_dir():
             return None
@@ -120,9 +121,9 @@ class Cache:
         return folder
 
     def lease(self, name: str) -> Lease:
-        """A lease on an entry, whether or not it is there: nobody evicts it until the lease is released.
+        """A lease on an entry, which need not exist: no process evicts the entry until the lease is released.
 
-        Raises DiskError if the entry is not there and could not be created either.
+        Raises DiskError if the entry does not exist and the folder cannot be written, so that it cannot be created.
         """
         folder, file = self.folder(name), self._lease_file(name)
         try:
@@ -131,14 +132,14 @@ class Cache:
             if not folder.is_dir():
                 raise disk_error(error, self.root) from error
             log.info(
-                "%s cannot be marked as in use (%s): another process may evict it while it is served",
+                "%s cannot be leased (%s): another process may evict it while it is served",
                 *(folder, error.strerror),
             )
             return Lease(folder, os.open(os.devnull, os.O_RDONLY))
 
     @contextmanager
     def lock(self, name: str) -> Iterator[bool]:
-        """Take the lock of a name; yields whether this process has it. It goes on without the lock if there is none."""
+        """Take the lock of a name; yields whether it was taken. The block runs in either case."""
         if not self.local and not self.records.locks_network_volumes:
             yield False
             return
@@ -146,9 +147,9 @@ class Cache:
             yield locked
 
     def publish(self, name: str, staging: Path) -> Path:
-        """The entry that `staging` becomes. A whole entry that is there already stays, a damaged one is quarantined.
+        """Publish the folder `staging` as an entry; returns the entry's folder.
 
-        Raises DiskError.
+        A whole entry of that name is kept, a damaged one is quarantined. Raises DiskError.
         """
         target = self.folder(name)
         with translate_os_errors(self.root):
@@ -158,7 +159,7 @@ class Cache:
         return target
 
     def quarantine(self, name: str) -> None:
-        """Move a damaged entry out of the way, so that it can be created again. It is evicted later."""
+        """Rename a damaged entry, so that it can be created again. It is evicted a day later."""
         try:
             moved = self.folder(name).rename(self.root / f"{_BAD}{name}-{uuid.uuid4().hex}")
             log.warning("%s is damaged; it is quarantined as %s", self.folder(name), moved.name)
@@ -170,21 +171,21 @@ class Cache:
             log.error("%s cannot be quarantined: %s", self.folder(name), error.strerror)
 
     def get_ref(self, key: str) -> bytes | None:
-        """What a ref stands for; None if there is none or it cannot be read."""
+        """The value of a ref; None if it does not exist or cannot be read."""
         try:
             return (self.root / self.records.ref.format(key)).read_bytes()
         except OSError:
             return None
 
     def set_ref(self, key: str, value: bytes) -> None:
-        """Remember what a ref stands for. A cache that cannot be written forgets it, which does no harm."""
+        """Write the value of a ref. If the cache cannot be written this is only logged: refs save work."""
         try:
             write_atomically(self.root / self.records.ref.format(key), value)
         except OSError as error:
-            log.info("%s is not remembered in %s: %s", key, self.root, error.strerror)
+            log.info("the ref %s cannot be written to %s: %s", key, self.root, error.strerror)
 
     def entries(self) -> list[Entry]:
-        """All entries and leftovers, the least recently used first. Raises DiskError."""
+        """All entries and leftovers; the least recently used is first. Raises DiskError."""
         with translate_os_errors(self.root):
             folders = [path for path in self.root.iterdir() if path.is_dir()] if self.root.is_dir() else []
             ours = [(path, name) for path in folders if (name := self.records.name_of(path.name)) is not None]
@@ -208,10 +209,10 @@ class Cache:
 
 
 def evict(caches: Iterable[Cache], max_bytes: int | None) -> list[Entry]:
-    """Remove leftovers, then entries by rank and last use until the rest fits; returns what was removed.
+    """Remove leftovers, then entries by rank and last use until the rest fits into `max_bytes`; returns the removed.
 
-    Entries in use stay. Only artifacts count while they are in use: an input that is can soon be evicted itself, and
-    should not drive an artifact out. `max_bytes` None: leftovers alone. Raises DiskError, OSError.
+    Without `max_bytes` only leftovers are removed. Entries in use stay. An input in use does not count, because it can
+    be evicted soon and must not cause the eviction of an artifact. Raises DiskError, OSError.
     """
     entries = [entry for cache in caches for entry in cache.entries()]
     total = sum(entry.num_bytes for entry in entries if entry.record.rank == Rank.ARTIFACT or not entry.in_use)
@@ -226,7 +227,7 @@ def evict(caches: Iterable[Cache], max_bytes: int | None) -> list[Entry]:
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, to be published there. What is left of it at the end of the block is removed."""
+    """A new folder beside `target`, to be published there. If it still exists at the end of the block, it is removed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{_TMP}{target.name}-", dir=target.parent))
     try:
@@ -236,7 +237,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
 
 
 def publish(staging: Path, target: Path, is_whole: Callable[[Path], bool]) -> None:
-    """Rename a finished folder to `target`, all of it on the disk before. A whole folder that is there stays."""
+    """Write a finished folder to the disk, then rename it to `target`. A whole folder that is there already is kept."""
     staging.chmod(0o755)
     for path in (*files_of(staging), staging):
         _sync(path)
@@ -251,7 +252,7 @@ def publish(staging: Path, target: Path, is_whole: Callable[[Path], bool]) -> No
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file so that a reader sees all of it, or the file as it was before."""
+    """Write a small file; a reader sees either the old content or all of the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
         file.write(content)
@@ -265,21 +266,21 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def remove(entry: Entry) -> bool:
-    """Whether the entry was removed. It was not if a process has taken a lease meanwhile."""
+    """Remove an entry; returns False if a process has leased it meanwhile, or if it cannot be removed."""
     with entry.lease_file.exclusive() as granted:
         if not granted:
             return False
         doomed = entry.folder
-        if not doomed.name.startswith("."):  # renamed first, so that nobody reads half of it
+        if not doomed.name.startswith("."):  # renamed first, so that no process reads an entry that is half removed
             doomed = doomed.with_name(f"{_TMP}{doomed.name}-{uuid.uuid4().hex}")
             try:
                 entry.folder.rename(doomed)
-            except OSError as error:  # removed by another process, or another user's
-                log.info("%s is not evicted: %s", entry.folder, error.strerror)
+            except OSError as error:  # another process has removed it, or it belongs to another user
+                log.info("%s cannot be evicted: %s", entry.folder, error.strerror)
                 return False
         shutil.rmtree(doomed, ignore_errors=True)
     if doomed.exists():
-        log.warning("%s cannot be removed completely: some of it is another user's", doomed)
+        log.warning("%s cannot be removed completely: some of its files belong to another user", doomed)
         return False
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_at))
     log.info("evicted %s %s (%.1f MB, last used %s)", entry.kind, entry.folder, entry.num_bytes / 1e6, used)
@@ -287,7 +288,7 @@ def remove(entry: Entry) -> bool:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of a folder's files. Files that are removed meanwhile do not count."""
+    """Size of a folder's files in bytes. Files that are removed meanwhile do not count."""
     total = 0
     for path in folder.rglob("*"):
         with suppress(OSError):
@@ -296,7 +297,7 @@ def _size(folder: Path) -> int:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

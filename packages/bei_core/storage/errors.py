@@ -1,4 +1,4 @@
-"""Errors of disks and object stores, translated: each names the path or URL, the reason and what to do."""
+"""Translates errors of disks and object stores to errors that name the path or URL, the reason and what to do."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class TransientError(CheckpointError):
-    """A store or server did not answer, or stopped midway. Another try may succeed."""
+    """An object store or server did not answer, or stopped before the end. Another try may succeed."""
 
 
 class Advice(NamedTuple):
-    """What helps if a folder is full or may not be written."""
+    """What to do if a folder is full or may not be written, for error texts."""
 
     free_space: str  # how to free space there
     setting: str  # the setting that names another folder
@@ -45,14 +45,14 @@ def translate_os_errors(folder: Path, advice: Advice = CACHE) -> Iterator[None]:
 def translate_store_errors(url: str, secret: str | None = None) -> Iterator[None]:
     """Raise CheckpointError for what a driver raises inside the block; its text has no value of the secret.
 
-    TransientError if another try may succeed: the store did not answer that something is missing or denied.
+    TransientError unless the store says that the object does not exist or that access is denied.
     """
     try:
         yield
     except BeiError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"{redact(url)}: not there: {_message_of(error, secret)}") from error
+        raise CheckpointError(f"{redact(url)}: does not exist: {_message_of(error, secret)}") from error
     except Exception as error:
         said = _message_of(error, secret)
         if not _is_about_credentials(error):
@@ -63,8 +63,8 @@ def translate_store_errors(url: str, secret: str | None = None) -> Iterator[None
 
 def disk_error(error: OSError, folder: Path, advice: Advice = CACHE) -> DiskError:
     """The DiskError for an OSError that was raised while `folder` was read or written."""
-    # If the disk is full, the folder is named: the file that was being written is removed, and the error of a copy
-    # names the file that was read.
+    # If the disk is full, the error's own names do not help: the file that was written is removed, and the error of a
+    # copy names the file that was read.
     where = folder if is_full(error) else error.filename2 or error.filename or folder
     return DiskError(f"cannot read or write {where}: {error.strerror or error}; {_help(error, advice)}")
 
@@ -75,7 +75,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def is_disk_error(error: OSError) -> bool:
-    """Whether an error is certainly the disk's, not the network's. A socket can be denied too, but names no file."""
+    """Whether an OSError certainly comes from a disk. A connection that is denied names no file."""
     return error.errno in _FULL | {errno.EIO} or (error.errno in _DENIED and error.filename is not None)
 
 
@@ -108,13 +108,13 @@ def _message_of(error: BaseException, secret: str | None) -> str:
 
 
 def _is_about_credentials(error: BaseException) -> bool:
-    """Whether an error of a driver's SDK is about credentials, by its name: its class cannot be imported here."""
+    """Whether a driver's error is about credentials, by the name of its class, which cannot be imported here."""
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     return isinstance(error, PermissionError) or re.search("Credential|Authenticat|RefreshError", names) is not None
 
 
 def _credentials_help(url: str, secret: str | None) -> str:
-    """What to do if a store refuses access."""
+    """What to do if a store denies access, for an error text."""
     backend = backend_of(url)
     if not backend.package:
         return "Check that this user may read and write there"

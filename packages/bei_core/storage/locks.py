@@ -1,7 +1,7 @@
-"""Leases and locks on files: who reads an entry of the cache, so that nobody evicts it, and who builds it.
+"""Leases and locks on files. A lease keeps a cache entry from being evicted; a lock lets one process build it.
 
-Both are `flock`s on a local disk: the system releases them when the process ends, however it ends. Locks are not
-reliable on network volumes; there a lease is shown by touching its file once an hour.
+On a local disk both are `flock`s, which the system releases when the process ends for any reason. Locks are not
+reliable on network volumes: there the process with a lease touches the lease's file once an hour.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-# On network volumes: how often a lease is renewed, and after how long without renewal it has expired.
+# On network volumes: the time between two renewals of a lease, and the age at which it has expired.
 _RENEWAL_S = 3600.0
 _EXPIRY_S = 24 * 3600.0
 
 _POLL_S = 0.05
 
-# File systems of one machine. Any other counts as a network volume: the worst that follows is one build too many.
+# File systems of one machine. Any other counts as a network volume; if that is wrong, an engine may be built twice.
 _LOCAL = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "overlay", "tmpfs", "f2fs", "apfs", "bcachefs"})
 
 
 class Lease:
-    """A cache entry that nobody evicts until `release`."""
+    """A claim on a cache entry: no process evicts the entry until `release`."""
 
     def __init__(self, folder: Path, handle: int, renewed: Path | None = None) -> None:
         """`handle` is closed by `release`; `renewed` is touched once an hour until then."""
@@ -53,13 +53,13 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class LeaseFile:
-    """The file that shows who has a lease on an entry."""
+    """The file by which other processes see that an entry is leased."""
 
     path: Path
     local: bool  # whether locks are reliable there
 
     def acquire(self, folder: Path) -> Lease:
-        """A lease on the folder, whether or not it exists. Raises OSError if nobody could see the lease."""
+        """A lease on the folder, which need not exist. Raises OSError if other processes could not see the lease."""
         handle = open_file(self.path)
         try:
             self._sign(handle)
@@ -77,7 +77,7 @@ class LeaseFile:
             os.utime(self.path)
 
     def is_leased(self) -> bool:
-        """Whether anybody has a lease now. The question leaves no trace."""
+        """Whether any process has a lease now. Creates no file."""
         with self._try() as granted:
             return not granted
 
@@ -85,7 +85,7 @@ class LeaseFile:
     def exclusive(self) -> Iterator[bool]:
         """Try to take an exclusive lease; yields whether it was granted. Held until the block ends (local disks only).
 
-        The file is created if it does not exist and can be created, so that nobody gets a lease meanwhile.
+        The file is created if it does not exist and can be created: other processes wait for their lease meanwhile.
         """
         if self.local:
             with suppress(OSError):
@@ -95,13 +95,13 @@ class LeaseFile:
 
     @contextmanager
     def _try(self) -> Iterator[bool]:
-        """Yields whether nobody has a lease by the file as it is, which is locked while the block runs."""
+        """Yields whether no process has a lease, as far as the file shows; locks the file until the block ends."""
         try:
             handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             yield True
             return
-        except PermissionError:  # another user's: whether it is leased cannot be seen
+        except PermissionError:  # another user's file: assume that the entry is leased
             yield False
             return
         try:
@@ -112,10 +112,9 @@ class LeaseFile:
 
 @contextmanager
 def lock_file(path: Path, timeout_s: float) -> Iterator[bool]:
-    """Take the exclusive lock of a file; yields whether this process has it.
+    """Take the exclusive lock of a file; yields whether it was taken. Waits up to `timeout_s` for another process.
 
-    Waits for another process that has it, at most `timeout_s`. Yields False after that, and if the file cannot be
-    locked at all (a read-only disk, a volume without locks).
+    Yields False after that time, and if the file cannot be locked at all (a read-only disk, a volume without locks).
     """
     try:
         handle = open_file(path)
@@ -130,19 +129,19 @@ def lock_file(path: Path, timeout_s: float) -> Iterator[bool]:
 
 
 def open_file(path: Path) -> int:
-    """A handle of a file that is to be locked. The file and its folder are created if they do not exist."""
+    """An open file descriptor for locking. The file and its folder are created if they do not exist."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        try:  # another user's file, or a read-only disk: a file that can only be read can be locked too
+        try:  # another user's file, or a read-only disk: a file that can only be read can still be locked
             return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
             raise error from None
 
 
 def is_local(path: Path) -> bool:
-    """Whether `path` is or would be on a file system of this machine alone, as /proc/mounts says."""
+    """Whether `path`, which need not exist, is on a file system of this machine alone, by /proc/mounts."""
     existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()).resolve()
     try:
         mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
@@ -153,15 +152,15 @@ def is_local(path: Path) -> bool:
 
 
 def _wait_for(handle: int, path: Path, timeout_s: float) -> bool:
-    """Whether the lock was taken in time. A volume without locks counts as not in time."""
+    """Wait for a lock; returns whether it was taken before `timeout_s`. False on a volume without locks."""
     try:
         if _lock(handle):
             return True
-        log.info("another process has the lock %s; waiting for it", path)
+        log.info("waiting for another process, which has the lock %s", path)
         deadline = time.monotonic() + timeout_s
         while not _lock(handle):
             if time.monotonic() > deadline:
-                log.warning("another process has had the lock %s for %.0f s; going on without it", path, timeout_s)
+                log.warning("another process has had the lock %s for %.0f s; continuing without it", path, timeout_s)
                 return False
             time.sleep(_POLL_S)
     except OSError as error:
@@ -171,7 +170,7 @@ def _wait_for(handle: int, path: Path, timeout_s: float) -> bool:
 
 
 def _lock(handle: int) -> bool:
-    """Whether nobody else has the lock of a file; it is taken then."""
+    """Take the exclusive lock of a file unless another process has it; returns whether it was taken."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

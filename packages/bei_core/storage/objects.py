@@ -1,9 +1,9 @@
-"""The client of object stores: one folder of a store, by its URL. Checkpoints and engines use it."""
+"""One client for every kind of object store. Checkpoints and engines use it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from bei_core.storage.errors import decode_secret, translate_store_errors
 
 
 class ObjectStore:
-    """A folder of an object store. Nothing is contacted before the first use; every error is a CheckpointError.
+    """A folder of an object store, by its URL. Names are relative to the folder.
 
-    Names are relative to the folder. Raises TransientError if another try may succeed.
+    Nothing is contacted before the first call. Every error is a CheckpointError, or a TransientError if another try may
+    succeed.
     """
 
     def __init__(self, url: str, secret: str | None = None) -> None:
@@ -24,63 +25,65 @@ class ObjectStore:
         self.secret = secret
 
     def list(self) -> dict[str, Mapping[str, Any]]:
-        """All files below the folder by name, each with what the driver lists of it; {"": …} if the URL is a file."""
-        files, folder = self.client
-        with translate_store_errors(self.url, self.secret):
+        """All files in the folder by name, each with what the driver lists of it; {"": …} if the URL is a file."""
+        with self._open() as (files, folder):
             found = files.find(folder, detail=True)
-        if not isinstance(found, Mapping):  # adlfs's answer to the name of a file
+        if not isinstance(found, Mapping):  # adlfs gives a list if the URL is a file
             found = {name: {} for name in found}
-        return {_relative(name, folder): info for name, info in found.items()}
+        base = folder.removeprefix("/")
+        return {name.removeprefix("/").removeprefix(base).removeprefix("/"): info for name, info in found.items()}
 
     def read(self, name: str, begin: int | None = None, end: int | None = None) -> bytes | None:
-        """The content of a file, or its bytes from `begin` up to `end`; None if there is no such file."""
-        files, folder = self.client
+        """The content of a file, or its bytes from `begin` up to `end`; None if the file does not exist."""
         span = {} if begin is None else {"start": begin, "end": end}
-        with translate_store_errors(f"{self.url}/{name}", self.secret):
+        with self._open(name) as (files, path):
             try:
-                return bytes(files.cat_file(f"{folder}/{name}", **span))
+                return bytes(files.cat_file(path, **span))
             except FileNotFoundError:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file."""
-        files, folder = self.client
-        with translate_store_errors(self.url, self.secret):
-            files.pipe_file(f"{folder}/{name}", content)
+        with self._open(name) as (files, path):
+            files.pipe_file(path, content)
 
-    def upload(self, path: Path, name: str) -> None:
+    def upload(self, local: Path, name: str) -> None:
         """Copy a local file into the store."""
-        files, folder = self.client
-        with translate_store_errors(self.url, self.secret):
-            files.put_file(str(path), f"{folder}/{name}")
+        with self._open(name) as (files, path):
+            files.put_file(str(local), path)
 
     def delete(self, name: str) -> None:
-        """Remove a file, if it exists."""
-        files, folder = self.client
-        with translate_store_errors(self.url, self.secret), suppress(FileNotFoundError):
-            files.rm_file(f"{folder}/{name}")
+        """Delete a file, if it exists."""
+        with self._open(name) as (files, path), suppress(FileNotFoundError):
+            files.rm_file(path)
 
     def md5_of(self, info: Mapping[str, Any]) -> str | None:
-        """The MD5 of a file's content, in hex, from what is listed of the file; None if the store does not say."""
+        """The MD5 of a file's content, in hex, from what `list` says of the file; None if the store does not say."""
         return backend_of(self.url).md5_of(info)
 
     def is_md5(self, name: str) -> bool:
-        """Whether `md5_of` a file is its MD5 indeed. Called only if the content has another MD5."""
-        files, folder = self.client
-        with translate_store_errors(f"{self.url}/{name}", self.secret):
-            return backend_of(self.url).is_md5(files, f"{folder}/{name}")
+        """Whether `md5_of` gives the MD5 of this file. Called only if the content has another MD5."""
+        with self._open(name) as (files, path):
+            return backend_of(self.url).is_md5(files, path)
 
     @cached_property
     def client(self) -> tuple[FileSystem, str]:
-        """The fsspec file system, and the folder's path on it. To create it takes an SDK a third of a second."""
+        """The fsspec file system, and the folder's path on it. An SDK takes a third of a second to create it."""
         return open_store(self.url, self.secret)
+
+    @contextmanager
+    def _open(self, name: str = "") -> Iterator[tuple[FileSystem, str]]:
+        """The file system and the path of a file, or of the folder; translates errors that the block raises."""
+        files, folder = self.client
+        with translate_store_errors(f"{self.url}/{name}".rstrip("/"), self.secret):
+            yield files, f"{folder}/{name}" if name else folder
 
 
 def open_store(url: str, secret: str | None = None) -> tuple[FileSystem, str]:
-    """The fsspec file system of a URL, and the path on it, without a slash at its end. Nothing is contacted yet.
+    """The fsspec file system of a URL, and the path on it without a slash at its end. Nothing is contacted yet.
 
-    Raises CheckpointError for a URL or secret of the wrong form, without the secret, and with the pip command if the
-    driver is missing.
+    Raises CheckpointError for a URL or secret of the wrong form (its text has no secret), and for a driver that is not
+    installed (its text has the pip command).
     """
     backend = backend_of(url)
     options, path = backend.parse(url)
@@ -97,6 +100,7 @@ def open_store(url: str, secret: str | None = None) -> tuple[FileSystem, str]:
 
 
 def _credentials(backend: Backend, url: str, secret: str) -> Options:
+    """The driver's options in a secret."""
     values = decode_secret(secret)
     takes = f"{backend.name} takes {backend.credentials_form}"
     if values is None:
@@ -105,8 +109,3 @@ def _credentials(backend: Backend, url: str, secret: str) -> Options:
         return backend.credentials(values)
     except KeyError as error:
         raise CheckpointError(f"{redact(url)}: the secret has no {error.args[0]}; {takes}") from error
-
-
-def _relative(name: str, folder: str) -> str:
-    """An object's name below the folder."""
-    return name.removeprefix("/").removeprefix(folder.removeprefix("/")).removeprefix("/")

@@ -16,7 +16,7 @@ _EVERY_S = 10.0  # between log lines
 
 
 class Progress:
-    """Counts the bytes of one download, inside a `with` block. `add` may be called from any thread."""
+    """The progress of one download, shown during a `with` block. Any thread may call `add` and `skip`."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class Progress:
         self._clock = clock
         self._lock = threading.Lock()
         self._bar: Any = None
-        self._skipped = 0  # bytes that an earlier start has fetched
-        self._done = 0  # bytes that this start has fetched
+        self._skipped = 0  # bytes that an earlier process has fetched
+        self._done = 0  # bytes that this process has fetched
 
     def __enter__(self) -> Progress:
         self._started = self._logged = self._clock()
@@ -52,30 +52,29 @@ class Progress:
             log.info("fetched %s: %s", self._what, rate(self._done, self._clock() - self._started))
 
     def skip(self, count: int) -> None:
-        """Count bytes that were there already."""
+        """Count bytes that an earlier process has fetched."""
         with self._lock:
             self._skipped += count
-            if self._bar is not None:
-                self._bar.update(count)
+            self._show(count)
 
     def add(self, count: int) -> None:
         """Count bytes that have arrived."""
         with self._lock:
             self._done += count
-            if self._bar is not None:
-                self._bar.update(count)
-            elif self._clock() - self._logged >= _EVERY_S:
-                self._logged = self._clock()
-                self._log()
+            self._show(count)
 
-    def _log(self) -> None:
-        now = self._skipped + self._done
-        share = f" of {size(self._total)} ({100 * now / self._total:.0f}%)" if self._total else ""
-        log.info("fetching %s: %s%s", self._what, size(now), share)
+    def _show(self, count: int) -> None:
+        if self._bar is not None:
+            self._bar.update(count)
+        elif self._clock() - self._logged >= _EVERY_S:
+            self._logged = self._clock()
+            now = self._skipped + self._done
+            share = f" of {size(self._total)} ({100 * now / self._total:.0f}%)" if self._total else ""
+            log.info("fetching %s: %s%s", self._what, size(now), share)
 
 
 def size(count: float) -> str:
-    """A number of bytes for people, such as "4.2 GB"."""
+    """A number of bytes as text, such as "4.2 GB"."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while count >= 1000 and units[1:]:
         count /= 1000
@@ -84,5 +83,5 @@ def size(count: float) -> str:
 
 
 def rate(count: int, seconds: float) -> str:
-    """Bytes, seconds and bytes a second for people, such as "4.2 GB in 2.0 s (2.1 GB/s)"."""
+    """Bytes, seconds and bytes per second as text, such as "4.2 GB in 2.0 s (2.1 GB/s)"."""
     return f"{size(count)} in {seconds:.1f} s ({size(count / max(seconds, 1e-3))}/s)"

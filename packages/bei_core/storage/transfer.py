@@ -21,41 +21,41 @@ log = logging.getLogger(__name__)
 
 _THREADS = 8
 _BLOCK = 16 << 20  # bytes of one read of an object store
-_PAUSES_S = (0.5, 2.0, 5.0)  # before each retry; there are no more retries until something new has arrived
+_PAUSES_S = (0.5, 2.0, 5.0)  # before the retries; they begin again when a retry has brought something new
 _PART = ".part"
 
 
 class Stream(NamedTuple):
-    """The content of a file from a byte on."""
+    """The content of a file, beginning at some byte."""
 
-    begin: int  # that byte: 0 if the source cannot continue where it was asked to
-    size: int | None  # bytes of the whole file, if known
-    blocks: Iterator[bytes]  # raises TransientError if the source stops midway
+    begin: int  # the first byte; 0 if the source cannot resume at the byte that was requested
+    size: int | None  # size of the whole file in bytes; None if unknown
+    blocks: Iterator[bytes]  # raises TransientError if the source stops before the end
 
 
 @dataclass(frozen=True)
 class RemoteFile:
     """A file that can be downloaded."""
 
-    name: str  # in the folder it is downloaded to
-    label: str  # for messages: where it is
-    size: int | None  # bytes, as listed; None if only the stream says it
-    open: Callable[[int], Stream | None]  # the content from a byte on; None if it is not needed after all
-    md5: str | None = None  # of the content, in hex, if the store lists it
-    is_md5: Callable[[], bool] = lambda: True  # asked if it differs: whether `md5` is the content's digest at all
-    tag: str = ""  # differs for another content, if the store lists one
+    name: str  # its path in the folder that it is downloaded to
+    label: str  # its URL, for messages
+    size: int | None  # in bytes, as the source lists it; None if only the stream knows it
+    open: Callable[[int], Stream | None]  # the content from a byte on; None if the file need not be downloaded
+    md5: str | None = None  # the content's MD5 in hex, as the source lists it; None if it lists none
+    # Called if the content has another MD5: False if `md5` is not an MD5 at all (S3's ETag of an encrypted file).
+    is_md5: Callable[[], bool] = lambda: True
+    tag: str = ""  # the source's version of the content, such as an ETag; empty if it lists none
 
 
 def in_blocks(read: Callable[[int, int], bytes], size: int, label: str) -> Callable[[int], Stream]:
-    """`RemoteFile.open` of a source that is read by ranges: `read(begin, end)` returns bytes of the file."""
+    """A function for `RemoteFile.open`, for a source read by ranges: `read(begin, end)` returns those bytes."""
 
     def blocks(begin: int) -> Iterator[bytes]:
         while begin < size:
             end = min(begin + _BLOCK, size)
             block = read(begin, end)
             if not 0 < len(block) <= end - begin:
-                came = f"{len(block)} bytes came of {end - begin} at {begin}"
-                raise TransientError(f"{label} is truncated: {came}")
+                raise TransientError(f"{label} is truncated: {len(block)} bytes came of {end - begin} at {begin}")
             yield block
             begin += len(block)
 
@@ -71,9 +71,9 @@ def fetch(
 ) -> None:
     """Download files into the folder, except those that are there at their listed size.
 
-    TransientError of a source is retried with growing pauses, a few times while nothing new arrives. The first error
-    stops the other downloads and is raised. What has arrived stays for the next start.
-    Raises CheckpointError for a file whose digest is not the listed one, OSError of the disk.
+    A TransientError is retried after growing pauses, until several tries in turn have brought nothing new. Any other
+    error stops all downloads and is raised. A partial file is kept, and the next start resumes it.
+    Raises CheckpointError for a file whose digest is not the listed one, and OSError for errors of the disk.
     """
     stop = Event()
     download = _Download(folder, progress, sleep, stop)
@@ -89,7 +89,7 @@ def fetch(
 
 @dataclass(frozen=True)
 class _Download:
-    """One file, on a thread of the pool."""
+    """Downloads one file; called on a thread of the pool."""
 
     folder: Path
     progress: Progress | None
@@ -115,7 +115,7 @@ class _Download:
                     raise
 
     def _complete(self, file: RemoteFile, part: Path) -> bool:
-        """Whether the part is complete. It is not if the download was stopped, or is not needed after all."""
+        """Download the rest, with retries; False if the download was stopped or the file is not needed."""
         furthest, pauses = _size(part), list(_PAUSES_S)
         while not self.stop.is_set():
             try:
@@ -126,19 +126,21 @@ class _Download:
                     furthest, pauses = now, list(_PAUSES_S)
                 if not pauses:
                     raise
-                # The class alone: the message may have a signed URL in it.
+                # Only the class is logged: the message may contain a signed URL.
                 reason = type(error.__cause__ or error).__name__
-                log.warning("%s stopped at byte %d (%s); trying again in %g s", file.label, now, reason, pauses[0])
+                log.warning(
+                    "download of %s stopped at byte %d (%s); trying again in %g s", file.label, now, reason, pauses[0]
+                )
                 self.sleep(pauses.pop(0))
         return False
 
     def _receive(self, file: RemoteFile, part: Path) -> bool:
-        """Append the rest to the part; returns whether all of it came. Raises TransientError if the source stops."""
+        """Append the rest to the part; returns whether it is complete. Raises TransientError if the source stops."""
         asked = _size(part)
         stream = file.open(asked)
         if stream is None:
             return False
-        # Written at its offset: another process that writes the same part writes the same bytes.
+        # Blocks are written at their offsets, so another process that downloads the same file does no harm.
         with open(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as output:
             if stream.begin < asked:
                 output.truncate(stream.begin)
@@ -160,12 +162,12 @@ class _Download:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; 0 if there is none."""
+    """Size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.is_file() else 0
 
 
 def _check(file: RemoteFile, part: Path) -> None:
-    """Raise CheckpointError if the content is not what was listed. The part is removed then."""
+    """Compare the content with the listed MD5. If it differs, remove the part and raise CheckpointError."""
     if file.md5 is None:
         return
     digest = digest_of(part, "md5")

@@ -171,7 +171,9 @@ def test_a_file_and_a_missing_bucket_are_no_folder(s3: FileSystem, folder: str, 
     put(s3, folder, MODEL)
     with pytest.raises(CheckpointError, match=r"config\.json is a file; give the model's folder"):
         fetch(f"{folder}/config.json", tmp_path)
-    with pytest.raises(CheckpointError, match=r"s3://no-such-bucket/a: not there: The specified bucket does not exist"):
+    with pytest.raises(
+        CheckpointError, match=r"s3://no-such-bucket/a: does not exist: The specified bucket does not exist"
+    ):
         fetch("no-such-bucket/a", tmp_path)
 
 

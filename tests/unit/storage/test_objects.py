@@ -145,7 +145,7 @@ class NoCredentialsError(Exception):
 @pytest.mark.parametrize(
     ("fault", "secret", "said"),
     [
-        (FileNotFoundError("b/a"), None, "s3://b/a: not there: b/a"),
+        (FileNotFoundError("b/a"), None, "s3://b/a: does not exist: b/a"),
         (PermissionError("Forbidden"), AWS, "access denied: Forbidden. Credentials: the secret that was given; S3"),
         (NoCredentialsError("none"), None, "NoCredentialsError: none. Credentials: no secret was given, so the SDK's"),
         (OSError("the key sesame is bad"), AWS, "s3://b/a: the key *** is bad."),
