@@ -1,4 +1,4 @@
-"""Checkpoints: a model's files in a local folder, a Hugging Face repository, an object store or a tar at a URL."""
+"""Checkpoints: the files of a model, from a local folder, the Hugging Face hub, an object store or a tar at a URL."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def resolve(
     root: Path | None = None,
     check: Callable[[Path], None] = accept,
 ) -> Checkpoint:
-    """The files of a model at the exact revision that `revision` names now. They are fetched if they are not here.
+    """The files of a model in a local folder, fetched if necessary, at an exact revision.
 
-    model_id                      `revision`, and what the checkpoint is pinned to
-    a folder                      ignored, as a TEI command line may have one; `local_digest`
-    owner/name                    branch, tag or commit of a Hugging Face repository; the commit
-    s3://, gs://, azure://        SHA-256 of a folder's listing (see `buckets`); the same
-    http(s)://…                   SHA-256 of a tar (see `urls`); the same
+    model_id                        `revision` may be               the checkpoint's revision is
+    a folder                        anything, it is ignored         `local_digest` of the folder
+    owner/name on the hub           a branch, a tag or a commit     the commit
+    a folder of an object store     a checkpoint's revision         SHA-256 of the folder's listing (`buckets`)
+    http(s):// of a tar             a checkpoint's revision         SHA-256 of the tar (`urls`)
 
     `token` is for the hub, `secret` for object stores (JSON) and URLs (a bearer token). `offline`, `endpoint` and
-    `cache_dir` are huggingface_hub's; None: HF_HUB_OFFLINE, HF_ENDPOINT, HF_HUB_CACHE. `root` is where the other
-    checkpoints are kept, by default in BEI's own cache. `check` is called with the folder of a hub or bucket when its
-    small files are there, before the weights are fetched. Raises what it raises, and CheckpointError and DiskError that
-    say what to do.
+    `cache_dir` are options of huggingface_hub; None means HF_HUB_OFFLINE, HF_ENDPOINT and HF_HUB_CACHE. Checkpoints
+    that are not from the hub are fetched into `root`, by default in BEI's own cache. Of the hub and of object stores,
+    small files are fetched first; `check` is then called with the folder, before weights are fetched.
+    Raises CheckpointError and DiskError that say what to do, and what `check` raises.
     """
     folder = Path(model_id.removeprefix("file://")).expanduser()
     if folder.is_dir():
@@ -67,10 +67,9 @@ def resolve(
 
 @contextmanager
 def lease_checkpoint(model_id: str, root: Path) -> Iterator[Callable[[], None]]:
-    """Take a lease on what is fetched of a model into `root`; yields the function that releases it before the end.
+    """Lease a model's checkpoint in `root` for the block; yields a function that releases the lease earlier.
 
-    Local folders and huggingface_hub's cache need none: nothing there is evicted. A cache that cannot be written gives
-    none either.
+    There is no lease for local folders and for the hub, where nothing is evicted, and if the cache cannot be written.
     """
     is_fetched = "://" in model_id and not model_id.startswith("file://")
     source = redact(model_id.rstrip("/") if is_store(model_id) else model_id)
@@ -82,15 +81,15 @@ def lease_checkpoint(model_id: str, root: Path) -> Iterator[Callable[[], None]]:
 
 
 def _local(folder: Path) -> Checkpoint:
-    """A local folder, pinned to the digest of its files."""
+    """A local folder, with the digest of its files as its revision."""
     try:
         return Checkpoint(folder=folder, source=str(folder.absolute()), revision=local_digest(folder))
-    except OSError as error:  # the digest opens every file that is needed later
+    except OSError as error:  # found here for every file, because the digest opens them all
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 
 
 def _unknown_source(model_id: str) -> CheckpointError:
-    """The error for a URL that is no source of checkpoints."""
+    """The error for a URL from which no checkpoint can be fetched."""
     scheme = model_id.partition("://")[0]
     if scheme == "file":
         return CheckpointError(f"{model_id} is not a folder")
@@ -100,6 +99,6 @@ def _unknown_source(model_id: str) -> CheckpointError:
             "which only its builders read; fetch one (truss train get_checkpoint_urls) and give its folder"
         )
     return CheckpointError(
-        f"{redact(model_id)}: {scheme} is no source of checkpoints; give a folder, a Hugging Face "
+        f"{redact(model_id)}: checkpoints cannot be fetched by {scheme}; give a folder, a Hugging Face "
         f"repository, {store_schemes()}, or https:// for a tar"
     )

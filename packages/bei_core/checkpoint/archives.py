@@ -14,13 +14,13 @@ from bei_core.checkpoint.folder import SMALL_FILES, is_small, no_weights, weight
 from bei_core.errors import CheckpointError
 
 _MAX_MEMBERS = 100_000
-_MAX_RATIO = 100  # of what is unpacked to the archive; weights hardly compress, a tar bomb does a thousandfold
-_FREE_BYTES = 256 << 20  # that any archive may unpack to
+_MAX_RATIO = 100  # bytes unpacked per byte of the archive; weights compress little, a tar bomb by a thousand
+_FREE_BYTES = 256 << 20  # that any archive may unpack to, besides
 _ROOT_FILES = ("config.json", "modules.json")
 _SMALL = frozenset(PurePosixPath(pattern).name for pattern in SMALL_FILES)
 _HTML = (b"<!doctype html", b"<html", b"<?xml")
 
-# Headers that describe the member after them. tarfile reads each into memory whole, before any check of ours.
+# Headers that describe the next member. tarfile reads each of them into memory before this module can check it.
 _EXTENSIONS = frozenset(
     {
         tarfile.XHDTYPE,
@@ -30,11 +30,11 @@ _EXTENSIONS = frozenset(
         tarfile.GNUTYPE_LONGLINK,
     }
 )
-_MAX_EXTENSIONS = 1 << 20  # bytes of such headers before one member, and of all that are for the whole archive
+_MAX_EXTENSIONS = 1 << 20  # bytes of such headers for one member, and of those for the whole archive
 
 
 class _RefusedError(Exception):
-    """What is wrong with a member, before tarfile has read it."""
+    """A member that is refused before tarfile reads its content; the text says why."""
 
 
 class _Archive(tarfile.TarFile):
@@ -43,8 +43,8 @@ class _Archive(tarfile.TarFile):
     num_before_member = num_global = 0  # bytes of extended headers
 
     def count(self, member: tarfile.TarInfo) -> None:
-        """Add the size of a member's header. Raises _RefusedError if there are too many bytes, or less than none."""
-        if member.size < 0:  # to read as many bytes means to read all
+        """Count the bytes of a member's extended header. Raises _RefusedError for too many, or a negative number."""
+        if member.size < 0:  # tarfile would read the whole archive
             raise _RefusedError(f"{member.name!r} has a negative size")
         if member.type not in _EXTENSIONS:
             self.num_before_member = 0
@@ -57,10 +57,10 @@ class _Archive(tarfile.TarFile):
 
 
 class _Member(tarfile.TarInfo):
-    """A member whose header is checked before what follows it is read."""
+    """A member whose header is checked before its content is read."""
 
     def _proc_member(self, archive: _Archive) -> tarfile.TarInfo:
-        """The member, read by its type: tarfile's own hook for subclasses."""
+        """Check the member, then read it. tarfile calls this for each header; subclasses may override it."""
         archive.count(self)
         if self.type == tarfile.GNUTYPE_SPARSE:
             raise _RefusedError(f"{self.name!r} is a sparse file")
@@ -71,10 +71,10 @@ class _Member(tarfile.TarInfo):
 
 
 def unpack(archive: Path, folder: Path, source: str) -> Path:
-    """The model's folder, at or below `folder`, which is empty before. Only files that a model needs are extracted.
+    """Extract the files that a model needs into the empty `folder`; returns the model's folder, at or below it.
 
-    Raises CheckpointError, naming `source`, if it is no tar, if it would write outside the folder (absolute names,
-    `..`, links, devices) or far more than its own size, and if it has no model or several.
+    Raises CheckpointError, naming `source`, if the archive is not a tar or holds no model or several, if a member would
+    be outside the folder or is neither file nor folder, or if it unpacks to far more than its own size.
     """
     limit = _FREE_BYTES + _MAX_RATIO * archive.stat().st_size
     _check_kind(archive, source)
@@ -89,10 +89,10 @@ def unpack(archive: Path, folder: Path, source: str) -> Path:
     except _RefusedError as error:
         raise CheckpointError(f"{source}: {error}") from error
     except (tarfile.TarError, EOFError, zlib.error, LZMAError, ValueError, RecursionError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # of the disk; those of gzip and bz2 have no number
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's error; gzip's and bz2's have no errno
             raise
-        reason = " ".join(str(error).split())  # tarfile's may have several lines
-        raise CheckpointError(f"{source} is no tar, or truncated, or damaged: {reason}") from error
+        reason = " ".join(str(error).split())  # tarfile's text may have several lines
+        raise CheckpointError(f"{source} is not a tar, or is truncated or damaged: {reason}") from error
     root = _root(names, source)
     inner = {str(PurePosixPath(name).relative_to(root)) for name in names if PurePosixPath(name).is_relative_to(root)}
     _keep_wanted(folder / root, source, inner)
@@ -100,7 +100,7 @@ def unpack(archive: Path, folder: Path, source: str) -> Path:
 
 
 def _check_kind(archive: Path, source: str) -> None:
-    """Raise CheckpointError for a web page: servers send one to a client that is not logged in."""
+    """Raise CheckpointError for a web page, which servers send to a client that is not logged in."""
     with archive.open("rb") as file:
         begin = file.read(512).lstrip().lower()
     if begin.startswith(_HTML):
@@ -108,7 +108,7 @@ def _check_kind(archive: Path, source: str) -> None:
 
 
 def _members(tar: tarfile.TarFile, source: str, limit: int) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """The files, each with its checked name. Raises CheckpointError."""
+    """The files, each with its checked name. Raises CheckpointError for a member that is refused."""
     seen: set[str] = set()
     for count, member in enumerate(tar):
         name = _checked(member, source)
@@ -125,26 +125,26 @@ def _members(tar: tarfile.TarFile, source: str, limit: int) -> Iterator[tuple[st
 
 
 def _check_end(tar: tarfile.TarFile, limit: int) -> None:
-    """Raise ReadError if the last member is not followed by a block of zeros, with which every whole tar ends.
+    """Raise ReadError unless the last member is followed by a block of zeros, as in every whole tar.
 
-    tarfile accepts an archive that ends between two members or inside a header, and does not read the checksum at the
-    end of a compressed one. Reads at most up to byte `limit`.
+    tarfile itself accepts an archive that ends between two members or inside a header. The rest is read too, up to byte
+    `limit`, because a compressed archive has its checksum at the end.
     """
     content = tar.fileobj
     if content is None:
         return
     content.seek(tar.offset)
     if content.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise tarfile.ReadError("its end is missing")
+        raise tarfile.ReadError("the end is missing")
     while content.tell() < limit and content.read(1 << 20):
         pass
 
 
 def _checked(member: tarfile.TarInfo, source: str) -> str:
-    """The member's name in the folder. Raises CheckpointError if it leads outside, or is neither file nor folder."""
+    """The member's path in the folder. Raises CheckpointError if it is outside, or if it is no file and no folder."""
     path = PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts or "\\" in member.name or "\0" in member.name:
-        raise CheckpointError(f"{source} has {member.name!r}, which leads outside its folder")
+        raise CheckpointError(f"{source} has {member.name!r}, which is outside the archive's folder")
     if not (member.isfile() or member.isdir()) or member.issparse():
         kind = "a link" if member.issym() or member.islnk() else "neither a file nor a folder"
         raise CheckpointError(f"{source} has {member.name!r}, which is {kind}; pack the files themselves (tar -h)")
@@ -152,13 +152,13 @@ def _checked(member: tarfile.TarInfo, source: str) -> str:
 
 
 def _may_be_wanted(name: str) -> bool:
-    """Whether a file may belong to a model, which may be in any folder of the archive."""
+    """Whether a file may belong to a model, by its name without folders: the model may be in any folder."""
     last = PurePosixPath(name).name
     return not last.startswith("._") and (last.endswith(".safetensors") or any(map(PurePosixPath(last).match, _SMALL)))
 
 
 def _write(content: IO[bytes] | None, size: int, path: Path, what: str) -> None:
-    """Write a member. Raises CheckpointError if it ends before its size."""
+    """Write a member. Raises CheckpointError if it has fewer bytes than `size`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         if content is not None:
@@ -168,7 +168,7 @@ def _write(content: IO[bytes] | None, size: int, path: Path, what: str) -> None:
 
 
 def _root(names: list[str], source: str) -> PurePosixPath:
-    """The folder of the model: the topmost one with a config. Raises CheckpointError for none and for several."""
+    """The model's folder: the topmost one with a config.json or modules.json. Raises CheckpointError if not unique."""
     folders = {PurePosixPath(name).parent for name in names if PurePosixPath(name).name in _ROOT_FILES}
     if not folders:
         raise CheckpointError(f"{source} has no config.json; there is {', '.join(sorted(names)[:5]) or 'nothing'}")
@@ -180,7 +180,7 @@ def _root(names: list[str], source: str) -> PurePosixPath:
 
 
 def _keep_wanted(root: Path, source: str, names: set[str]) -> None:
-    """Remove the files that the model does not need. Raises CheckpointError, naming pickles, if it has no weights."""
+    """Remove files that the model does not need. Raises CheckpointError, naming pickles, if there are no weights."""
     if not any(name.endswith(".safetensors") for name in names):
         raise no_weights(source, names)
     weights = set(weight_files(root))

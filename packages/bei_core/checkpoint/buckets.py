@@ -1,7 +1,7 @@
 """Checkpoints in object stores: a folder of S3, Google Cloud Storage or Azure Blob Storage.
 
 A bucket has no commits. The revision of a folder is the SHA-256 of its listing: name, size and tag (ETag, generation…)
-of every file that a model may need. So nothing is fetched to find out whether something changed.
+of every file that a model may need. So a change is found without downloading anything.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def fetch_bucket(
 ) -> Checkpoint:
     """The model in a folder of an object store, fetched into the cache unless it is there.
 
-    A `revision` that is in the cache needs no store; any other must be what the folder's listing gives now. If the
-    store does not answer, what was fetched last is served, with a warning. `check` is called with the folder before
-    weights are fetched. Raises what it raises, CheckpointError and DiskError.
+    The store is not contacted if `revision` is in the cache; otherwise `revision` must be that of the folder's listing
+    now. If the store does not answer, the revision that was fetched last is served, with a warning. `check` is called
+    with the folder before weights are fetched. Raises CheckpointError, DiskError, and what `check` raises.
     """
     url = url.rstrip("/")
     cache = SourceCache(root, redact(url))
@@ -46,13 +46,13 @@ def fetch_bucket(
     now = _revision_of(files.values())
     if revision and revision != now:
         raise CheckpointError(
-            f"{cache.source} is at revision {now}; {revision} is not in the cache, nor there any more"
+            f"{cache.source} is at revision {now}; {revision} is not in the cache, and no longer in the store"
         )
     return cache.checkpoint(now, cache.find(now) or _fetch(store, files, now, cache, check))
 
 
 def _list(store: ObjectStore) -> dict[str, RemoteFile]:
-    """What a model may need of the folder, by name. Raises CheckpointError if it is no model."""
+    """The files that a model may need, by name. Raises CheckpointError if the folder is not a model."""
     source, found = redact(store.url), store.list()
     if set(found) == {""}:
         raise CheckpointError(f"{source} is a file; give the model's folder")
@@ -86,7 +86,7 @@ def _remote_file(store: ObjectStore, name: str, info: Mapping[str, Any]) -> Remo
 
 
 def _revision_of(files: Iterable[RemoteFile]) -> str:
-    """The hex SHA-256 of the listing."""
+    """SHA-256 of the listing, in hex."""
     total = hashlib.sha256()
     for file in files:
         total.update(f"{file.name}\0{file.size}\0{file.tag}\n".encode())
@@ -100,7 +100,7 @@ def _fetch(
     cache: SourceCache,
     check: Callable[[Path], None],
 ) -> Path:
-    """The published folder, fetched by this process or by the one that had the lock before it."""
+    """Fetch and publish the folder, unless another process has done so meanwhile; returns the published folder."""
     with cache.fetching():
         if folder := cache.find(revision):
             return folder
@@ -109,16 +109,16 @@ def _fetch(
             with translate_os_errors(cache.root):
                 _download(files, partial_folder, cache.source, check)
         except (CheckpointError, DiskError):
-            if folder := cache.find(revision):  # published by a process that does not see the lock
+            if folder := cache.find(revision):  # published by a process that the lock did not hold back
                 return folder
             raise
         if _revision_of(_list(store).values()) != revision:
-            raise CheckpointError(f"{cache.source} changed while it was fetched; start again when it is whole")
+            raise CheckpointError(f"{cache.source} changed while it was fetched; try again when its upload is complete")
         return cache.publish_checkpoint(partial_folder, revision)
 
 
 def _download(files: Mapping[str, RemoteFile], folder: Path, source: str, check: Callable[[Path], None]) -> None:
-    """Fetch what the model needs into the folder: small files first, which say what weights there are."""
+    """Fetch the files that the model needs: small files first, because they name the files with weights."""
     folder.mkdir(parents=True, exist_ok=True)
     fetch((file for name, file in files.items() if is_small(name)), folder)
     check(folder)
@@ -128,5 +128,5 @@ def _download(files: Mapping[str, RemoteFile], folder: Path, source: str, check:
 
 
 def _is_wanted(name: str) -> bool:
-    """Whether a model may need the file: JSON beside the weights; safetensors of the folder or of its modules."""
+    """Whether a model may need the file: a small file, or safetensors of the folder or of a module's folder."""
     return is_small(name) or (name.endswith(".safetensors") and name.count("/") <= 1)

@@ -1,10 +1,10 @@
-"""Fetched checkpoints in the cache: a folder a source, and in it an entry a revision.
+"""Fetched checkpoints in the cache: one folder for each source, with one entry for each revision.
 
-<root>/<source>/<revision>/   a checkpoint, and in it SOURCE: where it is from, and the size of each file
-<root>/<source>/.partial-*/   being fetched; the next start resumes it
-<root>/<source>/.refs/        the revision that something stood for: `last`, or the digest of a URL's validators
+<root>/<source>/<revision>/   a checkpoint, with a file SOURCE: its source, revision, and the size of each file
+<root>/<source>/.partial-*/   a checkpoint that is being fetched; the next start resumes it
+<root>/<source>/.refs/        refs to revisions: `last`, and digests of a URL's validators (ETag, Last-Modified)
 <root>/<source>/.lock         locked by the process that fetches
-<root>/<source>/.used         the lease of whoever fetches or reads: none of the source's revisions is evicted
+<root>/<source>/.used         the lease of the processes that fetch or read any revision of the source
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ _ABANDONED_S = 24 * 3600.0
 
 
 class Source(msgspec.Struct, frozen=True):
-    """What SOURCE says."""
+    """The content of the file SOURCE."""
 
     source: str
     revision: str
-    files: dict[str, int]  # bytes by name
+    files: dict[str, int]  # size in bytes of each file, by name
 
 
 class CheckpointRecords(RecordType):
     """Revisions of one source, which share their lease and lock."""
 
     lease, lock, ref = ".used", ".lock", ".refs/{}"
-    lock_timeout_s = math.inf  # a large checkpoint takes its time
-    locks_network_volumes = True  # a second fetch costs much, and does no harm if the lock is not seen
+    lock_timeout_s = math.inf  # a large checkpoint takes long
+    locks_network_volumes = True  # it often saves a second fetch, which does no harm if the lock does not work
 
     def name_of(self, folder: str) -> str | None:
-        """The folder's own name: leftovers share the source's lease too."""
+        """The folder's own name, also for leftovers: all of a source share one lease."""
         is_ours = _REVISION.fullmatch(folder) or folder.startswith((_PARTIAL, ".bad-", ".tmp-"))
         return folder if is_ours else None
 
     def describe(self, folder: Path) -> Record:
-        """A checkpoint, also one that is partly fetched: the next start may resume it."""
+        """A partly fetched checkpoint counts as a checkpoint for a day, because the next start may resume it."""
         if folder.name.startswith(_PARTIAL) and not _is_abandoned(folder):
             return Record(Rank.INPUT, "checkpoint", "checkpoint", "partly fetched")
         if not _REVISION.fullmatch(folder.name):
@@ -70,7 +70,7 @@ class CheckpointRecords(RecordType):
         return Record(Rank.INPUT, "checkpoint", "checkpoint", f"{source.source}@{source.revision[:12]}")
 
     def fault(self, folder: Path) -> str | None:
-        """A file that is missing or has another size than SOURCE says."""
+        """The first file that is missing or has another size than in SOURCE."""
         try:
             source = _read_source(folder)
         except (OSError, msgspec.DecodeError) as error:
@@ -92,7 +92,7 @@ class SourceCache(Cache):
         super().__init__(root / f"{slug}-{hashlib.sha256(source.encode()).hexdigest()[:16]}", CheckpointRecords())
 
     def find_pinned(self, revision: str, what: str) -> Path | None:
-        """The checkpoint of a revision that was asked for. Raises CheckpointError if it is not the digest of `what`."""
+        """The folder of a requested revision, if it is in the cache. Raises CheckpointError unless it is a SHA-256."""
         if _REVISION.fullmatch(revision) is None:
             raise CheckpointError(
                 f"{self.source}: a revision is the SHA-256 of the {what}, 64 hex digits, not {revision}"
@@ -100,14 +100,14 @@ class SourceCache(Cache):
         return self.find(revision)
 
     def get_revision(self, ref: str) -> str | None:
-        """The revision that a ref stands for."""
+        """The revision that a ref points to; None if there is none."""
         text = (self.get_ref(ref) or b"").decode(errors="replace").strip()
         return text if _REVISION.fullmatch(text) else None
 
     def find_last(self, revision: str | None, error: CheckpointError) -> Checkpoint:
-        """The checkpoint that was fetched or found last, with a warning; for a source that does not answer.
+        """The checkpoint that was used last, with a warning, because the source does not answer (`error`).
 
-        Raises CheckpointError if there is none, or if a revision is asked for.
+        Raises CheckpointError if there is none, or if a revision is requested.
         """
         last, reason = self.get_revision(LAST), str(error).rstrip(".")
         folder = self.find(last) if last else None
@@ -118,29 +118,29 @@ class SourceCache(Cache):
         return self.checkpoint(last, folder)
 
     def checkpoint(self, revision: str, folder: Path) -> Checkpoint:
-        """The checkpoint in a folder, remembered as the source's last."""
+        """The checkpoint in a folder; the ref `last` points to it from now on."""
         if self.get_revision(LAST) != revision:
             self.set_ref(LAST, revision.encode())
         return Checkpoint(folder, self.source, revision)
 
     @contextmanager
     def fetching(self) -> Iterator[str]:
-        """Take the source's lock; yields a name for what only this process writes. Old partial folders are removed."""
+        """Take the source's lock; yields a name for this process's partial folder. Then removes abandoned ones."""
         with self.lock("") as locked:
-            # The locks of a network volume may hold on one host only.
+            # On a network volume, the lock may exclude only processes of the same host.
             yield socket.gethostname() if locked else uuid.uuid4().hex
             for left in self.root.glob(f"{_PARTIAL}*"):
-                if _is_abandoned(left):  # nobody resumed it: the source has another revision now
+                if _is_abandoned(left):
                     shutil.rmtree(left, ignore_errors=True)
 
     def partial(self, name: str) -> Path:
-        """The folder in which something is fetched. It may hold what an earlier start left."""
+        """The folder for a fetch. It may contain files that an earlier start has fetched."""
         return self.root / f"{_PARTIAL}{name}"
 
     def publish_checkpoint(self, folder: Path, revision: str) -> Path:
-        """The entry that a fetched folder becomes.
+        """Check a fetched folder and publish it; returns the entry's folder.
 
-        Raises CheckpointError if it is no whole model, and removes it then; DiskError.
+        If it is not a whole model, it is removed. Raises CheckpointError then, and DiskError.
         """
         try:
             Checkpoint(folder, self.source, revision).check()
@@ -150,7 +150,7 @@ class SourceCache(Cache):
         return self.seal(folder, revision)
 
     def seal(self, folder: Path, revision: str) -> Path:
-        """Write SOURCE into the folder and publish it."""
+        """Write SOURCE into the folder and publish it; returns the entry's folder. Raises DiskError."""
         with translate_os_errors(self.root):
             files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
             (folder / SOURCE).write_bytes(msgspec.json.encode(Source(self.source, revision, files)))
@@ -168,4 +168,5 @@ def _read_source(folder: Path) -> Source:
 
 
 def _is_abandoned(partial: Path) -> bool:
+    """Whether no process has resumed a partial folder for a day: the source has another revision now."""
     return time.time() - partial.stat().st_mtime > _ABANDONED_S

@@ -1,4 +1,4 @@
-"""Names and JSON from downloads, checked before they are used."""
+"""Checks of untrusted file names and JSON files."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from bei_core.errors import CheckpointError
 
-Json: TypeAlias = Any  # whatever a file holds
+Json: TypeAlias = Any  # any JSON value
 
 
 def inside(name: str, what: str) -> str:
-    """The name itself, which is relative and stays in its folder. Raises CheckpointError otherwise."""
+    """The name, unchanged. Raises CheckpointError unless it is a relative path inside the model's folder."""
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:
         raise CheckpointError(f"{what} is {name!r}, which is not inside the model's folder")
@@ -20,12 +20,12 @@ def inside(name: str, what: str) -> str:
 
 
 def load_json(path: Path) -> Json:
-    """The content of a JSON file. Raises CheckpointError naming a file that is malformed."""
+    """The content of a JSON file. Raises CheckpointError, naming the file, if it is malformed."""
     return parse_json(path.read_bytes(), path)
 
 
 def parse_json(text: bytes, path: Path) -> Json:
-    """JSON as Python reads it, with the NaN and Infinity that transformers writes. Raises CheckpointError."""
+    """The value of a JSON text, in which transformers may write NaN and Infinity. Raises CheckpointError."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -33,10 +33,10 @@ def parse_json(text: bytes, path: Path) -> Json:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose names all differ. Raises ValueError otherwise: nobody can tell which of two is meant."""
+    """The pairs of a JSON object as a dict. Raises ValueError for a name that occurs twice, which is ambiguous."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise ValueError(f"{name[:200]!r} is there twice")
+            raise ValueError(f"{name[:200]!r} occurs twice")
         found[name] = value
     return found

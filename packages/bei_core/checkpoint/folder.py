@@ -1,4 +1,4 @@
-"""A model's folder: which files are read, and the digest of their content."""
+"""The folder of a model: which files are read, and a digest of their content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bei_core.checkpoint.files import Json, inside, load_json
 from bei_core.checkpoint.tensors import Entry, Tensors, entries, sample
 from bei_core.errors import CheckpointError
 
-# What is fetched of a repository besides weights. Never pickles (*.bin, *.pt), other formats, or code.
+# The files that are fetched besides weights. Pickles (*.bin, *.pt), other formats and code are never fetched.
 SMALL_FILES = (
     "config.json",
     "tokenizer.json",
@@ -53,9 +53,9 @@ class Checkpoint:
     revision: str  # the commit, or `local_digest` of a local folder
 
     def read_json(self, name: str, *, required: bool = True) -> Json:
-        """The content of a JSON file of the folder, an object (modules.json: a list); None if missing and not required.
+        """The JSON object in a file of the folder (a list in modules.json). None if it is missing and not required.
 
-        Raises CheckpointError naming a file that is missing, malformed or outside the folder.
+        Raises CheckpointError, naming the file, if it is missing, malformed or outside the folder.
         """
         path = self.folder / inside(name, "a file of the model")
         if path.is_file():
@@ -69,9 +69,9 @@ class Checkpoint:
         return None
 
     def tensors(self, folder: str = "") -> Tensors:
-        """The weights of the folder, or of the folder of one of its modules. Each is read when it is used.
+        """The weights of the model, or of a module in the folder `folder`. Each tensor is read when it is used.
 
-        Raises CheckpointError naming a file that is missing or damaged.
+        Raises CheckpointError, naming the file, if a file is missing or damaged.
         """
         place = self.folder / inside(folder, "a module's folder") if folder else self.folder
         if (place / WEIGHTS).is_file():
@@ -82,7 +82,7 @@ class Checkpoint:
         raise no_weights(where, (path.name for path in place.iterdir() if path.is_file()) if place.is_dir() else ())
 
     def check(self) -> Checkpoint:
-        """The checkpoint itself, after a check that its weights are there and whole. Raises CheckpointError."""
+        """The checkpoint itself. Raises CheckpointError if weights are missing or damaged."""
         for place in _places(self.folder):
             if not place or any((self.folder / place / name).is_file() for name in (WEIGHTS, INDEX)):
                 self.tensors(place)
@@ -90,24 +90,24 @@ class Checkpoint:
 
 
 def accept(folder: Path) -> None:
-    """Accepts every folder, where whoever fetches one has nothing to check before its weights."""
+    """Accept every folder: the `check` of a caller that has nothing to check before weights are fetched."""
 
 
 def no_weights(where: str, names: Iterable[str]) -> CheckpointError:
-    """The error for a folder without safetensors. It names the pickles among its files."""
+    """The error for a folder without safetensors. It names the pickles among `names`, the folder's files."""
     pickles = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in PICKLES))
     found = f" but {', '.join(pickles)}" if pickles else ""
     return CheckpointError(f"{where} has no {WEIGHTS}{found}. {CONVERT}")
 
 
 def is_small(name: str) -> bool:
-    """Whether a file, by its name in the model's folder, is one of SMALL_FILES."""
+    """Whether a path in the model's folder is one of SMALL_FILES."""
     parts = name.count("/")
     return any(fnmatchcase(name, pattern) for pattern in SMALL_FILES if pattern.count("/") == parts)
 
 
 def weight_files(folder: Path) -> list[str]:
-    """The names of all safetensors that the small files of the folder tell of, whether or not they are there."""
+    """The paths of all safetensors files, by the folder's small files; the safetensors themselves may be missing."""
     names: list[str] = []
     for place in _places(folder):
         names.append(f"{place}{WEIGHTS}")
@@ -117,7 +117,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def _places(folder: Path) -> list[str]:
-    """The folders that may have weights: "" and those of sentence-transformers' modules, such as "2_Dense/"."""
+    """The folders that may contain weights: "" and those in modules.json, such as "2_Dense/"."""
     modules = load_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{folder / 'modules.json'} is not a list of modules")
@@ -126,11 +126,11 @@ def _places(folder: Path) -> list[str]:
 
 
 def local_digest(folder: Path) -> str:
-    """The hex SHA-256 of a model folder: of small files the content, of weights the header and a sample of each tensor.
+    """A SHA-256, in hex, of small files and of the header and a sample of each tensor of the weights.
 
-    To read 15 GB of weights would take longer than to load them. The sample is the first 4 KiB of each tensor: weights
-    that were trained further differ there, while an edit of a tensor's end alone is not seen. Times and the folder's
-    name do not count, so a copy of a folder is the same model.
+    Reading 15 GB of weights would take longer than loading them, so the sample is the first 4 KiB of each tensor:
+    further training changes it, but an edit of only the end of a tensor is not noticed. File times and the folder's
+    name do not count, so a copy of the folder has the same digest.
     """
     found = {path.relative_to(folder).as_posix() for pattern in SMALL_FILES for path in folder.glob(pattern)}
     names = sorted(name for name in found.union(weight_files(folder)) if (folder / name).is_file())
@@ -140,12 +140,12 @@ def local_digest(folder: Path) -> str:
         file = hashlib.sha256()
         for part in parts:
             file.update(part)
-        total.update(name.encode() + b"\0" + file.digest())  # of fixed length: no two folders give the same bytes
+        total.update(name.encode() + b"\0" + file.digest())
     return total.hexdigest()
 
 
 def _sharded(folder: Path) -> dict[str, Entry]:
-    """The tensors of an index, by name. Raises CheckpointError naming a shard or tensor that is missing."""
+    """The tensors of all shards, by name. Raises CheckpointError, naming it, for a shard or tensor that is missing."""
     weight_map = _weight_map(folder / INDEX)
     shards: dict[str, dict[str, Entry]] = {}
     for shard in sorted(set(weight_map.values())):
@@ -162,7 +162,7 @@ def _sharded(folder: Path) -> dict[str, Entry]:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """The shard of each tensor, by an index. Raises CheckpointError if it is malformed or leads outside its folder."""
+    """The shard of each tensor, from an index. Raises CheckpointError if it is malformed or a shard is outside."""
     index = load_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):

@@ -1,7 +1,7 @@
-"""Hugging Face repositories, at the commit that a revision names now, in huggingface_hub's own cache.
+"""Hugging Face repositories, at an exact commit, in huggingface_hub's own cache.
 
-Every other program that reads models shares that cache. It resumes downloads, shows progress on a terminal and holds
-each file once, so nothing is copied out of it.
+Other programs share that cache. It resumes downloads, shows progress on a terminal and stores each file once, so BEI
+reads the files there and does not copy them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CACHE = Advice("hf cache prune removes revisions that no branch names", "HF_HUB
 def fetch_repository(
     repo: str, revision: str | None, options: Mapping[str, Any], check: Callable[[Path], None] = accept
 ) -> Checkpoint:
-    """The repository's files that a model needs. `options` are those of huggingface_hub's snapshot_download.
+    """Fetch the files of a repository that a model needs. `options` are passed to huggingface_hub's snapshot_download.
 
-    `check` is called with the folder before weights are fetched. Raises what it raises, and CheckpointError and
-    DiskError that say what to do.
+    `check` is called with the folder before weights are fetched. Raises CheckpointError and DiskError that say what to
+    do, and what `check` raises.
     """
     folder = _download(repo, revision or "main", SMALL_FILES, options)
     check(folder)
@@ -49,30 +49,30 @@ def fetch_repository(
 
 
 def _weights_size(folder: Path) -> int:
-    """Bytes of the weights that are in the folder."""
+    """Size in bytes of the safetensors files in the folder."""
     return sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.is_file())
 
 
 def _names(repo: str, commit: str, options: Mapping[str, Any]) -> list[str]:
-    """The names of the repository's files, for an error message; none if the hub does not list them."""
+    """The names of the repository's files, for an error text; empty if the hub does not list them."""
     from huggingface_hub import HfApi
 
     try:
         hub = HfApi(endpoint=options["endpoint"], token=options["token"])
         return [] if options["local_files_only"] else list(hub.list_repo_files(repo, revision=commit))
-    except Exception as error:  # the error that is about to be raised matters more
+    except Exception as error:  # the caller raises a more useful error
         log.debug("cannot list %s: %s", repo, error)
         return []
 
 
 def _download(repo: str, revision: str, patterns: Iterable[str], options: Mapping[str, Any]) -> Path:
-    """The cache's folder of the commit, with the files that match. Raises CheckpointError, DiskError."""
-    # Imported here because it takes a third of a second, and a local folder needs none of it.
+    """The commit's folder in the cache, with the files that match. Raises CheckpointError, DiskError."""
+    # Imported here because it takes a third of a second, and a local folder does not need it.
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns), **options))
-    except Exception as error:  # of its transport too, which has changed twice
+    except Exception as error:  # also of its HTTP client, which differs between versions
         if (refused := _disk_error_in(error)) is not None:
             from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -81,11 +81,11 @@ def _download(repo: str, revision: str, patterns: Iterable[str], options: Mappin
 
 
 def _disk_error_in(error: BaseException) -> OSError | None:
-    """The disk's error that caused `error`, if there is one. hf_xet, in Rust, gives only its number, in the message."""
+    """The error of the disk that caused `error`, or None. hf_xet (in Rust) gives only its number, in its message."""
     said = re.search(r"\(os error (\d+)\)", str(error))
     known = error
     if said is not None and not isinstance(error, OSError):
-        known = OSError(int(said[1]), os.strerror(int(said[1])), "")  # the file is not named
+        known = OSError(int(said[1]), os.strerror(int(said[1])), "")  # hf_xet does not name the file
     if isinstance(known, OSError) and is_disk_error(known):
         return known
     cause = error.__cause__ or error.__context__
@@ -93,21 +93,23 @@ def _disk_error_in(error: BaseException) -> OSError | None:
 
 
 def _advice(error: Exception, revision: str) -> str:
-    """What an operator can do about an error of huggingface_hub."""
+    """What an operator can do about an error of huggingface_hub, for an error text."""
     from huggingface_hub import errors
 
     said = str(error).strip().partition("\n")[0]
     if isinstance(error, errors.HFValidationError):
-        return "neither a folder nor the name of a Hugging Face repository, which is owner/name"
+        return "neither a folder nor a Hugging Face repository (owner/name)"
     if isinstance(error, errors.GatedRepoError):
-        return "is gated; accept its terms on the hub, and give a token that may read it (HF_TOKEN, hf_token)"
+        return "it is gated; accept its terms on the hub, and give a token that may read it (HF_TOKEN, hf_token)"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "no such repository on the hub, or a private one, which needs a token (HF_TOKEN, hf_token)"
     if isinstance(error, errors.RevisionNotFoundError):
-        return f"has no branch, tag or commit {revision}"
+        return f"it has no branch, tag or commit {revision}"
     if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
-        away = "the hub is out of reach or switched off (HF_HUB_OFFLINE)"
-        return f"revision {revision} is not (all) cached, and {away}; fetch it once, or give a local folder. {said}"
+        reason = "the hub cannot be reached or is switched off (HF_HUB_OFFLINE)"
+        return (
+            f"revision {revision} is not completely cached, and {reason}; fetch it once, or use a local folder. {said}"
+        )
     return f"could not be fetched: {type(error).__name__}: {said}"
 
 

@@ -1,9 +1,9 @@
 """Tensors by name, from safetensors files that are mapped into memory.
 
-The safetensors package is not used because it gives numpy no bfloat16. The format is simple: an 8-byte little-endian
-length, a JSON header with each tensor's dtype, shape and offsets, then the data
-(https://github.com/huggingface/safetensors#format). What the package refuses is refused here too: offsets that overlap,
-leave holes or exceed the file, sizes that do not match, duplicate names.
+The safetensors package is not used because it gives no bfloat16 to NumPy. The format is simple: an 8-byte
+little-endian length, a JSON header with each tensor's dtype, shape and offsets, then the data
+(https://github.com/huggingface/safetensors#format). As in the package, a file is refused if offsets overlap, leave
+holes or exceed the file, if a size does not match its shape, or if a name occurs twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bei_core.errors import CheckpointError
 
 Array: TypeAlias = NDArray[Any]
 
-# numpy has no bfloat16 and no 8-bit floats: their bits are given as unsigned integers.
+# NumPy has no bfloat16 and no 8-bit floats: their bits are read as unsigned integers.
 _DTYPES = {
     "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
     "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
@@ -38,11 +38,11 @@ _SAMPLE = 4096  # bytes of each tensor in a local folder's digest
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is."""
+    """The position of a tensor in a file."""
 
     dtype: str
     shape: tuple[int, ...]
-    start: int  # byte of the file
+    start: int  # its first byte in the file
     file: mmap.mmap
 
 
@@ -58,7 +58,7 @@ class Tensors(Mapping[str, Array]):
         entry = self._entries[name]
         kind = np.dtype(_DTYPES[entry.dtype])
         array: Array = np.ndarray(entry.shape, kind, buffer=entry.file, offset=entry.start)
-        return np.require(array, requirements="A")  # the format does not align data: a copy if that is necessary
+        return np.require(array, requirements="A")  # copied if it is not aligned, which the format allows
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -75,7 +75,7 @@ class Tensors(Mapping[str, Array]):
         return self._entry(name).dtype
 
     def raw(self, name: str) -> Array:
-        """As `self[name]`, but raises CheckpointError with the file and the most similar name."""
+        """As `self[name]`, but raises CheckpointError that names the file and the most similar tensor."""
         self._entry(name)
         return self[name]
 
@@ -94,7 +94,7 @@ class Tensors(Mapping[str, Array]):
         raise CheckpointError(f"{self._source}: {name} is {dtype}, not one of BF16, F16, F32, F64")
 
     def _entry(self, name: str) -> Entry:
-        """Where a tensor is. Raises CheckpointError for an unknown name."""
+        """The position of a tensor. Raises CheckpointError for an unknown name."""
         if name not in self._entries:
             nearest = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"; the nearest is {nearest[0]}" if nearest else ""
@@ -118,11 +118,11 @@ class _Info(msgspec.Struct, frozen=True):
 
     dtype: str
     shape: tuple[int, ...]
-    data_offsets: tuple[int, int]  # bytes after the header
+    data_offsets: tuple[int, int]  # first byte and the byte after the last, counted from the end of the header
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """Where each tensor of a file is. Raises CheckpointError naming a file that is damaged."""
+    """The position of each tensor of a file. Raises CheckpointError, naming the file, if it is damaged."""
     header, begin = read_header(path)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -133,14 +133,14 @@ def entries(path: Path) -> dict[str, Entry]:
 
 
 def read_header(path: Path) -> tuple[dict[str, _Info], int]:
-    """The tensors of a safetensors file in the order of their data, and the byte at which the data begin."""
+    """The tensors of a safetensors file in the order of their data, and the first byte of the data."""
     with path.open("rb") as file:
         prefix = file.read(8)
         if prefix == b"version ":
             raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run git lfs pull in its repository")
         length, size = int.from_bytes(prefix, "little"), path.stat().st_size
         if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
-            raise CheckpointError(f"{path} is truncated or no safetensors file: {size} bytes")
+            raise CheckpointError(f"{path} is truncated or not a safetensors file: it has {size} bytes")
         header = parse_json(file.read(length), path)
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object")
@@ -151,7 +151,7 @@ def read_header(path: Path) -> tuple[dict[str, _Info], int]:
 
 
 def _info(value: object, name: str, path: Path) -> _Info:
-    """One tensor of a header, its dtype known and its size as its offsets say. Raises CheckpointError."""
+    """A checked tensor of a header. Raises CheckpointError for an unknown dtype, and if size and offsets differ."""
     try:
         info = msgspec.convert(value, _Info)
     except msgspec.ValidationError as error:
@@ -167,7 +167,7 @@ def _info(value: object, name: str, path: Path) -> _Info:
     if math.prod(max(dimension, 1) for dimension in info.shape) * width > _MAX_BYTES:  # numpy refuses it with a 0 too
         raise CheckpointError(f"{path}: {name} has a shape of more than {_MAX_BYTES} bytes")
     if min((begin, *info.shape)) < 0 or end - begin != math.prod(info.shape) * width:
-        raise CheckpointError(f"{path}: {name} is {info.dtype} {list(info.shape)} but takes {begin} to {end}")
+        raise CheckpointError(f"{path}: {name} is {info.dtype} {list(info.shape)} but takes bytes {begin} to {end}")
     return info
 
 
@@ -177,7 +177,9 @@ def _check_layout(infos: Mapping[str, _Info], path: Path, size: int) -> None:
     for name, info in infos.items():
         begin, end = info.data_offsets
         if begin != position:
-            raise CheckpointError(f"{path}: {name} begins at {begin}, not at {position} where the one before ends")
+            raise CheckpointError(
+                f"{path}: {name} begins at byte {begin}, not at {position}, where the previous tensor ends"
+            )
         position = end
     if position > size:
         raise CheckpointError(f"{path} is truncated: {position - size} of its {position} bytes of tensors are missing")

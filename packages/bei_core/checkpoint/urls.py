@@ -1,8 +1,8 @@
-"""Checkpoints packed as a tar behind a URL (Baseten's REMOTE_URL).
+"""Checkpoints in a tar at a URL (Baseten's REMOTE_URL).
 
-The revision is the SHA-256 of the archive, as `sha256sum` prints it: pinned, it proves the content. A server's strong
-ETag, or its Last-Modified together with the size, identifies the content that it came with, so an unchanged archive is
-not fetched again. The URL's query does not count: signatures change.
+The revision is the SHA-256 of the archive, as `sha256sum` prints it, so a requested revision proves the content. An
+unchanged archive is not fetched again: it is recognised by the server's strong ETag, or by Last-Modified and the size.
+The URL's query is ignored, because signatures change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bei_core.storage.errors import TransientError, translate_os_errors
 from bei_core.storage.progress import Progress
 from bei_core.storage.transfer import RemoteFile, Stream, digest_of, fetch
 
-_TIMEOUT_S = 60  # without a byte
+_TIMEOUT_S = 60  # for the next byte
 _ARCHIVE, _VALIDATOR = "archive", "validator"
 _TRANSIENT = frozenset({408, 416, 425, 429})  # and every status from 500 on
 _ADVICE = {
@@ -45,8 +45,9 @@ def fetch_archive(
 ) -> Checkpoint:
     """The model in the tar at a URL, fetched into the cache unless it is there.
 
-    A `revision` that is in the cache needs no server; any other must be the archive's SHA-256. If the server does not
-    answer, what was fetched last is served, with a warning. Raises CheckpointError, DiskError.
+    The server is not contacted if `revision` is in the cache; otherwise `revision` must be the archive's SHA-256. If
+    the server does not answer, the revision that was fetched last is served, with a warning. Raises CheckpointError,
+    DiskError.
     """
     cache = SourceCache(root, redact(url))
     if revision and (folder := cache.find_pinned(revision, "archive")):
@@ -61,15 +62,15 @@ def fetch_archive(
 
 @dataclass
 class _Archive:
-    """One archive, and what its server says of it."""
+    """The archive at a URL, and what its server says about it."""
 
     url: str
     secret: str | None
-    wanted: str | None  # the revision that was asked for
+    wanted: str | None  # the requested revision
     cache: SourceCache
     partial: Path  # the folder it is downloaded to
-    ref: str = ""  # identifies the content, if the server says enough
-    progress: Progress | None = None  # of the download, once there is one
+    ref: str = ""  # the name of the content's ref in the cache; empty if the server does not identify the content
+    progress: Progress | None = None  # of the download; None before it begins
     exits: ExitStack = field(default_factory=ExitStack)
 
     @property
@@ -77,7 +78,7 @@ class _Archive:
         return self.cache.source
 
     def fetch(self, sleep: Callable[[float], object]) -> tuple[str, Path]:
-        """Revision and published folder. Raises CheckpointError if it is not the revision that was asked for."""
+        """The revision and its published folder. Raises CheckpointError if it is not the requested revision."""
         with self.exits:
             fetch([RemoteFile(_ARCHIVE, self.source, None, self._open)], self.partial, sleep=sleep)
         try:
@@ -85,14 +86,14 @@ class _Archive:
                 return cached
             found = digest_of(self.partial / _ARCHIVE)
             folder = self._publish(found)
-        finally:  # whatever happens, the archive is not kept
+        finally:
             shutil.rmtree(self.partial, ignore_errors=True)
         if self.ref:
             self.cache.set_ref(self.ref, found.encode())
         return found, folder
 
     def _find_cached(self) -> tuple[str, Path] | None:
-        """Revision and folder of what the server has now, if it was fetched before."""
+        """The revision that the server has now and its folder, if it was fetched before."""
         known = self.cache.get_revision(self.ref) if self.ref else None
         folder = self.cache.find(known) if known and self.wanted in {None, known} else None
         return (known, folder) if known and folder else None
@@ -107,9 +108,9 @@ class _Archive:
         return self.cache.publish_checkpoint(unpack(self.partial / _ARCHIVE, unpacked, self.source), found)
 
     def _open(self, begin: int) -> Stream | None:
-        """The archive from a byte on, if it is still the one whose beginning is there; None if it is in the cache."""
+        """The archive from byte `begin` on, or from 0 if it has changed meanwhile; None if it is in the cache."""
         validator = self.partial / _VALIDATOR
-        if not validator.is_file():  # without it nobody can say which archive the rest would belong to
+        if not validator.is_file():  # the server cannot be asked whether the archive is still the same
             begin = 0
         body = self._request(begin, validator.read_text() if begin else "")
         self.exits.callback(body.close)
@@ -127,9 +128,9 @@ class _Archive:
         return Stream(begin, size, self._blocks(body, begin, size, self.progress))
 
     def _request(self, begin: int, validator: str) -> http.client.HTTPResponse:
-        """The reply to a request for the archive from `begin` on.
+        """The server's reply to a request for the archive from `begin` on.
 
-        Raises CheckpointError for an error of the server, TransientError if another try may succeed.
+        Raises CheckpointError for an error status, or TransientError if another try may succeed.
         """
         url, user = _without_user(self.url)
         headers = {"User-Agent": "bei", "Accept": "*/*"}
@@ -137,31 +138,31 @@ class _Archive:
             headers |= {"Range": f"bytes={begin}-", "If-Range": validator}
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - http and https only, by `resolve`
         if secret := self.secret or user:
-            # Not sent to the host that a redirect leads to.
+            # It is not sent to the target of a redirect.
             request.add_unredirected_header("Authorization", _authorization(secret, self.source))
         try:
             return urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return] # noqa: S310
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # the next try is from the beginning
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # begin the next try at byte 0
                 (self.partial / _VALIDATOR).unlink(missing_ok=True)
             is_transient = error.code in _TRANSIENT or error.code >= 500
             advice = _ADVICE.get(error.code, "it cannot be fetched now" if is_transient else "it cannot be fetched")
             kind = TransientError if is_transient else CheckpointError
             raise kind(f"{self.source}: HTTP {error.code} {error.reason}: {advice}") from error
         except (OSError, http.client.HTTPException) as error:
-            raise TransientError(f"{self.source} is out of reach: {getattr(error, 'reason', error)}") from error
+            raise TransientError(f"{self.source} cannot be reached: {getattr(error, 'reason', error)}") from error
 
     def _parse_head(self, body: http.client.HTTPResponse, asked: int) -> tuple[int, int | None]:
-        """Where the body begins, and the archive's size; sets `ref`.
+        """The byte at which the body begins, and the archive's size (None if unknown); sets `ref`.
 
-        Raises CheckpointError for a web page, and for a part that was not asked for.
+        Raises CheckpointError for a web page, and for another range than the one that was requested.
         """
         headers = body.headers
         if headers.get_content_type() == "text/html":
             raise CheckpointError(
                 f"{self.source} answers with a web page (HTML), not a tar: a login page, an error, or not the file's "
-                "own URL; a Hugging Face repository is given as owner/name"
+                "own URL; write a Hugging Face repository as owner/name"
             )
         length = headers["Content-Length"] or ""
         begin, size = 0, int(length) if length.isdigit() else None
@@ -169,7 +170,9 @@ class _Archive:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers["Content-Range"] or "")
             if found is None or int(found[1]) != asked:
                 sent = headers["Content-Range"]
-                raise CheckpointError(f"{self.source}: the server sent {sent}, but byte {asked} on was asked for")
+                raise CheckpointError(
+                    f"{self.source}: the server sent {sent}, but bytes from {asked} on were requested"
+                )
             begin, size = asked, int(found[2]) if found[2].isdigit() else None
         etag, modified = _validators(body)
         is_identified = etag is not None or (modified is not None and size is not None)
@@ -179,7 +182,7 @@ class _Archive:
     def _blocks(
         self, body: http.client.HTTPResponse, position: int, size: int | None, progress: Progress
     ) -> Iterator[bytes]:
-        """The blocks of a body that begins at `position`. Raises TransientError at the end if the connection broke."""
+        """The blocks of a body that begins at byte `position`. Raises TransientError if the connection breaks."""
         broken: Exception | None = None
         with closing(body):
             while broken is None:
@@ -198,13 +201,13 @@ class _Archive:
 
 
 def _validators(body: http.client.HTTPResponse) -> tuple[str | None, str | None]:
-    """The strong ETag and the time of the last change, as far as the server gives them."""
+    """The strong ETag and Last-Modified of a reply; None for each that it does not have."""
     etag = body.headers["ETag"]
     return (etag if etag and etag.startswith('"') else None), body.headers["Last-Modified"]
 
 
 def _without_user(url: str) -> tuple[str, str | None]:
-    """A URL without user and password, and the Authorization header that stands for them."""
+    """A URL without user and password, and an Authorization header with them, or None."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     if not at:
@@ -213,7 +216,7 @@ def _without_user(url: str) -> tuple[str, str | None]:
 
 
 def _authorization(secret: str, source: str) -> str:
-    """The Authorization header of a bearer token. Raises CheckpointError, without it, if a header cannot carry it."""
+    """The Authorization header for a secret. Raises CheckpointError, without the secret, if it has other characters."""
     if not (secret.isascii() and secret.isprintable()):
-        raise CheckpointError(f"{source}: the secret is to be a bearer token, in one line")
+        raise CheckpointError(f"{source}: the secret must be a bearer token, in one line")
     return secret if secret.partition(" ")[0] in {"Bearer", "Basic"} else f"Bearer {secret}"

@@ -227,7 +227,7 @@ def evict(caches: Iterable[Cache], max_bytes: int | None) -> list[Entry]:
 
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
-    """A new folder beside `target`, to be published there. If it still exists at the end of the block, it is removed."""
+    """A new folder beside `target`, to be published there. It is removed at the end of the block if it still exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f"{_TMP}{target.name}-", dir=target.parent))
     try:

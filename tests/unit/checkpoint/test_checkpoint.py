@@ -88,9 +88,12 @@ def test_weights_of_modules_and_shards_are_in_the_digest(tmp_path: Path) -> None
         ("/no/such/folder", "/no/such/folder is not a folder"),
         ("./here", "./here is not a folder"),
         ("a/b/c", "a/b/c is not a folder"),
-        ("a b", "neither a folder nor the name of a Hugging Face repository"),
+        ("a b", "neither a folder nor a Hugging Face repository (owner/name)"),
         ("file:///no/such/folder", "file:///no/such/folder is not a folder"),
-        ("ftp://x.example/m?signature=sesame", "ftp://x.example/m: ftp is no source of checkpoints; give a folder"),
+        (
+            "ftp://x.example/m?signature=sesame",
+            "ftp://x.example/m: checkpoints cannot be fetched by ftp; give a folder",
+        ),
         ("baseten-training://job", "BASETEN_TRAINING) are in Baseten's own storage"),
     ],
 )
@@ -275,14 +278,14 @@ A = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         ([], "header is not a JSON object"),
         ({"a": 1}, "the header's a"),
         ({"a": {**A, "dtype": "F4"}}, "a is F4; known are"),
-        ({"a": {**A, "shape": [2]}}, r"a is F32 \[2\] but takes 0 to 4"),
+        ({"a": {**A, "shape": [2]}}, r"a is F32 \[2\] but takes bytes 0 to 4"),
         ({"a": {**A, "shape": [-1, -1]}}, "but takes"),
         ({"a": {**A, "data_offsets": [4, 0]}}, "but takes"),
         ({"a": {**A, "data_offsets": [-4, 0]}}, "but takes"),
-        ({"a": {**A, "data_offsets": [4, 8]}}, "begins at 4, not at 0"),
-        ({"a": A, "b": A}, "begins at 0, not at 4"),
+        ({"a": {**A, "data_offsets": [4, 8]}}, "begins at byte 4, not at 0"),
+        ({"a": A, "b": A}, "begins at byte 0, not at 4"),
         ({"a": A, "b": {**A, "data_offsets": [4, 8]}}, "truncated: 4 of its 8 bytes"),
-        (f'{{"a": {json.dumps(A)}, "a": {json.dumps(A)}}}'.encode(), "'a' is there twice"),
+        (f'{{"a": {json.dumps(A)}, "a": {json.dumps(A)}}}'.encode(), "'a' occurs twice"),
     ],
 )
 def test_a_header_that_lies_is_refused(tmp_path: Path, header: object, said: str) -> None:
@@ -314,7 +317,7 @@ def test_thousands_of_names_that_are_there_twice_are_refused_at_once(tmp_path: P
     names = [f'"{number}": {entry}' for number in range(50_000)]
     header = f"{{{', '.join([*names, names[-1]])}}}".encode()
     started = time.process_time()
-    with pytest.raises(CheckpointError, match=r"model\.safetensors is not JSON: '49999' is there twice"):
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not JSON: '49999' occurs twice"):
         at(write(tmp_path, {"model.safetensors": handmade(header, b"1234")})).tensors()
     assert time.process_time() - started < 2
 

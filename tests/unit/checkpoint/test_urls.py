@@ -194,7 +194,7 @@ def test_out_of_reach_what_was_fetched_last_serves(web: Web, tmp_path: Path, cap
     assert fetch(web, tmp_path) == first
     assert f"Serving revision {first.revision}, which was fetched last" in caplog.text
     assert fetch(web, tmp_path, first.revision) == first
-    with pytest.raises(CheckpointError, match=r"m\.tar\.gz is out of reach: .*refused"):
+    with pytest.raises(CheckpointError, match=r"m\.tar\.gz cannot be reached: .*refused"):
         fetch(web, tmp_path / "fresh")
 
 
