@@ -34,11 +34,11 @@ settings.load_profile("suite")
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
     """Undoes what a test, or a command that it runs, sets on the loggers of the process."""
-    loggers = [logging.getLogger(name) for name in (None, "bei_core.access", *TALKATIVE)]
-    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    loggers = [logging.getLogger(name) for name in (None, "bei_core", "bei_core.access", *TALKATIVE)]
+    before = [(logger, logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     yield
-    for logger, handlers, level in before:
-        logger.handlers[:] = handlers
+    for logger, handlers, level, propagate in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
         logger.setLevel(level)  # an assignment would leave the cached answers of isEnabledFor
 
 

@@ -7,9 +7,10 @@ import logging
 import sys
 from datetime import datetime, timezone
 
-# Libraries that write a line or more for each request, or where they found their endpoint.
+# Libraries that log at least one line for each request, or the endpoint that they use.
 TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
 
+_own = logging.getLogger("bei_core")
 _access = logging.getLogger("bei_core.access")
 
 
@@ -17,7 +18,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time, level, logger, text and traceback of a record; of a request also its fields."""
+        """The record's time, level, logger, message and traceback, and the fields of a request's line."""
         fields: dict[str, object] = {
             "timestamp": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -31,14 +32,29 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(*, json_output: bool, level: str = "info") -> None:
-    """Sends the lines of every logger, from a level on, to standard error."""
+    """Write the lines of all loggers to standard error, from `level` on, in place of every other handler."""
+    logging.basicConfig(level=level.upper(), handlers=[_handler(json_output=json_output)], force=True)
+    _access.setLevel(logging.INFO)  # `access_log` alone decides whether there are such lines
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def configure_own_logging(*, json_output: bool, level: str) -> None:
+    """Set up BEI's own loggers in a process whose logging another program has set up (Truss's server).
+
+    Lines have that program's handlers and format, or with `json_output` those of `configure_logging`.
+    """
+    _own.setLevel(level.upper())
+    _access.setLevel(logging.INFO)
+    if json_output:
+        _own.handlers, _own.propagate = [_handler(json_output=True)], False
+
+
+def _handler(*, json_output: bool) -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if json_output else plain)
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    _access.setLevel(logging.INFO)  # who asks for an access log wants it at any level
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.WARNING)
+    return handler
 
 
 def log_access(
@@ -55,10 +71,10 @@ def log_access(
     inference_ms: float = 0.0,
     total_ms: float = 0.0,
 ) -> None:
-    """Logs one finished request, as `POST /embed 200 request_id=... tokens=7 ...` or as fields of the JSON line.
+    """Log one finished request, as `POST /embed 200 request_id=... tokens=7 ...` or as fields of the JSON line.
 
-    The caller asks `Settings.access_log` first. Nothing that a client sent but its path and its id is in the line, and
-    both are quoted where they have characters that could pass for another line or field.
+    The caller checks `Settings.access_log`. Of what a client sent, the line has only method, path and request id. They
+    are quoted if they have characters that could look like another line or field.
     """
     fields = {
         "method": method,
@@ -79,7 +95,7 @@ def log_access(
 
 
 def _quoted(value: object) -> str:
-    """A value for a line of `name=value`: in JSON's quotes unless it is one printable ASCII word."""
+    """A value for `name=value`: in JSON's quotes unless it is one printable ASCII word."""
     text = str(value)
     is_word = text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
     return text if is_word and text else json.dumps(text)

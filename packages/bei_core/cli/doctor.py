@@ -24,7 +24,7 @@ def command() -> None:
         "processors": _processors,
         "precision of dtype auto": _precision,
         "gpu": _gpu,
-        **{f"engine {name}": lambda name=name: _lacks(name) or "ready" for name in ENGINES},  # type: ignore[misc]
+        **{f"engine {name}": lambda name=name: _state(name) for name in ENGINES},  # type: ignore[misc]
         "engine of auto": lambda: choose("auto"),
         "cache": lambda: Settings.load({}, os.environ).cache_dir,
     }
@@ -33,7 +33,7 @@ def command() -> None:
 
 
 def _said(fact: Callable[[], object]) -> str:
-    """What a fact says, or in one line why it cannot be known: a broken installation is what doctor is for."""
+    """A fact as text, or the reason why it is unknown, in one line: doctor also works for a broken installation."""
     try:
         return str(fact())
     except BeiError as error:
@@ -42,19 +42,23 @@ def _said(fact: Callable[[], object]) -> str:
         return f"unknown: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _lacks(engine: str) -> str | None:
-    """What an engine needs and does not have here; None if it can run."""
+def _state(engine: str) -> str:
+    """Whether an engine can run on this machine, and if not, why."""
     kind, gpu = ENGINES[engine], find_gpu()
-    reasons = ["no NVIDIA GPU is found"] if gpu is None and kind.min_capability is not None else []
+    no_gpu = "no NVIDIA GPU is found" if gpu is None and kind.min_capability is not None else None
     try:
         require(engine)
         if engine == CPU:
-            _precision()  # that the package is there does not mean that it can be imported
+            _precision()  # an installed package may still fail to import
     except Exception as error:
-        reasons.append(" ".join(str(error).split()))
-    if not reasons and gpu is not None and (reason := kind.reason_against(gpu)) is not None:
-        reasons.append(reason)
-    return f"cannot run: {'; '.join(reasons)}" if reasons else None
+        reason = " ".join(str(error).split())
+        return f"cannot run: {reason if no_gpu is None or kind.runs_without_gpu else f'{no_gpu}; {reason}'}"
+    reason_against = no_gpu if gpu is None else kind.reason_against(gpu)
+    if reason_against is None:
+        return "ready"
+    if kind.runs_without_gpu:
+        return f"ready{' on the CPU' if gpu is None else ''}, but auto does not choose it: {reason_against}"
+    return f"cannot run: {reason_against}"
 
 
 def _processors() -> int:

@@ -34,6 +34,7 @@ class About:
     mounted: tuple[str, ...] = ()  # names of secrets that are read before the one named like the setting
     refuse_empty: bool = False  # whether an empty `BEI_` variable is an error and not the same as an unset one
     of_one_model: bool = False  # whether it cannot be set for several models at once
+    decides_engine: bool = False  # whether another value needs another engine; a part of the key of the cache's refs
     excludes: tuple[str, ...] = ()  # settings that cannot be given together with it
     split: bool = False  # whether each item of a list may hold several, with commas between them
     no_effect: str = ""  # accepted because text-embeddings-inference has it; says why nothing changes here

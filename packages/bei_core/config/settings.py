@@ -37,7 +37,10 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     model_id: Annotated[
         NonEmpty | None,
-        About(f"Model to serve: a folder, a Hugging Face repository, {store_schemes()}, or https:// of a tar."),
+        About(
+            f"Model to serve: a folder, a Hugging Face repository, {store_schemes()}, or https:// of a tar.",
+            decides_engine=True,
+        ),
     ] = None
     models: Annotated[
         tuple[NonEmpty, ...],
@@ -50,7 +53,12 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = ()
     revision: Annotated[
         NonEmpty | None,
-        About("Branch, tag or commit of the Hugging Face repository.", unset="its main branch", of_one_model=True),
+        About(
+            "Branch, tag or commit of the Hugging Face repository.",
+            unset="its main branch",
+            of_one_model=True,
+            decides_engine=True,
+        ),
     ] = None
     served_model_name: Annotated[
         NonEmpty | None, About("Name of the model in replies.", unset="model_id", of_one_model=True)
@@ -65,6 +73,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             "How the vectors of a text's tokens become one vector.",
             unset="what the model's files say",
             of_one_model=True,
+            decides_engine=True,
         ),
     ] = None
     dense_path: Annotated[
@@ -100,6 +109,7 @@ class Settings(Struct, frozen=True, kw_only=True):
             "Prompt of a reranker: a known template's name, its text, its JSON, or none.",
             unset="chosen by the model's name",
             of_one_model=True,
+            decides_engine=True,
         ),
     ] = None
     auto_truncate: Annotated[

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from bei_core.checkpoint import lease_checkpoint
-from bei_core.config.settings import Settings
+from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.build import Build, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
@@ -21,9 +21,6 @@ from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
 
 log = logging.getLogger(__name__)
-
-# The settings that decide which engine a model is given, besides the engine's name.
-_DECIDING = ("model_id", "revision", "pooling", "rerank_template")
 
 
 class EngineProvider:
@@ -76,7 +73,9 @@ class EngineProvider:
 
     def _request_key(self) -> str:
         """The key of refs. Replicas of another version have keys of their own, because the schema is part of it."""
-        parts: dict[str, object] = {name: getattr(self._settings, name) for name in _DECIDING}
+        parts: dict[str, object] = {
+            name: getattr(self._settings, name) for name, one in SETTINGS.items() if one.about.decides_engine
+        }
         if self._quantization is not None:
             parts["quantization"] = self._quantization
         facts = request_facts(self._builder, self._settings)

@@ -39,8 +39,11 @@ class EngineKind:
     module: str
     install: str  # the command that installs the package
     builds_without_package: bool = False
-    min_capability: tuple[int, int] | None = None  # of the oldest card it runs on; None: it runs on the CPU
+    min_capability: tuple[int, int] | None = (
+        None  # of the oldest card for which `auto` takes it; None: an engine for CPUs
+    )
     cards: str = ""  # the same, for people
+    runs_without_gpu: bool = False  # and on older cards, if the settings name it
 
     def is_installed(self) -> bool:
         """Whether its package is installed."""
@@ -57,7 +60,7 @@ class EngineKind:
 ENGINES = {
     kind.name: kind
     for kind in (
-        EngineKind(CPU, "OpenVINO", "bei_core.engines.openvino", "pip install openvino"),
+        EngineKind(CPU, "OpenVINO", "bei_core.engines.openvino", "pip install openvino", runs_without_gpu=True),
         EngineKind(
             GPU,
             "TensorRT-LLM",
@@ -73,8 +76,9 @@ ENGINES = {
             "bei_core.engines.torch",
             "pip install 'bei-core[torch]'",
             builds_without_package=True,
-            min_capability=(8, 0),  # of FlashAttention and bf16; it runs on older cards and on the CPU if it is named
+            min_capability=(8, 0),  # of FlashAttention and bf16
             cards="compute capability 8.0 (Ampere) and newer",
+            runs_without_gpu=True,
         ),
     )
 }

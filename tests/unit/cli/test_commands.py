@@ -112,7 +112,18 @@ def test_doctor_says_what_each_engine_lacks(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["engine openvino"] == "ready"
     assert found["engine tensorrt_llm"].startswith("cannot run: no NVIDIA GPU is found; the tensorrt_llm engine needs")
     assert "pip install tensorrt-llm" in found["engine tensorrt_llm"]
+    assert found["engine torch"].startswith("cannot run: the torch engine needs the package torch: pip install")
     assert found["gpu"] == "none"
+
+
+def test_doctor_says_that_torch_runs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("bei_core.cli.doctor.find_gpu", "bei_core.engines.registry.find_gpu"):
+        monkeypatch.setattr(place, lambda: None)
+    monkeypatch.setattr(registry.EngineKind, "is_installed", lambda kind: True)
+    found = facts(run("doctor"))
+    assert found["engine torch"] == "ready on the CPU, but auto does not choose it: no NVIDIA GPU is found"
+    assert found["engine tensorrt_llm"] == "cannot run: no NVIDIA GPU is found"
+    assert found["engine of auto"] == "openvino"
 
 
 def test_doctor_knows_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,6 +134,9 @@ def test_doctor_knows_a_gpu_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> 
     found = facts(run("doctor"))
     assert found["engine tensorrt_llm"] == (
         "cannot run: TensorRT-LLM supports compute capability 8.0 (Ampere) and newer"
+    )
+    assert found["engine torch"] == (
+        "ready, but auto does not choose it: torch supports compute capability 8.0 (Ampere) and newer"
     )
     assert found["gpu"] == "Tesla T4, compute capability 7.5"
 

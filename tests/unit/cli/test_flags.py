@@ -16,19 +16,8 @@ from bei_core.cli.flags import help_of
 from bei_core.config.declaration import declared
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.errors import ConfigError
-from bei_core.http.server.sockets import Sockets
 
 BARE = {name: "" for setting in SETTINGS.values() for name in setting.variables if not name.startswith("BEI_API_KEY")}
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings that `bei serve` was started with; nothing is served."""
-    opened: list[Settings] = []
-    monkeypatch.setattr("bei_core.serving.service.Service.open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: Sockets())
-    monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
-    return opened
 
 
 def serve(served: list[Settings], *words: str, **environ: str) -> Settings:

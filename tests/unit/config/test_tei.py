@@ -11,7 +11,6 @@ from bei_core.cli import main as cli
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.open import build_engine, open_engine
 from bei_core.errors import CheckpointError, ConfigError
-from bei_core.http.server.sockets import Sockets
 from bei_core.http.traces import open_traces
 from tests.golden.cases import GOLDEN
 
@@ -57,16 +56,6 @@ FLAGS: list[tuple[str, str | None, str, object]] = [
 
 # Variables that mean something else here: what a container sets itself, and a socket between TEI's own processes.
 NOT_READ = {"HOSTNAME", "UDS_PATH"}
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    opened: list[Settings] = []
-    monkeypatch.setattr("bei_core.serving.service.Service.open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: Sockets())
-    monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
-    monkeypatch.setattr("bei_core.http.traces.open_traces", lambda settings: None)
-    return opened
 
 
 def serve(*words: str) -> str:

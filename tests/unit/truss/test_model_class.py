@@ -97,6 +97,24 @@ def test_truss_may_load_again_after_a_fault(stage: Stage) -> None:
     assert len(stage.opened) == 1
 
 
+@pytest.mark.parametrize("json_output", [False, True])
+def test_the_log_settings_count_and_trusss_handlers_stay(
+    stage: Stage, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, json_output: bool
+) -> None:
+    others = logging.getLogger().handlers[:]
+    block = {"model_id": "m", "log_level": "debug", "json_output": json_output}
+    Model(config={"model_metadata": {"bei": block}}, secrets={}).load()
+    capsys.readouterr()
+    logging.getLogger("bei_core.example").debug("a line")
+    logging.getLogger("another.example").debug("a line of another's")
+    said = capsys.readouterr().err
+    assert logging.getLogger().handlers == others
+    if json_output:
+        assert json.loads(said)["message"] == "a line"
+    else:
+        assert [record.message for record in caplog.records if record.name.endswith(".example")] == ["a line"]
+
+
 def test_a_wrong_config_is_refused_with_its_key(stage: Stage) -> None:
     with pytest.raises(ConfigError, match="max_batch_tokns"):
         Model(config={"model_metadata": {"bei": {"max_batch_tokns": 1}}}, secrets={}).load()
