@@ -1,6 +1,7 @@
 """Every error that BEI raises on purpose.
 
     BeiError
+    ├── LoadError                     the load generator of `bei bench` failed (bench/client.py)
     ├── RequestError                  told to the client; has an HTTP status, a `kind` and maybe the name of a field
     │   ├── MalformedBodyError        400  the body is not JSON in UTF-8
     │   ├── EmptyInputError           400  an empty text or list
@@ -18,11 +19,16 @@
     └── StartError                    told to the operator before anything is served
         ├── ConfigError               an unknown key, a value out of range
         ├── CheckpointError           a model folder or repository is incomplete, or not safe to read
-        │   └── EngineCorruptError    the files of a built engine are not those that were written
+        │   ├── EngineCorruptError    the files of a built engine are not those that were written
+        │   └── TransientError        a store or server does not answer, and may later (storage/errors.py)
         ├── DiskError                 a local disk is full, fails, or may not be written
         ├── UnsupportedModelError     no engine here has the architecture, pooling or module
         ├── EngineUnavailableError    the engine that was chosen cannot run here, and why
         └── QualityError              the rows of a quantised engine are too far from those of f32
+
+Two errors are caught in the module that defines them: HttpError (http/server/parser.py: the bytes of a request are not
+HTTP, or exceed a limit; its status is 400, 405 or 431) and TrussChangedError (truss/routes.py: Truss's server
+is not built as expected).
 
 Baseten's performance client retries 408, 409, 429 and 5xx, so a permanent error never has one of these.
 """
@@ -33,11 +39,11 @@ from typing import ClassVar
 
 
 class BeiError(Exception):
-    """Base of every error raised on purpose. Its text may be shown to anyone."""
+    """Base of every error raised on purpose. Its text contains no secret and may be shown to any client."""
 
 
 class RequestError(BeiError):
-    """A request ends in an error: the client gets `status` and `kind`, and in `param` the field at fault."""
+    """An error of one request. The client gets `status`, `kind`, and in `param` the field at fault."""
 
     status: ClassVar[int] = 500
     kind: ClassVar[str] = "Backend"
@@ -49,7 +55,7 @@ class RequestError(BeiError):
 
 
 class MalformedBodyError(RequestError):
-    """The body is not the JSON it claims to be."""
+    """The body is not JSON in UTF-8."""
 
     status = 400
     kind = "Validation"
@@ -77,7 +83,7 @@ class NotFoundError(RequestError):
 
 
 class MethodNotAllowedError(RequestError):
-    """The route exists for the methods in `allow` only."""
+    """The route exists, but only for the methods in `allow`."""
 
     status = 405
     kind = "MethodNotAllowed"
@@ -148,7 +154,7 @@ class DeadlineExceededError(RequestError):
 
 
 class StartError(BeiError):
-    """Nothing can be served until the operator changes what the text says."""
+    """The server cannot start until the operator changes what the text says."""
 
 
 class ConfigError(StartError):
@@ -160,7 +166,7 @@ class CheckpointError(StartError):
 
 
 class EngineCorruptError(CheckpointError):
-    """The files of a built engine are not those that were written: the disk failed, or a copy stopped half-way."""
+    """The files of a built engine have changed: the disk failed, or a copy was not finished."""
 
 
 class DiskError(StartError):

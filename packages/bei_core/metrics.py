@@ -1,4 +1,4 @@
-"""All metrics; no other module emits any. Where TEI has a metric, the name is TEI's, so its dashboards work."""
+"""All metrics. A metric that text-embeddings-inference has too has its name, so that dashboards for TEI work."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 @dataclass(slots=True)
 class Timings:
-    """Where the time of one request went, in seconds, and how much it contained."""
+    """The time of each stage of one request, in seconds, and the request's size."""
 
     started: float = field(default_factory=time.perf_counter)
     model: str = ""  # the name of the model that answered
@@ -46,15 +46,15 @@ class Timings:
 
     @property
     def total_s(self) -> float:
-        """Since the request arrived."""
+        """Seconds since the request arrived."""
         return time.perf_counter() - self.started
 
 
 class Metrics:
-    """The metrics of one server, in their own registry unless one is given (Truss exposes the global one).
+    """The metrics of one server, in a registry of their own unless one is given (Truss exposes the global one).
 
     The names of TEI's counters do not end in `_total`, which `prometheus_client` appends to every Counter. So they are
-    gauges here that only go up, and `render` declares them as counters. Truss's server, which renders by itself,
+    gauges that only increase, and `render` declares them as counters. Truss's server has its own renderer, which
     declares them as gauges.
     """
 
@@ -84,22 +84,22 @@ class Metrics:
         self._busy = total("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
         self._padding = total("bei_padding_tokens_total", "Padding tokens the engine computed")
         self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
-        for kind in RequestError.__subclasses__():  # Prometheus' rate() misses the first rise of a new series
+        for kind in RequestError.__subclasses__():  # from the start, because rate() misses a new series' first increase
             self._failure.labels(kind.kind.lower())
         self._queues: list[Callable[[], int]] = []  # one per service
         self._queue_size.set_function(lambda: sum(size() for size in self._queues))
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
 
     def watch_queue(self, size: Callable[[], int]) -> None:
-        """Has the size of a queue read at each scrape; the sizes of several queues are added."""
+        """Read the size of a queue at each scrape. The sizes of several queues are added."""
         self._queues.append(size)
 
     def received(self, num_inputs: int) -> None:
-        """Counts a request that arrived."""
+        """Count a request that has arrived."""
         self._methods["single" if num_inputs == 1 else "batch"][0].inc()
 
     def succeeded(self, timings: Timings) -> None:
-        """Counts a request that was answered with a result."""
+        """Count a request that was answered with a result."""
         self._methods["single" if timings.num_inputs == 1 else "batch"][1].inc()
         self._duration.observe(timings.total_s)
         self._tokenization.observe(timings.tokenization_s)
@@ -108,15 +108,15 @@ class Metrics:
         self._input_length.observe(timings.num_tokens)
 
     def failed(self, kind: str) -> None:
-        """Counts a request that was answered with an error of this kind."""
+        """Count a request that was answered with an error of this kind."""
         self._failure.labels(kind).inc()
 
     def cancelled(self) -> None:
-        """Counts a request whose client left."""
+        """Count a request whose client closed the connection before the reply."""
         self._cancelled.inc()
 
     def batch(self, size: int, num_tokens: int, seconds: float, padding_share: float) -> None:
-        """Counts a batch; `padding_share` (0 to 1) is the share of padding in the tokens that the engine computed."""
+        """Count a batch; `padding_share` (0 to 1) is the share of padding in the tokens that the engine computed."""
         self._batch_size.observe(size)
         self._batch_tokens.observe(num_tokens)
         self._busy.inc(seconds)
@@ -129,5 +129,5 @@ class Metrics:
 
 @cache
 def shared_metrics() -> Metrics:
-    """The metrics in prometheus_client's global registry, which takes each name once and which Truss exposes."""
+    """The metrics in prometheus_client's global registry, which Truss exposes and which accepts each name only once."""
     return Metrics(REGISTRY)

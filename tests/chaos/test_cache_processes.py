@@ -91,7 +91,7 @@ def test_a_flipped_byte_in_any_file_is_found_before_the_engine_answers(
 def test_a_model_that_was_asked_for_before_starts_without_any_network(tmp_path: Path) -> None:
     alone = ["unshare", "--net", "--map-root-user"]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode != 0:
-        pytest.skip("this machine lets nobody make a network namespace")
+        pytest.skip("a network namespace cannot be made on this machine")
     files = {
         path.relative_to(MODEL).as_posix(): path.read_bytes()
         for path in MODEL.rglob("*")

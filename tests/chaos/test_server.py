@@ -130,7 +130,7 @@ def send_by_the_byte(connection: socket.socket, content: bytes) -> None:
         connection.sendall(bytes([byte]))
 
 
-def test_slow_senders_hold_nobody_up_and_are_answered(server: Server) -> None:
+def test_slow_senders_do_not_delay_others_and_are_answered(server: Server) -> None:
     """Requests that stop at every kind of place, and one that comes a byte at a time."""
     request = openai_request(TEXTS[:3])
     head = request.index(b"\r\n\r\n") + 4
@@ -153,7 +153,7 @@ def test_slow_senders_hold_nobody_up_and_are_answered(server: Server) -> None:
             check(server, reply, [0, 1, 2])
 
 
-def test_slow_readers_hold_nobody_up_and_get_all_of_it(server: Server) -> None:
+def test_slow_readers_do_not_delay_others_and_get_the_whole_reply(server: Server) -> None:
     """Replies larger than what the sockets hold, to clients that do not read them until the others are served."""
     request = openai_request(["a"] * 1024)
     with ExitStack() as stack:

@@ -40,7 +40,7 @@ def server(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Server:
 
 
 def refuses(server: Server) -> bool:
-    """Whether nobody listens."""
+    """Whether the port refuses connections."""
     try:
         server.connect().close()
     except (ConnectionRefusedError, ConnectionResetError):

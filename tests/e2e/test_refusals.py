@@ -1,4 +1,4 @@
-"""Every bad request gets the reply that the contract names, in the shape of its route, and harms nobody else."""
+"""Every bad request gets the reply that the contract names, in the shape of its route, and harms no other request."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A load generator in a process of its own, light enough to share two cores with the server that it measures.
+"""The load generator: a separate process that needs little CPU, so that it can share two cores with the server.
 
-All requests are encoded before the clock starts, and a reply's HTTP is parsed by httptools but its body is not decoded.
-So a request costs a write, a read and a list entry; this cost is reported beside the server's (`cpu_s`).
+All requests are encoded before the clock starts. Replies are parsed as HTTP (httptools), but their bodies are not
+decoded. So a request costs a write, a read and a list entry; the report has this cost too (`cpu_s`).
 
-Closed loop: each of `connections` clients sends its next request when its last one is answered. Open loop (`rate` > 0):
-requests arrive as a seeded Poisson process, and a latency counts from the arrival, also if no connection was free then.
+Closed loop: each of `connections` clients sends its next request when the previous one is answered. Open loop (`rate`
+> 0): requests arrive as a seeded Poisson process, and latency counts from the arrival even if no connection is free.
 Otherwise a server that stalls would get fewer requests and look better (coordinated omission).
 """
 
@@ -62,7 +62,7 @@ class LoadError(BeiError):
 
 
 def drive(load: Load, at_start: Callable[[], object] = lambda: None) -> Outcome:
-    """Sends `load` from a subprocess and returns the results; `at_start` runs after the warm-up, before the clock."""
+    """Send `load` from a subprocess and return the results; `at_start` runs between the warm-up and the measurement."""
     env = os.environ | {"PYTHONPATH": os.pathsep.join([_PACKAGES, *filter(None, sys.path)])}
     command = [sys.executable, "-c", "from bei_core.bench.client import main; main()"]
     pipe = subprocess.PIPE
@@ -118,7 +118,7 @@ class _Connection(asyncio.Protocol):
         return self._transport is not None
 
     def send(self, request: bytes, since: float) -> None:
-        """Writes `request`, which arrived at `since`."""
+        """Write a request that arrived at `since`."""
         if self._transport is None:
             raise ConnectionError("the connection is closed")
         self.busy, self.since, self.sent = True, since, time.perf_counter()
@@ -126,7 +126,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(request)
 
     def abort(self, error: str) -> None:
-        """Closes the connection; a request in progress counts as `error`."""
+        """Close the connection. A request in progress counts as `error`."""
         if self._transport is not None:
             self._transport.abort()
             self._transport = None
@@ -135,32 +135,32 @@ class _Connection(asyncio.Protocol):
             self._driver.failed(self, error)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Called by the loop."""
+        """Called by the event loop."""
         self._transport = transport  # type: ignore[assignment]  # a stream transport, as TCP's always is
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the loop."""
+        """Called by the event loop."""
         self._transport = None
         self.abort("disconnected")
 
     def data_received(self, data: bytes) -> None:
-        """Called by the loop."""
+        """Called by the event loop."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
             self.abort("protocol")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser."""
+        """Called by the HTTP parser."""
         if len(name) == 16 and name.lower() == b"x-compute-tokens":
             self._num_tokens = int(value)
 
     def on_body(self, body: bytes) -> None:
-        """Called by the parser."""
+        """Called by the HTTP parser."""
         self._parts.append(body)
 
     def on_message_complete(self) -> None:
-        """Called by the parser."""
+        """Called by the HTTP parser."""
         body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
         self._parts.clear()
         self.busy = False
@@ -180,7 +180,7 @@ def tokens_of(body: bytes) -> int:
 
 
 class _Driver:
-    """Sends requests over at most `connections` connections, which stay open from one `play` to the next."""
+    """Sends requests over at most `connections` connections, which stay open between two calls of `play`."""
 
     def __init__(self, load: Load) -> None:
         self._load = load
@@ -191,7 +191,7 @@ class _Driver:
         self._due: deque[float] = deque()  # arrivals that wait for a free connection; 0.0 means: when it is sent
 
     async def play(self, requests: list[bytes], rate: float) -> Outcome:
-        """Sends all `requests`; returns when each is answered or has failed."""
+        """Send all `requests`; returns when each of them is answered or has failed."""
         self._requests, self._next, self._left = requests, 0, len(requests)
         self._outcome, self._errors = Outcome(), Counter[str]()
         self._done = self._loop.create_future()
@@ -218,7 +218,7 @@ class _Driver:
             self._start(self._idle.pop())
 
     def _start(self, connection: _Connection | None) -> None:
-        """Sends the next request on `connection`, or on a new connection if that is closed."""
+        """Send the next request on `connection`, or on a new one if it is closed."""
         since = self._due.popleft() or time.perf_counter()
         request = self._requests[self._next]
         self._next += 1
@@ -244,7 +244,7 @@ class _Driver:
             self.failed(None, "connect")
 
     def answered(self, connection: _Connection, status: int, num_bytes: int, num_tokens: int) -> None:
-        """Counts a reply; its connection gets the next request."""
+        """Count a reply, and send the next request on its connection."""
         if status == 200:
             self._outcome.latencies_ms.append((time.perf_counter() - connection.since) * 1e3)
             self._outcome.num_bytes += num_bytes
@@ -255,7 +255,7 @@ class _Driver:
         self._settled(connection)
 
     def failed(self, connection: _Connection | None, error: str) -> None:
-        """Counts a request without reply; its connection, if it had one, is closed."""
+        """Count a request without a reply. Its connection, if it had one, is closed."""
         if connection is not None:
             self._busy.discard(connection)
         self._errors[error] += 1
@@ -271,7 +271,7 @@ class _Driver:
             self._done.set_result(None)
 
     async def _watch(self) -> None:
-        """Aborts requests that have no reply after `timeout_s`, so that a server that hangs gives errors."""
+        """Abort requests without a reply after `timeout_s`, so that a server that hangs causes errors."""
         while True:
             await asyncio.sleep(min(1.0, self._load.timeout_s / 4))
             limit = time.perf_counter() - self._load.timeout_s
@@ -280,7 +280,7 @@ class _Driver:
 
 
 async def _play(load: Load, go: Callable[[], object]) -> Outcome:
-    """Runs the warm-up, then `go`, then the measured part, whose outcome it returns."""
+    """Send the warm-up, call `go`, then send the measured requests; returns their outcome."""
     driver = _Driver(load)
     await driver.play(load.requests[: load.warmup], rate=0.0)
     go()
@@ -290,7 +290,7 @@ async def _play(load: Load, go: Callable[[], object]) -> Outcome:
 
 
 def main() -> None:
-    """The subprocess: reads a Load from stdin, writes `ready`, waits for `go`, writes an Outcome to stdout."""
+    """The subprocess: read a Load from stdin, write `ready`, wait for `go`, write an Outcome to stdout."""
     size = int.from_bytes(sys.stdin.buffer.read(8), "little")
     load = msgspec.msgpack.decode(sys.stdin.buffer.read(size), type=Load)
     if load.cpus:

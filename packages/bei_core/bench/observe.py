@@ -28,7 +28,7 @@ class Snapshot:
 
 
 class Server:
-    """A server, found by its URL, or by its process id if that is given."""
+    """A running server, found by its process id or by its URL."""
 
     def __init__(self, url: SplitResult, pid: int | None = None) -> None:
         self._url = url
@@ -55,7 +55,7 @@ class Server:
         return parse_counters(self._get("/metrics"))
 
     def _get(self, path: str) -> str:
-        """The body of a reply with status 200; "" for any other, since a server may not have the route."""
+        """The body of a reply with status 200; "" for any other status, because a server may lack the route."""
         kind = HTTPSConnection if self._url.scheme == "https" else HTTPConnection
         connection = kind(self._url.hostname or "", self._url.port, timeout=10)
         try:

@@ -1,4 +1,4 @@
-"""Arrival times of the open loop, and a timer that calls back when they are due.
+"""Arrival times of the open loop, and a timer for them.
 
 An event loop's own timers have a resolution of 1 ms, which is a quarter of the latency to be measured. A Linux timerfd
 on the loop is late by 0.04 ms (p50; 0.15 ms at p99 on a quiet machine) and costs 55 us of CPU per request; a sleeping

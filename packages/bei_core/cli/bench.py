@@ -19,9 +19,9 @@ from bei_core.errors import BeiError
     "--plot-to", type=click.Path(path_type=Path), help="Picture to draw; needs pip install 'bei-core[bench]'."
 )
 def command(output: Path | None, plot_to: Path | None, **flags: object) -> None:
-    """Measure a running server: throughput, latency, processor time of a request.
+    """Measure a running server: throughput, latency, and CPU time per request.
 
-    Ends with status 1 if a request failed.
+    Exits with status 1 if a request failed.
     """
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     report = run(msgspec.convert(given, Options))

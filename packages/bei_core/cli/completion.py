@@ -10,7 +10,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def command(ctx: click.Context, shell: str) -> None:
-    """Print what makes a shell complete bei's commands and flags.
+    """Print a script with which a shell completes bei's commands and flags.
 
     For bash: eval "$(bei completion bash)"
     """

@@ -13,7 +13,7 @@ from bei_core.cli.flags import Command
 @click.command(cls=Command, params=ask.flags())
 @click.argument("texts", nargs=-1)
 def command(texts: tuple[str, ...], file: Path | None, shape: str, output: Path | None, **flags: object) -> None:
-    """Embed TEXTS without a server: a JSON list for each; - reads one text a line from standard input."""
+    """Embed TEXTS without a server and print a JSON list for each. With -, read one text per line from stdin."""
     from bei_core.http.schemas.tei import EmbedRequest
     from bei_core.models.kind import Kind
 

@@ -18,6 +18,7 @@ from bei_core.errors import CheckpointError, ConfigError, DiskError, EngineCorru
 from bei_core.storage.backends import redact, store_examples
 from bei_core.storage.cache import Entry
 from bei_core.storage.errors import OUTPUT, translate_os_errors
+from bei_core.storage.objects import ObjectStore
 
 _CACHE_DIR = click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Folder of the cache. [default: that of BEI_CACHE_DIR]"
@@ -32,7 +33,7 @@ def command() -> None:
 @command.command("list")
 @_CACHE_DIR
 def list_engines(cache_dir: Path | None) -> None:
-    """List the engines in the cache, then the fetched checkpoints, each the least recently used first."""
+    """List the engines in the cache, then the fetched checkpoints; the least recently used are first."""
     cache = _cache(cache_dir)
     for entry in (*cache.entries(), *cache.checkpoint_entries()):
         click.echo(_line(entry))
@@ -42,13 +43,13 @@ def list_engines(cache_dir: Path | None) -> None:
 @click.argument("engines", nargs=-1)
 @_CACHE_DIR
 def verify_engines(engines: tuple[str, ...], cache_dir: Path | None) -> None:
-    """Check every file of ENGINES against their manifests; ends with 1 and names each file that differs.
+    """Check every file of ENGINES against the engine's manifest. If a file differs, name it and exit with status 1.
 
-    ENGINES are addresses (or their first digits) or folders; without any, all are checked. An engine of another version
-    cannot be checked; that is a failure only if it was named.
+    ENGINES are addresses (or their first digits) or folders; without any, all engines in the cache are checked. An
+    engine of another version of BEI cannot be checked, which is a failure only if that engine is named.
     """
     cache = _cache(cache_dir)
-    all_engines = [entry.folder for entry in cache.entries() if entry.kind != "leftover"]
+    all_engines = [entry.folder for entry in cache.entries() if entry.record.kind != "leftover"]
     folders = [_find(cache, engine) for engine in engines] or all_engines
     damaged = 0
     for folder in folders:
@@ -67,7 +68,7 @@ def verify_engines(engines: tuple[str, ...], cache_dir: Path | None) -> None:
 @click.option("--max-gb", type=click.FloatRange(min=0), help="Keep at most this many GB; 0 keeps nothing.")
 @_CACHE_DIR
 def prune(max_gb: float | None, cache_dir: Path | None) -> None:
-    """Remove leftovers and, above a size, checkpoints and then engines, the least recently used first; none in use."""
+    """Remove leftovers. With --max-gb, also remove checkpoints, then engines, until the rest fits; not those in use."""
     removed = _cache(cache_dir).evict(None if max_gb is None else int(max_gb * 1e9))
     for entry in removed:
         click.echo(f"removed {_line(entry)}")
@@ -94,8 +95,8 @@ def push(engine: str, url: str, force: bool, cache_dir: Path | None) -> None:
 @click.option("--output", type=click.Path(path_type=Path), help="Folder to write. [default: the cache]")
 @_CACHE_DIR
 def pull_engine(url: str, output: Path | None, cache_dir: Path | None) -> None:
-    """Copy an engine from an object store, check it, and print its folder; URL is what push printed."""
-    engine = RemoteEngine.at(url)
+    """Copy an engine from an object store, check it, and print its folder. URL is the one that push prints."""
+    engine = RemoteEngine(ObjectStore(url))
     manifest = engine.manifest()
     if manifest is None:
         raise CheckpointError(f"{redact(url)} is not an engine: it has no manifest.json")
@@ -117,7 +118,7 @@ def _cache(cache_dir: Path | None) -> EngineCache:
 
 
 def _find(cache: EngineCache, name: str) -> Path:
-    """The engine of an address, of its first digits, or of a folder. Raises ConfigError for none or several."""
+    """The folder of an engine by its address, by the first digits of it, or by folder. Raises ConfigError."""
     if is_engine(Path(name)):
         return Path(name)
     found = [entry.folder for entry in cache.entries() if entry.folder.name.startswith(name)]
@@ -127,7 +128,7 @@ def _find(cache: EngineCache, name: str) -> Path:
 
 
 def _line(entry: Entry) -> str:
-    """An entry in one line: name, what it is, size, in use or when last used, source."""
+    """An entry as one line: name, kind, size, "in use" or the time of its last use, source."""
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_at))
     state = "in use" if entry.in_use else f"used {used}"
     record = entry.record

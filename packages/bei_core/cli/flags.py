@@ -27,7 +27,7 @@ class Command(click.Command):
     """A command whose boolean flags also take a value, as text-embeddings-inference's do: `--auto-truncate false`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """The words that are left when the flags are read."""
+        """Parse a command line; returns the words that are no flags, as in the base class."""
         switches = {
             spelled: option.secondary_opts[0]
             for option in self.params
@@ -38,7 +38,7 @@ class Command(click.Command):
 
 
 def _without_values(words: Sequence[str], switches: Mapping[str, str]) -> Iterator[str]:
-    """The words, with `--x false` and `--x=false` written as `--no-x`; `switches` maps each `--x` to its `--no-x`."""
+    """The words, with `--x false` and `--x=false` replaced by `--no-x`; `switches` maps each `--x` to its `--no-x`."""
     rest = iter(range(len(words)))
     for index in rest:
         flag, equals, value = words[index].partition("=")
@@ -56,7 +56,7 @@ def _without_values(words: Sequence[str], switches: Mapping[str, str]) -> Iterat
 
 
 class Choice(click.Choice[str]):
-    """One of a setting's values; as in the environment, `-` may stand for `_`, and capitals for small letters."""
+    """One of a setting's values. As in the environment, `-` may stand for `_`, and case is ignored."""
 
     def normalize_choice(self, choice: object, ctx: click.Context | None) -> str:
         """The form in which choices are compared."""
@@ -79,7 +79,7 @@ def settings_flags() -> list[click.Parameter]:
 
 
 def load_settings(flags: Mapping[str, object]) -> Settings:
-    """The settings of a command line made of `settings_flags`; sets logging up as they say. Raises ConfigError."""
+    """The settings of a command with `settings_flags`; also sets up logging. Raises ConfigError."""
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     config = given.pop("config", None)
     settings = Settings.load(given, os.environ, config if isinstance(config, Path) else None)
@@ -96,7 +96,7 @@ def one_model(settings: Settings) -> Settings:
 
 
 def _flag(field: Declared) -> click.Option:
-    """The flag of a field; its default is None, so that a flag that was not given hides no other source."""
+    """The flag of a field. Its default is None, which means that the flag was not given and other sources count."""
     spelled = [*field.flags]
     if field.plain is bool:
         spelled[-1] += f"/--no-{field.name.replace('_', '-')}"
@@ -117,7 +117,7 @@ def help_of(field: Declared) -> str:
 
 
 def _type(field: Declared) -> click.ParamType[Any]:
-    """The type that click checks: choices and the limits of numbers. The settings check everything else."""
+    """The click type of a flag. It checks choices and limits of numbers; `Settings` checks everything else."""
     limits = field.limits
     if field.choices:
         return Choice(field.choices)

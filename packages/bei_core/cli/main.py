@@ -1,4 +1,4 @@
-"""The `bei` command. Each of its commands is one module of this folder, imported when it is called."""
+"""The `bei` command. Each subcommand is one module in this folder, imported when it is called."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class LazyGroup(click.Group):
     """A group that imports a command's module when the command is called, so that `bei --version` is quick."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the commands, in the order of the help."""
+        """The names of the commands, in the order in which the help lists them."""
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command of a name; None for a name that is unknown."""
+        """The command of that name; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(f"bei_core.cli.{cmd_name}").command
@@ -32,7 +32,7 @@ class LazyGroup(click.Group):
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    """Prints the version and ends; `0` if bei_core runs from a folder on the path, as under Truss."""
+    """Print the version and exit. It is 0 if bei_core is not installed as a package, as under Truss."""
     from importlib.metadata import PackageNotFoundError, version
 
     if wanted and not ctx.resilient_parsing:
@@ -58,7 +58,7 @@ def app() -> None:
 
 
 def main() -> None:
-    """Runs the command line. An error is one line: a wrong command line exits with 2, any other error with 1."""
+    """Run the command line. An error is one line; the exit status is 2 for a wrong command line, else 1."""
     try:
         sys.exit(app.main(prog_name="bei", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def fail(message: str, status: int) -> None:
-    """Writes an error and ends the process."""
+    """Write an error and exit."""
     click.echo(f"error: {message}", err=True)
     sys.exit(status)
 

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 @click.command(cls=Command, params=settings_flags())
 def command(**flags: object) -> None:
-    """Serve one model or several over HTTP; a checkpoint is built into an engine first.
+    """Serve one or several models over HTTP. If a model has no engine yet, it is built first.
 
     Every setting is also an environment variable (BEI_PORT) and a key of config.yaml (docs/settings.md).
     """
@@ -25,7 +25,7 @@ def command(**flags: object) -> None:
     settings = load_settings(flags)
     if given := settings.without_effect():
         log.info("settings without effect: %s", "; ".join(given))
-    # Both before an engine is built, so that a port in use or a missing package is reported at once.
+    # Before an engine is built, so that a port in use or a missing package is reported at once.
     with closing(bind(settings)) as sockets:
         traces = open_traces(settings)
         serve(Service.open_all(settings), sockets, traces)

@@ -28,12 +28,12 @@ def command() -> None:
 )
 @click.option("--docker-server", is_flag=True, help="Run bei serve in the container, in place of Truss's server.")
 @click.option("--cpu", is_flag=True, help="Ask for 4 processors in place of the accelerator.")
-@click.option("--force", is_flag=True, help="Write over a Truss that is there.")
+@click.option("--force", is_flag=True, help="Overwrite an existing Truss.")
 def init(output: Path, source: Path, docker_server: bool, cpu: bool, force: bool) -> None:
     """Make a Truss in the folder OUTPUT that serves what a config.yaml with Baseten's trt_llm block describes."""
     files = make(source, output, docker_server=docker_server, cpu=cpu)
     if not force and (output / "config.yaml").exists():
-        raise ConfigError(f"{output / 'config.yaml'} is there already; --force writes over it")
+        raise ConfigError(f"{output / 'config.yaml'} exists already; --force overwrites it")
     for name, content in files.items():
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_bytes(content)
@@ -43,6 +43,6 @@ def init(output: Path, source: Path, docker_server: bool, cpu: bool, force: bool
 
 
 def _without_effect(source: Path) -> tuple[str, ...]:
-    """The keys of the file's trt_llm block that change nothing here."""
+    """The keys of the file's trt_llm block that have no effect here."""
     block = Settings.from_truss_config({"trt_llm": read_yaml(source)["trt_llm"]}, {}).trt_llm
     return () if block is None else tuple(f"trt_llm.{key}" for key in block.ignored())

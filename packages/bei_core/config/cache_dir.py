@@ -1,4 +1,4 @@
-"""The folder for built engines and fetched checkpoints, if no setting names one."""
+"""The default of `cache_dir`, the folder for built engines and fetched checkpoints."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 from bei_core.errors import ConfigError
 
-# Baseten's network volumes for files written at run time: the organisation's, one deployment's. Either may be absent.
+# Baseten's network volumes for files written at run time: of the organisation, of one deployment. Both are optional.
 _VOLUMES = (Path("/cache/org"), Path("/cache/model"))
 
 
 def default_cache_dir(environ: Mapping[str, str], volumes: Sequence[Path] = _VOLUMES) -> Path:
-    """The folder `bei` on the first network volume that can be written, else in the user's cache folder.
+    """The folder `bei` on the first volume that can be written; if there is none, in the user's cache folder.
 
     Raises ConfigError if there is no volume and the user has no home directory.
     """

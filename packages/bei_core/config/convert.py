@@ -1,4 +1,4 @@
-"""Values as given (text, YAML, numbers) to values of a setting's type, with errors that say what would be right."""
+"""Converts values from any source (text, YAML) to a setting's type, with errors that say which values are possible."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ StructT = TypeVar("StructT", bound=Struct)
 
 
 def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> object:
-    """The value of a setting, of its type; text is read as numbers and booleans if not strict.
+    """A value converted to a setting's type. Unless `strict`, text may stand for a number or a boolean.
 
-    Raises ConfigError that begins with `where`, the name of the setting in its source.
+    Raises ConfigError that begins with `where`, the setting's name in its source.
     """
     if isinstance(value, str):
         try:
@@ -32,7 +32,7 @@ def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> o
 
 
 def _from_text(setting: Declared, text: str) -> object:
-    """What a text stands for where the type is not one plain value: a choice, a list, or a block as JSON."""
+    """A text as a choice, a list or a block, if the setting has such a type; else the text itself."""
     choice = text.lower().replace("-", "_")  # text-embeddings-inference writes last-token
     if choice in setting.choices:
         return choice
@@ -48,7 +48,7 @@ def _split(text: str) -> list[str]:
 def convert(
     kind: TypeForm, value: object, where: str, *, strict: bool = True, shown: str | None = None, note: str = ""
 ) -> object:
-    """A value of the given type. Raises ConfigError with the value, or `shown` in its place, and what is expected."""
+    """A value converted to a type. Raises ConfigError with the value (or `shown` instead) and what is expected."""
     struct = next((part for part in members(kind) if isinstance(part, type) and issubclass(part, Struct)), None)
     if struct is not None:
         return _block(struct, value, where)
@@ -59,7 +59,7 @@ def convert(
 
 
 def _block(kind: type[StructT], value: object, where: str) -> StructT:
-    """A mapping as a struct, key by key, so that an error names the key and what it may be."""
+    """A mapping converted to a struct, key by key, so that an error names the key and its possible values."""
     if not isinstance(value, Mapping):
         raise ConfigError(f"{where} is {value!r}: expected a mapping of {', '.join(kind.__struct_fields__)}")
     infos = {info.name: info for info in msgspec.structs.fields(kind)}
@@ -79,21 +79,21 @@ def _block(kind: type[StructT], value: object, where: str) -> StructT:
 
 
 def _expected(kind: TypeForm, fault: str, note: str) -> str:
-    """What a value of the type may be: its choices, or else msgspec's own words; then the note."""
+    """The possible values of a type, for an error: its choices, else msgspec's text (`fault`); then the note."""
     choices = choices_of(kind)
     said = f"expected {'one of ' if choices[1:] else ''}{', '.join(choices)}" if choices else fault
     return f"{said}; {note}" if note else said
 
 
 def _path(kind: type, value: object) -> object:
-    """A path, with `~` read as the user's home. Paths are the one type of settings that msgspec does not know."""
+    """A path, with `~` replaced by the user's home. msgspec calls this because it does not know paths."""
     if kind is Path and isinstance(value, (str, Path)) and value:
         return Path(value).expanduser()
     raise ValueError("expected the path of a folder or a file")
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not one of the known ones; it names the nearest of them."""
+    """The error for an unknown name. It suggests the nearest known one."""
     choices = sorted(known)
     nearest = difflib.get_close_matches(name, choices, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ";"

@@ -1,10 +1,10 @@
-"""How a setting is declared: one field of a struct, from which flags, variables, help and docs/settings.md are made.
+"""The declaration of a setting: one field of a struct. Flags, variables, help and docs/settings.md are made from it.
 
-A field has a type, a default, and what `About` says of it:
+A field has a type, a default, and a description with options (`About`):
 
     port: Annotated[Port, About("Port to listen on; 0 takes a free one.", flags=("-p", "--port"))] = 7997
 
-Other structs (the options of `bei bench`) are declared by msgspec's own `Meta(description=...)`.
+The fields of other structs (the options of `bei bench`) are described by msgspec's own `Meta(description=...)`.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ TypeForm: TypeAlias = Any  # a type, a union, a Literal or an Annotated; typing 
 
 @dataclass(frozen=True)
 class About:
-    """The description of a setting, a sentence, and what is special about it."""
+    """The description of a setting (a sentence) and its options."""
 
     description: str
     _: KW_ONLY
-    unset: str = ""  # what happens when the setting is not given, in words, where its default does not say it
-    flags: tuple[str, ...] = ()  # its flags, in place of the one made from its name
+    unset: str = ""  # what holds if the setting is not given, in words, if the default itself does not show it
+    flags: tuple[str, ...] = ()  # its flags, if they are not made from its name
     environ: tuple[str, ...] = ()  # more environment variables that are read, the strongest first
-    bare: bool = True  # whether its upper-case name is read from the environment without `BEI_` before it
-    secret: bool = False  # whether logs and errors hide its value; a secret may come from a secret of Truss's
-    mounted: tuple[str, ...] = ()  # names of secrets that are read before the one named like the setting
-    refuse_empty: bool = False  # whether an empty `BEI_` variable is an error and not the same as an unset one
+    bare: bool = True  # whether its upper-case name without `BEI_` is an environment variable too
+    secret: bool = False  # whether logs and errors hide its value; it may also come from a secret of Truss
+    mounted: tuple[str, ...] = ()  # more names of Truss's secrets, stronger than the setting's own name
+    refuse_empty: bool = False  # whether an empty `BEI_` variable is an error; otherwise it counts as unset
     of_one_model: bool = False  # whether it cannot be set for several models at once
     decides_engine: bool = False  # whether another value needs another engine; a part of the key of the cache's refs
     excludes: tuple[str, ...] = ()  # settings that cannot be given together with it
-    split: bool = False  # whether each item of a list may hold several, with commas between them
-    no_effect: str = ""  # accepted because text-embeddings-inference has it; says why nothing changes here
+    split: bool = False  # whether an item of a list may contain several, separated by commas
+    no_effect: str = ""  # why it has no effect; such settings are accepted because text-embeddings-inference has them
 
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """One declared field, as flags, variables, help and documents need it."""
+    """A declared field, with all that flags, variables, help and documents are made from."""
 
     name: str
     kind: TypeForm
@@ -52,7 +52,7 @@ class Declared:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """Its flags, as `("-p", "--port")`."""
+        """Its flags, such as `("-p", "--port")`."""
         return self.about.flags or (f"--{self.name.replace('_', '-')}",)
 
     @property
@@ -68,7 +68,7 @@ class Declared:
 
     @property
     def limits(self) -> Meta | None:
-        """The least and the greatest value of a number; None if it has none."""
+        """The minimum and maximum of a number; None if it has neither."""
         metas = [meta for part in members(self.kind) for meta in metas_of(part)]
         return next((meta for meta in metas if (meta.ge, meta.gt, meta.le) != (None, None, None)), None)
 
@@ -81,14 +81,14 @@ class Declared:
 
     @property
     def default_text(self) -> str:
-        """What holds if it is not given, in words; empty where there is nothing to say."""
+        """The default as text; empty if it means nothing to a reader (None, an empty list, a computed value)."""
         if self.about.unset or self.default in (None, (), "", NODEFAULT):
             return self.about.unset
         return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
 
 
 def declared(kind: type[Struct]) -> dict[str, Declared]:
-    """The fields of a struct by their names, in their order."""
+    """The fields of a struct, by name and in order."""
     return {field.name: _declared(field) for field in fields(kind)}
 
 
@@ -105,7 +105,7 @@ def _declared(field: FieldInfo) -> Declared:
 
 
 def description_of(kind: TypeForm) -> str:
-    """The description of an annotated type, the outermost where there are several; empty if there is none."""
+    """The outermost description of an annotated type; empty if it has none."""
     return next((meta.description for meta in reversed(metas_of(kind)) if meta.description), "")
 
 
@@ -115,7 +115,7 @@ def metas_of(kind: TypeForm) -> tuple[Meta, ...]:
 
 
 def members(kind: TypeForm) -> tuple[TypeForm, ...]:
-    """The members of a union, annotated or not; the type itself of anything else."""
+    """The members of a union; for any other type, the type itself."""
     base = _unannotated(kind)
     origin: Any = typing.get_origin(base)
     if origin in (typing.Union, types.UnionType):

@@ -1,4 +1,4 @@
-"""The files of a Truss that settings come from: its config.yaml, and the secrets that Baseten mounts."""
+"""The files from which a Truss gets settings: its config.yaml, and the secrets that Baseten mounts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import yaml
 
 from bei_core.errors import ConfigError
 
-SECRETS = Path("/secrets")  # one file for each secret, with its name
+SECRETS = Path("/secrets")  # one file for each secret; the file's name is the secret's
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:

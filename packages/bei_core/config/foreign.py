@@ -1,13 +1,13 @@
-"""Environment variables that are named like settings and are not."""
+"""Environment variables that look like settings but are not."""
 
 from __future__ import annotations
 
 import re
 
-# The interpreter that has truss, for this project's tests.
+# A variable of this project's tests.
 _NOT_SETTINGS = frozenset({"BEI_TRUSS_PYTHON"})
 
-# If a Service's name begins with `bei`, Kubernetes sets these in every container of its namespace:
+# If the name of a Kubernetes Service begins with `bei`, every container of its namespace gets these variables:
 # BEI_SERVICE_HOST, BEI_SERVICE_PORT_HTTP, BEI_PORT_80_TCP_ADDR and more, and BEI_PORT=tcp://10.0.0.1:80.
 _SERVICE_LINK = re.compile(r"_SERVICE_HOST$|_SERVICE_PORT(_\w+)?$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
 _SERVICE_URL = re.compile(r"^(tcp|udp|sctp)://")

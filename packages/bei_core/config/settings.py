@@ -290,7 +290,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = None
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for settings that do not go together."""
+        """Raises ConfigError for settings that exclude each other."""
         if self.dtype == "int8" and self.quantization_type == "no_quant":
             raise ConfigError("dtype int8 and quantization_type no_quant exclude each other; give one of them")
         given = [name for name, one in SETTINGS.items() if one.about.of_one_model and getattr(self, name) is not None]
@@ -317,12 +317,12 @@ class Settings(Struct, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, models=(), model_id=model_id, revision=revision, served_model_name=name)
 
     def without_effect(self) -> tuple[str, ...]:
-        """The given settings that change nothing here, each with the reason."""
+        """The settings that were given although they have no effect, each with the reason."""
         given = [one for name, one in SETTINGS.items() if one.about.no_effect and getattr(self, name) != one.default]
         return tuple(f"{one.name} ({one.about.no_effect})" for one in given)
 
     def check_dense_path(self, folders: Sequence[str]) -> None:
-        """Raises ConfigError if `dense_path` names another folder than the model's only Dense module."""
+        """Raises ConfigError unless `dense_path` is unset or the folder of the model's only Dense module."""
         if self.dense_path is not None and list(folders) != [self.dense_path.rstrip("/")]:
             known = ", ".join(folders) or "none"
             raise ConfigError(
@@ -355,7 +355,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         environ: Mapping[str, str] | None = None,
         secrets: Mapping[str, str] | None = None,
     ) -> Settings:
-        """The settings in the config and the secrets that Truss hands to model.py, and in the environment.
+        """The settings from Truss's `config` and `secrets`, which model.py gets, and from the environment.
 
         Raises ConfigError.
         """
@@ -383,6 +383,6 @@ _HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?
 
 
 def _named(model: str) -> tuple[str | None, str]:
-    """The name, if one is given, and the model_id of an entry of `models`."""
+    """The name (None if it has none) and the model_id in an item of `models`."""
     name, equals, model_id = model.partition("=")
     return (name, model_id) if equals and name and model_id and "/" not in name else (None, model)

@@ -30,14 +30,14 @@ def collect(
     flags: Layer,
     secrets: Mapping[str, str],
 ) -> dict[str, Any]:
-    """The values of all sources together. `config` is a whole config.yaml, `secrets` what it declares."""
+    """The merged values of all sources. `config` is a whole config.yaml, `secrets` has the secrets it declares."""
     layers = [
         from_values(known, block_of(known, config), "model_metadata.bei.{}".format),
         from_environ(known, environ),
         from_values(known, flags, lambda name: f"--{name.replace('_', '-')}"),
     ]
     trt_llm = merge(known, layers).get("trt_llm")
-    if isinstance(trt_llm, TrtLlm):  # weaker than any setting that is given beside it
+    if isinstance(trt_llm, TrtLlm):  # every setting that is given by itself wins over the block
         layers.insert(0, trt_llm.settings())
     layers.insert(0, from_secrets(known, secrets, trt_llm))
     merged = merge(known, layers)
@@ -49,7 +49,7 @@ def collect(
 
 
 def merge(known: Declarations, layers: Iterable[Layer]) -> dict[str, Any]:
-    """One value for each setting; of two layers the later wins, also over a setting that its own excludes.
+    """One value for each setting. A later layer wins, and removes earlier settings that its own exclude.
 
     Raises ConfigError if one layer has two settings that exclude each other.
     """
@@ -58,7 +58,7 @@ def merge(known: Declarations, layers: Iterable[Layer]) -> dict[str, Any]:
     for layer in layers:
         chosen, before = _models_of(layer), _models_of(merged)
         if chosen and before and chosen != before:
-            merged.pop("revision", None)  # it belongs to the model that is replaced
+            merged.pop("revision", None)  # it was given for the earlier layer's model
         for pair in pairs:
             given = [name for name in pair if name in layer]
             if len(given) == 2:
@@ -70,12 +70,12 @@ def merge(known: Declarations, layers: Iterable[Layer]) -> dict[str, Any]:
 
 
 def _models_of(layer: Layer) -> Layer:
-    """The part of a layer that says which models are served."""
+    """The settings of a layer that name models."""
     return {name: layer[name] for name in ("model_id", "models") if name in layer}
 
 
 def from_values(known: Declarations, values: Layer, label: Callable[[str], str]) -> dict[str, object]:
-    """The layer of values that have types already; `label` names one in an error, None counts as unset."""
+    """The layer of values that are not text. None counts as unset; `label` gives a setting's name for errors."""
     layer = {}
     for name, value in values.items():
         if name not in known:
@@ -87,7 +87,7 @@ def from_values(known: Declarations, values: Layer, label: Callable[[str], str])
 
 
 def from_environ(known: Declarations, environ: Mapping[str, str]) -> dict[str, object]:
-    """The layer of the environment. An empty variable is an unset one, because compose files leave many of them."""
+    """The layer of the environment. An empty variable counts as unset, because compose files often have them."""
     given = {name: value for name, value in environ.items() if value and not is_foreign(name, value)}
     ours = {setting.variables[0] for setting in known.values()}
     for name in given:
@@ -108,18 +108,18 @@ def _empty(where: str) -> ConfigError:
 
 
 def read_secrets(declared: Iterable[str], read: Callable[[str], str]) -> dict[str, str]:
-    """The secrets that config.yaml declares and that have a value."""
+    """The values of the secrets that config.yaml declares. Those without a value are logged and left out."""
     found = {}
     for name in declared:
         try:
             found[name] = read(name).strip()  # it may come from a file that ends with a new line
-        except Exception:  # truss's SecretNotFoundError is no KeyError, and only its server has the class
+        except Exception:  # truss's SecretNotFoundError is not a KeyError and can be imported in its server only
             log.warning("config.yaml declares the secret %s, which has no value", name)
     return found
 
 
 def from_secrets(known: Declarations, secrets: Mapping[str, str], trt_llm: object) -> dict[str, object]:
-    """The layer of Truss's secrets; Baseten's block may name its own secret for the checkpoint."""
+    """The layer of Truss's secrets. The trt_llm block may name another secret for the checkpoint."""
     names = {one.name: [*one.about.mounted, one.name] for one in known.values() if one.about.secret}
     if isinstance(trt_llm, TrtLlm):
         setting, name = trt_llm.build.checkpoint_repository.secret
@@ -135,7 +135,7 @@ def from_secrets(known: Declarations, secrets: Mapping[str, str], trt_llm: objec
 
 
 def block_of(known: Declarations, config: Mapping[str, Any]) -> dict[str, object]:
-    """Our block of a Truss config, with a `trt_llm` block of either place in it; empty if there is none."""
+    """The mapping model_metadata.bei of a Truss config, with the `trt_llm` block, which may also be at the top."""
     misplaced = sorted(set(config) & (set(known) - {"trt_llm"}))
     if misplaced:
         raise ConfigError(
@@ -152,7 +152,7 @@ def block_of(known: Declarations, config: Mapping[str, Any]) -> dict[str, object
 
 
 def read_key(path: Path) -> str:
-    """The API key in a file, without the new line after it. Raises ConfigError if it is not there or is empty."""
+    """The API key in a file, without the newline at its end. Raises ConfigError if the file is missing or empty."""
     try:
         key = path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as fault:

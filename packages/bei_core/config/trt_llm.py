@@ -1,8 +1,8 @@
 """Baseten's `trt_llm` block, as truss 0.18.36 defines it (`truss/base/trt_llm_config.py`).
 
-Every key that truss knows is accepted, within truss's limits, so that a config.yaml written for Baseten loads without a
-change. `TrtLlm.ignored` names the keys that mean nothing to an encoder. A test compares these classes with truss's own.
-truss itself is not imported: it is 218 MB, takes over a second to import, and is not in a serving image.
+Every key of truss's is accepted, within truss's limits, so that a config.yaml for Baseten works unchanged.
+`TrtLlm.ignored` names the keys that have no effect on an encoder. A test compares these classes with truss's own. truss
+itself is not imported: it is 218 MB, takes over a second to import, and is not in a serving image.
 
 Two things that truss accepts are refused here. Its other base models (`decoder` is its default) and its second
 inference stack serve generative models only. The quantization types before `fp8` are refused by its backend at push.
@@ -70,13 +70,13 @@ class CheckpointRepository(Struct, frozen=True, kw_only=True):
 
     @property
     def secret(self) -> tuple[str, str]:
-        """The setting that the secret is for, and the secret's name; truss's default name means a token of the hub."""
+        """The setting that the secret is for, and the secret's name. truss's default name means a token for the hub."""
         is_hub = self.source in {"HF", "LOCAL"} or self.runtime_secret_name == _HUB_SECRET
         return ("hf_token" if is_hub else "checkpoint_secret", self.runtime_secret_name)
 
     @property
     def model_id(self) -> str:
-        """The checkpoint as a `model_id`: a folder, a repository, or a URL with the source's scheme."""
+        """The checkpoint as a `model_id`: a folder, a repository, or a URL whose scheme follows from `source`."""
         if self.source in {"HF", "LOCAL"} or "://" in self.repo:
             return self.repo
         return f"{_SCHEMES[self.source]}://{self.repo}"
@@ -152,7 +152,7 @@ class TrtLlm(Struct, frozen=True, kw_only=True):
     version_overrides: dict[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, object]:
-        """The settings that the block stands for, by their own names, without those that it leaves open."""
+        """The settings in the block, by BEI's names, without those that it does not set."""
         repository = self.build.checkpoint_repository
         route = self.runtime.webserver_default_route
         values: dict[str, object | None] = {
@@ -169,7 +169,7 @@ class TrtLlm(Struct, frozen=True, kw_only=True):
         return {name: value for name, value in values.items() if value is not None}
 
     def ignored(self) -> tuple[str, ...]:
-        """The dotted keys that have another value than their default and that nothing here reads."""
+        """The dotted keys that have another value than their default and no effect here."""
         names = [name for prefix, read in _READ.items() for name in _changed(self._part(prefix), prefix, read)]
         if self.runtime.webserver_default_route == "/v1/systemone":
             names.append("runtime.webserver_default_route")  # a route that BEI does not have
@@ -182,12 +182,12 @@ class TrtLlm(Struct, frozen=True, kw_only=True):
 
 
 def _changed(part: Struct, prefix: str, read: set[str]) -> Iterator[str]:
-    """The names outside `read` whose value is not the default."""
+    """The keys whose value is not the default, except those in `read`."""
     for info in fields(part):
         if info.name not in read and getattr(part, info.name) != _default(info):
             yield prefix + info.name
 
 
 def _default(info: FieldInfo) -> object:
-    """A field's default, from its factory if it has one."""
+    """A field's default value."""
     return info.default_factory() if callable(info.default_factory) else info.default

@@ -1,9 +1,9 @@
 """Built engines in the cache, on a disk or a network volume.
 
 <root>/<artifact>/         an engine
-<root>/.requests/<key>     a ref: the engine that a request for a model was given, so that no hub is asked again
-<root>/.used/<artifact>    when the engine was last opened; the lease of whoever has it open
-<root>/.locks/             locked by whoever builds, so that of many processes one does
+<root>/.requests/<key>     a ref from settings to their engine, so that a restart does not ask the hub again
+<root>/.used/<artifact>    the lease of the processes that have the engine open; its time is the engine's last use
+<root>/.locks/             locked by the process that builds, so that only one of many builds
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _LEFTOVER = re.compile(r"\.(?:tmp|bad)-([0-9a-f]{32})-.*")
 
 
 class EngineRef(msgspec.Struct, frozen=True):
-    """The engine that a request for a model was given."""
+    """A ref to an engine, from the settings that decide it."""
 
     artifact: Address
     source: str
-    revision: str  # the commit that a branch named then
+    revision: str  # the commit of the branch when the ref was written
 
     def encode(self) -> bytes:
         """JSON."""
@@ -52,12 +52,12 @@ class EngineRecords(RecordType):
     locks_network_volumes = False
 
     def name_of(self, folder: str) -> str | None:
-        """The address that the name of a folder is or contains."""
+        """The address in a folder's name."""
         left = _LEFTOVER.fullmatch(folder)
         return left[1] if left else folder if _ADDRESS.fullmatch(folder) else None
 
     def describe(self, folder: Path) -> Record:
-        """A foreign engine is one of another version of BEI, or one that this user may not read."""
+        """The kind is `foreign` for an engine of another version of BEI, or one that this user may not read."""
         foreign = Record(Rank.ARTIFACT, "foreign", "another BEI version's, or another user's")
         if _LEFTOVER.fullmatch(folder.name):
             return Record(Rank.UNWANTED, "leftover", "unfinished or quarantined")
@@ -73,11 +73,11 @@ class EngineRecords(RecordType):
         return Record(Rank.ARTIFACT, "engine", f"{manifest.engine} {manifest.precision}", source)
 
     def fault(self, folder: Path) -> str | None:
-        """Every file is checked when the engine is loaded."""
+        """Only a missing manifest: the files are checked when the engine is loaded."""
         return None if is_engine(folder) else "engine corrupt: it has no manifest"
 
     def expires_by_age(self, folder: str, *, local: bool) -> bool:
-        """True for quarantined engines, and for staging folders on a network volume, whose builders may be alive."""
+        """True for quarantined engines, and for staging folders on a network volume, where a build may be running."""
         return folder.startswith(".bad-") or (folder.startswith(".tmp-") and not local)
 
 
@@ -107,9 +107,10 @@ class EngineCache(Cache):
         )
 
     def obtain(self, artifact: str, fill: Fill) -> Lease:
-        """The engine of that address, leased; `fill` creates it if it is not there.
+        """A lease on the engine of an address, which `fill` creates if it is not in the cache.
 
-        If many processes ask at once, one creates it and the others wait. Raises what `fill` raises, and DiskError.
+        If several processes call this at once, one creates the engine and the others wait. Raises what `fill` raises,
+        and DiskError.
         """
         lease = self.lease(artifact)
         try:
@@ -123,7 +124,7 @@ class EngineCache(Cache):
         return lease
 
     def find_by_ref(self, key: str) -> Lease | None:
-        """The engine that a request was given before, leased, if it is still there."""
+        """A lease on the engine that a ref points to; None if there is no ref or the engine was evicted."""
         try:
             ref = msgspec.json.decode(self.get_ref(key) or b"", type=EngineRef)
         except msgspec.DecodeError:
@@ -132,11 +133,11 @@ class EngineCache(Cache):
         if self.find(ref.artifact) is None:
             lease.release()
             return None
-        log.info("%s at %s: its engine is %s", ref.source, ref.revision, lease.folder)
+        log.info("found the engine of %s at %s in the cache: %s", ref.source, ref.revision, lease.folder)
         return lease
 
     def quarantine_damaged(self, artifact: str) -> None:
-        """Quarantine an engine unless all its digests are right: another process may have built it again."""
+        """Quarantine an engine unless its files match their digests: another process may have built it again."""
         with self.lock(artifact):
             try:
                 verify(self.folder(artifact))
@@ -146,15 +147,15 @@ class EngineCache(Cache):
                 log.info("another process has built %s again already", self.folder(artifact))
 
     def checkpoint_entries(self) -> list[Entry]:
-        """The fetched checkpoints, whole or not, the least recently used first. Raises DiskError."""
+        """The fetched checkpoints, also partly fetched ones; the least recently used first. Raises DiskError."""
         entries = [entry for cache in self._sources() for entry in cache.entries()]
         return sorted(entries, key=lambda entry: entry.used_at)
 
     def evict(self, max_bytes: int | None = None) -> list[Entry]:
         """Remove leftovers; then, until the rest fits, checkpoints and then engines, the least recently used first.
 
-        Checkpoints go first because a start needs none whose engine is there. Returns what was removed. Raises
-        DiskError.
+        Checkpoints are evicted before engines, because a start with a built engine does not need the checkpoint.
+        Returns the removed entries. Raises DiskError.
         """
         with translate_os_errors(self.root):
             return evict([self, *self._sources()], self.max_bytes if max_bytes is None else max_bytes)
@@ -166,7 +167,7 @@ class EngineCache(Cache):
             return source_caches(self.checkpoints)
 
     def _create(self, artifact: str, fill: Fill, *, is_only_builder: bool) -> None:
-        if is_only_builder:  # staging folders without a lock may be of builders that are alive
+        if is_only_builder:  # without a lock, another process may be building in these folders
             for staging in self.root.glob(f".tmp-{artifact}-*"):
                 shutil.rmtree(staging, ignore_errors=True)
         with translate_os_errors(self.root), staging_folder(self.folder(artifact)) as staging:
@@ -175,13 +176,13 @@ class EngineCache(Cache):
         try:
             self.evict()
         except DiskError as error:
-            log.warning("nothing can be evicted: %s", error)
+            log.warning("eviction failed: %s", error)
 
 
 def publish_engine(target: Path, fill: Fill) -> None:
-    """Create an engine in any folder that does not exist or is empty. An engine that is there already stays.
+    """Create an engine in a folder outside the cache, which does not exist or is empty, or keep the engine there.
 
-    Nothing is left behind if `fill` raises.
+    If `fill` raises, nothing remains.
     """
     with staging_folder(target) as staging:
         fill(staging)

@@ -1,9 +1,8 @@
-"""The manifest of an engine folder: what is in the folder, what it was built from, and whether it is whole.
+"""The manifest of an engine folder: what the engine was built from, and the digests of its files.
 
-    manifest.json   written last: what it was built from, and size and sha256 of every other file
-    spec.json, tokenizer.json, and the files of the engine of that name
-
-A folder without a valid manifest is not an engine.
+manifest.json              written last; it makes the folder an engine
+spec.json, tokenizer.json
+…                          the files of the engine itself
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from bei_core.storage.errors import disk_error
 from bei_core.storage.transfer import digest_of
 
 MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
-TUNED = ".tuned"  # the folder of what an engine learns about one machine, which no manifest lists
+TUNED = ".tuned"  # a folder with what an engine has measured on this machine; the manifest does not list it
 SCHEMA = 2
 
-# What `key_of` returns. Anything else is refused, because it becomes the name of a folder.
+# A result of `key_of`. Anything else is refused, because the address is used as the name of a folder.
 Address: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
@@ -38,14 +37,14 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What is in an engine folder and what it was built from."""
+    """What an engine was built from, and its files."""
 
     engine: str  # "openvino", "tensorrt_llm"
     precision: str  # of the weights: "f32", "bf16", "int8", "fp8"
     dtype: str = "auto"  # of the computation, if the settings do not say it
     source: str  # repository or folder of the checkpoint
     revision: str  # its commit, or the digest of its content
-    artifact: Address  # the engine's address: `key_of` everything that decides its output
+    artifact: Address  # the engine's address: `key_of` all that decides its output
     quality: Quality | None = None  # of a quantised engine: how similar its rows are to those of f32
     built_with: dict[str, str] = {}  # versions of packages, for information alone
     files: dict[str, FileEntry] = {}
@@ -57,7 +56,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class _Sealed(msgspec.Struct, frozen=True):
-    """The content of manifest.json: a manifest and its digest."""
+    """The content of manifest.json: a manifest with its digest."""
 
     schema: int
     sha256: str  # of the manifest, encoded
@@ -65,7 +64,7 @@ class _Sealed(msgspec.Struct, frozen=True):
 
 
 class _Schema(msgspec.Struct):
-    """The field that manifest.json has in every version."""
+    """The field that every version of manifest.json has."""
 
     schema: int
 
@@ -76,15 +75,15 @@ def key_of(parts: Mapping[str, object]) -> str:
 
 
 def is_engine(folder: Path) -> bool:
-    """Whether `folder` claims to be a built engine."""
+    """Whether `folder` has a manifest, valid or not."""
     return (folder / MANIFEST).is_file()
 
 
 def read_manifest(folder: Path) -> Manifest:
     """The manifest, after a check of its own digest and of the size of every file.
 
-    Raises CheckpointError for a folder that is no engine, EngineCorruptError naming the file that is damaged, DiskError
-    for a file that this user may not read.
+    Raises CheckpointError for a folder that is not an engine, EngineCorruptError, naming the file, for a damaged one,
+    and DiskError for a file that this user may not read.
     """
     try:
         manifest = parse_manifest((folder / MANIFEST).read_bytes(), str(folder))
@@ -101,7 +100,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
-    """The manifest in a manifest.json. Raises EngineCorruptError; CheckpointError if another version wrote it."""
+    """The manifest in the content of a manifest.json, after a check of its digest; `where` is for error texts.
+
+    Raises EngineCorruptError, and CheckpointError if another version of BEI wrote it.
+    """
     try:
         schema = msgspec.json.decode(content, type=_Schema).schema
         manifest = msgspec.json.decode(content, type=_Sealed).manifest if schema == SCHEMA else None
@@ -110,7 +112,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if manifest is None:
         raise CheckpointError(f"{where} was built by another version of BEI (schema {schema}); build it again")
     if content != _encode(manifest):
-        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not as it was written")
+        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not what was written")
     if any(name.startswith("/") or ".." in name.split("/") for name in manifest.files):
         raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} names files outside the folder")
     return manifest
@@ -124,14 +126,14 @@ def verify(folder: Path) -> Manifest:
 
 
 def check_digests(folder: Path, manifest: Manifest) -> None:
-    """Raise EngineCorruptError naming a file that is not what was written, DiskError for one that may not be read."""
+    """Raise EngineCorruptError, naming the file, if a digest differs, and DiskError if a file may not be read."""
     try:
         for name, found in _entries(folder, manifest.files):
             if found != manifest.files[name]:
                 raise EngineCorruptError(f"engine corrupt: {folder / name} does not have the digest its manifest says")
     except PermissionError as error:
         raise disk_error(error, folder) from error
-    except OSError as error:  # a failing disk; another copy of the engine may be on a good one
+    except OSError as error:  # the disk fails; a copy of the engine elsewhere may be whole
         raise EngineCorruptError(
             f"engine corrupt: {error.filename or folder} cannot be read: {error.strerror}"
         ) from error
@@ -144,20 +146,20 @@ def unnamed(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def seal(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a folder whose other files are complete."""
+    """Write the manifest of a folder in which all other files are complete."""
     names = [path.relative_to(folder).as_posix() for path in files_of(folder)]
     content = _encode(msgspec.structs.replace(manifest, files=dict(_entries(folder, names))))
     (folder / MANIFEST).write_bytes(content)
 
 
 def _encode(manifest: Manifest) -> bytes:
-    """The content of manifest.json. A manifest has one encoding only, so any other bytes are damage."""
+    """The content of manifest.json. Each manifest has exactly one encoding, so any difference is damage."""
     digest = hashlib.sha256(msgspec.json.encode(manifest)).hexdigest()
     return msgspec.json.format(msgspec.json.encode(_Sealed(SCHEMA, digest, manifest)), indent=2)
 
 
 def _entries(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, FileEntry]]:
-    """Each file with its size and digest, several files at a time: hashing releases the GIL."""
+    """The size and digest of each file. Files are hashed on several threads, because hashing releases the GIL."""
     names = list(names)
     with ThreadPoolExecutor(4) as pool:
         yield from zip(names, pool.map(lambda name: _entry(folder / name), names), strict=True)

@@ -1,4 +1,4 @@
-"""A model's name to a loaded engine: from an engine folder itself, for any other name through the cache."""
+"""Opens the engine for settings: `model_id` is an engine folder, or a model whose engine is in the cache."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bei_core.text.templates import chosen_template
 
 log = logging.getLogger(__name__)
 
-# The `dtype` settings that are possible with an engine's weights, besides auto.
+# The `dtype` settings that suit the precision of an engine's weights, besides auto.
 _DTYPES = {
     "f32": ("float32", "bfloat16"),
     "int8": ("float32", "bfloat16", "int8"),
@@ -54,7 +54,7 @@ class Opened:
 
 
 def open_engine(settings: Settings) -> Opened:
-    """The engine of `settings.model_id`: loaded from its folder, or from the cache, built into it if necessary.
+    """The engine of `settings.model_id`, loaded from its folder or from the cache, and built if necessary.
 
     A damaged engine in the cache is quarantined and built again. Raises ConfigError, CheckpointError,
     UnsupportedModelError, DiskError, EngineUnavailableError, QualityError.
@@ -65,12 +65,12 @@ def open_engine(settings: Settings) -> Opened:
     try:
         return _open_cached(settings, provider)
     except EngineCorruptError as error:
-        log.error("%s; it is quarantined and built again", error)
+        log.error("%s; it is quarantined and will be built again", error)
         return _open_cached(settings, provider)
 
 
 def build_engine(settings: Settings, target: Path | None = None) -> Path:
-    """The engine folder of `settings.model_id`, at `target` or in the cache; built unless it is there."""
+    """The folder of the engine of `settings.model_id`, at `target` or in the cache; built if necessary."""
     provider = EngineProvider(settings, to_run=False)
     if target is not None:
         provider.build(target)
@@ -81,7 +81,7 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
 
 
 def load(folder: Path, dtype: str | None = None) -> Opened:
-    """The engine of an engine folder, after a check of every file; without `dtype`, in the one it was built for.
+    """Load the engine in a folder and check every file. Without `dtype`, it computes in the dtype it was built for.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
     EngineUnavailableError.
@@ -89,13 +89,13 @@ def load(folder: Path, dtype: str | None = None) -> Opened:
     started = time.perf_counter()
     manifest = read_manifest(folder)
     loader = load_loader(manifest.engine)
-    with ThreadPoolExecutor(1) as pool:  # digests take as long as reading and compiling
+    with ThreadPoolExecutor(1) as pool:  # in parallel, because digests take as long as reading and compiling
         intact = pool.submit(check_digests, folder, manifest)
         try:
             spec = _load_spec(folder)
             engine = loader(folder, spec, manifest, dtype=dtype or manifest.dtype)
         except Exception:
-            intact.result()  # a damaged file explains any other error
+            intact.result()  # raises if a file is damaged, which explains the other error
             raise
         try:
             intact.result()
@@ -107,9 +107,9 @@ def load(folder: Path, dtype: str | None = None) -> Opened:
 
 
 def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
-    """The engine in the cache, under the name that it was asked for by.
+    """The engine in the cache; its manifest names the `model_id` of the settings as its source.
 
-    Quarantines a damaged one and raises EngineCorruptError.
+    Quarantines a damaged engine and raises EngineCorruptError.
     """
     lease = provider.get()
     try:
@@ -126,7 +126,7 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
 
 
 def _open_folder(settings: Settings, folder: Path) -> Opened:
-    """The engine of a folder that the settings name. Raises ConfigError if it is not what they ask for."""
+    """The engine in the folder `settings.model_id`. Raises ConfigError if it does not suit the other settings."""
     manifest = read_manifest(folder)
     if settings.engine not in {"auto", manifest.engine}:
         raise ConfigError(f"{folder} is built for {manifest.engine}, not for {settings.engine}")
@@ -143,7 +143,7 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
 
 
 def _check_quality(settings: Settings, opened: Opened) -> None:
-    """Raise ConfigError if the engine is not what the settings ask for, QualityError if it is below the bar."""
+    """Raise ConfigError if the engine does not suit the settings, QualityError if it is below their thresholds."""
     settings.check_dense_path([module.folder for module in opened.spec.modules if isinstance(module, Dense)])
     quality, asked = opened.manifest.quality, quantization_of(settings)
     if asked is not None and quality is None:
@@ -155,7 +155,7 @@ def _check_quality(settings: Settings, opened: Opened) -> None:
 
 
 def _load_spec(folder: Path) -> ModelSpec:
-    """The spec of an engine folder. Raises EngineCorruptError naming a field that is malformed."""
+    """The spec in an engine folder. Raises EngineCorruptError, naming the field, if it is malformed."""
     try:
         return load_spec(folder / SPEC)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The engine of a model: found in the cache, or fetched from an object store, or built from the checkpoint."""
+"""Provides the engine for settings: from the cache, else from an object store, else built from the checkpoint."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.storage.backends import is_store, redact, store_examples
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
+from bei_core.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
 
 class EngineProvider:
-    """Gives the engine of one model's settings."""
+    """Provides the engine for the settings of one model."""
 
     def __init__(self, settings: Settings, *, to_run: bool = True) -> None:
         """Raises ConfigError without a model or a store's URL, EngineUnavailableError if it cannot be built here."""
@@ -45,21 +46,22 @@ class EngineProvider:
         self._remote = None if url is None else RemoteEngines(url, settings.engine_store_secret)
         self._quantization = quantization_of(settings)
         texts = [] if self._quantization is None else [self._quantization.calibration.dataset]
-        # The content of local files may change, so they are read at each start.
+        # Local files may change between starts, so refs are not used for them.
         self._is_local = any(Path(name).exists() for name in (settings.model_id, *texts))
         self._remote_is_damaged = False
 
     def get(self) -> Lease:
-        """The engine in the cache, leased. If the same was asked for before and is there, no hub is asked.
+        """A lease on the engine, in the cache. The hub is not asked if a ref to the engine is there.
 
         Raises CheckpointError, DiskError, UnsupportedModelError, QualityError.
         """
         key = self._request_key()
         with self.cache.lock(key):
-            return self._find_locally(key) or self._fetch(key) or self._build(key)
+            found = None if self._is_local or self._settings.refresh else self.cache.find_by_ref(key)
+            return found or self._fetch(key) or self._build(key)
 
     def build(self, target: Path) -> None:
-        """Build the engine at `target`; the same engine there stays. Raises as `get`, and ConfigError."""
+        """Build the engine in the folder `target`, unless it is there already. Raises as `get`, and ConfigError."""
         with lease_checkpoint(self._model_id, self._checkpoints):
             build = plan_model(self._builder, self._settings, self._checkpoints)
             with translate_os_errors(target, OUTPUT):
@@ -72,7 +74,7 @@ class EngineProvider:
                     publish_engine(target, build.fill)
 
     def _request_key(self) -> str:
-        """The key of refs. Replicas of another version have keys of their own, because the schema is part of it."""
+        """The key of refs: a hash of all that decides the engine before the checkpoint is read, and of the schema."""
         parts: dict[str, object] = {
             name: getattr(self._settings, name) for name, one in SETTINGS.items() if one.about.decides_engine
         }
@@ -81,12 +83,8 @@ class EngineProvider:
         facts = request_facts(self._builder, self._settings)
         return key_of({"engine": self._engine, **facts, **parts})
 
-    def _find_locally(self, key: str) -> Lease | None:
-        """The engine in the cache that the same request was given before."""
-        return None if self._is_local or self._settings.refresh else self.cache.find_by_ref(key)
-
     def _fetch(self, key: str) -> Lease | None:
-        """The engine that the model's name is the URL of, or that another replica was given for the same request."""
+        """A lease on an engine from an object store: at the URL `model_id`, or by a ref of another replica; or None."""
         if self._is_local:
             return None
         try:
@@ -98,16 +96,14 @@ class EngineProvider:
     def _fetch_url(self, key: str) -> Lease | None:
         if not is_store(self._model_id):
             return None
-        engine = RemoteEngine.at(self._model_id, self._settings.checkpoint_secret)
-        manifest = engine.manifest()
-        if manifest is None:
+        engine = RemoteEngine(ObjectStore(self._model_id, self._settings.checkpoint_secret))
+        if (manifest := engine.manifest()) is None:
             return None
         ref = EngineRef(manifest.artifact, redact(self._model_id), manifest.revision)
         return self._pull(key, ref, engine)
 
     def _fetch_shared(self, key: str) -> Lease | None:
-        ref = None if self._remote is None else self._remote.get_ref(key)
-        if self._remote is None or ref is None:
+        if self._remote is None or (ref := self._remote.get_ref(key)) is None:
             return None
         return self._pull(key, ref, self._remote.engine(ref.artifact))
 
@@ -117,17 +113,17 @@ class EngineProvider:
         return lease
 
     def _build(self, key: str) -> Lease:
-        """The engine of the checkpoint: in the cache, or pulled if another replica has pushed it, or built."""
+        """A lease on the engine of the checkpoint: in the cache, or pulled from the object store, or built."""
         with lease_checkpoint(self._model_id, self._checkpoints) as release:
             build = plan_model(self._builder, self._settings, self._checkpoints)
 
             def fill(folder: Path) -> None:
                 self._pull_or_build(folder, build)
-                release()  # the checkpoint is not needed any more, and may be evicted after this
+                release()  # the checkpoint is no longer needed and may be evicted
 
             lease = self.cache.obtain(build.manifest.artifact, fill)
         ref = EngineRef(build.manifest.artifact, build.manifest.source, build.manifest.revision)
-        if not self._is_local:  # the same name may mean another folder, or the hub, on another machine
+        if not self._is_local:  # on another machine the same name may be another folder, or a repository
             self.cache.set_ref(key, ref.encode())
         self._push(lease.folder, key, ref)
         return lease
@@ -140,14 +136,14 @@ class EngineProvider:
             if engine is not None and engine.manifest() is not None:
                 return engine.pull(folder, artifact=artifact)
         except CheckpointError as error:
-            log.warning("%s; it is built here instead", error)
+            log.warning("%s; building the engine instead", error)
             self._remote_is_damaged = isinstance(error, EngineCorruptError)
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         return build.fill(folder)
 
     def _push(self, folder: Path, key: str, ref: EngineRef) -> None:
-        """Share the engine through the object store, if there is one. The start goes on if that fails."""
+        """Copy the engine into the object store, if there is one. A failure is only logged."""
         if self._remote is None:
             return
         try:
@@ -155,4 +151,4 @@ class EngineProvider:
             if not self._is_local:
                 self._remote.set_ref(key, ref)
         except CheckpointError as error:
-            log.warning("the engine is not shared with other replicas: %s", error)
+            log.warning("the engine cannot be shared with other replicas: %s", error)

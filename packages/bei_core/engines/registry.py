@@ -1,4 +1,4 @@
-"""The engines that there are, and which of them runs if the settings leave it open."""
+"""All engines, and the choice of one for `engine: auto`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CPU, GPU, TORCH = "openvino", "tensorrt_llm", "torch"
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A card of this machine, as its driver names it."""
+    """A GPU of this machine, as its driver describes it."""
 
     name: str  # "NVIDIA H100 80GB HBM3"
     capability: tuple[int, int]  # (9, 0)
@@ -32,9 +32,9 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """One engine of the registry. Its module has `build.py` and `engine.py`, as `engines.base` says."""
+    """One engine of the registry. Its module has `build.py` and `engine.py`, as described in `engines.base`."""
 
-    name: str  # also of the package that it needs to run
+    name: str  # also the name of the Python package that it needs to run
     title: str  # for people
     module: str
     install: str  # the command that installs the package
@@ -46,17 +46,17 @@ class EngineKind:
     runs_without_gpu: bool = False  # and on older cards, if the settings name it
 
     def is_installed(self) -> bool:
-        """Whether its package is installed."""
+        """Whether the engine's package is installed."""
         return importlib.util.find_spec(self.name) is not None
 
     def reason_against(self, gpu: Gpu) -> str | None:
-        """Why it cannot run on a card; None if it can."""
+        """Why `auto` does not choose the engine for a GPU; None if it may."""
         if self.min_capability is not None and gpu.capability < self.min_capability:
             return f"{self.title} supports {self.cards}"
         return None if self.is_installed() else f"{self.title} is not installed: {self.install}"
 
 
-# `auto` takes the first engine for GPUs that can run on this machine's card, else the CPU's.
+# `auto` takes the first engine with `min_capability` that can run on this machine's GPU, else the CPU engine.
 ENGINES = {
     kind.name: kind
     for kind in (
@@ -88,10 +88,9 @@ _CARD = re.compile(r"(?P<name>.+),\s*(?P<major>\d+)\.(?P<minor>\d+)$", re.MULTIL
 
 
 def choose(engine: str, *, to_run: bool = True) -> str:
-    """The name of the engine that `auto` or a name stands for.
+    """The name of the engine for the setting `engine`, which is a name or `auto`.
 
-    Raises EngineUnavailableError for an unknown name and, unless the engine is only to be built, for one that cannot
-    run here.
+    Raises EngineUnavailableError for an unknown name. With `to_run`, also if the engine's package is missing.
     """
     if engine == "auto":
         return _best()
@@ -109,7 +108,7 @@ def require(engine: str) -> None:
 
 
 def load_builder(engine: str) -> Builder:
-    """What builds an engine. Raises EngineUnavailableError with the install command if its package is necessary."""
+    """The module that builds an engine. Raises EngineUnavailableError, with the install command, if it cannot here."""
     kind = _kind(engine)
     if not kind.builds_without_package:
         require(engine)
@@ -117,23 +116,23 @@ def load_builder(engine: str) -> Builder:
 
 
 def load_loader(engine: str) -> Callable[..., Engine]:
-    """What loads an engine: `load` of its module. Raises EngineUnavailableError if its package is missing."""
+    """The function `load` of an engine's module. Raises EngineUnavailableError if the engine's package is missing."""
     require(engine)
     loader: Callable[..., Engine] = importlib.import_module(f"{_kind(engine).module}.engine").load
     return loader
 
 
 def find_gpu() -> Gpu | None:
-    """The first NVIDIA card that CUDA may use (CUDA_VISIBLE_DEVICES), as the driver names it.
+    """The first NVIDIA GPU that CUDA may use (CUDA_VISIBLE_DEVICES), as nvidia-smi describes it.
 
-    None without a driver, if all cards are hidden (a word that names no card hides them: SLURM sets NoDevFiles), and,
-    with a warning, if the driver names none. On a machine with two kinds of cards this may be another card than CUDA's
-    first: CUDA counts by speed, unless CUDA_DEVICE_ORDER is PCI_BUS_ID, and nvidia-smi by bus.
+    None without a driver, and if the variable hides all GPUs (as every word that names no GPU does: SLURM sets
+    NoDevFiles). None with a warning if the driver lists no GPU. On a machine with different GPUs this may be another
+    one than CUDA's first: nvidia-smi orders GPUs by bus, and CUDA by speed unless CUDA_DEVICE_ORDER is PCI_BUS_ID.
     """
     command = shutil.which("nvidia-smi")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     if first.startswith(("GPU-", "MIG-")):
-        first = "0"  # a UUID may be shortened or of a MIG; machines with two kinds of cards are rare
+        first = "0"  # nvidia-smi may not know the UUID (shortened, or of a MIG); most machines have equal GPUs
     if command is None or not first.isdigit():
         return None
     query = [command, "-i", first, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
@@ -142,15 +141,15 @@ def find_gpu() -> Gpu | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         said = str(error)
     found = _CARD.match(said)
-    if found is None:  # a broken driver leaves a card idle, too
+    if found is None:  # warn, because a broken driver leaves a GPU idle
         reason = said.strip().partition("\n")[0] or "it prints nothing"
-        log.warning("nvidia-smi names no card, so no GPU is used: %s", reason)
+        log.warning("nvidia-smi lists no GPU, so none is used: %s", reason)
         return None
     return Gpu(found["name"], (int(found["major"]), int(found["minor"])))
 
 
 def _best() -> str:
-    """An engine for this machine's GPU if one can run; else the CPU's, with a warning if that leaves a GPU idle."""
+    """The first engine that can run on this machine's GPU; else the CPU engine, with a warning if there is a GPU."""
     gpu = find_gpu()
     if gpu is None:
         return CPU
@@ -161,7 +160,7 @@ def _best() -> str:
             return kind.name
         reasons.append(reason)
     log.warning(
-        "%s (compute capability %d.%d) is not used, the CPU engine runs instead: %s; set engine=%s to silence this",
+        "%s (compute capability %d.%d) is not used, and the CPU engine runs instead: %s; set engine=%s to silence this",
         gpu.name,
         *gpu.capability,
         "; ".join(reasons),

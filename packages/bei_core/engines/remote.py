@@ -1,9 +1,9 @@
-"""Engines in an object store, each a folder as on a disk, so that any tool can copy it.
+"""Engines in an object store, with the same files as in the cache, so that any tool can copy them.
 
-    <url>/<artifact>/…               the files; manifest.json is written last, and without it there is no engine
-    <url>/requests/<key>.json        a ref: the engine that a request for a model was given
+    <url>/<artifact>/…               the files of an engine; manifest.json is written last and makes it an engine
+    <url>/requests/<key>.json        a ref from settings to their engine
 
-Every file that is fetched is checked before it is part of an engine here, whatever happened to it in the store.
+Every fetched file is checked against its manifest before the engine is used.
 """
 
 from __future__ import annotations
@@ -33,30 +33,25 @@ _MAX_PUSHES = 3  # of one engine, if others push it too
 
 @dataclass(frozen=True, slots=True)
 class RemoteEngine:
-    """One engine in an object store, or the place for one."""
+    """One engine in an object store, which may not exist yet."""
 
     store: ObjectStore
-    folder: str = ""  # in the store; with a slash at its end
-
-    @classmethod
-    def at(cls, url: str, secret: str | None = None) -> RemoteEngine:
-        """The engine of a URL."""
-        return cls(ObjectStore(url, secret))
+    folder: str = ""  # below the store's URL, with a slash at its end; empty if the URL is that of the engine
 
     @property
     def url(self) -> str:
-        """Where the engine is."""
+        """The URL of the engine's folder."""
         return f"{self.store.url}/{self.folder}".rstrip("/")
 
     def manifest(self) -> Manifest | None:
-        """Its manifest; None if there is no engine. Raises CheckpointError, EngineCorruptError."""
+        """Its manifest; None if the engine does not exist. Raises CheckpointError, EngineCorruptError."""
         content = self._read_manifest()
         return None if content is None else parse_manifest(content, redact(self.url))
 
     def pull(self, folder: Path, *, artifact: str | None = None) -> None:
-        """Fill a folder with the engine, which must be `artifact` if that is given.
+        """Download the engine into a folder. If `artifact` is given, the engine must have that address.
 
-        Raises CheckpointError, EngineCorruptError, OSError of the disk.
+        Raises CheckpointError, EngineCorruptError, and OSError for errors of the disk.
         """
         content, source = self._read_manifest(), redact(self.url)
         if content is None:
@@ -71,10 +66,10 @@ class RemoteEngine:
         log.info("engine pulled from %s: %s", source, rate(manifest.num_bytes, time.perf_counter() - started))
 
     def push(self, folder: Path, *, force: bool = False) -> None:
-        """Copy an engine folder into the store. An engine that is there already stays, unless `force`.
+        """Copy an engine folder into the store. Without `force`, an engine that is there already is kept.
 
-        Raises EngineCorruptError for a damaged folder, CheckpointError if the store cannot be written, or if another
-        build's manifest is there after every attempt.
+        Raises EngineCorruptError for a damaged folder, and CheckpointError if the store cannot be written or other
+        replicas replace the manifest after every attempt.
         """
         manifest, source = read_manifest(folder), redact(self.url)
         if not force and self.manifest() is not None:
@@ -83,19 +78,19 @@ class RemoteEngine:
         check_digests(folder, manifest)
         started = time.perf_counter()
         for number in range(_MAX_PUSHES):
-            if number:  # the other build may differ in some bits, and the store has some files of each
-                log.info("another replica has pushed %s meanwhile; it is written again", source)
+            if number:  # two builds may differ in some bits, and the store now has files of both
+                log.info("another replica has pushed %s meanwhile; pushing it again", source)
             if self._upload(folder, manifest, clear=force or number > 0):
                 log.info("engine pushed to %s: %s", source, rate(manifest.num_bytes, time.perf_counter() - started))
                 return
         raise CheckpointError(
-            f"{source}: after {_MAX_PUSHES} pushes there is still another build's {MANIFEST}; "
+            f"{source}: after {_MAX_PUSHES} pushes the {MANIFEST} is still that of another build; "
             "other replicas push it too, or the store still returns files that were deleted"
         )
 
     def _upload(self, folder: Path, manifest: Manifest, *, clear: bool) -> bool:
-        """Whether all files and then the manifest were written. They were not if another manifest came meanwhile."""
-        if clear:  # while files change there is no engine, rather than a damaged one
+        """Write all files, then the manifest; returns False if another replica has written a manifest meanwhile."""
+        if clear:  # without a manifest, replicas see no engine, rather than a damaged one, while files change
             self.store.delete(self.folder + MANIFEST)
         with ThreadPoolExecutor(_NUM_UPLOADS) as pool:
             list(pool.map(lambda name: self.store.upload(folder / name, self.folder + name), manifest.files))
@@ -112,7 +107,7 @@ class RemoteEngine:
         return RemoteFile(name, label, size, in_blocks(partial(self._read, name, label), size, label))
 
     def _read(self, name: str, label: str, begin: int, end: int) -> bytes:
-        """Bytes of a file. Raises EngineCorruptError if it has fewer."""
+        """Bytes of a file. Raises EngineCorruptError if the file is missing or shorter than `end`."""
         block = self.store.read(self.folder + name, begin, end)
         if block is None:
             raise EngineCorruptError(f"engine corrupt: {label} is missing")
@@ -128,7 +123,7 @@ class RemoteEngines:
         self.store = ObjectStore(url, secret)
 
     def engine(self, artifact: str) -> RemoteEngine:
-        """An engine, or the place for it."""
+        """The engine of an address, which may not exist yet."""
         return RemoteEngine(self.store, f"{artifact}/")
 
     def push(self, folder: Path, *, force: bool = False) -> str:
@@ -138,15 +133,15 @@ class RemoteEngines:
         return engine.url
 
     def get_ref(self, key: str) -> EngineRef | None:
-        """The engine that a request was given, by any replica. Raises CheckpointError if the store cannot be read."""
+        """A ref that any replica has written; None if there is none. Raises CheckpointError for a failing store."""
         name = f"requests/{key}.json"
         content = self.store.read(name)
         try:
             return None if content is None else msgspec.json.decode(content, type=EngineRef)
         except msgspec.DecodeError as error:
-            log.warning("%s: %s is damaged and ignored: %s", redact(self.store.url), name, error)
+            log.warning("%s: %s is damaged and is ignored: %s", redact(self.store.url), name, error)
             return None
 
     def set_ref(self, key: str, ref: EngineRef) -> None:
-        """Remember the engine that a request was given. Raises CheckpointError."""
+        """Write a ref. Raises CheckpointError."""
         self.store.write(f"requests/{key}.json", ref.encode())

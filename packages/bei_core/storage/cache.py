@@ -88,11 +88,6 @@ class Entry:
     in_use: bool
     lease_file: LeaseFile
 
-    @property
-    def kind(self) -> str:
-        """The record's kind."""
-        return self.record.kind
-
 
 class Cache:
     """The entries of one type in one folder. Many processes may share it; on a network volume, many machines too."""
@@ -283,7 +278,7 @@ def remove(entry: Entry) -> bool:
         log.warning("%s cannot be removed completely: some of its files belong to another user", doomed)
         return False
     used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used_at))
-    log.info("evicted %s %s (%.1f MB, last used %s)", entry.kind, entry.folder, entry.num_bytes / 1e6, used)
+    log.info("evicted %s %s (%.1f MB, last used %s)", entry.record.kind, entry.folder, entry.num_bytes / 1e6, used)
     return True
 
 

@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,19 +62,15 @@ class LeaseFile:
         """A lease on the folder, which need not exist. Raises OSError if other processes could not see the lease."""
         handle = open_file(self.path)
         try:
-            self._sign(handle)
+            if self.local:
+                fcntl.flock(handle, fcntl.LOCK_SH)
+            # On a local disk the lock is enough: the file may belong to another user.
+            with suppress(OSError) if self.local else nullcontext():
+                os.utime(self.path)
         except BaseException:
             os.close(handle)
             raise
         return Lease(folder, handle, None if self.local else self.path)
-
-    def _sign(self, handle: int) -> None:
-        if not self.local:
-            os.utime(self.path)
-            return
-        fcntl.flock(handle, fcntl.LOCK_SH)
-        with suppress(OSError):  # the file may be another user's; the lock is enough
-            os.utime(self.path)
 
     def is_leased(self) -> bool:
         """Whether any process has a lease now. Creates no file."""

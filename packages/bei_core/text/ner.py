@@ -1,7 +1,7 @@
-"""Scores of tokens to entities of a text, by the rules of transformers 5.23's token classification pipeline.
+"""Named entities of a text from the scores of its tokens, by the rules of transformers 5.23.
 
-The rules are in its `pipelines/token_classification.py`. Two of them are surprising: the name of a group is the part of
-its label after the first hyphen, whatever comes before it; an unknown token always begins a word.
+The rules are in its `pipelines/token_classification.py`. Two of them are surprising: the label of a group is the part
+after the first hyphen, also if the part before it is not B or I; and an unknown token always begins a word.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _mean(rows: TokenRows) -> Scores:
     return mean
 
 
-# How the scores of a word are made of those of its tokens.
+# The function from the scores of a word's tokens to the scores of the word.
 _MERGES: dict[Strategy, Callable[[TokenRows], Scores]] = {"first": _first, "average": _mean, "max": _surest}
 
 

@@ -1,4 +1,4 @@
-"""Prompts that make one text of a reranker's query and document; `data/rerank_templates.json` has the known ones."""
+"""Prompts of rerankers, which join a query and a document to one text. data/rerank_templates.json has known ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXAMPLE = '{"template": "… {query} … {document} …", "tokens": ["no", "yes"
 
 
 class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A prompt with {query}, {document} and, where the model takes one, {instruction}."""
+    """A prompt with {query}, {document} and, if the model takes one, {instruction}."""
 
     name: str
     template: str
@@ -58,7 +58,10 @@ def named_template(text: str) -> RerankTemplate:
 
 
 def chosen_template(setting: str | None, own: RerankTemplate | None) -> RerankTemplate | None:
-    """The template to use: the setting's (`none` for no template), else the model's own. Raises as `named_template`."""
+    """The template to use: that of the setting (`none` means no template), else the model's own (`own`).
+
+    Raises as `named_template`.
+    """
     if setting is None:
         return own
     return None if setting == "none" else named_template(setting)
@@ -69,11 +72,13 @@ def _own(text: str) -> RerankTemplate:
     try:
         found = msgspec.convert({"name": "custom", **msgspec.json.decode(text)}, RerankTemplate)
     except msgspec.DecodeError as fault:
-        raise ConfigError(f"rerank_template: {fault}; it would be JSON such as {EXAMPLE}") from None
+        raise ConfigError(f"rerank_template: {fault}; write JSON such as {EXAMPLE}") from None
     if not _is_whole(found.template):
         raise ConfigError("rerank_template: `template` must hold {query} and {document}")
     if found.tokens is not None and (not all(found.tokens) or found.tokens[0] == found.tokens[1]):
-        raise ConfigError("rerank_template: `tokens` are two different words, what the model says for no and for yes")
+        raise ConfigError(
+            "rerank_template: `tokens` must be two different words: the model's answers for no and for yes"
+        )
     return found
 
 

@@ -1,6 +1,6 @@
-"""A Truss of ours made from a config.yaml that was written for Baseten's own BEI.
+"""Makes a Truss that runs this BEI from a config.yaml that was written for Baseten's own BEI.
 
-There are two forms. Both upload `packages/`, and answer the same requests in the same way:
+A Truss has one of two forms. Both upload `packages/` and give the same replies:
 
     model.py       Truss's server loads model/model.py
     docker_server  the container runs `bei serve`, behind Baseten's proxy
@@ -22,8 +22,8 @@ from bei_core.config.trt_llm import CheckpointRepository
 from bei_core.errors import ConfigError
 from bei_core.storage.backends import find_backend
 
-# A Truss is made from the package's own files and model.py. The second is in model/ of a checkout; setup.py puts it
-# beside this file in a wheel, which has no checkout around it.
+# A Truss is made from the package's own files and model.py. In a checkout, model.py is in model/; in a wheel, setup.py
+# puts it beside this file.
 PACKAGE = Path(__file__).resolve().parents[1]
 REPOSITORY = PACKAGE.parents[1]
 MODEL = REPOSITORY / "model" / "model.py"
@@ -31,8 +31,8 @@ PACKAGED_MODEL = PACKAGE / "truss" / "model.py"
 
 PORT = 7997
 
-# What bei_core imports and Truss's server does not have (it has numpy, prometheus-client, pyyaml and starlette). The
-# versions are those of requirements/dev.lock for Python 3.11, so that the versions that were tested are deployed.
+# Packages that bei_core imports and Truss's server lacks (it has numpy, prometheus-client, pyyaml and starlette). The
+# versions are those of requirements/dev.lock for Python 3.11, with which BEI is tested.
 REQUIREMENTS = (
     "backports-zstd==1.8.0",
     "huggingface-hub==2.4.0",
@@ -42,7 +42,7 @@ REQUIREMENTS = (
     "tokenizers==0.23.3",
 )
 
-# What `bei serve` also needs, because nothing of Truss's server is in its image.
+# Packages that `bei serve` needs too, because its image does not have Truss's server.
 SERVER_REQUIREMENTS = (
     "click==8.5.1",
     "httptools==0.9.0",
@@ -57,12 +57,12 @@ SERVER_REQUIREMENTS = (
 QUANTISER = "nncf==3.4.0"
 GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
 
-# TensorRT-LLM's image has its own versions of these, which its own packages need. Those versions are used.
+# Packages of which TensorRT-LLM's image needs its own versions; these are used.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
 
-# Cards on which TensorRT-LLM's encode mode does not run, which have no fp8, and which have no fp4, from Truss itself
-# (`truss/base/trt_llm_config.py`). They are checked here because Truss does not check a block that is one level down.
+# GPUs on which TensorRT-LLM's encode mode does not run, that have no fp8, and that have no fp4, from Truss
+# (`truss/base/trt_llm_config.py`). They are checked here because Truss checks a trt_llm block only at the top level.
 _TOO_OLD = frozenset({"T4", "V100"})
 _NO_FP8 = frozenset({"A10G", "A100", "A100_40GB"})
 _NO_FP4 = _NO_FP8 | {"L4", "L40S", "H100", "H100_40GB", "H200"}
@@ -97,10 +97,10 @@ _ORDER = (
 
 
 def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool = False) -> Mapping[str, bytes]:
-    """The content of each file of a Truss in the folder `output`, by its path there; `cpu` replaces the accelerator.
+    """The files of a Truss, content by path in the folder `output`. With `cpu`, it asks for no accelerator.
 
-    A Truss inside this repository refers to packages/, any other has a copy. Raises ConfigError for a config.yaml that
-    cannot be read, or whose `trt_llm` block is not for an encoder.
+    A Truss inside this repository refers to packages/; any other has a copy of it. Raises ConfigError for a config.yaml
+    that cannot be read, or whose `trt_llm` block is not for an encoder.
     """
     given = dict(read_yaml(source))
     if not isinstance(given.get("trt_llm"), Mapping):
@@ -122,7 +122,7 @@ def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool =
 def configured(
     given: Mapping[str, Any], *, docker_server: bool, cpu: bool, packages: str | None = None
 ) -> dict[str, Any]:
-    """Our config for a config of Baseten's. Keys that are not about the engine stay as they are."""
+    """The Truss's config, from Baseten's (`given`). Keys that do not concern the engine are copied."""
     config = {name: value for name, value in given.items() if name not in {"trt_llm", "python_version", "requirements"}}
     if cpu:
         config["resources"] = {"cpu": "4", "memory": "8Gi"}
@@ -147,15 +147,15 @@ def configured(
 def _check_card(card: str, quantization: str) -> None:
     """Raises ConfigError if the card does not support the block's quantization type, or TensorRT-LLM at all."""
     if card in _TOO_OLD:
-        raise ConfigError(f"{card} is too old for TensorRT-LLM; take an L4 or newer, or `--cpu`")
+        raise ConfigError(f"{card} is too old for TensorRT-LLM; use an L4 or newer, or `--cpu`")
     if quantization.startswith("fp8") and card in _NO_FP8:
-        raise ConfigError(f"quantization_type {quantization} needs an L4, H100 or newer; {card} takes no_quant")
+        raise ConfigError(f"quantization_type {quantization} needs an L4, H100 or newer; with {card}, use no_quant")
     if quantization.startswith("fp4") and card in _NO_FP4:
-        raise ConfigError(f"quantization_type {quantization} needs a B200 or newer; {card} takes fp8 or no_quant")
+        raise ConfigError(f"quantization_type {quantization} needs a B200 or newer; with {card}, use fp8 or no_quant")
 
 
 def written(config: Mapping[str, Any], source: str) -> bytes:
-    """A config.yaml as text, with a comment above each key that was added."""
+    """The text of a config.yaml, with comments above the keys that BEI needs."""
     names = [name for name in _ORDER if name in config] + [name for name in config if name not in _ORDER]
     parts = [f"# Made by `bei truss init` from a {source} for Baseten's BEI.\n"]
     for name in names:
@@ -166,7 +166,7 @@ def written(config: Mapping[str, Any], source: str) -> bytes:
 
 
 def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
-    """The requirements of a form; on a GPU without the CPU engine and without what the image has."""
+    """The requirements of one form of a Truss. On a GPU, without the CPU engine and without packages of the image."""
     lines = sorted((*REQUIREMENTS, *(SERVER_REQUIREMENTS if docker_server else ())))
     if not on_gpu:
         return lines
@@ -185,7 +185,7 @@ def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:
-    """The requirements of the user's own config that are not among ours."""
+    """The requirements in the user's config, except packages that BEI requires itself."""
     ours = {line.split("==")[0] for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS)}
     return [line for line in given.get("requirements") or () if line.split("==")[0].strip() not in ours]
 
@@ -207,13 +207,13 @@ def _runtime(given: Mapping[str, Any], *, docker_server: bool, on_gpu: bool) -> 
         "restart_threshold_seconds": 300,
         "stop_traffic_threshold_seconds": 60,
     }
-    # Truss's default is 1. 4096 is more than max_concurrent_requests, so that a request too many is refused at once.
+    # Truss's default is 1. 4096 is more than max_concurrent_requests, so that BEI itself refuses excess requests.
     ours = {} if docker_server else {"predict_concurrency": 4096}
     return {**ours, **given, "health_checks": {**checks, **(given.get("health_checks") or {})}}
 
 
 def _model() -> bytes:
-    """The content of model.py. Raises ConfigError if neither a wheel nor a checkout is around this file."""
+    """The content of model.py. Raises ConfigError if this file is neither in a wheel nor in a checkout."""
     try:
         return (PACKAGED_MODEL if PACKAGED_MODEL.exists() else MODEL).read_bytes()
     except OSError as fault:
@@ -223,7 +223,7 @@ def _model() -> bytes:
 
 
 def _packages() -> dict[str, bytes]:
-    """The content of each file of bei_core by its path in a Truss, without what Python and packaging leave there."""
+    """The files of bei_core, content by path in a Truss, without compiled files and the wheel's copy of model.py."""
     return {
         f"packages/bei_core/{path.relative_to(PACKAGE).as_posix()}": path.read_bytes()
         for path in sorted(PACKAGE.rglob("*"))

@@ -1,10 +1,10 @@
-"""All routes of BEI on Truss's own server.
+"""Adds all routes of BEI to Truss's own server.
 
-Truss's server has a fixed table of routes (embeddings and predict among them) and no way to add to it. Its application
-is an ordinary FastAPI application, though, which exists before a model is loaded. `add_routes` adds two routes to it:
-one behind all others that takes the requests for which Truss has no route, and one before them for embeddings, because
-Truss's own way to the model costs as much time as the answer. Truss does not promise that this works, so `add_routes`
-checks it; if it does not, predict and embeddings still work through Truss's own routes.
+Truss's server has a fixed table of routes, embeddings and predict among them, and offers no way to add one. But it is
+an ordinary FastAPI application, which exists before a model is loaded. `add_routes` adds two routes to it: the last
+route takes all requests for which Truss has no route; the first one takes embeddings, because Truss's own code around a
+request takes as much time as the model. Truss does not guarantee that this works, so `add_routes` checks it. If it
+fails, predict and embeddings still work through Truss's own routes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
-# The route by which Truss's application is recognised among others in the process.
+# The route by which Truss's application is recognised among all applications in the process.
 _PREDICT = "/v1/models/{model_name}:predict"
 
 _EMBEDDINGS = "/v1/embeddings"
@@ -30,37 +30,37 @@ _PROBE = "/health/live"  # needs no model
 
 
 class TrussChangedError(Exception):
-    """Truss's server is not built as `add_routes` expects; the text says how it differs."""
+    """Truss's server differs from what `add_routes` expects; the text says how."""
 
 
 class Added(BaseRoute):
-    """A route to our application: for POSTs to `path`, or without a path for every HTTP request."""
+    """A route to BEI's application, for POST requests to `path`, or for every HTTP request if there is no path."""
 
     def __init__(self, app: ASGIApp, path: str | None = None) -> None:
         self._app = app
         self._path = path
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """A full match or none; never for a websocket."""
+        """A full match or no match. A websocket never matches."""
         if scope["type"] != "http":
             return Match.NONE, {}
         is_ours = self._path is None or (scope["method"] == "POST" and scope["path"] == self._path)
         return (Match.FULL if is_ours else Match.NONE), {}
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Has our application answer the request."""
+        """Pass the request to BEI's application."""
         await self._app(scope, receive, send)
 
 
 def add_routes(app: ASGIApp) -> bool:
-    """Adds the routes of `app` to Truss's server. Returns whether that worked; if not, logs a warning."""
+    """Add the routes of `app` to Truss's server; returns False, after a warning, if that failed."""
     try:
         routes = _truss_app().router.routes
         with _restored_on_error(routes):
-            own = [route for route in routes if not isinstance(route, Added)]  # the others are of an earlier load()
+            own = [route for route in routes if not isinstance(route, Added)]  # without those of an earlier load()
             routes[:] = [Added(app, _EMBEDDINGS), *own, Added(app)]
             asyncio.run(_check(_truss_app()))
-    except Exception as fault:  # the model must load with any future Truss
+    except Exception as fault:  # the model must also load with a later version of Truss
         log.warning("this Truss server has only its own routes, such as predict and /v1/embeddings: %s", fault)
         return False
     return True
@@ -82,7 +82,7 @@ def _is_truss(app: Starlette) -> bool:
 
 @contextmanager
 def _restored_on_error(routes: list[BaseRoute]) -> Iterator[None]:
-    """Restores the routes if the block raises."""
+    """Restore the routes if the block raises."""
     before = list(routes)
     try:
         yield
@@ -92,7 +92,7 @@ def _restored_on_error(routes: list[BaseRoute]) -> Iterator[None]:
 
 
 async def _check(truss: Starlette) -> None:
-    """Requests one of the added routes. Raises TrussChangedError unless our application answers."""
+    """Request one of the added routes. Raises TrussChangedError unless BEI's application answers."""
     started: MutableMapping[str, Any] = {}
 
     async def receive() -> Message:

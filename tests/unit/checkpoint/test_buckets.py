@@ -284,7 +284,7 @@ def test_a_folder_that_changes_meanwhile_is_refused(
             fetch(folder, tmp_path)
     assert fetch(folder, tmp_path).read_json("config.json") == {"other": 1}
     (left,) = tmp_path.rglob(".partial-*")
-    os.utime(left, (0, 0))  # nobody went on with it
+    os.utime(left, (0, 0))  # no process has resumed it for long
     put(s3, folder, MODEL)
     fetch(folder, tmp_path)
     assert not left.exists()

@@ -128,7 +128,7 @@ def test_what_was_fetched_once_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
     assert fetch(hub, tmp_path, offline=True) == first
     assert len(hub.requests) == asked
     hub.stop()
-    assert fetch(hub, tmp_path) == first  # the network is down and nobody said so
+    assert fetch(hub, tmp_path) == first  # although the network is down and HF_HUB_OFFLINE is not set
     assert fetch(hub, tmp_path, first.revision) == first
     with pytest.raises(CheckpointError, match=r"owner/name: revision v2 is not completely cached"):
         fetch(hub, tmp_path, "v2")

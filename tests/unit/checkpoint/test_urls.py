@@ -147,7 +147,7 @@ def test_a_server_that_breaks_off_again_and_again_is_asked_a_few_times(web: Web,
         fetch(web, tmp_path)
     assert len(web.requests) == 3
     web.requests.clear()
-    web.files[PATH] = File(data, cuts=[50] * 40, has_etag=False)  # nobody can say what a rest would belong to
+    web.files[PATH] = File(data, cuts=[50] * 40, has_etag=False)  # so a rest cannot be requested
     with pytest.raises(CheckpointError, match=f"truncated: 50 bytes of {len(data)} came"):
         fetch(web, tmp_path / "other")
     assert len(web.requests) == 3

@@ -121,7 +121,7 @@ def test_verify_of_a_folder(engines: EngineCache, tmp_path: Path) -> None:
     assert run("verify", tmp_path / "engine").exit_code == 1
 
 
-def test_verify_warns_of_what_nobody_vouches_for(engines: EngineCache) -> None:
+def test_verify_warns_of_files_that_no_manifest_lists(engines: EngineCache) -> None:
     for name in ("notes.txt", "deep/er/more", ".tuned/card.json"):
         (engines.folder(A) / name).parent.mkdir(parents=True, exist_ok=True)
         (engines.folder(A) / name).write_text("x")

@@ -1,4 +1,4 @@
-"""Where engines are kept when nobody says: a network volume, else the user's cache."""
+"""The default of cache_dir: a network volume, else the user's cache."""
 
 from __future__ import annotations
 

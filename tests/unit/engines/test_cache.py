@@ -1,4 +1,4 @@
-"""Engines in the engines: whole or not there, built once, evicted by last use and never while in use."""
+"""Engines in the cache: they appear whole, are built once, and are evicted by last use and never while in use."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def disk(tmp_path: Path) -> EngineCache:
 
 
 def put(engines: EngineCache, *artifacts: str) -> None:
-    """Engines that nobody uses, each last used a second after the one before, long ago."""
+    """Engines that are not in use; each was last used a second after the previous one, long ago."""
     for number, artifact in enumerate(artifacts):
         engines.obtain(artifact, make(artifact)).release()
         os.utime(engines.root / ".used" / artifact, (1e9 + number, 1e9 + number))

@@ -242,7 +242,7 @@ def test_a_replica_takes_what_another_has_shared(world: World, remote: RemoteEng
     world.is_cut_off = True
     other = world.elsewhere(engine_store=remote.store.url)
     assert start(other) == first
-    assert start(msgspec.structs.replace(other, engine_store=None)) == first, "and then needs nobody"
+    assert start(msgspec.structs.replace(other, engine_store=None)) == first, "and then needs no store"
     assert (len(world.asked), len(world.builds)) == (1, 1)
 
 
@@ -271,7 +271,7 @@ def test_a_damaged_one_is_built_here_and_shared_again(
 def test_a_store_out_of_reach_only_warns(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "remote").write_text("a file, where the store's folder should be")
     start(world.settings(engine_store=f"file://{tmp_path}/remote"))
-    assert "the engine is not shared with other replicas: " in caplog.text
+    assert "the engine cannot be shared with other replicas: " in caplog.text
     assert len(world.builds) == 1
 
 

@@ -81,7 +81,7 @@ def test_a_driver_that_names_no_card_is_told(
     assert choose("auto") == CPU
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert record.message.startswith("nvidia-smi names no card, so no GPU is used: ")
+    assert record.message.startswith("nvidia-smi lists no GPU, so none is used: ")
     assert said in record.message
 
 
@@ -152,10 +152,10 @@ def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.L
 @pytest.mark.parametrize(
     ("card", "installed", "said"),
     [
-        (H100, (CPU,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is not used, the CPU engine runs instead: "
+        (H100, (CPU,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is not used, and the CPU engine runs instead: "
          "TensorRT-LLM is not installed: pip install tensorrt-llm==1.4.0rc1 --extra-index-url "
          "https://pypi.nvidia.com, or the image in docs/gpu.md; torch is not installed: pip install 'bei-core[torch]'"),
-        (T4, (CPU, GPU), "Tesla T4 (compute capability 7.5) is not used, the CPU engine runs instead: "
+        (T4, (CPU, GPU), "Tesla T4 (compute capability 7.5) is not used, and the CPU engine runs instead: "
          "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer; torch supports compute"),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Engines in an object store: whole or not there, refused by name when damaged."""
+"""Engines in an object store: they appear whole, and a damaged one is refused by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bei_core.engines.manifest import MANIFEST, FileEntry, _encode, parse_manife
 from bei_core.engines.remote import RemoteEngine, RemoteEngines
 from bei_core.errors import CheckpointError, EngineCorruptError
 from bei_core.storage.backends import FileSystem
-from bei_core.storage.objects import open_store
+from bei_core.storage.objects import ObjectStore, open_store
 from tests.fakes import ENGINE_FILES, write_engine
 
 A, B = "a" * 32, "b" * 32
@@ -125,7 +125,7 @@ def test_an_engine_comes_back_bit_for_bit(remote: RemoteEngines, engine: Path, t
 def test_an_engine_is_pulled_by_its_url(remote: RemoteEngines, engine: Path, tmp_path: Path) -> None:
     url = remote.push(engine)
     for number, spelt in enumerate((url, f"{url}/")):
-        RemoteEngine.at(spelt).pull(tmp_path / str(number))
+        RemoteEngine(ObjectStore(spelt)).pull(tmp_path / str(number))
         assert content(tmp_path / str(number)) == content(engine)
 
 
@@ -213,7 +213,7 @@ def test_one_client_serves_all_that_a_start_asks(remote: RemoteEngines, engine: 
         remote.set_ref("k", EngineRef(A, "owner/name", "0" * 40))
         remote.engine(A).pull(tmp_path / "pulled", artifact=A)
         assert made == [remote.store.url]
-        RemoteEngine.at(remote.engine(A).url).pull(tmp_path / "again")
+        RemoteEngine(ObjectStore(remote.engine(A).url)).pull(tmp_path / "again")
         assert made == [remote.store.url, remote.engine(A).url]
 
 
@@ -262,7 +262,9 @@ def test_a_push_ends_where_what_is_deleted_can_be_read_on(
         assert len(watched.written) < 10 * len(NAMES), "it goes on for ever"
 
     monkeypatch.setattr(watched, "rm_file", keep, raising=False)
-    with pytest.raises(CheckpointError, match=rf"{A}: after 3 pushes there is still another build's manifest\.json"):
+    with pytest.raises(
+        CheckpointError, match=rf"{A}: after 3 pushes the manifest\.json is still that of another build"
+    ):
         remote.push(engine, force=True)
     assert len(watched.written) == 3 * len(ENGINE_FILES)
 
@@ -325,7 +327,7 @@ def test_another_engine_in_the_place_of_one_is_refused(remote: RemoteEngines, en
         files.pipe_file(f"{path}/{name}", (engine / name).read_bytes())
     with pytest.raises(EngineCorruptError, match=f"{B}/manifest.json is another engine's, {A}"):
         remote.engine(B).pull(tmp_path / "pulled", artifact=B)
-    RemoteEngine.at(remote.engine(B).url).pull(tmp_path / "by its URL")
+    RemoteEngine(ObjectStore(remote.engine(B).url)).pull(tmp_path / "by its URL")
 
 
 # --- Refs
@@ -357,6 +359,6 @@ def test_a_store_that_cannot_be_reached_is_no_empty_store(monkeypatch: pytest.Mo
             raise ConnectionRefusedError(111, "Connection refused", path)
 
     monkeypatch.setattr("bei_core.storage.objects.open_store", lambda url, secret=None: (Down(), url))
-    for ask in (lambda: RemoteEngine.at("s3://b/a").manifest(), lambda: RemoteEngines("s3://b").get_ref("k")):
+    for ask in (lambda: RemoteEngine(ObjectStore("s3://b/a")).manifest(), lambda: RemoteEngines("s3://b").get_ref("k")):
         with pytest.raises(CheckpointError, match=r"s3://b/.*Connection refused"):
             ask()

@@ -67,7 +67,7 @@ def removed(entries: list[Entry]) -> list[str]:
 
 def test_an_engine_of_another_version_is_no_leftover(engines: EngineCache) -> None:
     put_foreign(engines, A, 1e9)
-    assert [entry.kind for entry in engines.entries()] == ["foreign"]
+    assert [entry.record.kind for entry in engines.entries()] == ["foreign"]
     assert engines.evict() == []
     assert names(engines.root) == {A}
 
@@ -98,7 +98,7 @@ def test_an_engine_that_this_user_may_not_read_is_no_leftover(
         raise DiskError(f"{folder}: Permission denied")
 
     monkeypatch.setattr(engine_cache, "read_manifest", refuse)
-    assert [entry.kind for entry in engines.entries()] == ["foreign"]
+    assert [entry.record.kind for entry in engines.entries()] == ["foreign"]
     assert engines.evict() == []
 
 
@@ -107,7 +107,7 @@ def test_damaged_engines_and_those_without_a_manifest_are_evicted_at_once(engine
         put(engines, artifact, 1e9)
     (engines.folder(A) / MANIFEST).write_text("{")
     (engines.folder(B) / MANIFEST).unlink()
-    assert [entry.kind for entry in engines.entries()] == ["damaged", "damaged"]
+    assert [entry.record.kind for entry in engines.entries()] == ["damaged", "damaged"]
     assert sorted(removed(engines.evict())) == [A, B]
 
 
@@ -117,7 +117,7 @@ def test_replicas_of_two_versions_have_answers_of_their_own(world: World, monkey
     start(world.settings())
     assert len(world.builds) == 2
     engines = EngineCache.of(world.settings())
-    assert [entry.kind for entry in engines.entries()] == ["engine", "engine"], "none was quarantined"
+    assert [entry.record.kind for entry in engines.entries()] == ["engine", "engine"], "none was quarantined"
 
 
 # --- Leftovers
@@ -130,7 +130,7 @@ def test_a_quarantined_engine_is_evicted_while_the_engine_in_its_place_is_used(e
     os.utime(engines.folder(A), (1e9, 1e9))
     engines.quarantine_damaged(A)
     lease = engines.obtain(A, make(A))
-    fits = sum(entry.num_bytes for entry in engines.entries() if entry.kind == "engine")
+    fits = sum(entry.num_bytes for entry in engines.entries() if entry.record.kind == "engine")
     assert engines.evict(fits) == [], "it drives no engine out"
     (left,) = names(engines.root) - {A, B}  # for a day, for examination
     os.utime(engines.root / left, (time.time() - 25 * 3600,) * 2)
@@ -202,7 +202,7 @@ def test_checkpoints_are_evicted_before_engines_the_least_recently_used_first(
         fetch(tmp_path / "checkpoints", REVISIONS[number], 1e9 + 10 * number)
     entries = engines.checkpoint_entries()
     assert [entry.folder.name for entry in entries] == REVISIONS
-    assert {(entry.kind, entry.in_use) for entry in entries} == {("checkpoint", False)}
+    assert {(entry.record.kind, entry.in_use) for entry in entries} == {("checkpoint", False)}
     assert [entry.record.source for entry in entries] == [f"{URL}@{revision[:12]}" for revision in REVISIONS]
     total = sum(entry.num_bytes for entry in (*entries, *engines.entries()))
     assert engines.evict(total) == []
@@ -351,4 +351,4 @@ def test_a_start_goes_on_if_nothing_can_be_evicted(
 
     monkeypatch.setattr(engine_cache, "source_caches", refuse)
     start(world.settings())
-    assert "nothing can be evicted: cannot read or write" in caplog.text
+    assert "eviction failed: cannot read or write" in caplog.text

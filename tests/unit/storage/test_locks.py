@@ -1,4 +1,4 @@
-"""Leases: others see who has one, and nobody gets one while an entry is removed."""
+"""Leases: other processes see them, and no process gets one while an entry is removed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bei_core.storage import locks
 from bei_core.storage.locks import LeaseFile
 
 
-def test_nobody_gets_a_lease_on_an_entry_that_had_none_yet_while_it_is_removed(tmp_path: Path) -> None:
+def test_no_process_gets_a_lease_on_an_entry_without_leases_while_it_is_removed(tmp_path: Path) -> None:
     file = LeaseFile(tmp_path / "leases" / "a", local=True)
     with file.exclusive() as granted:
         assert granted
@@ -61,7 +61,7 @@ def test_asking_leaves_no_trace(tmp_path: Path, local: bool) -> None:
     assert file.path.stat().st_mtime == 1e9
 
 
-def test_on_a_network_volume_a_lease_that_nobody_could_see_is_refused(
+def test_on_a_network_volume_a_lease_that_others_could_not_see_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(path: Path) -> None:

@@ -60,7 +60,7 @@ def test_a_template_may_be_given_as_json_with_its_answers() -> None:
 
 @pytest.mark.parametrize("text", ['{"query": {query}} {document}', '{"template": "{query} {document}"'])
 def test_json_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r'rerank_template: .*it would be JSON such as \{"template"'):
+    with pytest.raises(ConfigError, match=r'rerank_template: .*write JSON such as \{"template"'):
         named_template(text)
 
 

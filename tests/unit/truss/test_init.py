@@ -166,8 +166,8 @@ def test_a_block_brings_what_it_alone_needs() -> None:
 @pytest.mark.parametrize(
     ("card", "quantization", "reason"),
     [
-        ("T4", "no_quant", "T4 is too old for TensorRT-LLM; take an L4 or newer"),
-        ("A10G", "fp8", "fp8 needs an L4, H100 or newer; A10G takes no_quant"),
+        ("T4", "no_quant", "T4 is too old for TensorRT-LLM; use an L4 or newer"),
+        ("A10G", "fp8", "fp8 needs an L4, H100 or newer; with A10G, use no_quant"),
         ("A100:2", "fp8_mlp_only", "fp8_mlp_only needs an L4, H100 or newer; A100"),
         ("H100_40GB", "fp4", "fp4 needs a B200 or newer; H100_40GB takes fp8"),
         ("L4", "fp8", None),
