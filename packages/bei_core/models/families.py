@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.spec import first_position
-
-Config = Mapping[str, Any]  # config.json
+from bei_core.models.configuration import MAX_LAYERS, Config, first_position, read_size
 
 # Other names of an activation in transformers' `ACT2FN`, and the name under which an engine's table has it.
 ACTIVATION_ALIASES: Mapping[str, str] = {
@@ -25,8 +23,6 @@ ACTIVATION_ALIASES: Mapping[str, str] = {
 }
 
 _CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
-
-MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers in config.json are mistakes, and would cost memory
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
 
@@ -293,29 +289,6 @@ def _read_num_layers(config: Config) -> int:
     if types and len(types) < num_layers:
         raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")
     return num_layers
-
-
-def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
-    """The value of the first of these keys in config.json. Raises UnsupportedModelError if it has none of them."""
-    for known in (name, *others):
-        if config.get(known) is not None:
-            return config[known]
-    raise UnsupportedModelError(f"config.json has no `{name}`")
-
-
-def read_size(config: Config, name: str, *others: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-    """A size in config.json, by the first of these keys. Raises UnsupportedModelError unless it is 1 to `most`."""
-    given = {known: config[known] for known in (name, *others) if config.get(known) is not None}
-    if not given and default is not None:
-        return default
-    value = read_setting(config, name, *others)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UnsupportedModelError(
-            f"config.json: {next(iter(given))} {value!r} is not a whole number from 1 to {most}"
-        )
-    return value
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, pool
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FamilyHeads, Head, heads_of
-from bei_core.models.spec import Classifier, Dense, ModelSpec, Module, Normalize, Pooling, Splade
+from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade
+from bei_core.models.spec import ModelSpec
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
@@ -84,8 +85,8 @@ class _Heads:
         return {ROWS: self._apply(rest, rows), TOKENS: tokens}
 
     def _classify(self, classifier: Classifier, tokens: Node) -> Node:
-        if classifier.answers is not None:
-            return heads.yes_no_logit(classifier.answers, tokens, self.spans, self.weights, self.checkpoint)
+        if classifier.yes_no_ids is not None:
+            return heads.yes_no_logit(classifier.yes_no_ids, tokens, self.spans, self.weights, self.checkpoint)
         head = self._head(self._heads.token if classifier.per_token else self._heads.sequence)
         return heads.classify(classifier, head, tokens, self.ids, self.spans, self.checkpoint, self.spec.config)
 

@@ -14,8 +14,9 @@ from bei_core.engines.openvino.models.blocks import Layers
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, Head
-from bei_core.models.spec import Classifier
+from bei_core.models.configuration import Config
+from bei_core.models.families import Head
+from bei_core.models.modules import Classifier
 
 
 def classify(

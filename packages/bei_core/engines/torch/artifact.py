@@ -35,7 +35,8 @@ from bei_core.models.families import (
     heads_of,
 )
 from bei_core.models.kind import Kind
-from bei_core.models.spec import Classifier, Dense, ModelSpec
+from bei_core.models.modules import Classifier, Dense
+from bei_core.models.spec import ModelSpec
 
 Array = npt.NDArray[Any]
 Mask = Literal["full", "causal"]
@@ -150,7 +151,7 @@ def head_of(spec: ModelSpec) -> Head | None:
     """
     classifier, heads = spec.classifier, heads_of(_name(spec))
     if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or (
-        classifier is not None and classifier.answers is not None
+        classifier is not None and classifier.yes_no_ids is not None
     ):
         return None
     head = heads.vocabulary if classifier is None else heads.token if classifier.per_token else heads.sequence
@@ -231,7 +232,7 @@ def _keeps_dtype(name: str, dtype: str) -> bool:
 def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
     """(name, f32 tensor) of the modules or the head; the names are those in `models/heads`."""
     classifier, head = facts.spec.classifier, head_of(facts.spec)
-    if classifier is not None and classifier.answers is not None:
+    if classifier is not None and classifier.yes_no_ids is not None:
         yield "out.weight", _yes_no_row(checkpoint, classifier, facts)
     elif head is not None:
         yield from _head(checkpoint, facts, head)
@@ -272,7 +273,7 @@ def _yes_no_row(checkpoint: Checkpoint, classifier: Classifier, facts: Facts) ->
     """f32[1, H]: row "yes" minus row "no" of lm_head, or of the word embeddings if their weights are tied."""
     tensors = checkpoint.tensors()
     name = _first(tensors, ("lm_head.weight", *(prefix + facts.anchor for prefix in facts.prefixes)))
-    table, (no, yes) = tensors.f32(name), classifier.answers or (None, 0)
+    table, (no, yes) = tensors.f32(name), classifier.yes_no_ids or (None, 0)
     return np.ascontiguousarray((table[yes] if no is None else table[yes] - table[no])[None])
 
 

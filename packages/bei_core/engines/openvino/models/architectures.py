@@ -17,7 +17,7 @@ from bei_core.engines.openvino.models.t5 import T5Encoder
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
 from bei_core.models import families
-from bei_core.models.families import Config
+from bei_core.models.configuration import Config
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.models.families import BERT_ANCHOR, BertNames, BertSizes, Config
+from bei_core.models.configuration import Config
+from bei_core.models.families import BERT_ANCHOR, BertNames, BertSizes
 
 
 class Bert:

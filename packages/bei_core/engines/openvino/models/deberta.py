@@ -16,7 +16,7 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, read_size
+from bei_core.models.configuration import Config, read_size
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, gated_activation, multi_head_attention
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import Rope, make_rope
-from bei_core.models.families import DECODER_ANCHOR, DECODER_PROJECTION, Config, DecoderSizes, DecoderSwitches
+from bei_core.models.configuration import Config
+from bei_core.models.families import DECODER_ANCHOR, DECODER_PROJECTION, DecoderSizes, DecoderSwitches
 
 
 class DecoderModel:

@@ -14,7 +14,8 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, gated_activation, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import BERT_ANCHOR, Config, read_size
+from bei_core.models.configuration import Config, read_size
+from bei_core.models.families import BERT_ANCHOR
 
 _GATES = {"geglu": "gelu", "reglu": "relu"}  # `feed_forward_type` to the activation of the gate
 

@@ -15,7 +15,8 @@ from bei_core.engines.openvino.models.experts import mix_experts, route
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import make_rope
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import FULL, SLIDING, Config, read_size
+from bei_core.models.configuration import Config, read_size
+from bei_core.models.families import FULL, SLIDING
 
 
 class ModernBert:

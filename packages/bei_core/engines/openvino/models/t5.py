@@ -11,7 +11,7 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, gated_activation, multi_head_attention
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.models.families import Config, read_size
+from bei_core.models.configuration import Config, read_size
 
 
 class T5Encoder:

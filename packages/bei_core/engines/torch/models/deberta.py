@@ -12,7 +12,7 @@ from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, Weig
 from bei_core.engines.torch.models.relative import DisentangledBias, log_buckets
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, read_setting, read_size
+from bei_core.models.configuration import Config, read_setting, read_size
 
 
 class DebertaTransformer(nn.Module):

@@ -19,7 +19,8 @@ from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import ACTIVATION_ALIASES
 from bei_core.models.kind import Kind
-from bei_core.models.spec import Dense, ModelSpec, Module, Normalize, Pooling
+from bei_core.models.modules import Dense, Module, Normalize, Pooling
+from bei_core.models.spec import ModelSpec
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,

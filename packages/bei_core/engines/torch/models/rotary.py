@@ -17,7 +17,8 @@ from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, GatedMlp, LayerNorm, Rope, Weights
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import FULL, SLIDING, Config, read_setting
+from bei_core.models.configuration import Config, read_setting
+from bei_core.models.families import FULL, SLIDING
 
 
 @dataclass(frozen=True)
