@@ -19,9 +19,9 @@ from bei_core.engines.cache import publish_engine
 from bei_core.engines.open import Opened, load
 from bei_core.engines.tensorrt_llm import build
 from bei_core.engines.tensorrt_llm.limits import check_model
-from bei_core.engines.torch.artifact import FAMILIES, facts_of
+from bei_core.engines.torch.folder import facts_of, has_page
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import family_name
+from bei_core.models.families import family_name, family_of
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import (
@@ -60,7 +60,7 @@ def engine(model: str, folder: Path, **settings: object) -> Opened:
 def cases() -> list[Any]:
     """The golden checkpoints of the families that the engine supports."""
     every: tuple[Any, ...] = (*CASES, *GROUP_CASES, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
-    return [case for case in every if family_name(case.architecture) in FAMILIES and case.name != EXCLUDED]
+    return [case for case in every if has_page(family_of(case.architecture)) and case.name != EXCLUDED]
 
 
 def parity(folder: Path, every: bool) -> Iterator[Check]:

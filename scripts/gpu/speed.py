@@ -22,8 +22,8 @@ import numpy as np
 from bei_core.bench import Options, Report, run
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.engines.torch.artifact import facts_of
-from bei_core.models.families import BERTS, DECODERS, BertSizes, DecoderSizes
+from bei_core.engines.torch.folder import facts_of
+from bei_core.models.layouts import BertSizes, DecoderSizes
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Tokens
 
@@ -72,14 +72,15 @@ class Served:
 def flops_per_token(spec: ModelSpec, length: int) -> float:
     """FLOPs of the matmuls per token, in sequences of that length."""
     facts = facts_of(spec)
-    if facts.is_bert:
-        bert = BertSizes.of(BERTS[facts.family], spec.config)
+    family = facts.of_family
+    if family.page == "bert":
+        bert = BertSizes.of(family.layout[0], spec.config)
         return (
             2.0
             * bert.num_layers
             * (4 * bert.hidden**2 + 2 * bert.hidden * bert.intermediate_size + 2 * length * bert.hidden)
         )
-    sizes = DecoderSizes.of(DECODERS[facts.family], spec.config)
+    sizes = DecoderSizes.of(family.layout, spec.config)
     width, kv_width = sizes.num_heads * sizes.head_size, sizes.num_kv_heads * sizes.head_size
     num_keys = length if facts.mask == "full" else length / 2  # that a query attends to, on average
     linear = sizes.hidden * (2 * width + 2 * kv_width + 3 * sizes.intermediate_size)

@@ -121,6 +121,21 @@ def test_a_template_of_ones_own_gives_a_causal_model_its_answers(tmp_path: Path)
         open_engine(Settings.load({"model_id": str(folder), "rerank_template": other}, {}))
 
 
+def test_a_pooling_for_a_classifier_has_no_effect_and_the_log_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At every start, also from the cache. text-embeddings-inference does the same."""
+    case = GROUP_CLASSIFICATION_CASES[0]
+    flags = {"model_id": str(case.folder), "cache_dir": str(tmp_path), "dtype": "float32", "pooling": "mean"}
+    for _ in range(2):
+        caplog.clear()
+        opened = open_engine(Settings.load(flags, {}))
+        tokens = [Tokens(ids, type_ids) for ids, type_ids in zip(case.ids, case.type_ids, strict=True)]
+        compare_logits(opened.engine.forward(Batch.pack(tokens)), case.logits, LOGITS_F32)
+        opened.close()
+        assert f"pooling mean has no effect: {case.folder} is a {opened.spec.kind}" in caplog.text
+
+
 @pytest.mark.parametrize("case", [*GROUP_CASES, *OUTPUT_CASES], ids=str)
 def test_texts_become_the_ids_of_transformers(case: Case | OutputCase) -> None:
     if isinstance(case, OutputCase) and case.kind == "yes_no":

@@ -16,10 +16,11 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm import engine as engines
 from bei_core.engines.tensorrt_llm.classes import unpack_ids
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
-from bei_core.engines.torch.models.pooling import pool
+from bei_core.engines.torch.models.pooling import POOLINGS, pool
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import EngineUnavailableError
-from bei_core.models.spec import POOLING_MODES, read_spec
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import CASES, Case
 from tests.gpu_path.conftest import Builder
@@ -62,7 +63,7 @@ def sequences_of(lengths: list[int], num_tokens: int) -> Sequences:
     return Sequences(blank, blank, positions, pooled, torch.tensor(lengths, dtype=torch.int32), lengths)
 
 
-@given(batches(), st.sampled_from(POOLING_MODES))
+@given(batches(), st.sampled_from(PoolingMode))
 def test_a_sequence_is_pooled_as_if_alone_whatever_the_other_tokens_are(batch: Batch, mode: str) -> None:
     """The padding of a CUDA graph consists of empty sequences, and of tokens that no sequence owns; here they are NaN.
 
@@ -87,6 +88,10 @@ def test_the_tokens_of_a_prompt_are_not_read(batch: Batch, mode: str) -> None:
     expected = pool(mode, x, replace(sequences, pooled=torch.from_numpy(pooled)))
     x[torch.from_numpy(~pooled)] = float("nan")
     torch.testing.assert_close(pool(mode, x, replace(sequences, pooled=torch.from_numpy(pooled))), expected)
+
+
+def test_every_pooling_mode_is_there() -> None:
+    assert POOLINGS.keys() == set(PoolingMode)
 
 
 def first_case() -> Case:

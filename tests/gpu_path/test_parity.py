@@ -16,8 +16,8 @@ from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm.limits import check_model
-from bei_core.engines.torch.artifact import FAMILIES, facts_of
 from bei_core.engines.torch.engine import TorchEngine
+from bei_core.engines.torch.folder import facts_of
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
@@ -38,18 +38,7 @@ from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, comp
 from tests.gpu_path.conftest import Builder
 from tests.gpu_path.table import TABLE
 
-# The CPU engine alone runs these: mixtures of experts, and XLM-R whose tensors have flash attention's names.
-CPU_ONLY = {"nomic-v2-moe", "nomic-one-of-five-experts-bf16", "jina-reranker-v2"}
-
 EXCLUDED = "bert-prompt-excluded"  # has a prompt that pooling leaves out, so that token ids alone are not enough
-
-
-def ours(architecture: str) -> bool:
-    return family_name(architecture) in FAMILIES
-
-
-def runs_on_gpus(case: Any) -> bool:
-    return ours(case.architecture) and case.name not in CPU_ONLY
 
 
 def runs(engine: str, folder: Path) -> bool:
@@ -73,8 +62,8 @@ def on_each_engine(cases: Iterable[Any]) -> list[Any]:
     ]
 
 
-EMBEDDERS = [case for case in (*CASES, *GROUP_CASES) if runs_on_gpus(case) and case.name != EXCLUDED]
-CLASSIFIERS = [case for case in (*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES) if runs_on_gpus(case)]
+EMBEDDERS = [case for case in (*CASES, *GROUP_CASES) if case.name != EXCLUDED]
+CLASSIFIERS = [*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES]
 ANSWERERS = [case for case in OUTPUT_CASES if case.kind == "yes_no"]
 OTHER_OUTPUTS = [case for case in OUTPUT_CASES if case.kind != "yes_no"]
 OTHERS = [case for case in (*CASES, *GROUP_CASES) if not runs("tensorrt_llm", case.folder)]

@@ -15,7 +15,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened
 from bei_core.engines.quality import measure
 from bei_core.engines.tensorrt_llm import build, limits, quantize
-from bei_core.engines.torch.artifact import CONFIG, facts_of, read_facts
+from bei_core.engines.torch.folder import CONFIG, facts_of, read_facts
 from bei_core.errors import ConfigError, QualityError
 from bei_core.models.families import family_name
 from bei_core.models.kind import Kind

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from bei_core.models.spec import ModelSpec, Pooling
+from bei_core.models.modules import Pooling
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import ModelSpec
 from scripts import gpu_selfcheck
 from scripts.gpu import checks, speed
 from scripts.gpu.report import Findings
@@ -36,7 +38,7 @@ MISTRAL_7B: dict[str, Any] = {
 
 
 def spec(architecture: str, config: dict[str, Any]) -> ModelSpec:
-    modules = (Pooling(modes=("mean",)),)
+    modules = (Pooling(modes=(PoolingMode.MEAN,)),)
     return ModelSpec(architecture=architecture, config=config, modules=modules, normalize=True, max_seq_len=4096)
 
 

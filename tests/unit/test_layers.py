@@ -15,7 +15,7 @@ PACKAGES = Path(__file__).resolve().parents[2] / "packages"
 # with, so `engines.provider` is a room of its own above the engines that it chooses among.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("tasks", "metrics", "logs", "bench", "storage"),
+    ("tasks", "metrics", "logs", "bench", "storage", "models.pooling"),  # the setting `pooling` is made of the table
     ("config", "text"),
     ("checkpoint",),
     ("models",),

@@ -23,6 +23,7 @@ from bei_core.config.declaration import About, Declared, declared
 from bei_core.config.files import read_secret, read_yaml
 from bei_core.config.trt_llm import Count, QuantizationType, Route, TrtLlm
 from bei_core.errors import ConfigError
+from bei_core.models.pooling import PoolingSetting
 from bei_core.storage.backends import redact, store_schemes
 
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
@@ -68,7 +69,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         About("Type that the engine computes in; auto takes bfloat16 where the hardware has it, else float32."),
     ] = "auto"
     pooling: Annotated[
-        Literal["cls", "mean", "max", "last_token", "weighted_mean", "mean_sqrt_len", "splade"] | None,
+        PoolingSetting | None,
         About(
             "How the vectors of a text's tokens become one vector.",
             unset="what the model's files say",

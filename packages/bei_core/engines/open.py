@@ -18,7 +18,7 @@ from bei_core.engines.provider import EngineProvider
 from bei_core.engines.quality import bar_of
 from bei_core.engines.registry import load_loader
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
-from bei_core.models.spec import Dense, ModelSpec, load_spec
+from bei_core.models.spec import ModelSpec, load_spec
 from bei_core.storage.backends import redact
 from bei_core.storage.locks import Lease
 from bei_core.text.templates import chosen_template
@@ -135,7 +135,7 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
     if settings.pooling is not None and not _load_spec(folder).pools_by(settings.pooling):
         raise ConfigError(f"{folder} is built with other pooling; build it again for {settings.pooling}")
     template = chosen_template(settings.rerank_template, None)
-    if template is not None and not _load_spec(folder).answers_as(template):
+    if template is not None and not _load_spec(folder).scores_by(template):
         raise ConfigError(f"{folder} is built without the answers of this rerank_template; build it again with it")
     opened = load(folder, None if settings.dtype == "auto" else settings.dtype)
     _check_quality(settings, opened)
@@ -144,7 +144,9 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
 
 def _check_quality(settings: Settings, opened: Opened) -> None:
     """Raise ConfigError if the engine does not suit the settings, QualityError if it is below their thresholds."""
-    settings.check_dense_path([module.folder for module in opened.spec.modules if isinstance(module, Dense)])
+    if settings.pooling is not None and opened.spec.classifier is not None:  # as text-embeddings-inference does
+        log.warning("pooling %s has no effect: %s is a %s", settings.pooling, settings.model_id, opened.spec.kind)
+    settings.check_dense_path(opened.spec.dense_folders)
     quality, asked = opened.manifest.quality, quantization_of(settings)
     if asked is not None and quality is None:
         raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")

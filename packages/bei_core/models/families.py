@@ -1,348 +1,61 @@
-"""Model families, independent of the engine: names of tensors, settings in config.json, sizes, heads.
+"""Model families: THE table of them, for all engines.
 
-Source: transformers 5.23, `models/{bert,electra,roberta,xlm_roberta,distilbert,mpnet}` and
-`models/{llama,mistral,qwen2,qwen3,gemma2,gemma3}`, files `modeling_*.py` and `configuration_*.py`.
+To add a family whose layers are those of another one, add a `Family` to the list below. If its layers are new, it also
+needs a page in each engine that is to run it: a module `models/NAME.py` of `engines/openvino` and of `engines/torch`
+(TensorRT-LLM uses torch's), which is found by its name. docs/architectures.md has the steps.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Container
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.spec import first_position
+from bei_core.models.heads import FamilyHeads, Head
+from bei_core.models.layouts import (
+    PROJECTION,
+    BertNames,
+    DecoderSwitches,
+    RotaryNames,
+    all_but_every_sixth_layer,
+    even_layers,
+    every_layer,
+    upper_layers,
+)
 
-Config = Mapping[str, Any]  # config.json
-
-# Other names of an activation in transformers' `ACT2FN`, and the name under which an engine's table has it.
-ACTIVATION_ALIASES: Mapping[str, str] = {
-    **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
-    "gelu_python": "gelu",
-    "swish": "silu",
-    "linear": "identity",
-}
-
-_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
-
-MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers in config.json are mistakes, and would cost memory
-
-FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
+_WORDS = "embeddings.word_embeddings.weight"
 
 
-def family_name(architecture: str) -> str:
-    """The family in the name of a transformers class: "Llama" of "LlamaForCausalLM"; "" for a name of another form."""
-    match = _CLASS.fullmatch(architecture)
-    return match.group(1) if match else ""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """Models with the same layers."""
+
+    name: str  # in engine folders
+    classes: tuple[str, ...]  # the beginnings of transformers' class names: "Bert" of BertModel and BertForMaskedLM
+    page: str  # the module `models/PAGE.py` of each engine that computes its layers
+    heads: FamilyHeads
+    layout: Any = None  # what it has of its own, if other families share the page: the type is the page's
+    prefixes: tuple[str, ...] = ("", "model.")  # that a checkpoint may put before the names of tensors
+    anchor: str = "embed_tokens.weight"  # the tensor by which the prefix is found: the word embeddings, without prefix
+    has_own_code: bool = False  # whether it is published with code of its own, and transformers has no class for it
+
+    @property
+    def anchors(self) -> tuple[str, ...]:
+        """The names that the anchor may have in a checkpoint."""
+        return tuple(prefix + self.anchor for prefix in self.prefixes)
+
+    def has_own_code_in(self, tensors: Container[str]) -> bool:
+        """Whether transformers' class would not read all of a checkpoint that has these tensors."""
+        own = [f"{PROJECTION}.weight"] if self.page == "decoder" else []
+        if self.page == "bert":  # transformers has the first layout
+            own = [f"{prefix}{names.embeddings_norm}.weight" for names in self.layout[1:] for prefix in self.prefixes]
+        return self.has_own_code or any(name in tensors for name in own)
 
 
-@dataclass(frozen=True, slots=True)
-class BertNames:
-    """Names of one BERT-like family: of its tensors, and of its settings in config.json."""
-
-    prefixes: tuple[str, ...]
-    layer: str = "encoder.layer.{}."
-    query: str = "attention.self.query"
-    key: str = "attention.self.key"
-    value: str = "attention.self.value"
-    attention_out: str = "attention.output.dense"
-    attention_norm: str = "attention.output.LayerNorm"
-    up: str = "intermediate.dense"
-    down: str = "output.dense"
-    out_norm: str = "output.LayerNorm"
-    embeddings_norm: str = "embeddings.LayerNorm"
-    qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
-    first_position: int | None = 0  # row of the position table for a sequence's first token; None: see models/spec
-    has_types: bool = True
-    relative_attention: str | None = None  # tensor of bucketed relative position biases
-    config_names: Mapping[str, str] = field(default_factory=dict)
-
-    def read_setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
-        """A value of config.json by BERT's name for it. Raises UnsupportedModelError if it is missing."""
-        known = self.config_names.get(name, name)
-        value = config.get(known, default)
-        if value is None:
-            raise UnsupportedModelError(f"config.json has no `{known}`")
-        return value
-
-
-BERTS: Mapping[str, BertNames] = {
-    "bert": BertNames(prefixes=("", "bert.")),
-    "electra": BertNames(prefixes=("", "electra.")),
-    "roberta": BertNames(prefixes=("", "roberta."), first_position=None),
-    # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
-    "roberta_flash": BertNames(
-        prefixes=("", "roberta."),
-        layer="encoder.layers.{}.",
-        qkv="mixer.Wqkv",
-        attention_out="mixer.out_proj",
-        attention_norm="norm1",
-        up="mlp.fc1",
-        down="mlp.fc2",
-        out_norm="norm2",
-        embeddings_norm="emb_ln",
-        first_position=None,
-    ),
-    "distilbert": BertNames(
-        prefixes=("", "distilbert."),
-        layer="transformer.layer.{}.",
-        query="attention.q_lin",
-        key="attention.k_lin",
-        value="attention.v_lin",
-        attention_out="attention.out_lin",
-        attention_norm="sa_layer_norm",
-        up="ffn.lin1",
-        down="ffn.lin2",
-        out_norm="output_layer_norm",
-        has_types=False,
-        config_names={
-            "hidden_size": "dim",
-            "num_hidden_layers": "n_layers",
-            "num_attention_heads": "n_heads",
-            "intermediate_size": "hidden_dim",
-            "hidden_act": "activation",
-        },
-    ),
-    "mpnet": BertNames(
-        prefixes=("", "mpnet."),
-        query="attention.attn.q",
-        key="attention.attn.k",
-        value="attention.attn.v",
-        attention_out="attention.attn.o",
-        attention_norm="attention.LayerNorm",
-        first_position=2,  # transformers' MPNet ignores pad_token_id and uses 1
-        has_types=False,
-        relative_attention="encoder.relative_attention_bias.weight",
-    ),
-}
-
-BERT_ANCHOR = "embeddings.word_embeddings.weight"
-
-
-@dataclass(frozen=True, slots=True)
-class BertSizes:
-    """Sizes of a BERT-like encoder, from config.json."""
-
-    hidden: int
-    num_layers: int
-    num_heads: int
-    intermediate_size: int
-    eps: float
-    activation: str
-    vocab_size: int
-    num_types: int  # 0 for a family without token types
-    num_positions: int  # rows of the position table
-    first_position: int  # row of the position table for a sequence's first token
-
-    @classmethod
-    def of(cls, names: BertNames, config: Config) -> BertSizes:
-        """Reads config.json. Raises UnsupportedModelError for a missing size or a relative position embedding."""
-        if config.get("position_embedding_type", "absolute") != "absolute":
-            raise UnsupportedModelError(
-                f"position_embedding_type {config['position_embedding_type']!r} is not supported"
-            )
-
-        def number(name: str, default: int | None = None) -> int:
-            return read_size(config, names.config_names.get(name, name), default=default)
-
-        return cls(
-            hidden=number("hidden_size"),
-            num_layers=number("num_hidden_layers"),
-            num_heads=number("num_attention_heads"),
-            intermediate_size=number("intermediate_size"),
-            eps=float(names.read_setting(config, "layer_norm_eps", 1e-12)),
-            activation=str(names.read_setting(config, "hidden_act")),
-            vocab_size=number("vocab_size"),
-            num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
-            num_positions=number("max_position_embeddings"),
-            first_position=first_position(config) if names.first_position is None else names.first_position,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderSwitches:
-    """How a decoder family differs from Llama."""
-
-    is_sliding: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer has a sliding window
-    qkv_bias: bool = False  # queries, keys and values have a bias, also if config.json lacks `attention_bias`
-    qk_norm: bool = False  # RMSNorm over each head of the queries and keys
-    gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
-    bidirectional: bool = False  # attention is never causal, whatever config.json says
-    defaults: Config = field(default_factory=dict)  # transformers' defaults for keys that config.json may lack
-
-
-def _every_layer(config: Config, layer: int) -> bool:
-    return True  # Mistral ignores `layer_types`
-
-
-def _upper_layers(config: Config, layer: int) -> bool:
-    if not config.get("use_sliding_window"):
-        return False
-    return _by_layer_types(config, layer, layer >= int(config.get("max_window_layers", 28)))
-
-
-def _even_layers(config: Config, layer: int) -> bool:
-    return _by_layer_types(config, layer, layer % 2 == 0)
-
-
-def _all_but_every_sixth_layer(config: Config, layer: int) -> bool:
-    every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
-    return _by_layer_types(config, layer, (layer + 1) % every != 0)
-
-
-def _by_layer_types(config: Config, layer: int, otherwise: bool) -> bool:
-    """Whether `layer_types` (transformers 5) names the layer as sliding; `otherwise` if config.json lacks it."""
-    types = config.get("layer_types")
-    return types[layer] == SLIDING if types else otherwise
-
-
-_GEMMA = {
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "hidden_activation": "gelu_pytorch_tanh",
-}
-
-_QWEN3 = DecoderSwitches(is_sliding=_upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128})
-
-DECODERS: Mapping[str, DecoderSwitches] = {
-    "llama": DecoderSwitches(),
-    "mistral": DecoderSwitches(is_sliding=_every_layer, defaults={"sliding_window": 4096}),
-    "qwen2": DecoderSwitches(is_sliding=_upper_layers, qkv_bias=True, defaults={"sliding_window": 4096}),
-    "qwen3": _QWEN3,
-    "llama_bidirectional": DecoderSwitches(bidirectional=True),
-    "qwen3_bidirectional": replace(_QWEN3, bidirectional=True),
-    "gemma2": DecoderSwitches(is_sliding=_even_layers, gemma=True, defaults={**_GEMMA, "attn_logit_softcapping": 50.0}),
-    "gemma3_text": DecoderSwitches(
-        is_sliding=_all_but_every_sixth_layer,
-        qk_norm=True,
-        gemma=True,
-        defaults={**_GEMMA, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
-    ),
-}
-
-DECODER_PREFIXES, DECODER_ANCHOR = ("", "model."), "embed_tokens.weight"
-
-# The projection of every token vector that voyage-4-nano's class (`Qwen3BidirectionalModel`) has after its decoder.
-DECODER_PROJECTION = "linear"
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderSizes:
-    """Sizes of a decoder, from config.json."""
-
-    config: Config  # with the family's defaults
-    hidden: int
-    num_layers: int
-    num_heads: int  # query heads
-    num_kv_heads: int  # key and value heads (grouped-query attention)
-    head_size: int
-    intermediate_size: int
-    eps: float
-    activation: str
-    scale: float  # attention scores are query @ key * scale
-    soft_cap: float | None  # attention scores become soft_cap * tanh(score / soft_cap) (Gemma 2)
-    layer_types: tuple[str, ...]  # FULL or SLIDING for each layer
-    bidirectional: bool  # attention is not causal
-
-    @classmethod
-    def of(cls, switches: DecoderSwitches, config: Config) -> DecoderSizes:
-        """Reads config.json. Raises UnsupportedModelError for a size that is missing or impossible."""
-        config = {**switches.defaults, **config}
-        hidden, num_heads = read_size(config, "hidden_size"), read_size(config, "num_attention_heads")
-        head_size = read_size(config, "head_dim", default=hidden // num_heads)
-        num_kv_heads = read_size(config, "num_key_value_heads", default=num_heads)
-        if num_heads % num_kv_heads:
-            raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
-        num_layers, has_window = _read_num_layers(config), bool(config.get("sliding_window"))
-        scaled_by = float(config.get("query_pre_attn_scalar") or head_size) if switches.gemma else head_size
-        return cls(
-            config=config,
-            hidden=hidden,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=num_kv_heads,
-            head_size=head_size,
-            intermediate_size=read_size(config, "intermediate_size"),
-            eps=float(config.get("rms_norm_eps", 1e-6)),
-            activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
-            scale=scaled_by**-0.5,
-            soft_cap=config.get("attn_logit_softcapping") if switches.gemma else None,
-            layer_types=tuple(
-                SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
-            ),
-            bidirectional=switches.bidirectional
-            or bool(config.get("use_bidirectional_attention"))
-            or config.get("is_causal") is False,
-        )
-
-    def window(self, switches: DecoderSwitches, layer_type: str) -> int | None:
-        """A token attends to tokens less than this many positions away; None: to any. For one type of layer."""
-        if layer_type == FULL:
-            return None
-        window = int(self.config["sliding_window"])
-        # Bidirectional Gemma: `sliding_window` counts both sides together.
-        return window // 2 + 1 if self.bidirectional and switches.gemma else window
-
-
-def _read_num_layers(config: Config) -> int:
-    """Raises UnsupportedModelError if `layer_types` has fewer entries than there are layers."""
-    num_layers = read_size(config, "num_hidden_layers", most=MAX_LAYERS)
-    types = config.get("layer_types")
-    if types and len(types) < num_layers:
-        raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")
-    return num_layers
-
-
-def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
-    """The value of the first of these keys in config.json. Raises UnsupportedModelError if it has none of them."""
-    for known in (name, *others):
-        if config.get(known) is not None:
-            return config[known]
-    raise UnsupportedModelError(f"config.json has no `{name}`")
-
-
-def read_size(config: Config, name: str, *others: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-    """A size in config.json, by the first of these keys. Raises UnsupportedModelError unless it is 1 to `most`."""
-    given = {known: config[known] for known in (name, *others) if config.get(known) is not None}
-    if not given and default is not None:
-        return default
-    value = read_setting(config, name, *others)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-        raise UnsupportedModelError(
-            f"config.json: {next(iter(given))} {value!r} is not a whole number from 1 to {most}"
-        )
-    return value
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """A head: a linear layer `out`, optionally after dense layer, activation and norm. Names are whole tensor names."""
-
-    out: str
-    dense: str | None = None
-    activation: str = "tanh"
-    activation_of: str | None = None  # key in config.json that names the activation, if there is one
-    norm: str | None = None
-    bias: str | None = None  # tensor of the bias of `out`, if it is not "{out}.bias"
-    # The input of a sequence classifier: a token, or the pooling that config.json names under this key.
-    pooling: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
-    temperature: str | None = None  # key in config.json of a number that the logits are divided by
-
-
-@dataclass(frozen=True, slots=True)
-class FamilyHeads:
-    """The heads of a family; None if transformers has no such class for it."""
-
-    sequence: Head | None = None  # ...ForSequenceClassification
-    token: Head | None = Head("classifier")  # ...ForTokenClassification
-    vocabulary: Head | None = None  # ...ForMaskedLM
-
-
-_ROBERTA = FamilyHeads(
+_ROBERTA_HEADS = FamilyHeads(
     sequence=Head("classifier.out_proj", "classifier.dense"),
     vocabulary=Head("lm_head.decoder", "lm_head.dense", "gelu", norm="lm_head.layer_norm", bias="lm_head.bias"),
 )
@@ -354,39 +67,267 @@ _BERT_VOCABULARY = Head(
     "cls.predictions.transform.LayerNorm",
     "cls.predictions.bias",
 )
+_BERT_HEADS = FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY)
 _MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", pooling="classifier_pooling")
+_DECODER_HEADS = FamilyHeads(sequence=Head("score", pooling="last non-padding token"), token=Head("score"))
 
-HEADS: Mapping[str, FamilyHeads] = {
-    "Bert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
-    "Roberta": _ROBERTA,
-    "XLMRoberta": _ROBERTA,
-    "XLMRobertaFlash": _ROBERTA,
-    "Camembert": _ROBERTA,
-    "MPNet": _ROBERTA,
-    "Electra": FamilyHeads(
-        sequence=Head("classifier.out_proj", "classifier.dense", "gelu"),
-        vocabulary=Head(
-            "generator_lm_head", "generator_predictions.dense", "gelu", norm="generator_predictions.LayerNorm"
-        ),
-    ),
-    "DistilBert": FamilyHeads(
-        sequence=Head("classifier", "pre_classifier", "relu"),
-        vocabulary=Head("vocab_projector", "vocab_transform", "gelu", "activation", "vocab_layer_norm"),
-    ),
-    "ModernBert": FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
-    "NomicBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
-    "JinaBert": FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY),
-    "New": FamilyHeads(Head("classifier", "new.pooler.dense")),
-    "Gte": FamilyHeads(Head("classifier", "gte.pooler.dense")),
-    "DebertaV2": FamilyHeads(
-        Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY
-    ),
-    "LlamaBidirectional": FamilyHeads(Head("score", pooling="pooling", temperature="temperature"), token=None),
-    **dict.fromkeys(("T5", "T5Encoder", "MT5", "MT5Encoder"), FamilyHeads(token=None)),
+# The position of the first token depends on the padding id.
+_ROBERTA = BertNames(first_position=None)
+# jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
+_ROBERTA_FLASH = BertNames(
+    layer="encoder.layers.{}.",
+    qkv="mixer.Wqkv",
+    attention_out="mixer.out_proj",
+    attention_norm="norm1",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    out_norm="norm2",
+    embeddings_norm="emb_ln",
+    first_position=None,
+)
+_DISTILBERT = BertNames(
+    layer="transformer.layer.{}.",
+    query="attention.q_lin",
+    key="attention.k_lin",
+    value="attention.v_lin",
+    attention_out="attention.out_lin",
+    attention_norm="sa_layer_norm",
+    up="ffn.lin1",
+    down="ffn.lin2",
+    out_norm="output_layer_norm",
+    has_types=False,
+    config_names={
+        "hidden_size": "dim",
+        "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
+        "intermediate_size": "hidden_dim",
+        "hidden_act": "activation",
+    },
+)
+_MPNET = BertNames(
+    query="attention.attn.q",
+    key="attention.attn.k",
+    value="attention.attn.v",
+    attention_out="attention.attn.o",
+    attention_norm="attention.LayerNorm",
+    first_position=2,  # transformers' MPNet ignores pad_token_id and uses 1
+    has_types=False,
+    relative_attention="encoder.relative_attention_bias.weight",
+)
+_MODERNBERT = RotaryNames(
+    words="embeddings.tok_embeddings",
+    embedding_norm="embeddings.norm",
+    layer="layers.{}.",
+    qkv="attn.Wqkv",
+    out="attn.Wo",
+    attention_norm="attn_norm",
+    gate_up=("mlp.Wi",),
+    down="mlp.Wo",
+    mlp_norm="mlp_norm",
+    up_first=False,
+    final_norm="final_norm",
+    has_windows=True,
+    activation=("hidden_activation", "gelu"),
+    default_eps=1e-5,
+    attention_bias="attention_bias",
+    mlp_bias="mlp_bias",
+    out_bias="mlp_bias",
+    norm_bias="norm_bias",
+)
+_NOMIC = RotaryNames(
+    words="embeddings.word_embeddings",
+    embedding_norm="emb_ln",
+    layer="encoder.layers.{}.",
+    qkv="attn.Wqkv",
+    out="attn.out_proj",
+    attention_norm="norm1",
+    gate_up=("mlp.fc11", "mlp.fc12"),
+    down="mlp.fc2",
+    mlp_norm="norm2",
+    activation=("activation_function", "swiglu"),
+    supported={
+        "prenorm": False,
+        "parallel_block": False,
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False,
+        "rotary_scaling_factor": None,
+        "num_shared_experts": 0,
+        "moe_normalize_expert_weights": False,
+        "expert_choice_router": False,
+    },
+)
+_GTE = RotaryNames(
+    words="embeddings.word_embeddings",
+    embedding_norm="embeddings.LayerNorm",
+    layer="encoder.layer.{}.",
+    qkv="attention.qkv_proj",
+    out="attention.o_proj",
+    attention_norm="attn_ln",
+    gate_up=("mlp.up_gate_proj",),
+    down="mlp.down_proj",
+    mlp_norm="mlp_ln",
+    only_first_type=True,
+    attention_bias=True,
+    out_bias=True,
+    supported={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
+)
+_MISTRAL = DecoderSwitches(is_sliding=every_layer, defaults={"sliding_window": 4096})
+_QWEN2 = DecoderSwitches(is_sliding=upper_layers, qkv_bias=True, defaults={"sliding_window": 4096})
+_QWEN3 = DecoderSwitches(is_sliding=upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128})
+_GEMMA_DEFAULTS = {
+    "head_dim": 256,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "hidden_activation": "gelu_pytorch_tanh",
 }
-_DECODER = FamilyHeads(sequence=Head("score", pooling="last non-padding token"), token=Head("score"))
+_GEMMA2 = DecoderSwitches(
+    is_sliding=even_layers, gemma=True, defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0}
+)
+_GEMMA3 = DecoderSwitches(
+    is_sliding=all_but_every_sixth_layer,
+    qk_norm=True,
+    gemma=True,
+    defaults={**_GEMMA_DEFAULTS, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
+)
 
 
-def heads_of(family: str) -> FamilyHeads:
-    """The heads of a family; those of a decoder if the table has no entry."""
-    return HEADS.get(family, _DECODER)
+def _bert(name: str, classes: tuple[str, ...], heads: FamilyHeads, *layouts: BertNames) -> Family:
+    """A BERT-like encoder; a checkpoint has the tensor names of the first of its layouts that fits."""
+    prefixes = ("", f"{name}.")
+    return Family(
+        name=name, classes=classes, page="bert", heads=heads, layout=layouts, prefixes=prefixes, anchor=_WORDS
+    )
+
+
+def _decoder(
+    name: str,
+    classes: tuple[str, ...],
+    switches: DecoderSwitches,
+    heads: FamilyHeads = _DECODER_HEADS,
+    has_own_code: bool = False,
+) -> Family:
+    return Family(name=name, classes=classes, page="decoder", heads=heads, layout=switches, has_own_code=has_own_code)
+
+
+def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: RotaryNames, *prefixes: str) -> Family:
+    return Family(
+        name=name,
+        classes=classes,
+        page="rotary",
+        heads=heads,
+        layout=names,
+        prefixes=("", *prefixes),
+        anchor=f"{names.words}.weight",
+    )
+
+
+_FAMILIES = (
+    _bert("bert", ("Bert", "HF_ColBERT"), _BERT_HEADS, BertNames()),
+    _bert(
+        "electra",
+        ("Electra",),
+        FamilyHeads(
+            sequence=Head("classifier.out_proj", "classifier.dense", "gelu"),
+            vocabulary=Head(
+                "generator_lm_head", "generator_predictions.dense", "gelu", norm="generator_predictions.LayerNorm"
+            ),
+        ),
+        BertNames(),
+    ),
+    _bert(
+        "roberta", ("Roberta", "XLMRoberta", "XLMRobertaFlash", "Camembert"), _ROBERTA_HEADS, _ROBERTA, _ROBERTA_FLASH
+    ),
+    _bert(
+        "distilbert",
+        ("DistilBert",),
+        FamilyHeads(
+            sequence=Head("classifier", "pre_classifier", "relu"),
+            vocabulary=Head("vocab_projector", "vocab_transform", "gelu", "activation", "vocab_layer_norm"),
+        ),
+        _DISTILBERT,
+    ),
+    _bert("mpnet", ("MPNet",), _ROBERTA_HEADS, _MPNET),
+    _rotary(
+        "modernbert",
+        ("ModernBert",),
+        FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
+        _MODERNBERT,
+        "model.",
+    ),
+    _rotary("nomic", ("NomicBert",), _BERT_HEADS, _NOMIC, "bert.", "nomic_bert."),
+    _rotary("new", ("New",), FamilyHeads(Head("classifier", "new.pooler.dense")), _GTE, "new.", "gte."),
+    _rotary(
+        "gte", ("Gte",), FamilyHeads(Head("classifier", "gte.pooler.dense")), _GTE, "new.", "gte."
+    ),  # in transformers
+    Family(
+        name="deberta",
+        classes=("DebertaV2",),
+        page="deberta",
+        heads=FamilyHeads(Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY),
+        prefixes=("", "deberta."),
+        anchor=_WORDS,
+    ),
+    Family(
+        name="jina_bert",
+        classes=("JinaBert",),
+        page="jina_bert",
+        heads=_BERT_HEADS,
+        prefixes=("", "bert."),
+        anchor=_WORDS,
+        has_own_code=True,
+    ),
+    Family(
+        name="t5",
+        classes=("T5", "T5Encoder", "MT5", "MT5Encoder"),
+        page="t5",
+        heads=FamilyHeads(token=None),
+        prefixes=("",),
+        anchor="encoder.final_layer_norm.weight",
+    ),
+    _decoder("llama", ("Llama",), DecoderSwitches()),
+    _decoder("mistral", ("Mistral",), _MISTRAL),
+    _decoder("qwen2", ("Qwen2",), _QWEN2),
+    _decoder("qwen3", ("Qwen3",), _QWEN3),
+    _decoder("gemma2", ("Gemma2",), _GEMMA2),
+    _decoder("gemma3_text", ("Gemma3",), _GEMMA3),
+    _decoder(
+        "llama_bidirectional",
+        ("LlamaBidirectional",),
+        DecoderSwitches(bidirectional=True),
+        FamilyHeads(Head("score", pooling="pooling", temperature="temperature"), token=None),
+        has_own_code=True,
+    ),
+    _decoder("qwen3_bidirectional", ("Qwen3Bidirectional",), replace(_QWEN3, bidirectional=True), has_own_code=True),
+)
+FAMILIES = {name: family for family in _FAMILIES for name in family.classes}
+
+_CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
+
+
+def family_name(architecture: str) -> str:
+    """The family in the name of a transformers class: "Llama" of "LlamaForCausalLM"; "" for a name of another form."""
+    match = _CLASS.fullmatch(architecture)
+    return match.group(1) if match else ""
+
+
+def family_of(architecture: str) -> Family:
+    """The family of a class such as `BertForSequenceClassification`.
+
+    Raises UnsupportedModelError listing the known families.
+    """
+    name = family_name(architecture) or architecture  # HF_ColBERT is ColBERT's own class around a BertModel
+    if name not in FAMILIES:
+        raise UnsupportedModelError(_unknown(architecture, name))
+    return FAMILIES[name]
+
+
+def _unknown(architecture: str, name: str) -> str:
+    """What to say of a class without a family: the families with similar names, and how a class names its family."""
+    close = difflib.get_close_matches(name, FAMILIES, cutoff=0.7)
+    close += [known for known in FAMILIES if known not in close and (known in name or name in known)]
+    similar = f"; similar families are {', '.join(close)}" if close else ""
+    return (
+        f"architecture {architecture} is not supported: there is no family {name}{similar}. The class in config.json "
+        "names the family: LlamaModel, LlamaForCausalLM and LlamaForSequenceClassification are of the family Llama. "
+        f"All families: {', '.join(sorted(FAMILIES))}"
+    )

@@ -16,7 +16,8 @@ from bei_core.cli import main as cli
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import BeiError, ConfigError, WrongTaskError
-from bei_core.models.spec import Classifier, Module, read_spec
+from bei_core.models.modules import Classifier, Module
+from bei_core.models.spec import read_spec
 from tests.fakes import WIDTH, FakeEngine
 from tests.golden.cases import GOLDEN
 

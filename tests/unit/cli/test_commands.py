@@ -19,7 +19,8 @@ from bei_core.engines import registry
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import BeiError, EngineUnavailableError, WrongTaskError
-from bei_core.models.spec import Classifier, Module, Splade, read_spec
+from bei_core.models.modules import Classifier, Module, Splade
+from bei_core.models.spec import read_spec
 from tests.fakes import WIDTH, FakeEngine
 from tests.golden.cases import GOLDEN
 

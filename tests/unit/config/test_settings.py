@@ -159,7 +159,7 @@ def test_empty_variables_are_unset() -> None:
         ({"port": 65_536}, "Expected `int` <= 65535"),
         ({"port": -1}, "Expected `int` >= 0"),
         ({"dtype": "fp32"}, "expected one of auto, float32, bfloat16, float16, int8"),
-        ({"pooling": "median"}, "expected one of cls, mean, max, last_token, weighted_mean, mean_sqrt_len"),
+        ({"pooling": "median"}, "expected one of cls, max, mean, mean_sqrt_len, weighted_mean, last_token, splade"),
         ({"engine": "onnx"}, "expected one of auto, openvino, tensorrt_llm"),
         ({"webserver_default_route": "/embed"}, "expected one of /v1/embeddings, /rerank, /predict, /predict_tokens"),
         ({"otlp_endpoint": "collector:4317"}, "^https?://"),

@@ -12,8 +12,8 @@ import pytest
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.models.architectures import FAMILIES, family_of
 from bei_core.errors import BeiError, UnsupportedModelError
+from bei_core.models.families import FAMILIES, family_of
 from bei_core.models.spec import read_spec
 from tests.golden.cases import CASES, GROUP_CASES
 

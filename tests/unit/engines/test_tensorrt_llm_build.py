@@ -17,7 +17,7 @@ from bei_core.engines.manifest import verify
 from bei_core.engines.open import build_engine, open_engine
 from bei_core.engines.registry import choose
 from bei_core.engines.tensorrt_llm import build, limits
-from bei_core.engines.torch.artifact import class_name, class_names, facts_of, read_facts
+from bei_core.engines.torch.folder import class_name, class_names, facts_of, read_facts
 from bei_core.engines.torch.tensorfile import Entry, to_bf16, write_tensors
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.models.spec import read_spec
@@ -106,9 +106,23 @@ def test_what_the_gpu_does_not_run_is_refused_with_what_may(model: str, what: st
         built(GOLDEN / model, tmp_path / "engine")
 
 
-def test_a_projection_after_the_decoder_is_refused_and_not_left_out(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"ends with a projection .*--engine openvino"):
-        built(GOLDEN / "voyage-4-nano", tmp_path / "engine")
+def test_a_projection_after_the_decoder_is_in_the_folder(tmp_path: Path) -> None:
+    folder = built(GOLDEN / "voyage-4-nano", tmp_path / "engine", dtype="float32")
+    before = resolve(str(GOLDEN / "voyage-4-nano")).tensors()
+    assert np.array_equal(resolve(str(folder)).tensors().f32("linear.weight"), before.f32("linear.weight"))
+
+
+@pytest.mark.parametrize("model", ["voyage-4-nano", "jina-reranker-v2"])
+def test_fp8_of_a_model_that_transformers_alone_would_read_wrongly_is_refused(model: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"fp8: .* is published with code of its own, .*use no_quant"):
+        built(GOLDEN / model, tmp_path / "engine", quantization_type="fp8")
+
+
+@pytest.mark.parametrize("model", ["nomic-v2-moe", "mt5-silu"])
+def test_what_our_classes_do_not_have_is_refused_at_the_build(model: str, tmp_path: Path) -> None:
+    for engine in ("torch", "tensorrt_llm"):
+        with pytest.raises(UnsupportedModelError, match=r"does not run .*; it runs Bert, .*--engine openvino"):
+            built(GOLDEN / model, tmp_path / "engine", engine=engine)
 
 
 def test_fp8_without_modelopt_names_the_command_that_installs_it(tmp_path: Path) -> None:

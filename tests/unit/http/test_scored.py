@@ -18,7 +18,8 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App
-from bei_core.models.spec import Classifier, ModelSpec, read_spec
+from bei_core.models.modules import Classifier
+from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.serving.service import Service
 from bei_core.tasks import Rows, Scoring, scores
 from tests.golden.cases import GOLDEN

@@ -25,7 +25,8 @@ from bei_core.errors import CheckpointError, ConfigError
 from bei_core.http.app import App
 from bei_core.http.server.sockets import Sockets
 from bei_core.metrics import Metrics
-from bei_core.models.spec import Classifier, ModelSpec, read_spec
+from bei_core.models.modules import Classifier
+from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.serving.service import Service
 from bei_core.tasks import Rows
 from model.model import Model

@@ -19,7 +19,9 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App
-from bei_core.models.spec import Classifier, ModelSpec, Module, Pooling, Splade, read_spec
+from bei_core.models.modules import Classifier, Module, Pooling, Splade
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.serving.service import Service
 from bei_core.tasks import Rows, scores
 from bei_core.text.tokenizer import TextTokenizer
@@ -29,7 +31,7 @@ from tests.golden.cases import GOLDEN
 FOLDER = GOLDEN / "bert-cls-normalize"
 LABELS = ("O", "B-PER", "I-PER")
 NER = Classifier(LABELS, "softmax", per_token=True)
-POOLING = Pooling(modes=("cls",))
+POOLING = Pooling(modes=(PoolingMode.CLS,))
 MAX_SEQ_LEN = 48
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import BeiError, CheckpointError, ConfigError, UnsupportedModelError
-from bei_core.models.spec import Dense, ModelSpec, Normalize, Pooling, load_spec, read_spec, save_spec
+from bei_core.models.modules import Dense, Normalize, Pooling
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import ModelSpec, load_spec, read_spec, save_spec
 from bei_core.text.templates import RerankTemplate
 from tests.golden.cases import CASES, Case
 from tests.hub import TOKENIZER
@@ -38,6 +40,10 @@ def spec_of(folder: Path, files: dict[str, object], *, pooling: str | None = Non
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     return read_spec(checkpoint(folder), pooling=pooling)
+
+
+def pooled(*modes: str) -> Pooling:
+    return Pooling(tuple(PoolingMode.named(mode) for mode in modes))
 
 
 def modules(*kinds: str) -> dict[str, object]:
@@ -73,27 +79,27 @@ def json_of(case: Case, name: str) -> object:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("bert-cls-normalize", (Pooling(("cls",)),)),
-        ("bert-plain-masked-lm", (Pooling(("mean",)),)),
-        ("bert-mean-max-bf16-sharded", (Pooling(("max", "mean")),)),  # the order of the booleans, not of the name
-        ("bert-mean-cls-list", (Pooling(("mean", "cls")),)),
-        ("bert-last-dense-tanh", (Pooling(("lasttoken",)), Dense("2_Dense", bias=True, activation="tanh"))),
-        ("bert-modern-dense-gelu", (Pooling(("mean",)), Dense("2_Dense", bias=False, activation="gelu"))),
+        ("bert-cls-normalize", (pooled("cls"),)),
+        ("bert-plain-masked-lm", (pooled("mean"),)),
+        ("bert-mean-max-bf16-sharded", (pooled("max", "mean"),)),  # the order of the booleans, not of the name
+        ("bert-mean-cls-list", (pooled("mean", "cls"),)),
+        ("bert-last-dense-tanh", (pooled("lasttoken"), Dense("2_Dense", bias=True, activation="tanh"))),
+        ("bert-modern-dense-gelu", (pooled("mean"), Dense("2_Dense", bias=False, activation="gelu"))),
         ("roberta-sqrt-dense-identity", None),
         (
             "distilbert-normalize-before-dense",
-            (Pooling(("mean",)), Normalize(), Dense("3_Dense", bias=True, activation="silu")),
+            (pooled("mean"), Normalize(), Dense("3_Dense", bias=True, activation="silu")),
         ),
         (
             "distilbert-every-mode",
-            (Pooling(("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")),),
+            (pooled("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"),),
         ),
     ],
 )
 def test_modules_of_a_golden(name: str, expected: tuple[object, ...] | None) -> None:
     read = read_spec(checkpoint(BY_NAME[name].folder)).modules
     if expected is None:
-        expected = (Pooling(("mean_sqrt_len_tokens",)), Dense("2_Dense", bias=True, activation="identity"))
+        expected = (pooled("mean_sqrt_len_tokens"), Dense("2_Dense", bias=True, activation="identity"))
     assert read == expected
 
 
@@ -108,7 +114,7 @@ def test_modules_of_a_golden(name: str, expected: tuple[object, ...] | None) -> 
 def test_a_plain_causal_language_model_pools_its_last_token_as_in_sentence_transformers(
     config: dict[str, object], mode: str, tmp_path: Path
 ) -> None:
-    assert spec_of(tmp_path, {"config.json": {**CONFIG, **config}}).modules == (Pooling((mode,)),)
+    assert spec_of(tmp_path, {"config.json": {**CONFIG, **config}}).modules == (pooled(mode),)
 
 
 def test_a_prompt_may_be_left_out_of_the_mean() -> None:
@@ -133,58 +139,12 @@ def test_a_spec_is_read_back_as_it_was_saved(case: Case, tmp_path: Path) -> None
     assert loaded.vocab_size == spec.vocab_size
 
 
-# --- Pooling
-
-
-@pytest.mark.parametrize(
-    ("config", "modes"),
-    [
-        ({"pooling_mode": "lasttoken"}, ("lasttoken",)),
-        ({"pooling_mode": ["max", "cls"]}, ("max", "cls")),
-        ({"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True}, ("max",)),
-        ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, ("cls", "mean")),
-        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}, ("mean",)),
-        ({"pooling_mode": "mean", "pooling_mode_cls_token": True}, ("mean",)),
-        ({}, ("mean",)),
-        ({"pooling_mode": "mean", "include_prompt": True}, ("mean",)),
-    ],
-)
-def test_both_forms_of_a_pooling_config(tmp_path: Path, config: dict[str, object], modes: tuple[str, ...]) -> None:
-    spec = spec_of(tmp_path, {**modules("Pooling"), "1_Pooling/config.json": config})
-    assert spec.modules == (Pooling(modes),)
-
-
-@pytest.mark.parametrize(
-    ("asked", "mode"),
-    [
-        ("cls", "cls"),
-        ("last_token", "lasttoken"),
-        ("last-token", "lasttoken"),
-        ("weighted_mean", "weightedmean"),
-        ("mean_sqrt_len", "mean_sqrt_len_tokens"),
-    ],
-)
-def test_a_setting_replaces_the_folders_pooling_and_nothing_else(tmp_path: Path, asked: str, mode: str) -> None:
-    spec = spec_of(tmp_path, {**modules("Pooling", "Normalize"), **MEAN}, pooling=asked)
-    assert spec.modules == (Pooling((mode,)),)
-    assert spec.normalize
-
-
-def test_an_unknown_pooling_is_refused_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(
-        (ConfigError, UnsupportedModelError), match="unknown pooling 'splade'; known are cls, max, mean,"
-    ):
-        spec_of(tmp_path, {**modules("Pooling"), "1_Pooling/config.json": {"pooling_mode": "splade"}})
-    with pytest.raises(ConfigError, match="unknown pooling 'first'"):
-        spec_of(tmp_path / "plain", {}, pooling="first")
-
-
 # --- Modules
 
 
 def test_a_folder_without_modules_is_mean_pooled(tmp_path: Path) -> None:
     spec = spec_of(tmp_path, {})
-    assert spec.modules == (Pooling(("mean",)),)
+    assert spec.modules == (pooled("mean"),)
     assert not spec.normalize
 
 
@@ -194,14 +154,14 @@ def test_modules_come_in_the_order_of_their_idx(tmp_path: Path) -> None:
     assert isinstance(listed, list)
     dense = {"2_Dense/config.json": {"in_features": 8, "out_features": 4}}
     spec = spec_of(tmp_path, {"modules.json": listed[::-1], **MEAN, **dense})
-    assert spec.modules == (Pooling(("mean",)), Dense("2_Dense", bias=True, activation="tanh"))
+    assert spec.modules == (pooled("mean"), Dense("2_Dense", bias=True, activation="tanh"))
     assert spec.normalize
 
 
 def test_a_normalize_that_is_not_last_stays_in_the_graph(tmp_path: Path) -> None:
     dense: dict[str, object] = {"3_Dense/config.json": {"bias": False, "activation_function": "torch.nn.ReLU"}}
     spec = spec_of(tmp_path, {**modules("Pooling", "Normalize", "Dense"), **MEAN, **dense})
-    assert spec.modules == (Pooling(("mean",)), Normalize(), Dense("3_Dense", bias=False, activation="relu"))
+    assert spec.modules == (pooled("mean"), Normalize(), Dense("3_Dense", bias=False, activation="relu"))
     assert not spec.normalize
 
 
@@ -352,7 +312,7 @@ def ranker(folder: Path, template: RerankTemplate | None) -> ModelSpec:
 def test_a_template_says_what_a_causal_model_answers(tmp_path: Path) -> None:
     spec = ranker(tmp_path, RerankTemplate("own", TEXT, tokens=("maybe", "yes")))
     assert spec.classifier is not None
-    assert spec.classifier.answers == (7, 5)
+    assert spec.classifier.yes_no_ids == (7, 5)
 
 
 def test_a_template_without_answers_is_no_use_to_a_causal_model(tmp_path: Path) -> None:
@@ -363,7 +323,7 @@ def test_a_template_without_answers_is_no_use_to_a_causal_model(tmp_path: Path) 
 def test_a_model_known_by_its_name_answers_as_it_always_does(tmp_path: Path) -> None:
     spec = ranker(tmp_path / "Qwen3-Reranker-0.6B", RerankTemplate("own", TEXT))
     assert spec.classifier is not None
-    assert spec.classifier.answers == (3, 5)
+    assert spec.classifier.yes_no_ids == (3, 5)
     assert spec.template is not None
     assert (spec.template.name, spec.template.tokens) == ("own", ("no", "yes"))
 
@@ -386,5 +346,5 @@ def test_a_built_model_knows_the_answers_it_was_built_with(
     tmp_path: Path, tokens: tuple[str, str] | None, is_same: bool
 ) -> None:
     spec = ranker(tmp_path, RerankTemplate("own", TEXT, tokens=("no", "yes")))
-    assert spec.answers_as(RerankTemplate("other", TEXT, tokens=tokens)) == is_same
-    assert not spec_of(tmp_path / "vectors", {}).answers_as(RerankTemplate("other", TEXT, tokens=tokens))
+    assert spec.scores_by(RerankTemplate("other", TEXT, tokens=tokens)) == is_same
+    assert not spec_of(tmp_path / "vectors", {}).scores_by(RerankTemplate("other", TEXT, tokens=tokens))

@@ -31,7 +31,7 @@ from bei_core.models.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 # Part of an engine's address. Increment it when the same checkpoint would give another graph.
-VERSION = 3
+VERSION = 4
 
 # Part of the address of an int8 engine. Increment it when quantisation gives other weights, also when a new nncf does:
 # nncf's own version is not in the address, because a replica that only loads the engine may not have nncf.

@@ -15,13 +15,15 @@ from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import heads, ops
-from bei_core.engines.openvino.models.architectures import FAMILIES, family_of
 from bei_core.engines.openvino.models.blocks import Inputs
+from bei_core.engines.openvino.models.pages import make_transformer
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, pool
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import FamilyHeads, Head, heads_of
-from bei_core.models.spec import Classifier, Dense, ModelSpec, Module, Normalize, Pooling, Splade
+from bei_core.models.families import Family, family_of
+from bei_core.models.heads import Head, yes_no_row
+from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade
+from bei_core.models.spec import ModelSpec
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
@@ -34,7 +36,7 @@ TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     """The model's graph with dynamic R, L, B. Raises UnsupportedModelError, or CheckpointError for an unfit tensor."""
-    family = FAMILIES[family_of(spec.architecture)]
+    family = family_of(spec.architecture)
     if spec.max_seq_len > MAX_LENGTH:
         raise UnsupportedModelError(
             f"the model's longest input is {spec.max_seq_len} tokens, more than {MAX_LENGTH}; set max_seq_length in "
@@ -43,12 +45,12 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)
-    tokens = family.make(spec.config, weights, spec.max_seq_len).graph(Inputs(*rows))
+    tokens = make_transformer(family, spec.config, weights, spec.max_seq_len).graph(Inputs(*rows))
     width = tokens.get_output_partial_shape(0)[2].get_length()
     tokens = op.reshape(tokens, ops.ints(-1, width), False, name=TOKEN_VECTORS)
     ids = op.reshape(rows[0], ops.ints(-1), False)
     results = []
-    for name, x in _Heads(spec, checkpoint, weights, family.anchor, ids, Spans(*spans)).outputs(tokens).items():
+    for name, x in _Heads(spec, checkpoint, weights, family, ids, Spans(*spans)).outputs(tokens).items():
         result = op.result(op.convert(x, Type.f32), name=name)
         result.output(0).set_names({name})
         results.append(result)
@@ -62,7 +64,7 @@ class _Heads:
     spec: ModelSpec
     checkpoint: Checkpoint
     weights: Weights  # the transformer's
-    anchor: str
+    family: Family
     ids: Node  # i32[R * L]
     spans: Spans
 
@@ -75,8 +77,8 @@ class _Heads:
         if isinstance(first, Classifier):
             return {TOKENS if first.per_token else ROWS: self._classify(first, tokens)}
         if isinstance(first, Splade):
-            table = self.weights.get(self.anchor, None, None)
-            head = self._head(self._heads.vocabulary)
+            table = self.weights.get(self.family.anchor, None, None)
+            head = self._head(self.family.heads.vocabulary)
             rows = heads.splade(head, tokens, self.spans, table, self.checkpoint, self.spec.config)
             return {ROWS: rows}
         pooled = [pool(mode, tokens, self.spans) for mode in first.modes] if isinstance(first, Pooling) else []
@@ -84,14 +86,12 @@ class _Heads:
         return {ROWS: self._apply(rest, rows), TOKENS: tokens}
 
     def _classify(self, classifier: Classifier, tokens: Node) -> Node:
-        if classifier.answers is not None:
-            return heads.yes_no_logit(classifier.answers, tokens, self.spans, self.weights, self.checkpoint)
-        head = self._head(self._heads.token if classifier.per_token else self._heads.sequence)
+        if classifier.yes_no_ids is not None:
+            row = yes_no_row(self.checkpoint.tensors(), classifier.yes_no_ids, self.family.anchors)
+            return ops.linear(pool("lasttoken", tokens, self.spans), row, None)
+        known = self.family.heads
+        head = self._head(known.token if classifier.per_token else known.sequence)
         return heads.classify(classifier, head, tokens, self.ids, self.spans, self.checkpoint, self.spec.config)
-
-    @property
-    def _heads(self) -> FamilyHeads:
-        return heads_of(family_of(self.spec.architecture))
 
     def _head(self, head: Head | None) -> Head:
         if head is None:

@@ -12,7 +12,7 @@ from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import ACTIVATION_ALIASES
+from bei_core.models.heads import ACTIVATION_ALIASES
 
 Array = npt.NDArray[Any]
 

@@ -1,17 +1,18 @@
 """Pooling inside the graph: token vectors f32[R * L, H] to one row per sequence f32[B, H].
 
-The modes are those of sentence-transformers' Pooling module (`sentence_transformers/models/Pooling.py`).
+The modes are the rows of `models/pooling.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
+from bei_core.models.pooling import PoolingMode
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class Spans:
 
 
 def pool(mode: str, x: Node, spans: Spans) -> Node:
-    """f32[B, H] of token vectors f32[R * L, H]."""
-    return _MODES[mode](x, spans)
+    """f32[B, H] of token vectors f32[R * L, H]; `mode` is any name of a mode."""
+    return POOLINGS[PoolingMode.named(mode)](x, spans)
 
 
 def last_non_padding_token(x: Node, ids: Node, spans: Spans, pad_id: int) -> Node:
@@ -100,11 +101,11 @@ def _last_token(x: Node, spans: Spans) -> Node:
     return op.gather(x, op.subtract(op.add(spans.starts, spans.lengths), _i32(1)), ops.axis(0))
 
 
-_MODES: dict[str, Callable[[Node, Spans], Node]] = {
-    "cls": _cls,
-    "max": _max,
-    "mean": _mean,
-    "mean_sqrt_len_tokens": _mean_sqrt_len,
-    "weightedmean": _weighted_mean,
-    "lasttoken": _last_token,
+POOLINGS: Mapping[PoolingMode, Callable[[Node, Spans], Node]] = {
+    PoolingMode.CLS: _cls,
+    PoolingMode.MAX: _max,
+    PoolingMode.MEAN: _mean,
+    PoolingMode.MEAN_SQRT_LEN: _mean_sqrt_len,
+    PoolingMode.WEIGHTED_MEAN: _weighted_mean,
+    PoolingMode.LAST_TOKEN: _last_token,
 }

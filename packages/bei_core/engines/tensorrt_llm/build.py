@@ -13,8 +13,9 @@ from bei_core.engines.base import Plan
 from bei_core.engines.calibration import Quantization, quantization_of
 from bei_core.engines.quality import Bar, Quality, bar_of
 from bei_core.engines.tensorrt_llm.limits import check_model
-from bei_core.engines.torch.artifact import DTYPES, PRECISIONS, copy_companions, facts_of, write_folder
-from bei_core.errors import ConfigError, EngineUnavailableError
+from bei_core.engines.torch.folder import DTYPES, PRECISIONS, copy_companions, facts_of, write_folder
+from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
+from bei_core.models.families import family_of
 from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,11 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
 
 
 def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, quantization: Quantization, bar: Bar) -> Plan:
+    if family_of(spec.architecture).has_own_code_in(checkpoint.tensors()):
+        raise UnsupportedModelError(
+            f"quantization_type {quantization.type}: {checkpoint.source} ({spec.architecture}) is published with code "
+            "of its own, and modelopt quantises transformers' classes only; use no_quant"
+        )
     missing = [package for package in ("torch", "transformers", "modelopt") if find_spec(package) is None]
     if missing:
         raise EngineUnavailableError(

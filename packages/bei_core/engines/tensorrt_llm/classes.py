@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.engines.tensorrt_llm.kernels import TensorRtLlmKernels
-from bei_core.engines.torch.artifact import Facts, class_names
+from bei_core.engines.torch.folder import Facts, class_names
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import Sequences
 

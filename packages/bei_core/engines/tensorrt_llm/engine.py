@@ -20,7 +20,7 @@ from bei_core.engines.manifest import TUNED, Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
 from bei_core.engines.tensorrt_llm.packing import pack_ids, split
-from bei_core.engines.torch.artifact import DTYPES, read_facts
+from bei_core.engines.torch.folder import DTYPES, read_facts
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 

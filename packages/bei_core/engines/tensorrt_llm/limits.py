@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from bei_core.engines.torch.artifact import FAMILIES, Facts, attention_sizes
+from bei_core.engines.torch.folder import Facts, attention_sizes
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import BERTS, DECODERS, DecoderSizes
+from bei_core.models.families import FAMILIES, Family
 from bei_core.models.kind import Kind
+from bei_core.models.layouts import DecoderSizes
 
 # Sizes for which its fused attention has kernels. `AttentionOp::initialize` is noexcept: another size ends the process.
 HEAD_SIZES = frozenset({32, 48, 64, 72, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256})
 
-_FAMILIES = {*BERTS, *DECODERS} - {"mpnet"}
 _KINDS = (Kind.EMBEDDING, Kind.CLASSIFIER, Kind.RERANKER)
 
 
 def check_model(facts: Facts, dtype: str) -> None:
     """Raises UnsupportedModelError for a family, a kind or a size of heads that TensorRT-LLM or our use of it lacks."""
-    spec = facts.spec
-    if facts.family not in _FAMILIES or spec.kind not in _KINDS:
-        what = spec.architecture if facts.family not in _FAMILIES else f"a model of kind {spec.kind}"
-        known = ", ".join(name for name, family in FAMILIES.items() if family in _FAMILIES)
+    spec, runs = facts.spec, _runs(facts.of_family)
+    if not runs or spec.kind not in _KINDS:
+        what = f"a model of kind {spec.kind}" if runs else spec.architecture
+        known = ", ".join(name for name, family in FAMILIES.items() if _runs(family))
         raise UnsupportedModelError(
             f"the TensorRT-LLM engine does not run {what}; it runs {known} as {', '.join(_KINDS)}. Others may: "
             "--engine torch or --engine openvino"
@@ -33,6 +33,13 @@ def check_model(facts: Facts, dtype: str) -> None:
         )
 
 
+def _runs(family: Family) -> bool:
+    """Whether its attention can be TensorRT-LLM's: MPNet adds biases to the scores."""
+    if family.page == "bert":
+        return all(names.relative_attention is None for names in family.layout)
+    return family.page == "decoder"
+
+
 def needs_loop(facts: Facts) -> bool:
     """Whether a layer has our own attention, which loops over sequences, so that no CUDA graph can contain it."""
     return any(_has_own_attention(facts))
@@ -40,9 +47,9 @@ def needs_loop(facts: Facts) -> bool:
 
 def _has_own_attention(facts: Facts) -> list[bool]:
     """For each type of layer, whether it has soft-capped scores, or a window shorter than the longest sequence."""
-    if facts.is_bert:
+    if facts.of_family.page == "bert":
         return [False]
-    switches = DECODERS[facts.family]
+    switches = facts.of_family.layout
     sizes = DecoderSizes.of(switches, facts.spec.config)
     windows = [sizes.window(switches, layer_type) for layer_type in set(sizes.layer_types)]
     is_capped = sizes.soft_cap is not None

@@ -29,7 +29,7 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.calibration import Calibration, Quantization, Samples, encode, read_samples
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Quality, measure
-from bei_core.engines.torch.artifact import WEIGHTS, Facts, head_tensors, write_config, write_weights
+from bei_core.engines.torch.folder import WEIGHTS, Facts, head_tensors, write_config, write_weights
 from bei_core.engines.torch.models.heads import make_head
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.spec import ModelSpec
@@ -58,7 +58,7 @@ _QUANT_CONFIG = "hf_quant_config.json"  # tells TensorRT-LLM how the weights are
 class Scheme:
     """How to quantise a model."""
 
-    kind: str  # "fp8", "fp4", either with "_mlp_only"
+    quantization: str  # "fp8", "fp4", either with "_mlp_only"
     calibration: Calibration
     samples: Samples
     bar: Bar
@@ -66,23 +66,23 @@ class Scheme:
     @classmethod
     def of(cls, quantization: Quantization, spec: ModelSpec, bar: Bar) -> Scheme:
         """The scheme for a requested quantisation. Raises ConfigError if the calibration texts cannot be read."""
-        kind, calibration = _ALIASES.get(quantization.type, quantization.type), quantization.calibration
-        return cls(kind, calibration, read_samples(calibration, spec), bar)
+        name, calibration = _ALIASES.get(quantization.type, quantization.type), quantization.calibration
+        return cls(name, calibration, read_samples(calibration, spec), bar)
 
     @property
     def precision(self) -> str:
         """Precision of the quantised weights: "fp8" or "fp4"."""
-        return self.kind.partition("_")[0]
+        return self.quantization.partition("_")[0]
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts of the transformer that are quantised."""
-        return ("mlp",) if self.kind.endswith("_mlp_only") else ("attention", "mlp")
+        return ("mlp",) if self.quantization.endswith("_mlp_only") else ("attention", "mlp")
 
     def address(self) -> dict[str, object]:
         """All that decides the quantised weights, besides the checkpoint and the spec: part of the engine's address."""
         return {
-            "quantization": self.kind,
+            "quantization": self.quantization,
             "calibration": msgspec.structs.asdict(self.calibration) | {"dataset": self.samples.digest},
             "with": versions(),
         }
@@ -113,7 +113,7 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
         mtq.quantize(model.transformer, scheme.config(), forward_loop=lambda _: model.run(calibration))
         _share_scales(model.transformer)
     quality = measure(reference, model.rows(held_out), facts.spec.kind).check(scheme.bar)
-    log.info("quality of %s in %s: %s", checkpoint.source, scheme.kind, quality)
+    log.info("quality of %s in %s: %s", checkpoint.source, scheme.quantization, quality)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         _export(model.transformer, Path(temporary))
         _assemble(Path(temporary), folder, checkpoint, facts)
@@ -131,8 +131,8 @@ class _CalibrationModel:
             checkpoint.folder, dtype=dtype, attn_implementation="eager", local_files_only=True
         )
         self.transformer = transformer.to(self.device).eval()
-        # Qwen2 in transformers has no setting for bidirectional attention, but uses a 4D mask as given.
-        self.is_bidirectional = facts.mask == "full" and facts.family == "qwen2"
+        # These have no setting for bidirectional attention in transformers, but use a 4D mask as given.
+        self.is_bidirectional = facts.mask == "full" and facts.family in {"llama", "mistral", "qwen2", "qwen3"}
         self.has_types = int(facts.spec.config.get("type_vocab_size") or 0) > 1
         self.head = make_head(facts.spec)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}

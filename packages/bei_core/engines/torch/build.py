@@ -9,7 +9,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.torch.artifact import DTYPES, PRECISIONS, facts_of, write_folder
+from bei_core.engines.torch.folder import DTYPES, PRECISIONS, facts_of, write_folder
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 

@@ -15,7 +15,7 @@ from bei_core.checkpoint import Tensors, resolve
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.artifact import DTYPES, read_facts
+from bei_core.engines.torch.folder import DTYPES, read_facts
 from bei_core.engines.torch.kernels.torch import TorchKernels
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import Sequences

@@ -14,7 +14,7 @@ from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of, texts_of
 from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
-from bei_core.models.spec import Pooling
+from bei_core.models.modules import Pooling
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result, Service
 from bei_core.tasks import Embed, EmbedAll, EmbedSparse, Rows, Sparse, Text, TokenRows, check_dimensions

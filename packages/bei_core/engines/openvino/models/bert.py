@@ -1,4 +1,4 @@
-"""BERT-like encoders, with post-norm layers: one graph for all; `families.BERTS` has the tensor names of each."""
+"""BERT-like encoders, with post-norm layers: one graph for all; `models/families.py` has the names of each."""
 
 from __future__ import annotations
 
@@ -10,14 +10,19 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.models.families import BERT_ANCHOR, BertNames, BertSizes, Config
+from bei_core.models.configuration import Config
+from bei_core.models.families import Family
+from bei_core.models.layouts import BertNames, BertSizes
 
 
-class Bert:
+class Transformer:
     """The graph of one checkpoint."""
 
-    def __init__(self, names: BertNames, config: Config, weights: Weights, max_len: int) -> None:
-        self._names, self._max_len = names, max_len
+    def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
+        layouts: tuple[BertNames, ...] = family.layout
+        fits = (known for known in layouts if f"{known.embeddings_norm}.weight" in weights)
+        self._names = names = next(fits, layouts[0])
+        self._words, self._max_len = family.anchor, max_len
         self._sizes = BertSizes.of(names, config)
         self._weights = weights
         self._layers = Layers(weights)
@@ -35,7 +40,7 @@ class Bert:
     def _embed(self, inputs: Inputs) -> Node:
         project = "embeddings_project.weight" in self._weights  # ELECTRA's embeddings may be narrower than H
         width = None if project else self._sizes.hidden
-        words = ops.embedding(self._weights.get(BERT_ANCHOR, self._sizes.vocab_size, width), inputs.input_ids)
+        words = ops.embedding(self._weights.get(self._words, self._sizes.vocab_size, width), inputs.input_ids)
         table = self._weights.get("embeddings.position_embeddings.weight", self._sizes.num_positions, width)
         total = op.add(words, ops.embedding(table[self._sizes.first_position :], inputs.position_ids))
         if self._sizes.num_types:

@@ -31,7 +31,7 @@ class Inputs:
 
 
 class Transformer(Protocol):
-    """A family's layers with the weights of one checkpoint, made from `(config, weights, max_len)`."""
+    """The layers of one checkpoint, made from `(family, config, weights, max_len)`: a class of each page."""
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
@@ -39,7 +39,7 @@ class Transformer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
+class AttentionHeads:
     """Numbers and size of attention heads."""
 
     num_heads: int  # N
@@ -95,7 +95,7 @@ class Layers:
 
 def multi_head_attention(
     qkv: Sequence[Node],
-    heads: Heads,
+    heads: AttentionHeads,
     mask: Node,
     *,
     rope: Rope | None = None,
@@ -122,8 +122,8 @@ def gated_activation(gate: Node, up: Node, activation: str) -> Node:
     return op.multiply(ops.activation(activation)(gate), up)
 
 
-def split_evenly(hidden: int, num_heads: int) -> Heads:
+def split_evenly(hidden: int, num_heads: int) -> AttentionHeads:
     """Heads of size hidden / num_heads. Raises UnsupportedModelError if that is no integer."""
     if hidden % num_heads:
         raise UnsupportedModelError(f"hidden size {hidden} is not a multiple of {num_heads} heads")
-    return Heads(num_heads, num_heads, hidden // num_heads)
+    return AttentionHeads(num_heads, num_heads, hidden // num_heads)

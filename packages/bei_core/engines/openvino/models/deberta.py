@@ -16,7 +16,8 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, read_size
+from bei_core.models.configuration import Config, read_size
+from bei_core.models.families import Family
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,12 @@ class _Positions:
     p2c: Node  # i64[L, L], row of `embeddings` for a key (first axis) and a query's position ("position to content")
 
 
-class DebertaV2:
+class Transformer:
     """The graph of one checkpoint."""
 
-    PREFIXES, ANCHOR = ("", "deberta."), "embeddings.word_embeddings.weight"
-
-    def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
+    def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
-        self._layers = Layers(weights)
+        self._words, self._layers = family.anchor, Layers(weights)
         self._hidden = read_size(config, "hidden_size")
         self._heads = split_evenly(self._hidden, read_size(config, "num_attention_heads"))
         self._inner = read_size(config, "intermediate_size")
@@ -60,7 +59,7 @@ class DebertaV2:
 
     def _embed(self, inputs: Inputs) -> Node:
         get, config = self._layers.weights.get, self._config
-        total = ops.embedding(get(self.ANCHOR, None, None), inputs.input_ids)
+        total = ops.embedding(get(self._words, None, None), inputs.input_ids)
         if config.get("position_biased_input", True):
             table = get("embeddings.position_embeddings.weight", None, None)
             total = op.add(total, ops.embedding(table, inputs.position_ids))

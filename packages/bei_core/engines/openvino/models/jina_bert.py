@@ -14,19 +14,18 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, gated_activation, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import BERT_ANCHOR, Config, read_size
+from bei_core.models.configuration import Config, read_size
+from bei_core.models.families import Family
 
 _GATES = {"geglu": "gelu", "reglu": "relu"}  # `feed_forward_type` to the activation of the gate
 
 
-class JinaBert:
+class Transformer:
     """The graph of one checkpoint."""
 
-    PREFIXES, ANCHOR = ("", "bert."), BERT_ANCHOR
-
-    def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
+    def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         self._config = config
-        self._layers = Layers(weights)
+        self._words, self._layers = family.anchor, Layers(weights)
         self._hidden = read_size(config, "hidden_size")
         self._heads = split_evenly(self._hidden, read_size(config, "num_attention_heads"))
         self._inner = read_size(config, "intermediate_size")
@@ -43,7 +42,7 @@ class JinaBert:
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
         get = self._layers.weights.get
-        hidden = ops.embedding(get(self.ANCHOR, None, self._hidden), inputs.input_ids)
+        hidden = ops.embedding(get(self._words, None, self._hidden), inputs.input_ids)
         types = get("embeddings.token_type_embeddings.weight", None, self._hidden)
         hidden = self._norm(op.add(hidden, ops.embedding(types, inputs.type_ids)), "embeddings.LayerNorm")
         bias = op.subtract(inputs.mask(), ops.distances(inputs.position_ids))  # ALiBi, before each head's slope

@@ -9,25 +9,31 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, gated_activation, multi_head_attention
+from bei_core.engines.openvino.models.blocks import (
+    AttentionHeads,
+    Inputs,
+    Layers,
+    gated_activation,
+    multi_head_attention,
+)
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.models.families import Config, read_size
+from bei_core.models.configuration import Config, read_size
+from bei_core.models.families import Family
 
 
-class T5Encoder:
+class Transformer:
     """The graph of one checkpoint."""
 
-    PREFIXES, ANCHOR = ("",), "encoder.final_layer_norm.weight"
     _BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     _WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # a file has one of the two, or both alike
 
-    def __init__(self, config: Config, weights: Weights, max_len: int) -> None:
+    def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
         self._layers = Layers(weights)
         self._hidden = read_size(config, "d_model")
         self._inner = read_size(config, "d_ff")
         num_heads = read_size(config, "num_heads")
-        self._heads = Heads(num_heads, num_heads, read_size(config, "d_kv"))
+        self._heads = AttentionHeads(num_heads, num_heads, read_size(config, "d_kv"))
         self._eps = float(config.get("layer_norm_epsilon", 1e-6))
         kind = str(config.get("feed_forward_proj", "relu"))
         self._is_gated = kind.startswith("gated-")

@@ -84,8 +84,15 @@ class NormAndRope(nn.Module):
 
 
 def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefix: str) -> None:
-    """Loads `qkv_proj` (from one layer or three) and `o_proj` from the layers `names`, and the norms under `prefix`."""
-    attention.qkv_proj.load_weights([weights.layer(name) for name in names[:-1]])
+    """Loads `qkv_proj` and `o_proj` from the layers `names`, and the norms under `prefix`.
+
+    Query, key and value are three layers, or one with three equal parts, which TensorRT-LLM also wants as three.
+    """
+    qkv = [weights.layer(name) for name in names[:-1]]
+    if len(qkv) == 1:
+        split = {part: tensor[...].chunk(3) for part, tensor in qkv[0].items()}
+        qkv = [{part: chunks[number] for part, chunks in split.items()} for number in range(3)]
+    attention.qkv_proj.load_weights(qkv)
     attention.o_proj.load_weights([weights.layer(names[-1])])
     attention.norm_and_rope.load(weights, prefix)
 

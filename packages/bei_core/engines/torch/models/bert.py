@@ -1,25 +1,25 @@
-"""BERT-like encoders, with post-norm layers; `families.BERTS` has the tensor names of each."""
+"""BERT-like encoders, with post-norm layers; `models/families.py` has the tensor names of each."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bei_core.engines.torch.artifact import Facts
+from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, Weights
 from bei_core.engines.torch.models.relative import RelativeBias
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.models.families import BERTS, BertNames, BertSizes
+from bei_core.models.layouts import BertNames, BertSizes
 
 
-class BertTransformer(nn.Module):
+class Transformer(nn.Module):
     """Token vectors of packed sequences."""
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         super().__init__()
-        self.names = BERTS[facts.family]
-        self.sizes = sizes = BertSizes.of(self.names, facts.spec.config)
+        self.layouts: tuple[BertNames, ...] = facts.of_family.layout
+        self.sizes = sizes = BertSizes.of(self.layouts[0], facts.spec.config)
         width = int(facts.spec.config.get("embedding_size") or sizes.hidden)  # ELECTRA's may be narrower
         self.words = Embedding(sizes.vocab_size, width, kernels.dtype)
         self.positions = Embedding(sizes.num_positions, width, kernels.dtype)
@@ -29,26 +29,27 @@ class BertTransformer(nn.Module):
         if width != sizes.hidden:
             self.project = kernels.linear(width, sizes.hidden, "embeddings", bias=True)
         self.score_bias = None
-        if self.names.relative_attention is not None:
+        if self.layouts[0].relative_attention is not None:
             self.score_bias = RelativeBias(facts.spec.max_seq_len)
         self.layers = nn.ModuleList(
-            _Layer(self.names, sizes, facts.spec.max_seq_len, kernels, layer, self.score_bias)
-            for layer in range(sizes.num_layers)
+            _Layer(sizes, facts.spec.max_seq_len, kernels, layer, self.score_bias) for layer in range(sizes.num_layers)
         )
 
     def load(self, weights: Weights) -> None:
-        """Loads all layers."""
+        """Loads all layers, by the names of the first layout that fits."""
+        fits = (known for known in self.layouts if known.embeddings_norm in weights)
+        names = next(fits, self.layouts[0])
         self.words.load(weights, "embeddings.word_embeddings")
         self.positions.load(weights, "embeddings.position_embeddings")
         if self.types is not None:
             self.types.load(weights, "embeddings.token_type_embeddings")
-        self.norm.load(weights, "embeddings.LayerNorm")
+        self.norm.load(weights, names.embeddings_norm)
         if self.project is not None:
             self.project.load_weights([weights.layer("embeddings_project")])
-        if self.score_bias is not None and self.names.relative_attention is not None:
-            self.score_bias.load(weights, self.names.relative_attention.removesuffix(".weight"))
+        if self.score_bias is not None and names.relative_attention is not None:
+            self.score_bias.load(weights, names.relative_attention.removesuffix(".weight"))
         for number, layer in enumerate(self.layers):
-            layer.load(weights, self.names.layer.format(number))
+            layer.load(weights, names, names.layer.format(number))
 
     def forward(self, sequences: Sequences) -> Tensor:
         """[T, H]."""
@@ -65,7 +66,6 @@ class BertTransformer(nn.Module):
 class _Layer(nn.Module):
     def __init__(
         self,
-        names: BertNames,
         sizes: BertSizes,
         max_len: int,
         kernels: Kernels,
@@ -73,17 +73,16 @@ class _Layer(nn.Module):
         score_bias: RelativeBias | None,
     ) -> None:
         super().__init__()
-        self.names = names
         attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len)
         self.attention = kernels.attention(attention, None, number, score_bias)
         self.attention_norm = LayerNorm(sizes.hidden, sizes.eps, kernels.dtype)
         self.mlp = Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels)
         self.norm = LayerNorm(sizes.hidden, sizes.eps, kernels.dtype)
 
-    def load(self, weights: Weights, prefix: str) -> None:
+    def load(self, weights: Weights, names: BertNames, prefix: str) -> None:
         """Loads the layer."""
-        names = self.names
-        layers = [prefix + name for name in (names.query, names.key, names.value, names.attention_out)]
+        qkv = (names.query, names.key, names.value) if names.qkv is None else (names.qkv,)
+        layers = [prefix + name for name in (*qkv, names.attention_out)]
         self.attention.load(weights, layers, prefix)
         self.attention_norm.load(weights, prefix + names.attention_norm)
         self.mlp.load(weights, prefix + names.up, prefix + names.down)

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from bei_core.engines.torch.artifact import Facts
+from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, Weights, empty, fill
 from bei_core.engines.torch.models.relative import DisentangledBias, log_buckets
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import Config, read_setting, read_size
+from bei_core.models.configuration import Config, read_setting, read_size
 
 
-class DebertaTransformer(nn.Module):
+class Transformer(nn.Module):
     """Token vectors of packed sequences."""
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:

@@ -1,23 +1,23 @@
-"""Decoder-only transformers; `families.DECODERS` has the switches of each family."""
+"""Decoder-only transformers; `models/families.py` has the switches of each family."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from bei_core.engines.torch.artifact import Facts
+from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import activation
+from bei_core.engines.torch.models.heads import F32Linear, activation
 from bei_core.engines.torch.models.layers import Embedding, GatedMlp, RmsNorm, Rope, Weights
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.models.families import DECODERS, DecoderSizes, DecoderSwitches
+from bei_core.models.layouts import PROJECTION, DecoderSizes, DecoderSwitches
 
 
-class DecoderTransformer(nn.Module):
+class Transformer(nn.Module):
     """Token vectors of packed sequences."""
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         super().__init__()
-        self.switches = DECODERS[facts.family]
+        self.switches: DecoderSwitches = facts.of_family.layout
         self.sizes = sizes = DecoderSizes.of(self.switches, facts.spec.config)
         self.embed_tokens = Embedding(facts.spec.vocab_size, sizes.hidden, kernels.dtype)
         ropes = {
@@ -29,6 +29,7 @@ class DecoderTransformer(nn.Module):
             for number, layer_type in enumerate(sizes.layer_types)
         )
         self.norm = _norm(self.switches, sizes, kernels)
+        self.projection = F32Linear()
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
@@ -36,15 +37,17 @@ class DecoderTransformer(nn.Module):
         for number, layer in enumerate(self.layers):
             layer.load(weights, f"layers.{number}.")
         self.norm.load(weights, "norm")
+        self.projection.load(weights.whole, PROJECTION, self.norm.weight.device)
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """[T, H]; decoders have no token types."""
+        """[T, H]; decoders have no token types. [T, D] if the model ends with a projection of its token vectors."""
         x = self.embed_tokens(sequences.ids)
         if self.switches.gemma:
             x = x * self.sizes.hidden**0.5
         for layer in self.layers:
             x = layer(x, sequences)
-        return self.norm(x)
+        x = self.norm(x)
+        return x if self.projection.weight is None else self.projection(x.float())
 
 
 class _Layer(nn.Module):

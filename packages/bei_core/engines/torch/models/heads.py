@@ -12,14 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bei_core.engines.torch.artifact import head_of
+from bei_core.engines.torch.folder import head_of
 from bei_core.engines.torch.models.layers import LayerNorm, Weights
 from bei_core.engines.torch.models.pooling import pool
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import ACTIVATION_ALIASES
+from bei_core.models.heads import ACTIVATION_ALIASES, activation_of, norm_eps, pooling_of, temperature_of
 from bei_core.models.kind import Kind
-from bei_core.models.spec import Dense, ModelSpec, Module, Normalize, Pooling
+from bei_core.models.modules import Dense, Module, Normalize, Pooling
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import ModelSpec
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
@@ -92,7 +94,7 @@ class VectorHead(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        self.modes: tuple[str, ...] = ()
+        self.modes: tuple[PoolingMode, ...] = ()
         modules = spec.modules
         if modules and isinstance(modules[0], Pooling):
             self.modes, modules = modules[0].modes, modules[1:]
@@ -138,8 +140,9 @@ class LogitsHead(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.config, self.classifier, head = spec.config, spec.classifier, head_of(spec)
-        name = "identity" if head is None else str(spec.config.get(head.activation_of or "") or head.activation)
-        self.act, self.pooling = activation(name), "lasttoken" if head is None else head.pooling
+        self.act = activation("identity" if head is None else activation_of(head, spec.config))
+        self.pooling = PoolingMode.LAST_TOKEN if head is None else pooling_of(head, spec.config)
+        self.temperature = 1.0 if head is None else temperature_of(head, spec.config)
         self.dense, self.out = F32Linear(), F32Linear()
         self.norm: LayerNorm | None = None
 
@@ -148,7 +151,7 @@ class LogitsHead(nn.Module):
         self.dense.load(tensors, "dense", device)
         self.out.load(tensors, "out", device)
         if "norm.weight" in tensors:
-            eps = float(self.config.get("layer_norm_eps") or self.config.get("norm_eps") or 1e-12)
+            eps = norm_eps(self.config)
             width = len(tensors["norm.weight"][...])
             self.norm = LayerNorm(width, eps, torch.float32, bias="norm.bias" in tensors).to(device)
             self.norm.load(Weights(tensors, anchor="norm.weight", prefixes=("",)), "norm")
@@ -157,7 +160,8 @@ class LogitsHead(nn.Module):
         """f32[..., C] of vectors [..., H]."""
         x = x.float()
         x = x if self.dense.weight is None else self.act(self.dense(x))
-        return self.out(x if self.norm is None else self.norm(x))
+        logits = self.out(x if self.norm is None else self.norm(x))
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
         """Logits f32[B, C] or weights of terms f32[B, V] of token vectors [T, H]; None of a token classifier."""
@@ -170,13 +174,9 @@ class LogitsHead(nn.Module):
         return self._logits(hidden) if self.classifier is not None and self.classifier.per_token else None
 
     def _pooled(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        if self.pooling == "classifier_pooling":
-            return pool(str(self.config.get("classifier_pooling", "cls")), hidden, sequences)
-        pad_id = self.config.get("pad_token_id")
-        if self.pooling == "last non-padding token" and pad_id is not None:
-            # As the decoder classifiers of transformers (GenericForSequenceClassification).
-            return hidden[sequences.last(sequences.ids != int(pad_id))]
-        return pool("cls" if self.pooling == "cls" else "lasttoken", hidden, sequences)
+        if self.pooling is None:  # as the decoder classifiers of transformers (GenericForSequenceClassification)
+            return hidden[sequences.last(sequences.ids != int(self.config["pad_token_id"]))]
+        return pool(self.pooling, hidden, sequences)
 
 
 def make_head(spec: ModelSpec) -> Any:

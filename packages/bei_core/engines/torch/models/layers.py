@@ -28,7 +28,7 @@ class Weights:
         prefix = next((prefix for prefix in prefixes if prefix + anchor in tensors), None)
         if prefix is None:
             raise CheckpointError(f"no tensor of these names: {', '.join(prefix + anchor for prefix in prefixes)}")
-        self._tensors = tensors
+        self.whole = tensors  # by their whole names, with the prefix
         self._layers: dict[str, dict[str, str]] = {}
         for name in tensors:
             if name.startswith(prefix):
@@ -42,7 +42,7 @@ class Weights:
         """A layer's tensors: weight, bias, scales of a quantised layer. Raises CheckpointError if it has none."""
         if name not in self._layers:
             raise CheckpointError(f"the checkpoint has no tensors of {name}")
-        return {part: self._tensors[known] for part, known in self._layers[name].items()}
+        return {part: self.whole[known] for part, known in self._layers[name].items()}
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -> Any:

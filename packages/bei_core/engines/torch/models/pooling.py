@@ -1,22 +1,23 @@
 """Pooling of packed sequences: token vectors [T, H] to one row per sequence f32[B, H].
 
-The modes are those of sentence-transformers' Pooling module, as in `openvino/pooling`. The code does not read values on
+The modes are the rows of `models/pooling.py`. The code does not read values on
 the host, so that a CUDA graph can capture it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.models.pooling import PoolingMode
 
 
 def pool(mode: str, x: Tensor, sequences: Sequences) -> Tensor:
-    """f32[B, H] of token vectors [T, H]."""
-    return _MODES[mode](x, sequences)
+    """f32[B, H] of token vectors [T, H]; `mode` is any name of a mode."""
+    return POOLINGS[PoolingMode.named(mode)](x, sequences)
 
 
 def _sums(x: Tensor, sequences: Sequences) -> Tensor:
@@ -38,11 +39,11 @@ def _max(x: Tensor, sequences: Sequences) -> Tensor:
     return sequences.reduce(torch.where(sequences.pooled[:, None], x.float(), float("-inf")), "max")
 
 
-_MODES: dict[str, Callable[[Tensor, Sequences], Tensor]] = {
-    "cls": lambda x, sequences: x[sequences.first()].float(),
-    "max": _max,
-    "mean": lambda x, sequences: _sums(x, sequences) / _count(sequences),
-    "mean_sqrt_len_tokens": lambda x, sequences: _sums(x, sequences) / _count(sequences).sqrt(),
-    "weightedmean": _weighted_mean,
-    "lasttoken": lambda x, sequences: x[sequences.last()].float(),
+POOLINGS: Mapping[PoolingMode, Callable[[Tensor, Sequences], Tensor]] = {
+    PoolingMode.CLS: lambda x, sequences: x[sequences.first()].float(),
+    PoolingMode.MAX: _max,
+    PoolingMode.MEAN: lambda x, sequences: _sums(x, sequences) / _count(sequences),
+    PoolingMode.MEAN_SQRT_LEN: lambda x, sequences: _sums(x, sequences) / _count(sequences).sqrt(),
+    PoolingMode.WEIGHTED_MEAN: _weighted_mean,
+    PoolingMode.LAST_TOKEN: lambda x, sequences: x[sequences.last()].float(),
 }

@@ -9,67 +9,27 @@ This module does not need torch, so any machine can build a folder that is not q
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import msgspec
-import numpy as np
 import numpy.typing as npt
 
 from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
-from bei_core.errors import CheckpointError, UnsupportedModelError
-from bei_core.models.families import (
-    BERT_ANCHOR,
-    BERTS,
-    DECODER_ANCHOR,
-    DECODER_PREFIXES,
-    DECODER_PROJECTION,
-    DECODERS,
-    BertSizes,
-    DecoderSizes,
-    Head,
-    family_name,
-    heads_of,
-)
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.families import FAMILIES, Family, family_name, family_of
+from bei_core.models.heads import Head, first_of, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.spec import Classifier, Dense, ModelSpec
+from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes
+from bei_core.models.modules import Dense
+from bei_core.models.spec import ModelSpec
 
 Array = npt.NDArray[Any]
 Mask = Literal["full", "causal"]
-
-# The families: the name in transformers' classes to the key under which we have it.
-FAMILIES: Mapping[str, str] = {
-    "Bert": "bert",
-    "Electra": "electra",
-    "Roberta": "roberta",
-    "XLMRoberta": "roberta",
-    "Camembert": "roberta",
-    "DistilBert": "distilbert",
-    "MPNet": "mpnet",
-    "Llama": "llama",
-    "Mistral": "mistral",
-    "Qwen2": "qwen2",
-    "Qwen3": "qwen3",
-    "Gemma2": "gemma2",
-    "Gemma3": "gemma3_text",
-    "ModernBert": "modernbert",
-    "NomicBert": "nomic",
-    "New": "gte",
-    "Gte": "gte",  # the same architecture inside transformers
-    "DebertaV2": "deberta",
-}
-# Prefixes that a checkpoint may put before a family's tensor names, and its word embedding table.
-_PLACES: Mapping[str, tuple[tuple[str, ...], str]] = {
-    **{name: (names.prefixes, BERT_ANCHOR) for name, names in BERTS.items()},
-    **dict.fromkeys(DECODERS, (DECODER_PREFIXES, DECODER_ANCHOR)),
-    "modernbert": (("", "model."), "embeddings.tok_embeddings.weight"),
-    "nomic": (("", "bert.", "nomic_bert."), BERT_ANCHOR),
-    "gte": (("", "new.", "gte."), BERT_ANCHOR),
-    "deberta": (("", "deberta."), BERT_ANCHOR),
-}
 
 # A `dtype` setting to the precision of the weights, and a precision to the dtype of the computation.
 PRECISIONS = {"auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
@@ -90,6 +50,9 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # Prefixes of a checkpoint's head tensors. They are not copied with the transformer: `head_tensors` writes those in use.
 _HEAD_TENSORS = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.", "head.")
 
+# TensorRT-LLM reads config.json with transformers, which must know its `model_type`; our class reads the sizes itself.
+_MODEL_TYPES = {"bert": "roberta", "decoder": "llama"}
+
 _QUANTIZED = ("F8_E4M3", "U8")
 _FLOAT_DTYPES = ("BF16", "F16", "F32", *_QUANTIZED)  # tensors of other dtypes are buffers, which the engine computes
 
@@ -97,50 +60,49 @@ _FLOAT_DTYPES = ("BF16", "F16", "F32", *_QUANTIZED)  # tensors of other dtypes a
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What our model class reads in config.json, under `bei`."""
 
-    family: str  # a value of FAMILIES
+    family: str  # its name in `models/families.py`
     mask: Mask  # attention within a sequence: "full" or "causal"
     spec: ModelSpec
     quantized: tuple[str, ...] = ()  # "attention", "mlp": the parts whose linear layers are quantised
 
     @property
-    def is_bert(self) -> bool:
-        """Whether the family is a BERT-like encoder; otherwise it is a decoder."""
-        return self.family in BERTS
-
-    @property
-    def anchor(self) -> str:
-        """Name of the word embedding table, without prefix."""
-        return _PLACES[self.family][1]
-
-    @property
-    def prefixes(self) -> tuple[str, ...]:
-        """Prefixes that a checkpoint may put before the transformer's tensor names."""
-        return _PLACES[self.family][0]
+    def of_family(self) -> Family:
+        """What all models of the family have in common."""
+        return family_of(self.spec.architecture)
 
 
 def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
     """What our class needs to know of a model.
 
-    Raises UnsupportedModelError for a family or a head that our classes do not have.
+    Raises UnsupportedModelError for a family or a head that our classes do not have, or a value of config.json.
     """
-    name = _name(spec)
-    if name not in FAMILIES:
-        raise UnsupportedModelError(
-            f"the torch engine does not run {spec.architecture}; it runs {', '.join(FAMILIES)}. The CPU engine may: "
-            "--engine openvino"
-        )
+    if family_name(spec.architecture) not in FAMILIES and spec.architecture not in FAMILIES:
+        raise _not_run(spec.architecture)
+    family = family_of(spec.architecture)
+    if not has_page(family):
+        raise _not_run(spec.architecture)
     head_of(spec)
-    family, mask = FAMILIES[name], "full"
-    if family in BERTS:
-        BertSizes.of(BERTS[family], spec.config)
-    elif family in DECODERS:
-        mask = "full" if DecoderSizes.of(DECODERS[family], spec.config).bidirectional else "causal"
-    return Facts(family=family, mask=cast("Mask", mask), spec=spec, quantized=quantized)
+    mask: Mask = "full"
+    match family.page:
+        case "bert":
+            BertSizes.of(family.layout[0], spec.config)
+        case "decoder":
+            mask = "full" if DecoderSizes.of(family.layout, spec.config).bidirectional else "causal"
+        case "rotary" if not RotarySizes.of(family.layout, spec.config).is_gated:
+            raise _not_run(f"a {spec.architecture} with plain MLPs or mixtures of experts")
+    return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)
 
 
-def _name(spec: ModelSpec) -> str:
-    """The family in the class's name; stanford-futuredata/ColBERT has a class of its own around a BertModel."""
-    return "Bert" if spec.architecture == "HF_ColBERT" else family_name(spec.architecture)
+def has_page(family: Family) -> bool:
+    """Whether our classes have the layers of a family: the module `models/PAGE.py`."""
+    return find_spec(f"{__package__}.models.{family.page}") is not None
+
+
+def _not_run(what: str) -> UnsupportedModelError:
+    known = ", ".join(name for name, family in FAMILIES.items() if has_page(family))
+    return UnsupportedModelError(
+        f"the torch engine does not run {what}; it runs {known}. The CPU engine may: --engine openvino"
+    )
 
 
 def head_of(spec: ModelSpec) -> Head | None:
@@ -148,9 +110,9 @@ def head_of(spec: ModelSpec) -> Head | None:
 
     Raises UnsupportedModelError if the family has no such head.
     """
-    classifier, heads = spec.classifier, heads_of(_name(spec))
+    classifier, heads = spec.classifier, family_of(spec.architecture).heads
     if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or (
-        classifier is not None and classifier.answers is not None
+        classifier is not None and classifier.yes_no_ids is not None
     ):
         return None
     head = heads.vocabulary if classifier is None else heads.token if classifier.per_token else heads.sequence
@@ -161,13 +123,14 @@ def head_of(spec: ModelSpec) -> Head | None:
 
 def class_name(facts: Facts) -> str:
     """Name of our class in config.json, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
-    name = _name(facts.spec)
+    architecture = facts.spec.architecture
+    name = "Bert" if architecture == "HF_ColBERT" else family_name(architecture)
     return f"Bei{name}{'Embedding' if facts.spec.classifier is None else 'ForSequenceClassification'}"
 
 
 def class_names() -> Iterator[str]:
     """Every name that `class_name` can return."""
-    for name in FAMILIES:
+    for name in (name for name, family in FAMILIES.items() if has_page(family)):
         yield from (f"Bei{name}Embedding", f"Bei{name}ForSequenceClassification")
 
 
@@ -195,7 +158,10 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
     for unwanted in ("auto_map", "quantization_config"):
         config.pop(unwanted, None)
     config |= {"architectures": [class_name(facts)], "torch_dtype": dtype, "dtype": dtype}
-    if facts.family in (*BERTS, *DECODERS):
+    family = facts.of_family
+    if family.page in _MODEL_TYPES and (family.has_own_code or "model_type" not in config):
+        config["model_type"] = _MODEL_TYPES[family.page]
+    if family.page in {"bert", "decoder"}:
         # TensorRT-LLM's Attention reads these; BERT's config.json has the first only.
         names = ("num_attention_heads", "num_key_value_heads", "head_dim")
         config |= dict(zip(names, attention_sizes(facts), strict=True))
@@ -210,11 +176,6 @@ def read_facts(folder: Path) -> Facts:
 
 def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
     """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
-    if facts.family in DECODERS and f"{DECODER_PROJECTION}.weight" in transformer:
-        raise UnsupportedModelError(
-            f"{checkpoint.source} ends with a projection of each token ({DECODER_PROJECTION}.weight), which the "
-            "engines for GPUs do not run. The CPU engine does: --engine openvino"
-        )
     entries = [
         Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
         for name in transformer.names()
@@ -231,8 +192,8 @@ def _keeps_dtype(name: str, dtype: str) -> bool:
 def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
     """(name, f32 tensor) of the modules or the head; the names are those in `models/heads`."""
     classifier, head = facts.spec.classifier, head_of(facts.spec)
-    if classifier is not None and classifier.answers is not None:
-        yield "out.weight", _yes_no_row(checkpoint, classifier, facts)
+    if classifier is not None and classifier.yes_no_ids is not None:
+        yield "out.weight", yes_no_row(checkpoint.tensors(), classifier.yes_no_ids, facts.of_family.anchors)
     elif head is not None:
         yield from _head(checkpoint, facts, head)
     for module in facts.spec.modules:
@@ -252,34 +213,18 @@ def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[st
         if name == f"{head.out}.bias" and head.bias is not None and head.bias in tensors:
             name = head.bias
         if name == f"{head.out}.weight" and facts.spec.kind is Kind.SPARSE and name not in tensors:
-            name = _first(tensors, (prefix + facts.anchor for prefix in facts.prefixes))
+            name = first_of(tensors, facts.of_family.anchors)
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         name = name if name in tensors else old
         if layers[layer] is not None and (part == "weight" or name in tensors):
             yield f"{layer}.{part}", tensors.f32(name)
 
 
-def _first(tensors: Tensors, names: Iterable[str]) -> str:
-    """The first of these names that a checkpoint has. Raises CheckpointError if it has none."""
-    tried = list(names)
-    found = next((name for name in tried if name in tensors), None)
-    if found is None:
-        raise CheckpointError(f"the checkpoint has none of {', '.join(tried)}")
-    return found
-
-
-def _yes_no_row(checkpoint: Checkpoint, classifier: Classifier, facts: Facts) -> Array:
-    """f32[1, H]: row "yes" minus row "no" of lm_head, or of the word embeddings if their weights are tied."""
-    tensors = checkpoint.tensors()
-    name = _first(tensors, ("lm_head.weight", *(prefix + facts.anchor for prefix in facts.prefixes)))
-    table, (no, yes) = tensors.f32(name), classifier.answers or (None, 0)
-    return np.ascontiguousarray((table[yes] if no is None else table[yes] - table[no])[None])
-
-
 def attention_sizes(facts: Facts) -> tuple[int, int, int]:
-    """(number of query heads, number of key and value heads, size of a head)."""
-    if facts.is_bert:
-        bert = BertSizes.of(BERTS[facts.family], facts.spec.config)
+    """(number of query heads, number of key and value heads, size of a head) of a BERT-like encoder or a decoder."""
+    family, config = facts.of_family, facts.spec.config
+    if family.page == "bert":
+        bert = BertSizes.of(family.layout[0], config)
         return bert.num_heads, bert.num_heads, bert.hidden // bert.num_heads
-    sizes = DecoderSizes.of(DECODERS[facts.family], facts.spec.config)
+    sizes = DecoderSizes.of(family.layout, config)
     return sizes.num_heads, sizes.num_kv_heads, sizes.head_size

@@ -1,6 +1,6 @@
 """Decoder-only transformers: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3; some also with bidirectional attention.
 
-`families.DecoderSwitches` lists what differs between them.
+`layouts.DecoderSwitches` lists what differs between them.
 """
 
 from __future__ import annotations
@@ -10,24 +10,33 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.models.blocks import Heads, Inputs, Layers, gated_activation, multi_head_attention
+from bei_core.engines.openvino.models.blocks import (
+    AttentionHeads,
+    Inputs,
+    Layers,
+    gated_activation,
+    multi_head_attention,
+)
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import Rope, make_rope
-from bei_core.models.families import DECODER_ANCHOR, DECODER_PROJECTION, Config, DecoderSizes, DecoderSwitches
+from bei_core.models.configuration import Config
+from bei_core.models.families import Family
+from bei_core.models.layouts import PROJECTION, DecoderSizes, DecoderSwitches
 
 
-class DecoderModel:
+class Transformer:
     """The graph of one checkpoint."""
 
-    def __init__(self, switches: DecoderSwitches, config: Config, weights: Weights, max_len: int) -> None:
-        self._switches, self._max_len = switches, max_len
-        self._sizes = sizes = DecoderSizes.of(switches, config)
+    def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
+        self._words, self._max_len = family.anchor, max_len
+        self._switches: DecoderSwitches = family.layout
+        self._sizes = sizes = DecoderSizes.of(self._switches, config)
         self._layers = Layers(weights)
-        self._heads = Heads(sizes.num_heads, sizes.num_kv_heads, sizes.head_size)
+        self._heads = AttentionHeads(sizes.num_heads, sizes.num_kv_heads, sizes.head_size)
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
-        hidden = ops.embedding(self._layers.weights.get(DECODER_ANCHOR, None, self._sizes.hidden), inputs.input_ids)
+        hidden = ops.embedding(self._layers.weights.get(self._words, None, self._sizes.hidden), inputs.input_ids)
         if self._switches.gemma:
             hidden = op.multiply(hidden, op.constant(np.float32(self._sizes.hidden**0.5)))
         layer_types = self._sizes.layer_types
@@ -39,9 +48,9 @@ class DecoderModel:
     def _project(self, hidden: Node) -> Node:
         """f32[R, L, D]: the projection of token vectors f32[R, L, H] that some bidirectional models end with."""
         outside = self._layers.weights.without_prefix()
-        if f"{DECODER_PROJECTION}.weight" not in outside:
+        if f"{PROJECTION}.weight" not in outside:
             return hidden
-        return Layers(outside).linear(hidden, DECODER_PROJECTION, self._sizes.hidden, None)
+        return Layers(outside).linear(hidden, PROJECTION, self._sizes.hidden, None)
 
     def _mask_and_rope(self, layer_type: str, inputs: Inputs) -> tuple[Node, Rope]:
         sizes = self._sizes

@@ -1,0 +1,43 @@
+"""Values of transformers' config.json: read by name, and refused if they cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bei_core.errors import UnsupportedModelError
+
+Config = Mapping[str, Any]  # config.json
+
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers in config.json are mistakes, and would cost memory
+
+
+def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
+    """The value of the first of these keys in config.json. Raises UnsupportedModelError if it has none of them."""
+    for known in (name, *others):
+        if config.get(known) is not None:
+            return config[known]
+    raise UnsupportedModelError(f"config.json has no `{name}`")
+
+
+def read_size(config: Config, name: str, *others: str, default: int | None = None, most: int = MAX_SIZE) -> int:
+    """A size in config.json, by the first of these keys. Raises UnsupportedModelError unless it is 1 to `most`."""
+    given = {known: config[known] for known in (name, *others) if config.get(known) is not None}
+    if not given and default is not None:
+        return default
+    value = read_setting(config, name, *others)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+        raise UnsupportedModelError(
+            f"config.json: {next(iter(given))} {value!r} is not a whole number from 1 to {most}"
+        )
+    return value
+
+
+def first_position(config: Config) -> int:
+    """The row of the position table for the first token, in the families that count positions from the padding id."""
+    pad = config.get("pad_token_id")
+    if pad is None or config.get("model_type") == "mpnet":  # MPNet's padding id is always 1
+        return 2
+    return int(pad) + 1

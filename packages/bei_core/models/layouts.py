@@ -1,0 +1,283 @@
+"""How the families differ that share a page: BERT-like encoders, encoders with rotary positions, decoders.
+
+A layout has names of tensors and of settings in config.json, and `...Sizes.of(layout, config)` reads and checks the
+sizes. `models/families.py` has the table of families. Source: transformers 5.23, `models/*/modeling_*.py` and
+`configuration_*.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.configuration import MAX_LAYERS, Config, first_position, read_size
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
+
+
+@dataclass(frozen=True, slots=True)
+class BertNames:
+    """Names of one BERT-like family: of its tensors, and of its settings in config.json."""
+
+    layer: str = "encoder.layer.{}."
+    query: str = "attention.self.query"
+    key: str = "attention.self.key"
+    value: str = "attention.self.value"
+    attention_out: str = "attention.output.dense"
+    attention_norm: str = "attention.output.LayerNorm"
+    up: str = "intermediate.dense"
+    down: str = "output.dense"
+    out_norm: str = "output.LayerNorm"
+    embeddings_norm: str = "embeddings.LayerNorm"
+    qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
+    first_position: int | None = 0  # row of the position table for a sequence's first token; None: see models/spec
+    has_types: bool = True
+    relative_attention: str | None = None  # tensor of bucketed relative position biases
+    config_names: Mapping[str, str] = field(default_factory=dict)
+
+    def read_setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
+        """A value of config.json by BERT's name for it. Raises UnsupportedModelError if it is missing."""
+        known = self.config_names.get(name, name)
+        value = config.get(known, default)
+        if value is None:
+            raise UnsupportedModelError(f"config.json has no `{known}`")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class BertSizes:
+    """Sizes of a BERT-like encoder, from config.json."""
+
+    hidden: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    eps: float
+    activation: str
+    vocab_size: int
+    num_types: int  # 0 for a family without token types
+    num_positions: int  # rows of the position table
+    first_position: int  # row of the position table for a sequence's first token
+
+    @classmethod
+    def of(cls, names: BertNames, config: Config) -> BertSizes:
+        """Reads config.json. Raises UnsupportedModelError for a missing size or a relative position embedding."""
+        if config.get("position_embedding_type", "absolute") != "absolute":
+            raise UnsupportedModelError(
+                f"position_embedding_type {config['position_embedding_type']!r} is not supported"
+            )
+
+        def number(name: str, default: int | None = None) -> int:
+            return read_size(config, names.config_names.get(name, name), default=default)
+
+        return cls(
+            hidden=number("hidden_size"),
+            num_layers=number("num_hidden_layers"),
+            num_heads=number("num_attention_heads"),
+            intermediate_size=number("intermediate_size"),
+            eps=float(names.read_setting(config, "layer_norm_eps", 1e-12)),
+            activation=str(names.read_setting(config, "hidden_act")),
+            vocab_size=number("vocab_size"),
+            num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
+            num_positions=number("max_position_embeddings"),
+            first_position=first_position(config) if names.first_position is None else names.first_position,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryNames:
+    """Names of a family of encoders with rotary positions and gated MLPs, and how it differs from the others.
+
+    A bias is there always (True), never (False), or if the setting of this name in config.json says so.
+    """
+
+    words: str
+    embedding_norm: str
+    layer: str
+    qkv: str
+    out: str
+    attention_norm: str
+    gate_up: tuple[str, ...]  # two layers, or one that has both
+    down: str
+    mlp_norm: str
+    up_first: bool = True
+    final_norm: str | None = None  # the last norm of a family whose norms come before attention and MLP (pre-norm)
+    has_windows: bool = False  # layers with a sliding window, as in ModernBERT
+    only_first_type: bool = False  # transformers gives every token the type 0
+    activation: tuple[str, str] = ("hidden_act", "gelu")  # the setting that names it, and its default
+    default_eps: float = 1e-12
+    attention_bias: bool | str = False
+    mlp_bias: bool | str = False
+    out_bias: bool | str = False  # of the MLP's last layer
+    norm_bias: bool | str = True
+    supported: Config = field(default_factory=dict)  # the only values of these settings that the pages compute
+
+
+_EPS = ("norm_eps", "layer_norm_epsilon", "layer_norm_eps")
+
+
+@dataclass(frozen=True, slots=True)
+class RotarySizes:
+    """Sizes of an encoder with rotary positions, from config.json."""
+
+    hidden: int
+    num_heads: int
+    intermediate_size: int
+    eps: float
+    activation: str
+    is_gated: bool  # False: MLPs are plain, or mixtures of experts (Nomic Embed v2)
+    layer_types: tuple[str, ...]  # FULL or SLIDING for each layer
+    window: int  # in sliding layers, a token attends to tokens less than this many positions away
+    attention_bias: bool
+    mlp_bias: bool
+    out_bias: bool
+    norm_bias: bool
+
+    @classmethod
+    def of(cls, names: RotaryNames, config: Config) -> RotarySizes:
+        """Reads config.json. Raises UnsupportedModelError for a missing size or a value that is not supported."""
+        for name, value in names.supported.items():
+            if config.get(name, value) not in {value, None}:
+                raise UnsupportedModelError(f"config.json: {name} {config[name]!r} is not supported, only {value!r}")
+
+        def is_set(bias: bool | str) -> bool:
+            return bool(config.get(bias)) if isinstance(bias, str) else bias
+
+        setting, default = names.activation
+        activation = str(config.get(setting) or config.get("hidden_act") or default)
+        num_layers = read_size(config, "n_layer", "num_hidden_layers", most=MAX_LAYERS)
+        return cls(
+            hidden=read_size(config, "n_embd", "hidden_size"),
+            num_heads=read_size(config, "n_head", "num_attention_heads"),
+            intermediate_size=read_size(config, "n_inner", "intermediate_size"),
+            eps=next((float(config[name]) for name in _EPS if config.get(name)), names.default_eps),
+            activation={"swiglu": "silu"}.get(activation, activation),
+            is_gated=config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts"),
+            layer_types=tuple(_layer_type(names, config, layer) for layer in range(num_layers)),
+            window=int(config.get("local_attention") or 128) // 2 + 1,  # `local_attention` counts both sides
+            attention_bias=is_set(names.attention_bias),
+            mlp_bias=is_set(names.mlp_bias),
+            out_bias=is_set(names.out_bias),
+            norm_bias=is_set(names.norm_bias),
+        )
+
+
+def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:
+    if not names.has_windows:
+        return FULL
+    every = int(config.get("global_attn_every_n_layers") or 3)
+    return SLIDING if _by_layer_types(config, layer, layer % every != 0) else FULL
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSwitches:
+    """How a decoder family differs from Llama."""
+
+    is_sliding: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer has a sliding window
+    qkv_bias: bool = False  # queries, keys and values have a bias, also if config.json lacks `attention_bias`
+    qk_norm: bool = False  # RMSNorm over each head of the queries and keys
+    gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
+    bidirectional: bool = False  # attention is never causal, whatever config.json says
+    defaults: Config = field(default_factory=dict)  # transformers' defaults for keys that config.json may lack
+
+
+def every_layer(config: Config, layer: int) -> bool:
+    """True: Mistral ignores `layer_types`."""
+    return True
+
+
+def upper_layers(config: Config, layer: int) -> bool:
+    """Whether it is above `max_window_layers`, if config.json has windows at all (Qwen)."""
+    if not config.get("use_sliding_window"):
+        return False
+    return _by_layer_types(config, layer, layer >= int(config.get("max_window_layers", 28)))
+
+
+def even_layers(config: Config, layer: int) -> bool:
+    """Whether its number is even (Gemma 2)."""
+    return _by_layer_types(config, layer, layer % 2 == 0)
+
+
+def all_but_every_sixth_layer(config: Config, layer: int) -> bool:
+    """Whether it is not the last of its group of six (Gemma 3)."""
+    every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+    return _by_layer_types(config, layer, (layer + 1) % every != 0)
+
+
+def _by_layer_types(config: Config, layer: int, otherwise: bool) -> bool:
+    """Whether `layer_types` (transformers 5) names the layer as sliding; `otherwise` if config.json lacks it."""
+    types = config.get("layer_types")
+    return types[layer] == SLIDING if types else otherwise
+
+
+# The projection of every token vector that voyage-4-nano's class (`Qwen3BidirectionalModel`) has after its decoder.
+PROJECTION = "linear"
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSizes:
+    """Sizes of a decoder, from config.json."""
+
+    config: Config  # with the family's defaults
+    hidden: int
+    num_layers: int
+    num_heads: int  # query heads
+    num_kv_heads: int  # key and value heads (grouped-query attention)
+    head_size: int
+    intermediate_size: int
+    eps: float
+    activation: str
+    scale: float  # attention scores are query @ key * scale
+    soft_cap: float | None  # attention scores become soft_cap * tanh(score / soft_cap) (Gemma 2)
+    layer_types: tuple[str, ...]  # FULL or SLIDING for each layer
+    bidirectional: bool  # attention is not causal
+
+    @classmethod
+    def of(cls, switches: DecoderSwitches, config: Config) -> DecoderSizes:
+        """Reads config.json. Raises UnsupportedModelError for a size that is missing or impossible."""
+        config = {**switches.defaults, **config}
+        hidden, num_heads = read_size(config, "hidden_size"), read_size(config, "num_attention_heads")
+        head_size = read_size(config, "head_dim", default=hidden // num_heads)
+        num_kv_heads = read_size(config, "num_key_value_heads", default=num_heads)
+        if num_heads % num_kv_heads:
+            raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
+        num_layers, has_window = _read_num_layers(config), bool(config.get("sliding_window"))
+        scaled_by = float(config.get("query_pre_attn_scalar") or head_size) if switches.gemma else head_size
+        return cls(
+            config=config,
+            hidden=hidden,
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_size=head_size,
+            intermediate_size=read_size(config, "intermediate_size"),
+            eps=float(config.get("rms_norm_eps", 1e-6)),
+            activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
+            scale=scaled_by**-0.5,
+            soft_cap=config.get("attn_logit_softcapping") if switches.gemma else None,
+            layer_types=tuple(
+                SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
+            ),
+            bidirectional=switches.bidirectional
+            or bool(config.get("use_bidirectional_attention"))
+            or config.get("is_causal") is False,
+        )
+
+    def window(self, switches: DecoderSwitches, layer_type: str) -> int | None:
+        """A token attends to tokens less than this many positions away; None: to any. For one type of layer."""
+        if layer_type == FULL:
+            return None
+        window = int(self.config["sliding_window"])
+        # Bidirectional Gemma: `sliding_window` counts both sides together.
+        return window // 2 + 1 if self.bidirectional and switches.gemma else window
+
+
+def _read_num_layers(config: Config) -> int:
+    """Raises UnsupportedModelError if `layer_types` has fewer entries than there are layers."""
+    num_layers = read_size(config, "num_hidden_layers", most=MAX_LAYERS)
+    types = config.get("layer_types")
+    if types and len(types) < num_layers:
+        raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")
+    return num_layers

@@ -1,0 +1,49 @@
+"""What follows a model's transformer, as data: the modules of sentence-transformers, and the heads of transformers."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import msgspec
+
+from bei_core.models.pooling import PoolingMode
+from bei_core.tasks import Scoring
+
+
+class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
+    """Token vectors to one vector per text; the vectors of several modes are concatenated."""
+
+    modes: tuple[PoolingMode, ...]
+    include_prompt: bool = True  # False: pooling leaves out the tokens of a prompt
+
+
+class Dense(msgspec.Struct, frozen=True, tag="dense"):
+    """A linear layer and an activation; its weights are in `<folder>/model.safetensors`."""
+
+    folder: str  # "": the model's own weights
+    bias: bool
+    activation: str
+    residual: bool = False
+    tensor: str = "linear"
+    per_token: bool = False  # applied to every token, before pooling
+
+
+class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
+    """L2 normalisation between two other modules."""
+
+
+class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
+    """A logit for each label, in the order of the model's outputs, from the architecture's head."""
+
+    labels: tuple[str, ...]
+    scoring: Scoring
+    per_token: bool = False
+    # Token ids of "no" (None: its logit is 0) and "yes" of a yes/no reranker, whose logit is yes - no.
+    yes_no_ids: tuple[int | None, int] | None = msgspec.field(default=None, name="answers")
+
+
+class Splade(msgspec.Struct, frozen=True, tag="splade"):
+    """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (SPLADE, 2021)."""
+
+
+Module: TypeAlias = Pooling | Dense | Normalize | Classifier | Splade
