@@ -47,6 +47,10 @@ Output: TypeAlias = Literal["rows", "tokens", "sparse"]
 Scoring: TypeAlias = Literal["sigmoid", "softmax", "none"]
 
 
+# How two vectors are compared. The distances (euclidean, manhattan) are negative, so that larger means more similar.
+Similarity: TypeAlias = Literal["cosine", "dot", "euclidean", "manhattan"]
+
+
 class TruncationSide(str, Enum):
     """The end at which a text that is too long loses tokens."""
 
@@ -287,6 +291,15 @@ def best_first(values: Rows, top_n: int | None = None) -> list[int]:
     """Indices of f32[N] by descending value, equal values in their order; at most `top_n`."""
     order: list[int] = np.argsort(-values, kind="stable").tolist()
     return order[:top_n]
+
+
+def similarities(row: Rows, others: Rows, similarity: Similarity) -> Rows:
+    """f32[N]: similarity of a vector f32[D] to others f32[N, D]; for cosine, all have to have length 1."""
+    if similarity in {"cosine", "dot"}:
+        products: Rows = others @ row
+        return products
+    distances: Rows = np.linalg.norm(others - row, ord=1 if similarity == "manhattan" else 2, axis=1)
+    return -distances
 
 
 def check_dimensions(dimensions: int, width: int) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bei_core.checkpoint.files import Json, inside, load_json
 from bei_core.checkpoint.tensors import Entry, Tensors, entries, sample
 from bei_core.errors import CheckpointError
 
-# The files that are fetched besides weights. Pickles (*.bin, *.pt), other formats and code are never fetched.
-SMALL_FILES = (
-    "config.json",
+# What is fetched of a repository besides weights. Pickles (*.bin, *.pt), other formats and code are never fetched.
+_OF_A_MODEL = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,12 +28,17 @@ SMALL_FILES = (
     "spiece.model",
     "spm.model",
     "tokenizer.model",
-    "modules.json",
     "sentence_*_config.json",
+)
+SMALL_FILES = (
+    "config.json",
+    *_OF_A_MODEL,
+    "modules.json",
     "config_sentence_transformers.json",
     "model.safetensors.index.json",
     "*/config.json",
     "*/model.safetensors.index.json",
+    *(f"0_*/{name}" for name in _OF_A_MODEL),  # where sentence-transformers puts a first module that has a folder
 )
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -52,6 +57,15 @@ class Checkpoint:
     source: str  # the repository, or the folder's absolute path
     revision: str  # the commit, or `local_digest` of a local folder
 
+    @cached_property
+    def first_module(self) -> str:
+        """The folder of the first module, which has the transformer and the tokenizer; "" is the model's folder."""
+        return module_folders(self.folder)[0]
+
+    def in_first_module(self, name: str) -> str:
+        """The path of a file of the first module, from the model's folder."""
+        return f"{self.first_module}/{name}" if self.first_module else name
+
     def read_json(self, name: str, *, required: bool = True) -> Json:
         """The JSON object in a file of the folder (a list in modules.json). None if it is missing and not required.
 
@@ -69,10 +83,11 @@ class Checkpoint:
         return None
 
     def tensors(self, folder: str = "") -> Tensors:
-        """The weights of the model, or of a module in the folder `folder`. Each tensor is read when it is used.
+        """The weights of the first module, or of another module's folder. Each tensor is read when it is used.
 
         Raises CheckpointError, naming the file, if a file is missing or damaged.
         """
+        folder = folder or self.first_module
         place = self.folder / inside(folder, "a module's folder") if folder else self.folder
         if (place / WEIGHTS).is_file():
             return Tensors(entries(place / WEIGHTS), source=f"{place / WEIGHTS}")
@@ -83,14 +98,19 @@ class Checkpoint:
 
     def check(self) -> Checkpoint:
         """The checkpoint itself. Raises CheckpointError if weights are missing or damaged."""
-        for place in _places(self.folder):
-            if not place or any((self.folder / place / name).is_file() for name in (WEIGHTS, INDEX)):
+        for place in module_folders(self.folder):
+            if place == self.first_module or has_weights(self.folder / place):
                 self.tensors(place)
         return self
 
 
 def accept(folder: Path) -> None:
     """Accept every folder: the `check` of a caller that has nothing to check before weights are fetched."""
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are safetensors in the folder itself."""
+    return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
 def no_weights(where: str, names: Iterable[str]) -> CheckpointError:
@@ -109,20 +129,33 @@ def is_small(name: str) -> bool:
 def weight_files(folder: Path) -> list[str]:
     """The paths of all safetensors files, by the folder's small files; the safetensors themselves may be missing."""
     names: list[str] = []
-    for place in _places(folder):
-        names.append(f"{place}{WEIGHTS}")
+    for place in map(PurePosixPath, dict.fromkeys(module_folders(folder))):
+        names.append(str(place / WEIGHTS))
         if (folder / place / INDEX).is_file():
-            names += [f"{place}{shard}" for shard in sorted(set(_weight_map(folder / place / INDEX).values()))]
+            names += [str(place / shard) for shard in sorted(set(_weight_map(folder / place / INDEX).values()))]
     return names
 
 
-def _places(folder: Path) -> list[str]:
-    """The folders that may contain weights: "" and those in modules.json, such as "2_Dense/"."""
+def module_folders(folder: Path) -> list[str]:
+    """The folder of each of sentence-transformers' modules, in their order: "", "1_Pooling"; [""] without modules.
+
+    Raises CheckpointError for one that is outside the model's folder.
+    """
     modules = load_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{folder / 'modules.json'} is not a list of modules")
-    paths = {str(module["path"]) for module in modules if module.get("path")}
-    return ["", *(f"{inside(path, 'a module of modules.json')}/" for path in sorted(paths))]
+    return [module_folder(module) for module in modules] or [""]
+
+
+def module_folder(module: Mapping[str, Json]) -> str:
+    """The folder of one entry of modules.json; "." is the model's folder, as model2vec writes it.
+
+    Raises CheckpointError for one that is outside of it.
+    """
+    path = module.get("path") or ""
+    if not isinstance(path, str):
+        raise CheckpointError(f"modules.json: path {path!r} is not a text")
+    return "" if path in {"", ".", "./"} else str(PurePosixPath(inside(path, "a module of modules.json")))
 
 
 def local_digest(folder: Path) -> str:

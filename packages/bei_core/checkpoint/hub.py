@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bei_core.checkpoint.folder import INDEX, SMALL_FILES, WEIGHTS, Checkpoint, accept, no_weights, weight_files
+from bei_core.checkpoint.folder import SMALL_FILES, Checkpoint, accept, has_weights, no_weights, weight_files
 from bei_core.errors import CheckpointError
 from bei_core.storage.errors import Advice, disk_error, is_disk_error
 from bei_core.storage.progress import rate
@@ -43,9 +43,10 @@ def fetch_repository(
     added = _weights_size(folder) - before
     if added:
         log.info("fetched %s: %s", repo, rate(added, time.monotonic() - started))
-    if not any((folder / name).is_file() for name in (WEIGHTS, INDEX)):
+    checkpoint = Checkpoint(folder=folder, source=repo, revision=commit)
+    if not has_weights(folder / checkpoint.first_module):
         raise no_weights(repo, _names(repo, commit, options))
-    return Checkpoint(folder=folder, source=repo, revision=commit)
+    return checkpoint
 
 
 def _weights_size(folder: Path) -> int:

@@ -15,8 +15,10 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
+from bei_core.models.sentence.modules import read_pipeline
+from bei_core.models.sentence.settings import read_transformer
 from bei_core.models.spec import ModelSpec, read_spec, save_spec
-from bei_core.text.published import RULES, canonical_tokenizer, check_tokenizer
+from bei_core.text.published import RULES, canonical_tokenizer, check_tokenizer, static_tokenizer
 from bei_core.text.templates import chosen_template
 
 log = logging.getLogger(__name__)
@@ -68,14 +70,23 @@ def fetch_checkpoint(settings: Settings, root: Path) -> Checkpoint:
         secret=settings.checkpoint_secret,
         cache_dir=settings.huggingface_hub_cache,
         root=root,
-        check=check_tokenizer,
+        check=_check,
     )
+
+
+def _check(folder: Path) -> None:
+    """Raises StartError where the small files of a model are enough to see that it cannot be served."""
+    checkpoint = Checkpoint(folder, str(folder), "")
+    pipeline = read_pipeline(checkpoint, read_transformer(checkpoint))
+    if pipeline is None or pipeline.task != "static":
+        check_tokenizer(folder / checkpoint.first_module)
 
 
 def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Build:
     """The engine that would be built of a checkpoint. Raises as the builder's `plan`."""
     plan = builder.plan(checkpoint, spec, settings)
-    tokenizer = canonical_tokenizer(checkpoint.folder)
+    read_tokenizer = static_tokenizer if spec.is_static else canonical_tokenizer
+    tokenizer = read_tokenizer(checkpoint.folder / checkpoint.first_module)
     parts = {"schema": SCHEMA, "engine": plan.engine, "precision": plan.precision, "spec": spec}
     parts |= {"tokenizer": tokenizer.digest}
     manifest = Manifest(

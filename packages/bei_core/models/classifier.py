@@ -14,6 +14,8 @@ from bei_core.tasks import Scoring
 from bei_core.text.published import canonical_tokenizer
 from bei_core.text.templates import RerankTemplate
 
+_SCORINGS: Mapping[str, Scoring] = {"Identity": "none", "Sigmoid": "sigmoid", "Softmax": "softmax"}
+
 
 def read_head(
     checkpoint: Checkpoint, config: Mapping[str, Any], architecture: str, template: RerankTemplate | None
@@ -33,7 +35,7 @@ def read_head(
 
 def _token_id(checkpoint: Checkpoint, token: str) -> int:
     """The id of a word that is one token. Raises CheckpointError if it is not."""
-    file = msgspec.json.decode(canonical_tokenizer(checkpoint.folder).text)
+    file = msgspec.json.decode(canonical_tokenizer(checkpoint.folder / checkpoint.first_module).text)
     added = {str(entry["content"]): int(entry["id"]) for entry in file.get("added_tokens") or ()}
     found = added.get(token, file["model"]["vocab"].get(token) if isinstance(file["model"]["vocab"], dict) else None)
     if found is None:
@@ -45,10 +47,10 @@ def _token_id(checkpoint: Checkpoint, token: str) -> int:
 
 def _classifier(config: Mapping[str, Any]) -> Classifier:
     """Labels and scoring by the rules of transformers' pipeline (`pipelines/text_classification.py`)."""
-    names = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-    count = len(names) or int(config.get("num_labels") or 2)
-    if not 1 <= count <= 1 << 20:  # the names of more would cost memory
-        raise UnsupportedModelError(f"config.json: num_labels {count} is not a number from 1 to {1 << 20}")
+    names, count = _label_names(config), config.get("num_labels")
+    count = len(names) or (2 if count is None else count)
+    if not isinstance(count, int) or not 1 <= count <= 1 << 20:  # the names of more would cost memory
+        raise UnsupportedModelError(f"config.json: num_labels {count!r} is not a number from 1 to {1 << 20}")
     labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
     by_problem: dict[Any, Scoring] = {
         "regression": "none",
@@ -58,3 +60,45 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
     problem = config.get("problem_type")
     scoring = "sigmoid" if count == 1 and problem != "regression" else by_problem.get(problem, "softmax")
     return Classifier(labels, scoring)
+
+
+def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
+    """The names of the labels that config.json has. Raises CheckpointError for malformed ones."""
+    given = config.get("id2label") or {}
+    try:
+        return {int(index): str(name) for index, name in given.items()}
+    except (AttributeError, ValueError) as error:
+        raise CheckpointError(
+            f"config.json: id2label {str(given)[:100]} is not an object of numbers to names"
+        ) from error
+
+
+def scored(classifier: Classifier, config: Mapping[str, Any], activation_fn: str | None) -> Classifier:
+    """The classifier with the scoring that a CrossEncoder's files name: `activation_fn`, else one in config.json.
+
+    CrossEncoder names Identity for every model of several labels, whose scores are a softmax for all other tools.
+    """
+    path, file = activation_fn, "config_sentence_transformers.json"
+    if path is None:
+        named = config.get("sentence_transformers")
+        path = named.get("activation_fn") if isinstance(named, dict) else None
+        path, file = path or config.get("sbert_ce_default_activation_function"), "config.json"
+    scoring = _activation_scoring(path, file)
+    if scoring is None or (scoring == "none" and len(classifier.labels) > 1):
+        return classifier
+    return msgspec.structs.replace(classifier, scoring=scoring)
+
+
+def _activation_scoring(path: object, file: str) -> Scoring | None:
+    """The scoring that an activation function stands for; None if none is named.
+
+    Raises UnsupportedModelError for another function.
+    """
+    if path is None:
+        return None
+    scoring = _SCORINGS.get(str(path).rpartition(".")[2]) if str(path).startswith("torch.") else None
+    if scoring is None:
+        raise UnsupportedModelError(
+            f"{file}: activation function {path!r} is not supported; supported are torch.nn's {', '.join(_SCORINGS)}"
+        )
+    return scoring

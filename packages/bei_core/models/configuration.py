@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bei_core.errors import UnsupportedModelError
+from bei_core.errors import CheckpointError, UnsupportedModelError
 
 Config = Mapping[str, Any]  # config.json
 
@@ -35,9 +35,30 @@ def read_size(config: Config, name: str, *others: str, default: int | None = Non
     return value
 
 
+def architecture_of(config: Config) -> str:
+    """The name of the model's class. Raises CheckpointError if config.json has none."""
+    names = config.get("architectures") or []
+    if not isinstance(names, list) or not names:
+        raise CheckpointError(
+            'config.json has no `architectures`; add the class that the weights belong to, such as ["BertModel"]'
+        )
+    return str(names[0])
+
+
+def num_positions(config: Config) -> int | None:
+    """Number of tokens that have a position; None for a model without a limit (XLNet has -1)."""
+    count = config.get("max_position_embeddings") or config.get("n_positions")
+    if count is not None and not isinstance(count, int | float):
+        raise CheckpointError(f"config.json: max_position_embeddings {count!r} is not a number")
+    if count is None or count < 0:
+        return None
+    counts_from_padding = architecture_of(config).startswith(("Roberta", "XLMRoberta", "Camembert", "MPNet"))
+    return int(count) - first_position(config) if counts_from_padding else int(count)
+
+
 def first_position(config: Config) -> int:
     """The row of the position table for the first token, in the families that count positions from the padding id."""
     pad = config.get("pad_token_id")
-    if pad is None or config.get("model_type") == "mpnet":  # MPNet's padding id is always 1
+    if pad is None or architecture_of(config).startswith("MPNet"):  # whose padding id is always 1
         return 2
     return int(pad) + 1

@@ -9,6 +9,8 @@ import msgspec
 from bei_core.models.pooling import PoolingMode
 from bei_core.tasks import Scoring
 
+LAYER_NORM_EPS = 1e-5  # of a LayerNorm module
+
 
 class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
     """Token vectors to one vector per text; the vectors of several modes are concatenated."""
@@ -28,8 +30,20 @@ class Dense(msgspec.Struct, frozen=True, tag="dense"):
     per_token: bool = False  # applied to every token, before pooling
 
 
+class LayerNorm(msgspec.Struct, frozen=True, tag="layer_norm"):
+    """LayerNorm; its weights, `norm.weight` and `norm.bias`, are in `<folder>/model.safetensors`."""
+
+    folder: str
+
+
 class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
     """L2 normalisation between two other modules."""
+
+
+class Truncate(msgspec.Struct, frozen=True, tag="truncate"):
+    """Keeps the first `dimensions` of a vector (Matryoshka, Kusupati et al. 2022)."""
+
+    dimensions: int
 
 
 class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
@@ -46,4 +60,4 @@ class Splade(msgspec.Struct, frozen=True, tag="splade"):
     """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (SPLADE, 2021)."""
 
 
-Module: TypeAlias = Pooling | Dense | Normalize | Classifier | Splade
+Module: TypeAlias = Pooling | Dense | LayerNorm | Normalize | Truncate | Classifier | Splade

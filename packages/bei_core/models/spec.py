@@ -1,10 +1,11 @@
 """`ModelSpec`: what an engine and a tokenizer need to know of a model, read from its folder.
 
-The files are transformers' `config.json` and those of sentence-transformers (`models/sentence_transformers.py`).
+The files are transformers' `config.json` and those of sentence-transformers (`models/sentence`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,21 @@ from typing import Any
 import msgspec
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.errors import CheckpointError, ConfigError
-from bei_core.models.classifier import read_head
-from bei_core.models.configuration import first_position
+from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from bei_core.models.classifier import read_head, scored
+from bei_core.models.configuration import architecture_of, num_positions
 from bei_core.models.kind import Kind
-from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade
+from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
-from bei_core.models.sentence_transformers import read_modules, read_sentence_config
+from bei_core.models.sentence.modules import Pipeline, read_pipeline
+from bei_core.models.sentence.settings import (
+    TransformerSettings,
+    read_model_settings,
+    read_settings,
+    read_transformer,
+)
+from bei_core.models.sentence.static import STATIC_TABLES, static_config, static_length
+from bei_core.tasks import Similarity
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
 
 
@@ -33,6 +42,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     do_lower_case: bool = False  # sentence_bert_config.json: lower-case the text before tokenization
     prompts: dict[str, str] = {}
     default_prompt_name: str | None = None
+    similarity: Similarity = "cosine"  # how the model's vectors are compared
     template: RerankTemplate | None = None  # makes one text of a reranker's query and document
 
     @property
@@ -73,6 +83,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return all(module.include_prompt for module in self.modules if isinstance(module, Pooling))
 
     @property
+    def is_static(self) -> bool:
+        """Whether the model is a table of token vectors, without a transformer."""
+        return self.architecture in STATIC_TABLES
+
+    @property
     def dense_folders(self) -> list[str]:
         """The folders of the Dense modules."""
         return [module.folder for module in self.modules if isinstance(module, Dense)]
@@ -91,29 +106,58 @@ def read_spec(
     Raises CheckpointError naming a file that is missing or malformed, UnsupportedModelError for a module that BEI does
     not know, ConfigError for a pooling or a template that the model cannot have.
     """
-    config = checkpoint.read_json("config.json")
-    architecture = _architecture(config)
+    transformer, settings = read_transformer(checkpoint), read_model_settings(checkpoint)
+    pipeline = read_pipeline(checkpoint, transformer)
+    is_static = pipeline is not None and pipeline.task == "static"
+    config = static_config(checkpoint) if is_static else _config(checkpoint, transformer)
+    architecture = architecture_of(config)
     own, asked = find_template(checkpoint.source), template is not None
     template = _with_tokens(template, own) if template else own
-    modules = read_head(checkpoint, config, architecture, template) or read_modules(checkpoint, config, architecture)
+    modules = _modules(checkpoint, config, pipeline, template)
+    modules = [scored(m, config, settings.activation_fn) if isinstance(m, Classifier) else m for m in modules]
     if asked and not any(isinstance(module, Classifier) for module in modules):
         raise _no_scores(architecture)
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
-    normalize = bool(modules) and isinstance(modules[-1], Normalize)
-    sentence = read_sentence_config(checkpoint)
-    prompts = checkpoint.read_json("config_sentence_transformers.json", required=False) or {}
+    if settings.truncate_dim is not None and isinstance(modules[0], Pooling):
+        modules = [*modules, Truncate(settings.truncate_dim)]
+    normalize = isinstance(modules[-1], Normalize)
     return ModelSpec(
         architecture=architecture,
-        config=dict(config),
+        config=config,
         modules=tuple(modules[:-1] if normalize else modules),
         normalize=normalize,
-        max_seq_len=_max_seq_len(checkpoint, config, sentence),
-        do_lower_case=bool(sentence.get("do_lower_case", False)),
-        prompts={name: text for name, text in (prompts.get("prompts") or {}).items() if text is not None},
-        default_prompt_name=prompts.get("default_prompt_name"),
+        max_seq_len=static_length(checkpoint) if is_static else _max_seq_len(checkpoint, config, transformer),
+        do_lower_case=transformer.do_lower_case,
+        prompts={name: text for name, text in (settings.prompts or {}).items() if text is not None},
+        default_prompt_name=settings.default_prompt_name,
+        similarity=settings.similarity,
         template=template,
     )
+
+
+def _config(checkpoint: Checkpoint, transformer: TransformerSettings) -> dict[str, Any]:
+    """config.json, with what the transformer's settings replace in it."""
+    config = checkpoint.read_json(checkpoint.in_first_module("config.json"))
+    return {**config, **transformer.config_args, **transformer.config_kwargs}
+
+
+def _modules(
+    checkpoint: Checkpoint, config: Mapping[str, Any], pipeline: Pipeline | None, template: RerankTemplate | None
+) -> list[Module]:
+    """What follows the transformer: the modules of modules.json; without any, the head of its class or one pooling."""
+    architecture = architecture_of(config)
+    head = read_head(checkpoint, config, architecture, template)
+    classifier = head[0] if head and isinstance(head[0], Classifier) else None
+    if classifier is not None and classifier.yes_no_ids is not None:
+        return head
+    if pipeline is not None:
+        if not pipeline.modules and classifier is None:
+            raise UnsupportedModelError("modules.json: nothing follows the transformer")
+        return pipeline.modules or head
+    # As SentenceTransformer(folder) does: a causal language model pools its last token.
+    is_causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
+    return head or [Pooling(modes=(PoolingMode.LAST_TOKEN if is_causal else PoolingMode.MEAN,))]
 
 
 def _with_tokens(template: RerankTemplate, own: RerankTemplate | None) -> RerankTemplate:
@@ -154,26 +198,23 @@ def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[
     return [Pooling((mode,), includes_prompt), *rest]
 
 
-def _architecture(config: Mapping[str, Any]) -> str:
-    """The name of the model's class. Raises CheckpointError if config.json has none."""
-    names = config.get("architectures") or []
-    if not names:
-        raise CheckpointError(
-            'config.json has no `architectures`; add the class that the weights belong to, such as ["BertModel"]'
-        )
-    return str(names[0])
+class _TokenizerConfig(msgspec.Struct):
+    """The limits in tokenizer_config.json."""
+
+    model_max_length: float | None = None  # 1e30: none
+    max_len: float | None = None  # of transformers 2
 
 
-def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], sentence: Mapping[str, Any]) -> int:
+def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], transformer: TransformerSettings) -> int:
     """The limit on an input's tokens: sentence-transformers', else the tokenizer's; at most the number of positions."""
-    tokenizer = checkpoint.read_json("tokenizer_config.json", required=False) or {}
-    asked = sentence.get("max_seq_length") or tokenizer.get("model_max_length") or tokenizer.get("max_len")
-    table = config.get("max_position_embeddings") or config.get("n_positions")
-    if table is not None and config.get("model_type") in {"roberta", "xlm-roberta", "camembert", "mpnet"}:
-        table -= first_position(config)
-    limits = [int(limit) for limit in (asked, table) if limit]
+    name = checkpoint.in_first_module("tokenizer_config.json")
+    tokenizer = read_settings(checkpoint, name, _TokenizerConfig, required=False)
+    asked = transformer.max_length or tokenizer.model_max_length or tokenizer.max_len
+    limits = [int(limit) for limit in (asked, num_positions(config)) if limit and math.isfinite(limit)]
     if not limits:
         raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
+    if min(limits) < 1:
+        raise CheckpointError(f"a text may have {min(limits)} tokens, by {name} or config.json; expected at least 1")
     return min(limits)
 
 

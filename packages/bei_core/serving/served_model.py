@@ -10,7 +10,7 @@ from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError, ValidationError, WrongTaskError
 from bei_core.models.kind import Kind
 from bei_core.models.spec import ModelSpec
-from bei_core.tasks import EncodeOptions, Pair, Scoring, Text
+from bei_core.tasks import EncodeOptions, Pair, Scoring, Similarity, Text
 from bei_core.text.ner import Vocabulary
 from bei_core.text.templates import RerankTemplate, chosen_template
 
@@ -26,6 +26,8 @@ class ServedModel:
     scoring: Scoring
     template: RerankTemplate | None  # makes one text of a query and a document
     prompts: Mapping[str, str]
+    similarity: Similarity  # how its vectors are compared
+    normalizes: bool  # whether the vectors that it was published to give have length 1
     default_options: EncodeOptions  # those of a request that says nothing
     row_width: int  # D; 0 if it gives rows of tokens only
     token_width: int  # E; 0 if it gives no rows of tokens
@@ -70,6 +72,8 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
         scoring=classifier.scoring if classifier else "none",
         template=template,
         prompts=spec.prompts,
+        similarity=spec.similarity,
+        normalizes=spec.normalize,
         default_options=EncodeOptions(
             truncate=settings.auto_truncate, prompt=_default_prompt(spec, settings), pool_prompt=spec.pools_prompt
         ),

@@ -21,7 +21,7 @@ from bei_core.http.app import App
 from bei_core.models.modules import Classifier
 from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.serving.service import Service
-from bei_core.tasks import Rows, Scoring, scores
+from bei_core.tasks import Rows, Scoring, Similarity, scores
 from tests.golden.cases import GOLDEN
 
 FOLDER = GOLDEN / "bert-cls-normalize"
@@ -68,11 +68,14 @@ def spec_of(classifier: Classifier | None) -> ModelSpec:
 
 
 @asynccontextmanager
-async def serving(classifier: Classifier | None) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(classifier: Classifier | None, similarity: Similarity = "cosine") -> AsyncIterator[httpx.AsyncClient]:
     """A client of a model with that head; an embedder for none."""
     manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     count = len(classifier.labels) if classifier else 8
-    found = Opened(Scores(count), spec_of(classifier), FOLDER / "tokenizer.json", manifest)
+    spec = spec_of(classifier)
+    if similarity != "cosine":
+        spec = msgspec.structs.replace(spec, similarity=similarity, normalize=False)
+    found = Opened(Scores(count), spec, FOLDER / "tokenizer.json", manifest)
     service = Service(found, Settings.load({"model_id": "owner/name"}, {}))
     service.start()
     transport = httpx.ASGITransport(App(service))
@@ -193,6 +196,22 @@ async def test_similarity_is_the_cosine() -> None:
         body = {"inputs": {"source_sentence": "red", "sentences": ["blue", "green"]}}
         found = (await client.post("/similarity", json=body)).json()
     np.testing.assert_allclose(found, np.array(embedded[1:]) @ np.array(embedded[0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "euclidean", "manhattan"])
+async def test_similarity_is_by_the_function_of_the_model_and_of_its_own_vectors(similarity: Similarity) -> None:
+    """As `SentenceTransformer.similarity`, whose distances are negative."""
+    async with serving(None, similarity) as client:
+        body = {"inputs": ["red", "blue", "green"], "normalize": False}
+        row, *others = np.array((await client.post("/embed", json=body)).json())
+        asked = {"inputs": {"source_sentence": "red", "sentences": ["blue", "green"]}}
+        found = (await client.post("/similarity", json=asked)).json()
+    wanted = {
+        "dot": np.stack(others) @ row,
+        "euclidean": -np.sqrt(((others - row) ** 2).sum(1)),
+        "manhattan": -np.abs(others - row).sum(1),
+    }
+    np.testing.assert_allclose(found, wanted[similarity], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -148,12 +148,13 @@ def test_a_folder_without_modules_is_mean_pooled(tmp_path: Path) -> None:
     assert not spec.normalize
 
 
-def test_modules_come_in_the_order_of_their_idx(tmp_path: Path) -> None:
+def test_modules_come_in_the_order_of_the_file_whatever_their_idx(tmp_path: Path) -> None:
     entries = modules("Pooling", "Dense", "Normalize")
     listed = entries["modules.json"]
     assert isinstance(listed, list)
     dense = {"2_Dense/config.json": {"in_features": 8, "out_features": 4}}
-    spec = spec_of(tmp_path, {"modules.json": listed[::-1], **MEAN, **dense})
+    numbered = [{**entry, "idx": 9 - place} for place, entry in enumerate(listed)]
+    spec = spec_of(tmp_path, {"modules.json": numbered, **MEAN, **dense})
     assert spec.modules == (pooled("mean"), Dense("2_Dense", bias=True, activation="tanh"))
     assert spec.normalize
 
@@ -168,7 +169,7 @@ def test_a_normalize_that_is_not_last_stays_in_the_graph(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kinds", "text"),
     [
-        (("Pooling", "LSTM"), "models.LSTM is not one of Transformer, Pooling, Dense, Normalize"),
+        (("Pooling", "LSTM"), "models.LSTM is not one of Transformer, Pooling, Dense, LayerNorm, Normalize"),
         (("Normalize",), "one Pooling must come first"),
         ((), "nothing follows the transformer"),
         (("Pooling", "Pooling"), "one Pooling must come first"),
@@ -184,7 +185,10 @@ def test_modules_that_no_engine_runs_are_refused(tmp_path: Path, kinds: tuple[st
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"activation_function": "torch.nn.modules.activation.Hardswish"}, "activation 'Hardswish'; known are GELU, "),
+        (
+            {"activation_function": "torch.nn.modules.activation.Threshold"},
+            "activation 'torch.nn.modules.activation.Threshold' is not supported; supported are torch.nn's ELU, GELU, ",
+        ),
         ({"module_input_name": "token_embeddings"}, "Dense on token_embeddings is not supported"),
     ],
 )
@@ -223,18 +227,23 @@ def test_the_length_is_what_sentence_transformers_was_told_within_the_position_t
 @pytest.mark.parametrize(
     ("kind", "pad", "length"),
     [
-        ("roberta", 1, 512),
-        ("roberta", 5, 508),
-        ("xlm-roberta", 1, 512),
-        ("roberta", None, 512),
-        ("mpnet", 0, 512),
-        ("bert", 0, 514),
+        ("Roberta", 1, 512),
+        ("Roberta", 5, 508),
+        ("XLMRoberta", 1, 512),
+        ("Roberta", None, 512),
+        ("Camembert", 1, 512),
+        ("MPNet", 0, 512),
+        ("Bert", 0, 514),
     ],
 )
-def test_kinds_that_count_positions_from_the_padding_id_have_fewer(
-    tmp_path: Path, kind: str, pad: int | None, length: int
+@pytest.mark.parametrize("model_type", [{}, {"model_type": "bert"}])
+def test_families_that_count_positions_from_the_padding_id_have_fewer(
+    tmp_path: Path, kind: str, pad: int | None, length: int, model_type: dict[str, object]
 ) -> None:
-    config = {**CONFIG, "model_type": kind, "max_position_embeddings": 514, "pad_token_id": pad}
+    """The class says how positions are counted; older config.json files have no model_type."""
+    without = {name: value for name, value in CONFIG.items() if name != "model_type"}
+    named = {"architectures": [f"{kind}Model"], "max_position_embeddings": 514, "pad_token_id": pad}
+    config = {**without, **model_type, **named}
     assert spec_of(tmp_path, {"config.json": config}).max_seq_len == length
 
 

@@ -15,14 +15,24 @@ from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import heads, ops
-from bei_core.engines.openvino.models.blocks import Inputs
+from bei_core.engines.openvino.models.blocks import Inputs, Layers
 from bei_core.engines.openvino.models.pages import make_transformer
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, pool
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Family, family_of
 from bei_core.models.heads import Head, yes_no_row
-from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade
+from bei_core.models.modules import (
+    LAYER_NORM_EPS,
+    Classifier,
+    Dense,
+    LayerNorm,
+    Module,
+    Normalize,
+    Pooling,
+    Splade,
+    Truncate,
+)
 from bei_core.models.spec import ModelSpec
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
@@ -99,12 +109,17 @@ class _Heads:
         return head
 
     def _apply(self, modules: Sequence[Module], x: Node) -> Node:
-        """The output of Dense and Normalize modules applied one after the other."""
+        """The output of the modules after pooling, applied one after the other."""
         for module in modules:
             if isinstance(module, Dense):
                 x = self._dense(module, x)
             elif isinstance(module, Normalize):
                 x = ops.l2_normalize(x)
+            elif isinstance(module, LayerNorm):
+                weights = Weights(self.checkpoint.tensors(module.folder), anchor="norm.weight", prefixes=("",))
+                x = Layers(weights).layer_norm(x, "norm", LAYER_NORM_EPS)
+            elif isinstance(module, Truncate):
+                x = op.slice(x, ops.ints(0), ops.ints(module.dimensions), ops.ints(1), ops.ints(-1))
             else:
                 raise UnsupportedModelError(f"{type(module).__name__} cannot follow another module")
         return x

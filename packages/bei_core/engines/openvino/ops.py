@@ -159,6 +159,8 @@ def shift_tokens(x: Node, segment_ids: Node, offset: int) -> Node:
     return op.multiply(shifted, op.unsqueeze(op.convert(same, Type.f32), axis(2)))
 
 
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017
+
 _ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
     "gelu": lambda x: op.gelu(x, "erf"),
     "gelu_tanh": lambda x: op.gelu(x, "tanh"),
@@ -169,6 +171,14 @@ _ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
     "tanh": op.tanh,
     "sigmoid": op.sigmoid,
     "identity": lambda x: x,
+    # Of a Dense module: torch.nn's classes with their default arguments.
+    "elu": lambda x: op.elu(x, 1.0),
+    "hardswish": op.hswish,
+    "leaky_relu": lambda x: op.prelu(x, op.constant(np.float32(0.01))),
+    "relu6": lambda x: op.clamp(x, 0.0, 6.0),
+    "selu": lambda x: op.selu(x, op.constant(np.float32(_SELU_ALPHA)), op.constant(np.float32(_SELU_SCALE))),
+    "softplus": op.softplus,
+    "softsign": op.softsign,
 }
 
 

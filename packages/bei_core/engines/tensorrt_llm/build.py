@@ -21,7 +21,7 @@ from bei_core.models.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 # Part of an engine's address. Increment it when the same checkpoint would give another folder.
-VERSION = 1
+VERSION = 2
 
 
 def facts(settings: Settings) -> Mapping[str, object]:

@@ -25,7 +25,7 @@ from bei_core.models.families import FAMILIES, Family, family_name, family_of
 from bei_core.models.heads import Head, first_of, yes_no_row
 from bei_core.models.kind import Kind
 from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes
-from bei_core.models.modules import Dense
+from bei_core.models.modules import Dense, LayerNorm
 from bei_core.models.spec import ModelSpec
 
 Array = npt.NDArray[Any]
@@ -202,6 +202,9 @@ def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Ar
             for name in (f"{module.tensor}.weight", f"{module.tensor}.bias", "residual.weight"):
                 if name in tensors and (module.bias or not name.endswith(".bias")):
                     yield f"{module.folder}.{name.replace(module.tensor, 'linear', 1)}", tensors.f32(name)
+        elif isinstance(module, LayerNorm):
+            for name in ("norm.weight", "norm.bias"):
+                yield f"{module.folder}.{name}", checkpoint.tensors(module.folder).f32(name)
 
 
 def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[str, Array]]:

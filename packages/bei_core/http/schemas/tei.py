@@ -17,7 +17,7 @@ from bei_core.models.kind import Kind
 from bei_core.models.modules import Pooling
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result, Service
-from bei_core.tasks import Embed, EmbedAll, EmbedSparse, Rows, Sparse, Text, TokenRows, check_dimensions
+from bei_core.tasks import Embed, EmbedAll, EmbedSparse, Rows, Sparse, Text, TokenRows, check_dimensions, similarities
 
 
 class EmbedRequest(Common):
@@ -98,12 +98,12 @@ class SimilarityRequest(Named, kw_only=True):
         if not self.inputs.sentences:
             raise EmptyInputError("`inputs.sentences` cannot be empty", param="inputs")
         texts: list[Text] = [self.inputs.source_sentence, *self.inputs.sentences]
-        return Embed(texts, (self.parameters or Common()).encode_options(model))
+        options = (self.parameters or Common()).encode_options(model)
+        return Embed(texts, options, normalize=model.similarity == "cosine" or model.normalizes)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> Rows:
-        """Cosine similarities of the one sentence to the others."""
-        similarities: Rows = result.rows[1:] @ result.rows[0]
-        return similarities
+        """Similarities of the one sentence to the others, by the function that the model was published with."""
+        return similarities(result.rows[0], result.rows[1:], context.model.similarity)
 
 
 class TokenizeRequest(Named, kw_only=True):

@@ -12,6 +12,12 @@ Nothing here runs while requests are served: an engine folder holds the tokenize
 docs/decisions/018-tokenizers.md says which rules are followed where versions of transformers differ.
 """
 
-from bei_core.text.published.canonical import RULES, CanonicalTokenizer, canonical_tokenizer, check_tokenizer
+from bei_core.text.published.canonical import (
+    RULES,
+    CanonicalTokenizer,
+    canonical_tokenizer,
+    check_tokenizer,
+    static_tokenizer,
+)
 
-__all__ = ["RULES", "CanonicalTokenizer", "canonical_tokenizer", "check_tokenizer"]
+__all__ = ["RULES", "CanonicalTokenizer", "canonical_tokenizer", "check_tokenizer", "static_tokenizer"]

@@ -72,6 +72,21 @@ def canonical_tokenizer(folder: Path) -> CanonicalTokenizer:
     return CanonicalTokenizer(_parsed(json.dumps(state), folder).to_str())
 
 
+def static_tokenizer(folder: Path) -> CanonicalTokenizer:
+    """The tokenizer of static embeddings: tokenizer.json as it is, with no special token put around a text.
+
+    Raises CheckpointError if the file is missing or malformed.
+    """
+    try:
+        text = (folder / TOKENIZER).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as fault:
+        raise CheckpointError(f"{folder / TOKENIZER} cannot be read: {fault}") from fault
+    state: Component = json.loads(_parsed(text, folder).to_str())
+    if (state["truncation"] or {}).get("direction") != "Left":
+        state["truncation"] = None
+    return CanonicalTokenizer(_parsed(json.dumps({**state, "post_processor": None, "padding": None}), folder).to_str())
+
+
 def _open(published: Published) -> Tokenizer:
     """The tokenizer before tokenizer_config.json is applied."""
     if published.has_file and not _rebuilds(published):

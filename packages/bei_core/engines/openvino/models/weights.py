@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,13 @@ class Weights:
             expected = tuple("any" if size is None else size for size in shape)
             raise CheckpointError(f"tensor {found} has shape {stored}; config.json implies {expected}")
         return self._tensors.f32(found)
+
+    def ints(self, name: str) -> npt.NDArray[np.integer[Any]]:
+        """A tensor of integers. Raises CheckpointError if it is missing or not of integers."""
+        found = self._tensors.raw(self._prefix + name)
+        if found.dtype.kind not in "iu":
+            raise CheckpointError(f"tensor {self._prefix}{name} is {found.dtype}, not integers")
+        return found
 
     def without_prefix(self) -> Weights:
         """The same tensors, by their whole names."""

@@ -19,7 +19,8 @@ from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.heads import ACTIVATION_ALIASES, activation_of, norm_eps, pooling_of, temperature_of
 from bei_core.models.kind import Kind
-from bei_core.models.modules import Dense, Module, Normalize, Pooling
+from bei_core.models.modules import LAYER_NORM_EPS, Dense, Module, Normalize, Pooling, Truncate
+from bei_core.models.modules import LayerNorm as LayerNormSpec
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
@@ -32,6 +33,15 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "mish": F.mish,
+    # Of a Dense module: torch.nn's classes with their default arguments.
+    "elu": F.elu,
+    "hardswish": F.hardswish,
+    "leaky_relu": F.leaky_relu,
+    "relu6": F.relu6,
+    "selu": F.selu,
+    "softplus": F.softplus,
+    "softsign": F.softsign,
 }
 
 
@@ -124,13 +134,47 @@ class _Normalize(nn.Module):
         return F.normalize(rows, dim=-1)
 
 
+class _Truncate(_Normalize):
+    def __init__(self, module: Truncate) -> None:
+        super().__init__()
+        self.dimensions = module.dimensions
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows[..., : self.dimensions]
+
+
+class LayerNormModule(nn.Module):
+    """A LayerNorm module (sentence-transformers 6.2, `sentence_transformer/modules/layer_norm.py`)."""
+
+    def __init__(self, module: LayerNormSpec) -> None:
+        super().__init__()
+        self.folder = module.folder
+        self.norm = F32Linear()
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Loads the module."""
+        self.norm.load(tensors, f"{self.folder}.norm", device)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """f32[B, D]."""
+        return F.layer_norm(rows, rows.shape[-1:], self.norm.weight, self.norm.bias, LAYER_NORM_EPS)
+
+
+_MODULES: Mapping[type[Module], Callable[[Any], nn.Module]] = {
+    Dense: DenseModule,
+    LayerNormSpec: LayerNormModule,
+    Normalize: lambda module: _Normalize(),
+    Truncate: _Truncate,
+}
+
+
 def _modules(modules: Iterable[Module]) -> nn.Sequential:
-    """Dense and Normalize modules, one after the other."""
+    """The modules after pooling, one after the other."""
     made: list[nn.Module] = []
     for module in modules:
-        if not isinstance(module, Dense | Normalize):
+        if type(module) not in _MODULES:
             raise UnsupportedModelError(f"{type(module).__name__} cannot follow another module")
-        made.append(DenseModule(module) if isinstance(module, Dense) else _Normalize())
+        made.append(_MODULES[type(module)](module))
     return nn.Sequential(*made)
 
 

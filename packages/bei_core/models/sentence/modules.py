@@ -1,0 +1,249 @@
+"""The modules of a model: modules.json, and the config.json in the folder of each module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple, TypeAlias, cast
+
+import msgspec
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.checkpoint.folder import module_folder
+from bei_core.errors import CheckpointError, UnsupportedModelError
+from bei_core.models.modules import Classifier, Dense, LayerNorm, Module, Normalize, Pooling, Splade
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.sentence.settings import TransformerSettings, convert, read_settings
+
+# What the first module computes: the tasks of `transformer_task`, or a row of a table for each token.
+Task: TypeAlias = Literal["feature-extraction", "fill-mask", "sequence-classification", "text-generation", "static"]
+
+_FIRST: Mapping[str, Task] = {
+    "Transformer": "feature-extraction",
+    "MLMTransformer": "fill-mask",
+    "StaticEmbedding": "static",
+}
+_PACKAGES = ("sentence_transformers.", "pylate.")
+
+# Classes of torch.nn with their default arguments, and the names that the engines have for them.
+_ACTIVATIONS = {
+    "ELU": "elu",
+    "GELU": "gelu",
+    "Hardswish": "hardswish",
+    "Identity": "identity",
+    "LeakyReLU": "leaky_relu",
+    "Mish": "mish",
+    "ReLU": "relu",
+    "ReLU6": "relu6",
+    "SELU": "selu",
+    "Sigmoid": "sigmoid",
+    "SiLU": "silu",
+    "Softplus": "softplus",
+    "Softsign": "softsign",
+    "Tanh": "tanh",
+}
+
+
+class Pipeline(NamedTuple):
+    """A model's modules."""
+
+    task: Task  # of the first one
+    modules: list[Module]  # the others; none if a head of the transformer's class follows it
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """An entry of modules.json; sentence-transformers ignores its idx."""
+
+    type: str
+    name: str
+    path: str
+
+
+def read_pipeline(checkpoint: Checkpoint, transformer: TransformerSettings) -> Pipeline | None:
+    """The modules in the order of modules.json; None without the file.
+
+    Raises CheckpointError for a malformed file, UnsupportedModelError for a module or an order that BEI does not have.
+    """
+    content = checkpoint.read_json("modules.json", required=False)
+    if content is None:
+        return None
+    entries = convert(content, list[_Entry], "modules.json")
+    if len({entry.name for entry in entries}) < len(entries):
+        raise CheckpointError("modules.json: two modules have the same name")
+    if not entries:
+        raise UnsupportedModelError("modules.json names no module")
+    task = first_task(entries[0].type)
+    if transformer.transformer_task is not None:
+        task = cast("Task", transformer.transformer_task)
+    modules = [module for entry in entries[1:] if (module := _module(checkpoint, entry, task)) is not None]
+    if task == "static":
+        return Pipeline(task, _checked([Pooling((PoolingMode.MEAN,)), *modules], task))
+    return Pipeline(task, _checked(modules, task))
+
+
+def first_task(name: str) -> Task:
+    """What a first module computes, by its type. Raises UnsupportedModelError for one that BEI does not have."""
+    known = _FIRST.get(_class_of(name))
+    if known is None:
+        raise UnsupportedModelError(
+            f"modules.json: {name} is not supported as first module; supported are {', '.join(_FIRST)}"
+        )
+    return known
+
+
+def _class_of(name: str) -> str:
+    """The class of a module's type. Raises UnsupportedModelError for code that the repository brings."""
+    if not name.startswith(_PACKAGES):
+        raise UnsupportedModelError(
+            f"modules.json: {name} is not a class of sentence-transformers; BEI does not run a repository's own code"
+        )
+    return name.rpartition(".")[2]
+
+
+def _module(checkpoint: Checkpoint, entry: _Entry, task: Task) -> Module | None:
+    """The module of one entry of modules.json; None for one that changes nothing.
+
+    Raises UnsupportedModelError for a type that BEI does not have.
+    """
+    kind, folder = _class_of(entry.type), module_folder({"path": entry.path})
+    if kind == "Dropout":
+        return None
+    if kind not in _READERS:
+        raise UnsupportedModelError(
+            f"modules.json: {entry.type} is not one of Transformer, {', '.join(_READERS)}, Dropout"
+        )
+    if kind == "SpladePooling" and task != "fill-mask":
+        raise UnsupportedModelError(f"modules.json: SpladePooling needs the task fill-mask, and the model's is {task}")
+    return _READERS[kind](checkpoint, folder)
+
+
+def _checked(modules: list[Module], task: Task) -> list[Module]:
+    """The modules. Raises UnsupportedModelError for an order that BEI does not have."""
+    if not modules:
+        return modules
+    if task == "sequence-classification":
+        raise UnsupportedModelError("modules.json: nothing may follow a sequence classifier")
+    first, *rest = (type(module) for module in modules)
+    if first in {Splade, Classifier} and rest:
+        raise UnsupportedModelError(f"modules.json: nothing may follow {first.__name__}")
+    if (first is Splade) != (task == "fill-mask") or (first is Classifier) != (task == "text-generation"):
+        raise UnsupportedModelError(f"modules.json: {first.__name__} may not follow a transformer for {task}")
+    late = next((module for module in modules if isinstance(module, Dense) and module.per_token), None)
+    if first is Pooling and late is not None:
+        raise UnsupportedModelError(
+            f"{late.folder}/config.json: Dense on token_embeddings is not supported after Pooling"
+        )
+    if first in {Normalize, LayerNorm} or Pooling in rest or not {Splade, Classifier}.isdisjoint(rest):
+        raise UnsupportedModelError(
+            "modules.json: one Pooling must come first, or Dense where every token has a vector"
+        )
+    return modules
+
+
+class _PoolingConfig(msgspec.Struct, frozen=True):
+    """`1_Pooling/config.json`, in its new form; the old one has a flag for each mode."""
+
+    pooling_mode: str | list[str] | None = None
+    include_prompt: bool = True
+
+
+def _pooling(checkpoint: Checkpoint, folder: str) -> Pooling:
+    name = f"{folder}/config.json"
+    config, flags = read_settings(checkpoint, name, _PoolingConfig), checkpoint.read_json(name)
+    names = config.pooling_mode
+    if names is None:
+        for mode in PoolingMode:
+            if not isinstance(flags.get(mode.flag, False), bool):
+                raise CheckpointError(f"{name}: {mode.flag} {flags[mode.flag]!r} is not true or false")
+        names = [mode for mode in PoolingMode if flags.get(mode.flag)] or [PoolingMode.MEAN]
+    modes = tuple(PoolingMode.named(name) for name in ([names] if isinstance(names, str) else names))
+    if not config.include_prompt and any(mode.by_position for mode in modes):
+        raise UnsupportedModelError(f"{name}: include_prompt false is not supported with {'+'.join(modes)}")
+    return Pooling(modes, config.include_prompt)
+
+
+class _DenseConfig(msgspec.Struct, frozen=True):
+    """`2_Dense/config.json`."""
+
+    bias: bool = True
+    activation_function: str = "torch.nn.modules.activation.Tanh"
+    use_residual: bool = False
+    module_input_name: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding"
+    module_output_name: str | None = None
+
+
+def _dense(checkpoint: Checkpoint, folder: str) -> Dense:
+    name = f"{folder}/config.json"
+    config = read_settings(checkpoint, name, _DenseConfig)
+    package, _, activation = config.activation_function.rpartition(".")
+    if activation not in _ACTIVATIONS or not f"{package}.".startswith("torch."):
+        raise UnsupportedModelError(
+            f"{name}: activation {config.activation_function!r} is not supported; supported are torch.nn's "
+            f"{', '.join(_ACTIVATIONS)}"
+        )
+    _check_output(config.module_input_name, config.module_output_name, name)
+    return Dense(
+        folder=folder,
+        bias=config.bias,
+        activation=_ACTIVATIONS[activation],
+        residual=config.use_residual,
+        per_token=config.module_input_name == "token_embeddings",
+    )
+
+
+class _NormalizeConfig(msgspec.Struct, frozen=True):
+    """`3_Normalize/config.json`, which older releases do not write."""
+
+    module_input_name: Literal["sentence_embedding", "token_embeddings"] = "sentence_embedding"
+    module_output_name: str | None = None
+
+
+def _normalize(checkpoint: Checkpoint, folder: str) -> Normalize:
+    name = f"{folder}/config.json"
+    config = read_settings(checkpoint, name, _NormalizeConfig, required=False)
+    _check_output(config.module_input_name, config.module_output_name, name)
+    return Normalize()
+
+
+def _check_output(given: str, made: str | None, name: str) -> None:
+    """Raises UnsupportedModelError for a module that keeps its input beside its output."""
+    if made not in (None, given):
+        raise UnsupportedModelError(f"{name}: module_output_name {made!r} is not supported with the input {given!r}")
+
+
+class _SpladeConfig(msgspec.Struct, frozen=True):
+    """`1_SpladePooling/config.json`."""
+
+    pooling_strategy: str = "max"
+    activation_function: str = "relu"
+
+
+def _splade(checkpoint: Checkpoint, folder: str) -> Splade:
+    name = f"{folder}/config.json"
+    config = read_settings(checkpoint, name, _SpladeConfig)
+    for field, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
+        if getattr(config, field) != value:
+            raise UnsupportedModelError(f"{name}: {field} {getattr(config, field)!r} is not supported, only {value!r}")
+    return Splade()
+
+
+class _LogitScoreConfig(msgspec.Struct, frozen=True):
+    """`1_LogitScore/config.json`."""
+
+    true_token_id: int
+    false_token_id: int | None = None
+
+
+def _logit_score(checkpoint: Checkpoint, folder: str) -> Classifier:
+    """The answer of a causal language model; without a token for "no", the logit of "yes"."""
+    config = read_settings(checkpoint, f"{folder}/config.json", _LogitScoreConfig)
+    return Classifier(("LABEL_0",), "sigmoid", yes_no_ids=(config.false_token_id, config.true_token_id))
+
+
+_READERS: Mapping[str, Callable[[Checkpoint, str], Module]] = {
+    "Pooling": _pooling,
+    "Dense": _dense,
+    "LayerNorm": lambda checkpoint, folder: LayerNorm(folder),
+    "Normalize": _normalize,
+    "SpladePooling": _splade,
+    "LogitScore": _logit_score,
+}
