@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,7 @@ from tests.docs.documents import ROOT
 READ_HERE = {"api_key_file": "api_key", "models": "each", "dense_path": "check_dense_path"}
 
 
+@cache
 def attributes(folder: Path) -> set[str]:
     """The names of all attributes that the modules of a folder read, but not those of config/."""
     paths = [path for path in folder.rglob("*.py") if "config" not in path.relative_to(folder).parts]
