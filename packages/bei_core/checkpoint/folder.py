@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import chain
 from pathlib import Path
@@ -51,6 +51,7 @@ class Checkpoint:
     folder: Path
     source: str  # the repository, or the folder's absolute path
     revision: str  # the commit, or `local_digest` of a local folder
+    _tensors: dict[str, Tensors] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def read_json(self, name: str, *, required: bool = True) -> Json:
         """The content of a JSON file of the folder, an object (modules.json: a list); None if missing and not required.
@@ -71,8 +72,14 @@ class Checkpoint:
     def tensors(self, folder: str = "") -> Tensors:
         """The weights of the folder, or of the folder of one of its modules. Each is read when it is used.
 
-        Raises CheckpointError naming a file that is missing or damaged.
+        Their files stay mapped as long as the checkpoint is referenced. Raises CheckpointError naming a file that is
+        missing or damaged.
         """
+        if folder not in self._tensors:
+            self._tensors[folder] = self._map(folder)
+        return self._tensors[folder]
+
+    def _map(self, folder: str) -> Tensors:
         place = self.folder / inside(folder, "a module's folder") if folder else self.folder
         if (place / WEIGHTS).is_file():
             return Tensors(entries(place / WEIGHTS), source=f"{place / WEIGHTS}")

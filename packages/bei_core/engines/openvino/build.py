@@ -31,7 +31,7 @@ from bei_core.models.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 # Part of an engine's address. Increment it when the same checkpoint would give another graph.
-VERSION = 3
+VERSION = 4
 
 # Part of the address of an int8 engine. Increment it when quantisation gives other weights, also when a new nncf does:
 # nncf's own version is not in the address, because a replica that only loads the engine may not have nncf.
@@ -57,8 +57,6 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         return _Int8(checkpoint, spec, how, bar_of(settings), precision).plan(facts(settings))
 
     def fill(folder: Path) -> None:
-        # Weights stay f32 for every precision: OpenVINO would convert stored bf16 weights to f32 in the memory of each
-        # process, while f32 weights are used where they are mapped (docs/decisions/011-engine-store.md).
         _save(build_graph(spec, checkpoint), folder / MODEL)
 
     return Plan(
