@@ -50,8 +50,7 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# What some blocks also need: the quantiser of each engine, and the driver of the store that holds the checkpoint.
-QUANTISER = "nncf==3.4.0"
+# What some blocks also need: the quantiser of the GPU engine, and the driver of the store that holds the checkpoint.
 GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
 DRIVERS = {"S3": "s3fs>=2024.6", "GCS": "gcsfs>=2024.6", "AZURE": "adlfs>=2024.7"}
 
@@ -177,7 +176,7 @@ def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
     """The requirements that depend on the block: a quantiser, and a store's driver."""
     build = block["build"]
     quantised = build.get("quantization_type", "no_quant") != "no_quant"
-    quantisers = (GPU_QUANTISER if on_gpu else (QUANTISER,)) if quantised else ()
+    quantisers = GPU_QUANTISER if on_gpu and quantised else ()
     driver = DRIVERS.get(build["checkpoint_repository"]["source"])
     return [*quantisers, *([driver] if driver is not None else [])]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import openvino
 import pytest
 from openvino import Model, Node, Type
@@ -13,18 +15,20 @@ from openvino import opset15 as op
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import ops, stored
 from bei_core.engines.openvino.stored import StoredTensor, drop_mapped_pages, keep_weights_narrow, stored_tensor
-from tests.golden.weights import BYTES, Shape, encode, safetensors
+from tests.golden.weights import BYTES, encode, safetensors
+
+Array = npt.NDArray[Any]
 
 ALL_BITS = np.arange(1 << 16, dtype=np.uint16)
 
 
-def checkpoint_of(folder: Path, dtype: str, **values: np.ndarray[Shape, np.dtype[np.float32]]) -> Checkpoint:
+def checkpoint_of(folder: Path, dtype: str, **values: Array) -> Checkpoint:
     content = {name: (dtype, value.shape, encode(value, dtype)) for name, value in values.items()}
     (folder / "model.safetensors").write_bytes(safetensors(content))
     return Checkpoint(folder, "here", "1")
 
 
-def run(output: Node, given: Node, values: np.ndarray[Shape, np.dtype[np.int32]], path: Path) -> Shape:
+def run(output: Node, given: Node, values: Array, path: Path) -> Array:
     """What the graph computes after it was saved and loaded."""
     openvino.save_model(Model([op.result(output)], [given], "m"), path, compress_to_fp16=False)
     graph = openvino.Core().read_model(path)
@@ -53,7 +57,7 @@ def test_a_linear_layer_is_stored_in_the_bits_of_the_checkpoint(
     monkeypatch.setattr(stored, "_MAX_WIDENED_BYTES", 1 << 20 if widened else 0)
     rng = np.random.default_rng(1)
     checkpoint = checkpoint_of(tmp_path, dtype, w=rng.standard_normal((96, 64)).astype(np.float32))
-    weight = stored_tensor(checkpoint.tensors(), "w")
+    weight = cast("Array", stored_tensor(checkpoint.tensors(), "w"))
     x = op.parameter([-1, 64], Type.f32)
     given = rng.standard_normal((5, 64)).astype(np.float32)
     found = run(ops.linear(x, weight, None), x, given, tmp_path / "m.xml")

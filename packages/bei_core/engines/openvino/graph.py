@@ -53,7 +53,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
         result.output(0).set_names({name})
         results.append(result)
     model = openvino.Model(results, [*rows, *spans], spec.architecture)
-    model.checkpoint = checkpoint  # type: ignore[attr-defined]  # its files stay mapped as long as the graph
+    model.checkpoint = checkpoint  # its files stay mapped as long as the graph
     return model
 
 

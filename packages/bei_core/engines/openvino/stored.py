@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import openvino
 from numpy.lib.mixins import NDArrayOperatorsMixin
-from openvino import Model, Node, Output, Type
+from openvino import Model, Node, Type
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Tensors
@@ -120,12 +120,18 @@ def widen(bits: Array, kind: Type) -> npt.NDArray[np.float32]:
     return bits.view(np.float16).astype(np.float32) if kind == Type.f16 else bits
 
 
+def is_weight(node: Node) -> bool:
+    """Whether a node is a constant, or the Convert of a 16-bit one."""
+    inputs = [value.get_node() for value in node.input_values()] if node.get_type_name() == "Convert" else [node]
+    return all(each.get_type_name() == "Constant" for each in inputs)
+
+
 def values_of(node: Node) -> npt.NDArray[np.float32] | None:
-    """The f32 values of a constant, or of a Convert of a 16-bit one; None for any other node."""
+    """The f32 values of a weight; None for any other node."""
+    if not is_weight(node):
+        return None
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
-    if node.get_type_name() != "Constant":
-        return None
     kind = node.get_element_type()
     return widen(node.data.view(np.uint16), kind) if kind in _NARROW else np.asarray(node.data)
 
@@ -136,7 +142,7 @@ def keep_weights_narrow(graph: Model, precision: str) -> None:
     In f32, small models are widened as a whole instead: the faster one of the two f32 kernels takes no 16-bit weights.
     """
     nodes = [node for node in graph.get_ops() if node.get_type_name() == "Convert"]
-    narrow = [node for node in nodes if node.get_input_element_type(0) in _NARROW and _is_constant(node.input_value(0))]
+    narrow = [node for node in nodes if node.get_input_element_type(0) in _NARROW and is_weight(node)]
     num_bytes = sum(node.input_value(0).get_node().get_byte_size() for node in narrow)
     if precision != "f32" or num_bytes > _MAX_WIDENED_BYTES:
         for node in narrow:
@@ -153,10 +159,6 @@ def drop_mapped_pages(path: Path) -> None:
         if name == str(path.resolve()) and "w" not in permissions:
             start, end = (int(part, 16) for part in address.split("-"))
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
-
-
-def _is_constant(output: Output) -> bool:
-    return bool(output.get_node().get_type_name() == "Constant")
 
 
 def _constant(bits: Array, kind: Type, shape: tuple[int, ...]) -> Node:
