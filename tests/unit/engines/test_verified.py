@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from bei_core.engines import verified
-from bei_core.engines.manifest import TUNED, FileEntry, Manifest, read_manifest, seal
+from bei_core.engines.manifest import TUNED, FileEntry, Manifest, check_digests, read_manifest, seal
 from bei_core.engines.verified import check_once
 from bei_core.errors import EngineCorruptError
 
@@ -32,7 +32,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The folders whose digests were computed."""
     found: list[Path] = []
 
-    def check(folder: Path, manifest: Manifest, real: Callable[..., None] = verified.check_digests) -> None:
+    def check(folder: Path, manifest: Manifest, real: Callable[..., None] = check_digests) -> None:
         found.append(folder)
         real(folder, manifest)
 
