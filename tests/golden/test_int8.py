@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from openvino import Core, Model
+from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
@@ -22,11 +22,9 @@ from bei_core.engines.openvino import build, engine
 from bei_core.engines.openvino.build import outputs
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize import graph as quantizer
-from bei_core.engines.openvino.quantize import headroom
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
-from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls, make_names_unique
-from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SmoothedInput, smooth_quant
+from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls, make_names_unique, quantize
+from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, best_scale, observe
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
 from bei_core.models.kind import Kind
@@ -183,14 +181,6 @@ def test_all_that_decides_the_numbers_is_in_the_address(texts: Path, tmp_path: P
     assert address() == address(quantization_type=None, dtype="int8")
 
 
-def test_without_nncf_the_error_says_how_to_install_it(
-    texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(EngineUnavailableError, match=r"pip install 'bei-core\[quantize\]'"):
-        build_engine(settings(FOLDERS["bert-mean-cls-list"], texts, **LOW), tmp_path / "engine")
-
-
 def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
     minilm: Checkpoint, texts: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -251,25 +241,16 @@ def test_every_product_becomes_a_convolution(name: str, built: Callable[[str], O
 
 
 @pytest.mark.parametrize("name", ["bert-mean-cls-list", "gemma2-multilingual"])  # with biases, and without
-def test_every_product_fits_16_bits_on_the_texts_and_begins_at_zero(
-    name: str, texts: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: dict[str, SmoothedInput] = {}
-
-    def finish(model: Model, graph: Model, smoothed: Mapping[str, SmoothedInput]) -> None:
-        seen.update(smoothed)
-        headroom.requantize(model, graph, smoothed)
-
-    monkeypatch.setattr(quantizer, "requantize", finish)
+def test_every_product_fits_16_bits_on_the_texts_and_begins_at_zero(name: str, texts: Path) -> None:
     checkpoint = resolve(str(FOLDERS[name]))
     spec = read_spec(checkpoint)
     items = encode(mixed_texts()[:24], spec, checkpoint.folder / "tokenizer.json", 64)
     graph = build_graph(spec, checkpoint)
     count = len(linear_matmuls(graph))
-    model = quantizer.quantize(graph, calibration_batches(items), alpha=None, mlp_only=False)
+    seen = quantize(graph, calibration_batches(items), alpha=None, mlp_only=False)
     assert len(seen) == count
     largest = []
-    for node in [node for node in model.get_ops() if node.get_friendly_name() in seen]:
+    for node in [node for node in graph.get_ops() if node.get_friendly_name() in seen]:
         activation, weight = (node.input_value(index).get_node() for index in (0, 1))
         low, high, begin, end = (
             float(activation.input_value(index).get_node().get_data().min()) for index in (1, 2, 3, 4)
@@ -293,7 +274,15 @@ def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:
     batches = calibration_batches(items)
     plain, scaled = build_graph(spec, minilm), build_graph(spec, minilm)
     make_names_unique(scaled)
-    errors = [seen.error for seen in smooth_quant(scaled, linear_matmuls(scaled), batches, ALPHAS).values()]
+    errors: list[float] = []
+    for shared in observe(scaled, linear_matmuls(scaled), batches):
+        weights = shared.weights()
+        scale, expected = best_scale(shared, weights, ALPHAS)
+        errors += expected
+        divided = op.multiply(shared.matmuls[0].input_value(0), op.constant(1 / scale))
+        for matmul, weight in zip(shared.matmuls, weights, strict=True):
+            matmul.input(0).replace_source_output(divided.output(0))
+            matmul.input(1).replace_source_output(op.constant(weight * scale).output(0))
     assert len(errors) == 36
     assert 0 < min(errors) <= max(errors) < 0.05
     before, after = (rows_of(OpenVinoEngine(graph, spec, "f32"), batches) for graph in (plain, scaled))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from itertools import chain
@@ -56,6 +56,7 @@ class Checkpoint:
     folder: Path
     source: str  # the repository, or the folder's absolute path
     revision: str  # the commit, or `local_digest` of a local folder
+    _tensors: dict[str, Tensors] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def first_module(self) -> str:
@@ -85,9 +86,15 @@ class Checkpoint:
     def tensors(self, folder: str = "") -> Tensors:
         """The weights of the first module, or of another module's folder. Each tensor is read when it is used.
 
-        Raises CheckpointError, naming the file, if a file is missing or damaged.
+        Their files stay mapped as long as the checkpoint is referenced. Raises CheckpointError, naming the file, if a
+        file is missing or damaged.
         """
         folder = folder or self.first_module
+        if folder not in self._tensors:
+            self._tensors[folder] = self._map(folder)
+        return self._tensors[folder]
+
+    def _map(self, folder: str) -> Tensors:
         place = self.folder / inside(folder, "a module's folder") if folder else self.folder
         if (place / WEIGHTS).is_file():
             return Tensors(entries(place / WEIGHTS), source=f"{place / WEIGHTS}")

@@ -265,6 +265,10 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool,
         About("Ask the hub for a branch's commit although an engine of the branch is in the cache.", bare=False),
     ] = False
+    verify: Annotated[
+        Literal["once", "always"],
+        About("When every byte of an engine is checked: once for files that stay as they are, or at every start."),
+    ] = "once"
     hf_token: Annotated[
         NonEmpty | None,
         About(

@@ -17,6 +17,7 @@ from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, 
 from bei_core.engines.provider import EngineProvider
 from bei_core.engines.quality import bar_of
 from bei_core.engines.registry import load_loader
+from bei_core.engines.verified import check_once
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.models.spec import ModelSpec, load_spec
 from bei_core.storage.backends import redact
@@ -80,8 +81,10 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     return lease.folder
 
 
-def load(folder: Path, dtype: str | None = None) -> Opened:
+def load(folder: Path, dtype: str | None = None, *, verify: str = "always") -> Opened:
     """Load the engine in a folder and check every file. Without `dtype`, it computes in the dtype it was built for.
+
+    If `verify` is "once", a file that has not changed since it was checked is not read again.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
     EngineUnavailableError.
@@ -90,7 +93,7 @@ def load(folder: Path, dtype: str | None = None) -> Opened:
     manifest = read_manifest(folder)
     loader = load_loader(manifest.engine)
     with ThreadPoolExecutor(1) as pool:  # in parallel, because digests take as long as reading and compiling
-        intact = pool.submit(check_digests, folder, manifest)
+        intact = pool.submit(check_once if verify == "once" else check_digests, folder, manifest)
         try:
             spec = _load_spec(folder)
             engine = loader(folder, spec, manifest, dtype=dtype or manifest.dtype)
@@ -113,7 +116,9 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
     """
     lease = provider.get()
     try:
-        opened = load(lease.folder, settings.dtype)  # which may differ from the dtype of the settings that built it
+        opened = load(
+            lease.folder, settings.dtype, verify=settings.verify
+        )  # which may differ from the dtype of the settings that built it
         _check_quality(settings, opened)
     except BaseException as error:
         lease.release()
@@ -137,7 +142,7 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
     template = chosen_template(settings.rerank_template, None)
     if template is not None and not _load_spec(folder).scores_by(template):
         raise ConfigError(f"{folder} is built without the answers of this rerank_template; build it again with it")
-    opened = load(folder, None if settings.dtype == "auto" else settings.dtype)
+    opened = load(folder, None if settings.dtype == "auto" else settings.dtype, verify=settings.verify)
     _check_quality(settings, opened)
     return opened
 

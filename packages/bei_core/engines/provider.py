@@ -7,7 +7,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from bei_core.checkpoint import lease_checkpoint
+from bei_core.checkpoint import lease_checkpoint, resolve
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.build import Build, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
@@ -20,6 +20,7 @@ from bei_core.storage.backends import is_store, redact, store_examples
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
 from bei_core.storage.objects import ObjectStore
+from bei_core.storage.transfer import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,7 @@ class EngineProvider:
         self._remote = None if url is None else RemoteEngines(url, settings.engine_store_secret)
         self._quantization = quantization_of(settings)
         texts = [] if self._quantization is None else [self._quantization.calibration.dataset]
-        # Local files may change between starts, so refs are not used for them.
-        self._is_local = any(Path(name).exists() for name in (settings.model_id, *texts))
+        self._local = [name for name in (settings.model_id, *texts) if Path(name).exists()]
         self._remote_is_damaged = False
 
     def get(self) -> Lease:
@@ -57,7 +57,7 @@ class EngineProvider:
         """
         key = self._request_key()
         with self.cache.lock(key):
-            found = None if self._is_local or self._settings.refresh else self.cache.find_by_ref(key)
+            found = None if self._settings.refresh else self.cache.find_by_ref(key)
             return found or self._fetch(key) or self._build(key)
 
     def build(self, target: Path) -> None:
@@ -74,18 +74,25 @@ class EngineProvider:
                     publish_engine(target, build.fill)
 
     def _request_key(self) -> str:
-        """The key of refs: a hash of all that decides the engine before the checkpoint is read, and of the schema."""
+        """The key of refs: a hash of all that decides the engine before the checkpoint is read, and of the schema.
+
+        The content of local files may change, so its digest is part of the key.
+        """
         parts: dict[str, object] = {
             name: getattr(self._settings, name) for name, one in SETTINGS.items() if one.about.decides_engine
         }
         if self._quantization is not None:
             parts["quantization"] = self._quantization
+        if self._local:
+            parts["content"] = [
+                resolve(name).revision if Path(name).is_dir() else digest_of(Path(name)) for name in self._local
+            ]
         facts = request_facts(self._builder, self._settings)
         return key_of({"engine": self._engine, **facts, **parts})
 
     def _fetch(self, key: str) -> Lease | None:
         """A lease on an engine from an object store: at the URL `model_id`, or by a ref of another replica; or None."""
-        if self._is_local:
+        if self._local:  # the same name may mean another folder, or the hub, on another machine
             return None
         try:
             return self._fetch_url(key) or (None if self._settings.refresh else self._fetch_shared(key))
@@ -123,8 +130,7 @@ class EngineProvider:
 
             lease = self.cache.obtain(build.manifest.artifact, fill)
         ref = EngineRef(build.manifest.artifact, build.manifest.source, build.manifest.revision)
-        if not self._is_local:  # on another machine the same name may be another folder, or a repository
-            self.cache.set_ref(key, ref.encode())
+        self.cache.set_ref(key, ref.encode())
         self._push(lease.folder, key, ref)
         return lease
 
@@ -148,7 +154,7 @@ class EngineProvider:
             return
         try:
             self._remote.push(folder, force=self._remote_is_damaged)
-            if not self._is_local:
+            if not self._local:
                 self._remote.set_ref(key, ref)
         except CheckpointError as error:
             log.warning("the engine cannot be shared with other replicas: %s", error)

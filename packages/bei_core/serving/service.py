@@ -29,7 +29,9 @@ ResultT = TypeVar("ResultT")
 _PROVEN_S = 5.0
 
 # The batches that run before readiness, as lengths of their texts: the shapes of a lone request, and a full batch.
-_WARM_UP = ([1], *([16 * step - 1] for step in range(1, 9)), [128] * 8)
+# They end after so many seconds: of a large model, making a kernel takes milliseconds and running it takes seconds.
+_WARM_UP = ([1], [127], *([16 * step - 1] for step in range(1, 8)), [128] * 8)
+_WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,8 @@ class Service:
         engine = self._opened.engine
         for lengths in _WARM_UP:  # no request then waits while kernels are made
             engine.forward(Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths]))
+            if time.perf_counter() - started > _WARM_UP_S:
+                break
         self._runner.start()
         self.metrics.watch_queue(lambda: self._runner.num_items)
         seconds = time.perf_counter() - started

@@ -53,8 +53,7 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# What a block with quantisation also needs, on a CPU and on a GPU.
-QUANTISER = "nncf==3.4.0"
+# The quantiser of the GPU engine.
 GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
 
 # Packages of which TensorRT-LLM's image needs its own versions; these are used.
@@ -179,7 +178,7 @@ def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
     """The requirements that depend on the block: a quantiser, and the driver of the store that has the checkpoint."""
     build = block["build"]
     quantised = build.get("quantization_type", "no_quant") != "no_quant"
-    quantisers = (GPU_QUANTISER if on_gpu else (QUANTISER,)) if quantised else ()
+    quantisers = GPU_QUANTISER if on_gpu and quantised else ()
     backend = find_backend(msgspec.convert(build["checkpoint_repository"], CheckpointRepository).model_id)
     return [*quantisers, *([backend.requirement] if backend is not None and backend.requirement else [])]
 

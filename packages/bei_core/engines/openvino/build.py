@@ -9,7 +9,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,8 @@ from bei_core.engines.calibration import Quantization, Samples, encode, quantiza
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.openvino.engine import MODEL, Array, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize.graph import calibration_batches, import_nncf, quantize
+from bei_core.engines.openvino.quantize.graph import calibration_batches, quantize
+from bei_core.engines.openvino.quantize.progress import with_progress
 from bei_core.engines.quality import Bar, Quality, bar_of, measure
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
@@ -33,9 +33,8 @@ log = logging.getLogger(__name__)
 # Part of an engine's address. Increment it when the same checkpoint would give another graph.
 VERSION = 4
 
-# Part of the address of an int8 engine. Increment it when quantisation gives other weights, also when a new nncf does:
-# nncf's own version is not in the address, because a replica that only loads the engine may not have nncf.
-INT8_VERSION = 3
+# Part of the address of an int8 engine. Increment it when quantisation gives other weights.
+INT8_VERSION = 4
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
@@ -57,8 +56,6 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         return _Int8(checkpoint, spec, how, bar_of(settings), precision).plan(facts(settings))
 
     def fill(folder: Path) -> None:
-        # Weights stay f32 for every precision: OpenVINO would convert stored bf16 weights to f32 in the memory of each
-        # process, while f32 weights are used where they are mapped (docs/decisions/011-engine-store.md).
         _save(build_graph(spec, checkpoint), folder / MODEL)
 
     return Plan(
@@ -99,7 +96,7 @@ class _Int8:
                 "texts": samples.digest,
             },
             fill=lambda folder: self._fill(folder, samples),
-            built_with={name: version(name) for name in ("openvino", "nncf") if find_spec(name) is not None},
+            built_with={"openvino": version("openvino")},
         )
 
     @property
@@ -107,16 +104,15 @@ class _Int8:
         return self.quantization.type == "fp8_mlp_only"
 
     def _fill(self, folder: Path, samples: Samples) -> Quality:
-        """Writes the model and measures its quality. Raises QualityError; EngineUnavailableError without nncf."""
-        import_nncf()
+        """Writes the model and measures its quality. Raises QualityError."""
         limit = self.quantization.calibration.max_seq_length
         texts, held_out = (calibration_batches(encode(side, self.spec, folder / TOKENIZER, limit)) for side in samples)
         graph = build_graph(self.spec, self.checkpoint)
         reference = outputs(OpenVinoEngine(graph, self.spec, "f32"), held_out)
         started = time.perf_counter()
         log.info("quantising to int8, calibrating with %d texts (%d batches)", len(samples.calibration), len(texts))
-        model = quantize(graph, texts, alpha=self.quantization.alpha, mlp_only=self._mlp_only)
-        _save(model, folder / MODEL)
+        quantize(graph, texts, alpha=self.quantization.alpha, mlp_only=self._mlp_only)
+        _save(graph, folder / MODEL)
         log.info("quantised to int8 in %.1f s; measuring quality on held-out texts", time.perf_counter() - started)
         engine = OpenVinoEngine(folder / MODEL, self.spec, self.precision, quantised=True)
         quality = measure(reference, outputs(engine, held_out), self.spec.kind).check(self.bar)
@@ -140,6 +136,6 @@ def _save(model: openvino.Model, path: Path) -> None:
 
 def outputs(engine: Engine, batches: Sequence[Batch]) -> Array:
     """f32[B, D] of all batches, or f32[T, E] for a model that gives rows of tokens only."""
-    if engine.info.row_width:
-        return np.concatenate([engine.forward(batch) for batch in batches])
-    return np.concatenate([engine.forward_tokens(batch)[1] for batch in batches])
+    run = engine.forward if engine.info.row_width else lambda batch: engine.forward_tokens(batch)[1]
+    what = f"held-out texts in {engine.info.precision}"
+    return np.concatenate([run(batch) for _, batch in with_progress(batches, what)])

@@ -19,8 +19,10 @@ from bei_core.engines.manifest import Manifest
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.packing import PackedRows, pack_rows
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
+from bei_core.engines.openvino.stored import drop_mapped_pages, keep_weights_narrow
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
+from bei_core.tasks import Tokens
 
 MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processor
 
@@ -85,18 +87,20 @@ def usable_cpus() -> int:
 class OpenVinoEngine:
     """A model on the CPU, compiled from a file or from a graph.
 
-    The weights of a file stay memory-mapped, so several processes share them. `quantised`: the linear layers are int8,
-    all else is in `precision`; without VNNI they are replaced by convolutions, which changes a given graph in place.
+    The weights of a file stay mapped, so several processes share what is not packed for the kernels. `quantised`: the
+    linear layers are int8, all else is in `precision`; without VNNI they are replaced by convolutions, which changes a
+    given graph in place.
     """
 
     def __init__(
         self, model: Path | openvino.Model, spec: ModelSpec, precision: str, *, quantised: bool = False
     ) -> None:
-        core, graph = openvino.Core(), model
+        core = openvino.Core()
         try:
+            graph = core.read_model(model) if isinstance(model, Path) else model
             if quantised and not has_int8_dot_product():
-                graph = core.read_model(model) if isinstance(model, Path) else model
                 matmuls_to_convolutions(graph)
+            keep_weights_narrow(graph, precision)
             compiled = core.compile_model(graph, "CPU", compile_properties(precision))
         except RuntimeError as fault:
             raise EngineUnavailableError(
@@ -115,6 +119,9 @@ class OpenVinoEngine:
             batch_tokens=_WIDE_BATCH_TOKENS if widths.get(ROWS, 0) > _WIDE else BATCH_TOKENS,
             token_width=widths.get(TOKENS, 0),
         )
+        if isinstance(model, Path):
+            self._infer(Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))]))  # packs the weights
+            drop_mapped_pages(model.with_suffix(".bin"))
 
     def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`."""

@@ -64,7 +64,9 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
         result = op.result(op.convert(x, Type.f32), name=name)
         result.output(0).set_names({name})
         results.append(result)
-    return openvino.Model(results, [*rows, *spans], spec.architecture)
+    model = openvino.Model(results, [*rows, *spans], spec.architecture)
+    model.checkpoint = checkpoint  # its files stay mapped as long as the graph
+    return model
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from openvino import Node, Type
 from openvino import opset15 as op
 
+from bei_core.engines.openvino.stored import StoredTensor
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.heads import ACTIVATION_ALIASES
 
@@ -21,8 +22,8 @@ _MASKED = np.float32(-1e9)
 
 
 def constant(value: Array) -> Node:
-    """A constant of the array's own dtype."""
-    return op.constant(np.ascontiguousarray(value))
+    """A constant of the array's own dtype; of a checkpoint's tensor, in the bits in which it is stored."""
+    return value.constant() if isinstance(value, StoredTensor) else op.constant(np.ascontiguousarray(value))
 
 
 def ints(*values: int) -> Node:
@@ -37,7 +38,7 @@ def axis(value: int) -> Node:
 
 def embedding(table: Array, ids: Node) -> Node:
     """f32[*ids.shape, H]: rows of `table` f32[V, H]."""
-    return op.gather(constant(table), ids, axis(0))
+    return table.lookup(ids) if isinstance(table, StoredTensor) else op.gather(constant(table), ids, axis(0))
 
 
 def linear(x: Node, weight: Array, bias: Array | None, name: str | None = None) -> Node:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.checkpoint import Tensors
+from bei_core.engines.openvino.stored import stored_tensor
 from bei_core.errors import CheckpointError
 
 # Names of LayerNorm's tensors in checkpoints converted from TensorFlow.
@@ -17,7 +18,7 @@ _OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
 
 
 class Weights:
-    """A checkpoint's tensors under one prefix, as f32."""
+    """A checkpoint's tensors under one prefix: f32 for whoever computes with them (see `StoredTensor`)."""
 
     def __init__(self, tensors: Tensors, *, anchor: str, prefixes: Sequence[str]) -> None:
         """Uses the first of `prefixes` under which the tensor `anchor` exists; raises CheckpointError if none fits."""
@@ -42,7 +43,7 @@ class Weights:
         if len(shape) != len(stored) or any(n is not None and n != m for n, m in zip(shape, stored, strict=True)):
             expected = tuple("any" if size is None else size for size in shape)
             raise CheckpointError(f"tensor {found} has shape {stored}; config.json implies {expected}")
-        return self._tensors.f32(found)
+        return cast("npt.NDArray[np.float32]", stored_tensor(self._tensors, found))
 
     def ints(self, name: str) -> npt.NDArray[np.integer[Any]]:
         """A tensor of integers. Raises CheckpointError if it is missing or not of integers."""

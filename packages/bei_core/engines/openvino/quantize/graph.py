@@ -1,79 +1,98 @@
-"""Post-training quantisation of a graph: int8 weights and activations in the transformer's linear layers, by nncf.
+"""Post-training quantisation of a graph: int8 weights and activations in the transformer's linear layers.
 
 Embeddings, norms, softmax, the matmuls inside attention, pooling, modules and heads are not quantised
-(docs/decisions/010-int8.md). Before nncf, `smoothquant` moves outliers of activations into weights; after it,
-`headroom` makes the weights safe on every processor. nncf is needed to build an engine and never to serve one.
+(docs/decisions/010-int8.md). `smoothquant` observes the activations and moves their outliers into weights, and
+`headroom` makes the weights safe on every processor. Each activation is then quantised with the matmuls that it meets,
+so that no more than their weights are in memory in f32.
+
+A quantised activation q stands for low + step * q. The graph leaves out `low`, so that the processor has no zero point
+to subtract: (low + step * q) @ w = step * (q @ w) + low * sum(w), and the second term is added to the bias.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
-from openvino import Model, Node
+from openvino import Model, Node, Type
+from openvino import opset15 as op
 
 from bei_core.engines.batch import Batch
-from bei_core.engines.openvino.graph import INPUT_NAMES, TOKEN_VECTORS
-from bei_core.engines.openvino.packing import pack_rows
-from bei_core.engines.openvino.quantize.headroom import requantize
-from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, smooth_quant
-from bei_core.errors import EngineUnavailableError, UnsupportedModelError
+from bei_core.engines.openvino import ops
+from bei_core.engines.openvino.graph import TOKEN_VECTORS
+from bei_core.engines.openvino.quantize.headroom import MAX_ACTIVATION, levels, quantize_with_headroom
+from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SharedInput, SmoothedInput, best_scale, observe
+from bei_core.engines.openvino.stored import is_weight, values_of
+from bei_core.errors import UnsupportedModelError
 from bei_core.tasks import Tokens
 
 Array = npt.NDArray[Any]
 
 log = logging.getLogger(__name__)
 
-# Tokens of a calibration batch. The size matters: nncf's range is the mean of the largest value of each batch.
+# Tokens of a calibration batch. The size matters: an activation's range is the mean of the ranges in each batch.
 CALIBRATION_TOKENS = 512
 
-_NOT_OPERATIONS = frozenset({"Parameter", "Constant", "Result"})
 
+def quantize(
+    graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp_only: bool
+) -> dict[str, SmoothedInput]:
+    """Makes the linear layers of `graph` int8, calibrated on `batches`; returns their inputs by the layers' names.
 
-def quantize(graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp_only: bool) -> Model:
-    """The graph with int8 linear layers, calibrated on `batches`; changes `graph`, which must not be used afterwards.
-
-    `alpha` is SmoothQuant's; None: the best one for each activation. Raises EngineUnavailableError without nncf,
-    UnsupportedModelError for a graph without linear layers.
+    `alpha` is SmoothQuant's; None: the best one for each activation. Raises UnsupportedModelError for a graph without
+    linear layers.
     """
-    nncf = import_nncf()
     make_names_unique(graph)
     matmuls = linear_matmuls(graph, mlp_only=mlp_only)
     if not matmuls:
         raise UnsupportedModelError("the model has no linear layers to quantise")
-    smoothed = smooth_quant(graph, matmuls, batches, ALPHAS if alpha is None else (alpha,))
+    smoothed: dict[str, SmoothedInput] = {}
+    for shared in observe(graph, matmuls, batches):
+        smoothed |= _quantize_input(shared, ALPHAS if alpha is None else (alpha,))
     worst, of_worst = max(smoothed.items(), key=lambda item: item[1].error)
     log.info("int8 for %d linear layers; largest expected error %.2g, in %s", len(smoothed), of_worst.error**0.5, worst)
-    model = _quantize_with_nncf(nncf, graph, batches, set(smoothed))
-    requantize(model, graph, smoothed)
-    return model
+    return smoothed
 
 
-def _quantize_with_nncf(nncf: Any, graph: Model, batches: Sequence[Batch], chosen: set[str]) -> Model:  # noqa: ANN401
-    matmuls = [node.get_friendly_name() for node in graph.get_ops() if node.get_type_name() == "MatMul"]
-    advanced = nncf.AdvancedQuantizationParameters(
-        overflow_fix=nncf.OverflowFix.DISABLE,  # `requantize` prevents overflow
-        smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=-1, convolution=-1),  # `smooth_quant` did it
-    )
-    ignored = nncf.IgnoredScope(
-        names=[name for name in matmuls if name not in chosen],
-        types=sorted({node.get_type_name() for node in graph.get_ops()} - {"MatMul"} - _NOT_OPERATIONS),
-    )
-    with _progress_bars_on_stderr():
-        return nncf.quantize(
-            graph,
-            nncf.Dataset(list(batches), _feed),
-            subset_size=len(batches),
-            model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=ignored,
-            advanced_parameters=advanced,
+def _quantize_input(shared: SharedInput, alphas: Sequence[float]) -> dict[str, SmoothedInput]:
+    """Makes an activation and the matmuls that it meets int8."""
+    weights, first = shared.weights(), shared.matmuls[0]
+    scale, errors = best_scale(shared, weights, alphas)
+    low, high = shared.range_of(scale)
+    divided = op.multiply(first.input_value(0), ops.constant(1 / scale), name=f"{first.get_friendly_name()}.smoothed")
+    limits = (op.constant(np.float32(limit)) for limit in (low, high, 0, high - low))
+    activation = op.fake_quantize(divided, *limits, MAX_ACTIVATION + 1)
+    found = {}
+    for matmul, weight, error in zip(shared.matmuls, weights, errors, strict=True):
+        smoothed = SmoothedInput(error, shared.low / scale, shared.high / scale)
+        found[matmul.get_friendly_name()] = smoothed
+        integers, steps = quantize_with_headroom(weight * scale, *levels(smoothed, low, high))
+        dequantized = op.multiply(op.convert(op.constant(integers), Type.f32), op.constant(steps))
+        matmul.input(0).replace_source_output(activation.output(0))
+        matmul.input(1).replace_source_output(dequantized.output(0))
+        _add_to_bias(
+            matmul, (low * (integers.sum(1, dtype=np.int64) * steps[:, 0].astype(np.float64))).astype(np.float32)
         )
+    return found
+
+
+def _add_to_bias(matmul: Node, constant: Array) -> None:
+    """Adds f32[out] to the bias that follows a matmul, or inserts such a bias."""
+    targets = list(matmul.output(0).get_target_inputs())
+    after = targets[0].get_node()
+    if len(targets) == 1 and after.get_type_name() == "Add":
+        other = 1 - targets[0].get_index()
+        bias = values_of(after.input_value(other).get_node())
+        if bias is not None:
+            after.input(other).replace_source_output(op.constant(bias + constant).output(0))
+            return
+    shifted = op.add(matmul, op.constant(constant))
+    for target in targets:
+        target.replace_source_output(shifted.output(0))
 
 
 def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
@@ -86,7 +105,7 @@ def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
         node
         for node in nodes
         if node.get_type_name() == "MatMul"
-        and node.input_value(1).get_node().get_type_name() == "Constant"
+        and is_weight(node.input_value(1).get_node())
         and node.get_instance_id() in computed - after
         and not (mlp_only and _is_attention(node.get_friendly_name()))
     ]
@@ -106,7 +125,7 @@ def calibration_batches(items: Sequence[Tokens], budget: int = CALIBRATION_TOKEN
 
 
 def make_names_unique(graph: Model) -> None:
-    """Renames nodes that share a name (weights that are used twice): nncf identifies nodes by their names."""
+    """Renames nodes that share a name (weights that are used twice): layers are identified by their names."""
     seen = Counter[str]()
     for node in graph.get_ordered_ops():
         name = node.get_friendly_name()
@@ -132,32 +151,3 @@ def _downstream(nodes: Sequence[Node]) -> set[int]:
 def _is_attention(name: str) -> bool:
     """Whether a linear layer belongs to attention: in every family its tensor name says so."""
     return any(part in name.lower() for part in ("attention", "attn", "mixer"))
-
-
-def _feed(batch: Batch) -> dict[str, Array]:
-    return dict(zip(INPUT_NAMES, pack_rows(batch).graph_inputs(), strict=True))
-
-
-@contextmanager
-def _progress_bars_on_stderr() -> Iterator[None]:
-    """Redirects nncf's progress bars from standard output to standard error, or drops them without a terminal."""
-    if sys.stderr.isatty():
-        with redirect_stdout(sys.stderr):
-            yield
-    else:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-            yield
-
-
-def import_nncf() -> Any:  # noqa: ANN401 - it has no types
-    """The module `nncf`. Raises EngineUnavailableError with the command that installs it."""
-    os.environ.setdefault("NNCF_CI", "1")  # without it nncf reports each use to Google Analytics
-    try:
-        import nncf
-    except ImportError as fault:
-        raise EngineUnavailableError(
-            "quantisation on the CPU needs the package nncf, to build an engine only: "
-            "pip install 'bei-core[quantize]'; or build without it: quantization_type no_quant"
-        ) from fault
-    nncf.set_log_level(logging.WARNING)
-    return nncf

@@ -22,6 +22,8 @@ from openvino import opset15 as op
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.packing import pack_rows
+from bei_core.engines.openvino.quantize.progress import with_progress
+from bei_core.engines.openvino.stored import keep_weights_narrow, values_of
 
 Array = npt.NDArray[Any]
 
@@ -30,20 +32,39 @@ ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # The sample on which alphas are tried: every 16th token of the first 8 batches.
 _SAMPLE_STRIDE, _NUM_SAMPLED_BATCHES = 16, 8
 
+# They are tried on about so many rows of a matrix. Each row has its own scale, so a part of the rows is enough.
+_NUM_SAMPLED_ROWS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class SharedInput:
     """An activation that is the input of one or several matmuls, with its statistics over the calibration batches."""
 
     matmuls: list[Node]
-    low: Array  # f32[in], minimum of each channel
-    high: Array  # f32[in], maximum of each channel
+    lows: Array  # f32[num_batches, in], minimum of each channel in each batch
+    highs: Array  # f32[num_batches, in], maximum of each channel in each batch
     sample: Array  # f32[n, in]
 
     @property
+    def low(self) -> Array:
+        """f32[in], minimum of each channel."""
+        lowest: Array = self.lows.min(0)
+        return lowest
+
+    @property
+    def high(self) -> Array:
+        """f32[in], maximum of each channel."""
+        highest: Array = self.highs.max(0)
+        return highest
+
     def weights(self) -> list[Array]:
         """f32[out, in] of each matmul."""
-        return [matmul.input_value(1).get_node().get_data() for matmul in self.matmuls]
+        return [np.asarray(values_of(matmul.input_value(1).get_node())) for matmul in self.matmuls]
+
+    def range_of(self, scale: Array) -> tuple[float, float]:
+        """What int8 has to represent after a division by `scale`: the mean of each batch's range, and zero."""
+        low, high = (self.lows / scale).min(1).mean(), (self.highs / scale).max(1).mean()
+        return min(float(low), 0.0), max(float(high), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,28 +76,21 @@ class SmoothedInput:
     high: Array  # f32[in], maximum of each channel
 
 
-def smooth_quant(
-    graph: Model, matmuls: Sequence[Node], batches: Sequence[Batch], alphas: Sequence[float]
-) -> dict[str, SmoothedInput]:
-    """Scales activations and weights in `graph`; returns the smoothed input of each matmul by its friendly name."""
-    smoothed: dict[str, SmoothedInput] = {}
-    for shared in _observe(graph, matmuls, batches):
-        candidates = [smoothing_scale(shared, alpha) for alpha in alphas]
-        errors = [[_int8_error(shared, weight, scale) for weight in shared.weights] for scale in candidates]
-        best = min(range(len(candidates)), key=lambda index: sum(errors[index]))
-        low, high = shared.low / candidates[best], shared.high / candidates[best]
-        for matmul, error in zip(shared.matmuls, errors[best], strict=True):
-            smoothed[matmul.get_friendly_name()] = SmoothedInput(error, low, high)
-        _apply(shared, candidates[best])
-    return smoothed
+def best_scale(shared: SharedInput, weights: Sequence[Array], alphas: Sequence[float]) -> tuple[Array, list[float]]:
+    """(the s of the best alpha f32[in], the expected error of each matmul)."""
+    scales = [smoothing_scale(shared, weights, alpha) for alpha in alphas]
+    tried = [weight[:: max(1, len(weight) // _NUM_SAMPLED_ROWS)] for weight in weights]
+    errors = [[_int8_error(shared, rows, scale) for rows in tried] for scale in scales]
+    best = min(range(len(scales)), key=lambda index: sum(errors[index]))
+    return scales[best], errors[best]
 
 
-def smoothing_scale(shared: SharedInput, alpha: float) -> Array:
+def smoothing_scale(shared: SharedInput, weights: Sequence[Array], alpha: float) -> Array:
     """f32[in], the s by which the activation is divided; 1 for a channel whose activations or weights are all zero."""
     inputs = np.maximum(np.abs(shared.low), np.abs(shared.high))
-    weights = np.max([np.abs(weight).max(0) for weight in shared.weights], axis=0)
-    is_zero = (inputs < 1e-6) | (weights < 1e-6)
-    scale: Array = np.where(is_zero, 1, inputs) ** alpha / np.where(is_zero, 1, weights) ** (1 - alpha)
+    largest = np.max([np.abs(weight).max(0) for weight in weights], axis=0)
+    is_zero = (inputs < 1e-6) | (largest < 1e-6)
+    scale: Array = np.where(is_zero, 1, inputs) ** alpha / np.where(is_zero, 1, largest) ** (1 - alpha)
     return scale.astype(np.float32)
 
 
@@ -92,16 +106,8 @@ def _int8_error(shared: SharedInput, weight: Array, scale: Array) -> float:
     return float(np.mean((difference**2).sum(1) / np.maximum((exact**2).sum(1), 1e-12)))
 
 
-def _apply(shared: SharedInput, scale: Array) -> None:
-    source, first = shared.matmuls[0].input_value(0), shared.matmuls[0].get_friendly_name()
-    divided = op.multiply(source, ops.constant(1 / scale), name=f"{first}.smoothed")
-    for matmul, weight in zip(shared.matmuls, shared.weights, strict=True):
-        matmul.input(1).replace_source_output(ops.constant(weight * scale).output(0))
-        matmul.input(0).replace_source_output(divided.output(0))
-
-
-def _observe(graph: Model, matmuls: Sequence[Node], batches: Sequence[Batch]) -> list[SharedInput]:
-    """The inputs of the matmuls, each with the range of its channels over all batches and a sample."""
+def observe(graph: Model, matmuls: Sequence[Node], batches: Sequence[Batch]) -> list[SharedInput]:
+    """The inputs of the matmuls, each with the ranges of its channels and a sample."""
     shared: dict[tuple[int, int], list[Node]] = {}
     for matmul in matmuls:
         source = matmul.input_value(0)
@@ -112,24 +118,21 @@ def _observe(graph: Model, matmuls: Sequence[Node], batches: Sequence[Batch]) ->
 
 
 def _run(graph: Model, names: Sequence[str], batches: Sequence[Batch]) -> list[tuple[Array, Array, Array]]:
-    """(minimum f32[in], maximum f32[in], sample f32[n, in]) of the first input of each of these nodes."""
+    """(minima and maxima f32[num_batches, in], sample f32[n, in]) of the first input of each of these nodes."""
     probe = graph.clone()
     nodes = {node.get_friendly_name(): node for node in probe.get_ops()}
     num_outputs = len(probe.outputs)
     probe.add_results([result for name in names for result in _probes(nodes[name].input_value(0))])
+    keep_weights_narrow(probe, "f32")
     request = openvino.Core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-    lows: list[Array] = []
-    highs: list[Array] = []
-    samples: list[list[Array]] = [[] for _ in names]
-    for number, batch in enumerate(batches):
+    found: list[list[Array]] = [[] for _ in range(3 * len(names))]
+    for number, batch in with_progress(batches, "calibrating"):
         request.infer(pack_rows(batch).graph_inputs(), share_inputs=True)
-        outputs = [np.array(request.get_output_tensor(num_outputs + index).data) for index in range(3 * len(names))]
-        lows = [np.minimum(*pair) for pair in zip(lows or outputs[::3], outputs[::3], strict=True)]
-        highs = [np.maximum(*pair) for pair in zip(highs or outputs[1::3], outputs[1::3], strict=True)]
-        if number < _NUM_SAMPLED_BATCHES:
-            for sample, rows in zip(samples, outputs[2::3], strict=True):
-                sample.append(rows)
-    return [(low, high, np.concatenate(sample)) for low, high, sample in zip(lows, highs, samples, strict=True)]
+        for index, values in enumerate(found):
+            if index % 3 < 2 or number < _NUM_SAMPLED_BATCHES:
+                values.append(np.array(request.get_output_tensor(num_outputs + index).data))
+    triples = zip(found[::3], found[1::3], found[2::3], strict=True)
+    return [(np.stack(lows), np.stack(highs), np.concatenate(sample)) for lows, highs, sample in triples]
 
 
 def _probes(x: openvino.Output) -> list[Node]:
