@@ -7,6 +7,7 @@ import hmac
 import logging
 import random
 from collections.abc import Mapping
+from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -22,10 +23,10 @@ from bei_core.errors import (
     UnauthorizedError,
 )
 from bei_core.http import openapi
-from bei_core.http.codings import inflated
+from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
 from bei_core.http.error_format import OPENAI, TEI
 from bei_core.http.naming import by_name
-from bei_core.http.replies import complete, error_response
+from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response
 from bei_core.http.route import Call
 from bei_core.http.routes import BY_SHAPE, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
@@ -122,7 +123,11 @@ class App:
             self._authorize(call.headers, self.service.settings.api_key)
         if route.schema is not None:
             raw = await self._body(call)
-            call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
+            if len(raw) > INLINE_BODY_BYTES:
+                await self._decode_large(call, raw)
+            else:
+                call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
+            del raw  # it may be large, and the reply may take long
         if len(self.services) > 1:
             call.service = self._chosen(call)
         call.timings.model = call.service.model.name
@@ -144,10 +149,17 @@ class App:
                 model = service.model
                 if model.roles.isdisjoint(body.kinds):
                     model.check_kind(body.kinds)
-                task = body.to_task(model)
+                task = body.to_task(model) if not call.is_large else await asyncio.to_thread(body.to_task, model)
                 result = await service.run(task, deadline=call.deadline, priority=call.priority, timings=call.timings)
                 context = RequestContext(model, call.request_id, call.request.scope.get("path") in self._any_body)
-                value = body.to_reply(result, context)
+                inputs, tokens = call.timings.num_inputs, call.timings.num_tokens
+                size = inputs * model.row_width if task.output == "rows" else tokens * (model.token_width or 64)
+                if call.is_large or size > INLINE_NUMBERS:
+                    value = Deferred.of(result, partial(body.to_reply, result, context))
+                else:
+                    value = body.to_reply(result, context)
+            if isinstance(value, Deferred):
+                call.count_bytes(value.num_bytes)
         finally:
             timer.cancel()
             for watcher in watchers:
@@ -156,6 +168,20 @@ class App:
         if timings is not None:
             self.service.metrics.succeeded(timings)
         return await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
+
+    async def _decode_large(self, call: Call, raw: bytes) -> None:
+        """Decodes a large body on a thread. The budget of bytes then has what it takes in memory, in place of `raw`.
+
+        Raises as `decode_large`, and OverloadedError if the server has no memory left for it.
+        """
+        schema = call.route.schema if call.route else None
+
+        def work() -> int:
+            call.body = self._shaped(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
+            return memory_of(call.body)
+
+        call.is_large = True
+        call.count_bytes(await asyncio.to_thread(work) - len(raw))
 
     def _shaped(self, call: Call, body: object) -> object:
         """The decoded body of a route that its fields decide, as that route's schema; sets the call's route."""
