@@ -193,6 +193,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             excludes=("api_key",),
         ),
     ] = None
+    api_keys_file: Annotated[
+        Path | None,
+        About(
+            "YAML file of several keys: for each name its key and, if wanted, its limits; read again when it changes.",
+            unset="anyone may call",
+            bare=False,
+            refuse_empty=True,
+            excludes=("api_key", "api_key_file"),
+        ),
+    ] = None
     cors_allow_origin: Annotated[
         tuple[NonEmpty, ...], About("Origins of web pages that may call.", unset="none", split=True)
     ] = ()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import random
-from collections.abc import Mapping
 from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
@@ -20,13 +18,12 @@ from bei_core.errors import (
     NotFoundError,
     PayloadTooLargeError,
     RequestError,
-    UnauthorizedError,
 )
 from bei_core.http import openapi
 from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
-from bei_core.http.error_format import OPENAI, TEI
+from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name
-from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response
+from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response, format_of
 from bei_core.http.route import Call
 from bei_core.http.routes import BY_SHAPE, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
@@ -54,6 +51,8 @@ class App:
         self.service = services[0]  # its settings and metrics are those of the server
         self.draining = False  # replies then tell the client to close its connection
         self._traces = traces
+        keys = Keys(self.service.settings)
+        self._keys = keys if keys else None
         self._by_name = by_name(services)
         self._routes = {(route.method, route.path): route for route in ROUTES if not route.takes_any}
         self._any_body = {route.path for route in ROUTES if route.takes_any}
@@ -94,6 +93,9 @@ class App:
             log.exception("this is a bug: %s %s failed", method, path)
             error = EngineError("internal error; see the server's log")
             response = self._refuse(error, call)
+        finally:
+            if call.client is not None:
+                call.client.leave()
         response.headers["x-request-id"] = request_id
         if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
             self._traces.record(call, response.status_code, error)
@@ -119,8 +121,10 @@ class App:
         route = call.route or call.default
         if route is None:
             return await complete(self._unrouted(call), call.request.scope["headers"])
-        if self.service.settings.api_key is not None and not route.public:
-            self._authorize(call.headers, self.service.settings.api_key)
+        if self._keys is not None and not route.public:
+            client = self._keys.client(call.headers)
+            client.enter()
+            call.client = client
         if route.schema is not None:
             raw = await self._body(call)
             if len(raw) > INLINE_BODY_BYTES:
@@ -226,18 +230,12 @@ class App:
         self.service.metrics.failed(error.kind.lower())
         route = call.route or call.default
         if route is None:
-            return error_response(error, OPENAI if call.path.startswith(("/v1/", "/v2/")) else TEI)
+            return error_response(error, format_of(call.path))
         return error_response(error, route.errors, route.inputs)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()
         return Response(status_code=_GONE)
-
-    def _authorize(self, headers: Mapping[bytes, bytes], key: str) -> None:
-        """Raises UnauthorizedError unless the key is right: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`."""
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() not in {b"bearer", b"api-key"} or not hmac.compare_digest(given, key.encode()):
-            raise UnauthorizedError("the API key is missing or wrong; send `Authorization: Bearer KEY`")
 
     async def _body(self, call: Call) -> bytes:
         """The whole body. Raises PayloadTooLargeError as soon as it is known to be too large."""

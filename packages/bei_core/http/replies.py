@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError, UnauthorizedError
 from bei_core.http.codings import CODINGS, compressed
-from bei_core.http.error_format import ErrorFormat
+from bei_core.http.error_format import OPENAI, TEI, ErrorFormat
 from bei_core.http.msgpack import packed
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
@@ -179,6 +179,11 @@ def _weight(value: object) -> int:
     if isinstance(value, dict):
         return sum(map(_weight, value.values()))
     return sum(map(_weight, value)) if isinstance(value, list) else 1
+
+
+def format_of(path: str) -> ErrorFormat:
+    """The format of errors of a path that is not served."""
+    return OPENAI if path.startswith(("/v1/", "/v2/")) else TEI
 
 
 class Wanted(NamedTuple):

@@ -70,7 +70,8 @@ class TextTokenizer:
         self.vocab_size = vocab_size
         self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
         self._turn, self._num_inline_chars = 0.0, 0  # the event loop's time, and what was tokenized on it since then
-        self._has_unknown_ids = self._tokenizer.get_vocab_size() > vocab_size  # ids that the model has no row for
+        # Whether it gives ids that the model has no row for: they may be few and far apart, so their number says nothing.
+        self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
         self._skips: dict[str, int] = {}  # by prompt
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
