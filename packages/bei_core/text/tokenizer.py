@@ -23,8 +23,7 @@ INLINE_CHARS = 4096
 # Characters that are tokenized on the event loop in one turn of it, whatever the number of requests; 8 ms.
 _INLINE_CHARS_PER_TURN = 32_768
 
-# Texts and characters per call into Rust, so that a huge request does not delay the others. A token needs 100 bytes
-# until the ids are copied out of what the call returns.
+# Per call into Rust, so that a huge request does not delay the others: a token needs 100 bytes until the call's end.
 _TEXTS_PER_CALL = 64
 _CHARS_PER_CALL = 262_144
 
@@ -70,7 +69,7 @@ class TextTokenizer:
         self.vocab_size = vocab_size
         self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
         self._turn, self._num_inline_chars = 0.0, 0  # the event loop's time, and what was tokenized on it since then
-        # Whether it gives ids that the model has no row for: they may be few and far apart, so their number says nothing.
+        # Whether it gives ids that the model has no row for; they may be few and far apart.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
         self._skips: dict[str, int] = {}  # by prompt
         added = self._tokenizer.get_added_tokens_decoder().items()
@@ -189,10 +188,11 @@ class TextTokenizer:
         for group in [texts] if len(texts) == 1 else _calls(texts):
             try:
                 encodings = encode(group, add_special_tokens=add_special_tokens)
-            except Exception as fault:  # the library raises bare Exception
+            except BaseException as fault:  # bare Exception, or a panic in Rust, which is no Exception
+                if isinstance(fault, KeyboardInterrupt | SystemExit):
+                    raise
                 raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
             yield from encodings
-            del encodings
 
     def _likely(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
         """What to encode of a long text at first: where it may be truncated at its end, the start of it."""
