@@ -7,7 +7,8 @@ GPU_PATH := .venv-gpu-path
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
 
-.PHONY: help install serve test test-wheel test-page test-push test-gpu-path examples check format bench golden lock clean
+.PHONY: help install serve test test-wheel test-page test-push test-gpu-path examples check format bench chaos soak golden \
+	lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -78,6 +79,12 @@ format: install  ## rewrite to the project's format
 
 bench: install  ## measure the server, write benchmarks/results/
 	$(BIN)/python benchmarks/serve.py $(ARGS)
+
+chaos: install  ## attack a server for ten minutes, write benchmarks/results/chaos.md (ARGS="--seconds 60" for less)
+	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.chaos $(ARGS)
+
+soak: install  ## a million texts of mixed lengths and routes; fails if memory or files grow (ARGS="--texts 20000" for less)
+	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.soak $(ARGS)
 
 golden:  ## write the test models and their expected outputs again (own environment: torch, transformers)
 	$(PYTHON) -m venv .venv-golden

@@ -46,6 +46,8 @@ class Server:
     `prefix` is a command that runs the server's command, such as a shell that sets a limit.
     """
 
+    program: Sequence[str] = (str(Path(sys.executable).with_name("bei")),)
+
     def __init__(self, folder: Path, cache_dir: Path, prefix: Sequence[str] = (), /, **settings: object) -> None:
         if not MINILM.is_dir():
             pytest.fail(f"{MINILM} is missing; run `make install`")
@@ -67,7 +69,7 @@ class Server:
     def __enter__(self) -> Server:
         flags = [part for name, value in self._settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
         environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "HF_HUB_OFFLINE": "1"}
-        command = [*self._prefix, str(Path(sys.executable).with_name("bei")), "serve", *flags]
+        command = [*self._prefix, *self.program, "serve", *flags]
         self._output = (self._folder / "log").open("wb")
         try:
             self._process = subprocess.Popen(command, env=environ, stdout=self._output, stderr=subprocess.STDOUT)

@@ -161,6 +161,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_body_bytes_in_flight: Annotated[
         Count, About("Maximum bytes of all requests' bodies in memory; more get status 429.", bare=False)
     ] = 536_870_912
+    max_reply_bytes: Annotated[
+        Count, About("Maximum bytes of a reply with vectors of tokens; a request for more gets status 422.", bare=False)
+    ] = 256_000_000
     max_connections: Annotated[
         Count, About("Maximum open connections; beyond it the longest idle ones are closed.", bare=False)
     ] = 16_384
@@ -200,6 +203,16 @@ class Settings(Struct, frozen=True, kw_only=True):
             bare=False,
             refuse_empty=True,
             excludes=("api_key",),
+        ),
+    ] = None
+    api_keys_file: Annotated[
+        Path | None,
+        About(
+            "YAML file of several keys: for each name its key and, if wanted, its limits; read again when it changes.",
+            unset="anyone may call",
+            bare=False,
+            refuse_empty=True,
+            excludes=("api_key", "api_key_file"),
         ),
     ] = None
     cors_allow_origin: Annotated[

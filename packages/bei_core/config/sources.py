@@ -14,6 +14,7 @@ from bei_core.config.cache_dir import default_cache_dir
 from bei_core.config.convert import unknown, value_of
 from bei_core.config.declaration import Declared
 from bei_core.config.foreign import is_foreign
+from bei_core.config.keys import read_keys
 from bei_core.config.trt_llm import TrtLlm
 from bei_core.errors import ConfigError
 
@@ -43,6 +44,8 @@ def collect(
     merged = merge(known, layers)
     if "api_key_file" in merged:
         merged["api_key"] = read_key(merged["api_key_file"])
+    if "api_keys_file" in merged:
+        read_keys(Path(merged["api_keys_file"]))  # so that a mistake in it is known before anything is built
     if "cache_dir" not in merged:
         merged["cache_dir"] = default_cache_dir(environ)
     return merged

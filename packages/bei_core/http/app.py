@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import random
-from collections.abc import Mapping
+from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -19,13 +18,12 @@ from bei_core.errors import (
     NotFoundError,
     PayloadTooLargeError,
     RequestError,
-    UnauthorizedError,
 )
-from bei_core.http.codings import inflated
-from bei_core.http.error_format import OPENAI, TEI
+from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
+from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name
 from bei_core.http.openapi import documents
-from bei_core.http.replies import complete, error_response
+from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response, format_of
 from bei_core.http.route import Call
 from bei_core.http.routes import BY_SHAPE, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
@@ -53,6 +51,8 @@ class App:
         self.service = services[0]  # its settings and metrics are those of the server
         self.draining = False  # replies then tell the client to close its connection
         self._traces = traces
+        keys = Keys(self.service.settings)
+        self._keys = keys if keys else None
         self._by_name = by_name(services)
         routes = (*ROUTES, *documents(with_pages=self.service.settings.ui))
         self._routes = {(route.method, route.path): route for route in routes if not route.takes_any}
@@ -96,6 +96,9 @@ class App:
             log.exception("this is a bug: %s %s failed", method, path)
             error = EngineError("internal error; see the server's log")
             response = self._refuse(error, call)
+        finally:
+            if call.client is not None:
+                call.client.leave()
         response.headers["x-request-id"] = request_id
         if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
             self._traces.record(call, response.status_code, error)
@@ -121,11 +124,17 @@ class App:
         route = call.route or call.default
         if route is None:
             raise self._unrouted(call)
-        if self.service.settings.api_key is not None and not route.public:
-            self._authorize(call.headers, self.service.settings.api_key)
+        if self._keys is not None and not route.public:
+            client = self._keys.client(call.headers)
+            client.enter()
+            call.client = client
         if route.schema is not None:
             raw = await self._body(call)
-            call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
+            if len(raw) > INLINE_BODY_BYTES:
+                await self._decode_large(call, raw)
+            else:
+                call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
+            del raw  # it may be large, and the reply may take long
         if len(self.services) > 1:
             call.service = self._chosen(call)
         call.timings.model = call.service.model.name
@@ -147,10 +156,17 @@ class App:
                 model = service.model
                 if model.roles.isdisjoint(body.kinds):
                     model.check_kind(body.kinds)
-                task = body.to_task(model)
+                task = body.to_task(model) if not call.is_large else await asyncio.to_thread(body.to_task, model)
                 result = await service.run(task, deadline=call.deadline, priority=call.priority, timings=call.timings)
                 context = RequestContext(model, call.request_id, call.request.scope.get("path") in self._any_body)
-                value = body.to_reply(result, context)
+                inputs, tokens = call.timings.num_inputs, call.timings.num_tokens
+                size = inputs * model.row_width if task.output == "rows" else tokens * (model.token_width or 64)
+                if call.is_large or size > INLINE_NUMBERS:
+                    value = Deferred.of(result, partial(body.to_reply, result, context))
+                else:
+                    value = body.to_reply(result, context)
+            if isinstance(value, Deferred):
+                call.count_bytes(value.num_bytes)
         finally:
             timer.cancel()
             for watcher in watchers:
@@ -159,6 +175,20 @@ class App:
         if timings is not None:
             self.service.metrics.succeeded(timings)
         return await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
+
+    async def _decode_large(self, call: Call, raw: bytes) -> None:
+        """Decodes a large body on a thread. The budget of bytes then has what it takes in memory, in place of `raw`.
+
+        Raises as `decode_large`, and OverloadedError if the server has no memory left for it.
+        """
+        schema = call.route.schema if call.route else None
+
+        def work() -> int:
+            call.body = self._shaped(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
+            return memory_of(call.body)
+
+        call.is_large = True
+        call.count_bytes(await asyncio.to_thread(work) - len(raw))
 
     def _shaped(self, call: Call, body: object) -> object:
         """The decoded body of a route that its fields decide, as that route's schema; sets the call's route."""
@@ -198,18 +228,12 @@ class App:
         self.service.metrics.failed(error.kind.lower())
         route = call.route or call.default
         if route is None:
-            return error_response(error, OPENAI if call.path.startswith(("/v1/", "/v2/")) else TEI)
+            return error_response(error, format_of(call.path))
         return error_response(error, route.errors, route.inputs)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()
         return Response(status_code=_GONE)
-
-    def _authorize(self, headers: Mapping[bytes, bytes], key: str) -> None:
-        """Raises UnauthorizedError unless the key is right: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`."""
-        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() not in {b"bearer", b"api-key"} or not hmac.compare_digest(given, key.encode()):
-            raise UnauthorizedError("the API key is missing or wrong; send `Authorization: Bearer KEY`")
 
     async def _body(self, call: Call) -> bytes:
         """The whole body. Raises PayloadTooLargeError as soon as it is known to be too large."""

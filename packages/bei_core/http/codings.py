@@ -23,6 +23,8 @@ else:
 # The better coding first, each with the bytes that it compresses in a millisecond; a longer reply goes to a thread.
 CODINGS = {"zstd": 262_144, "gzip": 65_536}
 
+_STEP = 1_048_576  # bytes that are decompressed at once
+
 _LEVEL = 1  # vectors are like noise: a higher level costs more and makes them hardly smaller
 _MIN_COMPRESSED = 1024  # bytes; a reply that fits in one packet arrives no sooner for being smaller
 
@@ -51,9 +53,15 @@ async def inflated(body: bytes, coding: str, limit: int, scope: Scope) -> bytes:
     if name not in CODINGS:
         known = ", ".join((*CODINGS, "identity"))
         raise ValidationError(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
-    plain = await asyncio.to_thread(_inflate, body, name, limit)  # even a small body may become a large one
-    count_bytes(scope, len(plain))
-    return plain
+    decoder, parts, size = _Inflater(name), list[bytes](), 0
+    while not decoder.is_complete:  # in steps, so that the budget has room before the memory is taken
+        part = await asyncio.to_thread(decoder.more, body)
+        body, size = b"", size + len(part)
+        if size > limit:
+            raise PayloadTooLargeError(f"the body is larger than {limit} bytes once decompressed")
+        count_bytes(scope, len(part))
+        parts.append(part)
+    return b"".join(parts)
 
 
 def _compress(body: bytes, coding: str) -> bytes:
@@ -63,22 +71,33 @@ def _compress(body: bytes, coding: str) -> bytes:
     return encoder.compress(body) + encoder.flush()
 
 
-def _inflate(body: bytes, coding: str, limit: int) -> bytes:
-    decoder, fault = _decoder(coding)
-    try:
-        plain: bytes = decoder.decompress(body, limit + 1)
-    except fault as error:
-        raise MalformedBodyError(f"the body is not {coding}, as its content-encoding says") from error
-    if len(plain) > limit:
-        raise PayloadTooLargeError(f"the body is larger than {limit} bytes once decompressed")
-    if not decoder.eof or decoder.unused_data:  # it is cut short, or a second stream follows, and maybe a million more
-        raise MalformedBodyError(f"the body is not one whole {coding} stream, as its content-encoding says")
-    return plain
+class _Inflater:
+    """One compressed stream, decompressed in steps."""
 
+    def __init__(self, coding: str) -> None:
+        self.is_complete = False
+        self._coding = coding
+        self._left = b""  # what zlib has not looked at; zstd keeps that itself
+        self._fault: type[Exception] = zlib.error
+        self._decoder: Any = None
+        if coding == "gzip":
+            self._decoder = zlib.decompressobj(wbits=31)
+        else:
+            options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+            self._decoder, self._fault = zstd.ZstdDecompressor(options=options), zstd.ZstdError
 
-def _decoder(coding: str) -> tuple[Any, type[Exception]]:
-    """The decompressor, and the exception that it raises."""
-    if coding == "gzip":
-        return zlib.decompressobj(wbits=31), zlib.error
-    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
-    return zstd.ZstdDecompressor(options=options), zstd.ZstdError
+    def more(self, data: bytes) -> bytes:
+        """At most _STEP further bytes; `data` is the whole stream at first, and empty then. Raises MalformedBodyError.
+
+        Refused are a stream that is cut short, and one that another follows, and maybe a million more.
+        """
+        decoder = self._decoder
+        try:
+            part: bytes = decoder.decompress(self._left or data, _STEP)
+        except self._fault as error:
+            raise MalformedBodyError(f"the body is not {self._coding}, as its content-encoding says") from error
+        self._left = getattr(decoder, "unconsumed_tail", b"")
+        self.is_complete = decoder.eof
+        if (not part and not decoder.eof) or decoder.unused_data:
+            raise MalformedBodyError(f"the body is not one whole {self._coding} stream, as its content-encoding says")
+        return part

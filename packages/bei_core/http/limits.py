@@ -36,15 +36,33 @@ RESERVED_FILES = 64
 MAX_REFUSED_CONNECTIONS = 32
 MAX_HEALTH_CONNECTIONS = 32
 
+# What the JSON of a body may hold. A list or an object costs 50 times its bytes once it is decoded, and every garbage
+# collection visits it; a number 15 times. A text needs no more than what any tokenizer reads of it, several times over.
+MAX_JSON_CONTAINERS = 65_536
+MAX_JSON_VALUES = 1_200_000
+MAX_JSON_DEPTH = 64
+MAX_JSON_FIELDS = 8192  # of one large object
+MAX_JSON_TEXT_BYTES = 4_194_304
+
+# Characters of which /tokenize lists the tokens, in one text and in all of a request, and the bytes of memory that a
+# listed token takes.
+MAX_LISTED_TEXT_CHARS = 131_072
+MAX_LISTED_CHARS = 1_000_000
+BYTES_PER_SPAN = 500
+
+# Memory of a request after which freed memory is returned to the system.
+LARGE_BYTES = 1_048_576
+
 # The key of a request's BodyLease among the extensions of its ASGI scope.
 LEASE = "bei.body_lease"
 
 
 class BodyBudget:
-    """The bytes of all request bodies in memory, at most `limit`."""
+    """The bytes of all request bodies and large replies in memory, at most `limit`."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, on_large_release: Callable[[], None] = lambda: None) -> None:
         self.limit = limit
+        self.on_large_release = on_large_release
         self.num_bytes = 0
         self.incomplete: set[BodyLease] = set()  # those whose clients are still sending
 
@@ -96,6 +114,8 @@ class BodyLease:
     def release(self) -> None:
         """Gives everything back; nothing can be taken after."""
         self.complete()
+        if self.num_bytes > LARGE_BYTES:
+            self._budget.on_large_release()
         self._add(-self.num_bytes)
         self._released = True
 

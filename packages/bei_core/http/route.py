@@ -10,6 +10,8 @@ from starlette.requests import Request
 
 from bei_core.http.error_format import TEI, ErrorFormat
 from bei_core.http.json_schema import JsonSchema
+from bei_core.http.keys import Client
+from bei_core.http.limits import count_bytes
 from bei_core.http.schemas.common import Named
 from bei_core.logs import log_access
 from bei_core.metrics import Timings
@@ -32,9 +34,15 @@ class Call:
     route_of: Callable[[object, Service], Route]  # the route that a decoded body is for, by its fields
     default: Route | None = None  # of a path that takes all bodies: the format of errors until the route is known
     body: Any = None  # an instance of `route.schema`
+    is_large: bool = False  # the body or the reply is: what reads all of it runs on a thread
+    client: Client | None = None  # whose key it has; None: no key is needed, or it is wrong
     deadline: float | None = None  # on the clock of time.monotonic
     priority: str = "normal"
     timings: Timings = field(default_factory=Timings)
+
+    def count_bytes(self, num_bytes: int) -> None:
+        """Counts memory of the request, as `limits.count_bytes` does."""
+        count_bytes(self.request.scope, num_bytes)
 
     def log(self, status: int) -> None:
         """Writes the request's line of the access log."""

@@ -14,6 +14,11 @@ from bei_core.tasks import EncodeOptions, Pair, Scoring, Similarity, Text
 from bei_core.text.ner import Vocabulary
 from bei_core.text.templates import RerankTemplate, chosen_template
 
+# Characters of a query, counted once for each document that it is read with: 31 kB with 1,024 documents.
+MAX_REPEATED_CHARS = 32_000_000
+
+_BYTES_PER_NUMBER = 12  # in JSON
+
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
@@ -33,6 +38,7 @@ class ServedModel:
     token_width: int  # E; 0 if it gives no rows of tokens
     compute_type: str  # device and precision, such as `cpu+bf16`
     max_inputs: int  # of one request
+    max_reply_bytes: int
     vocabulary: Vocabulary
 
     def prompt(self, name: str) -> str:
@@ -41,6 +47,32 @@ class ServedModel:
             known = ", ".join(sorted(self.prompts)) or "none"
             raise ValidationError(f"unknown prompt {name!r}; this model has: {known}", param="prompt_name")
         return self.prompts[name]
+
+    def pairs(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[Text]:
+        """A reranker's inputs for a query and its documents.
+
+        Raises ValidationError, before anything is copied, if there are too many documents or if query and instruction,
+        which are read with each of them, make too many characters.
+        """
+        self.check_num_inputs(len(documents))
+        repeated = len(query) + len(instruction or "")
+        if repeated * len(documents) > MAX_REPEATED_CHARS:
+            raise ValidationError(
+                f"a query of {repeated} characters is read with each of {len(documents)} documents; together that is "
+                f"more than {MAX_REPEATED_CHARS} characters: shorten the query, or send fewer documents",
+                param="query",
+            )
+        return [self.pair(query, document, instruction) for document in documents]
+
+    def check_num_token_rows(self, num_tokens: int) -> None:
+        """Raises ValidationError if a reply with a row for each of so many tokens would be too large."""
+        num_bytes = num_tokens * self.token_width * _BYTES_PER_NUMBER
+        if num_bytes > self.max_reply_bytes:
+            raise ValidationError(
+                f"the reply would have about {num_bytes} bytes, {self.token_width} numbers for each of {num_tokens} "
+                f"tokens; at most max_reply_bytes = {self.max_reply_bytes} are sent: send fewer or shorter texts",
+                param="inputs",
+            )
 
     def pair(self, query: str, document: str, instruction: str | None = None) -> Text:
         """A reranker's input for a query and a document: a prompt if the model has a template, else a pair."""
@@ -81,6 +113,7 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
         token_width=engine.token_width,
         compute_type=engine.compute_type,
         max_inputs=settings.max_client_batch_size,
+        max_reply_bytes=settings.max_reply_bytes,
         vocabulary=vocabulary,
     )
 

@@ -147,6 +147,8 @@ class Service:
             timings.num_characters = sum(
                 len(text) if isinstance(text, str) else num_characters(text) for text in task.inputs
             )
+            if task.output == "tokens":
+                self.model.check_num_token_rows(timings.num_tokens)
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
         finally:
             self._num_requests -= 1

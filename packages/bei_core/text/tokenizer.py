@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import tokenizers
-from tokenizers.normalizers import Lowercase
-from tokenizers.normalizers import Sequence as NormalizerSequence
 
-from bei_core.errors import CheckpointError, EmptyInputError, TokenizerError, ValidationError
+from bei_core.errors import EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
+from bei_core.text.files import lowercase_first, open_tokenizer
 from bei_core.text.truncation import Indices, document_tokens, num_skipped, truncate_longest_first
 
 # A request of at most this many characters is tokenized on the event loop: about 1 us per token, whereas a thread and
 # the way back cost 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
 INLINE_CHARS = 4096
 
-# Texts per call into Rust, so that a huge request does not delay the others.
+# Characters that are tokenized on the event loop in one turn of it, whatever the number of requests; 8 ms.
+_INLINE_CHARS_PER_TURN = 32_768
+
+# Per call into Rust, so that a huge request does not delay the others: a token needs 100 bytes until the call's end.
 _TEXTS_PER_CALL = 64
+_CHARS_PER_CALL = 262_144
 
 # No vocabulary has longer tokens (text-embeddings-inference uses the same number). A longer text is cut before it is
 # tokenized, which would need 100 bytes of memory per character.
 _CHARS_PER_TOKEN = 250
+
+# A text with more characters per token of the model is tokenized up to there, and further only if fewer than so many
+# words lie between the kept tokens and the cut. A tokenizer without words, such as a BPE over whole texts, has none.
+_LIKELY_CHARS_PER_TOKEN = 16
+_SETTLING_WORDS = 32
 
 # A text to be chunked cannot be cut before; a megabyte takes two seconds and 200 MB.
 _MAX_CHUNKED_CHARS = 1_000_000
@@ -50,17 +58,19 @@ class TextTokenizer:
     def __init__(
         self, path: Path, *, max_seq_len: int, vocab_size: int, lower_case: bool = False, num_workers: int = 1
     ) -> None:
-        self._tokenizer = _open(path)
+        self._tokenizer = open_tokenizer(path)
         truncation = self._tokenizer.truncation or {}
         self._side = TruncationSide(str(truncation.get("direction", "right")).lower())  # unless a request names one
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()  # done here instead: per request, at either end
         if lower_case and "Lowercase" not in repr(self._tokenizer.normalizer):
-            self._tokenizer.normalizer = _lowercase_first(self._tokenizer)
+            self._tokenizer.normalizer = lowercase_first(self._tokenizer)
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
-        self._max_chars = max_seq_len * _CHARS_PER_TOKEN
-        self._has_unknown_ids = self._tokenizer.get_vocab_size() > vocab_size  # ids that the model has no row for
+        self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
+        self._turn, self._num_inline_chars = 0.0, 0  # the event loop's time, and what was tokenized on it since then
+        # Whether it gives ids that the model has no row for; they may be few and far apart.
+        self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
         self._skips: dict[str, int] = {}  # by prompt
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
@@ -71,7 +81,11 @@ class TextTokenizer:
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
         if options.chunk or options.chunk_tokens is not None:
             return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
-        if size <= INLINE_CHARS:
+        turn = asyncio.get_running_loop().time()  # uvloop's stands still until every callback that is due has run
+        if turn != self._turn:
+            self._turn, self._num_inline_chars = turn, 0
+        if size <= INLINE_CHARS and self._num_inline_chars < _INLINE_CHARS_PER_TURN:
+            self._num_inline_chars += size
             return Tokenized(self.encode_now(texts, options), None)
         return Tokenized(await self.offload(size, lambda: self.encode_now(texts, options)), None)
 
@@ -95,14 +109,20 @@ class TextTokenizer:
             return [encode([text], options)[0] for encode, text in zip(alone, texts, strict=True)]
         if not all(any(text) if isinstance(text, Pair) else text for text in plain):
             raise _empty_text()
-        prompt, longest = options.prompt or "", self._max_chars
+        prompt, longest = options.prompt or "", self._likely_chars
         prepared = [
-            prompt + text if isinstance(text, str) and len(text) <= longest else self._prepared(text, options)
+            prompt + text if isinstance(text, str) and len(text) <= longest else self._likely(text, options)
             for text in plain
         ]
         skip = 0 if options.pool_prompt else self._skip(options)
-        encodings = self._encode(prepared, with_spans=options.spans)
-        return [self._truncated(*each, skip, options) for each in zip(encodings, plain, strict=True)]
+        with_words = options.spans or any(not isinstance(text, Pair) and len(text) > longest for text in plain)
+        encodings = zip(self._encode(prepared, with_spans=with_words), plain, prepared, strict=True)
+        return [
+            self._truncated(encoding, text, skip, options)
+            if isinstance(text, Pair) or len(text) <= longest or len(part) > len(prompt) + longest
+            else self._settled(encoding, text, skip, options)
+            for encoding, text, part in encodings
+        ]
 
     def chunk_now(self, texts: Sequence[Text], options: EncodeOptions) -> tuple[list[Tokens], Indices]:
         """The chunks of all texts, and the index of the text that each chunk is of; on the caller's thread.
@@ -149,7 +169,8 @@ class TextTokenizer:
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids."""
         self._check_ids(ids)
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
+        (text,) = self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
+        return str(text)
 
     def close(self) -> None:
         """Ends the worker threads."""
@@ -157,20 +178,35 @@ class TextTokenizer:
 
     def _encode(
         self, texts: list[str | Pair], *, with_spans: bool, add_special_tokens: bool = True
-    ) -> list[tokenizers.Encoding]:
-        """The encodings of texts, with offsets if asked. Raises TokenizerError if the library fails.
+    ) -> Iterator[tokenizers.Encoding]:
+        """The encodings of texts, with offsets if asked; those of one call at a time, as they take much memory.
 
-        Always the batch calls, for one text too: `Tokenizer.encode` holds Python's lock while it runs.
+        Raises TokenizerError if the library fails. Always the batch calls, for one text too: `Tokenizer.encode` holds
+        Python's lock while it runs.
         """
         encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
-        try:
-            return [
-                encoding
-                for start in range(0, len(texts), _TEXTS_PER_CALL)
-                for encoding in encode(texts[start : start + _TEXTS_PER_CALL], add_special_tokens=add_special_tokens)
-            ]
-        except Exception as fault:  # the library raises bare Exception
-            raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
+        for group in [texts] if len(texts) == 1 else _calls(texts):
+            try:
+                encodings = encode(group, add_special_tokens=add_special_tokens)
+            except BaseException as fault:  # bare Exception, or a panic in Rust, which is no Exception
+                if isinstance(fault, KeyboardInterrupt | SystemExit):
+                    raise
+                raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
+            yield from encodings
+
+    def _likely(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
+        """What to encode of a long text at first: where it may be truncated at its end, the start of it."""
+        may_cut = options.truncate and self._side_of(options) is TruncationSide.RIGHT
+        if isinstance(text, Pair) or not may_cut:
+            return self._prepared(text, options)
+        return (options.prompt or "") + text[: self._likely_chars]
+
+    def _settled(self, encoding: tokenizers.Encoding, text: str, skip: int, options: EncodeOptions) -> Tokens:
+        """`_truncated` of a text of which the start was encoded, or more of it if that does not decide what is kept."""
+        words = [word for word in encoding.word_ids if word is not None]
+        if len(words) <= self.max_seq_len or words[self.max_seq_len] + _SETTLING_WORDS > words[-1]:
+            (encoding,) = self._encode([self._prepared(text, options)], with_spans=options.spans)
+        return self._truncated(encoding, text, skip, options)
 
     def _truncated(self, encoding: tokenizers.Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
         """The tokens of a text or a pair, cut to the model's length if need be and allowed."""
@@ -334,6 +370,19 @@ class TextTokenizer:
             )
 
 
+def _calls(texts: Sequence[str | Pair]) -> Iterator[list[str | Pair]]:
+    """The texts in groups for one call each."""
+    group, size = list[str | Pair](), 0
+    for text in texts:
+        length = len(text) if isinstance(text, str) else num_characters(text)
+        if group and (len(group) == _TEXTS_PER_CALL or size + length > _CHARS_PER_CALL):
+            yield group
+            group, size = [], 0
+        group.append(text)
+        size += length
+    yield group
+
+
 def _no_texts() -> EmptyInputError:
     return EmptyInputError("`inputs` cannot be empty", param="inputs")
 
@@ -347,28 +396,5 @@ def _no_space() -> ValidationError:
 
 
 def _too_many_chunks() -> ValidationError:
-    return ValidationError(
-        f"the texts make too many chunks; a request may have at most {MAX_CHUNKS} more chunks than texts",
-        param="inputs",
-    )
-
-
-def _open(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a `tokenizer.json`. Raises CheckpointError if it is missing or malformed."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing; save the model's fast tokenizer with "
-            "`AutoTokenizer.from_pretrained(...).save_pretrained(...)`"
-        )
-    try:
-        return tokenizers.Tokenizer.from_file(str(path))
-    except Exception as fault:  # the library raises bare Exception
-        raise CheckpointError(
-            f"{path} is not a tokenizer that `tokenizers` {tokenizers.__version__} reads: {fault}"
-        ) from (fault)
-
-
-def _lowercase_first(tokenizer: tokenizers.Tokenizer) -> NormalizerSequence:
-    """The tokenizer's normalizer with lower-casing before it, as sentence-transformers builds it."""
-    present = tokenizer.normalizer
-    return NormalizerSequence([Lowercase()] if present is None else [Lowercase(), present])
+    limit = f"a request may have at most {MAX_CHUNKS} more chunks than texts"
+    return ValidationError(f"the texts make too many chunks; {limit}", param="inputs")

@@ -79,6 +79,8 @@ def test_no_block_means_defaults(config: dict[str, Any]) -> None:
 def test_every_setting_has_its_environment_variable(tmp_path: Path) -> None:
     key = tmp_path / "key"
     key.write_text("sesame\n")
+    keys = tmp_path / "keys"
+    keys.write_text("name: {key: sesame}")
     example = {
         "model_id": "a/b",
         "dtype": "float32",
@@ -96,6 +98,7 @@ def test_every_setting_has_its_environment_variable(tmp_path: Path) -> None:
         "disable_spans": "true",
         "log_level": "debug",
         "api_key_file": str(key),
+        "api_keys_file": str(keys),
         "quantization_type": "fp8",
         **{name: "0.5" for name in FIELDS if name.startswith(("quality_", "smooth_"))},
     }

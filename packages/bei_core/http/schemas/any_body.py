@@ -8,9 +8,12 @@ from typing import Any
 
 from bei_core.errors import EmptyInputError
 from bei_core.http.json_schema import ANY, array_of, object_of
+from bei_core.http.replies import BYTES_PER_NUMBER, Deferred, num_numbers
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas.common import Named, RequestContext, convert
+from bei_core.http.schemas.common import Body, Named, RequestContext, convert
 from bei_core.metrics import Timings
+from bei_core.serving.service import Result
+from bei_core.tasks import Task
 
 
 class VertexRequest(Named, kw_only=True):
@@ -19,33 +22,46 @@ class VertexRequest(Named, kw_only=True):
     instances: list[Any]
 
 
-async def vertex(call: Call) -> dict[str, Any]:
+async def vertex(call: Call) -> Deferred:
     """`POST /vertex`: several bodies, each for the route that its fields fit; an error of one is the error of all."""
     body: VertexRequest = call.body
     if not body.instances:
         raise EmptyInputError("`instances` cannot be empty", param="instances")
     call.service.model.check_num_inputs(len(body.instances))
-    timings = [Timings() for _ in body.instances]
-    parts = zip(body.instances, timings, strict=True)
-    tasks = [asyncio.ensure_future(_answer(call, instance, each)) for instance, each in parts]
+    bodies = await asyncio.to_thread(_bodies, call) if call.is_large else _bodies(call)
+    timings = [Timings() for _ in bodies]
+    parts = zip(bodies, timings, strict=True)
+    runs = [asyncio.ensure_future(_run(call, task, each)) for (_, task), each in parts]
     try:
-        predictions = await asyncio.gather(*tasks)
+        results = await asyncio.gather(*runs)
     finally:
-        for task in tasks:
-            task.cancel()
+        for run in runs:
+            run.cancel()
     _add(call.timings, timings)
-    return {"predictions": predictions}
+    context = RequestContext(call.service.model, call.request_id)
+
+    def make() -> dict[str, Any]:
+        replies = [each.to_reply(result, context) for (each, _), result in zip(bodies, results, strict=True)]
+        return {"predictions": replies}
+
+    return Deferred(BYTES_PER_NUMBER * sum(num_numbers(result.rows) for result in results), make)
 
 
-async def _answer(call: Call, instance: object, timings: Timings) -> object:
-    """The reply of the route that an instance is for."""
-    schema: Any = call.route_of(instance, call.service).schema
-    body = convert(instance, schema)
-    model = call.service.model
-    model.check_kind(body.kinds)
-    task = body.to_task(model)
-    result = await call.service.run(task, deadline=call.deadline, priority=call.priority, timings=timings)
-    return body.to_reply(result, RequestContext(model, call.request_id))
+def _bodies(call: Call) -> list[tuple[Body, Task[Any]]]:
+    """Each instance as a body of the route that it is for, with its task. Raises a RequestError."""
+    model, found, count = call.service.model, list[tuple[Body, Task[Any]]](), 0
+    for instance in call.body.instances:
+        schema: Any = call.route_of(instance, call.service).schema
+        body: Body = convert(instance, schema)
+        model.check_kind(body.kinds)
+        found.append((body, body.to_task(model)))
+        count += len(found[-1][1].inputs)
+        model.check_num_inputs(count)
+    return found
+
+
+async def _run(call: Call, task: Task[Any], timings: Timings) -> Result[Any]:
+    return await call.service.run(task, deadline=call.deadline, priority=call.priority, timings=timings)
 
 
 def _add(total: Timings, parts: Sequence[Timings]) -> None:

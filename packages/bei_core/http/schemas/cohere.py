@@ -58,7 +58,7 @@ class RerankRequest(Common, kw_only=True):
             raise EmptyInputError("`query` cannot be empty", param="query")
         # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
         scoring: Scoring = model.scoring if len(model.labels) == 1 else "sigmoid"
-        pairs = [model.pair(self.query, text, self.instruction) for text in texts]
+        pairs = model.pairs(self.query, texts, self.instruction)
         return Rank(pairs, self.encode_options(model), "none" if self.raw_scores else scoring, self.top_n or None)
 
     def to_reply(self, result: Result[list[tuple[int, float]]], context: RequestContext) -> list[Any] | dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The API of text-embeddings-inference: `/embed` and its variants, `/similarity`, `/tokenize`, `/decode`, `/info`."""
+"""The API of text-embeddings-inference: `/embed` and its variants, `/similarity`, `/info`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from bei_core.errors import EmptyInputError, ValidationError, WrongTaskError
-from bei_core.http.json_schema import BOOLEAN, INTEGER, NUMBER, OBJECT, STRING, array_of, nullable, object_of
+from bei_core.errors import EmptyInputError, WrongTaskError
+from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, array_of, nullable, object_of
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of, texts_of
+from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of
 from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
 from bei_core.models.modules import Pooling
@@ -106,49 +106,6 @@ class SimilarityRequest(Named, kw_only=True):
         return similarities(result.rows[0], result.rows[1:], context.model.similarity)
 
 
-class TokenizeRequest(Named, kw_only=True):
-    """`POST /tokenize`."""
-
-    inputs: str | list[str]
-    add_special_tokens: bool = True
-    prompt_name: str | None = None
-
-
-class DecodeRequest(Named, kw_only=True):
-    """`POST /decode`."""
-
-    ids: list[int | list[int]]
-    skip_special_tokens: bool = True
-
-    def lists(self) -> list[list[int]]:
-        """One list of ids per text. Raises ValidationError if ids and lists are mixed."""
-        numbers = [item for item in self.ids if isinstance(item, int)]
-        if numbers and len(numbers) < len(self.ids):
-            raise ValidationError("`ids` must be token ids, or lists of token ids", param="ids")
-        return [numbers] if numbers else [item for item in self.ids if not isinstance(item, int)]
-
-
-async def tokenize(call: Call) -> list[Any]:
-    """`POST /tokenize`: `[[{id, text, special, start, stop}]]`."""
-    body: TokenizeRequest = call.body
-    prompt = call.service.model.prompt(body.prompt_name) if body.prompt_name else ""
-    texts = [prompt + text for text in texts_of(body.inputs)]
-    call.service.model.check_num_inputs(len(texts))
-    tokenizer, special = call.service.tokenizer, body.add_special_tokens
-    size = sum(map(len, texts))
-    found = await tokenizer.offload(size, lambda: [tokenizer.spans(text, add_special_tokens=special) for text in texts])
-    names = ("id", "text", "special", "start", "stop")
-    return [[dict(zip(names, span, strict=True)) for span in spans] for spans in found]
-
-
-async def decode(call: Call) -> list[str]:
-    """`POST /decode`: the text of each list of token ids."""
-    body: DecodeRequest = call.body
-    tokenizer, lists, skip = call.service.tokenizer, body.lists(), body.skip_special_tokens
-    size = sum(map(len, lists))
-    return await tokenizer.offload(size, lambda: [tokenizer.decode(ids, skip_special_tokens=skip) for ids in lists])
-
-
 async def info(call: Call) -> Mapping[str, Any]:
     """`GET /info`: of the model that the query parameter `model` names, else of the first."""
     service = call.service
@@ -185,7 +142,6 @@ def _model_type(service: Service) -> Mapping[str, Any]:
 
 
 _MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
-_SPAN = object_of(id=INTEGER, text=STRING, special=BOOLEAN, start=nullable(INTEGER), stop=nullable(INTEGER))
 
 ROUTES = (
     Route(
@@ -222,7 +178,5 @@ ROUTES = (
         reply=array_of(NUMBER),
         by_shape=True,
     ),
-    Route("POST", "/tokenize", "tokens of texts", TokenizeRequest, tokenize, array_of(array_of(_SPAN))),
-    Route("POST", "/decode", "texts of token ids", DecodeRequest, decode, array_of(STRING), inputs="ids"),
     Route("GET", "/info", "what is served, and its limits", answer=info, reply=_MODEL_INFO),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -10,6 +11,7 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -19,6 +21,7 @@ from bei_core.errors import ConfigError, NotFoundError
 from bei_core.http.app import App, make_app
 from bei_core.http.error_format import TEI
 from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S, BodyBudget
+from bei_core.http.memory import MemoryReturner
 from bei_core.http.replies import error_response
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.pool import Pool
@@ -27,6 +30,9 @@ from bei_core.http.traces import Traces
 from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
+
+# Threads for large bodies and replies. More would compete with the event loop for Python's lock.
+_NUM_THREADS = 2
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -41,6 +47,8 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
     """
     app, asgi = make_app(*services, traces=traces)
     server = _Server(app, asgi, sockets)
+    gc.collect()
+    gc.freeze()  # what was made by now is never garbage: a collection that visits it stops every thread for 100 ms
     try:
         uvloop.run(server.run())
     finally:
@@ -69,7 +77,8 @@ class _Server:
     async def run(self) -> None:
         """Serves until a signal, then drains."""
         settings, told = self._settings, self._end_on_signals()
-        budget = BodyBudget(settings.max_body_bytes_in_flight)
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"))
+        budget = BodyBudget(settings.max_body_bytes_in_flight, MemoryReturner().later)
         pool = Pool(self._asgi, settings, budget, max_connections(settings))
         probes = Pool(only_probes(self._asgi), settings, budget, MAX_HEALTH_CONNECTIONS)
         for sock in self._sockets.health:

@@ -1,0 +1,122 @@
+"""API keys: who may call, how often, and how many requests at once."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from bei_core.config.keys import ApiKey, read_keys
+from bei_core.config.settings import Settings
+from bei_core.errors import ConfigError, OverloadedError, UnauthorizedError
+
+log = logging.getLogger(__name__)
+
+_SCHEMES = frozenset({b"bearer", b"api-key"})
+_RELOAD_S = 1.0  # how often the file is looked at
+_BURST_S = 1.0  # a client may ask for what its rate allows in so many seconds at once
+
+
+class Client:
+    """One key, the requests it has in progress, and how many it may begin."""
+
+    def __init__(self, name: str, key: ApiKey) -> None:
+        self.name = name
+        self.num_requests = 0
+        self._allowed, self._counted_at = 0.0, 0.0
+        self.key = key
+        text = key.key.strip()
+        # Most clients send UTF-8, and some Latin-1, as HTTP once had it.
+        self.digests = {_digest(text.encode(coding, "replace")) for coding in ("utf-8", "latin-1")}
+
+    def enter(self) -> None:
+        """Counts a request that begins; `leave` must follow. Raises OverloadedError if it is one too many."""
+        key, now = self.key, time.monotonic()
+        if key.max_concurrent_requests is not None and self.num_requests >= key.max_concurrent_requests:
+            raise OverloadedError(f"the key {self.name} has {self.num_requests} requests in progress; try again")
+        if key.requests_per_minute is not None:
+            rate = key.requests_per_minute / 60
+            burst = max(1.0, rate * _BURST_S)
+            self._allowed = min(burst, self._allowed + rate * (now - self._counted_at))
+            self._counted_at = now
+            if self._allowed < 1:
+                wait_s = int((1 - self._allowed) / rate) + 1
+                limit = f"{key.requests_per_minute} requests a minute"
+                raise OverloadedError(f"the key {self.name} allows {limit}; try again", retry_after_s=wait_s)
+            self._allowed -= 1
+        self.num_requests += 1
+
+    def leave(self) -> None:
+        """The request has ended."""
+        self.num_requests -= 1
+
+
+class Keys:
+    """The keys of a server, read again when their file changes."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._path: Path | None = settings.api_keys_file
+        self._clients: dict[str, Client] = {}
+        self._stamp: object = None
+        self._looked_at = 0.0
+        if self._path is not None:
+            self._stamp = _stamp(self._path)
+            self._take(read_keys(self._path))
+        elif settings.api_key is not None:
+            self._take({"api_key": ApiKey(settings.api_key)})
+
+    def __bool__(self) -> bool:
+        return bool(self._clients)
+
+    def client(self, headers: Mapping[bytes, bytes]) -> Client:
+        """Who has sent a request: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`.
+
+        Raises UnauthorizedError. Every key is compared, whichever it is, in a time that does not depend on it.
+        """
+        if self._path is not None and time.monotonic() >= self._looked_at + _RELOAD_S:
+            self._reload(self._path)
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        digest, found = _digest(given.strip()), None
+        for client in self._clients.values():
+            for known in client.digests:
+                if hmac.compare_digest(digest, known):
+                    found = client
+        if found is None or scheme.lower() not in _SCHEMES:
+            raise UnauthorizedError("the API key is missing or wrong; send `Authorization: Bearer KEY`")
+        return found
+
+    def _reload(self, path: Path) -> None:
+        self._looked_at = time.monotonic()
+        stamp = _stamp(path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            self._take(read_keys(path))
+        except ConfigError as fault:
+            log.error("the API keys stay as they were: %s", fault)
+            return
+        log.info("api_keys_file has changed; the keys are now those of %s", ", ".join(sorted(self._clients)))
+
+    def _take(self, keys: Mapping[str, ApiKey]) -> None:
+        """Sets the keys; those that have not changed keep their counts."""
+        old = self._clients
+        self._clients = {
+            name: old[name] if name in old and old[name].key == key else Client(name, key) for name, key in keys.items()
+        }
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Changes with the file; None if it is not there."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino

@@ -1,0 +1,144 @@
+"""Requests that cost a client little and would cost the server much: each with the status that it must get."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+GZIP = ("content-encoding: gzip",)
+
+
+class Attack(NamedTuple):
+    """One request. `body` is made when it is needed, as some are large."""
+
+    name: str
+    path: str
+    body: Callable[[], bytes]
+    statuses: tuple[int, ...]  # those that it may get
+    limit: str = ""  # a part of the error, which names the limit
+    headers: tuple[str, ...] = ()
+
+
+def dumped(**fields: object) -> Callable[[], bytes]:
+    return lambda: json.dumps(fields).encode()
+
+
+def repeated(start: str, item: str, count: int, end: str) -> Callable[[], bytes]:
+    """A body of `count` items and the last one again, without their commas."""
+    return lambda: (start + (item + ",") * count + item + end).encode()
+
+
+def squeezed(start: str, unit: str, count: int, end: str) -> Callable[[], bytes]:
+    return lambda: gzip.compress((start + unit * count + end).encode(), 9)
+
+
+# What any model that gives vectors is asked.
+ATTACKS = (
+    Attack(
+        "/tokenize of 8 MB `a `", "/tokenize", lambda: b'{"inputs":"' + b"a " * 4_000_000 + b'"}', (413, 422), "4194304"
+    ),
+    Attack(
+        "/tokenize of 1 MB `a `",
+        "/tokenize",
+        lambda: b'{"inputs":"' + b"a " * 500_000 + b'"}',
+        (422,),
+        "131072",
+    ),
+    Attack(
+        "/tokenize of 10 texts of 100 kB",
+        "/tokenize",
+        dumped(inputs=["a " * 49_000] * 10),
+        (200, 429),
+    ),
+    Attack(
+        "/decode of 10 M empty lists", "/decode", repeated('{"ids":[', "[]", 10_000_000, "]}"), (413,), "65536 lists"
+    ),
+    Attack("/decode of 1 M ids", "/decode", repeated('{"ids":[', "1012", 1_000_000, "]}"), (200,)),
+    Attack(
+        "16 M empty strings, gzip",
+        "/embed",
+        squeezed('{"inputs":[""', ',""', 10_000_000, "]}"),
+        (413,),
+        "1200000",
+        GZIP,
+    ),
+    Attack(
+        "1 M empty strings",
+        "/embed",
+        repeated('{"inputs":[', '""', 1_000_000, "]}"),
+        (422,),
+        "batch size",
+    ),
+    Attack(
+        "2 M unknown fields",
+        "/embed",
+        repeated("{", '"f":1', 2_000_000, ',"inputs":"a"}'),
+        (413,),
+        "1200000",
+    ),
+    Attack(
+        "32 MB that one emoji makes 128 MB",
+        "/embed",
+        dumped(inputs=["a" * 3_900_000 + "😀"] * 8),
+        (200,),
+    ),
+    Attack(
+        "/vertex of 1,024 texts of 4,000 characters",
+        "/vertex",
+        dumped(instances=[{"inputs": "ab " * 1333}] * 1024),
+        (200, 429),
+    ),
+    Attack(
+        "30 kB of gzip that are 32 MB",
+        "/embed",
+        squeezed('{"inputs":"', "a", 31_900_000, '"}'),
+        (413,),
+        "4194304",
+        GZIP,
+    ),
+    Attack("512 texts of 62,000 `!`", "/embed", dumped(inputs=["!" * 62_000] * 512), (200,)),
+    Attack(
+        "/embed_all of 1,024 long texts", "/embed_all", dumped(inputs=["long " * 300] * 1024), (422,), "max_reply_bytes"
+    ),
+    Attack(
+        "4 MB of backslashes",
+        "/embed",
+        lambda: b'{"inputs":["' + b"\\\\" * 2_000_000 + b'"]}',
+        (200, 422),
+    ),
+    Attack(
+        "lists in lists, a million",
+        "/embed",
+        lambda: b'{"inputs":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}",
+        (413,),
+        "65536 lists",
+    ),
+    Attack("1,024 lists of 1,000 ids", "/embed", dumped(inputs=[[1012] * 1000] * 1024), (200, 429)),
+)
+
+# What a reranker is asked.
+RERANK_ATTACKS = (
+    Attack(
+        "rerank, 3 MB query, 1,024 documents",
+        "/rerank",
+        dumped(query="a " * 1_500_000, texts=["b"] * 1024),
+        (422,),
+        "32000000",
+    ),
+    Attack(
+        "rerank, 3.9 MB query, 2,000 documents, gzip",
+        "/rerank",
+        lambda: gzip.compress(json.dumps({"query": "a" * 3_900_000, "documents": ["b"] * 1024}).encode(), 9),
+        (422,),
+        "32000000",
+        GZIP,
+    ),
+    Attack(
+        "rerank, 32 MB of documents",
+        "/rerank",
+        dumped(query="a", texts=["b " * 15_000] * 1000, return_text=True),
+        (200,),
+    ),
+)

@@ -1,0 +1,52 @@
+"""`bei serve` calls nobody, and writes into its cache only; also for a user without a home and without a name."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.server import TEXTS, Server, log_shown, wait_until
+
+WATCHED = Path(__file__).parent / "watched"
+UNKNOWN_UID = 54_321
+
+
+def prefix_of(log: Path, *more: str) -> tuple[str, ...]:
+    return ("env", "-u", "HOME", "-u", "HF_HUB_OFFLINE", f"WATCH_LOG={log}", f"PYTHONPATH={WATCHED}", *more)
+
+
+def noted(log: Path, cache: Path) -> list[str]:
+    """What was watched, without what may be: the server's own address, its cache, compiled Python."""
+    lines = log.read_text(errors="replace").splitlines()
+    allowed = re.compile(rf"write ({re.escape(str(cache))}|/dev/|/proc/|.*\.pyc)|socket\.getaddrinfo .*127\.0\.0\.1")
+    return [line for line in lines if not allowed.match(line) and "127.0.0.1" not in line]
+
+
+def test_nothing_leaves_the_machine_and_nothing_is_written_outside_the_cache(tmp_path: Path) -> None:
+    log, cache = tmp_path / "watched", tmp_path / "cache"
+    with Server(tmp_path / "server", cache, prefix_of(log)) as server, log_shown(server):
+        assert server.post("/v1/embeddings", {"input": TEXTS[:3]}).status_code == 200
+        assert "write" in log.read_text()
+        assert noted(log, cache) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may become another user")
+def test_a_user_without_a_name_or_a_home_is_served(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = Path("/tmp") / f"bei-nobody-{os.getpid()}"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    try:
+        as_nobody = ("setpriv", f"--reuid={UNKNOWN_UID}", f"--regid={UNKNOWN_UID}", "--clear-groups")
+        if os.system(" ".join([*as_nobody, sys.executable, "-c", "'import bei_core'"])) != 0:
+            pytest.skip("another user may not read this checkout")
+        with Server(folder / "server", folder / "cache", prefix_of(folder / "watched", *as_nobody)) as server:
+            assert server.post("/v1/embeddings", {"input": TEXTS[:3]}).status_code == 200
+            assert noted(folder / "watched", folder / "cache") == []
+            wait_until(lambda: "Traceback" not in server.log)
+    finally:
+        shutil.rmtree(folder)

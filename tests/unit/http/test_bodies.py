@@ -1,0 +1,104 @@
+"""Large bodies are counted before they are decoded, and decoded in pieces to what one decoder would make of them."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bei_core.errors import MalformedBodyError, PayloadTooLargeError, RequestError, ValidationError
+from bei_core.http import bodies
+from bei_core.http.bodies import decode_large, memory_of
+from bei_core.http.schemas.common import decode
+from bei_core.http.schemas.openai import EmbeddingsRequest
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every body is cut."""
+    monkeypatch.setattr(bodies, "MAX_JSON_PIECE_BYTES", 16)
+    monkeypatch.setattr(bodies, "_WINDOW", 7)
+    monkeypatch.setattr(bodies, "_MAX_NAME", 100_000)
+
+
+def outcome(raw: bytes, large: bool) -> object:
+    """The value, or that there is none."""
+    try:
+        return (decode_large if large else decode)(raw, object)
+    except MalformedBodyError:
+        return MalformedBodyError
+
+
+@pytest.mark.usefixtures("small_pieces")
+@settings(max_examples=300, deadline=None)
+@given(value=JSON, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
+def test_pieces_are_decoded_to_what_the_whole_is(value: object, ascii_only: bool, indent: int | None) -> None:
+    raw = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
+    assert outcome(raw, large=True) == outcome(raw, large=False)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@settings(max_examples=300, deadline=None)
+@given(value=JSON, seed=st.integers(0, 2**32))
+def test_what_is_not_json_is_refused_in_pieces_too(value: object, seed: int) -> None:
+    raw, random_ = bytearray(json.dumps(value).encode()), random.Random(seed)
+    for _ in range(random_.choice([1, 1, 2])):
+        place = random_.randrange(len(raw) + 1)
+        raw[place : place + random_.randrange(2)] = random_.choice(
+            [b"", b",", b"]", b"[", b"}", b"{", b'"', b"\\", b":"]
+        )
+    assert outcome(bytes(raw), large=True) == outcome(bytes(raw), large=False)
+
+
+@pytest.mark.parametrize(
+    ("raw", "limit"),
+    [
+        (b'{"ids":[' + b"[]," * 200_000 + b"[]]}", "65536 lists and objects"),
+        (b'{"input":[' + b'"",' * 2_000_000 + b'""]}', "1200000 values"),
+        (b"{" + b'"a":1,' * 2_000_000 + b'"b":1}', "1200000 values"),
+        (b"{" + b",".join(b'"f%d":1' % number for number in range(20_000)) + b"}", "8192 fields"),
+        (b'{"input":"' + b"a " * 2_500_000 + b'"}', "4194304"),
+        (b" " * 5_000_000, "4194304"),
+        (b"{" + b'"' + b"n" * 200_000 + b'":[]}', "field"),
+        (b"[" * 60_000 + b" " * 100_000 + b"]" * 60_000, "nested too deeply"),
+    ],
+    ids=["lists", "strings", "repeated fields", "fields", "text", "spaces", "name", "depth"],
+)
+def test_a_body_with_too_much_in_it_is_refused_with_the_limit(raw: bytes, limit: str) -> None:
+    with pytest.raises(RequestError, match=limit) as raised:
+        decode_large(raw, EmbeddingsRequest)
+    assert raised.value.status in {400, 413}
+
+
+def test_a_large_body_names_its_wrong_field_as_a_small_one_does() -> None:
+    texts: list[object] = ["a" * 1000] * 500
+    body = decode_large(msgspec.json.encode({"input": texts, "unknown": [1, {}]}), EmbeddingsRequest)
+    assert body.input == texts
+    texts[321] = 1.5
+    with pytest.raises(ValidationError, match=r"input\[321\]|\$\.input\[\.\.\.\]"):
+        decode_large(msgspec.json.encode({"input": texts}), EmbeddingsRequest)
+    with pytest.raises(ValidationError, match="input"):
+        decode_large(msgspec.json.encode({"inputs": texts}), EmbeddingsRequest)
+
+
+def test_memory_counts_what_strings_really_take() -> None:
+    plain, with_emoji = (decode_large(msgspec.json.encode("a" * 200_000 + end), object) for end in ("", "😀"))
+    assert 200_000 <= memory_of(plain) < 201_000
+    assert memory_of(with_emoji) > 4 * 200_000
+    body = EmbeddingsRequest(input=["a" * 1000, {"b": "c" * 1000}])  # type: ignore[list-item]
+    assert memory_of(body) > 2000
+
+
+def test_payload_too_large_is_what_is_raised() -> None:
+    with pytest.raises(PayloadTooLargeError):
+        decode_large(b"[" + b"[]," * 100_000 + b"[]]", object)

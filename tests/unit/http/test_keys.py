@@ -1,0 +1,112 @@
+"""API keys: each client has its own, with its own limits, and a change of the file needs no restart."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from bei_core.config.keys import read_keys
+from bei_core.config.settings import Settings
+from bei_core.errors import ConfigError, OverloadedError, UnauthorizedError
+from bei_core.http import keys as module
+from bei_core.http.keys import Keys
+
+
+def keys_of(**flags: object) -> Keys:
+    return Keys(Settings.load({"model_id": "m", **flags}, {}))
+
+
+def sent(key: str, scheme: str = "Bearer", coding: str = "utf-8") -> dict[bytes, bytes]:
+    return {b"authorization": f"{scheme} {key}".encode(coding)}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "keys.yaml"
+    path.write_text("a: {key: alpha, max_concurrent_requests: 1}\nb: {key: beta, requests_per_minute: 60}\n")
+    return path
+
+
+@pytest.mark.parametrize("key", ["sesame", " padded ", "schlüssel", "ключ", "a b"])
+def test_a_key_is_matched_however_it_is_spelled(key: str) -> None:
+    keys = keys_of(api_key=key)
+    assert keys.client(sent(key)).name == "api_key"
+    assert keys.client(sent(f" {key.strip()} ", "api-key")).name == "api_key"
+    for wrong in ({}, sent("other"), sent(key, "Basic"), sent(""), {b"authorization": key.encode()}):
+        with pytest.raises(UnauthorizedError):
+            keys.client(wrong)
+    if key == "schlüssel":
+        assert keys.client(sent(key, coding="latin-1"))
+
+
+def test_without_a_key_nothing_is_asked() -> None:
+    assert not keys_of()
+    assert keys_of(api_key="k")
+
+
+def test_each_key_has_its_own_limits(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    keys = keys_of(api_keys_file=str(file))
+    first, second = keys.client(sent("alpha")), keys.client(sent("beta"))
+    assert (first.name, second.name) == ("a", "b")
+    first.enter()
+    with pytest.raises(OverloadedError, match="key a has 1 requests"):
+        first.enter()
+    first.leave()
+    first.enter()
+    second.enter()
+    with pytest.raises(OverloadedError, match="60 requests a minute") as raised:
+        second.enter()
+    assert raised.value.retry_after_s == 1
+    now[0] += 1.0
+    second.enter()
+
+
+def test_the_file_is_read_again_when_it_changes(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_RELOAD_S", 0.0)
+    keys = keys_of(api_keys_file=str(file))
+    keys.client(sent("alpha")).enter()
+    file.write_text("a: {key: alpha, max_concurrent_requests: 1}\nc: {key: gamma}\n")
+    assert keys.client(sent("gamma")).name == "c"
+    assert keys.client(sent("alpha")).num_requests == 1
+    with pytest.raises(UnauthorizedError):
+        keys.client(sent("beta"))
+    file.write_text("c: {kee: delta}\n")
+    assert keys.client(sent("gamma")).name == "c"
+    assert "stay as they were" in caplog.text
+    assert not any(key in caplog.text for key in ("alpha", "beta", "gamma", "delta"))
+    os.unlink(file)
+    assert keys.client(sent("gamma")).name == "c"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no key"),
+        ("a: sesame", "api_keys_file"),
+        ("a: {key: ''}", "key"),
+        ("a: {key: ' '}", "spaces"),
+        ("a: {key: x}\nb: {key: x}", "two names"),
+        ("a: {key: x, requests_per_minute: 0}", "requests_per_minute"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "keys.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said) as raised:
+        Settings.load({"model_id": "m", "api_keys_file": str(path)}, {})
+    assert "sesame" not in str(raised.value)
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_keys(tmp_path / "none")
+
+
+def test_keys_are_not_shown(file: Path) -> None:
+    assert "alpha" not in repr(read_keys(file))
+    with pytest.raises(ConfigError, match="exclude each other"):
+        Settings.load({"model_id": "m", "api_keys_file": str(file), "api_key": "k"}, {})
