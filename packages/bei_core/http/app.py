@@ -17,6 +17,7 @@ from bei_core.errors import (
     EngineError,
     MethodNotAllowedError,
     NotFoundError,
+    OverloadedError,
     PayloadTooLargeError,
     RequestError,
     UnauthorizedError,
@@ -73,9 +74,10 @@ class App:
     async def respond(self, request: Request, method: str, path: str) -> Response:
         """The reply of a route, with the request's id. Raises only if the server cancels it."""
         headers = dict(request.scope["headers"][::-1])
-        given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
-        request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
+        request_id = (
+            headers.get(b"x-baseten-request-id", b"").decode("latin-1")[:_MAX_ID] or f"{random.getrandbits(64):016x}"
+        )
         call, error = Call(request, method, path, headers, request_id, self.services, self.service, route), None
         try:
             response = await self._answer(call)
@@ -87,16 +89,40 @@ class App:
             if not getattr(request.state, "left", False):
                 raise
             response = self._left()
-        except Exception:
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException:  # also a panic of a library in Rust, which is no Exception
             log.exception("this is a bug: %s %s failed", method, path)
             error = EngineError("internal error; see the server's log")
             response = self._refuse(error, call)
-        response.headers["x-request-id"] = request_id
-        if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
-            self._traces.record(call, response.status_code, error)
-        if self.service.settings.access_log:
-            call.log(response.status_code)
+        self._finish(call, response, error)
         return response
+
+    def refused_early(self, scope: Scope) -> Response | None:
+        """The reply to a request that would be refused whatever its body is, as an overloaded server does at once.
+
+        None for any other request. It costs no task, and the body is neither decoded nor kept.
+        """
+        service, method, path = self.service, scope["method"], scope["path"]
+        route = self._routes.get((method, path))
+        needs_model = route is not None and route.schema is not None and route.answer is None
+        if not (service.is_busy and len(self.services) == 1 and (needs_model or path in BY_SHAPE)):
+            return None
+        headers = dict(scope["headers"][::-1])
+        request_id = headers.get(b"x-baseten-request-id", b"").decode("latin-1")[:_MAX_ID]
+        request_id = request_id or f"{random.getrandbits(64):016x}"
+        call = Call(Request(scope), method, path, headers, request_id, self.services, service, route)
+        try:
+            if service.settings.api_key is not None:
+                self._authorize(headers, service.settings.api_key)
+            service.check_load(read_priority(headers))
+        except OverloadedError as fault:
+            response = self._refuse(fault, call)
+            self._finish(call, response, fault)
+            return response
+        except RequestError:  # which the application finds again, and tells
+            pass
+        return None
 
     async def check(self) -> None:
         """Raises UnhealthyError unless every model answers."""
@@ -118,14 +144,14 @@ class App:
             return await complete(self._unrouted(call), call.request.scope["headers"])
         if self.service.settings.api_key is not None and not route.public:
             self._authorize(call.headers, self.service.settings.api_key)
+        if not HEADERS.isdisjoint(call.headers):  # before the body, whose arrival and decoding count
+            call.deadline, call.priority = read_deadline(call.headers), read_priority(call.headers)
         if route.schema is not None:
             raw = await self._body(call)
             call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
         if len(self.services) > 1:
             call.service = self._chosen(call)
         call.timings.model = call.service.model.name
-        if not HEADERS.isdisjoint(call.headers):
-            call.deadline, call.priority = read_deadline(call.headers), read_priority(call.headers)
         return await self._run(call)
 
     async def _run(self, call: Call) -> Response:
@@ -197,10 +223,20 @@ class App:
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())
+        if isinstance(error, OverloadedError):
+            self.service.metrics.refused(error.cause)
         route = call.route or call.default
         if route is None:
             return error_response(error, openai_shape=call.path.startswith(("/v1/", "/v2/")))
         return error_response(error, openai_shape=route.openai, inputs=route.inputs)
+
+    def _finish(self, call: Call, response: Response, error: RequestError | None) -> None:
+        """Completes the reply by the request's id, and records the request."""
+        response.headers["x-request-id"] = call.request_id
+        if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
+            self._traces.record(call, response.status_code, error)
+        if self.service.settings.access_log:
+            call.log(response.status_code)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()

@@ -169,7 +169,9 @@ class TextTokenizer:
                 for start in range(0, len(texts), _TEXTS_PER_CALL)
                 for encoding in encode(texts[start : start + _TEXTS_PER_CALL], add_special_tokens=add_special_tokens)
             ]
-        except Exception as fault:  # the library raises bare Exception
+        except BaseException as fault:  # the library raises bare Exception, and panics of Rust are not even that
+            if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
+                raise
             raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
 
     def _truncated(self, encoding: tokenizers.Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:

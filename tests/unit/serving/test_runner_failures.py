@@ -220,7 +220,9 @@ async def test_an_idle_engine_does_not_hang(make_runner: MakeRunner) -> None:
     clock = Clock()
     runner = make_runner(FakeEngine(), hang_s=10, clock=clock)
     await runner.submit([tokens_of(1)])
-    while runner._current.started is not None:  # the row is here a moment before the engine thread is done with it
+    while (
+        runner.admission.running.started is not None
+    ):  # the row is here a moment before the engine thread is done with it
         await asyncio.sleep(0)
     clock.now += 1000
     assert runner.broken is None
