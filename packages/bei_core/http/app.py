@@ -104,9 +104,10 @@ class App:
         None for any other request. It costs no task, and the body is neither decoded nor kept.
         """
         service, method, path = self.service, scope["method"], scope["path"]
-        route = self._routes.get((method, path))
-        needs_model = route is not None and route.schema is not None and route.answer is None
-        if not (service.is_busy and len(self.services) == 1 and (needs_model or path in BY_SHAPE)):
+        if not service.is_busy or len(self.services) > 1:
+            return None
+        route = self._routes.get((method, default_path(service) if path in BY_SHAPE else path))
+        if route is None or route.schema is None or route.answer is not None:
             return None
         headers = dict(scope["headers"][::-1])
         request_id = headers.get(b"x-baseten-request-id", b"").decode("latin-1")[:_MAX_ID]

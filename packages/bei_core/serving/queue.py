@@ -114,7 +114,7 @@ class Pending(Generic[OwnerT]):
         self.num_items += len(items)
         self.num_tokens += num_tokens
         if len(items) > 1:
-            ordered = sorted(items[::-1], key=lambda item: item.length_class, reverse=True)
+            ordered = sorted(items, key=lambda item: item.length_class)[::-1]
             return self._enter(_Rest(ordered, now), now)
         heap = self._classes.setdefault(items[0].length_class, [])
         heapq.heappush(heap, (items[0].rank, self._sequence, items[0], None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
+from functools import cache
 
 import pytest
 
@@ -12,6 +13,8 @@ from bei_core.errors import OverloadedError
 from bei_core.serving.admission import Admission, Running
 from bei_core.serving.queue import HEAD_START_S, Item, Pending, ServiceRate
 from tests.fakes import tokens_of_length
+
+tokens_of = cache(tokens_of_length)
 
 BUDGET = 1024
 FIXED_S, TOKEN_S = 0.004, 120e-6  # of a batch and of a token: about those of all-MiniLM-L6-v2 on two cores
@@ -67,7 +70,7 @@ class Simulation:
                 return False
         request.waiting = len(lengths)
         rank = self.now - HEAD_START_S[request.priority]
-        items = [Item(tokens_of_length(length), request, i, rank, request.deadline) for i, length in enumerate(lengths)]
+        items = [Item(tokens_of(length), request, i, rank, request.deadline) for i, length in enumerate(lengths)]
         self.pending.put(items, self.now)
         return True
 
@@ -122,10 +125,9 @@ def waits(simulation: Simulation) -> list[float]:
     return sorted(request.ended - request.arrived for request in simulation.done)
 
 
-@pytest.mark.parametrize("load", [0.5, 1.0, 3.0, 5.0, 8.0])
-@pytest.mark.parametrize("max_wait_s", [0.25, 1.0, 4.0])
+@pytest.mark.parametrize(("load", "max_wait_s"), [(0.5, 1.0), (1.0, 0.25), (5.0, 0.25), (5.0, 2.0), (8.0, 1.0)])
 def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(load: float, max_wait_s: float) -> None:
-    simulation, seconds = Simulation(max_wait_s), 20.0
+    simulation, seconds = Simulation(max_wait_s), 6.0
     for arrived in poisson(load * CAPACITY, seconds):
         simulation.offer(Request(arrived), LENGTH)
     in_time = sum(request.ended <= seconds for request in simulation.done)
@@ -138,7 +140,7 @@ def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(
 
 @pytest.mark.parametrize("load", [3.0, 8.0])
 def test_under_overload_those_who_have_a_deadline_are_answered_in_time_or_refused_at_once(load: float) -> None:
-    simulation, seconds = Simulation(max_wait_s=10.0), 20.0
+    simulation, seconds = Simulation(max_wait_s=10.0), 6.0
     for arrived in poisson(load * CAPACITY, seconds):
         simulation.offer(Request(arrived, deadline=arrived + 0.5), LENGTH)
     goodput = sum(request.ended <= seconds for request in simulation.done) / seconds
@@ -151,7 +153,7 @@ def test_under_overload_those_who_have_a_deadline_are_answered_in_time_or_refuse
 
 def test_an_engine_that_becomes_slower_is_believed() -> None:
     simulation, seconds = Simulation(max_wait_s=1.0), 10.0
-    for arrived in poisson(5 * CAPACITY, seconds):
+    for arrived in poisson(3 * CAPACITY, seconds):
         simulation.token_s = TOKEN_S if arrived < 5.0 else 3 * TOKEN_S
         simulation.offer(Request(arrived), LENGTH)
     simulation.drain()
@@ -163,7 +165,7 @@ def test_who_is_urgent_is_let_in_where_others_are_refused() -> None:
     simulation = Simulation(max_wait_s=4.0)
     numbers, accepted = random.Random(1), dict.fromkeys(HEAD_START_S, 0)
     offered = dict.fromkeys(HEAD_START_S, 0)
-    for arrived in poisson(4 * CAPACITY, 20.0):
+    for arrived in poisson(3 * CAPACITY, 12.0):
         priority = numbers.choices(["high", "normal", "low"], [1, 8, 3])[0]
         offered[priority] += 1
         accepted[priority] += simulation.offer(Request(arrived, priority), LENGTH)
@@ -207,7 +209,7 @@ def test_before_the_first_batch_nothing_is_known_and_nothing_refused() -> None:
     pending: Pending[Request] = Pending(BUDGET)
     admission = Admission(pending, budget=BUDGET, max_wait_s=0.1)
     for _ in range(1000):
-        pending.put([Item(tokens_of_length(LENGTH), Request(0.0), 0, 0.0)], 0.0)
+        pending.put([Item(tokens_of(LENGTH), Request(0.0), 0, 0.0)], 0.0)
     admission.check(LENGTH, 0.0, "low", 0.001)
     assert admission.wait_s(0.0) == 0.0
 
@@ -244,7 +246,7 @@ def test_a_large_request_advances_under_a_flood_of_small_ones() -> None:
     simulation = Simulation(max_wait_s=0.5)
     large = Request(0.0)
     simulation.offer(large, *[256] * 40)  # ten turns
-    for arrived in poisson(5 * CAPACITY, 15.0):
+    for arrived in poisson(3 * CAPACITY, 8.0):
         simulation.offer(Request(arrived), LENGTH)
     assert large.ended <= 10 * (0.5 + 3 * (FIXED_S + BUDGET * TOKEN_S))
 
