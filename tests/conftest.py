@@ -75,9 +75,18 @@ def make_runner() -> Iterator[Callable[..., Runner]]:
         budget: int = 512,
         max_items: int | None = None,
         hang_s: float = 1e9,
+        max_queue_wait_s: float = 1e9,
         clock: Callable[[], float] = time.monotonic,
     ) -> Runner:
-        runner = Runner(engine, metrics or Metrics(), budget=budget, max_items=max_items, hang_s=hang_s, clock=clock)
+        runner = Runner(
+            engine,
+            metrics or Metrics(),
+            budget=budget,
+            max_items=max_items,
+            max_queue_wait_s=max_queue_wait_s,
+            hang_s=hang_s,
+            clock=clock,
+        )
         made.append((engine, runner))
         runner.start()
         return runner

@@ -16,6 +16,7 @@
     │   ├── OverloadedError           429  too much is in progress (with Retry-After)
     │   ├── UnhealthyError            503  starting, draining or broken
     │   └── DeadlineExceededError     504  the request's own deadline passed before it ran
+    ├── EngineCrashedError            told to the operator: the thread of an engine has ended, and so does the process
     └── StartError                    told to the operator before anything is served
         ├── ConfigError               an unknown key, a value out of range
         ├── CheckpointError           a model folder or repository is incomplete, or not safe to read
@@ -129,13 +130,17 @@ class EngineError(RequestError):
 
 
 class OverloadedError(RequestError):
-    """Too much is in progress already; the client should retry after `retry_after_s` seconds."""
+    """Too much is in progress already; the client should retry after `retry_after_s` seconds.
+
+    `cause` is what the metrics count: the limit that was reached.
+    """
 
     status = 429
     kind = "Overloaded"
 
-    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+    def __init__(self, message: str, *, cause: str = "body_bytes", retry_after_s: int = 1) -> None:
         super().__init__(message)
+        self.cause = cause
         self.retry_after_s = retry_after_s
 
 
@@ -151,6 +156,10 @@ class DeadlineExceededError(RequestError):
 
     status = 504
     kind = "DeadlineExceeded"
+
+
+class EngineCrashedError(BeiError):
+    """The thread that runs an engine has ended, so the process ends too."""
 
 
 class StartError(BeiError):

@@ -26,6 +26,9 @@ _COUNTS = tuple(float(2**power) for power in range(15))
 # TEI's counters, whose names do not end with _total.
 _TEI_COUNTERS = re.compile(rb"^# TYPE (te_request_(?:count|success|failure)) gauge$", re.MULTILINE)
 
+# The limits that a request with status 429 may have met.
+CAUSES = ("queue_wait", "queue_tokens", "concurrency", "deadline", "body_bytes")
+
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -64,8 +67,8 @@ class Metrics:
         def count(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(name, text, labels, registry=self.registry)
 
-        def total(name: str, text: str) -> Counter:
-            return Counter(name, text, registry=self.registry)
+        def total(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=self.registry)
 
         def spread(name: str, text: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             return Histogram(name, text, buckets=buckets, registry=self.registry)
@@ -81,18 +84,26 @@ class Metrics:
         self._batch_size = spread("te_batch_next_size", "Inputs in a batch", _COUNTS)
         self._batch_tokens = spread("te_batch_next_tokens", "Tokens in a batch", _COUNTS)
         self._queue_size = count("te_queue_size", "Inputs in the queue")
+        self._expected_wait = count("bei_expected_wait_seconds", "Expected wait of a request that arrives now, seconds")
         self._busy = total("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
         self._padding = total("bei_padding_tokens_total", "Padding tokens the engine computed")
         self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
-        for kind in RequestError.__subclasses__():  # from the start, because rate() misses a new series' first increase
-            self._failure.labels(kind.kind.lower())
-        self._queues: list[Callable[[], int]] = []  # one per service
-        self._queue_size.set_function(lambda: sum(size() for size in self._queues))
+        self._refused = total("bei_request_refused_total", "Requests answered with 429, by the limit", "cause")
+        # All series exist from the start, because rate() misses a new series' first increase.
+        kinds = {error.kind.lower() for error in RequestError.__subclasses__()}
+        self._failures = {kind: self._failure.labels(kind) for kind in kinds}
+        self._refusals = {cause: self._refused.labels(cause) for cause in CAUSES}
+        self._queues: list[tuple[Callable[[], int], Callable[[], float]]] = []  # one per service
+        self._queue_size.set_function(lambda: sum(size() for size, _ in self._queues))
+        self._expected_wait.set_function(lambda: max((wait_s() for _, wait_s in self._queues), default=0.0))
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
 
-    def watch_queue(self, size: Callable[[], int]) -> None:
-        """Read the size of a queue at each scrape. The sizes of several queues are added."""
-        self._queues.append(size)
+    def watch_queue(self, size: Callable[[], int], wait_s: Callable[[], float] = float) -> None:
+        """Read the size and the expected wait of a queue at each scrape.
+
+        The sizes of several queues are added; of the waits, the longest counts.
+        """
+        self._queues.append((size, wait_s))
 
     def received(self, num_inputs: int) -> None:
         """Count a request that has arrived."""
@@ -109,7 +120,11 @@ class Metrics:
 
     def failed(self, kind: str) -> None:
         """Count a request that was answered with an error of this kind."""
-        self._failure.labels(kind).inc()
+        (self._failures.get(kind) or self._failure.labels(kind)).inc()
+
+    def refused(self, cause: str) -> None:
+        """Count a request that was answered with 429 because of this limit."""
+        (self._refusals.get(cause) or self._refused.labels(cause)).inc()
 
     def cancelled(self) -> None:
         """Count a request whose client closed the connection before the reply."""

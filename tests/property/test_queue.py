@@ -44,7 +44,7 @@ class Queue:
     budget: int = BUDGET
     max_items: int | None = None
     now: float = 0.0
-    pending: Pending[Caller] = field(default_factory=Pending)
+    pending: Pending[Caller] = field(default_factory=lambda: Pending(BUDGET))
     waits: dict[Item[Caller], Waiting] = field(default_factory=dict)
     order: list[Item[Caller]] = field(default_factory=list)  # all that were ever put, as they came
     left: list[Item[Caller]] = field(default_factory=list)  # taken or expired, as they went
@@ -67,7 +67,7 @@ class Queue:
                     sum(len(ahead.tokens) for ahead in self.waits if older(ahead, other)),
                     sum(older(ahead, other) for ahead in self.waits),
                 )
-        self.pending.put(item)
+        self.pending.put([item], self.now)
         self.order.append(item)
         return item
 
@@ -226,10 +226,10 @@ def test_no_bound_smaller_than_the_stated_one_would_do() -> None:
 
 @given(st.lists(lengths(64), min_size=1, max_size=30), st.integers(1, 64))
 def test_an_item_over_the_budget_rides_alone(others: list[int], budget: int) -> None:
-    pending: Pending[Caller] = Pending()
+    pending: Pending[Caller] = Pending(budget)
     sizes = [*others, budget + 1]
     for index, length in enumerate(sizes):
-        pending.put(Item(tokens_of_length(length), Caller(), index, rank=0.0))
+        pending.put([Item(tokens_of_length(length), Caller(), index, rank=0.0)], now=0.0)
     batches = []
     while len(pending):
         batches.append([item.index for item in pending.take(budget, now=0.0).items])
@@ -320,3 +320,78 @@ def test_drain_gives_everything_and_leaves_nothing() -> None:
     assert set(queue.pending.drain()) == items
     assert not len(queue.pending)
     assert not queue.pending.num_tokens
+
+
+# --- Requests of several items
+
+
+def put_request(
+    queue: Queue, *lengths_: int, leaves: bool = False, deadline: float | None = None
+) -> list[Item[Caller]]:
+    """One request of items of these lengths."""
+    owner, first = Caller(leaves), len(queue.order)
+    items = [Item(tokens_of_length(n), owner, first + i, queue.now, deadline) for i, n in enumerate(lengths_)]
+    queue.pending.put(items, queue.now)
+    queue.order += items
+    return items
+
+
+@given(st.lists(st.tuples(st.lists(lengths(BUDGET), min_size=1, max_size=40), st.booleans()), max_size=8), LIMITS)
+def test_every_item_of_a_large_request_leaves_exactly_once(
+    requests_: list[tuple[list[int], bool]], max_items: int | None
+) -> None:
+    queue = Queue(max_items=max_items)
+    for index, (sizes, is_late) in enumerate(requests_):
+        put_request(queue, *sizes, leaves=index % 4 == 3, deadline=0.5 if is_late else None)
+    seen: list[Item[Caller]] = []
+    while len(queue.pending):
+        assert 0 <= queue.pending.num_tokens_in_line <= queue.pending.num_tokens
+        out = queue.pending.take(BUDGET, queue.now, max_items=max_items)
+        assert len(out.items) <= 1 or sum(len(item.tokens) for item in out.items) <= BUDGET
+        seen += [*out.items, *out.expired]
+        queue.now += 0.2
+    assert len(seen) == len(set(seen))
+    assert {item for item in queue.order if not item.owner.abandoned} == set(seen)
+    assert queue.pending.num_tokens == queue.pending.num_tokens_in_line == 0
+
+
+def test_requests_take_turns_of_a_quantum() -> None:
+    queue = Queue()
+    first, second = (put_request(queue, *[128] * 12) for _ in range(2))
+    small = put_request(queue, 128)
+    batches = []
+    while len(queue.pending):
+        batches.append(queue.pending.take(BUDGET, queue.now).items)
+        queue.now += 1.0
+    owners = [{item.owner for item in batch} for batch in batches]
+    assert owners[:2] == [{first[0].owner}, {second[0].owner}]
+    assert small[0] in batches[2]
+    assert [item for batch in batches for item in batch if item.owner is first[0].owner] == first
+    assert {len(batch) for batch in batches[:-1]} == {BUDGET // 128}, "every batch but the last is full"
+
+
+def test_a_request_alone_fills_every_batch() -> None:
+    queue = Queue()
+    put_request(queue, *[100] * 50)
+    sizes = []
+    while len(queue.pending):
+        sizes.append(len(queue.pending.take(BUDGET, queue.now).items))
+    assert sizes == [5] * 10
+
+
+def test_the_items_of_a_request_run_in_the_order_of_their_lengths() -> None:
+    queue = Queue()
+    put_request(queue, *[16, 400] * 64)
+    taken = []
+    while len(queue.pending):
+        taken.append({len(item.tokens) for item in queue.pending.take(BUDGET, queue.now).items})
+    assert taken.count({16, 400}) <= 1
+
+
+def test_what_follows_in_a_request_whose_client_left_is_gone_at_once() -> None:
+    queue = Queue()
+    (first, *_) = put_request(queue, *[128] * 100)
+    assert queue.pending.take(BUDGET, queue.now).items[0] is first
+    first.owner.abandoned = True
+    assert queue.pending.take(BUDGET, queue.now) == Taken([], [])
+    assert (queue.pending.num_items, queue.pending.num_tokens, queue.pending.num_tokens_in_line) == (0, 0, 0)

@@ -157,6 +157,17 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_queue_tokens: Annotated[
         Count, About("Maximum tokens that are accepted and not yet computed; more get status 429.")
     ] = 1_048_576
+    max_queue_wait_s: Annotated[
+        Positive,
+        About(
+            "Maximum expected seconds in the queue; more get status 429 (normal priority at 80%, low priority at 50%).",
+            bare=False,
+        ),
+    ] = 10.0
+    hang_timeout_s: Annotated[
+        Positive,
+        About("Seconds after which a batch hangs; ten times its expected time if that is more.", bare=False),
+    ] = 120.0
     payload_limit: Annotated[Count, About("Maximum bytes of a request's body.")] = 32_000_000
     max_body_bytes_in_flight: Annotated[
         Count, About("Maximum bytes of all requests' bodies in memory; more get status 429.", bare=False)

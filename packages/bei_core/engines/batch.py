@@ -44,7 +44,7 @@ class Batch:
     @classmethod
     def pack(cls, items: Sequence[Tokens]) -> Batch:
         """The sequences of `items`, in order. Raises ValueError if there are none, or if one is empty."""
-        lengths = np.fromiter((len(item) for item in items), np.int32, len(items))
+        lengths = np.fromiter((len(item.ids) for item in items), np.int32, len(items))
         if not len(items) or lengths.min() == 0:
             raise ValueError("this is a bug: a batch holds at least one sequence, and none of them is empty")
         cu_seqlens = np.zeros(len(items) + 1, np.int32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Mapping
 from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
@@ -16,6 +17,7 @@ from bei_core.errors import (
     EngineError,
     MethodNotAllowedError,
     NotFoundError,
+    OverloadedError,
     PayloadTooLargeError,
     RequestError,
 )
@@ -77,9 +79,8 @@ class App:
     async def respond(self, request: Request, method: str, path: str) -> Response:
         """The reply of a route, with the request's id. Raises only if the server cancels it."""
         headers = dict(request.scope["headers"][::-1])
-        given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
-        request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
         route = self._routes.get(("GET" if method == "HEAD" else method, path))
+        request_id = _request_id(headers)
         call = Call(request, method, path, headers, request_id, self.services, self.service, route, BY_SHAPE.route_of)
         error: RequestError | None = None
         try:
@@ -92,19 +93,43 @@ class App:
             if not getattr(request.state, "left", False):
                 raise
             response = self._left()
-        except Exception:
+        except (SystemExit, KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException:  # also a panic of a library in Rust, which is no Exception
             log.exception("this is a bug: %s %s failed", method, path)
             error = EngineError("internal error; see the server's log")
             response = self._refuse(error, call)
         finally:
             if call.client is not None:
                 call.client.leave()
-        response.headers["x-request-id"] = request_id
-        if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
-            self._traces.record(call, response.status_code, error)
-        if self.service.settings.access_log:
-            call.log(response.status_code)
+        self._finish(call, response, error)
         return response
+
+    def refused_early(self, scope: Scope) -> Response | None:
+        """The reply to a request that would be refused whatever its body is, as an overloaded server does at once.
+
+        None for any other request. It costs no task, and the body is neither decoded nor kept.
+        """
+        service, method, path = self.service, scope["method"], scope["path"]
+        if not service.is_busy or len(self.services) > 1:
+            return None
+        route = BY_SHAPE.default(service) if path in self._any_body else self._routes.get((method, path))
+        if route is None or route.schema is None or route.answer is not None:
+            return None
+        headers = dict(scope["headers"][::-1])
+        request_id = _request_id(headers)
+        call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, BY_SHAPE.route_of)
+        try:
+            if self._keys is not None:
+                self._keys.client(headers)
+            service.check_load(read_priority(headers))
+        except OverloadedError as fault:
+            response = self._refuse(fault, call)
+            self._finish(call, response, fault)
+            return response
+        except RequestError:  # which the application finds again, and tells
+            pass
+        return None
 
     async def check(self) -> None:
         """Raises UnhealthyError unless every model answers."""
@@ -128,6 +153,8 @@ class App:
             client = self._keys.client(call.headers)
             client.enter()
             call.client = client
+        if not HEADERS.isdisjoint(call.headers):  # before the body, whose arrival and decoding count
+            call.deadline, call.priority = read_deadline(call.headers), read_priority(call.headers)
         if route.schema is not None:
             raw = await self._body(call)
             if len(raw) > INLINE_BODY_BYTES:
@@ -138,8 +165,6 @@ class App:
         if len(self.services) > 1:
             call.service = self._chosen(call)
         call.timings.model = call.service.model.name
-        if not HEADERS.isdisjoint(call.headers):
-            call.deadline, call.priority = read_deadline(call.headers), read_priority(call.headers)
         return await self._run(call)
 
     async def _run(self, call: Call) -> Response:
@@ -226,10 +251,20 @@ class App:
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())
+        if isinstance(error, OverloadedError):
+            self.service.metrics.refused(error.cause)
         route = call.route or call.default
         if route is None:
             return error_response(error, format_of(call.path))
         return error_response(error, route.errors, route.inputs)
+
+    def _finish(self, call: Call, response: Response, error: RequestError | None) -> None:
+        """Completes the reply by the request's id, and records the request."""
+        response.headers["x-request-id"] = call.request_id
+        if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
+            self._traces.record(call, response.status_code, error)
+        if self.service.settings.access_log:
+            call.log(response.status_code)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()
@@ -251,6 +286,12 @@ class App:
         if coding is None:
             return body
         return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    """The client's id of a request, cut to a length that logs can bear, or a random one."""
+    given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
+    return given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
 
 
 def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:

@@ -1,10 +1,13 @@
-"""The queueing policy: which encoded inputs run next. It knows no thread, clock or engine; time is an argument."""
+"""The queueing policy: which encoded inputs run next, and how long that takes. No thread, clock or engine."""
 
 from __future__ import annotations
 
 import heapq
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from statistics import fmean, median
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from bei_core.tasks import Tokens
 
@@ -15,6 +18,12 @@ SHORTEST_CLASS = 128
 # An item of this priority counts as having arrived so many seconds earlier. All priorities share one queue, so no item
 # starves.
 HEAD_START_S = {"high": 1.0, "normal": 0.0, "low": -1.0}
+
+# How many batches of about one size (from a power of two to the next) `ServiceRate` is fitted to.
+_NUM_BATCHES = 8
+
+# A batch counts at most so many times as slow, per token, as most: the process was stopped, or waited for a disk.
+_MAX_SURPRISE = 10.0
 
 
 class Owner(Protocol):
@@ -42,7 +51,7 @@ class Item(Generic[OwnerT]):
     @property
     def length_class(self) -> int:
         """0 for up to 128 tokens, 1 up to 256, 2 up to 512, and so on."""
-        return ((len(self.tokens) - 1) // SHORTEST_CLASS).bit_length()
+        return ((len(self.tokens.ids) - 1) // SHORTEST_CLASS).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +61,34 @@ class Taken(Generic[OwnerT]):
     items: list[Item[OwnerT]]  # the batch: its own length class first, oldest first
     expired: list[Item[OwnerT]]  # past their deadline
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the batch."""
+        return sum(len(item.tokens.ids) for item in self.items)
+
+
+@dataclass(slots=True)
+class _Rest(Generic[OwnerT]):
+    """The items of a request that are not in the line yet, by length, the next one last."""
+
+    items: list[Item[OwnerT]]
+    arrived: float
+
+
+# Rank, sequence number, the item, and what follows once the item has left the line.
+_Entry: TypeAlias = "tuple[float, int, Item[OwnerT], _Rest[OwnerT] | None]"
+
 
 class Pending(Generic[OwnerT]):
     """The queue of inputs.
 
-    A batch starts with the oldest item, continues with items of the same length class, oldest first, and is then
-    filled with the oldest items of other classes. So no item starves: if there are `W` tokens ahead of an item when it
-    arrives, no item has more than `L` tokens, and there are `K` length classes, the item leaves within
+    A request has at most about `quantum` tokens in the line at a time. Its next items join the end of the line when
+    these have left it (deficit round robin, Shreedhar and Varghese 1995). So a small request waits for one quantum of
+    each large one, and large ones advance equally fast.
+
+    A batch starts with the oldest item of the line, continues with items of the same length class, oldest first, and is
+    then filled with the oldest items of other classes. So no item starves: if there are `W` tokens ahead of an item
+    when it joins the line, no item has more than `L` tokens, and there are `K` length classes, the item leaves within
     `W // (budget - L + 1) + K` batches; with `max_items` set and `N` items ahead, within `N // max_items` more.
 
     Proof: a batch that leaves without it starts with an older item of some class. Either the batch takes more than
@@ -67,22 +97,30 @@ class Pending(Generic[OwnerT]):
     (tests/property/test_queue.py)
     """
 
-    def __init__(self) -> None:
-        self._classes: dict[int, list[tuple[float, int, Item[OwnerT]]]] = {}
+    def __init__(self, quantum: int) -> None:
+        self._quantum = quantum
+        self._classes: dict[int, list[_Entry[OwnerT]]] = {}
         self._sequence = 0
         self.num_items = 0  # in the queue
         self.num_tokens = 0  # of these items; abandoned ones count until `take` meets them
+        self.num_tokens_in_line = 0  # of those of them that are in the line
 
     def __len__(self) -> int:
         return self.num_items
 
-    def put(self, item: Item[OwnerT]) -> None:
-        """Adds an item behind those of the same rank."""
-        heap = self._classes.setdefault(item.length_class, [])
-        heapq.heappush(heap, (item.rank, self._sequence, item))
+    def put(self, items: Sequence[Item[OwnerT]], now: float) -> None:
+        """Adds the items of one request behind those of the same rank."""
+        num_tokens = sum(len(item.tokens.ids) for item in items)
+        self.num_items += len(items)
+        self.num_tokens += num_tokens
+        if len(items) > 1:
+            ordered = sorted(items, key=lambda item: item.length_class)[::-1]
+            return self._enter(_Rest(ordered, now), now)
+        heap = self._classes.setdefault(items[0].length_class, [])
+        heapq.heappush(heap, (items[0].rank, self._sequence, items[0], None))
         self._sequence += 1
-        self.num_items += 1
-        self.num_tokens += len(item.tokens)
+        self.num_tokens_in_line += num_tokens
+        return None
 
     def take(self, budget: int, now: float, *, max_items: int | None = None) -> Taken[OwnerT]:
         """The next batch: at most `budget` tokens and `max_items` items; an item over the budget runs alone.
@@ -90,19 +128,37 @@ class Pending(Generic[OwnerT]):
         Empty only if every item in the queue is abandoned or past its deadline.
         """
         taken: Taken[OwnerT] = Taken([], [])
+        left = budget
         classes = [key for key in self._classes if self._head(key, now, taken.expired) is not None]
         for key in sorted(classes, key=lambda key: self._classes[key][0][:2]):  # the one with the oldest item first
             while (item := self._head(key, now, taken.expired)) is not None:
-                if taken.items and (len(item.tokens) > budget or len(taken.items) == max_items):
+                if taken.items and (len(item.tokens.ids) > left or len(taken.items) == max_items):
                     break
-                self._pop(key)
+                rest = heapq.heappop(self._classes[key])[3]
                 taken.items.append(item)
-                budget -= len(item.tokens)
+                left -= len(item.tokens.ids)
+                if rest is not None:
+                    self._enter(rest, now)
+        self.num_items -= len(taken.items)
+        self.num_tokens -= budget - left
+        self.num_tokens_in_line -= budget - left
         return taken
 
     def drain(self) -> list[Item[OwnerT]]:
         """Removes and returns all items."""
-        return [self._pop(key) for key, heap in self._classes.items() for _ in range(len(heap))]
+        return [item for key, heap in self._classes.items() for _ in range(len(heap)) for item in self._drop(key)]
+
+    def _enter(self, rest: _Rest[OwnerT], now: float) -> None:
+        """Moves the next items of a request to the end of the line, about a quantum of tokens."""
+        space = self._quantum
+        while rest.items and space > 0:
+            item = rest.items.pop()
+            space -= len(item.tokens.ids)
+            follows = rest if rest.items and space <= 0 else None
+            entry = (item.rank + now - rest.arrived, self._sequence, item, follows)
+            heapq.heappush(self._classes.setdefault(item.length_class, []), entry)
+            self._sequence += 1
+        self.num_tokens_in_line += self._quantum - space
 
     def _head(self, key: int, now: float, expired: list[Item[OwnerT]]) -> Item[OwnerT] | None:
         """The oldest item of a class to run; removes abandoned items, moves those past their deadline to `expired`."""
@@ -110,15 +166,52 @@ class Pending(Generic[OwnerT]):
         while heap:
             item = heap[0][2]
             if item.owner.abandoned:
-                self._pop(key)
+                self._drop(key)
             elif item.deadline is not None and now >= item.deadline:
-                expired.append(self._pop(key))
+                expired += self._drop(key)
             else:
                 return item
         return None
 
-    def _pop(self, key: int) -> Item[OwnerT]:
-        item = heapq.heappop(self._classes[key])[2]
-        self.num_items -= 1
-        self.num_tokens -= len(item.tokens)
-        return item
+    def _drop(self, key: int) -> list[Item[OwnerT]]:
+        """Removes the oldest item of a class, and the items of its request that wait for it to leave."""
+        _, _, item, rest = heapq.heappop(self._classes[key])
+        self.num_tokens_in_line -= len(item.tokens.ids)
+        items = [item, *(rest.items if rest is not None else ())]
+        self.num_items -= len(items)
+        self.num_tokens -= sum(len(item.tokens.ids) for item in items)
+        return items
+
+
+class ServiceRate:
+    """How long batches take: a fixed time and a time per token, fitted to the last batches of each size."""
+
+    def __init__(self) -> None:
+        self._batches = [deque[tuple[int, float]](maxlen=_NUM_BATCHES) for _ in range(64)]
+        self._is_fitted = True
+        self._per_batch_s = self._per_token_s = 0.0
+
+    def add(self, num_tokens: int, seconds: float) -> None:
+        """Notes how long a batch took."""
+        self._batches[num_tokens.bit_length()].append((num_tokens, seconds))
+        self._is_fitted = False
+
+    def seconds(self, num_tokens: int, budget: int) -> float:
+        """The expected time for so many tokens in batches of `budget`; 0 before the first batch."""
+        if not self._is_fitted:
+            self._is_fitted = True
+            self._fit([batch for size in self._batches for batch in size])
+        return -(-num_tokens // budget) * self._per_batch_s + num_tokens * self._per_token_s
+
+    def _fit(self, batches: Sequence[tuple[int, float]]) -> None:
+        """Least squares. Neither of the times is negative, whatever the noise."""
+        typical = median(seconds / num_tokens for num_tokens, seconds in batches)
+        tokens = [num_tokens for num_tokens, _ in batches]
+        times = [min(seconds, _MAX_SURPRISE * typical * num_tokens) for num_tokens, seconds in batches]
+        mean_tokens, mean_time = fmean(tokens), fmean(times)
+        spread = sum((num_tokens - mean_tokens) ** 2 for num_tokens in tokens)
+        slope = mean_time / mean_tokens
+        if spread:
+            products = ((n - mean_tokens) * time for n, time in zip(tokens, times, strict=True))
+            slope = min(max(sum(products) / spread, 0.0), slope)
+        self._per_token_s, self._per_batch_s = slope, mean_time - slope * mean_tokens

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.errors import DeadlineExceededError, EngineError, OverloadedError, RequestError, UnhealthyError
+from bei_core.errors import DeadlineExceededError, EngineError, RequestError, UnhealthyError
 from bei_core.metrics import Metrics
+from bei_core.serving.admission import Admission, Running
 from bei_core.serving.queue import HEAD_START_S, Item, Pending
 from bei_core.serving.turns import Turns
 from bei_core.tasks import Output, Rows, Sparse, TokenRows, Tokens
@@ -25,6 +28,11 @@ from bei_core.tasks import Output, Rows, Sparse, TokenRows, Tokens
 log = logging.getLogger(__name__)
 
 _WATCH_S = 1.0  # how often the watchdog checks for a hang
+
+# A batch that takes so many times as long as expected hangs, if it has also taken `hang_timeout_s`. A batch that takes
+# so many times as long, and at least a second, loses its turn on the processors.
+_HANG_FACTOR = 10.0
+_LEAST_TURN_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -41,6 +49,12 @@ class Ticket:
     queue_s: float = 0.0  # until its first item ran
     inference_s: float = 0.0  # of the batches that held its items
 
+    def expire(self) -> None:
+        """Ends the wait for the ticket at its deadline; runs on the client's event loop."""
+        self.error = self.error or DeadlineExceededError("the request's deadline passed before it was computed")
+        self.abandoned = True
+        self.resolve()
+
     def resolve(self) -> None:
         """Ends the wait for the ticket, unless it has ended; runs on the client's event loop."""
         if self.future.done():
@@ -49,14 +63,6 @@ class Ticket:
             self.future.set_exception(self.error)
         else:
             self.future.set_result(None)
-
-
-@dataclass(slots=True)
-class _Current:
-    """The batch that the engine runs."""
-
-    items: Sequence[Item[Ticket]] = field(default_factory=tuple)
-    started: float | None = None
 
 
 class Runner:
@@ -70,6 +76,7 @@ class Runner:
         budget: int,
         max_items: int | None = None,
         max_queue_tokens: int | None = None,
+        max_queue_wait_s: float = math.inf,
         turns: Turns | None = None,
         hang_s: float = 120.0,
         clock: Callable[[], float] = time.monotonic,
@@ -78,13 +85,17 @@ class Runner:
         self._metrics = metrics
         self._budget = max(budget, engine.info.max_seq_len)
         self._max_items = max_items
-        self._max_queue_tokens = max_queue_tokens
         self._turns = turns
         self._hang_s = hang_s
         self._clock = clock
-        self._pending: Pending[Ticket] = Pending()
+        self._pending: Pending[Ticket] = Pending(self._budget)
+        self.admission = Admission(
+            self._pending, budget=self._budget, max_wait_s=max_queue_wait_s, max_tokens=max_queue_tokens
+        )
+        self.proven_at = -math.inf  # when the engine last gave a row
+        self._failed_at = -math.inf  # when it last failed on an input
+        self.crashed: Future[str] = Future()  # has the reason once the engine thread has ended before `close`
         self._wake = threading.Condition()
-        self._current = _Current()
         self._closing = False
         self._broken: str | None = None
         self._thread = threading.Thread(target=self._run, name="bei-engine", daemon=True)
@@ -101,31 +112,39 @@ class Runner:
         output: Output = "rows",
         deadline: float | None = None,
         priority: str = "normal",
+        is_probe: bool = False,
     ) -> Ticket:
         """The settled ticket; its `rows` are f32[N, D], or N of what `output` says, in the order of `tokens`.
 
-        Raises OverloadedError if the tokens do not fit in the queue, UnhealthyError if the engine is not usable, and
-        the first error of any item. Cancelling the call drops the items that have not run yet.
+        Raises OverloadedError if the wait would be too long (a probe may wait for ever), UnhealthyError if the engine
+        is not usable, DeadlineExceededError at the deadline, and the first error of any item. Cancelling the call drops
+        the items that have not run yet.
         """
         if not tokens:
             raise ValueError("this is a bug: a request without inputs would wait for ever")
         now = self._clock()
         dense = output == "rows"
         rows = np.empty((len(tokens), self._engine.info.row_width), np.float32) if dense else [None] * len(tokens)
-        ticket = Ticket(asyncio.get_running_loop().create_future(), output, rows, len(tokens), now)
+        loop, timer = asyncio.get_running_loop(), None
+        ticket = Ticket(loop.create_future(), output, rows, len(tokens), now)
         rank = now - HEAD_START_S[priority]
-        with self._wake:
-            if self.broken or self._closing:
-                raise UnhealthyError(self._broken or "the server is shutting down")
-            if self._max_queue_tokens is not None and self._pending.num_tokens:
-                self._check_queue(tokens, self._max_queue_tokens)
-            for index, item in enumerate(tokens):
-                self._pending.put(Item(item, ticket, index, rank, deadline))
-            self._wake.notify()
+        if deadline is not None:
+            if deadline <= now:
+                raise DeadlineExceededError("the request's deadline passed before it was accepted")
+            timer = loop.call_later(deadline - now, ticket.expire)
         try:
+            with self._wake:
+                if self.broken or self._closing:
+                    raise UnhealthyError(self._broken or "the server is shutting down")
+                if self._pending.num_items and not is_probe:
+                    self.admission.check(sum(map(len, tokens)), now, priority, deadline)
+                self._pending.put([Item(item, ticket, i, rank, deadline) for i, item in enumerate(tokens)], now)
+                self._wake.notify()
             await ticket.future
         finally:
             ticket.abandoned = True
+            if timer is not None:
+                timer.cancel()
         return ticket
 
     @property
@@ -139,11 +158,20 @@ class Runner:
         return self._pending.num_items
 
     @property
+    def is_failing(self) -> bool:
+        """Whether the engine has given no row since it failed on an input."""
+        return self._failed_at > self.proven_at
+
+    @property
     def broken(self) -> str | None:
         """Why the engine is not usable; None if it is."""
-        started = self._current.started
-        if self._broken is None and started is not None and self._clock() - started > self._hang_s:
-            self._give_up(f"the engine has not answered for {self._hang_s:.0f} s")
+        running = self.admission.running
+        if self._broken is None and running.started is not None:
+            seconds = self._clock() - running.started
+            if seconds > self._hang_s:
+                limit = max(self._hang_s, _HANG_FACTOR * self.admission.expected_s(running.num_tokens))
+                if seconds > limit:
+                    self._give_up(f"the engine has not answered for {limit:.0f} s")
         return self._broken
 
     def close(self, timeout_s: float | None = None) -> bool:
@@ -167,9 +195,11 @@ class Runner:
                     if not self._pending.num_items or self._broken is not None:
                         break
                 self._step()
-        except Exception:  # nothing would empty the queue any more
-            log.exception("this is a bug: the engine thread failed outside a batch")
-            self._give_up("the engine thread failed; see the server's log")
+        except BaseException as fault:  # also SystemExit and the like: nothing would empty the queue any more
+            log.exception("the engine thread failed; the server has to be started again")
+            why = f"the engine thread failed ({type(fault).__name__}); see the server's log"
+            self._give_up(why)
+            self.crashed.set_result(why)
         log.debug("engine thread ended")
 
     def _watch(self) -> None:
@@ -177,33 +207,28 @@ class Runner:
         while self._thread.is_alive() and self.broken is None:
             self._thread.join(_WATCH_S)
 
-    def _check_queue(self, tokens: Sequence[Tokens], limit: int) -> None:
-        """Raises OverloadedError if the tokens do not fit in the queue; an empty queue takes any number."""
-        waiting = self._pending.num_tokens
-        if waiting + sum(map(len, tokens)) > limit:
-            raise OverloadedError(f"{waiting} tokens are waiting already; try again")
-
     def _step(self) -> None:
         """Runs one batch; if models share the processors, when it is this model's turn."""
-        try:
-            with self._turns.taken(self) if self._turns is not None else nullcontext():
-                started = self._clock()
-                with self._wake:  # in one step, so that `_give_up` finds every item either in the queue or here
-                    taken = self._pending.take(self._budget, started, max_items=self._max_items)
-                    self._current = _Current(taken.items, started)
-                try:
-                    if taken.expired:
-                        late = DeadlineExceededError("the request's deadline passed while it waited")
-                        self._fail(taken.expired, late)
-                    if taken.items:
-                        self._forward(taken.items)
-                except Exception:
-                    log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
-                    self._fail(taken.items, EngineError("the engine failed; see the server's log"))
-                finally:
-                    self._current = _Current()
-        except UnhealthyError as fault:  # another model hangs in its turn
-            self._give_up(fault.message)
+        began = self._clock()
+        with self._turns.taken(self._turn_s()) if self._turns is not None else nullcontext():
+            started = self._clock()
+            with self._wake:  # in one step, so that `_give_up` finds every item either in the queue or here
+                taken = self._pending.take(self._budget, started, max_items=self._max_items)
+                self.admission.running = Running(taken.items, taken.num_tokens, started)
+            try:
+                if taken.expired:
+                    self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
+                if taken.items:
+                    self._forward(taken.items)
+                    self.admission.rate.add(taken.num_tokens, self._clock() - began)
+            except Exception:
+                log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
+                self._fail(taken.items, EngineError("the engine failed; see the server's log"))
+            self.admission.running = Running()  # not after a BaseException: `_give_up` fails the items then
+
+    def _turn_s(self) -> float:
+        """How long a turn on the processors may take before the next model gets its own."""
+        return max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(self._budget))
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
         """Runs items and settles each; a batch that fails is run again in halves, down to the items at fault."""
@@ -221,6 +246,7 @@ class Runner:
                 self._forward(items[: len(items) // 2])
                 return self._forward(items[len(items) // 2 :])
             log.exception("the engine failed on an input of %d tokens", batch.num_tokens)
+            self._failed_at = self._clock()
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
         num_tokens = len(batch.input_ids)
         self._metrics.batch(len(items), num_tokens, self._clock() - started, self._engine.padding_share())
@@ -232,10 +258,13 @@ class Runner:
         """Gives each item its output; an item with NaN or infinity in its output fails alone."""
         if rows.shape != (len(items), self._engine.info.row_width):
             raise ValueError(f"this is a bug: the engine gave {rows.shape} for {len(items)} items")
-        spent = self._clock() - started
+        now = self._clock()
+        spent = now - started
         finite: list[bool] = np.all(np.isfinite(rows), axis=1).tolist()
         if parts is not None:
             finite = [good and bool(np.isfinite(part).all()) for good, part in zip(finite, parts, strict=True)]
+        if any(finite):
+            self.proven_at = now
         last: Ticket | None = None
         done = []
         for place, (item, row, good) in enumerate(zip(items, rows, finite, strict=True)):
@@ -282,7 +311,7 @@ class Runner:
             if self._broken is not None:
                 return
             self._broken = why
-            held, waiting = self._current.items, self._pending.drain()
+            held, waiting = self.admission.running.items, self._pending.drain()
             self._wake.notify()
         log.error("%s; failing %d items", why, len(held) + len(waiting))
         self._fail(held, EngineError(why))

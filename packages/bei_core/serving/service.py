@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -13,8 +15,9 @@ import numpy as np
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
-from bei_core.errors import OverloadedError, UnhealthyError
+from bei_core.errors import UnhealthyError
 from bei_core.metrics import Metrics, Timings
+from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
 from bei_core.serving.served_model import describe
 from bei_core.serving.turns import Turns
@@ -27,6 +30,9 @@ ResultT = TypeVar("ResultT")
 
 # A health check asks the engine only if it gave no row for this long.
 _PROVEN_S = 5.0
+
+# How long a health check waits for the engine.
+_PROBE_WAIT_S = 0.05
 
 # The batches that run before readiness, as lengths of their texts: the shapes of a lone request, and a full batch.
 # They end after so many seconds: of a large model, making a kernel takes milliseconds and running it takes seconds.
@@ -69,10 +75,11 @@ class Service:
             budget=min(settings.max_batch_tokens, opened.engine.info.batch_tokens),
             max_items=settings.max_batch_requests,
             max_queue_tokens=settings.max_queue_tokens,
+            max_queue_wait_s=settings.max_queue_wait_s,
             turns=turns,
+            hang_s=settings.hang_timeout_s,
         )
         self._num_requests = 0
-        self._proven_at = -_PROVEN_S
         self._draining = False
 
     @classmethod
@@ -106,16 +113,26 @@ class Service:
         """The name under which the model is served."""
         return self.model.name
 
+    @property
+    def crashed(self) -> Future[str]:
+        """Has the reason once the engine's thread has ended: the process should end too, and be started again."""
+        return self._runner.crashed
+
     def start(self) -> None:
         """Warms the engine up and accepts requests from then on."""
         started = time.perf_counter()
         engine = self._opened.engine
         for lengths in _WARM_UP:  # no request then waits while kernels are made
-            engine.forward(Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths]))
-            if time.perf_counter() - started > _WARM_UP_S:
+            batch = Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths])
+            engine.forward(batch)  # makes the kernels
+            began = time.perf_counter()
+            engine.forward(batch)
+            ended = time.perf_counter()
+            self._runner.admission.rate.add(batch.num_tokens, ended - began)
+            if ended - started > _WARM_UP_S:
                 break
         self._runner.start()
-        self.metrics.watch_queue(lambda: self._runner.num_items)
+        self.metrics.watch_queue(lambda: self._runner.num_items, self._wait_s)
         seconds = time.perf_counter() - started
         log.info("ready to serve %s (%s), warmed up in %.2f s", self.name, self.engine.compute_type, seconds)
 
@@ -136,14 +153,14 @@ class Service:
         self.metrics.received(count)
         if count > self.model.max_inputs:
             self.model.check_num_inputs(count)
-        if self._num_requests >= self.settings.max_concurrent_requests:  # before any work is done
-            raise OverloadedError(f"{self._num_requests} requests are in progress already; try again")
+        if self.is_busy:  # again, since it took time to receive the request
+            self.check_load(priority)
         self._num_requests += 1
         try:
             started = time.perf_counter()
             tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
             timings.tokenization_s = time.perf_counter() - started
-            timings.num_inputs, timings.num_tokens = count, sum(map(len, tokens))
+            timings.num_inputs, timings.num_tokens = count, sum(len(item.ids) for item in tokens)
             timings.num_characters = sum(
                 len(text) if isinstance(text, str) else num_characters(text) for text in task.inputs
             )
@@ -153,21 +170,42 @@ class Service:
         finally:
             self._num_requests -= 1
         timings.queue_s, timings.inference_s = ticket.queue_s, ticket.inference_s
-        self._proven_at = time.monotonic()
         rows = ticket.rows
         if owners is not None and len(owners) > count:
             rows = task.join(rows, owners, np.array([len(item) for item in tokens], np.float32))
         return Result(task.finish(rows), timings, tokens)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a further request may have to be refused."""
+        return self._runner.admission.has_line or self._num_requests >= self.settings.max_concurrent_requests
+
+    def check_load(self, priority: str) -> None:
+        """Raises OverloadedError if a further request would be refused, whatever it contains."""
+        if self._num_requests >= self.settings.max_concurrent_requests:
+            what = f"{self._num_requests} requests are in progress already"
+            raise overloaded(what, "concurrency", self._wait_s())
+        self._runner.admission.check_line(time.monotonic(), priority)
+
     async def check(self) -> None:
-        """Raises UnhealthyError unless the model answered lately or answers now."""
+        """Raises UnhealthyError unless the model answers: by the engine's last row, or by a probe if that is old.
+
+        A busy engine does not have to answer the probe in time. Whether it hangs is known by how long a batch takes.
+        """
         if self._draining:
             raise UnhealthyError("the server is shutting down")
         if self._runner.broken is not None:
             raise UnhealthyError(self._runner.broken)
-        if time.monotonic() - self._proven_at > _PROVEN_S:
-            await self._runner.submit([_blank(1)], priority="high")
-            self._proven_at = time.monotonic()
+        if time.monotonic() - self._runner.proven_at <= _PROVEN_S:
+            return
+        try:
+            await asyncio.wait_for(self._runner.submit([_blank(1)], priority="high", is_probe=True), _PROBE_WAIT_S)
+        except asyncio.TimeoutError:
+            if self._runner.is_failing:
+                raise UnhealthyError("the engine fails on everything; see the server's log") from None
+
+    def _wait_s(self) -> float:
+        return self._runner.admission.wait_s(time.monotonic())
 
     def drain(self) -> None:
         """Makes `check` fail from here on; accepted requests are still answered."""

@@ -3,57 +3,53 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from dataclasses import dataclass
 
-from bei_core.errors import UnhealthyError
-
-_CHECK_S = 1.0  # how often a waiting engine checks whether the one before it hangs
+_CHECK_S = 1.0  # how often a waiting engine looks whether the turn before it has taken too long
 
 
-class Holder(Protocol):
-    """An engine that takes turns, on one thread of its own."""
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """One place in the line."""
 
-    @property
-    def broken(self) -> str | None:
-        """Why it will never end its turn; None if it will."""
+    limit_s: float
+    until: float | None = None  # None: it has not begun
 
 
 class Turns:
-    """A lock that is granted in the order of requests. If a holder breaks in its turn, all others fail too."""
+    """A lock that is granted in the order of requests. A turn that takes too long is over for the others.
 
-    def __init__(self) -> None:
-        self._line: deque[Holder] = deque()  # the first one has its turn, the others wait
+    So an engine that hangs costs the others one wait. If it goes on after all, two engines run at once for a while.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._line: deque[_Turn] = deque()  # the first one has begun, the others wait
         self._changed = threading.Condition()
-        self._broken: str | None = None
 
     @contextmanager
-    def taken(self, holder: Holder) -> Iterator[None]:
-        """The holder's turn. Raises UnhealthyError if a holder before it hangs and so never ends its turn."""
-        self._wait(holder)
+    def taken(self, limit_s: float) -> Iterator[None]:
+        """One turn, which the others wait for at most `limit_s` from its beginning on."""
+        turn = _Turn(limit_s)
+        with self._changed:
+            self._line.append(turn)
+            while (first := self._line[0]) is not turn:
+                if first.until is not None and self._clock() >= first.until:
+                    self._end(first)
+                else:
+                    self._changed.wait(_CHECK_S if first.until is None else min(_CHECK_S, first.until - self._clock()))
+            turn.until = self._clock() + limit_s
         try:
             yield
         finally:
             with self._changed:
-                self._broken = self._broken or holder.broken
-                self._line.popleft()
-                self._changed.notify_all()
+                if turn in self._line:
+                    self._end(turn)
 
-    def _wait(self, holder: Holder) -> None:
-        with self._changed:
-            self._line.append(holder)
-            while self._fault(holder) is None and self._line[0] is not holder:
-                self._changed.wait(_CHECK_S)
-            if self._broken is not None:
-                self._line.remove(holder)
-                self._changed.notify_all()
-                raise UnhealthyError(f"another model of this server broke down: {self._broken}")
-
-    def _fault(self, holder: Holder) -> str | None:
-        """Why the holder's turn will never come; None if it will. Asks the holder whose turn it is."""
-        first = self._line[0]
-        if self._broken is None and first is not holder:
-            self._broken = first.broken
-        return self._broken
+    def _end(self, turn: _Turn) -> None:
+        self._line.remove(turn)
+        self._changed.notify_all()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from bei_core.engines.batch import Batch
-from bei_core.errors import DeadlineExceededError, EngineError, UnhealthyError
+from bei_core.errors import DeadlineExceededError, EngineError, OverloadedError, UnhealthyError
 from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner, Ticket
 from bei_core.tasks import Rows
@@ -204,6 +205,59 @@ async def test_an_item_past_its_deadline_fails_and_is_not_run(make_runner: MakeR
     results = await ended(*tasks)
     assert isinstance(results[1], DeadlineExceededError)
     assert engine.seen == [[1], [3]]
+
+
+async def test_a_deadline_ends_the_wait_while_the_engine_is_busy(make_runner: MakeRunner) -> None:
+    engine = FakeEngine(max_seq_len=1)
+    runner = make_runner(engine, budget=1)
+    with engine.held():
+        running, *waiting = (
+            *submitted(runner, [tokens_of(1)], deadline=time.monotonic() + 0.05),
+            *submitted(runner, [tokens_of(2), tokens_of(3)], deadline=time.monotonic() + 0.05),
+        )
+        results = await ended(running, *waiting)  # though no batch comes back
+        assert [type(result) for result in results] == [DeadlineExceededError] * 2
+    await runner.submit([tokens_of(4)])
+    assert [ids for ids in engine.seen if ids in ([2], [3])] == []
+
+
+async def test_a_deadline_that_is_kept_leaves_nothing_behind(make_runner: MakeRunner) -> None:
+    faults: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
+    runner = make_runner(FakeEngine())
+    (task,) = submitted(runner, [tokens_of(1)], deadline=time.monotonic() + SAFETY_S)
+    assert isinstance((await ended(task))[0], Ticket)
+    assert not faults
+
+
+async def test_a_small_request_passes_a_large_one_that_runs(make_runner: MakeRunner) -> None:
+    engine = FakeEngine(max_seq_len=4)
+    runner = make_runner(engine, budget=4)
+    with engine.held():
+        large = submitted(runner, [tokens_of(1, index) for index in range(100)])
+        await entered(engine)
+        small = submitted(runner, [tokens_of(2)])
+        await at_rest()
+    await ended(*large, *small)
+    assert [2] in engine.batches[1] + engine.batches[2]
+
+
+async def test_what_would_wait_too_long_is_refused_and_a_probe_is_not(make_runner: MakeRunner) -> None:
+    engine, clock = FakeEngine(max_seq_len=4), Clock()
+    runner = make_runner(engine, budget=4, max_queue_wait_s=10.0, clock=clock)
+    runner.admission.rate.add(4, 3.0)
+    with engine.held():
+        tasks = submitted(runner, *([tokens_of(1, 2, 3, 4)] for _ in range(3)))
+        await entered(engine)
+        await at_rest()
+        with pytest.raises(OverloadedError) as refusal:
+            await runner.submit([tokens_of(5)])
+        assert (refusal.value.cause, refusal.value.retry_after_s) == ("queue_wait", 9)
+        with pytest.raises(OverloadedError, match="after its deadline"):
+            await runner.submit([tokens_of(5)], deadline=clock.now + 5.0, priority="high")
+        tasks.append(asyncio.create_task(runner.submit([tokens_of(6)], is_probe=True)))
+        await at_rest()
+    assert all(isinstance(result, Ticket) for result in await ended(*tasks))
 
 
 async def test_only_late_items_leave_the_engine_alone(make_runner: MakeRunner) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
+from bei_core.engines.batch import Batch
 from bei_core.errors import BeiError, EngineError, UnhealthyError
 from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner, Ticket
@@ -220,11 +221,86 @@ async def test_an_idle_engine_does_not_hang(make_runner: MakeRunner) -> None:
     clock = Clock()
     runner = make_runner(FakeEngine(), hang_s=10, clock=clock)
     await runner.submit([tokens_of(1)])
-    while runner._current.started is not None:  # the row is here a moment before the engine thread is done with it
+    while (
+        runner.admission.running.started is not None
+    ):  # the row is here a moment before the engine thread is done with it
         await asyncio.sleep(0)
     clock.now += 1000
     assert runner.broken is None
     await runner.submit([tokens_of(2)])
+
+
+async def test_a_slow_engine_does_not_hang(make_runner: MakeRunner) -> None:
+    """Ten times the expected time is allowed, where that is more than the setting."""
+    engine, clock = FakeEngine(), Clock()
+    runner = make_runner(engine, hang_s=10, clock=clock)
+    runner.admission.rate.add(1, 5.0)
+    with engine.held():
+        tasks = submitted(runner, [tokens_of(1)])
+        await entered(engine)
+        clock.now += 49
+        assert runner.broken is None
+        clock.now += 2
+        assert runner.broken == "the engine has not answered for 50 s"
+        assert isinstance((await ended(*tasks))[0], EngineError)
+
+
+# --- The end of the thread
+
+
+class PanicError(BaseException):
+    """As PyO3 raises for a panic in Rust."""
+
+
+@pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), PanicError()], ids=repr)
+async def test_what_ends_the_engine_thread_ends_every_wait_and_is_told(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException
+) -> None:
+    engine = FakeEngine(max_seq_len=2)
+    runner = make_runner(engine, budget=2)
+    forward = engine.forward
+
+    def fail(batch: Batch) -> Rows:
+        forward(batch)
+        raise fault
+
+    monkeypatch.setattr(engine, "forward", fail)
+    with engine.held():
+        tasks = submitted(runner, [tokens_of(1), tokens_of(2)], *([tokens_of(index)] for index in range(5)))
+        await entered(engine)
+        await at_rest()
+        assert not runner.crashed.done()
+    results = await ended(*tasks)
+    assert [type(result) for result in results] == [EngineError, *[UnhealthyError] * 5]
+    assert type(fault).__name__ in runner.crashed.result(SAFETY_S)
+    assert type(fault).__name__ in str(runner.broken)
+    assert len(engine.batches) == 1
+    with pytest.raises(UnhealthyError):
+        await runner.submit([tokens_of(9)])
+    assert "the engine thread failed" in caplog.text
+
+
+async def test_a_batch_in_halves_ends_every_wait_too(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, calls = FakeEngine(num_failures=1), list[int]()
+    forward = engine.forward
+
+    def fail(batch: Batch) -> Rows:
+        calls.append(len(batch))
+        if len(calls) == 3:  # the whole, its first half, its second half
+            raise SystemExit
+        return forward(batch)
+
+    monkeypatch.setattr(engine, "forward", fail)
+    runner = make_runner(engine)
+    with engine.held():
+        tasks = submitted(runner, [tokens_of(0)])
+        await entered(engine)
+        engine.num_failures += 1
+        tasks += submitted(runner, *([tokens_of(index)] for index in range(1, 5)))
+        await at_rest()
+    results = await ended(*tasks)
+    assert all(isinstance(result, (Ticket, BeiError)) for result in results)
+    assert calls[1:] == [4, 2]
 
 
 # --- Everything at once

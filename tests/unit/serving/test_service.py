@@ -293,6 +293,57 @@ async def test_health_asks_the_engine_even_where_a_row_is_long_ago_and_tells_wha
     await service.check()
 
 
+async def test_health_does_not_wait_for_a_busy_engine(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bei_core.serving.service._PROVEN_S", -1.0)
+    engine = FakeEngine(max_seq_len=48)
+    service = make_service(engine)
+    with engine.held():
+        tasks = [asyncio.create_task(service.run(embed(*["word " * 100] * 50))) for _ in range(4)]
+        await entered(engine)
+        for _ in range(3):
+            await asyncio.wait_for(service.check(), SAFETY_S)
+    assert all(isinstance(reply, Result) for reply in await ended(*tasks))
+    assert len(engine.seen) <= 4 * 50 + 3, "probes that nobody waits for are not run again and again"
+
+
+async def test_each_row_of_a_large_request_proves_health(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bei_core.serving.service._PROVEN_S", 1e9)
+    engine = FakeEngine(max_seq_len=48)
+    service = make_service(engine)
+    task = asyncio.create_task(service.run(embed(*["word " * 100] * 50)))
+    await entered(engine, 3)
+    with engine.held():
+        await service.check()
+    await ended(task)
+    assert {len(ids) for ids in engine.seen} == {48}, "no probe was needed"
+
+
+async def test_an_engine_that_fails_on_everything_is_unhealthy_though_it_is_busy(
+    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bei_core.serving.service._PROVEN_S", -1.0)
+    engine = FakeEngine(max_seq_len=48)
+    service = make_service(engine)
+    engine.num_failures = 1
+    await refused(service, EngineError, embed("text"))
+    with engine.held():
+        task = asyncio.create_task(service.run(embed("text")))
+        await entered(engine)
+        with pytest.raises(UnhealthyError, match="fails on everything"):
+            await service.check()
+    await ended(task)
+    await service.check()
+
+
+async def test_the_warm_up_tells_how_long_batches_take(make_service: MakeService) -> None:
+    service = make_service()
+    assert service._runner.admission.expected_s(10_000) > 0
+
+
 async def test_a_bad_request_does_not_make_the_server_unhealthy(make_service: MakeService) -> None:
     service = make_service(FakeEngine(max_seq_len=48, raises_on=[BAD]))
     await refused(service, EngineError, embed([BAD]))

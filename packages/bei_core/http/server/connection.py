@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
 
     def _parse(self) -> None:
         """Reads up to the end of a request, or of the bytes."""
-        data, at = self._unparsed, 0
+        data, at, self._unparsed = self._unparsed, 0, b""
         while at < len(data) and self.phase not in _TAKES_NOTHING:
             if self.phase is Phase.IDLE:
                 self._enter(Phase.HEAD, self._settings.header_timeout_s)
@@ -224,7 +224,11 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
         self._enter(Phase.BODY, self._settings.body_timeout_s)
-        self._pool.start(self, exchange.run(self._pool.app))
+        self._pool.begin(self)
+        if (refusal := self._pool.refused_early(scope)) is None:
+            self._pool.start(exchange.run(self._pool.app))
+        else:
+            exchange.refuse(refusal)
         return exchange
 
     def _end_exchange(self) -> None:

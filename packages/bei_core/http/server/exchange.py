@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
 
 from bei_core.http.limits import BodyLease
@@ -115,6 +116,12 @@ class Exchange:
             self._link.failed()
         finally:
             self.lease.release()
+
+    def refuse(self, response: Response) -> None:
+        """Replies in place of the application, before the body is here."""
+        self._start(response.status_code, response.raw_headers)
+        self._write(bytes(response.body), more=False)
+        self.lease.release()
 
     async def receive(self) -> Message:
         """More of the request; once it is complete, waits until the client has left or has its reply."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Protocol
 
-from starlette.types import ASGIApp
+from starlette.responses import Response
+from starlette.types import ASGIApp, Scope
 
 from bei_core.config.settings import Settings
 from bei_core.http.limits import DRAIN_STALL_S, MAX_REFUSED_CONNECTIONS, BodyBudget
@@ -40,8 +41,16 @@ class Member(Protocol):
 class Pool:
     """The open connections of one listener, and the application that answers them."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, budget: BodyBudget, max_connections: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        budget: BodyBudget,
+        max_connections: int,
+        refused_early: Callable[[Scope], Response | None] = lambda scope: None,
+    ) -> None:
         self.settings = settings
+        self.refused_early = refused_early  # the reply to a request that the application need not see
         self.budget = budget
         self.is_draining = False
         self.stall_s = settings.send_timeout_s  # how long a client may take nothing of its reply
@@ -81,9 +90,12 @@ class Pool:
         if not self._connections:
             self._empty.set()
 
-    def start(self, connection: Member, work: Coroutine[None, None, None]) -> None:
-        """Has a request of a connection answered."""
+    def begin(self, connection: Member) -> None:
+        """A connection has a request in progress from here on."""
         self._waiting.pop(connection, None)
+
+    def start(self, work: Coroutine[None, None, None]) -> None:
+        """Has a request answered."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -11,13 +11,14 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bei_core.config.settings import Settings
-from bei_core.errors import ConfigError, NotFoundError
+from bei_core.errors import ConfigError, EngineCrashedError, NotFoundError
 from bei_core.http.app import App, make_app
 from bei_core.http.error_format import TEI
 from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S, BodyBudget
@@ -36,6 +37,9 @@ _NUM_THREADS = 2
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
+# How long the end takes after an engine's thread has ended: clients get the replies that say so.
+_CRASH_S = 3.0
+
 _PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 
@@ -43,7 +47,8 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
     """Serves until SIGTERM or SIGINT, then closes the services and sends the last traces.
 
     Takes at most `drain_timeout_s` from the signal on: the process ends then, with status 0, whatever is left. A
-    second signal ends the process at once. Raises ConfigError if another process listens on an address since `bind`.
+    second signal ends the process at once. Raises ConfigError if another process listens on an address since `bind`,
+    and EngineCrashedError if the thread of an engine has ended, so that the supervisor starts the process again.
     """
     app, asgi = make_app(*services, traces=traces)
     server = _Server(app, asgi, sockets)
@@ -56,6 +61,8 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
             service.close(server.time_left())
         if traces is not None:
             traces.close()
+    if server.crash is not None:
+        raise EngineCrashedError(f"{server.crash}; this process ends, to be started again")
     log.info("drained; goodbye")
 
 
@@ -68,6 +75,8 @@ class _Server:
         self._settings: Settings = app.service.settings
         self._sockets = sockets
         self._ends_at: float | None = None  # on time.monotonic's clock
+        self._end_s: float = self._settings.drain_timeout_s  # how long the end may take
+        self.crash: str | None = None  # why the process cannot go on, if that is why it ends
 
     def time_left(self) -> float:
         """Seconds until the process has to end."""
@@ -75,11 +84,15 @@ class _Server:
         return max(0.0, ends_at - time.monotonic())
 
     async def run(self) -> None:
-        """Serves until a signal, then drains."""
+        """Serves until a signal, or until an engine's thread ends; then drains."""
         settings, told = self._settings, self._end_on_signals()
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"))
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"))
+        for service in self._app.services:
+            service.crashed.add_done_callback(partial(self._end_on_crash, told, loop))
         budget = BodyBudget(settings.max_body_bytes_in_flight, MemoryReturner().later)
-        pool = Pool(self._asgi, settings, budget, max_connections(settings))
+        early = () if settings.cors_allow_origin else (self._app.refused_early,)  # those replies need more headers
+        pool = Pool(self._asgi, settings, budget, max_connections(settings), *early)
         probes = Pool(only_probes(self._asgi), settings, budget, MAX_HEALTH_CONNECTIONS)
         for sock in self._sockets.health:
             await self._listen(probes, sock)
@@ -90,12 +103,12 @@ class _Server:
         await told.wait()
         log.info(
             "draining: %d connections are open; the process ends in %g s at the latest, or at once on a second signal",
-            *(len(pool), settings.drain_timeout_s),
+            *(len(pool), self._end_s),
         )
         self._app.drain()
         for listener in listeners:
             listener.close()
-        await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * settings.drain_timeout_s)
+        await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * self._end_s)
         await probes.drain(0.0, ON_ITS_WAY_S)
 
     async def _listen(self, pool: Pool, sock: socket.socket) -> asyncio.Server:
@@ -116,15 +129,24 @@ class _Server:
         def handle(_number: int, _frame: object) -> None:
             for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
-            self._ends_at = time.monotonic() + seconds
-            watchdog = threading.Timer(seconds, _end_now, (seconds,))
-            watchdog.daemon = True
-            watchdog.start()
+            self._end_within(seconds, 0)
             loop.call_soon_threadsafe(told.set)
 
         for number in _SIGNALS:
             signal.signal(number, handle)
         return told
+
+    def _end_on_crash(self, told: asyncio.Event, loop: asyncio.AbstractEventLoop, crashed: Future[str]) -> None:
+        self.crash, self._end_s = crashed.result(), min(_CRASH_S, self._settings.drain_timeout_s)
+        self._end_within(self._end_s, 1)
+        loop.call_soon_threadsafe(told.set)
+
+    def _end_within(self, seconds: float, status: int) -> None:
+        """Ends the process with this status after so many seconds, whatever is left then."""
+        self._ends_at = time.monotonic() + seconds
+        watchdog = threading.Timer(seconds, _end_now, (seconds, status))
+        watchdog.daemon = True
+        watchdog.start()
 
 
 def only_probes(app: ASGIApp) -> ASGIApp:
@@ -139,7 +161,8 @@ def only_probes(app: ASGIApp) -> ASGIApp:
     return probe
 
 
-def _end_now(seconds: float) -> None:
-    log.warning("drain_timeout_s = %g is over: ending with work left", seconds)
+def _end_now(seconds: float, status: int) -> None:
+    if status == 0:
+        log.warning("drain_timeout_s = %g is over: ending with work left", seconds)
     logging.shutdown()
-    os._exit(0)
+    os._exit(status)

@@ -1,0 +1,230 @@
+"""Requests that an overloaded server refuses before their bodies are decoded, and panics of the tokenizer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import NamedTuple
+
+import httpx
+import pytest
+import tokenizers
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.config.settings import Settings
+from bei_core.engines.manifest import Manifest
+from bei_core.engines.open import Opened
+from bei_core.http.app import App, make_app
+from bei_core.http.limits import BodyBudget
+from bei_core.http.server.connection import Connection
+from bei_core.http.server.pool import Pool
+from bei_core.models.spec import read_spec
+from bei_core.serving.queue import ServiceRate
+from bei_core.serving.service import Service
+from tests.conftest import MINILM
+from tests.fakes import SAFETY_S, FakeEngine, at_rest, entered
+from tests.golden.cases import GOLDEN
+
+FOLDER = GOLDEN / "bert-cls-normalize"
+
+
+class Served(NamedTuple):
+    """An application on a port, with a client."""
+
+    app: App
+    service: Service
+    engine: FakeEngine
+    client: httpx.AsyncClient
+    pool: Pool
+    port: int
+
+
+MakeServed = Callable[..., Awaitable[Served]]
+
+
+@asynccontextmanager
+async def listening(app: App, settings: Settings) -> AsyncIterator[tuple[Pool, int]]:
+    """The application on a port of its own, as `bei serve` has it."""
+    pool = Pool(app, settings, BodyBudget(settings.max_body_bytes_in_flight), 100, app.refused_early)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(pool), "127.0.0.1", 0)
+    try:
+        yield pool, server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        await pool.drain(0.0, 0.0)
+
+
+@pytest.fixture
+async def make_served() -> AsyncIterator[MakeServed]:
+    """Starts servers over fake engines, and closes them."""
+    async with AsyncExitStack() as stack:
+
+        async def make(**flags: object) -> Served:
+            engine = FakeEngine(max_seq_len=48)
+            spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
+            manifest = Manifest(
+                engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32
+            )
+            opened = Opened(engine, spec, FOLDER / "tokenizer.json", manifest)
+            settings = Settings.load({"model_id": "owner/name", **flags}, {})
+            service = Service(opened, settings)
+            service.start()
+            stack.callback(service.close, SAFETY_S)
+            stack.callback(engine.release)
+            while engine.entered.acquire(blocking=False):
+                pass
+            app, _ = make_app(service)
+            pool, port = await stack.enter_async_context(listening(app, settings))
+            client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SAFETY_S)
+            return Served(app, service, engine, await stack.enter_async_context(client), pool, port)
+
+        yield make
+
+
+async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
+    """A request that the engine has until it is released."""
+    served.engine.hold()
+    task = asyncio.create_task(served.client.post("/embed", json={"inputs": [[9]]}))
+    await entered(served.engine)
+    return task
+
+
+SHAPES = [
+    ("/embed", lambda reply: reply["error_type"]),
+    ("/v1/embeddings", lambda reply: reply["error"]["type"]),
+    ("/", lambda reply: reply["error"]["type"]),
+]
+
+
+@pytest.mark.parametrize(("path", "kind"), SHAPES, ids=[path for path, _ in SHAPES])
+async def test_a_full_server_refuses_without_reading_the_body(
+    make_served: MakeServed, path: str, kind: Callable[[dict[str, object]], str]
+) -> None:
+    served = await make_served(max_concurrent_requests=1)
+    first = await occupied(served)
+    for content in (b'{"inputs": [[5]]}', b"{no json", b"x" * 200_000):
+        reply = await served.client.post(path, content=content, headers={"x-baseten-request-id": "mine"})
+        assert (reply.status_code, kind(reply.json()), reply.headers["retry-after"]) == (429, "Overloaded", "1")
+        assert reply.headers["x-request-id"] == "mine"
+    assert (await served.client.get("/health/live")).status_code == 200
+    text = (await served.client.get("/metrics")).text
+    assert 'bei_request_refused_total{cause="concurrency"} 3.0' in text
+    assert 'te_request_failure{err="overloaded"} 3.0' in text
+    served.engine.release()
+    assert (await first).status_code == 200
+    assert (await served.client.post("/embed", json={"inputs": [[5]]})).status_code == 200
+
+
+async def test_a_refusal_keeps_the_connection_and_what_follows_on_it(make_served: MakeServed) -> None:
+    served = await make_served(max_concurrent_requests=1)
+    first = await occupied(served)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    body = json.dumps({"inputs": [[5]]}).encode()
+    request = b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+    writer.write(request * 3 + b"GET /health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
+    replies = await asyncio.wait_for(reader.read(), SAFETY_S)
+    writer.close()
+    assert replies.count(b"HTTP/1.1 429 ") == 3
+    assert replies.count(b"HTTP/1.1 200 ") == 1
+    assert served.pool.budget.num_bytes == len(b'{"inputs":[[9]]}'), "that of the request that runs"
+    served.engine.release()
+    await first
+    assert served.pool.budget.num_bytes == 0
+
+
+async def test_a_full_server_tells_a_wrong_key_and_a_wrong_priority_before_that_it_is_full(
+    make_served: MakeServed,
+) -> None:
+    served = await make_served(max_concurrent_requests=1, api_key="secret")
+    served.engine.hold()
+    key = {"authorization": "Bearer secret"}
+    first = asyncio.create_task(served.client.post("/embed", json={"inputs": [[9]]}, headers=key))
+    await entered(served.engine)
+    statuses = [
+        (await served.client.post("/embed", json={"inputs": [[5]]}, headers=headers)).status_code
+        for headers in ({}, key, {**key, "x-priority": "mine"})
+    ]
+    assert statuses == [401, 429, 422]
+    served.engine.release()
+    assert (await first).status_code == 200
+
+
+async def test_a_long_queue_refuses_early_and_says_for_how_long(make_served: MakeServed) -> None:
+    served = await make_served(max_queue_wait_s=10.0, max_batch_tokens=48)
+    served.service._runner.admission.rate = ServiceRate()
+    served.service._runner.admission.rate.add(48, 4.0)
+    first = await occupied(served)
+    waiting = [asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]})) for _ in range(2)]
+    while served.service._runner.num_items < 2:
+        await asyncio.sleep(0.001)
+    reply = await served.client.post("/embed", content=b"{no json")
+    assert reply.status_code == 429
+    assert int(reply.headers["retry-after"]) >= 8
+    urgent = asyncio.create_task(served.client.post("/embed", json={"inputs": [[6]]}, headers={"x-priority": "high"}))
+    while served.service._runner.num_items < 3:
+        await asyncio.sleep(0.001)
+    metrics = (await served.client.get("/metrics")).text
+    assert 'bei_request_refused_total{cause="queue_wait"} 1.0' in metrics
+    assert "bei_expected_wait_seconds 0.0" not in metrics
+    served.engine.release()
+    assert {(await task).status_code for task in (first, *waiting, urgent)} == {200}
+
+
+async def test_a_deadline_counts_from_the_arrival_and_its_504_does_not_wait(make_served: MakeServed) -> None:
+    served = await make_served()
+    first = await occupied(served)
+    late = await served.client.post("/embed", json={"inputs": [[5]]}, headers={"request-timeout-ms": "50"})
+    assert (late.status_code, late.json()["error_type"]) == (504, "DeadlineExceeded")
+    assert not first.done()
+    served.engine.release()
+    assert (await first).status_code == 200
+
+
+# --- Panics of the tokenizer
+
+
+def panic(*_: object, **__: object) -> None:
+    """Panics in Rust, as the library does on some inputs."""
+    encoding = tokenizers.Tokenizer.from_file(str(MINILM / "tokenizer.json")).encode("a b c d e f")
+    encoding.truncate(2, stride=5)
+
+
+class Panicking:
+    """A tokenizer whose calls panic."""
+
+    encode_batch = encode_batch_fast = decode = staticmethod(panic)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "kind"),
+    [
+        ("/embed", {"inputs": "text"}, 422, "Tokenizer"),
+        ("/embed", {"inputs": "text " * 2000}, 422, "Tokenizer"),
+        ("/tokenize", {"inputs": "text"}, 422, "Tokenizer"),
+        ("/decode", {"ids": [[5]]}, 424, "Backend"),
+    ],
+    ids=["short", "on a worker", "tokenize", "decode"],
+)
+async def test_a_panic_of_the_tokenizer_is_an_error_of_that_request_alone(
+    make_served: MakeServed,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    body: dict[str, object],
+    status: int,
+    kind: str,
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    served = await make_served()
+    with monkeypatch.context() as patch:
+        patch.setattr(served.service.tokenizer, "_tokenizer", Panicking())
+        for _ in range(3):
+            reply = await served.client.post(path, json=body)
+            assert (reply.status_code, reply.json()["error_type"]) == (status, kind)
+    assert f'te_request_failure{{err="{kind.lower()}"}} 3.0' in (await served.client.get("/metrics")).text
+    await at_rest()
+    for inputs in ("text", "text " * 2000):
+        assert (await served.client.post("/embed", json={"inputs": inputs})).status_code == 200

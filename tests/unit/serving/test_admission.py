@@ -1,0 +1,292 @@
+"""Who is let in, on a clock that the test turns: the engine stays busy under any load, and the wait is bounded."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from functools import cache
+
+import pytest
+
+from bei_core.errors import OverloadedError
+from bei_core.serving.admission import Admission, Running
+from bei_core.serving.queue import HEAD_START_S, Item, Pending, ServiceRate
+from tests.fakes import tokens_of_length
+
+tokens_of = cache(tokens_of_length)
+
+BUDGET = 1024
+FIXED_S, TOKEN_S = 0.004, 120e-6  # of a batch and of a token: about those of all-MiniLM-L6-v2 on two cores
+LENGTH = 11  # tokens of a short text
+CAPACITY = BUDGET // LENGTH / (FIXED_S + BUDGET // LENGTH * LENGTH * TOKEN_S)  # short texts a second, of full batches
+
+
+@dataclass(eq=False)
+class Request:
+    """One request of the simulation."""
+
+    arrived: float
+    priority: str = "normal"
+    deadline: float | None = None
+    waiting: int = 1
+    ended: float = math.inf
+
+    @property
+    def abandoned(self) -> bool:
+        return False
+
+
+@dataclass
+class Simulation:
+    """The queue, its admission and an engine whose batches take a fixed time and a time per token."""
+
+    max_wait_s: float = math.inf
+    max_tokens: int | None = None
+    token_s: float = TOKEN_S
+    now: float = 0.0
+    pending: Pending[Request] = field(default_factory=lambda: Pending(BUDGET))
+    done: list[Request] = field(default_factory=list)
+    expired: list[Request] = field(default_factory=list)
+    refused: list[OverloadedError] = field(default_factory=list)
+    busy_s: float = 0.0
+    _free_at: float = 0.0
+    _running: list[Item[Request]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.admission = Admission(self.pending, budget=BUDGET, max_wait_s=self.max_wait_s, max_tokens=self.max_tokens)
+
+        for size in (1, 128, BUDGET):  # the warm-up
+            self.admission.rate.add(size, FIXED_S + self.token_s * size)
+
+    def offer(self, request: Request, *lengths: int) -> bool:
+        """Whether the request was accepted."""
+        self.advance(request.arrived)
+        if self.pending.num_items:
+            try:
+                self.admission.check(sum(lengths), self.now, request.priority, request.deadline)
+            except OverloadedError as refusal:
+                self.refused.append(refusal)
+                return False
+        request.waiting = len(lengths)
+        rank = self.now - HEAD_START_S[request.priority]
+        items = [Item(tokens_of(length), request, i, rank, request.deadline) for i, length in enumerate(lengths)]
+        self.pending.put(items, self.now)
+        return True
+
+    def advance(self, until: float) -> None:
+        """Runs batches until then."""
+        while True:
+            if self._running and self._free_at > until:
+                break
+            if self._running:
+                self._end_batch()
+            elif not self.pending.num_items:
+                break
+            self._begin_batch()
+        self.now = max(self.now, until)
+
+    def drain(self) -> None:
+        """Runs all that waits."""
+        while self.pending.num_items or self._running:
+            self.advance(self._free_at)
+
+    def _begin_batch(self) -> None:
+        taken = self.pending.take(BUDGET, self.now)
+        self.expired += [item.owner for item in taken.expired]
+        if taken.items:
+            seconds = FIXED_S + self.token_s * taken.num_tokens
+            self._running, self._free_at = taken.items, self.now + seconds
+            self.busy_s += seconds
+            self.admission.running = Running(taken.items, taken.num_tokens, self.now)
+
+    def _end_batch(self) -> None:
+        self.now, started = self._free_at, self.admission.running.started
+        if started is not None:
+            self.admission.rate.add(self.admission.running.num_tokens, self.now - started)
+        for item in self._running:
+            item.owner.waiting -= 1
+            if not item.owner.waiting:
+                item.owner.ended = self.now
+                self.done.append(item.owner)
+        self._running, self.admission.running = [], Running()
+
+
+def poisson(rate: float, seconds: float, seed: int = 0) -> list[float]:
+    """Times of arrival."""
+    numbers, found, now = random.Random(seed), list[float](), 0.0
+    while (now := now + numbers.expovariate(rate)) < seconds:
+        found.append(now)
+    return found
+
+
+def waits(simulation: Simulation) -> list[float]:
+    """Sorted seconds from arrival to the end of each request."""
+    return sorted(request.ended - request.arrived for request in simulation.done)
+
+
+@pytest.mark.parametrize(("load", "max_wait_s"), [(0.5, 1.0), (1.0, 0.25), (5.0, 0.25), (5.0, 2.0), (8.0, 1.0)])
+def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(load: float, max_wait_s: float) -> None:
+    simulation, seconds = Simulation(max_wait_s), 6.0
+    for arrived in poisson(load * CAPACITY, seconds):
+        simulation.offer(Request(arrived), LENGTH)
+    in_time = sum(request.ended <= seconds for request in simulation.done)
+    assert in_time / seconds >= 0.95 * min(load, 1.0) * CAPACITY
+    simulation.drain()
+    batch_s = FIXED_S + BUDGET * TOKEN_S
+    assert waits(simulation)[-1] <= max_wait_s + 2 * batch_s  # the one that runs, and its own
+    assert len(simulation.refused) == 0 or load >= 1.0
+
+
+@pytest.mark.parametrize("load", [3.0, 8.0])
+def test_under_overload_those_who_have_a_deadline_are_answered_in_time_or_refused_at_once(load: float) -> None:
+    simulation, seconds = Simulation(max_wait_s=10.0), 6.0
+    for arrived in poisson(load * CAPACITY, seconds):
+        simulation.offer(Request(arrived, deadline=arrived + 0.5), LENGTH)
+    goodput = sum(request.ended <= seconds for request in simulation.done) / seconds
+    assert goodput >= 0.95 * CAPACITY
+    simulation.drain()
+    late = [request for request in simulation.done if request.deadline is not None and request.ended > request.deadline]
+    assert len(late) + len(simulation.expired) <= 0.01 * len(simulation.done)
+    assert {refusal.cause for refusal in simulation.refused} == {"deadline"}
+
+
+def test_an_engine_that_becomes_slower_is_believed() -> None:
+    simulation, seconds = Simulation(max_wait_s=1.0), 10.0
+    for arrived in poisson(3 * CAPACITY, seconds):
+        simulation.token_s = TOKEN_S if arrived < 5.0 else 3 * TOKEN_S
+        simulation.offer(Request(arrived), LENGTH)
+    simulation.drain()
+    settled = [request.ended - request.arrived for request in simulation.done if request.arrived > 8.0]
+    assert max(settled) <= 1.0 + 2 * (FIXED_S + 3 * BUDGET * TOKEN_S)
+
+
+def test_who_is_urgent_is_let_in_where_others_are_refused() -> None:
+    simulation = Simulation(max_wait_s=4.0)
+    numbers, accepted = random.Random(1), dict.fromkeys(HEAD_START_S, 0)
+    offered = dict.fromkeys(HEAD_START_S, 0)
+    for arrived in poisson(3 * CAPACITY, 12.0):
+        priority = numbers.choices(["high", "normal", "low"], [1, 8, 3])[0]
+        offered[priority] += 1
+        accepted[priority] += simulation.offer(Request(arrived, priority), LENGTH)
+    shares = {priority: accepted[priority] / offered[priority] for priority in offered}
+    assert shares["high"] == 1.0
+    assert shares["low"] < 0.2 * shares["normal"]
+    simulation.drain()
+    assert max(r.ended - r.arrived for r in simulation.done if r.priority == "high") < 4.0
+
+
+@pytest.mark.parametrize("cause", ["queue_wait", "queue_tokens", "deadline"])
+def test_retry_after_is_the_time_that_the_queue_takes(cause: str) -> None:
+    simulation = Simulation(max_wait_s=5.0 if cause == "queue_wait" else 1e9, max_tokens=100_000)
+    deadline = 2.0 if cause == "deadline" else None
+    while simulation.offer(Request(0.0, deadline=deadline), LENGTH):
+        pass
+    (refusal,) = simulation.refused
+    assert refusal.cause == cause
+    simulation.drain()
+    took_s = simulation.now - (2.0 if cause == "deadline" else 0.0)
+    assert took_s <= refusal.retry_after_s <= took_s + 1.2
+    assert f"try again in {refusal.retry_after_s} s" in refusal.message
+
+
+def test_no_client_is_told_to_wait_for_more_than_a_minute() -> None:
+    simulation = Simulation(max_wait_s=1.0, token_s=0.1)
+    while simulation.offer(Request(0.0), 512):
+        pass
+    assert simulation.refused[-1].retry_after_s == 60
+
+
+def test_one_batch_may_always_wait_however_slow_the_engine_is() -> None:
+    simulation = Simulation(max_wait_s=0.1, token_s=1.0)
+    simulation.offer(Request(0.0), 1000)
+    simulation.advance(0.1)
+    accepted = sum(simulation.offer(Request(0.1), 100) for _ in range(50))
+    assert accepted == math.ceil(BUDGET / 100)
+
+
+def test_before_the_first_batch_nothing_is_known_and_nothing_refused() -> None:
+    pending: Pending[Request] = Pending(BUDGET)
+    admission = Admission(pending, budget=BUDGET, max_wait_s=0.1)
+    for _ in range(1000):
+        pending.put([Item(tokens_of(LENGTH), Request(0.0), 0, 0.0)], 0.0)
+    admission.check(LENGTH, 0.0, "low", 0.001)
+    assert admission.wait_s(0.0) == 0.0
+
+
+# --- Requests of many inputs
+
+
+def test_a_small_request_waits_for_one_turn_of_each_large_one() -> None:
+    simulation = Simulation()
+    large = [Request(0.0) for _ in range(4)]
+    for request in large:
+        assert simulation.offer(request, *[256] * 1024)
+    small = Request(5.0, deadline=7.0)
+    assert simulation.offer(small, 20)
+    simulation.drain()
+    batch_s = FIXED_S + BUDGET * TOKEN_S
+    assert small.ended - small.arrived <= (len(large) + 2) * batch_s
+    ends = sorted(request.ended for request in large)
+    assert ends[-1] - ends[0] <= 2 * len(large) * batch_s, "they advance equally fast"
+    assert ends[-1] == pytest.approx(4 * 1024 * 256 / BUDGET * batch_s, rel=0.01), "and every batch is full"
+
+
+def test_a_large_request_that_comes_later_gets_its_share_at_once() -> None:
+    simulation = Simulation()
+    first, second = Request(0.0), Request(10.0)
+    simulation.offer(first, *[256] * 1024)
+    simulation.offer(second, *[256] * 100)
+    simulation.drain()
+    alone_s = 100 * 256 / BUDGET * (FIXED_S + BUDGET * TOKEN_S)
+    assert second.ended - second.arrived <= 2.2 * alone_s
+
+
+def test_a_large_request_advances_under_a_flood_of_small_ones() -> None:
+    simulation = Simulation(max_wait_s=0.5)
+    large = Request(0.0)
+    simulation.offer(large, *[256] * 40)  # ten turns
+    for arrived in poisson(3 * CAPACITY, 8.0):
+        simulation.offer(Request(arrived), LENGTH)
+    assert large.ended <= 10 * (0.5 + 3 * (FIXED_S + BUDGET * TOKEN_S))
+
+
+def test_a_large_request_whose_deadline_cannot_be_met_is_refused_and_a_small_one_is_not() -> None:
+    simulation = Simulation()
+    simulation.offer(Request(0.0), *[256] * 1024)
+    simulation.advance(1.0)
+    assert not simulation.offer(Request(1.0, deadline=4.0), *[256] * 100)  # alone it takes 3.2 s, beside another 6.4 s
+    assert simulation.offer(Request(1.0, deadline=9.0), *[256] * 100)
+    assert simulation.offer(Request(1.0, deadline=2.0), 20)
+
+
+# --- The rate
+
+
+def test_the_rate_is_found_from_batches_of_any_sizes() -> None:
+    numbers, rate = random.Random(0), ServiceRate()
+    for _ in range(64):
+        size = numbers.randint(1, BUDGET)
+        rate.add(size, (FIXED_S + TOKEN_S * size) * numbers.uniform(0.9, 1.1))
+    for size in (100, 1000, 10_000):
+        exact = math.ceil(size / BUDGET) * FIXED_S + size * TOKEN_S
+        assert rate.seconds(size, BUDGET) == pytest.approx(exact, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    "batches", [[(10, 0.1)] * 5, [(10, 0.5), (1000, 0.1)], [(7, 0.0)], [(1, 0.0), (2, 1.0)]], ids=str
+)
+def test_whatever_the_batches_took_no_time_is_negative(batches: list[tuple[int, float]]) -> None:
+    rate = ServiceRate()
+    for batch in batches:
+        rate.add(*batch)
+    times = [rate.seconds(size, BUDGET) for size in (0, 1, 100, 10_000)]
+    assert times[0] == 0.0
+    assert times == sorted(times)
+
+
+def test_a_process_that_was_stopped_does_not_spoil_the_estimate() -> None:
+    rate = ServiceRate()
+    for size in (*range(100, 1000, 30), 500):
+        rate.add(size, 300.0 if size == 500 else FIXED_S + size * TOKEN_S)
+    assert rate.seconds(BUDGET, BUDGET) < 2 * (FIXED_S + BUDGET * TOKEN_S)
