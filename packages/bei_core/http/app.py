@@ -60,6 +60,7 @@ class App:
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
+        self._prefixes = {path.partition("{")[0]: path for path in self._methods if "{" in path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI request."""
@@ -79,7 +80,9 @@ class App:
         headers = dict(request.scope["headers"][::-1])
         given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
         request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
-        route = self._routes.get(("GET" if method == "HEAD" else method, path))
+        path = path.rstrip("/") or "/"
+        place = "GET" if method == "HEAD" else method
+        route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
         call = Call(request, method, path, headers, request_id, self.services, self.service, route, BY_SHAPE.route_of)
         error: RequestError | None = None
         try:
@@ -189,10 +192,14 @@ class App:
 
     def _unrouted(self, call: Call) -> RequestError:
         """The error for a path that is unknown, or that another method is for."""
-        if call.path not in self._methods:
+        methods = ", ".join(sorted(self._methods.get(call.path) or self._methods.get(self._template(call.path), ())))
+        if not methods:
             return NotFoundError(f"there is no {call.path}; known are {', '.join(sorted(self._methods))}")
-        methods = ", ".join(sorted(self._methods[call.path]))
         return MethodNotAllowedError(f"{call.path} is served by {methods}, not by {call.method}", allow=methods)
+
+    def _template(self, path: str) -> str:
+        """The path with a parameter, such as `/v1/models/{id}`, that a path fits; empty if there is none."""
+        return next((known for prefix, known in self._prefixes.items() if path.startswith(prefix)), "")
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())
