@@ -174,7 +174,7 @@ def test_headers_say_what_computed_it(client: openai.OpenAI) -> None:
         ({"input": 5}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": ["a", 5]}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": [30_522]}, openai.UnprocessableEntityError, "Validation", "input"),
-        ({"input": ["a"] * 1025}, openai.UnprocessableEntityError, "Validation", "input"),
+        ({"input": ["a"] * 2049}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": LONG, "extra_body": {"truncate": False}}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": "a", "dimensions": -1}, openai.UnprocessableEntityError, "Validation", "dimensions"),
         ({"input": "a", "encoding_format": "hex"}, openai.UnprocessableEntityError, "Validation", "encoding_format"),

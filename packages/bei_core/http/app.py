@@ -192,9 +192,10 @@ class App:
 
     def _unrouted(self, call: Call) -> RequestError:
         """The error for a path that is unknown, or that another method is for."""
-        methods = ", ".join(sorted(self._methods.get(call.path) or self._methods.get(self._template(call.path), ())))
-        if not methods:
+        known = call.path if call.path in self._methods else self._template(call.path)
+        if not known:
             return NotFoundError(f"there is no {call.path}; known are {', '.join(sorted(self._methods))}")
+        methods = ", ".join(sorted(self._methods[known]))
         return MethodNotAllowedError(f"{call.path} is served by {methods}, not by {call.method}", allow=methods)
 
     def _template(self, path: str) -> str:
