@@ -42,6 +42,7 @@ class EmbeddingOptions(Common, kw_only=True):
     output_dimension: int | None = None  # Voyage's name of `dimensions`
     output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] | None = None  # Voyage
     embedding_type: Format | None = None  # Jina, NVIDIA
+    encoding_type: Format | None = None  # LlamaIndex's name of Jina's `embedding_type`
     embed_dtype: Literal["float32", "float16", "bfloat16"] | None = None  # vLLM: of the numbers in base64
     endianness: Literal["native", "little", "big"] | None = None  # vLLM: of the numbers in base64
     late_chunking: bool | None = None  # Jina
@@ -88,7 +89,12 @@ class EmbeddingOptions(Common, kw_only=True):
 
     def _written_as(self, rows: Rows, name: Format | None) -> Sequence[Any]:
         """The rows as lists of numbers, or in base64; `name` is one format of `encoding_format`."""
-        given = {"encoding_format": name, "embedding_type": self.embedding_type, "output_dtype": self.output_dtype}
+        given = {
+            "encoding_format": name,
+            "embedding_type": self.embedding_type,
+            "encoding_type": self.encoding_type,
+            "output_dtype": self.output_dtype,
+        }
         other = {field: None if value in _F32 else value for field, value in given.items()}
         precision: Precision = agreed(**other) or "float"
         if "base64" not in given.values():

@@ -20,7 +20,7 @@ from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result, Service
 from bei_core.tasks import Embed, EncodeOptions, Rows, check_dimensions
 
-_STARTED = "1970-01-01T00:00:00Z"  # clients parse the time at which a model was fetched
+_UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # of the last change of a model; clients parse it
 _NS = 1_000_000_000
 
 
@@ -104,7 +104,7 @@ async def show(call: Call) -> dict[str, Any]:
     if service is None:
         raise NotFoundError(f"model '{name}' not found", param="model")
     info = {"general.architecture": service.model.kind.value, "embedding_length": service.model.row_width}
-    facts = {"modelfile": "", "parameters": "", "template": "", "modified_at": _STARTED, "model_info": info}
+    facts = {"modelfile": "", "parameters": "", "template": "", "modified_at": _UNKNOWN_TIME, "model_info": info}
     capabilities = ["embedding"] if service.model.kind is Kind.EMBEDDING else []
     return {"details": _details(service), "capabilities": capabilities, **facts}
 
@@ -117,7 +117,13 @@ async def version(call: Call) -> dict[str, Any]:
 def _model(service: Service) -> dict[str, Any]:
     """One model of `/api/tags`."""
     named = {"name": service.name, "model": service.name}
-    return {**named, "modified_at": _STARTED, "size": 0, "digest": service.revision or "", "details": _details(service)}
+    return {
+        **named,
+        "modified_at": _UNKNOWN_TIME,
+        "size": 0,
+        "digest": service.revision or "",
+        "details": _details(service),
+    }
 
 
 def _details(service: Service) -> dict[str, Any]:
