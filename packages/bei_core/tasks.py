@@ -78,6 +78,9 @@ class EncodeOptions:
     chunk: bool = False  # split a text that is too long into chunks instead of truncating it
     chunk_tokens: int | None = None  # limit on the tokens of a text, or of the document of a pair; None: the model's
     spans: bool = False  # also say which part of the text each token stands for
+    max_tokens: int | None = (
+        None  # limit on the tokens of an input, special ones and prompts included; None: the model's
+    )
 
 
 class TokenSpan(NamedTuple):

@@ -1,4 +1,4 @@
-"""Unmodified clients that ask for vectors: Baseten's, Hugging Face's, LangChain's, LlamaIndex's and Haystack's.
+"""Unmodified clients that ask for vectors: those of Baseten, Cohere, Hugging Face, LangChain, LlamaIndex and Haystack.
 
 Each is compared with what `/embed` answers to the same texts. `openai` has a file of its own.
 """
@@ -6,6 +6,7 @@ Each is compared with what `/embed` answers to the same texts. `openai` has a fi
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import os
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import cohere
 import httpx
 import numpy as np
 import openai
@@ -293,3 +295,37 @@ def test_curl(bei: Server) -> None:
     for reply in (output, plain):
         rows = np.array(httpx.Response(200, content=reply).json(), np.float32)
         compare(rows, direct(bei, SENT), bei.tolerance())
+
+
+def by_cohere(reply: Any) -> list[Any]:  # noqa: ANN401 - a union of Cohere's classes
+    return [reply.embeddings.float_, reply.embeddings.int8, reply.embeddings.ubinary, reply.embeddings.base64]
+
+
+@pytest.mark.filterwarnings("ignore::pydantic.warnings.PydanticDeprecationWarning")  # by the client itself
+@pytest.mark.parametrize("make", [cohere.Client, cohere.ClientV2])
+def test_coheres_clients_get_every_type(tiny: Server, make: Callable[..., Any]) -> None:
+    types = ["float", "int8", "ubinary", "base64"]
+    client, texts = make(KEY, base_url=tiny.url), SENT[:5]
+    reply = client.embed(texts=texts, model="m", input_type="search_document", embedding_types=types)
+    floats, bytes_, bits, encoded = by_cohere(reply)
+    compare(np.array(floats, np.float32), direct(tiny, texts), F32)
+    assert (np.unpackbits(np.array(bits, np.uint8), axis=1)[:, : len(floats[0])] == (np.array(floats) > 0)).all()
+    assert np.abs(bytes_).max(axis=1).tolist() == [127] * 5
+    assert np.array_equal([np.frombuffer(base64.b64decode(text), "<f4") for text in encoded], np.float32(floats))
+    assert reply.response_type == "embeddings_by_type"
+    assert reply.texts == texts
+
+
+def test_coheres_first_client_gets_numbers_by_default(tiny: Server) -> None:
+    reply = cohere.Client(KEY, base_url=tiny.url).embed(texts=SENT[:5], model="m", truncate="START")
+    assert reply.response_type == "embeddings_floats"
+    compare(np.array(reply.embeddings, np.float32), direct(tiny, SENT[:5], truncation_direction="Left"), F32)
+
+
+def test_coheres_second_client_sends_inputs_and_is_told_of_images(tiny: Server) -> None:
+    client = cohere.ClientV2(KEY, base_url=tiny.url)
+    inputs = [{"content": [{"type": "text", "text": text}]} for text in SENT[:5]]
+    reply = client.embed(inputs=inputs, model="m", input_type="search_query", output_dimension=8)  # type: ignore[arg-type]
+    assert np.array(reply.embeddings.float_).shape == (5, 8)
+    with pytest.raises(cohere.UnprocessableEntityError, match="images are not supported"):
+        client.embed(images=["data:image/png;base64,AA=="], model="m", input_type="image")

@@ -66,7 +66,7 @@ def test_a_wrong_key_opens_nothing(guarded: Server, method: str, path: str, give
     assert (reply.status_code, reply.headers["www-authenticate"]) == (401, "Bearer")
     body = reply.json()
     if path.startswith("/v1"):
-        assert (body["error"]["type"], body["error"]["code"]) == ("Unauthorized", 401)
+        assert (body["error"]["type"], body["error"]["code"]) == ("Unauthorized", "invalid_api_key")
     else:
         assert (body["error_type"], "API key" in body["error"]) == ("Unauthorized", True)
     assert KEY not in reply.text

@@ -95,6 +95,33 @@ def test_dimensions_cut_and_normalise_again(bei: Server, client: openai.OpenAI, 
         assert np.allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["int8", "ubinary"])
+def test_options_of_other_apis_go_into_the_extra_body(bei: Server, client: openai.OpenAI, kind: str) -> None:
+    reply = client.embeddings.create(
+        model="m", input=TEXTS[:20], encoding_format="float", extra_body={"output_dtype": kind}
+    )
+    found = rows_of(reply)
+    if kind == "int8":
+        cosines = np.einsum("nd,nd->n", l2_normalize(found), REFERENCE.vectors[:20])
+        assert (cosines > 0.999).all()
+    else:
+        bits = np.unpackbits(found.astype(np.uint8), axis=1)
+        assert (bits == (REFERENCE.vectors[:20] > 0)).mean() > 0.99  # the sign of a number near 0 may differ
+
+
+def test_a_model_is_retrieved_by_its_name(client: openai.OpenAI) -> None:
+    assert client.models.retrieve(NAME).id == NAME
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve("another/model")
+    assert (raised.value.code, raised.value.param) == ("model_not_found", "model")
+
+
+def test_2048_inputs_are_one_request_by_default(client: openai.OpenAI) -> None:
+    assert len(client.embeddings.create(model="m", input=["a"] * 2048).data) == 2048
+    with pytest.raises(openai.UnprocessableEntityError, match="maximum allowed batch size 2048"):
+        client.embeddings.create(model="m", input=["a"] * 2049)
+
+
 def test_token_ids_are_used_as_they_are(bei: Server, client: openai.OpenAI) -> None:
     ids = [row.tolist() for row in REFERENCE.ids[:20]]
     several = client.embeddings.create(model="m", input=ids)
@@ -147,7 +174,7 @@ def test_headers_say_what_computed_it(client: openai.OpenAI) -> None:
         ({"input": 5}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": ["a", 5]}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": [30_522]}, openai.UnprocessableEntityError, "Validation", "input"),
-        ({"input": ["a"] * 1025}, openai.UnprocessableEntityError, "Validation", "input"),
+        ({"input": ["a"] * 2049}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": LONG, "extra_body": {"truncate": False}}, openai.UnprocessableEntityError, "Validation", "input"),
         ({"input": "a", "dimensions": -1}, openai.UnprocessableEntityError, "Validation", "dimensions"),
         ({"input": "a", "encoding_format": "hex"}, openai.UnprocessableEntityError, "Validation", "encoding_format"),
@@ -185,7 +212,7 @@ def test_a_wrong_key_raises_authentication_error(strict: Server) -> None:
             client.embeddings.create(model="m", input="a")
         with pytest.raises(openai.AuthenticationError):
             client.models.list()
-    assert raised.value.type == "Unauthorized"
+    assert (raised.value.type, raised.value.code) == ("Unauthorized", "invalid_api_key")
     assert KEY not in str(raised.value.body)
 
 

@@ -173,7 +173,7 @@ def test_info_says_what_is_served_and_its_limits(http: httpx.Client) -> None:
     assert (info["model_id"], info["model_type"]) == (NAME, {"embedding": {"pooling": "mean"}})
     assert (info["max_input_length"], info["dimensions"], info["auto_truncate"]) == (MAX_TOKENS, WIDTH, True)
     limits = [info[f"max_{name}"] for name in ("concurrent_requests", "batch_tokens", "client_batch_size")]
-    assert limits == [2048, 16_384, 1024]
+    assert limits == [2048, 16_384, 2048]
     assert {"model_sha", "model_dtype", "max_batch_requests", "tokenization_workers", "version"} <= info.keys()
 
 

@@ -150,7 +150,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_batch_requests: Annotated[
         Count | None, About("Maximum inputs of one forward pass.", unset="as many as max_batch_tokens allows")
     ] = None
-    max_client_batch_size: Annotated[Count, About("Maximum inputs of one request.")] = 1024
+    max_client_batch_size: Annotated[Count, About("Maximum inputs of one request.")] = 2048
     max_concurrent_requests: Annotated[
         Count, About("Maximum requests that are accepted and not yet answered; more get status 429.")
     ] = 2048

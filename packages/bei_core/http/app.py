@@ -62,6 +62,7 @@ class App:
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
+        self._prefixes = {path.partition("{")[0]: path for path in self._methods if "{" in path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One ASGI request."""
@@ -79,8 +80,10 @@ class App:
     async def respond(self, request: Request, method: str, path: str) -> Response:
         """The reply of a route, with the request's id. Raises only if the server cancels it."""
         headers = dict(request.scope["headers"][::-1])
-        route = self._routes.get(("GET" if method == "HEAD" else method, path))
         request_id = _request_id(headers)
+        path = path.rstrip("/") or "/"
+        place = "GET" if method == "HEAD" else method
+        route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
         call = Call(request, method, path, headers, request_id, self.services, self.service, route, BY_SHAPE.route_of)
         error: RequestError | None = None
         try:
@@ -244,10 +247,15 @@ class App:
 
     def _unrouted(self, call: Call) -> RequestError:
         """The error for a path that is unknown, or that another method is for."""
-        if call.path not in self._methods:
+        known = call.path if call.path in self._methods else self._template(call.path)
+        if not known:
             return NotFoundError(f"there is no {call.path}; known are {', '.join(sorted(self._methods))}")
-        methods = ", ".join(sorted(self._methods[call.path]))
+        methods = ", ".join(sorted(self._methods[known]))
         return MethodNotAllowedError(f"{call.path} is served by {methods}, not by {call.method}", allow=methods)
+
+    def _template(self, path: str) -> str:
+        """The path with a parameter, such as `/v1/models/{id}`, that a path fits; empty if there is none."""
+        return next((known for prefix, known in self._prefixes.items() if path.startswith(prefix)), "")
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())

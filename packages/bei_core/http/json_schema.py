@@ -28,7 +28,7 @@ def map_of(values: JsonSchema) -> JsonSchema:
     return {"type": "object", "additionalProperties": values}
 
 
-def object_of(optional: Sequence[str] = (), **properties: JsonSchema) -> JsonSchema:
+def object_of(optional: Sequence[str] = (), /, **properties: JsonSchema) -> JsonSchema:
     """An object that has all of these properties but the `optional` ones, and maybe others."""
     required = [name for name in properties if name not in optional]
     return {"type": "object", "required": required, "properties": properties}

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bei_core.http.json_schema import any_of
+from bei_core.http.json_schema import STRING, any_of
 from bei_core.http.page import PAGES
 from bei_core.http.route import Call, Route
 from bei_core.http.routes import ROUTES
@@ -59,6 +59,9 @@ def _operation(route: Route) -> dict[str, Any]:
     for status, text in failures.items():
         responses[status] = {"description": text, "content": {"application/json": {"schema": error}}}
     operation: dict[str, Any] = {"summary": route.summary, "responses": responses}
+    if "{" in route.path:
+        name = route.path.partition("{")[2].rstrip("}")
+        operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": STRING}]
     if schemas:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _one_of(schemas)}}}
     if not route.public:

@@ -79,7 +79,7 @@ class TextTokenizer:
     async def tokenize(self, texts: Sequence[Text], options: EncodeOptions) -> Tokenized:
         """The tokens of each text, truncated or in chunks; raises as `encode_now` and `chunk_now` do."""
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
-        if options.chunk or options.chunk_tokens is not None:
+        if options.chunk or options.chunk_tokens is not None or options.max_tokens is not None:
             return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
         turn = asyncio.get_running_loop().time()  # uvloop's stands still until every callback that is due has run
         if turn != self._turn:
@@ -288,7 +288,7 @@ class TextTokenizer:
 
         `truncate: false` allows cutting to `chunk_tokens`, which the request asked for, but not further.
         """
-        space = self.max_seq_len - num_fixed
+        space = min(self.max_seq_len, options.max_tokens or self.max_seq_len) - num_fixed
         wanted = min(len(document), options.chunk_tokens or len(document))
         if space < min(1, len(document)):
             raise _no_space()

@@ -39,7 +39,7 @@ def trt_llm(**build: object) -> dict[str, Any]:
 def test_defaults_are_the_contracts() -> None:
     settings = load()
     assert (settings.max_batch_tokens, settings.max_batch_requests) == (16_384, None)
-    assert (settings.max_client_batch_size, settings.max_concurrent_requests) == (1024, 2048)
+    assert (settings.max_client_batch_size, settings.max_concurrent_requests) == (2048, 2048)
     assert (settings.max_queue_tokens, settings.payload_limit) == (1_048_576, 32_000_000)
     assert (settings.hostname, settings.port, settings.auto_truncate) == ("0.0.0.0", 7997, True)
     assert (settings.model_id, settings.dtype, settings.pooling, settings.engine) == (None, "auto", None, "auto")

@@ -10,6 +10,7 @@ from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
+from bei_core.http.schemas import cohere_embed
 from bei_core.http.schemas.common import USAGE, Common, RequestContext, usage
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -87,6 +88,7 @@ _RESULT = object_of(["document"], index=INTEGER, relevance_score=NUMBER, documen
 _RANKING = object_of(id=STRING, model=STRING, results=array_of(_RESULT), meta=OBJECT, usage=USAGE)
 
 ROUTES = (
+    *cohere_embed.ROUTES,
     Route(
         "POST",
         "/rerank",

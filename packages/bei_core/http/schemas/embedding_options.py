@@ -1,0 +1,125 @@
+"""The options of `/v1/embeddings`: OpenAI's, and those of Voyage, Jina, mixedbread, NVIDIA and vLLM.
+
+All these APIs have the same path, so a request may have the options of any. One that would change the vectors is
+honoured or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from bei_core.errors import ValidationError
+from bei_core.http.schemas.common import Common
+from bei_core.http.schemas.vectors import Precision, agreed, as_base64, as_lists, prompt_name
+from bei_core.serving.served_model import ServedModel
+from bei_core.tasks import EncodeOptions, Rows
+
+Format: TypeAlias = Literal["float", "base64", "float16", "int8", "uint8", "binary", "ubinary"]
+
+_F32 = (None, "float", "base64")  # the formats of f32
+
+
+class EmbeddingOptions(Common, kw_only=True):
+    """The options of a request for embeddings; None is the default of each."""
+
+    encoding_format: Format | list[Format] | None = None  # float; a list gives an object per vector (mixedbread)
+    dimensions: int | None = None  # Infinity's client sends 0 by default: the model's own
+    input_type: str | None = None  # chooses one of the model's own prompts
+    normalize: bool | None = None  # true
+    normalized: bool | None = None  # Jina's and mixedbread's name of `normalize`
+    use_activation: bool | None = None  # vLLM's name of `normalize`
+    prompt: str | None = None  # mixedbread: a text put before each input
+    task: str | None = None  # Jina's name of `input_type`
+    truncation: bool | None = None  # Voyage's name of `truncate`
+    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None  # vLLM; -1: as many as the model takes
+    truncation_side: Literal["left", "right"] | None = None  # vLLM's name of `truncation_direction`
+    add_special_tokens: bool | None = None  # vLLM
+    output_dimension: int | None = None  # Voyage's name of `dimensions`
+    output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] | None = None  # Voyage
+    embedding_type: Format | None = None  # Jina, NVIDIA
+    encoding_type: Format | None = None  # LlamaIndex's name of Jina's `embedding_type`
+    embed_dtype: Literal["float32", "float16", "bfloat16"] | None = None  # vLLM: of the numbers in base64
+    endianness: Literal["native", "little", "big"] | None = None  # vLLM: of the numbers in base64
+    late_chunking: bool | None = None  # Jina
+    modality: str | list[str] | None = None  # NVIDIA
+    messages: Any = None  # vLLM
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the request has only options of OpenAI and those that all our routes have."""
+        return _others(self) == _UNSET and self.encoding_format in _F32
+
+    @property
+    def width(self) -> int | None:
+        """The number of dimensions that is asked for; None: the model's own."""
+        asked: int | None = agreed(dimensions=self.dimensions or None, output_dimension=self.output_dimension)
+        return asked
+
+    @property
+    def has_unit_length(self) -> bool:
+        """Whether the vectors are to be of length 1."""
+        asked = agreed(normalize=self.normalize, normalized=self.normalized, use_activation=self.use_activation)
+        return asked is not False
+
+    def all_options(self, model: ServedModel) -> EncodeOptions:
+        """How to encode the texts. Raises ValidationError for an option that cannot be honoured."""
+        self._refuse_unsupported()
+        input_type, limit = agreed(input_type=self.input_type, task=self.task), self.truncate_prompt_tokens
+        if self.prompt is not None and (input_type or self.prompt_name):
+            raise ValidationError("`prompt` excludes `prompt_name`, `input_type` and `task`", param="prompt")
+        truncate = agreed(truncate=self.truncate, truncation=self.truncation, truncate_prompt_tokens=limit and True)
+        given = self.truncation_direction and self.truncation_direction.lower()
+        side = agreed(truncation_direction=given, truncation_side=self.truncation_side)
+        common = msgspec.structs.replace(self, truncate=truncate, truncation_direction=side)
+        options = common.encode_options(model, prompt_name=prompt_name(input_type, model) if input_type else None)
+        prompt = options.prompt if self.prompt is None else self.prompt
+        return replace(options, prompt=prompt, max_tokens=None if limit == -1 else limit)
+
+    def written(self, rows: Rows) -> Sequence[Any]:
+        """The rows in the format, or in each of several formats, that the request asks for."""
+        if not isinstance(self.encoding_format, list):
+            return self._written_as(rows, self.encoding_format)
+        columns = {name: self._written_as(rows, name) for name in self.encoding_format}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _written_as(self, rows: Rows, name: Format | None) -> Sequence[Any]:
+        """The rows as lists of numbers, or in base64; `name` is one format of `encoding_format`."""
+        given = {
+            "encoding_format": name,
+            "embedding_type": self.embedding_type,
+            "encoding_type": self.encoding_type,
+            "output_dtype": self.output_dtype,
+        }
+        other = {field: None if value in _F32 else value for field, value in given.items()}
+        precision: Precision = agreed(**other) or "float"
+        if "base64" not in given.values():
+            return as_lists(rows, precision)
+        if precision == "float" and self.embed_dtype in ("float16", "bfloat16"):
+            precision = self.embed_dtype
+        return as_base64(rows, precision, ">" if self.endianness == "big" else "<")
+
+    def _refuse_unsupported(self) -> None:
+        """Raises ValidationError for an option that is not supported and would change the vectors."""
+        modalities = [self.modality] if isinstance(self.modality, str) else self.modality or ()
+        refused = {
+            "messages": self.messages is not None and "is not supported; put the text into `input`",
+            "late_chunking": self.late_chunking and "is not supported; `chunk` splits long texts",
+            "add_special_tokens": self.add_special_tokens is False
+            and "can only be true; token ids as `input` are used as they are",
+            "modality": any(kind != "text" for kind in modalities) and "can only be text",
+            "truncate_prompt_tokens": self.truncate_prompt_tokens == 0 and "must be -1 or more than 0",
+        }
+        for name, reason in refused.items():
+            if reason:
+                raise ValidationError(f"`{name}` {reason}", param=name)
+
+
+_OPENAIS = {*Common.__struct_fields__, "encoding_format", "dimensions", "input_type"}
+_OTHERS = [name for name in EmbeddingOptions.__struct_fields__ if name not in _OPENAIS]
+_others = attrgetter(*_OTHERS)
+_UNSET = (None,) * len(_OTHERS)
