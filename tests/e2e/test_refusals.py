@@ -304,7 +304,7 @@ def test_headers_that_can_be_kept(http: httpx.Client, name: str, value: str) -> 
     [
         ("PUT", "/", 405, "MethodNotAllowed"),
         ("POST", "/nowhere", 404, "NotFound"),
-        ("GET", "/embed/", 404, "NotFound"),
+        ("GET", "/embed/", 405, "MethodNotAllowed"),
         ("GET", "/EMBED", 404, "NotFound"),
         ("GET", "/%00%ff%0d%0aa:b", 404, "NotFound"),
         ("GET", "/v1/nowhere", 404, "NotFound"),
