@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
+import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +22,7 @@ import msgspec
 
 from bei_core.config.settings import Settings
 from bei_core.config.trt_llm import QuantizationType
+from bei_core.engines.batch import Batch
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import EncodeOptions, Pair, Text, Tokens
@@ -33,6 +36,7 @@ HUB_DEFAULT = "abisee/cnn_dailymail"  # truss's default for calib_dataset, a dat
 NUM_HELD_OUT = 256  # held-out texts; at most a quarter of a file
 _MIN_TEXTS = 16  # of a file; with fewer the measured quality means nothing
 _FIELDS = ("text", "article", "document")  # of a line of a .jsonl file; the first that it has is the text
+_EVERY_S = 10.0  # between log lines of progress
 _SHAPES = (0, 1, 1, 2, 4)  # number of texts joined into an input, in turn; 0: the first words of one, as a query
 
 
@@ -105,6 +109,21 @@ def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_len
         return reader.encode_now(inputs, EncodeOptions(prompt=prompt, pool_prompt=spec.pools_prompt))
     finally:
         reader.close()
+
+
+def with_progress(batches: Sequence[Batch], what: str) -> Iterator[tuple[int, Batch]]:
+    """Each batch with its number, from 0; shows the progress and the time left: a bar on a terminal, else log lines."""
+    from tqdm import tqdm
+
+    has_bar = sys.stderr.isatty()
+    started = logged = time.monotonic()
+    for number, batch in enumerate(tqdm(batches, desc=what, unit=" batches", file=sys.stderr, disable=not has_bar)):
+        now = time.monotonic()
+        if not has_bar and now - logged >= _EVERY_S:
+            logged = now
+            left = (now - started) / number * (len(batches) - number)
+            log.info("%s: %d of %d batches, about %.0f s left", what, number, len(batches), left)
+        yield number, batch
 
 
 def _inputs(texts: Sequence[str], spec: ModelSpec) -> Iterator[Text]:

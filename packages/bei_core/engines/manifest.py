@@ -8,6 +8,7 @@ spec.json, tokenizer.json
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,13 +18,18 @@ import msgspec
 
 from bei_core.engines.quality import Quality
 from bei_core.errors import CheckpointError, EngineCorruptError
-from bei_core.storage.cache import files_of
+from bei_core.storage.cache import files_of, write_atomically
 from bei_core.storage.errors import disk_error
 from bei_core.storage.transfer import digest_of
+
+log = logging.getLogger(__name__)
 
 MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
 TUNED = ".tuned"  # a folder with what an engine has measured on this machine; the manifest does not list it
 SCHEMA = 2
+
+_VERIFIED = f"{TUNED}/verified.json"  # the files whose digests were right on this machine
+_Stamps: TypeAlias = dict[str, tuple[str, int, int, int]]  # digest, inode, size, time of modification in nanoseconds
 
 # A result of `key_of`. Anything else is refused, because the address is used as the name of a folder.
 Address: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -139,6 +145,21 @@ def check_digests(folder: Path, manifest: Manifest) -> None:
         ) from error
 
 
+def check_once(folder: Path, manifest: Manifest) -> None:
+    """Check every digest unless the files are those that were right before. Raises as `check_digests`.
+
+    A file that was written, replaced or copied since has another inode, size or time of modification.
+    """
+    stamps = _stamps(folder, manifest)  # taken first: a file that changes during the check is checked again
+    if stamps is not None and stamps == _recorded(folder):
+        return
+    check_digests(folder, manifest)
+    try:
+        write_atomically(folder / _VERIFIED, msgspec.json.encode(stamps))
+    except OSError as error:  # the next start checks again
+        log.debug("the check of %s is not recorded: %s", folder, error)
+
+
 def unnamed(folder: Path, manifest: Manifest) -> list[str]:
     """The files of an engine folder that its manifest does not list, except those in TUNED."""
     there = {path.relative_to(folder).as_posix() for path in files_of(folder)}
@@ -167,3 +188,20 @@ def _entries(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, FileEntr
 
 def _entry(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, digest_of(path))
+
+
+def _stamps(folder: Path, manifest: Manifest) -> _Stamps | None:
+    """What the files are now; None if one cannot be read."""
+    try:
+        found = {name: (folder / name).stat() for name in manifest.files}
+    except OSError:
+        return None
+    return {name: (manifest.files[name].sha256, at.st_ino, at.st_size, at.st_mtime_ns) for name, at in found.items()}
+
+
+def _recorded(folder: Path) -> _Stamps | None:
+    """What the files were when they were checked last; None without a record."""
+    try:
+        return msgspec.json.decode((folder / _VERIFIED).read_bytes(), type=_Stamps)
+    except (OSError, msgspec.MsgspecError):
+        return None

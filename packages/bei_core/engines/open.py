@@ -13,11 +13,10 @@ import msgspec
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, is_engine, read_manifest
+from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, check_once, is_engine, read_manifest
 from bei_core.engines.provider import EngineProvider
 from bei_core.engines.quality import bar_of
 from bei_core.engines.registry import load_loader
-from bei_core.engines.verified import check_once
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.models.spec import ModelSpec, load_spec
 from bei_core.storage.backends import redact

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +22,6 @@ from bei_core.storage.backends import is_store, redact, store_examples
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
 from bei_core.storage.objects import ObjectStore
-from bei_core.storage.transfer import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +85,7 @@ class EngineProvider:
         if self._quantization is not None:
             parts["quantization"] = self._quantization
         if self._local:
-            parts["content"] = [
-                resolve(name).revision if Path(name).is_dir() else digest_of(Path(name)) for name in self._local
-            ]
+            parts["content"] = [_content_digest(name) for name in self._local]
         facts = request_facts(self._builder, self._settings)
         return key_of({"engine": self._engine, **facts, **parts})
 
@@ -158,3 +157,13 @@ class EngineProvider:
                 self._remote.set_ref(key, ref)
         except CheckpointError as error:
             log.warning("the engine cannot be shared with other replicas: %s", error)
+
+
+def _content_digest(name: str) -> str:
+    """The digest of a model's folder, or of a file of texts; empty for a file that is neither or cannot be read."""
+    path = Path(name)
+    if path.is_dir():
+        return resolve(name).revision
+    with suppress(OSError):  # the code that reads it says what is wrong
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix in {".txt", ".jsonl"} else ""
+    return ""

@@ -176,12 +176,11 @@ def test_a_local_folder_is_read_at_each_start(world: World, tmp_path: Path) -> N
 def test_of_a_local_folder_that_has_not_changed_the_tokenizer_is_not_made_again(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = checkpoint(tmp_path / "mine")
-    first = start(world.settings(model_id=str(folder)))
-    with monkeypatch.context() as patched:
-        patched.setattr("bei_core.engines.provider.plan_model", lambda *given: pytest.fail("the folder is read again"))
-        assert start(world.settings(model_id=str(folder))) == first
-    assert start(world.settings(model_id=str(folder), refresh=True)) == first
+    asked = {"model_id": str(checkpoint(tmp_path / "mine"))}
+    first = start(world.settings(**asked))
+    assert start(world.settings(**asked, refresh=True)) == first
+    monkeypatch.setattr("bei_core.engines.provider.plan_model", lambda *given: pytest.fail("the folder is read again"))
+    assert start(world.settings(**asked)) == first
 
 
 def test_a_folder_that_has_gone_does_not_stand_for_a_repository_of_its_name(

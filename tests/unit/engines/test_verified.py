@@ -10,9 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bei_core.engines import verified
-from bei_core.engines.manifest import TUNED, FileEntry, Manifest, check_digests, read_manifest, seal
-from bei_core.engines.verified import check_once
+from bei_core.engines import manifest as manifests
+from bei_core.engines.manifest import TUNED, FileEntry, Manifest, check_digests, check_once, read_manifest, seal
 from bei_core.errors import EngineCorruptError
 
 MADE = Manifest(engine="fake", precision="f32", source="owner/name", revision="0" * 40, artifact="a" * 32)
@@ -36,7 +35,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         found.append(folder)
         real(folder, manifest)
 
-    monkeypatch.setattr(verified, "check_digests", check)
+    monkeypatch.setattr(manifests, "check_digests", check)
     return found
 
 
@@ -86,7 +85,7 @@ def test_a_folder_that_cannot_be_written_is_checked_each_time(
     def refuse(path: Path, content: bytes) -> None:
         raise PermissionError(path)
 
-    monkeypatch.setattr(verified, "write_atomically", refuse)
+    monkeypatch.setattr(manifests, "write_atomically", refuse)
     check(engine)
     check(engine)
     assert reads == [engine, engine]

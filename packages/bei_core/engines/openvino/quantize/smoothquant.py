@@ -20,9 +20,9 @@ from openvino import Model, Node
 from openvino import opset15 as op
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.calibration import with_progress
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.packing import pack_rows
-from bei_core.engines.openvino.quantize.progress import with_progress
 from bei_core.engines.openvino.stored import keep_weights_narrow, values_of
 
 Array = npt.NDArray[Any]
