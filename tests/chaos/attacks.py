@@ -117,28 +117,3 @@ ATTACKS = (
     ),
     Attack("1,024 lists of 1,000 ids", "/embed", dumped(inputs=[[1012] * 1000] * 1024), (200, 429)),
 )
-
-# What a reranker is asked.
-RERANK_ATTACKS = (
-    Attack(
-        "rerank, 3 MB query, 1,024 documents",
-        "/rerank",
-        dumped(query="a " * 1_500_000, texts=["b"] * 1024),
-        (422,),
-        "32000000",
-    ),
-    Attack(
-        "rerank, 3.9 MB query, 2,000 documents, gzip",
-        "/rerank",
-        lambda: gzip.compress(json.dumps({"query": "a" * 3_900_000, "documents": ["b"] * 1024}).encode(), 9),
-        (422,),
-        "32000000",
-        GZIP,
-    ),
-    Attack(
-        "rerank, 32 MB of documents",
-        "/rerank",
-        dumped(query="a", texts=["b " * 15_000] * 1000, return_text=True),
-        (200,),
-    ),
-)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import logging
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ class Client:
             self._allowed = min(burst, self._allowed + rate * (now - self._counted_at))
             self._counted_at = now
             if self._allowed < 1:
-                wait_s = int((1 - self._allowed) / rate) + 1
+                wait_s = math.ceil((1 - self._allowed) / rate)
                 limit = f"{key.requests_per_minute} requests a minute"
                 raise OverloadedError(f"the key {self.name} allows {limit}; try again", retry_after_s=wait_s)
             self._allowed -= 1
