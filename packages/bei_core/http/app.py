@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
 from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
@@ -80,7 +79,8 @@ class App:
     async def respond(self, request: Request, method: str, path: str) -> Response:
         """The reply of a route, with the request's id. Raises only if the server cancels it."""
         headers = dict(request.scope["headers"][::-1])
-        request_id = _request_id(headers)
+        given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
+        request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
@@ -116,11 +116,14 @@ class App:
         service, method, path = self.service, scope["method"], scope["path"]
         if not service.is_busy or len(self.services) > 1:
             return None
-        route = BY_SHAPE.default(service) if path in self._any_body else self._routes.get((method, path))
+        route = self._routes.get((method, path))
+        if route is None and method == "POST" and path in self._any_body:
+            route = BY_SHAPE.default(service)
         if route is None or route.schema is None or route.answer is not None:
             return None
         headers = dict(scope["headers"][::-1])
-        request_id = _request_id(headers)
+        given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
+        request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
         call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, BY_SHAPE.route_of)
         try:
             if self._keys is not None:
@@ -294,12 +297,6 @@ class App:
         if coding is None:
             return body
         return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)
-
-
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    """The client's id of a request, cut to a length that logs can bear, or a random one."""
-    given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
-    return given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
 
 
 def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:

@@ -245,6 +245,19 @@ async def test_a_slow_engine_does_not_hang(make_runner: MakeRunner) -> None:
         assert isinstance((await ended(*tasks))[0], EngineError)
 
 
+async def test_each_row_of_a_large_request_proves_the_engine(make_runner: MakeRunner) -> None:
+    engine, clock = FakeEngine(max_seq_len=1), Clock()
+    runner = make_runner(engine, budget=1, clock=clock)
+    engine.hold()
+    (task,) = submitted(runner, [tokens_of(index) for index in range(3)])
+    await entered(engine)
+    assert runner.proven_at < clock.now
+    engine.release()
+    await entered(engine)
+    assert runner.proven_at == clock.now
+    await ended(task)
+
+
 # --- The end of the thread
 
 

@@ -308,20 +308,6 @@ async def test_health_does_not_wait_for_a_busy_engine(
     assert len(engine.seen) <= 4 * 50 + 3, "probes that nobody waits for are not run again and again"
 
 
-async def test_each_row_of_a_large_request_proves_health(
-    make_service: MakeService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bei_core.serving.service._PROVEN_S", 1e9)
-    engine = FakeEngine(max_seq_len=48)
-    service = make_service(engine)
-    task = asyncio.create_task(service.run(embed(*["word " * 100] * 50)))
-    await entered(engine, 3)
-    with engine.held():
-        await service.check()
-    await ended(task)
-    assert {len(ids) for ids in engine.seen} == {48}, "no probe was needed"
-
-
 async def test_an_engine_that_fails_on_everything_is_unhealthy_though_it_is_busy(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
