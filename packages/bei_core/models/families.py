@@ -284,6 +284,7 @@ _FAMILIES = (
         prefixes=("",),
         anchor="encoder.final_layer_norm.weight",
     ),
+    # Tables without layers, which models/sentence/static.py tells apart: sentence-transformers' and model2vec's.
     Family(
         name="static",
         classes=("StaticEmbedding",),

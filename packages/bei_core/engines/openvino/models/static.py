@@ -8,7 +8,7 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import CheckpointError
-from bei_core.models.configuration import Config
+from bei_core.models.configuration import Config, read_size
 from bei_core.models.families import Family
 
 
@@ -16,8 +16,7 @@ class Transformer:
     """The table of a checkpoint; of model2vec's, with the factor of each token and with shared rows written out."""
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
-        width = int(config["hidden_size"])
-        table = weights.get(family.anchor, None, width)
+        table = weights.get(family.anchor, None, read_size(config, "hidden_size"))
         if "mapping" in weights:
             rows = weights.ints("mapping")
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):
@@ -25,8 +24,8 @@ class Transformer:
             table = table[rows]
         if "weights" in weights:
             table = table * weights.get("weights", len(table))[:, None]
-        self.table = table
+        self._table = table
 
     def graph(self, inputs: Inputs) -> Node:
         """The rows f32[R, L, H] of the tokens."""
-        return ops.embedding(self.table, inputs.input_ids)
+        return ops.embedding(self._table, inputs.input_ids)
