@@ -155,6 +155,7 @@ async def info(call: Call) -> Mapping[str, Any]:
     settings = service.settings
     return {
         "model_id": service.name,
+        "served_model_name": service.name,
         "model_sha": service.revision,
         "model_dtype": service.engine.precision,
         "model_type": _model_type(service),
@@ -166,6 +167,8 @@ async def info(call: Call) -> Mapping[str, Any]:
         "auto_truncate": settings.auto_truncate,
         "tokenization_workers": settings.tokenization_workers or 1,
         "version": bei_version(),
+        "sha": None,  # of the server's source, and the label of its image: TEI's clients expect both
+        "docker_label": None,
         "engine": service.engine.name,
         "compute_type": service.model.compute_type,
         "kind": service.model.kind.value,
@@ -181,7 +184,8 @@ def _model_type(service: Service) -> Mapping[str, Any]:
         names = {str(index): label for index, label in enumerate(labels)}
         return {kind.tei_type: {"id2label": names, "label2id": {label: index for index, label in enumerate(labels)}}}
     modes = [mode for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
-    return {kind.tei_type: {"pooling": "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"}}
+    pooling = "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"
+    return {kind.tei_type: {"pooling": pooling.replace("lasttoken", "last_token")}}
 
 
 _MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
