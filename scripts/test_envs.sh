@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Makes the environments that tests need in addition to .venv, from lock files:
-#   .venv-truss         truss itself, for its command line, its validation and its schema
-#   .venv-truss-server  the contents of the image of config.yaml: Truss's server and the requirements in config.yaml
-#   .venv-clients       clients that need older packages than those in .venv
+#   .venv-truss            truss itself, for its command line, its validation and its schema
+#   .venv-truss-server     the contents of the image of config.yaml: Truss's server and the requirements in config.yaml
+#   .venv-clients          clients that need older packages than those in .venv
+#   .venv-clients-vendors  clients of other vendors' APIs, without large packages that they ask for and do not need here
+#   tests/e2e/node         clients for Node, in node_modules; needs npm
 #
 #   scripts/test_envs.sh                  makes those that are missing or whose lock file has changed
 #   scripts/test_envs.sh lock truss       updates the lock files of the first two, after a change to
 #                                         requirements/truss.txt or config.yaml
-#   scripts/test_envs.sh lock clients     updates the lock file of the last, after a change to requirements/clients.txt
+#   scripts/test_envs.sh lock clients     updates the lock files of the clients for Python, after a change to
+#                                         requirements/clients.txt or requirements/clients-vendors*.txt
 #   scripts/test_envs.sh truss VERSION    makes .venv-truss-VERSION, with another version of truss
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,8 +32,8 @@ find_python() {
     done
 }
 
-# Makes .venv-$1 from requirements/$1.lock, with an interpreter that is no newer than Python 3.$2. If there is none, it
-# contains only a file `unavailable`, which tests look for.
+# Makes .venv-$1 from requirements/$1.lock, with an interpreter that is no newer than Python 3.$2 and more options for uv
+# after it. If there is no such interpreter, it contains only a file `unavailable`, which tests look for.
 make_env() {
     local venv=.venv-$1 lock=requirements/$1.lock python stamp
     python=$(find_python "$2")
@@ -46,13 +49,31 @@ make_env() {
     echo "test_envs.sh: making $venv" >&2
     rm -rf "$venv"
     "$UV" venv -q --no-config --python "$python" "$venv"
-    "$UV" pip install -q --python "$venv/bin/python" --require-hashes -r "$lock"
+    "$UV" pip install -q --python "$venv/bin/python" --require-hashes -r "$lock" "${@:3}"
     echo "$stamp" >"$venv/.stamp"
 }
 
 make_truss() { make_env truss 14; }
 make_truss_server() { make_env truss-server 12; } # Truss's server needs numpy<2, which has no wheels for newer versions
-make_clients() { make_env clients 14; }
+make_clients() {
+    make_env clients 14
+    make_env clients-vendors 14 --no-deps # the lock file leaves out what the overrides name
+}
+
+# The packages of tests/e2e/node, exactly those of its lock file; without npm a file `unavailable`, which tests look for.
+make_node() {
+    local folder=tests/e2e/node modules=tests/e2e/node/node_modules stamp
+    if ! command -v npm >/dev/null; then
+        rm -rf "$modules" && mkdir "$modules"
+        echo "there is no npm" | tee "$modules/unavailable" >&2
+        return
+    fi
+    stamp="$(node --version) $(cksum <"$folder/package-lock.json")"
+    [[ $(cat "$modules/.stamp" 2>/dev/null) == "$stamp" ]] && return
+    echo "test_envs.sh: making $modules" >&2
+    npm ci --prefix "$folder" --ignore-scripts --no-audit --no-fund --loglevel error
+    echo "$stamp" >"$modules/.stamp"
+}
 
 resolve() {
     "$UV" pip compile -q --upgrade --universal --python-version 3.10 --generate-hashes --no-header --no-annotate "$@"
@@ -81,7 +102,11 @@ make_other_truss() {
     "$UV" pip install -q --python "$venv/bin/python" "truss==$1"
 }
 
-lock_clients() { resolve requirements/clients.txt -o requirements/clients.lock; }
+lock_clients() {
+    resolve requirements/clients.txt -o requirements/clients.lock
+    resolve --override requirements/clients-vendors.overrides.txt requirements/clients-vendors.txt \
+        -o requirements/clients-vendors.lock
+}
 
 [[ -x $UV ]] || die "$UV is missing; run make install first"
 case $* in
@@ -89,6 +114,7 @@ case $* in
         make_truss
         make_truss_server
         make_clients
+        make_node
         ;;
     "lock truss") lock_truss ;;
     "lock clients") lock_clients ;;

@@ -79,7 +79,7 @@ class EncodeOptions:
     chunk_tokens: int | None = None  # limit on the tokens of a text, or of the document of a pair; None: the model's
     spans: bool = False  # also say which part of the text each token stands for
     max_tokens: int | None = (
-        None  # limit on the tokens of an input, special ones and prompts included; None: the model's
+        None  # limit on the tokens of an input, special ones and prompt included; None: the model's
     )
 
 
@@ -210,7 +210,7 @@ class ClassifyTokens(_Unchunked):
     """Scores of every token for each label."""
 
     output: ClassVar[Output] = "tokens"
-    inputs: Sequence[str]
+    inputs: Sequence[Text]
     options: EncodeOptions
     scoring: Scoring
 

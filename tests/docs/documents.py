@@ -17,7 +17,7 @@ DOCUMENTS = tuple(
 
 # The line before a block may say why it is not run, or in which environment of scripts/test_envs.sh it is.
 _BLOCK = re.compile(
-    r"^(?:<!-- (?:not run: (?P<reason>.*?)|run in (?P<venv>\.venv-\w+)) -->\n)?"
+    r"^(?:<!-- (?:not run: (?P<reason>.*?)|run in (?P<venv>\.venv-[\w-]+)) -->\n)?"
     r"```(?P<language>\w*)\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )

@@ -32,7 +32,7 @@ from bei_core.cli.main import app
 from bei_core.config.settings import Settings
 from tests.conftest import MINILM
 from tests.docs.documents import DOCUMENTS, ROOT, Block, blocks
-from tests.e2e.environments import run_in
+from tests.e2e.environments import run_in, run_in_node
 from tests.e2e.server import Server, cache_of, wait_until
 from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
@@ -51,7 +51,8 @@ BASETEN = {"embedder": 7997, "reranker": 7998}  # model-NAME.api.baseten.co stan
 
 PYTHON = [block for block in blocks() if block.language == "python" and not block.reason]
 SHELL = [block for block in blocks() if block.language == "sh" and not block.reason]
-RUN = {"python", "sh", "yaml", "json"}
+NODE = [block for block in blocks() if block.language == "js" and not block.reason]
+RUN = {"python", "sh", "js", "yaml", "json"}
 DRAWN = {"text", "mermaid"}
 BIN = Path(sys.executable).parent
 
@@ -94,6 +95,11 @@ def test_python_runs(block: Block, urls: dict[str, str], tmp_path: Path, monkeyp
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of clients among themselves
         exec(compile(code, str(block), "exec"), {"__name__": "__main__"})
+
+
+@pytest.mark.parametrize("block", NODE, ids=str)
+def test_javascript_runs(block: Block, urls: dict[str, str]) -> None:
+    run_in_node(placed(block.text, urls))
 
 
 @pytest.mark.parametrize("block", SHELL, ids=str)
@@ -165,6 +171,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
     assert fences == 2 * len(blocks())  # none is written in a way that is not found
     assert all(block.reason is None or len(block.reason.split()) >= 2 for block in blocks())
     assert PYTHON
+    assert NODE
     assert SHELL
 
 

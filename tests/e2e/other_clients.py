@@ -62,7 +62,7 @@ def infinity_rerank(given: Given) -> object:
     body = RerankInput(given["query"], given["texts"], return_documents=True, top_n=BEST)
     with Client(given["ranker"], raise_on_unexpected_status=True) as client:
         found = rerank.sync(client=client, body=body)
-    return [[item.index, item.relevance_score, item.document["text"]] for item in found.results]  # Cohere's shape
+    return [[item.index, item.relevance_score, item.document] for item in found.results]
 
 
 def infinity_rerank_raw(given: Given) -> object:

@@ -24,7 +24,7 @@ def command(
     **flags: object,
 ) -> None:
     """Order TEXTS by their relevance to QUERY without a server, the best first; - reads one text a line."""
-    from bei_core.http.schemas.cohere import RerankRequest
+    from bei_core.http.schemas.rerank import RerankRequest
     from bei_core.models.kind import Kind
 
     lines = ask.read_texts(texts, file)

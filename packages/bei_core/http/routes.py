@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bei_core.http.schemas import any_body, baseten, cohere, huggingface, infinity, ollama, openai, probes, tei, tokens
+from bei_core.http.schemas import (
+    any_body,
+    baseten,
+    cohere,
+    huggingface,
+    infinity,
+    nvidia,
+    ollama,
+    openai,
+    probes,
+    rerank,
+    tei,
+)
 from bei_core.http.shapes import ByShape
 
 # Of the routes whose bodies have the same required fields, the first answers where a client has one path for all.
-APIS = (openai, tei, tokens, cohere, huggingface, baseten, infinity, ollama, any_body, probes)
+APIS = (openai, tei, cohere, rerank, huggingface, baseten, infinity, nvidia, ollama, any_body, probes)
 
 ROUTES = tuple(
     replace(route, path=path, by_shape=route.by_shape and path == route.path, aliases=())

@@ -48,21 +48,21 @@ class ServedModel:
             raise ValidationError(f"unknown prompt {name!r}; this model has: {known}", param="prompt_name")
         return self.prompts[name]
 
-    def pairs(self, query: str, documents: Sequence[str], instruction: str | None = None) -> list[Text]:
-        """A reranker's inputs for a query and its documents.
+    def pairs(self, pairs: Sequence[tuple[str, str]], instruction: str | None = None) -> list[Text]:
+        """A reranker's inputs for pairs of a query and a document.
 
-        Raises ValidationError, before anything is copied, if there are too many documents or if query and instruction,
-        which are read with each of them, make too many characters.
+        Raises ValidationError, before a prompt is made, if there are too many pairs or if their queries, each with the
+        instruction, have too many characters.
         """
-        self.check_num_inputs(len(documents))
-        repeated = len(query) + len(instruction or "")
-        if repeated * len(documents) > MAX_REPEATED_CHARS:
+        self.check_num_inputs(len(pairs))
+        repeated = sum(len(query) for query, _ in pairs) + len(instruction or "") * len(pairs)
+        if repeated > MAX_REPEATED_CHARS:
             raise ValidationError(
-                f"a query of {repeated} characters is read with each of {len(documents)} documents; together that is "
-                f"more than {MAX_REPEATED_CHARS} characters: shorten the query, or send fewer documents",
+                f"the query is read with each of {len(pairs)} documents, which makes {repeated} characters; at most "
+                f"{MAX_REPEATED_CHARS} are read: shorten the query, or send fewer documents",
                 param="query",
             )
-        return [self.pair(query, document, instruction) for document in documents]
+        return [self.pair(query, document, instruction) for query, document in pairs]
 
     def check_num_token_rows(self, num_tokens: int) -> None:
         """Raises ValidationError if a reply with a row for each of so many tokens would be too large."""

@@ -79,7 +79,7 @@ class TextTokenizer:
     async def tokenize(self, texts: Sequence[Text], options: EncodeOptions) -> Tokenized:
         """The tokens of each text, truncated or in chunks; raises as `encode_now` and `chunk_now` do."""
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
-        if options.chunk or options.chunk_tokens is not None or options.max_tokens is not None:
+        if options.chunk or options.chunk_tokens is not None:
             return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
         turn = asyncio.get_running_loop().time()  # uvloop's stands still until every callback that is due has run
         if turn != self._turn:
@@ -215,9 +215,10 @@ class TextTokenizer:
             self._check_encoded(ids)
         if isinstance(text, Pair):
             skip = 0  # a pair has no prompt
-        if len(ids) > self.max_seq_len:
+        limit = min(self.max_seq_len, options.max_tokens or self.max_seq_len)
+        if len(ids) > limit:
             self._refuse_too_long(len(ids), options)
-            kept = truncate_longest_first(encoding.sequence_ids, self.max_seq_len, self._side_of(options))
+            kept = truncate_longest_first(encoding.sequence_ids, limit, self._side_of(options))
         elif skip or options.spans:
             kept = np.arange(len(ids))
         else:

@@ -141,7 +141,8 @@ async def test_without_a_name_it_goes_to_the_first_that_can(stage: Stage, http: 
 
 async def test_a_model_that_does_something_else_says_so(http: httpx.AsyncClient) -> None:
     reply = await http.post("/rerank", json={"query": "q", "texts": ["a"], "model": "two"})
-    assert (reply.status_code, reply.json()["error_type"]) == (424, "WrongTask")
+    assert (reply.status_code, reply.json()["error_type"]) == (424, "Backend")  # TEI's kind
+    assert "is a model of kind" in reply.json()["error"]
 
 
 @pytest.mark.parametrize(("path", "field"), [("/v1/embeddings", "input"), ("/embed", "inputs"), ("/", "input")])

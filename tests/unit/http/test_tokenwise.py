@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -238,7 +239,8 @@ async def test_what_the_model_does_not_do_is_a_424(
 ) -> None:
     async with serving(*modules, token_width=token_width) as client:
         reply = await client.post(path, json=body)
-    assert (reply.status_code, reply.json()["error_type"]) == (424, "WrongTask")
+    assert (reply.status_code, reply.json()["error_type"]) == (424, "Backend")  # TEI's kind
+    assert re.search("is a model of kind|gives no vectors", reply.json()["error"])
 
 
 @pytest.mark.parametrize(

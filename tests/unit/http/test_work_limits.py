@@ -22,13 +22,13 @@ def test_a_query_is_counted_with_each_document_before_a_prompt_is_made(template:
     model = model_of(template)
     for query, instruction in (("a" * 30_000_000, None), ("a", "b" * 3_000_000), ("a" * 32_000, None)):
         with pytest.raises(ValidationError, match="more than 32000000 characters") as raised:
-            model.pairs(query, ["d"] * 1024, instruction)
+            model.pairs([(query, "d")] * 1024, instruction)
         assert raised.value.param == "query"
     with pytest.raises(ValidationError, match="1025 > maximum allowed batch size 1024"):
-        model.pairs("a", ["d"] * 1025)
-    assert len(model.pairs("a" * 31_000, ["d"] * 1024)) == 1024
+        model.pairs([("a", "d")] * 1025)
+    assert len(model.pairs([("a" * 31_000, "d")] * 1024)) == 1024
     if template is None:
-        assert model.pairs("q", ["d", "e"]) == [Pair("q", "d"), Pair("q", "e")]
+        assert model.pairs([("q", "d"), ("q", "e")]) == [Pair("q", "d"), Pair("q", "e")]
 
 
 def test_a_reply_with_vectors_of_tokens_is_limited_by_its_bytes() -> None:

@@ -1,111 +1,131 @@
-"""`/rerank`, in the shape of Cohere and Jina (`documents`) and in that of TEI (`texts`)."""
+"""Cohere's API for embeddings: `/v1/embed` and `/v2/embed`, as its clients of version 5 and later send them."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from bei_core.errors import EmptyInputError, ValidationError
+from bei_core.errors import ValidationError
 from bei_core.http.error_format import OPENAI
-from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
+from bei_core.http.json_schema import NUMBER, OBJECT, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas import cohere_embed
-from bei_core.http.schemas.common import USAGE, Common, RequestContext, usage
+from bei_core.http.schemas.common import Common, RequestContext
+from bei_core.http.schemas.vectors import as_base64, as_lists, prompt_name
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
-from bei_core.tasks import Rank, Scoring
+from bei_core.tasks import Embed, Rows, Text, check_dimensions
+
+EmbeddingType: TypeAlias = Literal["float", "int8", "uint8", "binary", "ubinary", "base64"]
 
 
-class Document(msgspec.Struct):
-    """A document as clients of Cohere's v1 and Jina's may send it."""
+class Content(msgspec.Struct):
+    """A part of an input; parts other than texts are refused."""
 
-    text: str
+    type: str = "text"
+    text: str | None = None
 
 
-class RerankRequest(Common, kw_only=True):
-    """`POST /rerank`; the field that holds the texts decides the shape of the reply."""
+class MixedInput(msgspec.Struct):
+    """An input of v2, which may hold texts and images at Cohere."""
 
-    kinds = (Kind.RERANKER,)
-
-    query: str
-    texts: list[str] | None = None
-    documents: list[str | Document] | None = None
-    model: str | None = None
-    top_n: int | None = None  # 0, as some clients send it: all
-    raw_scores: bool = False
-    return_text: bool = False
-    return_documents: bool = False
-    instruction: str | None = None  # for a model whose template has one
+    content: list[Content]
 
     @property
-    def passages(self) -> list[str]:
-        """The texts to rank. Raises ValidationError unless one of the two fields is there."""
-        if (self.texts is None) == (self.documents is None):
-            raise ValidationError("give either `texts` or `documents`", param="texts")
-        if self.texts is not None:
-            return self.texts
-        return [item.text if isinstance(item, Document) else item for item in self.documents or ()]
+    def text(self) -> str:
+        """Its one text. Raises ValidationError for images and for several texts."""
+        texts = [part.text for part in self.content if part.type == "text" and part.text is not None]
+        if len(texts) != 1 or len(self.content) != 1:
+            raise ValidationError("`content` must hold one text; images are not supported", param="content")
+        return texts[0]
 
-    def to_task(self, model: ServedModel) -> Rank:
+
+class CohereEmbedRequest(Common, kw_only=True):
+    """`POST /v1/embed`."""
+
+    kinds = (Kind.EMBEDDING,)
+
+    texts: list[str] | None = None
+    images: list[Any] | None = None  # refused
+    inputs: list[MixedInput] | None = None  # v2 only
+    input_type: str | None = None  # chooses one of the model's prompts
+    embedding_types: list[EmbeddingType] | None = None
+    output_dimension: int | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1)] | None = None  # of an input, special ones included
+
+    @property
+    def inputs_as_texts(self) -> list[str]:
+        """The texts to embed. Raises ValidationError for images, and unless one of the two fields is there."""
+        if self.images or self.input_type == "image":
+            raise ValidationError("images are not supported; send `texts`", param="images")
+        if (self.texts is None) == (self.inputs is None):
+            raise ValidationError("give either `texts` or `inputs`", param="texts")
+        return self.texts if self.texts is not None else [item.text for item in self.inputs or ()]
+
+    def to_task(self, model: ServedModel) -> Embed:
         """The task."""
-        if self.top_n is not None and self.top_n < 0:
-            raise ValidationError(f"`top_n` must not be negative, got {self.top_n}", param="top_n")
-        texts = self.passages
-        if not texts:
-            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
-        if not self.query:
-            raise EmptyInputError("`query` cannot be empty", param="query")
-        # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
-        scoring: Scoring = model.scoring if len(model.labels) == 1 else "sigmoid"
-        pairs = model.pairs(self.query, texts, self.instruction)
-        return Rank(pairs, self.encode_options(model), "none" if self.raw_scores else scoring, self.top_n or None)
+        texts: Sequence[Text] = self.inputs_as_texts
+        name = prompt_name(self.input_type, model) if self.input_type else None
+        options = replace(self.encode_options(model, prompt_name=name), max_tokens=self.max_tokens)
+        if self.output_dimension is not None:
+            check_dimensions(self.output_dimension, model.row_width)  # before any work
+        return Embed(texts, options, dimensions=self.output_dimension)
 
-    def to_reply(self, result: Result[list[tuple[int, float]]], context: RequestContext) -> list[Any] | dict[str, Any]:
-        """TEI's list for `texts`, Cohere's and Jina's object for `documents`; the best first."""
-        best, texts = result.rows, self.passages
-        if self.documents is None:
-            with_text = ({"text": texts[index]} if self.return_text else {} for index, _ in best)
-            return [
-                {"index": index, "score": score} | text for (index, score), text in zip(best, with_text, strict=True)
-            ]
-        with_document = ({"document": {"text": texts[i]}} if self.return_documents else {} for i, _ in best)
-        return {
-            "id": context.request_id,
-            "model": self.model or context.model.name,
-            "results": [
-                {"index": index, "relevance_score": score} | document
-                for (index, score), document in zip(best, with_document, strict=True)
-            ],
-            "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
-            "usage": usage(result.timings),
-        }
+    def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
+        """Lists of numbers, or with `embedding_types` an object with the vectors in each type."""
+        if self.embedding_types:
+            return self._by_type(result, context, self.embedding_types, "1")
+        reply = self._reply(result, context, "1")
+        return {"response_type": "embeddings_floats", "embeddings": as_lists(result.rows, "float"), **reply}
+
+    def _by_type(
+        self, result: Result[Rows], context: RequestContext, types: Sequence[EmbeddingType], version: str
+    ) -> dict[str, Any]:
+        """The reply with the vectors in each of several types."""
+        vectors = {name: as_base64(result.rows) if name == "base64" else as_lists(result.rows, name) for name in types}
+        reply = self._reply(result, context, version)
+        return {"response_type": "embeddings_by_type", "embeddings": vectors, **reply}
+
+    def _reply(self, result: Result[Rows], context: RequestContext, version: str) -> dict[str, Any]:
+        """What every reply says besides the vectors."""
+        tokens = {"input_tokens": result.timings.num_tokens}
+        meta = {"api_version": {"version": version}, "billed_units": tokens}
+        return {"id": context.request_id, "texts": self.inputs_as_texts, "meta": meta}
 
 
-_RANKS = array_of(object_of(["text"], index=INTEGER, score=NUMBER, text=STRING))
-_RESULT = object_of(["document"], index=INTEGER, relevance_score=NUMBER, document=object_of(text=STRING))
-_RANKING = object_of(id=STRING, model=STRING, results=array_of(_RESULT), meta=OBJECT, usage=USAGE)
+class CohereEmbedV2Request(CohereEmbedRequest, kw_only=True):
+    """`POST /v2/embed`: the vectors are always by type."""
+
+    def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
+        """An object with the vectors in each type that is asked for; f32 by default."""
+        return self._by_type(result, context, self.embedding_types or ["float"], "2")
+
+
+_VECTORS = array_of(array_of(NUMBER))
+_TYPES = dict.fromkeys(("float", "int8", "uint8", "binary", "ubinary"), _VECTORS) | {"base64": array_of(STRING)}
+_BY_TYPE = object_of(tuple(_TYPES), **_TYPES)
+_FIELDS = {"id": STRING, "texts": array_of(STRING), "meta": OBJECT, "response_type": STRING}
 
 ROUTES = (
-    *cohere_embed.ROUTES,
     Route(
         "POST",
-        "/rerank",
-        "with `texts`: TEI's reply; with `documents`: Cohere's and Jina's reply; `top_n`, `raw_scores`",
-        RerankRequest,
-        reply=any_of(_RANKS, _RANKING),
+        "/v1/embed",
+        "Cohere: `texts`, `input_type`, `embedding_types`, `truncate`",
+        CohereEmbedRequest,
+        reply=object_of(embeddings=any_of(_VECTORS, _BY_TYPE), **_FIELDS),
+        errors=OPENAI,
         inputs="texts",
-        by_shape=True,
     ),
     Route(
         "POST",
-        "/v1/rerank",
-        "the same, with errors in OpenAI's shape",
-        RerankRequest,
-        reply=any_of(_RANKS, _RANKING),
+        "/v2/embed",
+        "Cohere: the same, and `inputs`, `output_dimension`, `max_tokens`",
+        CohereEmbedV2Request,
+        reply=object_of(embeddings=_BY_TYPE, **_FIELDS),
         errors=OPENAI,
-        inputs="documents",
-        aliases=("/v2/rerank",),
+        inputs="texts",
     ),
 )

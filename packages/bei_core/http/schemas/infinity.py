@@ -1,54 +1,83 @@
-"""Infinity's API: `/classify`."""
+"""`/classify`, which Infinity and vLLM have with different replies."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 from bei_core.http.error_format import OPENAI
-from bei_core.http.json_schema import INTEGER, STRING, array_of, object_of
+from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import LABELS, USAGE, Common, RequestContext, classify, labelled, usage
+from bei_core.http.schemas import vllm
+from bei_core.http.schemas.common import LABELS, USAGE, Input, RequestContext, inputs_of, labelled, usage
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
 from bei_core.tasks import Classify, Rows
 
 
-class ClassifyRequest(Common, kw_only=True):
-    """`POST /classify`."""
+class ClassifyRequest(vllm.VllmOptions, kw_only=True):
+    """`POST /classify`: the reply is vLLM's if the body has a field of vLLM's, else Infinity's."""
 
     kinds = (Kind.CLASSIFIER, Kind.RERANKER)
+    is_of_vllm: ClassVar[bool] = False
 
-    input: str | list[str]
+    input: Input
     model: str | None = None
-    raw_scores: bool = False
+    raw_scores: bool | None = None  # Infinity's
 
     def to_task(self, model: ServedModel) -> Classify:
         """The task."""
-        items = [self.input] if isinstance(self.input, str) else self.input
-        return classify(items, self.encode_options(model), "none" if self.raw_scores else model.scoring)
+        scoring = "none" if self.raw_scores or not self.activates else model.scoring
+        return Classify(inputs_of(self.input, "input"), self.encode_options(model), scoring)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
-        """A list object with `[{label, score}]` per text."""
+        """A list object: with `[{label, score}]` per text, or in vLLM's shape with the best label and all scores."""
+        labels, is_vllm = context.model.labels, self.is_of_vllm or (self.is_vllm and self.raw_scores is None)
         return {
             "id": context.request_id,
-            "object": "classify",
+            "object": "list" if is_vllm else "classify",
             "created": int(time.time()),
             "model": context.model.name,
-            "data": labelled(result.rows, context.model.labels),
+            "data": vllm.classes(result.rows, labels) if is_vllm else labelled(result.rows, labels),
             "usage": usage(result.timings),
         }
 
+
+class VllmClassifyRequest(ClassifyRequest):
+    """`POST /vllm/classify`: the reply is vLLM's."""
+
+    is_of_vllm = True
+
+
+_CLASS = object_of(index=INTEGER, label=STRING, probs=array_of(NUMBER), num_classes=INTEGER)
+_REPLY = object_of(
+    id=STRING,
+    object=STRING,
+    created=INTEGER,
+    model=STRING,
+    data=any_of(array_of(LABELS), array_of(_CLASS)),
+    usage=USAGE,
+)
 
 ROUTES = (
     Route(
         "POST",
         "/classify",
-        "labels and scores of texts, in Infinity's shape; `raw_scores`",
+        "labels and scores of texts, in the shape of Infinity or vLLM as [the body's fields](#classification) say",
         ClassifyRequest,
-        reply=object_of(id=STRING, object=STRING, created=INTEGER, model=STRING, data=array_of(LABELS), usage=USAGE),
+        reply=_REPLY,
         errors=OPENAI,
         inputs="input",
     ),
+    Route(
+        "POST",
+        "/vllm/classify",
+        "the same, in vLLM's shape",
+        VllmClassifyRequest,
+        reply=_REPLY,
+        errors=OPENAI,
+        inputs="input",
+    ),
+    *vllm.ROUTES,
 )

@@ -11,6 +11,7 @@ import numpy as np
 from bei_core.errors import EmptyInputError, WrongTaskError
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, array_of, nullable, object_of
 from bei_core.http.route import Call, Route
+from bei_core.http.schemas import tokens
 from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of
 from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
@@ -112,6 +113,7 @@ async def info(call: Call) -> Mapping[str, Any]:
     settings = service.settings
     return {
         "model_id": service.name,
+        "served_model_name": service.name,
         "model_sha": service.revision,
         "model_dtype": service.engine.precision,
         "model_type": _model_type(service),
@@ -123,6 +125,8 @@ async def info(call: Call) -> Mapping[str, Any]:
         "auto_truncate": settings.auto_truncate,
         "tokenization_workers": settings.tokenization_workers or 1,
         "version": bei_version(),
+        "sha": None,  # of the server's source, and the label of its image: TEI's clients expect both
+        "docker_label": None,
         "engine": service.engine.name,
         "compute_type": service.model.compute_type,
         "kind": service.model.kind.value,
@@ -138,12 +142,14 @@ def _model_type(service: Service) -> Mapping[str, Any]:
         names = {str(index): label for index, label in enumerate(labels)}
         return {kind.tei_type: {"id2label": names, "label2id": {label: index for index, label in enumerate(labels)}}}
     modes = [mode for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
-    return {kind.tei_type: {"pooling": "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"}}
+    pooling = "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"
+    return {kind.tei_type: {"pooling": pooling.replace("lasttoken", "last_token")}}
 
 
 _MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
 
 ROUTES = (
+    *tokens.ROUTES,
     Route(
         "POST",
         "/embed",

@@ -1,0 +1,71 @@
+"""What the APIs of rerankers share: documents, flags, the task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+
+from bei_core.errors import EmptyInputError, ValidationError
+from bei_core.http.schemas.common import Common
+from bei_core.serving.served_model import ServedModel
+from bei_core.tasks import Rank, Scoring
+
+Document: TypeAlias = str | dict[str, Any]  # a text, or an object that has one
+Flag: TypeAlias = bool | Literal["true", "false"]  # some clients send a string
+TopN: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]  # 0, as some clients send it: all
+
+
+def is_set(flag: Flag | None, default: bool = False) -> bool:
+    """The value of a flag; `default` where it is not given."""
+    return default if flag is None else flag in (True, "true")
+
+
+def text_of(document: Document, field: str = "text") -> str:
+    """The text of a document: a text, the object's `field`, or the texts of its `content`, joined by line breaks.
+
+    Raises ValidationError for an object without a text, such as an image.
+    """
+    if isinstance(document, str):
+        return document
+    if isinstance(text := document.get(field), str):
+        return text
+    content = document.get("content")
+    parts = [part.get("text") for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+    texts = [part for part in parts if isinstance(part, str)]
+    if texts and len(texts) == len(content or ()):
+        return "\n".join(texts)
+    given = ", ".join(f"`{name}`" for name in document) or "no fields"
+    raise ValidationError(f"a document must be a text or have the text `{field}`, this one has {given}", param="inputs")
+
+
+def passages_of(documents: Sequence[Document], rank_fields: Sequence[str] | None) -> list[str]:
+    """The texts of documents. `rank_fields` names the field that has the text: one, or ValidationError is raised."""
+    if rank_fields is not None and len(rank_fields) != 1:
+        raise ValidationError("`rank_fields` must name one field", param="rank_fields")
+    return [text_of(document, *(rank_fields or ())) for document in documents]
+
+
+def rank(
+    body: Common,
+    model: ServedModel,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    top_n: int | None = None,
+    raw_scores: bool = False,
+    instruction: str | None = None,
+) -> Rank:
+    """The task of scoring pairs of a query and a document. Raises EmptyInputError if there are none."""
+    if not pairs:
+        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+    # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
+    scoring: Scoring = "none" if raw_scores else model.scoring if len(model.labels) == 1 else "sigmoid"
+    return Rank(model.pairs(pairs, instruction), body.encode_options(model), scoring, top_n or None)
+
+
+def pairs_of(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
+    """The query with each document. Raises EmptyInputError for an empty query."""
+    if not query and documents:
+        raise EmptyInputError("`query` cannot be empty", param="query")
+    return [(query, document) for document in documents]

@@ -1,0 +1,227 @@
+"""`/rerank`, `/v1/rerank` and `/v2/rerank`, which several APIs share.
+
+The body's fields say whose reply it gets, and where they are the same, a prefix of the path does:
+
+| body | reply |
+|---|---|
+| `texts` | text-embeddings-inference's |
+| `documents` with `top_k` or `truncation`; a path that starts with /voyage | Voyage's |
+| `documents` with `raw_scores`; a path that starts with /infinity | Infinity's |
+| other `documents` | that of Cohere, Jina and vLLM |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar, TypeAlias
+
+from bei_core.errors import ValidationError
+from bei_core.http.error_format import OPENAI
+from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
+from bei_core.http.route import Route
+from bei_core.http.schemas import mixedbread
+from bei_core.http.schemas.common import USAGE, RequestContext, usage
+from bei_core.http.schemas.ranking import Document, Flag, TopN, is_set, pairs_of, passages_of, rank
+from bei_core.http.schemas.vllm import VllmOptions
+from bei_core.models.kind import Kind
+from bei_core.serving.served_model import ServedModel
+from bei_core.serving.service import Result
+from bei_core.tasks import EncodeOptions, Rank
+
+Ranking: TypeAlias = Result[list[tuple[int, float]]]  # index and score, the best first
+
+
+class RerankRequest(VllmOptions, kw_only=True):
+    """`POST /rerank` and `/v1/rerank`."""
+
+    kinds = (Kind.RERANKER,)
+    returns_documents: ClassVar[bool] = True  # whether Cohere's reply has the documents if nothing is said
+    is_infinity: ClassVar[bool] = False
+    is_voyage: ClassVar[bool] = False
+
+    query: str
+    texts: list[str] | None = None
+    documents: list[Document] | None = None
+    model: str | None = None
+    top_n: TopN | None = None
+    top_k: TopN | None = None  # Voyage's name of it
+    raw_scores: Flag | None = None
+    return_text: Flag = False
+    return_documents: Flag | None = None
+    rank_fields: list[str] | None = None  # Cohere's: the field of a document that has its text
+    max_chunks_per_doc: int | None = None  # Cohere's
+    max_tokens_per_query: int | None = None  # vLLM's
+    truncation: bool | None = None  # Voyage's `truncate`
+    instruction: str | None = None  # for a model whose template has one
+
+    @property
+    def passages(self) -> list[str]:
+        """The texts to rank. Raises ValidationError unless one of the two fields is there, and for other documents."""
+        if (self.texts is None) == (self.documents is None):
+            raise ValidationError("give either `texts` or `documents`", param="texts")
+        if self.texts is not None:
+            return self.texts
+        return passages_of(self.documents or (), self.rank_fields)
+
+    def to_task(self, model: ServedModel) -> Rank:
+        """The task. Raises ValidationError for an option that is not supported."""
+        if self.max_chunks_per_doc is not None:
+            raise ValidationError(
+                "`max_chunks_per_doc` is not supported; with `chunk: true` the best chunk of a document counts",
+                param="max_chunks_per_doc",
+            )
+        if self.max_tokens_per_query:
+            raise ValidationError("`max_tokens_per_query` is not supported", param="max_tokens_per_query")
+        return rank(
+            self,
+            model,
+            pairs_of(self.query, self.passages),
+            top_n=self.top_n or self.top_k,
+            raw_scores=is_set(self.raw_scores) or not self.activates,
+            instruction=self.instruction,
+        )
+
+    def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
+        """How to encode the texts."""
+        found = super().encode_options(model, **options)
+        return found if self.truncation is None else replace(found, truncate=self.truncation)
+
+    def to_reply(self, result: Ranking, context: RequestContext) -> list[Any] | dict[str, Any]:
+        """The reply of the API that the body is of; the best first."""
+        if self.texts is not None:
+            return _of_tei(self, result, self.texts)
+        if self.is_voyage or self.top_k is not None or self.truncation is not None:
+            return _of_voyage(self, result, context)
+        if self.is_infinity or self.raw_scores is not None:
+            return _of_infinity(self, result, context)
+        return _of_cohere(self, result, context)
+
+
+class CohereV2RerankRequest(RerankRequest):
+    """`POST /v2/rerank`: Cohere's second version returns no documents."""
+
+    returns_documents = False
+
+
+class InfinityRerankRequest(RerankRequest):
+    """`POST /infinity/rerank`."""
+
+    is_infinity = True
+
+
+class VoyageRerankRequest(RerankRequest):
+    """`POST /voyage/v1/rerank`."""
+
+    is_voyage = True
+
+
+def _of_tei(body: RerankRequest, result: Ranking, texts: list[str]) -> list[dict[str, Any]]:
+    """text-embeddings-inference's list."""
+    with_text = is_set(body.return_text)
+    return [
+        {"index": index, "score": score} | ({"text": texts[index]} if with_text else {}) for index, score in result.rows
+    ]
+
+
+def _of_cohere(body: RerankRequest, result: Ranking, context: RequestContext) -> dict[str, Any]:
+    """The object of Cohere, Jina and vLLM, each of which reads its part of it."""
+    return {
+        "id": context.request_id,
+        "model": body.model or context.model.name,
+        "results": _results(body, result, body.returns_documents, lambda text: {"text": text}),
+        "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
+        "usage": usage(result.timings),
+    }
+
+
+def _of_infinity(body: RerankRequest, result: Ranking, context: RequestContext) -> dict[str, Any]:
+    """Infinity's object, in which a document is a text."""
+    return {
+        "object": "rerank",
+        "id": context.request_id,
+        "created": int(time.time()),
+        "model": body.model or context.model.name,
+        "results": _results(body, result, False, str),
+        "usage": usage(result.timings),
+    }
+
+
+def _of_voyage(body: RerankRequest, result: Ranking, context: RequestContext) -> dict[str, Any]:
+    """Voyage's object, in which the results are `data` and a document is a text."""
+    return {
+        "object": "list",
+        "model": body.model or context.model.name,
+        "data": _results(body, result, False, str),
+        "usage": usage(result.timings),
+    }
+
+
+def _results(
+    body: RerankRequest, result: Ranking, default: bool, document: Callable[[str], object]
+) -> list[dict[str, Any]]:
+    """The results, with their documents if the body asks for them, or by default."""
+    texts = body.passages if is_set(body.return_documents, default) else None
+    return [
+        {"index": index, "relevance_score": score} | ({"document": document(texts[index])} if texts else {})
+        for index, score in result.rows
+    ]
+
+
+_RANKS = array_of(object_of(["text"], index=INTEGER, score=NUMBER, text=STRING))
+_DOCUMENT = any_of(object_of(text=STRING), STRING)
+_RESULTS = array_of(object_of(["document"], index=INTEGER, relevance_score=NUMBER, document=_DOCUMENT))
+_COHERE = object_of(id=STRING, model=STRING, results=_RESULTS, meta=OBJECT, usage=USAGE)
+_INFINITY = object_of(object=STRING, id=STRING, created=INTEGER, model=STRING, results=_RESULTS, usage=USAGE)
+_VOYAGE = object_of(object=STRING, model=STRING, data=_RESULTS, usage=USAGE)
+_REPLY = any_of(_RANKS, _COHERE, _INFINITY, _VOYAGE)
+
+ROUTES = (
+    Route(
+        "POST",
+        "/rerank",
+        "texts by relevance; the body's fields [decide whose reply](#reranking) it is",
+        RerankRequest,
+        reply=_REPLY,
+        inputs="texts",
+        by_shape=True,
+    ),
+    Route(
+        "POST",
+        "/v1/rerank",
+        "the same, with errors in OpenAI's shape",
+        RerankRequest,
+        reply=_REPLY,
+        errors=OPENAI,
+        inputs="documents",
+    ),
+    Route(
+        "POST",
+        "/v2/rerank",
+        "the same, without documents in the reply unless `return_documents` is true (Cohere)",
+        CohereV2RerankRequest,
+        reply=_REPLY,
+        errors=OPENAI,
+        inputs="documents",
+    ),
+    Route(
+        "POST",
+        "/infinity/rerank",
+        "the same, with Infinity's reply to `documents`",
+        InfinityRerankRequest,
+        reply=_REPLY,
+        errors=OPENAI,
+        inputs="documents",
+    ),
+    Route(
+        "POST",
+        "/voyage/v1/rerank",
+        "the same, with Voyage's reply to `documents`",
+        VoyageRerankRequest,
+        reply=_REPLY,
+        errors=OPENAI,
+        inputs="documents",
+    ),
+    *mixedbread.ROUTES,
+)

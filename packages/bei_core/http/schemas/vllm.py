@@ -1,0 +1,241 @@
+"""vLLM's API of pooling models: `/score`, `/pooling`, its reply of `/classify`, and the options of its routes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, TypeAlias
+
+import msgspec
+import numpy as np
+
+from bei_core.errors import ValidationError, WrongTaskError
+from bei_core.http.error_format import OPENAI
+from bei_core.http.json_schema import ANY, INTEGER, NUMBER, STRING, array_of, object_of
+from bei_core.http.route import Route
+from bei_core.http.schemas.common import USAGE, Common, Input, RequestContext, inputs_of, usage
+from bei_core.http.schemas.ranking import Document, passages_of, rank
+from bei_core.models.kind import Kind
+from bei_core.serving.served_model import ServedModel
+from bei_core.serving.service import Result
+from bei_core.tasks import Classify, ClassifyTokens, Embed, EmbedAll, EncodeOptions, Rank, Rows, TruncationSide
+
+# The names that a body may give to the two sides of `/score`.
+_SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
+
+TaskName: TypeAlias = Literal["embed", "token_embed", "classify", "token_classify"]
+
+_TASKS: Mapping[TaskName, Sequence[Kind]] = {
+    "embed": (Kind.EMBEDDING,),
+    "token_embed": (Kind.EMBEDDING, Kind.LATE_INTERACTION),
+    "classify": (Kind.CLASSIFIER, Kind.RERANKER),
+    "token_classify": (Kind.TOKEN_CLASSIFIER,),
+}
+
+
+class VllmOptions(Common, kw_only=True):
+    """The options of vLLM's routes that change a result."""
+
+    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None  # -1: as many as the model takes
+    truncation_side: Literal["left", "right"] | None = None
+    use_activation: bool | None = None  # False: logits instead of probabilities, vectors that are not normalised
+    activation: bool | None = None  # older names of it
+    softmax: bool | None = None
+    add_special_tokens: bool | None = None
+    chat_template: str | None = None
+
+    @property
+    def is_vllm(self) -> bool:
+        """Whether the body has a field that only vLLM's clients send."""
+        return any(getattr(self, name) is not None for name in _OPTIONS)
+
+    @property
+    def activates(self) -> bool:
+        """Whether the model's activation is wanted."""
+        return False not in (self.use_activation, self.activation, self.softmax)
+
+    def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
+        """How to encode the texts. Raises ValidationError for an option that is not supported."""
+        if self.add_special_tokens is False:
+            raise ValidationError(
+                "`add_special_tokens: false` is not supported; send token ids instead", param="add_special_tokens"
+            )
+        if self.chat_template is not None:
+            raise ValidationError(
+                "`chat_template` is not supported; the server's rerank_template is used", param="chat_template"
+            )
+        found = super().encode_options(model, **options)
+        if self.truncation_side is not None:
+            found = replace(found, side=TruncationSide(self.truncation_side))
+        if self.truncate_prompt_tokens is None:
+            return found
+        if self.truncate_prompt_tokens == 0:
+            raise ValidationError("`truncate_prompt_tokens` must be -1 or at least 1", param="truncate_prompt_tokens")
+        limit = None if self.truncate_prompt_tokens < 0 else self.truncate_prompt_tokens
+        return replace(found, truncate=True, max_tokens=limit)
+
+
+_OPTIONS = (
+    "truncate_prompt_tokens",
+    "truncation_side",
+    "use_activation",
+    "activation",
+    "softmax",
+    "add_special_tokens",
+)
+
+
+class ScoreRequest(VllmOptions, kw_only=True):
+    """`POST /score`: the relevance of pairs by a reranker, or the cosines of their vectors by an embedding model."""
+
+    kinds = (Kind.RERANKER, Kind.EMBEDDING)
+
+    text_1: Document | list[Document] | None = None
+    text_2: Document | list[Document] | None = None
+    queries: Document | list[Document] | None = None
+    documents: Document | list[Document] | None = None
+    items: Document | list[Document] | None = None
+    data_1: Document | list[Document] | None = None
+    data_2: Document | list[Document] | None = None
+    model: str | None = None
+    instruction: str | None = None  # for a model whose template has one
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """The texts of each pair: one text with each of several, or texts one by one.
+
+        Raises ValidationError if a side is missing or their lengths do not fit.
+        """
+        for names in _SIDES:
+            first, second = (_texts(getattr(self, name)) for name in names)
+            if first is not None and second is not None:
+                break
+        else:
+            raise ValidationError("give `text_1` and `text_2`, or `queries` and `documents`", param="text_1")
+        if len(first) not in {1, len(second)}:
+            raise ValidationError(
+                f"`{names[0]}` must have one text or as many as `{names[1]}`, got {len(first)} and {len(second)}",
+                param=names[0],
+            )
+        return list(zip(first * (len(second) if len(first) == 1 else 1), second, strict=True))
+
+    def to_task(self, model: ServedModel) -> Rank | Embed:
+        """The task."""
+        pairs = self.pairs()
+        if Kind.RERANKER in model.roles:
+            return rank(self, model, pairs, raw_scores=not self.activates, instruction=self.instruction)
+        firsts = list(dict.fromkeys(first for first, _ in pairs))
+        return Embed([*firsts, *(second for _, second in pairs)], self.encode_options(model))
+
+    def to_reply(self, result: Result[Any], context: RequestContext) -> dict[str, Any]:
+        """A list object with a score per pair, in the order of the pairs."""
+        if Kind.RERANKER in context.model.roles:
+            scores = [score for _, score in sorted(result.rows)]
+        else:
+            scores = self._cosines(result.rows)
+        data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
+        return _list_object(data, result, context)
+
+    def _cosines(self, rows: Rows) -> list[float]:
+        pairs = self.pairs()
+        places = {first: index for index, first in enumerate(dict.fromkeys(first for first, _ in pairs))}
+        firsts = rows[[places[first] for first, _ in pairs]]
+        cosines: list[float] = np.einsum("nd,nd->n", firsts, rows[len(places) :]).tolist()
+        return cosines
+
+
+class PoolingRequest(VllmOptions, kw_only=True):
+    """`POST /pooling`: what the model gives for each text, a vector, scores, or either for each token."""
+
+    kinds = (Kind.EMBEDDING, Kind.CLASSIFIER, Kind.RERANKER, Kind.TOKEN_CLASSIFIER, Kind.LATE_INTERACTION)
+
+    input: Input
+    model: str | None = None
+    task: TaskName | None = None  # by default the model's own
+    encoding_format: Literal["float"] | None = None
+    dimensions: int | None = None
+
+    def to_task(self, model: ServedModel) -> Embed | EmbedAll | Classify | ClassifyTokens:
+        """The task. Raises ValidationError for `dimensions`, WrongTaskError if the model does not do `task`."""
+        if self.dimensions is not None:
+            raise ValidationError("`dimensions` is not supported here; /v1/embeddings takes it", param="dimensions")
+        task = self.task or _own_task(model.kind)
+        if model.kind not in _TASKS[task]:
+            raise WrongTaskError(f"{model.name} is a model of kind {model.kind}, which does not do `task: {task}`")
+        inputs, options = inputs_of(self.input, "input"), self.encode_options(model)
+        scoring = model.scoring if self.activates else "none"
+        if task == "embed":
+            return Embed(inputs, options, normalize=self.activates)
+        if task == "classify":
+            return Classify(inputs, options, scoring)
+        if task == "token_classify":
+            return ClassifyTokens(inputs, options, scoring)
+        if not model.token_width:
+            raise WrongTaskError(f"{model.name} gives no vectors of tokens")
+        return EmbedAll(inputs, options)
+
+    def to_reply(self, result: Result[Sequence[Any]], context: RequestContext) -> dict[str, Any]:
+        """A list object with the model's output per text."""
+        rows = [np.ascontiguousarray(row) for row in result.rows]
+        return _list_object(
+            [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)], result, context
+        )
+
+
+def classes(rows: Rows, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """The `data` of vLLM's `/classify`: the best label of each text, and the scores of all."""
+    best = [int(row.argmax()) for row in rows]
+    return [
+        {"index": index, "label": labels[place], "probs": row, "num_classes": len(labels)}
+        for index, (row, place) in enumerate(zip(rows, best, strict=True))
+    ]
+
+
+def _own_task(kind: Kind) -> TaskName:
+    """The task that a model of a kind was made for."""
+    return next(name for name, kinds in _TASKS.items() if kind in kinds)
+
+
+def _texts(side: Document | list[Document] | None) -> list[str] | None:
+    """The texts of one side of `/score`; None if it is not given."""
+    return None if side is None else passages_of(side if isinstance(side, list) else [side], None)
+
+
+def _list_object(data: list[dict[str, Any]], result: Result[Any], context: RequestContext) -> dict[str, Any]:
+    return {
+        "id": context.request_id,
+        "object": "list",
+        "created": int(time.time()),
+        "model": context.model.name,
+        "data": data,
+        "usage": usage(result.timings),
+    }
+
+
+def _list_of(**item: Any) -> Any:  # noqa: ANN401 - JSON
+    """The schema of `_list_object`."""
+    data = array_of(object_of(index=INTEGER, object=STRING, **item))
+    return object_of(id=STRING, object=STRING, created=INTEGER, model=STRING, data=data, usage=USAGE)
+
+
+ROUTES = (
+    Route(
+        "POST",
+        "/score",
+        "vLLM: scores of pairs, `text_1` with `text_2` or `queries` with `documents`; cosines if the model embeds",
+        ScoreRequest,
+        reply=_list_of(score=NUMBER),
+        errors=OPENAI,
+        inputs="text_2",
+        aliases=("/v1/score",),
+    ),
+    Route(
+        "POST",
+        "/pooling",
+        "vLLM: what the model gives for each text or, with `task`, for each token",
+        PoolingRequest,
+        reply=_list_of(data=ANY),
+        errors=OPENAI,
+        inputs="input",
+    ),
+)
