@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bei_core.config.declaration import Declared
-from bei_core.config.settings import SECTIONS, SETTINGS
+from bei_core.config.settings import SETTINGS
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "settings.md"
 
@@ -16,7 +16,7 @@ INTRODUCTION = """# Settings
 
 A setting comes from the first of these that has it:
 
-1. a flag of `bei serve`, `bei build` or `bei embed`;
+1. a flag of `bei serve` or of another command that runs a model;
 2. an environment variable, of those in the table the first that is set (an empty one counts as unset,
    but an empty `BEI_API_KEY` or `BEI_API_KEY_FILE` is an error);
 3. a key under `model_metadata.bei` in the config.yaml that `--config` names, or that Truss hands over;
@@ -30,6 +30,17 @@ here are accepted, with a line in the log; the table says "no effect".
 """
 
 _TYPES = {bool: "yes or no", int: "whole number", float: "number", str: "text", Path: "path", tuple: "list of texts"}
+
+
+# The first setting of each section of docs/settings.md.
+SECTIONS = {
+    "model_id": "Model",
+    "quantization_type": "Quantisation",
+    "max_batch_tokens": "Limits",
+    "hostname": "Server",
+    "log_level": "Logs, traces and metrics",
+    "cache_dir": "Files and credentials",
+}
 
 
 def page() -> str:

@@ -16,6 +16,7 @@ from bei_core.config.settings import Settings
 from bei_core.errors import RequestError
 from bei_core.http.app import App, make_app
 from bei_core.http.traces import Traces, open_traces
+from bei_core.logs import configure_own_logging
 from bei_core.metrics import shared_metrics
 from bei_core.serving.service import Service
 from bei_core.truss.routes import add_routes
@@ -36,6 +37,7 @@ class Model:
         logging.getLogger("uvicorn.access").disabled = True
         if self._app is None:
             settings = Settings.from_truss_config(self._config, os.environ, self._secrets)
+            configure_own_logging(json_output=settings.json_output, level=settings.log_level)
             self._traces = self._traces or open_traces(settings)
             self._app, everything = make_app(*Service.open_all(settings, shared_metrics()), traces=self._traces)
             add_routes(everything)

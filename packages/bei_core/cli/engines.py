@@ -13,12 +13,11 @@ import click
 from bei_core.config.settings import Settings
 from bei_core.engines.cache import EngineCache, publish_engine
 from bei_core.engines.manifest import is_engine, unnamed, verify
-from bei_core.engines.remote import RemoteEngine, RemoteEngines
+from bei_core.engines.remote import RemoteEngines, engine_at
 from bei_core.errors import CheckpointError, ConfigError, DiskError, EngineCorruptError
 from bei_core.storage.backends import redact, store_examples
 from bei_core.storage.cache import Entry
 from bei_core.storage.errors import OUTPUT, translate_os_errors
-from bei_core.storage.objects import ObjectStore
 
 _CACHE_DIR = click.option(
     "--cache-dir", type=click.Path(path_type=Path), help="Folder of the cache. [default: that of BEI_CACHE_DIR]"
@@ -96,7 +95,7 @@ def push(engine: str, url: str, force: bool, cache_dir: Path | None) -> None:
 @_CACHE_DIR
 def pull_engine(url: str, output: Path | None, cache_dir: Path | None) -> None:
     """Copy an engine from an object store, check it, and print its folder. URL is the one that push prints."""
-    engine = RemoteEngine(ObjectStore(url))
+    engine = engine_at(url)
     manifest = engine.manifest()
     if manifest is None:
         raise CheckpointError(f"{redact(url)} is not an engine: it has no manifest.json")

@@ -8,7 +8,6 @@ config.yaml over the defaults. Names are those of text-embeddings-inference, so 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,6 +20,7 @@ from bei_core.config import sources
 from bei_core.config.cache_dir import default_cache_dir
 from bei_core.config.declaration import About, Declared, declared
 from bei_core.config.files import read_secret, read_yaml
+from bei_core.config.model_names import at_hub, name_and_id
 from bei_core.config.trt_llm import Count, QuantizationType, Route, TrtLlm
 from bei_core.errors import ConfigError
 from bei_core.models.pooling import PoolingSetting
@@ -325,7 +325,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         given = [name for name, one in SETTINGS.items() if one.about.of_one_model and getattr(self, name) is not None]
         if len(self.models) > 1 and given:
             raise ConfigError(f"{', '.join(given)} cannot be set for several models at once; start a server for each")
-        names = [_named(model)[0] or model for model in self.models]
+        names = [name_and_id(model)[0] or model for model in self.models]
         if len(set(names)) < len(names):
             raise ConfigError(f"models has a name twice: {', '.join(names)}; write name=model_id to tell them apart")
 
@@ -336,12 +336,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         """
         if not self.models:
             return (self._of_model(None, self.model_id),)
-        return tuple(self._of_model(*_named(model)) for model in self.models)
+        return tuple(self._of_model(*name_and_id(model)) for model in self.models)
 
     def _of_model(self, name: str | None, model_id: str | None) -> Settings:
         """The settings of one model."""
-        page = _HUB_PAGE.fullmatch(model_id or "")
-        model_id, revision = (page[1], self.revision or page[2]) if page else (model_id, self.revision)
+        model_id, revision = at_hub(model_id, self.revision)
         name = name or self.served_model_name
         return msgspec.structs.replace(self, models=(), model_id=model_id, revision=revision, served_model_name=name)
 
@@ -393,25 +392,3 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 SETTINGS: Mapping[str, Declared] = MappingProxyType(declared(Settings))
-
-# The first setting of each section of docs/settings.md.
-SECTIONS: Mapping[str, str] = MappingProxyType(
-    {
-        "model_id": "Model",
-        "quantization_type": "Quantisation",
-        "max_batch_tokens": "Limits",
-        "hostname": "Server",
-        "log_level": "Logs, traces and metrics",
-        "cache_dir": "Files and credentials",
-    }
-)
-
-
-# A repository's page on the hub, as people copy it from a browser.
-_HUB_PAGE = re.compile(r"https?://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/([^/?#]+))?/?")
-
-
-def _named(model: str) -> tuple[str | None, str]:
-    """The name (None if it has none) and the model_id in an item of `models`."""
-    name, equals, model_id = model.partition("=")
-    return (name, model_id) if equals and name and model_id and "/" not in name else (None, model)

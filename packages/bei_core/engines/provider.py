@@ -16,12 +16,11 @@ from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import is_engine, key_of, read_manifest
 from bei_core.engines.registry import choose, load_builder
-from bei_core.engines.remote import RemoteEngine, RemoteEngines
+from bei_core.engines.remote import RemoteEngine, RemoteEngines, engine_at
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.storage.backends import is_store, redact, store_examples
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
-from bei_core.storage.objects import ObjectStore
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +101,7 @@ class EngineProvider:
     def _fetch_url(self, key: str) -> Lease | None:
         if not is_store(self._model_id):
             return None
-        engine = RemoteEngine(ObjectStore(self._model_id, self._settings.checkpoint_secret))
+        engine = engine_at(self._model_id, self._settings.checkpoint_secret)
         if (manifest := engine.manifest()) is None:
             return None
         ref = EngineRef(manifest.artifact, redact(self._model_id), manifest.revision)

@@ -116,6 +116,11 @@ class RemoteEngine:
         return block
 
 
+def engine_at(url: str, secret: str | None = None) -> RemoteEngine:
+    """The engine whose folder has this URL. Raises ConfigError for a URL that is no object store's."""
+    return RemoteEngine(ObjectStore(url, secret))
+
+
 class RemoteEngines:
     """The engines under one URL of an object store."""
 

@@ -27,8 +27,7 @@ _INLINE_CHARS_PER_TURN = 32_768
 _TEXTS_PER_CALL = 64
 _CHARS_PER_CALL = 262_144
 
-# No vocabulary has longer tokens (text-embeddings-inference uses the same number). A longer text is cut before it is
-# tokenized, which would need 100 bytes of memory per character.
+# No vocabulary has longer tokens (text-embeddings-inference uses the same number); a longer text is cut first.
 _CHARS_PER_TOKEN = 250
 
 # A text with more characters per token of the model is tokenized up to there, and further only if fewer than so many

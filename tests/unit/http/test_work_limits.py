@@ -21,7 +21,7 @@ def model_of(template: RerankTemplate | None) -> ServedModel:
 def test_a_query_is_counted_with_each_document_before_a_prompt_is_made(template: RerankTemplate | None) -> None:
     model = model_of(template)
     for query, instruction in (("a" * 30_000_000, None), ("a", "b" * 3_000_000), ("a" * 32_000, None)):
-        with pytest.raises(ValidationError, match="more than 32000000 characters") as raised:
+        with pytest.raises(ValidationError, match="at most 32000000 are read") as raised:
             model.pairs([(query, "d")] * 1024, instruction)
         assert raised.value.param == "query"
     with pytest.raises(ValidationError, match="1025 > maximum allowed batch size 1024"):

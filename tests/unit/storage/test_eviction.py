@@ -177,7 +177,7 @@ def test_a_disk_without_locks_is_a_disk_error(engines: EngineCache, monkeypatch:
     def refuse(entry: Entry) -> bool:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(cache_module, "_remove", refuse)
+    monkeypatch.setattr(cache_module, "remove", refuse)
     with pytest.raises(DiskError, match="No locks available"):
         engines.evict(0)
 
@@ -338,7 +338,7 @@ def test_an_engine_that_may_not_be_read_is_not_quarantined(world: World, monkeyp
 
     monkeypatch.setattr("bei_core.engines.manifest._entry", refuse)
     with pytest.raises(DiskError, match="Permission denied; let this user read"):
-        start(world.settings())
+        start(world.settings(verify="always"))
     only_engine(world.settings())
     assert len(world.builds) == 1
 

@@ -168,8 +168,8 @@ def test_a_block_brings_what_it_alone_needs() -> None:
     [
         ("T4", "no_quant", "T4 is too old for TensorRT-LLM; use an L4 or newer"),
         ("A10G", "fp8", "fp8 needs an L4, H100 or newer; with A10G, use no_quant"),
-        ("A100:2", "fp8_mlp_only", "fp8_mlp_only needs an L4, H100 or newer; A100"),
-        ("H100_40GB", "fp4", "fp4 needs a B200 or newer; H100_40GB takes fp8"),
+        ("A100:2", "fp8_mlp_only", "fp8_mlp_only needs an L4, H100 or newer; with A100, use no_quant"),
+        ("H100_40GB", "fp4", "fp4 needs a B200 or newer; with H100_40GB, use fp8 or no_quant"),
         ("L4", "fp8", None),
         ("A100", "no_quant", None),
         ("B200", "fp4", None),
@@ -201,7 +201,7 @@ def test_the_command_says_what_has_no_effect_and_keeps_what_is_there(tmp_path: P
     assert "trt_llm.build.num_builder_gpus has no effect" in done.output
     assert (tmp_path / "out" / "model" / "model.py").is_file()
     again = CliRunner().invoke(app, arguments)
-    assert "is there already" in str(again.exception)
+    assert "exists already; --force overwrites it" in str(again.exception)
     assert CliRunner().invoke(app, [*arguments, "--force"]).exit_code == 0
 
 

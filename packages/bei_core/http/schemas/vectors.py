@@ -48,7 +48,7 @@ def quantize(rows: Rows, precision: Precision) -> Array:
         bits = rows.astype(np.float32, copy=False).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
     if precision in {"int8", "uint8"}:
-        largest = np.abs(rows).max(axis=1, keepdims=True)
+        largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)  # 127 over the smallest f32 is no f32
         scaled = np.rint(rows * (127 / np.where(largest > 0, largest, 1)))
         return scaled.astype(np.int8) if precision == "int8" else (scaled + 128).astype(np.uint8)
     packed = np.packbits(rows > 0, axis=1)
