@@ -103,10 +103,10 @@ def test_a_model_that_was_asked_for_before_starts_without_any_network(tmp_path: 
             tmp_path / "cache", BEI_MODEL_ID="owner/name", HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hub")
         )
         first = finish(start(environ))
-    assert "its engine is" not in first
+    assert "found the engine of" not in first
     shutil.rmtree(tmp_path / "hub")
     again = finish(start(environ, *alone))
-    assert f"owner/name at {commit}: its engine is" in again
+    assert f"found the engine of owner/name at {commit}" in again
     assert rows(again) == rows(first)
     refused = start(dict(environ, BEI_REFRESH="true"), *alone)
     output, _ = refused.communicate(timeout=SAFETY_S)

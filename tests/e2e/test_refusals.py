@@ -176,7 +176,7 @@ def test_too_long_is_refused_where_it_may_not_be_cut(http: httpx.Client, route: 
             check(reply, 422, "Validation", f"`{field}` must have less than", openai=openai, param=field)
 
 
-DEEP = b"[" * 100_000
+DEEP = b"[" * 60_000
 
 
 @both
@@ -204,8 +204,8 @@ DEEP = b"[" * 100_000
         (DEEP, 422, "object"),
         (b'{"FIELD": ' + DEEP, 422, "array"),
         (b'{"FIELD": "a", "other": ' + DEEP, 400, "nested"),
-        (b'{"FIELD": "a", "other": ' + DEEP + b"]" * 100_000 + b"}", 400, "nested"),
-        (b'{"other": ' + b'{"a":' * 100_000, 400, "nested"),
+        (b'{"FIELD": "a", "other": ' + DEEP + b"]" * 60_000 + b"}", 400, "nested"),
+        (b'{"other": ' + b'{"a":' * 20_000, 400, "nested"),
         (b"[]", 422, "object"),
         (b'"a"', 422, "object"),
         (b"null", 422, "object"),

@@ -27,13 +27,13 @@ _ERRORS = {
 
 
 @cache
-def document() -> dict[str, Any]:
+def document(*, with_pages: bool = True) -> dict[str, Any]:
     """OpenAPI 3.1."""
     bodies = [route.schema for route in ROUTES if route.schema is not None]
     _, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     errors = {route.errors.name: route.errors.schema for route in ROUTES}
     paths: dict[str, Any] = {}
-    for route in ROUTES:
+    for route in (*ROUTES, *(PAGES if with_pages else ())):
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
@@ -56,6 +56,8 @@ def _operation(route: Route) -> dict[str, Any]:
     if route.reply is not None:
         types = ("application/json", "application/msgpack")
         responses["200"]["content"] = {kind: {"schema": route.reply} for kind in types}
+    if route in PAGES:
+        responses["200"]["content"] = {"text/html": {"schema": STRING}}
     for status, text in failures.items():
         responses[status] = {"description": text, "content": {"application/json": {"schema": error}}}
     operation: dict[str, Any] = {"summary": route.summary, "responses": responses}
@@ -76,7 +78,7 @@ def _one_of(names: dict[str, None]) -> Any:  # noqa: ANN401 - JSON
 
 async def _answer(call: Call) -> dict[str, Any]:
     """`GET /openapi.json`."""
-    return document()
+    return document(with_pages=call.service.settings.ui)
 
 
 _PATHS = ("/openapi.json", "/api-doc/openapi.json")

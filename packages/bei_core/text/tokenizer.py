@@ -187,8 +187,8 @@ class TextTokenizer:
         for group in [texts] if len(texts) == 1 else _calls(texts):
             try:
                 encodings = encode(group, add_special_tokens=add_special_tokens)
-            except BaseException as fault:  # the library raises bare Exception, and panics of Rust are not even that
-                if not isinstance(fault, Exception) and type(fault).__name__ != "PanicException":
+            except BaseException as fault:  # bare Exception, or a panic in Rust, which is no Exception
+                if isinstance(fault, KeyboardInterrupt | SystemExit):
                     raise
                 raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
             yield from encodings
