@@ -27,7 +27,7 @@ def test_every_extra_that_is_named_exists() -> None:
     extras = set(metadata("bei-core").get_all("Provides-Extra") or ())
     found = named()
     assert found.pop(FILLED_IN) == "packages/bei_core/storage/objects.py"
-    assert {"quantize", "otlp", "bench"} <= found.keys()
+    assert {"parquet", "otlp", "bench"} <= found.keys()
     unknown = {extra: path for extra, path in found.items() if extra not in extras}
     assert not unknown
 
