@@ -1,4 +1,4 @@
-"""The ASGI application: finds the route, reads the body, has it answered, maps every error to its reply."""
+"""The ASGI application: finds the route, reads the body, runs the task, and turns every error into an error reply."""
 
 from __future__ import annotations
 
@@ -34,23 +34,24 @@ from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
 
-# Only a request that takes longer is cancelled if its client leaves: the check would cost more than a short request.
+# Seconds. A request that takes longer is cancelled if its client disconnects. For a shorter request, watching the
+# client would cost more than it saves.
 _PATIENCE_S = 0.1
 
 _MAX_ID = 128  # characters of a client's request id
 
-_GONE = 499  # nginx's "client closed request": logged, never received
+_GONE = 499  # nginx's status "client closed request"; it appears in logs only
 
-_NO_MODEL = frozenset({None, "", "not-required"})  # the last is what Baseten's clients send if they must name one
+_NO_MODEL = frozenset({None, "", "not-required"})  # Baseten's clients send "not-required" where a name is mandatory
 
 
 class App:
-    """The routes of one or several models as an ASGI application; `respond` serves the requests of another server."""
+    """An ASGI application that serves one or several models. Other servers, such as Truss, call `respond` directly."""
 
     def __init__(self, *services: Service, traces: Traces | None = None) -> None:
         self.services = services
-        self.service = services[0]  # its settings and metrics are those of the server
-        self.draining = False  # replies then tell the client to close its connection
+        self.service = services[0]  # the server uses the settings and metrics of this one
+        self.draining = False  # if set, replies tell the client to close its connection
         self._traces = traces
         keys = Keys(self.service.settings)
         self._keys = keys if keys else None
@@ -64,7 +65,7 @@ class App:
         self._prefixes = {path.partition("{")[0]: path for path in self._methods if "{" in path}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One ASGI request."""
+        """Handles one ASGI request; ignores scopes of types other than `http`."""
         if scope["type"] != "http":
             return
         response = await self.respond(Request(scope, receive), scope["method"], scope["path"])
@@ -73,11 +74,14 @@ class App:
         await response(scope, receive, send)
 
     async def respond_by_shape(self, request: Request) -> Response:
-        """The reply of the route that the body is for; raises as `respond` does."""
+        """Returns the reply of the route that fits the fields of the body; raises the same errors as `respond`."""
         return await self.respond(request, "POST", "/")
 
     async def respond(self, request: Request, method: str, path: str) -> Response:
-        """The reply of a route, with the request's id. Raises only if the server cancels it."""
+        """Returns the reply for a method and path, with the header `x-request-id`. Errors become error replies.
+
+        Raises only if the server cancels the request or the process ends.
+        """
         headers = dict(request.scope["headers"][::-1])
         given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
         request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
@@ -98,7 +102,7 @@ class App:
             response = self._left()
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
-        except BaseException:  # also a panic of a library in Rust, which is no Exception
+        except BaseException:  # also catches a panic in a Rust library, which is not an Exception
             log.exception("this is a bug: %s %s failed", method, path)
             error = EngineError("internal error; see the server's log")
             response = self._refuse(error, call)
@@ -109,9 +113,9 @@ class App:
         return response
 
     def refused_early(self, scope: Scope) -> Response | None:
-        """The reply to a request that would be refused whatever its body is, as an overloaded server does at once.
+        """Returns the 429 reply if the server is too busy for this request, whatever its body is; None otherwise.
 
-        None for any other request. It costs no task, and the body is neither decoded nor kept.
+        It needs only the head of the request: it starts no asyncio task and does not read the body.
         """
         service, method, path = self.service, scope["method"], scope["path"]
         if not service.is_busy or len(self.services) > 1:
@@ -133,23 +137,23 @@ class App:
             response = self._refuse(fault, call)
             self._finish(call, response, fault)
             return response
-        except RequestError:  # which the application finds again, and tells
+        except RequestError:  # `respond` finds the same error again and sends it
             pass
         return None
 
     async def check(self) -> None:
-        """Raises UnhealthyError unless every model answers."""
+        """Checks every model. Raises UnhealthyError if one of them does not answer."""
         for service in self.services:
             await service.check()
 
     def drain(self) -> None:
-        """Makes health checks fail and replies close their connections from here on."""
+        """Starts draining: from now on health checks fail, and every reply closes its connection."""
         self.draining = True
         for service in self.services:
             service.drain()
 
     async def _answer(self, call: Call) -> Response:
-        """The reply of the route. Raises a RequestError if there is none."""
+        """Finds the route, checks the API key, decodes the body, and returns the reply. Raises RequestError."""
         if call.route is None and call.method == "POST" and call.path in self._any_body:
             call.default = BY_SHAPE.default(self.service)
         route = call.route or call.default
@@ -159,7 +163,7 @@ class App:
             client = self._keys.client(call.headers)
             client.enter()
             call.client = client
-        if not HEADERS.isdisjoint(call.headers):  # before the body, whose arrival and decoding count
+        if not HEADERS.isdisjoint(call.headers):  # read before the body, so that receiving the body counts too
             call.deadline, call.priority = read_deadline(call.headers), read_priority(call.headers)
         if route.schema is not None:
             raw = await self._body(call)
@@ -167,14 +171,14 @@ class App:
                 await self._decode_large(call, raw)
             else:
                 call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
-            del raw  # it may be large, and the reply may take long
+            del raw  # frees memory: the body may be large, and the reply may take long
         if len(self.services) > 1:
             call.service = self._chosen(call)
         call.timings.model = call.service.model.name
         return await self._run(call)
 
     async def _run(self, call: Call) -> Response:
-        """The reply to a call whose body is read; cancels the current task if the client leaves meanwhile."""
+        """Runs a call whose body is decoded, returns the reply. Cancels the current task if the client disconnects."""
         service, route, watchers = call.service, call.route, list[asyncio.Task[None]]()
         timer = asyncio.get_running_loop().call_later(
             _PATIENCE_S, _watch, call.request, watchers, asyncio.current_task()
@@ -202,15 +206,16 @@ class App:
             timer.cancel()
             for watcher in watchers:
                 watcher.cancel()
-        timings = call.timings if call.timings.num_inputs else None  # of a route that ran the model
+        timings = call.timings if call.timings.num_inputs else None  # None for a route that did not run the model
         if timings is not None:
             self.service.metrics.succeeded(timings)
         return await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
 
     async def _decode_large(self, call: Call, raw: bytes) -> None:
-        """Decodes a large body on a thread. The budget of bytes then has what it takes in memory, in place of `raw`.
+        """Decodes a large body on a thread into `call.body`.
 
-        Raises as `decode_large`, and OverloadedError if the server has no memory left for it.
+        Afterwards the budget of bytes counts the memory of the decoded body instead of the length of `raw`. Raises the
+        same errors as `decode_large`, and OverloadedError if the budget is exceeded.
         """
         schema = call.route.schema if call.route else None
 
@@ -222,7 +227,7 @@ class App:
         call.count_bytes(await asyncio.to_thread(work) - len(raw))
 
     def _shaped(self, call: Call, body: object) -> object:
-        """The decoded body of a route that its fields decide, as that route's schema; sets the call's route."""
+        """Chooses the route by the fields of a decoded body, sets `call.route`, and returns the body in its schema."""
         service = self._named(body.get("model") if isinstance(body, dict) else None) or self.service
         call.default = BY_SHAPE.default(service)
         route = call.route = call.route_of(body, service)
@@ -231,7 +236,7 @@ class App:
         return convert(body, route.schema)
 
     def _chosen(self, call: Call) -> Service:
-        """The model that the request names, else the first that can answer it. Raises NotFoundError."""
+        """Returns the model that the request names, else the first model that can answer it. Raises NotFoundError."""
         route, body = call.route, call.body
         named = self._named(call.request.query_params.get("model") if body is None else body.model)
         if named is not None or route is None or route.schema is None or not route.schema.kinds:
@@ -240,7 +245,7 @@ class App:
         return next((each for each in self.services if not each.model.roles.isdisjoint(kinds)), self.service)
 
     def _named(self, name: object) -> Service | None:
-        """The model of a name; None if the request names none. Raises NotFoundError for one that is not served."""
+        """Returns the model with this name; None if no name is given. Raises NotFoundError if it is not served."""
         if len(self.services) == 1 or not isinstance(name, str) or name in _NO_MODEL:
             return None
         if name not in self._by_name:
@@ -249,7 +254,7 @@ class App:
         return self._by_name[name]
 
     def _unrouted(self, call: Call) -> RequestError:
-        """The error for a path that is unknown, or that another method is for."""
+        """Returns the error for an unknown path (404), or for a known path with another method (405)."""
         known = call.path if call.path in self._methods else self._template(call.path)
         if not known:
             return NotFoundError(f"there is no {call.path}; known are {', '.join(sorted(self._methods))}")
@@ -257,7 +262,7 @@ class App:
         return MethodNotAllowedError(f"{call.path} is served by {methods}, not by {call.method}", allow=methods)
 
     def _template(self, path: str) -> str:
-        """The path with a parameter, such as `/v1/models/{id}`, that a path fits; empty if there is none."""
+        """Returns the path template, such as `/v1/models/{id}`, that a path matches; "" if there is none."""
         return next((known for prefix, known in self._prefixes.items() if path.startswith(prefix)), "")
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
@@ -270,9 +275,9 @@ class App:
         return error_response(error, route.errors, route.inputs)
 
     def _finish(self, call: Call, response: Response, error: RequestError | None) -> None:
-        """Completes the reply by the request's id, and records the request."""
+        """Adds the header `x-request-id` to the reply; writes the trace span and the access log."""
         response.headers["x-request-id"] = call.request_id
-        if self._traces is not None and (call.route is None or not call.route.public):  # probes would hide the rest
+        if self._traces is not None and (call.route is None or not call.route.public):  # no spans of probes
             self._traces.record(call, response.status_code, error)
         if self.service.settings.access_log:
             call.log(response.status_code)
@@ -282,7 +287,7 @@ class App:
         return Response(status_code=_GONE)
 
     async def _body(self, call: Call) -> bytes:
-        """The whole body. Raises PayloadTooLargeError as soon as it is known to be too large."""
+        """Reads and decompresses the whole body. Raises PayloadTooLargeError as soon as it exceeds `payload_limit`."""
         limit = self.service.settings.payload_limit
         announced = call.headers.get(b"content-length", b"0")
         if announced.isdigit() and int(announced) > limit:
@@ -300,7 +305,7 @@ class App:
 
 
 def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:
-    """The application, and what a server runs: the application with CORS if the settings ask for it."""
+    """Returns the App, and the ASGI application to run, which is the App with CORS if `cors_allow_origin` is set."""
     app = App(*services, traces=traces)
     origins = app.service.settings.cors_allow_origin
     return app, CORSMiddleware(
@@ -309,7 +314,7 @@ def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASG
 
 
 def _watch(request: Request, watchers: list[asyncio.Task[None]], task: asyncio.Task[None] | None) -> None:
-    """Starts a watcher, which it adds to `watchers`, that cancels `task` when the client leaves."""
+    """Starts an asyncio task that cancels `task` when the client disconnects, and appends it to `watchers`."""
 
     async def watch() -> None:
         while (await request.receive())["type"] != "http.disconnect":

@@ -1,7 +1,7 @@
 """Large JSON bodies: counted before they are decoded, then decoded in pieces.
 
-A decoder holds Python's lock until it returns, on any thread, so that the event loop stands still meanwhile. A body is
-therefore cut at commas into pieces of bounded size. NumPy finds the commas; it works without the lock.
+A JSON decoder holds the GIL until it returns, even on another thread, and blocks the event loop for that time. A body
+is therefore cut at commas into pieces of bounded size. NumPy finds the commas, because NumPy releases the GIL.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from bei_core.http.limits import (
 )
 from bei_core.http.schemas.common import convert, decode
 
-__all__ = ["INLINE_BODY_BYTES", "decode_large", "inflated", "memory_of"]  # all that is done to a body
+__all__ = ["INLINE_BODY_BYTES", "decode_large", "inflated", "memory_of"]  # all functions on bodies that `app` needs
 
 ValueT = TypeVar("ValueT")
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.int64]
 
-# Bytes of a body that are decoded on the event loop, in 0.5 ms at most whatever is in them, and bytes of a piece, in
-# 10 ms at most.
+# INLINE_BODY_BYTES: a body of at most this size is decoded on the event loop, which takes at most 0.5 ms for any
+# content. MAX_JSON_PIECE_BYTES: the size of a piece of a larger body; decoding a piece takes at most 10 ms.
 INLINE_BODY_BYTES = 8192
 MAX_JSON_PIECE_BYTES = 131_072
 
-_WINDOW = 262_144  # bytes that are scanned at once, so that the arrays stay in the processor's cache
+_WINDOW = 262_144  # bytes scanned in one step, so that the arrays fit in the CPU cache
 
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
-_STEPS = np.zeros(256, np.int8)  # by byte: the change in depth
+_STEPS = np.zeros(256, np.int8)  # i8[256], indexed by byte: the change in nesting depth
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 _CLOSING = {b"[": b"]", b"{": b"}"}
 
-_MAX_NAME = 1024  # bytes of the name of a field whose value is large
+_MAX_NAME = 1024  # the most bytes of a field name if the value of the field is large
 _NAME = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:\s*')
 
 
 def decode_large(raw: bytes, schema: type[ValueT]) -> ValueT:
-    """A JSON body of any size as `schema`; to be called on a thread.
+    """Decodes a JSON body of any size into `schema`. Call it on a thread.
 
-    Raises PayloadTooLargeError for a body that has more values than are read, else as `schemas.common.decode` does.
+    Raises PayloadTooLargeError if the body has too many values, and the same errors as `schemas.common.decode`.
     """
     if len(raw) <= MAX_JSON_PIECE_BYTES:
         return decode(raw, schema)
@@ -60,7 +60,7 @@ def decode_large(raw: bytes, schema: type[ValueT]) -> ValueT:
 
 
 def memory_of(value: object) -> int:
-    """Bytes of memory of a decoded body, roughly."""
+    """Estimates the memory of a decoded body, in bytes."""
     size = sys.getsizeof(value, 0)
     if isinstance(value, list | tuple):
         return size + sum(map(memory_of, value))
@@ -72,18 +72,18 @@ def memory_of(value: object) -> int:
 
 
 class _Json:
-    """A JSON text and the places of its commas and brackets, without those inside strings."""
+    """A JSON text, with the positions of the commas and brackets that are outside strings."""
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
         self._places, self._depths = _scan(np.frombuffer(raw, np.uint8))
 
-    def value(self) -> Any:  # noqa: ANN401 - whatever JSON has
-        """The decoded text. Raises MalformedBodyError, PayloadTooLargeError."""
+    def value(self) -> Any:  # noqa: ANN401 - any JSON value
+        """Decodes the whole text. Raises MalformedBodyError, PayloadTooLargeError."""
         return self._value(0, len(self._raw), 0)
 
     def _value(self, start: int, stop: int, depth: int) -> Any:  # noqa: ANN401
-        """The value at raw[start:stop], which is `depth` containers deep."""
+        """Decodes the value at raw[start:stop]; `depth` is the number of lists and objects around it."""
         if stop - start <= MAX_JSON_PIECE_BYTES:
             return decode(self._raw[start:stop], object)
         first, last = np.searchsorted(self._places, (start, stop))
@@ -122,7 +122,7 @@ class _Json:
         return found
 
     def _piece(self, start: int, stop: int) -> bytes:
-        """Some elements with the commas between them."""
+        """Returns raw[start:stop]: elements and the commas between them. Raises MalformedBodyError if it is empty."""
         piece = self._raw[start:stop]
         if not piece.strip():
             raise MalformedBodyError("the body is not JSON in UTF-8: a comma has no value after it")
@@ -135,7 +135,10 @@ def _is_comma(raw: bytes, places: Places) -> npt.NDArray[np.bool_]:
 
 
 def _grouped(start: int, stop: int, commas: Places) -> Iterator[tuple[int, int]]:
-    """Begin and end of parts of raw[start:stop], cut at commas: as many elements as a piece may hold, at least one."""
+    """Cuts raw[start:stop] at commas; yields the start and end of each part.
+
+    A part has as many elements as fit in MAX_JSON_PIECE_BYTES, but at least one.
+    """
     while stop - start > MAX_JSON_PIECE_BYTES:
         after = int(np.searchsorted(commas, start))
         if after == len(commas):
@@ -148,9 +151,9 @@ def _grouped(start: int, stop: int, commas: Places) -> Iterator[tuple[int, int]]
 
 
 def _scan(data: Bytes) -> tuple[Places, npt.NDArray[np.int32]]:
-    """The places of commas and brackets outside strings, and the depth around each of them.
+    """Finds the commas and brackets outside strings: their positions i64[M], and the depth i32[M] after each of them.
 
-    Raises PayloadTooLargeError if there are too many, MalformedBodyError if strings or brackets do not end.
+    Raises PayloadTooLargeError if there are too many, MalformedBodyError if a string or bracket is not closed.
     """
     places, steps, inside, start = [], [], 0, 0
     num_values, num_containers = 1, 0
@@ -163,7 +166,7 @@ def _scan(data: Bytes) -> tuple[Places, npt.NDArray[np.int32]]:
         steps.append(_STEPS[window[found]])
         opened = int(np.count_nonzero(steps[-1] > 0))
         num_containers += opened
-        num_values += len(found) - opened  # one for each comma, one for each end of a list or an object
+        num_values += len(found) - opened  # each comma and each closing bracket counts as one value
         _check_counts(num_values, num_containers)
         inside, start = int(quoted[-1]), stop
     depths = np.cumsum(np.concatenate(steps), dtype=np.int32)
@@ -175,7 +178,7 @@ def _scan(data: Bytes) -> tuple[Places, npt.NDArray[np.int32]]:
 
 
 def _window_end(data: Bytes, start: int) -> int:
-    """Where a window ends that does not end with a backslash, unless the data do."""
+    """Returns the end of the window from `start`. Its last byte is not a backslash, except at the end of data."""
     size = _WINDOW
     while start + size < len(data):
         others = np.flatnonzero(data[start : start + size] != _BACKSLASH)
@@ -186,7 +189,10 @@ def _window_end(data: Bytes, start: int) -> int:
 
 
 def _escaped(window: Bytes) -> npt.NDArray[np.bool_]:
-    """Which bytes follow an odd number of backslashes. The window does not begin inside such a row of backslashes."""
+    """Returns bool[N]: whether a byte is escaped, that is, follows an odd number of backslashes.
+
+    The window must not begin inside a sequence of backslashes.
+    """
     escaped = np.zeros(len(window), np.bool_)
     slashes = np.flatnonzero(window == _BACKSLASH)
     if len(slashes):

@@ -1,4 +1,4 @@
-"""Compressed bodies, gzip and zstd: of requests and of replies.
+"""Compression of request and reply bodies with gzip and zstd.
 
 docs/decisions/007-reply-formats.md has the measurements behind the limits.
 """
@@ -20,20 +20,22 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-# The better coding first, each with the bytes that it compresses in a millisecond; a longer reply goes to a thread.
+# The supported codings, the best first. The value is how many bytes one millisecond compresses; a longer reply is
+# compressed on a thread.
 CODINGS = {"zstd": 262_144, "gzip": 65_536}
 
-_STEP = 1_048_576  # bytes that are decompressed at once
+_STEP = 1_048_576  # the most bytes that one step decompresses
 
-_LEVEL = 1  # vectors are like noise: a higher level costs more and makes them hardly smaller
-_MIN_COMPRESSED = 1024  # bytes; a reply that fits in one packet arrives no sooner for being smaller
+_LEVEL = 1  # vectors hardly compress: a higher level costs more time and saves almost nothing
+_MIN_COMPRESSED = 1024  # bytes; a reply that fits in one packet does not arrive faster when it is smaller
 
-# The most memory that a compressed body may demand of its reader: 8 MiB, the limit for zstd on the web (RFC 9659).
+# The base-2 logarithm of the largest zstd window, in bytes: 8 MiB, the limit for zstd on the web (RFC 9659). It bounds
+# the memory that a compressed body can make the server use.
 _ZSTD_WINDOW_LOG = 23
 
 
 async def compressed(body: bytes, coding: str) -> bytes | None:
-    """The compressed body; None if it is too small to be worth it. A long body is compressed on a thread."""
+    """Returns the compressed body; None if it is too small to benefit. A long body is compressed on a thread."""
     if len(body) <= _MIN_COMPRESSED:
         return None
     if len(body) <= CODINGS[coding]:
@@ -42,10 +44,10 @@ async def compressed(body: bytes, coding: str) -> bytes | None:
 
 
 async def inflated(body: bytes, coding: str, limit: int, scope: Scope) -> bytes:
-    """The decompressed body.
+    """Returns the decompressed body.
 
-    Raises ValidationError for an unknown coding, MalformedBodyError if the body is not in it, PayloadTooLargeError if
-    it has more than `limit` bytes once decompressed, OverloadedError if the server has no memory left for it.
+    Raises ValidationError for an unknown coding, MalformedBodyError if the body is not valid in this coding,
+    PayloadTooLargeError if it has more than `limit` bytes once decompressed, OverloadedError if the budget is exceeded.
     """
     name = coding.strip().lower()
     if name in {"", "identity"}:
@@ -54,7 +56,7 @@ async def inflated(body: bytes, coding: str, limit: int, scope: Scope) -> bytes:
         known = ", ".join((*CODINGS, "identity"))
         raise ValidationError(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
     decoder, parts, size = _Inflater(name), list[bytes](), 0
-    while not decoder.is_complete:  # in steps, so that the budget has room before the memory is taken
+    while not decoder.is_complete:  # in steps, so that the budget is checked while memory grows
         part = await asyncio.to_thread(decoder.more, body)
         body, size = b"", size + len(part)
         if size > limit:
@@ -67,7 +69,7 @@ async def inflated(body: bytes, coding: str, limit: int, scope: Scope) -> bytes:
 def _compress(body: bytes, coding: str) -> bytes:
     if coding == "zstd":
         return zstd.compress(body, level=_LEVEL)
-    encoder = zlib.compressobj(_LEVEL, wbits=31)  # 31: with gzip's header
+    encoder = zlib.compressobj(_LEVEL, wbits=31)  # 31 selects the gzip format
     return encoder.compress(body) + encoder.flush()
 
 
@@ -77,7 +79,7 @@ class _Inflater:
     def __init__(self, coding: str) -> None:
         self.is_complete = False
         self._coding = coding
-        self._left = b""  # what zlib has not looked at; zstd keeps that itself
+        self._left = b""  # input that zlib has not used yet; the zstd decoder stores it itself
         self._fault: type[Exception] = zlib.error
         self._decoder: Any = None
         if coding == "gzip":
@@ -87,9 +89,10 @@ class _Inflater:
             self._decoder, self._fault = zstd.ZstdDecompressor(options=options), zstd.ZstdError
 
     def more(self, data: bytes) -> bytes:
-        """At most _STEP further bytes; `data` is the whole stream at first, and empty then. Raises MalformedBodyError.
+        """Returns the next decompressed bytes, at most _STEP. Pass the whole stream in the first call, b"" afterwards.
 
-        Refused are a stream that is cut short, and one that another follows, and maybe a million more.
+        Raises MalformedBodyError if the stream is invalid or incomplete, or if more data follows it. A second stream is
+        refused because a body could contain a million of them.
         """
         decoder = self._decoder
         try:

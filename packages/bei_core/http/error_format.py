@@ -1,4 +1,4 @@
-"""The bodies of errors, by API."""
+"""The formats of error replies, one for each API."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from bei_core.http.json_schema import INTEGER, STRING, JsonSchema, nullable, obj
 
 
 class ErrorFormat(NamedTuple):
-    """How an API writes an error."""
+    """The format in which an API reports an error."""
 
-    name: str  # of its schema in the OpenAPI document
+    name: str  # the name of the schema in the OpenAPI document
     schema: JsonSchema
-    body: Callable[[RequestError, str, str | None], dict[str, Any]]  # from the error, its text, the field at fault
+    body: Callable[[RequestError, str, str | None], dict[str, Any]]  # of error, message, wrong field's name
 
 
-# OpenAI's own codes; its clients in typed languages refuse a code that is a number.
+# OpenAI's `code` strings by (status, param). OpenAI clients in typed languages reject a number here.
 _CODES = {(401, None): "invalid_api_key", (404, "model"): "model_not_found", (429, None): "rate_limit_exceeded"}
 
-# The kinds that text-embeddings-inference does not have, and what it calls them. Those of 401, 404, 405 and 504, for
-# which its API has no body, stay as they are.
+# Our error kinds that text-embeddings-inference does not have, with its name for each. The kinds of 401, 404, 405 and
+# 504 keep our names, because its API defines no body for these statuses.
 _KINDS_OF_TEI = {"PayloadTooLarge": "Validation", "WrongTask": "Backend"}
 
 
 def kind_of_tei(error: RequestError) -> str:
-    """The `error_type` of text-embeddings-inference for an error."""
+    """Returns the `error_type` that text-embeddings-inference uses for an error."""
     return _KINDS_OF_TEI.get(error.kind, error.kind)
 
 
@@ -35,7 +35,7 @@ def _of_tei(error: RequestError, message: str, _: str | None) -> dict[str, Any]:
 
 
 def _of_openai(error: RequestError, message: str, param: str | None) -> dict[str, Any]:
-    """OpenAI's `error`, beside what Cohere's clients and the OpenAI routes of text-embeddings-inference have."""
+    """Returns OpenAI's `error` object, and at the top level the fields that Cohere's and TEI's clients read."""
     code = _CODES.get((error.status, param))
     known = {"message": message, "type": error.kind, "param": param, "code": code}
     return {"error": known, "message": message, "code": error.status, "error_type": kind_of_tei(error)}

@@ -1,4 +1,4 @@
-"""Short spellings of JSON Schema, in which routes say what they reply."""
+"""Helpers that build JSON Schema; routes use them to describe their replies."""
 
 from __future__ import annotations
 
@@ -14,26 +14,29 @@ NUMBER, INTEGER, STRING, BOOLEAN, OBJECT = (
 
 
 def nullable(schema: JsonSchema) -> JsonSchema:
-    """What `schema` allows, which has one type, and null."""
+    """Returns `schema`, which must have a single type, extended to also allow null."""
     return {**schema, "type": [schema["type"], "null"]}
 
 
 def array_of(items: JsonSchema) -> JsonSchema:
-    """A list of such items."""
+    """Returns the schema of a list whose elements match `items`."""
     return {"type": "array", "items": items}
 
 
 def map_of(values: JsonSchema) -> JsonSchema:
-    """An object with any names and such values."""
+    """Returns the schema of an object with any property names, whose values match `values`."""
     return {"type": "object", "additionalProperties": values}
 
 
 def object_of(optional: Sequence[str] = (), /, **properties: JsonSchema) -> JsonSchema:
-    """An object that has all of these properties but the `optional` ones, and maybe others."""
+    """Returns the schema of an object with these properties; all are required except those in `optional`.
+
+    Other properties are allowed.
+    """
     required = [name for name in properties if name not in optional]
     return {"type": "object", "required": required, "properties": properties}
 
 
 def any_of(*schemas: JsonSchema) -> JsonSchema:
-    """What any of the schemas allows."""
+    """Returns a schema that allows everything that at least one of the schemas allows."""
     return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}

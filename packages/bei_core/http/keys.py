@@ -1,4 +1,4 @@
-"""API keys: who may call, how often, and how many requests at once."""
+"""API keys: authentication, rate limits, and limits of concurrent requests."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from bei_core.errors import ConfigError, OverloadedError, UnauthorizedError
 log = logging.getLogger(__name__)
 
 _SCHEMES = frozenset({b"bearer", b"api-key"})
-_RELOAD_S = 1.0  # how often the file is looked at
-_BURST_S = 1.0  # a client may ask for what its rate allows in so many seconds at once
+_RELOAD_S = 1.0  # the shortest time between two checks of the file for changes
+_BURST_S = 1.0  # a client may send at once the requests that its rate allows in this time
 
 
 class Client:
-    """One key, the requests it has in progress, and how many it may begin."""
+    """One API key, with its number of requests in progress and its rate limit (a token bucket)."""
 
     def __init__(self, name: str, key: ApiKey) -> None:
         self.name = name
@@ -30,11 +30,11 @@ class Client:
         self._allowed, self._counted_at = 0.0, 0.0
         self.key = key
         text = key.key.strip()
-        # Most clients send UTF-8, and some Latin-1, as HTTP once had it.
+        # Most clients send the key in UTF-8; some use Latin-1, the older encoding of HTTP headers.
         self.digests = {_digest(text.encode(coding, "replace")) for coding in ("utf-8", "latin-1")}
 
     def enter(self) -> None:
-        """Counts a request that begins; `leave` must follow. Raises OverloadedError if it is one too many."""
+        """Counts a request that begins; call `leave` when it ends. Raises OverloadedError if a limit is exceeded."""
         key, now = self.key, time.monotonic()
         if key.max_concurrent_requests is not None and self.num_requests >= key.max_concurrent_requests:
             raise OverloadedError(f"the key {self.name} has {self.num_requests} requests in progress; try again")
@@ -51,12 +51,12 @@ class Client:
         self.num_requests += 1
 
     def leave(self) -> None:
-        """The request has ended."""
+        """Counts the end of a request."""
         self.num_requests -= 1
 
 
 class Keys:
-    """The keys of a server, read again when their file changes."""
+    """The API keys of a server; reads the file again when it changes."""
 
     def __init__(self, settings: Settings) -> None:
         self._path: Path | None = settings.api_keys_file
@@ -73,9 +73,9 @@ class Keys:
         return bool(self._clients)
 
     def client(self, headers: Mapping[bytes, bytes]) -> Client:
-        """Who has sent a request: `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`.
+        """Returns the client whose key is in the header `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`.
 
-        Raises UnauthorizedError. Every key is compared, whichever it is, in a time that does not depend on it.
+        Raises UnauthorizedError. Always compares with every known key, so that the time reveals nothing about the keys.
         """
         if self._path is not None and time.monotonic() >= self._looked_at + _RELOAD_S:
             self._reload(self._path)
@@ -103,7 +103,7 @@ class Keys:
         log.info("api_keys_file has changed; the keys are now those of %s", ", ".join(sorted(self._clients)))
 
     def _take(self, keys: Mapping[str, ApiKey]) -> None:
-        """Sets the keys; those that have not changed keep their counts."""
+        """Replaces the keys; a key that has not changed keeps its counters."""
         old = self._clients
         self._clients = {
             name: old[name] if name in old and old[name].key == key else Client(name, key) for name, key in keys.items()
@@ -115,7 +115,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:
-    """Changes with the file; None if it is not there."""
+    """Returns a file's modification time (ns), size (bytes) and inode, to detect changes; None if it is missing."""
     try:
         status = path.stat()
     except OSError:

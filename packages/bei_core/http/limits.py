@@ -1,4 +1,4 @@
-"""What a client may cost the server: the limits that are not settings, and the budget of bytes of request bodies."""
+"""Limits on what a client can make the server spend that are not settings, and the memory budget of request bodies."""
 
 from __future__ import annotations
 
@@ -7,50 +7,52 @@ from typing import Any
 
 from bei_core.errors import OverloadedError
 
-# Bytes of a request's head, and of the chunk sizes and trailers around a body. More than any proxy adds.
+# The most bytes of a request's head, and of the chunk sizes and trailers of a body. Proxies never add this much.
 MAX_HEAD_BYTES = 65_536
 
 MAX_HEADERS = 256
 
-# Bytes of later requests that are read while one is answered. Beyond it they wait in the sockets of both ends.
+# The most bytes of later requests that are read while one request is answered. More bytes stay in the socket buffers.
 MAX_UNPARSED_BYTES = 16_384
 
-# Bytes of a body that are read before the application takes them.
+# The most bytes of a body that are buffered before the application takes them.
 MAX_UNREAD_BODY_BYTES = 65_536
 
-# How long what a client still sends is thrown away after its last reply: closing earlier would reset the connection,
-# and the client might lose the reply.
+# How long the server reads and discards data after the last reply on a connection. Closing at once would reset the
+# connection, and the client could lose the reply.
 LINGER_S = 2.0
 
-# How long idle connections stay open after the signal to end: a request that is on its way on one is still answered.
+# How long idle connections stay open after the signal to stop, so that a request that is already in the network is
+# answered.
 ON_ITS_WAY_S = 0.25
 
-# How long a draining server waits for a client that sends nothing more of its request or reads nothing of its reply.
+# How long a draining server waits for a client that stopped sending its request or stopped reading its reply.
 DRAIN_STALL_S = 5.0
 
-# The part of `drain_timeout_s` that connections have; the rest is for engines and traces to close.
+# The fraction of `drain_timeout_s` for connections to finish; engines and traces close in the rest.
 DRAIN_SHARE = 0.8
 
-# File descriptors that connections leave free: for files, for replies of 503 beyond max_connections, for probes.
+# File descriptors that are not used for normal connections: for files, for connections beyond max_connections that get
+# a 503 reply, and for health probes.
 RESERVED_FILES = 64
 MAX_REFUSED_CONNECTIONS = 32
 MAX_HEALTH_CONNECTIONS = 32
 
-# What the JSON of a body may hold. A list or an object costs 50 times its bytes once it is decoded, and every garbage
-# collection visits it; a number 15 times. A text needs no more than what any tokenizer reads of it, several times over.
+# Limits on the JSON of a body. Once decoded, a list or an object takes up to 50 times its bytes of JSON, and every
+# garbage collection visits it; a number takes 15 times. The limit of a text is several times what any tokenizer reads.
 MAX_JSON_CONTAINERS = 65_536
 MAX_JSON_VALUES = 1_200_000
 MAX_JSON_DEPTH = 64
 MAX_JSON_FIELDS = 8192  # of one large object
 MAX_JSON_TEXT_BYTES = 4_194_304
 
-# Characters of which /tokenize lists the tokens, in one text and in all of a request, and the bytes of memory that a
-# listed token takes.
+# The most characters that /tokenize accepts in one text and in one request, and the memory of one token in its reply,
+# in bytes.
 MAX_LISTED_TEXT_CHARS = 131_072
 MAX_LISTED_CHARS = 1_000_000
 BYTES_PER_SPAN = 500
 
-# Memory of a request after which freed memory is returned to the system.
+# Bytes. After a request that used more memory than this, freed memory is returned to the operating system.
 LARGE_BYTES = 1_048_576
 
 # The key of a request's BodyLease among the extensions of its ASGI scope.
@@ -58,22 +60,22 @@ LEASE = "bei.body_lease"
 
 
 class BodyBudget:
-    """The bytes of all request bodies and large replies in memory, at most `limit`."""
+    """Counts the bytes of all request bodies and large replies in memory, and keeps them at most at `limit`."""
 
     def __init__(self, limit: int, on_large_release: Callable[[], None] = lambda: None) -> None:
         self.limit = limit
         self.on_large_release = on_large_release
         self.num_bytes = 0
-        self.incomplete: set[BodyLease] = set()  # those whose clients are still sending
+        self.incomplete: set[BodyLease] = set()  # leases of requests whose body is not complete
 
     def error(self) -> OverloadedError:
-        """What is said to a client whose body finds no room."""
+        """Returns the error for a request whose body exceeds the budget."""
         return OverloadedError(f"the bodies of the requests in progress have {self.limit} bytes already; try again")
 
     def make_room(self, lease: BodyLease) -> None:
-        """Refuses the largest incomplete bodies until the limit holds.
+        """Refuses incomplete requests, the largest first, until the total is within the limit.
 
-        Raises OverloadedError if none of them is larger than what `lease` has itself.
+        Raises OverloadedError if no incomplete request is larger than `lease`.
         """
         while self.num_bytes > self.limit:
             largest = max(self.incomplete, key=lambda other: other.num_bytes, default=lease)
@@ -84,7 +86,7 @@ class BodyBudget:
 
 
 class BodyLease:
-    """One request's part of the budget."""
+    """The bytes that one request takes from the budget."""
 
     __slots__ = ("_budget", "_released", "num_bytes", "refuse")
 
@@ -92,11 +94,11 @@ class BodyLease:
         self._budget = budget
         self._released = False
         self.num_bytes = 0
-        self.refuse = refuse  # ends the request with 429, while it is incomplete
+        self.refuse = refuse  # replies 429; called only while the request is incomplete
         budget.incomplete.add(self)
 
     def grow(self, num_bytes: int) -> None:
-        """Takes more bytes. Raises OverloadedError, and takes none, if the budget has no room for them."""
+        """Adds bytes to the lease. Raises OverloadedError, and adds nothing, if they exceed the budget."""
         if self._released:
             return
         self._add(num_bytes)
@@ -108,11 +110,11 @@ class BodyLease:
                 raise
 
     def complete(self) -> None:
-        """Says that the whole body is here, so that the request is not refused for another one."""
+        """Marks the body as complete: from now on the request is not refused to make space for another one."""
         self._budget.incomplete.discard(self)
 
     def release(self) -> None:
-        """Gives everything back; nothing can be taken after."""
+        """Returns all bytes to the budget; later calls of `grow` do nothing."""
         self.complete()
         if self.num_bytes > LARGE_BYTES:
             self._budget.on_large_release()
@@ -125,9 +127,9 @@ class BodyLease:
 
 
 def count_bytes(scope: Mapping[str, Any], num_bytes: int) -> None:
-    """Counts bytes that the application makes of a request's body, as by decompressing it, until the request ends.
+    """Counts memory that the application uses for a request, such as its decompressed body, until the request ends.
 
-    Raises OverloadedError if the budget has no room for them. Does nothing under a server that has no budget.
+    Raises OverloadedError if the budget is exceeded. Does nothing if the server has no budget.
     """
     lease = scope.get("extensions", {}).get(LEASE)
     if lease is not None:

@@ -1,4 +1,4 @@
-"""Memory that large requests leave behind goes back to the system."""
+"""Returns the memory that large requests have freed to the operating system."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-_DELAY_S = 1.0  # after a large request; the others that end meanwhile need no call of their own
+_DELAY_S = 1.0  # delay after a large request; one call serves all large requests that end within it
 
 
 class MemoryReturner:
-    """Asks the C library to return freed memory: glibc keeps it, but for that at the end of its heap."""
+    """Asks the C library to return freed memory. By default glibc returns only memory at the end of its heap."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
-        # musl and macOS have none, and need none
+        # musl and macOS do not have malloc_trim and do not need it
         self._trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def later(self) -> None:
-        """Returns memory in a second, on a thread, as walking the heap takes some milliseconds."""
+        """Schedules the return of memory in one second. It runs on a thread, because it takes some milliseconds."""
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(_DELAY_S, self._begin, loop)

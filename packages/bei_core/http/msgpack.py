@@ -1,4 +1,4 @@
-"""Replies in msgpack, with NumPy arrays as lists; `docs/decisions/007-reply-formats.md` says when one is sent."""
+"""Encodes replies as msgpack, with NumPy arrays as lists; see `docs/decisions/007-reply-formats.md` for its uses."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 
 
 def packed(value: object) -> bytes:
-    """A value in msgpack. NumPy arrays become lists; those of f32 lists of 32-bit floats."""
+    """Encodes a value as msgpack. NumPy arrays become lists; f32 arrays become lists of 32-bit floats."""
     return _ENCODER.encode(value)
 
 
 def _plain(value: object) -> object:
-    """A value of NumPy's as one that msgspec can encode."""
+    """Converts a NumPy array or number to a value that msgspec can encode."""
     if isinstance(value, np.ndarray):
         if value.dtype == np.float32 and value.ndim > 0:
             return msgspec.Raw(_packed_floats(value))
@@ -26,17 +26,17 @@ def _plain(value: object) -> object:
 
 
 def _packed_floats(array: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
-    """The msgpack of f32 arrays, written directly, because msgspec would make a Python object of every number."""
+    """Encodes an f32 array as msgpack lists, without msgspec, which would make a Python object of every number."""
     if array.ndim > 1:
         return _head(len(array)) + b"".join(_packed_floats(part) for part in array)
     cells = np.empty((len(array), 5), np.uint8)
-    cells[:, 0] = 0xCA  # a float of 32 bits follows
+    cells[:, 0] = 0xCA  # msgpack's type byte of a 32-bit float
     cells[:, 1:] = array.astype(">f4").view(np.uint8).reshape(-1, 4)
     return _head(len(array)) + cells.tobytes()
 
 
 def _head(length: int) -> bytes:
-    """The first bytes of a msgpack list."""
+    """Returns the header of a msgpack list with `length` elements."""
     if length < 16:
         return bytes([0x90 | length])
     return struct.pack(">BH", 0xDC, length) if length < 65_536 else struct.pack(">BI", 0xDD, length)

@@ -10,7 +10,10 @@ from bei_core.storage.backends import redact
 
 
 def by_name(services: Sequence[Service]) -> dict[str, Service]:
-    """The services by name: the served one, the full name, or its last part if no other model has the same.
+    """Maps each name that clients may use to its service.
+
+    A model has its served name, its full `model_id`, and the last part of that after the slash. A name that two models
+    share is left out, except for the served name.
 
     Raises ConfigError if two models are served under one name.
     """

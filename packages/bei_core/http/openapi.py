@@ -1,4 +1,4 @@
-"""The OpenAPI document, made from the routes and the schemas of their bodies."""
+"""The OpenAPI document, generated from the routes and their schemas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ERRORS = {
 
 @cache
 def document(*, with_pages: bool = True) -> dict[str, Any]:
-    """OpenAPI 3.1."""
+    """Returns the OpenAPI 3.1 document, as JSON values; with the web pages if `with_pages`."""
     bodies = [route.schema for route in ROUTES if route.schema is not None]
     _, components = msgspec.json.schema_components(bodies, ref_template="#/components/schemas/{name}")
     errors = {route.errors.name: route.errors.schema for route in ROUTES}
@@ -47,7 +47,10 @@ def document(*, with_pages: bool = True) -> dict[str, Any]:
 
 
 def _operation(route: Route) -> dict[str, Any]:
-    """One operation. What is sent to a path that takes any body, and its errors, are those of the other routes."""
+    """Returns the OpenAPI operation of a route.
+
+    A route that takes any body lists the body schemas and the errors of all routes that it can stand for.
+    """
     answering = [each for each in ROUTES if each.by_shape] if route.takes_any else [route]
     schemas = dict.fromkeys(each.schema.__name__ for each in answering if each.schema)
     failures = _ERRORS if schemas else {status: _ERRORS[status] for status in ("401", "404", "503")}
@@ -72,12 +75,12 @@ def _operation(route: Route) -> dict[str, Any]:
 
 
 def _one_of(names: dict[str, None]) -> Any:  # noqa: ANN401 - JSON
-    """What fits any of the components of these names."""
+    """Returns a schema that allows any of the components with these names."""
     return any_of(*({"$ref": f"#/components/schemas/{name}"} for name in names))
 
 
 async def _answer(call: Call) -> dict[str, Any]:
-    """`GET /openapi.json`."""
+    """Returns the OpenAPI document for `GET /openapi.json`."""
     return document(with_pages=call.service.settings.ui)
 
 
@@ -86,5 +89,5 @@ DESCRIPTION = tuple(Route("GET", path, "the description of the API", answer=_ans
 
 
 def documents(*, with_pages: bool) -> tuple[Route, ...]:
-    """The routes that tell people and programs what the server can do."""
+    """Returns the routes of the OpenAPI document and, if `with_pages`, those of the web pages."""
     return DESCRIPTION + (PAGES if with_pages else ())

@@ -1,4 +1,4 @@
-"""Replies: their format, body and headers. A large one is made on a thread, and sent as fast as the client reads."""
+"""Replies: their format, body and headers. Large ones are encoded on a thread and sent as fast as the client reads."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ JSON = "application/json"
 MSGPACK = "application/msgpack"
 
 _MSGPACK_NAMES = (MSGPACK, "application/x-msgpack")
-_JSON_NAMES = (JSON, "application/*", "*/*")  # the most specific first
+_JSON_NAMES = (JSON, "application/*", "*/*")  # the most specific name first
 
-_VARY = {"vary": "accept, accept-encoding"}  # of a reply in which one of the two headers changed something
+_VARY = {"vary": "accept, accept-encoding"}  # added to a reply whose format depends on one of the two headers
 
-# Numbers of a reply that are written on the event loop, in 3 ms at most; more are written on a thread, in pieces.
+# A reply with at most this many numbers is encoded on the event loop, which takes at most 3 ms. A larger one is encoded
+# in pieces on a thread.
 INLINE_NUMBERS = 32_768
 
-BYTES_PER_NUMBER = 16  # at most: four of f32, and its digits
+BYTES_PER_NUMBER = 16  # at most: four bytes of f32, and its digits in JSON
 
-_PART = 1_048_576  # bytes of a reply that are sent at once
+_PART = 1_048_576  # the most bytes of a reply in one ASGI message
 
-_SHOWN = 1000  # characters of an error's text
+_SHOWN = 1000  # the most characters of an error message
 
 
 class Deferred(NamedTuple):
-    """A reply's value that is large: `make` is called on a thread, and what it returns is written in pieces."""
+    """The value of a large reply. `make` is called on a thread; its result is encoded in pieces."""
 
-    num_bytes: int  # of memory, at most, roughly
+    num_bytes: int  # an estimate of the most memory that it takes
     make: Callable[[], object]
 
     @classmethod
     def of(cls, result: Result[Any], make: Callable[[], object]) -> Deferred:
-        """The value that `make` makes of a model's result."""
+        """Returns the deferred value; estimates its memory from the number of numbers in the model's result."""
         return cls(BYTES_PER_NUMBER * num_numbers(result.rows), make)
 
 
@@ -62,9 +63,9 @@ async def complete(
     timings: Timings | None = None,
     compute_type: str = "",
 ) -> Response:
-    """The reply with this value, in the format and the coding that the client takes.
+    """Encodes a value as a reply, in the format and content coding that the request headers ask for.
 
-    With `timings` it has TEI's `x-` headers: what computed it and where the time went, in milliseconds.
+    With `timings`, adds TEI's `x-` headers: the compute type, token counts, and times in milliseconds.
     """
     headers: dict[str, str] = {}
     if timings is not None:
@@ -96,14 +97,14 @@ async def complete(
 
 
 def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inputs") -> Response:
-    """The reply for an error, in an API's format; always JSON.
+    """Returns the reply for an error in the format of an API; it is always JSON.
 
-    `inputs` is the name of the inputs in the route's body; error texts call them `inputs` until here.
+    Error messages name the field `inputs`; this function replaces it by the name of that field in the route's body.
     """
     message, param = error.message, error.param
     if param == "inputs":
         message, param = message.replace("`inputs`", f"`{inputs}`"), inputs
-    message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # it may repeat what the client sent
+    message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # a message may quote the request
     headers = {}
     if isinstance(error, OverloadedError):
         headers["retry-after"] = str(error.retry_after_s)
@@ -115,16 +116,16 @@ def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inpu
 
 
 def num_numbers(rows: object) -> int:
-    """How many numbers there are in a model's result."""
+    """Counts the numbers in a model's result."""
     if isinstance(rows, np.ndarray):
         return rows.size
     return sum(map(num_numbers, rows)) if isinstance(rows, list | tuple) else 1
 
 
 class _InParts(Response):
-    """A large reply: a part of it is sent when the client has taken those before, so that only one waits in a buffer.
+    """A large reply, sent in parts: each after the client has read the one before, so that only one is buffered.
 
-    The request's lease of memory ends when the last part is sent.
+    The request's BodyLease ends when the last part is sent.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,7 +142,7 @@ def _encode(make: Callable[[], object], media_type: str) -> bytes:
 
 
 def _pieces(value: object) -> Iterator[bytes]:
-    """The JSON of a value in pieces, none of which keeps Python's lock for long."""
+    """Yields the JSON of a value in pieces, so that no call of the encoder holds the GIL for long."""
     if _weight(value) <= INLINE_NUMBERS or not isinstance(value, dict | list | np.ndarray):
         yield orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     elif isinstance(value, dict):
@@ -160,7 +161,7 @@ def _pieces(value: object) -> Iterator[bytes]:
 
 
 def _groups(items: list[Any] | np.ndarray[Any, Any]) -> Iterator[list[Any] | np.ndarray[Any, Any]]:
-    """The items in their order, together as many as one piece may hold, at least one."""
+    """Splits items into consecutive groups, each as large as one piece may be, but at least one item."""
     start = weight = 0
     for stop, item in enumerate(items):
         weight += _weight(item)
@@ -171,7 +172,7 @@ def _groups(items: list[Any] | np.ndarray[Any, Any]) -> Iterator[list[Any] | np.
 
 
 def _weight(value: object) -> int:
-    """How long a value takes to write, in numbers."""
+    """Estimates the time to encode a value, in units of one number."""
     if isinstance(value, np.ndarray):
         return value.size
     if isinstance(value, str):
@@ -182,19 +183,19 @@ def _weight(value: object) -> int:
 
 
 def format_of(path: str) -> ErrorFormat:
-    """The format of errors of a path that is not served."""
+    """Returns the error format for a path that has no route."""
     return OPENAI if path.startswith(("/v1/", "/v2/")) else TEI
 
 
 class Wanted(NamedTuple):
-    """The format in which a client wants the reply."""
+    """The reply format that a client asks for."""
 
     media_type: str
-    coding: str | None  # content-encoding; None: uncompressed
+    coding: str | None  # value of content-encoding; None means uncompressed
 
 
 def wanted(headers: Iterable[tuple[bytes, bytes]]) -> Wanted:
-    """The format that a request's headers ask for; their names are lower-case, as in ASGI."""
+    """Returns the reply format that a request's headers ask for; header names must be lower-case, as in ASGI."""
     accept = accept_encoding = b""
     for name, value in headers:
         if name == b"accept":
@@ -210,17 +211,17 @@ def _wanted(accept: bytes, accept_encoding: bytes) -> Wanted:
 
 
 def _media_type(accepted: Mapping[str, float]) -> str:
-    """The format: msgpack if the client names it and does not prefer JSON, else JSON."""
+    """Returns the media type: msgpack if the client names it and does not prefer JSON, else JSON."""
     msgpack = max(accepted.get(name, 0.0) for name in _MSGPACK_NAMES)
     json = next((accepted[name] for name in _JSON_NAMES if name in accepted), 0.0)
     return MSGPACK if msgpack > 0 and msgpack >= json else JSON
 
 
 def _coding(accepted: Mapping[str, float]) -> str | None:
-    """The coding that the client prefers; None if it is not worth its time.
+    """Returns the content coding that the client prefers; None for no compression.
 
-    HTTP libraries list `gzip, deflate` by default, and gzip makes replies slower on a fast network. So it counts only
-    if the client lists it without deflate.
+    HTTP libraries send `gzip, deflate` by default, but gzip makes replies slower on a fast network. So gzip is used
+    only if the client lists it without deflate.
     """
     allowed = [name for name in CODINGS if not (name == "gzip" and "deflate" in accepted)]
     best = max(allowed, key=lambda name: accepted.get(name, 0.0))
@@ -229,7 +230,7 @@ def _coding(accepted: Mapping[str, float]) -> str | None:
 
 
 def _qualities(header: bytes) -> dict[str, float]:
-    """The names in an Accept or Accept-Encoding header with their quality values; 0 means refused."""
+    """Parses an Accept or Accept-Encoding header: maps each name to its quality value; 0 means refused."""
     found = {}
     for part in header.decode("latin-1").lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
@@ -240,7 +241,7 @@ def _qualities(header: bytes) -> dict[str, float]:
 
 
 def _number(text: str) -> float:
-    """A quality value; 0 if it is malformed."""
+    """Parses a quality value from 0 to 1; returns 0 if it is malformed."""
     try:
         value = float(text)
     except ValueError:

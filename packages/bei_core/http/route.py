@@ -1,4 +1,4 @@
-"""A route as data, and one request on its way through it."""
+"""`Route`, which describes a route as data, and `Call`, the state of one request."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from bei_core.serving.service import Service
 
 @dataclass(slots=True)
 class Call:
-    """One request."""
+    """The state of one request while it is answered."""
 
     request: Request
     method: str
     path: str
-    headers: Mapping[bytes, bytes]  # of several with one name the first
+    headers: Mapping[bytes, bytes]  # the first value if a header is repeated
     request_id: str  # the client's or a random one; the reply's body and headers share it
     services: Sequence[Service]  # all models of the server
-    service: Service  # the model that is meant
-    route: Route | None  # None: not known yet, or there is none
-    route_of: Callable[[object, Service], Route]  # the route that a decoded body is for, by its fields
-    default: Route | None = None  # of a path that takes all bodies: the format of errors until the route is known
+    service: Service  # the model that answers the request
+    route: Route | None  # None: not known yet, or no route matches
+    route_of: Callable[[object, Service], Route]  # chooses the route by the fields of a decoded body
+    default: Route | None = None  # for a path that takes any body: its error format is used until the route is known
     body: Any = None  # an instance of `route.schema`
-    is_large: bool = False  # the body or the reply is: what reads all of it runs on a thread
-    client: Client | None = None  # whose key it has; None: no key is needed, or it is wrong
-    deadline: float | None = None  # on the clock of time.monotonic
+    is_large: bool = False  # the body or reply is large, so code that reads all of it runs on a thread
+    client: Client | None = None  # the client whose API key it has; None: no key is needed, or it is wrong
+    deadline: float | None = None  # seconds on the clock of time.monotonic
     priority: str = "normal"
     timings: Timings = field(default_factory=Timings)
 
     def count_bytes(self, num_bytes: int) -> None:
-        """Counts memory of the request, as `limits.count_bytes` does."""
+        """Adds bytes to the memory of the request; see `limits.count_bytes`."""
         count_bytes(self.request.scope, num_bytes)
 
     def log(self, status: int) -> None:
@@ -67,21 +67,21 @@ Answer: TypeAlias = Callable[[Call], Awaitable[object]]  # the value of the repl
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method and path, and all that the server, the OpenAPI document and docs/routes.md say of it.
+    """One method and path, with the data that the server, the OpenAPI document and docs/routes.md need.
 
-    A route of another API is a row in `ROUTES` of the API's file in `http/schemas/`.
+    To add a route, add a row to `ROUTES` in the file of its API in `http/schemas/`.
     """
 
     method: Literal["GET", "POST"]
     path: str
     summary: str  # for the documents, in Markdown
-    schema: type[Named] | None = None  # of the request's body; a `Body` unless there is an `answer`
-    answer: Answer | None = None  # None: the model answers, by the schema's `to_task` and `to_reply`
-    reply: JsonSchema | None = None  # of the reply's body; None: there is none, or it is not JSON
+    schema: type[Named] | None = None  # schema of the request's body; it implements `Body` unless `answer` is set
+    answer: Answer | None = None  # None: the model runs, through the schema's `to_task` and `to_reply`
+    reply: JsonSchema | None = None  # schema of the reply's body; None: no body, or not JSON
     errors: ErrorFormat = TEI
-    inputs: str = "inputs"  # the name of the body's field with the inputs, for error texts
+    inputs: str = "inputs"  # the name of the body's field with the inputs, used in error messages
     public: bool = False  # whether it needs no key
     aliases: tuple[str, ...] = ()  # other paths with the same meaning
-    by_shape: bool = False  # whether a body for it may also be sent to the paths that take any body
-    default_for: tuple[Kind, ...] = ()  # the kinds of model whose bodies are for it if their fields allow several
-    takes_any: bool = False  # whether it is such a path: another route answers, which the body's fields decide
+    by_shape: bool = False  # whether the paths that take any body accept its body too
+    default_for: tuple[Kind, ...] = ()  # kinds of model for which it is chosen if a body fits several routes
+    takes_any: bool = False  # whether it takes any body: the body's fields decide which other route answers

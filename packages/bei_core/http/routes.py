@@ -1,4 +1,4 @@
-"""The table of routes, joined from the APIs' own. A new file of `http/schemas/` is added to `APIS`."""
+"""The table of all routes, joined from the tables of the APIs. Add each new file of `http/schemas/` to `APIS`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bei_core.http.schemas import (
 )
 from bei_core.http.shapes import ByShape
 
-# Of the routes whose bodies have the same required fields, the first answers where a client has one path for all.
+# The order matters for the paths that take any body: if several routes require the same fields, the first one answers.
 APIS = (openai, tei, cohere, rerank, huggingface, baseten, infinity, nvidia, ollama, any_body, probes)
 
 ROUTES = tuple(

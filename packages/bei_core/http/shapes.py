@@ -1,4 +1,4 @@
-"""Which route a body is for, by its fields: Truss, SageMaker, Vertex and Hugging Face have one path for all bodies."""
+"""Chooses the route by the fields of a body, because Truss, SageMaker, Vertex and Hugging Face use one path for all."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from bei_core.http.route import Route
 from bei_core.models.kind import Kind
 from bei_core.serving.service import Service
 
-_SHOWN = 200  # characters of what a client sent that an error repeats
+_SHOWN = 200  # the most characters of the request that an error message quotes
 
 
 class Shape(NamedTuple):
-    """What tells the body of a route from those of others."""
+    """The fields by which the body of one route is told from the bodies of others."""
 
-    required: frozenset[str]  # the fields that it has
-    objects: frozenset[str]  # those of them that are objects
+    required: frozenset[str]  # names of the required fields
+    objects: frozenset[str]  # names of the required fields whose values are JSON objects
 
     @classmethod
     def of(cls, route: Route) -> Shape:
-        """The shape of a route's body."""
+        """Returns the shape of a route's body, from the required fields of its schema."""
         fields = [field for field in msgspec.structs.fields(route.schema) if field.required] if route.schema else []
         objects = (field.encode_name for field in fields if _is_struct(field.type))
         return cls(frozenset(field.encode_name for field in fields), frozenset(objects))
 
     def matches(self, body: Mapping[str, Any]) -> bool:
-        """Whether those of the fields that should be objects are objects, and no others."""
+        """Returns whether exactly those required fields are JSON objects that must be objects."""
         return all(isinstance(body[name], dict) == (name in self.objects) for name in self.required)
 
 
 class ByShape:
-    """The routes of a table that a body sent to a path for all bodies may be for."""
+    """Chooses a route for a body that is sent to a path that takes any body."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = {route.path: route for route in routes if route.by_shape}
@@ -44,19 +44,20 @@ class ByShape:
         self._shapes = {path: Shape.of(route) for path, route in self.routes.items()}
 
     def default(self, service: Service) -> Route:
-        """The route for a body whose fields allow several: that of the settings, else that of the model's kind."""
+        """Returns the route for a body that fits several: that of the settings, else that for the model's kind."""
         path = service.settings.webserver_default_route
         return self.routes[path] if path else self.defaults[service.model.kind]
 
     def route_of(self, body: object, service: Service) -> Route:
-        """The route for a decoded body that is sent to a model; raises as `choose` does."""
+        """Returns the route for a decoded body that is sent to a model; raises the same errors as `choose`."""
         return self.choose(body, self.default(service))
 
     def choose(self, body: object, default: Route) -> Route:
-        """The default if the body has its required fields, else the first route of the table whose fields it has.
+        """Returns the route whose required fields are all in the body.
 
-        Of several, one whose objects match comes first. A body that is no object is for the default, which refuses it.
-        Raises ValidationError, which says what the routes require, for an object that fits none.
+        If several routes fit, those whose fields are also objects where required are preferred; among them, `default`
+        comes first, then the order of the table. A body that is not an object goes to `default`, which refuses it.
+        Raises ValidationError, which lists the required fields, if no route fits.
         """
         if not isinstance(body, dict):
             return default
@@ -68,7 +69,7 @@ class ByShape:
         return self.routes[next((path for path in fitting if self._shapes[path].matches(body)), fitting[0])]
 
     def _needs(self) -> str:
-        """The required fields, each set of them with the first route that has it."""
+        """Describes each set of required fields, with the first route that requires it, for an error message."""
         first = {shape.required: path for path, shape in reversed(self._shapes.items())}
         return ", or ".join(f"{_quoted(required)} as {path} does" for required, path in reversed(first.items()))
 

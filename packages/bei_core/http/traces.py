@@ -1,7 +1,7 @@
-"""A span for every request, sent to a collector in OpenTelemetry's protocol over HTTP (OTLP).
+"""Trace spans of requests, sent to a collector in the OpenTelemetry protocol over HTTP (OTLP).
 
-A span is made when the request has ended, from its `Timings`. A thread of OpenTelemetry's SDK sends the spans; its
-variables OTEL_* configure sampling, batching, headers and certificates.
+A span is created from the `Timings` of a request when the request has ended. A thread of the OpenTelemetry SDK sends
+the spans; the environment variables OTEL_* configure sampling, batching, headers and certificates.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# How long the server waits at its end for the spans that are not sent yet.
+# How long the server waits for unsent spans when it shuts down.
 _CLOSE_S = 3.0
 
-# Loggers of the SDK that write a line for every batch while the collector is out of reach and for every dropped span;
-# and loggers of faults in clients' headers. The two are limited separately, so that clients cannot hide the former.
+# Loggers of the SDK to limit. `_LOUD` write a line for every batch while the collector is unreachable, and for every
+# dropped span; `_LOUD_ABOUT_CLIENTS` report malformed headers of clients. Each group has its own limit, so that clients
+# cannot suppress messages about the collector.
 _LOUD = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
@@ -38,7 +39,8 @@ _LOUD = (
 _LOUD_ABOUT_CLIENTS = ("opentelemetry.trace.propagation.tracecontext", "opentelemetry.trace.span")
 _REPEAT_S = 60.0
 
-# The methods that OpenTelemetry knows. With a server that accepts any word as a method (h11), clients would choose it.
+# The methods that OpenTelemetry defines. Others are recorded as `_OTHER`, because some servers (h11) accept any word as
+# a method, and clients must not choose the text in spans.
 _METHODS = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"}
 
 _PATH = "/v1/traces"
@@ -46,7 +48,7 @@ _GRPC_PORT = 4317
 
 
 class Traces:
-    """Records the spans of requests."""
+    """Records one span for each request."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry.context import Context
@@ -59,16 +61,16 @@ class Traces:
         self._kind, self._failed = SpanKind.SERVER, StatusCode.ERROR
 
     def record(self, call: Call, status: int, error: RequestError | None) -> None:
-        """Hands over the span of a request that ends now, as a child of the span in its `traceparent` header.
+        """Records the span of a request that ends now, as a child of the span in its `traceparent` header.
 
-        It contains nothing that the client chose freely, except the request's id: no path without a route, and no error
-        text, which may repeat parts of the request.
+        The request's id is the only text in the span that a client can choose. Unknown paths and error messages, which
+        may quote the request, are left out.
         """
         end_ns = time.time_ns()
         method, route = call.method if call.method in _METHODS else "_OTHER", call.route
         span = self._tracer.start_span(
             method if route is None else f"{method} {route.path}",
-            # Not the current context, which under Truss's server has a span that may never be exported.
+            # Does not use the current context: Truss's server puts a span there that may never be exported.
             self._extract(call.request.headers, self._root),
             self._kind,
             {
@@ -78,15 +80,15 @@ class Traces:
             },
             start_time=end_ns - int(call.timings.total_s * 1e9),
         )
-        if span.is_recording():  # sampled
+        if span.is_recording():  # the span is sampled
             span.set_attributes(_outcome(call, status, error))
-            # By the conventions a 4xx is the client's fault, but 424 is ours if the engine failed.
+            # OpenTelemetry counts a 4xx as the client's error, but a 424 is the server's error if the engine failed.
             if status >= 500 or isinstance(error, EngineError):
                 span.set_status(self._failed)
         span.end(end_ns)
 
     def close(self) -> None:
-        """Sends the remaining spans; takes at most `_CLOSE_S`."""
+        """Sends the remaining spans; waits at most `_CLOSE_S` seconds."""
         closing = threading.Thread(target=self._provider.shutdown, name="bei-traces", daemon=True)
         closing.start()
         closing.join(_CLOSE_S)
@@ -95,10 +97,10 @@ class Traces:
 
 
 def open_traces(settings: Settings) -> Traces | None:
-    """A recorder of spans; None if the settings name no collector. Sends nothing yet.
+    """Returns a recorder of spans; None if `otlp_endpoint` is not set. Sends nothing yet.
 
-    Raises ConfigError if the endpoint is no URL, if OpenTelemetry's SDK is missing (with the pip command), and for an
-    OTEL_* variable that the SDK refuses.
+    Raises ConfigError if the endpoint is not a URL, if the OpenTelemetry SDK is not installed, or if the SDK rejects an
+    OTEL_* variable.
     """
     if settings.otlp_endpoint is None:
         return None
@@ -120,16 +122,17 @@ def open_traces(settings: Settings) -> Traces | None:
 
 
 def traces_url(endpoint: str) -> str:
-    """The URL for spans: `endpoint` with `/v1/traces` at its end, as for OTEL_EXPORTER_OTLP_ENDPOINT.
+    """Returns the URL for spans: `endpoint` with `/v1/traces` appended if missing, as for OTEL_EXPORTER_OTLP_ENDPOINT.
 
-    Warns of port 4317, which collectors use for gRPC. Raises ConfigError if it is not a URL with a host.
+    Logs a warning for port 4317, which collectors use for gRPC. Raises ConfigError if `endpoint` is not a URL with a
+    host.
     """
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname, parts.port
     except ValueError:
         host = None
-    if host is None:  # the error does not repeat the URL, which may contain a password
+    if host is None:  # the error does not quote the URL, because it may contain a password
         raise ConfigError(
             "otlp_endpoint must be a URL with a host and, if any, a port up to 65535, as in http://collector:4318"
         )
@@ -143,21 +146,21 @@ def traces_url(endpoint: str) -> str:
 
 
 def _provider(url: str, service_name: str) -> TracerProvider:
-    """The SDK's provider that posts spans to `url`."""
+    """Returns the SDK's tracer provider that posts spans to `url`."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import OTELResourceDetector, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = Resource.create({"service.name": service_name, "service.version": bei_version()})
-    # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence; in `create` they would not.
+    # `merge` gives OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES precedence; `create` would not.
     provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=url)))
     return provider
 
 
 def _outcome(call: Call, status: int, error: RequestError | None) -> dict[str, AttributeValue]:
-    """The attributes of a request that has ended, by OpenTelemetry's names if it has any; times in milliseconds."""
+    """Returns the span attributes of an ended request, with OpenTelemetry's names where they exist; times are in ms."""
     timings = call.timings
     found: dict[str, AttributeValue] = {"http.response.status_code": status, "bei.request_id": call.request_id}
     if error is not None:
@@ -175,14 +178,14 @@ def _outcome(call: Call, status: int, error: RequestError | None) -> dict[str, A
 
 
 class _Seldom(logging.Filter):
-    """Passes one log record per minute."""
+    """A log filter that passes at most one record per minute."""
 
     def __init__(self) -> None:
         super().__init__()
         self._last = -math.inf
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to write the record."""
+        """Returns whether to write the record."""
         is_due = record.created - self._last >= _REPEAT_S
         if is_due:
             self._last = record.created

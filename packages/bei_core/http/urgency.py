@@ -1,4 +1,4 @@
-"""The headers by which a client says how urgent its request is."""
+"""Reads the request headers that set a deadline and a priority."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ HEADERS = frozenset({b"request-timeout-ms", b"request-deadline-ms", b"x-priority
 
 
 def read_deadline(headers: Mapping[bytes, bytes]) -> float | None:
-    """The earlier of the request's two deadlines, on the clock of time.monotonic.
+    """Returns the request's deadline in seconds on the clock of time.monotonic; None if there is none.
 
-    Raises ValidationError for one that is no number.
+    If both deadline headers are given, the earlier one counts. Raises ValidationError if a header is not a number.
     """
     now, limits = time.monotonic(), []
     for name, origin in (("request-timeout-ms", now), ("request-deadline-ms", now - time.time())):
@@ -26,14 +26,14 @@ def read_deadline(headers: Mapping[bytes, bytes]) -> float | None:
                 limit = origin + float(text) / 1e3
             except ValueError:
                 limit = math.nan
-            if math.isnan(limit):  # also of the text "nan", which would never pass
+            if math.isnan(limit):  # the text "nan" is refused too: such a deadline would never pass
                 raise ValidationError(f"{name} must be a number of milliseconds, got {text!r}", param=name)
             limits.append(limit)
     return min(limits, default=None)
 
 
 def read_priority(headers: Mapping[bytes, bytes]) -> str:
-    """The header `x-priority`. Raises ValidationError for an unknown one."""
+    """Returns the header `x-priority`, by default "normal". Raises ValidationError for an unknown priority."""
     name = headers.get(b"x-priority", b"normal").decode("latin-1").lower()
     if name not in HEAD_START_S:
         raise ValidationError(f"x-priority must be one of {', '.join(HEAD_START_S)}, got {name!r}", param="x-priority")

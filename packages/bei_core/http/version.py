@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def bei_version() -> str:
-    """The version of the installed bei-core; "0" if it is not installed but a folder on the path, as under Truss."""
+    """Returns the version of the installed bei-core; "0" if it is only a folder on sys.path, as under Truss."""
     try:
         return version("bei-core")
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The queueing policy: which encoded inputs run next, and how long that takes. No thread, clock or engine."""
+"""The queueing policy: which tokenized inputs run next, and how long they take. Pure policy: time is an argument."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from bei_core.tasks import Tokens
 
-# Class 0 holds lengths up to this, each further class lengths up to twice those of the class before. The rows of a
-# batch are as long as its longest text, so short texts in a batch with a long one would cost as much as the long one.
+# The most tokens of an input in length class 0; the limit doubles with each further class. All rows of a batch are as
+# long as its longest text, so a short text in a batch with a long one would cost as much as the long one.
 SHORTEST_CLASS = 128
 
-# An item of this priority counts as having arrived so many seconds earlier. All priorities share one queue, so no item
-# starves.
+# Seconds by priority: an item is treated as if it had arrived so much earlier. All priorities share one queue, so no
+# item starves.
 HEAD_START_S = {"high": 1.0, "normal": 0.0, "low": -1.0}
 
-# How many batches of about one size (from a power of two to the next) `ServiceRate` is fitted to.
+# The number of recent batches of each size that `ServiceRate` is fitted to. A size is a range of token counts, from one
+# power of two to the next.
 _NUM_BATCHES = 8
 
-# A batch counts at most so many times as slow, per token, as most: the process was stopped, or waited for a disk.
+# A batch's time per token is limited to this multiple of the median, because the process may have been stopped or have
+# waited for a disk.
 _MAX_SURPRISE = 10.0
 
 
@@ -31,7 +33,7 @@ class Owner(Protocol):
 
     @property
     def abandoned(self) -> bool:
-        """Whether the client has left or another item of the request has failed."""
+        """Whether the client has disconnected or another item of the request has failed."""
         ...
 
 
@@ -40,51 +42,52 @@ OwnerT = TypeVar("OwnerT", bound=Owner)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item(Generic[OwnerT]):
-    """One input: its tokens, and the request and row that its output is for."""
+    """One tokenized input, with the request that it belongs to and the row of its output there."""
 
     tokens: Tokens
     owner: OwnerT
     index: int
-    rank: float  # arrival minus head start, in seconds on the clock of `take`
+    rank: float  # time of arrival minus head start, in seconds on the clock of `take`; the lowest runs first
     deadline: float | None = None  # on the same clock; the item does not run at or after it
 
     @property
     def length_class(self) -> int:
-        """0 for up to 128 tokens, 1 up to 256, 2 up to 512, and so on."""
+        """The length class: 0 for up to 128 tokens, 1 up to 256, 2 up to 512, and so on."""
         return ((len(self.tokens.ids) - 1) // SHORTEST_CLASS).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
 class Taken(Generic[OwnerT]):
-    """What `take` removed from the queue."""
+    """The items that `take` removed from the queue."""
 
-    items: list[Item[OwnerT]]  # the batch: its own length class first, oldest first
+    items: list[Item[OwnerT]]  # the batch: the length class of the oldest item first; within a class, the oldest first
     expired: list[Item[OwnerT]]  # past their deadline
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the batch."""
+        """The number of tokens of the batch."""
         return sum(len(item.tokens.ids) for item in self.items)
 
 
 @dataclass(slots=True)
 class _Rest(Generic[OwnerT]):
-    """The items of a request that are not in the line yet, by length, the next one last."""
+    """The items of a request that are not in the line yet, sorted by length; the next one is the last of the list."""
 
     items: list[Item[OwnerT]]
     arrived: float
 
 
-# Rank, sequence number, the item, and what follows once the item has left the line.
+# An entry of the line: rank, sequence number, item, and the rest of its request, which follows when the item leaves.
 _Entry: TypeAlias = "tuple[float, int, Item[OwnerT], _Rest[OwnerT] | None]"
 
 
 class Pending(Generic[OwnerT]):
     """The queue of inputs.
 
-    A request has at most about `quantum` tokens in the line at a time. Its next items join the end of the line when
-    these have left it (deficit round robin, Shreedhar and Varghese 1995). So a small request waits for one quantum of
-    each large one, and large ones advance equally fast.
+    The queue consists of a line and of items that wait to join it. A request has at most about `quantum` tokens in the
+    line at a time; its next items join the end of the line when these have left it (deficit round robin, Shreedhar and
+    Varghese 1995). So a small request waits for one quantum of each large request, and large requests advance equally
+    fast.
 
     A batch starts with the oldest item of the line, continues with items of the same length class, oldest first, and is
     then filled with the oldest items of other classes. So no item starves: if there are `W` tokens ahead of an item
@@ -102,14 +105,14 @@ class Pending(Generic[OwnerT]):
         self._classes: dict[int, list[_Entry[OwnerT]]] = {}
         self._sequence = 0
         self.num_items = 0  # in the queue
-        self.num_tokens = 0  # of these items; abandoned ones count until `take` meets them
-        self.num_tokens_in_line = 0  # of those of them that are in the line
+        self.num_tokens = 0  # tokens of these items; abandoned items count until `take` finds them
+        self.num_tokens_in_line = 0  # tokens of the items that are in the line
 
     def __len__(self) -> int:
         return self.num_items
 
     def put(self, items: Sequence[Item[OwnerT]], now: float) -> None:
-        """Adds the items of one request behind those of the same rank."""
+        """Adds the items of one request, after the items of the same rank."""
         num_tokens = sum(len(item.tokens.ids) for item in items)
         self.num_items += len(items)
         self.num_tokens += num_tokens
@@ -123,14 +126,15 @@ class Pending(Generic[OwnerT]):
         return None
 
     def take(self, budget: int, now: float, *, max_items: int | None = None) -> Taken[OwnerT]:
-        """The next batch: at most `budget` tokens and `max_items` items; an item over the budget runs alone.
+        """Removes and returns the next batch: at most `budget` tokens and `max_items` items.
 
-        Empty only if every item in the queue is abandoned or past its deadline.
+        An item with more tokens than `budget` makes a batch of its own. The batch is empty only if every item in the
+        queue is abandoned or past its deadline.
         """
         taken: Taken[OwnerT] = Taken([], [])
         left = budget
         classes = [key for key in self._classes if self._head(key, now, taken.expired) is not None]
-        for key in sorted(classes, key=lambda key: self._classes[key][0][:2]):  # the one with the oldest item first
+        for key in sorted(classes, key=lambda key: self._classes[key][0][:2]):  # the class with the oldest item first
             while (item := self._head(key, now, taken.expired)) is not None:
                 if taken.items and (len(item.tokens.ids) > left or len(taken.items) == max_items):
                     break
@@ -149,7 +153,7 @@ class Pending(Generic[OwnerT]):
         return [item for key, heap in self._classes.items() for _ in range(len(heap)) for item in self._drop(key)]
 
     def _enter(self, rest: _Rest[OwnerT], now: float) -> None:
-        """Moves the next items of a request to the end of the line, about a quantum of tokens."""
+        """Moves the next items of a request, about `quantum` tokens, to the end of the line."""
         space = self._quantum
         while rest.items and space > 0:
             item = rest.items.pop()
@@ -161,7 +165,10 @@ class Pending(Generic[OwnerT]):
         self.num_tokens_in_line += self._quantum - space
 
     def _head(self, key: int, now: float, expired: list[Item[OwnerT]]) -> Item[OwnerT] | None:
-        """The oldest item of a class to run; removes abandoned items, moves those past their deadline to `expired`."""
+        """Returns the oldest item of a length class that can run; None if there is none.
+
+        Removes abandoned items, and moves items past their deadline to `expired`.
+        """
         heap = self._classes[key]
         while heap:
             item = heap[0][2]
@@ -174,7 +181,7 @@ class Pending(Generic[OwnerT]):
         return None
 
     def _drop(self, key: int) -> list[Item[OwnerT]]:
-        """Removes the oldest item of a class, and the items of its request that wait for it to leave."""
+        """Removes and returns the oldest item of a length class, and the items of its request that would follow it."""
         _, _, item, rest = heapq.heappop(self._classes[key])
         self.num_tokens_in_line -= len(item.tokens.ids)
         items = [item, *(rest.items if rest is not None else ())]
@@ -184,7 +191,7 @@ class Pending(Generic[OwnerT]):
 
 
 class ServiceRate:
-    """How long batches take: a fixed time and a time per token, fitted to the last batches of each size."""
+    """Estimates how long batches take: a fixed time and a time per token, fitted to the last batches of each size."""
 
     def __init__(self) -> None:
         self._batches = [deque[tuple[int, float]](maxlen=_NUM_BATCHES) for _ in range(64)]
@@ -192,19 +199,19 @@ class ServiceRate:
         self._per_batch_s = self._per_token_s = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
-        """Notes how long a batch took."""
+        """Records that a batch of `num_tokens` tokens took `seconds`."""
         self._batches[num_tokens.bit_length()].append((num_tokens, seconds))
         self._is_fitted = False
 
     def seconds(self, num_tokens: int, budget: int) -> float:
-        """The expected time for so many tokens in batches of `budget`; 0 before the first batch."""
+        """Returns the expected seconds for `num_tokens` tokens in batches of `budget`; 0 before the first batch."""
         if not self._is_fitted:
             self._is_fitted = True
             self._fit([batch for size in self._batches for batch in size])
         return -(-num_tokens // budget) * self._per_batch_s + num_tokens * self._per_token_s
 
     def _fit(self, batches: Sequence[tuple[int, float]]) -> None:
-        """Least squares. Neither of the times is negative, whatever the noise."""
+        """Fits the two times by least squares; both are at least 0."""
         typical = median(seconds / num_tokens for num_tokens, seconds in batches)
         tokens = [num_tokens for num_tokens, _ in batches]
         times = [min(seconds, _MAX_SURPRISE * typical * num_tokens) for num_tokens, seconds in batches]

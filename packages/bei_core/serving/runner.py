@@ -1,4 +1,4 @@
-"""The engine thread: takes a batch from the queue, runs it, returns the rows. It never waits for a batch to grow."""
+"""The engine thread: takes a batch from the queue, runs it, returns the rows. It never waits to fill a batch."""
 
 from __future__ import annotations
 
@@ -29,34 +29,35 @@ log = logging.getLogger(__name__)
 
 _WATCH_S = 1.0  # how often the watchdog checks for a hang
 
-# A batch that takes so many times as long as expected hangs, if it has also taken `hang_timeout_s`. A batch that takes
-# so many times as long, and at least a second, loses its turn on the processors.
+# A batch counts as hanging if it takes longer than _HANG_FACTOR times the expected time and longer than
+# `hang_timeout_s`. A batch loses its turn on the processors after _HANG_FACTOR times the expected time of a full batch,
+# but not before _LEAST_TURN_S seconds.
 _HANG_FACTOR = 10.0
 _LEAST_TURN_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
 class Ticket:
-    """One request in the runner. It is settled once: when its last row is there, or at its first error."""
+    """One request in the runner. Its future is settled once: when its last row is computed, or at its first error."""
 
     future: asyncio.Future[None]
     output: Output
-    rows: Any  # f32[N, D], or a list of what `output` says; filled as batches come back
-    waiting: int  # rows still to come
+    rows: Any  # f32[N, D], or a list of N outputs of the type `output`; filled after each batch
+    waiting: int  # number of rows not computed yet
     queued_at: float
-    abandoned: bool = False  # the client left or an item failed: its other items are not run
+    abandoned: bool = False  # the client disconnected or an item failed: its other items do not run
     error: RequestError | None = None
-    queue_s: float = 0.0  # until its first item ran
-    inference_s: float = 0.0  # of the batches that held its items
+    queue_s: float = 0.0  # seconds from submission until its first item ran
+    inference_s: float = 0.0  # total seconds of the batches that contained its items
 
     def expire(self) -> None:
-        """Ends the wait for the ticket at its deadline; runs on the client's event loop."""
+        """Fails the ticket with DeadlineExceededError. Call it at the deadline, on the future's event loop."""
         self.error = self.error or DeadlineExceededError("the request's deadline passed before it was computed")
         self.abandoned = True
         self.resolve()
 
     def resolve(self) -> None:
-        """Ends the wait for the ticket, unless it has ended; runs on the client's event loop."""
+        """Settles the ticket's future, unless it is settled. Call it on the event loop of the future."""
         if self.future.done():
             return
         if self.error is not None:
@@ -92,9 +93,9 @@ class Runner:
         self.admission = Admission(
             self._pending, budget=self._budget, max_wait_s=max_queue_wait_s, max_tokens=max_queue_tokens
         )
-        self.proven_at = -math.inf  # when the engine last gave a row
+        self.proven_at = -math.inf  # when the engine last returned a finite row
         self._failed_at = -math.inf  # when it last failed on an input
-        self.crashed: Future[str] = Future()  # has the reason once the engine thread has ended before `close`
+        self.crashed: Future[str] = Future()  # gets the reason if the engine thread ends by an exception
         self._wake = threading.Condition()
         self._closing = False
         self._broken: str | None = None
@@ -114,11 +115,12 @@ class Runner:
         priority: str = "normal",
         is_probe: bool = False,
     ) -> Ticket:
-        """The settled ticket; its `rows` are f32[N, D], or N of what `output` says, in the order of `tokens`.
+        """Queues the inputs, waits for their outputs and returns the ticket.
 
-        Raises OverloadedError if the wait would be too long (a probe may wait for ever), UnhealthyError if the engine
-        is not usable, DeadlineExceededError at the deadline, and the first error of any item. Cancelling the call drops
-        the items that have not run yet.
+        `ticket.rows` is f32[N, D], or a list of N outputs of the type `output`, in the order of `tokens`. Raises
+        OverloadedError if the wait would be too long (a probe is never refused), UnhealthyError if the engine is not
+        usable, DeadlineExceededError at the deadline, and else the first error of an item. If the call is cancelled,
+        items that have not started do not run.
         """
         if not tokens:
             raise ValueError("this is a bug: a request without inputs would wait for ever")
@@ -149,22 +151,22 @@ class Runner:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens in the queue."""
+        """The number of tokens in the queue."""
         return self._pending.num_tokens
 
     @property
     def num_items(self) -> int:
-        """Inputs in the queue."""
+        """The number of inputs in the queue."""
         return self._pending.num_items
 
     @property
     def is_failing(self) -> bool:
-        """Whether the engine has given no row since it failed on an input."""
+        """Whether the engine has returned no finite row since it last failed on an input."""
         return self._failed_at > self.proven_at
 
     @property
     def broken(self) -> str | None:
-        """Why the engine is not usable; None if it is."""
+        """The reason why the engine is not usable; None if it is usable. Also detects a hanging batch."""
         running = self.admission.running
         if self._broken is None and running.started is not None:
             seconds = self._clock() - running.started
@@ -175,14 +177,14 @@ class Runner:
         return self._broken
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Runs what was accepted, then ends the thread. Returns whether that happened within `timeout_s`."""
+        """Runs all accepted items, then ends the engine thread. Returns whether the thread ended within `timeout_s`."""
         with self._wake:
             self._closing = True
             self._wake.notify()
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         ended = not self._thread.is_alive()
-        if not ended or self._pending.num_items:  # which stay there if the thread never started
+        if not ended or self._pending.num_items:  # items stay in the queue if the thread was never started
             self._give_up("the server stopped before the engine was done")
         return ended
 
@@ -195,7 +197,7 @@ class Runner:
                     if not self._pending.num_items or self._broken is not None:
                         break
                 self._step()
-        except BaseException as fault:  # also SystemExit and the like: nothing would empty the queue any more
+        except BaseException as fault:  # also SystemExit: without this thread, queued items would wait for ever
             log.exception("the engine thread failed; the server has to be started again")
             why = f"the engine thread failed ({type(fault).__name__}); see the server's log"
             self._give_up(why)
@@ -203,16 +205,16 @@ class Runner:
         log.debug("engine thread ended")
 
     def _watch(self) -> None:
-        """The watchdog: fails the waiting requests if the engine hangs, even if nothing checks its health."""
+        """Runs the watchdog, which fails the waiting requests if the engine hangs, even without health checks."""
         while self._thread.is_alive() and self.broken is None:
             self._thread.join(_WATCH_S)
 
     def _step(self) -> None:
-        """Runs one batch; if models share the processors, when it is this model's turn."""
+        """Takes and runs one batch. If several models share the processors, waits for this model's turn first."""
         began = self._clock()
         with self._turns.taken(self._turn_s()) if self._turns is not None else nullcontext():
             started = self._clock()
-            with self._wake:  # in one step, so that `_give_up` finds every item either in the queue or here
+            with self._wake:  # under one lock, so that `_give_up` finds every item in the queue or in `running`
                 taken = self._pending.take(self._budget, started, max_items=self._max_items)
                 self.admission.running = Running(taken.items, taken.num_tokens, started)
             try:
@@ -224,14 +226,14 @@ class Runner:
             except Exception:
                 log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
                 self._fail(taken.items, EngineError("the engine failed; see the server's log"))
-            self.admission.running = Running()  # not after a BaseException: `_give_up` fails the items then
+            self.admission.running = Running()  # not reached after a BaseException: `_give_up` needs the items
 
     def _turn_s(self) -> float:
-        """How long a turn on the processors may take before the next model gets its own."""
+        """Returns the longest time of a turn on the processors, in seconds; after it the next model gets its turn."""
         return max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(self._budget))
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
-        """Runs items and settles each; a batch that fails is run again in halves, down to the items at fault."""
+        """Runs a batch and settles its items. If it fails, runs its halves, so that only the faulty items fail."""
         batch = Batch.pack([item.tokens for item in items])
         started = self._clock()
         try:
@@ -255,7 +257,7 @@ class Runner:
     def _settle(
         self, items: Sequence[Item[Ticket]], rows: Rows, parts: Sequence[TokenRows] | None, started: float
     ) -> None:
-        """Gives each item its output; an item with NaN or infinity in its output fails alone."""
+        """Stores each item's output in its ticket. Only the items with NaN or infinity in their output fail."""
         if rows.shape != (len(items), self._engine.info.row_width):
             raise ValueError(f"this is a bug: the engine gave {rows.shape} for {len(items)} items")
         now = self._clock()
@@ -275,7 +277,7 @@ class Runner:
                 ticket.inference_s += spent
             if not good:
                 ticket.error = EngineError("the model gave NaN or infinity for this input")
-                ticket.abandoned = True  # set here already, so that the next batch leaves out its other items
+                ticket.abandoned = True  # set here, so that the next batch already skips its other items
             if ticket.output == "rows":
                 ticket.rows[item.index] = row
             else:
@@ -287,12 +289,12 @@ class Runner:
 
     def _fail(self, items: Sequence[Item[Ticket]], error: RequestError) -> None:
         for item in items:
-            item.owner.error = item.owner.error or copy.copy(error)  # each with its own traceback
+            item.owner.error = item.owner.error or copy.copy(error)  # a copy, so that each has its own traceback
             item.owner.abandoned = True
         self._tell([item.owner for item in items])
 
     def _tell(self, tickets: Sequence[Ticket]) -> None:
-        """Settles tickets on their event loops; wakes each loop once."""
+        """Settles tickets on their event loops; wakes up each event loop once."""
         loops: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
         for ticket in tickets:
             loops.setdefault(ticket.future.get_loop(), []).append(ticket)
@@ -306,7 +308,7 @@ class Runner:
                 log.debug("dropped %d results of a closed event loop", len(settled))
 
     def _give_up(self, why: str) -> None:
-        """Marks the engine as unusable: items that it runs fail with 424, those in the queue with 503."""
+        """Marks the engine as unusable. Items of the running batch fail with 424, items in the queue with 503."""
         with self._wake:
             if self._broken is not None:
                 return

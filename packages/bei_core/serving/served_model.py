@@ -1,4 +1,4 @@
-"""What the routes know of a served model: enough to make a task of a request and a reply of the model's rows."""
+"""The description of a served model that routes use to turn a request into a task and the model's rows into a reply."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from bei_core.tasks import EncodeOptions, Pair, Scoring, Similarity, Text
 from bei_core.text.ner import Vocabulary
 from bei_core.text.templates import RerankTemplate, chosen_template
 
-# Characters of a query, counted once for each document that it is read with: 31 kB with 1,024 documents.
+# The most characters of a query times the number of documents: a query of 31,000 characters for 1,024 documents.
 MAX_REPEATED_CHARS = 32_000_000
 
-_BYTES_PER_NUMBER = 12  # in JSON
+_BYTES_PER_NUMBER = 12  # the bytes of a number in JSON
 
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """A model's abilities, and the limits and defaults of its requests. Constant while it is served."""
+    """The abilities of a model, and the limits and defaults of its requests. Constant while it is served."""
 
     name: str
     kind: Kind
-    roles: frozenset[Kind]  # the kinds that it can serve as: its own, and reranker if its template makes it one
-    labels: Sequence[str]  # what the columns of its rows of scores stand for; none if it gives vectors
+    roles: frozenset[Kind]  # the kinds that it can serve as: its own, and also RERANKER if it has a rerank template
+    labels: Sequence[str]  # the label of each column of its scores; empty if it returns vectors
     scoring: Scoring
-    template: RerankTemplate | None  # makes one text of a query and a document
+    template: RerankTemplate | None  # combines a query and a document into one text
     prompts: Mapping[str, str]
-    similarity: Similarity  # how its vectors are compared
-    normalizes: bool  # whether the vectors that it was published to give have length 1
-    default_options: EncodeOptions  # those of a request that says nothing
-    row_width: int  # D; 0 if it gives rows of tokens only
-    token_width: int  # E; 0 if it gives no rows of tokens
+    similarity: Similarity  # the function that compares two of its vectors
+    normalizes: bool  # whether its vectors have length 1 according to its published configuration
+    default_options: EncodeOptions  # the options of a request that sets none
+    row_width: int  # D, numbers per input; 0 if it returns only rows per token
+    token_width: int  # E, numbers per token; 0 if it returns no rows per token
     compute_type: str  # device and precision, such as `cpu+bf16`
-    max_inputs: int  # of one request
+    max_inputs: int  # the most inputs of one request
     max_reply_bytes: int
     vocabulary: Vocabulary
 
     def prompt(self, name: str) -> str:
-        """The text of a prompt. Raises ValidationError for an unknown name."""
+        """Returns the text of a prompt by its name. Raises ValidationError for an unknown name."""
         if name not in self.prompts:
             known = ", ".join(sorted(self.prompts)) or "none"
             raise ValidationError(f"unknown prompt {name!r}; this model has: {known}", param="prompt_name")
         return self.prompts[name]
 
     def pairs(self, pairs: Sequence[tuple[str, str]], instruction: str | None = None) -> list[Text]:
-        """A reranker's inputs for pairs of a query and a document.
+        """Returns a reranker's inputs for pairs of a query and a document.
 
-        Raises ValidationError, before a prompt is made, if there are too many pairs or if their queries, each with the
-        instruction, have too many characters.
+        Raises ValidationError, before it builds any input, if there are too many pairs or if all queries and
+        instructions together have more than MAX_REPEATED_CHARS characters.
         """
         self.check_num_inputs(len(pairs))
         repeated = sum(len(query) for query, _ in pairs) + len(instruction or "") * len(pairs)
@@ -65,7 +65,7 @@ class ServedModel:
         return [self.pair(query, document, instruction) for query, document in pairs]
 
     def check_num_token_rows(self, num_tokens: int) -> None:
-        """Raises ValidationError if a reply with a row for each of so many tokens would be too large."""
+        """Raises ValidationError if a reply with one row for each of `num_tokens` tokens would be too large."""
         num_bytes = num_tokens * self.token_width * _BYTES_PER_NUMBER
         if num_bytes > self.max_reply_bytes:
             raise ValidationError(
@@ -75,22 +75,22 @@ class ServedModel:
             )
 
     def pair(self, query: str, document: str, instruction: str | None = None) -> Text:
-        """A reranker's input for a query and a document: a prompt if the model has a template, else a pair."""
+        """Returns a reranker's input for a query and a document: one text if the model has a template, else a pair."""
         return Pair(query, document) if self.template is None else self.template.fill(query, document, instruction)
 
     def check_kind(self, kinds: Sequence[Kind]) -> None:
-        """Raises WrongTaskError unless the model can serve as one of `kinds`; no kinds: any model can."""
+        """Raises WrongTaskError if the model can serve as none of `kinds`. Empty `kinds` allow any model."""
         if kinds and self.roles.isdisjoint(kinds):
             raise WrongTaskError(f"{self.name} is a model of kind {self.kind}; this needs {' or '.join(kinds)}")
 
     def check_num_inputs(self, count: int) -> None:
-        """Raises ValidationError if one request may not have so many inputs."""
+        """Raises ValidationError if `count` is more inputs than one request may have."""
         if count > self.max_inputs:
             raise ValidationError(f"batch size {count} > maximum allowed batch size {self.max_inputs}", param="inputs")
 
 
 def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> ServedModel:
-    """An opened model under these settings. Raises ConfigError for a default prompt or a template it cannot have."""
+    """Returns the description of an opened model. Raises ConfigError if a default prompt or template is not valid."""
     spec, engine = opened.spec, opened.engine.info
     kind, classifier = spec.kind, spec.classifier
     template = chosen_template(settings.rerank_template, spec.template)
@@ -119,7 +119,10 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
 
 
 def _default_prompt(spec: ModelSpec, settings: Settings) -> str | None:
-    """The text put before each input if a request names no prompt. Raises ConfigError for an unknown name."""
+    """Returns the text to put before each input if a request names no prompt; None for no text.
+
+    Raises ConfigError for an unknown prompt name.
+    """
     if settings.default_prompt is not None:
         return settings.default_prompt
     name = settings.default_prompt_name or spec.default_prompt_name

@@ -1,4 +1,4 @@
-"""A served model, from its start to its end: admission, tokens, engine, result. HTTP, Truss and the CLI call it."""
+"""A served model: admits tasks, tokenizes them, runs the engine, returns results. HTTP, Truss and the CLI call it."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
 
-# A health check asks the engine only if it gave no row for this long.
+# Seconds. A health check sends a probe to the engine only if the engine returned no row within this time.
 _PROVEN_S = 5.0
 
-# How long a health check waits for the engine.
+# How long a health check waits for the engine's answer to a probe.
 _PROBE_WAIT_S = 0.05
 
-# The batches that run before readiness, as lengths of their texts: the shapes of a lone request, and a full batch.
-# They end after so many seconds: of a large model, making a kernel takes milliseconds and running it takes seconds.
+# The warm-up batches, each a list of text lengths in tokens: first the shapes of single requests, then a full batch.
+# Warm-up stops after _WARM_UP_S seconds: a large model creates a kernel in milliseconds, but runs it for seconds.
 _WARM_UP = ([1], [127], *([16 * step - 1] for step in range(1, 8)), [128] * 8)
 _WARM_UP_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[ResultT]):
-    """The result of a task, the tokens that it was computed from, and where the time went."""
+    """The result of a task, with its timings and the tokens of its inputs."""
 
     rows: ResultT
     timings: Timings
@@ -50,7 +50,7 @@ class Result(Generic[ResultT]):
 
 
 class Service:
-    """One model, from `open` to `close`. `run` may be awaited on any event loop."""
+    """One served model. `open` starts it, `close` ends it; `run` may be awaited on any event loop."""
 
     def __init__(
         self, opened: Opened, settings: Settings, metrics: Metrics | None = None, turns: Turns | None = None
@@ -84,16 +84,17 @@ class Service:
 
     @classmethod
     def open(cls, settings: Settings, metrics: Metrics | None = None, turns: Turns | None = None) -> Service:
-        """A service that is ready: its engine is loaded or built, and warmed up. Blocks; raises StartError."""
+        """Loads or builds the engine, warms it up and returns the ready service. Blocks; raises StartError."""
         service = cls(open_engine(settings), settings, metrics, turns)
         service.start()
         return service
 
     @classmethod
     def open_all(cls, settings: Settings, metrics: Metrics | None = None) -> list[Service]:
-        """A ready service for each model of the settings, opened one after the other; several share the processors.
+        """Opens the models of the settings one after the other and returns their services.
 
-        Blocks; raises StartError, after closing those that were open.
+        Several models take turns on the processors. Blocks. Raises StartError, after it has closed the services that
+        were already open.
         """
         each = settings.each()
         if len(each) == 1:
@@ -115,16 +116,16 @@ class Service:
 
     @property
     def crashed(self) -> Future[str]:
-        """Has the reason once the engine's thread has ended: the process should end too, and be started again."""
+        """A future that gets the reason if the engine thread crashes. The process should then end and be restarted."""
         return self._runner.crashed
 
     def start(self) -> None:
-        """Warms the engine up and accepts requests from then on."""
+        """Warms up the engine, then starts to accept requests."""
         started = time.perf_counter()
         engine = self._opened.engine
-        for lengths in _WARM_UP:  # no request then waits while kernels are made
+        for lengths in _WARM_UP:  # so that no request waits for the creation of kernels
             batch = Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths])
-            engine.forward(batch)  # makes the kernels
+            engine.forward(batch)  # creates the kernels; the second run is timed
             began = time.perf_counter()
             engine.forward(batch)
             ended = time.perf_counter()
@@ -144,7 +145,7 @@ class Service:
         priority: str = "normal",
         timings: Timings | None = None,
     ) -> Result[ResultT]:
-        """The result of a task. `deadline` is on the clock of `time.monotonic`.
+        """Runs a task and returns its result. `deadline` is in seconds on the clock of `time.monotonic`.
 
         Raises a RequestError: EmptyInputError, ValidationError, TokenizerError, OverloadedError, DeadlineExceededError,
         EngineError, UnhealthyError.
@@ -153,7 +154,7 @@ class Service:
         self.metrics.received(count)
         if count > self.model.max_inputs:
             self.model.check_num_inputs(count)
-        if self.is_busy:  # again, since it took time to receive the request
+        if self.is_busy:  # checked again, because the load may have changed while the request was received
             self.check_load(priority)
         self._num_requests += 1
         try:
@@ -177,20 +178,21 @@ class Service:
 
     @property
     def is_busy(self) -> bool:
-        """Whether a further request may have to be refused."""
+        """Whether the load is so high that the next request may be refused; `check_load` decides."""
         return self._runner.admission.has_line or self._num_requests >= self.settings.max_concurrent_requests
 
     def check_load(self, priority: str) -> None:
-        """Raises OverloadedError if a further request would be refused, whatever it contains."""
+        """Raises OverloadedError if the next request of this priority must be refused, whatever it contains."""
         if self._num_requests >= self.settings.max_concurrent_requests:
             what = f"{self._num_requests} requests are in progress already"
             raise overloaded(what, "concurrency", self._wait_s())
         self._runner.admission.check_line(time.monotonic(), priority)
 
     async def check(self) -> None:
-        """Raises UnhealthyError unless the model answers: by the engine's last row, or by a probe if that is old.
+        """Raises UnhealthyError if the model does not work. Sends a probe if the engine's last row is older than 5 s.
 
-        A busy engine does not have to answer the probe in time. Whether it hangs is known by how long a batch takes.
+        A probe that is not answered in time is not an error, because the engine may be busy; a hanging engine is
+        detected by the time that its batch takes.
         """
         if self._draining:
             raise UnhealthyError("the server is shutting down")
@@ -208,11 +210,11 @@ class Service:
         return self._runner.admission.wait_s(time.monotonic())
 
     def drain(self) -> None:
-        """Makes `check` fail from here on; accepted requests are still answered."""
+        """Makes `check` fail from now on; requests are still answered."""
         self._draining = True
 
     def close(self, timeout_s: float | None = 30.0) -> None:
-        """Runs what was accepted, then frees the engine."""
+        """Runs the accepted requests, then frees the engine; waits at most `timeout_s` seconds."""
         self._draining = True
         if self._runner.close(timeout_s):
             self._opened.close()
@@ -220,5 +222,5 @@ class Service:
 
 
 def _blank(length: int) -> Tokens:
-    """A sequence of zeros."""
+    """Returns `length` tokens whose ids are all zero, for warm-up and probes."""
     return Tokens(np.zeros(length, np.int32), np.zeros(length, np.int32))

@@ -1,4 +1,4 @@
-"""Turns among engines that share the processors. Each engine uses all of them, so two at once would be slower."""
+"""Lets engines that share the processors run in turns. Each engine uses all processors, so two at once are slower."""
 
 from __future__ import annotations
 
@@ -9,31 +9,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_CHECK_S = 1.0  # how often a waiting engine looks whether the turn before it has taken too long
+_CHECK_S = 1.0  # how often a waiting engine checks whether the current turn has exceeded its limit
 
 
 @dataclass(slots=True, eq=False)
 class _Turn:
-    """One place in the line."""
+    """One request for the lock, waiting or granted."""
 
     limit_s: float
-    until: float | None = None  # None: it has not begun
+    until: float | None = None  # when it times out, in seconds on the clock of `Turns`; None: it has not begun
 
 
 class Turns:
-    """A lock that is granted in the order of requests. A turn that takes too long is over for the others.
+    """A lock that is granted in the order of requests, each time for a limited time.
 
-    So an engine that hangs costs the others one wait. If it goes on after all, two engines run at once for a while.
+    After the limit the next engine gets the lock, so a hanging engine delays the others only once. If that engine
+    continues later, two engines run at the same time for a while.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._line: deque[_Turn] = deque()  # the first one has begun, the others wait
+        self._line: deque[_Turn] = deque()  # the first turn has the lock, the others wait
         self._changed = threading.Condition()
 
     @contextmanager
     def taken(self, limit_s: float) -> Iterator[None]:
-        """One turn, which the others wait for at most `limit_s` from its beginning on."""
+        """Waits for the lock and holds it until the block ends, but at most `limit_s` seconds."""
         turn = _Turn(limit_s)
         with self._changed:
             self._line.append(turn)

@@ -1,4 +1,4 @@
-"""The web pages: `/` tries the model, `/docs` describes the API. Each is one file that loads nothing from elsewhere."""
+"""The web pages: `/` to try the model, `/docs` to read the API reference. Each is one HTML file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _PART = re.compile(r"/\*(style|common|index|docs)\*/")
 
 
 async def _index(call: Call) -> Plain:
-    """`GET /`."""
+    """Returns the page for `GET /`."""
     return _page("index")
 
 
 async def _docs(call: Call) -> Plain:
-    """`GET /docs`."""
+    """Returns the page for `GET /docs`."""
     return _page("docs")
 
 
@@ -30,7 +30,7 @@ PAGES = (
 
 @cache
 def _page(name: str) -> Plain:
-    """A page with its style and scripts inside."""
+    """Returns a page as HTML, with its style sheet and scripts inserted."""
     folder = files(__name__)
 
     def part(found: re.Match[str]) -> str:

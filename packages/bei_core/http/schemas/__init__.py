@@ -1,1 +1,1 @@
-"""Request bodies by API: what a client may send, the task that it means, and the reply that the API has for it."""
+"""The bodies of each API: the schema of a request, its conversion to a task, and of a result to a reply."""

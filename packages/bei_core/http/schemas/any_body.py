@@ -1,4 +1,4 @@
-"""Paths that take the bodies of other routes, one or several: of Hugging Face's clients, SageMaker and Vertex AI."""
+"""Paths that take the bodies of other routes, for Hugging Face's clients, SageMaker and Vertex AI."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class VertexRequest(Named, kw_only=True):
 
 
 async def vertex(call: Call) -> Deferred:
-    """`POST /vertex`: several bodies, each for the route that its fields fit; an error of one is the error of all."""
+    """Answers `POST /vertex`: runs several bodies, each by the route that fits its fields. One error fails all."""
     body: VertexRequest = call.body
     if not body.instances:
         raise EmptyInputError("`instances` cannot be empty", param="instances")
@@ -48,7 +48,7 @@ async def vertex(call: Call) -> Deferred:
 
 
 def _bodies(call: Call) -> list[tuple[Body, Task[Any]]]:
-    """Each instance as a body of the route that it is for, with its task. Raises a RequestError."""
+    """Returns each instance as the body of its route, with its task. Raises a RequestError."""
     model, found, count = call.service.model, list[tuple[Body, Task[Any]]](), 0
     for instance in call.body.instances:
         schema: Any = call.route_of(instance, call.service).schema
@@ -65,7 +65,7 @@ async def _run(call: Call, task: Task[Any], timings: Timings) -> Result[Any]:
 
 
 def _add(total: Timings, parts: Sequence[Timings]) -> None:
-    """Sets `total` to the timings of parts that ran side by side; only one of them is tokenized at a time."""
+    """Sets `total` to the timings of parts that ran concurrently, but were tokenized one after the other."""
     total.num_inputs = sum(part.num_inputs for part in parts)
     total.num_characters = sum(part.num_characters for part in parts)
     total.num_tokens = sum(part.num_tokens for part in parts)

@@ -40,7 +40,7 @@ class PredictTokensRequest(Common):
 
     @property
     def texts(self) -> list[str]:
-        """One text per input. Raises EmptyInputError for none, ValidationError for an input of several texts."""
+        """The texts, one per input. Raises EmptyInputError for none, ValidationError for an input of several texts."""
         items = [self.inputs] if isinstance(self.inputs, str) else self.inputs
         if not items:
             raise EmptyInputError("`inputs` cannot be empty", param="inputs")
@@ -50,12 +50,12 @@ class PredictTokensRequest(Common):
         return [item if isinstance(item, str) else item[0] for item in items]
 
     def to_task(self, model: ServedModel) -> ClassifyTokens:
-        """The task."""
+        """Returns the task."""
         options = self.encode_options(model, spans=True)
         return ClassifyTokens(self.texts, options, "none" if self.raw_scores else model.scoring)
 
     def to_reply(self, result: Result[list[TokenRows]], context: RequestContext) -> list[Any]:
-        """The tokens with their scores, or the entities in Baseten's shape or that of a transformers pipeline."""
+        """Returns tokens with scores, or entities, in the format of Baseten or of a transformers pipeline."""
         as_pipeline, model = self.parameters is not None or context.is_by_shape, context.model
         strategy = self._strategy(as_pipeline)
         spans = [tokens.spans for tokens in result.tokens]
@@ -73,19 +73,19 @@ class PredictTokensRequest(Common):
         return found[0] if as_pipeline and isinstance(self.inputs, str) else found
 
     def _strategy(self, as_pipeline: bool) -> Strategy:
-        """How tokens become entities."""
+        """Returns how to group tokens into entities."""
         if self.aggregation_strategy is not None:
             return self.aggregation_strategy
         return (self.parameters or TokenParameters()).aggregation_strategy if as_pipeline else "none"
 
     def _ignored(self) -> Collection[str]:
-        """The labels of the entities to leave out."""
+        """Returns the labels of the entities to leave out."""
         asked = self.parameters.ignore_labels if self.parameters else None
         asked = self.ignore_labels if asked is None else asked
         return _OUTSIDE if asked is None else asked
 
     def _scored(self, tokens: Sequence[TokenSpan], rows: TokenRows, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Each token, with the score of its best label or, if raw, with those of all labels."""
+        """Yields each token with the score of its best label or, with `raw_scores`, the scores of all labels."""
         for token, row in zip(tokens, rows, strict=True):
             best = int(row.argmax())
             chosen = range(len(labels)) if self.raw_scores else (best,)
@@ -95,7 +95,7 @@ class PredictTokensRequest(Common):
 
 
 def _of_pipeline(entity: Entity, strategy: Strategy) -> dict[str, Any]:
-    """An entity, or with "none" a token, as transformers' pipeline has it."""
+    """Returns an entity, or with "none" a token, in the format of a transformers pipeline."""
     place = {"word": entity.word, "start": entity.start, "end": entity.end}
     if strategy == "none":
         return {"entity": entity.label, "score": entity.score, "index": entity.index, **place}
@@ -103,7 +103,7 @@ def _of_pipeline(entity: Entity, strategy: Strategy) -> dict[str, Any]:
 
 
 def _of_baseten(entity: Entity, text: str) -> dict[str, Any]:
-    """An entity as BEI has it: the fields of a token, whose id is 0, and those of the pipeline."""
+    """Returns an entity in BEI's format: the fields of a token, with token id 0, and those of a pipeline."""
     token = _token(text[entity.start : entity.end], 0, entity.start, entity.end, {entity.label: entity.score})
     return token | _of_pipeline(entity, "simple")
 

@@ -36,7 +36,7 @@ class MixedInput(msgspec.Struct):
 
     @property
     def text(self) -> str:
-        """Its one text. Raises ValidationError for images and for several texts."""
+        """The text of the input. Raises ValidationError for images and for several texts."""
         texts = [part.text for part in self.content if part.type == "text" and part.text is not None]
         if len(texts) != 1 or len(self.content) != 1:
             raise ValidationError("`content` must hold one text; images are not supported", param="content")
@@ -58,7 +58,7 @@ class CohereEmbedRequest(Common, kw_only=True):
 
     @property
     def inputs_as_texts(self) -> list[str]:
-        """The texts to embed. Raises ValidationError for images, and unless one of the two fields is there."""
+        """The texts to embed. Raises ValidationError for images, or unless exactly one of the two fields is set."""
         if self.images or self.input_type == "image":
             raise ValidationError("images are not supported; send `texts`", param="images")
         if (self.texts is None) == (self.inputs is None):
@@ -66,7 +66,7 @@ class CohereEmbedRequest(Common, kw_only=True):
         return self.texts if self.texts is not None else [item.text for item in self.inputs or ()]
 
     def to_task(self, model: ServedModel) -> Embed:
-        """The task."""
+        """Returns the task."""
         texts: Sequence[Text] = self.inputs_as_texts
         name = prompt_name(self.input_type, model) if self.input_type else None
         options = replace(self.encode_options(model, prompt_name=name), max_tokens=self.max_tokens)
@@ -75,7 +75,7 @@ class CohereEmbedRequest(Common, kw_only=True):
         return Embed(texts, options, dimensions=self.output_dimension)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
-        """Lists of numbers, or with `embedding_types` an object with the vectors in each type."""
+        """Returns the vectors as lists of numbers or, with `embedding_types`, as an object with each type."""
         if self.embedding_types:
             return self._by_type(result, context, self.embedding_types, "1")
         reply = self._reply(result, context, "1")
@@ -84,13 +84,13 @@ class CohereEmbedRequest(Common, kw_only=True):
     def _by_type(
         self, result: Result[Rows], context: RequestContext, types: Sequence[EmbeddingType], version: str
     ) -> dict[str, Any]:
-        """The reply with the vectors in each of several types."""
+        """Returns the reply with the vectors in each of `types`."""
         vectors = {name: as_base64(result.rows) if name == "base64" else as_lists(result.rows, name) for name in types}
         reply = self._reply(result, context, version)
         return {"response_type": "embeddings_by_type", "embeddings": vectors, **reply}
 
     def _reply(self, result: Result[Rows], context: RequestContext, version: str) -> dict[str, Any]:
-        """What every reply says besides the vectors."""
+        """Returns the fields of a reply except the vectors."""
         tokens = {"input_tokens": result.timings.num_tokens}
         meta = {"api_version": {"version": version}, "billed_units": tokens}
         return {"id": context.request_id, "texts": self.inputs_as_texts, "meta": meta}
@@ -100,7 +100,7 @@ class CohereEmbedV2Request(CohereEmbedRequest, kw_only=True):
     """`POST /v2/embed`: the vectors are always by type."""
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
-        """An object with the vectors in each type that is asked for; f32 by default."""
+        """Returns an object with the vectors in each requested type; f32 by default."""
         return self._by_type(result, context, self.embedding_types or ["float"], "2")
 
 

@@ -1,4 +1,4 @@
-"""What the APIs share: how bodies are decoded, their options of encoding, their inputs, parts of their replies."""
+"""Parts that the APIs share: decoding of bodies, options for tokenization, inputs, and parts of replies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """What a reply may say besides the model's result."""
+    """The data that a reply may contain besides the model's result."""
 
     model: ServedModel
     request_id: str
@@ -41,16 +41,16 @@ class RequestContext:
 
 
 class Body(Protocol):
-    """A body that a model answers: the schema of a route without an `answer` of its own."""
+    """A body that the model answers: the schema of a route whose `answer` is None."""
 
     kinds: ClassVar[tuple[Kind, ...]]
 
     def to_task(self, model: ServedModel) -> Task[Any]:
-        """The task. Raises a RequestError if the body makes no sense for the model."""
+        """Returns the task of the body. Raises a RequestError if the body is not valid for the model."""
         ...
 
     def to_reply(self, result: Result[Any], context: RequestContext) -> object:
-        """The value of the reply's body: what JSON has, and NumPy arrays."""
+        """Returns the value of the reply's body: JSON values and NumPy arrays."""
         ...
 
 
@@ -74,7 +74,7 @@ class Common(Named, kw_only=True):
     def encode_options(
         self, model: ServedModel, *, prompt_name: str | None = None, spans: bool = False
     ) -> EncodeOptions:
-        """How to encode the texts. Raises ValidationError for an unknown prompt or side."""
+        """Returns the options to tokenize the texts. Raises ValidationError for an unknown prompt or side."""
         side = None if self.truncation_direction is None else _SIDES.get(self.truncation_direction.lower())
         if side is None and self.truncation_direction is not None:
             raise ValidationError(
@@ -94,7 +94,7 @@ class Common(Named, kw_only=True):
 
 
 def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
-    """A JSON body as `schema`.
+    """Decodes a JSON body into `schema`.
 
     Raises MalformedBodyError if it is not JSON, ValidationError naming a field of the wrong type.
     """
@@ -105,7 +105,7 @@ def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
 
 
 def convert(value: object, schema: type[ValueT]) -> ValueT:
-    """A decoded body as `schema`; raises as `decode` does."""
+    """Converts a decoded body to `schema`; raises the same errors as `decode`."""
     try:
         return msgspec.convert(value, schema)
     except _FAULTS as fault:
@@ -113,7 +113,7 @@ def convert(value: object, schema: type[ValueT]) -> ValueT:
 
 
 def inputs_of(value: Input, field: str) -> list[Text]:
-    """The inputs of a body; a bare list of numbers is one input, the token ids of one text."""
+    """Returns the inputs of a body. A list of numbers is one input: the token ids of one text."""
     if isinstance(value, str):
         return [value]
     if not value:
@@ -127,7 +127,7 @@ def inputs_of(value: Input, field: str) -> list[Text]:
 
 
 def texts_of(value: str | Sequence[str]) -> list[str]:
-    """One text or several, as a list. Raises EmptyInputError if there are none."""
+    """Returns one or several texts as a list. Raises EmptyInputError if there are none."""
     texts = [value] if isinstance(value, str) else list(value)
     if not texts:
         raise EmptyInputError("`inputs` cannot be empty", param="inputs")
@@ -135,7 +135,7 @@ def texts_of(value: str | Sequence[str]) -> list[str]:
 
 
 def classify(items: Sequence[str | list[str]], options: EncodeOptions, scoring: Scoring) -> Classify:
-    """Scores of texts and of pairs, which are lists of two texts.
+    """Returns the task to score texts and pairs; a pair is a list of two texts.
 
     Raises EmptyInputError if there are none, ValidationError for a list of another length.
     """
@@ -145,12 +145,12 @@ def classify(items: Sequence[str | list[str]], options: EncodeOptions, scoring: 
 
 
 def labelled(rows: Rows, labels: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """`[[{label, score}]]`, the best label first."""
+    """Returns `[[{label, score}]]`, one list per row, the best label first."""
     return [[{"label": labels[index], "score": float(row[index])} for index in best_first(row)] for row in rows]
 
 
 def usage(timings: Timings) -> dict[str, int]:
-    """The `usage` of OpenAI, Jina and Infinity: tokens after truncation, special ones included."""
+    """Returns the `usage` of OpenAI, Jina and Infinity: numbers of tokens after truncation, with special tokens."""
     return {"prompt_tokens": timings.num_tokens, "total_tokens": timings.num_tokens}
 
 
@@ -163,7 +163,7 @@ def _text_or_pair(item: str | list[str]) -> str | Pair:
 
 
 def _body_error(fault: Exception) -> RequestError:
-    """What the client is told of a body that msgspec refuses."""
+    """Returns the error for a body that msgspec rejects."""
     if isinstance(fault, msgspec.ValidationError):
         field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
         return ValidationError(str(fault), param=field.group(1) if field else None)

@@ -1,7 +1,7 @@
 """The options of `/v1/embeddings`: OpenAI's, and those of Voyage, Jina, mixedbread, NVIDIA and vLLM.
 
-All these APIs have the same path, so a request may have the options of any. One that would change the vectors is
-honoured or refused.
+All these APIs have the same path, so a request may contain options of several. An option that would change the vectors
+is never ignored: it is applied or refused.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ class EmbeddingOptions(Common, kw_only=True):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the request has only options of OpenAI and those that all our routes have."""
+        """Whether the request has only OpenAI's options and those that all routes of BEI have."""
         return _others(self) == _UNSET and self.encoding_format in _F32
 
     @property
     def width(self) -> int | None:
-        """The number of dimensions that is asked for; None: the model's own."""
+        """The requested number of dimensions; None means the model's own."""
         asked: int | None = agreed(dimensions=self.dimensions or None, output_dimension=self.output_dimension)
         return asked
 
     @property
     def has_unit_length(self) -> bool:
-        """Whether the vectors are to be of length 1."""
+        """Whether to normalise the vectors to length 1."""
         asked = agreed(normalize=self.normalize, normalized=self.normalized, use_activation=self.use_activation)
         return asked is not False
 
     def all_options(self, model: ServedModel) -> EncodeOptions:
-        """How to encode the texts. Raises ValidationError for an option that cannot be honoured."""
+        """Returns the options to tokenize the texts. Raises ValidationError for an option that is not supported."""
         self._refuse_unsupported()
         input_type, limit = agreed(input_type=self.input_type, task=self.task), self.truncate_prompt_tokens
         if self.prompt is not None and (input_type or self.prompt_name):
@@ -81,14 +81,14 @@ class EmbeddingOptions(Common, kw_only=True):
         return replace(options, prompt=prompt, max_tokens=None if limit == -1 else limit)
 
     def written(self, rows: Rows) -> Sequence[Any]:
-        """The rows in the format, or in each of several formats, that the request asks for."""
+        """Returns the rows in the requested format, or in each of several requested formats."""
         if not isinstance(self.encoding_format, list):
             return self._written_as(rows, self.encoding_format)
         columns = {name: self._written_as(rows, name) for name in self.encoding_format}
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _written_as(self, rows: Rows, name: Format | None) -> Sequence[Any]:
-        """The rows as lists of numbers, or in base64; `name` is one format of `encoding_format`."""
+        """Returns the rows as lists of numbers or in base64; `name` is one format of `encoding_format`."""
         given = {
             "encoding_format": name,
             "embedding_type": self.embedding_type,

@@ -33,21 +33,21 @@ class PredictRequest(Common):
 
     inputs: Inputs
     raw_scores: bool = False
-    parameters: LabelParameters | None = None  # given: the reply is a list of lists, as a transformers pipeline has it
+    parameters: LabelParameters | None = None  # if set, the reply is a list of lists, like a transformers pipeline's
 
     @property
     def is_single(self) -> bool:
-        """Whether there is one input, not in a list; `["a", "b"]` is one pair."""
+        """Whether the body has one input that is not in a list of inputs; `["a", "b"]` is one pair."""
         return isinstance(self.inputs, str) or all(isinstance(item, str) for item in self.inputs)
 
     def to_task(self, model: ServedModel) -> Classify:
-        """The task."""
+        """Returns the task."""
         items: Sequence[Any] = [self.inputs] if self.is_single and self.inputs else self.inputs
         scoring = self.parameters.function_to_apply if self.parameters else None
         return classify(items, self.encode_options(model), scoring or ("none" if self.raw_scores else model.scoring))
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> list[Any]:
-        """`[{label, score}]` of a single input, or a list of such lists."""
+        """Returns `[{label, score}]` for a single input, or a list of such lists."""
         found = labelled(result.rows, context.model.labels)
         if self.parameters is not None:
             return [labels[: self.parameters.top_k] for labels in found]

@@ -1,4 +1,4 @@
-"""`/classify`, which Infinity and vLLM have with different replies."""
+"""`/classify`: Infinity and vLLM have this path with different replies."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class ClassifyRequest(vllm.VllmOptions, kw_only=True):
     raw_scores: bool | None = None  # Infinity's
 
     def to_task(self, model: ServedModel) -> Classify:
-        """The task."""
+        """Returns the task."""
         scoring = "none" if self.raw_scores or not self.activates else model.scoring
         return Classify(inputs_of(self.input, "input"), self.encode_options(model), scoring)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
-        """A list object: with `[{label, score}]` per text, or in vLLM's shape with the best label and all scores."""
+        """Returns a list object: `[{label, score}]` per text, or in vLLM's format the best label and all scores."""
         labels, is_vllm = context.model.labels, self.is_of_vllm or (self.is_vllm and self.raw_scores is None)
         return {
             "id": context.request_id,

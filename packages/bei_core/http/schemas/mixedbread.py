@@ -31,14 +31,14 @@ class RerankingRequest(Common, kw_only=True):
     instruction: str | None = None
 
     def to_task(self, model: ServedModel) -> Rank:
-        """The task. Raises ValidationError for an option that is not supported."""
+        """Returns the task. Raises ValidationError for an option that is not supported."""
         if self.rewrite_query:
             raise ValidationError("`rewrite_query` is not supported: no model here writes text", param="rewrite_query")
         pairs = pairs_of(self.query, passages_of(self.input, self.rank_fields))
         return rank(self, model, pairs, top_n=self.top_k, instruction=self.instruction)
 
     def to_reply(self, result: Result[list[tuple[int, float]]], context: RequestContext) -> dict[str, Any]:
-        """A list object; the best first."""
+        """Returns a list object, the best document first."""
         return {
             "object": "list",
             "model": self.model or context.model.name,

@@ -24,12 +24,12 @@ class RankingRequest(Common, kw_only=True):
     passages: list[dict[str, Any]]
 
     def to_task(self, model: ServedModel) -> Rank:
-        """The task. Raises ValidationError for a query or a passage without text, such as an image."""
+        """Returns the task. Raises ValidationError for a query or a passage without text, such as an image."""
         passages = [text_of(passage) for passage in self.passages]
         return rank(self, model, pairs_of(text_of(self.query), passages), raw_scores=True)
 
     def to_reply(self, result: Result[list[tuple[int, float]]], context: RequestContext) -> dict[str, Any]:
-        """The logits of all passages, the best first."""
+        """Returns the logits of all passages, the best passage first."""
         return {
             "rankings": [{"index": index, "logit": logit} for index, logit in result.rows],
             "usage": usage(result.timings),

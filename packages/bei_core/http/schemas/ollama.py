@@ -20,7 +20,7 @@ from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result, Service
 from bei_core.tasks import Embed, EncodeOptions, Rows, check_dimensions
 
-_UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # of the last change of a model; clients parse it
+_UNKNOWN_TIME = "1970-01-01T00:00:00Z"  # stands for the time of a model's last change; clients parse it
 _NS = 1_000_000_000
 
 
@@ -43,7 +43,7 @@ class OllamaBody(Common, kw_only=True):
         self.model = self.model.removesuffix(":latest")
 
     def limited_options(self, model: ServedModel) -> EncodeOptions:
-        """How to encode the texts."""
+        """Returns the options to tokenize the texts."""
         return replace(self.encode_options(model), max_tokens=self.options.num_ctx if self.options else None)
 
 
@@ -54,13 +54,13 @@ class OllamaEmbedRequest(OllamaBody, kw_only=True):
     dimensions: int | None = None  # 0: the model's own
 
     def to_task(self, model: ServedModel) -> Embed:
-        """The task."""
+        """Returns the task."""
         if self.dimensions:
             check_dimensions(self.dimensions, model.row_width)  # before any work
         return Embed(texts_of(self.input), self.limited_options(model), dimensions=self.dimensions or None)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
-        """The vectors, of length 1; times are in nanoseconds."""
+        """Returns the vectors, f32[N, D] of length 1; times are in nanoseconds."""
         return {
             "model": self.model,
             "embeddings": as_lists(result.rows, "float"),
@@ -76,11 +76,11 @@ class OllamaEmbeddingsRequest(OllamaBody, kw_only=True):
     prompt: str
 
     def to_task(self, model: ServedModel) -> Embed:
-        """The task. Unlike those of `/api/embed`, the vector keeps the length that the model gives it."""
+        """Returns the task. Unlike those of `/api/embed`, the vector keeps the length that the model gives it."""
         return Embed([self.prompt], self.limited_options(model), normalize=False)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
-        """The vector."""
+        """Returns the one vector, f32[D]."""
         return {"embedding": as_lists(result.rows, "float")[0]}
 
 
@@ -92,12 +92,12 @@ class ShowRequest(Named, kw_only=True):
 
 
 async def tags(call: Call) -> dict[str, Any]:
-    """`GET /api/tags`: the models that are served."""
+    """Answers `GET /api/tags` with the served models."""
     return {"models": [_model(service) for service in call.services]}
 
 
 async def show(call: Call) -> dict[str, Any]:
-    """`POST /api/show`: one of them. Raises NotFoundError for a model that is not served."""
+    """Answers `POST /api/show` with one served model. Raises NotFoundError for a model that is not served."""
     body: ShowRequest = call.body
     name = (body.model or body.name or "").removesuffix(":latest")
     service = by_name(call.services).get(name)
@@ -110,12 +110,12 @@ async def show(call: Call) -> dict[str, Any]:
 
 
 async def version(call: Call) -> dict[str, Any]:
-    """`GET /api/version`: the version of BEI."""
+    """Answers `GET /api/version` with the version of BEI."""
     return {"version": bei_version()}
 
 
 def _model(service: Service) -> dict[str, Any]:
-    """One model of `/api/tags`."""
+    """Returns the entry of one model in `/api/tags`."""
     named = {"name": service.name, "model": service.name}
     return {
         **named,
@@ -127,7 +127,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 def _details(service: Service) -> dict[str, Any]:
-    """The `details` of a model."""
+    """Returns the `details` of a model."""
     family = {"family": service.model.kind.value, "families": [service.model.kind.value]}
     sizes = {"parameter_size": "", "quantization_level": service.engine.precision}
     return {"parent_model": "", "format": service.engine.name, **family, **sizes}

@@ -34,7 +34,7 @@ class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
     user: str | None = None
 
     def to_task(self, model: ServedModel) -> Embed:
-        """The task."""
+        """Returns the task."""
         inputs = inputs_of(self.input, "input")
         if self.is_plain:
             name = prompt_name(self.input_type, model) if self.input_type else None
@@ -47,7 +47,7 @@ class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
         return Embed(inputs, options, normalize, dimensions)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
-        """A list object with an embedding per input: floats, base64 of little-endian f32, or what was asked for."""
+        """Returns a list object with an embedding per input: floats, base64 of little-endian f32, or another format."""
         rows: Sequence[Any]
         if not self.is_plain:
             rows = self.written(result.rows)
@@ -64,16 +64,16 @@ class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
         if self.normalized is None:
             return reply
         facts = {"encoding_format": self.encoding_format or "float", "dimensions": result.rows.shape[1]}
-        return {**reply, "normalized": self.normalized, **facts}  # as mixedbread has it
+        return {**reply, "normalized": self.normalized, **facts}  # fields of mixedbread's reply
 
 
 async def models(call: Call) -> dict[str, Any]:
-    """`GET /v1/models`."""
+    """Answers `GET /v1/models` with the served models."""
     return {"object": "list", "data": [_model(service) for service in call.services]}
 
 
 async def model(call: Call) -> dict[str, Any]:
-    """`GET /v1/models/{id}`. Raises NotFoundError for a model that is not served."""
+    """Answers `GET /v1/models/{id}`. Raises NotFoundError for a model that is not served."""
     name = call.path.partition("/models/")[2]
     service = by_name(call.services).get(name)
     if service is None:

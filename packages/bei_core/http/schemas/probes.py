@@ -1,4 +1,4 @@
-"""What load balancers, orchestrators and Prometheus ask; none of it needs a key."""
+"""Routes for load balancers, orchestrators and Prometheus; they need no API key."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bei_core.http.route import Call, Route
 
 
 async def health(call: Call) -> dict[str, float]:
-    """`GET /health`: 200 if every model answers."""
+    """Answers `GET /health`: 200 if every model answers."""
     for service in call.services:
         await service.check()
     return {"unix": time.time()}  # read by Infinity's client
 
 
 async def live(call: Call) -> Plain:
-    """`GET /health/live`: 200 if the process answers."""
+    """Answers `GET /health/live`: always 200, because the process runs."""
     return Plain(b"")
 
 
 async def scrape(call: Call) -> Plain:
-    """`GET /metrics`."""
+    """Answers `GET /metrics` in the format of Prometheus."""
     return Plain(call.service.metrics.render(), metrics.CONTENT_TYPE)
 
 

@@ -1,4 +1,4 @@
-"""What the APIs of rerankers share: documents, flags, the task."""
+"""Parts that the rerank APIs share: documents, flags, the task."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from bei_core.http.schemas.common import Common
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import Rank, Scoring
 
-Document: TypeAlias = str | dict[str, Any]  # a text, or an object that has one
+Document: TypeAlias = str | dict[str, Any]  # a text, or an object that contains a text
 Flag: TypeAlias = bool | Literal["true", "false"]  # some clients send a string
-TopN: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]  # 0, as some clients send it: all
+TopN: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]  # 0 means all; some clients send it
 
 
 def is_set(flag: Flag | None, default: bool = False) -> bool:
-    """The value of a flag; `default` where it is not given."""
+    """Returns the value of a flag; `default` if it is not given."""
     return default if flag is None else flag in (True, "true")
 
 
 def text_of(document: Document, field: str = "text") -> str:
-    """The text of a document: a text, the object's `field`, or the texts of its `content`, joined by line breaks.
+    """Returns a document's text: itself, its field `field`, or the texts of its `content` joined by line breaks.
 
     Raises ValidationError for an object without a text, such as an image.
     """
@@ -41,7 +41,7 @@ def text_of(document: Document, field: str = "text") -> str:
 
 
 def passages_of(documents: Sequence[Document], rank_fields: Sequence[str] | None) -> list[str]:
-    """The texts of documents. `rank_fields` names the field that has the text: one, or ValidationError is raised."""
+    """Returns the texts of documents. Raises ValidationError unless `rank_fields` is None or names one field."""
     if rank_fields is not None and len(rank_fields) != 1:
         raise ValidationError("`rank_fields` must name one field", param="rank_fields")
     return [text_of(document, *(rank_fields or ())) for document in documents]
@@ -56,7 +56,7 @@ def rank(
     raw_scores: bool = False,
     instruction: str | None = None,
 ) -> Rank:
-    """The task of scoring pairs of a query and a document. Raises EmptyInputError if there are none."""
+    """Returns the task to score pairs of a query and a document. Raises EmptyInputError if there are none."""
     if not pairs:
         raise EmptyInputError("`inputs` cannot be empty", param="inputs")
     # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
@@ -65,7 +65,7 @@ def rank(
 
 
 def pairs_of(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
-    """The query with each document. Raises EmptyInputError for an empty query."""
+    """Returns pairs of the query and each document. Raises EmptyInputError for an empty query."""
     if not query and documents:
         raise EmptyInputError("`query` cannot be empty", param="query")
     return [(query, document) for document in documents]

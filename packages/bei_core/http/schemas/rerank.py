@@ -1,6 +1,6 @@
 """`/rerank`, `/v1/rerank` and `/v2/rerank`, which several APIs share.
 
-The body's fields say whose reply it gets, and where they are the same, a prefix of the path does:
+The fields of the body decide which API's reply is sent. If they are the same in two APIs, a prefix of the path decides:
 
 | body | reply |
 |---|---|
@@ -58,7 +58,7 @@ class RerankRequest(VllmOptions, kw_only=True):
 
     @property
     def passages(self) -> list[str]:
-        """The texts to rank. Raises ValidationError unless one of the two fields is there, and for other documents."""
+        """The texts to rank. Raises ValidationError unless exactly one field is set, or if a document has no text."""
         if (self.texts is None) == (self.documents is None):
             raise ValidationError("give either `texts` or `documents`", param="texts")
         if self.texts is not None:
@@ -66,7 +66,7 @@ class RerankRequest(VllmOptions, kw_only=True):
         return passages_of(self.documents or (), self.rank_fields)
 
     def to_task(self, model: ServedModel) -> Rank:
-        """The task. Raises ValidationError for an option that is not supported."""
+        """Returns the task. Raises ValidationError for an option that is not supported."""
         if self.max_chunks_per_doc is not None:
             raise ValidationError(
                 "`max_chunks_per_doc` is not supported; with `chunk: true` the best chunk of a document counts",
@@ -84,12 +84,12 @@ class RerankRequest(VllmOptions, kw_only=True):
         )
 
     def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
-        """How to encode the texts."""
+        """Returns the options to tokenize the texts."""
         found = super().encode_options(model, **options)
         return found if self.truncation is None else replace(found, truncate=self.truncation)
 
     def to_reply(self, result: Ranking, context: RequestContext) -> list[Any] | dict[str, Any]:
-        """The reply of the API that the body is of; the best first."""
+        """Returns the reply in the format of the API that the body belongs to, the best document first."""
         if self.texts is not None:
             return _of_tei(self, result, self.texts)
         if self.is_voyage or self.top_k is not None or self.truncation is not None:
@@ -118,7 +118,7 @@ class VoyageRerankRequest(RerankRequest):
 
 
 def _of_tei(body: RerankRequest, result: Ranking, texts: list[str]) -> list[dict[str, Any]]:
-    """text-embeddings-inference's list."""
+    """Returns the list that text-embeddings-inference replies with."""
     with_text = is_set(body.return_text)
     return [
         {"index": index, "score": score} | ({"text": texts[index]} if with_text else {}) for index, score in result.rows
@@ -126,7 +126,7 @@ def _of_tei(body: RerankRequest, result: Ranking, texts: list[str]) -> list[dict
 
 
 def _of_cohere(body: RerankRequest, result: Ranking, context: RequestContext) -> dict[str, Any]:
-    """The object of Cohere, Jina and vLLM, each of which reads its part of it."""
+    """Returns an object that contains the fields of Cohere, Jina and vLLM."""
     return {
         "id": context.request_id,
         "model": body.model or context.model.name,
@@ -137,7 +137,7 @@ def _of_cohere(body: RerankRequest, result: Ranking, context: RequestContext) ->
 
 
 def _of_infinity(body: RerankRequest, result: Ranking, context: RequestContext) -> dict[str, Any]:
-    """Infinity's object, in which a document is a text."""
+    """Returns Infinity's object, in which a document is a text."""
     return {
         "object": "rerank",
         "id": context.request_id,
@@ -149,7 +149,7 @@ def _of_infinity(body: RerankRequest, result: Ranking, context: RequestContext) 
 
 
 def _of_voyage(body: RerankRequest, result: Ranking, context: RequestContext) -> dict[str, Any]:
-    """Voyage's object, in which the results are `data` and a document is a text."""
+    """Returns Voyage's object, in which the results are in `data` and a document is a text."""
     return {
         "object": "list",
         "model": body.model or context.model.name,
@@ -161,7 +161,7 @@ def _of_voyage(body: RerankRequest, result: Ranking, context: RequestContext) ->
 def _results(
     body: RerankRequest, result: Ranking, default: bool, document: Callable[[str], object]
 ) -> list[dict[str, Any]]:
-    """The results, with their documents if the body asks for them, or by default."""
+    """Returns the results, with their documents if `return_documents` is true; `default` is its default."""
     texts = body.passages if is_set(body.return_documents, default) else None
     return [
         {"index": index, "relevance_score": score} | ({"document": document(texts[index])} if texts else {})

@@ -31,14 +31,14 @@ class EmbedRequest(Common):
     dimensions: int | None = None
 
     def to_task(self, model: ServedModel) -> Embed:
-        """The task."""
+        """Returns the task."""
         inputs, options = inputs_of(self.inputs, "inputs"), self.encode_options(model)
         if self.dimensions is not None:
             check_dimensions(self.dimensions, model.row_width)  # before any work
         return Embed(inputs, options, self.normalize, self.dimensions)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> Rows:
-        """A list of vectors."""
+        """Returns the vectors, f32[N, D]."""
         return np.ascontiguousarray(result.rows)
 
 
@@ -50,13 +50,13 @@ class EmbedAllRequest(Common):
     inputs: Input
 
     def to_task(self, model: ServedModel) -> EmbedAll:
-        """The task."""
+        """Returns the task."""
         if not model.token_width:
             raise WrongTaskError(f"{model.name} gives no vectors of tokens")
         return EmbedAll(inputs_of(self.inputs, "inputs"), self.encode_options(model))
 
     def to_reply(self, result: Result[list[TokenRows]], context: RequestContext) -> list[TokenRows]:
-        """A list of vectors per text."""
+        """Returns the token vectors of each text: N arrays f32[T, E]."""
         return [np.ascontiguousarray(rows) for rows in result.rows]
 
 
@@ -68,11 +68,11 @@ class EmbedSparseRequest(Common):
     inputs: Input
 
     def to_task(self, model: ServedModel) -> EmbedSparse:
-        """The task."""
+        """Returns the task."""
         return EmbedSparse(inputs_of(self.inputs, "inputs"), self.encode_options(model))
 
     def to_reply(self, result: Result[list[Sparse]], context: RequestContext) -> list[list[dict[str, Any]]]:
-        """`[[{index, value}]]`, by index."""
+        """Returns `[[{index, value}]]`, one list per text, sorted by index."""
         return [
             [{"index": index, "value": value} for index, value in zip(row.indices.tolist(), row.values, strict=True)]
             for row in result.rows
@@ -80,7 +80,7 @@ class EmbedSparseRequest(Common):
 
 
 class Sentences(msgspec.Struct):
-    """One sentence and those to compare it with."""
+    """One sentence, and the sentences to compare it with."""
 
     source_sentence: str
     sentences: list[str]
@@ -95,7 +95,7 @@ class SimilarityRequest(Named, kw_only=True):
     parameters: Common | None = None
 
     def to_task(self, model: ServedModel) -> Embed:
-        """The task."""
+        """Returns the task."""
         if not self.inputs.sentences:
             raise EmptyInputError("`inputs.sentences` cannot be empty", param="inputs")
         texts: list[Text] = [self.inputs.source_sentence, *self.inputs.sentences]
@@ -103,12 +103,12 @@ class SimilarityRequest(Named, kw_only=True):
         return Embed(texts, options, normalize=model.similarity == "cosine" or model.normalizes)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> Rows:
-        """Similarities of the one sentence to the others, by the function that the model was published with."""
+        """Returns the similarity of the source sentence to each other sentence, by the model's similarity function."""
         return similarities(result.rows[0], result.rows[1:], context.model.similarity)
 
 
 async def info(call: Call) -> Mapping[str, Any]:
-    """`GET /info`: of the model that the query parameter `model` names, else of the first."""
+    """Answers `GET /info` for the model in the query parameter `model`, else for the first model."""
     service = call.service
     settings = service.settings
     return {
@@ -125,7 +125,7 @@ async def info(call: Call) -> Mapping[str, Any]:
         "auto_truncate": settings.auto_truncate,
         "tokenization_workers": settings.tokenization_workers or 1,
         "version": bei_version(),
-        "sha": None,  # of the server's source, and the label of its image: TEI's clients expect both
+        "sha": None,  # the commit of the server and the label of its image; TEI's clients expect both fields
         "docker_label": None,
         "engine": service.engine.name,
         "compute_type": service.model.compute_type,
@@ -136,7 +136,7 @@ async def info(call: Call) -> Mapping[str, Any]:
 
 
 def _model_type(service: Service) -> Mapping[str, Any]:
-    """The `model_type` of TEI's `/info`."""
+    """Returns the `model_type` of TEI's `/info`."""
     kind, labels = service.model.kind, service.model.labels
     if labels:
         names = {str(index): label for index, label in enumerate(labels)}

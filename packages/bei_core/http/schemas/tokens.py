@@ -28,7 +28,7 @@ class DecodeRequest(Named, kw_only=True):
     skip_special_tokens: bool = True
 
     def lists(self) -> list[list[int]]:
-        """One list of ids per text. Raises ValidationError if ids and lists are mixed."""
+        """Returns one list of token ids per text. Raises ValidationError if ids and lists are mixed."""
         numbers = [item for item in self.ids if isinstance(item, int)]
         if numbers and len(numbers) < len(self.ids):
             raise ValidationError("`ids` must be token ids, or lists of token ids", param="ids")
@@ -36,7 +36,7 @@ class DecodeRequest(Named, kw_only=True):
 
 
 async def tokenize(call: Call) -> Deferred | list[Any]:
-    """`POST /tokenize`: `[[{id, text, special, start, stop}]]`."""
+    """Answers `POST /tokenize`: `[[{id, text, special, start, stop}]]`."""
     body: TokenizeRequest = call.body
     prompt = call.service.model.prompt(body.prompt_name) if body.prompt_name else ""
     texts = texts_of(body.inputs)
@@ -54,7 +54,7 @@ async def tokenize(call: Call) -> Deferred | list[Any]:
 
 
 async def decode(call: Call) -> Deferred | list[str]:
-    """`POST /decode`: the text of each list of token ids."""
+    """Answers `POST /decode`: the text of each list of token ids."""
     body: DecodeRequest = call.body
     tokenizer, skip = call.service.tokenizer, body.skip_special_tokens
 
@@ -67,7 +67,7 @@ async def decode(call: Call) -> Deferred | list[str]:
 
 
 def _check_num_characters(longest: int, total: int) -> None:
-    """Raises ValidationError for texts that have too many tokens to list them all."""
+    """Raises ValidationError if one text or all texts together have too many characters to list their tokens."""
     if longest > MAX_LISTED_TEXT_CHARS or total > MAX_LISTED_CHARS:
         raise ValidationError(
             f"`inputs` has {total} characters, {longest} in the longest text; tokens are listed of at most "

@@ -29,7 +29,7 @@ _OTHER_TASKS = {
 
 
 def quantize(rows: Rows, precision: Precision) -> Array:
-    """f32[N, D] in a type of fewer bits.
+    """Converts rows f32[N, D] to a type with fewer bits.
 
     - float16, bfloat16 (as u16): rounded.
     - int8: i8[N, D], each row times 127 over its largest absolute value, rounded. Rows keep their directions: compare
@@ -48,7 +48,7 @@ def quantize(rows: Rows, precision: Precision) -> Array:
         bits = rows.astype(np.float32, copy=False).view(np.uint32)
         return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
     if precision in {"int8", "uint8"}:
-        largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)  # 127 over the smallest f32 is no f32
+        largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)  # 127 / the smallest f32 overflows f32
         scaled = np.rint(rows * (127 / np.where(largest > 0, largest, 1)))
         return scaled.astype(np.int8) if precision == "int8" else (scaled + 128).astype(np.uint8)
     packed = np.packbits(rows > 0, axis=1)
@@ -56,13 +56,13 @@ def quantize(rows: Rows, precision: Precision) -> Array:
 
 
 def as_lists(rows: Rows, precision: Precision) -> list[Array]:
-    """A list of numbers a row, in the precision that is asked for."""
+    """Returns one array of numbers per row, in the requested precision."""
     array = quantize(rows, precision)
     return list(np.ascontiguousarray(array.astype(np.float32) if array.dtype == np.float16 else array))
 
 
 def as_base64(rows: Rows, precision: Precision = "float", order: Literal["<", ">"] = "<") -> list[str]:
-    """The bytes of each row in base64; `order` is that of the bytes of a number."""
+    """Returns the bytes of each row in base64; `order` is the byte order of each number."""
     array = quantize(rows, precision)
     return [
         base64.b64encode(row.tobytes()).decode("ascii") for row in array.astype(array.dtype.newbyteorder(order), "C")
@@ -70,7 +70,7 @@ def as_base64(rows: Rows, precision: Precision = "float", order: Literal["<", ">
 
 
 def prompt_name(input_type: str, model: ServedModel) -> str | None:
-    """The name of the model's prompt for an input type; None if the model was trained without.
+    """Returns the name of the model's prompt for an input type; None if the model has no such prompt.
 
     Raises ValidationError if the type is neither a usual one nor a prompt of the model.
     """
@@ -85,7 +85,7 @@ def prompt_name(input_type: str, model: ServedModel) -> str | None:
 
 
 def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
-    """The value of fields with one meaning; None if none of them is given. Raises ValidationError if two differ."""
+    """Returns the value of fields with one meaning; None if all are None. Raises ValidationError if two differ."""
     found = {name: value for name, value in given.items() if value is not None}
     first = next(iter(found), "")
     for name, value in found.items():

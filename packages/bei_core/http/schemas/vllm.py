@@ -52,11 +52,11 @@ class VllmOptions(Common, kw_only=True):
 
     @property
     def activates(self) -> bool:
-        """Whether the model's activation is wanted."""
+        """Whether to apply the model's activation."""
         return False not in (self.use_activation, self.activation, self.softmax)
 
     def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
-        """How to encode the texts. Raises ValidationError for an option that is not supported."""
+        """Returns the options to tokenize the texts. Raises ValidationError for an option that is not supported."""
         if self.add_special_tokens is False:
             raise ValidationError(
                 "`add_special_tokens: false` is not supported; send token ids instead", param="add_special_tokens"
@@ -102,7 +102,7 @@ class ScoreRequest(VllmOptions, kw_only=True):
     instruction: str | None = None  # for a model whose template has one
 
     def pairs(self) -> list[tuple[str, str]]:
-        """The texts of each pair: one text with each of several, or texts one by one.
+        """Returns the pairs of texts: one text with each of several, or the texts of two lists in order.
 
         Raises ValidationError if a side is missing or their lengths do not fit.
         """
@@ -120,7 +120,7 @@ class ScoreRequest(VllmOptions, kw_only=True):
         return list(zip(first * (len(second) if len(first) == 1 else 1), second, strict=True))
 
     def to_task(self, model: ServedModel) -> Rank | Embed:
-        """The task."""
+        """Returns the task."""
         pairs = self.pairs()
         if Kind.RERANKER in model.roles:
             return rank(self, model, pairs, raw_scores=not self.activates, instruction=self.instruction)
@@ -128,7 +128,7 @@ class ScoreRequest(VllmOptions, kw_only=True):
         return Embed([*firsts, *(second for _, second in pairs)], self.encode_options(model))
 
     def to_reply(self, result: Result[Any], context: RequestContext) -> dict[str, Any]:
-        """A list object with a score per pair, in the order of the pairs."""
+        """Returns a list object with a score per pair, in the order of the pairs."""
         if Kind.RERANKER in context.model.roles:
             scores = [score for _, score in sorted(result.rows)]
         else:
@@ -156,7 +156,7 @@ class PoolingRequest(VllmOptions, kw_only=True):
     dimensions: int | None = None
 
     def to_task(self, model: ServedModel) -> Embed | EmbedAll | Classify | ClassifyTokens:
-        """The task. Raises ValidationError for `dimensions`, WrongTaskError if the model does not do `task`."""
+        """Returns the task. Raises ValidationError for `dimensions`, WrongTaskError if the model does not do `task`."""
         if self.dimensions is not None:
             raise ValidationError("`dimensions` is not supported here; /v1/embeddings takes it", param="dimensions")
         task = self.task or _own_task(model.kind)
@@ -175,7 +175,7 @@ class PoolingRequest(VllmOptions, kw_only=True):
         return EmbedAll(inputs, options)
 
     def to_reply(self, result: Result[Sequence[Any]], context: RequestContext) -> dict[str, Any]:
-        """A list object with the model's output per text."""
+        """Returns a list object with the model's output for each text."""
         rows = [np.ascontiguousarray(row) for row in result.rows]
         return _list_object(
             [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)], result, context
@@ -183,7 +183,7 @@ class PoolingRequest(VllmOptions, kw_only=True):
 
 
 def classes(rows: Rows, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """The `data` of vLLM's `/classify`: the best label of each text, and the scores of all."""
+    """Returns the `data` of vLLM's `/classify`: the best label of each text, and the scores of all."""
     best = [int(row.argmax()) for row in rows]
     return [
         {"index": index, "label": labels[place], "probs": row, "num_classes": len(labels)}
@@ -192,12 +192,12 @@ def classes(rows: Rows, labels: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _own_task(kind: Kind) -> TaskName:
-    """The task that a model of a kind was made for."""
+    """Returns the default task of a kind of model."""
     return next(name for name, kinds in _TASKS.items() if kind in kinds)
 
 
 def _texts(side: Document | list[Document] | None) -> list[str] | None:
-    """The texts of one side of `/score`; None if it is not given."""
+    """Returns the texts of one side of `/score`; None if it is not given."""
     return None if side is None else passages_of(side if isinstance(side, list) else [side], None)
 
 
@@ -213,7 +213,7 @@ def _list_object(data: list[dict[str, Any]], result: Result[Any], context: Reque
 
 
 def _list_of(**item: Any) -> Any:  # noqa: ANN401 - JSON
-    """The schema of `_list_object`."""
+    """Returns the JSON schema of what `_list_object` returns."""
     data = array_of(object_of(index=INTEGER, object=STRING, **item))
     return object_of(id=STRING, object=STRING, created=INTEGER, model=STRING, data=data, usage=USAGE)
 

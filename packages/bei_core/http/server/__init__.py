@@ -1,7 +1,8 @@
-"""HTTP/1.1 for one process: httptools parses, each connection is bounded in bytes and time, and the end drains.
+"""An HTTP/1.1 server for one process, with limits of bytes and time for each connection, and draining at shutdown.
 
-sockets: what is listened on, and how many files the process may open. connection: bytes to requests, one at a time.
-exchange: one request and its reply as ASGI. pool: the connections of a listener. run: from start to end.
+sockets: the addresses to listen on, and the limit of open files. parser: bytes to requests, with httptools. connection:
+one client's requests, one at a time. exchange: one request and its reply as ASGI. pool: the connections of a listener.
+run: the server from start to shutdown.
 """
 
 from bei_core.http.server.run import serve

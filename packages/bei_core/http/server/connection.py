@@ -1,6 +1,7 @@
-"""A connection: one request after the other, within limits of bytes and of time.
+"""A connection: handles one request after the other, within limits of bytes and time.
 
-While a request is answered, later ones wait as bytes, and in the sockets of both ends where there are many.
+While a request is answered, later requests of the client wait as unparsed bytes; beyond a limit, they stay in the
+socket buffers.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bei_core.http.server.pool import Pool
 
 
 class Phase(Enum):
-    """What a connection waits for; each has its own deadline."""
+    """What a connection waits for; each phase has its own deadline."""
 
     IDLE = "the first byte of a request"
     HEAD = "the rest of a head"
@@ -34,11 +35,11 @@ class Phase(Enum):
 
 
 class Connection(asyncio.Protocol):
-    """One client, from its connection to its end."""
+    """The connection of one client, from open to close."""
 
     def __init__(self, pool: Pool) -> None:
         self.phase = Phase.IDLE
-        self.deadline = math.inf  # on the loop's clock
+        self.deadline = math.inf  # seconds on the event loop's clock
         self._pool = pool
         self._settings = pool.settings
         self._transport: asyncio.Transport
@@ -47,15 +48,15 @@ class Connection(asyncio.Protocol):
         self._parser = RequestParser()
         self._exchange: Exchange | None = None
         self._unparsed = b""
-        self._is_paused = False  # reads nothing from the socket
+        self._is_paused = False  # whether reading from the socket is paused
         self._writable = asyncio.Event()
         self._writable.set()
-        self._num_unsent = -1  # bytes that the client had not taken when that was last looked at
+        self._num_unsent = -1  # bytes in the write buffer at the last check; -1: not checked yet
 
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Lets the client in, or tells it that there are too many."""
+        """Adds the new connection to the pool, which refuses it if too many are open."""
         self._transport = transport  # type: ignore[assignment]
         self._client = _address(transport.get_extra_info("peername"))
         self._server = _address(transport.get_extra_info("sockname"))
@@ -63,29 +64,29 @@ class Connection(asyncio.Protocol):
         self._pool.add(self)
 
     def data_received(self, data: bytes) -> None:
-        """More bytes; those of a client that had its last reply are thrown away."""
+        """Parses received bytes; discards them if the connection is closing."""
         if self.phase is not Phase.CLOSING:
             self._unparsed = self._unparsed + data if self._unparsed else data
             self._parse()
 
     def eof_received(self) -> None:
-        """The client sends no more, which is how it looks when it has left."""
+        """Handles the end of the client's data as a disconnect."""
         self._leave()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is closed."""
+        """Cleans up after the connection is closed."""
         self._leave()
         self._pool.remove(self)
         self._parser.close()
 
     def pause_writing(self) -> None:
-        """The client does not keep up with the reply."""
+        """Makes the application wait, because the client reads too slowly; starts the timeout for a stalled client."""
         self._writable.clear()
         if self.phase in _TIMEOUT_WHEN_READ:
             self._enter(self.phase, self._pool.stall_s)
 
     def resume_writing(self) -> None:
-        """The client has caught up."""
+        """Lets the application continue, because the client has read enough; ends the timeout for a stalled client."""
         self._writable.set()
         if self.phase in _TIMEOUT_WHEN_READ:
             self._wait_in(self.phase)
@@ -94,38 +95,38 @@ class Connection(asyncio.Protocol):
 
     @property
     def date(self) -> bytes:
-        """The Date header as a line."""
+        """The Date header of replies, as a whole line."""
         return self._pool.date
 
     @property
     def is_draining(self) -> bool:
-        """Whether this reply is the last one."""
+        """Whether the server is draining, so that this reply is the last one."""
         return self._pool.is_draining
 
     @property
     def writable(self) -> asyncio.Event:
-        """Set unless the client has to read first; also once it is gone."""
+        """An event that is set while bytes may be written; also set once the client has disconnected."""
         return self._writable
 
     def write(self, parts: Sequence[bytes]) -> None:
-        """Sends bytes, unless the connection is closed already."""
+        """Sends bytes; does nothing if the connection is closed."""
         if not self._transport.is_closing():
             self._transport.writelines(parts)
 
     def took_body(self) -> None:
-        """The application has taken the bytes of the body that were there."""
+        """Resumes reading after the application has taken the buffered bytes of the body."""
         if self._is_paused:
             self._pause_or_resume()
 
     def replied(self) -> None:
-        """The reply is complete; the next request, if there is one, is read."""
+        """Handles a complete reply: parses the next request if there is one."""
         if self.phase is Phase.REPLY:
             self._end_exchange()
         if self._unparsed or self._is_paused:
             self._parse()
 
     def failed(self) -> None:
-        """The application has failed."""
+        """Replies 500 after the application has failed."""
         self.refuse(500, "internal error; see the server's log", kind="Backend")
 
     def abort(self) -> None:
@@ -135,7 +136,7 @@ class Connection(asyncio.Protocol):
     # what the pool calls
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """Handles a passed deadline: closes the connection or replies 408, according to the phase."""
         if self.phase is Phase.IDLE and self._writable.is_set():
             self.close()
         elif self.phase is Phase.HEAD:
@@ -148,19 +149,19 @@ class Connection(asyncio.Protocol):
             self._abort_unless_read()
 
     def hurry(self) -> None:
-        """The server ends: closes an idle connection, and waits only a little longer where it waits for the client."""
+        """Closes an idle connection because the server drains; otherwise shortens the time to wait for the client."""
         if self.phase is Phase.IDLE:
             self.close()
         elif self.deadline < math.inf:
             self.deadline = min(self.deadline, self._pool.now() + self._pool.stall_s)
 
     def close(self) -> None:
-        """Sends what is left, then closes."""
+        """Closes the connection after the remaining bytes are sent."""
         self._transport.close()
         self._enter(Phase.CLOSING, self._pool.stall_s)
 
     def refuse(self, status: int, message: str, *, kind: str = "Validation", retry_after_s: int | None = None) -> None:
-        """Ends the request with an error that the application has no part in, and then the connection."""
+        """Replies with an error without the application, then closes the connection."""
         exchange, is_late = self._exchange, False
         if exchange is not None:
             is_late = exchange.is_started
@@ -179,12 +180,12 @@ class Connection(asyncio.Protocol):
         self.phase, self.deadline, self._num_unsent = phase, self._pool.now() + timeout_s, -1
 
     def _wait_in(self, phase: Phase) -> None:
-        """Enters IDLE or REPLY, with less time for a client that still has to read."""
+        """Enters IDLE or REPLY; uses the shorter timeout for a stalled client if it still has to read."""
         timeout_s = self._settings.keep_alive_timeout_s if phase is Phase.IDLE else math.inf
         self._enter(phase, timeout_s if self._writable.is_set() else self._pool.stall_s)
 
     def _parse(self) -> None:
-        """Reads up to the end of a request, or of the bytes."""
+        """Parses the received bytes up to the end of a request, or all of them."""
         data, at, self._unparsed = self._unparsed, 0, b""
         while at < len(data) and self.phase not in _TAKES_NOTHING:
             if self.phase is Phase.IDLE:
@@ -203,7 +204,7 @@ class Connection(asyncio.Protocol):
         self._pause_or_resume()
 
     def _advance(self) -> None:
-        """Does what the parser has found. Raises HttpError, OverloadedError."""
+        """Passes on what the parser has found: a head, parts of a body, an end. Raises HttpError, OverloadedError."""
         if self._exchange is None:
             if not self._parser.has_head:
                 return
@@ -217,7 +218,7 @@ class Connection(asyncio.Protocol):
                 self._wait_in(Phase.REPLY)
 
     def _begin_exchange(self) -> Exchange:
-        """Has the application answer a request whose head is here. Raises HttpError."""
+        """Starts the application on a request whose head is complete. Raises HttpError."""
         scope = self._scope()
         lease = BodyLease(self._pool.budget, self._refuse_for_another)
         scope["extensions"] = {LEASE: lease}
@@ -232,7 +233,7 @@ class Connection(asyncio.Protocol):
         return exchange
 
     def _end_exchange(self) -> None:
-        """Request and reply are complete: waits for the next one, or closes."""
+        """Waits for the next request after a complete request and reply, or closes the connection."""
         exchange, self._exchange = self._exchange, None
         if exchange is None or not exchange.keep_alive or self._pool.is_draining:
             return self.close()
@@ -241,7 +242,7 @@ class Connection(asyncio.Protocol):
         return None
 
     def _scope(self) -> Scope:
-        """The request as ASGI has it. Raises HttpError."""
+        """Returns the ASGI scope of the request. Raises HttpError if its URL is not valid."""
         parser = self._parser
         try:
             url = httptools.parse_url(parser.url)
@@ -264,12 +265,12 @@ class Connection(asyncio.Protocol):
         }
 
     def _refuse_for_another(self) -> None:
-        """Gives up the body that is being read, since smaller ones need its bytes."""
+        """Replies 429 to a request whose body is incomplete, to free memory for smaller requests."""
         error = self._pool.budget.error()
         self.refuse(429, error.message, kind=error.kind, retry_after_s=error.retry_after_s)
 
     def _pause_or_resume(self) -> None:
-        """Leaves bytes in the socket while enough of them are here."""
+        """Pauses reading from the socket while enough bytes are buffered, and resumes it afterwards."""
         num_unread = self._exchange.num_unread if self._exchange is not None else 0
         is_full = len(self._unparsed) > MAX_UNPARSED_BYTES or num_unread > MAX_UNREAD_BODY_BYTES
         if is_full is not self._is_paused and not self._transport.is_closing():
@@ -277,7 +278,7 @@ class Connection(asyncio.Protocol):
             (self._transport.pause_reading if is_full else self._transport.resume_reading)()
 
     def _linger(self) -> None:
-        """Closes after the reply that was written, but not before the client had time to read it."""
+        """Closes the sending side, and keeps the connection for LINGER_S so that the client can read the reply."""
         self._enter(Phase.CLOSING, LINGER_S)
         self._unparsed = b""
         if not self._transport.is_closing():
@@ -285,14 +286,14 @@ class Connection(asyncio.Protocol):
             self._pause_or_resume()
 
     def _leave(self) -> None:
-        """The client is gone."""
+        """Ends the exchange and the phase, because the client has disconnected."""
         self._enter(Phase.CLOSING, self._pool.stall_s)
         self._writable.set()
         if self._exchange is not None:
             self._exchange.leave()
 
     def _abort_unless_read(self) -> None:
-        """Closes at once if the client has taken nothing of the reply since the last look."""
+        """Closes at once if the client has read nothing of the reply since the last check."""
         num_unsent = self._transport.get_write_buffer_size()
         if num_unsent and num_unsent != self._num_unsent:
             self._num_unsent, self.deadline = num_unsent, self._pool.now() + self._pool.stall_s
@@ -303,16 +304,16 @@ class Connection(asyncio.Protocol):
 
 
 _TAKES_NOTHING = frozenset({Phase.REPLY, Phase.CLOSING})
-_TIMEOUT_WHEN_READ = frozenset({Phase.REPLY, Phase.IDLE})  # whose time is another one while the client has to read
+_TIMEOUT_WHEN_READ = frozenset({Phase.REPLY, Phase.IDLE})  # phases with another timeout while the client must read
 
 
 def _address(name: object) -> tuple[Any, ...] | None:
-    """Host and port, as ASGI has them; None for a unix socket's client."""
+    """Returns host and port for the ASGI scope; None for a unix socket."""
     return name[:2] if isinstance(name, tuple) else None
 
 
 def _error(status: int, message: str, kind: str, retry_after_s: int | None, date: bytes) -> bytes:
-    """A whole reply, in the shape of errors that belong to no route."""
+    """Returns the bytes of a whole error reply, in the format for errors without a route."""
     body = msgspec.json.encode({"error": message, "error_type": kind})
     lines = [
         STATUS_LINES[status],

@@ -20,31 +20,31 @@ _BODYLESS = frozenset({204, 304})
 
 
 class Link(Protocol):
-    """What an exchange needs of its connection."""
+    """The methods of a connection that an exchange calls."""
 
     @property
     def date(self) -> bytes:
-        """The Date header as a line."""
+        """The Date header of replies, as a whole line."""
 
     @property
     def is_draining(self) -> bool:
-        """Whether this reply is the last one."""
+        """Whether the server is draining, so that this reply is the last one."""
 
     @property
     def writable(self) -> asyncio.Event:
-        """Set unless the client has to read first; also once it is gone."""
+        """An event that is set while bytes may be written; also set once the client has disconnected."""
 
     def write(self, parts: Sequence[bytes]) -> None:
         """Sends bytes."""
 
     def took_body(self) -> None:
-        """The application has taken the bytes of the body that were there."""
+        """Called when the application has taken the buffered bytes of the body."""
 
     def replied(self) -> None:
-        """The reply is complete."""
+        """Called when the reply is complete."""
 
     def failed(self) -> None:
-        """The application has failed before it started a reply, or within it."""
+        """Called when the application has failed before or during its reply."""
 
     def abort(self) -> None:
         """Closes the connection at once."""
@@ -62,19 +62,19 @@ class Exchange:
         self.scope = scope
         self.lease = lease
         self.keep_alive = keep_alive
-        self.is_complete = False  # the whole request is here
+        self.is_complete = False  # the whole request is received
         self.is_started = False  # the application has begun to reply
         self.is_replied = False  # the whole reply is written
         self._link = link
         self._expects_continue = expects_continue
-        self._gone = False  # the client has left, or the server refuses to go on
+        self._gone = False  # the client has disconnected, or the server has refused the request
         self._body = bytearray()  # what the application has not taken yet
-        self._handed_over = False  # the application has the end of the body
+        self._handed_over = False  # the application has received the end of the body
         self._changed: asyncio.Event | None = None
         self._head = b""
         self._sends_body = True
         self._is_chunked = False
-        self._left: int | None = None  # bytes of the reply still to be sent, if its length was said
+        self._left: int | None = None  # bytes of the reply still to send; None without content-length
 
     @property
     def num_unread(self) -> int:
@@ -82,7 +82,7 @@ class Exchange:
         return len(self._body)
 
     def add_body(self, parts: Iterable[bytes]) -> None:
-        """More of the body; thrown away once the reply is there. Raises OverloadedError if there is no room for it."""
+        """Adds parts of the body; ignores them after the reply. Raises OverloadedError if the budget is exceeded."""
         if self.is_replied or self._gone:
             return
         for part in parts:
@@ -91,19 +91,19 @@ class Exchange:
         self._wake()
 
     def complete(self) -> None:
-        """The body ends here."""
+        """Marks the body as complete."""
         self.is_complete = True
         self.lease.complete()
         self._wake()
 
     def leave(self) -> None:
-        """Tells the application that nobody waits for its reply."""
+        """Tells the application that the client has disconnected."""
         self._gone = True
         self._body.clear()
         self._wake()
 
     async def run(self, app: ASGIApp) -> None:
-        """Has the application answer; whatever it raises ends in one reply, or in the end of the connection."""
+        """Runs the application. If it raises an error, `Link.failed` replies or closes."""
         try:
             await app(self.scope, self.receive, self.send)
             if not (self.is_replied or self._gone):
@@ -111,20 +111,20 @@ class Exchange:
         except (asyncio.CancelledError, SystemExit, KeyboardInterrupt):
             self._link.abort()
             raise
-        except BaseException:  # a panic in Rust is no Exception
+        except BaseException:  # also catches a panic in Rust, which is not an Exception
             log.exception("this is a bug: %s %s failed", self.scope["method"], self.scope["path"])
             self._link.failed()
         finally:
             self.lease.release()
 
     def refuse(self, response: Response) -> None:
-        """Replies in place of the application, before the body is here."""
+        """Sends a reply instead of running the application, before the body is read."""
         self._start(response.status_code, response.raw_headers)
         self._write(bytes(response.body), more=False)
         self.lease.release()
 
     async def receive(self) -> Message:
-        """More of the request; once it is complete, waits until the client has left or has its reply."""
+        """Returns the next part of the body; after the last one, waits for a disconnect or the end of the reply."""
         if self._expects_continue and not self.is_started:
             self._expects_continue = False
             self._link.write([b"HTTP/1.1 100 Continue\r\n\r\n"])
@@ -139,7 +139,7 @@ class Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """The head of the reply, or more of its body. The head leaves with the first bytes of the body."""
+        """Sends the head of the reply or a part of its body. The head is sent with the first part of the body."""
         if not self._link.writable.is_set():
             await self._link.writable.wait()
         if self._gone:
@@ -160,7 +160,7 @@ class Exchange:
             elif name == b"connection":
                 closes = b"close" in value.lower()
             lines.append(b"%b: %b\r\n" % (name, value))
-        is_asked_for = self._expects_continue and not self.is_complete  # the client may now send its body, or not
+        is_asked_for = self._expects_continue and not self.is_complete  # the client may or may not send the body
         self.keep_alive = self.keep_alive and not (closes or is_asked_for or self._link.is_draining)
         if not (self.keep_alive or closes):
             lines.append(b"connection: close\r\n")
@@ -188,7 +188,7 @@ class Exchange:
             self._link.replied()
 
     def _framed(self, body: bytes, *, more: bool) -> list[bytes]:
-        """A part of the reply's body as it goes over the wire. Raises RuntimeError if it is not as long as was said."""
+        """Returns a part of the body with its framing. Raises RuntimeError if it does not match content-length."""
         if self._is_chunked:
             return [*((b"%x\r\n" % len(body), body, b"\r\n") if body else ()), *(() if more else (b"0\r\n\r\n",))]
         if self._left is not None:

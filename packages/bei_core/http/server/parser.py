@@ -1,7 +1,7 @@
-"""Bytes to requests, one at a time, over httptools; without input or output of its own.
+"""Parses bytes into requests, one at a time, with httptools; does no I/O.
 
-What httptools is fed ends where a message may end: at an empty line, or where a body of known length is over. So it is
-never inside a second message, and later requests stay bytes until the caller feeds them.
+Each piece of data for httptools ends where a request can end: at an empty line, or at the end of a body of known
+length. So httptools never reads into the next request, whose bytes wait until the caller feeds them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _EMPTY_LINE = b"\r\n\r\n"
 
 
 class HttpError(Exception):
-    """What the client has sent is not a request that this server reads; nothing that follows can be parsed."""
+    """The client sent an invalid or unsupported request. The following bytes cannot be parsed."""
 
     def __init__(self, status: int, message: str, kind: str = "Validation") -> None:
         super().__init__(message)
@@ -24,9 +24,9 @@ class HttpError(Exception):
 
 
 class RequestParser:
-    """The request that is being read: its head, and what the last bytes were of its body.
+    """The request that is being read: its head, and the newest parts of its body.
 
-    `feed` sets all of these anew, except for the head of a request whose body goes on.
+    Each call of `feed` resets all attributes, but keeps the head while the body of the same request continues.
     """
 
     def __init__(self) -> None:
@@ -35,18 +35,18 @@ class RequestParser:
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []  # names in lower case
         self.keep_alive = False
-        self.expects_continue = False  # the client sends its body once it is asked to
-        self.parts: list[bytes] = []  # of the body, from the last bytes fed
+        self.expects_continue = False  # the client waits for `100 Continue` before it sends the body
+        self.parts: list[bytes] = []  # the parts of the body in the last `feed`
         self.has_head = False  # the head is complete
         self.has_end = False  # the request is complete
         self._parser = httptools.HttpRequestParser(self)
-        self._framing = 0  # bytes since the last request, or the last byte of a body, that are no byte of a body
-        self._body_left = 0  # bytes of a body whose length is known
+        self._framing = 0  # bytes outside bodies since the last request or the last body byte
+        self._body_left = 0  # remaining bytes of a body of known length
 
     def feed(self, data: bytes, at: int) -> int:
-        """Parses from `at` to where the request may end; returns where that is, `at` if more bytes are needed first.
+        """Parses data[at:] up to the first position where the request can end, and returns that position.
 
-        Raises HttpError.
+        Returns `at` if more bytes are needed. Raises HttpError.
         """
         if self.has_end:
             self.has_head = self.has_end = False
@@ -59,45 +59,45 @@ class RequestParser:
         return end
 
     def close(self) -> None:
-        """Lets go of the parser, which refers to this object."""
+        """Deletes the httptools parser, to break its reference cycle with this object."""
         del self._parser
 
-    # httptools calls these; they only keep what it says
+    # httptools calls these methods; they only store the values
 
     def on_message_begin(self) -> None:
-        """A request starts."""
+        """Resets the head when a request starts."""
         self.url, self.headers = b"", []
 
     def on_url(self, part: bytes) -> None:
-        """A part of the URL."""
+        """Stores a part of the URL."""
         self.url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer, which nobody reads."""
+        """Stores a header; ignores a trailer, which comes after the head."""
         if not self.has_head:
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """The head ends."""
+        """Reads the fields of the complete head."""
         self.has_head, self.keep_alive = True, self._parser.should_keep_alive()
         self.method, self.version = self._parser.get_method(), self._parser.get_http_version()
         self._body_left, self.expects_continue = 0, False
         for name, value in self.headers:
             if name == b"content-length":
-                self._body_left = int(value)  # httptools takes nothing but digits
+                self._body_left = int(value)  # httptools accepts only digits
             elif name == b"expect":
                 self.expects_continue = value.lower() == b"100-continue"
 
     def on_body(self, part: bytes) -> None:
-        """A part of the body."""
+        """Stores a part of the body."""
         self.parts.append(part)
 
     def on_message_complete(self) -> None:
-        """The request ends."""
+        """Marks the request as complete."""
         self.has_end = True
 
     def _boundary(self, data: bytes, at: int) -> int:
-        """Where the request may end at the earliest. The start of an empty line waits for the rest of it."""
+        """Returns the first position where the request can end; excludes an incomplete empty line at the end."""
         if self._body_left:
             return min(len(data), at + self._body_left)
         found = data.find(_EMPTY_LINE, at)
@@ -116,10 +116,9 @@ class RequestParser:
             raise HttpError(400, f"this is not HTTP/1.1: {fault}") from fault
 
     def _ignore_offer(self) -> None:
-        """Goes on in HTTP/1.1 with a client that offers another protocol, as a server may.
+        """Ignores a client's offer to upgrade to another protocol, as HTTP allows, and continues in HTTP/1.1.
 
-        httptools takes what follows the head for bytes of that protocol. A new parser, fed the same head without the
-        offer, takes it for the body.
+        After an offer, httptools would not parse the body. So a new parser gets the same head without the offer.
         """
         if self.method == b"CONNECT":
             raise HttpError(405, "this server is no proxy, so it does not serve CONNECT", "MethodNotAllowed")
@@ -130,7 +129,7 @@ class RequestParser:
         self._parse(b"".join(head))
 
     def _check(self, num_bytes: int) -> None:
-        """Counts the bytes that were parsed. Raises HttpError where they are too many for what they are."""
+        """Counts the parsed bytes and headers. Raises HttpError if there are too many."""
         num_body_bytes = sum(map(len, self.parts))
         self._framing = num_bytes - num_body_bytes if num_body_bytes else self._framing + num_bytes
         if self._framing > MAX_HEAD_BYTES:

@@ -1,4 +1,4 @@
-"""The connections of a listener: how many there may be, which makes way, and when their time is over."""
+"""The connections of a listener: limits their number, closes idle ones, and enforces their deadlines."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _NOTE_EVERY_S = 10.0
 
 
 class Member(Protocol):
-    """What a pool needs of a connection."""
+    """The methods of a connection that a pool calls."""
 
     deadline: float
 
     def expire(self) -> None:
-        """The deadline has passed."""
+        """Handles a passed deadline."""
 
     def hurry(self) -> None:
-        """The server ends: closes an idle connection, and waits only a little longer where it waits for the client."""
+        """Closes an idle connection because the server drains; otherwise shortens the time to wait for the client."""
 
     def refuse(self, status: int, message: str, *, kind: str = ..., retry_after_s: int | None = None) -> None:
-        """Ends the connection after an error that the application has no part in."""
+        """Replies with an error without the application, then closes the connection."""
 
     def abort(self) -> None:
         """Closes the connection at once."""
@@ -50,18 +50,18 @@ class Pool:
         refused_early: Callable[[Scope], Response | None] = lambda scope: None,
     ) -> None:
         self.settings = settings
-        self.refused_early = refused_early  # the reply to a request that the application need not see
+        self.refused_early = refused_early  # returns a refusal that needs no application, or None
         self.budget = budget
         self.is_draining = False
-        self.stall_s = settings.send_timeout_s  # how long a client may take nothing of its reply
+        self.stall_s = settings.send_timeout_s  # how long a client may read nothing of its reply
         self.date = b""
         self.app = app
         self._max_connections = max_connections
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._connections: set[Member] = set()
-        self._waiting: dict[Member, None] = {}  # without a request in progress, the longest idle first
-        self._tasks: set[asyncio.Task[None]] = set()  # so that they are not collected
+        self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
+        self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
         self._notes: Counter[str] = Counter()
         self._noted_at = -_NOTE_EVERY_S
         self._empty = asyncio.Event()
@@ -72,7 +72,7 @@ class Pool:
         return len(self._connections)
 
     def add(self, connection: Member) -> None:
-        """Takes a connection in; where there are too many, the longest idle one makes way, or this one is refused."""
+        """Adds a connection. If too many are open, closes the one that is idle for longest, else refuses this one."""
         self._connections.add(connection)
         num_over = len(self._connections) - self._max_connections
         if num_over <= 0 or self._close_longest_idle():
@@ -84,32 +84,32 @@ class Pool:
             connection.abort()
 
     def remove(self, connection: Member) -> None:
-        """Forgets a closed connection."""
+        """Removes a closed connection."""
         self._connections.discard(connection)
         self._waiting.pop(connection, None)
         if not self._connections:
             self._empty.set()
 
     def begin(self, connection: Member) -> None:
-        """A connection has a request in progress from here on."""
+        """Marks a connection as having a request in progress."""
         self._waiting.pop(connection, None)
 
     def start(self, work: Coroutine[None, None, None]) -> None:
-        """Has a request answered."""
+        """Starts a task that answers a request."""
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def wait_for(self, connection: Member) -> None:
-        """A connection has no request in progress any more."""
+        """Marks a connection as idle."""
         self._waiting[connection] = None
 
     def note(self, what: str) -> None:
-        """Counts a connection that ended otherwise than by the will of its client; they are logged together."""
+        """Counts a connection that the server has ended, by reason; the counts are logged together."""
         self._notes[what] += 1
 
     async def drain(self, on_its_way_s: float, timeout_s: float) -> None:
-        """Closes the connections, each when its request is answered; all of them after `timeout_s`."""
+        """Closes each connection when its request is answered, and all remaining ones after `timeout_s`."""
         self.is_draining = True
         self.stall_s = min(self.stall_s, DRAIN_STALL_S)
         until = self.now() + timeout_s
@@ -128,7 +128,7 @@ class Pool:
         self._log_notes()
 
     def _close_longest_idle(self) -> bool:
-        """Whether a connection without a request was there to be closed."""
+        """Closes the connection that is idle for longest; returns False if there is no idle connection."""
         oldest = next(iter(self._waiting), None)
         if oldest is None:
             return False
@@ -139,7 +139,7 @@ class Pool:
         return True
 
     async def _sweep(self) -> None:
-        """Ends what is over its time, from now on."""
+        """Expires connections past their deadline, updates the Date header and logs notes, until cancelled."""
         settings = self.settings
         timeouts = (settings.header_timeout_s, settings.body_timeout_s, settings.send_timeout_s)
         interval = min(1.0, *(timeout / 4 for timeout in timeouts))

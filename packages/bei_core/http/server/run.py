@@ -1,4 +1,4 @@
-"""`bei serve`, from the first connection to a drain that answers everything accepted."""
+"""Runs `bei serve` from the first connection to shutdown, which answers all accepted requests."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
 
-# Threads for large bodies and replies. More would compete with the event loop for Python's lock.
+# Threads for large bodies and replies. More threads would compete with the event loop for the GIL.
 _NUM_THREADS = 2
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-# How long the end takes after an engine's thread has ended: clients get the replies that say so.
+# The longest shutdown after an engine thread has crashed, so that clients still get error replies.
 _CRASH_S = 3.0
 
 _PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
@@ -46,14 +46,14 @@ _PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metr
 def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None = None) -> None:
     """Serves until SIGTERM or SIGINT, then closes the services and sends the last traces.
 
-    Takes at most `drain_timeout_s` from the signal on: the process ends then, with status 0, whatever is left. A
-    second signal ends the process at once. Raises ConfigError if another process listens on an address since `bind`,
-    and EngineCrashedError if the thread of an engine has ended, so that the supervisor starts the process again.
+    At most `drain_timeout_s` after the signal, the process ends with status 0, even if requests are unanswered. A
+    second signal ends it at once. Raises ConfigError if another process has begun to listen on an address after `bind`,
+    and EngineCrashedError if an engine thread has crashed, so that the supervisor restarts the process.
     """
     app, asgi = make_app(*services, traces=traces)
     server = _Server(app, asgi, sockets)
     gc.collect()
-    gc.freeze()  # what was made by now is never garbage: a collection that visits it stops every thread for 100 ms
+    gc.freeze()  # objects made so far stay: a collection that visits them would stop all threads for 100 ms
     try:
         uvloop.run(server.run())
     finally:
@@ -67,7 +67,7 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
 
 
 class _Server:
-    """The listeners of one application, and the end of them."""
+    """The listeners of one application, and their shutdown."""
 
     def __init__(self, app: App, asgi: ASGIApp, sockets: Sockets) -> None:
         self._app = app
@@ -75,23 +75,23 @@ class _Server:
         self._settings: Settings = app.service.settings
         self._sockets = sockets
         self._ends_at: float | None = None  # on time.monotonic's clock
-        self._end_s: float = self._settings.drain_timeout_s  # how long the end may take
-        self.crash: str | None = None  # why the process cannot go on, if that is why it ends
+        self._end_s: float = self._settings.drain_timeout_s  # the longest shutdown, in seconds
+        self.crash: str | None = None  # the reason if an engine thread has crashed
 
     def time_left(self) -> float:
-        """Seconds until the process has to end."""
+        """Returns the seconds until the process must end."""
         ends_at = self._ends_at or time.monotonic() + self._settings.drain_timeout_s
         return max(0.0, ends_at - time.monotonic())
 
     async def run(self) -> None:
-        """Serves until a signal, or until an engine's thread ends; then drains."""
+        """Serves until a signal arrives or an engine thread crashes; then drains."""
         settings, told = self._settings, self._end_on_signals()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"))
         for service in self._app.services:
             service.crashed.add_done_callback(partial(self._end_on_crash, told, loop))
         budget = BodyBudget(settings.max_body_bytes_in_flight, MemoryReturner().later)
-        early = () if settings.cors_allow_origin else (self._app.refused_early,)  # those replies need more headers
+        early = () if settings.cors_allow_origin else (self._app.refused_early,)  # these replies have no CORS headers
         pool = Pool(self._asgi, settings, budget, max_connections(settings), *early)
         probes = Pool(only_probes(self._asgi), settings, budget, MAX_HEALTH_CONNECTIONS)
         for sock in self._sockets.health:
@@ -120,9 +120,10 @@ class _Server:
             raise ConfigError(f"another process has begun to listen on {name_of(sock)}: {fault.strerror}") from fault
 
     def _end_on_signals(self) -> asyncio.Event:
-        """Is set on the first SIGTERM or SIGINT; a second one ends the process as if nobody handled it.
+        """Returns an event that is set on the first SIGTERM or SIGINT; a second signal ends the process at once.
 
-        These are Python's own handlers, so that the time until the end is bounded even while the event loop is busy.
+        Uses the `signal` module instead of asyncio's handlers, so that the timeout starts even if the event loop is
+        busy.
         """
         told, loop, seconds = asyncio.Event(), asyncio.get_running_loop(), self._settings.drain_timeout_s
 
@@ -142,7 +143,7 @@ class _Server:
         loop.call_soon_threadsafe(told.set)
 
     def _end_within(self, seconds: float, status: int) -> None:
-        """Ends the process with this status after so many seconds, whatever is left then."""
+        """Starts a timer that ends the process with this status after `seconds`, even if requests are unanswered."""
         self._ends_at = time.monotonic() + seconds
         watchdog = threading.Timer(seconds, _end_now, (seconds, status))
         watchdog.daemon = True
@@ -150,7 +151,7 @@ class _Server:
 
 
 def only_probes(app: ASGIApp) -> ASGIApp:
-    """The application for the port of health checks and metrics, which serves nothing else."""
+    """Returns an application for the port of health checks and metrics, which refuses all other paths."""
 
     async def probe(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] in _PROBES:

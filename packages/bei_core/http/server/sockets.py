@@ -1,4 +1,4 @@
-"""What the server listens on, and how many files the process may open."""
+"""The sockets that the server listens on, and the limit of open files."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _REASONS = {
 
 @dataclass(slots=True)
 class Sockets:
-    """Bound sockets, which do not listen yet: until they do, clients are refused by the system."""
+    """Bound sockets that do not listen yet; until they do, the operating system refuses clients."""
 
     main: list[socket.socket] = field(default_factory=list)
     health: list[socket.socket] = field(default_factory=list)  # for probes and metrics only
-    path: Path | None = None  # of a unix socket, to be deleted at the end
+    path: Path | None = None  # path of the unix socket, which `close` deletes
 
     def close(self) -> None:
-        """Closes all, and deletes the unix socket."""
+        """Closes all sockets, and deletes the file of the unix socket."""
         for sock in (*self.main, *self.health):
             sock.close()
         if self.path is not None:
@@ -45,9 +45,9 @@ class Sockets:
 
 
 def bind(settings: Settings) -> Sockets:
-    """The sockets of the settings' addresses; also raises the limit on open files as far as this user may.
+    """Binds sockets to the addresses in the settings; also raises the limit of open files as far as allowed.
 
-    To be called before anything is built, so that a port in use is known at once. Raises ConfigError.
+    Call it before an engine is built, so that a port in use is reported at once. Raises ConfigError.
     """
     raise_file_limit()
     sockets = Sockets()
@@ -65,7 +65,7 @@ def bind(settings: Settings) -> Sockets:
 
 
 def name_of(sock: socket.socket) -> str:
-    """A bound socket's address as a URL."""
+    """Returns the address of a bound socket as a URL."""
     if sock.family == socket.AF_UNIX:
         return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
@@ -76,12 +76,12 @@ def raise_file_limit() -> None:
     """Raises the soft limit on open files to the hard one."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # macOS takes no infinite one
+        with contextlib.suppress(ValueError, OSError):  # macOS does not accept an infinite limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def max_connections(settings: Settings) -> int:
-    """The setting, or fewer if the process may not open so many files; then a warning says what to do."""
+    """Returns `max_connections`, or fewer if the limit of open files requires it, which logs a warning."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     reserved = RESERVED_FILES + MAX_REFUSED_CONNECTIONS + MAX_HEALTH_CONNECTIONS + _num_open_files()
     if limit == resource.RLIM_INFINITY or limit - reserved >= settings.max_connections:
@@ -103,7 +103,7 @@ def _num_open_files() -> int:
 
 
 def _bind_port(hostname: str, port: int) -> list[socket.socket]:
-    """A socket for each address that the name has, all of them at the same port. Raises ConfigError."""
+    """Returns a bound socket for each address of the host name, all with the same port. Raises ConfigError."""
     try:
         found = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except socket.gaierror as fault:
@@ -126,7 +126,7 @@ def _bind_port(hostname: str, port: int) -> list[socket.socket]:
 
 
 def _bind_path(path: Path) -> socket.socket:
-    """A unix socket; one that nobody listens on any more is replaced. Raises ConfigError."""
+    """Returns a bound unix socket; replaces a socket file on which no process listens. Raises ConfigError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode) and not _answers(path):
@@ -139,7 +139,7 @@ def _bind_path(path: Path) -> socket.socket:
 
 
 def _answers(path: Path) -> bool:
-    """Whether somebody listens on a unix socket."""
+    """Returns whether a process listens on a unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(1.0)
         try:
