@@ -51,7 +51,8 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 _HEAD_TENSORS = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.", "head.")
 
 # TensorRT-LLM reads config.json with transformers, which must know its `model_type`; our class reads the sizes itself.
-_MODEL_TYPES = {"bert": "roberta", "decoder": "llama"}
+# By the name of the family, else by that of its page. Llama's configuration refuses heads that do not divide the width.
+_MODEL_TYPES = {"bert": "roberta", "decoder": "llama", "qwen3_bidirectional": "qwen3"}
 
 _QUANTIZED = ("F8_E4M3", "U8")
 _FLOAT_DTYPES = ("BF16", "F16", "F32", *_QUANTIZED)  # tensors of other dtypes are buffers, which the engine computes
@@ -160,7 +161,7 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
     config |= {"architectures": [class_name(facts)], "torch_dtype": dtype, "dtype": dtype}
     family = facts.of_family
     if family.page in _MODEL_TYPES and (family.has_own_code or "model_type" not in config):
-        config["model_type"] = _MODEL_TYPES[family.page]
+        config["model_type"] = _MODEL_TYPES.get(family.name, _MODEL_TYPES[family.page])
     if family.page in {"bert", "decoder"}:
         # TensorRT-LLM's Attention reads these; BERT's config.json has the first only.
         names = ("num_attention_heads", "num_key_value_heads", "head_dim")
