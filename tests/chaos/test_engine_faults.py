@@ -1,4 +1,4 @@
-"""A server whose engine ends its own thread, or hangs: nobody waits for ever, and the supervisor sees it."""
+"""A server whose engine ends its own thread, or hangs: every request ends, and the supervisor sees it."""
 
 from __future__ import annotations
 

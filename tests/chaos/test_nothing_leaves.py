@@ -1,4 +1,4 @@
-"""`bei serve` calls nobody, and writes into its cache only; also for a user without a home and without a name."""
+"""`bei serve` opens no connection, and writes only into its cache, also for a user without home and name."""
 
 from __future__ import annotations
 

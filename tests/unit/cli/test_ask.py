@@ -5,23 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 
-from bei_core.checkpoint import Checkpoint
 from bei_core.cli import main as cli
-from bei_core.engines.manifest import Manifest
-from bei_core.engines.open import Opened
 from bei_core.errors import BeiError, ConfigError, WrongTaskError
 from bei_core.models.modules import Classifier, Module
-from bei_core.models.spec import read_spec
-from tests.fakes import WIDTH, FakeEngine
-from tests.golden.cases import GOLDEN
+from tests.fakes import WIDTH
+from tests.unit.cli.fake_model import opens
 
-FOLDER = GOLDEN / "bert-cls-normalize"
 RANKER = Classifier(("LABEL_0",), "sigmoid")
 LABELS = tuple(f"L{index}" for index in range(WIDTH))
 
@@ -34,17 +28,6 @@ def lines(result: Result) -> list[str]:
     """What is printed, without the log."""
     assert result.exit_code == 0, result.output
     return result.stdout.splitlines()
-
-
-def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module) -> None:
-    """Every model is a fake engine's; with `modules` it is another kind than one that embeds."""
-    engine = FakeEngine(max_seq_len=48)
-    spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
-    if modules:
-        spec = msgspec.structs.replace(spec, modules=modules)
-    made = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
-    opened = Opened(engine, spec, FOLDER / "tokenizer.json", made)
-    monkeypatch.setattr("bei_core.serving.service.open_engine", lambda settings: opened)
 
 
 def test_embed_writes_a_line_for_each_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,41 +6,25 @@ import json
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
 from bei_core.bench import Options
-from bei_core.checkpoint import Checkpoint
 from bei_core.cli import main as cli
 from bei_core.config.settings import Settings
 from bei_core.engines import registry
-from bei_core.engines.manifest import Manifest
-from bei_core.engines.open import Opened
 from bei_core.errors import BeiError, EngineUnavailableError, WrongTaskError
 from bei_core.models.modules import Classifier, Module, Splade
-from bei_core.models.spec import read_spec
-from tests.fakes import WIDTH, FakeEngine
+from tests.fakes import WIDTH
 from tests.golden.cases import GOLDEN
+from tests.unit.cli.fake_model import opens
 
 FOLDER = GOLDEN / "bert-cls-normalize"
 
 
 def run(*words: str) -> Result:
     return CliRunner().invoke(cli.app, list(words), env={"BEI_MODELS": "", "MODEL_ID": ""})
-
-
-def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module) -> FakeEngine:
-    """Every model is this engine's; with `modules` it is another kind than one that embeds."""
-    engine = FakeEngine(max_seq_len=48)
-    spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
-    if modules:
-        spec = msgspec.structs.replace(spec, modules=modules)
-    made = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
-    opened = Opened(engine, spec, FOLDER / "tokenizer.json", made)
-    monkeypatch.setattr("bei_core.serving.service.open_engine", lambda settings: opened)
-    return engine
 
 
 def test_embed_prints_a_list_for_each_text(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The runner with an engine that fails, hangs or gives nonsense: nobody waits for ever or fails for another."""
+"""The runner with an engine that fails, hangs or gives nonsense: every input ends, none by the fault of another."""
 
 from __future__ import annotations
 

@@ -305,7 +305,7 @@ async def test_health_does_not_wait_for_a_busy_engine(
         for _ in range(3):
             await asyncio.wait_for(service.check(), SAFETY_S)
     assert all(isinstance(reply, Result) for reply in await ended(*tasks))
-    assert len(engine.seen) <= 4 * 50 + 3, "probes that nobody waits for are not run again and again"
+    assert len(engine.seen) <= 4 * 50 + 3, "a probe without a waiting caller is not run again"
 
 
 async def test_an_engine_that_fails_on_everything_is_unhealthy_though_it_is_busy(

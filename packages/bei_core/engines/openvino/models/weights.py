@@ -18,7 +18,7 @@ _OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
 
 
 class Weights:
-    """A checkpoint's tensors under one prefix: f32 for whoever computes with them (see `StoredTensor`)."""
+    """A checkpoint's tensors under one prefix: f32 for code that computes with them (see `StoredTensor`)."""
 
     def __init__(self, tensors: Tensors, *, anchor: str, prefixes: Sequence[str]) -> None:
         """Uses the first of `prefixes` under which the tensor `anchor` exists; raises CheckpointError if none fits."""
