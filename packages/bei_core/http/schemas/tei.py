@@ -141,9 +141,8 @@ def _model_type(service: Service) -> Mapping[str, Any]:
     if labels:
         names = {str(index): label for index, label in enumerate(labels)}
         return {kind.tei_type: {"id2label": names, "label2id": {label: index for index, label in enumerate(labels)}}}
-    modes = [mode for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
-    pooling = "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"
-    return {kind.tei_type: {"pooling": pooling.replace("lasttoken", "last_token")}}
+    modes = [mode.tei for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
+    return {kind.tei_type: {"pooling": "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"}}
 
 
 _MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
