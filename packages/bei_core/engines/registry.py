@@ -19,7 +19,7 @@ from bei_core.errors import EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
-CPU, GPU, TORCH = "openvino", "tensorrt_llm", "torch"
+OPENVINO, TENSORRT_LLM, TORCH = "openvino", "tensorrt_llm", "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +60,9 @@ class EngineKind:
 ENGINES = {
     kind.name: kind
     for kind in (
-        EngineKind(CPU, "OpenVINO", "bei_core.engines.openvino", "pip install openvino", runs_without_gpu=True),
+        EngineKind(OPENVINO, "OpenVINO", "bei_core.engines.openvino", "pip install openvino", runs_without_gpu=True),
         EngineKind(
-            GPU,
+            TENSORRT_LLM,
             "TensorRT-LLM",
             "bei_core.engines.tensorrt_llm",
             "pip install tensorrt-llm==1.4.0rc1 --extra-index-url https://pypi.nvidia.com, or the image in docs/gpu.md",
@@ -152,7 +152,7 @@ def _best() -> str:
     """The first engine that can run on this machine's GPU; else the CPU engine, with a warning if there is a GPU."""
     gpu = find_gpu()
     if gpu is None:
-        return CPU
+        return OPENVINO
     reasons = []
     for kind in (kind for kind in ENGINES.values() if kind.min_capability is not None):
         reason = kind.reason_against(gpu)
@@ -164,9 +164,9 @@ def _best() -> str:
         gpu.name,
         *gpu.capability,
         "; ".join(reasons),
-        CPU,
+        OPENVINO,
     )
-    return CPU
+    return OPENVINO
 
 
 def _kind(engine: str) -> EngineKind:

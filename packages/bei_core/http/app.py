@@ -25,7 +25,7 @@ from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name
 from bei_core.http.openapi import documents
 from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response, format_of
-from bei_core.http.route import Call
+from bei_core.http.route import Call, Route
 from bei_core.http.routes import BY_SHAPE, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.traces import Traces
@@ -57,7 +57,9 @@ class App:
         self._keys = keys if keys else None
         self._by_name = by_name(services)
         routes = (*ROUTES, *documents(with_pages=self.service.settings.ui))
-        self._routes = {(route.method, route.path): route for route in routes if not route.takes_any}
+        self._routes: dict[tuple[str, str], Route] = {
+            (route.method, route.path): route for route in routes if not route.takes_any
+        }
         self._any_body = {route.path for route in routes if route.takes_any}
         self._methods: dict[str, list[str]] = {}
         for route in routes:

@@ -68,8 +68,8 @@ _BERT_VOCABULARY = Head(
     "cls.predictions.bias",
 )
 _BERT_HEADS = FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY)
-_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", pooling="classifier_pooling")
-_DECODER_HEADS = FamilyHeads(sequence=Head("score", pooling="last non-padding token"), token=Head("score"))
+_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", reads="classifier_pooling")
+_DECODER_HEADS = FamilyHeads(sequence=Head("score", reads="last non-padding token"), token=Head("score"))
 
 # The position of the first token depends on the padding id.
 _ROBERTA = BertNames(first_position=None)
@@ -311,7 +311,7 @@ _FAMILIES = (
         "llama_bidirectional",
         ("LlamaBidirectional",),
         DecoderSwitches(bidirectional=True),
-        FamilyHeads(Head("score", pooling="pooling", temperature="temperature"), token=None),
+        FamilyHeads(Head("score", reads="pooling", temperature="temperature"), token=None),
         has_own_code=True,
     ),
     _decoder("qwen3_bidirectional", ("Qwen3Bidirectional",), replace(_QWEN3, bidirectional=True), has_own_code=True),

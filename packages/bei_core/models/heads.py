@@ -33,8 +33,9 @@ class Head:
     activation_of: str | None = None  # key in config.json that names the activation, if there is one
     norm: str | None = None
     bias: str | None = None  # tensor of the bias of `out`, if it is not "{out}.bias"
-    # The input of a sequence classifier: a token, or the pooling that config.json names under this key.
-    pooling: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
+    # What a sequence classifier reads: the vector of one token, or a pooled vector. "classifier_pooling" and "pooling"
+    # are the keys under which config.json names the pooling.
+    reads: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
     temperature: str | None = None  # key in config.json of a number that the logits are divided by
 
 
@@ -55,15 +56,15 @@ def pooling_of(head: Head, config: Config) -> PoolingMode | None:
 
     Raises UnsupportedModelError for a pooling that NVIDIA's bidirectional Llama does not have.
     """
-    if head.pooling == "classifier_pooling":
+    if head.reads == "classifier_pooling":
         return PoolingMode.named(str(config.get("classifier_pooling", "cls")))
-    if head.pooling == "pooling":
+    if head.reads == "pooling":
         name = str(config.get("pooling", "avg"))
         if name not in _NVIDIA_POOLINGS:
             known = ", ".join(_NVIDIA_POOLINGS)
             raise UnsupportedModelError(f"config.json: pooling {name!r} is not supported; known are {known}")
         return _NVIDIA_POOLINGS[name]
-    if head.pooling == "cls":
+    if head.reads == "cls":
         return PoolingMode.CLS
     return PoolingMode.LAST_TOKEN if config.get("pad_token_id") is None else None
 

@@ -35,7 +35,6 @@ class Backend:
     requirement: ClassVar[str] = ""  # the driver's package, as in pyproject.toml; empty if fsspec has the driver
     extra: ClassVar[str] = ""  # the extra of bei-core that installs it
     credentials_form: ClassVar[str] = "no secret"  # what a secret looks like, for errors and docs/models.md
-    user_is_container: ClassVar[bool] = False  # whether `user@` in a URL is a part of the path, and not a secret
 
     def __init_subclass__(cls) -> None:
         BACKENDS.append(cls())
@@ -100,7 +99,7 @@ def backend_of(url: str) -> Backend:
 
 
 def store_examples() -> str:
-    """A URL of each kind of store that outlives the process, for help and errors."""
+    """An example URL of each kind of store, except the memory of this process; for help and errors."""
     return ", ".join(backend.example for backend in BACKENDS if not isinstance(backend, Memory))
 
 
@@ -110,15 +109,15 @@ def store_schemes() -> str:
 
 
 def redact(url: str) -> str:
-    """A URL that may be printed: without its query, which may hold a signature, and without user and password.
+    """A URL without secrets, for logs, errors and the names of cached sources: no query, fragment, user or password.
 
-    A text that is not a URL is returned unchanged.
+    A query may hold a signature. In the URL of an object store only a user with a password is a secret: `user@` alone
+    belongs to the path, as in `abfs://container@account...`. A text that is not a URL is returned unchanged.
     """
     if "://" not in url:
         return url
     bare = url.split("?")[0].split("#")[0]
-    backend = find_backend(url)
-    secret = r"[^/@]*:[^/@]*@" if backend is not None and backend.user_is_container else r"[^/@]*@"
+    secret = r"[^/@]*:[^/@]*@" if is_store(url) else r"[^/@]*@"
     return re.sub(rf"(?<=://){secret}", "", bare)
 
 
@@ -190,7 +189,6 @@ class AzureBlobStorage(Backend):
     requirement = "adlfs>=2024.7"
     extra = "azure"
     credentials_form = '{"account_key": …}, {"sas_token": …} or {"connection_string": …}'
-    user_is_container = True
 
     _HOST = re.compile(r"(?P<account>[a-z0-9]+)\.(blob|dfs)\.core\.windows\.net")
     _KEYS = frozenset({"account_key", "sas_token", "connection_string", "client_secret"})

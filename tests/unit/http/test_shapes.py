@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
 
-from bei_core.config.trt_llm import Route as WebserverRoute
+from bei_core.config.trt_llm import DefaultRoute
 from bei_core.errors import MalformedBodyError, ValidationError
-from bei_core.http.routes import BY_SHAPE, ROUTES
+from bei_core.http import schemas
+from bei_core.http.routes import APIS, BY_SHAPE, ROUTES
 from bei_core.http.schemas.common import convert, decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
 from bei_core.http.schemas.tei import EmbedRequest
@@ -141,6 +143,13 @@ def test_every_route_of_the_table_that_a_body_may_be_for_has_a_schema_with_requi
         assert any(field.required for field in msgspec.structs.fields(route.schema))
 
 
+def test_every_file_of_an_api_is_in_the_table() -> None:
+    files = Path(schemas.__path__[0]).glob("*.py")
+    with_routes = {file.stem for file in files if "\nROUTES = " in file.read_text(encoding="utf-8")}
+    assert with_routes == set(APIS), "name the file in APIS of http/routes.py"
+    assert len(set(APIS)) == len(APIS)
+
+
 def test_no_two_routes_have_the_same_method_and_path() -> None:
     places = [(route.method, route.path) for route in ROUTES]
     assert len(set(places)) == len(places)
@@ -157,5 +166,5 @@ def test_a_wrong_object_is_the_routes_to_name() -> None:
 
 
 def test_the_setting_for_truss_names_routes_that_a_body_may_be_for() -> None:
-    known = set(get_args(WebserverRoute))
+    known = set(get_args(DefaultRoute))
     assert known <= BY_SHAPE.routes.keys()

@@ -84,13 +84,13 @@ def pooled_rows(mode: PoolingMode, tokens: list[list[float]], begin: int) -> lis
     x = op.parameter([-1, 2], Type.f32)
     spans = Spans(op.constant([begin], Type.i32), op.constant([len(tokens) - begin], Type.i32))
     model = ov.compile_model(ov.Model([pool(mode, x, spans)], [x]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    rows: list[list[float]] = model(np.float32(tokens))[0].tolist()
+    rows: list[list[float]] = model(np.array(tokens, np.float32))[0].tolist()
     return rows
 
 
 def of_all_tokens_but_the_prompt(mode: PoolingMode, tokens: list[list[float]], num_prompt: int) -> list[list[float]]:
     """What sentence-transformers makes of them: the prompt's tokens are masked, and the others keep their places."""
-    x, places = np.float32(tokens), np.arange(len(tokens))
+    x, places = np.array(tokens, np.float32), np.arange(len(tokens))
     real = x[num_prompt:]
     match mode:
         case PoolingMode.CLS:
@@ -111,8 +111,8 @@ def of_all_tokens_but_the_prompt(mode: PoolingMode, tokens: list[list[float]], n
 @pytest.mark.parametrize("mode", PoolingMode)
 def test_a_mode_counts_positions_if_leaving_out_a_prompt_would_give_another_vector(mode: PoolingMode) -> None:
     tokens, num_prompt = [[1.0, -2.0], [3.0, 5.0], [-7.0, 11.0], [13.0, -17.0]], 2
-    without_prompt = np.float32(pooled_rows(mode, tokens, num_prompt))
-    expected = np.float32(of_all_tokens_but_the_prompt(mode, tokens, num_prompt))
+    without_prompt = np.array(pooled_rows(mode, tokens, num_prompt))
+    expected = np.array(of_all_tokens_but_the_prompt(mode, tokens, num_prompt))
     assert np.allclose(without_prompt, expected, rtol=1e-5) != mode.by_position
 
 

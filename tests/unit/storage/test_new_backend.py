@@ -68,6 +68,17 @@ def test_a_checkpoint_is_pulled_through_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("cabinet")
+def test_two_users_of_one_store_have_two_folders_in_the_cache(tmp_path: Path) -> None:
+    for user in ("ann", "bob"):
+        put(Drawers(), f"{user}@drawer/m", MODEL)
+    found = [
+        resolve(f"cabinet://{user}@drawer/m", secret='{"key": "sesame"}', root=tmp_path) for user in ("ann", "bob")
+    ]
+    assert [checkpoint.source for checkpoint in found] == ["cabinet://ann@drawer/m", "cabinet://bob@drawer/m"]
+    assert found[0].folder != found[1].folder
+
+
+@pytest.mark.usefixtures("cabinet")
 def test_an_engine_is_pushed_and_pulled_through_one_class(tmp_path: Path) -> None:
     write_engine(tmp_path / "engine", ARTIFACT)
     remote = RemoteEngines("cabinet://drawer/engines", '{"key": "sesame"}')

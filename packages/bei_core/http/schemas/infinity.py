@@ -79,5 +79,4 @@ ROUTES = (
         errors=OPENAI,
         inputs="input",
     ),
-    *vllm.ROUTES,
 )

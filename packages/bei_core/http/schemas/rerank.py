@@ -21,7 +21,6 @@ from bei_core.errors import ValidationError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas import mixedbread
 from bei_core.http.schemas.common import USAGE, RequestContext, usage
 from bei_core.http.schemas.ranking import Document, Flag, TopN, is_set, pairs_of, passages_of, rank
 from bei_core.http.schemas.vllm import VllmOptions
@@ -223,5 +222,4 @@ ROUTES = (
         errors=OPENAI,
         inputs="documents",
     ),
-    *mixedbread.ROUTES,
 )

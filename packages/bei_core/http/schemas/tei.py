@@ -11,7 +11,6 @@ import numpy as np
 from bei_core.errors import EmptyInputError, WrongTaskError
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, array_of, nullable, object_of
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas import tokens
 from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of
 from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
@@ -148,7 +147,6 @@ def _model_type(service: Service) -> Mapping[str, Any]:
 _MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
 
 ROUTES = (
-    *tokens.ROUTES,
     Route(
         "POST",
         "/embed",
