@@ -119,7 +119,7 @@ class App:
 
         It needs only the head of the request: it starts no asyncio task and does not read the body.
         """
-        service, method, path = self.service, scope["method"], scope["path"]
+        service, method, path = self.service, scope["method"], scope["path"].rstrip("/") or "/"
         if not service.is_busy or len(self.services) > 1:
             return None
         route = self._routes.get((method, path))

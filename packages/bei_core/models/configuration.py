@@ -1,4 +1,4 @@
-"""Values of transformers' config.json: read by name, and refused if they cannot be."""
+"""Reads values of transformers' config.json by name, and refuses those that no model can have."""
 
 from __future__ import annotations
 
@@ -43,22 +43,3 @@ def architecture_of(config: Config) -> str:
             'config.json has no `architectures`; add the class that the weights belong to, such as ["BertModel"]'
         )
     return str(names[0])
-
-
-def num_positions(config: Config) -> int | None:
-    """Number of tokens that have a position; None for a model without a limit (XLNet has -1)."""
-    count = config.get("max_position_embeddings") or config.get("n_positions")
-    if count is not None and not isinstance(count, int | float):
-        raise CheckpointError(f"config.json: max_position_embeddings {count!r} is not a number")
-    if count is None or count < 0:
-        return None
-    counts_from_padding = architecture_of(config).startswith(("Roberta", "XLMRoberta", "Camembert", "MPNet"))
-    return int(count) - first_position(config) if counts_from_padding else int(count)
-
-
-def first_position(config: Config) -> int:
-    """The row of the position table for the first token, in the families that count positions from the padding id."""
-    pad = config.get("pad_token_id")
-    if pad is None or architecture_of(config).startswith("MPNet"):  # whose padding id is always 1
-        return 2
-    return int(pad) + 1

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.configuration import Config
 from bei_core.models.heads import FamilyHeads, Head
 from bei_core.models.layouts import (
     PROJECTION,
     BertNames,
+    DecoderSizes,
     DecoderSwitches,
     RotaryNames,
     all_but_every_sixth_layer,
@@ -29,6 +31,11 @@ from bei_core.models.layouts import (
 _WORDS = "embeddings.word_embeddings.weight"
 
 
+def _never(config: Config) -> bool:
+    """False: an encoder, in which every token attends to all tokens of its text."""
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """Models with the same layers."""
@@ -37,10 +44,15 @@ class Family:
     classes: tuple[str, ...]  # the beginnings of transformers' class names: "Bert" of BertModel and BertForMaskedLM
     page: str  # the module `models/PAGE.py` of each engine that computes its layers
     heads: FamilyHeads
+    is_causal: Callable[[Config], bool]  # whether a token attends only to itself and to tokens before it
     layout: Any = None  # what it has of its own, if other families share the page: the type is the page's
     prefixes: tuple[str, ...] = ("", "model.")  # that a checkpoint may put before the names of tensors
     anchor: str = "embed_tokens.weight"  # the tensor by which the prefix is found: the word embeddings, without prefix
     has_own_code: bool = False  # whether it is published with code of its own, and transformers has no class for it
+
+    def first_position(self, config: Config) -> int:
+        """Returns the row of the position table for a text's first token."""
+        return self.layout[0].first_position_of(config) if self.page == "bert" else 0
 
     @property
     def anchors(self) -> tuple[str, ...]:
@@ -195,7 +207,14 @@ def _bert(name: str, classes: tuple[str, ...], heads: FamilyHeads, *layouts: Ber
     """A BERT-like encoder; a checkpoint has the tensor names of the first of its layouts that fits."""
     prefixes = ("", f"{name}.")
     return Family(
-        name=name, classes=classes, page="bert", heads=heads, layout=layouts, prefixes=prefixes, anchor=_WORDS
+        name=name,
+        classes=classes,
+        page="bert",
+        heads=heads,
+        is_causal=_never,
+        layout=layouts,
+        prefixes=prefixes,
+        anchor=_WORDS,
     )
 
 
@@ -206,7 +225,15 @@ def _decoder(
     heads: FamilyHeads = _DECODER_HEADS,
     has_own_code: bool = False,
 ) -> Family:
-    return Family(name=name, classes=classes, page="decoder", heads=heads, layout=switches, has_own_code=has_own_code)
+    return Family(
+        name=name,
+        classes=classes,
+        page="decoder",
+        heads=heads,
+        is_causal=lambda config: not DecoderSizes.of(switches, config).bidirectional,
+        layout=switches,
+        has_own_code=has_own_code,
+    )
 
 
 def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: RotaryNames, *prefixes: str) -> Family:
@@ -215,6 +242,7 @@ def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: Rota
         classes=classes,
         page="rotary",
         heads=heads,
+        is_causal=_never,
         layout=names,
         prefixes=("", *prefixes),
         anchor=f"{names.words}.weight",
@@ -264,6 +292,7 @@ _FAMILIES = (
         classes=("DebertaV2",),
         page="deberta",
         heads=FamilyHeads(Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY),
+        is_causal=_never,
         prefixes=("", "deberta."),
         anchor=_WORDS,
     ),
@@ -272,6 +301,7 @@ _FAMILIES = (
         classes=("JinaBert",),
         page="jina_bert",
         heads=_BERT_HEADS,
+        is_causal=_never,
         prefixes=("", "bert."),
         anchor=_WORDS,
         has_own_code=True,
@@ -281,6 +311,7 @@ _FAMILIES = (
         classes=("T5", "T5Encoder", "MT5", "MT5Encoder"),
         page="t5",
         heads=FamilyHeads(token=None),
+        is_causal=_never,
         prefixes=("",),
         anchor="encoder.final_layer_norm.weight",
     ),
@@ -290,6 +321,7 @@ _FAMILIES = (
         classes=("StaticEmbedding",),
         page="static",
         heads=FamilyHeads(token=None),
+        is_causal=_never,
         prefixes=("",),
         anchor="embedding.weight",
     ),
@@ -298,6 +330,7 @@ _FAMILIES = (
         classes=("Model2Vec",),
         page="static",
         heads=FamilyHeads(token=None),
+        is_causal=_never,
         prefixes=("",),
         anchor="embeddings",
     ),

@@ -1,6 +1,7 @@
-"""How the families differ that share a page: BERT-like encoders, encoders with rotary positions, decoders.
+"""Layouts: how families differ whose layers are computed by the same page (module) of an engine.
 
-A layout has names of tensors and of settings in config.json, and `...Sizes.of(layout, config)` reads and checks the
+There is one type of layout for BERT-like encoders, one for encoders with rotary positions and one for decoders. It has
+the names of tensors and of settings in config.json. `BertSizes.of(layout, config)` and its like read and check the
 sizes. `models/families.py` has the table of families. Source: transformers 5.23, `models/*/modeling_*.py` and
 `configuration_*.py`.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import MAX_LAYERS, Config, first_position, read_size
+from bei_core.models.configuration import MAX_LAYERS, Config, read_size
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
 
@@ -32,10 +33,17 @@ class BertNames:
     out_norm: str = "output.LayerNorm"
     embeddings_norm: str = "embeddings.LayerNorm"
     qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
-    first_position: int | None = 0  # row of the position table for a sequence's first token; None: see models/spec
+    first_position: int | None = 0  # row of the position table for a text's first token; None: pad_token_id + 1
     has_types: bool = True
     relative_attention: str | None = None  # tensor of bucketed relative position biases
     config_names: Mapping[str, str] = field(default_factory=dict)
+
+    def first_position_of(self, config: Config) -> int:
+        """Returns the row of the position table for a text's first token: `first_position`, or pad_token_id + 1."""
+        if self.first_position is not None:
+            return self.first_position
+        pad = config.get("pad_token_id")
+        return 2 if pad is None else int(pad) + 1
 
     def read_setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
         """A value of config.json by BERT's name for it. Raises UnsupportedModelError if it is missing."""
@@ -82,7 +90,7 @@ class BertSizes:
             vocab_size=number("vocab_size"),
             num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
             num_positions=number("max_position_embeddings"),
-            first_position=first_position(config) if names.first_position is None else names.first_position,
+            first_position=names.first_position_of(config),
         )
 
 

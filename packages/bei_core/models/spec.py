@@ -5,7 +5,6 @@ The files are transformers' `config.json` and those of sentence-transformers (`m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,17 @@ from typing import Any
 import msgspec
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.models.classifier import read_head, scored
-from bei_core.models.configuration import architecture_of, num_positions
 from bei_core.models.kind import Kind
 from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
 from bei_core.models.sentence.settings import (
-    TransformerSettings,
     read_model_settings,
-    read_settings,
     read_transformer,
 )
-from bei_core.models.sentence.static import STATIC_TABLES, static_config, static_length
+from bei_core.models.transformer import is_static_model, read_config, read_max_seq_len
 from bei_core.tasks import Similarity
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
 
@@ -85,7 +81,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_static(self) -> bool:
         """Whether the model is a table of token vectors, without a transformer."""
-        return self.architecture in STATIC_TABLES
+        return is_static_model(self.config)
 
     @property
     def dense_folders(self) -> list[str]:
@@ -109,11 +105,10 @@ def read_spec(
     transformer, settings = read_transformer(checkpoint), read_model_settings(checkpoint)
     pipeline = read_pipeline(checkpoint, transformer)
     is_static = pipeline is not None and pipeline.task == "static"
-    config = static_config(checkpoint) if is_static else _config(checkpoint, transformer)
-    architecture = architecture_of(config)
+    architecture, config = read_config(checkpoint, transformer, is_static=is_static)
     own, asked = find_template(checkpoint.source), template is not None
     template = _with_tokens(template, own) if template else own
-    modules = _modules(checkpoint, config, pipeline, template)
+    modules = _modules(checkpoint, architecture, config, pipeline, template)
     modules = [scored(m, config, settings.activation_fn) if isinstance(m, Classifier) else m for m in modules]
     if asked and not any(isinstance(module, Classifier) for module in modules):
         raise _no_scores(architecture)
@@ -127,7 +122,7 @@ def read_spec(
         config=config,
         modules=tuple(modules[:-1] if normalize else modules),
         normalize=normalize,
-        max_seq_len=static_length(checkpoint) if is_static else _max_seq_len(checkpoint, config, transformer),
+        max_seq_len=read_max_seq_len(checkpoint, config, transformer),
         do_lower_case=transformer.do_lower_case,
         prompts={name: text for name, text in (settings.prompts or {}).items() if text is not None},
         default_prompt_name=settings.default_prompt_name,
@@ -136,17 +131,14 @@ def read_spec(
     )
 
 
-def _config(checkpoint: Checkpoint, transformer: TransformerSettings) -> dict[str, Any]:
-    """config.json, with what the transformer's settings replace in it."""
-    config = checkpoint.read_json(checkpoint.in_first_module("config.json"))
-    return {**config, **transformer.config_args, **transformer.config_kwargs}
-
-
 def _modules(
-    checkpoint: Checkpoint, config: Mapping[str, Any], pipeline: Pipeline | None, template: RerankTemplate | None
+    checkpoint: Checkpoint,
+    architecture: str,
+    config: Mapping[str, Any],
+    pipeline: Pipeline | None,
+    template: RerankTemplate | None,
 ) -> list[Module]:
     """What follows the transformer: the modules of modules.json; without any, the head of its class or one pooling."""
-    architecture = architecture_of(config)
     head = read_head(checkpoint, config, architecture, template)
     classifier = head[0] if head and isinstance(head[0], Classifier) else None
     if classifier is not None and classifier.yes_no_ids is not None:
@@ -196,26 +188,6 @@ def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[
     if not includes_prompt and mode.by_position:
         raise ConfigError(f"pooling {name} cannot leave out the prompt, as the model's include_prompt false asks")
     return [Pooling((mode,), includes_prompt), *rest]
-
-
-class _TokenizerConfig(msgspec.Struct):
-    """The limits in tokenizer_config.json."""
-
-    model_max_length: float | None = None  # 1e30: none
-    max_len: float | None = None  # of transformers 2
-
-
-def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], transformer: TransformerSettings) -> int:
-    """The limit on an input's tokens: sentence-transformers', else the tokenizer's; at most the number of positions."""
-    name = checkpoint.in_first_module("tokenizer_config.json")
-    tokenizer = read_settings(checkpoint, name, _TokenizerConfig, required=False)
-    asked = transformer.max_length or tokenizer.model_max_length or tokenizer.max_len
-    limits = [int(limit) for limit in (asked, num_positions(config)) if limit and math.isfinite(limit)]
-    if not limits:
-        raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
-    if min(limits) < 1:
-        raise CheckpointError(f"a text may have {min(limits)} tokens, by {name} or config.json; expected at least 1")
-    return min(limits)
 
 
 def save_spec(spec: ModelSpec, path: Path) -> None:

@@ -94,6 +94,7 @@ async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
 
 SHAPES = [
     ("/embed", lambda reply: reply["error_type"]),
+    ("/embed/", lambda reply: reply["error_type"]),
     ("/v1/embeddings", lambda reply: reply["error"]["type"]),
     ("/", lambda reply: reply["error"]["type"]),
 ]

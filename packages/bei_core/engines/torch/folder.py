@@ -83,12 +83,10 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
     if not has_page(family):
         raise _not_run(spec.architecture)
     head_of(spec)
-    mask: Mask = "full"
+    mask: Mask = "causal" if family.is_causal(spec.config) else "full"
     match family.page:
         case "bert":
             BertSizes.of(family.layout[0], spec.config)
-        case "decoder":
-            mask = "full" if DecoderSizes.of(family.layout, spec.config).bidirectional else "causal"
         case "rotary" if not RotarySizes.of(family.layout, spec.config).is_gated:
             raise _not_run(f"a {spec.architecture} with plain MLPs or mixtures of experts")
     return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)
