@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bei_core.http.openapi import DESCRIPTION
-from bei_core.http.page import PAGES
 from bei_core.http.routes import WRITTEN_ROUTES
+from bei_core.http.ui import PAGES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "routes.md"
 

@@ -253,8 +253,8 @@ def test_push_without_a_requirement_does_not_serve(changed: Path, venvs: Path, h
 
 
 def test_push_without_a_file_of_the_package_does_not_serve(changed: Path, venvs: Path, home: Path) -> None:
-    (changed / "packages" / "bei_core" / "http" / "shapes.py").unlink()
-    assert "No module named 'bei_core.http.shapes'" in why_it_does_not_serve(changed, venvs, home)
+    (changed / "packages" / "bei_core" / "http" / "field_router.py").unlink()
+    assert "No module named 'bei_core.http.field_router'" in why_it_does_not_serve(changed, venvs, home)
 
 
 def test_push_of_a_folder_that_truss_ignores_does_not_serve(changed: Path, venvs: Path, home: Path) -> None:

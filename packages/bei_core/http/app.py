@@ -26,7 +26,7 @@ from bei_core.http.naming import by_name
 from bei_core.http.openapi import documents
 from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response, format_of
 from bei_core.http.route import Call, Route
-from bei_core.http.routes import BY_SHAPE, ROUTES
+from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.traces import Traces
 from bei_core.http.urgency import HEADERS, read_deadline, read_priority
@@ -75,7 +75,7 @@ class App:
             response.headers["connection"] = "close"
         await response(scope, receive, send)
 
-    async def respond_by_shape(self, request: Request) -> Response:
+    async def respond_by_fields(self, request: Request) -> Response:
         """Returns the reply of the route that fits the fields of the body; raises the same errors as `respond`."""
         return await self.respond(request, "POST", "/")
 
@@ -90,7 +90,9 @@ class App:
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
-        call = Call(request, method, path, headers, request_id, self.services, self.service, route, BY_SHAPE.route_of)
+        call = Call(
+            request, method, path, headers, request_id, self.services, self.service, route, FIELD_ROUTER.route_of
+        )
         error: RequestError | None = None
         try:
             response = await self._answer(call)
@@ -124,13 +126,15 @@ class App:
             return None
         route = self._routes.get((method, path))
         if route is None and method == "POST" and path in self._any_body:
-            route = BY_SHAPE.default(service)
+            route = FIELD_ROUTER.default(service)
         if route is None or route.schema is None or route.answer is not None:
             return None
         headers = dict(scope["headers"][::-1])
         given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
         request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
-        call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, BY_SHAPE.route_of)
+        call = Call(
+            Request(scope), method, path, headers, request_id, self.services, service, route, FIELD_ROUTER.route_of
+        )
         try:
             if self._keys is not None:
                 self._keys.client(headers)
@@ -157,7 +161,7 @@ class App:
     async def _answer(self, call: Call) -> Response:
         """Finds the route, checks the API key, decodes the body, and returns the reply. Raises RequestError."""
         if call.route is None and call.method == "POST" and call.path in self._any_body:
-            call.default = BY_SHAPE.default(self.service)
+            call.default = FIELD_ROUTER.default(self.service)
         route = call.route or call.default
         if route is None:
             raise self._unrouted(call)
@@ -172,7 +176,7 @@ class App:
             if len(raw) > INLINE_BODY_BYTES:
                 await self._decode_large(call, raw)
             else:
-                call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
+                call.body = decode(raw, route.schema) if call.route else self._converted(call, decode(raw, object))
             del raw  # frees memory: the body may be large, and the reply may take long
         if len(self.services) > 1:
             call.service = self._chosen(call)
@@ -222,16 +226,18 @@ class App:
         schema = call.route.schema if call.route else None
 
         def work() -> int:
-            call.body = self._shaped(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
+            call.body = (
+                self._converted(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
+            )
             return memory_of(call.body)
 
         call.is_large = True
         call.count_bytes(await asyncio.to_thread(work) - len(raw))
 
-    def _shaped(self, call: Call, body: object) -> object:
+    def _converted(self, call: Call, body: object) -> object:
         """Chooses the route by the fields of a decoded body, sets `call.route`, and returns the body in its schema."""
         service = self._named(body.get("model") if isinstance(body, dict) else None) or self.service
-        call.default = BY_SHAPE.default(service)
+        call.default = FIELD_ROUTER.default(service)
         route = call.route = call.route_of(body, service)
         if route.schema is None:
             raise TypeError(f"this is a bug: {route.path} has no schema")

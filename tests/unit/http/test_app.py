@@ -289,7 +289,7 @@ async def test_truss_gets_a_reply_for_any_body(make_served: MakeServed, body: by
         return {"type": "http.request", "body": body}
 
     request = Request({"type": "http", "method": "POST", "path": "/predict", "headers": []}, receive)
-    response = await served.app.respond_by_shape(request)
+    response = await served.app.respond_by_fields(request)
     assert response.status_code in {400, 422}
     assert b"internal" not in response.body
 

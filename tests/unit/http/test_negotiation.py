@@ -238,8 +238,8 @@ async def test_a_compressed_body_is_read(http: httpx.AsyncClient, coding: str) -
         reply = await http.post("/embed", content=PACK[coding](BODY), headers={"content-encoding": named})
         assert reply.status_code == 200
         assert reply.json() == (await http.post("/embed", content=BODY)).json()
-    by_shape = await http.post("/", content=PACK[coding](BODY), headers={"content-encoding": coding})
-    assert by_shape.status_code == 200
+    by_fields = await http.post("/", content=PACK[coding](BODY), headers={"content-encoding": coding})
+    assert by_fields.status_code == 200
 
 
 async def test_a_body_may_say_that_it_is_as_it_is(http: httpx.AsyncClient) -> None:

@@ -56,7 +56,7 @@ class PredictTokensRequest(Common):
 
     def to_reply(self, result: Result[list[TokenRows]], context: RequestContext) -> list[Any]:
         """Returns tokens with scores, or entities, in the format of Baseten or of a transformers pipeline."""
-        as_pipeline, model = self.parameters is not None or context.is_by_shape, context.model
+        as_pipeline, model = self.parameters is not None or context.is_by_fields, context.model
         strategy = self._strategy(as_pipeline)
         spans = [tokens.spans for tokens in result.tokens]
         if strategy == "none" and not as_pipeline:
@@ -141,7 +141,7 @@ ROUTES = (
         "labels of tokens, or entities: `aggregation_strategy` is `none`, `simple`, `first`, `average` or `max`",
         PredictTokensRequest,
         reply=any_of(array_of(array_of(_TOKEN)), array_of(_ENTITY), array_of(array_of(_ENTITY))),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.TOKEN_CLASSIFIER,),
     ),
 )

@@ -37,7 +37,7 @@ class RequestContext:
 
     model: ServedModel
     request_id: str
-    is_by_shape: bool = False  # the client sends all bodies to one path, as Hugging Face's clients do
+    is_by_fields: bool = False  # the client sends all bodies to one path, as Hugging Face's clients do
 
 
 class Body(Protocol):

@@ -61,7 +61,7 @@ ROUTES = (
         "labels and scores of texts and pairs of texts, in TEI's shape; `raw_scores`",
         PredictRequest,
         reply=any_of(LABELS, array_of(LABELS)),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.CLASSIFIER, Kind.RERANKER),
     ),
 )

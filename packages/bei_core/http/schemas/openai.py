@@ -101,7 +101,7 @@ ROUTES = (
         errors=OPENAI,
         inputs="input",
         aliases=("/embeddings",),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.EMBEDDING,),
     ),
     Route(

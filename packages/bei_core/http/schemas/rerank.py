@@ -184,7 +184,7 @@ ROUTES = (
         RerankRequest,
         reply=_REPLY,
         inputs="texts",
-        by_shape=True,
+        by_fields=True,
     ),
     Route(
         "POST",

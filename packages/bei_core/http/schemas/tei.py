@@ -153,7 +153,7 @@ ROUTES = (
         "TEI: `normalize`, `truncate`, `truncation_direction`, `prompt_name`, `dimensions`",
         EmbedRequest,
         reply=array_of(array_of(NUMBER)),
-        by_shape=True,
+        by_fields=True,
     ),
     Route(
         "POST",
@@ -161,7 +161,7 @@ ROUTES = (
         "a vector for every token; late-interaction models (ColBERT) project and normalise them",
         EmbedAllRequest,
         reply=array_of(array_of(array_of(NUMBER))),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.LATE_INTERACTION,),
     ),
     Route(
@@ -170,7 +170,7 @@ ROUTES = (
         "the nonzero weights of a SPLADE model",
         EmbedSparseRequest,
         reply=array_of(array_of(object_of(index=INTEGER, value=NUMBER))),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.SPARSE,),
     ),
     Route(
@@ -179,7 +179,7 @@ ROUTES = (
         "cosine similarities of one sentence to others",
         SimilarityRequest,
         reply=array_of(NUMBER),
-        by_shape=True,
+        by_fields=True,
     ),
     Route("GET", "/info", "what is served, and its limits", answer=info, reply=_MODEL_INFO),
 )

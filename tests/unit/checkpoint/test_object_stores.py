@@ -134,7 +134,7 @@ def test_another_content_is_another_revision_and_the_old_one_stays(
     assert float(first.tensors().f32("a")[0]) == 1
     with pytest.raises(CheckpointError, match=f"is at revision {second.revision}; {'0' * 64} is not in the cache"):
         fetch(folder, tmp_path, "0" * 64)
-    monkeypatch.setattr("bei_core.checkpoint.buckets.ObjectStore", None)  # a call of it would raise
+    monkeypatch.setattr("bei_core.checkpoint.stores.ObjectStore", None)  # a call of it would raise
     assert fetch(folder, tmp_path, first.revision) == first
 
 

@@ -11,18 +11,18 @@ import pytest
 from bei_core.config.trt_llm import DefaultRoute
 from bei_core.errors import MalformedBodyError, ValidationError
 from bei_core.http import schemas
-from bei_core.http.routes import APIS, BY_SHAPE, ROUTES
+from bei_core.http.routes import APIS, FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import convert, decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
 from bei_core.http.schemas.tei import EmbedRequest
 from bei_core.models.kind import Kind
 
 OPENAI, TEI = "/v1/embeddings", "/embed"
-DEFAULT_PATHS = {kind: route.path for kind, route in BY_SHAPE.defaults.items()}
+DEFAULT_PATHS = {kind: route.path for kind, route in FIELD_ROUTER.defaults.items()}
 
 
 def path_of(body: object, default: str) -> str:
-    return BY_SHAPE.choose(body, BY_SHAPE.routes[default]).path
+    return FIELD_ROUTER.choose(body, FIELD_ROUTER.routes[default]).path
 
 
 @pytest.mark.parametrize("default", [OPENAI, TEI, "/rerank"])
@@ -138,7 +138,7 @@ def test_every_kind_has_a_route() -> None:
 
 
 def test_every_route_of_the_table_that_a_body_may_be_for_has_a_schema_with_required_fields() -> None:
-    for route in BY_SHAPE.routes.values():
+    for route in FIELD_ROUTER.routes.values():
         assert route.schema is not None
         assert any(field.required for field in msgspec.structs.fields(route.schema))
 
@@ -167,4 +167,4 @@ def test_a_wrong_object_is_the_routes_to_name() -> None:
 
 def test_the_setting_for_truss_names_routes_that_a_body_may_be_for() -> None:
     known = set(get_args(DefaultRoute))
-    assert known <= BY_SHAPE.routes.keys()
+    assert known <= FIELD_ROUTER.routes.keys()
