@@ -117,7 +117,7 @@ def test_a_template_of_ones_own_gives_a_causal_model_its_answers(tmp_path: Path)
     opened = open_engine(Settings.load({"model_id": str(folder), "rerank_template": own}, {}))
     compare_logits(opened.engine.forward(Batch.pack(tokens_of(case.ids))), -case.expected, LOGITS_F32)
     opened.close()
-    with pytest.raises(ConfigError, match="built without the answers of this rerank_template"):
+    with pytest.raises(ConfigError, match="built for other answers than this rerank_template"):
         open_engine(Settings.load({"model_id": str(folder), "rerank_template": other}, {}))
 
 

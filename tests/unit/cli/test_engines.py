@@ -228,7 +228,7 @@ def test_an_engine_that_is_another_when_it_is_pulled_is_refused(
     monkeypatch.setattr(RemoteEngine, "manifest", replaced_afterwards)
     refused = run("pull", url, to, tmp_path / "other")
     assert isinstance(refused.exception, EngineCorruptError)
-    assert str(refused.exception) == f"engine corrupt: {url}/{MANIFEST} is another engine's, {B}"
+    assert str(refused.exception) == f"engine corrupt: {url}/{MANIFEST} is that of another engine, {B}"
 
 
 # --- Errors

@@ -227,7 +227,7 @@ def test_a_folder_computes_in_what_it_was_built_for_unless_told(world: World, tm
     for changed, said in (
         ({"dtype": "int8"}, "has weights in f32; build it again for int8"),
         ({"engine": "tensorrt_llm"}, "is built for openvino, not for tensorrt_llm"),
-        ({"pooling": "cls"}, "is built with other pooling; build it again for cls"),
+        ({"pooling": "cls"}, "is built with another pooling; build it again for cls"),
     ):
         with pytest.raises(ConfigError, match=said):
             start(world.settings(**{"model_id": str(tmp_path / "engine"), **changed}))

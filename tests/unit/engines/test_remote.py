@@ -325,7 +325,7 @@ def test_another_engine_in_the_place_of_one_is_refused(remote: RemoteEngines, en
     remote.push(engine)
     for name in NAMES:
         files.pipe_file(f"{path}/{name}", (engine / name).read_bytes())
-    with pytest.raises(EngineCorruptError, match=f"{B}/manifest.json is another engine's, {A}"):
+    with pytest.raises(EngineCorruptError, match=f"{B}/manifest.json is that of another engine, {A}"):
         remote.engine(B).pull(tmp_path / "pulled", artifact=B)
     RemoteEngine(ObjectStore(remote.engine(B).url)).pull(tmp_path / "by its URL")
 
