@@ -118,9 +118,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if manifest is None:
         raise CheckpointError(f"{where} was built by another version of BEI (schema {schema}); build it again")
     if content != _encode(manifest):
-        raise EngineCorruptError(
-            f"engine corrupt: {where}/{MANIFEST} is not intact: it has changed since it was written"
-        )
+        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not as it was written")
     if any(name.startswith("/") or ".." in name.split("/") for name in manifest.files):
         raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} names files outside the folder")
     return manifest
