@@ -79,7 +79,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, tmp_path_factory: pytes
         assert server.wait() == -signal.SIGTERM
 
 
-def test_a_port_in_use_is_said_before_anything_else(tmp_path: Path) -> None:
+def test_a_port_in_use_is_an_error_before_the_model_is_loaded(tmp_path: Path) -> None:
     """That is before the model, of which there is none here."""
     program = str(Path(sys.executable).with_name("bei"))
     with socket.create_server(("127.0.0.1", 0)) as other:

@@ -91,7 +91,7 @@ def occupy(server: Server, stack: ExitStack, num_requests: int) -> list[socket.s
     return connections
 
 
-def test_what_clients_who_left_asked_for_is_dropped(narrow: Server) -> None:
+def test_requests_of_clients_who_left_are_dropped(narrow: Server) -> None:
     """As many as the server takes at once leave; their places are free again and their texts are not computed."""
     before = narrow.metrics()
     with ExitStack() as stack:
@@ -249,7 +249,7 @@ async def test_good_requests_among_bad_ones_are_answered_rightly(server: Server)
     compare(actual, REFERENCE.vectors[[row for _, rows in good for row in rows]], server.tolerance())
 
 
-def test_too_many_at_once_are_told_to_come_back(narrow: Server) -> None:
+def test_too_many_requests_at_once_get_retry_after(narrow: Server) -> None:
     with ThreadPoolExecutor(32) as pool:
         replies = list(pool.map(lambda _: narrow.post("/v1/embeddings", {"input": SLOW}), range(32)))
     refused = [reply for reply in replies if reply.status_code != 200]
@@ -259,7 +259,7 @@ def test_too_many_at_once_are_told_to_come_back(narrow: Server) -> None:
         assert int(reply.headers["retry-after"]) >= 1
 
 
-def test_overload_is_what_the_clients_know_and_ends(narrow: Server) -> None:
+def test_overload_is_an_error_that_the_clients_retry_and_it_ends(narrow: Server) -> None:
     """Refused while the server is full, whatever is asked, except how it is; answered as soon as there is room."""
     options = {"api_key": "any", "max_retries": 0, "timeout": SAFETY_S}
     with ExitStack() as stack:

@@ -189,7 +189,7 @@ async def test_async_rerankers(ranker: Server, client: AsyncRanker) -> None:
     same(await client(ranker.url), ranked(ranker)[:BEST])
 
 
-def test_cohere_reports_what_it_was(ranker: Server) -> None:
+def test_coheres_client_reads_the_billed_units_of_a_reply(ranker: Server) -> None:
     reply = cohere.ClientV2(KEY, base_url=ranker.url).rerank(
         model="m", query=QUERY, documents=DOCUMENTS, max_tokens_per_doc=4096
     )

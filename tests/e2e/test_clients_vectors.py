@@ -322,7 +322,7 @@ def test_coheres_first_client_gets_numbers_by_default(tiny: Server) -> None:
     compare(np.array(reply.embeddings, np.float32), direct(tiny, SENT[:5], truncation_direction="Left"), F32)
 
 
-def test_coheres_second_client_sends_inputs_and_is_told_of_images(tiny: Server) -> None:
+def test_coheres_second_client_sends_inputs_and_gets_an_error_for_images(tiny: Server) -> None:
     client = cohere.ClientV2(KEY, base_url=tiny.url)
     inputs = [{"content": [{"type": "text", "text": text}]} for text in SENT[:5]]
     reply = client.embed(inputs=inputs, model="m", input_type="search_query", output_dimension=8)  # type: ignore[arg-type]

@@ -197,7 +197,7 @@ def test_push_and_the_references_scores(url: str, monkeypatch: pytest.MonkeyPatc
     assert np.isfinite(found["score"])
 
 
-def test_push_with_the_truss_that_was_asked_for() -> None:
+def test_push_with_the_requested_version_of_truss() -> None:
     wanted = os.environ.get("TRUSS_VERSION") or (ROOT / "requirements" / "truss.txt").read_text().strip()
     assert truss_version() == wanted.removeprefix("truss==")
 
@@ -221,7 +221,7 @@ def test_push_of_an_example_sends_all_of_it(example: str, tmp_path: Path) -> Non
     assert ("model/model.py" in found) is (example != "docker_server")
 
 
-def test_push_of_what_init_makes_elsewhere_sends_all_of_it(tmp_path: Path) -> None:
+def test_push_of_a_truss_outside_the_checkout_sends_all_files(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for name, content in make(ROOT / "tests" / "data" / "baseten" / "BEI-Linq-Embed-Mistral.yaml", folder).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -251,7 +251,7 @@ def test_no_dimensions_are_refused_by_one_route_and_the_models_own_for_the_other
     ids=["unknown fields", "a field twice", "a NUL", "nulls", "white space"],
 )
 @pytest.mark.parametrize("kind", [None, "application/json; charset=utf-8", "text/plain", "nonsense"])
-def test_what_looks_bad_and_is_not(
+def test_unusual_bodies_that_are_valid_are_answered(
     bei: Server, http: httpx.Client, route: Route, body: bytes, of: str, kind: str | None
 ) -> None:
     path, field, openai = route
@@ -322,7 +322,9 @@ def test_headers_that_can_be_kept(http: httpx.Client, name: str, value: str) -> 
         ("POST", "/docs", 405, "MethodNotAllowed"),
     ],
 )
-def test_routes_that_are_not(http: httpx.Client, method: str, path: str, status: int, kind: str) -> None:
+def test_unknown_routes_and_methods_are_refused(
+    http: httpx.Client, method: str, path: str, status: int, kind: str
+) -> None:
     reply = http.request(method, path)
     check(reply, status, kind, "", openai=path.startswith("/v1"))
     assert http.request("HEAD", "/nowhere").content == b""

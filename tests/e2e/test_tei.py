@@ -81,7 +81,7 @@ def test_dimensions_cut_first_and_normalise_then(http: httpx.Client) -> None:
         ({"truncate": None}, slice(0, MAX_TOKENS - 2)),
     ],
 )
-def test_a_long_text_is_cut_at_the_asked_end(
+def test_a_long_text_is_truncated_at_the_requested_side(
     bei: Server, http: httpx.Client, options: dict[str, Any], kept: slice
 ) -> None:
     words = " ".join(["red"] * 200 + ["blue"] * 200)

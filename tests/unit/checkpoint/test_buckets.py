@@ -320,7 +320,7 @@ def test_a_damaged_cache_is_fetched_again(
     assert "model.safetensors has 0 bytes of" in caplog.text
 
 
-def test_out_of_reach_what_was_fetched_last_serves(
+def test_an_unreachable_source_is_served_from_the_last_fetch(
     s3: FileSystem, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(s3, folder, MODEL)

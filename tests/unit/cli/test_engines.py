@@ -63,7 +63,7 @@ def of_another_version(engines: EngineCache, artifact: str) -> None:
 # --- list
 
 
-def test_list_says_of_each_what_it_is_and_whether_it_is_open(engines: EngineCache) -> None:
+def test_list_shows_the_kind_of_each_entry_and_whether_it_is_in_use(engines: EngineCache) -> None:
     lease = engines.lease(B)
     (engines.root / f".tmp-{'c' * 32}-1").mkdir()
     (engines.folder(A) / MANIFEST).write_text("{}")
@@ -76,7 +76,7 @@ def test_list_says_of_each_what_it_is_and_whether_it_is_open(engines: EngineCach
     lease.release()
 
 
-def test_list_says_what_is_another_versions_and_what_is_a_checkpoint(engines: EngineCache, tmp_path: Path) -> None:
+def test_list_shows_engines_of_other_versions_and_checkpoints(engines: EngineCache, tmp_path: Path) -> None:
     of_another_version(engines, A)
     fetch(tmp_path / "cache" / "checkpoints", "1" * 64, 1.5e9)
     lines = run("list").stdout.splitlines()
@@ -85,7 +85,7 @@ def test_list_says_what_is_another_versions_and_what_is_a_checkpoint(engines: En
     assert lines[2].endswith("  https://host/m.tar@111111111111")
 
 
-def test_list_of_another_or_an_empty_store(engines: EngineCache, tmp_path: Path) -> None:
+def test_list_of_another_cache_or_an_empty_one(engines: EngineCache, tmp_path: Path) -> None:
     assert run("list", "--cache-dir", tmp_path / "other").stdout == ""
     assert A in run("list", "--cache-dir", tmp_path / "cache").stdout
 
@@ -151,7 +151,7 @@ def test_verify_ignores_builds_under_way_and_quarantined_engines(engines: Engine
 # --- prune
 
 
-def test_prune_removes_leftovers_alone_unless_told_a_size(engines: EngineCache) -> None:
+def test_prune_without_a_size_removes_only_leftovers(engines: EngineCache) -> None:
     (engines.root / f".tmp-{A}-1").mkdir()
     pruned = run("prune")
     assert [line.partition("  ")[0] for line in pruned.stdout.splitlines()] == [f"removed .tmp-{A}-1", "0.0 MB removed"]

@@ -318,7 +318,9 @@ def test_a_staging_folder_that_is_published_while_the_store_is_listed_is_no_erro
     assert {entry.folder.name for entry in disk.entries()} == {A, B}
 
 
-def test_of_two_that_evict_at_once_one_does(engines: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_that_evict_at_once_only_one_evicts(
+    engines: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(engines, A, B)
     listed = engines.entries()
     assert len(engines.evict(0)) == 2
@@ -350,7 +352,7 @@ def read_only(disk: EngineCache, monkeypatch: pytest.MonkeyPatch, request: pytes
     return disk
 
 
-def test_a_cache_that_cannot_be_written_serves_what_it_has(read_only: EngineCache) -> None:
+def test_a_read_only_cache_still_serves_its_engines(read_only: EngineCache) -> None:
     with read_only.lock("k"):
         lease = read_only.find_by_ref("k")
     assert lease is not None
@@ -383,7 +385,7 @@ def test_what_is_served_from_a_cache_that_cannot_be_written_is_in_use_to_its_own
 # --- File systems
 
 
-def test_a_disk_is_told_from_a_network_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disks_and_network_volumes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = f"/dev/vda / ext4 rw 0 0\nserver:/x {tmp_path}/nfs nfs4 rw 0 0\nnone {tmp_path}/nfs/own tmpfs rw 0 0\n"
     (tmp_path / "nfs" / "own").mkdir(parents=True)
     real = Path.read_text

@@ -129,5 +129,5 @@ def test_an_address_is_of_the_content_and_not_of_its_order() -> None:
     assert set(first) <= set("0123456789abcdef")
 
 
-def test_a_manifest_says_what_a_file_is() -> None:
+def test_a_manifest_has_the_size_and_digest_of_each_file() -> None:
     assert msgspec.json.decode(b'{"size": 3, "sha256": "ab"}', type=FileEntry) == FileEntry(3, "ab")

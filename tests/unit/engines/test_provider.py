@@ -133,7 +133,7 @@ def test_the_second_start_asks_no_hub_and_builds_nothing(world: World, caplog: p
     assert said == [["engine", "built"], ["engine", "loaded"], ["engine", "loaded"]]
 
 
-def test_a_branch_that_moves_is_looked_at_again_when_told_to(world: World) -> None:
+def test_a_moved_branch_is_resolved_again_with_refresh(world: World) -> None:
     start(world.settings())
     world.commits["main"] = "2" * 40
     assert start(world.settings()).revision == "1" * 40
@@ -212,14 +212,16 @@ def test_no_model_and_no_store_of_that_form_are_refused(world: World) -> None:
 # --- The dtype, and the name
 
 
-def test_the_store_computes_in_what_each_start_asks_for(world: World) -> None:
+def test_an_engine_of_the_cache_computes_in_the_dtype_of_each_start(world: World) -> None:
     for dtype in ("float32", "auto", "bfloat16"):
         start(world.settings(dtype=dtype))
     assert world.dtypes == ["float32", "auto", "bfloat16"]
     assert len(world.builds) == 1
 
 
-def test_a_folder_computes_in_what_it_was_built_for_unless_told(world: World, tmp_path: Path) -> None:
+def test_a_folder_computes_in_the_dtype_of_its_build_unless_the_setting_has_another(
+    world: World, tmp_path: Path
+) -> None:
     build_engine(world.settings(dtype="float32"), tmp_path / "engine")
     for dtype in ("auto", "bfloat16", "float32"):
         start(world.settings(model_id=str(tmp_path / "engine"), dtype=dtype))
@@ -233,7 +235,7 @@ def test_a_folder_computes_in_what_it_was_built_for_unless_told(world: World, tm
             start(world.settings(**{"model_id": str(tmp_path / "engine"), **changed}))
 
 
-def test_the_name_is_the_one_that_was_asked_for(world: World, tmp_path: Path) -> None:
+def test_the_name_is_the_requested_model_id(world: World, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "mine", weight=1.0)
     copy = checkpoint(tmp_path / "copy", weight=1.0)
     assert start(world.settings(model_id=str(folder))).source == str(folder)
@@ -246,7 +248,7 @@ def test_the_name_is_the_one_that_was_asked_for(world: World, tmp_path: Path) ->
 # --- The object store
 
 
-def test_a_replica_takes_what_another_has_shared(world: World, remote: RemoteEngines) -> None:
+def test_a_replica_pulls_the_engine_that_another_has_pushed(world: World, remote: RemoteEngines) -> None:
     first = start(world.settings(engine_store=remote.store.url))
     assert remote.engine(first.artifact).manifest() is not None
     world.is_cut_off = True

@@ -129,7 +129,7 @@ def test_an_engine_is_pulled_by_its_url(remote: RemoteEngines, engine: Path, tmp
         assert content(tmp_path / str(number)) == content(engine)
 
 
-def test_two_engines_do_not_meet(remote: RemoteEngines, engine: Path, tmp_path: Path) -> None:
+def test_two_engines_in_one_store_stay_separate(remote: RemoteEngines, engine: Path, tmp_path: Path) -> None:
     write_engine(tmp_path / "other", B, precision="int8")
     remote.push(engine)
     assert remote.engine(B).manifest() is None
@@ -252,7 +252,7 @@ def test_the_same_build_pushed_at_once_is_written_once(
     assert sorted(name for name, _ in watched.written) == NAMES
 
 
-def test_a_push_ends_where_what_is_deleted_can_be_read_on(
+def test_a_push_ends_although_the_store_still_returns_deleted_files(
     remote: RemoteEngines, engine: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote.push(other)
@@ -343,7 +343,7 @@ def test_a_request_is_remembered(remote: RemoteEngines) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b'{"artifact":"../x","source":"s","revision":"r"}'])
-def test_a_damaged_answer_is_told_and_is_none(
+def test_a_damaged_ref_is_none_with_a_warning(
     remote: RemoteEngines, caplog: pytest.LogCaptureFixture, answer: bytes
 ) -> None:
     remote.set_ref("k", EngineRef(A, "owner/name", "0" * 40))

@@ -71,7 +71,7 @@ def test_a_copy_and_another_manifest_are_checked(engine: Path, reads: list[Path]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"model.bin": 1}'])
-def test_a_record_that_is_no_record_is_written_again(engine: Path, reads: list[Path], content: bytes) -> None:
+def test_a_malformed_record_is_written_again(engine: Path, reads: list[Path], content: bytes) -> None:
     (engine / TUNED).mkdir()
     (engine / TUNED / "verified.json").write_bytes(content)
     check(engine)

@@ -142,7 +142,7 @@ async def test_an_engine_fault_keeps_its_details_to_the_log(
 
 
 @both
-async def test_a_bug_of_ours_is_not_a_500(
+async def test_a_bug_in_the_server_is_not_a_500(
     make_served: MakeServed,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -160,7 +160,7 @@ async def test_a_bug_of_ours_is_not_a_500(
     assert "this is a bug" in caplog.text
 
 
-async def test_after_a_hang_health_says_so_and_nobody_waits(
+async def test_after_a_hang_health_reports_it_and_no_request_waits(
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = [1000.0]
@@ -246,7 +246,7 @@ async def test_what_is_too_late_is_not_run(make_served: MakeServed) -> None:
     assert served.engine.seen == [HELD, [7]]
 
 
-async def test_the_urgent_go_first(make_served: MakeServed) -> None:
+async def test_high_priority_items_run_first(make_served: MakeServed) -> None:
     served = await make_served(max_batch_requests=1)
     first = await served.occupied()
     sent = [served.send([5], x_priority="low"), served.send([6]), served.send([7], x_priority="HIGH")]

@@ -228,7 +228,7 @@ def test_queues_are_added_up() -> None:
     assert b"te_queue_size 5.0" in metrics.render()
 
 
-def test_where_one_does_not_open_none_stays_open(stage: Stage) -> None:
+def test_if_one_model_does_not_open_all_are_closed(stage: Stage) -> None:
     with pytest.raises(CheckpointError, match="d/missing"):
         Service.open_all(Settings.load({"models": ["a/first", "b/second", "d/missing"]}, {}))
     assert [engine.is_closed for engine in stage.engines.values()] == [True, True]
@@ -248,7 +248,7 @@ def test_two_of_one_name_are_refused(services: list[Service]) -> None:
         App(*services, Service(services[2]._opened, services[2].settings))
 
 
-def test_a_last_part_that_is_not_clear_is_no_name(stage: Stage) -> None:
+def test_a_last_part_that_two_models_share_is_not_a_name(stage: Stage) -> None:
     found = Service.open_all(Settings.load({"models": ["a/first", "d/first"]}, {}))
     assert set(App(*found)._by_name) == {"a/first", "d/first"}
     for service in found:

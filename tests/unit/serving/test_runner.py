@@ -334,7 +334,7 @@ async def test_close_answers_everything_accepted_then_refuses(make_runner: MakeR
     assert [99] not in engine.seen
 
 
-async def test_close_that_may_not_wait_fails_what_is_left(make_runner: MakeRunner) -> None:
+async def test_close_without_a_timeout_fails_the_remaining_items(make_runner: MakeRunner) -> None:
     engine = FakeEngine(max_seq_len=1)
     runner = make_runner(engine, budget=1)
     with engine.held():

@@ -124,7 +124,7 @@ async def test_a_reply_that_is_not_whole_is_cut(app: App, caplog: pytest.LogCapt
     assert "this is a bug" in caplog.text
 
 
-async def test_a_body_that_was_not_asked_for_ends_the_connection() -> None:
+async def test_a_body_sent_without_permission_ends_the_connection() -> None:
     """The client may send it or not, so it cannot be known what its next bytes are."""
     async with served(sends(START, body())) as (client, _):
         head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
