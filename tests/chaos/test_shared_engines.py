@@ -1,4 +1,4 @@
-"""Replicas that share nothing but an object store: an engine that one built starts on another, without the hub."""
+"""Replicas that share only an object store: one builds an engine and another starts from it, without the hub."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Prometheus:
         return [] if data is None else list(data["result"])
 
     def close(self) -> None:
-        """Ends it."""
+        """End the process."""
         self.process.terminate()
         self.process.wait(SAFETY_S)
 

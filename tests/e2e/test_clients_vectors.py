@@ -58,7 +58,7 @@ AsyncEmbedder: TypeAlias = Callable[[str, list[str]], Awaitable[object]]
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """What the clients left open is found here, not in somebody else's test."""
+    """Collect garbage, so that what these clients leave open is reported here and not in another test."""
     yield
     gc.collect()
 
@@ -214,7 +214,7 @@ class ModelsTokens:
 
 
 def test_langchain_may_send_token_ids(bei: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its default, right only with the model's own tokenizer."""
+    """Token ids are LangChain's default, and right only with the model's own tokenizer."""
     monkeypatch.setattr(tiktoken, "encoding_for_model", lambda name: ModelsTokens())
     client = langchain_client(bei.url, send_text=False)
     chosen = [text for text in SENT if "\n" not in text]  # it would take the line's end away before it encodes
@@ -252,7 +252,7 @@ def test_performance_client_reports_usage(bei: Server) -> None:
 
 
 def test_performance_client_embeds_many(tiny: Server) -> None:
-    """20,000 texts at its own concurrency: each answered once, at its own place, none refused or tried again."""
+    """20,000 texts at the client's own concurrency: each is answered once and in order, none is refused or retried."""
     texts = [f"{index} {TEXTS[index % len(TEXTS)][:40]}" for index in range(NUM_MANY)]
     before = tiny.metrics()
     reply = PerformanceClient(base_url=tiny.url, api_key=KEY).embed(input=texts, model="m")

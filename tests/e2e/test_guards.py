@@ -1,4 +1,4 @@
-"""What stands before the routes: the key, the payload limit, web pages' origins, HTTP itself."""
+"""What is checked before a route runs: the key, the payload limit, origins of web pages, HTTP itself."""
 
 from __future__ import annotations
 

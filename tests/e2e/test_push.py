@@ -1,4 +1,4 @@
-"""`truss push --publish --promote`, for real but for Baseten itself, and the clients of what it deploys.
+"""The real `truss push --publish --promote`, against an imitation of Baseten, and clients of the deployed model.
 
 Marked `push`: run by `make test-push` and by CI, not by `make test`.
 """
@@ -80,7 +80,7 @@ def container(baseten: Baseten, truss: Truss, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def url(baseten: Baseten, container: Server) -> str:
-    """What stands in a client where Baseten's documentation has https://model-xxxxxx.api.baseten.co."""
+    """The URL that replaces https://model-xxxxxx.api.baseten.co in the clients of Baseten's documentation."""
     return baseten.url
 
 
@@ -233,12 +233,12 @@ def test_push_of_a_truss_outside_the_checkout_sends_all_files(tmp_path: Path) ->
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Path:
-    """A copy of this repository's Truss, to be pushed once something is missing from it."""
+    """A copy of this repository's Truss, from which a test removes something before the push."""
     return copy_of_the_repository(tmp_path / "changed")
 
 
 def why_it_does_not_serve(folder: Path, venvs: Path, home: Path) -> str:
-    """Pushes and starts a Truss; what its server says where it does not become ready."""
+    """Push and start a Truss; returns the log of its server, which must not become ready."""
     with Baseten() as baseten:
         truss_cli(baseten, folder, PUSH, home=home)
         truss = build(baseten, folder.parent / "image", venvs)

@@ -91,7 +91,7 @@ def test_a_long_text_is_truncated_at_the_requested_side(
 
 
 def test_what_just_fits_is_not_refused(bei: Server, http: httpx.Client) -> None:
-    """The longest text that `truncate: false` lets in, and one token more."""
+    """The longest text that `truncate: false` accepts, and a text with one token more."""
     fits = "word " * (MAX_TOKENS - 2)
     for truncate in (False, "NONE"):
         compare(embed(http, fits, truncate=truncate), embed(http, fits), bei.tolerance())

@@ -1,4 +1,4 @@
-"""The real all-MiniLM-L6-v2, through the whole service, against sentence-transformers' vectors of 200 texts."""
+"""The real all-MiniLM-L6-v2 in the whole service gives sentence-transformers' vectors of 200 texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`compare` has to fail for each kind of wrong row, or every golden test is worth nothing."""
+"""`compare` fails for each kind of wrong row; otherwise no golden test would prove anything."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def packed() -> tuple[Tensor, Tensor, Tensor, Sequences]:
 
 
 def expected(sizes: AttentionSizes) -> Tensor:
-    """By the definition, a query at a time."""
+    """Attention by its definition, one query at a time."""
     query, key, value, _ = packed()
     rows, start = [], 0
     for length in LENGTHS:

@@ -1,4 +1,4 @@
-"""What `Pending` promises, for any arrivals: see its docstring for the bound on how long an item can wait."""
+"""The guarantees of `Pending` for any arrivals; its docstring has the bound on how long an item can wait."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Arrival:
 
 @dataclass
 class Waiting:
-    """The bound for one item: what is ahead of it, as of the last item that got there."""
+    """The bound for one waiting item, from the items ahead of it."""
 
     ahead: int = 0  # tokens
     num_ahead: int = 0
@@ -139,7 +139,7 @@ def arrivals(max_len: int = BUDGET) -> st.SearchStrategy[Arrival]:
 
 
 def rounds_of(max_len: int) -> st.SearchStrategy[list[tuple[list[Arrival], float]]]:
-    """Of each round, what arrives, and the seconds that pass until a batch leaves."""
+    """For each round, the arrivals, and the seconds until the next batch is taken."""
     return st.lists(st.tuples(st.lists(arrivals(max_len), max_size=12), st.floats(0, 1)), min_size=1, max_size=20)
 
 

@@ -1,4 +1,4 @@
-"""Which expected outputs of an earlier run stay when `make golden` writes them again."""
+"""`make golden` keeps stored outputs that differ only by rounding."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def index(**shards: str) -> dict[str, object]:
 
 
 def at(folder: Path) -> Checkpoint:
-    """A checkpoint of a folder that `resolve` need not like."""
+    """A checkpoint of any folder, also one that `resolve` refuses."""
     return Checkpoint(folder=folder, source=str(folder), revision="")
 
 

@@ -1,4 +1,4 @@
-"""The `bei engines` commands: what they print, what they refuse, how they end."""
+"""The `bei engines` commands: output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ A, B = "a" * 32, "ab" * 16
 
 @pytest.fixture
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
-    """A engines with the engines A and B, which is the one that the environment names."""
+    """A cache with the engines A and B, to which the environment points."""
     monkeypatch.setenv("BEI_CACHE_DIR", str(tmp_path / "cache"))
     made = EngineCache(tmp_path / "cache" / "engines", local=True)
     for number, artifact in enumerate((A, B)):
@@ -41,7 +41,7 @@ def run(*arguments: object) -> Result:
 
 
 def bei(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    """The exit status of the whole command."""
+    """The exit status of the command as a process would end."""
     monkeypatch.setattr(sys, "argv", ["bei", "engines", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.main()

@@ -1,4 +1,4 @@
-"""Engines in the cache: they appear whole, are built once, and are evicted by last use and never while in use."""
+"""Engines in the cache: published complete, built once, evicted by last use and never while in use."""
 
 from __future__ import annotations
 
@@ -331,7 +331,7 @@ def test_of_two_processes_that_evict_at_once_only_one_evicts(
 
 @pytest.fixture(params=[errno.EROFS, errno.EACCES], ids=["a read-only disk", "another user's"])
 def read_only(disk: EngineCache, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> EngineCache:
-    """A engines with A in it that refuses every write, also root's."""
+    """A cache with the engine A that refuses every write, also by root."""
     put(disk, A)
     disk.set_ref("k", EngineRef(A, "owner/name", "0" * 40).encode())
     real = os.open

@@ -1,4 +1,4 @@
-"""The texts of calibration and of the gate: two sides of one data set, always the same."""
+"""Calibration and held-out texts: two parts of a data set, the same in every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights in int8 whose products cannot exceed 16 bits, two by two."""
+"""int8 weights with which no sum of two products exceeds 16 bits."""
 
 from __future__ import annotations
 

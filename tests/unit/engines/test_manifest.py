@@ -1,4 +1,4 @@
-"""What is wrong with an engine folder is found before it is used, and named."""
+"""Damage of an engine folder is found before it is used, and the error names the file."""
 
 from __future__ import annotations
 

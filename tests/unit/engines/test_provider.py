@@ -36,7 +36,7 @@ def checkpoint(folder: Path, weight: float = 1.0, **config: object) -> Path:
 
 
 class World:
-    """A hub with one repository, a builder, a loader, and what each was asked."""
+    """A hub with one repository, a builder and a loader, and records of their calls."""
 
     VERSION = 1
 
@@ -58,7 +58,7 @@ class World:
         return Settings(**given)
 
     def elsewhere(self, **changed: Any) -> Settings:  # noqa: ANN401
-        """The settings of another machine."""
+        """The same settings for another machine, with another cache."""
         return self.settings(cache_dir=self.folder / uuid4().hex, **changed)
 
     def resolve(self, model_id: str, revision: str | None = None, **_: object) -> Checkpoint:
@@ -99,7 +99,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def remote(tmp_path: Path) -> RemoteEngines:
-    """An object store that lies in a folder."""
+    """The URL of an object store in a folder."""
     return RemoteEngines(f"file://{tmp_path}/remote")
 
 

@@ -1,4 +1,4 @@
-"""The gate's figures, by hand and by scipy's formulas, and what is refused."""
+"""The figures of quality, compared with values by hand and by scipy's formulas, and the refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which engine runs on which machine: the driver's tool is a script on PATH, the packages are there or not."""
+"""The choice of an engine: nvidia-smi is a script on PATH, and packages are installed or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SetUp = Callable[..., None]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
-    """Makes this a machine whose nvidia-smi runs `script` (None: it has none), with the packages `installed`."""
+    """Imitate a machine whose nvidia-smi is `script` (None: no nvidia-smi), with the packages `installed`."""
 
     def set_up(script: str | None, installed: tuple[str, ...] = (CPU,)) -> None:
         folder = tmp_path / "bin"
@@ -37,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 
 def says(*cards: str) -> str:
-    """The script of a driver with these cards, which answers the question that it is asked and no other."""
+    """An nvidia-smi script for these GPUs, which answers only the expected query."""
     asked = '[ "$*" = "-i 0 --query-gpu=name,compute_cap --format=csv,noheader" ] || exit 2'
     return "\n".join([asked, *(f"echo '{card}'" for card in cards)])
 

@@ -1,4 +1,4 @@
-"""Engines in an object store: they appear whole, and a damaged one is refused by name."""
+"""Engines in an object store: published complete; the error for a damaged one names the file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def overwrite(remote: RemoteEngines, name: str, data: bytes) -> None:
 
 
 class Watched:
-    """A store's file system that notes what is written, and fails at one file."""
+    """A store's file system that records writes, and fails at one file."""
 
     def __init__(self, files: FileSystem, watched: RemoteEngines, fails_at: str | None) -> None:
         self.files, self.remote, self.fails_at = files, RemoteEngines(watched.store.url), fails_at
@@ -101,7 +101,7 @@ class Watched:
 
 
 def watch(remote: RemoteEngines, monkeypatch: pytest.MonkeyPatch, fails_at: str | None = None) -> Watched:
-    """What the remote writes by from now on, one file at a time."""
+    """Replace the remote's file system by a `Watched` one, which writes one file at a time."""
     files, path = open_store(remote.store.url)
     watched = Watched(files, remote, fails_at)
     monkeypatch.setattr(remote_module, "_NUM_UPLOADS", 1)
@@ -222,7 +222,7 @@ def test_one_client_serves_all_that_a_start_asks(remote: RemoteEngines, engine: 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Another build of address A, of other bits."""
+    """Another build of the engine A, with other content."""
     made = write_engine(tmp_path / "other", A)
     for name in (MANIFEST, *ENGINE_FILES):
         (tmp_path / "other" / name).unlink()

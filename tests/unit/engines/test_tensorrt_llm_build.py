@@ -1,4 +1,4 @@
-"""What of the GPU engine needs neither torch nor a card: folders of cast weights, and what is refused before."""
+"""The parts of the GPU engine that need neither torch nor a GPU: folders with cast weights, and refusals."""
 
 from __future__ import annotations
 

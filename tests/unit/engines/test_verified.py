@@ -1,4 +1,4 @@
-"""An engine's files are read again only when they may have changed since they were checked."""
+"""An engine's files are checked again only if they may have changed since the last check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The application over a fake engine: what callers are told when the engine fails, hangs or has too much to do."""
+"""The application with a fake engine: replies when the engine fails, hangs or is overloaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ both = pytest.mark.parametrize(("path", "field"), [("/embed", "inputs"), ("/v1/e
 
 @dataclass
 class Served:
-    """An application and those around it."""
+    """An application with its engine and its client."""
 
     app: App
     service: Service
@@ -50,7 +50,7 @@ class Served:
         return asyncio.create_task(self.client.post(path, json=body, headers=named))
 
     async def occupied(self) -> asyncio.Task[httpx.Response]:
-        """A request that the engine is busy with until it is released."""
+        """A request that keeps the engine busy until it is released."""
         self.engine.hold()
         sent = self.send(HELD)
         await entered(self.engine)

@@ -1,4 +1,4 @@
-"""Large bodies are counted before they are decoded, and decoded in pieces to what one decoder would make of them."""
+"""Large bodies are counted before they are decoded, and decoded in pieces to the same value as in one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome(raw: bytes, large: bool) -> object:
-    """The value, or that there is none."""
+    """The decoded value, or the error."""
     try:
         return (decode_large if large else decode)(raw, object)
     except MalformedBodyError:

@@ -1,4 +1,4 @@
-"""Embeddings in the forms of other APIs: each option is honoured, compared with `/embed`, or refused by its name."""
+"""Embeddings in other APIs: each option has its effect, compared with `/embed`, or is refused by name."""
 
 from __future__ import annotations
 

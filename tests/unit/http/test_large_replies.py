@@ -1,4 +1,4 @@
-"""Large replies are written in pieces, to the bytes that one call would have written, and sent in parts."""
+"""Large replies are written in pieces, with the same bytes as in one call, and sent in parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bytes of all bodies in memory stay within one limit, and the largest unfinished body makes way first."""
+"""The bytes of all bodies in memory stay within a limit; beyond it, the largest incomplete body is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bei_core.http.limits import LEASE, BodyBudget, BodyLease, count_bytes
 
 
 class Request:
-    """A body, and whether it was refused for another one."""
+    """A body, and whether it was refused to keep the limit."""
 
     def __init__(self, budget: BodyBudget, num_bytes: int, *, is_complete: bool = False) -> None:
         self.is_refused = False

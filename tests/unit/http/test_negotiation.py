@@ -1,4 +1,4 @@
-"""Formats of bodies: what a caller asks for, what it gets, and compressed bodies in."""
+"""Formats of replies by the request's headers, and compressed request bodies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ codings = pytest.mark.parametrize("coding", ["gzip", "zstd"])
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    """A client that asks for nothing by itself."""
+    """A client that sends no accept headers of its own."""
     spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
     manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     opened = Opened(FakeEngine(max_seq_len=48), spec, FOLDER / "tokenizer.json", manifest)

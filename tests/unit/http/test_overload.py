@@ -85,7 +85,7 @@ async def make_served() -> AsyncIterator[MakeServed]:
 
 
 async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
-    """A request that the engine has until it is released."""
+    """A request that keeps the engine busy until it is released."""
     served.engine.hold()
     task = asyncio.create_task(served.client.post("/embed", json={"inputs": [[9]]}))
     await entered(served.engine)

@@ -1,4 +1,4 @@
-"""Whose reply a rerank body gets, and which options of each API are honoured or refused by name."""
+"""The format of the reply to each rerank body, and the options of each API: effective, or refused by name."""
 
 from __future__ import annotations
 

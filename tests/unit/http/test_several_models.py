@@ -1,4 +1,4 @@
-"""Several models in one server: which one a request is for, and what the server says of them all."""
+"""Several models in one server: the choice of a request's model, and `/info`, health and metrics of all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LABELS = {"a/ranker": 1, "a/first": 0, "b/second": 0, "d/first": 0}  # of each m
 
 
 class Narrow(FakeEngine):
-    """One whose rows are as wide as there are labels."""
+    """An engine whose rows are as wide as there are labels."""
 
     def __init__(self, width: int) -> None:
         super().__init__(max_seq_len=48)
@@ -49,7 +49,7 @@ class Narrow(FakeEngine):
 
 
 class Stage:
-    """What stands in for the building of engines."""
+    """Replaces the building of engines."""
 
     def __init__(self) -> None:
         self.engines: dict[str, FakeEngine] = {}

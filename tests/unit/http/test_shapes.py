@@ -1,4 +1,4 @@
-"""Which route Truss's one predict endpoint takes a body for."""
+"""The route of a body that is sent to Truss's predict endpoint."""
 
 from __future__ import annotations
 

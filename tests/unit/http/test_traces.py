@@ -1,4 +1,4 @@
-"""Traces: what a collector is sent of a request, and what a request notices of the collector, which is nothing."""
+"""Traces: the spans that a collector receives; a collector never delays or fails a request."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _service(name: str, endpoint: str) -> Service:
 
 
 def sent(served: Served, collector: Collector) -> list[Span]:
-    """What the collector has once everything is sent."""
+    """The spans of the collector after all were sent."""
     served.traces.close()
     return collector.spans
 

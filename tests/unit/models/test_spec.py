@@ -1,4 +1,4 @@
-"""A model folder read into a spec: every golden folder, and hand-written ones for what those do not show."""
+"""The spec of a model folder: of every golden folder, and of hand-written ones for the other cases."""
 
 from __future__ import annotations
 

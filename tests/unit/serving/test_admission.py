@@ -1,4 +1,4 @@
-"""Who is let in, on a clock that the test turns: the engine stays busy under any load, and the wait is bounded."""
+"""Admission, with a clock that the test sets: the engine stays busy under any load, and waits are bounded."""
 
 from __future__ import annotations
 

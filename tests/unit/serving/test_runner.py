@@ -1,4 +1,4 @@
-"""The runner with a scripted engine: who gets which row, in which batch, and how it ends."""
+"""The runner with a scripted engine: rows, batches and the end of each request."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_result_is_given_on_the_event_loop_that_waits_for_it(
 
 
 async def test_an_idle_engine_starts_at_once(make_runner: MakeRunner) -> None:
-    """With a clock that stands still, a runner that waited for a batch to grow would wait for ever."""
+    """The clock stands still, so a runner that waits for a batch to grow would never start."""
     engine = FakeEngine()
     runner = make_runner(engine, clock=Clock())
     await asyncio.wait_for(runner.submit([tokens_of(1)]), SAFETY_S)

@@ -1,4 +1,4 @@
-"""The runner with an engine that fails, hangs or gives nonsense: every input ends, none by the fault of another."""
+"""The runner with an engine that fails, hangs or gives wrong rows: every input ends, only bad ones fail."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ async def test_a_failure_outside_the_engine_fails_the_items_of_that_batch(make_r
 async def test_rows_of_a_wrong_shape_are_given_to_no_caller(
     make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
-    """A row of width 1 would broadcast, a row too few would leave a caller waiting."""
+    """A row of width 1 would be broadcast; a missing row would leave a caller waiting."""
     engine = FakeEngine()
     runner = make_runner(engine)
     with monkeypatch.context() as patch:
@@ -229,7 +229,7 @@ async def test_an_idle_engine_does_not_hang(make_runner: MakeRunner) -> None:
 
 
 async def test_a_slow_engine_does_not_hang(make_runner: MakeRunner) -> None:
-    """Ten times the expected time is allowed, where that is more than the setting."""
+    """A batch may take ten times its expected time, if that is more than the setting allows."""
     engine, clock = FakeEngine(), Clock()
     runner = make_runner(engine, hang_s=10, clock=clock)
     runner.admission.rate.add(1, 5.0)

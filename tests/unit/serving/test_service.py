@@ -1,4 +1,4 @@
-"""The service with a fake engine: who is let in, with which prompt, and whether it says the truth about its health."""
+"""The service with a fake engine: admission, prompts and health."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ async def test_every_way_in_which_a_request_ends_gives_its_place_back(make_servi
 
 
 async def leave(service: Service, engine: FakeEngine) -> None:
-    """A caller who leaves while his request is computed."""
+    """Cancel a request while it is computed."""
     while engine.entered.acquire(blocking=False):
         pass
     with engine.held():

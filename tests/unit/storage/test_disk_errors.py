@@ -1,4 +1,4 @@
-"""A disk that is full, fails or may not be written: an error of ours that says what to do, and nothing half-written."""
+"""Disks that are full, fail or refuse writes: the error says what to do, and nothing is left half-written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BIG = bytes(CAPACITY + 1)
 
 
 def left(folder: Path) -> set[str]:
-    """The names of what is in a folder, but for locks and notes."""
+    """The names of the files in a folder, without locks, leases and refs."""
     return {path.name for path in folder.iterdir()} - {".used", ".locks", ".requests"}
 
 

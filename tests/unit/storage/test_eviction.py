@@ -43,7 +43,7 @@ def put(engines: EngineCache, artifact: str, used_at: float) -> None:
 
 
 def put_foreign(engines: EngineCache, artifact: str, used_at: float) -> None:
-    """Another version's engine, of whose manifest this one knows the schema alone."""
+    """An engine of another version of BEI: this version can read only the schema of its manifest."""
     put(engines, artifact, used_at)
     (engines.folder(artifact) / MANIFEST).write_text(json.dumps({"schema": 1, "files": ["model.bin"]}))
 

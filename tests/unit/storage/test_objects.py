@@ -22,7 +22,7 @@ GOOGLE = {"private_key_id": "1", "private_key": "-----BEGIN sesame", "client_ema
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What fsspec is asked for, as (protocol, options), with a store in memory for an answer."""
+    """The calls of fsspec, as (protocol, options); each gets a store in memory."""
     asked: list[tuple[str, dict[str, Any]]] = []
 
     def filesystem(protocol: str, *, use_listings_cache: bool, skip_instance_cache: bool, **options: object) -> object:

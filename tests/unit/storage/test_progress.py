@@ -1,4 +1,4 @@
-"""How far a download is, told to people and to logs."""
+"""The progress of a download, on a terminal and in logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bei_core.storage.progress import Progress, rate, size
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0

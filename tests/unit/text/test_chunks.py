@@ -42,7 +42,7 @@ def kind_of(kind: str, max_seq_len: int) -> TextTokenizer:
 
 @pytest.fixture
 def bytewise(tmp_path: Path) -> TextTokenizer:
-    """A decoder's kind: bytes, the space before a word in the word's token, no special tokens of its own."""
+    """A byte-level tokenizer as decoders have it: a word's token includes the space before it; no special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*alphabet, "\u0120a", "b!"])}
     library = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("\u0120", "a"), ("b", "!")]))

@@ -15,7 +15,7 @@ UNKNOWN = 99
 
 
 class WordPiece:
-    """A vocabulary whose tokens say that they go on with a word."""
+    """A tokenizer whose tokens show that they continue a word."""
 
     unknown_id = UNKNOWN
     marks_subwords = True
@@ -26,7 +26,7 @@ class WordPiece:
 
 
 class Bytes(WordPiece):
-    """One whose tokens do not."""
+    """A tokenizer whose tokens do not show it."""
 
     marks_subwords = False
 

@@ -1,4 +1,4 @@
-"""Templates of rerankers: which model has which, and what they make of a query and a document."""
+"""Templates of rerankers: the template of each model, and the prompt for a query and a document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token ids are those of the model's own tokenizer, cut as its library would cut them."""
+"""Token ids are those of the model's own tokenizer, truncated as its library does it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_ids_of_the_real_model_are_those_of_transformers(minilm: Checkpoint) -> 
 
 @cache
 def library_of(folder: Path, max_len: int, side: str) -> tokenizers.Tokenizer:
-    """The tokenizer that cuts texts itself."""
+    """The library's tokenizer, which truncates texts itself."""
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     library.no_padding()
     library.enable_truncation(max_len, direction=side)

@@ -1,4 +1,4 @@
-"""The routes added to Truss's application; tests/e2e/test_truss_every_route.py has Truss's own server carry them."""
+"""The routes added to Truss's application; tests/e2e/test_truss_every_route.py tests them in Truss's server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Deaf(Starlette):
-    """An application that goes by something else than its router's list of routes."""
+    """An application that does not use its router's list of routes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await refusing(scope, receive, send)
@@ -55,7 +55,7 @@ def truss_like(kind: type[Starlette] = Starlette) -> Starlette:
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """No application of another test is left in the process."""
+    """Remove applications of other tests from the process."""
     gc.collect()
     yield
     gc.collect()
