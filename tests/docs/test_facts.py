@@ -1,4 +1,4 @@
-"""What the documents list is what there is: routes, errors, metrics, log lines."""
+"""The documents list exactly the routes, errors, metrics and log lines of the code."""
 
 from __future__ import annotations
 

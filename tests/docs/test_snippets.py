@@ -177,7 +177,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
 
 @pytest.mark.parametrize("block", [block for block in blocks() if block.language == "sh"], ids=str)
 def test_flags_targets_files_and_extras_exist(block: Block) -> None:
-    """Also of blocks that are not run."""
+    """This also checks blocks that are not run."""
     makefile = (ROOT / "Makefile").read_text()
     extras = set(metadata("bei-core").get_all("Provides-Extra") or ())
     for words in programs(block.text):

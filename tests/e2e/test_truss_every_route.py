@@ -139,7 +139,7 @@ async def both(
 
 
 def assert_alike(one: Any, other: Any) -> None:  # noqa: ANN401 - JSON
-    """The same but for the last digits of numbers, and for what no two replies share."""
+    """Check that two replies are equal, except the last digits of numbers and fields that always differ."""
     if isinstance(other, dict):
         assert one.keys() == other.keys()
         for name in other.keys() - VOLATILE:
@@ -189,7 +189,7 @@ async def test_a_deadline_that_has_passed(truss: str, app: ASGIApp) -> None:
 
 
 def test_metrics_need_no_redirect(truss: str) -> None:
-    """A redirect would lose what stands before `/metrics` in Baseten's address."""
+    """A redirect would lose the part of Baseten's address before `/metrics`."""
     reply = httpx.get(f"{truss}/metrics")
     assert reply.status_code == 200
     assert "te_request_count" in reply.text

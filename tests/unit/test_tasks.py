@@ -1,4 +1,4 @@
-"""What becomes of a model's rows."""
+"""Post-processing of a model's rows."""
 
 from __future__ import annotations
 

@@ -35,15 +35,13 @@ class EngineKind:
     """One engine of the registry. Its module has `build.py` and `engine.py`, as described in `engines.base`."""
 
     name: str  # also the name of the Python package that it needs to run
-    title: str  # for people
+    title: str  # the name in texts for users
     module: str
     install: str  # the command that installs the package
     builds_without_package: bool = False
-    min_capability: tuple[int, int] | None = (
-        None  # of the oldest card for which `auto` takes it; None: an engine for CPUs
-    )
-    cards: str = ""  # the same, for people
-    runs_without_gpu: bool = False  # and on older cards, if the settings name it
+    min_capability: tuple[int, int] | None = None  # for `auto`: of the oldest supported card; None if it is for CPUs
+    cards: str = ""  # the same in words
+    runs_without_gpu: bool = False  # also on older cards, if the settings name this engine
 
     def is_installed(self) -> bool:
         """Whether the engine's package is installed."""
@@ -125,9 +123,9 @@ def load_loader(engine: str) -> Callable[..., Engine]:
 def find_gpu() -> Gpu | None:
     """The first NVIDIA GPU that CUDA may use (CUDA_VISIBLE_DEVICES), as nvidia-smi describes it.
 
-    None without a driver, and if the variable hides all GPUs (as every word that names no GPU does: SLURM sets
-    NoDevFiles). None with a warning if the driver lists no GPU. On a machine with different GPUs this may be another
-    one than CUDA's first: nvidia-smi orders GPUs by bus, and CUDA by speed unless CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    None without a driver, and if the variable hides all GPUs, as any value does that names no GPU (SLURM sets
+    NoDevFiles). None with a warning if the driver lists no GPU. If the GPUs differ, this may not be the GPU that CUDA
+    uses: nvidia-smi orders GPUs by bus, and CUDA by speed unless CUDA_DEVICE_ORDER is PCI_BUS_ID.
     """
     command = shutil.which("nvidia-smi")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
@@ -141,7 +139,7 @@ def find_gpu() -> Gpu | None:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
         said = str(error)
     found = _CARD.match(said)
-    if found is None:  # warn, because a broken driver leaves a GPU idle
+    if found is None:  # warn, because a GPU may be idle for a broken driver
         reason = said.strip().partition("\n")[0] or "it prints nothing"
         log.warning("nvidia-smi lists no GPU, so none is used: %s", reason)
         return None

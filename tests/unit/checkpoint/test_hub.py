@@ -134,7 +134,9 @@ def test_what_was_fetched_once_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
         fetch(hub, tmp_path, "v2")
 
 
-def test_a_log_says_what_was_fetched_and_only_then(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_a_line_only_if_files_were_fetched(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sha = hub.add(REPO, as_bytes(MODEL))
     with caplog.at_level(logging.INFO, logger="bei_core"):
         fetch(hub, tmp_path)
@@ -152,7 +154,7 @@ def test_an_empty_cache_without_a_hub_says_so(hub: Hub, tmp_path: Path) -> None:
         fetch(hub, tmp_path)
 
 
-def test_an_unknown_repository_and_revision_are_told_apart(hub: Hub, tmp_path: Path) -> None:
+def test_an_unknown_repository_and_an_unknown_revision_have_different_errors(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"owner/name: no such repository on the hub, or a private one.*HF_TOKEN"):
         fetch(hub, tmp_path)
     hub.add(REPO, as_bytes(WANTED))

@@ -17,7 +17,7 @@ FOLDER = GOLDEN / "bert-cls-normalize"
 
 
 def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module) -> FakeEngine:
-    """Every model is this engine's; with `modules` it is another kind than one that embeds."""
+    """Make every model open with this engine; `modules` decide its kind, by default an embedding model."""
     engine = FakeEngine(max_seq_len=48)
     spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
     if modules:

@@ -1,4 +1,4 @@
-"""Which engine runs on which machine: the driver's tool is a script on PATH, the packages are there or not."""
+"""The choice of an engine: nvidia-smi is a script on PATH, and packages are installed or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SetUp = Callable[..., None]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
-    """Makes this a machine whose nvidia-smi runs `script` (None: it has none), with the packages `installed`."""
+    """Imitate a machine whose nvidia-smi is `script` (None: no nvidia-smi), with the packages `installed`."""
 
     def set_up(script: str | None, installed: tuple[str, ...] = (OPENVINO,)) -> None:
         folder = tmp_path / "bin"
@@ -37,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 
 def says(*cards: str) -> str:
-    """The script of a driver with these cards, which answers the question that it is asked and no other."""
+    """An nvidia-smi script for these GPUs, which answers only the expected query."""
     asked = '[ "$*" = "-i 0 --query-gpu=name,compute_cap --format=csv,noheader" ] || exit 2'
     return "\n".join([asked, *(f"echo '{card}'" for card in cards)])
 
@@ -72,7 +72,7 @@ def test_the_card_is_the_drivers_first(machine: SetUp, cards: tuple[str, ...], f
         ("exec sleep 600", "timed out after 0.1 seconds"),
     ],
 )
-def test_a_driver_that_names_no_card_is_told(
+def test_a_driver_that_lists_no_gpu_causes_a_warning(
     machine: SetUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str, said: str
 ) -> None:
     machine(script, installed=(OPENVINO, TENSORRT_LLM))
@@ -159,7 +159,7 @@ def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.L
          "instead: TensorRT-LLM supports compute capability 8.0 (Ampere) and newer; torch supports compute"),
     ],
 )  # fmt: skip
-def test_a_card_that_is_left_idle_is_told(
+def test_a_gpu_that_is_not_used_causes_a_warning(
     machine: SetUp, caplog: pytest.LogCaptureFixture, card: str, installed: tuple[str, ...], said: str
 ) -> None:
     machine(says(card), installed)
@@ -184,7 +184,9 @@ def test_a_card_that_is_left_idle_is_told(
         (TORCH, r"pip install 'bei-core\[torch\]'"),
     ],
 )
-def test_a_named_engine_without_its_package_says_what_to_install(machine: SetUp, engine: str, command: str) -> None:
+def test_the_error_for_an_engine_without_its_package_has_the_install_command(
+    machine: SetUp, engine: str, command: str
+) -> None:
     machine(says(H100), installed=())
     for ask in (choose, require):
         with pytest.raises(EngineUnavailableError, match=f"the {engine} engine needs the package {engine}: {command}"):

@@ -1,4 +1,4 @@
-"""Which route Truss's one predict endpoint takes a body for."""
+"""The route of a body that is sent to Truss's predict endpoint."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_body_sent_to_any_path_is_refused_in_the_words_of_its_route(body: obje
 
 
 @pytest.mark.parametrize(("body", "named"), [({}, "no fields"), ({"text": "a", "b": 1}, "`b` and `text`")])
-def test_the_error_says_what_would_do_and_what_was_there(body: object, named: str) -> None:
+def test_the_error_names_the_accepted_fields_and_the_given_ones(body: object, named: str) -> None:
     with pytest.raises(ValidationError) as raised:
         path_of(body, OPENAI)
     for part in ("`input` as /v1/embeddings does", "`inputs` as /embed does", named):
@@ -125,7 +125,7 @@ def test_only_routes_that_exist(body: object) -> None:
         ("reranker", "/predict"),
     ],
 )
-def test_a_models_kind_says_what_inputs_are_for(kind: str, path: str) -> None:
+def test_the_kind_of_model_decides_the_route_of_inputs(kind: str, path: str) -> None:
     assert path_of({"inputs": "a"}, DEFAULT_PATHS[Kind(kind)]) == path
     assert path_of({"inputs": "a", "parameters": {}}, DEFAULT_PATHS[Kind(kind)]) == path
     assert path_of({"query": "a", "texts": ["b"]}, DEFAULT_PATHS[Kind(kind)]) == "/rerank"

@@ -1,4 +1,4 @@
-"""Whose reply a rerank body gets, and which options of each API are honoured or refused by name."""
+"""The format of the reply to each rerank body, and the options of each API: effective, or refused by name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_infinitys_and_voyages_objects_name_themselves() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"top_n": 2}, {"top_k": 2}, {"top_k": 2, "top_n": 0}])
-async def test_the_best_are_kept(fields: dict[str, int]) -> None:
+async def test_top_n_gives_the_best_documents(fields: dict[str, int]) -> None:
     reply = await reply_of("/v1/rerank", BODY | fields)
     assert [item["index"] for item in reply.get("results") or reply["data"]] == ORDER[:2]
 

@@ -125,7 +125,7 @@ async def test_embed_all_is_cut_where_the_text_is() -> None:
     assert refused.status_code == 422
 
 
-async def test_embed_sparse_has_what_is_not_zero_by_index() -> None:
+async def test_embed_sparse_has_each_nonzero_value_with_its_index() -> None:
     async with serving(Splade(), token_width=0) as client:
         found = (await client.post("/embed_sparse", json={"inputs": TEXTS})).json()
     assert [[item["index"] for item in one] for one in found] == [[1, 3, 5, 7]] * 3
@@ -283,7 +283,7 @@ async def test_vertex_answers_each_instance_as_its_route_does(modules: tuple[Mod
     assert "te_request_success" in counts
 
 
-async def test_vertex_tells_bodies_apart() -> None:
+async def test_vertex_finds_the_route_of_each_body() -> None:
     similar = {"inputs": {"source_sentence": "red", "sentences": ["blue"]}}
     async with serving(POOLING) as client:
         body = {"instances": [similar, {"input": "red"}, {"inputs": "red"}]}
@@ -342,7 +342,7 @@ async def test_predict_with_parameters_is_a_list_of_lists(parameters: dict[str, 
         ),
     ],
 )
-async def test_info_says_what_is_served_in_teis_words(modules: tuple[Module, ...], expected: object) -> None:
+async def test_info_describes_the_model_in_teis_terms(modules: tuple[Module, ...], expected: object) -> None:
     async with serving(*modules) as client:
         info = (await client.get("/info")).json()
     assert info["model_type"] == expected

@@ -1,4 +1,4 @@
-"""Malformed files of sentence-transformers, and what they say that BEI does not do: refused in one line each."""
+"""Malformed files of sentence-transformers, and unsupported values in them: refused with one line each."""
 
 from __future__ import annotations
 

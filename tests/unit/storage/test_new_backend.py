@@ -25,7 +25,7 @@ ARTIFACT = "a" * 32
 
 
 class Drawers(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
-    """A store of its own, and not the one of every other MemoryFileSystem."""
+    """A file system in memory that shares no files with other MemoryFileSystems."""
 
     cachable = False
     store: dict[str, Any] = {}  # noqa: RUF012 - as in the base class

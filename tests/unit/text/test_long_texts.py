@@ -1,4 +1,4 @@
-"""Long texts: no more of one is tokenized than decides which tokens are kept, and a few at a time."""
+"""Long texts: only the part that decides the kept tokens is tokenized, and few texts at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The canonical tokenizer of a folder: what is refused, and what of it decides ids, types and the engine's address.
+"""The canonical tokenizer of a folder: refusals, and the parts that decide ids, types and the engine's address.
 
 That ids and types are those of transformers is tests/golden/test_tokenizers.py.
 """

@@ -150,7 +150,7 @@ def test_requirements_are_those_of_the_repositorys_truss_and_of_the_lock() -> No
         assert all(marker and marker.evaluate(PYTHON) for marker in markers)
 
 
-def test_a_block_brings_what_it_alone_needs() -> None:
+def test_a_block_adds_only_the_requirements_that_it_needs() -> None:
     given = config_of()
     given["trt_llm"]["build"]["checkpoint_repository"]["source"] = "S3"
     assert given["trt_llm"]["build"]["quantization_type"] == "fp8"
@@ -194,7 +194,7 @@ def test_the_gpu_image_keeps_its_own_versions() -> None:
         assert ("numpy" in names) is not docker_server
 
 
-def test_the_command_says_what_has_no_effect_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_the_command_lists_keys_without_effect_and_overwrites_nothing(tmp_path: Path) -> None:
     arguments = ["truss", "init", "--from", str(saved(tmp_path, config_of())), str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

@@ -1,4 +1,4 @@
-"""Builds the CPU engine: from a checkpoint to the files of an engine folder, which any processor can load."""
+"""Builds the CPU engine: writes the files of an engine folder from a checkpoint. Any processor can load them."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def facts(settings: Settings) -> Mapping[str, object]:
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.
 
-    Raises EngineUnavailableError for a dtype or a quantisation that the processor does not support, ConfigError if the
-    calibration texts cannot be read.
+    Raises EngineUnavailableError for a dtype or a quantisation that the processor does not support, and ConfigError if
+    the calibration texts cannot be read.
     """
     precision = precision_for(settings.dtype)
     how = quantization_of(settings)
@@ -77,7 +77,10 @@ class _Int8:
     precision: str  # of the layers that are not quantised
 
     def plan(self, address: Mapping[str, object]) -> Plan:
-        """The plan, with an address that starts with `address`. Raises EngineUnavailableError for fp4."""
+        """The plan; `address` has the parts of the address that do not depend on the quantisation.
+
+        Raises EngineUnavailableError for fp4.
+        """
         if self.quantization.type.startswith("fp4"):
             raise EngineUnavailableError(
                 f"quantization_type {self.quantization.type}: the CPU engine does not multiply int4 weights by int8 "
@@ -103,7 +106,7 @@ class _Int8:
         return self.quantization.type == "fp8_mlp_only"
 
     def _fill(self, folder: Path, samples: Samples) -> Quality:
-        """Writes the model and measures its quality. Raises QualityError."""
+        """Write the model and measure its quality. Raises QualityError."""
         limit = self.quantization.calibration.max_seq_length
         texts, held_out = (calibration_batches(encode(side, self.spec, folder / TOKENIZER, limit)) for side in samples)
         graph = build_graph(self.spec, self.checkpoint)
@@ -120,13 +123,13 @@ class _Int8:
 
 
 def _save(model: openvino.Model, path: Path) -> None:
-    """Writes a graph and its weights. Raises OSError if the file system does."""
+    """Write a graph and its weights. Raises OSError for errors of the file system, such as a full disk."""
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as fault:
         if "iostream error" not in str(fault):
             raise
-        # OpenVINO does not say why. The file system does when it is asked for the same space.
+        # OpenVINO's error does not name the reason. A request for the same space raises the file system's own error.
         constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 1 + sum(node.get_byte_size() for node in constants))
@@ -134,7 +137,7 @@ def _save(model: openvino.Model, path: Path) -> None:
 
 
 def outputs(engine: Engine, batches: Sequence[Batch]) -> Array:
-    """f32[B, D] of all batches, or f32[T, E] for a model that gives rows of tokens only."""
+    """f32[B, D] of all batches together, or f32[T, E] for a model that gives rows of tokens only."""
     run = engine.forward if engine.info.row_width else lambda batch: engine.forward_tokens(batch)[1]
     what = f"held-out texts in {engine.info.precision}"
     return np.concatenate([run(batch) for _, batch in with_progress(batches, what)])

@@ -38,7 +38,7 @@ _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def precision_for(dtype: str) -> str:
-    """The precision ("f32" or "bf16") for a `dtype` setting; `auto` is bf16 if the processor has it, else f32.
+    """The precision ("f32" or "bf16") for a `dtype` setting; `auto` gives bf16 if the processor has it, else f32.
 
     For `int8` it is the precision of the layers that are not quantised. Raises EngineUnavailableError for a dtype that
     this processor or this engine does not support.
@@ -54,7 +54,10 @@ def precision_for(dtype: str) -> str:
 
 
 def has_int8_dot_product() -> bool:
-    """Whether the processor multiplies int8 with 32-bit accumulation: x86 with VNNI or AMX, or Arm."""
+    """Whether the processor multiplies int8 with 32-bit accumulation: x86 with VNNI or AMX, or Arm.
+
+    True also if /proc/cpuinfo does not say it.
+    """
     if platform.machine().lower() not in {"x86_64", "amd64"}:
         return True
     try:
@@ -87,9 +90,9 @@ def usable_cpus() -> int:
 class OpenVinoEngine:
     """A model on the CPU, compiled from a file or from a graph.
 
-    The weights of a file stay mapped, so several processes share what is not packed for the kernels. `quantised`: the
-    linear layers are int8, all else is in `precision`; without VNNI they are replaced by convolutions, which changes a
-    given graph in place.
+    The weights of a file stay mapped, so several processes share the memory of all weights that are not packed for the
+    kernels. If `quantised`, linear layers compute in int8 and all other operations in `precision`. On a processor
+    without VNNI, these layers become convolutions; a graph that was passed in is changed in place.
     """
 
     def __init__(
@@ -151,7 +154,7 @@ class OpenVinoEngine:
         return self._padding_share
 
     def close(self) -> None:
-        """Drops the compiled model."""
+        """Free the compiled model."""
         del self._request
 
 

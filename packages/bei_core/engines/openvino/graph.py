@@ -1,7 +1,7 @@
 """A whole model as one OpenVINO graph: transformer, pooling, modules and heads, built from the checkpoint's tensors.
 
 Inputs (i32): input_ids, position_ids, segment_ids, type_ids [R, L] and starts, lengths [B], as in `packing.PackedRows`.
-Outputs (f32), where the model has them: rows [B, D] and tokens [R * L, E].
+Outputs (f32), if the model has them: rows [B, D] and tokens [R * L, E].
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ from bei_core.models.spec import ModelSpec
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
 
-MAX_LENGTH = 1 << 21  # tokens of an input; tables of positions are as long
+MAX_LENGTH = 1 << 21  # in tokens; limits the memory of position tables, which have a row for each position
 
 # Name of the transformer's last node; after it come pooling, modules and heads.
 TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
-    """The model's graph with dynamic R, L, B. Raises UnsupportedModelError, or CheckpointError for an unfit tensor."""
+    """The model's graph with dynamic R, L and B.
+
+    Raises UnsupportedModelError, and CheckpointError for a tensor that is missing or has the wrong shape.
+    """
     family = family_of(spec.architecture)
     if spec.max_seq_len > MAX_LENGTH:
         raise UnsupportedModelError(
@@ -71,7 +74,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Pooling, modules and heads: what follows the token vectors f32[R * L, H]."""
+    """Pooling, modules and heads, which follow the token vectors f32[R * L, H]."""
 
     spec: ModelSpec
     checkpoint: Checkpoint

@@ -1,4 +1,4 @@
-"""Heads after the transformer: classifiers of sequences and of tokens, SPLADE."""
+"""Heads after the transformer: classifiers of sequences, classifiers of tokens, and SPLADE."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def splade(head: Head, x: Node, spans: Spans, embeddings: ops.Array, checkpoint:
     logits = ops.linear(
         _before_out(head, x, layers, config), table, None if bias is None else weights.get(bias, len(table))
     )
-    # log(1 + relu(x)) is monotonic, so the maximum may come first, where it is cheaper.
+    # log(1 + relu(x)) is monotonic, so the maximum of x gives the same result, and is cheaper.
     return op.log(op.add(op.relu(pool("max", logits, spans)), op.constant(np.float32(1))))
 
 
@@ -51,7 +51,7 @@ def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
 
 
 def _pool(head: Head, x: Node, ids: Node, spans: Spans, config: Config) -> Node:
-    """f32[B, H]: what a sequence classifier computes its logits from."""
+    """f32[B, H]: the pooled vectors from which a sequence classifier computes its logits."""
     mode = pooling_of(head, config)
     if mode is None:
         return last_non_padding_token(x, ids, spans, int(config["pad_token_id"]))
