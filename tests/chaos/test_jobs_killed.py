@@ -32,7 +32,7 @@ NUM_ROWS = 600
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("in") / "in.jsonl"
     rows = [{"id": index, "text": text, "query": "what"} for index, text in enumerate(texts("short", NUM_ROWS, 0))]
-    rows[7]["text"] = rows[500]["text"] = None  # type: ignore[assignment]
+    rows[7]["text"] = rows[500]["text"] = None
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -79,7 +79,7 @@ def test_killed_many_times_it_ends_with_the_same_bytes(tmp_path: Path, source: P
         ("roberta-rerank-pooler", "query", ["score"]),
         ("qwen3-yes-no-tied", "query", ["score"]),  # by a template of its own
         ("camembert-sentiment", None, ["label", "score", "scores"]),
-        ("splade-bert", None, ["indices", "values"]),
+        ("splade-distilbert-modules", None, ["indices", "values"]),
         ("colbert-v2", None, ["vectors"]),
     ],
 )
@@ -95,7 +95,7 @@ def test_every_kind_of_model_writes_its_columns(
     assert (len(found), report.num_rejected) == (NUM_ROWS - 2, 2)
 
 
-@pytest.mark.parametrize("model", ["bert-cls-normalize", "splade-bert"])
+@pytest.mark.parametrize("model", ["bert-cls-normalize", "splade-distilbert-modules"])
 def test_the_numbers_are_those_that_the_server_gives(tmp_path: Path, source: Path, model: str) -> None:
     settings = Settings.load({"model_id": str(GOLDEN / model)}, environment(tmp_path / "cache"))
     embed(source, tmp_path / "out", settings=settings)
