@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines.open",),  # which engine a model gets
     ("serving",),
     ("http",),
+    ("jobs",),
     ("truss",),
     ("cli",),
 )

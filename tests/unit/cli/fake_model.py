@@ -24,5 +24,6 @@ def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module) -> FakeEngine:
         spec = msgspec.structs.replace(spec, modules=modules)
     made = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     opened = Opened(engine, spec, FOLDER / "tokenizer.json", made)
-    monkeypatch.setattr("bei_core.serving.service.open_engine", lambda settings: opened)
+    for module in ("serving.service", "jobs.run"):
+        monkeypatch.setattr(f"bei_core.{module}.open_engine", lambda settings: opened)
     return engine
