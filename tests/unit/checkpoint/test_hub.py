@@ -100,7 +100,7 @@ def test_the_files_of_a_vocabulary_are_fetched(hub: Hub, tmp_path: Path) -> None
 
 def test_no_weight_is_fetched_of_a_tokenizer_that_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.add(REPO, as_bytes({name: content for name, content in MODEL.items() if name != "tokenizer.json"}))
-    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, and BertTokenizer is read of vocab\.txt"):
+    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, nor vocab\.txt for BertTokenizer"):
         resolve(REPO, offline=False, endpoint=hub.endpoint, cache_dir=tmp_path, check=check_tokenizer)
     assert hub.files_read() == {"config.json"}
 

@@ -126,7 +126,7 @@ def test_a_prompt_whose_document_is_huge_is_cut_before_it_is_tokenized(side: Tru
     assert huge.ids.tolist() == expected.ids.tolist()
     with pytest.raises(ValidationError, match="characters"):
         tokenizer().encode_now([template.fill("it", many)], EncodeOptions(truncate=False))
-    with pytest.raises(ValidationError, match="leaves no room"):
+    with pytest.raises(ValidationError, match="leaves no tokens"):
         tokenizer().encode_now([template.fill(many, "it")], EncodeOptions())
 
 
@@ -155,7 +155,7 @@ def test_a_prompt_that_fits_is_tokenized_as_one_text() -> None:
 
 @pytest.mark.parametrize("text", [Pair(LONG, "document"), Templated(LONG + " document", len(LONG) + 1, len(LONG) + 9)])
 def test_a_query_that_leaves_no_tokens_for_the_document_is_refused(text: Pair | Templated) -> None:
-    with pytest.raises(ValidationError, match="leaves no room"):
+    with pytest.raises(ValidationError, match="leaves no tokens"):
         tokenizer().chunk_now([text], CHUNKED)
 
 

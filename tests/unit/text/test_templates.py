@@ -68,7 +68,7 @@ def test_json_that_is_none_is_refused(text: str) -> None:
     ("text", "said"),
     [
         ('{"tokens": ["no", "yes"]}', "missing required field `template`"),
-        ('{"template": "{query}", "tokens": ["no", "yes"]}', "must hold {query} and {document}"),
+        ('{"template": "{query}", "tokens": ["no", "yes"]}', "must contain {query} and {document}"),
         ('{"template": "{query} {document}", "token": ["no", "yes"]}', "unknown field `token`"),
         ('{"template": "{query} {document}", "tokens": ["yes"]}', "length 2"),
         ('{"template": "{query} {document}", "tokens": ["yes", "yes"]}', "two different words"),
