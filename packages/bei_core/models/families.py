@@ -1,4 +1,4 @@
-"""Model families: THE table of them, for all engines.
+"""`Family`, and the table of all model families, which every engine reads.
 
 To add a family whose layers are those of another one, add a `Family` to the list below. If its layers are new, it also
 needs a page in each engine that is to run it: a module `models/NAME.py` of `engines/openvino` and of `engines/torch`
@@ -40,15 +40,15 @@ def _never(config: Config) -> bool:
 class Family:
     """Models with the same layers."""
 
-    name: str  # in engine folders
+    name: str  # its name in the files of engines
     classes: tuple[str, ...]  # the beginnings of transformers' class names: "Bert" of BertModel and BertForMaskedLM
     page: str  # the module `models/PAGE.py` of each engine that computes its layers
     heads: FamilyHeads
     is_causal: Callable[[Config], bool]  # whether a token attends only to itself and to tokens before it
-    layout: Any = None  # what it has of its own, if other families share the page: the type is the page's
-    prefixes: tuple[str, ...] = ("", "model.")  # that a checkpoint may put before the names of tensors
-    anchor: str = "embed_tokens.weight"  # the tensor by which the prefix is found: the word embeddings, without prefix
-    has_own_code: bool = False  # whether it is published with code of its own, and transformers has no class for it
+    layout: Any = None  # how it differs from other families with the same page; a class of models/layouts.py
+    prefixes: tuple[str, ...] = ("", "model.")  # which a checkpoint may put before the names of tensors
+    anchor: str = "embed_tokens.weight"  # the tensor (without prefix) by which the prefix is found: word embeddings
+    has_own_code: bool = False  # transformers has no class for it: its checkpoints come with code
 
     def first_position(self, config: Config) -> int:
         """Returns the row of the position table for a text's first token."""
@@ -56,13 +56,13 @@ class Family:
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        """The names that the anchor may have in a checkpoint."""
+        """The names of the anchor with each prefix."""
         return tuple(prefix + self.anchor for prefix in self.prefixes)
 
     def has_own_code_in(self, tensors: Container[str]) -> bool:
-        """Whether transformers' class would not read all of a checkpoint that has these tensors."""
+        """Whether transformers' class would ignore some of these tensors, so that the checkpoint comes with code."""
         own = [f"{PROJECTION}.weight"] if self.page == "decoder" else []
-        if self.page == "bert":  # transformers has the first layout
+        if self.page == "bert":  # transformers reads the first layout only
             own = [f"{prefix}{names.embeddings_norm}.weight" for names in self.layout[1:] for prefix in self.prefixes]
         return self.has_own_code or any(name in tensors for name in own)
 
@@ -83,7 +83,7 @@ _BERT_HEADS = FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_B
 _MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", reads="classifier_pooling")
 _DECODER_HEADS = FamilyHeads(sequence=Head("score", reads="last non-padding token"), token=Head("score"))
 
-# The position of the first token depends on the padding id.
+# Positions begin after the padding id.
 _ROBERTA = BertNames(first_position=None)
 # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
 _ROBERTA_FLASH = BertNames(
@@ -204,7 +204,7 @@ _GEMMA3 = DecoderSwitches(
 
 
 def _bert(name: str, classes: tuple[str, ...], heads: FamilyHeads, *layouts: BertNames) -> Family:
-    """A BERT-like encoder; a checkpoint has the tensor names of the first of its layouts that fits."""
+    """Returns a family of BERT-like encoders; a checkpoint has the tensor names of one of the layouts."""
     prefixes = ("", f"{name}.")
     return Family(
         name=name,
@@ -315,7 +315,7 @@ _FAMILIES = (
         prefixes=("",),
         anchor="encoder.final_layer_norm.weight",
     ),
-    # Tables without layers, which models/sentence/static.py tells apart: sentence-transformers' and model2vec's.
+    # Tables without layers, of sentence-transformers and of model2vec; models/sentence/static.py finds which one it is.
     Family(
         name="static",
         classes=("StaticEmbedding",),
@@ -355,13 +355,13 @@ _CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 
 
 def family_name(architecture: str) -> str:
-    """The family in the name of a transformers class: "Llama" of "LlamaForCausalLM"; "" for a name of another form."""
+    """Returns the family in the name of a transformers class: "Llama" for "LlamaForCausalLM"; "" for other names."""
     match = _CLASS.fullmatch(architecture)
     return match.group(1) if match else ""
 
 
 def family_of(architecture: str) -> Family:
-    """The family of a class such as `BertForSequenceClassification`.
+    """Returns the family of a class such as `BertForSequenceClassification`.
 
     Raises UnsupportedModelError listing the known families.
     """
@@ -372,7 +372,7 @@ def family_of(architecture: str) -> Family:
 
 
 def _unknown(architecture: str, name: str) -> str:
-    """What to say of a class without a family: the families with similar names, and how a class names its family."""
+    """Returns the error text for a class without a family: similar names, and how a class names its family."""
     close = difflib.get_close_matches(name, FAMILIES, cutoff=0.7)
     close += [known for known in FAMILIES if known not in close and (known in name or name in known)]
     similar = f"; similar families are {', '.join(close)}" if close else ""

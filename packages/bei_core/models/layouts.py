@@ -20,7 +20,7 @@ FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention laye
 
 @dataclass(frozen=True, slots=True)
 class BertNames:
-    """Names of one BERT-like family: of its tensors, and of its settings in config.json."""
+    """The layout of BERT-like encoders: the names of a family's tensors and settings."""
 
     layer: str = "encoder.layer.{}."
     query: str = "attention.self.query"
@@ -46,7 +46,7 @@ class BertNames:
         return 2 if pad is None else int(pad) + 1
 
     def read_setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
-        """A value of config.json by BERT's name for it. Raises UnsupportedModelError if it is missing."""
+        """Returns a value of config.json, by BERT's name of the key. Raises UnsupportedModelError if it is missing."""
         known = self.config_names.get(name, name)
         value = config.get(known, default)
         if value is None:
@@ -96,9 +96,9 @@ class BertSizes:
 
 @dataclass(frozen=True, slots=True)
 class RotaryNames:
-    """Names of a family of encoders with rotary positions and gated MLPs, and how it differs from the others.
+    """The layout of encoders with rotary positions and gated MLPs: names of tensors, and differences between families.
 
-    A bias is there always (True), never (False), or if the setting of this name in config.json says so.
+    A bias exists always (True), never (False), or if config.json has a true value under this key (a string).
     """
 
     words: str
@@ -107,20 +107,20 @@ class RotaryNames:
     qkv: str
     out: str
     attention_norm: str
-    gate_up: tuple[str, ...]  # two layers, or one that has both
+    gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both
     down: str
     mlp_norm: str
     up_first: bool = True
     final_norm: str | None = None  # the last norm of a family whose norms come before attention and MLP (pre-norm)
     has_windows: bool = False  # layers with a sliding window, as in ModernBERT
-    only_first_type: bool = False  # transformers gives every token the type 0
-    activation: tuple[str, str] = ("hidden_act", "gelu")  # the setting that names it, and its default
+    only_first_type: bool = False  # the type embedding of every token is that of type 0
+    activation: tuple[str, str] = ("hidden_act", "gelu")  # the key in config.json that names it, and the default
     default_eps: float = 1e-12
     attention_bias: bool | str = False
     mlp_bias: bool | str = False
     out_bias: bool | str = False  # of the MLP's last layer
     norm_bias: bool | str = True
-    supported: Config = field(default_factory=dict)  # the only values of these settings that the pages compute
+    supported: Config = field(default_factory=dict)  # keys of config.json with the only value that the engines compute
 
 
 _EPS = ("norm_eps", "layer_norm_epsilon", "layer_norm_eps")
@@ -181,10 +181,10 @@ def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSwitches:
-    """How a decoder family differs from Llama."""
+    """The layout of decoders: how a family differs from Llama."""
 
     is_sliding: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer has a sliding window
-    qkv_bias: bool = False  # queries, keys and values have a bias, also if config.json lacks `attention_bias`
+    qkv_bias: bool = False  # queries, keys and values have a bias, even if config.json has no `attention_bias`
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
     bidirectional: bool = False  # attention is never causal, whatever config.json says
@@ -192,30 +192,30 @@ class DecoderSwitches:
 
 
 def every_layer(config: Config, layer: int) -> bool:
-    """True: Mistral ignores `layer_types`."""
+    """Returns True. For Mistral, which ignores `layer_types`."""
     return True
 
 
 def upper_layers(config: Config, layer: int) -> bool:
-    """Whether it is above `max_window_layers`, if config.json has windows at all (Qwen)."""
+    """Whether the layer is at or above `max_window_layers` in a model with windows. For Qwen."""
     if not config.get("use_sliding_window"):
         return False
     return _by_layer_types(config, layer, layer >= int(config.get("max_window_layers", 28)))
 
 
 def even_layers(config: Config, layer: int) -> bool:
-    """Whether its number is even (Gemma 2)."""
+    """Whether the number of the layer is even. For Gemma 2."""
     return _by_layer_types(config, layer, layer % 2 == 0)
 
 
 def all_but_every_sixth_layer(config: Config, layer: int) -> bool:
-    """Whether it is not the last of its group of six (Gemma 3)."""
+    """Whether the layer is not the last in its group of six. For Gemma 3."""
     every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
     return _by_layer_types(config, layer, (layer + 1) % every != 0)
 
 
 def _by_layer_types(config: Config, layer: int, otherwise: bool) -> bool:
-    """Whether `layer_types` (transformers 5) names the layer as sliding; `otherwise` if config.json lacks it."""
+    """Whether `layer_types` (transformers 5) says that the layer is sliding; `otherwise` if there is no such key."""
     types = config.get("layer_types")
     return types[layer] == SLIDING if types else otherwise
 

@@ -70,7 +70,7 @@ def read_directly(body: object) -> object:
     return decode(msgspec.json.encode(body), EmbeddingsRequest)
 
 
-def read_by_shape(body: object) -> object:
+def read_by_fields(body: object) -> object:
     return convert(decode(msgspec.json.encode(body), object), EmbeddingsRequest)
 
 
@@ -89,7 +89,7 @@ def read_by_shape(body: object) -> object:
 )
 def test_a_body_sent_to_any_path_is_refused_in_the_words_of_its_route(body: object) -> None:
     told = []
-    for read in (read_directly, read_by_shape):
+    for read in (read_directly, read_by_fields):
         with pytest.raises(ValidationError) as refused:
             read(body)
         told.append((refused.value.message, refused.value.param))

@@ -198,7 +198,7 @@ async def test_what_no_route_answers_has_neither_path_nor_model(make_served: Mak
     assert "secret" not in str(spans).lower()
 
 
-async def test_a_body_by_shape_has_the_route_that_answered(make_served: MakeServed, collector: Collector) -> None:
+async def test_a_body_by_its_fields_has_the_route_that_answered(make_served: MakeServed, collector: Collector) -> None:
     served = await make_served(collector.url)
     assert (await served.embed(path="/invocations")).status_code == 200
     (span,) = sent(served, collector)

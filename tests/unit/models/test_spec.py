@@ -169,11 +169,14 @@ def test_a_normalize_that_is_not_last_stays_in_the_graph(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kinds", "text"),
     [
-        (("Pooling", "LSTM"), "models.LSTM is not one of Transformer, Pooling, Dense, LayerNorm, Normalize"),
-        (("Normalize",), "one Pooling must come first"),
-        ((), "nothing follows the transformer"),
-        (("Pooling", "Pooling"), "one Pooling must come first"),
-        (("Dense", "Pooling"), "one Pooling must come first"),
+        (
+            ("Pooling", "LSTM"),
+            "models.LSTM is not supported; supported are Transformer, Pooling, Dense, LayerNorm, Normalize",
+        ),
+        (("Normalize",), "one Pooling must follow the transformer"),
+        ((), "no module follows the transformer"),
+        (("Pooling", "Pooling"), "one Pooling must follow the transformer"),
+        (("Dense", "Pooling"), "one Pooling must follow the transformer"),
     ],
 )
 def test_modules_that_no_engine_runs_are_refused(tmp_path: Path, kinds: tuple[str, ...], text: str) -> None:
@@ -325,7 +328,9 @@ def test_a_template_says_what_a_causal_model_answers(tmp_path: Path) -> None:
 
 
 def test_a_template_without_answers_is_no_use_to_a_causal_model(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'this Qwen3ForCausalLM answers no and yes; give it as JSON: \{"template"'):
+    with pytest.raises(
+        ConfigError, match=r'this Qwen3ForCausalLM are the answers no and yes; give it as JSON: \{"template"'
+    ):
         ranker(tmp_path, RerankTemplate("own", TEXT))
 
 
