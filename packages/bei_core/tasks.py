@@ -1,7 +1,7 @@
-"""What a client can ask of a model (the tasks), and what is computed from the model's rows afterwards. NumPy only.
+"""Tasks: what a client can ask of a model. A task also computes the result from the model's rows, with NumPy only.
 
-A task names the inputs and how to encode them; `finish` turns the model's rows into the result. The engine sees neither
-of the two, so requests with different options share a batch.
+A task has the inputs and the options to encode them, and `finish` makes the result of the model's rows. The engine
+never sees a task, so requests with different options share a batch.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class TruncationSide(str, Enum):
 
 
 def num_characters(text: Text) -> int:
-    """Characters of a text, or of both texts of a pair; 0 for token ids."""
+    """Returns the number of characters of a text, or of both texts of a pair; 0 for token ids."""
     if isinstance(text, Pair):
         return len(text.first) + len(text.second)
     if isinstance(text, Templated):
@@ -260,7 +260,7 @@ class Rank(Classify):
 
 
 def _margin(rows: Rows) -> Rows:
-    """f32[N, 1] from the logits of one label, or of "no" and "yes"."""
+    """Returns f32[N, 1]: the logit of the one label, or the logit of "yes" minus that of "no"."""
     return rows if rows.shape[1] == 1 else rows[:, 1:] - rows[:, :1]
 
 
@@ -273,16 +273,16 @@ def weighted_mean(rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Ro
 
 
 def _first_chunks(owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The index of each owner's first chunk."""
+    """Returns the index of each owner's first chunk."""
     return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
 def scores(logits: Rows, scoring: Scoring) -> Rows:
-    """Probabilities from logits f32[N, C], or with "none" the logits themselves."""
+    """Returns probabilities from logits f32[N, C]; with "none", the logits unchanged."""
     if scoring == "none":
         return logits
     if scoring == "sigmoid":
-        small = np.exp(-np.abs(logits))  # the exponential that cannot overflow
+        small = np.exp(-np.abs(logits))  # exp of a number <= 0 cannot overflow
         sigmoid: Rows = np.where(logits >= 0, 1, small) / (1 + small)
         return sigmoid
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -291,7 +291,7 @@ def scores(logits: Rows, scoring: Scoring) -> Rows:
 
 
 def best_first(values: Rows, top_n: int | None = None) -> list[int]:
-    """Indices of f32[N] by descending value, equal values in their order; at most `top_n`."""
+    """Returns at most `top_n` indices of f32[N], the largest value first; equal values keep their order."""
     order: list[int] = np.argsort(-values, kind="stable").tolist()
     return order[:top_n]
 
@@ -312,7 +312,7 @@ def check_dimensions(dimensions: int, width: int) -> None:
 
 
 def l2_normalize(rows: Rows) -> Rows:
-    """Rows of length 1. The floor of 1e-12 is that of `torch.nn.functional.normalize`: a row of zeros stays zero."""
+    """Returns the rows with L2 norm 1; a row of zeros stays zero (the floor is `torch.nn.functional.normalize`'s)."""
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     unit: Rows = rows / np.maximum(norms, np.float32(1e-12))[:, None]
     return unit

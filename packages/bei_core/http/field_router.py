@@ -32,7 +32,7 @@ class RequiredFields(NamedTuple):
         return cls(frozenset(field.encode_name for field in fields), frozenset(objects))
 
     def matches(self, body: Mapping[str, Any]) -> bool:
-        """Returns whether each required field is a JSON object exactly if its schema says so."""
+        """Returns whether those required fields are JSON objects that must be objects, and no others."""
         return all(isinstance(body[name], dict) == (name in self.objects) for name in self.required)
 
 
@@ -58,9 +58,9 @@ class FieldRouter:
     def choose(self, body: object, default: Route) -> Route:
         """Returns the route whose required fields are all in the body.
 
-        If several routes fit, those whose fields are also objects where required are preferred; among them, `default`
-        comes first, then the order of the table. A body that is not an object goes to `default`, which refuses it.
-        Raises ValidationError, which lists the required fields, if no route fits.
+        If several routes have that, the first one whose fields `RequiredFields.matches` is chosen, else the first one.
+        `default` comes before the others, which have the order of the table. A body that is not a JSON object is given
+        to `default`, whose schema refuses it. Raises ValidationError listing the required fields if no route has them.
         """
         if not isinstance(body, dict):
             return default

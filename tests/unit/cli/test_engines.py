@@ -245,7 +245,7 @@ def test_an_error_is_one_line(
         (("push", "aa", remote), f"engine corrupt: {engines.folder(A)}/model.bin does not have the digest"),
         (("push", B, "/srv/engines"), "error: /srv/engines: no object store"),
         (("pull", f"{remote}/{B}"), f"{remote}/{B} is not an engine: it has no manifest.json"),
-        (("pull", "ftp://host/a"), "ftp://host/a: no object store of that scheme; known are s3"),
+        (("pull", "ftp://host/a"), "ftp://host/a: no object store has this scheme; known are s3"),
     ):
         assert bei(monkeypatch, *arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()

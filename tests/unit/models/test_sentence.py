@@ -102,7 +102,7 @@ def of_type(name: str) -> list[dict[str, Any]]:
         ),
         (
             {"modules.json": of_type("sentence_transformers.sparse_encoder.models.SparseAutoEncoder")},
-            "modules.json: sentence_transformers.sparse_encoder.models.SparseAutoEncoder is not supported; supported are ",
+            "sentence_transformers.sparse_encoder.models.SparseAutoEncoder is not supported; supported are Transf",
         ),
         (
             {"modules.json": of_type("sentence_transformers.sparse_encoder.models.SpladePooling")},

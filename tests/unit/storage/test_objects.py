@@ -94,7 +94,7 @@ def test_a_secret_becomes_the_drivers_options(
         ("azure://a/c/p", json.dumps({"key": "sesame"}), "the secret has no account_key; Azure Blob Storage"),
         ("azure://account", "", "azure://account names no container; write azure://account/container"),
         ("s3:///a", "", "names no bucket; write s3://bucket/folder"),
-        ("ftp://host/a", "", "no object store of that scheme; known are s3, s3a, gs"),
+        ("ftp://host/a", "", "no object store has this scheme; known are s3, s3a, gs"),
     ],
 )
 def test_the_error_for_a_bad_url_or_secret_does_not_contain_it(url: str, secret: str, said: str) -> None:
