@@ -160,7 +160,7 @@ def check_once(folder: Path, manifest: Manifest) -> None:
         log.debug("the check of %s is not recorded: %s", folder, error)
 
 
-def unnamed(folder: Path, manifest: Manifest) -> list[str]:
+def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
     """The files of an engine folder that its manifest does not list, except those in TUNED."""
     there = {path.relative_to(folder).as_posix() for path in files_of(folder)}
     return sorted(name for name in there - {MANIFEST, *manifest.files} if not name.startswith(f"{TUNED}/"))

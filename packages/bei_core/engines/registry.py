@@ -135,12 +135,12 @@ def find_gpu() -> Gpu | None:
         return None
     query = [command, "-i", first, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
+        output = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
-        said = str(error)
-    found = _CARD.match(said)
+        output = str(error)
+    found = _CARD.match(output)
     if found is None:  # warn, because a GPU may be idle for a broken driver
-        reason = said.strip().partition("\n")[0] or "it prints nothing"
+        reason = output.strip().partition("\n")[0] or "it prints nothing"
         log.warning("nvidia-smi lists no GPU, so none is used: %s", reason)
         return None
     return Gpu(found["name"], (int(found["major"]), int(found["minor"])))

@@ -212,16 +212,14 @@ def test_no_model_and_no_store_of_that_form_are_refused(world: World) -> None:
 # --- The dtype, and the name
 
 
-def test_an_engine_of_the_cache_computes_in_the_dtype_of_each_start(world: World) -> None:
+def test_an_engine_computes_in_the_dtype_of_each_start(world: World) -> None:
     for dtype in ("float32", "auto", "bfloat16"):
         start(world.settings(dtype=dtype))
     assert world.dtypes == ["float32", "auto", "bfloat16"]
     assert len(world.builds) == 1
 
 
-def test_a_folder_computes_in_the_dtype_of_its_build_unless_the_setting_has_another(
-    world: World, tmp_path: Path
-) -> None:
+def test_a_folder_computes_in_the_dtype_of_its_build_by_default(world: World, tmp_path: Path) -> None:
     build_engine(world.settings(dtype="float32"), tmp_path / "engine")
     for dtype in ("auto", "bfloat16", "float32"):
         start(world.settings(model_id=str(tmp_path / "engine"), dtype=dtype))

@@ -64,7 +64,7 @@ def test_a_file_is_read_by_the_format_s_own_reader(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_a_folder_has_the_transformer_in_bf16_and_pooling_and_heads_in_f32(tmp_path: Path) -> None:
+def test_a_folder_has_the_transformer_in_bf16_and_all_other_layers_in_f32(tmp_path: Path) -> None:
     folder = built(RERANKER, tmp_path / "engine")
     manifest = verify(folder)
     assert (manifest.engine, manifest.precision) == ("tensorrt_llm", "bf16")
