@@ -39,8 +39,10 @@ Text: TypeAlias = str | Pair | Templated | Sequence[int]
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
 TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row per token of one input
 
-# What a task needs of each input: its one row, the rows of its tokens, or the nonzero elements of its row.
-Output: TypeAlias = Literal["rows", "tokens", "sparse"]
+# What a task needs of each input: its one row, the rows of its tokens, its terms with their weights (the nonzero
+# elements of its row, or bge-m3's), or the weight of each of its tokens. A tuple names several, computed in one pass.
+Output: TypeAlias = Literal["rows", "tokens", "sparse", "weights"]
+Outputs: TypeAlias = Output | tuple[Output, ...]
 
 # The function from logits to scores: sigmoid for one label or independent labels, softmax for exclusive labels, none
 # for a regression.
@@ -106,8 +108,13 @@ class Tokens:
         return len(self.ids)
 
 
+def asks_for(outputs: Outputs, output: Output) -> bool:
+    """Whether an output is one of those that a task needs."""
+    return outputs == output or (isinstance(outputs, tuple) and output in outputs)
+
+
 class Sparse(NamedTuple):
-    """The nonzero elements of a row."""
+    """The nonzero elements of a row over the vocabulary."""
 
     indices: npt.NDArray[np.int64]  # ascending
     values: npt.NDArray[np.float32]
@@ -118,11 +125,28 @@ class Sparse(NamedTuple):
         indices = np.flatnonzero(row)
         return cls(indices, row[indices])
 
+    @classmethod
+    def of_tokens(cls, ids: npt.NDArray[np.int32], weights: Rows) -> Sparse:
+        """The largest weight above 0 of each token id; both arguments are [n]."""
+        terms, places = np.unique(ids, return_inverse=True)
+        values = np.zeros(len(terms), np.float32)
+        np.maximum.at(values, places, weights)
+        kept = values > 0
+        return cls(terms[kept].astype(np.int64), values[kept])
+
+    def without(self, indices: Sequence[int]) -> Sparse:
+        """The elements at all other indices."""
+        kept = ~np.isin(self.indices, indices)
+        return Sparse(self.indices[kept], self.values[kept])
+
 
 class Task(Protocol[ResultT]):
     """The work of one request."""
 
-    output: ClassVar[Output]
+    @property
+    def output(self) -> Outputs:
+        """What it needs of each input."""
+        ...
 
     @property
     def inputs(self) -> Sequence[Text]:
@@ -181,28 +205,71 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class EmbedAll(_Unchunked):
-    """One vector per token: those of a late-interaction model, or those that the pooling takes."""
+    """One vector per token: those of a late-interaction model or of bge-m3, or those that the pooling takes."""
 
     output: ClassVar[Output] = "tokens"
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
+    num_skipped: int = 0  # first tokens of a text that have no vector
 
     def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
-        """f32[n, E] per text."""
-        return rows
+        """f32[n - num_skipped, E] per text."""
+        return [vectors[self.num_skipped :] for vectors in rows] if self.num_skipped else rows
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedSparse(_Unchunked):
-    """Weights of the terms of the vocabulary, most of them zero (SPLADE, Formal et al. 2021)."""
+    """Weights of the terms of the vocabulary, most of them zero (SPLADE, Formal et al. 2021; bge-m3)."""
 
     output: ClassVar[Output] = "sparse"
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
+    unweighted_ids: Sequence[int] = ()  # token ids that are no terms
 
     def finish(self, rows: Sequence[Sparse]) -> Sequence[Sparse]:
         """The nonzero weights of each text."""
+        return [terms.without(self.unweighted_ids) for terms in rows] if self.unweighted_ids else rows
+
+
+@dataclass(frozen=True, slots=True)
+class WeighTokens(_Unchunked):
+    """The weight of every token as a term (bge-m3)."""
+
+    output: ClassVar[Output] = "weights"
+    inputs: Sequence[Text]
+    options: EncodeOptions = field(default_factory=EncodeOptions)
+
+    def finish(self, rows: Sequence[Rows]) -> Sequence[Rows]:
+        """f32[n] per text."""
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Several(_Unchunked):
+    """Several tasks of the same inputs, with the same options, whose outputs are computed in one pass."""
+
+    tasks: Sequence[Task[Any]]  # at least one
+
+    @property
+    def output(self) -> tuple[Output, ...]:
+        """What each task needs of an input."""
+        return tuple(task.output for task in self.tasks if isinstance(task.output, str))
+
+    @property
+    def inputs(self) -> Sequence[Text]:
+        """What to encode."""
+        return self.tasks[0].inputs
+
+    @property
+    def options(self) -> EncodeOptions:
+        """How to encode it."""
+        return self.tasks[0].options
+
+    def finish(self, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The result of each task."""
+        columns = zip(self.output, zip(*rows, strict=True), strict=True)
+        arrays = [np.stack(column) if output == "rows" else column for output, column in columns]
+        return [task.finish(array) for task, array in zip(self.tasks, arrays, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

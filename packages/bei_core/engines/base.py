@@ -29,6 +29,7 @@ class EngineInfo:
     max_seq_len: int  # the longest sequence `forward` takes, in tokens
     batch_tokens: int  # a batch with more tokens only takes longer: it gives no more throughput
     token_width: int = 0  # E; 0 for a model that gives no rows of tokens
+    weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
 
     @property
     def compute_type(self) -> str:
@@ -53,7 +54,10 @@ class Engine(Protocol):
         ...
 
     def forward_tokens(self, batch: Batch) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """f32[B, D] as `forward`, and f32[T, E], row `i` for token `i`; only if `token_width` is not 0."""
+        """f32[B, D] as `forward`, and f32[T, E], row `i` for token `i`; only if `token_width` is not 0.
+
+        With `weighs_terms` they are f32[T, E + 1].
+        """
         ...
 
     def padding_share(self) -> float:

@@ -60,4 +60,14 @@ class Splade(msgspec.Struct, frozen=True, tag="splade"):
     """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (Formal 2021)."""
 
 
+class BgeM3(msgspec.Struct, frozen=True):
+    """bge-m3's two linear layers on the vector of each token: its ColBERT vector, and its weight as a term.
+
+    They stand beside the modules (Chen et al. 2024, arXiv:2402.03216; FlagEmbedding,
+    `finetune/embedder/encoder_only/m3/modeling.py`). The first token has no ColBERT vector.
+    """
+
+    unweighted_ids: tuple[int, ...]  # token ids that are no terms: cls, eos, pad and unk
+
+
 Module: TypeAlias = Pooling | Dense | LayerNorm | Normalize | Truncate | Classifier | Splade

@@ -13,9 +13,10 @@ import msgspec
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import ConfigError, UnsupportedModelError
+from bei_core.models.bge_m3 import read_bge_m3
 from bei_core.models.classifier import read_head, scored
 from bei_core.models.kind import Kind
-from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
+from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
 from bei_core.models.sentence.settings import (
@@ -40,6 +41,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt_name: str | None = None
     similarity: Similarity = "cosine"  # how the model's vectors are compared
     template: RerankTemplate | None = None  # makes one text of a reranker's query and document
+    bge_m3: BgeM3 | None = None  # two linear layers beside the modules
 
     @property
     def classifier(self) -> Classifier | None:
@@ -128,6 +130,7 @@ def read_spec(
         default_prompt_name=settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,
+        bge_m3=None if is_static else read_bge_m3(checkpoint, modules),
     )
 
 

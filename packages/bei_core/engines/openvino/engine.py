@@ -120,7 +120,8 @@ class OpenVinoEngine:
             row_width=widths.get(ROWS, 0),
             max_seq_len=spec.max_seq_len,
             batch_tokens=_WIDE_BATCH_TOKENS if widths.get(ROWS, 0) > _WIDE else BATCH_TOKENS,
-            token_width=widths.get(TOKENS, 0),
+            token_width=widths.get(TOKENS, 0) - (spec.bge_m3 is not None),
+            weighs_terms=spec.bge_m3 is not None,
         )
         if isinstance(model, Path):
             self._infer(Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))]))  # packs the weights

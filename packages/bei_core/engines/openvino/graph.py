@@ -98,7 +98,8 @@ class _Heads:
             return {ROWS: rows}
         pooled = [pool(mode, tokens, self.spans) for mode in first.modes] if isinstance(first, Pooling) else []
         rows = pooled[0] if len(pooled) == 1 else op.concat(pooled, -1)
-        return {ROWS: self._apply(rest, rows), TOKENS: tokens}
+        found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)
+        return {ROWS: self._apply(rest, rows), TOKENS: found}
 
     def _classify(self, classifier: Classifier, tokens: Node) -> Node:
         if classifier.yes_no_ids is not None:

@@ -17,7 +17,15 @@ from bei_core.text.published.canonical import (
     CanonicalTokenizer,
     canonical_tokenizer,
     check_tokenizer,
+    special_token_ids,
     static_tokenizer,
 )
 
-__all__ = ["RULES", "CanonicalTokenizer", "canonical_tokenizer", "check_tokenizer", "static_tokenizer"]
+__all__ = [
+    "RULES",
+    "CanonicalTokenizer",
+    "canonical_tokenizer",
+    "check_tokenizer",
+    "special_token_ids",
+    "static_tokenizer",
+]

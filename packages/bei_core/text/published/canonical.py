@@ -72,6 +72,17 @@ def canonical_tokenizer(folder: Path) -> CanonicalTokenizer:
     return CanonicalTokenizer(_parsed(json.dumps(state), folder).to_str())
 
 
+def special_token_ids(folder: Path) -> dict[str, int]:
+    """The ids of the special tokens that the files of a model folder name, such as {"cls_token": 0}.
+
+    Raises as `canonical_tokenizer`.
+    """
+    published = read_published(folder)
+    tokenizer = _open(published)
+    ids = {name: tokenizer.token_to_id(token) for name, token in add_tokens(tokenizer, published).items()}
+    return {name: number for name, number in ids.items() if number is not None}
+
+
 def static_tokenizer(folder: Path) -> CanonicalTokenizer:
     """Returns the tokenizer of static embeddings: tokenizer.json, but without special tokens around a text.
 
