@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bei_core.engines.tensorrt_llm._compat import upstream
-from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.kernels.base import AttentionSizes, Rank
 from bei_core.engines.torch.kernels.torch import Attention, NormAndRope, load_attention
 from bei_core.engines.torch.models.layers import Rope
 from bei_core.engines.torch.models.sequences import Sequences
@@ -28,7 +28,11 @@ class TensorRtLlmKernels:
         """`quantized` are the parts of the transformer whose linear layers are quantised."""
         self.model_config, self.dtype, self.quantized = model_config, dtype, frozenset(quantized)
 
-    def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
+    rank = Rank()
+
+    def linear(
+        self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
+    ) -> Any:
         """TensorRT-LLM's Linear."""
         return _Linear(
             size_in,
