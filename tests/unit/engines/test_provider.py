@@ -31,8 +31,8 @@ CONFIG = {"architectures": ["BertModel"], "model_type": "bert", "max_position_em
 
 
 def checkpoint(folder: Path, weight: float = 1.0, **config: object) -> Path:
-    tensors = pack({"a": f32(weight)})
-    return write(folder, {"config.json": CONFIG | config, "tokenizer.json": TOKENIZER, "model.safetensors": tensors})
+    files = {"config.json": CONFIG | config, "tokenizer.json": TOKENIZER, "model.safetensors": pack({"a": f32(weight)})}
+    return write(folder, files)
 
 
 class World:
@@ -54,8 +54,7 @@ class World:
         return {"graph": self.VERSION}
 
     def settings(self, **changed: Any) -> Settings:  # noqa: ANN401 - as Settings takes them
-        given = {"model_id": REPO, "engine": "openvino", "cache_dir": self.folder / "cache", **changed}
-        return Settings(**given)
+        return Settings(**{"model_id": REPO, "engine": "openvino", "cache_dir": self.folder / "cache", **changed})
 
     def elsewhere(self, **changed: Any) -> Settings:  # noqa: ANN401
         """The same settings for another machine, with another cache."""
@@ -117,9 +116,6 @@ def damage(folder: Path) -> None:
 def only_engine(settings: Settings) -> Path:
     (found,) = [path for path in (settings.cache_dir / "engines").glob("[!.]*") if is_engine(path)]
     return found
-
-
-# --- What is known
 
 
 def test_the_second_start_asks_no_hub_and_builds_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
