@@ -237,7 +237,8 @@ class Runner:
         batch = Batch.pack([item.tokens for item in items])
         started = self._clock()
         try:
-            if any(self._needs_tokens(item.owner.output) for item in items):
+            outputs = {item.owner.output for item in items}
+            if outputs != {"rows"} and any(map(self._needs_tokens, outputs)):
                 rows, token_rows = self._engine.forward_tokens(batch)
                 parts = np.split(token_rows, batch.cu_seqlens[1:-1])
             else:
@@ -290,8 +291,6 @@ class Runner:
 
     def _needs_tokens(self, outputs: Outputs) -> bool:
         """Returns whether an output is made of the rows of tokens."""
-        if outputs == "rows":
-            return False
         of_tokens: tuple[Output, ...] = (
             ("tokens", "weights", "sparse") if self._engine.info.weighs_terms else ("tokens",)
         )

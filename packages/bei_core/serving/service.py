@@ -165,7 +165,7 @@ class Service:
             timings.num_characters = sum(
                 len(text) if isinstance(text, str) else num_characters(text) for text in task.inputs
             )
-            if asks_for(task.output, "tokens"):
+            if task.output != "rows" and asks_for(task.output, "tokens"):
                 self.model.check_num_token_rows(timings.num_tokens)
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
         finally:

@@ -115,6 +115,18 @@ async def test_embed_all_of_one_text_or_of_ids_is_a_list_too() -> None:
     np.testing.assert_array_equal(numbers, [token_rows([5, 6, 7])])
 
 
+@pytest.mark.parametrize("asked", ["return_dense", "return_sparse", "return_colbert_vecs"])
+async def test_several_outputs_are_refused_by_name_where_the_model_is_not_bge_m3(asked: str) -> None:
+    async with serving(POOLING) as client:
+        for answer in (True, False):
+            reply = await client.post("/embed_all", json={"inputs": "red", asked: answer})
+            assert reply.status_code == 424
+            assert f"`{asked}`" in reply.json()["error"]
+        weights = await client.post("/pooling", json={"input": "red", "task": "token_classify"})
+    assert weights.status_code == 424
+    assert "does not do `task: token_classify`" in weights.json()["error"]["message"]
+
+
 async def test_embed_all_is_cut_where_the_text_is() -> None:
     long = " ".join(TEXTS * 20)
     async with serving(POOLING) as client:

@@ -60,7 +60,8 @@ class TorchEngine:
             row_width=rows.shape[1],
             max_seq_len=spec.max_seq_len,
             batch_tokens=min(batch_tokens, _WIDE_BATCH_TOKENS) if rows.shape[1] > _WIDE else batch_tokens,
-            token_width=tokens.shape[1],
+            token_width=tokens.shape[1] - (spec.bge_m3 is not None),
+            weighs_terms=spec.bge_m3 is not None,
         )
 
     def forward(self, batch: Batch) -> Array:

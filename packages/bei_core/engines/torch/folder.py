@@ -19,6 +19,7 @@ import msgspec
 import numpy.typing as npt
 
 from bei_core.checkpoint import Checkpoint, Tensors
+from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
@@ -204,6 +205,9 @@ def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Ar
         elif isinstance(module, LayerNorm):
             for name in ("norm.weight", "norm.bias"):
                 yield f"{module.folder}.{name}", checkpoint.tensors(module.folder).f32(name)
+    for file in (COLBERT_LINEAR, SPARSE_LINEAR) if facts.spec.bge_m3 is not None else ():
+        for part in ("weight", "bias"):
+            yield f"{file}.{part}", checkpoint.pickled(file).f32(part)
 
 
 def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[str, Array]]:
