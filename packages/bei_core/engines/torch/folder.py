@@ -134,10 +134,21 @@ def class_names() -> Iterator[str]:
         yield from (f"Bei{name}Embedding", f"Bei{name}ForSequenceClassification")
 
 
-def write_folder(folder: Path, checkpoint: Checkpoint, facts: Facts, dtype: str) -> None:
-    """Writes the files of an engine that is not quantised."""
-    write_config(facts, dtype, folder)
-    write_weights(checkpoint.tensors(), checkpoint, facts, dtype, folder / WEIGHTS)
+def write_folder(
+    folder: Path,
+    checkpoint: Checkpoint,
+    facts: Facts,
+    dtype: str,
+    replaced: Mapping[str, Entry] | None = None,
+    more: Mapping[str, object] | None = None,
+) -> None:
+    """Writes the files of an engine.
+
+    `replaced` are tensors that a quantised model has instead of the checkpoint's or besides them, `more` its further
+    keys of config.json.
+    """
+    write_config(facts, dtype, folder, more)
+    write_weights(checkpoint.tensors(), checkpoint, facts, dtype, folder / WEIGHTS, replaced)
     copy_companions(checkpoint, folder)
 
 
@@ -174,15 +185,22 @@ def read_facts(folder: Path) -> Facts:
     return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
 
 
-def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
+def write_weights(
+    transformer: Tensors,
+    checkpoint: Checkpoint,
+    facts: Facts,
+    dtype: str,
+    path: Path,
+    replaced: Mapping[str, Entry] | None = None,
+) -> None:
     """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
-    entries = [
-        Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
+    entries = {
+        name: Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
         for name in transformer.names()
         if not name.startswith(_HEAD_TENSORS) and transformer.dtype(name) in _FLOAT_DTYPES
-    ]
-    entries += [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
-    write_tensors(path, entries)
+    }
+    heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
+    write_tensors(path, [*(entries | dict(replaced or {})).values(), *heads])
 
 
 def _keeps_dtype(name: str, dtype: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import tempfile
@@ -30,24 +31,26 @@ _MIN_CAPABILITY = {"fp8": (8, 9), "fp4": (10, 0)}
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """A checkpoint's tensors, each copied to the device when it is asked for."""
+    """A checkpoint's tensors, each copied to the device when it is asked for, and more that are in memory."""
 
-    def __init__(self, tensors: Tensors, device: torch.device) -> None:
-        self._tensors, self._device = tensors, device
+    def __init__(self, tensors: Tensors, device: torch.device, more: Mapping[str, Tensor] | None = None) -> None:
+        self._tensors, self._device, self._more = tensors, device, more or {}
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self._more:
+            return self._more[name]
         value = torch.from_numpy(np.array(self._tensors.raw(name)))
         dtype = _VIEWS.get(self._tensors.dtype(name))
         return (value if dtype is None else value.view(dtype)).to(self._device)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._tensors
+        return name in self._more or name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return itertools.chain(self._tensors, self._more)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._tensors) + len(self._more)
 
 
 def load_folder(folder: Path, precision: str, device: torch.device, rank: Rank | None = None) -> Model:
@@ -76,15 +79,22 @@ def load_model(
 
 def check_gpu(precision: str, device: torch.device) -> None:
     """Raises EngineUnavailableError, naming GPUs that would do, if a GPU does not support the precision."""
-    if precision not in _MIN_CAPABILITY or device.type != "cuda":
+    if device.type != "cuda" or supports(precision, device):
         return
     needed, found = _MIN_CAPABILITY[precision], torch.cuda.get_device_capability(device)
-    if found < needed:
-        raise EngineUnavailableError(
-            f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; "
-            f"fp4: B200 and newer); {torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}. For this GPU, "
-            "build with quantization_type no_quant"
-        )
+    raise EngineUnavailableError(
+        f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; fp4: "
+        f"B200 and newer); {torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}. For this GPU, build with "
+        "quantization_type no_quant"
+    )
+
+
+def supports(precision: str, device: torch.device | None = None) -> bool:
+    """Whether a GPU, by default the first, has matmuls in a precision; false without GPUs."""
+    if not torch.cuda.is_available():
+        return False
+    capability: tuple[int, int] = torch.cuda.get_device_capability(device)
+    return capability >= _MIN_CAPABILITY.get(precision, (0, 0))
 
 
 def _is_compiled(device: torch.device) -> bool:

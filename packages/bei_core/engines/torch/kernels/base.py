@@ -28,6 +28,15 @@ class AttentionSizes:
     window: int | None = None  # a query attends to keys less than this many positions away
     soft_cap: float | None = None  # scores become soft_cap * tanh(score / soft_cap)
 
+    @property
+    def part(self) -> str:
+        """The part of its linear layers: "attention", with more words if one of them cannot be in fp8.
+
+        TensorRT-LLM's attention has both in the same precision.
+        """
+        width, kv_width = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        return "attention" if fits_fp8(self.hidden, width, width + 2 * kv_width) else "attention in bf16"
+
     @classmethod
     def of_encoder(cls, hidden: int, num_heads: int, max_len: int, **others: Any) -> AttentionSizes:
         """Attention to all tokens, with heads of the size H / N."""

@@ -46,8 +46,9 @@ class Linear(nn.Module):
         self, size_in: int, size_out: int, part: str, kernels: TorchKernels, *, bias: bool, split: str | None = None
     ) -> None:
         super().__init__()
-        self.part, self.split, self.rank = part, split, kernels.rank
-        self.is_fp8able = fits_fp8(size_in, size_out)
+        self.split, self.rank = split, kernels.rank
+        self.part, _, in_bf16 = part.partition(" ")  # see `AttentionSizes.part`
+        self.fits_fp8 = not in_bf16 and fits_fp8(size_in, size_out)
         size_out = self.rank.share(size_out, "rows of a linear layer") if split == "out" else size_out
         size_in = self.rank.share(size_in, "columns of a linear layer") if split == "in" else size_in
         self.weight = empty(size_out, size_in, dtype=kernels.dtype)
@@ -79,10 +80,9 @@ class Linear(nn.Module):
 
     def _rescaled(self, layer: Layer) -> Tensor:
         """The weight of a layer, for the scale that all joined layers share."""
-        weight = layer["weight"][...]
         if self.weight_scale is None or layer["weight_scale"][...] == self.weight_scale:
-            return weight
-        return to_fp8(weight.float() * layer["weight_scale"][...].float(), self.weight_scale)
+            return layer["weight"][...]
+        return to_fp8(layer.f32_weight(), self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, size_out] of [T, size_in]."""
@@ -157,8 +157,8 @@ class Attention(nn.Module):
         heads = (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads)
         self.widths = [kernels.rank.share(number, "attention heads") * sizes.head_size for number in heads]
         width, size_qkv = sizes.num_heads * sizes.head_size, sum(heads) * sizes.head_size
-        self.qkv_proj = kernels.linear(sizes.hidden, size_qkv, "attention", bias=sizes.bias, fused="qkv", split="out")
-        self.o_proj = kernels.linear(width, sizes.hidden, "attention", bias=sizes.out_bias, split="in")
+        self.qkv_proj = kernels.linear(sizes.hidden, size_qkv, sizes.part, bias=sizes.bias, fused="qkv", split="out")
+        self.o_proj = kernels.linear(width, sizes.hidden, sizes.part, bias=sizes.out_bias, split="in")
         self.norm_and_rope = NormAndRope(sizes, rope, kernels.dtype)
 
     load = load_attention

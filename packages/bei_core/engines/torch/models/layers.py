@@ -27,6 +27,11 @@ class Layer(dict[str, Tensor]):
         super().__init__(tensors)
         self.name = name  # the whole name in the checkpoint
 
+    def f32_weight(self) -> Tensor:
+        """The weight in f32, also of a quantised layer."""
+        weight = self["weight"][...].float()
+        return weight * self["weight_scale"][...].float() if "weight_scale" in self else weight
+
     def split(self, count: int) -> list[Layer]:
         """The layers that were joined in this one, one below the other, with equal numbers of rows."""
         parts = {part: tensor[...] for part, tensor in self.items()}

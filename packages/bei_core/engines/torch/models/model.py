@@ -9,11 +9,12 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from bei_core.engines.batch import Batch
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts
 from bei_core.engines.torch.kernels.base import Kernels
 from bei_core.engines.torch.models.heads import make_head
 from bei_core.engines.torch.models.layers import Weights
-from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.engines.torch.models.sequences import Sequences, flatten
 
 
 class Model(nn.Module):
@@ -46,6 +47,12 @@ class Model(nn.Module):
         """f32[B, D]; None for a model that has token vectors only."""
         rows: Tensor | None = self.head.rows(self.transformer(sequences), sequences)
         return rows
+
+    def compute_batch(self, batch: Batch) -> None:
+        """Computes a batch for the hooks of its layers."""
+        flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32)
+        flatten(batch, flat)
+        self.compute(flat, batch.num_tokens, batch.max_len, False)
 
     @torch.inference_mode()
     def compute(
