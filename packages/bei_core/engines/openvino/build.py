@@ -20,7 +20,8 @@ from bei_core.engines.base import Engine, Plan
 from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples, with_progress
 from bei_core.engines.manifest import TOKENIZER
-from bei_core.engines.openvino.engine import MODEL, Array, OpenVinoEngine, precision_for
+from bei_core.engines.openvino.compiled import Array
+from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize.graph import calibration_batches, quantize
 from bei_core.engines.quality import Bar, Quality, bar_of, measure
