@@ -80,9 +80,8 @@ class EncodeOptions:
     chunk: bool = False  # split a text that is too long into chunks instead of truncating it
     chunk_tokens: int | None = None  # limit on the tokens of a text, or of the document of a pair; None: the model's
     spans: bool = False  # also say which part of the text each token stands for
-    max_tokens: int | None = (
-        None  # limit on the tokens of an input, special ones and prompt included; None: the model's
-    )
+    max_tokens: int | None = None  # limit on all tokens of an input, special ones and prompt too; None: the model's
+    add_special_tokens: bool = True  # False: the tokens of the text alone, without [CLS], </s> and such
 
 
 class TokenSpan(NamedTuple):

@@ -51,6 +51,7 @@ ANSWERED: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/voyage/v1/rerank", COHERE),
     ("POST", "/v1/reranking", {"query": "which animal", "input": TEXTS}),
     ("POST", "/v1/ranking", {"query": {"text": "which animal"}, "passages": [{"text": text} for text in TEXTS]}),
+    ("POST", "/v1/retrieval/any/model/reranking", {"query": {"text": "a"}, "passages": [{"text": "b"}]}),
     ("POST", "/score", {"text_1": "which animal", "text_2": TEXTS}),
     ("POST", "/v1/score", {"queries": TEXTS, "documents": TEXTS}),
     ("POST", "/pooling", {"input": TEXTS}),
@@ -60,6 +61,7 @@ ANSWERED: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/invocations", {"inputs": TEXTS}),
     ("POST", "/tokenize", {"inputs": TEXTS}),
     ("POST", "/decode", {"ids": [101, 102]}),
+    ("POST", "/detokenize", {"tokens": [101, 102]}),
     ("POST", "/v1/embed", {"texts": TEXTS}),
     ("POST", "/v2/embed", {"texts": TEXTS, "embedding_types": ["float"]}),
     ("POST", "/api/embed", {"input": TEXTS, "model": "embedder"}),
@@ -156,7 +158,7 @@ def assert_alike(one: Any, other: Any) -> None:  # noqa: ANN401 - JSON
 
 def test_the_table_leaves_no_route_out() -> None:
     asked = {path for _, path, _ in ANSWERED} | TRUSSS | {"/metrics"}
-    assert {route.path for route in ROUTES} <= asked | {"/models/{id}"}
+    assert {route.path for route in ROUTES} <= asked | {"/models/{id}", "/v1/retrieval/{model}/reranking"}
 
 
 @pytest.mark.parametrize(("method", "path", "body"), [*ANSWERED, *REFUSED])

@@ -137,7 +137,9 @@ def test_clients_get_every_document(ranking: list[dict[str, Any]], of_python: Ou
     same(answer(of_python, client), ranking)
 
 
-@pytest.mark.parametrize("client", ["litellm_nvidia_nim/ranking_rerank", "langchain_nvidia_rerank"])
+@pytest.mark.parametrize(
+    "client", ["litellm_nvidia_nim_rerank", "litellm_nvidia_nim/ranking_rerank", "langchain_nvidia_rerank"]
+)
 def test_nvidias_clients_get_logits(servers: dict[str, Server], of_python: Outcomes, client: str) -> None:
     body = {"query": QUERY, "texts": SENT, "return_text": True, "raw_scores": True}
     same(answer(of_python, client), servers["ranker"].post("/rerank", body).json()[:BEST])

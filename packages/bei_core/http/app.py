@@ -22,7 +22,7 @@ from bei_core.errors import (
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
 from bei_core.http.keys import Keys
-from bei_core.http.naming import by_name
+from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
 from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response, format_of
 from bei_core.http.route import Call, Route
@@ -64,7 +64,9 @@ class App:
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
-        self._prefixes = {path.partition("{")[0]: path for path in self._methods if "{" in path}
+        self._templates = [
+            (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI request; ignores scopes of types other than `http`."""
@@ -256,10 +258,11 @@ class App:
         """Returns the model with this name; None if no name is given. Raises NotFoundError if it is not served."""
         if len(self.services) == 1 or not isinstance(name, str) or name in _NO_MODEL:
             return None
-        if name not in self._by_name:
+        named = self._by_name.get(name) or self._by_name.get(without_input_type(name))
+        if named is None:
             known = ", ".join(service.name for service in self.services)
             raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
-        return self._by_name[name]
+        return named
 
     def _unrouted(self, call: Call) -> RequestError:
         """Returns the error for an unknown path (404), or for a known path with another method (405)."""
@@ -271,7 +274,8 @@ class App:
 
     def _template(self, path: str) -> str:
         """Returns the path template, such as `/v1/models/{id}`, that a path matches; "" if there is none."""
-        return next((known for prefix, known in self._prefixes.items() if path.startswith(prefix)), "")
+        found = (known for start, end, known in self._templates if path.startswith(start) and path.endswith(end))
+        return next(found, "")
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())

@@ -65,7 +65,7 @@ def _operation(route: Route) -> dict[str, Any]:
         responses[status] = {"description": text, "content": {"application/json": {"schema": error}}}
     operation: dict[str, Any] = {"summary": route.summary, "responses": responses}
     if "{" in route.path:
-        name = route.path.partition("{")[2].rstrip("}")
+        name = route.path.partition("{")[2].partition("}")[0]
         operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": STRING}]
     if schemas:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _one_of(schemas)}}}

@@ -10,6 +10,7 @@ from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError, ValidationError, WrongTaskError
 from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3
+from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import EmbedAll, EmbedSparse, EncodeOptions, Pair, Scoring, Similarity, Text
 from bei_core.text.ner import Vocabulary
@@ -36,6 +37,7 @@ class ServedModel:
     similarity: Similarity  # the function that compares two of its vectors
     normalizes: bool  # whether its vectors have length 1 according to its published configuration
     default_options: EncodeOptions  # the options of a request that sets none
+    is_plain_mean: bool  # whether its vector is the mean of its tokens' vectors, with nothing after it but Normalize
     row_width: int  # D, numbers per input; 0 if it returns only rows per token
     token_width: int  # E, numbers per token; 0 if it returns no rows per token
     compute_type: str  # device and precision, such as `cpu+bf16`
@@ -48,14 +50,14 @@ class ServedModel:
         """Returns the text of a prompt by its name. Raises ValidationError for an unknown name."""
         if name not in self.prompts:
             known = ", ".join(sorted(self.prompts)) or "none"
-            raise ValidationError(f"unknown prompt {name!r}; this model has: {known}", param="prompt_name")
+            raise ValidationError(f"unknown `prompt_name` {name!r}; this model has: {known}", param="prompt_name")
         return self.prompts[name]
 
     def pairs(self, pairs: Sequence[tuple[str, str]], instruction: str | None = None) -> list[Text]:
         """Returns a reranker's inputs for pairs of a query and a document.
 
-        Raises ValidationError, before it builds any input, if there are too many pairs or if all queries and
-        instructions together have more than MAX_REPEATED_CHARS characters.
+        Raises ValidationError, before it builds any input, if there are too many pairs, if all queries and
+        instructions together have more than MAX_REPEATED_CHARS characters, or if the model takes no instruction.
         """
         self.check_num_inputs(len(pairs))
         repeated = sum(len(query) for query, _ in pairs) + len(instruction or "") * len(pairs)
@@ -64,6 +66,10 @@ class ServedModel:
                 f"the query is read with each of {len(pairs)} documents, which makes {repeated} characters; at most "
                 f"{MAX_REPEATED_CHARS} are read: shorten the query, or send fewer documents",
                 param="query",
+            )
+        if instruction and (self.template is None or "{instruction}" not in self.template.template):
+            raise ValidationError(
+                "`instruction` needs a rerank_template with {instruction}, and this model has none", param="instruction"
             )
         return [self.pair(query, document, instruction) for query, document in pairs]
 
@@ -123,6 +129,7 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
         default_options=EncodeOptions(
             truncate=settings.auto_truncate, prompt=_default_prompt(spec, settings), pool_prompt=spec.pools_prompt
         ),
+        is_plain_mean=[getattr(module, "modes", None) for module in spec.modules] == [(PoolingMode.MEAN,)],
         row_width=engine.row_width,
         token_width=engine.token_width,
         compute_type=engine.compute_type,

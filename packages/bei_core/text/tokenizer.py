@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import tokenizers
+from tokenizers import Encoding
 
 from bei_core.errors import EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
@@ -70,7 +70,7 @@ class TextTokenizer:
         self._turn, self._num_inline_chars = 0.0, 0  # the event loop's time, and what was tokenized on it since then
         # Whether the vocabulary has ids for which the model has no embedding.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
-        self._skips: dict[str, int] = {}  # by prompt
+        self._skips: dict[tuple[str, bool], int] = {}  # by prompt, and whether there are special tokens
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="bei-tokenize")
@@ -115,7 +115,7 @@ class TextTokenizer:
         ]
         skip = 0 if options.pool_prompt else self._skip(options)
         with_words = options.spans or any(not isinstance(text, Pair) and len(text) > longest for text in plain)
-        encodings = zip(self._encode(prepared, with_spans=with_words), plain, prepared, strict=True)
+        encodings = zip(self._encode(prepared, options, with_spans=with_words), plain, prepared, strict=True)
         return [
             self._truncated(encoding, text, skip, options)
             if isinstance(text, Pair) or len(text) <= longest or len(part) > len(prompt) + longest
@@ -142,12 +142,16 @@ class TextTokenizer:
 
     def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, str, bool, int | None, int | None]]:
         """Returns (id, text, is special, start, stop) of each token; start and stop are characters, None if special."""
-        (encoding,) = self._encode([text], with_spans=True, add_special_tokens=add_special_tokens)
+        (encoding,) = self._encode([text], EncodeOptions(add_special_tokens=add_special_tokens), with_spans=True)
         rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         return [
             (id_, token, True, None, None) if special else (id_, text[start:stop], False, start, stop)
             for id_, token, special, (start, stop) in rows
         ]
+
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """The token of each id, as the vocabulary spells it."""
+        return [str(self._tokenizer.id_to_token(id_)) for id_ in ids]
 
     def join(self, tokens: Sequence[str]) -> str:
         """Returns the text of tokens, which are spelled as in the vocabulary."""
@@ -175,9 +179,7 @@ class TextTokenizer:
         """Ends the worker threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(
-        self, texts: list[str | Pair], *, with_spans: bool, add_special_tokens: bool = True
-    ) -> Iterator[tokenizers.Encoding]:
+    def _encode(self, texts: list[str | Pair], options: EncodeOptions, *, with_spans: bool) -> Iterator[Encoding]:
         """The encodings of texts, with offsets if asked; those of one call at a time, as they take much memory.
 
         Raises TokenizerError if the library fails. Always the batch calls, for one text too: `Tokenizer.encode` holds
@@ -186,7 +188,7 @@ class TextTokenizer:
         encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
         for group in [texts] if len(texts) == 1 else _calls(texts):
             try:
-                encodings = encode(group, add_special_tokens=add_special_tokens)
+                encodings = encode(group, add_special_tokens=options.add_special_tokens)
             except BaseException as fault:  # bare Exception, or a panic in Rust, which is no Exception
                 if isinstance(fault, KeyboardInterrupt | SystemExit):
                     raise
@@ -200,14 +202,14 @@ class TextTokenizer:
             return self._prepared(text, options)
         return (options.prompt or "") + text[: self._likely_chars]
 
-    def _settled(self, encoding: tokenizers.Encoding, text: str, skip: int, options: EncodeOptions) -> Tokens:
+    def _settled(self, encoding: Encoding, text: str, skip: int, options: EncodeOptions) -> Tokens:
         """`_truncated` of a text of which the start was encoded, or more of it if that does not decide what is kept."""
         words = [word for word in encoding.word_ids if word is not None]
         if len(words) <= self.max_seq_len or words[self.max_seq_len] + _SETTLING_WORDS > words[-1]:
-            (encoding,) = self._encode([self._prepared(text, options)], with_spans=options.spans)
+            (encoding,) = self._encode([self._prepared(text, options)], options, with_spans=options.spans)
         return self._truncated(encoding, text, skip, options)
 
-    def _truncated(self, encoding: tokenizers.Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
+    def _truncated(self, encoding: Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
         """The tokens of a text or a pair, cut to the model's length if need be and allowed."""
         ids = encoding.ids
         if not ids or self._has_unknown_ids:
@@ -224,17 +226,13 @@ class TextTokenizer:
             return Tokens(np.array(ids, np.int32), np.array(encoding.type_ids, np.int32))
         return self._selected(encoding, kept, skip, text, options)
 
-    def _selected(
-        self, encoding: tokenizers.Encoding, kept: Indices, skip: int, text: Text, options: EncodeOptions
-    ) -> Tokens:
+    def _selected(self, encoding: Encoding, kept: Indices, skip: int, text: Text, options: EncodeOptions) -> Tokens:
         """The tokens at the indices `kept`."""
         ids, type_ids = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
         spans = self._spans(encoding, kept, text, options) if options.spans and isinstance(text, str) else ()
         return Tokens(ids[kept], type_ids[kept], num_skipped(kept, skip), spans)
 
-    def _spans(
-        self, encoding: tokenizers.Encoding, kept: Indices, text: str, options: EncodeOptions
-    ) -> Sequence[TokenSpan]:
+    def _spans(self, encoding: Encoding, kept: Indices, text: str, options: EncodeOptions) -> Sequence[TokenSpan]:
         """The spans of the tokens at `kept`, in characters of the whole `text`, without the prompt before it."""
         prompt, shift = len(options.prompt or ""), 0
         if self._side_of(options) is TruncationSide.LEFT and not options.chunk:
@@ -258,7 +256,7 @@ class TextTokenizer:
         if not isinstance(text, str | Pair | Templated):
             return self._chunks_of_ids(text, options)
         whole = self._with_document(text, options)
-        (encoding,) = self._encode([whole.text if isinstance(whole, Templated) else whole], with_spans=True)
+        (encoding,) = self._encode([whole.text if isinstance(whole, Templated) else whole], options, with_spans=True)
         self._check_encoded(encoding.ids)
         document = document_tokens(encoding, whole)
         fixed = np.setdiff1d(np.arange(len(encoding)), document)
@@ -318,12 +316,13 @@ class TextTokenizer:
         """
         if options.pool_prompt or not options.prompt:
             return 0
-        if options.prompt not in self._skips:
-            (encoding,) = self._encode([options.prompt], with_spans=True)
+        key = options.prompt, options.add_special_tokens
+        if key not in self._skips:
+            (encoding,) = self._encode([options.prompt], options, with_spans=True)
             last = encoding.ids[-1:]
             ends = bool(last) and (encoding.special_tokens_mask[-1] == 1 or last[0] in self._special_ids)
-            self._skips[options.prompt] = len(encoding) - ends
-        return self._skips[options.prompt]
+            self._skips[key] = len(encoding) - ends
+        return self._skips[key]
 
     def _prepared(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
         """Returns what to encode: the text after its prompt, or the pair; each text is cut as `_cut` does."""

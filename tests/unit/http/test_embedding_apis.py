@@ -251,8 +251,9 @@ async def test_truncation_that_is_turned_off_refuses_a_long_text(
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"late_chunking": True}, "late_chunking"),
-        ({"add_special_tokens": False}, "add_special_tokens"),
+        ({"late_chunking": True}, "late_chunking"),  # the model's vector is that of the first token
+        ({"return_multivector": True}, "return_multivector"),
+        ({"padding": "max_length"}, "padding"),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages"),
         ({"modality": "image"}, "modality"),
         ({"modality": ["text", "image"]}, "modality"),
@@ -270,8 +271,9 @@ async def test_truncation_that_is_turned_off_refuses_a_long_text(
         ({"truncate": True, "truncation": False}, "truncation"),
         ({"input_type": "query", "task": "retrieval.passage"}, "task"),
         ({"prompt": "say: ", "input_type": "query"}, "prompt"),
-        ({"task": "classification"}, "input_type"),  # the model has prompts, and none for this
-        ({"task": "unheard of"}, "input_type"),
+        ({"task": "classification"}, "task"),  # the model has prompts, and none for this
+        ({"task": "unheard of"}, "task"),
+        ({"input_type": "unheard of"}, "input_type"),
     ],
     ids=str,
 )

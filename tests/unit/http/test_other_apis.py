@@ -77,7 +77,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
     ("body", "param"),
     [
         ({"images": ["data:image/png;base64,AA=="], "input_type": "image"}, "images"),
-        ({"texts": ["a"], "input_type": "image"}, "images"),
+        ({"texts": ["a"], "input_type": "image"}, "input_type"),
         ({"inputs": [{"content": [IMAGE]}]}, "content"),
         ({"inputs": [{"content": [{"type": "text", "text": "a"}, IMAGE]}]}, "content"),
         ({}, "texts"),

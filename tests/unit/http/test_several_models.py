@@ -112,6 +112,8 @@ def used(stage: Stage) -> list[str]:
         ("two", "b/second"),
         ("b/second", "b/second"),
         ("second", "b/second"),
+        ("two-query", "b/second"),  # as NVIDIA's clients name an input type
+        ("b/second-passage", "b/second"),
         ("", "a/first"),
         (None, "a/first"),
         ("not-required", "a/first"),

@@ -224,7 +224,7 @@ async def test_a_prompt_goes_before_the_text(make_service: MakeService, name: st
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones(make_service: MakeService) -> None:
-    with pytest.raises(ValidationError, match="unknown prompt 'q'; this model has: document, query") as refusal:
+    with pytest.raises(ValidationError, match="unknown `prompt_name` 'q'; this model has: document, query") as refusal:
         Common(prompt_name="q").encode_options(make_service(spec=spec_of(prompts=PROMPTS)).model)
     assert refusal.value.param == "prompt_name"
     with pytest.raises(ValidationError, match="this model has: none"):

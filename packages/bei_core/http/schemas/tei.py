@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -40,6 +40,7 @@ class EmbedRequest(Common):
     inputs: Input
     normalize: bool = True
     dimensions: int | None = None
+    encoding_format: Literal["float"] | None = None  # huggingface_hub sends it
 
     def to_task(self, model: ServedModel) -> Embed:
         """Returns the task."""

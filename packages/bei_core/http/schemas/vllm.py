@@ -15,13 +15,24 @@ from bei_core.errors import ValidationError, WrongTaskError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import ANY, INTEGER, NUMBER, STRING, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import USAGE, Common, Input, RequestContext, inputs_of, usage
+from bei_core.http.schemas.common import NO_CHATS, USAGE, Common, Input, RequestContext, inputs_of, refuse, usage
 from bei_core.http.schemas.ranking import Document, passages_of, rank
 from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
-from bei_core.tasks import Classify, ClassifyTokens, Embed, EncodeOptions, Rank, Rows, Task, TruncationSide, WeighTokens
+from bei_core.tasks import (
+    Classify,
+    ClassifyTokens,
+    Embed,
+    EncodeOptions,
+    Rank,
+    Rows,
+    Task,
+    TruncationSide,
+    WeighTokens,
+    l2_normalize,
+)
 
 # The names that a body may give to the two sides of `/score`.
 _SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
@@ -44,8 +55,9 @@ class VllmOptions(Common, kw_only=True):
     use_activation: bool | None = None  # False: logits instead of probabilities, vectors that are not normalised
     activation: bool | None = None  # older names of it
     softmax: bool | None = None
-    add_special_tokens: bool | None = None
+    padding: Literal["max_length", "do_not_pad"] | None = None
     chat_template: str | None = None
+    messages: Any = None
 
     @property
     def is_vllm(self) -> bool:
@@ -59,21 +71,20 @@ class VllmOptions(Common, kw_only=True):
 
     def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
         """Returns the options to tokenize the texts. Raises ValidationError for an option that is not supported."""
-        if self.add_special_tokens is False:
-            raise ValidationError(
-                "`add_special_tokens: false` is not supported; send token ids instead", param="add_special_tokens"
-            )
-        if self.chat_template is not None:
-            raise ValidationError(
-                "`chat_template` is not supported; the server's rerank_template is used", param="chat_template"
-            )
+        template = self.chat_template is not None
+        refuse(
+            {
+                "chat_template": template and "is not supported; the server's rerank_template is used",
+                "messages": self.messages is not None and NO_CHATS,
+                "padding": self.padding == "max_length" and "can only be do_not_pad",
+                "truncate_prompt_tokens": self.truncate_prompt_tokens == 0 and "must be -1 or at least 1",
+            }
+        )
         found = super().encode_options(model, **options)
         if self.truncation_side is not None:
             found = replace(found, side=TruncationSide(self.truncation_side))
         if self.truncate_prompt_tokens is None:
             return found
-        if self.truncate_prompt_tokens == 0:
-            raise ValidationError("`truncate_prompt_tokens` must be -1 or at least 1", param="truncate_prompt_tokens")
         limit = None if self.truncate_prompt_tokens < 0 else self.truncate_prompt_tokens
         return replace(found, truncate=True, max_tokens=limit)
 
@@ -126,6 +137,7 @@ class ScoreRequest(VllmOptions, kw_only=True):
         pairs = self.pairs()
         if Kind.RERANKER in model.roles:
             return rank(self, model, pairs, raw_scores=not self.activates, instruction=self.instruction)
+        refuse({"instruction": self.instruction and "is for rerankers; this model gives vectors"})
         firsts = list(dict.fromkeys(first for first, _ in pairs))
         return Embed([*firsts, *(second for _, second in pairs)], self.encode_options(model))
 
@@ -176,11 +188,14 @@ class PoolingRequest(VllmOptions, kw_only=True):
             )
         if task == "token_classify":
             return WeighTokens(inputs, options) if model.bge_m3 else ClassifyTokens(inputs, options, scoring)
+        is_normalized = model.kind is Kind.LATE_INTERACTION
+        refuse({"use_activation": is_normalized and not self.activates and "can only be true for this model"})
         return model.embed_all(inputs, options)
 
     def to_reply(self, result: Result[Sequence[Any]], context: RequestContext) -> dict[str, Any]:
-        """Returns a list object with the model's output for each text."""
-        rows = [np.ascontiguousarray(row) for row in result.rows]
+        """Returns a list object with the model's output for each text; vectors of tokens have length 1, as at vLLM."""
+        of_tokens = context.model.kind is Kind.EMBEDDING and self.task == "token_embed" and self.activates
+        rows = [np.ascontiguousarray(l2_normalize(row) if of_tokens else row) for row in result.rows]
         if self.task == "token_classify" and context.model.bge_m3 is not None:
             rows = [
                 _without_ends(row, tokens.ids, context.model.bge_m3)
