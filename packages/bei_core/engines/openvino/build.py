@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import openvino
 
 from bei_core.checkpoint import Checkpoint
@@ -20,7 +21,6 @@ from bei_core.engines.base import Engine, Plan
 from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples, with_progress
 from bei_core.engines.manifest import TOKENIZER
-from bei_core.engines.openvino.compiled import Array
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize.graph import calibration_batches, quantize
@@ -137,7 +137,7 @@ def _save(model: openvino.Model, path: Path) -> None:
         raise OSError(errno.EIO, "the model could not be written", str(path)) from fault
 
 
-def outputs(engine: Engine, batches: Sequence[Batch]) -> Array:
+def outputs(engine: Engine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
     """f32[B, D] of all batches together, or f32[T, E] for a model that gives rows of tokens only."""
     run = engine.forward if engine.info.row_width else lambda batch: engine.forward_tokens(batch)[1]
     what = f"held-out texts in {engine.info.precision}"

@@ -26,7 +26,6 @@ from bei_core.engines.torch.folder import DTYPES, read_facts
 from bei_core.engines.torch.loading import check_gpu
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
-from bei_core.tasks import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +71,7 @@ class TensorRtLlmEngine:
             name="tensorrt_llm",
             device="gpu",
             precision=precision,
-            row_width=self._encode(Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))])).shape[1],
+            row_width=self._encode(Batch.blank()).shape[1],
             max_seq_len=spec.max_seq_len,
             batch_tokens=self._max_num_tokens,
         )

@@ -28,7 +28,6 @@ from bei_core.engines.torch.models.sequences import flatten
 from bei_core.engines.torch.parallel import Compute, Workers
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
-from bei_core.tasks import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +50,7 @@ class TorchEngine:
         self._graphs = None
         if workers is None and model.is_graphable():
             self._graphs = Graphs(model.rows, spec.max_seq_len)
-        rows, tokens = self._compute(Batch.pack([_BLANK]))
+        rows, tokens = self._compute(Batch.blank())
         batch_tokens = _BATCH_TOKENS[self._device.type]
         self.info = EngineInfo(
             name="torch",
@@ -137,9 +136,6 @@ class Replicas:
 
     def _each(self, forward: Callable[[TorchEngine, Batch], ResultT], batch: Batch) -> list[ResultT]:
         return list(self._pool.map(forward, self._engines, even_parts(batch, len(self._engines))))
-
-
-_BLANK = Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))
 
 
 def _to_host(rows: Tensor | None, count: int) -> Array:
