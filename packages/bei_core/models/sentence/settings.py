@@ -99,7 +99,7 @@ def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
 def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
     """Returns the model's settings.
 
-    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for a prompt of pairs.
+    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of pairs.
     """
     name = "config_sentence_transformers.json"
     settings = read_settings(checkpoint, name, ModelSettings, required=False)
