@@ -71,7 +71,12 @@ class BertSizes:
 
     @classmethod
     def of(cls, names: BertNames, config: Config) -> BertSizes:
-        """Reads config.json. Raises UnsupportedModelError for a missing size or a relative position embedding."""
+        """Reads config.json.
+
+        Raises UnsupportedModelError for a missing size, a relative position embedding, or causal attention.
+        """
+        if config.get("is_decoder"):
+            raise UnsupportedModelError("config.json: is_decoder true (attention to earlier tokens) is not supported")
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise UnsupportedModelError(
                 f"position_embedding_type {config['position_embedding_type']!r} is not supported"

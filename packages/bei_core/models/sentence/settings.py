@@ -97,7 +97,10 @@ def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
 
 
 def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
-    """Returns the model's settings. Raises CheckpointError for a malformed field or an unknown default prompt."""
+    """Returns the model's settings.
+
+    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of pairs.
+    """
     name = "config_sentence_transformers.json"
     settings = read_settings(checkpoint, name, ModelSettings, required=False)
     known = {"query", "document", *(settings.prompts or ())}
@@ -105,6 +108,11 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
         raise CheckpointError(
             f"{name}: default_prompt_name {settings.default_prompt_name!r} is not one of the prompts, which are "
             f"{', '.join(sorted(known))}"
+        )
+    prompt = (settings.prompts or {}).get(settings.default_prompt_name or "")
+    if settings.model_type == "CrossEncoder" and prompt:
+        raise UnsupportedModelError(
+            f"{name}: default_prompt_name is not supported for a CrossEncoder, which reads pairs"
         )
     return settings
 
