@@ -160,7 +160,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     max_queue_wait_s: Annotated[
         Positive,
         About(
-            "Maximum expected seconds in the queue; more get status 429 (normal priority at 80%, low priority at 50%).",
+            "Maximum expected seconds until a request is computed; else 429 (normal priority at 80%, low at 50%).",
             bare=False,
         ),
     ] = 10.0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
+from collections.abc import Mapping
 from functools import partial
 
 from starlette.middleware.cors import CORSMiddleware
@@ -24,7 +26,7 @@ from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memo
 from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
-from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response, format_of
+from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of
 from bei_core.http.route import Call, Route
 from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
@@ -64,6 +66,7 @@ class App:
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
+        self._refusals: dict[tuple[str, str], Refusal] = {}  # the newest by path and priority
         self._templates = [
             (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
         ]
@@ -87,8 +90,7 @@ class App:
         Raises only if the server cancels the request or the process ends.
         """
         headers = dict(request.scope["headers"][::-1])
-        given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
-        request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
+        request_id = _request_id(headers)
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
@@ -118,10 +120,11 @@ class App:
         self._finish(call, response, error)
         return response
 
-    def refused_early(self, scope: Scope) -> Response | None:
+    def refused_early(self, scope: Scope) -> Refusal | None:
         """Returns the 429 reply if the server is too busy for this request, whatever its body is; None otherwise.
 
-        It needs only the head of the request: it starts no asyncio task and does not read the body.
+        It needs only the head of the request: it starts no asyncio task and does not read the body. A rendered reply
+        is used again for a short time, so that refusing many requests takes little from those that are accepted.
         """
         service, method, path = self.service, scope["method"], scope["path"].rstrip("/") or "/"
         if not service.is_busy or len(self.services) > 1:
@@ -132,21 +135,36 @@ class App:
         if route is None or route.schema is None or route.answer is not None:
             return None
         headers = dict(scope["headers"][::-1])
-        given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
-        request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
-        call = Call(
-            Request(scope), method, path, headers, request_id, self.services, service, route, FIELD_ROUTER.route_of
-        )
         try:
             if self._keys is not None:
                 self._keys.client(headers)
-            service.check_load(read_priority(headers))
-        except OverloadedError as fault:
-            response = self._refuse(fault, call)
-            self._finish(call, response, fault)
-            return response
+            priority = read_priority(headers)
         except RequestError:  # `respond` finds the same error again and sends it
-            pass
+            return None
+        refusal = self._refusal(route, priority)
+        if refusal is None:
+            return None
+        self.service.metrics.failed(refusal.error.kind.lower())
+        self.service.metrics.refused(refusal.error.cause)
+        request_id = _request_id(headers)
+        if self._traces is not None or service.settings.access_log:
+            route_of = FIELD_ROUTER.route_of
+            call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, route_of)
+            self._record(call, 429, refusal.error)
+        return refusal.with_id(request_id)
+
+    def _refusal(self, route: Route, priority: str) -> Refusal | None:
+        """Returns the newest refusal of a route and priority, if it is still valid or `check_load` refuses again."""
+        now = time.monotonic()
+        refusal = self._refusals.get((route.path, priority))
+        if refusal is not None and now < refusal.until:
+            return refusal
+        try:
+            self.service.check_load(priority)
+        except OverloadedError as fault:
+            refusal = Refusal.of(fault, error_response(fault, route.errors, route.inputs), now)
+            self._refusals[route.path, priority] = refusal
+            return refusal
         return None
 
     async def check(self) -> None:
@@ -289,10 +307,14 @@ class App:
     def _finish(self, call: Call, response: Response, error: RequestError | None) -> None:
         """Adds the header `x-request-id` to the reply; writes the trace span and the access log."""
         response.headers["x-request-id"] = call.request_id
+        self._record(call, response.status_code, error)
+
+    def _record(self, call: Call, status: int, error: RequestError | None) -> None:
+        """Writes the trace span and the access log."""
         if self._traces is not None and (call.route is None or not call.route.public):  # no spans of probes
-            self._traces.record(call, response.status_code, error)
+            self._traces.record(call, status, error)
         if self.service.settings.access_log:
-            call.log(response.status_code)
+            call.log(status)
 
     def _left(self) -> Response:
         self.service.metrics.cancelled()
@@ -314,6 +336,12 @@ class App:
         if coding is None:
             return body
         return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)
+
+
+def _request_id(headers: Mapping[bytes, bytes]) -> str:
+    """Returns the request id that the client gave, or a random one."""
+    given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
+    return given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
 
 
 def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -34,6 +35,10 @@ INLINE_NUMBERS = 32_768
 BYTES_PER_NUMBER = 16  # at most: four bytes of f32, and its digits in JSON
 
 _PART = 1_048_576  # the most bytes of a reply in one ASGI message
+
+# How long a rendered refusal is used again, in seconds. A queue that is too long holds at least one batch, so it stays
+# too long for about this time.
+_REFUSAL_VALID_S = 0.02
 
 _SHOWN = 1000  # the most characters of an error message
 
@@ -113,6 +118,27 @@ def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inpu
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(errors.body(error, message, param)), error.status, headers, JSON)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The reply to every request of a path and priority, until `until` on the clock of time.monotonic."""
+
+    error: OverloadedError
+    headers: bytes  # lines, without those that differ between requests
+    body: bytes
+    until: float
+
+    @classmethod
+    def of(cls, error: OverloadedError, response: Response, now: float) -> Refusal:
+        """Renders a response."""
+        headers = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
+        return cls(error, headers, bytes(response.body), now + _REFUSAL_VALID_S)
+
+    def with_id(self, request_id: str) -> Refusal:
+        """Returns the reply to one request."""
+        line = b"x-request-id: %b\r\n" % request_id.encode("latin-1")
+        return Refusal(self.error, self.headers + line, self.body, self.until)
 
 
 def num_numbers(rows: object) -> int:

@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from bei_core.errors import OverloadedError
-from bei_core.serving.queue import HEAD_START_S, Item, Pending, ServiceRate
+from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, ServiceRate
 
 # By priority: a request is refused if the expected wait exceeds this fraction of the longest allowed wait. So requests
 # of low priority are refused first and those of high priority last.
 _SHARES = {"high": 1.0, "normal": 0.8, "low": 0.5}
+
+# A batch takes at most this fraction of the longest allowed wait, because a request waits for the rest of the running
+# batch, for one batch that may always wait, and for its own batch.
+_BATCH_SHARE = 1 / 3
 
 # OpenAI's client ignores a longer Retry-After.
 _MAX_RETRY_AFTER_S = 60
@@ -36,18 +40,24 @@ class Admission:
         self.rate = ServiceRate()
         self.running = Running()
         self._pending = pending
-        self._budget = budget  # the most tokens of a batch
+        self._max_budget = budget
         self._max_wait_s = max_wait_s
         self._max_tokens = max_tokens
 
     @property
+    def budget(self) -> int:
+        """The most tokens of the next batch: fewer if a full batch would take too much of the longest allowed wait."""
+        fitting = max(SHORTEST_CLASS, self.rate.tokens_within(_BATCH_SHARE * self._max_wait_s))
+        return int(min(self._max_budget, fitting))
+
+    @property
     def has_line(self) -> bool:
         """Whether at least one full batch of tokens waits. Until then, `check_line` refuses no request."""
-        return self._pending.num_tokens_in_line >= self._budget
+        return self._pending.num_tokens_in_line >= self.budget
 
     def expected_s(self, num_tokens: int) -> float:
         """Returns the expected time to compute `num_tokens` tokens, in seconds."""
-        return self.rate.seconds(num_tokens, self._budget)
+        return self.rate.seconds(num_tokens, self.budget)
 
     def wait_s(self, now: float) -> float:
         """Returns the expected time, in seconds, until an item that is queued now starts to run."""
@@ -57,10 +67,10 @@ class Admission:
         return left_s + self.expected_s(self._pending.num_tokens_in_line)
 
     def check_line(self, now: float, priority: str) -> None:
-        """Raises OverloadedError if the queue is too long for any further request of this priority."""
+        """Raises OverloadedError if the next request of this priority would wait too long, its own batch included."""
         if self.has_line:
             wait_s = self.wait_s(now)
-            if wait_s > self._max_wait_s * _SHARES[priority]:
+            if wait_s + self.expected_s(self.budget) > self._max_wait_s * _SHARES[priority]:
                 raise overloaded(f"the requests that wait already take {wait_s:.1f} s", "queue_wait", wait_s)
 
     def check(self, num_tokens: int, now: float, priority: str, deadline: float | None) -> None:
@@ -81,9 +91,9 @@ class Admission:
         A request larger than one batch waits again for each of its batches, but in total at most as long as everything
         in the queue takes. A small request ends when the whole batch that contains it ends.
         """
-        line_s, num_turns = self.wait_s(now), -(-num_tokens // self._budget)
+        line_s, num_turns = self.wait_s(now), -(-num_tokens // self._max_budget)
         wait_s = min(num_turns * line_s, line_s + self.expected_s(self._pending.num_tokens))
-        batch = min(self._budget, self._pending.num_tokens_in_line + num_tokens)
+        batch = min(self.budget, self._pending.num_tokens_in_line + num_tokens)
         own_s = self.expected_s(max(num_tokens, batch))
         return max(0.0, wait_s - max(0.0, HEAD_START_S[priority])) + own_s - (deadline - now)
 

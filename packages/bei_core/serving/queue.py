@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ HEAD_START_S = {"high": 1.0, "normal": 0.0, "low": -1.0}
 # The number of recent batches of each size that `ServiceRate` is fitted to. A size is a range of token counts, from one
 # power of two to the next.
 _NUM_BATCHES = 8
+
+# The most recent batches of at least _MIN_RECENT tokens tell whether the machine is slower or faster now than the fit
+# says. Smaller ones do not count, because most of their time is fixed.
+_NUM_RECENT = 5
+_MIN_RECENT = SHORTEST_CLASS // 2
 
 # A batch's time per token is limited to this multiple of the median, because the process may have been stopped or have
 # waited for a disk.
@@ -195,12 +201,16 @@ class ServiceRate:
 
     def __init__(self) -> None:
         self._batches = [deque[tuple[int, float]](maxlen=_NUM_BATCHES) for _ in range(64)]
+        self._recent = deque[tuple[int, float]](maxlen=_NUM_RECENT)
         self._is_fitted = True
-        self._per_batch_s = self._per_token_s = 0.0
+        self._per_batch_s = self._per_token_s = self._recent_per_token_s = 0.0
 
     def add(self, num_tokens: int, seconds: float) -> None:
         """Records that a batch of `num_tokens` tokens took `seconds`."""
         self._batches[num_tokens.bit_length()].append((num_tokens, seconds))
+        if num_tokens >= _MIN_RECENT:
+            self._recent.append((num_tokens, seconds))
+            self._recent_per_token_s = median(each_s / num for num, each_s in self._recent)
         self._is_fitted = False
 
     def seconds(self, num_tokens: int, budget: int) -> float:
@@ -210,8 +220,16 @@ class ServiceRate:
             self._fit([batch for size in self._batches for batch in size])
         return -(-num_tokens // budget) * self._per_batch_s + num_tokens * self._per_token_s
 
+    def tokens_within(self, seconds: float) -> float:
+        """Returns how many tokens take `seconds`, by the most recent batches; infinity before the first one.
+
+        Smaller batches take longer per token, so after them the result is too low. It corrects itself with each batch
+        of so many tokens, also after the machine was slow for a while.
+        """
+        return seconds / self._recent_per_token_s if self._recent_per_token_s else math.inf
+
     def _fit(self, batches: Sequence[tuple[int, float]]) -> None:
-        """Fits the two times by least squares; both are at least 0."""
+        """Fits the two times by least squares; both are at least 0. Scales both to the most recent batches."""
         typical = median(seconds / num_tokens for num_tokens, seconds in batches)
         tokens = [num_tokens for num_tokens, _ in batches]
         times = [min(seconds, _MAX_SURPRISE * typical * num_tokens) for num_tokens, seconds in batches]
@@ -221,4 +239,6 @@ class ServiceRate:
         if spread:
             products = ((n - mean_tokens) * time for n, time in zip(tokens, times, strict=True))
             slope = min(max(sum(products) / spread, 0.0), slope)
-        self._per_token_s, self._per_batch_s = slope, mean_time - slope * mean_tokens
+        fixed = mean_time - slope * mean_tokens
+        ratios = [seconds / (fixed + slope * num_tokens) for num_tokens, seconds in self._recent] or [1.0]
+        self._per_token_s, self._per_batch_s = median(ratios) * slope, median(ratios) * fixed

@@ -215,7 +215,7 @@ class Runner:
         with self._turns.taken(self._turn_s()) if self._turns is not None else nullcontext():
             started = self._clock()
             with self._wake:  # under one lock, so that `_give_up` finds every item in the queue or in `running`
-                taken = self._pending.take(self._budget, started, max_items=self._max_items)
+                taken = self._pending.take(self.admission.budget, started, max_items=self._max_items)
                 self.admission.running = Running(taken.items, taken.num_tokens, started)
             try:
                 if taken.expired:

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import httpx
@@ -18,7 +19,8 @@ from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App, make_app
-from bei_core.http.limits import BodyBudget
+from bei_core.http.limits import REST_S, BodyBudget
+from bei_core.http.server import pool as pool_module
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.pool import Pool
 from bei_core.models.spec import read_spec
@@ -136,6 +138,32 @@ async def test_a_refusal_keeps_the_connection_and_what_follows_on_it(make_served
     assert served.pool.budget.num_bytes == 0
 
 
+async def test_the_event_loop_sleeps_once_after_refusals_that_arrive_together(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await make_served(max_queue_wait_s=4.0, max_batch_tokens=48)
+    served.service._runner.admission.rate = ServiceRate()
+    served.service._runner.admission.rate.add(48, 4.0)
+    first = await occupied(served)
+    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
+    while served.service._runner.num_items < 1:
+        await asyncio.sleep(0.001)
+    slept: list[float] = []
+    monkeypatch.setattr(pool_module, "time", SimpleNamespace(sleep=slept.append))
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    for count in (1, 2):
+        writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}" * 5)
+        for _ in range(5):
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), SAFETY_S)
+            size = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length: "))
+            await asyncio.wait_for(reader.readexactly(int(size[16:])), SAFETY_S)
+        await at_rest()
+        assert slept == [REST_S] * count
+    writer.close()
+    served.engine.release()
+    assert {(await task).status_code for task in (first, waiting)} == {200}
+
+
 async def test_a_full_server_reports_a_wrong_key_or_priority_first(
     make_served: MakeServed,
 ) -> None:
@@ -154,7 +182,7 @@ async def test_a_full_server_reports_a_wrong_key_or_priority_first(
 
 
 async def test_a_long_queue_refuses_early_and_says_for_how_long(make_served: MakeServed) -> None:
-    served = await make_served(max_queue_wait_s=10.0, max_batch_tokens=48)
+    served = await make_served(max_queue_wait_s=14.0, max_batch_tokens=48)
     served.service._runner.admission.rate = ServiceRate()
     served.service._runner.admission.rate.add(48, 4.0)
     first = await occupied(served)

@@ -11,7 +11,7 @@ import pytest
 
 from bei_core.errors import OverloadedError
 from bei_core.serving.admission import Admission, Running
-from bei_core.serving.queue import HEAD_START_S, Item, Pending, ServiceRate
+from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, ServiceRate
 from tests.fakes import tokens_of_length
 
 tokens_of = cache(tokens_of_length)
@@ -92,7 +92,7 @@ class Simulation:
             self.advance(self._free_at)
 
     def _begin_batch(self) -> None:
-        taken = self.pending.take(BUDGET, self.now)
+        taken = self.pending.take(self.admission.budget, self.now)
         self.expired += [item.owner for item in taken.expired]
         if taken.items:
             seconds = FIXED_S + self.token_s * taken.num_tokens
@@ -133,8 +133,7 @@ def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(
     in_time = sum(request.ended <= seconds for request in simulation.done)
     assert in_time / seconds >= 0.95 * min(load, 1.0) * CAPACITY
     simulation.drain()
-    batch_s = FIXED_S + BUDGET * TOKEN_S
-    assert waits(simulation)[-1] <= max_wait_s + 2 * batch_s  # the one that runs, and its own
+    assert waits(simulation)[-1] <= max_wait_s
     assert len(simulation.refused) == 0 or load >= 1.0
 
 
@@ -202,7 +201,22 @@ def test_one_batch_may_always_wait_however_slow_the_engine_is() -> None:
     simulation.offer(Request(0.0), 1000)
     simulation.advance(0.1)
     accepted = sum(simulation.offer(Request(0.1), 100) for _ in range(50))
-    assert accepted == math.ceil(BUDGET / 100)
+    assert simulation.admission.budget == SHORTEST_CLASS
+    assert accepted == math.ceil(SHORTEST_CLASS / 100)
+
+
+def test_a_batch_takes_a_third_of_the_longest_wait_and_grows_again_when_a_slow_time_is_over() -> None:
+    simulation = Simulation(max_wait_s=0.25)
+    budgets = []
+    for token_s in (TOKEN_S, 8 * TOKEN_S, TOKEN_S):
+        simulation.token_s = token_s
+        start = simulation.now
+        for arrived in poisson(3 * CAPACITY, 3.0):
+            simulation.offer(Request(start + arrived), LENGTH)
+        budgets.append(simulation.admission.budget)
+    assert budgets[0] == pytest.approx(0.25 / 3 / TOKEN_S, rel=0.1)
+    assert budgets[1] == SHORTEST_CLASS, "a third would be fewer tokens"
+    assert budgets[2] == pytest.approx(budgets[0], rel=0.1)
 
 
 def test_before_the_first_batch_nothing_is_known_and_nothing_refused() -> None:
@@ -283,6 +297,15 @@ def test_whatever_the_batches_took_no_time_is_negative(batches: list[tuple[int, 
     times = [rate.seconds(size, BUDGET) for size in (0, 1, 100, 10_000)]
     assert times[0] == 0.0
     assert times == sorted(times)
+
+
+def test_a_few_batches_show_that_the_machine_is_slower_now() -> None:
+    rate = ServiceRate()
+    for size in (*range(10, 1000, 30), *[BUDGET] * 8):
+        rate.add(size, FIXED_S + size * TOKEN_S)
+    for _ in range(3):
+        rate.add(BUDGET, 3 * (FIXED_S + BUDGET * TOKEN_S))
+    assert rate.seconds(BUDGET, BUDGET) == pytest.approx(3 * (FIXED_S + BUDGET * TOKEN_S), rel=0.01)
 
 
 def test_a_process_that_was_stopped_does_not_spoil_the_estimate() -> None:

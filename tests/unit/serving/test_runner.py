@@ -244,7 +244,7 @@ async def test_a_small_request_passes_a_large_one_that_runs(make_runner: MakeRun
 
 async def test_what_would_wait_too_long_is_refused_and_a_probe_is_not(make_runner: MakeRunner) -> None:
     engine, clock = FakeEngine(max_seq_len=4), Clock()
-    runner = make_runner(engine, budget=4, max_queue_wait_s=10.0, clock=clock)
+    runner = make_runner(engine, budget=4, max_queue_wait_s=13.0, clock=clock)
     runner.admission.rate.add(4, 3.0)
     with engine.held():
         tasks = submitted(runner, *([tokens_of(1, 2, 3, 4)] for _ in range(3)))

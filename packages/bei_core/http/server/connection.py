@@ -19,7 +19,8 @@ from starlette.types import Scope
 
 from bei_core.errors import OverloadedError
 from bei_core.http.limits import LEASE, LINGER_S, MAX_UNPARSED_BYTES, MAX_UNREAD_BODY_BYTES, BodyLease
-from bei_core.http.server.exchange import STATUS_LINES, Exchange
+from bei_core.http.replies import Refusal
+from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused
 from bei_core.http.server.parser import HttpError, RequestParser
 from bei_core.http.server.pool import Pool
 
@@ -46,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._client: tuple[Any, ...] | None = None
         self._server: tuple[Any, ...] | None = None
         self._parser = RequestParser()
-        self._exchange: Exchange | None = None
+        self._exchange: Exchange | Refused | None = None
         self._unparsed = b""
         self._is_paused = False  # whether reading from the socket is paused
         self._writable = asyncio.Event()
@@ -217,20 +218,28 @@ class Connection(asyncio.Protocol):
             else:
                 self._wait_in(Phase.REPLY)
 
-    def _begin_exchange(self) -> Exchange:
-        """Starts the application on a request whose head is complete. Raises HttpError."""
+    def _begin_exchange(self) -> Exchange | Refused:
+        """Starts the application on a request whose head is complete, or refuses the request. Raises HttpError."""
         scope = self._scope()
+        self._enter(Phase.BODY, self._settings.body_timeout_s)
+        self._pool.begin(self)
+        if (refusal := self._pool.refused_early(scope)) is not None:
+            return self._refuse_early(refusal)
         lease = BodyLease(self._pool.budget, self._refuse_for_another)
         scope["extensions"] = {LEASE: lease}
         parser = self._parser
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
-        self._enter(Phase.BODY, self._settings.body_timeout_s)
-        self._pool.begin(self)
-        if (refusal := self._pool.refused_early(scope)) is None:
-            self._pool.start(exchange.run(self._pool.app))
-        else:
-            exchange.refuse(refusal)
+        self._pool.start(exchange.run(self._pool.app))
         return exchange
+
+    def _refuse_early(self, refusal: Refusal) -> Refused:
+        """Sends a refusal. The connection stays open, unless the client may leave out the body."""
+        keep_alive = self._parser.keep_alive and not (self._parser.expects_continue or self._pool.is_draining)
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        self.write([STATUS_LINES[refusal.error.status], self._pool.date, refusal.headers, end, refusal.body])
+        if refusal.error.cause == "queue_wait":  # the engine has work for longer than the event loop rests
+            self._pool.rest()
+        return Refused(keep_alive=keep_alive)
 
     def _end_exchange(self) -> None:
         """Waits for the next request after a complete request and reply, or closes the connection."""

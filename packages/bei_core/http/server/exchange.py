@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Scope
 
 from bei_core.http.limits import BodyLease
@@ -117,12 +116,6 @@ class Exchange:
         finally:
             self.lease.release()
 
-    def refuse(self, response: Response) -> None:
-        """Sends a reply instead of running the application, before the body is read."""
-        self._start(response.status_code, response.raw_headers)
-        self._write(bytes(response.body), more=False)
-        self.lease.release()
-
     async def receive(self) -> Message:
         """Returns the next part of the body; after the last one, waits for a disconnect or the end of the reply."""
         if self._expects_continue and not self.is_started:
@@ -200,3 +193,23 @@ class Exchange:
     def _wake(self) -> None:
         if self._changed is not None:
             self._changed.set()
+
+
+class Refused:
+    """A request that was answered by a refusal: the rest of its body is read and discarded."""
+
+    __slots__ = ("keep_alive",)
+    is_started = is_replied = True
+    num_unread = 0
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    def add_body(self, parts: Iterable[bytes]) -> None:
+        """Discards parts of the body."""
+
+    def complete(self) -> None:
+        """The body is complete."""
+
+    def leave(self) -> None:
+        """The client has disconnected."""

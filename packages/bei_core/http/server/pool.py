@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Protocol
 
-from starlette.responses import Response
 from starlette.types import ASGIApp, Scope
 
 from bei_core.config.settings import Settings
-from bei_core.http.limits import DRAIN_STALL_S, MAX_REFUSED_CONNECTIONS, BodyBudget
+from bei_core.http.limits import DRAIN_STALL_S, MAX_REFUSED_CONNECTIONS, REST_S, BodyBudget
+from bei_core.http.replies import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Pool:
         settings: Settings,
         budget: BodyBudget,
         max_connections: int,
-        refused_early: Callable[[Scope], Response | None] = lambda scope: None,
+        refused_early: Callable[[Scope], Refusal | None] = lambda scope: None,
     ) -> None:
         self.settings = settings
         self.refused_early = refused_early  # returns a refusal that needs no application, or None
@@ -62,6 +63,7 @@ class Pool:
         self._connections: set[Member] = set()
         self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
+        self._rests = False  # whether the event loop is about to sleep
         self._notes: Counter[str] = Counter()
         self._noted_at = -_NOTE_EVERY_S
         self._empty = asyncio.Event()
@@ -104,6 +106,12 @@ class Pool:
         """Marks a connection as idle."""
         self._waiting[connection] = None
 
+    def rest(self) -> None:
+        """Lets the event loop sleep for REST_S after it has handled all that has arrived; call it after a refusal."""
+        if not self._rests:
+            self._rests = True
+            self._loop.call_soon(self._rest)
+
     def note(self, what: str) -> None:
         """Counts a connection that the server has ended, by reason; the counts are logged together."""
         self._notes[what] += 1
@@ -137,6 +145,10 @@ class Pool:
         self._connections.discard(oldest)
         oldest.abort()
         return True
+
+    def _rest(self) -> None:
+        time.sleep(REST_S)
+        self._rests = False
 
     async def _sweep(self) -> None:
         """Expires connections past their deadline, updates the Date header and logs notes, until cancelled."""
