@@ -1,0 +1,194 @@
+"""Damaged files of a model: each is read, or refused by an error that names it, and never by another exception."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import tarfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bei_core.checkpoint.archives import unpack
+from bei_core.checkpoint.tensors import entries
+from bei_core.engines.manifest import parse_manifest
+from bei_core.errors import StartError
+from bei_core.text.files import open_tokenizer
+
+few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+TOKENIZER = {
+    "version": "1.0",
+    "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": "BatchLongest",
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "[PAD]",
+    },
+    "added_tokens": [
+        {
+            "id": 0,
+            "content": "[PAD]",
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    ],
+    "normalizer": {
+        "type": "Sequence",
+        "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}],
+    },
+    "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\s"}, "behavior": "Isolated", "invert": False},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[PAD]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"[PAD]": {"id": "[PAD]", "ids": [0], "tokens": ["[PAD]"]}},
+    },
+    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+    "model": {
+        "type": "WordPiece",
+        "unk_token": "[PAD]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 9,
+        "vocab": {"[PAD]": 0, "a": 1},
+    },
+}
+
+HEADER = {"a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}}
+MANIFEST = {
+    "engine": "fake",
+    "precision": "int8",
+    "source": "owner/name",
+    "revision": "0" * 40,
+    "artifact": "a" * 32,
+    "files": {"model.bin": {"size": 1, "blake2b": "0" * 64}},
+}
+
+JSON_LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64, 10**30, 1e308, -0.5])
+    | st.sampled_from(["", "a", "[PAD]", "F32", "(", "[a", "\ud800", "x" * 10_000])
+)
+JSON = st.recursive(
+    JSON_LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def paths_of(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str | int, ...]]:
+    """Where the values of a JSON document are."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, item in inner for found in paths_of(item, (*path, key)))]
+
+
+@st.composite
+def mutated(draw: st.DrawFn, document: Mapping[str, object]) -> bytes:
+    """The document with some of its values replaced or removed, or with damaged bytes."""
+    value = json.loads(json.dumps(document))
+    for _ in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from([path for path in paths_of(value) if path]) if paths_of(value)[1:] else st.just(()))
+        if not path:
+            break
+        owner = value
+        for key in path[:-1]:
+            owner = owner[key]
+        if draw(st.booleans()):
+            owner[path[-1]] = draw(JSON)
+        else:
+            del owner[path[-1]]
+    return damaged(draw, json.dumps(value).encode())
+
+
+def damaged(draw: st.DrawFn, content: bytes) -> bytes:
+    """The bytes, sometimes cut or with another byte."""
+    kind = draw(st.sampled_from(["whole", "whole", "cut", "byte"]))
+    place = draw(st.integers(0, max(0, len(content) - 1)))
+    if kind == "cut":
+        return content[:place]
+    if kind == "byte":
+        return content[:place] + bytes([draw(st.integers(0, 255))]) + content[place + 1 :]
+    return content
+
+
+def refusal(read: Callable[[], object]) -> str | None:
+    """The error for the operator; None if the file is read."""
+    try:
+        read()
+    except StartError as fault:
+        return str(fault)
+    return None
+
+
+@few
+@given(header=mutated(HEADER), size=st.none() | st.sampled_from([0, 1, 2**20, 2**63 - 1, 2**64 - 1]))
+def test_a_header_of_tensors(tmp_path: Path, header: bytes, size: int | None) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header) if size is None else size) + header + bytes(8))
+    message = refusal(lambda: entries(path))
+    assert message is None or ("model.safetensors" in message and "\n" not in message)
+
+
+@few
+@given(content=mutated(TOKENIZER))
+def test_a_tokenizer(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(content)
+    message = refusal(lambda: open_tokenizer(path))
+    assert message is None or ("tokenizer.json" in message and "\n" not in message)
+
+
+@few
+@given(content=mutated(MANIFEST))
+def test_a_manifest(content: bytes) -> None:
+    message = refusal(lambda: parse_manifest(content, "folder/manifest.json"))
+    assert message is None or ("manifest.json" in message and "\n" not in message)
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    """A tar archive with members of any kind and name, sometimes damaged."""
+    stream = io.BytesIO()
+    style = draw(st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    with tarfile.open(fileobj=stream, mode="w", format=style) as tar:
+        for _ in range(draw(st.integers(0, 3))):
+            name = st.sampled_from(
+                ["config.json", "m/config.json", "../config.json", "/etc/x", "a/" * 40 + "config.json", "é", "m"]
+            )
+            member = tarfile.TarInfo(draw(name))
+            kinds = [
+                tarfile.REGTYPE,
+                tarfile.DIRTYPE,
+                tarfile.SYMTYPE,
+                tarfile.LNKTYPE,
+                tarfile.CHRTYPE,
+                tarfile.FIFOTYPE,
+            ]
+            member.type = draw(st.sampled_from(kinds))
+            member.linkname = "../../x" if member.type in {tarfile.SYMTYPE, tarfile.LNKTYPE} else ""
+            content = draw(st.binary(max_size=600)) if member.type == tarfile.REGTYPE else b""
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return damaged(draw, stream.getvalue())
+
+
+@few
+@given(content=archives())
+def test_an_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    folder = tmp_path_factory.mktemp("archive")
+    (folder / "m.tar").write_bytes(content)
+    outside = set(folder.parent.iterdir())
+    message = refusal(lambda: unpack(folder / "m.tar", folder / "unpacked", "bucket/m.tar"))
+    assert message is None or ("m.tar" in message and "\n" not in message)
+    assert set(folder.parent.iterdir()) == outside, "nothing is written outside"
