@@ -1,0 +1,1 @@
+"""Attacks on a server of its own, on loopback; writes what each did to benchmarks/results/chaos.md."""

@@ -1,0 +1,103 @@
+"""Attacks a server of its own, on loopback, and writes a row for each attack to benchmarks/results/chaos.md.
+
+    make chaos                                  all rows, ten minutes and more
+    make chaos ARGS="--only 'capacity'"         the rows whose name matches; the others keep their results
+    make chaos ARGS="--seconds 6 --no-large"    shorter loads, and no requests that are computed for long
+
+Ends with status 1 if a reply was wrong or lost or a test failed; a time or size beyond its bound is only in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from benchmarks.chaos import attacks, load, proofs
+from benchmarks.chaos.table import RESULTS, Row, save
+from tests.chaos.attacks import ATTACKS
+from tests.e2e.server import Server
+
+ORDER = (*load.ORDER, *attacks.ORDER, attacks.FAULTS, *proofs.ORDER)
+
+
+class Options(argparse.Namespace):
+    """The flags."""
+
+    only: str
+    seconds: float
+    large: bool
+    seed: int
+    output: Path
+
+
+def loads(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable[[], Row]]:
+    """The rows of overload, on one server."""
+    if chosen.isdisjoint(load.ORDER):
+        return
+    with load.Loaded(folder, options.seed) as loaded:
+        loaded.measure_peak(min(20.0, options.seconds))
+        for factor in load.OVERLOADS:
+            if load.name_of(factor) in chosen:
+                yield lambda factor=factor: loaded.overload(factor, options.seconds)  # type: ignore[misc]
+        if load.LATE in chosen:
+            yield lambda: loaded.deadlines(min(30.0, options.seconds))
+
+
+def requests(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable[[], Row]]:
+    """The rows of single attacks, on one server."""
+    if chosen.isdisjoint(attacks.ORDER):
+        return
+    with Server(folder / "server", folder / "cache") as server:
+        if attacks.QUIET in chosen:
+            yield lambda: attacks.quiet(server)
+        for attack in ATTACKS:
+            if attack.name in chosen and (options.large or 200 not in attack.statuses):
+                yield lambda attack=attack: attacks.send(server, attack)  # type: ignore[misc]
+        if attacks.HELD in chosen:
+            yield lambda: attacks.hold(server)
+        if attacks.LARGE in chosen and options.large:
+            yield lambda: attacks.large(server)
+
+
+def rows(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable[[], Row]]:
+    """What measures each chosen row, in turn; servers run while their rows are measured."""
+    yield from loads(chosen, options, folder)
+    yield from requests(chosen, options, folder)
+    if attacks.FAULTS in chosen:
+        yield lambda: attacks.faults(folder, options.seed, 2000 if options.seconds >= 60 else 200)
+    for name in proofs.ORDER:
+        if name in chosen:
+            yield lambda name=name: proofs.prove(name)  # type: ignore[misc]
+
+
+def main() -> None:
+    """Measures the chosen rows, one after the other, and saves each at once."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="regular expression; rows whose name has no match are not measured")
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long each load lasts")
+    parser.add_argument("--large", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args(namespace=Options())
+    chosen = {name for name in ORDER if re.search(options.only, name)}
+    is_broken = False
+    with tempfile.TemporaryDirectory() as name:
+        for measure in rows(chosen, options, Path(name)):
+            load_average = psutil.getloadavg()[0]
+            row = msgspec.structs.replace(measure(), date=time.strftime("%Y-%m-%d"), load=load_average)
+            print(row.line, end="", flush=True)
+            save(options.output, [row], ORDER)
+            is_broken = is_broken or row.is_broken
+    sys.exit(is_broken)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Requests that cost a client little: each has to get its status, and the event loop must not stand still."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import psutil
+
+from benchmarks.chaos.probe import HEALTH, watched
+from benchmarks.chaos.table import Row
+from tests.chaos.attacks import ATTACKS, Attack
+from tests.chaos.test_faults import FaultyServer, bombard
+from tests.e2e.server import LONG, Server, ask, openai_request, read_reply, request_bytes
+
+MAX_STALL_MS = 50.0
+MAX_HEALTH_MS = 100.0
+_PATIENCE_S = 300.0  # for a reply; what the engine needs for 260,000 tokens on a slow machine
+_NUM_CONNECTIONS = 1000
+QUIET = "no attack, for comparison"
+HELD = f"{_NUM_CONNECTIONS} connections held, half of them inside a request"
+LARGE = "4 requests of 1,024 long texts"
+FAULTS = "faults of a seed in the engine, the tokenizer, the disk and the clock"
+
+
+def quiet(server: Server) -> Row:
+    """The server without an attack."""
+    with watched(server) as seen:
+        time.sleep(5.0)
+    slowest = seen.delay_ms(1.0)
+    return Row(
+        name=QUIET,
+        must=f"slowest `/health/live` <= {MAX_STALL_MS:g} ms",
+        measured=f"{slowest:.0f} ms, median {seen.delay_ms(0.5):.1f} ms",
+        holds=slowest <= MAX_STALL_MS,
+    )
+
+
+def send(server: Server, attack: Attack) -> Row:
+    """Sends one request."""
+    body, process = attack.body(), psutil.Process(server.pid)
+    before, reply = process.memory_info().rss, None
+    with server.connect() as connection, watched(server) as seen:
+        connection.settimeout(_PATIENCE_S)
+        began = time.perf_counter()
+        with suppress(OSError, AssertionError):  # `read_reply` asserts that a reply is whole
+            connection.sendall(request_bytes(attack.path, body, *attack.headers))
+            reply = read_reply(connection)
+        seconds = time.perf_counter() - began
+    time.sleep(1.5)  # memory is returned a second after the end
+    status = "no reply" if reply is None else str(reply.status_code)
+    is_right = reply is not None and reply.status_code in attack.statuses and attack.limit in reply.text
+    slowest = seen.delay_ms(1.0)
+    memory = ", ".join(f"{size / 1e6:.0f}" for size in (before, seen.peak, process.memory_info().rss))
+    return Row(
+        name=attack.name,
+        must=f"{' or '.join(map(str, attack.statuses))}; slowest `/health/live` <= {MAX_STALL_MS:g} ms",
+        measured=f"{status} in {seconds:.2f} s; {slowest:.0f} ms; memory before, peak, after {memory} MB",
+        holds=is_right and slowest <= MAX_STALL_MS,
+        is_broken=not is_right,
+    )
+
+
+def hold(server: Server) -> Row:
+    """Many connections, half of them in the middle of a request, while small requests are answered."""
+    small, statuses = request_bytes("/embed", b'{"inputs":"a"}'), set[int]()
+    with ExitStack() as stack, watched(server) as seen:
+        for number in range(_NUM_CONNECTIONS):
+            connection = stack.enter_context(server.connect())
+            connection.sendall(small[: -5 if number % 2 else 0])
+        for _ in range(20):
+            with server.connect() as connection:
+                statuses.add(ask(connection, small).status_code)
+    slowest = seen.delay_ms(1.0)
+    return Row(
+        name=HELD,
+        must=f"20 of 20 small requests get 200; slowest `/health/live` <= {MAX_STALL_MS:g} ms",
+        measured=f"{', '.join(map(str, sorted(statuses)))}; {slowest:.0f} ms",
+        holds=statuses == {200} and slowest <= MAX_STALL_MS,
+        is_broken=statuses != {200},
+    )
+
+
+def large(server: Server) -> Row:
+    """Requests that fill the queue; health is asked for, and a small urgent request with a deadline."""
+    urgent = request_bytes("/embed", b'{"inputs":"a"}', "x-priority: high", "request-timeout-ms: 2000")
+    with ExitStack() as stack, watched(server, HEALTH) as seen:
+        for _ in range(4):
+            stack.enter_context(server.connect()).sendall(openai_request([LONG] * 1024))
+        time.sleep(5.0)
+        began = time.perf_counter()
+        with server.connect() as connection:
+            status = ask(connection, urgent).status_code
+        seconds = time.perf_counter() - began
+        time.sleep(5.0)
+    p99 = seen.delay_ms(0.99)
+    return Row(
+        name=LARGE,
+        must=f"p99 of `/health` <= {MAX_HEALTH_MS:g} ms; a small urgent request with a deadline of 2 s gets 200",
+        measured=f"{p99:.1f} ms, slowest {seen.delay_ms(1.0):.0f} ms; {status} in {seconds:.2f} s",
+        holds=p99 <= MAX_HEALTH_MS and status == 200 and seen.statuses == {200},
+        is_broken=seen.statuses != {200},
+    )
+
+
+def faults(folder: Path, seed: int, num_requests: int) -> Row:
+    """Faults at the seams of a server; `bombard` compares each vector with the reference."""
+    with FaultyServer(folder / "faulty", folder / "cache", seed) as server:
+        statuses = bombard(server, seed, num_requests)
+        is_running = server.is_running
+    counts = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+    is_right = is_running and set(statuses) <= {200, 422, 424}
+    return Row(
+        name=FAULTS,
+        must="every request ends once, in a right vector or an error of its route; the process lives",
+        measured=f"seed {seed}: {counts}; no wrong vector",
+        holds=is_right,
+        is_broken=not is_right,
+    )
+
+
+ORDER = (QUIET, *(attack.name for attack in ATTACKS), HELD, LARGE)

@@ -1,0 +1,171 @@
+"""More load than the server can compute: open loop, so that clients do not slow down with the server.
+
+The server has one processor and the load generator another, so that the generator takes nothing from the server. The
+peak that goodput is compared with is measured just before, with the same generator as 48 clients in a closed loop.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from bei_core.bench.client import Load, Outcome, drive
+from bei_core.bench.workload import Wire, texts
+from benchmarks.chaos.probe import HEALTH, quantile_of, watched
+from benchmarks.chaos.table import Row
+from tests.e2e.server import Server, ask
+
+MAX_QUEUE_WAIT_S = 2.0
+DEADLINE_S = 0.5
+_MAX_HEALTH_MS = 100.0
+_MIN_GOODPUT = 0.95
+_REFUSED_MS = 100.0  # "at once": the p99 of a 429
+_CLOSED_LOOP = 48  # clients: full batches, and none of them is refused
+_CONNECTIONS = 2000
+
+OVERLOADS = (5.0, 8.0)
+LATE = "deadlines of 500 ms at 3 times the capacity"
+
+
+def name_of(factor: float) -> str:
+    """The name of a row."""
+    return f"{factor:g} times the capacity, texts of mixed lengths, max_queue_wait_s = {MAX_QUEUE_WAIT_S:g}"
+
+
+@dataclass
+class Refusals:
+    """What a client saw that sends one request after the other."""
+
+    delays_ms: list[float] = field(default_factory=list)  # of the 429s
+    retry_after_s: list[int] = field(default_factory=list)
+
+
+class Loaded:
+    """A server on the first processor; the generator uses the last one."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        cpus = sorted(os.sched_getaffinity(0))
+        self._cpus = cpus[-1:]
+        prefix = ("taskset", "-c", str(cpus[0]))
+        self._server = Server(folder / "loaded", folder / "cache", prefix, max_queue_wait_s=MAX_QUEUE_WAIT_S)
+        self._requests = Wire(host="a").requests(texts("mixed", 5000, seed))
+        self.peak = 0.0  # requests a second
+        self._peak_share = 0.0  # of its processor that the server used then
+
+    def __enter__(self) -> Loaded:
+        self._server.__enter__()
+        self._drive(self._requests, 300)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.__exit__(None, None, None)
+
+    def measure_peak(self, seconds: float) -> None:
+        """Measures the requests a second of a closed loop for about so many seconds."""
+        outcome = self._drive(self._requests, 300)
+        cpu_s, began = self._cpu_s(), time.perf_counter()
+        outcome = self._drive(self._requests, int(len(outcome.latencies_ms) / outcome.wall_s * seconds))
+        self._peak_share = (self._cpu_s() - cpu_s) / (time.perf_counter() - began)
+        self.peak = len(outcome.latencies_ms) / outcome.wall_s
+
+    def overload(self, factor: float, seconds: float) -> Row:
+        """Offers `factor` times the peak."""
+        rate = factor * self.peak
+        with watched(self._server, HEALTH, 0.05) as health, self._refused() as refused:
+            cpu_s, began = self._cpu_s(), time.perf_counter()
+            outcome = self._drive(self._requests, int(rate * seconds), rate)
+        share = (self._cpu_s() - cpu_s) / (time.perf_counter() - began)
+        goodput = len(outcome.latencies_ms) / outcome.wall_s / self.peak
+        p99_s, refused_ms = quantile_of(outcome.latencies_ms, 0.99) / 1e3, quantile_of(refused.delays_ms, 0.99)
+        health_ms, lost = health.delay_ms(0.99), _lost(outcome)
+        retry = f"{min(refused.retry_after_s)} to {max(refused.retry_after_s)} s" if refused.retry_after_s else "none"
+        return Row(
+            name=name_of(factor),
+            must=f"goodput >= {_MIN_GOODPUT:.0%} of the peak; p99 of 200s <= {MAX_QUEUE_WAIT_S:g} s; p99 of 429s <= "
+            f"{_REFUSED_MS:g} ms, with Retry-After; nothing reset; p99 of `/health` <= {_MAX_HEALTH_MS:g} ms",
+            measured=f"{goodput:.0%} of {self.peak:.0f}/s for {outcome.wall_s:.0f} s; p99 {p99_s:.2f} s; 429s p99 "
+            f"{refused_ms:.1f} ms, Retry-After {retry}; {lost} reset; `/health` p99 {health_ms:.1f} ms; the server had "
+            f"{share:.0%} of its processor (at the peak {self._peak_share:.0%}), the generator "
+            f"{outcome.cpu_s / outcome.wall_s:.0%} of the other",
+            holds=goodput >= _MIN_GOODPUT
+            and p99_s <= MAX_QUEUE_WAIT_S
+            and refused_ms <= _REFUSED_MS
+            and not lost
+            and health_ms <= _MAX_HEALTH_MS,
+            is_broken=bool(lost) or health.statuses != {200},
+        )
+
+    def deadlines(self, seconds: float) -> Row:
+        """Offers 3 times the peak, each request with a deadline."""
+        line, rate = b"request-timeout-ms: %d\r\ncontent-type" % (1e3 * DEADLINE_S), 3 * self.peak
+        requests = [request.replace(b"content-type", line, 1) for request in self._requests]
+        outcome = self._drive(requests, int(rate * seconds), rate)
+        batch_s = self._server.metrics()["te_request_inference_duration_sum"] / max(
+            1.0, self._server.metrics()["te_request_inference_duration_count"]
+        )
+        slowest_s, late = max(outcome.latencies_ms) / 1e3, sum(ms > 1e3 * DEADLINE_S for ms in outcome.latencies_ms)
+        lost, limit_s = _lost(outcome), DEADLINE_S + batch_s
+        return Row(
+            name=LATE,
+            must="no 200 later than its deadline and one batch; others 504 or 429",
+            measured=f"{len(outcome.latencies_ms)} x 200, {late} after the deadline, slowest {slowest_s:.3f} s with "
+            f"batches of {batch_s:.3f} s on average; {outcome.errors.get('504', 0)} x 504, "
+            f"{outcome.errors.get('429', 0)} x 429; goodput "
+            f"{len(outcome.latencies_ms) / outcome.wall_s / self.peak:.0%}",
+            holds=slowest_s <= limit_s and not lost,
+            is_broken=bool(lost),
+        )
+
+    def _cpu_s(self) -> float:
+        times = psutil.Process(self._server.pid).cpu_times()
+        return float(times.user + times.system)
+
+    def _drive(self, requests: Sequence[bytes], count: int, rate: float = 0.0) -> Outcome:
+        chosen = [requests[number % len(requests)] for number in range(count)]
+        connections = _CONNECTIONS if rate else _CLOSED_LOOP
+        load = Load(
+            host="127.0.0.1",
+            port=self._server.port,
+            requests=chosen,
+            connections=connections,
+            rate=rate,
+            cpus=self._cpus,
+        )
+        return drive(load)
+
+    @contextmanager
+    def _refused(self) -> Iterator[Refusals]:
+        """Sends requests one after the other inside the block, and keeps what their refusals were."""
+        found, done = Refusals(), threading.Event()
+
+        def client() -> None:
+            with self._server.connect() as connection:
+                while not done.wait(0.05):
+                    began = time.perf_counter()
+                    reply = ask(connection, self._requests[0])
+                    if reply.status_code == 429:
+                        found.delays_ms.append(1e3 * (time.perf_counter() - began))
+                        found.retry_after_s.append(int(reply.headers["retry-after"]))
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        try:
+            yield found
+        finally:
+            done.set()
+            thread.join()
+
+
+def _lost(outcome: Outcome) -> int:
+    """Requests that ended without a reply, or with one that overload does not explain."""
+    return sum(count for error, count in outcome.errors.items() if error not in {"429", "504"})
+
+
+ORDER = (*map(name_of, OVERLOADS), LATE)
