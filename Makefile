@@ -68,10 +68,11 @@ $(GPU_PATH)/.done: requirements/gpu-path.lock | $(VENV)/.done
 	$(BIN)/uv pip install -q --python $(GPU_PATH) --no-deps --require-hashes -r requirements/gpu-path.lock
 	touch $@
 
-check: install  ## format, lint, types
+check: install  ## format, lint, types, known vulnerabilities of the dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/audit.py requirements/serve.lock requirements/dev.lock
 
 format: install  ## rewrite to the project's format
 	$(BIN)/ruff format .
@@ -80,7 +81,7 @@ format: install  ## rewrite to the project's format
 bench: install  ## measure the server, write benchmarks/results/
 	$(BIN)/python benchmarks/serve.py $(ARGS)
 
-chaos: install  ## attack a server for ten minutes, write benchmarks/results/chaos.md (ARGS="--seconds 60" for less)
+chaos: install  ## attack a server for ten minutes, write benchmarks/results/chaos.md (ARGS="--only 'capacity'" for some rows)
 	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.chaos $(ARGS)
 
 soak: install  ## a million texts of mixed lengths and routes; fails if memory or files grow (ARGS="--texts 20000" for less)
