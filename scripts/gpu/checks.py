@@ -17,7 +17,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.build import plan_build
 from bei_core.engines.cache import publish_engine
 from bei_core.engines.open import Opened, load
-from bei_core.engines.tensorrt_llm import build
+from bei_core.engines.registry import load_builder
 from bei_core.engines.tensorrt_llm.limits import check_model
 from bei_core.engines.torch.folder import facts_of, has_page
 from bei_core.errors import UnsupportedModelError
@@ -48,12 +48,12 @@ class Check:
     seconds: float
 
 
-def engine(model: str, folder: Path, **settings: object) -> Opened:
-    """Builds a model's engine into a folder and loads it."""
+def engine(model: str, folder: Path, *, name: str = "tensorrt_llm", **settings: object) -> Opened:
+    """Builds a model's engine for the engine `name` into a folder and loads it."""
     checkpoint = resolve(model)
     spec = read_spec(checkpoint)
-    given = Settings.load({"engine": "tensorrt_llm", **settings}, {"HOME": "/nonexistent"})
-    publish_engine(folder, plan_build(build, checkpoint, spec, given)[1])
+    given = Settings.load({"engine": name, **settings}, {"HOME": "/nonexistent"})
+    publish_engine(folder, plan_build(load_builder(name), checkpoint, spec, given)[1])
     return load(folder)
 
 
@@ -63,7 +63,7 @@ def cases() -> list[Any]:
     return [case for case in every if has_page(family_of(case.architecture)) and case.name != EXCLUDED]
 
 
-def parity(folder: Path, every: bool) -> Iterator[Check]:
+def parity(folder: Path, every: bool, name: str = "tensorrt_llm") -> Iterator[Check]:
     """Checks each family in f32 (plain kernels) and bf16 (fused ones): one checkpoint a kind, or `every`."""
     seen: set[tuple[str, bool]] = set()
     for case in cases():
@@ -72,10 +72,10 @@ def parity(folder: Path, every: bool) -> Iterator[Check]:
             continue
         seen.add((family, embeds))
         for dtype in DTYPES:
-            if not _has_kernels(case, dtype):
+            if name == "tensorrt_llm" and not _has_kernels(case, dtype):
                 continue
             kind = "embedding" if embeds else "classification"
-            yield _timed(f"{family} {kind} {dtype} ({case.name})", partial(_parity, case, dtype, folder))
+            yield _timed(f"{family} {kind} {dtype} ({case.name})", partial(_parity, case, dtype, folder, name))
 
 
 def _has_kernels(case: Case | ClassificationCase, dtype: str) -> bool:
@@ -87,8 +87,8 @@ def _has_kernels(case: Case | ClassificationCase, dtype: str) -> bool:
     return True
 
 
-def _parity(case: Case | ClassificationCase, dtype: str, folder: Path) -> str:
-    opened = engine(str(case.folder), folder / f"{case.name}-{dtype}", dtype=dtype)
+def _parity(case: Case | ClassificationCase, dtype: str, folder: Path, name: str) -> str:
+    opened = engine(str(case.folder), folder / f"{case.name}-{dtype}", name=name, dtype=dtype)
     types = getattr(case, "type_ids", None) or [np.zeros_like(ids) for ids in case.ids]
     tokens = [Tokens(*both) for both in zip(case.ids, types, strict=True)]
     try:
@@ -103,11 +103,11 @@ def _parity(case: Case | ClassificationCase, dtype: str, folder: Path) -> str:
     return f"logits within {max(compare_logits(rows, case.logits, limit) for rows in (together, alone)):.1e}"
 
 
-def fp8(model: str, folder: Path, **settings: object) -> Check:
+def fp8(model: str, folder: Path, *, name: str = "tensorrt_llm", **settings: object) -> Check:
     """Checks the quality gate of a model in fp8: cosine to the unquantised model on held-out texts."""
 
     def gate() -> str:
-        opened = engine(model, folder, quantization_type="fp8", **settings)
+        opened = engine(model, folder, name=name, quantization_type="fp8", **settings)
         opened.engine.close()
         return str(opened.manifest.quality)
 

@@ -117,9 +117,11 @@ def _seconds(engine: Engine, batch: Batch) -> float:
     return time.perf_counter() - started
 
 
-def served(model: str, ours: Path, requests: int, environ: Mapping[str, str]) -> Iterator[Served]:
+def served(
+    model: str, ours: Path, requests: int, environ: Mapping[str, str], engine: str = "tensorrt_llm"
+) -> Iterator[Served]:
     """Measures each server on each workload, one server at a time."""
-    bei = (sys.executable, "-W", "ignore", "-m", "bei_core.cli", "serve", "--engine", "tensorrt_llm")
+    bei = (sys.executable, "-W", "ignore", "-m", "bei_core.cli", "serve", "--engine", engine)
     commands = {"BEI": (*bei, "--model-id", str(ours), "--port", "{port}"), **PEERS}
     for name, command in commands.items():
         if shutil.which(command[0]) is None:

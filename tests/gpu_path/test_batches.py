@@ -89,7 +89,7 @@ class LostCard:
 def lose_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets every call of CUDA fail, as after a launch failure."""
 
-    def synchronize() -> None:
+    def synchronize(device: object) -> None:
         raise RuntimeError("CUDA error: unspecified launch failure")
 
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
@@ -110,7 +110,7 @@ async def test_a_lost_gpu_ends_the_engine_thread_so_that_the_server_exits(monkey
 
 def test_a_gpu_that_still_answers_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.cuda.synchronize", lambda: None)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda device: None)
     with pytest.raises(RuntimeError, match="unspecified launch failure"):
         LostCard().forward(Batch.pack(tokens_of(3)))
 

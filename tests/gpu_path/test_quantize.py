@@ -13,7 +13,7 @@ import torch
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
-from bei_core.engines.calibration import quantization_of
+from bei_core.engines.calibration import quantization_of, read_samples
 from bei_core.engines.open import Opened
 from bei_core.engines.quality import bar_of, measure
 from bei_core.engines.tensorrt_llm import build, limits
@@ -115,7 +115,8 @@ def simulate(checkpoint: Checkpoint, spec: ModelSpec, texts: Path, tokenizer: Pa
     given = Settings.load({"engine": "torch", **settings(texts)}, {"HOME": "/nonexistent"})
     quantization = quantization_of(given)
     assert quantization is not None
-    scheme = quantize.Scheme.of(quantization, spec, bar_of(given))
+    samples = read_samples(quantization.calibration, spec)
+    scheme = quantize.Scheme(("attention", "mlp"), quantization.calibration, samples, bar_of(given))
     return Simulated(checkpoint, facts_of(spec, scheme.parts), scheme, tokenizer)
 
 
@@ -154,7 +155,8 @@ def test_layers_of_other_sizes_than_multiples_of_16_stay_in_bf16_and_the_manifes
 
 
 @pytest.mark.parametrize(
-    "name", ["modernbert-plain-masked-lm", "nomic-mean-bf16", "gte-en-plain", "deberta-v3-plain-prefix"]
+    "name",
+    ["modernbert-plain-masked-lm", "nomic-mean-bf16", "gte-en-plain", "deberta-v3-plain-prefix", "voyage-4-nano"],
 )
 def test_families_that_modelopt_does_not_know_are_quantised_too(name: str, texts: Path, built: Builder) -> None:
     case = NAMED[name]

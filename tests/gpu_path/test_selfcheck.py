@@ -91,3 +91,12 @@ def test_a_failed_check_is_named_and_the_others_still_run(tmp_path: Path) -> Non
     failed = checks.fp8("/nowhere", tmp_path / "fp8")
     assert not failed.passed
     assert "/nowhere is not a folder" in failed.figure
+
+
+def test_the_torch_engine_is_checked_without_tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="torch finds no GPU"):
+        gpu_selfcheck.find_gpu(shim=False, engine="torch")
+    found = list(islice(checks.parity(tmp_path, False, "torch"), 2))
+    assert [check.passed for check in found] == [True, True]
+    assert "cosine" in found[0].figure

@@ -28,6 +28,7 @@ from bei_core.storage.backends import redact, store_schemes
 
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+Index: TypeAlias = Annotated[str, Meta(pattern="^[0-9]+$")]
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65_535)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0)]
 Url: TypeAlias = Annotated[str, Meta(pattern="^https?://")]
@@ -92,6 +93,11 @@ class Settings(Struct, frozen=True, kw_only=True):
             bare=False,
         ),
     ] = "auto"
+    devices: Annotated[
+        tuple[Index, ...], About("GPUs of the torch engine, a copy on each.", unset="the first", split=True, bare=False)
+    ] = ()
+    tensor_parallel_size: Annotated[Count, About("GPUs that the torch engine divides a model among.", bare=False)] = 1
+    torch_compile: Annotated[bool, About("Compile the layers of the torch engine on a GPU.", bare=False)] = True
     default_prompt: Annotated[
         str | None, About("Text that is put before every input.", unset="the model's default prompt", of_one_model=True)
     ] = None

@@ -52,6 +52,7 @@ _READ = {
         "max_seq_len",
         "quantization_config",
         "quantization_type",
+        "tensor_parallel_count",
     },
     "runtime.": {"webserver_default_route"},
 }
@@ -160,6 +161,7 @@ class TrtLlm(Struct, frozen=True, kw_only=True):
             "revision": repository.revision,
             "max_batch_tokens": self.build.max_num_tokens or _MAX_NUM_TOKENS[self.build.base_model],
             "max_batch_requests": self.build.max_batch_size,
+            "tensor_parallel_size": self.build.tensor_parallel_count if self.build.tensor_parallel_count > 1 else None,
             "webserver_default_route": None if route == "/v1/systemone" else route,
         }
         if self.build.quantization_type != "no_quant":

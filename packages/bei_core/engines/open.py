@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, check_once, is_engine, read_manifest
 from bei_core.engines.provider import EngineProvider
 from bei_core.engines.quality import bar_of
-from bei_core.engines.registry import load_loader
+from bei_core.engines.registry import TORCH, load_loader
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.models.spec import ModelSpec, load_spec
 from bei_core.storage.backends import redact
@@ -80,10 +81,13 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     return lease.folder
 
 
-def load(folder: Path, dtype: str | None = None, *, verify: str = "always") -> Opened:
+def load(
+    folder: Path, dtype: str | None = None, *, verify: str = "always", options: Mapping[str, object] | None = None
+) -> Opened:
     """Load the engine in a folder and check every file. Without `dtype`, it computes in the dtype it was built for.
 
-    If `verify` is "once", files that have not changed since their last check are not checked again.
+    If `verify` is "once", a file that has not changed since it was checked is not read again. `options` are for the
+    torch engine: `devices`, `tensor_parallel`, `compiled`.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
     EngineUnavailableError.
@@ -95,7 +99,8 @@ def load(folder: Path, dtype: str | None = None, *, verify: str = "always") -> O
         intact = pool.submit(check_once if verify == "once" else check_digests, folder, manifest)
         try:
             spec = _load_spec(folder)
-            engine = loader(folder, spec, manifest, dtype=dtype or manifest.dtype)
+            more = options or {} if manifest.engine == TORCH else {}
+            engine = loader(folder, spec, manifest, dtype=dtype or manifest.dtype, **more)
         except Exception:
             intact.result()  # raises if a file is damaged, which explains the other error
             raise
@@ -116,7 +121,7 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
     lease = provider.get()
     try:
         # The settings' dtype may differ from the dtype for which the engine was built.
-        opened = load(lease.folder, settings.dtype, verify=settings.verify)
+        opened = load(lease.folder, settings.dtype, verify=settings.verify, options=_options(settings))
         _check_quality(settings, opened)
     except BaseException as error:
         lease.release()
@@ -140,9 +145,19 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
     template = chosen_template(settings.rerank_template, None)
     if template is not None and not _load_spec(folder).scores_by(template):
         raise ConfigError(f"{folder} is built for other answers than this rerank_template's; build it again with it")
-    opened = load(folder, None if settings.dtype == "auto" else settings.dtype, verify=settings.verify)
+    dtype = None if settings.dtype == "auto" else settings.dtype
+    opened = load(folder, dtype, verify=settings.verify, options=_options(settings))
     _check_quality(settings, opened)
     return opened
+
+
+def _options(settings: Settings) -> dict[str, object]:
+    """What the torch engine is loaded with, besides its folder."""
+    return {
+        "devices": tuple(map(int, settings.devices)),
+        "tensor_parallel": settings.tensor_parallel_size,
+        "compiled": settings.torch_compile,
+    }
 
 
 def _check_quality(settings: Settings, opened: Opened) -> None:
@@ -150,6 +165,8 @@ def _check_quality(settings: Settings, opened: Opened) -> None:
     if settings.pooling is not None and opened.spec.classifier is not None:  # as text-embeddings-inference does
         log.warning("pooling %s has no effect: %s is a %s", settings.pooling, settings.model_id, opened.spec.kind)
     settings.check_dense_path(opened.spec.dense_folders)
+    if opened.manifest.engine != TORCH and (settings.devices or settings.tensor_parallel_size > 1):
+        log.warning("devices and tensor_parallel_size have no effect with engine %s", opened.manifest.engine)
     quality, asked = opened.manifest.quality, quantization_of(settings)
     if asked is not None and quality is None:
         raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")

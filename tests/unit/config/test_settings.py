@@ -90,6 +90,7 @@ def test_every_setting_has_its_environment_variable(tmp_path: Path) -> None:
         "trt_llm": json.dumps(TRT_LLM),
         "webserver_default_route": "/predict",
         "otlp_endpoint": "http://collector:4317",
+        "torch_compile": "false",
         "auto_truncate": "false",
         "json_output": "true",
         "verify": "always",

@@ -114,12 +114,6 @@ def test_a_projection_after_the_decoder_is_in_the_folder(tmp_path: Path) -> None
     assert np.array_equal(resolve(str(folder)).tensors().f32("linear.weight"), before.f32("linear.weight"))
 
 
-@pytest.mark.parametrize("model", ["voyage-4-nano", "jina-reranker-v2"])
-def test_fp8_of_a_model_that_transformers_alone_would_read_wrongly_is_refused(model: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModelError, match=r"fp8: .* is published with code of its own, .*use no_quant"):
-        built(GOLDEN / model, tmp_path / "engine", quantization_type="fp8")
-
-
 @pytest.mark.parametrize("model", ["nomic-v2-moe", "mt5-silu"])
 def test_what_our_classes_do_not_have_is_refused_at_the_build(model: str, tmp_path: Path) -> None:
     for engine in ("torch", "tensorrt_llm"):
@@ -127,9 +121,10 @@ def test_what_our_classes_do_not_have_is_refused_at_the_build(model: str, tmp_pa
             built(GOLDEN / model, tmp_path / "engine", engine=engine)
 
 
-def test_fp8_without_modelopt_names_the_command_that_installs_it(tmp_path: Path) -> None:
-    with pytest.raises(EngineUnavailableError, match=r"fp8 needs torch .*pip install nvidia-modelopt"):
-        built(QWEN, tmp_path / "engine", quantization_type="fp8")
+@pytest.mark.parametrize("engine", ["torch", "tensorrt_llm"])
+def test_fp8_without_torch_names_the_command_that_installs_it(engine: str, tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailableError, match=r"fp8 needs torch .*pip install 'bei-core\[torch\]'"):
+        built(QWEN, tmp_path / "engine", engine=engine, quantization_type="fp8")
     assert not (tmp_path / "engine").exists()
 
 

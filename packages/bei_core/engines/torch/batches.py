@@ -65,12 +65,12 @@ class Parts:
         self._is_lowered = True
 
 
-def check_device(error: Exception) -> None:
+def check_device(error: Exception, device: torch.device | None = None) -> None:
     """Raises DeviceLostError if the GPU no longer works after an error: CUDA then fails at every call."""
     if not torch.cuda.is_initialized():
         return
     try:
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     except RuntimeError as repeated:
         raise DeviceLostError(f"the GPU failed and needs a new process: {repeated}") from error
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
-from bei_core.engines.calibration import Quantization, quantization_of
+from bei_core.engines.calibration import Quantization, quantization_of, read_samples
 from bei_core.engines.quality import bar_of
 from bei_core.engines.torch.folder import DTYPES, PRECISIONS, facts_of, write_folder
 from bei_core.errors import ConfigError, EngineUnavailableError
@@ -52,7 +52,11 @@ def _quantized_plan(
         )
     from bei_core.engines.torch import quantize
 
-    scheme = quantize.Scheme.of(quantization, spec, bar_of(settings))
+    name, _, rest = quantization.type.partition("_")  # "fp8_kv" is "fp8": encoding has no KV cache
+    if name != "fp8":
+        raise EngineUnavailableError(f"engines for GPUs are not built in {quantization.type}; use fp8")
+    parts, calibration = ("mlp",) if rest == "mlp_only" else ("attention", "mlp"), quantization.calibration
+    scheme = quantize.Scheme(parts, calibration, read_samples(calibration, spec), bar_of(settings))
     model = facts_of(spec, scheme.parts)
     artifact = {"folder": VERSION, "mask": model.mask, **scheme.address()}
     fill = partial(quantize.fill, checkpoint=checkpoint, facts=model, scheme=scheme)

@@ -7,9 +7,10 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +20,8 @@ from torch import Tensor
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import Parts, even_parts
+from bei_core.engines.torch.batches import Parts, check_device, even_parts
 from bei_core.engines.torch.graphs import Graphs
-from bei_core.engines.torch.kernels.base import Rank
 from bei_core.engines.torch.loading import check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import flatten
@@ -46,11 +46,17 @@ class TorchEngine:
     def __init__(self, model: Model, spec: ModelSpec, precision: str, workers: Workers | None = None) -> None:
         self._model, self._device, self._workers = model, model.device, workers
         self._staging = torch.empty(0, dtype=torch.int32)
-        self._parts = Parts(sys.maxsize, sys.maxsize, None if workers is None else workers.check)
-        self._graphs = None
-        if workers is None and model.is_graphable():
+        check = partial(check_device, device=self._device) if workers is None else workers.check
+        self._parts = Parts(sys.maxsize, sys.maxsize, check)
+        # Of several GPUs, the one that kernels, streams and graphs of this engine are for.
+        self._current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
+        self._graphs: Graphs | None = None
+        try:
+            rows, tokens = self._compute(Batch.blank())
+        except RuntimeError as error:  # no memory, a kernel that the GPU lacks
+            raise EngineUnavailableError(f"torch cannot run {spec.architecture} on {self._device}: {error}") from error
+        if workers is None and rows.shape[1] and model.is_graphable():
             self._graphs = Graphs(model.rows, spec.max_seq_len)
-        rows, tokens = self._compute(Batch.blank())
         batch_tokens = _BATCH_TOKENS[self._device.type]
         self.info = EngineInfo(
             name="torch",
@@ -87,15 +93,18 @@ class TorchEngine:
     @torch.inference_mode()
     def _compute(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
         """f32[B, D] and f32[T, E], of no width if the model has no such output or it is not asked for."""
-        if self._graphs is not None and not with_tokens:
-            rows = self._graphs.run(batch, lambda padded: self._stage(padded).to(self._device, non_blocking=True))
+        with self._current:
+            rows = None if self._graphs is None or with_tokens else self._graphs.run(batch, self._upload)
             if rows is not None:
                 return _to_host(rows, len(batch)), _to_host(None, batch.num_tokens)
-        flat = self._stage(batch)
-        if self._workers is not None:
-            self._workers.send(flat, batch.num_tokens, batch.max_len, with_tokens)
-        outputs = self._model.compute(flat, batch.num_tokens, batch.max_len, with_tokens)
-        return _to_host(outputs[0], len(batch)), _to_host(outputs[1], batch.num_tokens)
+            flat = self._stage(batch)
+            if self._workers is not None:
+                self._workers.send(flat, batch.num_tokens, batch.max_len, with_tokens)
+            outputs = self._model.compute(flat, batch.num_tokens, batch.max_len, with_tokens)
+            return _to_host(outputs[0], len(batch)), _to_host(outputs[1], batch.num_tokens)
+
+    def _upload(self, batch: Batch) -> Tensor:
+        return self._stage(batch).to(self._device, non_blocking=True)
 
     def _stage(self, batch: Batch) -> Tensor:
         """The batch in pinned memory, until the next call. Every forward pass ends with a copy to the host."""
@@ -154,6 +163,7 @@ def load(
     dtype: str,
     devices: Sequence[int] = (),
     tensor_parallel: int = 1,
+    compiled: bool = True,
 ) -> TorchEngine | Replicas:
     """The engine in an engine folder, in the precision in which it was built; `dtype` has no effect.
 
@@ -168,9 +178,8 @@ def load(
         log.warning("torch finds no GPU, so this model runs on the CPU, where engine: openvino is much faster")
     if tensor_parallel > 1:
         return _divided(folder, spec, manifest.precision, chosen)
-    engines = [
-        TorchEngine(load_folder(folder, manifest.precision, device), spec, manifest.precision) for device in chosen
-    ]
+    models = [load_folder(folder, manifest.precision, device, compiled=compiled) for device in chosen]
+    engines = [TorchEngine(model, spec, manifest.precision) for model in models]
     return engines[0] if len(engines) == 1 else Replicas(engines)
 
 
@@ -178,7 +187,7 @@ def _divided(folder: Path, spec: ModelSpec, precision: str, devices: list[torch.
     share = partial(load_share, folder, precision)
     workers = Workers(share, devices)
     try:
-        model = load_folder(folder, precision, devices[0], Rank(0, len(devices)))
+        model = load_folder(folder, precision, devices[0], workers.rank)
         workers.await_loaded()
         return TorchEngine(model, spec, precision, workers)
     except BaseException:
@@ -186,7 +195,7 @@ def _divided(folder: Path, spec: ModelSpec, precision: str, devices: list[torch.
         raise
 
 
-def load_share(folder: Path, precision: str, rank: Rank, device: torch.device) -> Compute:
+def load_share(folder: Path, precision: str, rank: Any, device: torch.device) -> Compute:
     """What computes a rank's share of the batches."""
     compute: Compute = load_folder(folder, precision, device, rank).compute
     return compute

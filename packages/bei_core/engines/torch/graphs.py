@@ -59,13 +59,17 @@ class Graphs:
     """Runs a function of sequences by CUDA graphs, a graph for each shape. All of them share one pool of memory."""
 
     def __init__(self, compute: Callable[[Sequences], Tensor], max_seq_len: int) -> None:
+        """`compute` gives f32[B, D]."""
         self._compute, self._max_seq_len = compute, max_seq_len
         self._recorded: dict[Shape, tuple[Tensor, Callable[[], None], Tensor]] = {}
         self._pool: object = None
         self.is_enabled = True
 
     def run(self, batch: Batch, upload: Callable[[Batch], Tensor]) -> Tensor | None:
-        """The rows of a batch, until the next call; None if no graph has its shape. `upload` is `Staging.upload`."""
+        """The rows of a batch, until the next call; None if no graph has its shape.
+
+        `upload` gives what `flatten` writes of a batch, on the device.
+        """
         shape = Shape.of(batch, self._max_seq_len) if self.is_enabled else None
         if shape is None:
             return None

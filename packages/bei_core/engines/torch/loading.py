@@ -26,6 +26,9 @@ log = logging.getLogger(__name__)
 # What `Tensors` has as integers, because NumPy lacks the type.
 _VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 
+# Types of devices on which layers may be compiled; a CPU is for tests, which compile there on purpose.
+COMPILED_ON = {"cuda"}
+
 # The compute capability that a precision needs: e4m3 matmuls came with Ada and Hopper, e2m1 with Blackwell.
 _MIN_CAPABILITY = {"fp8": (8, 9), "fp4": (10, 0)}
 
@@ -53,13 +56,18 @@ class StoredTensors(Mapping[str, Tensor]):
         return len(self._tensors) + len(self._more)
 
 
-def load_folder(folder: Path, precision: str, device: torch.device, rank: Rank | None = None) -> Model:
-    """The model in an engine folder. Raises EngineUnavailableError if it does not fit the device, CheckpointError."""
+def load_folder(
+    folder: Path, precision: str, device: torch.device, rank: Rank | None = None, *, compiled: bool = False
+) -> Model:
+    """The model in an engine folder; on a GPU its layers may be `compiled`.
+
+    Raises EngineUnavailableError if it does not fit the device, CheckpointError.
+    """
     try:
         model = load_model(
             read_facts(folder), StoredTensors(resolve(str(folder)).tensors(), device), DTYPES[precision], device, rank
         )
-        if _is_compiled(device) and rank is None:
+        if compiled and device.type in COMPILED_ON:
             _compile(model, folder)
     except RuntimeError as error:  # no memory, a driver that does not fit
         raise EngineUnavailableError(f"torch cannot load {folder} on {device}: {error}") from error
@@ -95,11 +103,6 @@ def supports(precision: str, device: torch.device | None = None) -> bool:
         return False
     capability: tuple[int, int] = torch.cuda.get_device_capability(device)
     return capability >= _MIN_CAPABILITY.get(precision, (0, 0))
-
-
-def _is_compiled(device: torch.device) -> bool:
-    """Whether layers are compiled: on a GPU unless BEI_TORCH_COMPILE is 0; on a CPU if it is 1, for tests."""
-    return os.environ.get("BEI_TORCH_COMPILE", "1" if device.type == "cuda" else "0") != "0"
 
 
 def _compile(model: Model, folder: Path) -> None:

@@ -51,7 +51,8 @@ class Workers:
             self._processes.append(process)
         for _ in self._replies():  # each is about to join
             pass
-        join(Rank(0, len(devices)), devices[0], store)
+        self.rank = Rank(0, len(devices))  # of this process
+        join(self.rank, devices[0], store)
 
     def await_loaded(self) -> None:
         """Waits until all have loaded their shares. Raises EngineUnavailableError."""

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.engines.batch import Batch
-from bei_core.engines.calibration import Calibration, Quantization, Samples, encode, read_samples, with_progress
+from bei_core.engines.calibration import Calibration, Samples, encode, with_progress
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Quality, measure
 from bei_core.engines.torch.batches import part, split
@@ -32,14 +33,11 @@ from bei_core.engines.torch.kernels.torch import Linear, TorchKernels, to_fp8
 from bei_core.engines.torch.loading import StoredTensors, load_folder, load_model, supports
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.tensorfile import Entry
-from bei_core.errors import EngineUnavailableError
-from bei_core.models.spec import ModelSpec
-from bei_core.tasks import Text
 
 log = logging.getLogger(__name__)
 
 _QUANT_CONFIG = "hf_quant_config.json"  # tells TensorRT-LLM how the weights are quantised
-_ALGORITHM = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": []}
+_ALGORITHM: dict[str, object] = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": []}
 _LARGEST = torch.finfo(torch.float8_e4m3fn).max
 _BATCH_TOKENS = 4096
 
@@ -52,18 +50,6 @@ class Scheme:
     calibration: Calibration
     samples: Samples
     bar: Bar
-
-    @classmethod
-    def of(cls, quantization: Quantization, spec: ModelSpec, bar: Bar) -> Scheme:
-        """The scheme for a requested quantisation.
-
-        Raises EngineUnavailableError for fp4, ConfigError if the calibration texts cannot be read.
-        """
-        name, _, rest = quantization.type.partition("_")  # "fp8_kv" is "fp8": encoding has no KV cache
-        if name != "fp8":
-            raise EngineUnavailableError(f"engines for GPUs are not built in {quantization.type}; use fp8")
-        parts = ("mlp",) if rest == "mlp_only" else ("attention", "mlp")
-        return cls(parts, quantization.calibration, read_samples(quantization.calibration, spec), bar)
 
     def address(self) -> dict[str, object]:
         """All that decides the quantised weights, besides the checkpoint and the spec: part of the engine's address."""
@@ -104,7 +90,7 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     return quality
 
 
-def _batches(texts: Sequence[Text], facts: Facts, tokenizer: Path, max_seq_length: int) -> list[Batch]:
+def _batches(texts: Sequence[Any], facts: Facts, tokenizer: Path, max_seq_length: int) -> list[Batch]:
     batch = Batch.pack(encode(texts, facts.spec, tokenizer, max_seq_length))
     return [part(batch, *both) for both in split(batch, max_items=len(batch), max_tokens=_BATCH_TOKENS)]
 
@@ -128,10 +114,12 @@ def _scales(model: Model, parts: Sequence[str], batches: Sequence[Batch]) -> dic
         model.compute_batch(batch)
     for hook in hooks:
         hook.remove()
-    scales = {}
+    scales: dict[str, tuple[Tensor, Tensor]] = {}
     for each in layers:
-        both = (each.weight.abs().amax().float(), largest[each])
-        scales |= dict.fromkeys(each.layers, tuple((value / _LARGEST).clamp(min=1e-12).cpu() for value in both))
+        of_weight, of_input = (
+            (value.float() / _LARGEST).clamp(min=1e-12).cpu() for value in (each.weight.abs().amax(), largest[each])
+        )
+        scales |= dict.fromkeys(each.layers, (of_weight, of_input))
     return scales
 
 

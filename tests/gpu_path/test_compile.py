@@ -1,0 +1,73 @@
+"""Layers compiled by torch.compile, here by C++ for the CPU: the same rows, and saved kernels."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
+from bei_core.engines.torch import loading
+from bei_core.models.spec import read_spec
+from bei_core.tasks import Tokens
+from tests.golden.cases import CASES, GROUP_CASES, Case
+from tests.golden.tolerance import F32, compare
+from tests.gpu_path.conftest import Builder
+
+NAMED = {case.name: case for case in (*CASES, *GROUP_CASES)}
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(loading, "COMPILED_ON", {"cpu"})
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what the engine sets is undone
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def batches(case: Case) -> list[Batch]:
+    return [Batch.pack([Tokens(ids, np.zeros_like(ids))]) for ids in case.ids]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own code
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
+@pytest.mark.parametrize("name", ["bert-cls-normalize", "qwen3-embedding"])
+def test_compiled_layers_give_the_rows_of_transformers(
+    name: str, built: Builder, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = NAMED[name]
+    checkpoint = resolve(str(case.folder))
+    opened = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32")
+    assert "torch.compile fails" not in caplog.text
+    model = opened.engine._model  # type: ignore[attr-defined]
+    assert all(layer._compiled_call_impl is not None for layer in model.transformer.layers)
+    compare(np.concatenate([opened.engine.forward(batch) for batch in batches(case)]), case.raw, F32)
+    whole = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids])
+    compare(opened.engine.forward(whole), case.raw, F32)
+    # Without recompilation for each length: at most one for a size of 1, and one for any other.
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 8
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(opened.tokenizer.parent / ".tuned" / "torch")
+
+
+def test_the_engine_runs_uncompiled_if_the_compiler_fails(
+    built: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def call(*_: Any, **__: Any) -> Any:
+            raise RuntimeError("no compiler")
+
+        self._compiled_call_impl = call
+
+    monkeypatch.setattr("torch.nn.Module.compile", fail)
+    case = NAMED["bert-cls-normalize"]
+    checkpoint = resolve(str(case.folder))
+    engine = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
+    assert "layers are not compiled and slower, because torch.compile fails: no compiler" in caplog.text
+    compare(np.concatenate([engine.forward(batch) for batch in batches(case)]), case.raw, F32)

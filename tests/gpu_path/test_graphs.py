@@ -1,0 +1,141 @@
+"""CUDA graphs emulated on the CPU: a recorded function computes again on the arrays that it was recorded with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
+from bei_core.engines.torch import graphs
+from bei_core.engines.torch.graphs import Graphs, Shape
+from bei_core.models.spec import read_spec
+from bei_core.tasks import Tokens
+from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES
+from tests.golden.tolerance import F32, LOGITS_F32, compare, compare_logits
+from tests.gpu_path.conftest import Builder
+
+EVERY: tuple[Any, ...] = (*CASES, *GROUP_CASES, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
+NAMED = {case.name: case for case in EVERY}
+# A graph has no attention that loops over sequences on the host, so neither MPNet nor DeBERTa are here.
+NAMES = (
+    "bert-cls-normalize",
+    "bert-mean-cls-list",
+    "roberta-weightedmean-pad5",
+    "distilbert-every-mode",
+    "modernbert-plain-masked-lm",
+    "nomic-plain-prefix",
+    "gte-en-plain",
+    "llama-3-rope-last",
+    "mistral-window-last",
+    "qwen3-embedding",
+    "bert-rerank-pad7",
+    "llama-reward",
+)
+
+
+def blank(*lengths: int) -> Batch:
+    return Batch.pack([Tokens(np.ones(length, np.int32), np.zeros(length, np.int32)) for length in lengths])
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=10), st.sampled_from([40, 512, 8192]))
+def test_every_token_of_a_padded_batch_belongs_to_a_sequence_that_the_kernel_can_compute(
+    lengths: list[int], max_seq_len: int
+) -> None:
+    batch = blank(*lengths)
+    shape = Shape.of(batch, max_seq_len)
+    if shape is None:
+        return
+    padded = shape.pad(batch)
+    assert len(padded) == shape.texts + 1
+    assert padded.lengths.sum() == padded.num_tokens == len(padded.type_ids) == shape.tokens
+    assert padded.lengths.max() <= shape.longest
+    assert padded.lengths[-1] <= max_seq_len  # it has positions
+    assert padded.lengths[: len(batch)].tolist() == lengths
+    assert len(padded.skips) == len(padded)
+
+
+def test_large_batches_have_no_graph() -> None:
+    assert Shape.of(blank(*[3] * 9), 512) is None
+    assert Shape.of(blank(1000, 100), 1024) is None
+    assert Shape.of(blank(600), 1024) is None
+
+
+class Emulation:
+    """Stands for `graphs.record`."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def __call__(self, compute: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor, object]:
+        rows = torch.full_like(compute(), float("nan"))
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            rows.copy_(compute())
+
+        return replay, rows, pool
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_by_graphs_are_those_of_transformers(name: str, built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulation = Emulation()
+    monkeypatch.setattr(graphs, "record", emulation)
+    case = NAMED[name]
+    checkpoint = resolve(str(case.folder))
+    spec = read_spec(checkpoint)
+    engine: Any = built(checkpoint, spec, engine="torch", dtype="float32").engine
+    engine._graphs = Graphs(engine._model.rows, spec.max_seq_len)
+    types = getattr(case, "type_ids", None) or [np.zeros_like(ids) for ids in case.ids]
+    tokens = [Tokens(*both) for both in zip(case.ids, types, strict=True)]
+    expected = case.logits if hasattr(case, "logits") else case.raw
+    for count in (1, 3, 8):  # each shape comes again, with other texts
+        batches = [tokens[start : start + count] for start in range(0, len(tokens), count)]
+        rows = np.concatenate([engine.forward(Batch.pack(batch)) for batch in batches])
+        if hasattr(case, "logits"):
+            compare_logits(rows, expected, LOGITS_F32)
+        else:
+            compare(rows, expected, F32)
+    assert 0 < emulation.recorded < emulation.replayed
+
+
+def test_no_row_of_a_padded_batch_is_left_unwritten(built: Builder) -> None:
+    """The kernels of tests fill rows that no sequence owns with NaN."""
+    case = NAMED["bert-cls-normalize"]
+    checkpoint = resolve(str(case.folder))
+    engine: Any = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
+    batch = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids[:3]])
+    shape = Shape.of(batch, engine.info.max_seq_len)
+    assert shape is not None
+    padded = shape.pad(batch)
+    assert padded.lengths[-1] > 0
+    rows, vectors = engine.forward_tokens(padded)
+    assert np.isfinite(vectors).all()
+    assert np.isfinite(rows[:3]).all()
+
+
+def test_without_a_graph_the_engine_goes_on(
+    built: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> Any:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graphs, "record", fail)
+    case = NAMED["bert-cls-normalize"]
+    checkpoint = resolve(str(case.folder))
+    spec = read_spec(checkpoint)
+    engine: Any = built(checkpoint, spec, engine="torch", dtype="float32").engine
+    engine._graphs = Graphs(engine._model.rows, spec.max_seq_len)
+    caplog.clear()
+    rows = [engine.forward(Batch.pack([Tokens(ids, np.zeros_like(ids))])) for ids in case.ids]
+    compare(np.concatenate(rows), case.raw, F32)
+    (record,) = caplog.records
+    assert "CUDA graphs are not used" in record.getMessage()
