@@ -234,7 +234,9 @@ class Runner:
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
         """Runs a batch and settles its items. If it fails, runs its halves, so that only the faulty items fail."""
-        inputs, places = _distinct([item.tokens for item in items])
+        inputs, places = [item.tokens for item in items], [0]
+        if len(items) > 1:
+            inputs, places = _distinct(inputs)
         batch = Batch.pack(inputs)
         started = self._clock()
         try:
