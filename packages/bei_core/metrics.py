@@ -87,6 +87,7 @@ class Metrics:
         self._expected_wait = count("bei_expected_wait_seconds", "Expected wait of a request that arrives now, seconds")
         self._busy = total("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
         self._padding = total("bei_padding_tokens_total", "Padding tokens the engine computed")
+        self._deduplicated = total("bei_deduplicated_total", "Inputs not computed because their batch had an equal one")
         self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
         self._refused = total("bei_request_refused_total", "Requests answered with 429, by the limit", "cause")
         # All series exist from the start, because rate() misses a new series' first increase.
@@ -136,6 +137,10 @@ class Metrics:
         self._batch_tokens.observe(num_tokens)
         self._busy.inc(seconds)
         self._padding.inc(num_tokens * padding_share / (1 - padding_share))
+
+    def deduplicated(self, count: int) -> None:
+        """Count inputs that were not computed, because their batch had an equal one."""
+        self._deduplicated.inc(count)
 
     def render(self) -> bytes:
         """The metrics in Prometheus' text format."""

@@ -234,7 +234,10 @@ class Runner:
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
         """Runs a batch and settles its items. If it fails, runs its halves, so that only the faulty items fail."""
-        batch = Batch.pack([item.tokens for item in items])
+        inputs, places = [item.tokens for item in items], [0]
+        if len(items) > 1:
+            inputs, places = _distinct(inputs)
+        batch = Batch.pack(inputs)
         started = self._clock()
         try:
             outputs = {item.owner.output for item in items}
@@ -253,6 +256,9 @@ class Runner:
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
         num_tokens = len(batch.input_ids)
         self._metrics.batch(len(items), num_tokens, self._clock() - started, self._engine.padding_share())
+        if len(inputs) < len(items):
+            self._metrics.deduplicated(len(items) - len(inputs))
+            rows, parts = rows[places], parts and [parts[place] for place in places]
         self._settle(items, rows, parts, started)
 
     def _settle(
@@ -339,6 +345,14 @@ class Runner:
         log.error("%s; failing %d items", why, len(held) + len(waiting))
         self._fail(held, EngineError(why))
         self._fail(waiting, UnhealthyError(why))
+
+
+def _distinct(inputs: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
+    """Returns the inputs without repetitions, and for each of `inputs` its place among them."""
+    keys = [(item.ids.tobytes(), item.type_ids.tobytes(), item.skip) for item in inputs]
+    distinct = dict(zip(keys, inputs, strict=True))
+    places = {key: place for place, key in enumerate(distinct)}
+    return list(distinct.values()), [places[key] for key in keys]
 
 
 def _resolve(tickets: Sequence[Ticket]) -> None:

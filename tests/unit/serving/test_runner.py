@@ -14,7 +14,7 @@ from bei_core.engines.batch import Batch
 from bei_core.errors import DeadlineExceededError, EngineError, OverloadedError, UnhealthyError
 from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner, Ticket
-from bei_core.tasks import Rows
+from bei_core.tasks import Rows, Tokens
 from tests.fakes import (
     SAFETY_S,
     Clock,
@@ -51,6 +51,23 @@ async def test_no_row_is_mixed_up_among_many_concurrent_requests(make_runner: Ma
         assert np.array_equal(ticket.rows, rows_of(tokens))
     assert sorted(engine.seen) == sorted(item.ids.tolist() for tokens in inputs for item in tokens)  # each run once
     assert max(sum(map(len, batch)) for batch in engine.batches) <= 128
+
+
+async def test_equal_inputs_of_a_batch_are_computed_once(make_runner: MakeRunner) -> None:
+    engine, metrics = FakeEngine(), Metrics()
+    runner = make_runner(engine, metrics=metrics)
+    tokens = [tokens_of(3, 4), tokens_of(5), tokens_of(3, 4), tokens_of(3), tokens_of(5)]
+    assert np.array_equal((await runner.submit(tokens)).rows, rows_of(tokens))
+    assert sorted(engine.seen) == [[3], [3, 4], [5]]
+    assert b"bei_deduplicated_total 2.0" in metrics.render()
+
+
+async def test_inputs_that_differ_in_types_or_skip_alone_are_computed_apart(make_runner: MakeRunner) -> None:
+    engine = FakeEngine()
+    ids = np.array([3, 4], np.int32)
+    inputs = [Tokens(ids, ids * 0), Tokens(ids, ids * 0 + 1), Tokens(ids, ids * 0, skip=1)]
+    await make_runner(engine).submit(inputs)
+    assert engine.seen == [[3, 4]] * 3
 
 
 async def test_a_request_larger_than_a_batch_comes_back_whole(make_runner: MakeRunner) -> None:
@@ -138,7 +155,7 @@ async def test_a_batch_has_at_most_max_items(make_runner: MakeRunner) -> None:
 async def test_the_longest_sequence_of_the_model_fits_whatever_the_budget(make_runner: MakeRunner) -> None:
     engine = FakeEngine(max_seq_len=100)
     runner = make_runner(engine, budget=10)
-    await runner.submit([tokens_of_length(100), tokens_of_length(50), tokens_of_length(50)])
+    await runner.submit([tokens_of_length(100), tokens_of_length(50), tokens_of_length(50, 1)])
     assert [len(batch) for batch in engine.batches] == [1, 2]
 
 

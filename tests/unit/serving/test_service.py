@@ -134,7 +134,7 @@ async def test_more_requests_than_allowed_are_refused_and_take_nothing(make_serv
     engine = FakeEngine(max_seq_len=48)
     service = make_service(engine, max_concurrent_requests=3)
     with engine.held():
-        tasks = [asyncio.create_task(service.run(embed("text"))) for _ in range(3)]
+        tasks = [asyncio.create_task(service.run(embed("text" * number))) for number in (1, 2, 3)]
         await at_rest()
         for _ in range(2):
             with pytest.raises(OverloadedError, match="3 requests are in progress"):

@@ -39,7 +39,7 @@ _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 # After so many batches of one text, graphs are compiled for them.
 _LONE_TEXTS = 100
 
-_ONE_TOKEN = Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))])
+_TWO_TEXTS = Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))] * 2)
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -125,7 +125,7 @@ class OpenVinoEngine:
             weighs_terms=spec.bge_m3 is not None,
         )
         if isinstance(model, Path):
-            self._graphs.infer(_ONE_TOKEN, ROWS)  # packs the weights
+            self._graphs.infer(_TWO_TEXTS, ROWS)  # packs the weights
             drop_mapped_pages(model.with_suffix(".bin"))
 
     def forward(self, batch: Batch) -> Array:
@@ -157,7 +157,7 @@ class OpenVinoEngine:
                 return
             graph = with_lone_graphs(dynamic, ROWS if self.info.row_width else TOKENS, lengths)
             graphs = Graphs(at_low_priority(lambda: self._compile(graph)), self._pad_id, lengths)
-            graphs.infer(_ONE_TOKEN, TOKENS)  # packs the weights of the graph for any batch
+            graphs.infer(_TWO_TEXTS, ROWS)  # packs the weights of the graph for any batch
             drop_mapped_pages(self._model.with_suffix(".bin"))
         except (EngineUnavailableError, RuntimeError):
             return log.warning("no graphs for single texts, which run slower without them", exc_info=True)

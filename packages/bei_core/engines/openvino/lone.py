@@ -60,9 +60,15 @@ class LoneInputs:
 
 
 def lengths_for(dynamic: Model, max_seq_len: int, *, shared: bool) -> tuple[int, ...]:
-    """The lengths whose graphs take at most about _MAX_BYTES together. `shared`: all use the same packed weights."""
+    """The lengths whose graphs take at most about _MAX_BYTES together.
+
+    `shared`: all graphs use the same packed weights, unless weights of 16 bits are widened for each graph.
+    """
     nodes = dynamic.get_ops()
-    *weights, _embeddings = sorted(node.get_byte_size() for node in nodes if node.get_type_name() == "Constant")
+    constants = [node for node in nodes if node.get_type_name() == "Constant"]
+    *weights, _embeddings = sorted(node.get_byte_size() for node in constants)
+    if any(node.get_element_type() in {Type.bf16, Type.f16} for node in constants):
+        weights, shared = [2 * size for size in weights], False
     num_matmuls = sum(node.get_type_name() in {"MatMul", "Convolution"} for node in nodes)
     fitting = _MAX_BYTES // (num_matmuls * _BYTES_PER_MATMUL + (0 if shared else sum(weights)))
     lengths = [length for length in LENGTHS if length <= max_seq_len]
