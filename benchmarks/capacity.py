@@ -26,7 +26,7 @@ from bei_core.bench.workload import texts
 from bei_core.capacity.autoscaler import Scaling
 from bei_core.capacity.simulation import Result, simulate
 
-LOADS = (0.5, 0.8, 0.95)
+LOADS = (0.95, 0.8, 0.5)  # the one that a change of the machine's speed would spoil most comes first
 START_S = 60.0
 
 
@@ -93,24 +93,49 @@ def simulated(calibration: Calibration, options: Options) -> Result:
     return simulate(calibration, zip(times, lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
 
 
+def at_its_speed(calibration: Calibration, report: Report) -> Calibration:
+    """The calibration with the mean time of a batch that the machine had in this run."""
+    counters = report.counters
+    num_batches = counters["te_batch_next_tokens_count"]
+    real_s = counters["bei_engine_busy_seconds_total"] / num_batches
+    change = real_s / calibration.batch_s(round(counters["te_batch_next_tokens_sum"] / num_batches))
+    return msgspec.structs.replace(
+        calibration, per_batch_s=calibration.per_batch_s * change, per_token_s=calibration.per_token_s * change
+    )
+
+
 def compare(options: argparse.Namespace) -> None:
     """Prints measured and simulated numbers side by side."""
     measured = msgspec.json.decode(options.input.read_bytes(), type=Measured)
-    print("| load | requests/s | | measured | simulated | difference |\n|--:|--:|---|--:|--:|--:|")
-    for each in measured.runs:
-        result, latency = simulated(measured.calibration, each.options), each.report.latency_ms
-        if latency is None or each.report.engine_busy_share is None:
-            raise ValueError("a run without an answer cannot be compared")
-        rows = (
-            ("p50, ms", latency.p50, result.percentile_ms(50)),
-            ("p99, ms", latency.p99, result.percentile_ms(99)),
-            ("utilisation, %", each.report.engine_busy_share * 100, result.utilisation * 100),
-        )
-        for name, real, model in rows:
+    print("| load | batch time | | measured | simulated | difference | at the speed of the run | difference |")
+    print("|--:|--:|---|--:|--:|--:|--:|--:|")
+    for each in sorted(measured.runs, key=lambda run: run.load):
+        own = at_its_speed(measured.calibration, each.report)
+        change = own.per_token_s / measured.calibration.per_token_s - 1
+        before, after = simulated(measured.calibration, each.options), simulated(own, each.options)
+        rows = zip(of_report(each.report).items(), of_result(before).values(), of_result(after).values(), strict=True)
+        for (name, real), first, second in rows:
             print(
-                f"| {each.load:.0%} | {each.options.rate:,.1f} | {name} "
-                f"| {real:.1f} | {model:.1f} | {model / real - 1:+.1%} |"
+                f"| {each.load:.0%} | {change:+.1%} | {name} | {real:.1f} "
+                f"| {first:.1f} | {first / real - 1:+.1%} | {second:.1f} | {second / real - 1:+.1%} |"
             )
+
+
+def of_report(report: Report) -> dict[str, float]:
+    """The compared numbers of a measured run. Raises ValueError if nothing was answered."""
+    latency, busy = report.latency_ms, report.engine_busy_share
+    if latency is None or busy is None:
+        raise ValueError("a run without an answer cannot be compared")
+    return {"p50, ms": latency.p50, "p99, ms": latency.p99, "utilisation, %": busy * 100}
+
+
+def of_result(result: Result) -> dict[str, float]:
+    """The same numbers of a simulated run."""
+    return {
+        "p50, ms": result.percentile_ms(50),
+        "p99, ms": result.percentile_ms(99),
+        "utilisation, %": result.utilisation * 100,
+    }
 
 
 def main() -> None:

@@ -11,7 +11,10 @@ import msgspec
 from bei_core.bench import Options, plot, run
 from bei_core.bench.calibrate import Calibration, calibrate
 from bei_core.cli.flags import Command, flags_of
-from bei_core.errors import BeiError
+from bei_core.errors import BeiError, ConfigError
+
+# Flags that --calibrate sets by itself.
+_NOT_OF_CALIBRATIONS = {"rate", "clients", "num_requests", "warmup", "batch", "shape", "path", "counters", "label"}
 
 
 @click.command(cls=Command, params=flags_of(Options))
@@ -28,6 +31,8 @@ def command(output: Path | None, plot_to: Path | None, is_calibration: bool, **f
     given = {name: value for name, value in flags.items() if value not in (None, ())}
     options = msgspec.convert(given, Options)
     if is_calibration:
+        if chosen := sorted(_NOT_OF_CALIBRATIONS & given.keys()) or (["plot_to"] if plot_to else []):
+            raise ConfigError(f"--calibrate cannot be combined with --{chosen[0].replace('_', '-')}")
         return _calibrate(options, output)
     report = run(options)
     click.echo(report)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from bei_core.bench import Options, Report, calibrate
 from bei_core.bench.calibrate import Calibration, Level
 from bei_core.bench.report import Latency, Workload
+from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError
 
 FIXED_S, TOKEN_S, BETWEEN_S, LOOP_S, AROUND_S = 0.004, 0.0002, 0.0005, 0.0003, 0.002
@@ -117,3 +119,19 @@ def test_a_file_without_a_calibration_is_refused(tmp_path: Path) -> None:
 
 def test_a_models_file_has_the_last_part_of_its_name() -> None:
     assert Calibration.path_of(".models/all-MiniLM-L6-v2/") == Path("calibration-all-MiniLM-L6-v2.json")
+
+
+def test_the_command_writes_the_models_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(calibrate, "run", answer)
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(cli.app, ["bench", "--calibrate", "--workload", "short"])
+    assert result.exit_code == 0, result.output
+    assert "written to calibration-name.json" in result.output
+    assert Calibration.read(Path("calibration-name.json")).workload == "short"
+
+
+@pytest.mark.parametrize("words", [("--rate", "5"), ("--clients", "3"), ("--plot-to", "x.png")])
+def test_flags_that_a_calibration_would_ignore_are_refused(words: tuple[str, str]) -> None:
+    result = CliRunner().invoke(cli.app, ["bench", "--calibrate", *words])
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception) == f"--calibrate cannot be combined with {words[0]}"
