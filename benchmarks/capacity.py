@@ -1,6 +1,6 @@
 """Holds the capacity model against a measured server.
 
-python benchmarks/capacity.py measure --output measured.json     # starts a server; about four minutes
+python benchmarks/capacity.py measure --output measured.json     # starts a server; about three minutes
 python benchmarks/capacity.py compare measured.json              # prints the table of docs/capacity.md
 python benchmarks/capacity.py scale measured.json --plots docs/images
 """
@@ -146,8 +146,8 @@ def main() -> None:
     one.add_argument("--model", default=".models/all-MiniLM-L6-v2")
     one.add_argument("--workload", default="mixed")
     one.add_argument("--port", type=int, default=18431)
-    one.add_argument("--level-s", type=float, default=4.0)
-    one.add_argument("--run-s", type=float, default=55.0)
+    one.add_argument("--level-s", type=float, default=3.0)
+    one.add_argument("--run-s", type=float, default=35.0)
     one.add_argument("--output", type=Path, required=True)
     one.set_defaults(do=measure)
     two = commands.add_parser("compare")
