@@ -26,7 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines.open",),  # which engine a model gets
     ("serving",),
     ("http",),
-    ("jobs",),
+    ("jobs", "capacity"),
     ("truss",),
     ("cli",),
 )
@@ -49,6 +49,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "httptools": ("bench.", "http.server."),
     "yaml": ("config.", "truss."),
     "click": "cli.",
+    "simpy": "capacity.",
     "huggingface_hub": "checkpoint.hub",
     "fsspec": "storage.",
     "opentelemetry": "http.traces",

@@ -12,7 +12,7 @@ from bei_core.errors import BeiError
 COMMANDS = (
     *("serve", "pull", "build", "models", "engines"),
     *("embed", "rerank", "classify", "embed-dataset"),
-    *("bench", "doctor", "truss", "completion"),
+    *("bench", "capacity", "doctor", "truss", "completion"),
 )
 
 

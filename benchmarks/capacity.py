@@ -1,0 +1,161 @@
+"""Holds the capacity model against a measured server.
+
+python benchmarks/capacity.py measure --output measured.json     # starts a server; about three minutes
+python benchmarks/capacity.py compare measured.json              # prints the table of docs/capacity.md
+python benchmarks/capacity.py scale measured.json --plots docs/images
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+
+from bei_core.bench import Options, Report, run
+from bei_core.bench.calibrate import Calibration, calibrate
+from bei_core.bench.pace import arrivals
+from bei_core.bench.workload import texts
+from bei_core.capacity.autoscaler import Scaling
+from bei_core.capacity.simulation import Result, simulate
+
+LOADS = (0.95, 0.8, 0.5)  # the one that a change of the machine's speed would spoil most comes first
+START_S = 60.0
+
+
+class Run(msgspec.Struct, frozen=True):
+    """An open-loop run: its share of the most that was measured, its options and its report."""
+
+    load: float
+    options: Options
+    report: Report
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """What `measure` writes."""
+
+    calibration: Calibration
+    runs: list[Run]
+
+
+@contextmanager
+def server(model: str, port: int) -> Iterator[str]:
+    """Runs `bei serve`; yields its URL."""
+    command = [sys.executable, "-m", "bei_core.cli", "serve", "--model", model, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_for(url)
+            yield url
+        finally:
+            process.terminate()
+
+
+def wait_for(url: str) -> None:
+    """Waits until a server is healthy. Raises TimeoutError if it is not within START_S."""
+    limit = time.monotonic() + START_S
+    while time.monotonic() < limit:
+        try:
+            if urllib.request.urlopen(f"{url}/health", timeout=5).status == 200:
+                return
+        except (urllib.error.URLError, ConnectionError):
+            time.sleep(0.2)
+    raise TimeoutError(f"{url} is not healthy")
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Calibrates a server, then measures it in open loops; writes both."""
+    with server(options.model, options.port) as url:
+        base = Options(url=url, workload=options.workload)
+        calibration = calibrate(base, options.level_s)
+        most = max(level.requests_per_s for level in calibration.levels)
+        runs = []
+        for load in LOADS:
+            count = round(load * most * options.run_s)
+            each = msgspec.structs.replace(base, rate=load * most, num_requests=count, warmup=16, clients=16)
+            runs.append(Run(load, each, run(each)))
+            print(runs[-1].report, file=sys.stderr)
+            options.output.write_bytes(msgspec.json.format(msgspec.json.encode(Measured(calibration, runs)), indent=1))
+
+
+def simulated(calibration: Calibration, options: Options) -> Result:
+    """The same arrivals of the same texts, in simulated time."""
+    sent = texts(options.workload, options.warmup + options.num_requests, options.seed)[options.warmup :]
+    lengths = [calibration.num_tokens(len(text.split())) for text in sent]
+    times = arrivals(options.rate, options.num_requests, options.seed)
+    return simulate(calibration, zip(times, lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
+
+
+def at_its_speed(calibration: Calibration, report: Report) -> Calibration:
+    """The calibration with the mean time of a batch that the machine had in this run."""
+    counters = report.counters
+    num_batches = counters["te_batch_next_tokens_count"]
+    real_s = counters["bei_engine_busy_seconds_total"] / num_batches
+    change = real_s / calibration.batch_s(round(counters["te_batch_next_tokens_sum"] / num_batches))
+    return msgspec.structs.replace(
+        calibration, per_batch_s=calibration.per_batch_s * change, per_token_s=calibration.per_token_s * change
+    )
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints measured and simulated numbers side by side."""
+    measured = msgspec.json.decode(options.input.read_bytes(), type=Measured)
+    print("| load | batch time | | measured | simulated | difference | at the speed of the run | difference |")
+    print("|--:|--:|---|--:|--:|--:|--:|--:|")
+    for each in sorted(measured.runs, key=lambda run: run.load):
+        own = at_its_speed(measured.calibration, each.report)
+        change = own.per_token_s / measured.calibration.per_token_s - 1
+        before, after = simulated(measured.calibration, each.options), simulated(own, each.options)
+        rows = zip(of_report(each.report).items(), of_result(before).values(), of_result(after).values(), strict=True)
+        for (name, real), first, second in rows:
+            print(
+                f"| {each.load:.0%} | {change:+.1%} | {name} | {real:.1f} "
+                f"| {first:.1f} | {first / real - 1:+.1%} | {second:.1f} | {second / real - 1:+.1%} |"
+            )
+
+
+def of_report(report: Report) -> dict[str, float]:
+    """The compared numbers of a measured run. Raises ValueError if nothing was answered."""
+    latency, busy = report.latency_ms, report.engine_busy_share
+    if latency is None or busy is None:
+        raise ValueError("a run without an answer cannot be compared")
+    return {"p50, ms": latency.p50, "p99, ms": latency.p99, "utilisation, %": busy * 100}
+
+
+def of_result(result: Result) -> dict[str, float]:
+    """The same numbers of a simulated run."""
+    return {
+        "p50, ms": result.percentile_ms(50),
+        "p99, ms": result.percentile_ms(99),
+        "utilisation, %": result.utilisation * 100,
+    }
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("measure")
+    one.add_argument("--model", default=".models/all-MiniLM-L6-v2")
+    one.add_argument("--workload", default="mixed")
+    one.add_argument("--port", type=int, default=18431)
+    one.add_argument("--level-s", type=float, default=3.0)
+    one.add_argument("--run-s", type=float, default=35.0)
+    one.add_argument("--output", type=Path, required=True)
+    one.set_defaults(do=measure)
+    two = commands.add_parser("compare")
+    two.add_argument("input", type=Path)
+    two.set_defaults(do=compare)
+    options = parser.parse_args()
+    options.do(options)
+
+
+if __name__ == "__main__":
+    main()

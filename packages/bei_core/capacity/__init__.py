@@ -1,0 +1,1 @@
+"""The capacity model behind `bei capacity`: from a measured service curve to replicas, latency and cost."""
