@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bei_core.engines.batch import Batch
+from bei_core.tasks import Rows
+from tests.unit.http import scored
 from tests.unit.http.scored import RERANKER, expected, serving
 
 QUERY = "what colour"
@@ -60,6 +63,35 @@ async def test_infinitys_and_voyages_objects_name_themselves() -> None:
 async def test_top_n_gives_the_best_documents(fields: dict[str, int]) -> None:
     reply = await reply_of("/v1/rerank", BODY | fields)
     assert [item["index"] for item in reply.get("results") or reply["data"]] == ORDER[:2]
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "limit"),
+    [
+        ("/rerank", "texts", "top_n"),
+        ("/rerank", "documents", "top_n"),
+        ("/v1/rerank", "documents", "top_n"),
+        ("/v1/rerank", "documents", "top_k"),
+        ("/v2/rerank", "documents", "top_n"),
+        ("/v1/reranking", "input", "top_k"),
+    ],
+)
+async def test_documents_are_ranked_by_logits_where_every_sigmoid_is_1(
+    path: str, name: str, limit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_num_words = {1: 24.6, 2: 28.0, 3: 57.0, 4: 23.9, 5: 44.0, 6: 25.0}
+
+    def logits(batch: Batch, count: int) -> Rows:
+        parts = np.split(batch.type_ids, batch.cu_seqlens[1:-1])
+        return np.array([[by_num_words.get(int(part.sum()) - 1, 0.0)] for part in parts], np.float32)  # less [SEP]
+
+    monkeypatch.setattr(scored, "logits", logits)
+    body = {"query": QUERY, name: ["a" + " a" * (num - 1) for num in by_num_words]}
+    for top, best in ((1, [2]), (3, [2, 4, 1]), (6, [2, 4, 1, 5, 0, 3])):
+        reply = await reply_of(path, body | {limit: top})
+        items = reply if isinstance(reply, list) else reply.get("results") or reply["data"]
+        assert [item["index"] for item in items] == best
+        assert {item.get("score", item.get("relevance_score")) for item in items} == {1.0}
 
 
 @pytest.mark.parametrize("fields", [{"top_n": 0}, {"top_k": 0}, {"top_n": None}])
