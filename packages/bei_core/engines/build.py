@@ -31,6 +31,10 @@ class Builder(Protocol):
         """What decides which engine a request for a model gets: versions, settings of its own, the processor."""
         ...
 
+    def check(self, spec: ModelSpec, settings: Settings) -> None:
+        """Raise as `plan` for a model or settings that the engine cannot run; needs neither weights nor a processor."""
+        ...
+
     def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         """The engine of a checkpoint, not yet built."""
         ...
@@ -70,11 +74,11 @@ def fetch_checkpoint(settings: Settings, root: Path) -> Checkpoint:
         secret=settings.checkpoint_secret,
         cache_dir=settings.huggingface_hub_cache,
         root=root,
-        check=_check,
+        check=check_small_files,
     )
 
 
-def _check(folder: Path) -> None:
+def check_small_files(folder: Path) -> None:
     """Raises StartError where the small files of a model are enough to see that it cannot be served."""
     checkpoint = Checkpoint(folder, str(folder), "")
     pipeline = read_pipeline(checkpoint, read_transformer(checkpoint))

@@ -21,7 +21,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples, with_progress
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.openvino.engine import MODEL, Array, OpenVinoEngine, precision_for
-from bei_core.engines.openvino.graph import build_graph
+from bei_core.engines.openvino.graph import build_graph, check_spec
 from bei_core.engines.openvino.quantize.graph import calibration_batches, quantize
 from bei_core.engines.quality import Bar, Quality, bar_of, measure
 from bei_core.errors import EngineUnavailableError
@@ -43,12 +43,24 @@ def facts(settings: Settings) -> Mapping[str, object]:
     return {"graph": VERSION, "int8": INT8_VERSION}
 
 
+def check(spec: ModelSpec, settings: Settings) -> None:
+    """Raises UnsupportedModelError, EngineUnavailableError for fp4."""
+    check_spec(spec)
+    how = quantization_of(settings)
+    if how is not None and how.type.startswith("fp4"):
+        raise EngineUnavailableError(
+            f"quantization_type {how.type}: the CPU engine does not multiply int4 weights by int8 activations; use fp8 "
+            "(int8 on a CPU), fp8_mlp_only or no_quant"
+        )
+
+
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.
 
-    Raises EngineUnavailableError for a dtype or a quantisation that the processor does not support, ConfigError if the
+    Raises as `check`, EngineUnavailableError for a dtype that the processor does not support, ConfigError if the
     calibration texts cannot be read.
     """
+    check(spec, settings)
     precision = precision_for(settings.dtype)
     how = quantization_of(settings)
     if how is not None:
@@ -77,12 +89,7 @@ class _Int8:
     precision: str  # of the layers that are not quantised
 
     def plan(self, address: Mapping[str, object]) -> Plan:
-        """The plan, with an address that starts with `address`. Raises EngineUnavailableError for fp4."""
-        if self.quantization.type.startswith("fp4"):
-            raise EngineUnavailableError(
-                f"quantization_type {self.quantization.type}: the CPU engine does not multiply int4 weights by int8 "
-                "activations; use fp8 (int8 on a CPU), fp8_mlp_only or no_quant"
-            )
+        """The plan, with an address that starts with `address`."""
         samples = read_samples(self.quantization.calibration, self.spec)
         return Plan(
             engine="openvino",

@@ -29,21 +29,36 @@ def facts(settings: Settings) -> Mapping[str, object]:
     return {"folder": VERSION, "dtype": settings.dtype}
 
 
-def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-    """The engine of a checkpoint, not yet built.
-
-    Raises UnsupportedModelError, ConfigError for a dtype that this engine does not have, EngineUnavailableError for a
-    quantised engine if modelopt is not installed. The plan's `fill` raises QualityError.
-    """
+def check(spec: ModelSpec, settings: Settings) -> None:
+    """Raises UnsupportedModelError, ConfigError for a dtype that this engine does not have."""
     quantization = quantization_of(settings)
     check_model(facts_of(spec), "float32" if quantization is None and settings.dtype == "float32" else "bfloat16")
-    if quantization is not None:
-        return _quantized_plan(checkpoint, spec, quantization, bar_of(settings))
-    if settings.dtype not in PRECISIONS:
+    if quantization is not None and family_of(spec.architecture).has_own_code:
+        raise _not_quantised(spec.architecture, quantization)
+    if quantization is None and settings.dtype not in PRECISIONS:
         raise ConfigError(
             f"the TensorRT-LLM engine does not compute in dtype {settings.dtype}; use one of {', '.join(PRECISIONS)}, "
             "or for fp8 set quantization_type"
         )
+
+
+def _not_quantised(model: str, quantization: Quantization) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"quantization_type {quantization.type}: {model} is published with code of its own, and modelopt quantises "
+        "transformers' classes only; use no_quant"
+    )
+
+
+def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
+    """The engine of a checkpoint, not yet built.
+
+    Raises as `check`, and EngineUnavailableError for a quantised engine if modelopt is not installed. The plan's `fill`
+    raises QualityError.
+    """
+    check(spec, settings)
+    quantization = quantization_of(settings)
+    if quantization is not None:
+        return _quantized_plan(checkpoint, spec, quantization, bar_of(settings))
     model, precision = facts_of(spec), PRECISIONS[settings.dtype]
 
     def fill(folder: Path) -> None:
@@ -55,10 +70,7 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
 
 def _quantized_plan(checkpoint: Checkpoint, spec: ModelSpec, quantization: Quantization, bar: Bar) -> Plan:
     if family_of(spec.architecture).has_own_code_in(checkpoint.tensors()):
-        raise UnsupportedModelError(
-            f"quantization_type {quantization.type}: {checkpoint.source} ({spec.architecture}) is published with code "
-            "of its own, and modelopt quantises transformers' classes only; use no_quant"
-        )
+        raise _not_quantised(f"{checkpoint.source} ({spec.architecture})", quantization)
     missing = [package for package in ("torch", "transformers", "modelopt") if find_spec(package) is None]
     if missing:
         raise EngineUnavailableError(

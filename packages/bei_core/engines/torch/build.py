@@ -22,11 +22,9 @@ def facts(settings: Settings) -> Mapping[str, object]:
     return {"folder": VERSION, "dtype": settings.dtype}
 
 
-def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-    """The engine of a checkpoint, not yet built.
-
-    Raises UnsupportedModelError, ConfigError for a dtype that this engine does not have, EngineUnavailableError for a
-    quantised engine.
+def check(spec: ModelSpec, settings: Settings) -> None:
+    """Raises UnsupportedModelError, ConfigError for a dtype that this engine does not have, EngineUnavailableError for
+    a quantised engine.
     """
     if quantization_of(settings) is not None:
         raise EngineUnavailableError(
@@ -37,6 +35,12 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         raise ConfigError(
             f"the torch engine does not compute in dtype {settings.dtype}; use one of {', '.join(PRECISIONS)}"
         )
+    facts_of(spec)
+
+
+def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
+    """The engine of a checkpoint, not yet built. Raises as `check`."""
+    check(spec, settings)
     model, precision = facts_of(spec), PRECISIONS[settings.dtype]
     fill = partial(write_folder, checkpoint=checkpoint, facts=model, dtype=DTYPES[precision])
     return Plan("torch", precision, {"folder": VERSION, "mask": model.mask}, fill)
