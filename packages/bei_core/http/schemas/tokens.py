@@ -79,6 +79,23 @@ def _check_num_characters(longest: int, total: int) -> None:
 _SPAN = object_of(id=INTEGER, text=STRING, special=BOOLEAN, start=nullable(INTEGER), stop=nullable(INTEGER))
 
 ROUTES = (
-    Route("POST", "/tokenize", "tokens of texts", TokenizeRequest, tokenize, array_of(array_of(_SPAN))),
-    Route("POST", "/decode", "texts of token ids", DecodeRequest, decode, array_of(STRING), inputs="ids"),
+    Route(
+        "POST",
+        "/tokenize",
+        "tokens of texts",
+        TokenizeRequest,
+        tokenize,
+        array_of(array_of(_SPAN)),
+        example={"inputs": ["a tree grows"]},
+    ),
+    Route(
+        "POST",
+        "/decode",
+        "texts of token ids",
+        DecodeRequest,
+        decode,
+        array_of(STRING),
+        inputs="ids",
+        example={"ids": [[2, 3]]},
+    ),
 )
