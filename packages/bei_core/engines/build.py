@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
+from bei_core.engines.quality_report import REPORT
 from bei_core.models.sentence.modules import read_pipeline
 from bei_core.models.sentence.settings import read_transformer
 from bei_core.models.spec import ModelSpec, read_spec, save_spec
@@ -107,8 +109,28 @@ def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settin
         started = time.perf_counter()
         tokenizer.write(folder / TOKENIZER)
         save_spec(spec, folder / SPEC)
-        seal(folder, msgspec.structs.replace(manifest, quality=plan.fill(folder)))
+        try:
+            quality = plan.fill(folder)
+        finally:
+            _keep_report(folder, settings.cache_dir / "reports" / f"{manifest.artifact}.html")
+        seal(folder, msgspec.structs.replace(manifest, quality=quality))
         seconds = time.perf_counter() - started
         log.info("engine built %s from %s in %.1f s", manifest.artifact, checkpoint.source, seconds)
 
     return Build(manifest, fill)
+
+
+def _keep_report(folder: Path, target: Path) -> None:
+    """Move the report of the quality gate out of the engine's folder, which is deleted if the engine is refused.
+
+    It names texts of the user's own, so it is no part of an engine that others get.
+    """
+    if not (folder / REPORT).is_file():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / REPORT, target)
+        log.info("report of the quality: %s", target)
+    except OSError as error:  # the engine matters more
+        (folder / REPORT).unlink(missing_ok=True)
+        log.warning("the report of the quality cannot be written to %s: %s", target, error.strerror or error)

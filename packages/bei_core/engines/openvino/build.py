@@ -23,7 +23,7 @@ from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.openvino.engine import MODEL, Array, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph, check_spec
 from bei_core.engines.openvino.quantize.graph import calibration_batches, quantize
-from bei_core.engines.quality import Bar, Quality, bar_of, measure
+from bei_core.engines.quality import Bar, Comparison, Quality, bar_of
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -121,7 +121,9 @@ class _Int8:
         _save(graph, folder / MODEL)
         log.info("quantised to int8 in %.1f s; measuring quality on held-out texts", time.perf_counter() - started)
         engine = OpenVinoEngine(folder / MODEL, self.spec, self.precision, quantised=True)
-        quality = measure(reference, outputs(engine, held_out), self.spec.kind).check(self.bar)
+        per_text = [int(n) for batch in held_out for n in batch.lengths] if not engine.info.row_width else None
+        found = Comparison(samples.held_out, reference, outputs(engine, held_out), per_text)
+        quality = found.check(self.spec.kind, self.bar, folder, f"{self.checkpoint.source} in int8")
         log.info("quality of int8 compared with f32: %s", quality)
         return quality
 

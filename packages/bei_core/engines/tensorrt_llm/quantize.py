@@ -28,7 +28,7 @@ from transformers import AutoModel
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.calibration import Calibration, Quantization, Samples, encode, read_samples
 from bei_core.engines.manifest import TOKENIZER
-from bei_core.engines.quality import Bar, Quality, measure
+from bei_core.engines.quality import Bar, Comparison, Quality
 from bei_core.engines.torch.folder import WEIGHTS, Facts, head_tensors, write_config, write_weights
 from bei_core.engines.torch.models.heads import make_head
 from bei_core.engines.torch.models.sequences import Sequences
@@ -112,7 +112,8 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     with torch.inference_mode():
         mtq.quantize(model.transformer, scheme.config(), forward_loop=lambda _: model.run(calibration))
         _share_scales(model.transformer)
-    quality = measure(reference, model.rows(held_out), facts.spec.kind).check(scheme.bar)
+    found = Comparison(scheme.samples.held_out, reference, model.rows(held_out))
+    quality = found.check(facts.spec.kind, scheme.bar, folder, f"{checkpoint.source} in {scheme.quantization}")
     log.info("quality of %s in %s: %s", checkpoint.source, scheme.quantization, quality)
     with tempfile.TemporaryDirectory(dir=folder) as temporary:
         _export(model.transformer, Path(temporary))
