@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 import msgspec
 
-from bei_core.bench import Options, plot, run
+from bei_core.bench import Options, Report, plot, plot_sweep, run, sweep
+from bei_core.bench.report import empty_figure
 from bei_core.cli.flags import Command, flags_of
-from bei_core.errors import BeiError
+from bei_core.errors import BeiError, ConfigError
 
 
 @click.command(cls=Command, params=flags_of(Options))
@@ -18,19 +21,47 @@ from bei_core.errors import BeiError
 @click.option(
     "--plot-to", type=click.Path(path_type=Path), help="Picture to draw; needs pip install 'bei-core[bench]'."
 )
-def command(output: Path | None, plot_to: Path | None, **flags: object) -> None:
+@click.option(
+    "--plot",
+    "sweep_to",
+    type=click.Path(path_type=Path),
+    help="Measure five loads up to the one that is given, and draw latency, throughput and the time of each stage "
+    "against the load; --output is then a list of reports. Needs pip install 'bei-core[bench]'.",
+)
+def command(output: Path | None, plot_to: Path | None, sweep_to: Path | None, **flags: object) -> None:
     """Measure a running server: throughput, latency, and CPU time per request.
 
     Exits with status 1 if a request failed.
     """
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
-    report = run(msgspec.convert(given, Options))
-    click.echo(report)
+    options = msgspec.convert({name: value for name, value in flags.items() if value not in (None, ())}, Options)
+    if sweep_to is not None and plot_to is not None:
+        raise ConfigError("--plot and --plot-to draw different pictures; give one of the two")
+    if sweep_to is not None or plot_to is not None:
+        empty_figure(1)  # a missing package is said before anything is measured
+    reports = [run(options)] if sweep_to is None else sweep(options)
+    for report in reports:
+        click.echo(report)
+    if sweep_to is not None:
+        plot_sweep(options, reports, sweep_to)
+        if output is not None:
+            output.write_bytes(msgspec.json.format(msgspec.json.encode(reports), indent=1) + b"\n")
+    else:
+        _write(reports[0], output, plot_to)
+    _fail_on_errors(reports)
+
+
+def _write(report: Report, output: Path | None, plot_to: Path | None) -> None:
+    """Write a report as JSON, and its picture."""
     with tempfile.TemporaryDirectory() as folder:
         path = output or Path(folder) / "report.json"
         report.write(path)
         if plot_to is not None:
             plot([path], plot_to)
-    if report.errors:
-        counts = ", ".join(f"{name}: {count}" for name, count in sorted(report.errors.items()))
-        raise BeiError(f"{sum(report.errors.values())} requests failed ({counts})")
+
+
+def _fail_on_errors(reports: Sequence[Report]) -> None:
+    """Raise BeiError if a request failed."""
+    errors = sum((Counter(report.errors) for report in reports), Counter[str]())
+    if errors:
+        counts = ", ".join(f"{name}: {count}" for name, count in sorted(errors.items()))
+        raise BeiError(f"{errors.total()} requests failed ({counts})")

@@ -54,14 +54,14 @@ def request_facts(builder: Builder, settings: Settings) -> dict[str, object]:
     return {"schema": SCHEMA, "tokenizer": RULES, "facts": builder.facts(settings)}
 
 
-def plan_model(builder: Builder, settings: Settings, root: Path) -> Build:
-    """The engine that would be built of the settings' model, whose checkpoint is fetched into `root` if necessary.
+def plan_model(builder: Builder, settings: Settings, root: Path, checkpoint: Checkpoint | None = None) -> Build:
+    """The engine that would be built of the settings' model; without its checkpoint, that is fetched into `root`.
 
     Raises CheckpointError, DiskError, UnsupportedModelError, ConfigError, and as the builder's `plan`.
     """
     if settings.trt_llm is not None and (ignored := settings.trt_llm.ignored()):
         log.warning("trt_llm keys without effect: %s", ", ".join(ignored))
-    checkpoint = fetch_checkpoint(settings, root)
+    checkpoint = checkpoint or fetch_checkpoint(settings, root)
     template = chosen_template(settings.rerank_template, None)
     spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
     return plan_build(builder, checkpoint, spec, settings)

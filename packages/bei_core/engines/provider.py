@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from bei_core.checkpoint import lease_checkpoint, resolve
+from bei_core.checkpoint import Checkpoint, lease_checkpoint, resolve
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.build import Build, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
@@ -28,8 +28,11 @@ log = logging.getLogger(__name__)
 class EngineProvider:
     """Provides the engine for the settings of one model."""
 
-    def __init__(self, settings: Settings, *, to_run: bool = True) -> None:
-        """Raises ConfigError without a model or a store's URL, EngineUnavailableError if it cannot be built here."""
+    def __init__(self, settings: Settings, *, to_run: bool = True, checkpoint: Checkpoint | None = None) -> None:
+        """With the model's checkpoint, if it is fetched already, the hub is not asked again.
+
+        Raises ConfigError without a model or a store's URL, EngineUnavailableError if it cannot be built here.
+        """
         if not settings.model_id:
             raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
         if settings.engine_store is not None and not is_store(settings.engine_store):
@@ -43,6 +46,7 @@ class EngineProvider:
         self._builder = load_builder(self._engine)
         self.cache = EngineCache.of(settings)
         self._checkpoints = settings.cache_dir / "checkpoints"
+        self._checkpoint = checkpoint
         url = settings.engine_store
         self._remote = None if url is None else RemoteEngines(url, settings.engine_store_secret)
         self._quantization = quantization_of(settings)
@@ -63,7 +67,7 @@ class EngineProvider:
     def build(self, target: Path) -> None:
         """Build the engine in the folder `target`, unless it is there already. Raises as `get`, and ConfigError."""
         with lease_checkpoint(self._model_id, self._checkpoints):
-            build = plan_model(self._builder, self._settings, self._checkpoints)
+            build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
             with translate_os_errors(target, OUTPUT):
                 if is_engine(target):
                     if read_manifest(target).artifact != build.manifest.artifact:
@@ -120,7 +124,7 @@ class EngineProvider:
     def _build(self, key: str) -> Lease:
         """A lease on the engine of the checkpoint: in the cache, or pulled from the object store, or built."""
         with lease_checkpoint(self._model_id, self._checkpoints) as release:
-            build = plan_model(self._builder, self._settings, self._checkpoints)
+            build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
 
             def fill(folder: Path) -> None:
                 self._pull_or_build(folder, build)
