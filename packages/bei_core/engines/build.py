@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -69,7 +72,8 @@ def plan_model(builder: Builder, settings: Settings, root: Path, checkpoint: Che
 
 def fetch_checkpoint(settings: Settings, root: Path) -> Checkpoint:
     """The checkpoint of the settings' model, fetched into `root` if necessary. Raises CheckpointError, DiskError."""
-    return checkpoints.resolve(
+    fetch = partial(
+        checkpoints.resolve,
         settings.model_id or "",
         settings.revision,
         token=settings.hf_token,
@@ -78,6 +82,26 @@ def fetch_checkpoint(settings: Settings, root: Path) -> Checkpoint:
         root=root,
         check=check_small_files,
     )
+    return _interruptible(fetch)
+
+
+def _interruptible(call: Callable[[], Checkpoint]) -> Checkpoint:
+    """The value of a call. In the main thread, Ctrl-C ends the wait for it at once.
+
+    Downloads run in pools of threads, and leaving such a pool waits for its threads, which may wait for a server.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    done: Future[Checkpoint] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    return done.result()
 
 
 def check_small_files(folder: Path) -> None:
