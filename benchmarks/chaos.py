@@ -42,7 +42,7 @@ processors, load of other work at the start {load:.1f}.
 
 @dataclass
 class Watched:
-    """What a probe saw."""
+    """The results of the health probe."""
 
     lags_ms: list[float] = field(default_factory=list)
     peak: int = 0
@@ -50,7 +50,7 @@ class Watched:
 
 @contextmanager
 def watched(server: Server) -> Iterator[Watched]:
-    """Asks for health all the time inside."""
+    """Request health continuously during the `with` block."""
     found, done, process = Watched(), threading.Event(), psutil.Process(server.pid)
 
     def probe() -> None:

@@ -1,4 +1,4 @@
-"""Asks a server of its own for many texts of mixed lengths and routes, and says what they left behind.
+"""Sends many texts of mixed lengths and routes to a server, and reports what remains in it.
 
     make soak                        a million texts
     make soak ARGS="--texts 20000"

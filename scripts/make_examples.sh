@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes examples/ again, each from a config.yaml for Baseten's BEI; a test has them be what this makes.
+# Makes examples/ again, each from a config.yaml for Baseten's BEI. A test compares examples/ with the output.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

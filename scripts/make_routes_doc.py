@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bei_core.http.openapi import DESCRIPTION
-from bei_core.http.page import PAGES
-from bei_core.http.routes import APIS
+from bei_core.http.routes import WRITTEN_ROUTES
+from bei_core.http.ui import PAGES
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "routes.md"
 
@@ -25,9 +25,8 @@ def page(written: str) -> str:
 
 def _lines() -> Iterator[str]:
     yield "\n| route | what it does |\n|---|---|\n"
-    for api in APIS:
-        for route in api.ROUTES:
-            yield _line(f"{route.method} {route.path}", *route.aliases, summary=route.summary)
+    for route in WRITTEN_ROUTES:
+        yield _line(f"{route.method} {route.path}", *route.aliases, summary=route.summary)
     first, *others = (route.path for route in DESCRIPTION)
     yield _line(f"GET {first}", *others, summary=DESCRIPTION[0].summary)
     for route in PAGES:

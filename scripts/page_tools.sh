@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what tests the pages: Playwright and axe from PyPI into .page-tools, and Chromium from Debian. What cannot be
-# installed here is named; the tests are skipped then.
+# Installs the programs that test the pages: Playwright and axe from PyPI into .page-tools, and Chromium from Debian. If
+# one cannot be installed, the script names it, and the tests are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 TOOLS=$PWD/.page-tools

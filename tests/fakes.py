@@ -1,4 +1,4 @@
-"""An engine that needs no model, behind the real contract, and what tests of those who call it share."""
+"""A fake engine with the real contract, and helpers for tests of the code that calls engines."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENGINE_FILES = {"model.bin": b"\x00weights" * 1000, "spec.json": b"{}", "deep/er
 
 
 def write_engine(folder: Path, artifact: str = "a" * 32, **changed: object) -> Manifest:
-    """The manifest of an engine folder that is whole, and that nothing can run."""
+    """Write an engine folder with valid files that no runtime can load; returns its manifest."""
     for name, content in ENGINE_FILES.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
@@ -43,7 +43,7 @@ def write_engine(folder: Path, artifact: str = "a" * 32, **changed: object) -> M
 
 
 class EngineFaultError(Exception):
-    """What the fake runtime raises."""
+    """The error of the fake runtime."""
 
 
 class FakeEngine:
@@ -73,16 +73,16 @@ class FakeEngine:
         self._busy = threading.Lock()
 
     def hold(self) -> None:
-        """Lets no batch come back from here on."""
+        """Let no batch end until `release`."""
         self._open.clear()
 
     def release(self) -> None:
-        """Lets batches come back again."""
+        """Let batches end again."""
         self._open.set()
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """No batch comes back inside."""
+        """Let no batch end during the `with` block."""
         self.hold()
         try:
             yield
@@ -113,11 +113,11 @@ class FakeEngine:
         return self.forward(batch), np.repeat(batch.input_ids[:, None], 2, axis=1).astype(np.float32)
 
     def padding_share(self) -> float:
-        """None is padding."""
+        """0: no token is padding."""
         return 0.0
 
     def close(self) -> None:
-        """Nothing may be called after."""
+        """Mark the engine as closed."""
         self.is_closed = True
 
     def _rows(self, sequences: Sequence[Tokens]) -> Rows:
@@ -135,7 +135,7 @@ class FakeEngine:
 
 
 def row_of(tokens: Tokens) -> Rows:
-    """f32[WIDTH], the row that belongs to these tokens and to no others."""
+    """f32[WIDTH], the row of these tokens; other tokens have another row."""
     digest = hashlib.blake2b(
         tokens.ids.astype("<i4").tobytes() + tokens.type_ids.astype("<i4").tobytes(), digest_size=2 * WIDTH
     )
@@ -144,7 +144,7 @@ def row_of(tokens: Tokens) -> Rows:
 
 
 def rows_of(items: Iterable[Tokens]) -> Rows:
-    """f32[N, WIDTH], what an engine that mixes nothing up gives."""
+    """f32[N, WIDTH], the right rows of these sequences."""
     return np.stack([row_of(item) for item in items])
 
 
@@ -155,24 +155,24 @@ def tokens_of(*ids: int) -> Tokens:
 
 
 def tokens_of_length(length: int, first: int = 0) -> Tokens:
-    """A sequence of so many ids, all of them `first`."""
+    """A sequence of `length` ids, all of them `first`."""
     return tokens_of(*[first] * length)
 
 
 async def entered(engine: FakeEngine, num_batches: int = 1) -> None:
-    """Returns once the engine has been given so many further batches."""
+    """Wait until the engine has received this many further batches."""
     for _ in range(num_batches):
         assert await asyncio.to_thread(engine.entered.acquire, timeout=SAFETY_S), "the engine was never called"
 
 
 async def at_rest() -> None:
-    """Returns once every task of the loop has gone as far as it can without the engine."""
+    """Wait until every task of the event loop waits for the engine."""
     for _ in range(10):
         await asyncio.sleep(0)
 
 
 async def ended(*tasks: asyncio.Task[ResultT]) -> list[ResultT | BaseException]:
-    """What became of them; fails rather than waiting for ever."""
+    """The results or exceptions of the tasks; fails if they do not end."""
     return await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), SAFETY_S)
 
 
@@ -195,7 +195,7 @@ def requests(num_requests: int, seed: int = 0) -> list[list[Tokens]]:
 
 @dataclass
 class Clock:
-    """A clock that a test turns."""
+    """A clock that the test sets."""
 
     now: float = 100.0
 

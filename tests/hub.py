@@ -117,7 +117,7 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        """What HF_ENDPOINT is to be set to."""
+        """The value for HF_ENDPOINT."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @property
@@ -130,7 +130,7 @@ class Hub:
         return self.repositories.setdefault(repo, Repository()).commit(files)
 
     def files_read(self) -> set[str]:
-        """The names of the files that were fetched, not only asked about."""
+        """The names of the files whose content was fetched."""
         found = (_RESOLVE.fullmatch(path) for method, path in self.requests if method == "GET")
         names = {match["name"] for match in found if match}
         blobs = {path.rpartition("/")[2] for method, path in self.requests if method == "GET" and _BLOB.fullmatch(path)}
@@ -148,7 +148,7 @@ class Hub:
 
 
 class _Server(ThreadingHTTPServer):
-    """Room for all the connections that a client opens at once: a full backlog costs a second each."""
+    """A backlog for all connections that a client opens at once: with a full one, each would wait a second."""
 
     request_queue_size = 64
 
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Nothing: `Hub.requests` has it."""
+        """Log nothing: `Hub.requests` has all requests."""
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -250,7 +250,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(206, data[begin : end + 1], {**headers, **etag, "Content-Range": f"bytes {begin}-{end}/{len(data)}"})
 
     def _may(self, token: str | None) -> bool:
-        """Whether the request carries the token, where one is needed."""
+        """Whether the request has the token, if the repository needs one."""
         return token is None or self.headers["Authorization"] == f"Bearer {token}"
 
     def _refuse(self, status: int, code: str | None, headers: Mapping[str, str] | None = None) -> None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 @dataclass
 class File:
-    """What is at a path."""
+    """The file at a path."""
 
     data: bytes = b""
     kind: str = "application/gzip"
@@ -29,7 +29,7 @@ class File:
 
 @dataclass
 class Request:
-    """What was asked for."""
+    """A received request."""
 
     path: str
     headers: dict[str, str]
@@ -99,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(file, asked)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
-        """Nothing: `Web.requests` has it."""
+        """Log nothing: `Web.requests` has all requests."""
 
     def _send(self, file: File, asked: Request) -> None:
         etag = f'"{hashlib.sha256(file.data).hexdigest()[:16]}"' if file.has_etag else None

@@ -1,7 +1,7 @@
-"""What a client can ask of a model (the tasks), and what is computed from the model's rows afterwards. NumPy only.
+"""Tasks: what a client can ask of a model. A task also computes the result from the model's rows, with NumPy only.
 
-A task names the inputs and how to encode them; `finish` turns the model's rows into the result. The engine sees neither
-of the two, so requests with different options share a batch.
+A task has the inputs and the options to encode them, and `finish` makes the result of the model's rows. The engine
+never sees a task, so requests with different options share a batch.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ Text: TypeAlias = str | Pair | Templated | Sequence[int]
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
 TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row per token of one input
 
-# What a task needs of each input: its one row, the rows of its tokens, or the nonzero elements of its row.
-Output: TypeAlias = Literal["rows", "tokens", "sparse"]
+# What a task needs of each input: its one row, the rows of its tokens, its terms with their weights (the nonzero
+# elements of its row, or bge-m3's), or the weight of each of its tokens. A tuple names several, computed in one pass.
+Output: TypeAlias = Literal["rows", "tokens", "sparse", "weights"]
+Outputs: TypeAlias = Output | tuple[Output, ...]
 
 # The function from logits to scores: sigmoid for one label or independent labels, softmax for exclusive labels, none
 # for a regression.
@@ -59,7 +61,7 @@ class TruncationSide(str, Enum):
 
 
 def num_characters(text: Text) -> int:
-    """Characters of a text, or of both texts of a pair; 0 for token ids."""
+    """Returns the number of characters of a text, or of both texts of a pair; 0 for token ids."""
     if isinstance(text, Pair):
         return len(text.first) + len(text.second)
     if isinstance(text, Templated):
@@ -78,9 +80,8 @@ class EncodeOptions:
     chunk: bool = False  # split a text that is too long into chunks instead of truncating it
     chunk_tokens: int | None = None  # limit on the tokens of a text, or of the document of a pair; None: the model's
     spans: bool = False  # also say which part of the text each token stands for
-    max_tokens: int | None = (
-        None  # limit on the tokens of an input, special ones and prompt included; None: the model's
-    )
+    max_tokens: int | None = None  # limit on all tokens of an input, special ones and prompt too; None: the model's
+    add_special_tokens: bool = True  # False: the tokens of the text alone, without [CLS], </s> and such
 
 
 class TokenSpan(NamedTuple):
@@ -106,8 +107,13 @@ class Tokens:
         return len(self.ids)
 
 
+def asks_for(outputs: Outputs, output: Output) -> bool:
+    """Whether an output is one of those that a task needs."""
+    return outputs == output or (isinstance(outputs, tuple) and output in outputs)
+
+
 class Sparse(NamedTuple):
-    """The nonzero elements of a row."""
+    """The nonzero elements of a row over the vocabulary."""
 
     indices: npt.NDArray[np.int64]  # ascending
     values: npt.NDArray[np.float32]
@@ -118,11 +124,28 @@ class Sparse(NamedTuple):
         indices = np.flatnonzero(row)
         return cls(indices, row[indices])
 
+    @classmethod
+    def of_tokens(cls, ids: npt.NDArray[np.int32], weights: Rows) -> Sparse:
+        """The largest weight above 0 of each token id; both arguments are [n]."""
+        terms, places = np.unique(ids, return_inverse=True)
+        values = np.zeros(len(terms), np.float32)
+        np.maximum.at(values, places, weights)
+        kept = values > 0
+        return cls(terms[kept].astype(np.int64), values[kept])
+
+    def without(self, indices: Sequence[int]) -> Sparse:
+        """The elements at all other indices."""
+        kept = ~np.isin(self.indices, indices)
+        return Sparse(self.indices[kept], self.values[kept])
+
 
 class Task(Protocol[ResultT]):
     """The work of one request."""
 
-    output: ClassVar[Output]
+    @property
+    def output(self) -> Outputs:
+        """What it needs of each input."""
+        ...
 
     @property
     def inputs(self) -> Sequence[Text]:
@@ -181,28 +204,71 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class EmbedAll(_Unchunked):
-    """One vector per token: those of a late-interaction model, or those that the pooling takes."""
+    """One vector per token: those of a late-interaction model or of bge-m3, or those that the pooling takes."""
 
     output: ClassVar[Output] = "tokens"
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
+    num_skipped: int = 0  # first tokens of a text that have no vector
 
     def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
-        """f32[n, E] per text."""
-        return rows
+        """f32[n - num_skipped, E] per text."""
+        return [vectors[self.num_skipped :] for vectors in rows] if self.num_skipped else rows
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedSparse(_Unchunked):
-    """Weights of the terms of the vocabulary, most of them zero (SPLADE, Formal et al. 2021)."""
+    """Weights of the terms of the vocabulary, most of them zero (SPLADE, Formal et al. 2021; bge-m3)."""
 
     output: ClassVar[Output] = "sparse"
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
+    unweighted_ids: Sequence[int] = ()  # token ids that are no terms
 
     def finish(self, rows: Sequence[Sparse]) -> Sequence[Sparse]:
         """The nonzero weights of each text."""
+        return [terms.without(self.unweighted_ids) for terms in rows] if self.unweighted_ids else rows
+
+
+@dataclass(frozen=True, slots=True)
+class WeighTokens(_Unchunked):
+    """The weight of every token as a term (bge-m3)."""
+
+    output: ClassVar[Output] = "weights"
+    inputs: Sequence[Text]
+    options: EncodeOptions = field(default_factory=EncodeOptions)
+
+    def finish(self, rows: Sequence[Rows]) -> Sequence[Rows]:
+        """f32[n] per text."""
         return rows
+
+
+@dataclass(frozen=True, slots=True)
+class Several(_Unchunked):
+    """Several tasks of the same inputs, with the same options, whose outputs are computed in one pass."""
+
+    tasks: Sequence[Task[Any]]  # at least one
+
+    @property
+    def output(self) -> tuple[Output, ...]:
+        """What each task needs of an input."""
+        return tuple(task.output for task in self.tasks if isinstance(task.output, str))
+
+    @property
+    def inputs(self) -> Sequence[Text]:
+        """What to encode."""
+        return self.tasks[0].inputs
+
+    @property
+    def options(self) -> EncodeOptions:
+        """How to encode it."""
+        return self.tasks[0].options
+
+    def finish(self, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The result of each task."""
+        columns = zip(self.output, zip(*rows, strict=True), strict=True)
+        arrays = [np.stack(column) if output == "rows" else column for output, column in columns]
+        return [task.finish(array) for task, array in zip(self.tasks, arrays, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +326,7 @@ class Rank(Classify):
 
 
 def _margin(rows: Rows) -> Rows:
-    """f32[N, 1] from the logits of one label, or of "no" and "yes"."""
+    """Returns f32[N, 1]: the logit of the one label, or the logit of "yes" minus that of "no"."""
     return rows if rows.shape[1] == 1 else rows[:, 1:] - rows[:, :1]
 
 
@@ -273,16 +339,16 @@ def weighted_mean(rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Ro
 
 
 def _first_chunks(owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """The index of each owner's first chunk."""
+    """Returns the index of each owner's first chunk."""
     return np.flatnonzero(np.diff(owners, prepend=-1))
 
 
 def scores(logits: Rows, scoring: Scoring) -> Rows:
-    """Probabilities from logits f32[N, C], or with "none" the logits themselves."""
+    """Returns probabilities from logits f32[N, C]; with "none", the logits unchanged."""
     if scoring == "none":
         return logits
     if scoring == "sigmoid":
-        small = np.exp(-np.abs(logits))  # the exponential that cannot overflow
+        small = np.exp(-np.abs(logits))  # exp of a number <= 0 cannot overflow
         sigmoid: Rows = np.where(logits >= 0, 1, small) / (1 + small)
         return sigmoid
     exps = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -291,7 +357,7 @@ def scores(logits: Rows, scoring: Scoring) -> Rows:
 
 
 def best_first(values: Rows, top_n: int | None = None) -> list[int]:
-    """Indices of f32[N] by descending value, equal values in their order; at most `top_n`."""
+    """Returns at most `top_n` indices of f32[N], the largest value first; equal values keep their order."""
     order: list[int] = np.argsort(-values, kind="stable").tolist()
     return order[:top_n]
 
@@ -312,7 +378,7 @@ def check_dimensions(dimensions: int, width: int) -> None:
 
 
 def l2_normalize(rows: Rows) -> Rows:
-    """Rows of length 1. The floor of 1e-12 is that of `torch.nn.functional.normalize`: a row of zeros stays zero."""
+    """Returns the rows with L2 norm 1; a row of zeros stays zero (the floor is `torch.nn.functional.normalize`'s)."""
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     unit: Rows = rows / np.maximum(norms, np.float32(1e-12))[:, None]
     return unit

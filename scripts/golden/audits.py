@@ -1,4 +1,4 @@
-"""Proof that a golden is worth keeping: an exact engine passes it, one in bf16 can, and each likely mistake fails."""
+"""Checks that a golden is useful: an exact engine passes, an engine in bf16 can, and each likely mistake fails."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Check = Callable[[Rows, Rows], object]  # raises AssertionError if actual rows a
 
 @dataclass(frozen=True)
 class Golden:
-    """A checkpoint and what was computed of it."""
+    """A checkpoint and its computed outputs."""
 
     case: Description
     folder: Path
@@ -82,7 +82,7 @@ class Golden:
 
 
 def audit(golden: Golden) -> str:
-    """One line about the case for people. Raises AssertionError if the case proves too little or cannot be passed."""
+    """A summary of the case in one line. Raises AssertionError if it proves too little or cannot be passed."""
     if (size := sum(len(content) for content in golden.case.content().values())) > MAX_BYTES:
         raise AssertionError(f"{size} bytes")
     spread = _check_spread(golden)
@@ -166,7 +166,7 @@ def _check_bf16(golden: Golden) -> str:
 
 
 def _mistakes(golden: Golden) -> Iterator[tuple[str, Rows, bool]]:
-    """Name, rows, and whether also bf16 has to show it, of each mistake."""
+    """For each mistake: its name, its rows, and whether the comparison in bf16 has to find it, too."""
     case, model = golden.case, golden.loaded.model
     for name, mistake in _coarse(golden).items():
         yield name, golden.spoilt(mistake), True
@@ -207,7 +207,7 @@ def _fine(golden: Golden) -> dict[str, Mistake]:
 
 
 def _check_caught(golden: Golden, name: str, rows: Rows, in_bf16: bool) -> float:
-    """How much the mistake changes. Raises AssertionError if an engine that makes it would pass."""
+    """The change that the mistake causes. Raises AssertionError if an engine with the mistake would pass."""
     expected = golden.rows
     change = float(np.abs(rows - expected).max())
     if golden.case.group == "base":

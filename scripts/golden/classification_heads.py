@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Step] = {
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states f32[1, n, D] into logits f32[1, L], in every family of these."""
+    """The head that computes logits f32[1, L] from hidden states f32[1, n, D]; the same in these families."""
 
     dense: Step
     activation: str
@@ -58,7 +58,7 @@ def head_of(model: Model) -> Head:
 
 
 def rebuilt(change: Callable[[Head], Head]) -> Mistake:
-    """Put a changed head in the place of the model's own."""
+    """Replace the model's head by a changed one."""
 
     def make(model: Model) -> None:
         head, transformer = change(head_of(model)), transformer_of(model)
@@ -108,7 +108,7 @@ def _dense(change: Callable[[Step], Step]) -> Mistake:
 
 
 def _unused_pooler(folder: Path, model: Model) -> Step | None:
-    """The pooler that is in the file and that transformers does not read."""
+    """The pooler in the file, which transformers does not read."""
     path, name = folder / "model.safetensors", f"{model.base_model_prefix}.pooler.dense"
     tensors = load_file(path) if path.is_file() else {}
     if f"{name}.weight" not in tensors:

@@ -41,7 +41,7 @@ def save(folder: Path, found: list[tuple[Description, Arrays]]) -> tuple[int, li
 
 
 def load(path: Path, name: str) -> Arrays:
-    """What is stored of a case; empty if nothing is."""
+    """The stored arrays of a case; empty if there are none."""
     stored = load_file(path) if path.is_file() else {}
     return {key.removeprefix(f"{name}:"): value for key, value in stored.items() if key.startswith(f"{name}:")}
 
@@ -55,7 +55,7 @@ def save_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def is_same(new: Arrays, old: Arrays) -> bool:
-    """Whether the arrays say the same, apart from rounding."""
+    """Whether the arrays are equal, apart from rounding."""
     return new.keys() == old.keys() and all(_is_same_array(new[name], old[name]) for name in new)
 
 
@@ -68,7 +68,7 @@ def _is_same_array(new: np.ndarray, old: np.ndarray) -> bool:
 
 
 def is_same_json(new: object, old: object) -> bool:
-    """Whether the values say the same, apart from rounding."""
+    """Whether the values are equal, apart from rounding."""
     if isinstance(new, float) and isinstance(old, float):
         return math.isclose(new, old, rel_tol=ROUNDING, abs_tol=ROUNDING)
     if isinstance(new, dict) and isinstance(old, dict):

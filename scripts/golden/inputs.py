@@ -1,4 +1,4 @@
-"""Which of the golden texts each case is given, and how tokenizers cut and join them."""
+"""Chooses the golden texts of each case, for all ways in which tokenizers truncate and join them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that cost a client little and would cost the server much: each with the status that it must get."""
+"""Attacks: requests that are cheap for a client and could be expensive for the server, with their required status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def dumped(**fields: object) -> Callable[[], bytes]:
 
 
 def repeated(start: str, item: str, count: int, end: str) -> Callable[[], bytes]:
-    """A body of `count` items and the last one again, without their commas."""
+    """A function that returns a body: `start`, `count` + 1 items separated by commas, and `end`."""
     return lambda: (start + (item + ",") * count + item + end).encode()
 
 

@@ -16,7 +16,7 @@ forward = OpenVinoEngine.forward
 
 
 def faulty(engine: OpenVinoEngine, batch: Any) -> Any:  # noqa: ANN401
-    """`forward`, unless one of the ids is there."""
+    """`forward`, unless the batch has one of the ids."""
     ids = set(batch.input_ids.tolist())
     if 666 in ids:
         raise SystemExit(0)

@@ -26,11 +26,11 @@ DISK = 0.3
 
 
 class EngineFaultError(Exception):
-    """What the runtime raises."""
+    """An error as the engine's runtime raises it."""
 
 
 class RustPanicError(BaseException):
-    """What the tokenizer raises: like pyo3_runtime.PanicException it is no Exception."""
+    """A panic of the tokenizer. Like pyo3_runtime.PanicException, it is a BaseException and not an Exception."""
 
 
 class FaultyTokenizer:
@@ -44,7 +44,7 @@ class FaultyTokenizer:
         return partial(self.call, found) if name.startswith("encode_batch") else found
 
     def call(self, encode: Callable[..., object], *arguments: object, **options: object) -> object:
-        """The encodings, or a panic."""
+        """Return the encodings or panic."""
         if self.random.random() < TOKENIZER:
             raise RustPanicError("index out of bounds")
         return encode(*arguments, **options)
@@ -54,7 +54,7 @@ class FaultyTokenizer:
 
 
 def inject(seed: int) -> None:
-    """Puts the faults in place. The engine's begin after its warm-up, which no server outlives."""
+    """Install the faults. The engine's faults begin after its warm-up, because a fault there would end the server."""
     engine, disk, clock = (random.Random(f"{seed} {seam}") for seam in ("engine", "disk", "clock"))
     forward, num_batches, open_tokenizer = OpenVinoEngine.forward, [0], files.open_tokenizer
 

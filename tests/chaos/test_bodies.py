@@ -1,4 +1,4 @@
-"""Bodies that cost little to send: what is too much is refused by the name of its limit, and takes no memory."""
+"""Bodies that are cheap to send: a body over a limit is refused with the limit's name, and takes no memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_too_much_is_refused_with_its_limit(server: Server, attack: Attack) -> N
 
 
 def test_memory_of_a_large_request_is_given_back(server: Server) -> None:
-    """512 texts of 62,000 characters took 4 GB, and 3.6 GB afterwards."""
+    """Before a limit and a trim of memory, 512 texts of 62,000 characters took 4 GB and left 3.6 GB allocated."""
     process = psutil.Process(server.pid)
     before = process.memory_info().rss
     with log_shown(server), server.connect() as connection:

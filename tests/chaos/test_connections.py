@@ -59,7 +59,7 @@ def server(_server: Server) -> Iterator[Server]:
 
 @contextlib.contextmanager
 def memory_flat(server: Server, limit: float = 32e6) -> Iterator[None]:
-    """The server has grown by less than `limit` bytes at any moment that the test calls for its end."""
+    """Check at the end of the `with` block that the server has grown by less than `limit` bytes."""
     process = psutil.Process(server.pid)
     before = process.memory_info().rss
     yield
@@ -69,7 +69,7 @@ def memory_flat(server: Server, limit: float = 32e6) -> Iterator[None]:
 
 
 def rest_of(connection: socket.socket) -> bytes:
-    """What comes until the server closes the connection."""
+    """All bytes until the server closes the connection."""
     received = b""
     with contextlib.suppress(ConnectionResetError):
         while piece := connection.recv(65_536):
@@ -78,7 +78,7 @@ def rest_of(connection: socket.socket) -> bytes:
 
 
 def closes(connection: socket.socket) -> bool:
-    """Whether the server closes the connection. Nothing but that is to be read from it."""
+    """Whether the server closes the connection without sending anything more."""
     return rest_of(connection) == b""
 
 
@@ -124,7 +124,7 @@ def test_many_headers_are_refused(server: Server) -> None:
 
 
 def test_pipelined_requests_wait_in_the_sockets(server: Server) -> None:
-    """100,000 of them on each of 4 connections, whose clients read nothing before they have sent all they can."""
+    """Each of 4 clients sends up to 100,000 requests on one connection before it reads a reply."""
     num_sent = 0
     with memory_flat(server), ExitStack() as stack:
         for _ in range(4):
@@ -146,7 +146,7 @@ def test_pipelined_requests_are_all_answered(server: Server) -> None:
 
 
 def test_idle_and_half_sent_connections_end(server: Server) -> None:
-    """An idle one without a word; one that stops inside a request with the reason, 408."""
+    """An idle connection is closed without a reply; one that stops inside a request gets 408."""
     request = openai_request(TEXTS[:3])
     body = request.index(b"\r\n\r\n") + 4
     with ExitStack() as stack:
@@ -180,7 +180,7 @@ def readable(connection: socket.socket) -> bool:
 
 
 def test_the_longest_idle_make_way_for_new_ones(server: Server) -> None:
-    """Clients that hold more connections than the server may have lose the oldest; who asks is answered."""
+    """Over the limit of connections, the longest idle one is closed; clients that send requests are answered."""
     with ExitStack() as stack:
         held = []
         for index in range(2 * MAX_CONNECTIONS):
@@ -198,7 +198,7 @@ def test_the_longest_idle_make_way_for_new_ones(server: Server) -> None:
 
 
 def test_no_more_connections_than_allowed_are_served_at_once(server: Server) -> None:
-    """When none is idle, a new one is told to come back."""
+    """When no connection is idle, a new one gets an error with Retry-After."""
     body = POST + b"content-length: 15\r\n\r\n"
     with ExitStack() as stack:
         held = [stack.enter_context(server.connect()) for _ in range(MAX_CONNECTIONS)]
@@ -225,7 +225,7 @@ OFFERS = ["h2,h2c", "h2c", "websocket", "TLS/1.2", "foo/2"]
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["content-length", "chunked"])
 @pytest.mark.parametrize("step", [1, 7, 1000])
 def test_an_offer_of_another_protocol_is_ignored(server: Server, offer: str, is_chunked: bool, step: int) -> None:
-    """The body is read and answered, wherever the head is cut; so is the next request on the connection."""
+    """The offer is ignored: this request and the next one on the connection are answered, however the head is split."""
     headers = (f"Upgrade: {offer}", "Connection: Upgrade, HTTP2-Settings", "HTTP2-Settings: AAMAAABk")
     plain = b'{"inputs": "a"}'
     request = request_bytes("/embed", plain, *headers)

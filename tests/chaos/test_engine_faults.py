@@ -1,4 +1,4 @@
-"""A server whose engine ends its own thread, or hangs: every request ends, and the supervisor sees it."""
+"""A server whose engine thread ends or hangs: every request ends, and health and exit status show it."""
 
 from __future__ import annotations
 

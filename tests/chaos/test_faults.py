@@ -1,4 +1,4 @@
-"""Faults at the seams, of a seed: each request ends once, in a right vector or in an error in the route's format."""
+"""Injected faults, from a seed: each request ends once, with a right vector or an error in the route's format."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FaultyServer(Server):
 
 
 def bombard(server: Server, seed: int, num_requests: int) -> Counter[int]:
-    """How often each status came. Raises AssertionError for a wrong vector or an error without the route's format."""
+    """The number of replies by status. Raises AssertionError for a wrong vector or an error in a wrong format."""
 
     def ask(number: int) -> int:
         rows = random.Random(f"{seed} {number}").sample(range(len(TEXTS)), 2)

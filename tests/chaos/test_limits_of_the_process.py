@@ -1,4 +1,4 @@
-"""What a server takes of the machine: files, ports, sockets, and time to end."""
+"""What a server uses of the machine: files, ports, sockets, and time to end."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_port_for_health_serves_nothing_else(tmp_path: Path, tmp_path_factor
 def test_clients_that_read_nothing_do_not_outlast_the_drain(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, path: str
 ) -> None:
-    """Among them some that have sent many requests at once."""
+    """Some of the clients have sent many requests at once."""
     request = f"GET {path} HTTP/1.1\r\nhost: a\r\n\r\n".encode()
     if path.startswith("/v1"):
         request = openai_request(["a"] * 64)
@@ -79,8 +79,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path, tmp_path_factory: pytes
         assert server.wait() == -signal.SIGTERM
 
 
-def test_a_port_in_use_is_said_before_anything_else(tmp_path: Path) -> None:
-    """That is before the model, of which there is none here."""
+def test_a_port_in_use_is_an_error_before_the_model_is_loaded(tmp_path: Path) -> None:
+    """The model is not loaded first: in this test it does not exist."""
     program = str(Path(sys.executable).with_name("bei"))
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])

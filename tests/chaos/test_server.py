@@ -1,4 +1,4 @@
-"""A real server and clients that do what clients do on a bad day."""
+"""A real server, and clients that leave, overload it, or send and read slowly."""
 
 from __future__ import annotations
 
@@ -52,18 +52,18 @@ def _narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(_server: Server) -> Iterator[Server]:
-    """A server with its defaults, well after each test."""
+    """A server with its defaults; the fixture checks after each test that it works."""
     yield from well_after(_server)
 
 
 @pytest.fixture
 def narrow(_narrow: Server) -> Iterator[Server]:
-    """A server that takes few requests at once, well after each test."""
+    """A server that accepts few requests at once; the fixture checks after each test that it works."""
     yield from well_after(_narrow)
 
 
 def well_after(server: Server) -> Iterator[Server]:
-    """The server, which then has nothing left to do, gives right answers and has found no bug in itself."""
+    """Check that the server becomes idle, gives right replies, and has logged no bug."""
     already = len(server.log)
     with log_shown(server):
         yield server
@@ -81,7 +81,7 @@ def check(server: Server, reply: httpx.Response, rows: list[int]) -> None:
 
 
 def occupy(server: Server, stack: ExitStack, num_requests: int) -> list[socket.socket]:
-    """Connections whose requests the server has let in and will be busy with for many seconds."""
+    """Connections with accepted requests that keep the server busy for many seconds."""
     before = server.metrics()["te_request_count"]
     connections = [stack.enter_context(server.connect()) for _ in range(num_requests)]
     for connection in connections:
@@ -91,8 +91,8 @@ def occupy(server: Server, stack: ExitStack, num_requests: int) -> list[socket.s
     return connections
 
 
-def test_what_clients_who_left_asked_for_is_dropped(narrow: Server) -> None:
-    """As many as the server takes at once leave; their places are free again and their texts are not computed."""
+def test_requests_of_clients_who_left_are_dropped(narrow: Server) -> None:
+    """As many clients as the server accepts leave: new requests are accepted, and the texts are not computed."""
     before = narrow.metrics()
     with ExitStack() as stack:
         occupy(narrow, stack, MAX_REQUESTS)
@@ -131,7 +131,7 @@ def send_by_the_byte(connection: socket.socket, content: bytes) -> None:
 
 
 def test_slow_senders_do_not_delay_others_and_are_answered(server: Server) -> None:
-    """Requests that stop at every kind of place, and one that comes a byte at a time."""
+    """Requests that stop in each part of a request, and one that is sent byte by byte."""
     request = openai_request(TEXTS[:3])
     head = request.index(b"\r\n\r\n") + 4
     cuts = [1, 10, head - 3, head, head + 1, len(request) - 1]
@@ -201,7 +201,7 @@ def test_garbage_instead_of_http(server: Server) -> None:
 
 
 class Asked(NamedTuple):
-    """A request, and what it has to get."""
+    """A request and its expected reply."""
 
     content: bytes
     status: int
@@ -215,7 +215,7 @@ def body_of(inputs: object) -> bytes:
 
 
 def mixed_request(random_: random.Random) -> Asked:
-    """One of every kind, good ones as often as bad ones."""
+    """A request of a random kind, valid or invalid with equal probability."""
     rows = random_.sample(range(len(TEXTS)), random_.choice([1, 1, 1, 2, 8]))
     good = body_of([TEXTS[row] for row in rows])
     as_ids = body_of([REFERENCE.ids[row].tolist() for row in rows])
@@ -249,7 +249,7 @@ async def test_good_requests_among_bad_ones_are_answered_rightly(server: Server)
     compare(actual, REFERENCE.vectors[[row for _, rows in good for row in rows]], server.tolerance())
 
 
-def test_too_many_at_once_are_told_to_come_back(narrow: Server) -> None:
+def test_too_many_requests_at_once_get_retry_after(narrow: Server) -> None:
     with ThreadPoolExecutor(32) as pool:
         replies = list(pool.map(lambda _: narrow.post("/v1/embeddings", {"input": SLOW}), range(32)))
     refused = [reply for reply in replies if reply.status_code != 200]
@@ -259,8 +259,8 @@ def test_too_many_at_once_are_told_to_come_back(narrow: Server) -> None:
         assert int(reply.headers["retry-after"]) >= 1
 
 
-def test_overload_is_what_the_clients_know_and_ends(narrow: Server) -> None:
-    """Refused while the server is full, whatever is asked, except how it is; answered as soon as there is room."""
+def test_overload_is_an_error_that_the_clients_retry_and_it_ends(narrow: Server) -> None:
+    """A full server refuses every request except health checks; requests are answered again once others end."""
     options = {"api_key": "any", "max_retries": 0, "timeout": SAFETY_S}
     with ExitStack() as stack:
         client = stack.enter_context(openai.OpenAI(base_url=f"{narrow.url}/v1", **options))  # type: ignore[arg-type]
@@ -284,7 +284,7 @@ def test_overload_is_what_the_clients_know_and_ends(narrow: Server) -> None:
     ids=["one length", "random lengths"],
 )
 def test_memory_stays_flat(server: Server, lengths: list[int] | None, limit: float) -> None:
-    """2,000 requests grow the process by less than 8 MB, which is 4 kB a request, where all texts are equally long.
+    """2,000 requests of equally long texts grow the process by less than 8 MB, which is 4 kB for each request.
 
     With texts of random lengths OpenVINO goes on to meet new shapes and keeps what it makes for each: measured, 25 MB
     in the first 2,000 requests after the warm-up and less each time. Hence 60 MB there.

@@ -1,4 +1,4 @@
-"""Replicas that share nothing but an object store: an engine that one built starts on another, without the hub."""
+"""Replicas that share only an object store: one builds an engine and another starts from it, without the hub."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_an_engine_pushed_from_one_folder_starts_in_a_clean_one_bit_for_bit(tmp_
     assert rows(finish(start(by_url))) == [expected]
 
 
-def test_a_replica_takes_from_the_object_store_what_another_built(tmp_path: Path, s3: dict[str, str]) -> None:
+def test_a_replica_pulls_the_engine_that_another_has_built(tmp_path: Path, s3: dict[str, str]) -> None:
     files = {path.relative_to(MODEL).as_posix(): path.read_bytes() for path in MODEL.rglob("*") if path.is_file()}
     shared = {"BEI_MODEL_ID": "owner/name", "BEI_ENGINE_STORE": f"s3://{BUCKET}/shared", **s3}
     with Hub() as hub:

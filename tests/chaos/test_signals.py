@@ -1,4 +1,4 @@
-"""A server that is told to end while clients are at it: what it accepted is answered, then it ends with status 0."""
+"""A server that gets SIGTERM under load answers the accepted requests, then ends with status 0."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def refuses(server: Server) -> bool:
 
 
 def talk(connection: socket.socket, heard: list[int], tolerance: Tolerance) -> None:
-    """Asks again as soon as there is a reply, until the server says that it closes the connection and does."""
+    """Send requests one after the other until the server announces that it closes the connection, and does so."""
     request = openai_request(TEXTS[:3])
     while True:
         since = time.monotonic()
@@ -95,7 +95,7 @@ def test_all_that_was_accepted_is_answered(server: Server, number: signal.Signal
 
 
 def test_the_last_traces_are_sent(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Those of the five seconds between two batches."""
+    """Traces that wait for the next upload, which happens every five seconds, are sent at the end."""
     with Collector() as collector:
         traced = Server(tmp_path / "server", cache_of(tmp_path_factory), otlp_endpoint=collector.url)
         with traced as server, log_shown(server):
@@ -106,7 +106,7 @@ def test_the_last_traces_are_sent(tmp_path: Path, tmp_path_factory: pytest.TempP
 
 
 def test_what_is_on_its_way_is_answered(server: Server) -> None:
-    """Requests on connections that were idle when the signal came, and probes, which are told that it ends."""
+    """Requests on connections that were idle at the signal are answered; health probes get an error."""
     with server, log_shown(server), ExitStack() as stack:
         tolerance = server.tolerance()
         idle = [stack.enter_context(server.connect()) for _ in range(4)]
@@ -130,7 +130,7 @@ def test_what_is_on_its_way_is_answered(server: Server) -> None:
 
 
 def test_clients_that_do_nothing_do_not_keep_it_alive(server: Server) -> None:
-    """Idle ones, ones that send half a request and ones that read nothing of a large reply; who goes on is answered."""
+    """Clients that are idle, stop inside a request or read nothing do not delay the end; active ones are answered."""
     request = openai_request(["a"] * 1024)
     with server, log_shown(server), ExitStack() as stack:
         idle, half_head, half_body, late, deaf = (stack.enter_context(socket.socket()) for _ in range(5))

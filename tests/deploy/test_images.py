@@ -1,4 +1,4 @@
-"""The images' files: hadolint, and that what they copy and install is what there is."""
+"""The Dockerfiles: hadolint accepts them, and everything that they copy and install exists."""
 
 from __future__ import annotations
 

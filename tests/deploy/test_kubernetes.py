@@ -52,7 +52,7 @@ def test_pods_are_as_narrow_as_they_can_be() -> None:
     assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
 
 
-def test_what_is_off_is_not_there() -> None:
+def test_optional_resources_are_absent_by_default() -> None:
     assert rendered().keys() == {
         "Deployment",
         "NetworkPolicy",
@@ -62,7 +62,7 @@ def test_what_is_off_is_not_there() -> None:
     }
 
 
-def test_everything_is_on() -> None:
+def test_every_optional_resource_can_be_enabled() -> None:
     found = rendered(*EVERYTHING)
     assert "replicas" not in found["Deployment"]["spec"]
     (metric,) = found["HorizontalPodAutoscaler"]["spec"]["metrics"]

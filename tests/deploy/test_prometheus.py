@@ -71,7 +71,7 @@ class Prometheus:
         return [] if data is None else list(data["result"])
 
     def close(self) -> None:
-        """Ends it."""
+        """End the process."""
         self.process.terminate()
         self.process.wait(SAFETY_S)
 
@@ -143,7 +143,7 @@ def test_prometheus_knows_counters_as_counters(prometheus: Prometheus) -> None:
     assert expected["te_queue_size"] == "gauge"
 
 
-def test_kinds_of_errors_are_those_that_there_are() -> None:
+def test_the_dashboard_and_alerts_name_only_kinds_of_errors_that_exist() -> None:
     texts = [rule["expr"] for rule in ALERTS] + [text for _, text in TARGETS]
     named = {kind for text in texts for kinds in re.findall(r'err=~?"([^"]+)"', text) for kind in kinds.split("|")}
     assert named

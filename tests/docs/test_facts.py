@@ -1,4 +1,4 @@
-"""What the documents list is what there is: routes, errors, metrics, log lines."""
+"""The documents list exactly the routes, errors, metrics and log lines of the code."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from bei_core.config.settings import Settings
 from bei_core.errors import RequestError
 from bei_core.http import openapi
-from bei_core.http.page import PAGES
 from bei_core.http.routes import ROUTES
+from bei_core.http.ui import PAGES
 from bei_core.metrics import Metrics
 from scripts import make_routes_doc
 from tests.docs.documents import ROOT, code_in, table_rows

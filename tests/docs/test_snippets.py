@@ -85,8 +85,12 @@ def placed(text: str, urls: Mapping[str, str]) -> str:
 
 
 @pytest.mark.parametrize("block", PYTHON, ids=str)
-def test_python_runs(block: Block, urls: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    block: Block, urls: dict[str, str], cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("BASETEN_API_KEY", "any")
+    monkeypatch.setenv("BEI_CACHE_DIR", str(cache_dir))
+    (tmp_path / ".models").symlink_to(MINILM.parent)
     monkeypatch.chdir(tmp_path)  # where a block may write
     code = placed(block.text, urls)
     if block.venv:
@@ -177,7 +181,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
 
 @pytest.mark.parametrize("block", [block for block in blocks() if block.language == "sh"], ids=str)
 def test_flags_targets_files_and_extras_exist(block: Block) -> None:
-    """Also of blocks that are not run."""
+    """This also checks blocks that are not run."""
     makefile = (ROOT / "Makefile").read_text()
     extras = set(metadata("bei-core").get_all("Provides-Extra") or ())
     for words in programs(block.text):

@@ -1,4 +1,4 @@
-"""As much of Baseten as `truss push`, `truss predict` and a deployment's clients talk to, on the loopback.
+"""A local imitation of the parts of Baseten that `truss push`, `truss predict` and clients of a deployment use.
 
 The API (GraphQL) and its object store take what push sends; the gateway has a deployment's addresses and asks for the
 key, as docs.baseten.co describes both. Anything else is a 404, so that a new version of truss which asks for more is
@@ -57,7 +57,7 @@ class Route:
 
 
 class Baseten:
-    """A Baseten with no models at first; up inside the `with` block."""
+    """A Baseten without models; it runs during the `with` block."""
 
     def __init__(self) -> None:
         self._objects: dict[str, bytes] = {}
@@ -88,7 +88,7 @@ class Baseten:
 
     @property
     def environ(self) -> dict[str, str]:
-        """What makes truss talk to this Baseten and to no other."""
+        """Environment variables that make truss use this Baseten only."""
         return {"BASETEN_TRUSS_AUTH_REMOTE_URL": self.url, "BASETEN_TRUSS_AUTH_API_KEY": KEY}
 
     def store(self, path: str, content: bytes) -> None:
@@ -103,7 +103,7 @@ class Baseten:
 
     @property
     def _operations(self) -> dict[str, Callable[[str, Mapping[str, Any]], dict[str, Any]]]:
-        """By a word that each query has, the most telling first."""
+        """The handler of each query, by a word in the query; specific words come first."""
         return {
             "truss_validation": lambda *_: {"truss_validation": {"success": True, "details": "{}"}},
             "model_s3_upload_credentials": lambda *_: {"model_s3_upload_credentials": self._credentials()},
@@ -117,7 +117,7 @@ class Baseten:
         }
 
     def _credentials(self) -> dict[str, str]:
-        """Truss hands all but the first two to boto3, which therefore comes here too."""
+        """Truss passes all but the first two to boto3, which therefore uploads to this server too."""
         return {
             "s3_bucket": "trusses",
             "s3_key": f"{len(self.uploads)}.tgz",
@@ -172,7 +172,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._reply(200, b"", {"etag": '"0"'})
 
     def log_message(self, *_: object) -> None:
-        """Nothing: the tests show the servers' logs."""
+        """Log nothing, because the tests show the servers' logs."""
 
     def _forward(self) -> None:
         """The gateway: the key is asked for, and the deployment's part of the path taken off."""
@@ -203,7 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _inner_path(path: str) -> str | None:
-    """The path in the container; None for one that is no deployment's."""
+    """The path in the container; None if the path is not that of a deployment."""
     if found := _SYNC.match(path):
         return found[1]
     return "/v1/models/model:predict" if _PREDICT.match(path) else None

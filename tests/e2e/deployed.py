@@ -1,4 +1,4 @@
-"""From what was pushed to containers that answer: truss's command line, the image's requirements, both forms."""
+"""Makes running containers of a pushed Truss, in both forms, with the requirements of the image."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def rewrites(truss: Truss) -> dict[str, str]:
 
 @contextmanager
 def deployed(baseten: Baseten, truss: Truss, folder: Path) -> Iterator[Server]:
-    """The container of an image, reached through the gateway; its checkpoints are those of this machine."""
+    """The container of an image, behind the gateway. Checkpoints come from this machine."""
     models = ",".join(f"{name}={path}" for name, path in MODELS.items())
     runtime = {"BEI_MODELS": models, "BEI_CACHE_DIR": str(folder.parent / "cache")}
     kind = DockerServer if truss.config.get("docker_server") else Server

@@ -1,4 +1,4 @@
-"""The environments of their own that scripts/test_envs.sh makes, and programs run in them."""
+"""The environments that scripts/test_envs.sh makes, and programs that run in them."""
 
 from __future__ import annotations
 

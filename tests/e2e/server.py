@@ -89,33 +89,33 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """The server's URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
     def health_url(self) -> str:
-        """Where it answers probes, if it was given a port for them."""
+        """The URL for health probes, if the server has a port for them."""
         found = _LISTENS_FOR_HEALTH.search(self.log)
         assert found, "it has no port for health checks"
         return f"http://127.0.0.1:{found[1]}"
 
     @property
     def log(self) -> str:
-        """What it has written."""
+        """The output of the server."""
         return (self._folder / "log").read_text(errors="replace")
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The process id."""
         return self._running.pid
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Whether the process runs."""
         return self._running.poll() is None
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends it a signal."""
+        """Send a signal to the process."""
         self._running.send_signal(number)
 
     def wait(self) -> int:
@@ -123,11 +123,11 @@ class Server:
         return self._running.wait(SAFETY_S)
 
     def connect(self) -> socket.socket:
-        """A connection of one's own; closing it is the caller's."""
+        """A new connection, which the caller has to close."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=SAFETY_S)
 
     def client(self, **headers: str) -> httpx.Client:
-        """A client of it, to be closed."""
+        """A client of the server, which the caller has to close."""
         return httpx.Client(base_url=self.url, timeout=SAFETY_S, headers=headers, verify=False)
 
     def get(self, path: str) -> httpx.Response:
@@ -148,7 +148,7 @@ class Server:
         return found
 
     def tolerance(self) -> Tolerance:
-        """How near its vectors have to be to the reference's."""
+        """How close the server's vectors have to be to the reference."""
         return {"f32": F32, "bf16": BF16}[self.get("/info").json()["model_dtype"]]
 
     @property
@@ -181,7 +181,7 @@ def cache_of(factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Returns once it holds. Raises AssertionError when it never does."""
+    """Wait until the condition holds. Raises AssertionError if it never does."""
     limit = time.monotonic() + SAFETY_S
     while not condition():
         assert time.monotonic() < limit, "what the test waits for never happened"
@@ -204,18 +204,18 @@ def vectors(body: dict[str, Any]) -> Rows:
 
 
 def request_bytes(path: str, body: bytes, *headers: str) -> bytes:
-    """A POST as it goes over the wire."""
+    """The bytes of a POST request."""
     lines = [f"POST {path} HTTP/1.1", "host: a", f"content-length: {len(body)}", *headers, "", ""]
     return "\r\n".join(lines).encode("latin-1") + body
 
 
 def openai_request(inputs: object) -> bytes:
-    """A POST of `/v1/embeddings` as it goes over the wire."""
+    """The bytes of a POST request of `/v1/embeddings`."""
     return request_bytes("/v1/embeddings", httpx.Request("POST", "http://a", json={"input": inputs}).content)
 
 
 def read_reply(connection: socket.socket) -> httpx.Response | None:
-    """The next reply; None where the connection ends before it. Raises AssertionError where it ends inside."""
+    """The next reply; None if the connection ends first. Raises AssertionError if it ends inside the reply."""
     with connection.makefile("rb") as file:
         try:
             head = file.readline()

@@ -189,7 +189,7 @@ async def test_async_rerankers(ranker: Server, client: AsyncRanker) -> None:
     same(await client(ranker.url), ranked(ranker)[:BEST])
 
 
-def test_cohere_reports_what_it_was(ranker: Server) -> None:
+def test_coheres_client_reads_the_billed_units_of_a_reply(ranker: Server) -> None:
     reply = cohere.ClientV2(KEY, base_url=ranker.url).rerank(
         model="m", query=QUERY, documents=DOCUMENTS, max_tokens_per_doc=4096
     )
@@ -209,7 +209,7 @@ def test_raw_scores(ranker: Server, classifier: Server) -> None:
 
 
 def test_performance_client_classifies(classifier: Server) -> None:
-    """Also where the last request holds one text only."""
+    """Also if the last request has only one text."""
     reply = PerformanceClient(base_url=classifier.url, api_key=KEY).classify(DOCUMENTS, **CUT)
     assert len(DOCUMENTS) % 8 == 1
     for found, expected in zip(reply.data, classified(classifier, DOCUMENTS), strict=True):
@@ -283,7 +283,7 @@ async def test_hugging_face_groups_tokens(tagger: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["rerank", "classify"])
 def test_performance_client_takes_many(ranker: Server, classifier: Server, kind: str) -> None:
-    """20,000 texts at its own concurrency: each answered once, at its own place, none refused or tried again."""
+    """20,000 texts at the client's own concurrency: each is answered once and in order, none is refused or retried."""
     texts = [f"{index} {TEXTS[index % len(TEXTS)][:40]}" for index in range(NUM_MANY)]
     server = ranker if kind == "rerank" else classifier
     chosen = np.random.default_rng(0).choice(NUM_MANY, 500, replace=False).tolist()

@@ -58,7 +58,7 @@ AsyncEmbedder: TypeAlias = Callable[[str, list[str]], Awaitable[object]]
 
 @pytest.fixture(scope="module", autouse=True)
 def _collected() -> Iterator[None]:
-    """What the clients left open is found here, not in somebody else's test."""
+    """Collect garbage, so that what these clients leave open is reported here and not in another test."""
     yield
     gc.collect()
 
@@ -214,7 +214,7 @@ class ModelsTokens:
 
 
 def test_langchain_may_send_token_ids(bei: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its default, right only with the model's own tokenizer."""
+    """Token ids are LangChain's default, and right only with the model's own tokenizer."""
     monkeypatch.setattr(tiktoken, "encoding_for_model", lambda name: ModelsTokens())
     client = langchain_client(bei.url, send_text=False)
     chosen = [text for text in SENT if "\n" not in text]  # it would take the line's end away before it encodes
@@ -252,7 +252,7 @@ def test_performance_client_reports_usage(bei: Server) -> None:
 
 
 def test_performance_client_embeds_many(tiny: Server) -> None:
-    """20,000 texts at its own concurrency: each answered once, at its own place, none refused or tried again."""
+    """20,000 texts at the client's own concurrency: each is answered once and in order, none is refused or retried."""
     texts = [f"{index} {TEXTS[index % len(TEXTS)][:40]}" for index in range(NUM_MANY)]
     before = tiny.metrics()
     reply = PerformanceClient(base_url=tiny.url, api_key=KEY).embed(input=texts, model="m")
@@ -322,7 +322,7 @@ def test_coheres_first_client_gets_numbers_by_default(tiny: Server) -> None:
     compare(np.array(reply.embeddings, np.float32), direct(tiny, SENT[:5], truncation_direction="Left"), F32)
 
 
-def test_coheres_second_client_sends_inputs_and_is_told_of_images(tiny: Server) -> None:
+def test_coheres_second_client_sends_inputs_and_gets_an_error_for_images(tiny: Server) -> None:
     client = cohere.ClientV2(KEY, base_url=tiny.url)
     inputs = [{"content": [{"type": "text", "text": text}]} for text in SENT[:5]]
     reply = client.embed(inputs=inputs, model="m", input_type="search_query", output_dimension=8)  # type: ignore[arg-type]

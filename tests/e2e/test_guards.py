@@ -1,4 +1,4 @@
-"""What stands before the routes: the key, the payload limit, web pages' origins, HTTP itself."""
+"""What is checked before a route runs: the key, the payload limit, origins of web pages, HTTP itself."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_body_at_the_limit_is_read(client: httpx.Client, is_chunked: bool) -> 
     assert client.post("/embed", content=iter([body, b" "]) if is_chunked else body + b" ").status_code == 413
 
 
-def test_a_body_that_is_announced_as_too_large_is_not_asked_for(guarded: Server) -> None:
+def test_a_client_is_not_asked_to_send_a_body_announced_as_too_large(guarded: Server) -> None:
     """curl sends `expect` with a body of more than a megabyte, and waits to be told to send it."""
     head = f"POST /embed HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\nexpect: 100-continue\r\n"
     with guarded.connect() as connection:
@@ -220,6 +220,6 @@ def test_a_head_without_end_is_refused(guarded: Server) -> None:
         assert answers(connection, request).startswith(b"HTTP/1.1 431")
 
 
-def test_a_wrong_method_is_told_the_right_one(client: httpx.Client) -> None:
+def test_a_wrong_method_is_answered_with_the_allowed_one(client: httpx.Client) -> None:
     reply = client.get("/embed")
     assert (reply.status_code, reply.headers["allow"]) == (405, "POST")

@@ -27,7 +27,7 @@ def client(bei: Server) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with a key, that takes little."""
+    """A server with a key and small limits."""
     limits = {"api_key": KEY, "payload_limit": 10_000, "max_client_batch_size": 4}
     with (
         Server(tmp_path_factory.mktemp("strict") / "server", cache_of(tmp_path_factory), **limits) as server,

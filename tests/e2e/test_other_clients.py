@@ -49,7 +49,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 
 @pytest.fixture(scope="module")
 def outcomes(servers: dict[str, Server]) -> Outcomes:
-    """What each client got, all asked in one process: to import them takes longer than to ask."""
+    """The outcome of each client. All run in one process, because their imports take longer than their requests."""
     urls = {name: server.url for name, server in servers.items()}
     given = json.dumps({**urls, "texts": SENT, "query": QUERY})
     environ = {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}  # offline, huggingface_hub refuses any address
@@ -57,7 +57,7 @@ def outcomes(servers: dict[str, Server]) -> Outcomes:
 
 
 def answer(outcomes: Outcomes, name: str) -> Any:  # noqa: ANN401 - JSON
-    """What the client of a name got. Fails with its traceback where it raised."""
+    """The reply that a client got. Fails with the client's traceback if it raised."""
     assert "fault" not in outcomes[name], outcomes[name]["fault"]
     return outcomes[name]["answer"]
 

@@ -1,4 +1,4 @@
-"""`truss push --publish --promote`, for real but for Baseten itself, and the clients of what it deploys.
+"""The real `truss push --publish --promote`, against an imitation of Baseten, and clients of the deployed model.
 
 Marked `push`: run by `make test-push` and by CI, not by `make test`.
 """
@@ -80,7 +80,7 @@ def container(baseten: Baseten, truss: Truss, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def url(baseten: Baseten, container: Server) -> str:
-    """What stands in a client where Baseten's documentation has https://model-xxxxxx.api.baseten.co."""
+    """The URL that replaces https://model-xxxxxx.api.baseten.co in the clients of Baseten's documentation."""
     return baseten.url
 
 
@@ -197,7 +197,7 @@ def test_push_and_the_references_scores(url: str, monkeypatch: pytest.MonkeyPatc
     assert np.isfinite(found["score"])
 
 
-def test_push_with_the_truss_that_was_asked_for() -> None:
+def test_push_with_the_requested_version_of_truss() -> None:
     wanted = os.environ.get("TRUSS_VERSION") or (ROOT / "requirements" / "truss.txt").read_text().strip()
     assert truss_version() == wanted.removeprefix("truss==")
 
@@ -221,7 +221,7 @@ def test_push_of_an_example_sends_all_of_it(example: str, tmp_path: Path) -> Non
     assert ("model/model.py" in found) is (example != "docker_server")
 
 
-def test_push_of_what_init_makes_elsewhere_sends_all_of_it(tmp_path: Path) -> None:
+def test_push_of_a_truss_outside_the_checkout_sends_all_files(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
     for name, content in make(ROOT / "tests" / "data" / "baseten" / "BEI-Linq-Embed-Mistral.yaml", folder).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -233,12 +233,12 @@ def test_push_of_what_init_makes_elsewhere_sends_all_of_it(tmp_path: Path) -> No
 
 @pytest.fixture
 def changed(tmp_path: Path) -> Path:
-    """A copy of this repository's Truss, to be pushed once something is missing from it."""
+    """A copy of this repository's Truss, from which a test removes something before the push."""
     return copy_of_the_repository(tmp_path / "changed")
 
 
 def why_it_does_not_serve(folder: Path, venvs: Path, home: Path) -> str:
-    """Pushes and starts a Truss; what its server says where it does not become ready."""
+    """Push and start a Truss; returns the log of its server, which must not become ready."""
     with Baseten() as baseten:
         truss_cli(baseten, folder, PUSH, home=home)
         truss = build(baseten, folder.parent / "image", venvs)
@@ -253,8 +253,8 @@ def test_push_without_a_requirement_does_not_serve(changed: Path, venvs: Path, h
 
 
 def test_push_without_a_file_of_the_package_does_not_serve(changed: Path, venvs: Path, home: Path) -> None:
-    (changed / "packages" / "bei_core" / "http" / "shapes.py").unlink()
-    assert "No module named 'bei_core.http.shapes'" in why_it_does_not_serve(changed, venvs, home)
+    (changed / "packages" / "bei_core" / "http" / "field_router.py").unlink()
+    assert "No module named 'bei_core.http.field_router'" in why_it_does_not_serve(changed, venvs, home)
 
 
 def test_push_of_a_folder_that_truss_ignores_does_not_serve(changed: Path, venvs: Path, home: Path) -> None:

@@ -24,7 +24,7 @@ Route = tuple[str, str, bool]
 
 @pytest.fixture(autouse=True)
 def _unharmed(bei: Server, http: httpx.Client) -> Iterator[None]:
-    """After each test the server is healthy, answers rightly, and has found no bug in itself."""
+    """Check after each test that the server is healthy, gives right replies, and has logged no bug."""
     already = len(bei.log)
     yield
     assert http.get("/health").status_code == 200
@@ -40,7 +40,7 @@ def kind_of_tei(kind: str) -> str:
 
 
 def check(reply: httpx.Response, status: int, kind: str, said: str, *, openai: bool, param: str | None = None) -> None:
-    """The reply is this error, in the route's shape."""
+    """Check that the reply is this error, in the format of the route."""
     assert reply.status_code == status, reply.text
     assert reply.headers["content-type"] == "application/json"
     assert reply.headers["x-request-id"]
@@ -231,7 +231,7 @@ def test_ten_megabytes_of_garbage(http: httpx.Client, route: Route, first: bytes
 
 
 def test_no_dimensions_are_refused_by_one_route_and_the_models_own_for_the_other(http: httpx.Client) -> None:
-    """Infinity's client sends 0 to OpenAI's where it is told nothing."""
+    """Infinity's client sends 0 to OpenAI's route if the user gives no number of dimensions."""
     refused = http.post("/embed", json={"inputs": "a", "dimensions": 0})
     check(refused, 422, "Validation", "between 1 and 384", openai=False, param="dimensions")
     whole = http.post("/v1/embeddings", json={"input": "a", "dimensions": 0})
@@ -251,7 +251,7 @@ def test_no_dimensions_are_refused_by_one_route_and_the_models_own_for_the_other
     ids=["unknown fields", "a field twice", "a NUL", "nulls", "white space"],
 )
 @pytest.mark.parametrize("kind", [None, "application/json; charset=utf-8", "text/plain", "nonsense"])
-def test_what_looks_bad_and_is_not(
+def test_unusual_bodies_that_are_valid_are_answered(
     bei: Server, http: httpx.Client, route: Route, body: bytes, of: str, kind: str | None
 ) -> None:
     path, field, openai = route
@@ -322,7 +322,9 @@ def test_headers_that_can_be_kept(http: httpx.Client, name: str, value: str) -> 
         ("POST", "/docs", 405, "MethodNotAllowed"),
     ],
 )
-def test_routes_that_are_not(http: httpx.Client, method: str, path: str, status: int, kind: str) -> None:
+def test_unknown_routes_and_methods_are_refused(
+    http: httpx.Client, method: str, path: str, status: int, kind: str
+) -> None:
     reply = http.request(method, path)
     check(reply, status, kind, "", openai=path.startswith("/v1"))
     assert http.request("HEAD", "/nowhere").content == b""

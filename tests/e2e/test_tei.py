@@ -81,7 +81,7 @@ def test_dimensions_cut_first_and_normalise_then(http: httpx.Client) -> None:
         ({"truncate": None}, slice(0, MAX_TOKENS - 2)),
     ],
 )
-def test_a_long_text_is_cut_at_the_asked_end(
+def test_a_long_text_is_truncated_at_the_requested_side(
     bei: Server, http: httpx.Client, options: dict[str, Any], kept: slice
 ) -> None:
     words = " ".join(["red"] * 200 + ["blue"] * 200)
@@ -91,7 +91,7 @@ def test_a_long_text_is_cut_at_the_asked_end(
 
 
 def test_what_just_fits_is_not_refused(bei: Server, http: httpx.Client) -> None:
-    """The longest text that `truncate: false` lets in, and one token more."""
+    """The longest text that `truncate: false` accepts, and a text with one token more."""
     fits = "word " * (MAX_TOKENS - 2)
     for truncate in (False, "NONE"):
         compare(embed(http, fits, truncate=truncate), embed(http, fits), bei.tolerance())

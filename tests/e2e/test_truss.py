@@ -60,7 +60,7 @@ def started(truss: Truss, folder: Path, collector: Collector) -> Iterator[Server
 
 @pytest.fixture
 def server(started: Server) -> Iterator[Server]:
-    """The server; what it wrote meanwhile is shown where a test fails."""
+    """The server; pytest shows what it wrote during a test that fails."""
     already = len(started.log)
     yield started
     print(started.log[already:])
@@ -226,7 +226,7 @@ def test_metrics_are_on_trusss_own_page(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", PREDICT, "/embeddings"])
 def test_a_caller_who_leaves_is_not_computed_for(server: Server, path: str) -> None:
-    """The last is a route that Truss's server does not have itself."""
+    """The last request is for a route that Truss's own server does not have."""
     before = metrics(server)
     body = httpx.Request("POST", server.url, json={"input": [LONG] * 1024}).content
     with socket.create_connection(("127.0.0.1", server.port)) as connection:

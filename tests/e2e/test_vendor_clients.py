@@ -46,14 +46,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Serv
 
 @pytest.fixture(scope="module")
 def given(servers: dict[str, Server]) -> str:
-    """What the programs read."""
+    """The input of the programs."""
     urls = {name: server.url for name, server in servers.items()}
     return json.dumps({**urls, "texts": SENT, "query": QUERY, "model": NAME})
 
 
 @pytest.fixture(scope="module")
 def of_python(given: str) -> Outcomes:
-    """What each client for Python got, all asked in one process: to import them takes longer than to ask."""
+    """The outcome of each client for Python, all in one process: imports take longer than requests."""
     environ = {
         "HF_HUB_OFFLINE": "0",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # it fetches its list of prices from the network otherwise
@@ -65,12 +65,12 @@ def of_python(given: str) -> Outcomes:
 
 @pytest.fixture(scope="module")
 def of_node(given: str) -> Outcomes:
-    """What each client for Node got."""
+    """The outcome of each client for Node."""
     return dict(json.loads(run_in_node("clients.mjs", given)))
 
 
 def answer(outcomes: Outcomes, name: str) -> Any:  # noqa: ANN401 - JSON
-    """What the client of a name got. Fails with its traceback where it raised."""
+    """The reply that a client got. Fails with the client's traceback if it raised."""
     assert "fault" not in outcomes[name], outcomes[name]["fault"]
     return outcomes[name]["answer"]
 
@@ -137,7 +137,9 @@ def test_clients_get_every_document(ranking: list[dict[str, Any]], of_python: Ou
     same(answer(of_python, client), ranking)
 
 
-@pytest.mark.parametrize("client", ["litellm_nvidia_nim/ranking_rerank", "langchain_nvidia_rerank"])
+@pytest.mark.parametrize(
+    "client", ["litellm_nvidia_nim_rerank", "litellm_nvidia_nim/ranking_rerank", "langchain_nvidia_rerank"]
+)
 def test_nvidias_clients_get_logits(servers: dict[str, Server], of_python: Outcomes, client: str) -> None:
     body = {"query": QUERY, "texts": SENT, "return_text": True, "raw_scores": True}
     same(answer(of_python, client), servers["ranker"].post("/rerank", body).json()[:BEST])

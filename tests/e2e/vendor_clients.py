@@ -47,6 +47,7 @@ RANKERS = {
     "huggingface": "",
     "infinity": "/infinity",
     "jina_ai": "",
+    "nvidia_nim": "",
     "nvidia_nim/ranking": "",
     "voyage": "/voyage",
 }

@@ -1,4 +1,4 @@
-"""Every family beyond BERT's kin, built and loaded back, against transformers: vectors, scores, rows of tokens."""
+"""Families other than BERT-like encoders, built and loaded: vectors, scores and token rows equal transformers'."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_outputs_are_the_expected_ones_in_a_batch_and_alone(case: OutputCase, dt
 
 
 def test_a_template_of_ones_own_gives_a_causal_model_its_answers(tmp_path: Path) -> None:
-    """Those of the golden the other way round; an engine folder is served with no others."""
+    """The answers are the golden's in reverse order. An engine folder is refused with any other answers."""
     case = next(case for case in OUTPUT_CASES if case.name == "qwen3-yes-no-tied")
     known = named_template("qwen3-reranker")
     own, other = (
@@ -117,7 +117,7 @@ def test_a_template_of_ones_own_gives_a_causal_model_its_answers(tmp_path: Path)
     opened = open_engine(Settings.load({"model_id": str(folder), "rerank_template": own}, {}))
     compare_logits(opened.engine.forward(Batch.pack(tokens_of(case.ids))), -case.expected, LOGITS_F32)
     opened.close()
-    with pytest.raises(ConfigError, match="built without the answers of this rerank_template"):
+    with pytest.raises(ConfigError, match="built for other answers than this rerank_template"):
         open_engine(Settings.load({"model_id": str(folder), "rerank_template": other}, {}))
 
 

@@ -57,7 +57,7 @@ LOW = {"quality_mean_cosine": 0.98, "quality_top_label_agreement": 0.8, "quality
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set that takes little time."""
+    """A small data set."""
     path = tmp_path_factory.mktemp("texts") / "own.txt"
     path.write_text("\n".join(text.replace("\n", " ")[:100] for text in mixed_texts()[:NUM_TEXTS]))
     return path

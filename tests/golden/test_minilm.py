@@ -1,4 +1,4 @@
-"""The real all-MiniLM-L6-v2, through the whole service, against sentence-transformers' vectors of 200 texts."""
+"""The real all-MiniLM-L6-v2 in the whole service gives sentence-transformers' vectors of 200 texts."""
 
 from __future__ import annotations
 
@@ -69,5 +69,5 @@ def test_the_same_request_gives_the_same_bits(service: Service, together: Rows) 
     assert asyncio.run(embedded(service, TEXTS)).tobytes() == together.tobytes()
 
 
-def test_the_models_own_length_cuts_the_texts(service: Service) -> None:
+def test_texts_are_truncated_to_the_models_length(service: Service) -> None:
     assert service.tokenizer.max_seq_len == max(map(len, REFERENCE.ids)) == 256

@@ -63,7 +63,7 @@ SIZES = {
 
 
 def inputs_of(case: Case | ClassificationCase) -> list[Text]:
-    """The texts as a caller sends them: a reward model and mxbai's reranker are given one prompt, not a pair."""
+    """The texts as a client sends them: for a reward model and mxbai's reranker a prompt, not a pair."""
     if isinstance(case, Case):
         return list(case.texts)
     if case.template:

@@ -92,7 +92,7 @@ def test_scores_are_those_of_a_cross_encoder(name: str, served: Callable[[str], 
 
 
 def test_every_folder_has_its_own_result() -> None:
-    """A folder whose files made no difference would show nothing, except that nothing goes wrong."""
+    """If the files of a folder had no effect, its result would equal another folder's and prove nothing."""
     kept = [name for name in NAMES["embedding"] if name not in {"plain", "truncate-dim-too-large"}]
     results = [ARRAYS[f"{name}:vectors"].tobytes() for name in kept]
     assert len(set(results)) == len(kept)

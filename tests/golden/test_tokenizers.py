@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from bei_core.text.published import canonical_tokenizer
 from bei_core.text.tokenizer import TextTokenizer
 
 DATA = Path(__file__).resolve().parents[1] / "data" / "published_tokenizers"
-NAMES = sorted(path.stem for path in DATA.glob("*.json") if path.stem not in {"inputs", "shared"})
+NAMES = sorted(path.stem for path in DATA.glob("*.json") if path.stem != "inputs")
 INPUTS = json.loads((DATA / "inputs.json").read_text())
-SHARED = json.loads((DATA / "shared.json").read_text())
+SHARED = json.loads(gzip.decompress((DATA / "shared.json.gz").read_bytes()))
 
 
 def whole(content: Any) -> Any:  # noqa: ANN401

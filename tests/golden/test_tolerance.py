@@ -1,4 +1,4 @@
-"""`compare` has to fail for each kind of wrong row, or every golden test is worth nothing."""
+"""`compare` fails for each kind of wrong row; otherwise no golden test would prove anything."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_worst_of_each_figure_comes_back() -> None:
 @pytest.mark.parametrize(
     ("tolerance", "passes", "fails"), [(F32, 0.999999995, 0.99998), (BF16, 0.9996, 0.9994)], ids=["f32", "bf16"]
 )
-def test_direction(tolerance: Tolerance, passes: float, fails: float) -> None:
+def test_a_turned_row_fails_beyond_the_cosine_limit(tolerance: Tolerance, passes: float, fails: float) -> None:
     expected = unit_rows()
     compare(turned(expected, passes), expected, tolerance)
     with pytest.raises(AssertionError, match="6 of 6 rows"):

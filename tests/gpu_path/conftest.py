@@ -10,7 +10,6 @@ import importlib
 import importlib.util
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,10 +33,6 @@ from bei_core.engines.tensorrt_llm import build, limits  # noqa: E402
 from bei_core.engines.torch import build as torch_build  # noqa: E402
 from bei_core.models.spec import ModelSpec  # noqa: E402
 from tests.gpu_path.table import TABLE  # noqa: E402
-
-with warnings.catch_warnings():  # modelopt gives warnings about its own code when it is imported
-    warnings.simplefilter("ignore")
-    importlib.import_module("modelopt.torch.export")
 
 torch.set_num_threads(1)
 

@@ -18,6 +18,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm.limits import check_model
 from bei_core.engines.torch.engine import TorchEngine
 from bei_core.engines.torch.folder import facts_of
+from bei_core.engines.torch.models.sequences import Sequences, flatten
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
@@ -80,7 +81,10 @@ def padded(engine: Engine, tokens: list[Tokens]) -> Rows:
     """
     if not isinstance(engine, TorchEngine):  # the stand-in of TensorRT-LLM pads by itself
         return engine.forward(Batch.pack(tokens))
-    sequences = engine._upload(Batch.pack(tokens))
+    batch = Batch.pack(tokens)
+    flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32)
+    flatten(batch, flat)
+    sequences = Sequences.of(flat, batch.num_tokens, batch.lengths.tolist())
     longer = {
         name: torch.cat([getattr(sequences, name), torch.zeros(9, dtype=getattr(sequences, name).dtype)])
         for name in ("ids", "type_ids", "position_ids", "pooled")

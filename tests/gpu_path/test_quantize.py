@@ -1,4 +1,4 @@
-"""Quantisation by modelopt of each family's tiny checkpoints: the loaded engine against modelopt's own simulation."""
+"""Quantisation to fp8 of each family's tiny checkpoints: the loaded engines against modelopt's own simulation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
+from bei_core.engines.calibration import quantization_of
 from bei_core.engines.open import Opened
-from bei_core.engines.quality import measure
-from bei_core.engines.tensorrt_llm import build, limits, quantize
+from bei_core.engines.quality import bar_of, measure
+from bei_core.engines.tensorrt_llm import build, limits
+from bei_core.engines.torch import quantize
+from bei_core.engines.torch.engine import TorchEngine
 from bei_core.engines.torch.folder import CONFIG, facts_of, read_facts
-from bei_core.errors import ConfigError, QualityError
+from bei_core.engines.torch.loading import load_folder
+from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
 from bei_core.models.families import family_name
 from bei_core.models.kind import Kind
 from bei_core.models.spec import ModelSpec, read_spec
@@ -24,6 +29,7 @@ from bei_core.tasks import Rows, Tokens
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES, Case
 from tests.golden.texts import mixed_texts
 from tests.gpu_path.conftest import Builder
+from tests.gpu_path.modelopt_engine import Simulated
 from tests.gpu_path.table import TABLE
 
 # modelopt and torch give warnings about their own code during the export.
@@ -82,45 +88,89 @@ def tensors_of(opened: Opened) -> dict[str, str]:
     return {name: tensors.dtype(name) for name in tensors.names()}
 
 
-class Simulated:
-    """The rows of modelopt's simulation, whose quality is checked; recorded before the export changes the model."""
-
-    def __init__(self, tokens: list[Tokens], monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rows: Any = None
-        measure_of = measure
-
-        def measured(reference: Rows, candidate: Rows, kind: Any) -> Any:
-            self.rows = self.network.rows(tokens)
-            return measure_of(reference, candidate, kind)
-
-        def made(*arguments: Any) -> Any:
-            self.network = network_of(*arguments)
-            return self.network
-
-        network_of = quantize._CalibrationModel
-        monkeypatch.setattr(quantize, "_CalibrationModel", made)
-        monkeypatch.setattr(quantize, "measure", measured)
-
-
+@pytest.mark.parametrize("engine", ["torch", "tensorrt_llm"])
 @pytest.mark.parametrize("name", [*EMBEDDERS, *CLASSIFIERS])
-def test_the_fp8_engine_is_the_model_that_modelopt_measured(
-    name: str, texts: Path, built: Builder, monkeypatch: pytest.MonkeyPatch
+def test_the_fp8_engine_is_as_near_to_f32_as_modelopts_simulation(
+    name: str, engine: str, texts: Path, built: Builder
 ) -> None:
     case = NAMED[name]
     tokens = tokens_of(case)
-    simulated = Simulated(tokens, monkeypatch)
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
-    opened = built(checkpoint, spec, **settings(texts))
-    assert (opened.engine.info.compute_type, opened.manifest.precision) == ("gpu+fp8", "fp8")
-    batch = Batch.pack(tokens)
+    opened = built(checkpoint, spec, **settings(texts, engine=engine))
+    device = "gpu" if engine == "tensorrt_llm" else "cpu"
+    assert (opened.engine.info.compute_type, opened.manifest.precision) == (f"{device}+fp8", "fp8")
+    simulated = simulate(checkpoint, spec, texts, opened.tokenizer)
     reference = case.raw if isinstance(case, Case) else case.logits
-    rows = opened.engine.forward(batch)
+    rows = opened.engine.forward(Batch.pack(tokens))
     # 8-bit rounding amplifies small differences: the engine and the simulation are not close, but as close to f32.
-    assert distance(rows, reference) <= 1.25 * distance(simulated.rows, reference)
+    assert distance(rows, reference) <= 1.25 * distance(simulated.rows(tokens), reference)
     if isinstance(case, Case):
         cosine = measure(reference, rows, Kind.EMBEDDING).mean_cosine
-        TABLE.note(f"tensorrt_llm, {family_name(spec.architecture)}", "fp8", cosine)
+        TABLE.note(f"{engine}, {family_name(spec.architecture)}", "fp8", cosine)
+
+
+def simulate(checkpoint: Checkpoint, spec: ModelSpec, texts: Path, tokenizer: Path) -> Simulated:
+    """The checkpoint quantised by modelopt, with the same texts."""
+    given = Settings.load({"engine": "torch", **settings(texts)}, {"HOME": "/nonexistent"})
+    quantization = quantization_of(given)
+    assert quantization is not None
+    scheme = quantize.Scheme.of(quantization, spec, bar_of(given))
+    return Simulated(checkpoint, facts_of(spec, scheme.parts), scheme, tokenizer)
+
+
+@pytest.mark.parametrize("name", ["roberta-mean-normalize", "llama-3-rope-last", "bert-modern-dense-gelu"])
+def test_scales_are_those_of_modelopt_and_its_folders_load(
+    name: str, texts: Path, built: Builder, tmp_path: Path
+) -> None:
+    case = NAMED[name]
+    checkpoint = resolve(str(case.folder))
+    spec = read_spec(checkpoint)
+    ours = built(checkpoint, spec, **settings(texts, engine="torch"))
+    theirs = tmp_path / "modelopt"
+    theirs.mkdir()
+    simulate(checkpoint, spec, texts, ours.tokenizer).write(theirs)
+    known, made = (resolve(str(folder)).tensors() for folder in (theirs, ours.tokenizer.parent))
+    scales = [tensor for tensor in known.names() if tensor.endswith("_scale")]
+    assert sorted(scales) == sorted(tensor for tensor in made.names() if tensor.endswith("_scale"))
+    for tensor in scales:
+        np.testing.assert_allclose(made.f32(tensor), known.f32(tensor), rtol=2e-3, err_msg=tensor)
+    engine = TorchEngine(load_folder(theirs, "fp8", torch.device("cpu")), spec, "fp8")
+    batch, reference = Batch.pack(tokens_of(case)), case.raw
+    rows, expected = engine.forward(batch), ours.engine.forward(batch)
+    assert distance(rows, reference) <= 1.25 * distance(expected, reference)
+
+
+def test_layers_of_other_sizes_than_multiples_of_16_stay_in_bf16_and_the_manifest_names_them(
+    texts: Path, built: Builder
+) -> None:
+    """Of this model, hidden size 36 is none, and 48 is; so the attention and both layers of the MLP stay."""
+    checkpoint = resolve(str(NAMED["xlmr-max-dense-identity-bf16"].folder))
+    opened = built(checkpoint, read_spec(checkpoint), **settings(texts, engine="torch"))
+    assert "F8_E4M3" not in tensors_of(opened).values()
+    layers = ("attention.qkv_proj", "attention.o_proj", "mlp.up_proj", "mlp.down_proj")
+    expected = ", ".join(f"transformer.layers.*.{layer}" for layer in layers)
+    assert opened.manifest.built_with == {"torch": str(torch.__version__), "layers in bf16": expected}
+
+
+@pytest.mark.parametrize(
+    "name", ["modernbert-plain-masked-lm", "nomic-mean-bf16", "gte-en-plain", "deberta-v3-plain-prefix"]
+)
+def test_families_that_modelopt_does_not_know_are_quantised_too(name: str, texts: Path, built: Builder) -> None:
+    case = NAMED[name]
+    checkpoint = resolve(str(case.folder))
+    opened = built(checkpoint, read_spec(checkpoint), **settings(texts, engine="torch"))
+    assert "F8_E4M3" in tensors_of(opened).values()
+    rows = opened.engine.forward(Batch.pack(tokens_of(case)))
+    cosine = measure(case.raw, rows, Kind.EMBEDDING).mean_cosine
+    assert cosine > 0.97
+    TABLE.note(f"torch, {family_name(case.architecture)}", "fp8", cosine)
+
+
+def test_fp4_is_refused_by_name(texts: Path, built: Builder) -> None:
+    checkpoint = resolve(str(NAMED["qwen3-embedding"].folder))
+    with pytest.raises(EngineUnavailableError, match="engines for GPUs are not built in fp4_mlp_only; use fp8"):
+        built(checkpoint, read_spec(checkpoint), **settings(texts, "fp4_mlp_only"))
 
 
 def distance(rows: Rows, reference: Rows) -> float:
@@ -202,12 +252,11 @@ def test_only_settings_that_change_the_numbers_change_the_address(
     assert plain == address(checkpoint, spec, **settings(texts, "fp8_kv"))  # encoding has no KV cache
     others = (
         address(checkpoint, spec, **settings(texts, "fp8_mlp_only")),
-        address(checkpoint, spec, **settings(texts, "fp4")),
         address(checkpoint, spec, **settings(texts, calib_size=63)),
         address(checkpoint, spec),
         address(checkpoint, spec, dtype="float16"),
     )
-    assert len({json.dumps(each) for each in (plain, *others)}) == 6
+    assert len({json.dumps(each) for each in (plain, *others)}) == 5
 
 
 def test_unreadable_calibration_texts_are_reported_before_the_build(built: Builder) -> None:

@@ -39,7 +39,7 @@ def packed() -> tuple[Tensor, Tensor, Tensor, Sequences]:
 
 
 def expected(sizes: AttentionSizes) -> Tensor:
-    """By the definition, a query at a time."""
+    """Attention by its definition, one query at a time."""
     query, key, value, _ = packed()
     rows, start = [], 0
     for length in LENGTHS:
@@ -109,7 +109,7 @@ def emulated_varlen_attn(
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_windows_and_masks_are_said_in_the_words_of_flash_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_and_masks_become_arguments_of_flash_attention(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(varlen, "_find_varlen", lambda: emulated_varlen_attn)
     mixed = varlen.flash(*packed(), RULES[name])
     torch.testing.assert_close(mixed[:-SPARE], expected(RULES[name]))

@@ -149,7 +149,7 @@ def test_tabs_are_chosen_with_the_keyboard(page: Page, servers: dict[str, Server
     expect(page.locator("#live")).to_be_visible()
 
 
-def test_a_key_is_asked_for_once(page: Page, servers: dict[str, Server]) -> None:
+def test_the_page_asks_for_a_key_once(page: Page, servers: dict[str, Server]) -> None:
     page.goto(servers["locked"].url)
     expect(page.get_by_label("This server needs an API key")).to_be_focused()
     page.keyboard.type("wrong")
@@ -207,7 +207,7 @@ def test_axe_finds_nothing(
     page.close()
 
 
-def test_without_the_page_its_path_is_for_bodies_alone(
+def test_without_the_page_its_path_takes_only_bodies(
     servers: dict[str, Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with Server(tmp_path / "server", cache_of(tmp_path_factory), dtype="float32", ui="false") as server:

@@ -44,7 +44,7 @@ def test_each_setting_comes_from_the_strongest_source_that_has_it(
 
 
 @given(NAME.filter(lambda name: name not in Settings.__struct_fields__))
-def test_an_unknown_name_is_refused_wherever_it_stands(name: str) -> None:
+def test_an_unknown_name_is_refused_at_any_depth(name: str) -> None:
     with pytest.raises(ConfigError, match=f"unknown setting model_metadata.bei.{name}"):
         Settings.from_truss_config({"model_metadata": {"bei": {name: 1}}})
     with pytest.raises(ConfigError, match="unknown setting --"):

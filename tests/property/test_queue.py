@@ -1,4 +1,4 @@
-"""What `Pending` promises, for any arrivals: see its docstring for the bound on how long an item can wait."""
+"""The guarantees of `Pending` for any arrivals; its docstring has the bound on how long an item can wait."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Arrival:
 
 @dataclass
 class Waiting:
-    """The bound for one item: what is ahead of it, as of the last item that got there."""
+    """The bound for one waiting item, from the items ahead of it."""
 
     ahead: int = 0  # tokens
     num_ahead: int = 0
@@ -139,7 +139,7 @@ def arrivals(max_len: int = BUDGET) -> st.SearchStrategy[Arrival]:
 
 
 def rounds_of(max_len: int) -> st.SearchStrategy[list[tuple[list[Arrival], float]]]:
-    """Of each round, what arrives, and the seconds that pass until a batch leaves."""
+    """For each round, the arrivals, and the seconds until the next batch is taken."""
     return st.lists(st.tuples(st.lists(arrivals(max_len), max_size=12), st.floats(0, 1)), min_size=1, max_size=20)
 
 
@@ -182,7 +182,7 @@ def test_every_item_leaves_exactly_once(rounds: list[tuple[list[Arrival], float]
 
 
 @given(st.lists(arrivals(), max_size=30))
-def test_what_waits_is_counted(arriving: list[Arrival]) -> None:
+def test_the_waiting_items_are_counted(arriving: list[Arrival]) -> None:
     queue = Queue()
     for arrival in arriving:
         queue.put(arrival)
@@ -225,7 +225,7 @@ def test_no_bound_smaller_than_the_stated_one_would_do() -> None:
 
 
 @given(st.lists(lengths(64), min_size=1, max_size=30), st.integers(1, 64))
-def test_an_item_over_the_budget_rides_alone(others: list[int], budget: int) -> None:
+def test_an_item_over_the_budget_has_a_batch_of_its_own(others: list[int], budget: int) -> None:
     pending: Pending[Caller] = Pending(budget)
     sizes = [*others, budget + 1]
     for index, length in enumerate(sizes):
@@ -277,13 +277,13 @@ def test_a_batch_fills_with_its_own_length_class_first() -> None:
     assert queue.take() == [other]
 
 
-def test_room_that_is_left_goes_to_the_oldest_of_the_others() -> None:
+def test_unused_budget_goes_to_the_oldest_item_of_another_length_class() -> None:
     queue = Queue()
     first, second, third = (queue.put(Arrival(length)) for length in (10, 300, 200))
     assert queue.take() == [first, second, third]
 
 
-def test_a_high_priority_goes_ahead_of_what_came_within_its_head_start() -> None:
+def test_a_high_priority_item_precedes_items_that_came_within_its_head_start() -> None:
     queue = Queue()
     normal = queue.put(Arrival(BUDGET))
     queue.now = 0.9
@@ -292,7 +292,7 @@ def test_a_high_priority_goes_ahead_of_what_came_within_its_head_start() -> None
 
 
 @pytest.mark.parametrize(("victim", "flood"), [("normal", "high"), ("low", "high"), ("low", "normal")])
-def test_a_head_start_is_not_a_lane(victim: str, flood: str) -> None:
+def test_a_flood_of_higher_priority_does_not_starve_a_lower_one(victim: str, flood: str) -> None:
     queue = Queue()
     item = queue.put(Arrival(BUDGET, victim))
     head_start = HEAD_START_S[flood] - HEAD_START_S[victim]

@@ -1,4 +1,4 @@
-"""The tree in the docstring is the truth, and no permanent fault asks a client to try again."""
+"""The tree in the docstring is that of the classes, and no permanent error has a status that clients retry."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which expected outputs of an earlier run stay when `make golden` writes them again."""
+"""`make golden` keeps stored outputs that differ only by rounding."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def test_arrays_that_differ_by_rounding_are_kept(tmp_path: Path, now: dict[str, 
         ([{"word": "a", "score": 0.5}] * 2, False),
     ],
 )
-def test_so_are_entities(tmp_path: Path, now: object, is_kept: bool) -> None:
+def test_entities_that_differ_by_rounding_are_kept(tmp_path: Path, now: object, is_kept: bool) -> None:
     path, before = tmp_path / "entities.json", {"case": [{"word": "a", "score": 0.5}]}
     save_json(path, before)
     save_json(path, {"case": now})
     assert json.loads(path.read_text()) == (before if is_kept else {"case": now})
 
 
-def test_a_case_that_is_gone_stays_gone(tmp_path: Path) -> None:
+def test_a_removed_case_is_deleted_from_the_file(tmp_path: Path) -> None:
     other = Description("other", "base", "embedding", 1, "BertModel", "", "", {}, "bert", {}, family="bert")
     save(tmp_path, [(CASE, {"ids": IDS}), (other, {"ids": IDS})])
     assert save(tmp_path, [(other, {"ids": IDS})]) == (1, [])

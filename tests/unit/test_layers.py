@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engines.open",),  # which engine a model gets
     ("serving",),
     ("http",),
+    ("jobs",),
     ("truss",),
     ("cli",),
 )
@@ -39,8 +40,6 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "openvino": "engines.openvino.",
     "tensorrt_llm": "engines.tensorrt_llm._compat",
     "torch": ("engines.torch.", "engines.tensorrt_llm."),
-    "transformers": "engines.tensorrt_llm.quantize",
-    "modelopt": "engines.tensorrt_llm.quantize",
     "tokenizers": "text.",
     "prometheus_client": "metrics",
     "starlette": ("http.", "truss."),

@@ -1,4 +1,4 @@
-"""Limits on sizes: half of the functions <= 10 lines, 90% <= 30, none > 60; files <= 400 lines."""
+"""Limits on sizes: half of the functions <= 10 lines, 90% <= 30, none > 60; files <= 400 lines; tests/data <= 4 MB."""
 
 from __future__ import annotations
 
@@ -55,3 +55,9 @@ def test_model_py_hands_over_in_at_most_80_lines() -> None:
 def test_the_engine_contract_fits_one_screen() -> None:
     base = REPOSITORY / "packages" / "bei_core" / "engines" / "base.py"
     assert len(base.read_text(encoding="utf-8").splitlines()) <= 95
+
+
+def test_the_data_of_tests_is_small() -> None:
+    sizes = [path.stat().st_size for path in (REPOSITORY / "tests" / "data").rglob("*") if path.is_file()]
+    assert len(sizes) <= 300
+    assert sum(sizes) <= 4_000_000

@@ -1,4 +1,4 @@
-"""What becomes of a model's rows."""
+"""Post-processing of a model's rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 
 from bei_core.errors import ValidationError
-from bei_core.tasks import Embed, EncodeOptions, Rank, Rows, best_first, l2_normalize, scores
+from bei_core.tasks import (
+    Embed,
+    EmbedAll,
+    EmbedSparse,
+    EncodeOptions,
+    Rank,
+    Rows,
+    Several,
+    Sparse,
+    asks_for,
+    best_first,
+    l2_normalize,
+    scores,
+)
 
 
 def rows(*values: tuple[float, ...]) -> Rows:
@@ -59,3 +72,23 @@ def test_pairs_are_ranked_by_logits_where_every_sigmoid_is_1() -> None:
     logits = np.array([[24.6], [28.0], [57.0], [23.9], [44.0], [25.0]], np.float32)
     task = Rank(["pair"] * 6, EncodeOptions(), "sigmoid", top_n=3)
     assert task.finish(logits) == [(2, 1.0), (4, 1.0), (1, 1.0)]
+
+
+def test_a_term_has_the_largest_weight_of_its_tokens_and_none_has_zero() -> None:
+    terms = Sparse.of_tokens(np.array([7, 3, 7, 9, 3, 0], np.int32), np.array([0.25, 0, 0.5, 0.125, 0, 2], np.float32))
+    assert (terms.indices.tolist(), terms.values.tolist()) == ([0, 7, 9], [2, 0.5, 0.125])
+    kept = EmbedSparse(["a"], unweighted_ids=(0, 9)).finish([terms])[0]
+    assert (kept.indices.tolist(), kept.values.tolist()) == ([7], [0.5])
+    assert Sparse.of_tokens(np.array([3], np.int32), np.zeros(1, np.float32)).indices.tolist() == []
+
+
+def test_several_tasks_share_one_encoding_and_each_gets_its_own_output() -> None:
+    options = EncodeOptions(truncate=False)
+    task = Several((Embed(["a", "b"], options), EmbedAll(["a", "b"], options, num_skipped=1)))
+    assert (task.inputs, task.options, task.output) == (["a", "b"], options, ("rows", "tokens"))
+    assert [asks_for(task.output, output) for output in ("rows", "tokens", "sparse")] == [True, True, False]
+    vectors, of_tokens = task.finish([(rows((3, 4))[0], rows((1,), (2,))), (rows((0, 2))[0], rows((5,)))])
+    np.testing.assert_allclose(vectors, [(0.6, 0.8), (0, 1)], rtol=1e-6)
+    assert [each.tolist() for each in of_tokens] == [[[2]], []]
+    with pytest.raises(ValidationError, match="`chunk` works for dense"):
+        task.join([], np.zeros(0, np.intp), rows())

@@ -44,7 +44,7 @@ class Model:
 
     async def predict(self, request: Request) -> Response:
         """`POST /v1/models/model:predict`, which is Baseten's `/predict`: the fields of the body choose the route."""
-        return await self._loaded().respond_by_shape(request)
+        return await self._loaded().respond_by_fields(request)
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`."""

@@ -34,7 +34,7 @@ def resolve(
     model_id                        `revision` may be               the checkpoint's revision is
     a folder                        anything, it is ignored         `local_digest` of the folder
     owner/name on the hub           a branch, a tag or a commit     the commit
-    a folder of an object store     a checkpoint's revision         SHA-256 of the folder's listing (`buckets`)
+    a folder of an object store     a checkpoint's revision         SHA-256 of the folder's listing (`stores`)
     http(s):// of a tar             a checkpoint's revision         SHA-256 of the tar (`urls`)
 
     `token` is for the hub, `secret` for object stores (JSON) and URLs (a bearer token). `offline`, `endpoint` and
@@ -48,9 +48,9 @@ def resolve(
         return _local(folder)
     root = root or default_cache_dir(os.environ) / "checkpoints"
     if is_store(model_id) and not model_id.startswith("file://"):
-        from bei_core.checkpoint.buckets import fetch_bucket
+        from bei_core.checkpoint.stores import fetch_from_store
 
-        return fetch_bucket(model_id, revision, secret, root, check)
+        return fetch_from_store(model_id, revision, secret, root, check)
     if model_id.startswith(("https://", "http://")):
         from bei_core.checkpoint.urls import fetch_archive
 

@@ -12,10 +12,15 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from bei_core.checkpoint.files import Json, inside, load_json
+from bei_core.checkpoint.pickles import pickled_entries
 from bei_core.checkpoint.tensors import Entry, Tensors, entries, sample
 from bei_core.errors import CheckpointError
 
-# What is fetched of a repository besides weights. Pickles (*.bin, *.pt), other formats and code are never fetched.
+# The linear layers that FlagEmbedding publishes beside bge-m3's transformer: the only pickles that are fetched and read
+# (`checkpoint/pickles.py`).
+SPARSE_LINEAR, COLBERT_LINEAR = "sparse_linear.pt", "colbert_linear.pt"
+
+# What is fetched of a repository besides weights. Other pickles (*.bin, *.pt), formats and code are never fetched.
 _OF_A_MODEL = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -36,6 +41,8 @@ SMALL_FILES = (
     "modules.json",
     "config_sentence_transformers.json",
     "model.safetensors.index.json",
+    SPARSE_LINEAR,
+    COLBERT_LINEAR,
     "*/config.json",
     "*/model.safetensors.index.json",
     *(f"0_*/{name}" for name in _OF_A_MODEL),  # where sentence-transformers puts a first module that has a folder
@@ -93,6 +100,12 @@ class Checkpoint:
         if folder not in self._tensors:
             self._tensors[folder] = self._map(folder)
         return self._tensors[folder]
+
+    def pickled(self, name: str) -> Tensors:
+        """The tensors of a file that torch.save wrote. Raises CheckpointError, naming it, if it has anything else."""
+        if name not in self._tensors:
+            self._tensors[name] = Tensors(pickled_entries(self.folder / name), source=f"{self.folder / name}")
+        return self._tensors[name]
 
     def _map(self, folder: str) -> Tensors:
         place = self.folder / inside(folder, "a module's folder") if folder else self.folder

@@ -26,12 +26,12 @@ from bei_core.errors import CheckpointError
 Array: TypeAlias = NDArray[Any]
 
 # NumPy has no bfloat16 and no 8-bit floats: their bits are read as unsigned integers.
-_DTYPES = {
+DTYPES = {
     "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
     "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
-_MAX_DIMENSIONS = 32  # of numpy 1; numpy 2 has 64
+MAX_DIMENSIONS = 32  # of numpy 1; numpy 2 has 64
 _MAX_BYTES = 1 << 62  # of a tensor; numpy's sizes are signed 64-bit integers
 _SAMPLE = 4096  # bytes of each tensor in a local folder's digest
 
@@ -56,7 +56,7 @@ class Tensors(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         """The tensor as stored; bfloat16 as the u16 of its bits, 8-bit floats as u8. Raises KeyError."""
         entry = self._entries[name]
-        kind = np.dtype(_DTYPES[entry.dtype])
+        kind = np.dtype(DTYPES[entry.dtype])
         array: Array = np.ndarray(entry.shape, kind, buffer=entry.file, offset=entry.start)
         return np.require(array, requirements="A")  # copied if it is not aligned, which the format allows
 
@@ -136,34 +136,37 @@ def read_header(path: Path) -> tuple[dict[str, _Info], int]:
     """The tensors of a safetensors file in the order of their data, and the first byte of the data."""
     with path.open("rb") as file:
         prefix = file.read(8)
-        if prefix == b"version ":
-            raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run git lfs pull in its repository")
+        check_no_pointer(prefix, path)
         length, size = int.from_bytes(prefix, "little"), path.stat().st_size
         if len(prefix) < 8 or length > min(_MAX_HEADER, size - 8):
             raise CheckpointError(f"{path} is truncated or not a safetensors file: it has {size} bytes")
         header = parse_json(file.read(length), path)
     if not isinstance(header, dict):
         raise CheckpointError(f"{path}: the header is not a JSON object")
-    infos = {name: _info(info, name, path) for name, info in header.items() if name != "__metadata__"}
+    infos = {name: checked_info(info, name, path) for name, info in header.items() if name != "__metadata__"}
     infos = dict(sorted(infos.items(), key=lambda item: item[1].data_offsets))
     _check_layout(infos, path, size - 8 - length)
     return infos, 8 + length
 
 
-def _info(value: object, name: str, path: Path) -> _Info:
+def check_no_pointer(prefix: bytes, path: Path) -> None:
+    """Raise CheckpointError if the first 8 bytes of a file of weights are those of a pointer of git-lfs."""
+    if prefix == b"version ":
+        raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run git lfs pull in its repository")
+
+
+def checked_info(value: object, name: str, path: Path) -> _Info:
     """A checked tensor of a header. Raises CheckpointError for an unknown dtype, and if size and offsets differ."""
     try:
         info = msgspec.convert(value, _Info)
     except msgspec.ValidationError as error:
         raise CheckpointError(f"{path}: the header's {name}: {error}") from error
-    if info.dtype not in _DTYPES:
-        raise CheckpointError(f"{path}: {name} is {info.dtype}; known are {', '.join(_DTYPES)}")
-    if len(info.shape) > _MAX_DIMENSIONS:
-        raise CheckpointError(
-            f"{path}: {name} has {len(info.shape)} dimensions; at most {_MAX_DIMENSIONS} are possible"
-        )
+    if info.dtype not in DTYPES:
+        raise CheckpointError(f"{path}: {name} is {info.dtype}; known are {', '.join(DTYPES)}")
+    if len(info.shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"{path}: {name} has {len(info.shape)} dimensions; at most {MAX_DIMENSIONS} are possible")
     begin, end = info.data_offsets
-    width = np.dtype(_DTYPES[info.dtype]).itemsize
+    width = np.dtype(DTYPES[info.dtype]).itemsize
     if math.prod(max(dimension, 1) for dimension in info.shape) * width > _MAX_BYTES:  # numpy refuses it with a 0 too
         raise CheckpointError(f"{path}: {name} has a shape of more than {_MAX_BYTES} bytes")
     if min((begin, *info.shape)) < 0 or end - begin != math.prod(info.shape) * width:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import click
 
 from bei_core.config.settings import Settings
-from bei_core.engines.registry import CPU, ENGINES, choose, find_gpu, require
+from bei_core.engines.registry import ENGINES, OPENVINO, choose, find_gpu, require
 from bei_core.errors import BeiError
 
 
@@ -48,7 +48,7 @@ def _state(engine: str) -> str:
     no_gpu = "no NVIDIA GPU is found" if gpu is None and kind.min_capability is not None else None
     try:
         require(engine)
-        if engine == CPU:
+        if engine == OPENVINO:
             _precision()  # an installed package may still fail to import
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -12,7 +12,7 @@ import click
 
 from bei_core.config.settings import Settings
 from bei_core.engines.cache import EngineCache, publish_engine
-from bei_core.engines.manifest import is_engine, unnamed, verify
+from bei_core.engines.manifest import is_engine, unlisted_files, verify
 from bei_core.engines.remote import RemoteEngines, engine_at
 from bei_core.errors import CheckpointError, ConfigError, DiskError, EngineCorruptError
 from bei_core.storage.backends import redact, store_examples
@@ -55,7 +55,7 @@ def verify_engines(engines: tuple[str, ...], cache_dir: Path | None) -> None:
         try:
             manifest = verify(folder)
             click.echo(f"{folder}: whole, {len(manifest.files)} files, {manifest.num_bytes / 1e6:.1f} MB")
-            for name in unnamed(folder, manifest):
+            for name in unlisted_files(folder, manifest):
                 click.echo(f"warning: {folder / name} is not in the engine's manifest and cannot be checked", err=True)
         except (CheckpointError, DiskError) as error:
             click.echo(str(error), err=True)

@@ -12,7 +12,7 @@ from bei_core.errors import BeiError
 
 COMMANDS = (
     *("serve", "pull", "build", "models", "engines"),
-    *("embed", "rerank", "classify"),
+    *("embed", "rerank", "classify", "embed-dataset"),
     *("bench", "doctor", "truss", "completion"),
 )
 
@@ -28,7 +28,7 @@ class LazyGroup(click.Group):
         """The command of that name; None for an unknown name."""
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"bei_core.cli.{cmd_name}").command
+        command = importlib.import_module(f"bei_core.cli.{cmd_name.replace('-', '_')}").command
         return command if isinstance(command, click.Command) else None
 
 

@@ -21,7 +21,7 @@ from bei_core.config.cache_dir import default_cache_dir
 from bei_core.config.declaration import About, Declared, declared
 from bei_core.config.files import read_secret, read_yaml
 from bei_core.config.model_names import at_hub, name_and_id
-from bei_core.config.trt_llm import Count, QuantizationType, Route, TrtLlm
+from bei_core.config.trt_llm import Count, DefaultRoute, QuantizationType, TrtLlm
 from bei_core.errors import ConfigError
 from bei_core.models.pooling import PoolingSetting
 from bei_core.storage.backends import redact, store_schemes
@@ -233,7 +233,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         bool, About("Serve a page at `/` to try the model, and the API reference at `/docs`.", bare=False)
     ] = True
     webserver_default_route: Annotated[
-        Route | None, About("Route that Truss's predict stands for.", unset="chosen by the model's kind")
+        DefaultRoute | None, About("Route that Truss's predict stands for.", unset="chosen by the model's kind")
     ] = None
 
     log_level: Annotated[

@@ -28,7 +28,7 @@ Source: TypeAlias = Literal["HF", "GCS", "S3", "AZURE", "LOCAL", "REMOTE_URL", "
 QuantizationType: TypeAlias = Literal[
     "no_quant", "fp8", "fp8_kv", "fp8_mlp_only", "fp4", "fp4_kv", "fp4_mlp_only"
 ]  # fmt: skip
-Route: TypeAlias = Literal["/v1/embeddings", "/rerank", "/predict", "/predict_tokens"]
+DefaultRoute: TypeAlias = Literal["/v1/embeddings", "/rerank", "/predict", "/predict_tokens"]
 
 # truss/base/constants.py BEI_REQUIRED_MAX_NUM_TOKENS, and the field's own default.
 _MAX_NUM_TOKENS = {"encoder": 16_384, "encoder_bert": 8_192}
@@ -127,7 +127,7 @@ class Build(Struct, frozen=True, kw_only=True):
 class Runtime(Struct, frozen=True, kw_only=True):
     """How the engine is served. Every key but the route is for decoders."""
 
-    webserver_default_route: Route | Literal["/v1/systemone"] | None = None
+    webserver_default_route: DefaultRoute | Literal["/v1/systemone"] | None = None
     kv_cache_free_gpu_mem_fraction: float = 0.9
     kv_cache_host_memory_bytes: Count | None = None
     lora_cache_max_adapter_size: Count | None = None

@@ -27,8 +27,9 @@ class EngineInfo:
     precision: str  # of the matrix multiplications: "f32", "bf16", "int8", "fp8"
     row_width: int  # D; 0 for a model that gives rows of tokens only
     max_seq_len: int  # the longest sequence `forward` takes, in tokens
-    batch_tokens: int  # a batch of more tokens gains no throughput, only latency
+    batch_tokens: int  # a batch with more tokens only takes longer: it gives no more throughput
     token_width: int = 0  # E; 0 for a model that gives no rows of tokens
+    weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
 
     @property
     def compute_type(self) -> str:
@@ -41,18 +42,22 @@ class Engine(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """What this engine is; constant for its life."""
+        """A description of the engine, which never changes."""
         ...
 
     def forward(self, batch: Batch) -> npt.NDArray[np.float32]:
         """f32[B, D], row `i` for sequence `i`: after pooling and heads, not normalised. The caller owns the array.
 
-        A sequence gets the row it would get alone. Raises what the runtime raises; the engine stays usable.
+        A row does not depend on the other sequences of the batch. Raises what the runtime raises; the engine stays
+        usable.
         """
         ...
 
     def forward_tokens(self, batch: Batch) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """f32[B, D] as `forward`, and f32[T, E], row `i` for token `i`; only if `token_width` is not 0."""
+        """f32[B, D] as `forward`, and f32[T, E], row `i` for token `i`; only if `token_width` is not 0.
+
+        With `weighs_terms` they are f32[T, E + 1].
+        """
         ...
 
     def padding_share(self) -> float:
@@ -60,16 +65,16 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the runtime. Nothing is called afterwards."""
+        """Free the runtime. No method is called afterwards."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An engine that could be built."""
+    """The plan of a build: what the engine will be, and the function that builds it."""
 
     engine: str  # "openvino", "tensorrt_llm"
     precision: str  # of its weights: "f32", "bf16", "int8", "fp8"
     artifact: Mapping[str, object]  # everything that decides its output, besides the checkpoint and the spec
     fill: Callable[[Path], Quality | None]  # writes its files into a folder; returns the quality if it is quantised
-    built_with: Mapping[str, str] = field(default_factory=dict)  # versions of packages, for information alone
+    built_with: Mapping[str, str] = field(default_factory=dict)  # versions of packages, only for information

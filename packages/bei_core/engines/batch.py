@@ -42,6 +42,11 @@ class Batch:
         return np.diff(self.cu_seqlens)
 
     @classmethod
+    def blank(cls) -> Batch:
+        """One sequence of one token with id 0, to try an engine with."""
+        return cls.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))])
+
+    @classmethod
     def pack(cls, items: Sequence[Tokens]) -> Batch:
         """The sequences of `items`, in order. Raises ValueError if there are none, or if one is empty."""
         lengths = np.fromiter((len(item.ids) for item in items), np.int32, len(items))

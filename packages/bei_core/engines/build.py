@@ -1,4 +1,4 @@
-"""A checkpoint to an engine: what would be built, its address, and what fills a folder with it."""
+"""Plans the build of an engine from a checkpoint: its manifest, with its address, and the function that builds it."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class Builder(Protocol):
-    """What `engines/NAME/build.py` has."""
+    """The interface of `engines/NAME/build.py`."""
 
     def facts(self, settings: Settings) -> Mapping[str, object]:
-        """What decides which engine a request for a model gets: versions, settings of its own, the processor."""
+        """What this engine adds to the key of a ref: its versions, its own settings, the processor."""
         ...
 
     def check(self, spec: ModelSpec, settings: Settings) -> None:
@@ -41,24 +41,24 @@ class Builder(Protocol):
         ...
 
     def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-        """The engine of a checkpoint, not yet built."""
+        """The plan of a checkpoint's engine; builds nothing yet."""
         ...
 
 
 class Build(NamedTuple):
-    """An engine that can be built."""
+    """A build that has not started."""
 
-    manifest: Manifest  # without its files
-    fill: Callable[[Path], None]  # builds it in a folder
+    manifest: Manifest  # of the engine, without the list of its files
+    fill: Callable[[Path], None]  # builds the engine in a folder
 
 
 def request_facts(builder: Builder, settings: Settings) -> dict[str, object]:
-    """What decides, besides the model's name, which engine a request for a model gets."""
+    """The part of a ref's key that does not come from the settings: versions of formats, and the builder's facts."""
     return {"schema": SCHEMA, "tokenizer": RULES, "facts": builder.facts(settings)}
 
 
 def plan_model(builder: Builder, settings: Settings, root: Path, checkpoint: Checkpoint | None = None) -> Build:
-    """The engine that would be built of the settings' model; without its checkpoint, that is fetched into `root`.
+    """The build of the settings' model. Without `checkpoint`, it is fetched into `root` if necessary.
 
     Raises CheckpointError, DiskError, UnsupportedModelError, ConfigError, and as the builder's `plan`.
     """
@@ -105,7 +105,7 @@ def _interruptible(call: Callable[[], Checkpoint]) -> Checkpoint:
 
 
 def check_small_files(folder: Path) -> None:
-    """Raises StartError where the small files of a model are enough to see that it cannot be served."""
+    """Raise StartError if the small files of a model already show that it cannot be served."""
     checkpoint = Checkpoint(folder, str(folder), "")
     pipeline = read_pipeline(checkpoint, read_transformer(checkpoint))
     if pipeline is None or pipeline.task != "static":
@@ -113,7 +113,7 @@ def check_small_files(folder: Path) -> None:
 
 
 def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Build:
-    """The engine that would be built of a checkpoint. Raises as the builder's `plan`."""
+    """The build of a checkpoint. Raises as the builder's `plan`."""
     plan = builder.plan(checkpoint, spec, settings)
     read_tokenizer = static_tokenizer if spec.is_static else canonical_tokenizer
     tokenizer = read_tokenizer(checkpoint.folder / checkpoint.first_module)

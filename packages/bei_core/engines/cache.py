@@ -3,7 +3,7 @@
 <root>/<artifact>/         an engine
 <root>/.requests/<key>     a ref from settings to their engine, so that a restart does not ask the hub again
 <root>/.used/<artifact>    the lease of the processes that have the engine open; its time is the engine's last use
-<root>/.locks/             locked by the process that builds, so that only one of many builds
+<root>/.locks/             locked by the process that builds, so that only one process builds an engine
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _LEFTOVER = re.compile(r"\.(?:tmp|bad)-([0-9a-f]{32})-.*")
 
 
 class EngineRef(msgspec.Struct, frozen=True):
-    """A ref to an engine, from the settings that decide it."""
+    """A ref to an engine, from the settings that decide which engine it is."""
 
     artifact: Address
     source: str
-    revision: str  # the commit of the branch when the ref was written
+    revision: str  # the branch's commit at the time when the ref was written
 
     def encode(self) -> bytes:
         """JSON."""
@@ -52,7 +52,7 @@ class EngineRecords(RecordType):
     locks_network_volumes = False
 
     def name_of(self, folder: str) -> str | None:
-        """The address in a folder's name."""
+        """The address in the name of an engine, of a staging folder or of a quarantined engine; else None."""
         left = _LEFTOVER.fullmatch(folder)
         return left[1] if left else folder if _ADDRESS.fullmatch(folder) else None
 
@@ -73,11 +73,11 @@ class EngineRecords(RecordType):
         return Record(Rank.ARTIFACT, "engine", f"{manifest.engine} {manifest.precision}", source)
 
     def fault(self, folder: Path) -> str | None:
-        """Only a missing manifest: the files are checked when the engine is loaded."""
+        """Reports a missing manifest only: the files are checked when the engine is loaded."""
         return None if is_engine(folder) else "engine corrupt: it has no manifest"
 
     def expires_by_age(self, folder: str, *, local: bool) -> bool:
-        """True for quarantined engines, and for staging folders on a network volume, where a build may be running."""
+        """True for quarantined engines, and for staging folders on network volumes, where a build may be running."""
         return folder.startswith(".bad-") or (folder.startswith(".tmp-") and not local)
 
 
@@ -137,17 +137,17 @@ class EngineCache(Cache):
         return lease
 
     def quarantine_damaged(self, artifact: str) -> None:
-        """Quarantine an engine unless its files match their digests: another process may have built it again."""
+        """Quarantine an engine. If its files match their digests, another process has rebuilt it, and it stays."""
         with self.lock(artifact):
             try:
                 verify(self.folder(artifact))
             except (CheckpointError, DiskError):
                 self.quarantine(artifact)
             else:
-                log.info("another process has built %s again already", self.folder(artifact))
+                log.info("another process has already built %s again", self.folder(artifact))
 
     def checkpoint_entries(self) -> list[Entry]:
-        """The fetched checkpoints, also partly fetched ones; the least recently used first. Raises DiskError."""
+        """The fetched and partly fetched checkpoints, the least recently used first. Raises DiskError."""
         entries = [entry for cache in self._sources() for entry in cache.entries()]
         return sorted(entries, key=lambda entry: entry.used_at)
 
@@ -180,7 +180,7 @@ class EngineCache(Cache):
 
 
 def publish_engine(target: Path, fill: Fill) -> None:
-    """Create an engine in a folder outside the cache, which does not exist or is empty, or keep the engine there.
+    """Create an engine in a folder outside the cache, which is empty or does not exist; an engine there is kept.
 
     If `fill` raises, nothing remains.
     """

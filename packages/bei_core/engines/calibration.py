@@ -2,8 +2,8 @@
 
 The two sets have no text in common: the texts are divided first, and then inputs are composed from each part. The
 packaged texts are `data/calibration.jsonl`, written for this purpose, and prose from `bench/texts.txt`: queries,
-sentences, paragraphs and code in 30 languages. They are joined into inputs of a few to some hundred tokens, because the
-ranges of activations depend on the length, too.
+sentences, paragraphs and code in 30 languages. They are joined into inputs of between a few and some hundred tokens,
+because the ranges of activations also depend on the length.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ PACKAGED = "packaged"  # the value of calib_dataset for the packaged texts
 HUB_DEFAULT = "abisee/cnn_dailymail"  # truss's default for calib_dataset, a data set on the hub
 
 NUM_HELD_OUT = 256  # held-out texts; at most a quarter of a file
-_MIN_TEXTS = 16  # of a file; with fewer the measured quality means nothing
-_FIELDS = ("text", "article", "document")  # of a line of a .jsonl file; the first that it has is the text
+_MIN_TEXTS = 16  # of a file; with fewer texts the measured quality would mean nothing
+_FIELDS = ("text", "article", "document")  # of a line in a .jsonl file; the first one that exists is the text
 _EVERY_S = 10.0  # between log lines of progress
-_SHAPES = (0, 1, 1, 2, 4)  # number of texts joined into an input, in turn; 0: the first words of one, as a query
+_SHAPES = (0, 1, 1, 2, 4)  # number of texts joined into an input, in turn; 0: the first words of a text, as a query
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """Which texts to calibrate with, and how many."""
+    """The texts for calibration, and their number."""
 
     dataset: str = PACKAGED  # or the path of a .txt file with a text on each line, or of a .jsonl file
     size: int = 512  # number of inputs
@@ -53,7 +53,7 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     """A requested quantisation, in truss's names."""
 
     type: QuantizationType
-    alpha: float | None  # SmoothQuant's; None: the best one for each activation
+    alpha: float | None  # SmoothQuant's; None means the best one for each activation
     calibration: Calibration
 
 
@@ -97,7 +97,7 @@ def read_samples(calibration: Calibration, spec: ModelSpec) -> Samples:
 
 
 def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_length: int) -> list[Tokens]:
-    """Tokens of each input, with the model's default prompt, truncated to `max_seq_length` or the model's length."""
+    """Tokens of each input after the model's default prompt, truncated to `max_seq_length` or the model's length."""
     reader = TextTokenizer(
         tokenizer,
         max_seq_len=min(spec.max_seq_len, max_seq_length),
@@ -112,7 +112,7 @@ def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_len
 
 
 def with_progress(batches: Sequence[Batch], what: str) -> Iterator[tuple[int, Batch]]:
-    """Each batch with its number, from 0; shows the progress and the time left: a bar on a terminal, else log lines."""
+    """Each batch with its number, from 0. Progress: a bar on a terminal, else log lines with the time left."""
     from tqdm import tqdm
 
     has_bar = sys.stderr.isatty()
@@ -127,9 +127,9 @@ def with_progress(batches: Sequence[Batch], what: str) -> Iterator[tuple[int, Ba
 
 
 def _inputs(texts: Sequence[str], spec: ModelSpec) -> Iterator[Text]:
-    """The texts as the model reads them; for a reranker, each text with the first words of the previous one as query.
+    """The texts as the model reads them. For a reranker, each text's query is the first words of the previous text.
 
-    A classifier of several labels may read texts or pairs, which its files do not say: every other input is a pair.
+    A classifier may read texts or pairs, and its files do not say which: every other input is a pair.
     """
     pair: Callable[[str, str], Text] = Pair if spec.template is None else spec.template.fill
     for index, text in enumerate(texts):
@@ -163,7 +163,9 @@ def _read(dataset: str) -> tuple[list[str], bool]:
     if path.suffix in {".txt", ".jsonl"}:
         return _read_file(path), False
     if dataset == HUB_DEFAULT:
-        log.info("calib_dataset %s is not downloaded: using the packaged texts (or set a .txt or .jsonl file)", dataset)
+        log.info(
+            "calib_dataset %s is not downloaded; the packaged texts are used (or set a .txt or .jsonl file)", dataset
+        )
     elif dataset != PACKAGED:
         raise ConfigError(
             f"calib_dataset {dataset!r} is not a known data set; give a .txt file with a text on each line, a .jsonl "
@@ -172,12 +174,12 @@ def _read(dataset: str) -> tuple[list[str], bool]:
     folder = files("bei_core")
     prose = folder.joinpath("bench/texts.txt").read_text(encoding="utf-8").splitlines()
     written = _lines_of_json(folder.joinpath("data/calibration.jsonl").read_text(encoding="utf-8"), "calibration.jsonl")
-    # As many texts of prose as of the others, because all of the prose is English and from one book.
+    # All of the prose is English and from one book, so no more texts are taken from it than from the other file.
     return [*prose[:: max(1, len(prose) // len(written))], *written], True
 
 
 def _read_file(path: Path) -> list[str]:
-    """The different texts of a file. Raises ConfigError if it cannot be read or has too few."""
+    """The texts of a file, without duplicates. Raises ConfigError if it cannot be read or has too few."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
@@ -190,7 +192,7 @@ def _read_file(path: Path) -> list[str]:
 
 
 def _lines_of_json(text: str, name: str) -> list[str]:
-    """The text of each line. Raises ConfigError naming a line that is not JSON or has no text."""
+    """The text of each line. Raises ConfigError, with the line's number, if a line is not JSON or has no text."""
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():

@@ -25,13 +25,13 @@ from bei_core.storage.transfer import digest_of
 log = logging.getLogger(__name__)
 
 MANIFEST, SPEC, TOKENIZER = "manifest.json", "spec.json", "tokenizer.json"
-TUNED = ".tuned"  # a folder with what an engine has measured on this machine; the manifest does not list it
+TUNED = ".tuned"  # a folder for results that are valid on this machine only; the manifest does not list its files
 SCHEMA = 2
 
-_VERIFIED = f"{TUNED}/verified.json"  # the files whose digests were right on this machine
+_VERIFIED = f"{TUNED}/verified.json"  # the stamps of the files when their digests were last checked
 _Stamps: TypeAlias = dict[str, tuple[str, int, int, int]]  # digest, inode, size, time of modification in nanoseconds
 
-# A result of `key_of`. Anything else is refused, because the address is used as the name of a folder.
+# A result of `key_of`. Any other text is refused, because the address becomes the name of a folder.
 Address: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
@@ -47,12 +47,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     engine: str  # "openvino", "tensorrt_llm"
     precision: str  # of the weights: "f32", "bf16", "int8", "fp8"
-    dtype: str = "auto"  # of the computation, if the settings do not say it
+    dtype: str = "auto"  # of the computation, if the settings of the server have none
     source: str  # repository or folder of the checkpoint
     revision: str  # its commit, or the digest of its content
     artifact: Address  # the engine's address: `key_of` all that decides its output
     quality: Quality | None = None  # of a quantised engine: how similar its rows are to those of f32
-    built_with: dict[str, str] = {}  # versions of packages, for information alone
+    built_with: dict[str, str] = {}  # versions of packages, only for information
     files: dict[str, FileEntry] = {}
 
     @property
@@ -76,7 +76,7 @@ class _Schema(msgspec.Struct):
 
 
 def key_of(parts: Mapping[str, object]) -> str:
-    """The address of what is built from `parts`: 32 hex digits of their sha256."""
+    """The address of an engine that is built from `parts`: the first 32 hex digits of their SHA-256."""
     return hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:32]
 
 
@@ -118,7 +118,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if manifest is None:
         raise CheckpointError(f"{where} was built by another version of BEI (schema {schema}); build it again")
     if content != _encode(manifest):
-        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not what was written")
+        raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not as it was written")
     if any(name.startswith("/") or ".." in name.split("/") for name in manifest.files):
         raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} names files outside the folder")
     return manifest
@@ -136,19 +136,19 @@ def check_digests(folder: Path, manifest: Manifest) -> None:
     try:
         for name, found in _entries(folder, manifest.files):
             if found != manifest.files[name]:
-                raise EngineCorruptError(f"engine corrupt: {folder / name} does not have the digest its manifest says")
+                raise EngineCorruptError(f"engine corrupt: {folder / name} does not have the digest in its manifest")
     except PermissionError as error:
         raise disk_error(error, folder) from error
-    except OSError as error:  # the disk fails; a copy of the engine elsewhere may be whole
+    except OSError as error:  # the disk fails; another copy of the engine may be intact
         raise EngineCorruptError(
             f"engine corrupt: {error.filename or folder} cannot be read: {error.strerror}"
         ) from error
 
 
 def check_once(folder: Path, manifest: Manifest) -> None:
-    """Check every digest unless the files are those that were right before. Raises as `check_digests`.
+    """Check every digest, unless no file has changed since the last check. Raises as `check_digests`.
 
-    A file that was written, replaced or copied since has another inode, size or time of modification.
+    A file that was written, replaced or copied since then has another inode, size or time of modification.
     """
     stamps = _stamps(folder, manifest)  # taken first: a file that changes during the check is checked again
     if stamps is not None and stamps == _recorded(folder):
@@ -160,7 +160,7 @@ def check_once(folder: Path, manifest: Manifest) -> None:
         log.debug("the check of %s is not recorded: %s", folder, error)
 
 
-def unnamed(folder: Path, manifest: Manifest) -> list[str]:
+def unlisted_files(folder: Path, manifest: Manifest) -> list[str]:
     """The files of an engine folder that its manifest does not list, except those in TUNED."""
     there = {path.relative_to(folder).as_posix() for path in files_of(folder)}
     return sorted(name for name in there - {MANIFEST, *manifest.files} if not name.startswith(f"{TUNED}/"))
@@ -191,7 +191,7 @@ def _entry(path: Path) -> FileEntry:
 
 
 def _stamps(folder: Path, manifest: Manifest) -> _Stamps | None:
-    """What the files are now; None if one cannot be read."""
+    """The stamp of each file; None if one cannot be read."""
     try:
         found = {name: (folder / name).stat() for name in manifest.files}
     except OSError:
@@ -200,7 +200,7 @@ def _stamps(folder: Path, manifest: Manifest) -> _Stamps | None:
 
 
 def _recorded(folder: Path) -> _Stamps | None:
-    """What the files were when they were checked last; None without a record."""
+    """The stamps at the last check; None if they are not recorded."""
     try:
         return msgspec.json.decode((folder / _VERIFIED).read_bytes(), type=_Stamps)
     except (OSError, msgspec.MsgspecError):

@@ -25,7 +25,7 @@ from bei_core.text.templates import chosen_template
 
 log = logging.getLogger(__name__)
 
-# The `dtype` settings that suit the precision of an engine's weights, besides auto.
+# The values of the setting `dtype` that an engine with weights of this precision supports, besides auto.
 _DTYPES = {
     "f32": ("float32", "bfloat16"),
     "int8": ("float32", "bfloat16", "int8"),
@@ -83,7 +83,7 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
 def load(folder: Path, dtype: str | None = None, *, verify: str = "always") -> Opened:
     """Load the engine in a folder and check every file. Without `dtype`, it computes in the dtype it was built for.
 
-    If `verify` is "once", a file that has not changed since it was checked is not read again.
+    If `verify` is "once", files that have not changed since their last check are not checked again.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
     EngineUnavailableError.
@@ -91,7 +91,7 @@ def load(folder: Path, dtype: str | None = None, *, verify: str = "always") -> O
     started = time.perf_counter()
     manifest = read_manifest(folder)
     loader = load_loader(manifest.engine)
-    with ThreadPoolExecutor(1) as pool:  # in parallel, because digests take as long as reading and compiling
+    with ThreadPoolExecutor(1) as pool:  # in parallel, because the digests take as long as loading the engine
         intact = pool.submit(check_once if verify == "once" else check_digests, folder, manifest)
         try:
             spec = _load_spec(folder)
@@ -115,9 +115,8 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
     """
     lease = provider.get()
     try:
-        opened = load(
-            lease.folder, settings.dtype, verify=settings.verify
-        )  # which may differ from the dtype of the settings that built it
+        # The settings' dtype may differ from the dtype for which the engine was built.
+        opened = load(lease.folder, settings.dtype, verify=settings.verify)
         _check_quality(settings, opened)
     except BaseException as error:
         lease.release()
@@ -137,10 +136,10 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
     if settings.dtype not in ("auto", *_DTYPES.get(manifest.precision, ())):
         raise ConfigError(f"{folder} has weights in {manifest.precision}; build it again for {settings.dtype}")
     if settings.pooling is not None and not _load_spec(folder).pools_by(settings.pooling):
-        raise ConfigError(f"{folder} is built with other pooling; build it again for {settings.pooling}")
+        raise ConfigError(f"{folder} is built with another pooling; build it again for {settings.pooling}")
     template = chosen_template(settings.rerank_template, None)
     if template is not None and not _load_spec(folder).scores_by(template):
-        raise ConfigError(f"{folder} is built without the answers of this rerank_template; build it again with it")
+        raise ConfigError(f"{folder} is built for other answers than this rerank_template's; build it again with it")
     opened = load(folder, None if settings.dtype == "auto" else settings.dtype, verify=settings.verify)
     _check_quality(settings, opened)
     return opened

@@ -29,9 +29,11 @@ class EngineProvider:
     """Provides the engine for the settings of one model."""
 
     def __init__(self, settings: Settings, *, to_run: bool = True, checkpoint: Checkpoint | None = None) -> None:
-        """With the model's checkpoint, if it is fetched already, the hub is not asked again.
+        """With `to_run` false, the engine need not be able to run on this machine.
 
-        Raises ConfigError without a model or a store's URL, EngineUnavailableError if it cannot be built here.
+        With the model's checkpoint, if it is fetched already, the hub is not asked again. Raises ConfigError if there
+        is no model or `engine_store` is not a store's URL, and EngineUnavailableError if the engine cannot be built, or
+        run, on this machine.
         """
         if not settings.model_id:
             raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
@@ -55,7 +57,7 @@ class EngineProvider:
         self._remote_is_damaged = False
 
     def get(self) -> Lease:
-        """A lease on the engine, in the cache. The hub is not asked if a ref to the engine is there.
+        """A lease on the engine in the cache. If the cache has a ref to the engine, the hub is not contacted.
 
         Raises CheckpointError, DiskError, UnsupportedModelError, QualityError.
         """
@@ -65,7 +67,10 @@ class EngineProvider:
             return found or self._fetch(key) or self._build(key)
 
     def build(self, target: Path) -> None:
-        """Build the engine in the folder `target`, unless it is there already. Raises as `get`, and ConfigError."""
+        """Build the engine in the folder `target`, unless it already has this engine. Raises as `get`, and ConfigError.
+
+        ConfigError is for a folder with any other content.
+        """
         with lease_checkpoint(self._model_id, self._checkpoints):
             build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
             with translate_os_errors(target, OUTPUT):
@@ -78,9 +83,9 @@ class EngineProvider:
                     publish_engine(target, build.fill)
 
     def _request_key(self) -> str:
-        """The key of refs: a hash of all that decides the engine before the checkpoint is read, and of the schema.
+        """The key of refs: a hash of the settings and versions that decide the engine, without the checkpoint.
 
-        The content of local files may change, so its digest is part of the key.
+        Local files may change under the same name, so a digest of their content is part of the key.
         """
         parts: dict[str, object] = {
             name: getattr(self._settings, name) for name, one in SETTINGS.items() if one.about.decides_engine
@@ -93,8 +98,8 @@ class EngineProvider:
         return key_of({"engine": self._engine, **facts, **parts})
 
     def _fetch(self, key: str) -> Lease | None:
-        """A lease on an engine from an object store: at the URL `model_id`, or by a ref of another replica; or None."""
-        if self._local:  # the same name may mean another folder, or the hub, on another machine
+        """A lease on an engine from an object store: at the URL `model_id`, or by a ref of a replica; else None."""
+        if self._local:  # on another machine, the same name may mean another folder, or a repository on the hub
             return None
         try:
             return self._fetch_url(key) or (None if self._settings.refresh else self._fetch_shared(key))
@@ -122,7 +127,7 @@ class EngineProvider:
         return lease
 
     def _build(self, key: str) -> Lease:
-        """A lease on the engine of the checkpoint: in the cache, or pulled from the object store, or built."""
+        """A lease on the engine of the checkpoint: from the cache, else pulled from the object store, else built."""
         with lease_checkpoint(self._model_id, self._checkpoints) as release:
             build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
 
@@ -137,7 +142,7 @@ class EngineProvider:
         return lease
 
     def _pull_or_build(self, folder: Path, build: Build) -> None:
-        """Fill a folder from the object store, or by building if the engine is not there or damaged."""
+        """Pull the engine into a folder from the object store. If it is missing or damaged there, build it."""
         artifact = build.manifest.artifact
         engine = None if self._remote is None else self._remote.engine(artifact)
         try:
@@ -151,7 +156,7 @@ class EngineProvider:
         return build.fill(folder)
 
     def _push(self, folder: Path, key: str, ref: EngineRef) -> None:
-        """Copy the engine into the object store, if there is one. A failure is only logged."""
+        """Copy the engine into the object store, if the settings name one. A failure is only logged."""
         if self._remote is None:
             return
         try:
@@ -163,10 +168,10 @@ class EngineProvider:
 
 
 def _content_digest(name: str) -> str:
-    """The digest of a model's folder, or of a file of texts; empty for a file that is neither or cannot be read."""
+    """The digest of a model's folder or of a file of texts; "" for any other file, or if it cannot be read."""
     path = Path(name)
     if path.is_dir():
         return resolve(name).revision
-    with suppress(OSError):  # the code that reads it says what is wrong
+    with suppress(OSError):  # the code that reads the texts raises the error for the user
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.suffix in {".txt", ".jsonl"} else ""
     return ""

@@ -19,7 +19,7 @@ from bei_core.tasks import Text
 
 Array = npt.NDArray[Any]
 
-# The figures that have a threshold for each kind of model: directions of vectors, or labels and ranking by scores.
+# The figures that are compared with thresholds, by kind of model: the vectors' directions, or labels and ranking.
 _CHECKED: dict[Kind, tuple[str, ...]] = {
     Kind.EMBEDDING: ("mean_cosine",),
     Kind.SPARSE: ("mean_cosine",),
@@ -139,7 +139,7 @@ def measure(reference: Array, candidate: Array, kind: Kind) -> Quality:
 
 
 def cosines_of(reference: Array, candidate: Array) -> Array:
-    """Cosine of each pair of rows; 1 for two rows of zeros, 0 for a row of zeros and another row."""
+    """Cosine of each pair of rows; 1 if both rows are zero, 0 if one of them is."""
     norms, candidate_norms = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
     product = norms * candidate_norms
     inner = np.einsum("nd,nd->n", reference, candidate)
@@ -168,7 +168,7 @@ def _pearson(x: Array, y: Array) -> float:
 
 
 def _ranks(values: Array) -> Array:
-    """Ranks from 0; equal values get the mean of their ranks."""
+    """The rank of each value, from 0; equal values get the mean of their ranks."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     means: Array = (np.cumsum(counts) - (counts + 1) / 2)[inverse]
     return means

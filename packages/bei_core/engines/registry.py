@@ -21,7 +21,7 @@ from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
-CPU, GPU, TORCH = "openvino", "tensorrt_llm", "torch"
+OPENVINO, TENSORRT_LLM, TORCH = "openvino", "tensorrt_llm", "torch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,13 @@ class EngineKind:
     """One engine of the registry. Its module has `build.py` and `engine.py`, as described in `engines.base`."""
 
     name: str  # also the name of the Python package that it needs to run
-    title: str  # for people
+    title: str  # the name in texts for users
     module: str
     install: str  # the command that installs the package
     builds_without_package: bool = False
-    min_capability: tuple[int, int] | None = (
-        None  # of the oldest card for which `auto` takes it; None: an engine for CPUs
-    )
-    cards: str = ""  # the same, for people
-    runs_without_gpu: bool = False  # and on older cards, if the settings name it
+    min_capability: tuple[int, int] | None = None  # for `auto`: of the oldest supported card; None if it is for CPUs
+    cards: str = ""  # the same in words
+    runs_without_gpu: bool = False  # also on older cards, if the settings name this engine
 
     def is_installed(self) -> bool:
         """Whether the engine's package is installed."""
@@ -62,9 +60,9 @@ class EngineKind:
 ENGINES = {
     kind.name: kind
     for kind in (
-        EngineKind(CPU, "OpenVINO", "bei_core.engines.openvino", "pip install openvino", runs_without_gpu=True),
+        EngineKind(OPENVINO, "OpenVINO", "bei_core.engines.openvino", "pip install openvino", runs_without_gpu=True),
         EngineKind(
-            GPU,
+            TENSORRT_LLM,
             "TensorRT-LLM",
             "bei_core.engines.tensorrt_llm",
             "pip install tensorrt-llm==1.4.0rc1 --extra-index-url https://pypi.nvidia.com, or the image in docs/gpu.md",
@@ -136,9 +134,9 @@ def reason_not_to_serve(engine: str, spec: ModelSpec, settings: Settings) -> str
 def find_gpu() -> Gpu | None:
     """The first NVIDIA GPU that CUDA may use (CUDA_VISIBLE_DEVICES), as nvidia-smi describes it.
 
-    None without a driver, and if the variable hides all GPUs (as every word that names no GPU does: SLURM sets
-    NoDevFiles). None with a warning if the driver lists no GPU. On a machine with different GPUs this may be another
-    one than CUDA's first: nvidia-smi orders GPUs by bus, and CUDA by speed unless CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    None without a driver, and if the variable hides all GPUs, as any value does that names no GPU (SLURM sets
+    NoDevFiles). None with a warning if the driver lists no GPU. If the GPUs differ, this may not be the GPU that CUDA
+    uses: nvidia-smi orders GPUs by bus, and CUDA by speed unless CUDA_DEVICE_ORDER is PCI_BUS_ID.
     """
     command = shutil.which("nvidia-smi")
     first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
@@ -148,12 +146,12 @@ def find_gpu() -> Gpu | None:
         return None
     query = [command, "-i", first, "--query-gpu=name,compute_cap", "--format=csv,noheader"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
+        output = subprocess.run(query, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True).stdout  # noqa: S603
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError) as error:
-        said = str(error)
-    found = _CARD.match(said)
-    if found is None:  # warn, because a broken driver leaves a GPU idle
-        reason = said.strip().partition("\n")[0] or "it prints nothing"
+        output = str(error)
+    found = _CARD.match(output)
+    if found is None:  # warn, because a GPU may be idle for a broken driver
+        reason = output.strip().partition("\n")[0] or "it prints nothing"
         log.warning("nvidia-smi lists no GPU, so none is used: %s", reason)
         return None
     return Gpu(found["name"], (int(found["major"]), int(found["minor"])))
@@ -163,7 +161,7 @@ def _best() -> str:
     """The first engine that can run on this machine's GPU; else the CPU engine, with a warning if there is a GPU."""
     gpu = find_gpu()
     if gpu is None:
-        return CPU
+        return OPENVINO
     reasons = []
     for kind in (kind for kind in ENGINES.values() if kind.min_capability is not None):
         reason = kind.reason_against(gpu)
@@ -175,9 +173,9 @@ def _best() -> str:
         gpu.name,
         *gpu.capability,
         "; ".join(reasons),
-        CPU,
+        OPENVINO,
     )
-    return CPU
+    return OPENVINO
 
 
 def _kind(engine: str) -> EngineKind:

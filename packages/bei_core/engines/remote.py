@@ -1,4 +1,4 @@
-"""Engines in an object store, with the same files as in the cache, so that any tool can copy them.
+"""Engines in an object store. Their files are the same as in the cache, so any tool can copy them.
 
     <url>/<artifact>/…               the files of an engine; manifest.json is written last and makes it an engine
     <url>/requests/<key>.json        a ref from settings to their engine
@@ -27,8 +27,8 @@ from bei_core.storage.transfer import RemoteFile, fetch, in_blocks
 
 log = logging.getLogger(__name__)
 
-_NUM_UPLOADS = 8  # at a time
-_MAX_PUSHES = 3  # of one engine, if others push it too
+_NUM_UPLOADS = 8  # at the same time
+_MAX_PUSHES = 3  # of one engine, if other replicas push it too
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,9 @@ class RemoteEngine:
             raise CheckpointError(f"{source} is not an engine: there is no {MANIFEST}")
         manifest = parse_manifest(content, source)
         if artifact is not None and manifest.artifact != artifact:
-            raise EngineCorruptError(f"engine corrupt: {source}/{MANIFEST} is another engine's, {manifest.artifact}")
+            raise EngineCorruptError(
+                f"engine corrupt: {source}/{MANIFEST} is that of another engine, {manifest.artifact}"
+            )
         started = time.perf_counter()
         fetch([self._remote_file(name, entry.size) for name, entry in manifest.files.items()], folder)
         (folder / MANIFEST).write_bytes(content)
@@ -66,20 +68,20 @@ class RemoteEngine:
         log.info("engine pulled from %s: %s", source, rate(manifest.num_bytes, time.perf_counter() - started))
 
     def push(self, folder: Path, *, force: bool = False) -> None:
-        """Copy an engine folder into the store. Without `force`, an engine that is there already is kept.
+        """Copy an engine folder into the store. Without `force`, an engine that the store already has is kept.
 
         Raises EngineCorruptError for a damaged folder, and CheckpointError if the store cannot be written or other
         replicas replace the manifest after every attempt.
         """
         manifest, source = read_manifest(folder), redact(self.url)
         if not force and self.manifest() is not None:
-            log.info("engine %s is there already", source)
+            log.info("the store already has the engine %s", source)
             return
         check_digests(folder, manifest)
         started = time.perf_counter()
         for number in range(_MAX_PUSHES):
-            if number:  # two builds may differ in some bits, and the store now has files of both
-                log.info("another replica has pushed %s meanwhile; pushing it again", source)
+            if number:  # two builds may differ in some bits, and the store may now have files of both
+                log.info("another replica has pushed %s at the same time; pushing it again", source)
             if self._upload(folder, manifest, clear=force or number > 0):
                 log.info("engine pushed to %s: %s", source, rate(manifest.num_bytes, time.perf_counter() - started))
                 return
@@ -89,8 +91,8 @@ class RemoteEngine:
         )
 
     def _upload(self, folder: Path, manifest: Manifest, *, clear: bool) -> bool:
-        """Write all files, then the manifest; returns False if another replica has written a manifest meanwhile."""
-        if clear:  # without a manifest, replicas see no engine, rather than a damaged one, while files change
+        """Write all files, then the manifest; returns False if another replica has written its manifest first."""
+        if clear:  # without a manifest, other replicas see no engine while files change, instead of a damaged one
             self.store.delete(self.folder + MANIFEST)
         with ThreadPoolExecutor(_NUM_UPLOADS) as pool:
             list(pool.map(lambda name: self.store.upload(folder / name, self.folder + name), manifest.files))
@@ -117,7 +119,7 @@ class RemoteEngine:
 
 
 def engine_at(url: str, secret: str | None = None) -> RemoteEngine:
-    """The engine whose folder has this URL. Raises ConfigError for a URL that is no object store's."""
+    """The engine whose folder has this URL. Raises ConfigError if it is not a URL of an object store."""
     return RemoteEngine(ObjectStore(url, secret))
 
 
@@ -128,7 +130,7 @@ class RemoteEngines:
         self.store = ObjectStore(url, secret)
 
     def engine(self, artifact: str) -> RemoteEngine:
-        """The engine of an address, which may not exist yet."""
+        """The engine with an address, which may not exist yet."""
         return RemoteEngine(self.store, f"{artifact}/")
 
     def push(self, folder: Path, *, force: bool = False) -> str:
@@ -138,7 +140,7 @@ class RemoteEngines:
         return engine.url
 
     def get_ref(self, key: str) -> EngineRef | None:
-        """A ref that any replica has written; None if there is none. Raises CheckpointError for a failing store."""
+        """A ref that a replica has written, or None. Raises CheckpointError if the store fails."""
         name = f"requests/{key}.json"
         content = self.store.read(name)
         try:

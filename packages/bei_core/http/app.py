@@ -22,11 +22,11 @@ from bei_core.errors import (
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
 from bei_core.http.keys import Keys
-from bei_core.http.naming import by_name
+from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
 from bei_core.http.replies import INLINE_NUMBERS, Deferred, complete, error_response, format_of
-from bei_core.http.route import Call
-from bei_core.http.routes import BY_SHAPE, ROUTES
+from bei_core.http.route import Call, Route
+from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.traces import Traces
 from bei_core.http.urgency import HEADERS, read_deadline, read_priority
@@ -57,12 +57,16 @@ class App:
         self._keys = keys if keys else None
         self._by_name = by_name(services)
         routes = (*ROUTES, *documents(with_pages=self.service.settings.ui))
-        self._routes = {(route.method, route.path): route for route in routes if not route.takes_any}
+        self._routes: dict[tuple[str, str], Route] = {
+            (route.method, route.path): route for route in routes if not route.takes_any
+        }
         self._any_body = {route.path for route in routes if route.takes_any}
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
-        self._prefixes = {path.partition("{")[0]: path for path in self._methods if "{" in path}
+        self._templates = [
+            (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handles one ASGI request; ignores scopes of types other than `http`."""
@@ -73,7 +77,7 @@ class App:
             response.headers["connection"] = "close"
         await response(scope, receive, send)
 
-    async def respond_by_shape(self, request: Request) -> Response:
+    async def respond_by_fields(self, request: Request) -> Response:
         """Returns the reply of the route that fits the fields of the body; raises the same errors as `respond`."""
         return await self.respond(request, "POST", "/")
 
@@ -88,7 +92,9 @@ class App:
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
-        call = Call(request, method, path, headers, request_id, self.services, self.service, route, BY_SHAPE.route_of)
+        call = Call(
+            request, method, path, headers, request_id, self.services, self.service, route, FIELD_ROUTER.route_of
+        )
         error: RequestError | None = None
         try:
             response = await self._answer(call)
@@ -117,18 +123,20 @@ class App:
 
         It needs only the head of the request: it starts no asyncio task and does not read the body.
         """
-        service, method, path = self.service, scope["method"], scope["path"]
+        service, method, path = self.service, scope["method"], scope["path"].rstrip("/") or "/"
         if not service.is_busy or len(self.services) > 1:
             return None
         route = self._routes.get((method, path))
         if route is None and method == "POST" and path in self._any_body:
-            route = BY_SHAPE.default(service)
+            route = FIELD_ROUTER.default(service)
         if route is None or route.schema is None or route.answer is not None:
             return None
         headers = dict(scope["headers"][::-1])
         given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
         request_id = given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
-        call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, BY_SHAPE.route_of)
+        call = Call(
+            Request(scope), method, path, headers, request_id, self.services, service, route, FIELD_ROUTER.route_of
+        )
         try:
             if self._keys is not None:
                 self._keys.client(headers)
@@ -155,7 +163,7 @@ class App:
     async def _answer(self, call: Call) -> Response:
         """Finds the route, checks the API key, decodes the body, and returns the reply. Raises RequestError."""
         if call.route is None and call.method == "POST" and call.path in self._any_body:
-            call.default = BY_SHAPE.default(self.service)
+            call.default = FIELD_ROUTER.default(self.service)
         route = call.route or call.default
         if route is None:
             raise self._unrouted(call)
@@ -170,7 +178,7 @@ class App:
             if len(raw) > INLINE_BODY_BYTES:
                 await self._decode_large(call, raw)
             else:
-                call.body = decode(raw, route.schema) if call.route else self._shaped(call, decode(raw, object))
+                call.body = decode(raw, route.schema) if call.route else self._converted(call, decode(raw, object))
             del raw  # frees memory: the body may be large, and the reply may take long
         if len(self.services) > 1:
             call.service = self._chosen(call)
@@ -220,16 +228,18 @@ class App:
         schema = call.route.schema if call.route else None
 
         def work() -> int:
-            call.body = self._shaped(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
+            call.body = (
+                self._converted(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
+            )
             return memory_of(call.body)
 
         call.is_large = True
         call.count_bytes(await asyncio.to_thread(work) - len(raw))
 
-    def _shaped(self, call: Call, body: object) -> object:
+    def _converted(self, call: Call, body: object) -> object:
         """Chooses the route by the fields of a decoded body, sets `call.route`, and returns the body in its schema."""
         service = self._named(body.get("model") if isinstance(body, dict) else None) or self.service
-        call.default = BY_SHAPE.default(service)
+        call.default = FIELD_ROUTER.default(service)
         route = call.route = call.route_of(body, service)
         if route.schema is None:
             raise TypeError(f"this is a bug: {route.path} has no schema")
@@ -248,10 +258,11 @@ class App:
         """Returns the model with this name; None if no name is given. Raises NotFoundError if it is not served."""
         if len(self.services) == 1 or not isinstance(name, str) or name in _NO_MODEL:
             return None
-        if name not in self._by_name:
+        named = self._by_name.get(name) or self._by_name.get(without_input_type(name))
+        if named is None:
             known = ", ".join(service.name for service in self.services)
             raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
-        return self._by_name[name]
+        return named
 
     def _unrouted(self, call: Call) -> RequestError:
         """Returns the error for an unknown path (404), or for a known path with another method (405)."""
@@ -263,7 +274,8 @@ class App:
 
     def _template(self, path: str) -> str:
         """Returns the path template, such as `/v1/models/{id}`, that a path matches; "" if there is none."""
-        return next((known for prefix, known in self._prefixes.items() if path.startswith(prefix)), "")
+        found = (known for start, end, known in self._templates if path.startswith(start) and path.endswith(end))
+        return next(found, "")
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
         self.service.metrics.failed(error.kind.lower())

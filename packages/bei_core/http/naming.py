@@ -8,6 +8,14 @@ from bei_core.errors import ConfigError
 from bei_core.serving.service import Service
 from bei_core.storage.backends import redact
 
+# NVIDIA's clients of OpenAI's API put the input type behind the name of the model, because they cannot send the field.
+INPUT_TYPES = ("-query", "-passage")
+
+
+def without_input_type(name: str) -> str:
+    """Returns a model's name without the input type at its end."""
+    return name.rpartition("-")[0] if name.endswith(INPUT_TYPES) else name
+
 
 def by_name(services: Sequence[Service]) -> dict[str, Service]:
     """Maps each name that clients may use to its service.

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from bei_core.http.json_schema import STRING, any_of, sample
-from bei_core.http.page import PAGES
 from bei_core.http.route import Call, Route
 from bei_core.http.routes import ROUTES
+from bei_core.http.ui import PAGES
 from bei_core.http.version import bei_version
 
 _ERRORS = {
@@ -51,7 +51,7 @@ def _operation(route: Route) -> dict[str, Any]:
 
     A route that takes any body lists the body schemas and the errors of all routes that it can stand for.
     """
-    answering = [each for each in ROUTES if each.by_shape] if route.takes_any else [route]
+    answering = [each for each in ROUTES if each.by_fields] if route.takes_any else [route]
     schemas = dict.fromkeys(each.schema.__name__ for each in answering if each.schema)
     failures = _ERRORS if schemas else {status: _ERRORS[status] for status in ("401", "404", "503")}
     error = _one_of(dict.fromkeys(each.errors.name for each in answering))
@@ -67,7 +67,7 @@ def _operation(route: Route) -> dict[str, Any]:
         responses[status] = {"description": text, "content": {"application/json": {"schema": error}}}
     operation: dict[str, Any] = {"summary": route.summary, "responses": responses}
     if "{" in route.path:
-        name = route.path.partition("{")[2].rstrip("}")
+        name = route.path.partition("{")[2].partition("}")[0]
         operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": STRING}]
     if schemas:
         content = {"application/json": {"schema": _one_of(schemas), "example": route.example}}

@@ -84,6 +84,6 @@ class Route:
     inputs: str = "inputs"  # the name of the body's field with the inputs, used in error messages
     public: bool = False  # whether it needs no key
     aliases: tuple[str, ...] = ()  # other paths with the same meaning
-    by_shape: bool = False  # whether the paths that take any body accept its body too
+    by_fields: bool = False  # whether the paths that take any body accept its body too
     default_for: tuple[Kind, ...] = ()  # kinds of model for which it is chosen if a body fits several routes
     takes_any: bool = False  # whether it takes any body: the body's fields decide which other route answers

@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
-from bei_core.http.schemas import (
-    any_body,
-    baseten,
-    cohere,
-    huggingface,
-    infinity,
-    nvidia,
-    ollama,
-    openai,
-    probes,
-    rerank,
-    tei,
+from bei_core.http.field_router import FieldRouter
+from bei_core.http.route import Route
+
+# The files of `http/schemas/` that have routes, in the order of docs/routes.md. The order also matters for the paths
+# that take any body: if several routes require the same fields, the first one answers.
+APIS = (
+    "openai",
+    "tokens",
+    "tei",
+    "cohere",
+    "rerank",
+    "mixedbread",
+    "huggingface",
+    "baseten",
+    "infinity",
+    "vllm",
+    "nvidia",
+    "ollama",
+    "any_body",
+    "probes",
 )
-from bei_core.http.shapes import ByShape
 
-# The order matters for the paths that take any body: if several routes require the same fields, the first one answers.
-APIS = (openai, tei, cohere, rerank, huggingface, baseten, infinity, nvidia, ollama, any_body, probes)
 
+def _routes_of(api: str) -> tuple[Route, ...]:
+    routes: tuple[Route, ...] = import_module(f"{__package__}.schemas.{api}").ROUTES
+    return routes
+
+
+WRITTEN_ROUTES = tuple(route for api in APIS for route in _routes_of(api))
+
+# One row for each path: an alias is a route of its own, which the paths that take any body do not choose.
 ROUTES = tuple(
-    replace(route, path=path, by_shape=route.by_shape and path == route.path, aliases=())
-    for api in APIS
-    for route in api.ROUTES
+    replace(route, path=path, by_fields=route.by_fields and path == route.path, aliases=())
+    for route in WRITTEN_ROUTES
     for path in (route.path, *route.aliases)
 )
 
-BY_SHAPE = ByShape(ROUTES)
+FIELD_ROUTER = FieldRouter(ROUTES)

@@ -1,4 +1,4 @@
-"""The head that a class of transformers has by itself: a classifier's labels, or the answers of a yes/no reranker."""
+"""Reads the head of a class of transformers: the labels of a classifier, or the answer tokens of a yes/no reranker."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ _SCORINGS: Mapping[str, Scoring] = {"Identity": "none", "Sigmoid": "sigmoid", "S
 def read_head(
     checkpoint: Checkpoint, config: Mapping[str, Any], architecture: str, template: RerankTemplate | None
 ) -> list[Module]:
-    """The head that the architecture itself has; empty for a class that is used for its vectors."""
+    """Returns the head of the architecture; empty for a class that gives vectors.
+
+    Raises CheckpointError and UnsupportedModelError for malformed labels, or answers that are not tokens.
+    """
     if architecture.endswith("ForSequenceClassification"):
         return [_classifier(config)]
     if architecture.endswith("ForTokenClassification"):
@@ -34,22 +37,22 @@ def read_head(
 
 
 def _token_id(checkpoint: Checkpoint, token: str) -> int:
-    """The id of a word that is one token. Raises CheckpointError if it is not."""
+    """Returns the id of a token. Raises CheckpointError if the vocabulary does not have it."""
     file = msgspec.json.decode(canonical_tokenizer(checkpoint.folder / checkpoint.first_module).text)
     added = {str(entry["content"]): int(entry["id"]) for entry in file.get("added_tokens") or ()}
     found = added.get(token, file["model"]["vocab"].get(token) if isinstance(file["model"]["vocab"], dict) else None)
     if found is None:
         raise CheckpointError(
-            f"{checkpoint.source}: the tokenizer has no token {token!r}, which the reranker answers with"
+            f"{checkpoint.source}: the tokenizer has no token {token!r}, but the rerank_template has it as an answer"
         )
     return int(found)
 
 
 def _classifier(config: Mapping[str, Any]) -> Classifier:
-    """Labels and scoring by the rules of transformers' pipeline (`pipelines/text_classification.py`)."""
+    """Returns labels and scoring by the rules of transformers' pipeline (`pipelines/text_classification.py`)."""
     names, count = _label_names(config), config.get("num_labels")
     count = len(names) or (2 if count is None else count)
-    if not isinstance(count, int) or not 1 <= count <= 1 << 20:  # the names of more would cost memory
+    if not isinstance(count, int) or not 1 <= count <= 1 << 20:  # more labels would cost memory for their names
         raise UnsupportedModelError(f"config.json: num_labels {count!r} is not a number from 1 to {1 << 20}")
     labels = tuple(names.get(index, f"LABEL_{index}") for index in range(count))
     by_problem: dict[Any, Scoring] = {
@@ -63,7 +66,7 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
 
 
 def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
-    """The names of the labels that config.json has. Raises CheckpointError for malformed ones."""
+    """Returns the names of the labels in config.json, by number. Raises CheckpointError if `id2label` is malformed."""
     given = config.get("id2label") or {}
     try:
         return {int(index): str(name) for index, name in given.items()}
@@ -74,9 +77,10 @@ def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
 
 
 def scored(classifier: Classifier, config: Mapping[str, Any], activation_fn: str | None) -> Classifier:
-    """The classifier with the scoring that a CrossEncoder's files name: `activation_fn`, else one in config.json.
+    """Returns the classifier with the scoring that a CrossEncoder's files name: `activation_fn`, else config.json's.
 
-    CrossEncoder names Identity for every model of several labels, whose scores are a softmax for all other tools.
+    For a model with several labels, the files of a CrossEncoder always name Identity, but all other tools give their
+    softmax. So Identity changes nothing then.
     """
     path, file = activation_fn, "config_sentence_transformers.json"
     if path is None:
@@ -90,7 +94,7 @@ def scored(classifier: Classifier, config: Mapping[str, Any], activation_fn: str
 
 
 def _activation_scoring(path: object, file: str) -> Scoring | None:
-    """The scoring that an activation function stands for; None if none is named.
+    """Returns the scoring for the name of an activation function; None if there is no name.
 
     Raises UnsupportedModelError for another function.
     """

@@ -1,4 +1,4 @@
-"""Values of transformers' config.json: read by name, and refused if they cannot be."""
+"""Reads values of transformers' config.json by name, and refuses those that no model can have."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from bei_core.errors import CheckpointError, UnsupportedModelError
 
-Config = Mapping[str, Any]  # config.json
+Config = Mapping[str, Any]  # the content of config.json
 
-MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers in config.json are mistakes, and would cost memory
+MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers are mistakes, and would cost memory
 
 
 def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
-    """The value of the first of these keys in config.json. Raises UnsupportedModelError if it has none of them."""
+    """Returns the value of the first of these keys. Raises UnsupportedModelError if config.json has none of them."""
     for known in (name, *others):
         if config.get(known) is not None:
             return config[known]
@@ -21,7 +21,7 @@ def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN40
 
 
 def read_size(config: Config, name: str, *others: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-    """A size in config.json, by the first of these keys. Raises UnsupportedModelError unless it is 1 to `most`."""
+    """Returns the size under the first of these keys. Raises UnsupportedModelError unless it is from 1 to `most`."""
     given = {known: config[known] for known in (name, *others) if config.get(known) is not None}
     if not given and default is not None:
         return default
@@ -36,29 +36,10 @@ def read_size(config: Config, name: str, *others: str, default: int | None = Non
 
 
 def architecture_of(config: Config) -> str:
-    """The name of the model's class. Raises CheckpointError if config.json has none."""
+    """Returns the name of the model's class. Raises CheckpointError if config.json has none."""
     names = config.get("architectures") or []
     if not isinstance(names, list) or not names:
         raise CheckpointError(
             'config.json has no `architectures`; add the class that the weights belong to, such as ["BertModel"]'
         )
     return str(names[0])
-
-
-def num_positions(config: Config) -> int | None:
-    """Number of tokens that have a position; None for a model without a limit (XLNet has -1)."""
-    count = config.get("max_position_embeddings") or config.get("n_positions")
-    if count is not None and not isinstance(count, int | float):
-        raise CheckpointError(f"config.json: max_position_embeddings {count!r} is not a number")
-    if count is None or count < 0:
-        return None
-    counts_from_padding = architecture_of(config).startswith(("Roberta", "XLMRoberta", "Camembert", "MPNet"))
-    return int(count) - first_position(config) if counts_from_padding else int(count)
-
-
-def first_position(config: Config) -> int:
-    """The row of the position table for the first token, in the families that count positions from the padding id."""
-    pad = config.get("pad_token_id")
-    if pad is None or architecture_of(config).startswith("MPNet"):  # whose padding id is always 1
-        return 2
-    return int(pad) + 1

@@ -1,4 +1,4 @@
-"""Model families: THE table of them, for all engines.
+"""`Family`, and the table of all model families, which every engine reads.
 
 To add a family whose layers are those of another one, add a `Family` to the list below. If its layers are new, it also
 needs a page in each engine that is to run it: a module `models/NAME.py` of `engines/openvino` and of `engines/torch`
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import dataclass, replace
 from typing import Any
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.configuration import Config
 from bei_core.models.heads import FamilyHeads, Head
 from bei_core.models.layouts import (
     PROJECTION,
     BertNames,
+    DecoderSizes,
     DecoderSwitches,
     RotaryNames,
     all_but_every_sixth_layer,
@@ -29,28 +31,38 @@ from bei_core.models.layouts import (
 _WORDS = "embeddings.word_embeddings.weight"
 
 
+def _never(config: Config) -> bool:
+    """False: an encoder, in which every token attends to all tokens of its text."""
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """Models with the same layers."""
 
-    name: str  # in engine folders
+    name: str  # its name in the files of engines
     classes: tuple[str, ...]  # the beginnings of transformers' class names: "Bert" of BertModel and BertForMaskedLM
     page: str  # the module `models/PAGE.py` of each engine that computes its layers
     heads: FamilyHeads
-    layout: Any = None  # what it has of its own, if other families share the page: the type is the page's
-    prefixes: tuple[str, ...] = ("", "model.")  # that a checkpoint may put before the names of tensors
-    anchor: str = "embed_tokens.weight"  # the tensor by which the prefix is found: the word embeddings, without prefix
-    has_own_code: bool = False  # whether it is published with code of its own, and transformers has no class for it
+    is_causal: Callable[[Config], bool]  # whether a token attends only to itself and to tokens before it
+    layout: Any = None  # how it differs from other families with the same page; a class of models/layouts.py
+    prefixes: tuple[str, ...] = ("", "model.")  # which a checkpoint may put before the names of tensors
+    anchor: str = "embed_tokens.weight"  # the tensor (without prefix) by which the prefix is found: word embeddings
+    has_own_code: bool = False  # transformers has no class for it: its checkpoints come with code
+
+    def first_position(self, config: Config) -> int:
+        """Returns the row of the position table for a text's first token."""
+        return self.layout[0].first_position_of(config) if self.page == "bert" else 0
 
     @property
     def anchors(self) -> tuple[str, ...]:
-        """The names that the anchor may have in a checkpoint."""
+        """The names of the anchor with each prefix."""
         return tuple(prefix + self.anchor for prefix in self.prefixes)
 
     def has_own_code_in(self, tensors: Container[str]) -> bool:
-        """Whether transformers' class would not read all of a checkpoint that has these tensors."""
+        """Whether transformers' class would ignore some of these tensors, so that the checkpoint comes with code."""
         own = [f"{PROJECTION}.weight"] if self.page == "decoder" else []
-        if self.page == "bert":  # transformers has the first layout
+        if self.page == "bert":  # transformers reads the first layout only
             own = [f"{prefix}{names.embeddings_norm}.weight" for names in self.layout[1:] for prefix in self.prefixes]
         return self.has_own_code or any(name in tensors for name in own)
 
@@ -68,10 +80,10 @@ _BERT_VOCABULARY = Head(
     "cls.predictions.bias",
 )
 _BERT_HEADS = FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_BERT_VOCABULARY)
-_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", pooling="classifier_pooling")
-_DECODER_HEADS = FamilyHeads(sequence=Head("score", pooling="last non-padding token"), token=Head("score"))
+_MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", reads="classifier_pooling")
+_DECODER_HEADS = FamilyHeads(sequence=Head("score", reads="last non-padding token"), token=Head("score"))
 
-# The position of the first token depends on the padding id.
+# Positions begin after the padding id.
 _ROBERTA = BertNames(first_position=None)
 # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
 _ROBERTA_FLASH = BertNames(
@@ -192,10 +204,17 @@ _GEMMA3 = DecoderSwitches(
 
 
 def _bert(name: str, classes: tuple[str, ...], heads: FamilyHeads, *layouts: BertNames) -> Family:
-    """A BERT-like encoder; a checkpoint has the tensor names of the first of its layouts that fits."""
+    """Returns a family of BERT-like encoders; a checkpoint has the tensor names of one of the layouts."""
     prefixes = ("", f"{name}.")
     return Family(
-        name=name, classes=classes, page="bert", heads=heads, layout=layouts, prefixes=prefixes, anchor=_WORDS
+        name=name,
+        classes=classes,
+        page="bert",
+        heads=heads,
+        is_causal=_never,
+        layout=layouts,
+        prefixes=prefixes,
+        anchor=_WORDS,
     )
 
 
@@ -206,7 +225,15 @@ def _decoder(
     heads: FamilyHeads = _DECODER_HEADS,
     has_own_code: bool = False,
 ) -> Family:
-    return Family(name=name, classes=classes, page="decoder", heads=heads, layout=switches, has_own_code=has_own_code)
+    return Family(
+        name=name,
+        classes=classes,
+        page="decoder",
+        heads=heads,
+        is_causal=lambda config: not DecoderSizes.of(switches, config).bidirectional,
+        layout=switches,
+        has_own_code=has_own_code,
+    )
 
 
 def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: RotaryNames, *prefixes: str) -> Family:
@@ -215,6 +242,7 @@ def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: Rota
         classes=classes,
         page="rotary",
         heads=heads,
+        is_causal=_never,
         layout=names,
         prefixes=("", *prefixes),
         anchor=f"{names.words}.weight",
@@ -264,6 +292,7 @@ _FAMILIES = (
         classes=("DebertaV2",),
         page="deberta",
         heads=FamilyHeads(Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY),
+        is_causal=_never,
         prefixes=("", "deberta."),
         anchor=_WORDS,
     ),
@@ -272,6 +301,7 @@ _FAMILIES = (
         classes=("JinaBert",),
         page="jina_bert",
         heads=_BERT_HEADS,
+        is_causal=_never,
         prefixes=("", "bert."),
         anchor=_WORDS,
         has_own_code=True,
@@ -281,15 +311,17 @@ _FAMILIES = (
         classes=("T5", "T5Encoder", "MT5", "MT5Encoder"),
         page="t5",
         heads=FamilyHeads(token=None),
+        is_causal=_never,
         prefixes=("",),
         anchor="encoder.final_layer_norm.weight",
     ),
-    # Tables without layers, which models/sentence/static.py tells apart: sentence-transformers' and model2vec's.
+    # Tables without layers, of sentence-transformers and of model2vec; models/sentence/static.py finds which one it is.
     Family(
         name="static",
         classes=("StaticEmbedding",),
         page="static",
         heads=FamilyHeads(token=None),
+        is_causal=_never,
         prefixes=("",),
         anchor="embedding.weight",
     ),
@@ -298,6 +330,7 @@ _FAMILIES = (
         classes=("Model2Vec",),
         page="static",
         heads=FamilyHeads(token=None),
+        is_causal=_never,
         prefixes=("",),
         anchor="embeddings",
     ),
@@ -311,7 +344,7 @@ _FAMILIES = (
         "llama_bidirectional",
         ("LlamaBidirectional",),
         DecoderSwitches(bidirectional=True),
-        FamilyHeads(Head("score", pooling="pooling", temperature="temperature"), token=None),
+        FamilyHeads(Head("score", reads="pooling", temperature="temperature"), token=None),
         has_own_code=True,
     ),
     _decoder("qwen3_bidirectional", ("Qwen3Bidirectional",), replace(_QWEN3, bidirectional=True), has_own_code=True),
@@ -322,13 +355,13 @@ _CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 
 
 def family_name(architecture: str) -> str:
-    """The family in the name of a transformers class: "Llama" of "LlamaForCausalLM"; "" for a name of another form."""
+    """Returns the family in the name of a transformers class: "Llama" for "LlamaForCausalLM"; "" for other names."""
     match = _CLASS.fullmatch(architecture)
     return match.group(1) if match else ""
 
 
 def family_of(architecture: str) -> Family:
-    """The family of a class such as `BertForSequenceClassification`.
+    """Returns the family of a class such as `BertForSequenceClassification`.
 
     Raises UnsupportedModelError listing the known families.
     """
@@ -339,7 +372,7 @@ def family_of(architecture: str) -> Family:
 
 
 def _unknown(architecture: str, name: str) -> str:
-    """What to say of a class without a family: the families with similar names, and how a class names its family."""
+    """Returns the error text for a class without a family: similar names, and how a class names its family."""
     close = difflib.get_close_matches(name, FAMILIES, cutoff=0.7)
     close += [known for known in FAMILIES if known not in close and (known in name or name in known)]
     similar = f"; similar families are {', '.join(close)}" if close else ""

@@ -1,4 +1,4 @@
-"""The heads of transformers' classes: names of their layers, and what an engine has to know of their computation."""
+"""The heads of transformers' classes: the names of their layers, and how they are computed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.configuration import Config
 from bei_core.models.pooling import PoolingMode
 
-# Other names of an activation in transformers' `ACT2FN`, and the name under which an engine's table has it.
+# Names of activations in transformers' `ACT2FN`, to the names in the engines' tables of activations.
 ACTIVATION_ALIASES: Mapping[str, str] = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
     "gelu_python": "gelu",
@@ -25,22 +25,23 @@ ACTIVATION_ALIASES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A head: a linear layer `out`, optionally after dense layer, activation and norm. Names are whole tensor names."""
+    """A head: a linear layer `out`, maybe after a dense layer, an activation and a norm. Layers are given by name."""
 
     out: str
     dense: str | None = None
     activation: str = "tanh"
-    activation_of: str | None = None  # key in config.json that names the activation, if there is one
+    activation_of: str | None = None  # key in config.json that names the activation; None: `activation` always
     norm: str | None = None
     bias: str | None = None  # tensor of the bias of `out`, if it is not "{out}.bias"
-    # The input of a sequence classifier: a token, or the pooling that config.json names under this key.
-    pooling: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
+    # What a sequence classifier reads: the vector of one token, or a pooled vector. "classifier_pooling" and "pooling"
+    # are the keys under which config.json names the pooling.
+    reads: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
     temperature: str | None = None  # key in config.json of a number that the logits are divided by
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyHeads:
-    """The heads of a family; None if transformers has no such class for it."""
+    """The heads of a family; None if transformers has no such class for the family."""
 
     sequence: Head | None = None  # ...ForSequenceClassification
     token: Head | None = Head("classifier")  # ...ForTokenClassification
@@ -51,42 +52,43 @@ _NVIDIA_POOLINGS = {"avg": PoolingMode.MEAN, "cls": PoolingMode.CLS, "last": Poo
 
 
 def pooling_of(head: Head, config: Config) -> PoolingMode | None:
-    """How a sequence classifier pools; None: it takes the last token whose id is not `pad_token_id`.
+    """Returns how a sequence classifier pools; None if it reads the last token whose id is not `pad_token_id`.
 
-    Raises UnsupportedModelError for a pooling that NVIDIA's bidirectional Llama does not have.
+    Raises UnsupportedModelError for an unknown pooling of NVIDIA's bidirectional Llama.
     """
-    if head.pooling == "classifier_pooling":
+    if head.reads == "classifier_pooling":
         return PoolingMode.named(str(config.get("classifier_pooling", "cls")))
-    if head.pooling == "pooling":
+    if head.reads == "pooling":
         name = str(config.get("pooling", "avg"))
         if name not in _NVIDIA_POOLINGS:
             known = ", ".join(_NVIDIA_POOLINGS)
             raise UnsupportedModelError(f"config.json: pooling {name!r} is not supported; known are {known}")
         return _NVIDIA_POOLINGS[name]
-    if head.pooling == "cls":
+    if head.reads == "cls":
         return PoolingMode.CLS
     return PoolingMode.LAST_TOKEN if config.get("pad_token_id") is None else None
 
 
 def activation_of(head: Head, config: Config) -> str:
-    """The activation after the head's dense layer, as transformers names it."""
+    """Returns transformers' name of the activation after the head's dense layer."""
     return str(config.get(head.activation_of or "") or head.activation)
 
 
 def temperature_of(head: Head, config: Config) -> float:
-    """What the logits are divided by."""
+    """Returns the number by which the logits are divided; 1 if config.json has none."""
     return float(config.get(head.temperature or "") or 1)
 
 
 def norm_eps(config: Config) -> float:
-    """The epsilon of the head's LayerNorm."""
+    """Returns the epsilon of the head's LayerNorm."""
     return float(config.get("layer_norm_eps") or config.get("norm_eps") or 1e-12)
 
 
 def yes_no_row(tensors: Tensors, ids: tuple[int | None, int], tied: Sequence[str]) -> npt.NDArray[np.float32]:
-    """f32[1, H]: the row of "yes" minus that of "no" of lm_head; `ids` are those of "no" (None: 0) and "yes".
+    """Returns f32[1, H]: the row of lm_head for "yes" minus the row for "no".
 
-    A model with tied weights has no lm_head: then the rows are those of the word embeddings, one of the names `tied`.
+    `ids` are the token ids of "no" (None: the row is 0) and of "yes". A model with tied weights has no lm_head; its
+    word embeddings, under one of the names `tied`, take its place.
     """
     name = first_of(tensors, ("lm_head.weight", *tied))
     table, (no, yes) = tensors.f32(name), ids
@@ -94,8 +96,8 @@ def yes_no_row(tensors: Tensors, ids: tuple[int | None, int], tied: Sequence[str
 
 
 def first_of(tensors: Tensors, names: Sequence[str]) -> str:
-    """The first of these names that a checkpoint has. Raises CheckpointError if it has none."""
+    """Returns the first of the names that the checkpoint has. Raises CheckpointError if it has none."""
     found = next((name for name in names if name in tensors), None)
     if found is None:
-        raise CheckpointError(f"the checkpoint has none of {', '.join(names)}")
+        raise CheckpointError(f"the checkpoint has none of the tensors {', '.join(names)}")
     return found

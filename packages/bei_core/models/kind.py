@@ -1,4 +1,4 @@
-"""What a model does."""
+"""`Kind`, what a model does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Kind(str, Enum):
     LATE_INTERACTION = "late-interaction", "embedding"  # one vector per token
 
     def __new__(cls, value: str, tei_type: str = "") -> Kind:
-        """A kind with its attributes."""
+        """Returns a kind with its attributes."""
         kind = str.__new__(cls, value)
         kind._value_ = value
         kind.tei_type = tei_type

@@ -1,6 +1,7 @@
-"""How the families differ that share a page: BERT-like encoders, encoders with rotary positions, decoders.
+"""Layouts: how families differ whose layers are computed by the same page (module) of an engine.
 
-A layout has names of tensors and of settings in config.json, and `...Sizes.of(layout, config)` reads and checks the
+There is one type of layout for BERT-like encoders, one for encoders with rotary positions and one for decoders. It has
+the names of tensors and of settings in config.json. `BertSizes.of(layout, config)` and its like read and check the
 sizes. `models/families.py` has the table of families. Source: transformers 5.23, `models/*/modeling_*.py` and
 `configuration_*.py`.
 """
@@ -12,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import MAX_LAYERS, Config, first_position, read_size
+from bei_core.models.configuration import MAX_LAYERS, Config, read_size
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
 
 
 @dataclass(frozen=True, slots=True)
 class BertNames:
-    """Names of one BERT-like family: of its tensors, and of its settings in config.json."""
+    """The layout of BERT-like encoders: the names of a family's tensors and settings."""
 
     layer: str = "encoder.layer.{}."
     query: str = "attention.self.query"
@@ -32,13 +33,20 @@ class BertNames:
     out_norm: str = "output.LayerNorm"
     embeddings_norm: str = "embeddings.LayerNorm"
     qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
-    first_position: int | None = 0  # row of the position table for a sequence's first token; None: see models/spec
+    first_position: int | None = 0  # row of the position table for a text's first token; None: pad_token_id + 1
     has_types: bool = True
     relative_attention: str | None = None  # tensor of bucketed relative position biases
     config_names: Mapping[str, str] = field(default_factory=dict)
 
+    def first_position_of(self, config: Config) -> int:
+        """Returns the row of the position table for a text's first token: `first_position`, or pad_token_id + 1."""
+        if self.first_position is not None:
+            return self.first_position
+        pad = config.get("pad_token_id")
+        return 2 if pad is None else int(pad) + 1
+
     def read_setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
-        """A value of config.json by BERT's name for it. Raises UnsupportedModelError if it is missing."""
+        """Returns a value of config.json, by BERT's name of the key. Raises UnsupportedModelError if it is missing."""
         known = self.config_names.get(name, name)
         value = config.get(known, default)
         if value is None:
@@ -63,7 +71,12 @@ class BertSizes:
 
     @classmethod
     def of(cls, names: BertNames, config: Config) -> BertSizes:
-        """Reads config.json. Raises UnsupportedModelError for a missing size or a relative position embedding."""
+        """Reads config.json.
+
+        Raises UnsupportedModelError for a missing size, a relative position embedding, or causal attention.
+        """
+        if config.get("is_decoder"):
+            raise UnsupportedModelError("config.json: is_decoder true (attention to earlier tokens) is not supported")
         if config.get("position_embedding_type", "absolute") != "absolute":
             raise UnsupportedModelError(
                 f"position_embedding_type {config['position_embedding_type']!r} is not supported"
@@ -82,15 +95,15 @@ class BertSizes:
             vocab_size=number("vocab_size"),
             num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
             num_positions=number("max_position_embeddings"),
-            first_position=first_position(config) if names.first_position is None else names.first_position,
+            first_position=names.first_position_of(config),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class RotaryNames:
-    """Names of a family of encoders with rotary positions and gated MLPs, and how it differs from the others.
+    """The layout of encoders with rotary positions and gated MLPs: names of tensors, and differences between families.
 
-    A bias is there always (True), never (False), or if the setting of this name in config.json says so.
+    A bias exists always (True), never (False), or if config.json has a true value under this key (a string).
     """
 
     words: str
@@ -99,20 +112,20 @@ class RotaryNames:
     qkv: str
     out: str
     attention_norm: str
-    gate_up: tuple[str, ...]  # two layers, or one that has both
+    gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both
     down: str
     mlp_norm: str
     up_first: bool = True
     final_norm: str | None = None  # the last norm of a family whose norms come before attention and MLP (pre-norm)
     has_windows: bool = False  # layers with a sliding window, as in ModernBERT
-    only_first_type: bool = False  # transformers gives every token the type 0
-    activation: tuple[str, str] = ("hidden_act", "gelu")  # the setting that names it, and its default
+    only_first_type: bool = False  # the type embedding of every token is that of type 0
+    activation: tuple[str, str] = ("hidden_act", "gelu")  # the key in config.json that names it, and the default
     default_eps: float = 1e-12
     attention_bias: bool | str = False
     mlp_bias: bool | str = False
     out_bias: bool | str = False  # of the MLP's last layer
     norm_bias: bool | str = True
-    supported: Config = field(default_factory=dict)  # the only values of these settings that the pages compute
+    supported: Config = field(default_factory=dict)  # keys of config.json with the only value that the engines compute
 
 
 _EPS = ("norm_eps", "layer_norm_epsilon", "layer_norm_eps")
@@ -173,10 +186,10 @@ def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class DecoderSwitches:
-    """How a decoder family differs from Llama."""
+    """The layout of decoders: how a family differs from Llama."""
 
     is_sliding: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer has a sliding window
-    qkv_bias: bool = False  # queries, keys and values have a bias, also if config.json lacks `attention_bias`
+    qkv_bias: bool = False  # queries, keys and values have a bias, even if config.json has no `attention_bias`
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
     bidirectional: bool = False  # attention is never causal, whatever config.json says
@@ -184,30 +197,30 @@ class DecoderSwitches:
 
 
 def every_layer(config: Config, layer: int) -> bool:
-    """True: Mistral ignores `layer_types`."""
+    """Returns True. For Mistral, which ignores `layer_types`."""
     return True
 
 
 def upper_layers(config: Config, layer: int) -> bool:
-    """Whether it is above `max_window_layers`, if config.json has windows at all (Qwen)."""
+    """Whether the layer is at or above `max_window_layers` in a model with windows. For Qwen."""
     if not config.get("use_sliding_window"):
         return False
     return _by_layer_types(config, layer, layer >= int(config.get("max_window_layers", 28)))
 
 
 def even_layers(config: Config, layer: int) -> bool:
-    """Whether its number is even (Gemma 2)."""
+    """Whether the number of the layer is even. For Gemma 2."""
     return _by_layer_types(config, layer, layer % 2 == 0)
 
 
 def all_but_every_sixth_layer(config: Config, layer: int) -> bool:
-    """Whether it is not the last of its group of six (Gemma 3)."""
+    """Whether the layer is not the last in its group of six. For Gemma 3."""
     every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
     return _by_layer_types(config, layer, (layer + 1) % every != 0)
 
 
 def _by_layer_types(config: Config, layer: int, otherwise: bool) -> bool:
-    """Whether `layer_types` (transformers 5) names the layer as sliding; `otherwise` if config.json lacks it."""
+    """Whether `layer_types` (transformers 5) says that the layer is sliding; `otherwise` if there is no such key."""
     types = config.get("layer_types")
     return types[layer] == SLIDING if types else otherwise
 

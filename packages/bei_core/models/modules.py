@@ -1,4 +1,4 @@
-"""What follows a model's transformer, as data: the modules of sentence-transformers, and the heads of transformers."""
+"""The modules after a model's transformer, as data: those of sentence-transformers, and the heads of transformers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LAYER_NORM_EPS = 1e-5  # of a LayerNorm module
 
 
 class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
-    """Token vectors to one vector per text; the vectors of several modes are concatenated."""
+    """Makes one vector per text from its token vectors; the vectors of several modes are concatenated."""
 
     modes: tuple[PoolingMode, ...]
     include_prompt: bool = True  # False: pooling leaves out the tokens of a prompt
@@ -22,7 +22,7 @@ class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
 class Dense(msgspec.Struct, frozen=True, tag="dense"):
     """A linear layer and an activation; its weights are in `<folder>/model.safetensors`."""
 
-    folder: str  # "": the model's own weights
+    folder: str  # relative to the model's folder; "" means the model's own weights
     bias: bool
     activation: str
     residual: bool = False
@@ -37,7 +37,7 @@ class LayerNorm(msgspec.Struct, frozen=True, tag="layer_norm"):
 
 
 class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
-    """L2 normalisation between two other modules."""
+    """L2 normalisation, if another module follows it; at the end it is `ModelSpec.normalize`."""
 
 
 class Truncate(msgspec.Struct, frozen=True, tag="truncate"):
@@ -47,17 +47,27 @@ class Truncate(msgspec.Struct, frozen=True, tag="truncate"):
 
 
 class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
-    """A logit for each label, in the order of the model's outputs, from the architecture's head."""
+    """The head of the architecture, which gives a logit for each label in the order of the model's outputs."""
 
     labels: tuple[str, ...]
     scoring: Scoring
     per_token: bool = False
-    # Token ids of "no" (None: its logit is 0) and "yes" of a yes/no reranker, whose logit is yes - no.
+    # Of a yes/no reranker: the token ids of "no" (None: its logit is 0) and "yes". The logit is "yes" minus "no".
     yes_no_ids: tuple[int | None, int] | None = msgspec.field(default=None, name="answers")
 
 
 class Splade(msgspec.Struct, frozen=True, tag="splade"):
-    """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (SPLADE, 2021)."""
+    """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (Formal 2021)."""
+
+
+class BgeM3(msgspec.Struct, frozen=True):
+    """bge-m3's two linear layers on the vector of each token: its ColBERT vector, and its weight as a term.
+
+    They stand beside the modules (Chen et al. 2024, arXiv:2402.03216; FlagEmbedding,
+    `finetune/embedder/encoder_only/m3/modeling.py`). The first token has no ColBERT vector.
+    """
+
+    unweighted_ids: tuple[int, ...]  # token ids that are no terms: cls, eos, pad and unk
 
 
 Module: TypeAlias = Pooling | Dense | LayerNorm | Normalize | Truncate | Classifier | Splade

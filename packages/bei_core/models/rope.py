@@ -1,4 +1,4 @@
-"""Rotary position embedding (RoPE, Su et al. 2021): frequencies and scalings as config.json names them.
+"""Rotary position embedding (RoPE, Su et al. 2021): its tables of cosines and sines, by the settings of config.json.
 
 The formulas are those of transformers' `modeling_rope_utils.py`, which cites the papers. Tables are computed in f64
 when an engine is built or loaded, so the precision in which the engine computes does not affect the angles.
@@ -21,7 +21,7 @@ Frequencies = npt.NDArray[np.float64]  # [S / 2], radians per position; S is the
 def rope_tables(
     config: Mapping[str, Any], head_size: int, max_len: int, *, layer_type: str = "full_attention"
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """(cosines, sines), f32[max_len, S] each, for positions from 0; columns i and i + S / 2 are equal.
+    """Returns (cosines, sines), f32[max_len, S] each, for positions from 0; columns i and i + S / 2 are equal.
 
     Raises UnsupportedModelError for an unknown rope scaling.
     """
@@ -33,7 +33,10 @@ def rope_tables(
 def frequencies_of(
     config: Mapping[str, Any], head_size: int, *, layer_type: str = "full_attention"
 ) -> tuple[Frequencies, float]:
-    """(frequencies, factor of cosines and sines). Raises UnsupportedModelError for odd heads or unknown scalings."""
+    """Returns the frequencies, and the factor by which cosines and sines are multiplied.
+
+    Raises UnsupportedModelError for an odd `head_size` or an unknown scaling.
+    """
     if head_size % 2:
         raise UnsupportedModelError(f"attention heads of size {head_size}: rotary embedding needs an even size")
     theta, scaling = _theta_and_scaling(config, layer_type)
@@ -44,13 +47,13 @@ def frequencies_of(
 
 
 def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:
-    """For one layer type; reads `rope_parameters` (transformers 5) or the keys of earlier releases."""
+    """Returns theta and the scaling of one layer type, from `rope_parameters` (transformers 5) or older keys."""
     given = config.get("rope_parameters")
     if given:
         given = given.get(layer_type, given)
         theta = given.get("rope_theta", config.get("rope_theta"))
     elif layer_type == "sliding_attention" and _LOCAL & config.keys():
-        given = {}  # scaling applies to the layers with full attention only
+        given = {}  # only layers with full attention are scaled
         theta = next(config[name] for name in _LOCAL if name in config)
     else:
         given = config.get("rope_scaling") or {}
@@ -63,6 +66,7 @@ _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base")
 
 
 def _unscaled(theta: float, head_size: int) -> Frequencies:
+    """Returns theta ** (-2i / S) for i from 0 to S / 2 - 1."""
     exponents: Frequencies = np.arange(0, head_size, 2) / head_size
     return 1.0 / theta**exponents
 
@@ -80,7 +84,7 @@ def _linear(plain: Frequencies, theta: float, scaling: _Config, config: _Config)
 
 
 def _llama3(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
-    """Divides low frequencies by the factor, keeps high ones, interpolates between (Llama 3.1)."""
+    """Divides low frequencies by the factor, keeps high ones, and interpolates between the two (Llama 3.1)."""
     factor, low, high = (float(scaling[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     rotations = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
     share = np.clip((rotations - low) / (high - low), 0, 1)

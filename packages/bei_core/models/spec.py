@@ -1,11 +1,10 @@
-"""`ModelSpec`: what an engine and a tokenizer need to know of a model, read from its folder.
+"""`ModelSpec`, the description of a model that engines and tokenizers need; `read_spec` makes it from a model's folder.
 
-The files are transformers' `config.json` and those of sentence-transformers (`models/sentence`).
+It reads transformers' `config.json`, and the files of sentence-transformers (`models/sentence`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,18 @@ from typing import Any
 import msgspec
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from bei_core.errors import ConfigError, UnsupportedModelError
+from bei_core.models.bge_m3 import read_bge_m3
 from bei_core.models.classifier import read_head, scored
-from bei_core.models.configuration import architecture_of, num_positions
 from bei_core.models.kind import Kind
-from bei_core.models.modules import Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
+from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
 from bei_core.models.sentence.settings import (
-    TransformerSettings,
     read_model_settings,
-    read_settings,
     read_transformer,
 )
-from bei_core.models.sentence.static import STATIC_TABLES, static_config, static_length
+from bei_core.models.transformer import is_static_model, read_config, read_max_seq_len
 from bei_core.tasks import Similarity
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
 
@@ -36,18 +33,19 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     architecture: str  # config.json's `architectures[0]`
     config: dict[str, Any]  # config.json
-    modules: tuple[Module, ...]  # after the transformer, in order, without a last Normalize
-    normalize: bool  # whether the last module is Normalize
+    modules: tuple[Module, ...]  # the modules after the transformer, in order, without Normalize at the end
+    normalize: bool  # whether Normalize is at the end
     max_seq_len: int  # tokens of one input, special tokens included
-    do_lower_case: bool = False  # sentence_bert_config.json: lower-case the text before tokenization
+    do_lower_case: bool = False  # of sentence_bert_config.json: texts are lower-cased before they are tokenized
     prompts: dict[str, str] = {}
     default_prompt_name: str | None = None
     similarity: Similarity = "cosine"  # how the model's vectors are compared
     template: RerankTemplate | None = None  # makes one text of a reranker's query and document
+    bge_m3: BgeM3 | None = None  # two linear layers beside the modules
 
     @property
     def classifier(self) -> Classifier | None:
-        """The classifier; None if the model gives vectors."""
+        """The classifier; None for a model that gives vectors."""
         return next((module for module in self.modules if isinstance(module, Classifier)), None)
 
     @property
@@ -64,14 +62,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         return Kind.EMBEDDING if pools else Kind.LATE_INTERACTION
 
     def pools_by(self, name: str) -> bool:
-        """Whether the setting `pooling` of this name gives this model; it has no effect on a classifier."""
+        """Whether the setting `pooling` with this value would give the same model; it has no effect on a classifier."""
         if name == SPLADE:
             return self.kind is Kind.SPARSE
         modes = [module.modes for module in self.modules if isinstance(module, Pooling)]
         return self.classifier is not None or modes == [(PoolingMode.named(name),)]
 
     def scores_by(self, template: RerankTemplate) -> bool:
-        """Whether the model gives the scores that a template asks for: those of its tokens for "no" and "yes"."""
+        """Whether the model scores by the template's answers; a template without answers fits every classifier."""
         if self.classifier is None:
             return False
         built = None if self.template is None or self.classifier.yes_no_ids is None else self.template.tokens
@@ -85,7 +83,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_static(self) -> bool:
         """Whether the model is a table of token vectors, without a transformer."""
-        return self.architecture in STATIC_TABLES
+        return is_static_model(self.config)
 
     @property
     def dense_folders(self) -> list[str]:
@@ -101,19 +99,18 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
 def read_spec(
     checkpoint: Checkpoint, *, pooling: str | None = None, template: RerankTemplate | None = None
 ) -> ModelSpec:
-    """The spec of a model folder; `pooling` and `template` override the folder and the known template.
+    """Returns the spec of a model folder; `pooling` and `template` replace those of the folder and of the model's name.
 
-    Raises CheckpointError naming a file that is missing or malformed, UnsupportedModelError for a module that BEI does
-    not know, ConfigError for a pooling or a template that the model cannot have.
+    Raises CheckpointError for a missing or malformed file, UnsupportedModelError for a module that is not supported,
+    ConfigError for a pooling or a template that does not fit the model.
     """
     transformer, settings = read_transformer(checkpoint), read_model_settings(checkpoint)
     pipeline = read_pipeline(checkpoint, transformer)
     is_static = pipeline is not None and pipeline.task == "static"
-    config = static_config(checkpoint) if is_static else _config(checkpoint, transformer)
-    architecture = architecture_of(config)
+    architecture, config = read_config(checkpoint, transformer, is_static=is_static)
     own, asked = find_template(checkpoint.source), template is not None
     template = _with_tokens(template, own) if template else own
-    modules = _modules(checkpoint, config, pipeline, template)
+    modules = _modules(checkpoint, architecture, config, pipeline, template)
     modules = [scored(m, config, settings.activation_fn) if isinstance(m, Classifier) else m for m in modules]
     if asked and not any(isinstance(module, Classifier) for module in modules):
         raise _no_scores(architecture)
@@ -127,64 +124,62 @@ def read_spec(
         config=config,
         modules=tuple(modules[:-1] if normalize else modules),
         normalize=normalize,
-        max_seq_len=static_length(checkpoint) if is_static else _max_seq_len(checkpoint, config, transformer),
+        max_seq_len=read_max_seq_len(checkpoint, config, transformer),
         do_lower_case=transformer.do_lower_case,
         prompts={name: text for name, text in (settings.prompts or {}).items() if text is not None},
         default_prompt_name=settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,
+        bge_m3=None if is_static else read_bge_m3(checkpoint, modules),
     )
 
 
-def _config(checkpoint: Checkpoint, transformer: TransformerSettings) -> dict[str, Any]:
-    """config.json, with what the transformer's settings replace in it."""
-    config = checkpoint.read_json(checkpoint.in_first_module("config.json"))
-    return {**config, **transformer.config_args, **transformer.config_kwargs}
-
-
 def _modules(
-    checkpoint: Checkpoint, config: Mapping[str, Any], pipeline: Pipeline | None, template: RerankTemplate | None
+    checkpoint: Checkpoint,
+    architecture: str,
+    config: Mapping[str, Any],
+    pipeline: Pipeline | None,
+    template: RerankTemplate | None,
 ) -> list[Module]:
-    """What follows the transformer: the modules of modules.json; without any, the head of its class or one pooling."""
-    architecture = architecture_of(config)
+    """Returns what follows the transformer: the modules of modules.json, else the head of its class, else a Pooling."""
     head = read_head(checkpoint, config, architecture, template)
     classifier = head[0] if head and isinstance(head[0], Classifier) else None
     if classifier is not None and classifier.yes_no_ids is not None:
         return head
     if pipeline is not None:
         if not pipeline.modules and classifier is None:
-            raise UnsupportedModelError("modules.json: nothing follows the transformer")
+            raise UnsupportedModelError("modules.json: no module follows the transformer")
         return pipeline.modules or head
-    # As SentenceTransformer(folder) does: a causal language model pools its last token.
+    # As in SentenceTransformer(folder), a causal language model pools its last token.
     is_causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
     return head or [Pooling(modes=(PoolingMode.LAST_TOKEN if is_causal else PoolingMode.MEAN,))]
 
 
 def _with_tokens(template: RerankTemplate, own: RerankTemplate | None) -> RerankTemplate:
-    """The template; if it has no tokens for "no" and "yes", with those of the model's own template."""
+    """Returns the template; if it names no answers, with those of the model's own template (`own`)."""
     if template.tokens is not None or own is None:
         return template
     return msgspec.structs.replace(template, tokens=own.tokens)
 
 
 def _no_scores(architecture: str) -> ConfigError:
-    """The error for a template with a model that gives vectors."""
+    """Returns the error for a rerank_template with a model that gives vectors."""
     if architecture.endswith("ForCausalLM"):
         return ConfigError(
-            f"rerank_template does not say with which tokens this {architecture} answers no and yes; give it as JSON: "
-            f"{EXAMPLE}"
+            f"rerank_template does not say which tokens of this {architecture} are the answers no and yes; give it as "
+            f"JSON: {EXAMPLE}"
         )
     return ConfigError(f"rerank_template is for rerankers, and {architecture} gives vectors")
 
 
 def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[Module]:
-    """The modules with another pooling; those of a classifier, which has none of these, as they are.
+    """Returns the modules with the pooling `name`; a classifier has no Pooling, so its modules are unchanged.
 
-    Raises ConfigError if the model cannot have it.
+    Raises ConfigError if the model cannot have this pooling.
     """
     if name == SPLADE:
         if not architecture.endswith("ForMaskedLM"):
-            raise ConfigError(f"pooling splade needs a ...ForMaskedLM, and this is {architecture}")
+            raise ConfigError(f"pooling splade is for a class ...ForMaskedLM; this model is a {architecture}")
         return [Splade()]
     mode = PoolingMode.named(name)
     first, *rest = modules
@@ -194,35 +189,15 @@ def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[
         raise ConfigError(f"pooling {name} is for models with one vector per text; this one has one per token")
     includes_prompt = isinstance(first, Splade) or first.include_prompt
     if not includes_prompt and mode.by_position:
-        raise ConfigError(f"pooling {name} cannot leave out the prompt, as the model's include_prompt false asks")
+        raise ConfigError(f"pooling {name} cannot leave out the prompt, but the model's include_prompt is false")
     return [Pooling((mode,), includes_prompt), *rest]
 
 
-class _TokenizerConfig(msgspec.Struct):
-    """The limits in tokenizer_config.json."""
-
-    model_max_length: float | None = None  # 1e30: none
-    max_len: float | None = None  # of transformers 2
-
-
-def _max_seq_len(checkpoint: Checkpoint, config: Mapping[str, Any], transformer: TransformerSettings) -> int:
-    """The limit on an input's tokens: sentence-transformers', else the tokenizer's; at most the number of positions."""
-    name = checkpoint.in_first_module("tokenizer_config.json")
-    tokenizer = read_settings(checkpoint, name, _TokenizerConfig, required=False)
-    asked = transformer.max_length or tokenizer.model_max_length or tokenizer.max_len
-    limits = [int(limit) for limit in (asked, num_positions(config)) if limit and math.isfinite(limit)]
-    if not limits:
-        raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
-    if min(limits) < 1:
-        raise CheckpointError(f"a text may have {min(limits)} tokens, by {name} or config.json; expected at least 1")
-    return min(limits)
-
-
 def save_spec(spec: ModelSpec, path: Path) -> None:
-    """Writes the spec as JSON that `load_spec` reads back equal."""
+    """Writes the spec as JSON."""
     path.write_bytes(msgspec.json.format(msgspec.json.encode(spec), indent=2))
 
 
 def load_spec(path: Path) -> ModelSpec:
-    """The spec that `save_spec` wrote."""
+    """Returns the spec that `save_spec` wrote."""
     return msgspec.json.decode(path.read_bytes(), type=ModelSpec)

@@ -23,7 +23,7 @@ from bei_core.metrics import Metrics
 from bei_core.serving.admission import Admission, Running
 from bei_core.serving.queue import HEAD_START_S, Item, Pending
 from bei_core.serving.turns import Turns
-from bei_core.tasks import Output, Rows, Sparse, TokenRows, Tokens
+from bei_core.tasks import Output, Outputs, Rows, Sparse, TokenRows, Tokens, asks_for
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class Ticket:
     """One request in the runner. Its future is settled once: when its last row is computed, or at its first error."""
 
     future: asyncio.Future[None]
-    output: Output
-    rows: Any  # f32[N, D], or a list of N outputs of the type `output`; filled after each batch
+    output: Outputs
+    rows: Any  # f32[N, D], or a list of N outputs, as `output` says; filled after each batch
     waiting: int  # number of rows not computed yet
     queued_at: float
     abandoned: bool = False  # the client disconnected or an item failed: its other items do not run
@@ -110,14 +110,14 @@ class Runner:
         self,
         tokens: Sequence[Tokens],
         *,
-        output: Output = "rows",
+        output: Outputs = "rows",
         deadline: float | None = None,
         priority: str = "normal",
         is_probe: bool = False,
     ) -> Ticket:
         """Queues the inputs, waits for their outputs and returns the ticket.
 
-        `ticket.rows` is f32[N, D], or a list of N outputs of the type `output`, in the order of `tokens`. Raises
+        `ticket.rows` is f32[N, D], or a list of N outputs as `output` says, in the order of `tokens`. Raises
         OverloadedError if the wait would be too long (a probe is never refused), UnhealthyError if the engine is not
         usable, DeadlineExceededError at the deadline, and else the first error of an item. If the call is cancelled,
         items that have not started do not run.
@@ -237,7 +237,8 @@ class Runner:
         batch = Batch.pack([item.tokens for item in items])
         started = self._clock()
         try:
-            if any(item.owner.output == "tokens" for item in items):
+            outputs = {item.owner.output for item in items}
+            if outputs != {"rows"} and any(map(self._needs_tokens, outputs)):
                 rows, token_rows = self._engine.forward_tokens(batch)
                 parts = np.split(token_rows, batch.cu_seqlens[1:-1])
             else:
@@ -281,11 +282,31 @@ class Runner:
             if ticket.output == "rows":
                 ticket.rows[item.index] = row
             else:
-                ticket.rows[item.index] = Sparse.of(row) if parts is None or ticket.output == "sparse" else parts[place]
+                part = None if parts is None else parts[place]
+                ticket.rows[item.index] = self._output(ticket.output, row, part, item.tokens)
             ticket.waiting -= 1
             if ticket.waiting == 0 or not good:
                 done.append(ticket)
         self._tell(done)
+
+    def _needs_tokens(self, outputs: Outputs) -> bool:
+        """Returns whether an output is made of the rows of tokens."""
+        of_tokens: tuple[Output, ...] = (
+            ("tokens", "weights", "sparse") if self._engine.info.weighs_terms else ("tokens",)
+        )
+        return any(asks_for(outputs, output) for output in of_tokens)
+
+    def _output(self, outputs: Outputs, row: Rows, part: TokenRows | None, tokens: Tokens) -> Any:  # noqa: ANN401
+        """Returns the outputs of an input: from its row f32[D], and the rows of its tokens f32[n, E] or [n, E + 1]."""
+        if isinstance(outputs, tuple):
+            return tuple(self._output(output, row, part, tokens) for output in outputs)
+        if outputs == "rows" or part is None:
+            return row if outputs == "rows" else Sparse.of(row)
+        if not self._engine.info.weighs_terms:
+            return Sparse.of(row) if outputs == "sparse" else part
+        if outputs == "sparse":
+            return Sparse.of_tokens(tokens.ids, part[:, -1])
+        return part[:, :-1] if outputs == "tokens" else part[:, -1]
 
     def _fail(self, items: Sequence[Item[Ticket]], error: RequestError) -> None:
         for item in items:

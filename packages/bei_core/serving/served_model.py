@@ -9,8 +9,10 @@ from bei_core.config.settings import Settings
 from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError, ValidationError, WrongTaskError
 from bei_core.models.kind import Kind
+from bei_core.models.modules import BgeM3
+from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
-from bei_core.tasks import EncodeOptions, Pair, Scoring, Similarity, Text
+from bei_core.tasks import EmbedAll, EmbedSparse, EncodeOptions, Pair, Scoring, Similarity, Text
 from bei_core.text.ner import Vocabulary
 from bei_core.text.templates import RerankTemplate, chosen_template
 
@@ -26,7 +28,8 @@ class ServedModel:
 
     name: str
     kind: Kind
-    roles: frozenset[Kind]  # the kinds that it can serve as: its own, and also RERANKER if it has a rerank template
+    # The kinds that it can serve as: its own, RERANKER if it has a rerank template, and SPARSE if it is a bge-m3.
+    roles: frozenset[Kind]
     labels: Sequence[str]  # the label of each column of its scores; empty if it returns vectors
     scoring: Scoring
     template: RerankTemplate | None  # combines a query and a document into one text
@@ -34,25 +37,27 @@ class ServedModel:
     similarity: Similarity  # the function that compares two of its vectors
     normalizes: bool  # whether its vectors have length 1 according to its published configuration
     default_options: EncodeOptions  # the options of a request that sets none
+    is_plain_mean: bool  # whether its vector is the mean of its tokens' vectors, with nothing after it but Normalize
     row_width: int  # D, numbers per input; 0 if it returns only rows per token
     token_width: int  # E, numbers per token; 0 if it returns no rows per token
     compute_type: str  # device and precision, such as `cpu+bf16`
     max_inputs: int  # the most inputs of one request
     max_reply_bytes: int
     vocabulary: Vocabulary
+    bge_m3: BgeM3 | None = None  # None also if the engine does not compute its linear layers
 
     def prompt(self, name: str) -> str:
         """Returns the text of a prompt by its name. Raises ValidationError for an unknown name."""
         if name not in self.prompts:
             known = ", ".join(sorted(self.prompts)) or "none"
-            raise ValidationError(f"unknown prompt {name!r}; this model has: {known}", param="prompt_name")
+            raise ValidationError(f"unknown `prompt_name` {name!r}; this model has: {known}", param="prompt_name")
         return self.prompts[name]
 
     def pairs(self, pairs: Sequence[tuple[str, str]], instruction: str | None = None) -> list[Text]:
         """Returns a reranker's inputs for pairs of a query and a document.
 
-        Raises ValidationError, before it builds any input, if there are too many pairs or if all queries and
-        instructions together have more than MAX_REPEATED_CHARS characters.
+        Raises ValidationError, before it builds any input, if there are too many pairs, if all queries and
+        instructions together have more than MAX_REPEATED_CHARS characters, or if the model takes no instruction.
         """
         self.check_num_inputs(len(pairs))
         repeated = sum(len(query) for query, _ in pairs) + len(instruction or "") * len(pairs)
@@ -61,6 +66,10 @@ class ServedModel:
                 f"the query is read with each of {len(pairs)} documents, which makes {repeated} characters; at most "
                 f"{MAX_REPEATED_CHARS} are read: shorten the query, or send fewer documents",
                 param="query",
+            )
+        if instruction and (self.template is None or "{instruction}" not in self.template.template):
+            raise ValidationError(
+                "`instruction` needs a rerank_template with {instruction}, and this model has none", param="instruction"
             )
         return [self.pair(query, document, instruction) for query, document in pairs]
 
@@ -78,6 +87,16 @@ class ServedModel:
         """Returns a reranker's input for a query and a document: one text if the model has a template, else a pair."""
         return Pair(query, document) if self.template is None else self.template.fill(query, document, instruction)
 
+    def embed_all(self, inputs: Sequence[Text], options: EncodeOptions) -> EmbedAll:
+        """Returns the task to compute the vectors of tokens. Raises WrongTaskError if the engine does not give them."""
+        if not self.token_width:
+            raise WrongTaskError(f"{self.name} gives no vectors of tokens")
+        return EmbedAll(inputs, options, num_skipped=0 if self.bge_m3 is None else 1)
+
+    def embed_sparse(self, inputs: Sequence[Text], options: EncodeOptions) -> EmbedSparse:
+        """Returns the task to compute the weights of terms."""
+        return EmbedSparse(inputs, options, () if self.bge_m3 is None else self.bge_m3.unweighted_ids)
+
     def check_kind(self, kinds: Sequence[Kind]) -> None:
         """Raises WrongTaskError if the model can serve as none of `kinds`. Empty `kinds` allow any model."""
         if kinds and self.roles.isdisjoint(kinds):
@@ -93,13 +112,14 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
     """Returns the description of an opened model. Raises ConfigError if a default prompt or template is not valid."""
     spec, engine = opened.spec, opened.engine.info
     kind, classifier = spec.kind, spec.classifier
+    bge_m3 = spec.bge_m3 if engine.weighs_terms else None
     template = chosen_template(settings.rerank_template, spec.template)
     labels = classifier.labels if classifier else ()
     ranks = template is not None and len(labels) == 2  # "no" and "yes"
     return ServedModel(
         name=settings.served_model_name or opened.manifest.source,
         kind=kind,
-        roles=frozenset({kind, Kind.RERANKER}) if ranks else frozenset({kind}),
+        roles=frozenset({kind, *([Kind.RERANKER] if ranks else ()), *([Kind.SPARSE] if bge_m3 else ())}),
         labels=labels,
         scoring=classifier.scoring if classifier else "none",
         template=template,
@@ -109,12 +129,14 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
         default_options=EncodeOptions(
             truncate=settings.auto_truncate, prompt=_default_prompt(spec, settings), pool_prompt=spec.pools_prompt
         ),
+        is_plain_mean=[getattr(module, "modes", None) for module in spec.modules] == [(PoolingMode.MEAN,)],
         row_width=engine.row_width,
         token_width=engine.token_width,
         compute_type=engine.compute_type,
         max_inputs=settings.max_client_batch_size,
         max_reply_bytes=settings.max_reply_bytes,
         vocabulary=vocabulary,
+        bge_m3=bge_m3,
     )
 
 

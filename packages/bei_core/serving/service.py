@@ -21,7 +21,7 @@ from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
 from bei_core.serving.served_model import describe
 from bei_core.serving.turns import Turns
-from bei_core.tasks import Task, Tokens, num_characters
+from bei_core.tasks import Task, Tokens, asks_for, num_characters
 from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ class Service:
             timings.num_characters = sum(
                 len(text) if isinstance(text, str) else num_characters(text) for text in task.inputs
             )
-            if task.output == "tokens":
+            if task.output != "rows" and asks_for(task.output, "tokens"):
                 self.model.check_num_token_rows(timings.num_tokens)
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
         finally:

@@ -1,8 +1,8 @@
-"""The kinds of object stores: each a subclass of `Backend` here, with its driver among the extras of pyproject.toml.
+"""The kinds of object stores. Each is a subclass of `Backend`, and its driver is an extra of pyproject.toml.
 
-Credentials have the form of Baseten's documentation. Without them the driver's SDK finds its own (environment, profile,
-the machine's role). Endpoints and proxies are the SDK's own variables, such as AWS_ENDPOINT_URL and
-STORAGE_EMULATOR_HOST.
+A secret has the form that Baseten's documentation gives. Without a secret, the driver's SDK finds credentials itself
+(environment, profile, the machine's role). The SDK also reads the variables for endpoints and proxies, such as
+AWS_ENDPOINT_URL and STORAGE_EMULATOR_HOST.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from bei_core.errors import CheckpointError
 Options: TypeAlias = dict[str, Any]  # what a driver is created with
 FileSystem: TypeAlias = Any  # an fsspec.AbstractFileSystem: fsspec has no types
 
-BACKENDS: list[Backend] = []  # every one that is defined
+BACKENDS: list[Backend] = []  # one object of every class below
 
 
 class Backend:
-    """One kind of object store. Defining a subclass registers it: settings, errors and help name it from then on.
+    """One kind of object store. Python registers each subclass here; settings, errors and help then name it.
 
-    Every subclass sets `name`, `schemes`, `protocol` and `example`. The methods suit a store of buckets without
-    credentials; a subclass overrides those that differ.
+    Every subclass sets `name`, `schemes`, `protocol` and `example`. The methods of this class fit a store with buckets
+    that needs no credentials; a subclass overrides those that differ.
     """
 
-    name: ClassVar[str]  # for people
-    schemes: ClassVar[tuple[str, ...]]  # of its URLs; the first is the one that help and errors name
-    protocol: ClassVar[str]  # fsspec's name for the driver
-    example: ClassVar[str]  # a URL
+    name: ClassVar[str]  # in errors and documents
+    schemes: ClassVar[tuple[str, ...]]  # the schemes of its URLs, such as "s3"; help and errors name the first
+    protocol: ClassVar[str]  # fsspec's name of the driver
+    example: ClassVar[str]  # an example URL
     requirement: ClassVar[str] = ""  # the driver's package, as in pyproject.toml; empty if fsspec has the driver
     extra: ClassVar[str] = ""  # the extra of bei-core that installs it
     credentials_form: ClassVar[str] = "no secret"  # what a secret looks like, for errors and docs/models.md
-    user_is_container: ClassVar[bool] = False  # whether `user@` in a URL is a part of the path, and not a secret
 
     def __init_subclass__(cls) -> None:
         BACKENDS.append(cls())
@@ -46,12 +45,12 @@ class Backend:
         return self.requirement.partition(">=")[0]
 
     def matches(self, url: str) -> bool:
-        """Whether the URL is of such a store."""
+        """Whether the URL names a store of this kind."""
         scheme, separator, _ = url.partition("://")
         return bool(separator) and scheme.lower() in self.schemes
 
     def parse(self, url: str) -> tuple[Options, str]:
-        """The driver's options in the URL, and the path in the store without a slash at its end.
+        """Returns the driver's options that the URL gives, and the path in the store without a slash at its end.
 
         Raises CheckpointError if the URL names no bucket.
         """
@@ -61,46 +60,46 @@ class Backend:
         return {}, f"{parts.netloc}{parts.path}".rstrip("/")
 
     def credentials(self, secret: Mapping[str, Any]) -> Options:
-        """The driver's options in a secret. Raises KeyError with the name of a value that is missing."""
+        """Returns the driver's options that a secret gives. Raises KeyError with the name of a missing value."""
         return {}
 
     def open(self, options: Options) -> FileSystem:
-        """The driver. Nothing is contacted yet. Raises ImportError if its package is not installed."""
+        """Returns the driver, without contacting the store. Raises ImportError if the driver's package is missing."""
         import fsspec
 
         # Drivers cache listings and fsspec caches drivers: without this a changed bucket would look unchanged.
         return fsspec.filesystem(self.protocol, **options, use_listings_cache=False, skip_instance_cache=True)
 
     def md5_of(self, info: Mapping[str, Any]) -> str | None:
-        """The MD5 of a file's content, in hex, from what the driver lists of the file; None if it does not say."""
+        """Returns the MD5 of a file's content in hex, from the driver's entry for the file; None if it has none."""
         return None
 
     def is_md5(self, files: FileSystem, path: str) -> bool:
-        """Whether `md5_of` a file is its MD5 indeed. Called only if the content has another MD5."""
+        """Whether what `md5_of` returned for a file is really an MD5. Called only if the content has another MD5."""
         return True
 
 
 def find_backend(url: str) -> Backend | None:
-    """The kind of store that a URL is of; None for anything else."""
+    """Returns the kind of store that a URL names; None if it names no store."""
     return next((backend for backend in BACKENDS if backend.matches(url)), None)
 
 
 def is_store(url: str) -> bool:
-    """Whether the URL is of an object store."""
+    """Whether the URL names an object store."""
     return find_backend(url) is not None
 
 
 def backend_of(url: str) -> Backend:
-    """As `find_backend`. Raises CheckpointError that lists the known schemes."""
+    """Returns the kind of store that a URL names. Raises CheckpointError listing the schemes if there is none."""
     backend = find_backend(url)
     if backend is None:
         known = ", ".join(scheme for each in BACKENDS for scheme in each.schemes)
-        raise CheckpointError(f"{redact(url)}: no object store of that scheme; known are {known}")
+        raise CheckpointError(f"{redact(url)}: no object store has this scheme; known are {known}")
     return backend
 
 
 def store_examples() -> str:
-    """A URL of each kind of store that outlives the process, for help and errors."""
+    """An example URL of each kind of store, except the memory of this process; for help and errors."""
     return ", ".join(backend.example for backend in BACKENDS if not isinstance(backend, Memory))
 
 
@@ -110,15 +109,15 @@ def store_schemes() -> str:
 
 
 def redact(url: str) -> str:
-    """A URL that may be printed: without its query, which may hold a signature, and without user and password.
+    """A URL without secrets, for logs, errors and the names of cached sources: no query, fragment, user or password.
 
-    A text that is not a URL is returned unchanged.
+    A query may hold a signature. In the URL of an object store only a user with a password is a secret: `user@` alone
+    belongs to the path, as in `abfs://container@account...`. A text that is not a URL is returned unchanged.
     """
     if "://" not in url:
         return url
     bare = url.split("?")[0].split("#")[0]
-    backend = find_backend(url)
-    secret = r"[^/@]*:[^/@]*@" if backend is not None and backend.user_is_container else r"[^/@]*@"
+    secret = r"[^/@]*:[^/@]*@" if is_store(url) else r"[^/@]*@"
     return re.sub(rf"(?<=://){secret}", "", bare)
 
 
@@ -134,7 +133,7 @@ class S3(Backend):
     credentials_form = '{"aws_access_key_id": …, "aws_secret_access_key": …, "aws_region": …}'
 
     def credentials(self, secret: Mapping[str, Any]) -> Options:
-        """By Baseten's names, or by the same names without `aws_`, which truss-transfer reads too."""
+        """Returns the driver's options. Names in the secret may begin with `aws_` or not."""
         values = {name.removeprefix("aws_"): value for name, value in secret.items()}
         _require(values, "access_key_id", "secret_access_key")
         options = {"key": values["access_key_id"], "secret": values["secret_access_key"]}
@@ -144,12 +143,12 @@ class S3(Backend):
         return {**options, "client_kwargs": {"region_name": region}} if region else options
 
     def md5_of(self, info: Mapping[str, Any]) -> str | None:
-        """The ETag, unless the file was uploaded in parts: it then ends with their number."""
+        """Returns the ETag; None if the file was uploaded in parts, because the ETag then ends with their number."""
         etag = str(info.get("ETag", "")).strip('"')
         return etag if re.fullmatch(r"[0-9a-f]{32}", etag) else None
 
     def is_md5(self, files: FileSystem, path: str) -> bool:
-        """False if the file is encrypted with a key of KMS or of the user: its ETag is not an MD5 then."""
+        """Whether the ETag is an MD5. It is not if the file is encrypted with a key of KMS or of the user."""
         bucket, _, key = path.partition("/")
         head = files.call_s3("head_object", Bucket=bucket, Key=key)
         return head.get("ServerSideEncryption", "AES256") == "AES256" and "SSECustomerAlgorithm" not in head
@@ -167,12 +166,12 @@ class GoogleCloudStorage(Backend):
     credentials_form = 'a service account\'s JSON, {"private_key_id": …, "private_key": …, "client_email": …}'
 
     def credentials(self, secret: Mapping[str, Any]) -> Options:
-        """A service account's key file, or the three fields of it that Baseten asks for."""
+        """Returns the driver's options. The secret is a service account's key file or three of its fields."""
         _require(secret, "private_key", "client_email")
         return {"token": {"type": "service_account", "token_uri": "https://oauth2.googleapis.com/token", **secret}}
 
     def md5_of(self, info: Mapping[str, Any]) -> str | None:
-        """Its field md5Hash, in base64."""
+        """Returns the field md5Hash, which is in base64."""
         return base64.b64decode(info["md5Hash"]).hex() if info.get("md5Hash") else None
 
 
@@ -190,13 +189,12 @@ class AzureBlobStorage(Backend):
     requirement = "adlfs>=2024.7"
     extra = "azure"
     credentials_form = '{"account_key": …}, {"sas_token": …} or {"connection_string": …}'
-    user_is_container = True
 
     _HOST = re.compile(r"(?P<account>[a-z0-9]+)\.(blob|dfs)\.core\.windows\.net")
     _KEYS = frozenset({"account_key", "sas_token", "connection_string", "client_secret"})
 
     def matches(self, url: str) -> bool:
-        """Also an https URL of a folder. One of a tar there is an archive's, as on any other server."""
+        """Whether the URL names a folder in Azure, also with https. The https URL of a tar is that of an archive."""
         is_file = "?" in url or re.search(r"\.(tar(\.\w+)?|tgz)$", url) is not None
         is_https = re.match(rf"https://{self._HOST.pattern}(/|$)", url) is not None and not is_file
         return is_https or super().matches(url)
@@ -216,7 +214,7 @@ class AzureBlobStorage(Backend):
         return options, path.strip("/")
 
     def credentials(self, secret: Mapping[str, Any]) -> Options:
-        """By the names that the driver has for them."""
+        """Returns the driver's options. The names in the secret are the driver's own."""
         names = (*self._KEYS, "account_name", "client_id", "tenant_id")
         options = {name: secret[name] for name in names if secret.get(name)}
         if not options.keys() & self._KEYS:
@@ -224,7 +222,7 @@ class AzureBlobStorage(Backend):
         return options
 
     def md5_of(self, info: Mapping[str, Any]) -> str | None:
-        """The MD5 in the content's settings."""
+        """Returns the MD5 in the settings of the content."""
         settings = info.get("content_settings") or {}
         md5 = settings.get("content_md5") if isinstance(settings, Mapping) else getattr(settings, "content_md5", None)
         return bytes(md5).hex() if md5 else None
@@ -239,7 +237,7 @@ class LocalFolder(Backend):
     example = "file:///folder"
 
     def parse(self, url: str) -> tuple[Options, str]:
-        """Folders are created when a file is written, as in a bucket."""
+        """Returns the path, and the option to create folders when a file is written, as in a bucket."""
         return {"auto_mkdir": True}, urlsplit(url).path.rstrip("/") or "/"
 
 

@@ -109,3 +109,14 @@ def _credentials(backend: Backend, url: str, secret: str) -> Options:
         return backend.credentials(values)
     except KeyError as error:
         raise CheckpointError(f"{redact(url)}: the secret has no {error.args[0]}; {takes}") from error
+
+
+def open_location(location: str) -> tuple[FileSystem, str]:
+    """As `open_store`, also for a path of this machine and for a data set of the hub (`hf://datasets/owner/name/…`)."""
+    if location.startswith("hf://"):
+        import fsspec
+
+        return fsspec.filesystem("hf"), location.removeprefix("hf://")
+    if "://" not in location:
+        return backend_of("file:///").open({}), str(Path(location).absolute())
+    return open_store(location)

@@ -1,1 +1,1 @@
-"""Text to tokens and back: tokenizer, templates of rerankers, grouping of named entities."""
+"""Texts to tokens and back: the tokenizer, prompt templates of rerankers, grouping of tokens to named entities."""

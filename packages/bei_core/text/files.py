@@ -1,4 +1,4 @@
-"""A model's `tokenizer.json`, as the Rust `tokenizers` library reads it."""
+"""Opens a `tokenizer.json` with the Rust library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bei_core.errors import CheckpointError
 
 
 def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer of a `tokenizer.json`. Raises CheckpointError if it is missing or malformed."""
+    """Returns the tokenizer in a `tokenizer.json`. Raises CheckpointError if the file is missing or malformed."""
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing; save the model's fast tokenizer with "
@@ -27,6 +27,6 @@ def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
 
 
 def lowercase_first(tokenizer: tokenizers.Tokenizer) -> NormalizerSequence:
-    """The tokenizer's normalizer with lower-casing before it, as sentence-transformers builds it."""
+    """Returns the tokenizer's normalizer with lower-casing before it, as sentence-transformers builds it."""
     present = tokenizer.normalizer
     return NormalizerSequence([Lowercase()] if present is None else [Lowercase(), present])

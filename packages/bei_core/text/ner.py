@@ -1,7 +1,7 @@
-"""Named entities of a text from the scores of its tokens, by the rules of transformers 5.23.
+"""Finds the named entities of a text from the scores of its tokens, by the rules of transformers 5.23.
 
-The rules are in its `pipelines/token_classification.py`. Two of them are surprising: the label of a group is the part
-after the first hyphen, also if the part before it is not B or I; and an unknown token always begins a word.
+The rules are in its `pipelines/token_classification.py`. Two of them are surprising. The label of a group is the part
+after the first hyphen, even if the part before it is not B or I. An unknown token always begins a word.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Strategy: TypeAlias = Literal["none", "simple", "first", "average", "max"]
 
 _Item = TypeVar("_Item")
 
-Scores: TypeAlias = npt.NDArray[np.float32]  # [C], of one token or one word
+Scores: TypeAlias = npt.NDArray[np.float32]  # [C]: the scores of one token or word for each label
 
 
 class Vocabulary(Protocol):
-    """What the rules need to know of a tokenizer."""
+    """The part of a tokenizer that the rules use."""
 
     @property
     def unknown_id(self) -> int | None:
@@ -32,19 +32,19 @@ class Vocabulary(Protocol):
 
     @property
     def marks_subwords(self) -> bool:
-        """Whether a prefix marks the tokens that continue a word, as in WordPiece."""
+        """Whether tokens that continue a word have a prefix, as in WordPiece."""
         ...
 
     def join(self, tokens: Sequence[str]) -> str:
-        """The text of tokens."""
+        """Returns the text of tokens."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """A token, or several adjacent ones, with their label."""
+    """A token or several adjacent tokens, with one label."""
 
-    label: str  # with its prefix B- or I- with strategy "none", else without
+    label: str  # without the prefix B- or I-, except with strategy "none"
     score: float
     word: str
     start: int
@@ -61,7 +61,7 @@ class _Part:
     start: int
     end: int
     index: int
-    continues: bool = False  # whether it belongs to the word of the token before it
+    continues: bool = False  # whether it belongs to the same word as the previous token
 
 
 def find_entities(
@@ -72,7 +72,7 @@ def find_entities(
     words: Vocabulary,
     strategy: Strategy,
 ) -> list[Entity]:
-    """The entities of a text, in its order; row i of `rows` f32[n, C] holds the scores of token i for each label."""
+    """Returns the entities of a text in order. Row i of `rows` f32[n, C] has the scores of token i for each label."""
     pairs = zip(tokens, rows, strict=True)
     parts = [_part(text, token, row, index, words) for index, (token, row) in enumerate(pairs)]
     parts = [part for part, token in zip(parts, tokens, strict=True) if not token.special]
@@ -84,7 +84,7 @@ def find_entities(
 
 
 def drop_ignored(found: Iterable[Entity], ignored: Collection[str]) -> list[Entity]:
-    """The entities whose label is not in `ignored`."""
+    """Returns the entities whose label is not in `ignored`."""
     return [entity for entity in found if entity.label not in ignored]
 
 
@@ -124,31 +124,31 @@ _MERGES: dict[Strategy, Callable[[TokenRows], Scores]] = {"first": _first, "aver
 
 
 def _merged(parts: Sequence[_Part], words: Vocabulary, merge: Callable[[TokenRows], Scores]) -> _Part:
-    """The tokens of a word as one part."""
+    """Returns the tokens of a word as one part; `merge` makes one row of scores from theirs."""
     word, scores = words.join([part.word for part in parts]), merge(np.stack([part.scores for part in parts]))
     return _Part(word, scores, parts[0].start, parts[-1].end, parts[0].index)
 
 
 def _is_same_entity(last: Entity, entity: Entity) -> bool:
-    """Whether a token belongs to the entity of the token before it."""
+    """Whether a token belongs to the same entity as the previous token `last`."""
     begins, tag = _tag(entity.label)
     return not begins and tag == _tag(last.label)[1]
 
 
 def _tag(label: str) -> tuple[bool, str]:
-    """Whether a label begins an entity, and its tag; a label without B- or I- continues one of the same label."""
+    """Returns whether a label begins an entity, and its tag; a label without B- or I- does not begin one."""
     return label.startswith("B-"), label[2:] if label.startswith(("B-", "I-")) else label
 
 
 def _group(group: Sequence[Entity], words: Vocabulary) -> Entity:
-    """Several tokens as one entity."""
+    """Returns several tokens as one entity with the mean of their scores."""
     score = float(np.mean(np.array([entity.score for entity in group], np.float32)))
     word = words.join([entity.word for entity in group])
     return Entity(group[0].label.split("-", 1)[-1], score, word, group[0].start, group[-1].end, group[0].index)
 
 
 def _grouped(items: Sequence[_Item], continues: Callable[[_Item, _Item], bool]) -> list[list[_Item]]:
-    """Lists of adjacent items; an item joins the list of the item before it if `continues(before, item)`."""
+    """Returns lists of adjacent items; an item joins the list of the previous one if `continues(previous, item)`."""
     groups: list[list[_Item]] = []
     for item in items:
         if groups and continues(groups[-1][-1], item):

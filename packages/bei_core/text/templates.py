@@ -1,4 +1,4 @@
-"""Prompts of rerankers, which join a query and a document to one text. data/rerank_templates.json has known ones."""
+"""Prompt templates of rerankers, which make one text of a query and a document; data/rerank_templates.json has them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ EXAMPLE = '{"template": "… {query} … {document} …", "tokens": ["no", "yes"
 
 
 class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A prompt with {query}, {document} and, if the model takes one, {instruction}."""
+    """A prompt template with {query}, {document} and, if the model takes an instruction, {instruction}."""
 
     name: str
     template: str
-    repositories: str = ""  # regular expression for the names of repositories and folders of such models
+    repositories: str = ""  # a regular expression that finds the names of repositories and folders of its models
     instruction: str = ""  # the default if a request gives none
-    tokens: tuple[str, str] | None = None  # the answers "no" and "yes" of a causal language model
+    tokens: tuple[str, str] | None = None  # with which a causal language model answers no and yes
 
     def fill(self, query: str, document: str, instruction: str | None = None) -> Templated:
-        """The prompt with the fields filled in. Braces in a query or a document are not fields."""
+        """Returns the prompt with the fields filled in; braces in a query or a document are not fields."""
         values = {"query": query, "document": document, "instruction": instruction or self.instruction}
         head, tail = (
             _FIELD.sub(lambda field: values[field.group(1)], part)
@@ -36,13 +36,16 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def find_template(source: str) -> RerankTemplate | None:
-    """The template of the model in a repository or folder, by its name; None if it is not known."""
+    """Returns the known template for the name of a repository or folder; None if there is none."""
     name = source.rstrip("/").rpartition("/")[2]
     return next((each for each in _known() if re.search(each.repositories, name, re.IGNORECASE)), None)
 
 
 def named_template(text: str) -> RerankTemplate:
-    """The template that a setting gives: by a known name, as a prompt, or as JSON. Raises ConfigError for others."""
+    """Returns the template that the setting rerank_template gives: a known name, a prompt, or JSON.
+
+    Raises ConfigError for any other text.
+    """
     if _JSON.match(text):
         return _own(text)
     if _is_whole(text):
@@ -58,9 +61,9 @@ def named_template(text: str) -> RerankTemplate:
 
 
 def chosen_template(setting: str | None, own: RerankTemplate | None) -> RerankTemplate | None:
-    """The template to use: that of the setting (`none` means no template), else the model's own (`own`).
+    """Returns the template of the setting; without a setting, the model's (`own`). The setting `none` gives None.
 
-    Raises as `named_template`.
+    Raises the errors of `named_template`.
     """
     if setting is None:
         return own
@@ -68,13 +71,13 @@ def chosen_template(setting: str | None, own: RerankTemplate | None) -> RerankTe
 
 
 def _own(text: str) -> RerankTemplate:
-    """A template from JSON. Raises ConfigError naming the wrong field."""
+    """Returns the template in a JSON text. Raises ConfigError naming the wrong field."""
     try:
         found = msgspec.convert({"name": "custom", **msgspec.json.decode(text)}, RerankTemplate)
     except msgspec.DecodeError as fault:
         raise ConfigError(f"rerank_template: {fault}; write JSON such as {EXAMPLE}") from None
     if not _is_whole(found.template):
-        raise ConfigError("rerank_template: `template` must hold {query} and {document}")
+        raise ConfigError("rerank_template: `template` must contain {query} and {document}")
     if found.tokens is not None and (not all(found.tokens) or found.tokens[0] == found.tokens[1]):
         raise ConfigError(
             "rerank_template: `tokens` must be two different words: the model's answers for no and for yes"
@@ -83,6 +86,7 @@ def _own(text: str) -> RerankTemplate:
 
 
 def _is_whole(text: str) -> bool:
+    """Whether a prompt has both fields that every template needs."""
     return "{document}" in text and "{query}" in text
 
 

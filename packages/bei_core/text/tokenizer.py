@@ -1,4 +1,4 @@
-"""Texts to token ids, with the Rust `tokenizers` library."""
+"""`TextTokenizer`, which makes token ids of texts with the Rust library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-import tokenizers
+from tokenizers import Encoding
 
 from bei_core.errors import EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
 from bei_core.text.files import lowercase_first, open_tokenizer
 from bei_core.text.truncation import Indices, document_tokens, num_skipped, truncate_longest_first
 
-# A request of at most this many characters is tokenized on the event loop: about 1 us per token, whereas a thread and
-# the way back cost 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
+# A request with at most this many characters is tokenized on the event loop. That takes about 1 us per token, and the
+# change to a thread and back would cost 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
 INLINE_CHARS = 4096
 
-# Characters that are tokenized on the event loop in one turn of it, whatever the number of requests; 8 ms.
+# The most characters that all requests together tokenize on the event loop in one turn of it; this takes 8 ms.
 _INLINE_CHARS_PER_TURN = 32_768
 
-# Per call into Rust, so that a huge request does not delay the others: a token needs 100 bytes until the call's end.
+# Limits of one call into Rust, so that a huge request does not delay the others; a token takes 100 bytes in the call.
 _TEXTS_PER_CALL = 64
 _CHARS_PER_CALL = 262_144
 
-# No vocabulary has longer tokens (text-embeddings-inference uses the same number); a longer text is cut first.
+# The most characters of a token in any vocabulary (as in text-embeddings-inference): a longer text is cut first.
 _CHARS_PER_TOKEN = 250
 
-# A text with more characters per token of the model is tokenized up to there, and further only if fewer than so many
-# words lie between the kept tokens and the cut. A tokenizer without words, such as a BPE over whole texts, has none.
+# Of a text that will be truncated at its end, this many characters per token of the model's limit are tokenized first;
+# more are, if so few words lie between the kept tokens and the cut that the cut could change the kept tokens.
 _LIKELY_CHARS_PER_TOKEN = 16
 _SETTLING_WORDS = 32
 
-# A text to be chunked cannot be cut before; a megabyte takes two seconds and 200 MB.
+# A text to be chunked is tokenized whole. A megabyte takes two seconds and 200 MB of memory.
 _MAX_CHUNKED_CHARS = 1_000_000
 
 # How many chunks the texts of one request may have in total, beyond the first one of each text.
@@ -48,35 +48,35 @@ class Tokenized(NamedTuple):
     """The tokens of a request's texts, in order."""
 
     tokens: list[Tokens]
-    owners: Indices | None  # chunk i is of text owners[i], ascending; None: one entry per text
+    owners: Indices | None  # [chunks], ascending: the text of each chunk; None: one entry per text
 
 
 class TextTokenizer:
-    """The tokenizer of one model. Every thread may call it."""
+    """The tokenizer of one model. All methods are safe to call from several threads."""
 
     def __init__(
         self, path: Path, *, max_seq_len: int, vocab_size: int, lower_case: bool = False, num_workers: int = 1
     ) -> None:
         self._tokenizer = open_tokenizer(path)
         truncation = self._tokenizer.truncation or {}
-        self._side = TruncationSide(str(truncation.get("direction", "right")).lower())  # unless a request names one
+        self._side = TruncationSide(str(truncation.get("direction", "right")).lower())  # if the request names none
         self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()  # done here instead: per request, at either end
+        self._tokenizer.no_truncation()  # `_truncated` does it, because each request chooses the side
         if lower_case and "Lowercase" not in repr(self._tokenizer.normalizer):
             self._tokenizer.normalizer = lowercase_first(self._tokenizer)
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
         self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
         self._turn, self._num_inline_chars = 0.0, 0  # the event loop's time, and what was tokenized on it since then
-        # Whether it gives ids that the model has no row for; they may be few and far apart.
+        # Whether the vocabulary has ids for which the model has no embedding.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
-        self._skips: dict[str, int] = {}  # by prompt
+        self._skips: dict[tuple[str, bool], int] = {}  # by prompt, and whether there are special tokens
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="bei-tokenize")
 
     async def tokenize(self, texts: Sequence[Text], options: EncodeOptions) -> Tokenized:
-        """The tokens of each text, truncated or in chunks; raises as `encode_now` and `chunk_now` do."""
+        """Returns the tokens of each text, truncated or in chunks. Raises as `encode_now` and `chunk_now` do."""
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
         if options.chunk or options.chunk_tokens is not None:
             return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
@@ -89,16 +89,16 @@ class TextTokenizer:
         return Tokenized(await self.offload(size, lambda: self.encode_now(texts, options)), None)
 
     async def offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
-        """The result of `work`: done at once if its `size` in characters or ids is small, else on a worker thread."""
+        """Returns the result of `work`, which runs on a worker thread if its `size` in characters or ids is large."""
         if size <= INLINE_CHARS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def encode_now(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
-        """One entry per text, truncated if too long; on the caller's thread.
+        """Returns the tokens of each text, truncated if it is too long. Runs on the caller's thread.
 
-        Raises EmptyInputError for an empty text, ValidationError for one that is too long and may not be truncated or
-        for unknown token ids, TokenizerError if the library fails.
+        Raises EmptyInputError for an empty text, ValidationError for unknown token ids and for a text that is too long
+        if `truncate` is false, TokenizerError if the library fails.
         """
         if not texts:
             raise _no_texts()
@@ -115,7 +115,7 @@ class TextTokenizer:
         ]
         skip = 0 if options.pool_prompt else self._skip(options)
         with_words = options.spans or any(not isinstance(text, Pair) and len(text) > longest for text in plain)
-        encodings = zip(self._encode(prepared, with_spans=with_words), plain, prepared, strict=True)
+        encodings = zip(self._encode(prepared, options, with_spans=with_words), plain, prepared, strict=True)
         return [
             self._truncated(encoding, text, skip, options)
             if isinstance(text, Pair) or len(text) <= longest or len(part) > len(prompt) + longest
@@ -124,9 +124,9 @@ class TextTokenizer:
         ]
 
     def chunk_now(self, texts: Sequence[Text], options: EncodeOptions) -> tuple[list[Tokens], Indices]:
-        """The chunks of all texts, and the index of the text that each chunk is of; on the caller's thread.
+        """Returns the chunks of all texts, and for each chunk the index of its text. Runs on the caller's thread.
 
-        Raises as `encode_now`, and ValidationError for too many chunks.
+        Raises the errors of `encode_now`, and ValidationError for too many chunks.
         """
         if not texts:
             raise _no_texts()
@@ -141,22 +141,26 @@ class TextTokenizer:
         return chunks, np.repeat(np.arange(len(texts)), counts)
 
     def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, str, bool, int | None, int | None]]:
-        """(id, text, is special, start, stop) of each token; start and stop count characters, None for special ones."""
-        (encoding,) = self._encode([text], with_spans=True, add_special_tokens=add_special_tokens)
+        """Returns (id, text, is special, start, stop) of each token; start and stop are characters, None if special."""
+        (encoding,) = self._encode([text], EncodeOptions(add_special_tokens=add_special_tokens), with_spans=True)
         rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         return [
             (id_, token, True, None, None) if special else (id_, text[start:stop], False, start, stop)
             for id_, token, special, (start, stop) in rows
         ]
 
+    def names(self, ids: Sequence[int]) -> list[str]:
+        """The token of each id, as the vocabulary spells it."""
+        return [str(self._tokenizer.id_to_token(id_)) for id_ in ids]
+
     def join(self, tokens: Sequence[str]) -> str:
-        """The text of tokens that are spelled as in the vocabulary."""
+        """Returns the text of tokens, which are spelled as in the vocabulary."""
         decoder = self._tokenizer.decoder
         return " ".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
 
     @property
     def marks_subwords(self) -> bool:
-        """Whether a prefix marks the tokens that continue a word, as in WordPiece."""
+        """Whether tokens that continue a word have a prefix, as in WordPiece."""
         return bool(getattr(self._tokenizer.model, "continuing_subword_prefix", None))
 
     @property
@@ -166,7 +170,7 @@ class TextTokenizer:
         return next((id_ for name in names if name and (id_ := self._tokenizer.token_to_id(name)) is not None), None)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids."""
+        """Returns the text of token ids. Raises ValidationError for unknown ids."""
         self._check_ids(ids)
         (text,) = self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
         return str(text)
@@ -175,9 +179,7 @@ class TextTokenizer:
         """Ends the worker threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _encode(
-        self, texts: list[str | Pair], *, with_spans: bool, add_special_tokens: bool = True
-    ) -> Iterator[tokenizers.Encoding]:
+    def _encode(self, texts: list[str | Pair], options: EncodeOptions, *, with_spans: bool) -> Iterator[Encoding]:
         """The encodings of texts, with offsets if asked; those of one call at a time, as they take much memory.
 
         Raises TokenizerError if the library fails. Always the batch calls, for one text too: `Tokenizer.encode` holds
@@ -186,7 +188,7 @@ class TextTokenizer:
         encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
         for group in [texts] if len(texts) == 1 else _calls(texts):
             try:
-                encodings = encode(group, add_special_tokens=add_special_tokens)
+                encodings = encode(group, add_special_tokens=options.add_special_tokens)
             except BaseException as fault:  # bare Exception, or a panic in Rust, which is no Exception
                 if isinstance(fault, KeyboardInterrupt | SystemExit):
                     raise
@@ -194,20 +196,20 @@ class TextTokenizer:
             yield from encodings
 
     def _likely(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
-        """What to encode of a long text at first: where it may be truncated at its end, the start of it."""
+        """Returns what to encode first of a long text: its start if it may be truncated at its end, else all of it."""
         may_cut = options.truncate and self._side_of(options) is TruncationSide.RIGHT
         if isinstance(text, Pair) or not may_cut:
             return self._prepared(text, options)
         return (options.prompt or "") + text[: self._likely_chars]
 
-    def _settled(self, encoding: tokenizers.Encoding, text: str, skip: int, options: EncodeOptions) -> Tokens:
+    def _settled(self, encoding: Encoding, text: str, skip: int, options: EncodeOptions) -> Tokens:
         """`_truncated` of a text of which the start was encoded, or more of it if that does not decide what is kept."""
         words = [word for word in encoding.word_ids if word is not None]
         if len(words) <= self.max_seq_len or words[self.max_seq_len] + _SETTLING_WORDS > words[-1]:
-            (encoding,) = self._encode([self._prepared(text, options)], with_spans=options.spans)
+            (encoding,) = self._encode([self._prepared(text, options)], options, with_spans=options.spans)
         return self._truncated(encoding, text, skip, options)
 
-    def _truncated(self, encoding: tokenizers.Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
+    def _truncated(self, encoding: Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
         """The tokens of a text or a pair, cut to the model's length if need be and allowed."""
         ids = encoding.ids
         if not ids or self._has_unknown_ids:
@@ -224,17 +226,13 @@ class TextTokenizer:
             return Tokens(np.array(ids, np.int32), np.array(encoding.type_ids, np.int32))
         return self._selected(encoding, kept, skip, text, options)
 
-    def _selected(
-        self, encoding: tokenizers.Encoding, kept: Indices, skip: int, text: Text, options: EncodeOptions
-    ) -> Tokens:
+    def _selected(self, encoding: Encoding, kept: Indices, skip: int, text: Text, options: EncodeOptions) -> Tokens:
         """The tokens at the indices `kept`."""
         ids, type_ids = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
         spans = self._spans(encoding, kept, text, options) if options.spans and isinstance(text, str) else ()
         return Tokens(ids[kept], type_ids[kept], num_skipped(kept, skip), spans)
 
-    def _spans(
-        self, encoding: tokenizers.Encoding, kept: Indices, text: str, options: EncodeOptions
-    ) -> Sequence[TokenSpan]:
+    def _spans(self, encoding: Encoding, kept: Indices, text: str, options: EncodeOptions) -> Sequence[TokenSpan]:
         """The spans of the tokens at `kept`, in characters of the whole `text`, without the prompt before it."""
         prompt, shift = len(options.prompt or ""), 0
         if self._side_of(options) is TruncationSide.LEFT and not options.chunk:
@@ -250,15 +248,15 @@ class TextTokenizer:
         return found
 
     def _encode_special(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
-        """`encode_now` of one input that is a prompt with a document or token ids: only a part of it may be cut."""
+        """Returns the tokens of one input that is a filled template or token ids, of which only a part may be cut."""
         return self._chunks(texts[0], options)[:1]
 
     def _chunks(self, text: Text, options: EncodeOptions) -> list[Tokens]:
-        """The chunks of a text, each with the prompt or query around it; without `chunk` the first or last only."""
+        """Returns the chunks of a text, each with its prompt or query; without `chunk`, one chunk with the kept end."""
         if not isinstance(text, str | Pair | Templated):
             return self._chunks_of_ids(text, options)
         whole = self._with_document(text, options)
-        (encoding,) = self._encode([whole.text if isinstance(whole, Templated) else whole], with_spans=True)
+        (encoding,) = self._encode([whole.text if isinstance(whole, Templated) else whole], options, with_spans=True)
         self._check_encoded(encoding.ids)
         document = document_tokens(encoding, whole)
         fixed = np.setdiff1d(np.arange(len(encoding)), document)
@@ -267,9 +265,9 @@ class TextTokenizer:
         return [self._selected(encoding, each, skip, text, options) for each in kept]
 
     def _with_document(self, text: str | Pair | Templated, options: EncodeOptions) -> str | Pair | Templated:
-        """A text of a size that can be tokenized; one with a prompt before it says where the document is.
+        """Returns the text, cut as `_cut` does; a text with a prompt as Templated, which says where the document is.
 
-        Raises EmptyInputError for an empty text or a pair of two, ValidationError if what is around it is too long.
+        Raises EmptyInputError for an empty text or pair, ValidationError if the prompt or query alone is too long.
         """
         if not (any(text) if isinstance(text, Pair) else text):
             raise _empty_text()
@@ -284,9 +282,9 @@ class TextTokenizer:
         return Templated(head + document + tail, len(head), len(head) + len(document))
 
     def _windows(self, document: Indices, num_fixed: int, options: EncodeOptions) -> list[Indices]:
-        """The document's tokens in windows that fit beside `num_fixed` others; without `chunk` the first or last only.
+        """Returns the document's tokens in windows that fit beside `num_fixed` others; without `chunk`, one window.
 
-        `truncate: false` allows cutting to `chunk_tokens`, which the request asked for, but not further.
+        With `truncate: false` it is cut to `chunk_tokens`, but not further. Raises ValidationError if it does not fit.
         """
         space = min(self.max_seq_len, options.max_tokens or self.max_seq_len) - num_fixed
         wanted = min(len(document), options.chunk_tokens or len(document))
@@ -303,7 +301,7 @@ class TextTokenizer:
         return [document[:size] if self._side_of(options) is TruncationSide.RIGHT else document[len(document) - size :]]
 
     def _chunks_of_ids(self, ids: Sequence[int], options: EncodeOptions) -> list[Tokens]:
-        """`_chunks` of token ids, which are used unchanged."""
+        """Returns the chunks of token ids, which are used unchanged."""
         if not len(ids):
             raise EmptyInputError("`inputs` cannot hold an empty list of token ids", param="inputs")
         self._check_ids(ids)
@@ -312,36 +310,37 @@ class TextTokenizer:
         return [Tokens(whole[each], np.zeros(len(each), np.int32)) for each in windows]
 
     def _skip(self, options: EncodeOptions) -> int:
-        """Number of the prompt's tokens that pooling leaves out, counted as sentence-transformers does.
+        """Returns how many tokens of the prompt pooling leaves out, counted as in sentence-transformers.
 
-        It encodes the prompt alone and does not count a special token at the end.
+        sentence-transformers encodes the prompt alone, and does not count a special token at its end.
         """
         if options.pool_prompt or not options.prompt:
             return 0
-        if options.prompt not in self._skips:
-            (encoding,) = self._encode([options.prompt], with_spans=True)
+        key = options.prompt, options.add_special_tokens
+        if key not in self._skips:
+            (encoding,) = self._encode([options.prompt], options, with_spans=True)
             last = encoding.ids[-1:]
             ends = bool(last) and (encoding.special_tokens_mask[-1] == 1 or last[0] in self._special_ids)
-            self._skips[options.prompt] = len(encoding) - ends
-        return self._skips[options.prompt]
+            self._skips[key] = len(encoding) - ends
+        return self._skips[key]
 
     def _prepared(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
-        """What to encode: a text after its prompt or a pair, cut to a size that can be tokenized."""
+        """Returns what to encode: the text after its prompt, or the pair; each text is cut as `_cut` does."""
         if isinstance(text, Pair):
             return Pair(self._cut(text.first, options), self._cut(text.second, options))
         return (options.prompt or "") + self._cut(text, options)
 
     def _side_of(self, options: EncodeOptions) -> TruncationSide:
-        """The side on which a text that is too long is truncated."""
+        """Returns the end at which a text that is too long loses tokens."""
         return options.side or self._side
 
     def _cut(self, text: str, options: EncodeOptions) -> str:
-        """The text without those characters that are too far from the kept end for any of their tokens to stay."""
+        """Returns the text without the characters that are too far from the kept end for their tokens to stay."""
         if len(text) <= self._max_chars:
             return text
         if options.chunk:
             if len(text) > _MAX_CHUNKED_CHARS:
-                message = f"a text to be chunked has at most {_MAX_CHUNKED_CHARS} characters, this one {len(text)}"
+                message = f"only a text of at most {_MAX_CHUNKED_CHARS} characters can be chunked, not {len(text)}"
                 raise ValidationError(message, param="inputs")
             return text
         if options.chunk_tokens is None:
@@ -371,7 +370,7 @@ class TextTokenizer:
 
 
 def _calls(texts: Sequence[str | Pair]) -> Iterator[list[str | Pair]]:
-    """The texts in groups for one call each."""
+    """Yields the texts in groups; each group is for one call into Rust."""
     group, size = list[str | Pair](), 0
     for text in texts:
         length = len(text) if isinstance(text, str) else num_characters(text)
@@ -392,7 +391,7 @@ def _empty_text() -> EmptyInputError:
 
 
 def _no_space() -> ValidationError:
-    return ValidationError("the query or prompt leaves no room for the text; shorten the query", param="inputs")
+    return ValidationError("the query or prompt leaves no tokens for the text; shorten the query", param="inputs")
 
 
 def _too_many_chunks() -> ValidationError:

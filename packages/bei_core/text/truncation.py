@@ -1,4 +1,4 @@
-"""Which tokens of an encoding stay when it is too long for the model. Indices only; nothing here knows a vocabulary."""
+"""Truncation: chooses the tokens that stay if an encoding is too long for the model. It needs no vocabulary."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Indices: TypeAlias = npt.NDArray[np.intp]
 
 
 def truncate_longest_first(parts: Sequence[int | None], limit: int, side: TruncationSide) -> Indices:
-    """Indices of the at most `limit` tokens that stay: all special ones, and of each text as many as fit.
+    """Returns the ascending indices of the tokens that stay: all special tokens, and as many of each text as fit.
 
-    `parts` says of each token whether it belongs to the first text (0), to the second (1), or is special (None).
+    At most `limit` tokens stay, unless there are more special ones. `parts` has a value per token: 0 for the first
+    text, 1 for the second, None for a special token. `side` is the end at which a text loses tokens.
     """
     places = _part_numbers(parts)
     special, first, second = (np.flatnonzero(places == part) for part in (-1, 0, 1))
@@ -30,7 +31,7 @@ def truncate_longest_first(parts: Sequence[int | None], limit: int, side: Trunca
 
 
 def document_tokens(encoding: tokenizers.Encoding, text: str | Pair | Templated) -> Indices:
-    """Indices of the tokens that may be left out: those of a text, of a pair's second text, of a prompt's document."""
+    """Returns the indices of the tokens that may be cut: those of a text, a pair's second text, a prompt's document."""
     parts = _part_numbers(encoding.sequence_ids)
     if not isinstance(text, Templated):
         return np.flatnonzero(parts == (1 if isinstance(text, Pair) else 0))
@@ -41,18 +42,20 @@ def document_tokens(encoding: tokenizers.Encoding, text: str | Pair | Templated)
 
 
 def num_skipped(kept: Indices, skip: int) -> int:
-    """How many of the first `skip` tokens are among those kept; at most all but one, which is left to pool."""
+    """Returns how many of the first `skip` tokens are in `kept`; at least one kept token is left for the pooling."""
     return min(int(np.searchsorted(kept, skip)), len(kept) - 1)
 
 
 def _part_numbers(parts: Sequence[int | None]) -> Indices:
+    """Returns the parts as integers, with -1 for None."""
     return np.array([-1 if part is None else part for part in parts], np.intp)
 
 
 def _longest_first(first: int, second: int, limit: int) -> tuple[int, int]:
-    """How many tokens stay of two texts of which `limit` fit: the longer is cut to the shorter, then both alike.
+    """Returns how many tokens stay of two texts with `first` and `second` tokens, of which `limit` fit.
 
-    This is LongestFirst of `tokenizers` (`utils/truncation.rs`), which transformers and TEI use.
+    The longer text is cut first; if it has become as short as the other one, both lose the same number. Source:
+    LongestFirst in `utils/truncation.rs` of `tokenizers`, which transformers and TEI use.
     """
     if first + second <= limit:
         return first, second

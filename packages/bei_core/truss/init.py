@@ -20,7 +20,7 @@ from bei_core.checkpoint import resolve
 from bei_core.config.files import read_yaml
 from bei_core.config.settings import Settings
 from bei_core.config.trt_llm import CheckpointRepository
-from bei_core.engines.registry import CPU, GPU, TORCH
+from bei_core.engines.registry import OPENVINO, TENSORRT_LLM, TORCH
 from bei_core.errors import ConfigError
 from bei_core.storage.backends import find_backend
 from bei_core.truss.described import Described, Unknown, describe
@@ -57,9 +57,6 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# The quantiser of the GPU engine.
-GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
-
 # Packages of which TensorRT-LLM's image needs its own versions; these are used.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
@@ -71,7 +68,11 @@ TORCH_REQUIREMENT = "torch==2.14.0"
 STARTUP_S = {"cpu": 1200, "gpu": 3600}
 
 # `auto` takes TensorRT-LLM in its image. In Truss's image it would take torch, but a name says it to the reader.
-_ENGINE_SETTING: Mapping[str, Mapping[str, str]] = {CPU: {}, GPU: {"engine": "auto"}, TORCH: {"engine": TORCH}}
+_ENGINE_SETTING: Mapping[str, Mapping[str, str]] = {
+    OPENVINO: {},
+    TENSORRT_LLM: {"engine": "auto"},
+    TORCH: {"engine": TORCH},
+}
 
 _COMMENTS = {
     "model_metadata": "bei: settings, with the names of `bei serve`'s flags, and Baseten's block, unchanged. At the\n"
@@ -128,7 +129,7 @@ def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool =
     settings = Settings.from_truss_config(
         {name: given[name] for name in ("trt_llm", "model_metadata") if name in given}
     )
-    target, notes = choose_target(given, settings, CPU if cpu else engine)
+    target, notes = choose_target(given, settings, OPENVINO if cpu else engine)
     inside = not PACKAGED_MODEL.exists() and output.resolve().is_relative_to(REPOSITORY)
     packages = os.path.relpath(REPOSITORY / "packages", output.resolve()) if inside else None
     config = configured(given, target, docker_server=docker_server, packages=packages)
@@ -148,8 +149,8 @@ def choose_target(given: Mapping[str, Any], settings: Settings, engine: str) -> 
     """
     resources = dict(given.get("resources") or {})
     card = str(resources.get("accelerator") or "").partition(":")[0]
-    candidates = (engine,) if engine != "auto" else (GPU, TORCH) if card else (CPU,)
-    if candidates != (CPU,) and not card:
+    candidates = (engine,) if engine != "auto" else (TENSORRT_LLM, TORCH) if card else (OPENVINO,)
+    if candidates != (OPENVINO,) and not card:
         raise ConfigError(f"--engine {engine} needs a GPU, and the file's resources name no accelerator")
     if given["trt_llm"]["build"]["checkpoint_repository"].get("source") == "BASETEN_TRAINING":
         resolve(settings.model_id or "")  # raises, with the reason and what to do
@@ -157,13 +158,13 @@ def choose_target(given: Mapping[str, Any], settings: Settings, engine: str) -> 
     if isinstance(model, Unknown) and len(candidates) > 1:
         raise ConfigError(
             f"the class of {settings.model_id} is not known, so no engine can be chosen: {model.reason}. Name one that "
-            f"can serve it: --engine {GPU}, --engine {TORCH} or --cpu"
+            f"can serve it: --engine {TENSORRT_LLM}, --engine {TORCH} or --cpu"
         )
     if isinstance(model, Unknown):
         notes.append(f"not checked whether {candidates[0]} can serve {settings.model_id}: {model.reason}")
     known = model if isinstance(model, Described) else None
     chosen = candidates[0] if known is None else pick_engine(known.spec, settings, candidates)
-    check_card(card if chosen != CPU else "", chosen, settings.quantization_type or "no_quant")
+    check_card(card if chosen != OPENVINO else "", chosen, settings.quantization_type or "no_quant")
     sized, more = resources_for(resources, chosen, known, settings)
     return Target(chosen, sized), notes + more
 
@@ -173,13 +174,13 @@ def configured(
 ) -> dict[str, Any]:
     """The Truss's config, from Baseten's (`given`). Keys that do not concern the engine are copied."""
     config = {name: value for name, value in given.items() if name not in {"trt_llm", "python_version", "requirements"}}
-    engine, on_gpu = target.engine, target.engine != CPU
+    engine, on_gpu = target.engine, target.engine != OPENVINO
     config["resources"] = dict(target.resources)
     metadata = dict(given.get("model_metadata") or {})
     block = {**(metadata.pop("bei", None) or {}), "trt_llm": given["trt_llm"]}
     config["model_metadata"] = {"bei": {**_ENGINE_SETTING[engine], **block}, **metadata}
-    config |= {"base_image": GPU_IMAGE} if engine == GPU else {"python_version": "py311"}
-    lines = _requirements(engine, docker_server=docker_server) + _for_block(given["trt_llm"], engine)
+    config |= {"base_image": GPU_IMAGE} if engine == TENSORRT_LLM else {"python_version": "py311"}
+    lines = _requirements(engine, docker_server=docker_server) + _for_block(given["trt_llm"])
     config["requirements"] = lines + _others(given)
     if packages is not None:
         config["external_package_dirs"] = [packages]
@@ -204,7 +205,7 @@ def written(config: Mapping[str, Any], source: str) -> bytes:
 def _requirements(engine: str, *, docker_server: bool) -> list[str]:
     """The requirements of one form of a Truss: on a GPU without the CPU engine, and without packages of its image."""
     lines = sorted((*REQUIREMENTS, *(SERVER_REQUIREMENTS if docker_server else ())))
-    if engine == CPU:
+    if engine == OPENVINO:
         return lines
     if engine == TORCH:
         return [*(line for line in lines if not line.startswith("openvino==")), TORCH_REQUIREMENT]
@@ -213,13 +214,10 @@ def _requirements(engine: str, *, docker_server: bool) -> list[str]:
     return lines if docker_server else [*lines, "numpy>=2,<3"]
 
 
-def _for_block(block: Mapping[str, Any], engine: str) -> list[str]:
-    """The requirements that depend on the block: a quantiser, and the driver of the store that has the checkpoint."""
-    build = block["build"]
-    quantised = build.get("quantization_type", "no_quant") != "no_quant"
-    quantisers = GPU_QUANTISER if engine == GPU and quantised else ()
-    backend = find_backend(msgspec.convert(build["checkpoint_repository"], CheckpointRepository).model_id)
-    return [*quantisers, *([backend.requirement] if backend is not None and backend.requirement else [])]
+def _for_block(block: Mapping[str, Any]) -> list[str]:
+    """The requirements that depend on the block: the driver of the store that has the checkpoint."""
+    backend = find_backend(msgspec.convert(block["build"]["checkpoint_repository"], CheckpointRepository).model_id)
+    return [backend.requirement] if backend is not None and backend.requirement else []
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:

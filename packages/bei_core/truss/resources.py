@@ -9,7 +9,7 @@ from typing import Any
 
 from bei_core.config.settings import Settings
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.registry import CPU, ENGINES, GPU, reason_not_to_serve
+from bei_core.engines.registry import ENGINES, OPENVINO, TENSORRT_LLM, reason_not_to_serve
 from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.models.spec import ModelSpec
 from bei_core.truss.described import Described
@@ -55,7 +55,7 @@ def pick_engine(spec: ModelSpec, settings: Settings, candidates: Sequence[str]) 
     for name, reason in reasons.items():
         titles.setdefault(reason, []).append(ENGINES[name].title)
     said = "; ".join(f"{' and '.join(names)}: {reason}" for reason, names in titles.items())
-    on_cpu = CPU not in candidates and reason_not_to_serve(CPU, spec, settings) is None
+    on_cpu = OPENVINO not in candidates and reason_not_to_serve(OPENVINO, spec, settings) is None
     raise UnsupportedModelError(
         f"no engine that was asked for can serve {settings.model_id} ({spec.architecture}). {said}"
         + (". The CPU engine can: --cpu" if on_cpu else "")
@@ -64,7 +64,7 @@ def pick_engine(spec: ModelSpec, settings: Settings, candidates: Sequence[str]) 
 
 def check_card(card: str, engine: str, quantization: str) -> None:
     """Raises ConfigError if the card does not support the block's quantization type, or TensorRT-LLM at all."""
-    if card in _TOO_OLD and engine == GPU:
+    if card in _TOO_OLD and engine == TENSORRT_LLM:
         raise ConfigError(f"{card} is too old for TensorRT-LLM; use an L4 or newer, or `--engine torch`, or `--cpu`")
     if quantization.startswith("fp8") and card in _NO_FP8:
         raise ConfigError(f"quantization_type {quantization} needs an L4, H100 or newer; with {card}, use no_quant")
@@ -81,7 +81,7 @@ def resources_for(
     """
     if "instance_type" in given:
         return dict(given), []
-    if engine == CPU:
+    if engine == OPENVINO:
         return _cpu_resources(given, model, settings)
     if model is None:
         return dict(given), []

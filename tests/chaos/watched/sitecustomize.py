@@ -1,4 +1,4 @@
-"""Python imports this at its start: it writes down each connection, each name that is looked up, and each file written.
+"""Python imports this module at its start. It logs each connection, each name lookup and each written file.
 
 The lines go to the file that WATCH_LOG names.
 """

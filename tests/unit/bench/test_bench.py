@@ -335,7 +335,9 @@ def test_a_plot_is_a_png(report_file: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_plot_without_matplotlib_says_what_to_install(report_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_plot_without_matplotlib_has_the_install_command(
+    report_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'bei-core\[bench\]'"):
         plot([report_file], report_file.with_suffix(".png"))

@@ -24,7 +24,7 @@ def index(**shards: str) -> dict[str, object]:
 
 
 def at(folder: Path) -> Checkpoint:
-    """A checkpoint of a folder that `resolve` need not like."""
+    """A checkpoint of any folder, also one that `resolve` refuses."""
     return Checkpoint(folder=folder, source=str(folder), revision="")
 
 
@@ -45,7 +45,7 @@ def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert resolve(str(tmp_path), "some-revision") == checkpoint
 
 
-def test_the_digest_is_of_what_the_model_is(tmp_path: Path) -> None:
+def test_the_digest_covers_the_files_of_the_model_only(tmp_path: Path) -> None:
     first, copy = write(tmp_path / "first", MODEL), write(tmp_path / "copy", MODEL)
     os.utime(copy / "config.json", (0, 0))
     write(copy, {"README.md": b"not the model", "pytorch_model.bin": b"nor this", ".git/config.json/x": b""})
@@ -288,7 +288,7 @@ A = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         (f'{{"a": {json.dumps(A)}, "a": {json.dumps(A)}}}'.encode(), "'a' occurs twice"),
     ],
 )
-def test_a_header_that_lies_is_refused(tmp_path: Path, header: object, said: str) -> None:
+def test_a_header_with_wrong_offsets_is_refused(tmp_path: Path, header: object, said: str) -> None:
     with pytest.raises(CheckpointError, match=said):
         at(write(tmp_path, {"model.safetensors": handmade(header, b"1234")})).tensors()
 
@@ -358,7 +358,7 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         ([], "no weight_map"),
     ],
 )
-def test_an_index_that_lies_is_refused(tmp_path: Path, weight_map: object, said: str) -> None:
+def test_an_index_with_wrong_entries_is_refused(tmp_path: Path, weight_map: object, said: str) -> None:
     files = {
         "x.safetensors": pack({"a": f32(1), "twice": f32(1)}),
         "y.safetensors": pack({"b": f32(2), "twice": f32(1)}),

@@ -100,7 +100,7 @@ def test_the_files_of_a_vocabulary_are_fetched(hub: Hub, tmp_path: Path) -> None
 
 def test_no_weight_is_fetched_of_a_tokenizer_that_is_refused(hub: Hub, tmp_path: Path) -> None:
     hub.add(REPO, as_bytes({name: content for name, content in MODEL.items() if name != "tokenizer.json"}))
-    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, and BertTokenizer is read of vocab\.txt"):
+    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, nor vocab\.txt for BertTokenizer"):
         resolve(REPO, offline=False, endpoint=hub.endpoint, cache_dir=tmp_path, check=check_tokenizer)
     assert hub.files_read() == {"config.json"}
 
@@ -134,7 +134,9 @@ def test_what_was_fetched_once_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
         fetch(hub, tmp_path, "v2")
 
 
-def test_a_log_says_what_was_fetched_and_only_then(hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_a_line_only_if_files_were_fetched(
+    hub: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     sha = hub.add(REPO, as_bytes(MODEL))
     with caplog.at_level(logging.INFO, logger="bei_core"):
         fetch(hub, tmp_path)
@@ -152,7 +154,7 @@ def test_an_empty_cache_without_a_hub_says_so(hub: Hub, tmp_path: Path) -> None:
         fetch(hub, tmp_path)
 
 
-def test_an_unknown_repository_and_revision_are_told_apart(hub: Hub, tmp_path: Path) -> None:
+def test_an_unknown_repository_and_an_unknown_revision_have_different_errors(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"owner/name: no such repository on the hub, or a private one.*HF_TOKEN"):
         fetch(hub, tmp_path)
     hub.add(REPO, as_bytes(WANTED))

@@ -84,7 +84,7 @@ def test_a_tar_is_fetched_and_only_what_is_needed_is_kept(web: Web, tmp_path: Pa
         File(tar(MODEL), has_etag=False, modified="Wed, 21 Oct 2015 07:28:00 GMT"),
     ],
 )
-def test_what_did_not_change_is_asked_about_and_not_fetched_again(
+def test_an_unchanged_archive_is_checked_and_not_fetched_again(
     web: Web, tmp_path: Path, file: File, caplog: pytest.LogCaptureFixture
 ) -> None:
     web.files[PATH] = file
@@ -140,7 +140,7 @@ def test_a_server_without_ranges_is_read_from_the_start(web: Web, tmp_path: Path
     assert fetch(web, tmp_path).revision == hashlib.sha256(data).hexdigest()
 
 
-def test_a_server_that_breaks_off_again_and_again_is_asked_a_few_times(web: Web, tmp_path: Path) -> None:
+def test_a_server_that_always_breaks_off_is_retried_a_few_times(web: Web, tmp_path: Path) -> None:
     data = tar(MODEL)
     web.files[PATH] = File(data, cuts=[50] * 40, ranges=False)  # each reply brings what the first one brought
     with pytest.raises(CheckpointError, match=f"truncated: 50 bytes of {len(data)} came"):
@@ -164,7 +164,7 @@ def test_a_truncated_archive_is_refused_and_the_next_start_goes_on(web: Web, tmp
     assert [asked.headers.get("Range") for asked in web.requests] == ["bytes=50-"]
 
 
-def test_a_rest_is_not_put_to_another_archives_beginning(web: Web, tmp_path: Path) -> None:
+def test_a_download_is_not_resumed_with_another_archive(web: Web, tmp_path: Path) -> None:
     web.files[PATH] = File(tar(MODEL), cuts=[50, 0, 0, 0])
     with pytest.raises(CheckpointError, match="truncated"):
         fetch(web, tmp_path)
@@ -174,7 +174,7 @@ def test_a_rest_is_not_put_to_another_archives_beginning(web: Web, tmp_path: Pat
     assert web.requests[-1].headers["If-Range"]
 
 
-def test_a_part_that_is_whole_already_is_asked_for_again(web: Web, tmp_path: Path) -> None:
+def test_a_part_that_is_already_complete_gives_the_checkpoint(web: Web, tmp_path: Path) -> None:
     data = tar(MODEL)
     web.files[PATH] = File(data, cuts=[50, 0, 0, 0])
     with pytest.raises(CheckpointError, match="truncated"):
@@ -185,7 +185,9 @@ def test_a_part_that_is_whole_already_is_asked_for_again(web: Web, tmp_path: Pat
     assert fetch(web, tmp_path).revision == hashlib.sha256(data).hexdigest()
 
 
-def test_out_of_reach_what_was_fetched_last_serves(web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unreachable_source_is_served_from_the_last_fetch(
+    web: Web, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     web.files[PATH] = File(tar(MODEL))
     first = fetch(web, tmp_path)
     web.files[PATH].status = 503

@@ -17,12 +17,13 @@ FOLDER = GOLDEN / "bert-cls-normalize"
 
 
 def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module) -> FakeEngine:
-    """Every model is this engine's; with `modules` it is another kind than one that embeds."""
+    """Make every model open with this engine; `modules` decide its kind, by default an embedding model."""
     engine = FakeEngine(max_seq_len=48)
     spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
     if modules:
         spec = msgspec.structs.replace(spec, modules=modules)
     made = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     opened = Opened(engine, spec, FOLDER / "tokenizer.json", made)
-    monkeypatch.setattr("bei_core.serving.service.open_engine", lambda settings: opened)
+    for module in ("serving.service", "jobs.run"):
+        monkeypatch.setattr(f"bei_core.{module}.open_engine", lambda settings: opened)
     return engine

@@ -111,7 +111,9 @@ def test_a_model_of_another_kind_is_refused(
         (("rerank", "q", "one", "two", "--max-client-batch-size", "1"), "batch size 2 > maximum allowed batch size 1"),
     ],
 )
-def test_what_cannot_be_done_is_said(monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str) -> None:
+def test_an_impossible_request_is_an_error_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
+) -> None:
     opens(monkeypatch, *((RANKER,) if words[0] == "rerank" else ()))
     result = run(*words)
     assert isinstance(result.exception, BeiError)

@@ -1,4 +1,4 @@
-"""What `bei embed`, `bei bench` and `bei doctor` say, and how they end."""
+"""The output and exit codes of `bei embed`, `bei bench` and `bei doctor`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_bench_fails_if_requests_failed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, errors: dict[str, int], said: str | None
 ) -> None:
     class Made:
-        """A report of which the command needs three things."""
+        """The three attributes of a report that the command uses."""
 
         def __init__(self) -> None:
             self.errors = errors

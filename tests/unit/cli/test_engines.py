@@ -1,4 +1,4 @@
-"""The `bei engines` commands: what they print, what they refuse, how they end."""
+"""The `bei engines` commands: output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ A, B = "a" * 32, "ab" * 16
 
 @pytest.fixture
 def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EngineCache:
-    """A engines with the engines A and B, which is the one that the environment names."""
+    """A cache with the engines A and B, to which the environment points."""
     monkeypatch.setenv("BEI_CACHE_DIR", str(tmp_path / "cache"))
     made = EngineCache(tmp_path / "cache" / "engines", local=True)
     for number, artifact in enumerate((A, B)):
@@ -41,7 +41,7 @@ def run(*arguments: object) -> Result:
 
 
 def bei(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int | str | None:
-    """The exit status of the whole command."""
+    """The exit status of the command as a process would end."""
     monkeypatch.setattr(sys, "argv", ["bei", "engines", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -63,7 +63,7 @@ def of_another_version(engines: EngineCache, artifact: str) -> None:
 # --- list
 
 
-def test_list_says_of_each_what_it_is_and_whether_it_is_open(engines: EngineCache) -> None:
+def test_list_shows_the_kind_of_each_entry_and_whether_it_is_in_use(engines: EngineCache) -> None:
     lease = engines.lease(B)
     (engines.root / f".tmp-{'c' * 32}-1").mkdir()
     (engines.folder(A) / MANIFEST).write_text("{}")
@@ -76,7 +76,7 @@ def test_list_says_of_each_what_it_is_and_whether_it_is_open(engines: EngineCach
     lease.release()
 
 
-def test_list_says_what_is_another_versions_and_what_is_a_checkpoint(engines: EngineCache, tmp_path: Path) -> None:
+def test_list_shows_engines_of_other_versions_and_checkpoints(engines: EngineCache, tmp_path: Path) -> None:
     of_another_version(engines, A)
     fetch(tmp_path / "cache" / "checkpoints", "1" * 64, 1.5e9)
     lines = run("list").stdout.splitlines()
@@ -85,7 +85,7 @@ def test_list_says_what_is_another_versions_and_what_is_a_checkpoint(engines: En
     assert lines[2].endswith("  https://host/m.tar@111111111111")
 
 
-def test_list_of_another_or_an_empty_store(engines: EngineCache, tmp_path: Path) -> None:
+def test_list_of_another_cache_or_an_empty_one(engines: EngineCache, tmp_path: Path) -> None:
     assert run("list", "--cache-dir", tmp_path / "other").stdout == ""
     assert A in run("list", "--cache-dir", tmp_path / "cache").stdout
 
@@ -151,7 +151,7 @@ def test_verify_ignores_builds_under_way_and_quarantined_engines(engines: Engine
 # --- prune
 
 
-def test_prune_removes_leftovers_alone_unless_told_a_size(engines: EngineCache) -> None:
+def test_prune_without_a_size_removes_only_leftovers(engines: EngineCache) -> None:
     (engines.root / f".tmp-{A}-1").mkdir()
     pruned = run("prune")
     assert [line.partition("  ")[0] for line in pruned.stdout.splitlines()] == [f"removed .tmp-{A}-1", "0.0 MB removed"]
@@ -228,7 +228,7 @@ def test_an_engine_that_is_another_when_it_is_pulled_is_refused(
     monkeypatch.setattr(RemoteEngine, "manifest", replaced_afterwards)
     refused = run("pull", url, to, tmp_path / "other")
     assert isinstance(refused.exception, EngineCorruptError)
-    assert str(refused.exception) == f"engine corrupt: {url}/{MANIFEST} is another engine's, {B}"
+    assert str(refused.exception) == f"engine corrupt: {url}/{MANIFEST} is that of another engine, {B}"
 
 
 # --- Errors
@@ -245,7 +245,7 @@ def test_an_error_is_one_line(
         (("push", "aa", remote), f"engine corrupt: {engines.folder(A)}/model.bin does not have the digest"),
         (("push", B, "/srv/engines"), "error: /srv/engines: no object store"),
         (("pull", f"{remote}/{B}"), f"{remote}/{B} is not an engine: it has no manifest.json"),
-        (("pull", "ftp://host/a"), "ftp://host/a: no object store of that scheme; known are s3"),
+        (("pull", "ftp://host/a"), "ftp://host/a: no object store has this scheme; known are s3"),
     ):
         assert bei(monkeypatch, *arguments) == 1
         (line,) = capsys.readouterr().err.splitlines()

@@ -80,7 +80,7 @@ def test_brackets_are_in_the_help_as_they_were_written() -> None:
     assert "[tiny|short|mixed|long]" in help_text("bench")
 
 
-def test_a_default_of_none_is_said_in_words() -> None:
+def test_a_default_of_none_is_described_in_words() -> None:
     for name, setting in SETTINGS.items():
         if setting.default is None and name not in {"model_id", "trt_llm", "prometheus_port"}:
             assert setting.default_text, f"{name} needs About(unset=...)"
@@ -169,7 +169,7 @@ def test_a_key_may_come_from_a_file(served: list[Settings], tmp_path: Path) -> N
     assert serve(served, "--api-key-file", str(key), API_KEY="other").api_key == "se same"
 
 
-def test_what_is_wrong_with_a_key_file_is_said(served: list[Settings], tmp_path: Path) -> None:
+def test_the_error_for_a_bad_key_file_names_the_fault(served: list[Settings], tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     for name, said in (("empty", "is empty"), ("bytes", "not UTF-8"), ("none", "No such file"), (".", "directory")):

@@ -61,7 +61,7 @@ def test_a_setting_is_described_in_a_sentence(name: str) -> None:
     assert len(described) <= 110
 
 
-def test_names_are_unambiguous() -> None:
+def test_no_two_settings_share_a_flag_or_variable() -> None:
     for names in ("flags", "variables"):
         found = [spelled for setting in SETTINGS.values() for spelled in getattr(setting, names)]
         assert len(found) == len(set(found))

@@ -1,4 +1,4 @@
-"""Variables that Kubernetes sets for its Services, and that only look like settings."""
+"""Variables that Kubernetes sets for its Services, whose names look like settings."""
 
 from __future__ import annotations
 

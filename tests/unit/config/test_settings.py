@@ -174,7 +174,7 @@ def test_empty_variables_are_unset() -> None:
         ({"trt_llm": {"build": []}}, "trt_llm.build is []: expected a mapping of base_model"),
     ],
 )
-def test_a_bad_block_is_refused_with_what_is_right(block: dict[str, object], said: str) -> None:
+def test_a_bad_block_is_refused_with_a_correction(block: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         of_block(**block)
 
@@ -273,7 +273,7 @@ def test_one_kind_of_default_prompt_replaces_the_other() -> None:
 # --- The trt_llm block
 
 
-def test_a_config_written_for_baseten_loads_as_it_stands(tmp_path: Path) -> None:
+def test_a_config_written_for_baseten_loads_unchanged(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         """
@@ -368,19 +368,19 @@ def test_every_source_becomes_one_model_id(source: str, repo: str, model_id: str
         ({"checkpoint_repository": {"source": "HF"}}, "trt_llm.build.checkpoint_repository.repo is missing"),
     ],
 )
-def test_a_bad_block_names_the_key_and_what_it_may_be(build: dict[str, object], said: str) -> None:
+def test_the_error_for_a_bad_block_names_the_key_and_its_allowed_values(build: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         of_block(trt_llm=trt_llm(**build))
 
 
-def test_a_route_that_bei_lacks_is_ignored_and_said_so() -> None:
+def test_a_route_that_bei_lacks_is_ignored_with_a_log_line() -> None:
     settings = of_block(trt_llm={**TRT_LLM, "runtime": {"webserver_default_route": "/v1/systemone"}})
     assert settings.webserver_default_route is None
     assert settings.trt_llm is not None
     assert settings.trt_llm.ignored() == ("runtime.webserver_default_route",)
 
 
-def test_defaults_and_what_is_read_are_not_called_ignored() -> None:
+def test_defaults_and_used_keys_are_not_reported_as_ignored() -> None:
     settings = of_block(
         trt_llm=trt_llm(max_seq_len=512, tensor_parallel_count=1, quantization_config={"calib_size": 128})
     )

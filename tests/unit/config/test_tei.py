@@ -97,7 +97,7 @@ def test_all_of_a_launch_line_together(served: list[Settings]) -> None:
             assert getattr(served[0], setting) != SETTINGS[setting].default or setting == "auto_truncate", flag
 
 
-def test_what_means_nothing_here_is_one_log_line(served: list[Settings]) -> None:
+def test_settings_without_effect_are_one_log_line(served: list[Settings]) -> None:
     said = serve("--disable-spans", "--prometheus-port", "9000", "--port", "80")
     assert said.count("\n") == 1
     assert "settings without effect: disable_spans (log lines have no spans); prometheus_port (metrics are" in said

@@ -1,4 +1,4 @@
-"""Our `trt_llm` schema held against the one of the installed truss, which has an interpreter of its own."""
+"""Our `trt_llm` schema compared with that of truss, which is installed for another interpreter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Engines in the cache: they appear whole, are built once, and are evicted by last use and never while in use."""
+"""Engines in the cache: published complete, built once, evicted by last use and never while in use."""
 
 from __future__ import annotations
 
@@ -318,7 +318,9 @@ def test_a_staging_folder_that_is_published_while_the_store_is_listed_is_no_erro
     assert {entry.folder.name for entry in disk.entries()} == {A, B}
 
 
-def test_of_two_that_evict_at_once_one_does(engines: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_that_evict_at_once_only_one_evicts(
+    engines: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(engines, A, B)
     listed = engines.entries()
     assert len(engines.evict(0)) == 2
@@ -329,7 +331,7 @@ def test_of_two_that_evict_at_once_one_does(engines: EngineCache, monkeypatch: p
 
 @pytest.fixture(params=[errno.EROFS, errno.EACCES], ids=["a read-only disk", "another user's"])
 def read_only(disk: EngineCache, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> EngineCache:
-    """A engines with A in it that refuses every write, also root's."""
+    """A cache with the engine A that refuses every write, also by root."""
     put(disk, A)
     disk.set_ref("k", EngineRef(A, "owner/name", "0" * 40).encode())
     real = os.open
@@ -350,7 +352,7 @@ def read_only(disk: EngineCache, monkeypatch: pytest.MonkeyPatch, request: pytes
     return disk
 
 
-def test_a_cache_that_cannot_be_written_serves_what_it_has(read_only: EngineCache) -> None:
+def test_a_read_only_cache_still_serves_its_engines(read_only: EngineCache) -> None:
     with read_only.lock("k"):
         lease = read_only.find_by_ref("k")
     assert lease is not None
@@ -383,7 +385,7 @@ def test_what_is_served_from_a_cache_that_cannot_be_written_is_in_use_to_its_own
 # --- File systems
 
 
-def test_a_disk_is_told_from_a_network_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disks_and_network_volumes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = f"/dev/vda / ext4 rw 0 0\nserver:/x {tmp_path}/nfs nfs4 rw 0 0\nnone {tmp_path}/nfs/own tmpfs rw 0 0\n"
     (tmp_path / "nfs" / "own").mkdir(parents=True)
     real = Path.read_text

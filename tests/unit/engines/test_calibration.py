@@ -1,4 +1,4 @@
-"""The texts of calibration and of the gate: two sides of one data set, always the same."""
+"""Calibration and held-out texts: two parts of a data set, the same in every run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def embedder() -> ModelSpec:
     return spec_of("bert-cls-normalize")
 
 
-def test_the_sides_are_as_large_as_asked_and_have_nothing_in_common(embedder: ModelSpec) -> None:
+def test_calibration_and_held_out_texts_have_the_requested_sizes_and_no_overlap(embedder: ModelSpec) -> None:
     samples = read_samples(Calibration(size=1024), embedder)
     assert (len(set(samples.calibration)), len(set(samples.held_out))) == (1024, 256)
     assert not set(samples.calibration) & set(samples.held_out)
@@ -64,7 +64,7 @@ def test_a_classifier_reads_texts_and_pairs() -> None:
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
-def test_a_file_is_taken_as_it_is_in_another_order(embedder: ModelSpec, tmp_path: Path, suffix: str) -> None:
+def test_every_text_of_a_file_is_used_in_shuffled_order(embedder: ModelSpec, tmp_path: Path, suffix: str) -> None:
     texts = [f"text {number}" for number in range(100)]
     lines = texts if suffix == "txt" else [json.dumps({"id": 1, "article": text}) for text in texts]
     path = tmp_path / f"own.{suffix}"
@@ -93,7 +93,7 @@ def test_a_file_that_is_no_data_set_is_refused(
         read_samples(Calibration(dataset=str(path)), embedder)
 
 
-def test_a_name_that_is_not_known_says_what_may_be_given(embedder: ModelSpec) -> None:
+def test_an_unknown_data_set_is_refused_with_the_allowed_values(embedder: ModelSpec) -> None:
     with pytest.raises(ConfigError, match=r"a \.txt file with a text on each line"):
         read_samples(Calibration(dataset="someone/texts"), embedder)
     with pytest.raises(ConfigError, match="cannot be read"):
@@ -116,7 +116,7 @@ def test_inputs_are_encoded_with_the_models_length_and_no_longer_than_asked(embe
     assert max(len(tokens) for tokens in encode(samples.calibration, embedder, tokenizer, 12)) == 12
 
 
-def test_what_is_asked_for_is_the_setting_or_the_dtype() -> None:
+def test_the_quantisation_comes_from_its_setting_or_from_the_dtype() -> None:
     assert quantization_of(Settings()) is quantization_of(Settings(quantization_type="no_quant")) is None
     asked = Settings(quantization_type="fp8_mlp_only", smooth_quant_alpha=0.7, calib_size=64, calib_dataset="own.txt")
     found = quantization_of(asked)

@@ -1,4 +1,4 @@
-"""Weights in int8 whose products cannot exceed 16 bits, two by two."""
+"""int8 weights with which no sum of two products exceeds 16 bits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bei_core.engines.openvino.quantize.headroom import quantize_with_headroom
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_no_two_neighbours_exceed_16_bits_and_weights_stay_near(seed: int) -> None:
+def test_no_sum_of_two_products_exceeds_16_bits_and_weights_stay_close(seed: int) -> None:
     rng = np.random.default_rng(seed)
     num_in = 33 if seed % 2 else 64
     weights = rng.standard_t(3, (50, num_in)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What is wrong with an engine folder is found before it is used, and named."""
+"""Damage of an engine folder is found before it is used, and the error names the file."""
 
 from __future__ import annotations
 
@@ -129,5 +129,5 @@ def test_an_address_is_of_the_content_and_not_of_its_order() -> None:
     assert set(first) <= set("0123456789abcdef")
 
 
-def test_a_manifest_says_what_a_file_is() -> None:
+def test_a_manifest_has_the_size_and_digest_of_each_file() -> None:
     assert msgspec.json.decode(b'{"size": 3, "sha256": "ab"}', type=FileEntry) == FileEntry(3, "ab")

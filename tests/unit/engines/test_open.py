@@ -1,4 +1,4 @@
-"""Engine folders that someone has changed and sealed again: malformed files are named, in one line."""
+"""Engine folders whose files were changed and sealed again: the error names a malformed file, in one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["world"]
 
 
 def seal_again(folder: Path) -> None:
-    """Makes the manifest fit the files, as someone does who can write there."""
+    """Write the manifest again for changed files."""
     content = json.loads((folder / MANIFEST).read_bytes())["manifest"]
     (folder / MANIFEST).unlink()
     seal(folder, msgspec.convert(content | {"files": {}}, Manifest))

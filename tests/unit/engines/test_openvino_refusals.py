@@ -1,4 +1,4 @@
-"""What the CPU engine refuses before it allocates anything: classes without a family, sizes that cannot be."""
+"""Refusals of the CPU engine before it allocates memory: unknown classes, impossible sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights that an engine folder keeps in the bits of the checkpoint."""
+"""Weights that an engine folder keeps in the dtype of the checkpoint."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def checkpoint_of(folder: Path, dtype: str, **values: Array) -> Checkpoint:
 
 
 def run(output: Node, given: Node, values: Array, path: Path) -> Array:
-    """What the graph computes after it was saved and loaded."""
+    """The outputs of the graph after it was saved and loaded."""
     openvino.save_model(Model([op.result(output)], [given], "m"), path, compress_to_fp16=False)
     graph = openvino.Core().read_model(path)
     keep_weights_narrow(graph, "f32")

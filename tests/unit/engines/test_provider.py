@@ -31,12 +31,12 @@ CONFIG = {"architectures": ["BertModel"], "model_type": "bert", "max_position_em
 
 
 def checkpoint(folder: Path, weight: float = 1.0, **config: object) -> Path:
-    tensors = pack({"a": f32(weight)})
-    return write(folder, {"config.json": CONFIG | config, "tokenizer.json": TOKENIZER, "model.safetensors": tensors})
+    files = {"config.json": CONFIG | config, "tokenizer.json": TOKENIZER, "model.safetensors": pack({"a": f32(weight)})}
+    return write(folder, files)
 
 
 class World:
-    """A hub with one repository, a builder, a loader, and what each was asked."""
+    """A hub with one repository, a builder and a loader, and records of their calls."""
 
     VERSION = 1
 
@@ -99,7 +99,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 @pytest.fixture
 def remote(tmp_path: Path) -> RemoteEngines:
-    """An object store that lies in a folder."""
+    """The URL of an object store in a folder."""
     return RemoteEngines(f"file://{tmp_path}/remote")
 
 
@@ -119,9 +119,6 @@ def only_engine(settings: Settings) -> Path:
     return found
 
 
-# --- What is known
-
-
 def test_the_second_start_asks_no_hub_and_builds_nothing(world: World, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     first = start(world.settings())
@@ -133,7 +130,7 @@ def test_the_second_start_asks_no_hub_and_builds_nothing(world: World, caplog: p
     assert said == [["engine", "built"], ["engine", "loaded"], ["engine", "loaded"]]
 
 
-def test_a_branch_that_moves_is_looked_at_again_when_told_to(world: World) -> None:
+def test_a_moved_branch_is_resolved_again_with_refresh(world: World) -> None:
     start(world.settings())
     world.commits["main"] = "2" * 40
     assert start(world.settings()).revision == "1" * 40
@@ -212,14 +209,14 @@ def test_no_model_and_no_store_of_that_form_are_refused(world: World) -> None:
 # --- The dtype, and the name
 
 
-def test_the_store_computes_in_what_each_start_asks_for(world: World) -> None:
+def test_an_engine_computes_in_the_dtype_of_each_start(world: World) -> None:
     for dtype in ("float32", "auto", "bfloat16"):
         start(world.settings(dtype=dtype))
     assert world.dtypes == ["float32", "auto", "bfloat16"]
     assert len(world.builds) == 1
 
 
-def test_a_folder_computes_in_what_it_was_built_for_unless_told(world: World, tmp_path: Path) -> None:
+def test_a_folder_computes_in_the_dtype_of_its_build_by_default(world: World, tmp_path: Path) -> None:
     build_engine(world.settings(dtype="float32"), tmp_path / "engine")
     for dtype in ("auto", "bfloat16", "float32"):
         start(world.settings(model_id=str(tmp_path / "engine"), dtype=dtype))
@@ -227,13 +224,13 @@ def test_a_folder_computes_in_what_it_was_built_for_unless_told(world: World, tm
     for changed, said in (
         ({"dtype": "int8"}, "has weights in f32; build it again for int8"),
         ({"engine": "tensorrt_llm"}, "is built for openvino, not for tensorrt_llm"),
-        ({"pooling": "cls"}, "is built with other pooling; build it again for cls"),
+        ({"pooling": "cls"}, "is built with another pooling; build it again for cls"),
     ):
         with pytest.raises(ConfigError, match=said):
             start(world.settings(**{"model_id": str(tmp_path / "engine"), **changed}))
 
 
-def test_the_name_is_the_one_that_was_asked_for(world: World, tmp_path: Path) -> None:
+def test_the_name_is_the_requested_model_id(world: World, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "mine", weight=1.0)
     copy = checkpoint(tmp_path / "copy", weight=1.0)
     assert start(world.settings(model_id=str(folder))).source == str(folder)
@@ -246,7 +243,7 @@ def test_the_name_is_the_one_that_was_asked_for(world: World, tmp_path: Path) ->
 # --- The object store
 
 
-def test_a_replica_takes_what_another_has_shared(world: World, remote: RemoteEngines) -> None:
+def test_a_replica_pulls_the_engine_that_another_has_pushed(world: World, remote: RemoteEngines) -> None:
     first = start(world.settings(engine_store=remote.store.url))
     assert remote.engine(first.artifact).manifest() is not None
     world.is_cut_off = True

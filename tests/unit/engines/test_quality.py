@@ -1,4 +1,4 @@
-"""The gate's figures, by hand and by scipy's formulas, and what is refused."""
+"""The figures of quality, compared with values by hand and by scipy's formulas, and the refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_equal_scores_share_their_rank() -> None:
     ("kind", "figure"),
     [("embedding", "mean_cosine"), ("classifier", "top_label_agreement"), ("reranker", "rank_correlation")],
 )
-def test_what_counts_for_a_kind_is_held_against_its_bar(kind: str, figure: str) -> None:
+def test_each_kind_of_model_is_checked_against_its_own_thresholds(kind: str, figure: str) -> None:
     passing = Quality(
         kind=kind,  # type: ignore[arg-type]
         num_rows=9,
@@ -83,7 +83,7 @@ def test_rows_of_another_shape_are_a_bug() -> None:
         measure(np.ones((2, 3)), np.ones((2, 4)), Kind.EMBEDDING)
 
 
-def test_it_is_kept_in_a_manifest_and_read_in_one_line() -> None:
+def test_quality_is_stored_in_a_manifest_and_shown_in_one_line() -> None:
     quality = measure(np.eye(3), np.eye(3), Kind.CLASSIFIER).check(Bar())
     assert msgspec.json.decode(msgspec.json.encode(quality), type=Quality) == quality
     assert str(quality).startswith("mean cosine 1.0000 (minimum 1.0000), top label agrees in 100.0%")

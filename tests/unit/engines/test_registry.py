@@ -1,4 +1,4 @@
-"""Which engine runs on which machine: the driver's tool is a script on PATH, the packages are there or not."""
+"""The choice of an engine: nvidia-smi is a script on PATH, and packages are installed or not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bei_core.engines import registry
-from bei_core.engines.registry import CPU, GPU, TORCH, Gpu, choose, find_gpu, require
+from bei_core.engines.registry import OPENVINO, TENSORRT_LLM, TORCH, Gpu, choose, find_gpu, require
 from bei_core.errors import EngineUnavailableError
 
 H100, A10, T4 = "NVIDIA H100 80GB HBM3, 9.0", "NVIDIA A10G, 8.6", "Tesla T4, 7.5"
@@ -20,9 +20,9 @@ SetUp = Callable[..., None]
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
-    """Makes this a machine whose nvidia-smi runs `script` (None: it has none), with the packages `installed`."""
+    """Imitate a machine whose nvidia-smi is `script` (None: no nvidia-smi), with the packages `installed`."""
 
-    def set_up(script: str | None, installed: tuple[str, ...] = (CPU,)) -> None:
+    def set_up(script: str | None, installed: tuple[str, ...] = (OPENVINO,)) -> None:
         folder = tmp_path / "bin"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -37,7 +37,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
 
 
 def says(*cards: str) -> str:
-    """The script of a driver with these cards, which answers the question that it is asked and no other."""
+    """An nvidia-smi script for these GPUs, which answers only the expected query."""
     asked = '[ "$*" = "-i 0 --query-gpu=name,compute_cap --format=csv,noheader" ] || exit 2'
     return "\n".join([asked, *(f"echo '{card}'" for card in cards)])
 
@@ -72,13 +72,13 @@ def test_the_card_is_the_drivers_first(machine: SetUp, cards: tuple[str, ...], f
         ("exec sleep 600", "timed out after 0.1 seconds"),
     ],
 )
-def test_a_driver_that_names_no_card_is_told(
+def test_a_driver_that_lists_no_gpu_causes_a_warning(
     machine: SetUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, script: str, said: str
 ) -> None:
-    machine(script, installed=(CPU, GPU))
+    machine(script, installed=(OPENVINO, TENSORRT_LLM))
     if "sleep" in script:
         monkeypatch.setattr(registry, "_TIMEOUT_S", 0.1)
-    assert choose("auto") == CPU
+    assert choose("auto") == OPENVINO
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith("nvidia-smi lists no GPU, so none is used: ")
@@ -89,9 +89,9 @@ def test_a_driver_that_names_no_card_is_told(
 def test_cards_that_cuda_may_not_use_are_not_there(
     machine: SetUp, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, visible: str
 ) -> None:
-    machine(says(H100), installed=(CPU, GPU))
+    machine(says(H100), installed=(OPENVINO, TENSORRT_LLM))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert choose("auto") == CPU
+    assert choose("auto") == OPENVINO
     assert not caplog.records
 
 
@@ -128,48 +128,48 @@ def test_a_tool_that_cannot_be_run_names_no_card(machine: SetUp, tmp_path: Path)
 def test_auto_is_tensorrt_llm_where_card_and_package_are(
     machine: SetUp, caplog: pytest.LogCaptureFixture, card: str
 ) -> None:
-    machine(says(card), installed=(CPU, GPU))
-    assert choose("auto") == GPU
+    machine(says(card), installed=(OPENVINO, TENSORRT_LLM))
+    assert choose("auto") == TENSORRT_LLM
     assert not caplog.records
 
 
 def test_auto_is_torch_where_only_that_is_installed(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
-    machine(says(H100), installed=(CPU, TORCH))
+    machine(says(H100), installed=(OPENVINO, TORCH))
     assert choose("auto") == TORCH
-    machine(says(H100), installed=(CPU, TORCH, GPU))
-    assert choose("auto") == GPU
-    machine(None, installed=(CPU, TORCH))
-    assert choose("auto") == CPU
+    machine(says(H100), installed=(OPENVINO, TORCH, TENSORRT_LLM))
+    assert choose("auto") == TENSORRT_LLM
+    machine(None, installed=(OPENVINO, TORCH))
+    assert choose("auto") == OPENVINO
     assert not caplog.records
 
 
 def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
-    machine(None, installed=(CPU, GPU))
-    assert choose("auto") == CPU
+    machine(None, installed=(OPENVINO, TENSORRT_LLM))
+    assert choose("auto") == OPENVINO
     assert not caplog.records
 
 
 @pytest.mark.parametrize(
     ("card", "installed", "said"),
     [
-        (H100, (CPU,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is not used, and the CPU engine runs instead: "
-         "TensorRT-LLM is not installed: pip install tensorrt-llm==1.4.0rc1 --extra-index-url "
+        (H100, (OPENVINO,), "NVIDIA H100 80GB HBM3 (compute capability 9.0) is not used, and the CPU engine runs "
+         "instead: TensorRT-LLM is not installed: pip install tensorrt-llm==1.4.0rc1 --extra-index-url "
          "https://pypi.nvidia.com, or the image in docs/gpu.md; torch is not installed: pip install 'bei-core[torch]'"),
-        (T4, (CPU, GPU), "Tesla T4 (compute capability 7.5) is not used, and the CPU engine runs instead: "
-         "TensorRT-LLM supports compute capability 8.0 (Ampere) and newer; torch supports compute"),
+        (T4, (OPENVINO, TENSORRT_LLM), "Tesla T4 (compute capability 7.5) is not used, and the CPU engine runs "
+         "instead: TensorRT-LLM supports compute capability 8.0 (Ampere) and newer; torch supports compute"),
     ],
 )  # fmt: skip
-def test_a_card_that_is_left_idle_is_told(
+def test_a_gpu_that_is_not_used_causes_a_warning(
     machine: SetUp, caplog: pytest.LogCaptureFixture, card: str, installed: tuple[str, ...], said: str
 ) -> None:
     machine(says(card), installed)
-    assert choose("auto") == CPU
+    assert choose("auto") == OPENVINO
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith(said)
     assert record.message.endswith("; set engine=openvino to silence this")
     caplog.clear()
-    assert choose("openvino") == CPU
+    assert choose("openvino") == OPENVINO
     assert not caplog.records
 
 
@@ -179,12 +179,14 @@ def test_a_card_that_is_left_idle_is_told(
 @pytest.mark.parametrize(
     ("engine", "command"),
     [
-        (CPU, "pip install openvino"),
-        (GPU, "pip install tensorrt-llm==1.4.0rc1 --extra-index-url"),
+        (OPENVINO, "pip install openvino"),
+        (TENSORRT_LLM, "pip install tensorrt-llm==1.4.0rc1 --extra-index-url"),
         (TORCH, r"pip install 'bei-core\[torch\]'"),
     ],
 )
-def test_a_named_engine_without_its_package_says_what_to_install(machine: SetUp, engine: str, command: str) -> None:
+def test_the_error_for_an_engine_without_its_package_has_the_install_command(
+    machine: SetUp, engine: str, command: str
+) -> None:
     machine(says(H100), installed=())
     for ask in (choose, require):
         with pytest.raises(EngineUnavailableError, match=f"the {engine} engine needs the package {engine}: {command}"):

@@ -1,4 +1,4 @@
-"""Engines in an object store: they appear whole, and a damaged one is refused by name."""
+"""Engines in an object store: published complete; the error for a damaged one names the file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def overwrite(remote: RemoteEngines, name: str, data: bytes) -> None:
 
 
 class Watched:
-    """A store's file system that notes what is written, and fails at one file."""
+    """A store's file system that records writes, and fails at one file."""
 
     def __init__(self, files: FileSystem, watched: RemoteEngines, fails_at: str | None) -> None:
         self.files, self.remote, self.fails_at = files, RemoteEngines(watched.store.url), fails_at
@@ -101,7 +101,7 @@ class Watched:
 
 
 def watch(remote: RemoteEngines, monkeypatch: pytest.MonkeyPatch, fails_at: str | None = None) -> Watched:
-    """What the remote writes by from now on, one file at a time."""
+    """Replace the remote's file system by a `Watched` one, which writes one file at a time."""
     files, path = open_store(remote.store.url)
     watched = Watched(files, remote, fails_at)
     monkeypatch.setattr(remote_module, "_NUM_UPLOADS", 1)
@@ -129,7 +129,7 @@ def test_an_engine_is_pulled_by_its_url(remote: RemoteEngines, engine: Path, tmp
         assert content(tmp_path / str(number)) == content(engine)
 
 
-def test_two_engines_do_not_meet(remote: RemoteEngines, engine: Path, tmp_path: Path) -> None:
+def test_two_engines_in_one_store_stay_separate(remote: RemoteEngines, engine: Path, tmp_path: Path) -> None:
     write_engine(tmp_path / "other", B, precision="int8")
     remote.push(engine)
     assert remote.engine(B).manifest() is None
@@ -222,7 +222,7 @@ def test_one_client_serves_all_that_a_start_asks(remote: RemoteEngines, engine: 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """Another build of address A, of other bits."""
+    """Another build of the engine A, with other content."""
     made = write_engine(tmp_path / "other", A)
     for name in (MANIFEST, *ENGINE_FILES):
         (tmp_path / "other" / name).unlink()
@@ -252,7 +252,7 @@ def test_the_same_build_pushed_at_once_is_written_once(
     assert sorted(name for name, _ in watched.written) == NAMES
 
 
-def test_a_push_ends_where_what_is_deleted_can_be_read_on(
+def test_a_push_ends_although_the_store_still_returns_deleted_files(
     remote: RemoteEngines, engine: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     remote.push(other)
@@ -325,7 +325,7 @@ def test_another_engine_in_the_place_of_one_is_refused(remote: RemoteEngines, en
     remote.push(engine)
     for name in NAMES:
         files.pipe_file(f"{path}/{name}", (engine / name).read_bytes())
-    with pytest.raises(EngineCorruptError, match=f"{B}/manifest.json is another engine's, {A}"):
+    with pytest.raises(EngineCorruptError, match=f"{B}/manifest.json is that of another engine, {A}"):
         remote.engine(B).pull(tmp_path / "pulled", artifact=B)
     RemoteEngine(ObjectStore(remote.engine(B).url)).pull(tmp_path / "by its URL")
 
@@ -343,7 +343,7 @@ def test_a_request_is_remembered(remote: RemoteEngines) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"[]", b'{"artifact":"../x","source":"s","revision":"r"}'])
-def test_a_damaged_answer_is_told_and_is_none(
+def test_a_damaged_ref_is_none_with_a_warning(
     remote: RemoteEngines, caplog: pytest.LogCaptureFixture, answer: bytes
 ) -> None:
     remote.set_ref("k", EngineRef(A, "owner/name", "0" * 40))

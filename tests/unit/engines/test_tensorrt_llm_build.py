@@ -1,4 +1,4 @@
-"""What of the GPU engine needs neither torch nor a card: folders of cast weights, and what is refused before."""
+"""The parts of the GPU engine that need neither torch nor a GPU: folders with cast weights, and refusals."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_bf16_is_the_nearest_of_its_numbers(value: float) -> None:
     assert int(to_bf16(np.array([-value], np.float32))[0]) == bits | 0x8000
 
 
-def test_bf16_of_nothing_known_stays_that() -> None:
+def test_bf16_keeps_nan_infinity_and_negative_zero() -> None:
     assert to_bf16(np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)).tolist() == [0x7FC0, 0x7F80, 0xFF80, 0x8000]
 
 
@@ -64,7 +64,7 @@ def test_a_file_is_read_by_the_format_s_own_reader(tmp_path: Path) -> None:
         assert file.metadata() == {"format": "pt"}
 
 
-def test_a_folder_has_the_transformer_in_bf16_and_what_stands_on_it_in_f32(tmp_path: Path) -> None:
+def test_a_folder_has_the_transformer_in_bf16_and_all_other_layers_in_f32(tmp_path: Path) -> None:
     folder = built(RERANKER, tmp_path / "engine")
     manifest = verify(folder)
     assert (manifest.engine, manifest.precision) == ("tensorrt_llm", "bf16")
@@ -101,7 +101,9 @@ def test_a_window_or_a_cap_needs_attention_of_our_own() -> None:
     ("model", "what"),
     [("mpnet-mean-normalize", "MPNetModel"), ("bert-ner", "a model of kind token-classifier")],
 )
-def test_what_the_gpu_does_not_run_is_refused_with_what_may(model: str, what: str, tmp_path: Path) -> None:
+def test_a_model_that_the_gpu_engine_does_not_run_is_refused_with_an_alternative(
+    model: str, what: str, tmp_path: Path
+) -> None:
     with pytest.raises(UnsupportedModelError, match=rf"does not run {what}.*--engine openvino"):
         built(GOLDEN / model, tmp_path / "engine")
 
@@ -152,7 +154,7 @@ def test_each_dtype_has_an_address_of_its_own(tmp_path: Path) -> None:
         open_engine(settings(folders[2], dtype="float32"))
 
 
-def test_the_mask_is_part_of_what_a_plan_is_addressed_by() -> None:
+def test_the_mask_is_part_of_the_address_of_a_plan() -> None:
     checkpoint = resolve(str(GOLDEN / "qwen2-gte-both-ways"))
     assert build.plan(checkpoint, read_spec(checkpoint), settings(QWEN)).artifact["mask"] == "full"
 

@@ -1,4 +1,4 @@
-"""An engine's files are read again only when they may have changed since they were checked."""
+"""An engine's files are checked again only if they may have changed since the last check."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_copy_and_another_manifest_are_checked(engine: Path, reads: list[Path]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"model.bin": 1}'])
-def test_a_record_that_is_no_record_is_written_again(engine: Path, reads: list[Path], content: bytes) -> None:
+def test_a_malformed_record_is_written_again(engine: Path, reads: list[Path], content: bytes) -> None:
     (engine / TUNED).mkdir()
     (engine / TUNED / "verified.json").write_bytes(content)
     check(engine)

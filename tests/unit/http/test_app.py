@@ -1,4 +1,4 @@
-"""The application over a fake engine: what callers are told when the engine fails, hangs or has too much to do."""
+"""The application with a fake engine: replies when the engine fails, hangs or is overloaded."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ both = pytest.mark.parametrize(("path", "field"), [("/embed", "inputs"), ("/v1/e
 
 @dataclass
 class Served:
-    """An application and those around it."""
+    """An application with its engine and its client."""
 
     app: App
     service: Service
@@ -50,7 +50,7 @@ class Served:
         return asyncio.create_task(self.client.post(path, json=body, headers=named))
 
     async def occupied(self) -> asyncio.Task[httpx.Response]:
-        """A request that the engine is busy with until it is released."""
+        """A request that keeps the engine busy until it is released."""
         self.engine.hold()
         sent = self.send(HELD)
         await entered(self.engine)
@@ -142,7 +142,7 @@ async def test_an_engine_fault_keeps_its_details_to_the_log(
 
 
 @both
-async def test_a_bug_of_ours_is_not_a_500(
+async def test_a_bug_in_the_server_is_not_a_500(
     make_served: MakeServed,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -160,7 +160,7 @@ async def test_a_bug_of_ours_is_not_a_500(
     assert "this is a bug" in caplog.text
 
 
-async def test_after_a_hang_health_says_so_and_nobody_waits(
+async def test_after_a_hang_health_reports_it_and_no_request_waits(
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = [1000.0]
@@ -246,7 +246,7 @@ async def test_what_is_too_late_is_not_run(make_served: MakeServed) -> None:
     assert served.engine.seen == [HELD, [7]]
 
 
-async def test_the_urgent_go_first(make_served: MakeServed) -> None:
+async def test_high_priority_items_run_first(make_served: MakeServed) -> None:
     served = await make_served(max_batch_requests=1)
     first = await served.occupied()
     sent = [served.send([5], x_priority="low"), served.send([6]), served.send([7], x_priority="HIGH")]
@@ -289,7 +289,7 @@ async def test_truss_gets_a_reply_for_any_body(make_served: MakeServed, body: by
         return {"type": "http.request", "body": body}
 
     request = Request({"type": "http", "method": "POST", "path": "/predict", "headers": []}, receive)
-    response = await served.app.respond_by_shape(request)
+    response = await served.app.respond_by_fields(request)
     assert response.status_code in {400, 422}
     assert b"internal" not in response.body
 

@@ -1,4 +1,4 @@
-"""Large bodies are counted before they are decoded, and decoded in pieces to what one decoder would make of them."""
+"""Large bodies are counted before they are decoded, and decoded in pieces to the same value as in one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome(raw: bytes, large: bool) -> object:
-    """The value, or that there is none."""
+    """The decoded value, or the error."""
     try:
         return (decode_large if large else decode)(raw, object)
     except MalformedBodyError:
@@ -42,7 +42,9 @@ def outcome(raw: bytes, large: bool) -> object:
 @pytest.mark.usefixtures("small_pieces")
 @settings(max_examples=300, deadline=None)
 @given(value=JSON, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
-def test_pieces_are_decoded_to_what_the_whole_is(value: object, ascii_only: bool, indent: int | None) -> None:
+def test_a_body_in_pieces_is_decoded_to_the_same_value_as_the_whole(
+    value: object, ascii_only: bool, indent: int | None
+) -> None:
     raw = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode("utf-8", "replace")
     assert outcome(raw, large=True) == outcome(raw, large=False)
 
@@ -99,6 +101,6 @@ def test_memory_counts_what_strings_really_take() -> None:
     assert memory_of(body) > 2000
 
 
-def test_payload_too_large_is_what_is_raised() -> None:
+def test_a_body_over_the_limit_raises_payload_too_large() -> None:
     with pytest.raises(PayloadTooLargeError):
         decode_large(b"[" + b"[]," * 100_000 + b"[]]", object)

@@ -1,4 +1,4 @@
-"""Embeddings in the forms of other APIs: each option is honoured, compared with `/embed`, or refused by its name."""
+"""Embeddings in other APIs: each option has its effect, compared with `/embed`, or is refused by name."""
 
 from __future__ import annotations
 
@@ -238,7 +238,9 @@ async def test_what_asks_for_truncation_to_the_models_length(
 
 
 @pytest.mark.parametrize("options", [{"truncation": False}, {"truncate": "NONE"}, {"truncate": False}], ids=str)
-async def test_what_asks_for_none(client: httpx.AsyncClient, options: dict[str, object]) -> None:
+async def test_truncation_that_is_turned_off_refuses_a_long_text(
+    client: httpx.AsyncClient, options: dict[str, object]
+) -> None:
     reply = await client.post("/v1/embeddings", json={"input": LONG, **options})
     assert (reply.status_code, reply.json()["error"]["param"]) == (422, "input")
 
@@ -249,8 +251,9 @@ async def test_what_asks_for_none(client: httpx.AsyncClient, options: dict[str, 
 @pytest.mark.parametrize(
     ("options", "param"),
     [
-        ({"late_chunking": True}, "late_chunking"),
-        ({"add_special_tokens": False}, "add_special_tokens"),
+        ({"late_chunking": True}, "late_chunking"),  # the model's vector is that of the first token
+        ({"return_multivector": True}, "return_multivector"),
+        ({"padding": "max_length"}, "padding"),
         ({"messages": [{"role": "user", "content": "a"}]}, "messages"),
         ({"modality": "image"}, "modality"),
         ({"modality": ["text", "image"]}, "modality"),
@@ -268,8 +271,9 @@ async def test_what_asks_for_none(client: httpx.AsyncClient, options: dict[str, 
         ({"truncate": True, "truncation": False}, "truncation"),
         ({"input_type": "query", "task": "retrieval.passage"}, "task"),
         ({"prompt": "say: ", "input_type": "query"}, "prompt"),
-        ({"task": "classification"}, "input_type"),  # the model has prompts, and none for this
-        ({"task": "unheard of"}, "input_type"),
+        ({"task": "classification"}, "task"),  # the model has prompts, and none for this
+        ({"task": "unheard of"}, "task"),
+        ({"input_type": "unheard of"}, "input_type"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Large replies are written in pieces, to the bytes that one call would have written, and sent in parts."""
+"""Large replies are written in pieces, with the same bytes as in one call, and sent in parts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ async def body_of(value: object, *headers: tuple[bytes, bytes]) -> bytes:
 
 @pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("limit", [1, 8, 1000])
-async def test_pieces_are_what_one_call_writes(monkeypatch: pytest.MonkeyPatch, value: object, limit: int) -> None:
+async def test_a_reply_in_pieces_has_the_same_bytes_as_one_call_writes(
+    monkeypatch: pytest.MonkeyPatch, value: object, limit: int
+) -> None:
     monkeypatch.setattr(replies, "INLINE_NUMBERS", limit)
     whole = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     assert await body_of(Deferred(0, lambda: value)) == whole

@@ -1,4 +1,4 @@
-"""The bytes of all bodies in memory stay within one limit, and the largest unfinished body makes way first."""
+"""The bytes of all bodies in memory stay within a limit; beyond it, the largest incomplete body is refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from bei_core.http.limits import LEASE, BodyBudget, BodyLease, count_bytes
 
 
 class Request:
-    """A body, and whether it was refused for another one."""
+    """A body, and whether it was refused to keep the limit."""
 
     def __init__(self, budget: BodyBudget, num_bytes: int, *, is_complete: bool = False) -> None:
         self.is_refused = False
@@ -34,7 +34,7 @@ def test_what_is_released_is_free_again() -> None:
     assert Request(budget, 100).lease.num_bytes == 100
 
 
-def test_the_largest_that_is_still_sent_makes_way() -> None:
+def test_the_largest_incomplete_request_is_refused() -> None:
     budget = BodyBudget(100)
     complete = Request(budget, 50, is_complete=True)
     small, large = Request(budget, 10), Request(budget, 35)
@@ -43,7 +43,7 @@ def test_the_largest_that_is_still_sent_makes_way() -> None:
     assert budget.num_bytes == 70
 
 
-def test_one_that_is_itself_the_largest_is_refused_and_keeps_what_it_has() -> None:
+def test_a_request_that_is_itself_the_largest_is_refused_and_keeps_its_bytes() -> None:
     budget = BodyBudget(100)
     Request(budget, 40)
     large = Request(budget, 50)
@@ -61,7 +61,7 @@ def test_complete_bodies_are_not_refused_for_others() -> None:
     assert not complete.is_refused
 
 
-def test_the_application_counts_what_it_makes_of_a_body() -> None:
+def test_the_application_counts_the_memory_of_decoded_bodies() -> None:
     budget = BodyBudget(100)
     request = Request(budget, 10, is_complete=True)
     scope = {"extensions": {LEASE: request.lease}}

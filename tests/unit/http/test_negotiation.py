@@ -1,4 +1,4 @@
-"""Formats of bodies: what a caller asks for, what it gets, and compressed bodies in."""
+"""Formats of replies by the request's headers, and compressed request bodies."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ codings = pytest.mark.parametrize("coding", ["gzip", "zstd"])
 
 @pytest.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
-    """A client that asks for nothing by itself."""
+    """A client that sends no accept headers of its own."""
     spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
     manifest = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     opened = Opened(FakeEngine(max_seq_len=48), spec, FOLDER / "tokenizer.json", manifest)
@@ -114,12 +114,12 @@ def test_msgpack_is_for_those_who_name_it(accept: str, media_type: str) -> None:
         ("gzip;q=0.000", None),
     ],
 )
-def test_a_coding_is_for_those_who_ask(accepted: str, coding: str | None) -> None:
+def test_a_reply_is_compressed_only_for_clients_that_accept_it(accepted: str, coding: str | None) -> None:
     assert wanted([(b"host", b"a"), (b"accept-encoding", accepted.encode())]).coding == coding
 
 
 @given(st.binary(max_size=60), st.binary(max_size=60))
-def test_no_header_is_too_odd(accept: bytes, accept_encoding: bytes) -> None:
+def test_any_bytes_in_accept_headers_give_a_known_format(accept: bytes, accept_encoding: bytes) -> None:
     found = wanted([(b"accept", accept), (b"accept-encoding", accept_encoding)])
     assert found.media_type in {JSON, MSGPACK}
     assert found.coding in {None, "gzip", "zstd"}
@@ -146,7 +146,7 @@ def test_other_numbers_of_numpy() -> None:
     assert msgspec.msgpack.decode(packed(value)) == {"ids": [0, 1, 2], "one": 4, "score": 0.5, "halves": [0.0, 0.0]}
 
 
-def test_what_is_no_value_is_a_bug() -> None:
+def test_packing_an_unknown_type_is_a_bug() -> None:
     with pytest.raises(TypeError, match="this is a bug"):
         packed({"a": object()})
 
@@ -164,7 +164,9 @@ def test_what_is_no_value_is_a_bug() -> None:
         ("/tokenize", {"inputs": "some text"}),
     ],
 )
-async def test_msgpack_says_what_json_says(http: httpx.AsyncClient, path: str, body: dict[str, object]) -> None:
+async def test_msgpack_and_json_have_the_same_content(
+    http: httpx.AsyncClient, path: str, body: dict[str, object]
+) -> None:
     plain = await http.post(path, json=body)
     in_msgpack = await http.post(path, json=body, headers={"accept": "application/msgpack"})
     assert (plain.headers["content-type"], in_msgpack.headers["content-type"]) == (JSON, MSGPACK)
@@ -238,8 +240,8 @@ async def test_a_compressed_body_is_read(http: httpx.AsyncClient, coding: str) -
         reply = await http.post("/embed", content=PACK[coding](BODY), headers={"content-encoding": named})
         assert reply.status_code == 200
         assert reply.json() == (await http.post("/embed", content=BODY)).json()
-    by_shape = await http.post("/", content=PACK[coding](BODY), headers={"content-encoding": coding})
-    assert by_shape.status_code == 200
+    by_fields = await http.post("/", content=PACK[coding](BODY), headers={"content-encoding": coding})
+    assert by_fields.status_code == 200
 
 
 async def test_a_body_may_say_that_it_is_as_it_is(http: httpx.AsyncClient) -> None:
@@ -248,7 +250,7 @@ async def test_a_body_may_say_that_it_is_as_it_is(http: httpx.AsyncClient) -> No
 
 
 @codings
-async def test_the_limit_is_on_what_it_says(http: httpx.AsyncClient, coding: str) -> None:
+async def test_the_body_limit_counts_decompressed_bytes(http: httpx.AsyncClient, coding: str) -> None:
     body = PACK[coding](b'{"inputs": "' + b"a" * 20_000 + b'"}')
     assert len(body) < 20_000
     for path in ("/embed", "/"):
@@ -270,7 +272,7 @@ async def test_the_limit_is_exact(coding: str, size: int) -> None:
 @pytest.mark.parametrize(
     "spoil", [lambda b: b[:-3], lambda b: b + b, lambda b: b"x" + b, lambda b: b"", lambda b: b[9:]]
 )
-async def test_a_spoilt_body_is_a_400(http: httpx.AsyncClient, coding: str, spoil: Any) -> None:  # noqa: ANN401
+async def test_a_damaged_compressed_body_is_a_400(http: httpx.AsyncClient, coding: str, spoil: Any) -> None:  # noqa: ANN401
     body = spoil(PACK[coding](BODY))
     reply = await http.post("/embed", content=body, headers={"content-encoding": coding})
     assert (reply.status_code, coding in reply.text) == (400, True)

@@ -77,7 +77,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
     ("body", "param"),
     [
         ({"images": ["data:image/png;base64,AA=="], "input_type": "image"}, "images"),
-        ({"texts": ["a"], "input_type": "image"}, "images"),
+        ({"texts": ["a"], "input_type": "image"}, "input_type"),
         ({"inputs": [{"content": [IMAGE]}]}, "content"),
         ({"inputs": [{"content": [{"type": "text", "text": "a"}, IMAGE]}]}, "content"),
         ({}, "texts"),
@@ -156,7 +156,7 @@ async def test_a_slash_at_the_end_of_a_path_is_ignored(client: httpx.AsyncClient
     assert (await client.get("/v1/models/")).json() == (await client.get("/v1/models")).json()
 
 
-async def test_what_is_not_there_has_no_code(client: httpx.AsyncClient) -> None:
+async def test_an_error_without_a_code_has_the_code_null(client: httpx.AsyncClient) -> None:
     for path, status in (("/v1/nowhere", 404), ("/v1/embeddings", 422)):
         reply = await client.post(path, json={})
         assert (reply.status_code, reply.json()["error"]["code"]) == (status, None)

@@ -85,7 +85,7 @@ async def make_served() -> AsyncIterator[MakeServed]:
 
 
 async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
-    """A request that the engine has until it is released."""
+    """A request that keeps the engine busy until it is released."""
     served.engine.hold()
     task = asyncio.create_task(served.client.post("/embed", json={"inputs": [[9]]}))
     await entered(served.engine)
@@ -94,6 +94,7 @@ async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
 
 SHAPES = [
     ("/embed", lambda reply: reply["error_type"]),
+    ("/embed/", lambda reply: reply["error_type"]),
     ("/v1/embeddings", lambda reply: reply["error"]["type"]),
     ("/", lambda reply: reply["error"]["type"]),
 ]
@@ -135,7 +136,7 @@ async def test_a_refusal_keeps_the_connection_and_what_follows_on_it(make_served
     assert served.pool.budget.num_bytes == 0
 
 
-async def test_a_full_server_tells_a_wrong_key_and_a_wrong_priority_before_that_it_is_full(
+async def test_a_full_server_reports_a_wrong_key_or_priority_first(
     make_served: MakeServed,
 ) -> None:
     served = await make_served(max_concurrent_requests=1, api_key="secret")

@@ -1,4 +1,4 @@
-"""How long the way of one request through the code is; docs/structures.md has the figures."""
+"""The number of functions and files that one request passes; docs/structures.md has the figures."""
 
 from __future__ import annotations
 

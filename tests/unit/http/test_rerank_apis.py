@@ -1,4 +1,4 @@
-"""Whose reply a rerank body gets, and which options of each API are honoured or refused by name."""
+"""The format of the reply to each rerank body, and the options of each API: effective, or refused by name."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_infinitys_and_voyages_objects_name_themselves() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"top_n": 2}, {"top_k": 2}, {"top_k": 2, "top_n": 0}])
-async def test_the_best_are_kept(fields: dict[str, int]) -> None:
+async def test_top_n_gives_the_best_documents(fields: dict[str, int]) -> None:
     reply = await reply_of("/v1/rerank", BODY | fields)
     assert [item["index"] for item in reply.get("results") or reply["data"]] == ORDER[:2]
 
@@ -112,7 +112,9 @@ async def test_options_that_truncate(fields: dict[str, Any]) -> None:
         ("/v1/rerank", {"rank_fields": []}, "rank_fields"),
         ("/v1/rerank", {"max_chunks_per_doc": 10}, "max_chunks_per_doc"),
         ("/v1/rerank", {"max_tokens_per_query": 10}, "max_tokens_per_query"),
-        ("/v1/rerank", {"add_special_tokens": False}, "add_special_tokens"),
+        ("/v1/rerank", {"padding": "max_length"}, "padding"),
+        ("/v1/rerank", {"top_n": 1, "top_k": 2}, "top_k"),
+        ("/v1/rerank", {"truncate": False, "truncation": True}, "truncation"),
         ("/v1/rerank", {"chat_template": "{{ a }}"}, "chat_template"),
         ("/v1/rerank", {"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
         ("/v1/rerank", {"return_documents": "maybe"}, "return_documents"),

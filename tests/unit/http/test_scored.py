@@ -178,7 +178,7 @@ async def test_one_path_takes_every_body(classifier: Classifier | None, body: ob
     assert reply.json() == expected_reply.json()
 
 
-async def test_one_path_refuses_what_no_route_takes() -> None:
+async def test_a_body_that_fits_no_route_is_refused() -> None:
     async with serving(None) as client:
         assert (await client.post("/", json={"text": "a"})).status_code == 422
         assert (await client.post("/", content=b"{")).status_code == 400

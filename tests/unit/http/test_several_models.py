@@ -1,4 +1,4 @@
-"""Several models in one server: which one a request is for, and what the server says of them all."""
+"""Several models in one server: the choice of a request's model, and `/info`, health and metrics of all."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LABELS = {"a/ranker": 1, "a/first": 0, "b/second": 0, "d/first": 0}  # of each m
 
 
 class Narrow(FakeEngine):
-    """One whose rows are as wide as there are labels."""
+    """An engine whose rows are as wide as there are labels."""
 
     def __init__(self, width: int) -> None:
         super().__init__(max_seq_len=48)
@@ -49,7 +49,7 @@ class Narrow(FakeEngine):
 
 
 class Stage:
-    """What stands in for the building of engines."""
+    """Replaces the building of engines."""
 
     def __init__(self) -> None:
         self.engines: dict[str, FakeEngine] = {}
@@ -112,6 +112,8 @@ def used(stage: Stage) -> list[str]:
         ("two", "b/second"),
         ("b/second", "b/second"),
         ("second", "b/second"),
+        ("two-query", "b/second"),  # as NVIDIA's clients name an input type
+        ("b/second-passage", "b/second"),
         ("", "a/first"),
         (None, "a/first"),
         ("not-required", "a/first"),
@@ -228,7 +230,7 @@ def test_queues_are_added_up() -> None:
     assert b"te_queue_size 5.0" in metrics.render()
 
 
-def test_where_one_does_not_open_none_stays_open(stage: Stage) -> None:
+def test_if_one_model_does_not_open_all_are_closed(stage: Stage) -> None:
     with pytest.raises(CheckpointError, match="d/missing"):
         Service.open_all(Settings.load({"models": ["a/first", "b/second", "d/missing"]}, {}))
     assert [engine.is_closed for engine in stage.engines.values()] == [True, True]
@@ -248,7 +250,7 @@ def test_two_of_one_name_are_refused(services: list[Service]) -> None:
         App(*services, Service(services[2]._opened, services[2].settings))
 
 
-def test_a_last_part_that_is_not_clear_is_no_name(stage: Stage) -> None:
+def test_a_last_part_that_two_models_share_is_not_a_name(stage: Stage) -> None:
     found = Service.open_all(Settings.load({"models": ["a/first", "d/first"]}, {}))
     assert set(App(*found)._by_name) == {"a/first", "d/first"}
     for service in found:

@@ -115,6 +115,18 @@ async def test_embed_all_of_one_text_or_of_ids_is_a_list_too() -> None:
     np.testing.assert_array_equal(numbers, [token_rows([5, 6, 7])])
 
 
+@pytest.mark.parametrize("asked", ["return_dense", "return_sparse", "return_colbert_vecs"])
+async def test_several_outputs_are_refused_by_name_where_the_model_is_not_bge_m3(asked: str) -> None:
+    async with serving(POOLING) as client:
+        for answer in (True, False):
+            reply = await client.post("/embed_all", json={"inputs": "red", asked: answer})
+            assert reply.status_code == 424
+            assert f"`{asked}`" in reply.json()["error"]
+        weights = await client.post("/pooling", json={"input": "red", "task": "token_classify"})
+    assert weights.status_code == 424
+    assert "does not do `task: token_classify`" in weights.json()["error"]["message"]
+
+
 async def test_embed_all_is_cut_where_the_text_is() -> None:
     long = " ".join(TEXTS * 20)
     async with serving(POOLING) as client:
@@ -125,7 +137,7 @@ async def test_embed_all_is_cut_where_the_text_is() -> None:
     assert refused.status_code == 422
 
 
-async def test_embed_sparse_has_what_is_not_zero_by_index() -> None:
+async def test_embed_sparse_has_each_nonzero_value_with_its_index() -> None:
     async with serving(Splade(), token_width=0) as client:
         found = (await client.post("/embed_sparse", json={"inputs": TEXTS})).json()
     assert [[item["index"] for item in one] for one in found] == [[1, 3, 5, 7]] * 3
@@ -273,7 +285,7 @@ async def test_what_cannot_be_answered_is_refused(path: str, body: object, statu
 async def test_vertex_answers_each_instance_as_its_route_does(modules: tuple[Module, ...], path: str) -> None:
     bodies = [{"inputs": text} for text in TEXTS]
     async with serving(*modules) as client:
-        reply = await client.post("/vertex", json={"instances": bodies, "parameters": {"ignored": True}})
+        reply = await client.post("/vertex", json={"instances": bodies, "parameters": {}})
         alone = [(await client.post(path, json=body)).json() for body in bodies]
         counts = (await client.get("/metrics")).text
     assert reply.json() == {"predictions": alone}
@@ -283,7 +295,7 @@ async def test_vertex_answers_each_instance_as_its_route_does(modules: tuple[Mod
     assert "te_request_success" in counts
 
 
-async def test_vertex_tells_bodies_apart() -> None:
+async def test_vertex_finds_the_route_of_each_body() -> None:
     similar = {"inputs": {"source_sentence": "red", "sentences": ["blue"]}}
     async with serving(POOLING) as client:
         body = {"instances": [similar, {"input": "red"}, {"inputs": "red"}]}
@@ -342,7 +354,7 @@ async def test_predict_with_parameters_is_a_list_of_lists(parameters: dict[str, 
         ),
     ],
 )
-async def test_info_says_what_is_served_in_teis_words(modules: tuple[Module, ...], expected: object) -> None:
+async def test_info_describes_the_model_in_teis_terms(modules: tuple[Module, ...], expected: object) -> None:
     async with serving(*modules) as client:
         info = (await client.get("/info")).json()
     assert info["model_type"] == expected

@@ -1,4 +1,4 @@
-"""Traces: what a collector is sent of a request, and what a request notices of the collector, which is nothing."""
+"""Traces: the spans that a collector receives; a collector never delays or fails a request."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _service(name: str, endpoint: str) -> Service:
 
 
 def sent(served: Served, collector: Collector) -> list[Span]:
-    """What the collector has once everything is sent."""
+    """The spans of the collector after all were sent."""
     served.traces.close()
     return collector.spans
 
@@ -152,7 +152,7 @@ async def test_what_the_caller_does_not_sample_is_not_sent(make_served: MakeServ
         ({"inputs": [BAD]}, 424, "Backend", True),
     ],
 )
-async def test_an_error_is_recorded_without_what_was_sent(
+async def test_an_error_is_recorded_without_the_content_of_the_request(
     make_served: MakeServed, collector: Collector, body: object, status: int, kind: str, failed: bool
 ) -> None:
     served = await make_served(collector.url)
@@ -198,7 +198,7 @@ async def test_what_no_route_answers_has_neither_path_nor_model(make_served: Mak
     assert "secret" not in str(spans).lower()
 
 
-async def test_a_body_by_shape_has_the_route_that_answered(make_served: MakeServed, collector: Collector) -> None:
+async def test_a_body_by_its_fields_has_the_route_that_answered(make_served: MakeServed, collector: Collector) -> None:
     served = await make_served(collector.url)
     assert (await served.embed(path="/invocations")).status_code == 200
     (span,) = sent(served, collector)
@@ -311,7 +311,7 @@ async def test_callers_do_not_fill_the_log(
         ("https://c/otlp?key=k", "https://c/otlp/v1/traces?key=k"),
     ],
 )
-def test_where_spans_are_posted(endpoint: str, url: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_spans_are_posted_to_the_url_of_the_endpoint(endpoint: str, url: str, caplog: pytest.LogCaptureFixture) -> None:
     assert traces_url(endpoint) == url
     assert not caplog.records
 

@@ -95,7 +95,9 @@ async def test_pooling_gives_a_classifiers_scores() -> None:
         ({"input": "a", "task": "token_embed"}, 424, "vectors of tokens"),
         ({"input": "a", "task": "plugin"}, 422, "task"),
         ({"input": "a", "encoding_format": "bytes"}, 422, "encoding_format"),
-        ({"messages": []}, 422, "input"),
+        ({"messages": []}, 422, "messages"),
+        ({"input": "a", "messages": []}, 422, "messages"),
+        ({}, 422, "input"),
     ],
 )
 async def test_pooling_refuses_by_name(body: object, status: int, named: str) -> None:

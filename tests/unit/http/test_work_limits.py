@@ -1,4 +1,4 @@
-"""Work that a small body would multiply is counted before it is done."""
+"""Small bodies that cause much work: the work is counted before it is done."""
 
 from __future__ import annotations
 

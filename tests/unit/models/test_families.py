@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
+from unittest.mock import MagicMock
 
 import pytest
 
 from bei_core.engines.openvino.models import pages
+from bei_core.engines.tensorrt_llm import limits
 from bei_core.engines.torch import folder
 from bei_core.models.families import FAMILIES, family_of
+from bei_core.models.modules import Pooling
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import ModelSpec
+from bei_core.models.transformer import num_positions
 
 ALL = {family.name: family for family in FAMILIES.values()}
 
@@ -26,6 +33,48 @@ def test_the_cpu_engine_has_the_page_of_every_family(name: str) -> None:
 def test_the_engines_for_gpus_have_the_pages_of_these_families() -> None:
     without = {name for name, family in ALL.items() if not folder.has_page(family)}
     assert without == {"jina_bert", "model2vec", "static", "t5"}
+
+
+def test_tensorrt_llm_says_of_every_page_of_torch_whether_it_runs_it() -> None:
+    assert limits.RUNS.keys() == {family.page for family in ALL.values() if folder.has_page(family)}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_mask_of_the_engines_for_gpus_is_the_familys(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = next(iter(ALL[name].classes))
+    if not folder.has_page(ALL[name]):
+        pytest.skip("the engines for GPUs have no such page")
+    for page in ("BertSizes", "RotarySizes"):  # no sizes are needed for the mask
+        monkeypatch.setattr(folder, page, MagicMock())
+    for is_causal, mask in ((True, "causal"), (False, "full")):
+        row = replace(ALL[name], is_causal=MagicMock(return_value=is_causal))
+        monkeypatch.setattr(folder, "family_of", MagicMock(return_value=row))
+        spec = ModelSpec(
+            architecture=f"{family}Model",
+            config={},
+            modules=(Pooling((PoolingMode.MEAN,)),),
+            normalize=False,
+            max_seq_len=8,
+        )
+        assert folder.facts_of(spec).mask == mask
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "num_tokens"),
+    [
+        ("BertModel", {}, 514),
+        ("DebertaV2Model", {}, 514),
+        ("UnknownModel", {}, 514),
+        ("RobertaModel", {"pad_token_id": 1}, 512),
+        ("CamembertForSequenceClassification", {"pad_token_id": 0}, 513),
+        ("XLMRobertaFlashModel", {"pad_token_id": None}, 512),
+        ("MPNetModel", {"pad_token_id": 7}, 512),
+    ],
+)
+def test_positions_before_that_of_the_first_token_hold_no_token(
+    architecture: str, config: dict[str, object], num_tokens: int
+) -> None:
+    assert num_positions({"architectures": [architecture], "max_position_embeddings": 514, **config}) == num_tokens
 
 
 @pytest.mark.parametrize("architecture", ["BertModel", "XLMRobertaForSequenceClassification", "HF_ColBERT"])

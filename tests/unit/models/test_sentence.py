@@ -1,4 +1,4 @@
-"""Malformed files of sentence-transformers, and what they say that BEI does not do: refused in one line each."""
+"""Malformed files of sentence-transformers, and unsupported values in them: refused with one line each."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ def of_type(name: str) -> list[dict[str, Any]]:
         ({TRANSFORMER: {"modality_config": 3}}, f"{TRANSFORMER}: modality_config: expected `object | null`"),
         (
             {TRANSFORMER: {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}}},
-            f"{TRANSFORMER}: modality_config.text is not supported unless its method is forward and its method_output_",
+            f"{TRANSFORMER}: modality_config.text must have the method forward and the method_output_",
         ),
         (
             {TRANSFORMER: {"modality_config": {"image": {"method": "get_image_features", "method_output_name": None}}}},
-            f"{TRANSFORMER}: modality_config.text is not supported",
+            f"{TRANSFORMER}: modality_config.text must have the method forward",
         ),
         (
             {TRANSFORMER: {"modality_config": {"message": {"method": "forward", "method_output_name": "x"}}}},
@@ -98,11 +98,11 @@ def of_type(name: str) -> list[dict[str, Any]]:
         ),
         (
             {"modules.json": of_type("sentence_transformers.models.CNN")},
-            "sentence_transformers.models.CNN is not one of",
+            "sentence_transformers.models.CNN is not supported; supported are Transformer, ",
         ),
         (
             {"modules.json": of_type("sentence_transformers.sparse_encoder.models.SparseAutoEncoder")},
-            "modules.json: sentence_transformers.sparse_encoder.models.SparseAutoEncoder is not one of Transformer, ",
+            "sentence_transformers.sparse_encoder.models.SparseAutoEncoder is not supported; supported are Transf",
         ),
         (
             {"modules.json": of_type("sentence_transformers.sparse_encoder.models.SpladePooling")},
@@ -112,7 +112,17 @@ def of_type(name: str) -> list[dict[str, Any]]:
             {TRANSFORMER: {"transformer_task": "fill-mask"}},
             "modules.json: Pooling may not follow a transformer for fill-mask",
         ),
-        ({"modules.json": modules()}, "modules.json: nothing follows the transformer"),
+        ({"modules.json": modules()}, "modules.json: no module follows the transformer"),
+        (
+            {
+                "config_sentence_transformers.json": {
+                    "model_type": "CrossEncoder",
+                    "prompts": {"query": "find: "},
+                    "default_prompt_name": "query",
+                }
+            },
+            "config_sentence_transformers.json: default_prompt_name is not supported for a CrossEncoder",
+        ),
         ({"1_Pooling/config.json": {"pooling_mode": 3}}, "1_Pooling/config.json: pooling_mode: expected `str | array"),
         ({"1_Pooling/config.json": {"include_prompt": "no"}}, "1_Pooling/config.json: include_prompt: expected `bool`"),
         (
@@ -155,7 +165,7 @@ def test_a_file_that_cannot_be_served_is_refused_by_name(tmp_path: Path, files: 
 def test_a_first_module_that_is_no_transformer_is_refused_beside_a_bert(tmp_path: Path, name: str) -> None:
     listed = [{**entry, **({"type": name} if entry["idx"] == 0 else {})} for entry in modules("Pooling")]
     with pytest.raises(
-        UnsupportedModelError, match=rf"modules\.json: {name} is not (supported as first module|a class)"
+        UnsupportedModelError, match=rf"modules\.json: {name} is not (supported as the first module|a class)"
     ):
         spec_of(tmp_path, {"modules.json": listed})
 
@@ -193,7 +203,7 @@ def test_the_similarity_function_is_read(tmp_path: Path, named: str | None, simi
 
 
 def test_a_table_of_another_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"embedding\.weight has the shape \(4,\), not a table's"):
+    with pytest.raises(CheckpointError, match=r"embedding\.weight has shape \(4,\), but must have 2 dimensions"):
         written(tmp_path / "flat", static(modules(first="StaticEmbedding"), {"": {"embedding.weight": (4,)}}))
     with pytest.raises(CheckpointError, match=r"has none of the tensors embedding\.weight, embeddings"):
         written(tmp_path / "none", static(modules(first="StaticEmbedding"), {"": {"weight": (4, 4)}}))
@@ -217,5 +227,5 @@ def test_a_module_outside_of_the_folder_is_refused(tmp_path: Path) -> None:
 def test_a_reranker_without_a_head_is_refused(tmp_path: Path) -> None:
     folder = FOLDERS["cross-encoder-6"]
     config = {**RERANKER, "architectures": ["BertModel"]}
-    with pytest.raises(UnsupportedModelError, match=r"modules\.json: nothing follows the transformer"):
+    with pytest.raises(UnsupportedModelError, match=r"modules\.json: no module follows the transformer"):
         written(tmp_path, Folder({**folder.files, "config.json": config}, folder.weights, folder.kind))

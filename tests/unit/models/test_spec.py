@@ -1,4 +1,4 @@
-"""A model folder read into a spec: every golden folder, and hand-written ones for what those do not show."""
+"""The spec of a model folder: of every golden folder, and of hand-written ones for the other cases."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_prompt_may_be_left_out_of_the_mean() -> None:
     assert read_spec(checkpoint(SERVED[0].folder)).pools_prompt
 
 
-def test_a_prompt_left_out_of_what_has_positions_is_refused(tmp_path: Path) -> None:
+def test_excluding_the_prompt_from_pooling_is_refused_for_position_dependent_modes(tmp_path: Path) -> None:
     pooling = {"1_Pooling/config.json": {"pooling_mode": "weightedmean", "include_prompt": False}}
     with pytest.raises(
         UnsupportedModelError, match=r"1_Pooling/config\.json: include_prompt false is not supported with"
@@ -169,11 +169,14 @@ def test_a_normalize_that_is_not_last_stays_in_the_graph(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("kinds", "text"),
     [
-        (("Pooling", "LSTM"), "models.LSTM is not one of Transformer, Pooling, Dense, LayerNorm, Normalize"),
-        (("Normalize",), "one Pooling must come first"),
-        ((), "nothing follows the transformer"),
-        (("Pooling", "Pooling"), "one Pooling must come first"),
-        (("Dense", "Pooling"), "one Pooling must come first"),
+        (
+            ("Pooling", "LSTM"),
+            "models.LSTM is not supported; supported are Transformer, Pooling, Dense, LayerNorm, Normalize",
+        ),
+        (("Normalize",), "one Pooling must follow the transformer"),
+        ((), "no module follows the transformer"),
+        (("Pooling", "Pooling"), "one Pooling must follow the transformer"),
+        (("Dense", "Pooling"), "one Pooling must follow the transformer"),
     ],
 )
 def test_modules_that_no_engine_runs_are_refused(tmp_path: Path, kinds: tuple[str, ...], text: str) -> None:
@@ -218,7 +221,7 @@ def test_a_dense_that_no_engine_runs_is_refused(tmp_path: Path, config: dict[str
         ({}, 512),
     ],
 )
-def test_the_length_is_what_sentence_transformers_was_told_within_the_position_table(
+def test_the_length_is_that_of_sentence_transformers_within_the_position_table(
     tmp_path: Path, files: dict[str, object], length: int
 ) -> None:
     assert spec_of(tmp_path, files).max_seq_len == length
@@ -325,7 +328,9 @@ def test_a_template_says_what_a_causal_model_answers(tmp_path: Path) -> None:
 
 
 def test_a_template_without_answers_is_no_use_to_a_causal_model(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'this Qwen3ForCausalLM answers no and yes; give it as JSON: \{"template"'):
+    with pytest.raises(
+        ConfigError, match=r'this Qwen3ForCausalLM are the answers no and yes; give it as JSON: \{"template"'
+    ):
         ranker(tmp_path, RerankTemplate("own", TEXT))
 
 

@@ -1,4 +1,4 @@
-"""Who is let in, on a clock that the test turns: the engine stays busy under any load, and the wait is bounded."""
+"""Admission, with a clock that the test sets: the engine stays busy under any load, and waits are bounded."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_an_engine_that_becomes_slower_is_believed() -> None:
     assert max(settled) <= 1.0 + 2 * (FIXED_S + 3 * BUDGET * TOKEN_S)
 
 
-def test_who_is_urgent_is_let_in_where_others_are_refused() -> None:
+def test_a_high_priority_request_is_accepted_when_others_are_refused() -> None:
     simulation = Simulation(max_wait_s=4.0)
     numbers, accepted = random.Random(1), dict.fromkeys(HEAD_START_S, 0)
     offered = dict.fromkeys(HEAD_START_S, 0)

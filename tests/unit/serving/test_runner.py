@@ -1,4 +1,4 @@
-"""The runner with a scripted engine: who gets which row, in which batch, and how it ends."""
+"""The runner with a scripted engine: rows, batches and the end of each request."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ async def test_a_result_is_given_on_the_event_loop_that_waits_for_it(
 
 
 async def test_an_idle_engine_starts_at_once(make_runner: MakeRunner) -> None:
-    """With a clock that stands still, a runner that waited for a batch to grow would wait for ever."""
+    """The clock stands still, so a runner that waits for a batch to grow would never start."""
     engine = FakeEngine()
     runner = make_runner(engine, clock=Clock())
     await asyncio.wait_for(runner.submit([tokens_of(1)]), SAFETY_S)
@@ -334,7 +334,7 @@ async def test_close_answers_everything_accepted_then_refuses(make_runner: MakeR
     assert [99] not in engine.seen
 
 
-async def test_close_that_may_not_wait_fails_what_is_left(make_runner: MakeRunner) -> None:
+async def test_close_without_a_timeout_fails_the_remaining_items(make_runner: MakeRunner) -> None:
     engine = FakeEngine(max_seq_len=1)
     runner = make_runner(engine, budget=1)
     with engine.held():

@@ -1,4 +1,4 @@
-"""The runner with an engine that fails, hangs or gives nonsense: every input ends, none by the fault of another."""
+"""The runner with an engine that fails, hangs or gives wrong rows: every input ends, only bad ones fail."""
 
 from __future__ import annotations
 
@@ -134,10 +134,10 @@ async def test_a_failure_outside_the_engine_fails_the_items_of_that_batch(make_r
 
 
 @pytest.mark.parametrize("shape", [(1, WIDTH), (3, WIDTH), (2, 1), (2,)], ids=str)
-async def test_rows_of_another_shape_are_nobodys(
+async def test_rows_of_a_wrong_shape_are_given_to_no_caller(
     make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...]
 ) -> None:
-    """A row of width 1 would broadcast, a row too few would leave a caller waiting."""
+    """A row of width 1 would be broadcast; a missing row would leave a caller waiting."""
     engine = FakeEngine()
     runner = make_runner(engine)
     with monkeypatch.context() as patch:
@@ -147,9 +147,7 @@ async def test_rows_of_another_shape_are_nobodys(
     assert (await runner.submit([tokens_of(1)])).rows.shape == (1, 8)
 
 
-async def test_a_failure_of_the_queue_leaves_nobody_waiting(
-    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_failure_of_the_queue_ends_every_wait(make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug of the queue")
 
@@ -181,7 +179,7 @@ async def test_after_an_item_failed_the_rest_of_its_request_is_not_run(make_runn
 # --- Hangs
 
 
-async def test_a_hang_fails_all_that_wait_and_refuses_what_comes(make_runner: MakeRunner) -> None:
+async def test_a_hang_fails_all_waiting_requests_and_refuses_new_ones(make_runner: MakeRunner) -> None:
     engine, clock = FakeEngine(max_seq_len=1), Clock()
     runner = make_runner(engine, budget=1, hang_s=10, clock=clock)
     with engine.held():
@@ -203,7 +201,7 @@ async def test_a_hang_fails_all_that_wait_and_refuses_what_comes(make_runner: Ma
     assert runner.broken is not None
 
 
-async def test_a_hang_is_noticed_by_the_next_request_also_where_nobody_asks_for_health(
+async def test_a_hang_is_noticed_by_the_next_request_without_a_health_check(
     make_runner: MakeRunner,
 ) -> None:
     engine, clock = FakeEngine(), Clock()
@@ -231,7 +229,7 @@ async def test_an_idle_engine_does_not_hang(make_runner: MakeRunner) -> None:
 
 
 async def test_a_slow_engine_does_not_hang(make_runner: MakeRunner) -> None:
-    """Ten times the expected time is allowed, where that is more than the setting."""
+    """A batch may take ten times its expected time, if that is more than the setting allows."""
     engine, clock = FakeEngine(), Clock()
     runner = make_runner(engine, hang_s=10, clock=clock)
     runner.admission.rate.add(1, 5.0)
@@ -266,7 +264,7 @@ class PanicError(BaseException):
 
 
 @pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt(), PanicError()], ids=repr)
-async def test_what_ends_the_engine_thread_ends_every_wait_and_is_told(
+async def test_an_exception_that_ends_the_engine_thread_ends_every_wait_and_is_reported(
     make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException
 ) -> None:
     engine = FakeEngine(max_seq_len=2)

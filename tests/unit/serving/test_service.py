@@ -1,4 +1,4 @@
-"""The service with a fake engine: who is let in, with which prompt, and whether it says the truth about its health."""
+"""The service with a fake engine: admission, prompts and health."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ async def test_requests_with_other_options_share_a_batch(make_service: MakeServi
     assert [len(batch) for batch in engine.batches] == [1, 3]
 
 
-async def test_the_timings_say_what_a_request_was_made_of(make_service: MakeService) -> None:
+async def test_the_timings_split_the_time_of_a_request_into_its_stages(make_service: MakeService) -> None:
     service = make_service()
     given = Timings()
     reply = await service.run(embed("one", "two words", [5, 6, 7]), timings=given)
@@ -192,7 +192,7 @@ async def test_every_way_in_which_a_request_ends_gives_its_place_back(make_servi
 
 
 async def leave(service: Service, engine: FakeEngine) -> None:
-    """A caller who leaves while his request is computed."""
+    """Cancel a request while it is computed."""
     while engine.entered.acquire(blocking=False):
         pass
     with engine.held():
@@ -224,7 +224,7 @@ async def test_a_prompt_goes_before_the_text(make_service: MakeService, name: st
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones(make_service: MakeService) -> None:
-    with pytest.raises(ValidationError, match="unknown prompt 'q'; this model has: document, query") as refusal:
+    with pytest.raises(ValidationError, match="unknown `prompt_name` 'q'; this model has: document, query") as refusal:
         Common(prompt_name="q").encode_options(make_service(spec=spec_of(prompts=PROMPTS)).model)
     assert refusal.value.param == "prompt_name"
     with pytest.raises(ValidationError, match="this model has: none"):
@@ -281,7 +281,7 @@ async def test_health_is_proved_by_the_engine_once_and_then_believed_for_a_while
     assert len(engine.batches) == 2
 
 
-async def test_health_asks_the_engine_even_where_a_row_is_long_ago_and_tells_what_it_said(
+async def test_health_runs_the_engine_if_the_last_row_is_old_and_reports_its_error(
     make_service: MakeService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bei_core.serving.service._PROVEN_S", -1.0)

@@ -1,4 +1,4 @@
-"""Engines that take turns: one at a time, in the order of asking, and one that hangs is waited for once."""
+"""Engines that take turns: one at a time, in the order of requests; the others wait once for one that hangs."""
 
 from __future__ import annotations
 

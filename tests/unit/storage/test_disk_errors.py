@@ -1,4 +1,4 @@
-"""A disk that is full, fails or may not be written: an error of ours that says what to do, and nothing half-written."""
+"""Disks that are full, fail or refuse writes: the error says what to do, and nothing is left half-written."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ BIG = bytes(CAPACITY + 1)
 
 
 def left(folder: Path) -> set[str]:
-    """The names of what is in a folder, but for locks and notes."""
+    """The names of the files in a folder, without locks, leases and refs."""
     return {path.name for path in folder.iterdir()} - {".used", ".locks", ".requests"}
 
 
@@ -87,7 +87,7 @@ def test_openvinos_own_writing_says_why_it_stopped(full: Path) -> None:
         (errno.EMFILE, "model.bin: Too many open files; check this path"),
     ],
 )
-def test_what_else_a_disk_refuses_is_told_apart(tmp_path: Path, number: int, said: str) -> None:
+def test_each_disk_error_has_its_own_text(tmp_path: Path, number: int, said: str) -> None:
     cache = EngineCache(tmp_path / "engines", local=True)
     with pytest.raises(DiskError) as raised:
         cache.obtain(A, refuse(number))
@@ -167,7 +167,7 @@ def test_a_push_to_a_full_disk_leaves_no_engine(tmp_path: Path) -> None:
 # --- Checkpoints
 
 
-def test_a_fetch_to_a_full_disk_goes_on_when_there_is_room(full: Path, tmp_path: Path) -> None:
+def test_a_fetch_to_a_full_disk_resumes_when_there_is_free_space(full: Path, tmp_path: Path) -> None:
     data = os.urandom(2 * CAPACITY)
     label = "store/model.safetensors"
     blocks = in_blocks(lambda begin, end: data[begin:end], len(data), label)
@@ -223,7 +223,7 @@ def hub_that_fails(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
         (RuntimeError("tcp connect error: Connection refused (os error 111)"), CheckpointError),
     ],
 )
-def test_the_hubs_errors_of_the_disk_are_told_from_those_of_the_network(
+def test_the_hubs_disk_errors_are_not_reported_as_network_errors(
     hub_that_fails: list[Exception], tmp_path: Path, fault: Exception, kind: type[Exception]
 ) -> None:
     hub_that_fails.append(fault)

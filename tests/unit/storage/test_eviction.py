@@ -43,7 +43,7 @@ def put(engines: EngineCache, artifact: str, used_at: float) -> None:
 
 
 def put_foreign(engines: EngineCache, artifact: str, used_at: float) -> None:
-    """Another version's engine, of whose manifest this one knows the schema alone."""
+    """An engine of another version of BEI: this version can read only the schema of its manifest."""
     put(engines, artifact, used_at)
     (engines.folder(artifact) / MANIFEST).write_text(json.dumps({"schema": 1, "files": ["model.bin"]}))
 
@@ -219,7 +219,7 @@ def test_a_checkpoint_that_is_used_again_is_evicted_later(engines: EngineCache, 
     assert [entry.folder.name for entry in engines.checkpoint_entries()] == [REVISIONS[1], REVISIONS[0]]
 
 
-def test_a_checkpoint_that_is_read_stays_and_drives_no_engine_out(engines: EngineCache, tmp_path: Path) -> None:
+def test_a_checkpoint_in_use_stays_and_evicts_no_engine(engines: EngineCache, tmp_path: Path) -> None:
     put(engines, A, 1e9)
     (engine,) = engines.entries()
     other = fetch(tmp_path / "checkpoints", REVISIONS[0], 1e9, "s3://bucket/m")
@@ -231,7 +231,7 @@ def test_a_checkpoint_that_is_read_stays_and_drives_no_engine_out(engines: Engin
         assert (folder / SOURCE).is_file()
 
 
-def test_what_is_being_fetched_stays_and_what_was_abandoned_is_evicted(
+def test_a_running_fetch_stays_and_an_abandoned_one_is_evicted(
     engines: EngineCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -280,7 +280,7 @@ def test_a_checkpoint_on_a_network_volume_counts_as_read_for_a_day(
 
 
 @pytest.mark.parametrize("model_id", ["owner/name", "/srv/model", "file:///srv/model"])
-def test_what_others_look_after_needs_no_lease(tmp_path: Path, model_id: str) -> None:
+def test_local_folders_and_the_hub_cache_need_no_lease(tmp_path: Path, model_id: str) -> None:
     with lease_checkpoint(model_id, tmp_path / "checkpoints") as done:
         done()
     assert not (tmp_path / "checkpoints").exists()

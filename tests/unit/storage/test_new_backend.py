@@ -25,7 +25,7 @@ ARTIFACT = "a" * 32
 
 
 class Drawers(MemoryFileSystem):  # type: ignore[misc] # fsspec has no types
-    """A store of its own, and not the one of every other MemoryFileSystem."""
+    """A file system in memory that shares no files with other MemoryFileSystems."""
 
     cachable = False
     store: dict[str, Any] = {}  # noqa: RUF012 - as in the base class
@@ -65,6 +65,17 @@ def test_a_checkpoint_is_pulled_through_one_class(tmp_path: Path) -> None:
     checkpoint = resolve("cabinet://drawer/m", secret='{"key": "sesame"}', root=tmp_path)
     assert checkpoint.source == "cabinet://drawer/m"
     assert files_of(checkpoint) == set(MODEL)
+
+
+@pytest.mark.usefixtures("cabinet")
+def test_two_users_of_one_store_have_two_folders_in_the_cache(tmp_path: Path) -> None:
+    for user in ("ann", "bob"):
+        put(Drawers(), f"{user}@drawer/m", MODEL)
+    found = [
+        resolve(f"cabinet://{user}@drawer/m", secret='{"key": "sesame"}', root=tmp_path) for user in ("ann", "bob")
+    ]
+    assert [checkpoint.source for checkpoint in found] == ["cabinet://ann@drawer/m", "cabinet://bob@drawer/m"]
+    assert found[0].folder != found[1].folder
 
 
 @pytest.mark.usefixtures("cabinet")

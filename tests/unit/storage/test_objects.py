@@ -22,7 +22,7 @@ GOOGLE = {"private_key_id": "1", "private_key": "-----BEGIN sesame", "client_ema
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """What fsspec is asked for, as (protocol, options), with a store in memory for an answer."""
+    """The calls of fsspec, as (protocol, options); each gets a store in memory."""
     asked: list[tuple[str, dict[str, Any]]] = []
 
     def filesystem(protocol: str, *, use_listings_cache: bool, skip_instance_cache: bool, **options: object) -> object:
@@ -94,10 +94,10 @@ def test_a_secret_becomes_the_drivers_options(
         ("azure://a/c/p", json.dumps({"key": "sesame"}), "the secret has no account_key; Azure Blob Storage"),
         ("azure://account", "", "azure://account names no container; write azure://account/container"),
         ("s3:///a", "", "names no bucket; write s3://bucket/folder"),
-        ("ftp://host/a", "", "no object store of that scheme; known are s3, s3a, gs"),
+        ("ftp://host/a", "", "no object store has this scheme; known are s3, s3a, gs"),
     ],
 )
-def test_what_is_wrong_with_a_url_or_secret_is_said_without_it(url: str, secret: str, said: str) -> None:
+def test_the_error_for_a_bad_url_or_secret_does_not_contain_it(url: str, secret: str, said: str) -> None:
     with pytest.raises(CheckpointError) as refused:
         open_store(url, secret or None)
     assert said in str(refused.value)
@@ -153,7 +153,7 @@ class NoCredentialsError(Exception):
         (CheckpointError("ours"), None, "ours"),
     ],
 )
-def test_a_drivers_error_says_what_to_do(fault: Exception, secret: dict[str, str] | None, said: str) -> None:
+def test_the_error_of_a_driver_has_a_remedy(fault: Exception, secret: dict[str, str] | None, said: str) -> None:
     with (
         pytest.raises(CheckpointError) as refused,
         translate_store_errors("s3://b/a", json.dumps(secret) if secret else None),

@@ -1,4 +1,4 @@
-"""How far a download is, told to people and to logs."""
+"""The progress of a download, on a terminal and in logs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bei_core.storage.progress import Progress, rate, size
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -34,7 +34,7 @@ def test_logs_get_a_line_at_the_start_now_and_then_and_at_the_end(caplog: pytest
     ]
 
 
-def test_what_failed_is_not_called_fetched(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_fetch_is_not_logged_as_fetched(caplog: pytest.LogCaptureFixture) -> None:
     with (
         caplog.at_level(logging.INFO),
         pytest.raises(RuntimeError, match="broken"),
@@ -60,5 +60,5 @@ def test_sizes_are_for_people(count: float, said: str) -> None:
     assert size(count) == said
 
 
-def test_a_rate_of_no_time_is_one() -> None:
+def test_a_rate_over_zero_seconds_is_finite() -> None:
     assert rate(1000, 0) == "1.0 kB in 0.0 s (1.0 MB/s)"

@@ -35,7 +35,7 @@ def test_pauses_grow_and_the_last_error_is_the_one_that_is_raised(tmp_path: Path
     assert len(pauses) == 3
 
 
-def test_an_answer_is_not_asked_for_again(tmp_path: Path) -> None:
+def test_a_permanent_error_is_not_retried(tmp_path: Path) -> None:
     pauses: list[float] = []
 
     def deny(begin: int, end: int) -> bytes:
@@ -46,7 +46,9 @@ def test_an_answer_is_not_asked_for_again(tmp_path: Path) -> None:
     assert pauses == []
 
 
-def test_the_first_error_ends_the_others_and_what_came_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_error_ends_all_downloads_and_partial_files_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bei_core.storage.transfer._BLOCK", 10)
     begun, stopped = Event(), Event()
     reads: list[int] = []

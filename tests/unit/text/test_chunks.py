@@ -42,7 +42,7 @@ def kind_of(kind: str, max_seq_len: int) -> TextTokenizer:
 
 @pytest.fixture
 def bytewise(tmp_path: Path) -> TextTokenizer:
-    """A decoder's kind: bytes, the space before a word in the word's token, no special tokens of its own."""
+    """A byte-level tokenizer as decoders have it: a word's token includes the space before it; no special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: index for index, token in enumerate([*alphabet, "\u0120a", "b!"])}
     library = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=[("\u0120", "a"), ("b", "!")]))
@@ -78,7 +78,7 @@ def test_the_chunks_of_a_text_are_its_tokens_in_order(room: int | None) -> None:
     assert [token for chunk in chunks for token in chunk[1:-1]] == inside
 
 
-def test_a_text_that_fits_is_what_it_is_without() -> None:
+def test_a_text_that_fits_has_the_same_tokens_without_chunking() -> None:
     ((chunk,), _) = tokenizer().chunk_now(["a short text"], CHUNKED)
     (alone,) = tokenizer().encode_now(["a short text"], EncodeOptions())
     assert chunk.ids.tolist() == alone.ids.tolist()
@@ -126,7 +126,7 @@ def test_a_prompt_whose_document_is_huge_is_cut_before_it_is_tokenized(side: Tru
     assert huge.ids.tolist() == expected.ids.tolist()
     with pytest.raises(ValidationError, match="characters"):
         tokenizer().encode_now([template.fill("it", many)], EncodeOptions(truncate=False))
-    with pytest.raises(ValidationError, match="leaves no room"):
+    with pytest.raises(ValidationError, match="leaves no tokens"):
         tokenizer().encode_now([template.fill(many, "it")], EncodeOptions())
 
 
@@ -148,14 +148,14 @@ def test_a_first_word_is_in_one_chunk_also_where_its_token_has_the_space_before_
     assert texts == ["q a b b b b <end>", "qb b b b<end>"]
 
 
-def test_a_prompt_that_fits_is_the_text_as_it_stands() -> None:
+def test_a_prompt_that_fits_is_tokenized_as_one_text() -> None:
     (item,) = tokenizer().encode_now([Templated("see this text", 4, 8)], EncodeOptions())
     assert item.ids.tolist() == whole("see this text")
 
 
 @pytest.mark.parametrize("text", [Pair(LONG, "document"), Templated(LONG + " document", len(LONG) + 1, len(LONG) + 9)])
-def test_a_query_that_leaves_no_room_is_refused(text: Pair | Templated) -> None:
-    with pytest.raises(ValidationError, match="leaves no room"):
+def test_a_query_that_leaves_no_tokens_for_the_document_is_refused(text: Pair | Templated) -> None:
+    with pytest.raises(ValidationError, match="leaves no tokens"):
         tokenizer().chunk_now([text], CHUNKED)
 
 
@@ -192,13 +192,13 @@ def test_more_chunks_than_a_request_may_have_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("side", "kept"), [(TruncationSide.RIGHT, slice(1, 6)), (TruncationSide.LEFT, slice(-6, -1))])
-def test_a_length_alone_cuts(side: TruncationSide, kept: slice) -> None:
+def test_a_chunk_length_with_truncation_gives_one_chunk(side: TruncationSide, kept: slice) -> None:
     ((item,), owners) = tokenizer().chunk_now([LONG], EncodeOptions(True, side, chunk_tokens=5))
     assert item.ids.tolist()[1:-1] == whole(LONG)[kept]
     assert owners.tolist() == [0]
 
 
-def test_what_may_not_be_cut_is_refused_beyond_the_length_that_was_asked_for() -> None:
+def test_an_input_over_the_requested_length_is_refused_without_truncation() -> None:
     ids = list(range(5, 105))
     for text in (LONG, Pair("query", LONG), ids):
         with pytest.raises(ValidationError, match="less than 40 tokens"):

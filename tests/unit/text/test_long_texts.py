@@ -1,4 +1,4 @@
-"""Long texts: no more of one is tokenized than decides which tokens are kept, and a few at a time."""
+"""Long texts: only the part that decides the kept tokens is tokenized, and few texts at a time."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def test_no_more_is_tokenized_than_decides(monkeypatch: pytest.MonkeyPatch) -> N
     tokenizer, lengths = open_(GOLDEN / "bert-cls-normalize" / "tokenizer.json"), list[int]()
     encode = tokenizer._encode
 
-    def noted(texts: list[str], **options: bool) -> object:
+    def noted(texts: list[str], *options: EncodeOptions, **spans: bool) -> object:
         lengths.extend(map(len, texts))
-        return encode(texts, **options)  # type: ignore[arg-type]
+        return encode(texts, *options, **spans)  # type: ignore[arg-type]
 
     monkeypatch.setattr(tokenizer, "_encode", noted)
     tokenizer.encode_now(["!" * 62_000] * 3, EncodeOptions())

@@ -15,7 +15,7 @@ UNKNOWN = 99
 
 
 class WordPiece:
-    """A vocabulary whose tokens say that they go on with a word."""
+    """A tokenizer whose tokens show that they continue a word."""
 
     unknown_id = UNKNOWN
     marks_subwords = True
@@ -26,7 +26,7 @@ class WordPiece:
 
 
 class Bytes(WordPiece):
-    """One whose tokens do not."""
+    """A tokenizer whose tokens do not show it."""
 
     marks_subwords = False
 
@@ -113,7 +113,7 @@ def test_b_begins_an_entity_and_i_goes_on_with_its_like(
     assert spans(find_entities("a b", tokens, scores, LABELS, WordPiece(), "simple")) == expected
 
 
-def test_labels_without_b_and_i_are_what_they_are() -> None:
+def test_labels_without_b_and_i_are_used_as_they_are() -> None:
     tokens = [TokenSpan(2, "a", False, 0, 1), TokenSpan(3, "b", False, 2, 3), TokenSpan(4, "c", False, 4, 5)]
     scores = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
     found = find_entities("a b c", tokens, scores, ("LABEL_0", "S-PER"), WordPiece(), "simple")

@@ -1,4 +1,4 @@
-"""The canonical tokenizer of a folder: what is refused, and what of it decides ids, types and the engine's address.
+"""The canonical tokenizer of a folder: refusals, and the parts that decide ids, types and the engine's address.
 
 That ids and types are those of transformers is tests/golden/test_tokenizers.py.
 """
@@ -51,21 +51,21 @@ def opened(folder: Path) -> tokenizers.Tokenizer:
         ),
         (
             config(auto_map={"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}),
-            r"class tokenization_own\.OwnTokenizer is code of the repository, which BEI does not run; if you trust it",
+            r"class tokenization_own\.OwnTokenizer is code in the model's repository, which BEI does not run; if you",
         ),
         (
             config(auto_map={"AutoTokenizer": ["tokenization_qwen.Qwen2Tokenizer", None]}),
-            "names the class tokenization_qwen.Qwen2Tokenizer and has no add_eos_token; set it to true or false",
+            "names the class tokenization_qwen.Qwen2Tokenizer but has no add_eos_token; set it to true or false",
         ),
-        ({"config.json": {"model_type": "bert"}}, r"BertTokenizer is read of vocab\.txt; write one"),
+        ({"config.json": {"model_type": "bert"}}, r"nor vocab\.txt for BertTokenizer; write tokenizer\.json"),
         (
             {"config.json": {"model_type": "roberta"}, "vocab.json": {}},
-            r"RobertaTokenizer is read of vocab\.json and merges\.txt; write one",
+            r"nor vocab\.json and merges\.txt for RobertaTokenizer; write tokenizer\.json",
         ),
         ({"config.json": {"model_type": "modernbert"}}, r"no tokenizer\.json, and neither .* says which class"),
         (
             {"config.json": {}, "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"}},
-            r"has no tokenizer\.json; write one",
+            r"has no tokenizer\.json; write tokenizer\.json with transformers",
         ),
         ({**BERT, "tokenizer_config.json": "{"}, r"tokenizer_config\.json is not JSON"),
         ({**BERT, "tokenizer_config.json": []}, r"tokenizer_config\.json is not a JSON object"),
@@ -87,10 +87,13 @@ def test_a_folder_that_is_no_tokenizer_known_here_is_refused(
         ({**BERT, "tokenizer.json": {}}, r"tokenizer\.json is not a tokenizer that `tokenizers` .* reads"),
         (
             config(tokenizer_class="LlamaTokenizer", add_eos_token=True, eos_token=None),
-            "add_eos_token: true, and no eos_t",
+            "add_eos_token: true, but no eos_t",
         ),
         (config(truncation_side="middle"), "truncation_side is 'middle'; expected left or right"),
-        (config(split_special_tokens=True, mask_token="<new>"), r"split_special_tokens is not supported .*\(<new>\)"),
+        (
+            config(split_special_tokens=True, mask_token="<new>"),
+            r"split_special_tokens is not supported.* lacks the special tokens <new>$",
+        ),
         (
             {"config.json": {"model_type": "t5"}, "spiece.model": "no model"},
             r"spiece\.model is not a sentencepiece model",

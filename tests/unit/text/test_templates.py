@@ -1,4 +1,4 @@
-"""Templates of rerankers: which model has which, and what they make of a query and a document."""
+"""Templates of rerankers: the template of each model, and the prompt for a query and a document."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_a_template_is_found_by_the_name_of_the_model(source: str, name: str | N
     assert (found.name if found else None) == name
 
 
-def test_the_document_lies_where_it_is_said_to() -> None:
+def test_the_document_has_the_reported_position_in_the_prompt() -> None:
     template = named_template("qwen3-reranker")
     filled = template.fill("a query", "a document")
     assert filled.text[filled.start : filled.stop] == "a document"
@@ -68,7 +68,7 @@ def test_json_that_is_none_is_refused(text: str) -> None:
     ("text", "said"),
     [
         ('{"tokens": ["no", "yes"]}', "missing required field `template`"),
-        ('{"template": "{query}", "tokens": ["no", "yes"]}', "must hold {query} and {document}"),
+        ('{"template": "{query}", "tokens": ["no", "yes"]}', "must contain {query} and {document}"),
         ('{"template": "{query} {document}", "token": ["no", "yes"]}', "unknown field `token`"),
         ('{"template": "{query} {document}", "tokens": ["yes"]}', "length 2"),
         ('{"template": "{query} {document}", "tokens": ["yes", "yes"]}', "two different words"),
@@ -76,6 +76,6 @@ def test_json_that_is_none_is_refused(text: str) -> None:
         ('{"template": 1}', "Expected `str`"),
     ],
 )
-def test_json_that_cannot_be_names_what_is_wrong(text: str, said: str) -> None:
+def test_json_of_a_wrong_form_is_refused_with_the_reason(text: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         named_template(text)

@@ -1,4 +1,4 @@
-"""Token ids are those of the model's own tokenizer, cut as its library would cut them."""
+"""Token ids are those of the model's own tokenizer, truncated as its library does it."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_ids_of_the_real_model_are_those_of_transformers(minilm: Checkpoint) -> 
 
 @cache
 def library_of(folder: Path, max_len: int, side: str) -> tokenizers.Tokenizer:
-    """The tokenizer that cuts texts itself."""
+    """The library's tokenizer, which truncates texts itself."""
     library = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     library.no_padding()
     library.enable_truncation(max_len, direction=side)
@@ -116,7 +116,7 @@ def test_many_pairs_and_texts_are_encoded_as_each_alone(kind: str) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_a_cut_text_keeps_its_special_tokens_and_the_end_that_was_asked_for(minilm: Checkpoint, side: str) -> None:
+def test_a_truncated_text_keeps_its_special_tokens_and_the_requested_side(minilm: Checkpoint, side: str) -> None:
     text = " ".join(f"w{number}" for number in range(100))
     (whole,) = tokenizer_of(minilm.folder, 512).encode_now([text], PLAIN)
     (cut,) = tokenizer_of(minilm.folder, 10).encode_now([text], EncodeOptions(side=SIDES[side]))
@@ -177,7 +177,7 @@ def test_texts_and_token_ids_may_be_mixed(bert: TextTokenizer) -> None:
 
 
 @pytest.mark.parametrize(("side", "kept"), [("right", [0, 1, 2]), ("left", [2, 3, 4])])
-def test_token_ids_are_cut_at_the_end_that_was_asked_for(minilm: Checkpoint, side: str, kept: list[int]) -> None:
+def test_token_ids_are_truncated_at_the_requested_side(minilm: Checkpoint, side: str, kept: list[int]) -> None:
     tokenizer = tokenizer_of(minilm.folder, 3)
     assert ids_of(tokenizer.encode_now([[0, 1, 2, 3, 4]], EncodeOptions(side=SIDES[side]))) == [kept]
     with pytest.raises(ValidationError, match="Given: 5"):
@@ -297,7 +297,7 @@ def test_what_has_no_prompt_before_it_is_pooled_whole(bert: TextTokenizer) -> No
 
 
 @pytest.mark.parametrize(("side", "skip"), [("right", 7), ("left", 1)])
-def test_one_token_is_pooled_at_least_and_only_what_is_left_of_a_prompt_left_out(
+def test_pooling_uses_at_least_one_token_and_excludes_the_prompt_that_truncation_left(
     minilm: Checkpoint, side: str, skip: int
 ) -> None:
     how = EncodeOptions(side=SIDES[side], prompt="a b c d e f g h i j ", pool_prompt=False)
@@ -334,7 +334,7 @@ def test_spans_name_each_tokens_part_of_the_text(bert: TextTokenizer) -> None:
     assert bert.spans(text, add_special_tokens=False) == spans[1:-1]
 
 
-def test_spans_of_what_the_library_refuses_are_a_tokenizer_error(bert: TextTokenizer) -> None:
+def test_a_text_that_the_library_refuses_is_a_tokenizer_error_for_spans_too(bert: TextTokenizer) -> None:
     with pytest.raises(TokenizerError):
         bert.spans("\ud800", add_special_tokens=True)
 

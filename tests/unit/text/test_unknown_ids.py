@@ -1,4 +1,4 @@
-"""Tokenizers may know ids that the model has no row for."""
+"""A tokenizer may have ids for which the model has no row."""
 
 from __future__ import annotations
 

@@ -89,11 +89,11 @@ def test_secrets_become_settings(secrets: dict[str, str], expected: tuple[str | 
     assert (settings.hf_token, settings.api_key) == expected
 
 
-def test_a_secret_that_is_not_declared_is_not_asked_for() -> None:
+def test_an_undeclared_secret_is_not_read() -> None:
     assert Settings.from_truss_config({}, {}, TrussSecrets(hf_access_token="a")).hf_token is None
 
 
-def test_a_declared_secret_without_a_value_is_said_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_declared_secret_without_a_value_is_a_log_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         Settings.from_truss_config({"secrets": {"hf_access_token": None}}, {}, TrussSecrets())
     assert "hf_access_token" in caplog.text

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from bei_core.cli.main import app
 from bei_core.config.settings import Settings
-from bei_core.errors import ConfigError
+from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.truss.init import (
     IN_THE_GPU_IMAGE,
     REQUIREMENTS,
@@ -147,7 +147,7 @@ def test_requirements_are_those_of_the_repositorys_truss_and_of_the_lock() -> No
         assert all(marker and marker.evaluate(PYTHON) for marker in markers)
 
 
-def test_a_block_brings_what_it_alone_needs() -> None:
+def test_a_block_adds_only_the_requirements_that_it_needs() -> None:
     given = config_of()
     given["trt_llm"]["build"]["checkpoint_repository"]["source"] = "S3"
     assert given["trt_llm"]["build"]["quantization_type"] == "fp8"
@@ -155,7 +155,7 @@ def test_a_block_brings_what_it_alone_needs() -> None:
     assert {Requirement(line).name for line in on_cpu} == {*(Requirement(line).name for line in REQUIREMENTS), "s3fs"}
     on_gpu = configured(given, ON_GPU, docker_server=False)["requirements"]
     names = {Requirement(line).name for line in on_gpu}
-    assert names >= {"nvidia-modelopt", "requests", "s3fs"}
+    assert "s3fs" in names
     plain = configured(config_of(trt_llm=block_of(ENCODERS[1])), ON_CPU, docker_server=False)["requirements"]
     assert sorted(plain) == sorted(REQUIREMENTS)
 
@@ -166,10 +166,9 @@ def test_a_block_brings_what_it_alone_needs() -> None:
         ("T4", "no_quant", "T4 is too old for TensorRT-LLM; use an L4 or newer"),
         ("A10G", "fp8", "fp8 needs an L4, H100 or newer; with A10G, use no_quant"),
         ("A100:2", "fp8_mlp_only", "fp8_mlp_only needs an L4, H100 or newer; with A100, use no_quant"),
-        ("H100_40GB", "fp4", "fp4 needs a B200 or newer; with H100_40GB, use fp8 or no_quant"),
+        ("H100_40GB", "fp4", "engines for GPUs are not built in fp4; use fp8"),
         ("L4", "fp8", None),
         ("A100", "no_quant", None),
-        ("B200", "fp4", None),
     ],
 )
 def test_a_card_that_lacks_the_precision_is_refused(card: str, quantization: str, reason: str | None) -> None:
@@ -179,7 +178,7 @@ def test_a_card_that_lacks_the_precision_is_refused(card: str, quantization: str
     if reason is None:
         assert choose_target(given, settings, "auto")[0].engine == "tensorrt_llm"
         return
-    with pytest.raises(ConfigError, match=re.escape(reason)):
+    with pytest.raises((ConfigError, UnsupportedModelError), match=re.escape(reason)):
         choose_target(given, settings, "auto")
     if quantization != "fp4":
         assert "accelerator" not in choose_target(given, settings, "openvino")[0].resources
@@ -193,7 +192,7 @@ def test_the_gpu_image_keeps_its_own_versions() -> None:
         assert ("numpy" in names) is not docker_server
 
 
-def test_the_command_says_what_has_no_effect_and_keeps_what_is_there(tmp_path: Path) -> None:
+def test_the_command_lists_keys_without_effect_and_overwrites_nothing(tmp_path: Path) -> None:
     arguments = ["truss", "init", "--from", str(saved(tmp_path, config_of())), str(tmp_path / "out")]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output

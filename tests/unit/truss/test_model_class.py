@@ -26,7 +26,7 @@ from tests.golden.cases import CASES
 
 
 class Stage:
-    """What `Service.open` gives out in place of real services."""
+    """Fake services, which `Service.open` returns."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""The routes added to Truss's application; tests/e2e/test_truss_every_route.py has Truss's own server carry them."""
+"""The routes added to Truss's application; tests/e2e/test_truss_every_route.py tests them in Truss's server."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Deaf(Starlette):
-    """An application that goes by something else than its router's list of routes."""
+    """An application that does not use its router's list of routes."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await refusing(scope, receive, send)
@@ -55,7 +55,7 @@ def truss_like(kind: type[Starlette] = Starlette) -> Starlette:
 
 @pytest.fixture(autouse=True)
 def alone() -> Iterator[None]:
-    """No application of another test is left in the process."""
+    """Remove applications of other tests from the process."""
     gc.collect()
     yield
     gc.collect()
@@ -67,7 +67,7 @@ async def asked(app: Starlette, method: str, path: str) -> tuple[int, str]:
         return reply.status_code, reply.text
 
 
-def test_they_are_added_around_trusss_own() -> None:
+def test_the_added_routes_are_before_and_after_those_of_truss() -> None:
     app = truss_like()
     assert add_routes(ours)
     assert [type(route) for route in app.router.routes] == [Added, Route, Route, Route, Added]
@@ -85,7 +85,7 @@ def test_they_are_added_around_trusss_own() -> None:
         ("POST", "/predict", "ours"),
     ],
 )
-def test_who_answers(method: str, path: str, owner: str) -> None:
+def test_each_path_is_answered_by_its_owner(method: str, path: str, owner: str) -> None:
     app = truss_like()
     assert add_routes(ours)
     assert asyncio.run(asked(app, method, path)) == (200, owner)
@@ -111,14 +111,14 @@ def test_without_an_application_of_trusss_there_is_one_warning(caplog: pytest.Lo
     assert len(other.router.routes) == 1
 
 
-def test_of_two_neither_is_touched(caplog: pytest.LogCaptureFixture) -> None:
+def test_with_two_applications_neither_is_changed(caplog: pytest.LogCaptureFixture) -> None:
     apps = [truss_like(), truss_like()]
     assert not add_routes(ours)
     assert "2 applications" in only_warning(caplog)
     assert all(len(app.router.routes) == 3 for app in apps)
 
 
-def test_an_application_that_goes_by_something_else_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_application_that_ignores_added_routes_is_left_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     app = truss_like(Deaf)
     assert not add_routes(ours)
     assert "answered with 404" in only_warning(caplog)
@@ -139,5 +139,5 @@ def test_a_router_of_another_shape_is_a_warning_and_no_more(caplog: pytest.LogCa
     assert only_warning(caplog)
 
 
-def test_a_websocket_is_not_ours() -> None:
+def test_a_websocket_is_left_to_truss() -> None:
     assert Added(ours).matches({"type": "websocket", "path": "/anything"}) == (Match.NONE, {})

@@ -83,8 +83,8 @@ def test_a_public_example_gives_a_truss_that_can_start_or_a_refusal(row: dict[st
     given["trt_llm"]["build"] |= {"base_model": row["base_model"], "max_num_tokens": int(row["max_num_tokens"])}
     given["trt_llm"]["runtime"] = {"webserver_default_route": row["route"]}
     reason = CPU_ONLY.get(row["repo"]) if engine == "auto" else None
-    if engine == "openvino" and row["quantization_type"] == "fp4":
-        reason = "the CPU engine does not multiply int4 weights"
+    if row["quantization_type"] == "fp4":
+        reason = {"auto": "engines for GPUs are not built in fp4", "openvino": "does not multiply int4 weights"}[engine]
     if reason is not None:
         with pytest.raises(UnsupportedModelError, match=re.escape(reason)):
             target_of(given, engine)
@@ -131,10 +131,10 @@ def test_an_engine_that_cannot_is_refused_although_it_is_named() -> None:
 
 def test_what_no_engine_quantises_is_refused_with_each_ones_reason() -> None:
     with pytest.raises(UnsupportedModelError) as refused:
-        target_of(given_for("Alibaba-NLP/gte-modernbert-base", "H100", "fp8"))
+        target_of(given_for("Alibaba-NLP/gte-modernbert-base", "B200", "fp4"))
     assert "does not run ModernBertModel" in str(refused.value)
-    assert "the torch engine has no quantised weights" in str(refused.value)
-    assert str(refused.value).endswith("The CPU engine can: --cpu")
+    assert "torch: engines for GPUs are not built in fp4; use fp8" in str(refused.value)
+    assert target_of(given_for("Alibaba-NLP/gte-modernbert-base", "H100", "fp8"))[0].engine == "torch"
 
 
 def test_a_gpu_engine_needs_an_accelerator() -> None:

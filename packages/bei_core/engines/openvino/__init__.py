@@ -2,6 +2,6 @@
 
 import sys
 
-# OpenVINO and nncf report their use to Google Analytics as they are imported, and write an id into ~/intel. Both do
-# without where the package that does it cannot be imported.
+# OpenVINO reports its use to Google Analytics when it is imported, and writes an id into ~/intel. The package
+# `openvino_telemetry` does this, and OpenVINO works without it; so this line makes its import fail.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Builds the CPU engine: from a checkpoint to the files of an engine folder, which any processor can load."""
+"""Builds the CPU engine: writes the files of an engine folder from a checkpoint. Any processor can load them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import openvino
 
 from bei_core.checkpoint import Checkpoint
@@ -20,7 +21,7 @@ from bei_core.engines.base import Engine, Plan
 from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples, with_progress
 from bei_core.engines.manifest import TOKENIZER
-from bei_core.engines.openvino.engine import MODEL, Array, OpenVinoEngine, precision_for
+from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine, precision_for
 from bei_core.engines.openvino.graph import build_graph, check_spec
 from bei_core.engines.openvino.quantize.graph import calibration_batches, quantize
 from bei_core.engines.quality import Bar, Comparison, Quality, bar_of
@@ -30,7 +31,7 @@ from bei_core.models.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 # Part of an engine's address. Increment it when the same checkpoint would give another graph.
-VERSION = 4
+VERSION = 5
 
 # Part of the address of an int8 engine. Increment it when quantisation gives other weights.
 INT8_VERSION = 4
@@ -89,7 +90,7 @@ class _Int8:
     precision: str  # of the layers that are not quantised
 
     def plan(self, address: Mapping[str, object]) -> Plan:
-        """The plan, with an address that starts with `address`."""
+        """The plan; `address` has the parts of the address that do not depend on the quantisation."""
         samples = read_samples(self.quantization.calibration, self.spec)
         return Plan(
             engine="openvino",
@@ -110,7 +111,7 @@ class _Int8:
         return self.quantization.type == "fp8_mlp_only"
 
     def _fill(self, folder: Path, samples: Samples) -> Quality:
-        """Writes the model and measures its quality. Raises QualityError."""
+        """Write the model and measure its quality. Raises QualityError."""
         limit = self.quantization.calibration.max_seq_length
         texts, held_out = (calibration_batches(encode(side, self.spec, folder / TOKENIZER, limit)) for side in samples)
         graph = build_graph(self.spec, self.checkpoint)
@@ -129,21 +130,21 @@ class _Int8:
 
 
 def _save(model: openvino.Model, path: Path) -> None:
-    """Writes a graph and its weights. Raises OSError if the file system does."""
+    """Write a graph and its weights. Raises OSError for errors of the file system, such as a full disk."""
     try:
         openvino.save_model(model, path, compress_to_fp16=False)
     except RuntimeError as fault:
         if "iostream error" not in str(fault):
             raise
-        # OpenVINO does not say why. The file system does when it is asked for the same space.
+        # OpenVINO's error does not name the reason. A request for the same space raises the file system's own error.
         constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
         with path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, 1 + sum(node.get_byte_size() for node in constants))
         raise OSError(errno.EIO, "the model could not be written", str(path)) from fault
 
 
-def outputs(engine: Engine, batches: Sequence[Batch]) -> Array:
-    """f32[B, D] of all batches, or f32[T, E] for a model that gives rows of tokens only."""
+def outputs(engine: Engine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
+    """f32[B, D] of all batches together, or f32[T, E] for a model that gives rows of tokens only."""
     run = engine.forward if engine.info.row_width else lambda batch: engine.forward_tokens(batch)[1]
     what = f"held-out texts in {engine.info.precision}"
     return np.concatenate([run(batch) for _, batch in with_progress(batches, what)])

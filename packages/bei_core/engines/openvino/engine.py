@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import platform
 import re
+import threading
+import time
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import openvino
 
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
+from bei_core.engines.openvino.compiled import Array, Graphs, Outputs, at_low_priority
 from bei_core.engines.openvino.graph import ROWS, TOKENS
-from bei_core.engines.openvino.packing import PackedRows, pack_rows
+from bei_core.engines.openvino.lone import lengths_for, with_lone_graphs
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.stored import drop_mapped_pages, keep_weights_narrow
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Tokens
+
+log = logging.getLogger(__name__)
 
 MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processor
 
@@ -32,13 +36,16 @@ BATCH_TOKENS = 1024
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 
-Array: TypeAlias = npt.NDArray[np.float32]
+# After so many batches of one text, graphs are compiled for them.
+_LONE_TEXTS = 100
+
+_ONE_TOKEN = Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))])
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def precision_for(dtype: str) -> str:
-    """The precision ("f32" or "bf16") for a `dtype` setting; `auto` is bf16 if the processor has it, else f32.
+    """The precision ("f32" or "bf16") for a `dtype` setting; `auto` gives bf16 if the processor has it, else f32.
 
     For `int8` it is the precision of the layers that are not quantised. Raises EngineUnavailableError for a dtype that
     this processor or this engine does not support.
@@ -54,7 +61,10 @@ def precision_for(dtype: str) -> str:
 
 
 def has_int8_dot_product() -> bool:
-    """Whether the processor multiplies int8 with 32-bit accumulation: x86 with VNNI or AMX, or Arm."""
+    """Whether the processor multiplies int8 with 32-bit accumulation: x86 with VNNI or AMX, or Arm.
+
+    True also if /proc/cpuinfo does not say it.
+    """
     if platform.machine().lower() not in {"x86_64", "amd64"}:
         return True
     try:
@@ -87,29 +97,23 @@ def usable_cpus() -> int:
 class OpenVinoEngine:
     """A model on the CPU, compiled from a file or from a graph.
 
-    The weights of a file stay mapped, so several processes share what is not packed for the kernels. `quantised`: the
-    linear layers are int8, all else is in `precision`; without VNNI they are replaced by convolutions, which changes a
-    given graph in place.
+    The weights of a file stay mapped, so several processes share the memory of all weights that are not packed for the
+    kernels. If `quantised`, linear layers compute in int8 and all other operations in `precision`. On a processor
+    without VNNI, these layers become convolutions; a graph that was passed in is changed in place. After
+    `_LONE_TEXTS` lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`).
     """
 
     def __init__(
         self, model: Path | openvino.Model, spec: ModelSpec, precision: str, *, quantised: bool = False
     ) -> None:
-        core = openvino.Core()
-        try:
-            graph = core.read_model(model) if isinstance(model, Path) else model
-            if quantised and not has_int8_dot_product():
-                matmuls_to_convolutions(graph)
-            keep_weights_narrow(graph, precision)
-            compiled = core.compile_model(graph, "CPU", compile_properties(precision))
-        except RuntimeError as fault:
-            raise EngineUnavailableError(
-                f"OpenVINO cannot load the engine {model}: {fault}; build the engine again"
-            ) from fault
-        self._request = compiled.create_infer_request()
-        widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
+        self._model, self._precision, self._quantised = model, precision, quantised
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
+        compiled = self._compile(self._read())
+        widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
+        self._graphs = Graphs(compiled, self._pad_id)
         self._padding_share = 0.0
+        self._num_lone_texts = 0
+        self._preparing: threading.Thread | None = None
         self.info = EngineInfo(
             name="openvino",
             device="cpu",
@@ -117,42 +121,81 @@ class OpenVinoEngine:
             row_width=widths.get(ROWS, 0),
             max_seq_len=spec.max_seq_len,
             batch_tokens=_WIDE_BATCH_TOKENS if widths.get(ROWS, 0) > _WIDE else BATCH_TOKENS,
-            token_width=widths.get(TOKENS, 0),
+            token_width=widths.get(TOKENS, 0) - (spec.bge_m3 is not None),
+            weighs_terms=spec.bge_m3 is not None,
         )
         if isinstance(model, Path):
-            self._infer(Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))]))  # packs the weights
+            self._graphs.infer(_ONE_TOKEN, ROWS)  # packs the weights
             drop_mapped_pages(model.with_suffix(".bin"))
 
     def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`."""
-        self._infer(batch)
-        return self._rows(len(batch))
+        return self._infer(batch, ROWS).rows
 
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
         """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
-        packed = self._infer(batch)
-        tokens: Array = self._request.get_tensor(TOKENS).data[packed.token_indices]
-        return self._rows(len(batch)), tokens
+        output = self._infer(batch, TOKENS)
+        return output.rows, output.tokens
 
-    def _infer(self, batch: Batch) -> PackedRows:
-        packed = pack_rows(batch, pad_id=self._pad_id)
-        self._padding_share = packed.padding_share
-        self._request.infer(packed.graph_inputs(), share_inputs=True)
-        return packed
+    def _infer(self, batch: Batch, wanted: str) -> Outputs:
+        outputs = self._graphs.infer(batch, wanted)
+        self._padding_share = outputs.padding_share
+        if len(batch) == 1 and isinstance(self._model, Path) and self._num_lone_texts < _LONE_TEXTS:
+            self._num_lone_texts += 1
+            if self._num_lone_texts == _LONE_TEXTS:
+                self._preparing = threading.Thread(target=self._prepare, name="bei-lone-graphs")
+                self._preparing.start()
+        return outputs
 
-    def _rows(self, num_sequences: int) -> Array:
-        """f32[B, D], a copy because the next batch overwrites the tensor; D is 0 if the model has no such output."""
-        if not self.info.row_width:
-            return np.empty((num_sequences, 0), np.float32)
-        return np.array(self._request.get_tensor(ROWS).data[:num_sequences])
+    def _prepare(self) -> None:
+        """Replaces the graphs by those with fixed shapes for lone texts, unless they would take too much memory."""
+        try:
+            started = time.perf_counter()
+            dynamic = self._read()
+            lengths = lengths_for(dynamic, self.info.max_seq_len, shared=self.info.precision == "f32")
+            if not lengths or self.info.row_width > _WIDE:
+                return
+            graph = with_lone_graphs(dynamic, ROWS if self.info.row_width else TOKENS, lengths)
+            graphs = Graphs(at_low_priority(lambda: self._compile(graph)), self._pad_id, lengths)
+            graphs.infer(_ONE_TOKEN, TOKENS)  # packs the weights of the graph for any batch
+            drop_mapped_pages(self._model.with_suffix(".bin"))
+        except (EngineUnavailableError, RuntimeError):
+            return log.warning("no graphs for single texts, which run slower without them", exc_info=True)
+        self._graphs = graphs
+        return log.info(
+            "compiled graphs for single texts of up to %d tokens in %.1f s", lengths[-1], time.perf_counter() - started
+        )
 
     def padding_share(self) -> float:
         """Share (0 to 1) of the last batch's R * L tokens that were padding."""
         return self._padding_share
 
     def close(self) -> None:
-        """Drops the compiled model."""
-        del self._request
+        """Free the compiled model. Waits for the thread that compiles graphs for lone texts."""
+        if self._preparing is not None:
+            self._preparing.join()
+        del self._graphs
+
+    def _read(self) -> openvino.Model:
+        """The graph for any batch. Raises EngineUnavailableError."""
+        try:
+            graph = openvino.Core().read_model(self._model) if isinstance(self._model, Path) else self._model
+        except RuntimeError as fault:
+            raise self._unavailable(fault) from fault
+        if self._quantised and not has_int8_dot_product():
+            matmuls_to_convolutions(graph)
+        keep_weights_narrow(graph, self._precision)
+        return graph
+
+    def _compile(self, graph: openvino.Model) -> openvino.CompiledModel:
+        """Raises EngineUnavailableError."""
+        try:
+            return openvino.Core().compile_model(graph, "CPU", compile_properties(self._precision))
+        except RuntimeError as fault:
+            raise self._unavailable(fault) from fault
+
+    def _unavailable(self, fault: RuntimeError) -> EngineUnavailableError:
+        return EngineUnavailableError(f"OpenVINO cannot load the engine {self._model}: {fault}; build the engine again")
 
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> OpenVinoEngine:

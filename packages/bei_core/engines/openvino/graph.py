@@ -1,7 +1,7 @@
 """A whole model as one OpenVINO graph: transformer, pooling, modules and heads, built from the checkpoint's tensors.
 
 Inputs (i32): input_ids, position_ids, segment_ids, type_ids [R, L] and starts, lengths [B], as in `packing.PackedRows`.
-Outputs (f32), where the model has them: rows [B, D] and tokens [R * L, E].
+Outputs (f32), if the model has them: rows [B, D] and tokens [R * L, E].
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bei_core.models.spec import ModelSpec
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
 
-MAX_LENGTH = 1 << 21  # tokens of an input; tables of positions are as long
+MAX_LENGTH = 1 << 21  # in tokens; limits the memory of position tables, which have a row for each position
 
 # Name of the transformer's last node; after it come pooling, modules and heads.
 TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
@@ -55,7 +55,10 @@ def check_spec(spec: ModelSpec) -> Family:
 
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
-    """The model's graph with dynamic R, L, B. Raises UnsupportedModelError, or CheckpointError for an unfit tensor."""
+    """The model's graph with dynamic R, L and B.
+
+    Raises UnsupportedModelError, and CheckpointError for a tensor that is missing or has the wrong shape.
+    """
     family = check_spec(spec)
     rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
@@ -76,7 +79,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Pooling, modules and heads: what follows the token vectors f32[R * L, H]."""
+    """Pooling, modules and heads, which follow the token vectors f32[R * L, H]."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
@@ -100,7 +103,8 @@ class _Heads:
             return {ROWS: rows}
         pooled = [pool(mode, tokens, self.spans) for mode in first.modes] if isinstance(first, Pooling) else []
         rows = pooled[0] if len(pooled) == 1 else op.concat(pooled, -1)
-        return {ROWS: self._apply(rest, rows), TOKENS: tokens}
+        found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)
+        return {ROWS: self._apply(rest, rows), TOKENS: found}
 
     def _classify(self, classifier: Classifier, tokens: Node) -> Node:
         if classifier.yes_no_ids is not None:

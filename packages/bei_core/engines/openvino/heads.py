@@ -1,4 +1,4 @@
-"""Heads after the transformer: classifiers of sequences and of tokens, SPLADE."""
+"""Heads after the transformer: classifiers of sequences and of tokens, SPLADE, and bge-m3's linear layers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
+from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool
+from bei_core.errors import CheckpointError
 from bei_core.models.configuration import Config
 from bei_core.models.heads import Head, activation_of, norm_eps, pooling_of, temperature_of
 from bei_core.models.modules import Classifier
@@ -39,8 +41,28 @@ def splade(head: Head, x: Node, spans: Spans, embeddings: ops.Array, checkpoint:
     logits = ops.linear(
         _before_out(head, x, layers, config), table, None if bias is None else weights.get(bias, len(table))
     )
-    # log(1 + relu(x)) is monotonic, so the maximum may come first, where it is cheaper.
+    # log(1 + relu(x)) is monotonic, so the maximum of x gives the same result, and is cheaper.
     return op.log(op.add(op.relu(pool("max", logits, spans)), op.constant(np.float32(1))))
+
+
+def bge_m3(x: Node, checkpoint: Checkpoint) -> Node:
+    """f32[R * L, E + 1]: the ColBERT vector of each token, L2-normalised, then its weight as a term, at least 0.
+
+    `x` is f32[R * L, H]. FlagEmbedding (`finetune/embedder/encoder_only/m3/modeling.py`) has the two formulas.
+    """
+    vectors = ops.l2_normalize(_linear(x, checkpoint, COLBERT_LINEAR, None))
+    return op.concat([vectors, op.relu(_linear(x, checkpoint, SPARSE_LINEAR, 1))], 1)
+
+
+def _linear(x: Node, checkpoint: Checkpoint, file: str, size: int | None) -> Node:
+    """f32[..., size]: the linear layer in a file of bge-m3. Raises CheckpointError, naming it, if it does not fit."""
+    width = x.get_output_partial_shape(0)[1].get_length()
+    try:
+        weights = Weights(checkpoint.pickled(file), anchor="weight", prefixes=("",))
+        weight = weights.get("weight", size, width)
+        return ops.linear(x, weight, weights.get("bias", len(weight)))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
 
 
 def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
@@ -51,7 +73,7 @@ def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
 
 
 def _pool(head: Head, x: Node, ids: Node, spans: Spans, config: Config) -> Node:
-    """f32[B, H]: what a sequence classifier computes its logits from."""
+    """f32[B, H]: the pooled vectors from which a sequence classifier computes its logits."""
     mode = pooling_of(head, config)
     if mode is None:
         return last_non_padding_token(x, ids, spans, int(config["pad_token_id"]))

@@ -1,4 +1,4 @@
-"""Operations of which the graphs are made, in OpenVINO's opset 15. `engines/batch` lists the letters of shapes."""
+"""The operations that graphs consist of, in OpenVINO's opset 15. `engines/batch` lists the letters of shapes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MASKED = np.float32(-1e9)
 
 
 def constant(value: Array) -> Node:
-    """A constant of the array's own dtype; of a checkpoint's tensor, in the bits in which it is stored."""
+    """A constant with the array's dtype. For a StoredTensor: an f32 node whose constant keeps the stored bits."""
     return value.constant() if isinstance(value, StoredTensor) else op.constant(np.ascontiguousarray(value))
 
 
@@ -93,10 +93,10 @@ def attention(
     """Scaled dot-product attention: f32[R, N, L, S] of query, key and value of that shape.
 
     `mask` is added to the scores [R, N, L, L]; before that, `soft_cap` makes them soft_cap * tanh(score / soft_cap)
-    (Gemma 2). `slopes` [N] multiply the mask, one for each head (ALiBi): as factors of the scores before and after the
-    addition, because a product of slopes and mask would need N times the memory of the mask. Does not use OpenVINO's
-    ScaledDotProductAttention, because the CPU plugin fuses these operations into a kernel that was 10% faster on MiniLM
-    (docs/decisions/004-packed-rows.md).
+    (Gemma 2). `slopes` [N] multiply the mask, one slope for each head (ALiBi). To save N times the memory of the mask,
+    the scores are divided by the slope before the mask is added, and multiplied by the slope afterwards. OpenVINO's
+    ScaledDotProductAttention is not used, because the CPU plugin fuses these operations into a kernel that was 10%
+    faster on MiniLM (docs/decisions/004-packed-rows.md).
     """
     by_head = None if slopes is None else slopes.astype(np.float32)[:, None, None]
     factor = np.float32(scale) if by_head is None else np.float32(scale) / by_head
@@ -126,16 +126,16 @@ def attention_mask(segment_ids: Node, position_ids: Node, *, causal: bool = Fals
 
 
 def distances(position_ids: Node) -> Node:
-    """f32[R, 1, L, L]: the distance of the positions i32[R, L] of two tokens; meaningless between sequences."""
+    """f32[R, 1, L, L]: the distance of two tokens' positions i32[R, L]; only for tokens of the same sequence."""
     difference = op.subtract(op.unsqueeze(position_ids, ints(1, 3)), op.unsqueeze(position_ids, ints(1, 2)))
     return op.convert(op.abs(difference), Type.f32)
 
 
 def alibi_slopes(num_heads: int) -> Array:
-    """f64[N]: what each head multiplies distances by (ALiBi, Press et al. 2022).
+    """f64[N]: the factor of distances in each head (ALiBi, Press et al. 2022).
 
     2^(-8 i / N) for head i from 1, if N is a power of two; otherwise the slopes of the next lower power of two, then
-    every second one of the next higher.
+    every second slope of the next higher one.
     """
     power = 1 << (num_heads.bit_length() - 1)
     lower = 2.0 ** (-8 * np.arange(1, power + 1) / power)
@@ -144,7 +144,7 @@ def alibi_slopes(num_heads: int) -> Array:
 
 
 def shift_tokens(x: Node, segment_ids: Node, offset: int) -> Node:
-    """f32[R, L, H]: `x[:, i + offset]` at index i; zeros where that is outside the row or of another sequence."""
+    """f32[R, L, H]: `x[:, i + offset]` at index i; zeros if that is outside the row or in another sequence."""
     if offset == 0:
         return x
     before, after = max(-offset, 0), max(offset, 0)
@@ -172,7 +172,7 @@ _ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
     "tanh": op.tanh,
     "sigmoid": op.sigmoid,
     "identity": lambda x: x,
-    # Of a Dense module: torch.nn's classes with their default arguments.
+    # Activations of Dense modules: torch.nn's classes with their default arguments.
     "elu": lambda x: op.elu(x, 1.0),
     "hardswish": op.hswish,
     "leaky_relu": lambda x: op.prelu(x, op.constant(np.float32(0.01))),
@@ -201,8 +201,8 @@ def l2_normalize(x: Node) -> Node:
 def gather_by_distance(table: Array, max_len: int, length: Node) -> Node:
     """[..., L, L]: `table[..., key - query + max_len - 1]` for each pair (query, key) of indices in a row.
 
-    `table` is [..., 2 * max_len - 1], `length` the scalar L. A sequence's tokens are contiguous in a packed row, so the
-    distance of their indices is the distance of their positions; pairs of different sequences are masked later.
+    `table` is [..., 2 * max_len - 1], `length` is the scalar L. A sequence's tokens are contiguous in a packed row, so
+    the distance of their indices is the distance of their positions. Pairs of different sequences are masked later.
     """
     indices = op.range(axis(0), length, axis(1), Type.i64)
     distance = op.subtract(op.unsqueeze(indices, axis(0)), op.unsqueeze(indices, axis(1)))
@@ -222,11 +222,16 @@ def relative_bias(table: Array, max_len: int, length: Node, *, max_distance: int
 
 
 def _relative_buckets(relative: Array, num_buckets: int, max_distance: int) -> Array:
-    """Bucket of each key - query, as `MPNetEncoder.relative_position_bucket`: exact if small, else logarithmic."""
+    """The bucket of each key - query, as `MPNetEncoder.relative_position_bucket`.
+
+    Small distances have a bucket each; beyond them, the widths of the buckets grow logarithmically.
+    """
     half = num_buckets // 2
     exact = half // 2
     if not 0 < exact < max_distance:
-        raise UnsupportedModelError(f"{num_buckets} relative position buckets up to a distance of {max_distance}")
+        raise UnsupportedModelError(
+            f"relative attention with {num_buckets} buckets up to a distance of {max_distance} is not supported"
+        )
     distance = np.abs(relative)
     far = exact + (
         np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact) * (half - exact)

@@ -1,7 +1,7 @@
 """Sequence packing: a batch becomes R rows of L tokens with little padding and few different shapes.
 
 A packed row holds whole sequences one after the other; segment ids keep attention within each sequence. With sequences
-of mixed lengths 3-6% of the tokens are padding. With one sequence a row it is a third to a half
+of mixed lengths 3-6% of the tokens are padding. With one sequence in each row, a third to a half would be
 (docs/decisions/004-packed-rows.md).
 """
 
@@ -20,7 +20,7 @@ _Placement: TypeAlias = tuple[list[int], list[int], int]  # row of each sequence
 
 PREFERRED_ROW_LENGTH = 128  # longest row that is tried, unless a sequence is longer
 _ROW_LENGTH_STEP = 16
-_MIN_ROW_LENGTH = 64  # where there are several rows; a single row is as short as its tokens allow
+_MIN_ROW_LENGTH = 64  # of several rows; a single row is as short as its tokens allow
 
 # In rows of about this length, attention costs as much per token as all other work (measured on MiniLM).
 _ATTENTION_COST_LENGTH = 768
@@ -82,7 +82,7 @@ def _round_up_count(num_sequences: int) -> int:
 
 
 def _cheapest_layout(lengths: list[int], longest: int, num_tokens: int) -> tuple[_Placement, int]:
-    """(placement, row length) of the least work: longer rows need less padding and more attention."""
+    """(placement, row length) with the least work: longer rows have less padding, but cost more attention."""
     if num_tokens <= PREFERRED_ROW_LENGTH:
         row_length = _round_up_length(num_tokens)
         return _first_fit_decreasing(lengths, row_length), row_length
@@ -97,7 +97,7 @@ def _round_up_length(num_tokens: int) -> int:
 
 
 def _first_fit_decreasing(lengths: list[int], row_length: int) -> _Placement:
-    """Places the longest sequence first, each in the first row that has enough space left.
+    """Place the longest sequence first, and each one in the first row that has enough space left.
 
     Needs at most 11/9 of the fewest possible rows, plus 6/9 (Dósa 2007).
     """

@@ -17,28 +17,28 @@ from bei_core.models.pooling import PoolingMode
 
 @dataclass(frozen=True, slots=True)
 class Spans:
-    """Where each sequence's pooled tokens lie among the R * L tokens."""
+    """The position of each sequence's pooled tokens among the R * L tokens."""
 
-    starts: Node  # i32[B], index of the first
-    lengths: Node  # i32[B], how many, at least 1
+    starts: Node  # i32[B], index of the first token
+    lengths: Node  # i32[B], number of tokens, at least 1
 
     def offsets(self, x: Node) -> Node:
-        """i32[B, R * L]: index of each of `x`'s tokens, counted from the first token of the sequence."""
+        """i32[B, R * L]: index of each token of `x`, counted from the first pooled token of the sequence."""
         num_tokens = op.gather(op.shape_of(x, Type.i32), ops.axis(0), ops.axis(0))
         return op.subtract(_range_row(num_tokens), _column(self.starts))
 
     def contains(self, offsets: Node) -> Node:
-        """bool[B, R * L]: whether a token belongs to the sequence."""
+        """bool[B, R * L]: whether a token is a pooled token of the sequence."""
         return op.logical_and(op.greater_equal(offsets, _i32(0)), op.less(offsets, _column(self.lengths)))
 
 
 def pool(mode: str, x: Node, spans: Spans) -> Node:
-    """f32[B, H] of token vectors f32[R * L, H]; `mode` is any name of a mode."""
+    """f32[B, H] of token vectors f32[R * L, H]; `mode` is any name that `PoolingMode.named` knows."""
     return POOLINGS[PoolingMode.named(mode)](x, spans)
 
 
 def last_non_padding_token(x: Node, ids: Node, spans: Spans, pad_id: int) -> Node:
-    """f32[B, H]: the vector of each sequence's last token whose id is not `pad_id`; if there is none, of its first.
+    """f32[B, H]: the vector of each sequence's last token whose id is not `pad_id`, else of its first token.
 
     As in the decoder classifiers of transformers (`GenericForSequenceClassification`). `ids` are i32[R * L].
     """

@@ -1,7 +1,7 @@
-"""Tensors of a checkpoint in the bits in which it stores them, and their constants in a graph.
+"""Tensors of a checkpoint in their stored dtype, and their constants in a graph.
 
-bfloat16 and float16 stay 16 bits wide in the engine folder and in memory. The nodes here give f32 to whatever comes
-after them: the weights of linear layers by a Convert that the CPU plugin fuses into the layer, embeddings by a
+bfloat16 and float16 stay 16 bits wide in the engine folder and in memory. The nodes that are made here give f32 to the
+operations after them: weights of linear layers by a Convert, which the CPU plugin fuses into the layer; embeddings by a
 conversion of the gathered rows (docs/decisions/025-weights.md).
 """
 
@@ -26,24 +26,24 @@ Array = npt.NDArray[Any]
 _TYPES = {"BF16": Type.bf16, "F16": Type.f16, "F32": Type.f32}
 _NARROW = (Type.bf16, Type.f16)
 
-# Shorter tables are widened to f32 when the engine is built: they are small, and a lookup of f32 is faster.
+# Embedding tables with fewer rows are widened to f32 when the engine is built: a lookup of f32 is faster.
 _MIN_NARROW_ROWS = 16384
 
-# 16-bit weights of linear layers that an f32 engine widens when it is loaded, in bytes.
+# An f32 engine widens its 16-bit weights when it is loaded if they have at most this many bytes in total.
 _MAX_WIDENED_BYTES = 256 << 20
 
-# The key under which the CPU plugin finds that a Convert widens weights, which it then does not widen in advance.
+# The key in a Convert's runtime info that makes the CPU plugin widen its weights in the layer, not in advance.
 _DECOMPRESSION = "decompression_0"
 
 
 class StoredTensor(NDArrayOperatorsMixin):
-    """A tensor of a checkpoint. For numpy it is an array of f32, which is computed when it is used.
+    """A tensor of a checkpoint in its stored dtype. numpy sees an f32 array, which is computed at each use.
 
-    Slices and reshaped tensors are StoredTensors, too; the result of any arithmetic is an array of f32.
+    Slices and reshaped tensors are StoredTensors, too; the result of any arithmetic is an f32 array.
     """
 
     def __init__(self, bits: Array, kind: Type) -> None:
-        """`bits` are f32 for f32, and u16 for bf16 and f16."""
+        """`bits` are f32 if `kind` is f32, and u16 if it is bf16 or f16."""
         self.bits, self.kind = bits, kind
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:  # noqa: ANN401 - numpy's protocol
@@ -78,9 +78,9 @@ class StoredTensor(NDArrayOperatorsMixin):
         return StoredTensor(self.bits.reshape(*shape), self.kind)
 
     def constant(self) -> Node:
-        """The tensor as a node f32, stored in its own bits.
+        """The tensor as an f32 node, whose constant keeps the stored bits.
 
-        Whole tensors are not copied: the checkpoint's file has to stay mapped as long as the node is used.
+        Whole tensors are not copied, so the checkpoint's file must stay mapped as long as the node is used.
         """
         if self.ndim < 2:
             return op.constant(np.asarray(self))
@@ -90,8 +90,8 @@ class StoredTensor(NDArrayOperatorsMixin):
     def lookup(self, ids: Node) -> Node:
         """f32[*ids.shape, H]: rows of a table [V, H], converted after they are gathered.
 
-        The CPU plugin would widen a 16-bit table in memory before it gathers rows, but leaves bytes alone. So the table
-        is gathered as bytes, and each pair of bytes is an index into a table of all 65,536 values.
+        The CPU plugin would widen a 16-bit table in memory before it gathers rows; it does not widen bytes. So rows are
+        gathered as bytes, and each pair of bytes is then an index into a table of all 65,536 values.
         """
         if self.kind not in _NARROW or len(self) < _MIN_NARROW_ROWS:
             return op.gather(op.constant(np.ascontiguousarray(self)), ids, _axis(0))
@@ -104,7 +104,7 @@ class StoredTensor(NDArrayOperatorsMixin):
 
 
 def stored_tensor(tensors: Tensors, name: str) -> StoredTensor | npt.NDArray[np.float32]:
-    """A tensor of a checkpoint; f32 if it is f64 or a vector. Raises CheckpointError as `Tensors.f32`."""
+    """A tensor of a checkpoint in its stored dtype; f64 and vectors become f32. Raises CheckpointError."""
     kind, raw = _TYPES.get(tensors.dtype(name)), tensors.raw(name)
     if kind is None or raw.ndim < 2:
         return tensors.f32(name)
@@ -112,7 +112,7 @@ def stored_tensor(tensors: Tensors, name: str) -> StoredTensor | npt.NDArray[np.
 
 
 def widen(bits: Array, kind: Type) -> npt.NDArray[np.float32]:
-    """The f32 values of the bits that a StoredTensor has; a view if they are f32."""
+    """The f32 values of a StoredTensor's bits. If they are f32, returns the same array."""
     if kind == Type.bf16:
         wide = bits.astype(np.uint32)
         wide <<= np.uint32(16)  # bfloat16 is the upper half of a float32
@@ -137,7 +137,7 @@ def values_of(node: Node) -> npt.NDArray[np.float32] | None:
 
 
 def keep_weights_narrow(graph: Model, precision: str) -> None:
-    """Marks the Converts of 16-bit constants, so that the only copy of the weights is the one packed for the kernels.
+    """Mark the Converts of 16-bit constants, so that the CPU plugin makes no f32 copy of the weights.
 
     In f32, small models are widened as a whole instead: the faster one of the two f32 kernels takes no 16-bit weights.
     """
@@ -150,7 +150,7 @@ def keep_weights_narrow(graph: Model, precision: str) -> None:
 
 
 def drop_mapped_pages(path: Path) -> None:
-    """Takes the pages of a mapped file out of this process's memory; a page that is used again is mapped again."""
+    """Free this process's memory for a mapped file. If a page is used again, the system maps it again."""
     try:
         lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     except OSError:  # another system than Linux
@@ -162,7 +162,7 @@ def drop_mapped_pages(path: Path) -> None:
 
 
 def _constant(bits: Array, kind: Type, shape: tuple[int, ...]) -> Node:
-    """A constant of these bits: the memory itself if it is of a mapped file, else a copy."""
+    """A constant of these bits. It shares the memory of a mapped file; other bits are copied."""
     whole = np.ascontiguousarray(bits)
     tensor = openvino.Tensor(whole, openvino.Shape(shape), kind)
     return op.constant(tensor, shared_memory=isinstance(whole.base, mmap.mmap))

@@ -61,8 +61,7 @@ class PackedModel(nn.Module):
         positions = position_ids.reshape(-1).clamp(0, self.facts.spec.max_seq_len - 1)
         lengths = attn_metadata.seq_lens_cuda
         sequences = Sequences(ids, type_ids, positions, pooled, lengths, attn_metadata.seq_lens, attn_metadata)
-        rows: Tensor = self.model.head.rows(self.model.transformer(sequences), sequences)
-        return rows
+        return self.model.rows(sequences)
 
 
 def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:

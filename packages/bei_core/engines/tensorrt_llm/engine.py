@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import tempfile
@@ -19,8 +20,10 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED, Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
-from bei_core.engines.tensorrt_llm.packing import pack_ids, split
+from bei_core.engines.tensorrt_llm.packing import pack_ids
+from bei_core.engines.torch.batches import Parts
 from bei_core.engines.torch.folder import DTYPES, read_facts
+from bei_core.engines.torch.loading import check_gpu
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -38,9 +41,6 @@ _GRAPH_BATCH_SIZES = (1, 2, 4, 8)
 _GRAPH_NUM_TOKENS = (32, 64, 128, 256, 512, 1024)
 _GRAPH_SEQ_LENS = (32, 128, 512)
 
-# The compute capability that a precision needs: e4m3 matmuls came with Ada and Hopper, e2m1 with Blackwell.
-_MIN_CAPABILITY = {"fp8": (8, 9), "fp4": (10, 0)}
-
 
 class TensorRtLlmEngine:
     """A model on the GPU, loaded from an engine folder."""
@@ -48,6 +48,7 @@ class TensorRtLlmEngine:
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, dtype: str) -> None:
         self._vocab_size = spec.vocab_size
         self._max_num_tokens = max(MAX_NUM_TOKENS, spec.max_seq_len)
+        self._parts = Parts(self._max_num_tokens, MAX_BATCH_SIZE)
         facts = read_facts(folder)
         check_model(facts, dtype)
         with _autotuner_cache(folder, self._limits(spec)):
@@ -70,19 +71,14 @@ class TensorRtLlmEngine:
             name="tensorrt_llm",
             device="gpu",
             precision=precision,
-            row_width=self._encode([[0]]).shape[1],
+            row_width=self._encode(Batch.blank()).shape[1],
             max_seq_len=spec.max_seq_len,
             batch_tokens=self._max_num_tokens,
         )
 
     def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`."""
-        ids, cu_seqlens = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
-        parts = [
-            self._encode([ids[cu_seqlens[i] : cu_seqlens[i + 1]] for i in range(start, stop)])
-            for start, stop in split(batch, max_items=MAX_BATCH_SIZE, max_tokens=self._max_num_tokens)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return np.concatenate(self._parts.run(self._encode, batch))
 
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
         """Raises NotImplementedError: this engine has one row per sequence only."""
@@ -96,8 +92,11 @@ class TensorRtLlmEngine:
         """Frees the GPU's memory."""
         self._llm.shutdown()
 
-    def _encode(self, ids: list[list[int]]) -> Array:
-        rows: Array = self._llm.encode(ids, return_raw_logits=True).float().numpy()
+    def _encode(self, batch: Batch) -> Array:
+        """f32[B, D]. `encode` takes lists of ids only, so the ids become lists here, all at once."""
+        ids, cu_seqlens = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
+        texts = [ids[start:stop] for start, stop in itertools.pairwise(cu_seqlens)]
+        rows: Array = self._llm.encode(texts, return_raw_logits=True).float().numpy()
         return rows
 
     def _limits(self, spec: ModelSpec) -> dict[str, int]:
@@ -111,24 +110,11 @@ def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> Te
     UnsupportedModelError for a model that it cannot run.
     """
     check_version()
-    check_gpu(manifest.precision)
+    check_gpu(manifest.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from bei_core.engines.tensorrt_llm.classes import register
 
     register()
     return TensorRtLlmEngine(folder, spec, manifest.precision, DTYPES[manifest.precision])
-
-
-def check_gpu(precision: str) -> None:
-    """Raises EngineUnavailableError, naming GPUs that would do, if the first GPU does not support the precision."""
-    if precision not in _MIN_CAPABILITY or not torch.cuda.is_available():
-        return
-    needed, found = _MIN_CAPABILITY[precision], torch.cuda.get_device_capability(0)
-    if found < needed:
-        raise EngineUnavailableError(
-            f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; "
-            f"fp4: B200 and newer); {torch.cuda.get_device_name(0)} has {found[0]}.{found[1]}. For this GPU, build "
-            "with quantization_type no_quant"
-        )
 
 
 def _no_gpu_hint() -> str:

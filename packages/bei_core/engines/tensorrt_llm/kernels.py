@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bei_core.engines.tensorrt_llm._compat import upstream
-from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
 from bei_core.engines.torch.kernels.torch import Attention, NormAndRope, load_attention
 from bei_core.engines.torch.models.layers import Rope
 from bei_core.engines.torch.models.sequences import Sequences
@@ -28,14 +28,20 @@ class TensorRtLlmKernels:
         """`quantized` are the parts of the transformer whose linear layers are quantised."""
         self.model_config, self.dtype, self.quantized = model_config, dtype, frozenset(quantized)
 
-    def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
+    rank = Rank()
+
+    def linear(
+        self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
+    ) -> Any:
         """TensorRT-LLM's Linear."""
         return _Linear(
             size_in,
             size_out,
             bias=bias,
             dtype=self.dtype,
-            quant_config=self.model_config.quant_config if part in self.quantized else None,
+            quant_config=self.model_config.quant_config
+            if part in self.quantized and fits_fp8(size_in, size_out)
+            else None,
             weights_loading_config=_WeightsLoadingConfig(weight_mode=getattr(_WeightMode, _MODES[fused])),
         )
 
@@ -45,9 +51,9 @@ class TensorRtLlmKernels:
             return Attention(sizes, rope, self, score_bias)
         return PackedAttention(sizes, rope, self, layer)
 
-    def attention_config(self) -> Any:
-        """The config for TensorRT-LLM's Attention; without quantisation if "attention" is not a quantised part."""
-        if "attention" in self.quantized:
+    def attention_config(self, sizes: AttentionSizes) -> Any:
+        """The config for TensorRT-LLM's Attention; without quantisation if its part is not a quantised one."""
+        if sizes.part in self.quantized:
             return self.model_config
         plain = copy.copy(self.model_config)
         plain.quant_config = type(self.model_config.quant_config)()
@@ -68,7 +74,7 @@ class PackedAttention(_Attention):
             layer_idx=layer,
             dtype=kernels.dtype,
             dense_bias=sizes.out_bias,
-            config=kernels.attention_config(),
+            config=kernels.attention_config(sizes),
             q_scaling=sizes.head_size**-0.5 / sizes.scale,
         )
         self.size_of_head = sizes.head_size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bei_core.engines.torch.folder import Facts, attention_sizes
+from collections.abc import Callable, Mapping
+
+from bei_core.engines.torch.folder import Facts, attention_sizes, has_page
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family
 from bei_core.models.kind import Kind
@@ -33,11 +35,17 @@ def check_model(facts: Facts, dtype: str) -> None:
         )
 
 
+# For each page, whether TensorRT-LLM's attention can be that of a family. MPNet adds biases to the scores.
+RUNS: Mapping[str, Callable[[Family], bool]] = {
+    "bert": lambda family: all(names.relative_attention is None for names in family.layout),
+    "decoder": lambda family: True,
+    "rotary": lambda family: False,
+    "deberta": lambda family: False,
+}
+
+
 def _runs(family: Family) -> bool:
-    """Whether its attention can be TensorRT-LLM's: MPNet adds biases to the scores."""
-    if family.page == "bert":
-        return all(names.relative_attention is None for names in family.layout)
-    return family.page == "decoder"
+    return has_page(family) and RUNS[family.page](family)
 
 
 def needs_loop(facts: Facts) -> bool:

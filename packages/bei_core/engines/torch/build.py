@@ -1,20 +1,22 @@
-"""Builds an engine folder for torch from a checkpoint. Needs neither a GPU nor torch."""
+"""Builds an engine folder from a checkpoint, for torch or TensorRT-LLM. Needs no GPU, and torch only for fp8."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
-from bei_core.engines.calibration import quantization_of
+from bei_core.engines.calibration import Quantization, quantization_of
+from bei_core.engines.quality import bar_of
 from bei_core.engines.torch.folder import DTYPES, PRECISIONS, facts_of, write_folder
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 # Part of an engine's address. Increment it when the same checkpoint would give another folder.
-VERSION = 2
+VERSION = 3
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
@@ -22,25 +24,47 @@ def facts(settings: Settings) -> Mapping[str, object]:
     return {"folder": VERSION, "dtype": settings.dtype}
 
 
-def check(spec: ModelSpec, settings: Settings) -> None:
-    """Raises UnsupportedModelError, ConfigError for a dtype that this engine does not have, EngineUnavailableError for
-    a quantised engine.
+def check(spec: ModelSpec, settings: Settings, engine: str = "torch") -> None:
+    """Raises UnsupportedModelError, ConfigError for a dtype that the engine does not have, EngineUnavailableError for a
+    quantisation other than fp8.
     """
-    if quantization_of(settings) is not None:
-        raise EngineUnavailableError(
-            f"the torch engine has no quantised weights (quantization_type {settings.quantization_type or 'fp8'}); use "
-            "no_quant, or --engine tensorrt_llm for fp8"
-        )
-    if settings.dtype not in PRECISIONS:
-        raise ConfigError(
-            f"the torch engine does not compute in dtype {settings.dtype}; use one of {', '.join(PRECISIONS)}"
-        )
     facts_of(spec)
+    quantization = quantization_of(settings)
+    if quantization is not None and not quantization.type.startswith("fp8"):
+        raise EngineUnavailableError(f"engines for GPUs are not built in {quantization.type}; use fp8")
+    if quantization is None and settings.dtype not in PRECISIONS:
+        raise ConfigError(
+            f"the {engine} engine does not compute in dtype {settings.dtype}; use one of {', '.join(PRECISIONS)}, "
+            "or for fp8 set quantization_type"
+        )
 
 
-def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-    """The engine of a checkpoint, not yet built. Raises as `check`."""
-    check(spec, settings)
+def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: str = "torch") -> Plan:
+    """The engine of a checkpoint, not yet built.
+
+    Raises as `check`, and EngineUnavailableError for a quantised engine if torch is not installed. The plan's `fill`
+    raises QualityError.
+    """
+    check(spec, settings, engine)
+    quantization = quantization_of(settings)
+    if quantization is not None:
+        return _quantized_plan(checkpoint, spec, settings, quantization, engine)
     model, precision = facts_of(spec), PRECISIONS[settings.dtype]
     fill = partial(write_folder, checkpoint=checkpoint, facts=model, dtype=DTYPES[precision])
-    return Plan("torch", precision, {"folder": VERSION, "mask": model.mask}, fill)
+    return Plan(engine, precision, {"folder": VERSION, "mask": model.mask}, fill)
+
+
+def _quantized_plan(
+    checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, quantization: Quantization, engine: str
+) -> Plan:
+    if find_spec("torch") is None:
+        raise EngineUnavailableError(
+            f"quantization_type {quantization.type} needs torch for the build: pip install 'bei-core[torch]'"
+        )
+    from bei_core.engines.torch import quantize
+
+    scheme = quantize.Scheme.of(quantization, spec, bar_of(settings))
+    model = facts_of(spec, scheme.parts)
+    artifact = {"folder": VERSION, "mask": model.mask, **scheme.address()}
+    fill = partial(quantize.fill, checkpoint=checkpoint, facts=model, scheme=scheme)
+    return Plan(engine, "fp8", artifact, fill, quantize.built_with(model))

@@ -1,130 +1,141 @@
-"""The engine on torch: packed batches through our model classes, on a GPU or, for tests, on the CPU."""
+"""The engine on torch: packed batches through our model classes, on GPUs or, for tests, on the CPU."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from bei_core.checkpoint import Tensors, resolve
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.folder import DTYPES, read_facts
-from bei_core.engines.torch.kernels.torch import TorchKernels
+from bei_core.engines.torch.batches import Parts, even_parts
+from bei_core.engines.torch.graphs import Graphs
+from bei_core.engines.torch.kernels.base import Rank
+from bei_core.engines.torch.loading import check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
-from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.errors import EngineUnavailableError
+from bei_core.engines.torch.models.sequences import flatten
+from bei_core.engines.torch.parallel import Compute, Workers
+from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
-from bei_core.tasks import Tokens
 
 log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
+ResultT = TypeVar("ResultT")
 
 # More tokens keep neither device busier, they only add latency (docs/gpu.md).
 _BATCH_TOKENS = {"cuda": 16_384, "cpu": 1024}
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 2048
 
-# What `Tensors` has as integers, because NumPy lacks the type.
-_VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
-
 
 class TorchEngine:
-    """A model loaded from an engine folder."""
+    """A model on one device, or a share of it together with `workers`, which have the others."""
 
-    def __init__(self, folder: Path, spec: ModelSpec, precision: str) -> None:
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, model: Model, spec: ModelSpec, precision: str, workers: Workers | None = None) -> None:
+        self._model, self._device, self._workers = model, model.device, workers
         self._staging = torch.empty(0, dtype=torch.int32)
-        try:
-            with self._device:
-                self._model = Model(read_facts(folder), TorchKernels(getattr(torch, DTYPES[precision])))
-            self._model.load(_Loaded(resolve(str(folder)).tensors(), self._device))
-            self._model.to(self._device).eval()
-            rows, tokens = self._run(Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))]))
-        except RuntimeError as fault:  # no memory, a driver that does not fit
-            raise EngineUnavailableError(f"torch cannot load {folder} on {self._device}: {fault}") from fault
-        row_width = 0 if rows is None else rows.shape[1]
+        self._parts = Parts(sys.maxsize, sys.maxsize, None if workers is None else workers.check)
+        self._graphs = None
+        if workers is None and model.is_graphable():
+            self._graphs = Graphs(model.rows, spec.max_seq_len)
+        rows, tokens = self._compute(Batch.blank())
         batch_tokens = _BATCH_TOKENS[self._device.type]
         self.info = EngineInfo(
             name="torch",
             device="gpu" if self._device.type == "cuda" else "cpu",
             precision=precision,
-            row_width=row_width,
+            row_width=rows.shape[1],
             max_seq_len=spec.max_seq_len,
-            batch_tokens=min(batch_tokens, _WIDE_BATCH_TOKENS) if row_width > _WIDE else batch_tokens,
-            token_width=0 if tokens is None else tokens.shape[1],
+            batch_tokens=min(batch_tokens, _WIDE_BATCH_TOKENS) if rows.shape[1] > _WIDE else batch_tokens,
+            token_width=tokens.shape[1] - (spec.bge_m3 is not None),
+            weighs_terms=spec.bge_m3 is not None,
         )
 
     def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`. Token vectors stay on the device."""
-        return _to_host(self._run(batch, with_tokens=False)[0], len(batch))
+        return np.concatenate(self._parts.run(lambda part: self._compute(part, with_tokens=False)[0], batch))
 
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
         """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
-        rows, tokens = self._run(batch)
-        return _to_host(rows, len(batch)), _to_host(tokens, batch.num_tokens)
+        rows, tokens = zip(*self._parts.run(self._compute, batch), strict=True)
+        return np.concatenate(rows), np.concatenate(tokens)
+
+    def padding_share(self) -> float:
+        """0: sequences are packed. The padding of CUDA graphs is not counted."""
+        return 0.0
+
+    def close(self) -> None:
+        """Frees the device's memory."""
+        if self._workers is not None:
+            self._workers.close()
+        del self._model, self._graphs
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.inference_mode()
+    def _compute(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
+        """f32[B, D] and f32[T, E], of no width if the model has no such output or it is not asked for."""
+        if self._graphs is not None and not with_tokens:
+            rows = self._graphs.run(batch, lambda padded: self._stage(padded).to(self._device, non_blocking=True))
+            if rows is not None:
+                return _to_host(rows, len(batch)), _to_host(None, batch.num_tokens)
+        flat = self._stage(batch)
+        if self._workers is not None:
+            self._workers.send(flat, batch.num_tokens, batch.max_len, with_tokens)
+        outputs = self._model.compute(flat, batch.num_tokens, batch.max_len, with_tokens)
+        return _to_host(outputs[0], len(batch)), _to_host(outputs[1], batch.num_tokens)
+
+    def _stage(self, batch: Batch) -> Tensor:
+        """The batch in pinned memory, until the next call. Every forward pass ends with a copy to the host."""
+        total = 4 * batch.num_tokens + len(batch)
+        if total > len(self._staging):
+            self._staging = torch.empty(2 * total, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        flatten(batch, self._staging[:total])
+        return self._staging[:total]
+
+
+class Replicas:
+    """The same model on several devices. A batch is divided among them, and they compute at the same time."""
+
+    def __init__(self, engines: Sequence[TorchEngine]) -> None:
+        self._engines = engines
+        self._pool = ThreadPoolExecutor(len(engines), "bei-gpu")
+        one = engines[0].info
+        self.info = dataclasses.replace(one, batch_tokens=one.batch_tokens * len(engines))
+
+    def forward(self, batch: Batch) -> Array:
+        """f32[B, D]; see `Engine.forward`."""
+        return np.concatenate(self._each(TorchEngine.forward, batch))
+
+    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
+        """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
+        rows, tokens = zip(*self._each(TorchEngine.forward_tokens, batch), strict=True)
+        return np.concatenate(rows), np.concatenate(tokens)
 
     def padding_share(self) -> float:
         """0: sequences are packed."""
         return 0.0
 
     def close(self) -> None:
-        """Frees the device's memory."""
-        del self._model
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        """Frees the memory of all devices."""
+        self._pool.shutdown()
+        for engine in self._engines:
+            engine.close()
 
-    @torch.inference_mode()
-    def _run(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Tensor | None, Tensor | None]:
-        """(rows, token rows) on the device; None for what the model does not have."""
-        sequences = self._upload(batch)
-        hidden = self._model.transformer(sequences)
-        head = self._model.head
-        return head.rows(hidden, sequences), head.tokens(hidden, sequences) if with_tokens else None
-
-    def _upload(self, batch: Batch) -> Sequences:
-        """The batch on the device, by one copy from pinned memory."""
-        size, lengths = batch.num_tokens, batch.lengths
-        positions = np.arange(size, dtype=np.int32) - np.repeat(batch.cu_seqlens[:-1], lengths)
-        pooled = (positions >= np.repeat(batch.skips, lengths)).astype(np.int32)
-        parts = (batch.input_ids, batch.type_ids, positions, pooled, lengths)
-        total = sum(map(len, parts))
-        if total > len(self._staging):
-            self._staging = torch.empty(2 * total, dtype=torch.int32, pin_memory=self._device.type == "cuda")
-        staged = self._staging[:total]  # free again, because every forward pass ends with a copy to the host
-        np.concatenate(parts, out=staged.numpy())
-        ids, types, positions_there, pooled_there, lengths_there = staged.to(self._device, non_blocking=True).split(
-            [len(part) for part in parts]
-        )
-        return Sequences(ids, types, positions_there, pooled_there.bool(), lengths_there, batch.lengths)
-
-
-class _Loaded(Mapping[str, Tensor]):
-    """A checkpoint's tensors, each copied to the device when it is asked for."""
-
-    def __init__(self, tensors: Tensors, device: torch.device) -> None:
-        self._tensors, self._device = tensors, device
-
-    def __getitem__(self, name: str) -> Tensor:
-        value = torch.from_numpy(np.array(self._tensors.raw(name)))
-        dtype = _VIEWS.get(self._tensors.dtype(name))
-        return (value if dtype is None else value.view(dtype)).to(self._device)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+    def _each(self, forward: Callable[[TorchEngine, Batch], ResultT], batch: Batch) -> list[ResultT]:
+        return list(self._pool.map(forward, self._engines, even_parts(batch, len(self._engines))))
 
 
 def _to_host(rows: Tensor | None, count: int) -> Array:
@@ -135,12 +146,63 @@ def _to_host(rows: Tensor | None, count: int) -> Array:
     return result
 
 
-def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TorchEngine:
+def load(
+    folder: Path,
+    spec: ModelSpec,
+    manifest: Manifest,
+    *,
+    dtype: str,
+    devices: Sequence[int] = (),
+    tensor_parallel: int = 1,
+) -> TorchEngine | Replicas:
     """The engine in an engine folder, in the precision in which it was built; `dtype` has no effect.
 
-    Raises EngineUnavailableError if it does not fit the device, CheckpointError for a tensor that does not fit.
+    It runs on the first GPU, on a replica on each of `devices`, or divided among `tensor_parallel` GPUs. Raises
+    EngineUnavailableError if it does not fit the devices, UnsupportedModelError for a model that cannot be divided,
+    CheckpointError for a tensor that does not fit.
     """
-    engine = TorchEngine(folder, spec, manifest.precision)
-    if engine.info.device == "cpu":
+    chosen = _choose(devices, tensor_parallel)
+    for device in chosen:
+        check_gpu(manifest.precision, device)
+    if chosen[0].type == "cpu":
         log.warning("torch finds no GPU, so this model runs on the CPU, where engine: openvino is much faster")
-    return engine
+    if tensor_parallel > 1:
+        return _divided(folder, spec, manifest.precision, chosen)
+    engines = [
+        TorchEngine(load_folder(folder, manifest.precision, device), spec, manifest.precision) for device in chosen
+    ]
+    return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+def _divided(folder: Path, spec: ModelSpec, precision: str, devices: list[torch.device]) -> TorchEngine:
+    share = partial(load_share, folder, precision)
+    workers = Workers(share, devices)
+    try:
+        model = load_folder(folder, precision, devices[0], Rank(0, len(devices)))
+        workers.await_loaded()
+        return TorchEngine(model, spec, precision, workers)
+    except BaseException:
+        workers.close()
+        raise
+
+
+def load_share(folder: Path, precision: str, rank: Rank, device: torch.device) -> Compute:
+    """What computes a rank's share of the batches."""
+    compute: Compute = load_folder(folder, precision, device, rank).compute
+    return compute
+
+
+def _choose(devices: Sequence[int], tensor_parallel: int) -> list[torch.device]:
+    """The devices to run on. Raises EngineUnavailableError, ConfigError."""
+    if devices and tensor_parallel not in {1, len(devices)}:
+        raise ConfigError(f"{len(devices)} devices are given for tensor_parallel {tensor_parallel}; give as many")
+    numbers = list(devices) or list(range(tensor_parallel))
+    if not torch.cuda.is_available():
+        if devices:
+            raise EngineUnavailableError("devices are given, but torch finds no GPU")
+        return [torch.device("cpu")] * len(numbers)
+    if max(numbers) >= torch.cuda.device_count():
+        raise EngineUnavailableError(
+            f"GPU {max(numbers)} is asked for; torch finds {torch.cuda.device_count()}, from 0"
+        )
+    return [torch.device("cuda", number) for number in numbers]

@@ -19,6 +19,7 @@ import msgspec
 import numpy.typing as npt
 
 from bei_core.checkpoint import Checkpoint, Tensors
+from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
@@ -83,12 +84,10 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
     if not has_page(family):
         raise _not_run(spec.architecture)
     head_of(spec)
-    mask: Mask = "full"
+    mask: Mask = "causal" if family.is_causal(spec.config) else "full"
     match family.page:
         case "bert":
             BertSizes.of(family.layout[0], spec.config)
-        case "decoder":
-            mask = "full" if DecoderSizes.of(family.layout, spec.config).bidirectional else "causal"
         case "rotary" if not RotarySizes.of(family.layout, spec.config).is_gated:
             raise _not_run(f"a {spec.architecture} with plain MLPs or mixtures of experts")
     return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)
@@ -135,10 +134,21 @@ def class_names() -> Iterator[str]:
         yield from (f"Bei{name}Embedding", f"Bei{name}ForSequenceClassification")
 
 
-def write_folder(folder: Path, checkpoint: Checkpoint, facts: Facts, dtype: str) -> None:
-    """Writes the files of an engine that is not quantised."""
-    write_config(facts, dtype, folder)
-    write_weights(checkpoint.tensors(), checkpoint, facts, dtype, folder / WEIGHTS)
+def write_folder(
+    folder: Path,
+    checkpoint: Checkpoint,
+    facts: Facts,
+    dtype: str,
+    replaced: Mapping[str, Entry] | None = None,
+    more: Mapping[str, object] | None = None,
+) -> None:
+    """Writes the files of an engine.
+
+    `replaced` are tensors that a quantised model has instead of the checkpoint's or besides them, `more` its further
+    keys of config.json.
+    """
+    write_config(facts, dtype, folder, more)
+    write_weights(checkpoint.tensors(), checkpoint, facts, dtype, folder / WEIGHTS, replaced)
     copy_companions(checkpoint, folder)
 
 
@@ -175,15 +185,22 @@ def read_facts(folder: Path) -> Facts:
     return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
 
 
-def write_weights(transformer: Tensors, checkpoint: Checkpoint, facts: Facts, dtype: str, path: Path) -> None:
+def write_weights(
+    transformer: Tensors,
+    checkpoint: Checkpoint,
+    facts: Facts,
+    dtype: str,
+    path: Path,
+    replaced: Mapping[str, Entry] | None = None,
+) -> None:
     """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
-    entries = [
-        Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
+    entries = {
+        name: Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
         for name in transformer.names()
         if not name.startswith(_HEAD_TENSORS) and transformer.dtype(name) in _FLOAT_DTYPES
-    ]
-    entries += [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
-    write_tensors(path, entries)
+    }
+    heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
+    write_tensors(path, [*(entries | dict(replaced or {})).values(), *heads])
 
 
 def _keeps_dtype(name: str, dtype: str) -> bool:
@@ -206,6 +223,9 @@ def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Ar
         elif isinstance(module, LayerNorm):
             for name in ("norm.weight", "norm.bias"):
                 yield f"{module.folder}.{name}", checkpoint.tensors(module.folder).f32(name)
+    for file in (COLBERT_LINEAR, SPARSE_LINEAR) if facts.spec.bge_m3 is not None else ():
+        for part in ("weight", "bias"):
+            yield f"{file}.{part}", checkpoint.pickled(file).f32(part)
 
 
 def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[str, Array]]:

@@ -10,7 +10,7 @@ from bei_core.errors import EmptyInputError
 from bei_core.http.json_schema import ANY, array_of, object_of
 from bei_core.http.replies import BYTES_PER_NUMBER, Deferred, num_numbers
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas.common import Body, Named, RequestContext, convert
+from bei_core.http.schemas.common import Body, Named, RequestContext, convert, refuse
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
 from bei_core.tasks import Task
@@ -20,6 +20,7 @@ class VertexRequest(Named, kw_only=True):
     """`POST /vertex`: bodies of other routes, of any kind."""
 
     instances: list[Any]
+    parameters: dict[str, Any] | None = None  # of Vertex AI, for all instances
 
 
 async def vertex(call: Call) -> Deferred:
@@ -27,6 +28,7 @@ async def vertex(call: Call) -> Deferred:
     body: VertexRequest = call.body
     if not body.instances:
         raise EmptyInputError("`instances` cannot be empty", param="instances")
+    refuse({"parameters": body.parameters and "is not supported; put the options into each of `instances`"})
     call.service.model.check_num_inputs(len(body.instances))
     bodies = await asyncio.to_thread(_bodies, call) if call.is_large else _bodies(call)
     timings = [Timings() for _ in bodies]

@@ -10,7 +10,7 @@ import msgspec
 from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of, map_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import Common, RequestContext
+from bei_core.http.schemas.common import Common, RequestContext, refuse
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
@@ -25,6 +25,7 @@ class TokenParameters(msgspec.Struct):
 
     aggregation_strategy: Strategy = "simple"
     ignore_labels: list[str] | None = None  # "O" by default
+    stride: int | None = None
 
 
 class PredictTokensRequest(Common):
@@ -51,12 +52,14 @@ class PredictTokensRequest(Common):
 
     def to_task(self, model: ServedModel) -> ClassifyTokens:
         """Returns the task."""
+        stride = self.parameters.stride if self.parameters else None
+        refuse({"stride": stride and "is not supported; split a text that is too long, and send its parts"})
         options = self.encode_options(model, spans=True)
         return ClassifyTokens(self.texts, options, "none" if self.raw_scores else model.scoring)
 
     def to_reply(self, result: Result[list[TokenRows]], context: RequestContext) -> list[Any]:
         """Returns tokens with scores, or entities, in the format of Baseten or of a transformers pipeline."""
-        as_pipeline, model = self.parameters is not None or context.is_by_shape, context.model
+        as_pipeline, model = self.parameters is not None or context.is_by_fields, context.model
         strategy = self._strategy(as_pipeline)
         spans = [tokens.spans for tokens in result.tokens]
         if strategy == "none" and not as_pipeline:
@@ -142,7 +145,7 @@ ROUTES = (
         PredictTokensRequest,
         example={"inputs": [["Anna lives in Paris."]], "aggregation_strategy": "simple"},
         reply=any_of(array_of(array_of(_TOKEN)), array_of(_ENTITY), array_of(array_of(_ENTITY))),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.TOKEN_CLASSIFIER,),
     ),
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
@@ -26,6 +26,9 @@ Truncate: TypeAlias = bool | Literal["NONE", "START", "END"]  # the strings are 
 LABELS = array_of(object_of(label=STRING, score=NUMBER))  # of `labelled`
 USAGE = object_of(prompt_tokens=INTEGER, total_tokens=INTEGER)  # of `usage`
 
+# Why a body of vLLM's with `messages` is refused.
+NO_CHATS = "is not supported: apply the chat template in the client, and send the text with `add_special_tokens: false`"
+
 _FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
 _FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 _SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
@@ -37,7 +40,7 @@ class RequestContext:
 
     model: ServedModel
     request_id: str
-    is_by_shape: bool = False  # the client sends all bodies to one path, as Hugging Face's clients do
+    is_by_fields: bool = False  # the client sends all bodies to one path, as Hugging Face's clients do
 
 
 class Body(Protocol):
@@ -70,6 +73,7 @@ class Common(Named, kw_only=True):
     prompt_name: str | None = None
     chunk: bool = False
     max_tokens_per_doc: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    add_special_tokens: bool | None = None  # vLLM's name; true
 
     def encode_options(
         self, model: ServedModel, *, prompt_name: str | None = None, spans: bool = False
@@ -89,7 +93,14 @@ class Common(Named, kw_only=True):
             truncate = truncate != "NONE"
         prompt = default.prompt if name is None else model.prompt(name)
         return EncodeOptions(
-            truncate, side, prompt, default.pool_prompt, self.chunk, None if spans else self.max_tokens_per_doc, spans
+            truncate,
+            side,
+            prompt,
+            default.pool_prompt,
+            self.chunk,
+            self.max_tokens_per_doc,
+            spans,
+            add_special_tokens=self.add_special_tokens is not False,
         )
 
 
@@ -101,7 +112,7 @@ def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
     try:
         return msgspec.json.decode(raw, type=schema)
     except _FAULTS as fault:
-        raise _body_error(fault) from fault
+        raise _body_error(fault, is_chat=b'"messages"' in raw) from fault
 
 
 def convert(value: object, schema: type[ValueT]) -> ValueT:
@@ -162,8 +173,27 @@ def _text_or_pair(item: str | list[str]) -> str | Pair:
     return item[0] if len(item) == 1 else Pair(item[0], item[1])
 
 
-def _body_error(fault: Exception) -> RequestError:
-    """Returns the error for a body that msgspec rejects."""
+def refuse(reasons: Mapping[str, object]) -> None:
+    """Raises ValidationError for the first field whose reason is a text; its message is the field and the reason."""
+    for field, reason in reasons.items():
+        if isinstance(reason, str) and reason:
+            raise ValidationError(f"`{field}` {reason}", param=field)
+
+
+def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
+    """Returns the value of fields with one meaning; None if all are None. Raises ValidationError if two differ."""
+    found = {name: value for name, value in given.items() if value is not None}
+    first = next(iter(found), "")
+    for name, value in found.items():
+        if value != found[first]:
+            raise ValidationError(f"`{first}` and `{name}` mean the same and differ; give one of them", param=name)
+    return found.get(first)
+
+
+def _body_error(fault: Exception, *, is_chat: bool = False) -> RequestError:
+    """Returns the error for a body that msgspec rejects; `is_chat` says that it has vLLM's `messages`."""
+    if is_chat and "missing required field" in str(fault):
+        return ValidationError(f"`messages` {NO_CHATS}", param="messages")
     if isinstance(fault, msgspec.ValidationError):
         field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
         return ValidationError(str(fault), param=field.group(1) if field else None)

@@ -14,8 +14,10 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from bei_core.errors import ValidationError
-from bei_core.http.schemas.common import Common
-from bei_core.http.schemas.vectors import Precision, agreed, as_base64, as_lists, prompt_name
+from bei_core.http.naming import INPUT_TYPES
+from bei_core.http.schemas.common import NO_CHATS, Common, agreed, refuse
+from bei_core.http.schemas.vectors import Precision, as_base64, as_lists, prompt_name
+from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import EncodeOptions, Rows
 
@@ -26,6 +28,8 @@ _F32 = (None, "float", "base64")  # the formats of f32
 
 class EmbeddingOptions(Common, kw_only=True):
     """The options of a request for embeddings; None is the default of each."""
+
+    kinds = (Kind.EMBEDDING,)
 
     encoding_format: Format | list[Format] | None = None  # float; a list gives an object per vector (mixedbread)
     dimensions: int | None = None  # Infinity's client sends 0 by default: the model's own
@@ -38,14 +42,15 @@ class EmbeddingOptions(Common, kw_only=True):
     truncation: bool | None = None  # Voyage's name of `truncate`
     truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None  # vLLM; -1: as many as the model takes
     truncation_side: Literal["left", "right"] | None = None  # vLLM's name of `truncation_direction`
-    add_special_tokens: bool | None = None  # vLLM
+    padding: Literal["max_length", "do_not_pad"] | None = None  # vLLM
     output_dimension: int | None = None  # Voyage's name of `dimensions`
     output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] | None = None  # Voyage
     embedding_type: Format | None = None  # Jina, NVIDIA
     encoding_type: Format | None = None  # LlamaIndex's name of Jina's `embedding_type`
     embed_dtype: Literal["float32", "float16", "bfloat16"] | None = None  # vLLM: of the numbers in base64
     endianness: Literal["native", "little", "big"] | None = None  # vLLM: of the numbers in base64
-    late_chunking: bool | None = None  # Jina
+    late_chunking: bool | None = None  # Jina: all inputs are read as one text, and each gets the mean of its tokens
+    return_multivector: bool | None = None  # Jina
     modality: str | list[str] | None = None  # NVIDIA
     messages: Any = None  # vLLM
 
@@ -69,16 +74,27 @@ class EmbeddingOptions(Common, kw_only=True):
     def all_options(self, model: ServedModel) -> EncodeOptions:
         """Returns the options to tokenize the texts. Raises ValidationError for an option that is not supported."""
         self._refuse_unsupported()
-        input_type, limit = agreed(input_type=self.input_type, task=self.task), self.truncate_prompt_tokens
-        if self.prompt is not None and (input_type or self.prompt_name):
+        agreed(input_type=self.input_type, task=self.task)
+        limit = self.truncate_prompt_tokens
+        if self.prompt is not None and (self.input_type or self.task or self.prompt_name):
             raise ValidationError("`prompt` excludes `prompt_name`, `input_type` and `task`", param="prompt")
         truncate = agreed(truncate=self.truncate, truncation=self.truncation, truncate_prompt_tokens=limit and True)
         given = self.truncation_direction and self.truncation_direction.lower()
         side = agreed(truncation_direction=given, truncation_side=self.truncation_side)
         common = msgspec.structs.replace(self, truncate=truncate, truncation_direction=side)
-        options = common.encode_options(model, prompt_name=prompt_name(input_type, model) if input_type else None)
+        options = common.encode_options(model, prompt_name=self.prompt_of_type(model))
         prompt = options.prompt if self.prompt is None else self.prompt
         return replace(options, prompt=prompt, max_tokens=None if limit == -1 else limit)
+
+    def prompt_of_type(self, model: ServedModel) -> str | None:
+        """Returns the name of the prompt that `input_type`, `task` or the model's name chooses; None for no prompt."""
+        if self.input_type:
+            return prompt_name(self.input_type, model)
+        if self.task:
+            return prompt_name(self.task, model, "task")
+        if isinstance(self.model, str) and self.model.endswith(INPUT_TYPES) and self.model != model.name:
+            return prompt_name(self.model.rpartition("-")[2], model)
+        return None
 
     def written(self, rows: Rows) -> Sequence[Any]:
         """Returns the rows in the requested format, or in each of several requested formats."""
@@ -106,17 +122,15 @@ class EmbeddingOptions(Common, kw_only=True):
     def _refuse_unsupported(self) -> None:
         """Raises ValidationError for an option that is not supported and would change the vectors."""
         modalities = [self.modality] if isinstance(self.modality, str) else self.modality or ()
-        refused = {
-            "messages": self.messages is not None and "is not supported; put the text into `input`",
-            "late_chunking": self.late_chunking and "is not supported; `chunk` splits long texts",
-            "add_special_tokens": self.add_special_tokens is False
-            and "can only be true; token ids as `input` are used as they are",
-            "modality": any(kind != "text" for kind in modalities) and "can only be text",
-            "truncate_prompt_tokens": self.truncate_prompt_tokens == 0 and "must be -1 or more than 0",
-        }
-        for name, reason in refused.items():
-            if reason:
-                raise ValidationError(f"`{name}` {reason}", param=name)
+        refuse(
+            {
+                "messages": self.messages is not None and NO_CHATS,
+                "return_multivector": self.return_multivector and "is not supported; /embed_all has vectors of tokens",
+                "padding": self.padding == "max_length" and "can only be do_not_pad",
+                "modality": any(kind != "text" for kind in modalities) and "can only be text",
+                "truncate_prompt_tokens": self.truncate_prompt_tokens == 0 and "must be -1 or more than 0",
+            }
+        )
 
 
 _OPENAIS = {*Common.__struct_fields__, "encoding_format", "dimensions", "input_type"}

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
+from bei_core.errors import ValidationError
 from bei_core.http.json_schema import any_of, array_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import LABELS, Common, RequestContext, classify, labelled
+from bei_core.http.schemas.common import LABELS, Common, RequestContext, classify, labelled, refuse
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
-from bei_core.tasks import Classify, Rows
+from bei_core.tasks import Classify, Pair, Rows
 
 # `/predict`: a text; a pair, which is a list of two texts; or a list of such.
 Inputs: TypeAlias = str | list[str | list[str]]
@@ -24,6 +25,14 @@ class LabelParameters(msgspec.Struct):
 
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
     top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    candidate_labels: Any = None  # of zero-shot classification, which no model here does
+    hypothesis_template: Any = None
+    multi_label: Any = None
+
+    def check(self) -> None:
+        """Raises ValidationError for a field of zero-shot classification."""
+        for field in ("candidate_labels", "hypothesis_template", "multi_label"):
+            refuse({field: getattr(self, field) is not None and "is not supported: the model has its own labels"})
 
 
 class PredictRequest(Common):
@@ -43,8 +52,13 @@ class PredictRequest(Common):
     def to_task(self, model: ServedModel) -> Classify:
         """Returns the task."""
         items: Sequence[Any] = [self.inputs] if self.is_single and self.inputs else self.inputs
+        if self.parameters is not None:
+            self.parameters.check()
         scoring = self.parameters.function_to_apply if self.parameters else None
-        return classify(items, self.encode_options(model), scoring or ("none" if self.raw_scores else model.scoring))
+        task = classify(items, self.encode_options(model), scoring or ("none" if self.raw_scores else model.scoring))
+        if self.prompt_name is not None and any(isinstance(item, Pair) for item in task.inputs):
+            raise ValidationError("`prompt_name` is for single texts, not for pairs", param="prompt_name")
+        return task
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> list[Any]:
         """Returns `[{label, score}]` for a single input, or a list of such lists."""
@@ -62,7 +76,7 @@ ROUTES = (
         PredictRequest,
         example={"inputs": [["what grows", "a tree"], ["what grows", "a stone"]]},
         reply=any_of(LABELS, array_of(LABELS)),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.CLASSIFIER, Kind.RERANKER),
     ),
 )

@@ -81,5 +81,4 @@ ROUTES = (
         errors=OPENAI,
         inputs="input",
     ),
-    *vllm.ROUTES,
 )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bei_core.errors import ValidationError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import ANY, BOOLEAN, INTEGER, NUMBER, STRING, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import USAGE, Common, RequestContext, usage
+from bei_core.http.schemas.common import USAGE, Common, RequestContext, refuse, usage
 from bei_core.http.schemas.ranking import Document, TopN, pairs_of, passages_of, rank
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -32,8 +31,7 @@ class RerankingRequest(Common, kw_only=True):
 
     def to_task(self, model: ServedModel) -> Rank:
         """Returns the task. Raises ValidationError for an option that is not supported."""
-        if self.rewrite_query:
-            raise ValidationError("`rewrite_query` is not supported: no model here writes text", param="rewrite_query")
+        refuse({"rewrite_query": self.rewrite_query and "is not supported: no model here writes text"})
         pairs = pairs_of(self.query, passages_of(self.input, self.rank_fields))
         return rank(self, model, pairs, top_n=self.top_k, instruction=self.instruction)
 

@@ -11,15 +11,15 @@ import numpy as np
 from bei_core.errors import NotFoundError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
-from bei_core.http.naming import by_name
+from bei_core.http.naming import INPUT_TYPES, by_name
 from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import USAGE, Input, RequestContext, inputs_of, usage
 from bei_core.http.schemas.embedding_options import EmbeddingOptions
-from bei_core.http.schemas.vectors import as_base64, prompt_name
-from bei_core.models.kind import Kind
+from bei_core.http.schemas.late_chunking import late_rows, late_task
+from bei_core.http.schemas.vectors import as_base64
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result, Service
-from bei_core.tasks import Embed, Rows, check_dimensions
+from bei_core.tasks import Embed, EmbedAll, Rows, check_dimensions
 
 _STARTED = int(time.time())
 
@@ -27,34 +27,35 @@ _STARTED = int(time.time())
 class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
     """`POST /v1/embeddings`, in the forms of OpenAI and of the other APIs with this path."""
 
-    kinds = (Kind.EMBEDDING,)
-
     input: Input
     model: str | None = None
     user: str | None = None
 
-    def to_task(self, model: ServedModel) -> Embed:
+    def to_task(self, model: ServedModel) -> Embed | EmbedAll:
         """Returns the task."""
         inputs = inputs_of(self.input, "input")
         if self.is_plain:
-            name = prompt_name(self.input_type, model) if self.input_type else None
-            options = self.encode_options(model, prompt_name=name)
+            is_typed = self.input_type or (self.model or "").endswith(INPUT_TYPES)
+            options = self.encode_options(model, prompt_name=self.prompt_of_type(model) if is_typed else None)
             dimensions, normalize = self.dimensions or None, True
         else:
             options, dimensions, normalize = self.all_options(model), self.width, self.has_unit_length
         if dimensions is not None:
             check_dimensions(dimensions, model.row_width)  # before any work
+        if self.late_chunking:
+            return late_task(inputs, options, model)
         return Embed(inputs, options, normalize, dimensions)
 
-    def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
+    def to_reply(self, result: Result[Any], context: RequestContext) -> dict[str, Any]:
         """Returns a list object with an embedding per input: floats, base64 of little-endian f32, or another format."""
         rows: Sequence[Any]
+        vectors: Rows = self._late(result) if self.late_chunking else result.rows
         if not self.is_plain:
-            rows = self.written(result.rows)
+            rows = self.written(vectors)
         elif self.encoding_format == "base64":
-            rows = as_base64(result.rows)
+            rows = as_base64(vectors)
         else:
-            rows = list(np.ascontiguousarray(result.rows))
+            rows = list(np.ascontiguousarray(vectors))
         reply = {
             "object": "list",
             "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(rows)],
@@ -63,8 +64,13 @@ class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
         }
         if self.normalized is None:
             return reply
-        facts = {"encoding_format": self.encoding_format or "float", "dimensions": result.rows.shape[1]}
+        facts = {"encoding_format": self.encoding_format or "float", "dimensions": vectors.shape[1]}
         return {**reply, "normalized": self.normalized, **facts}  # fields of mixedbread's reply
+
+    def _late(self, result: Result[Any]) -> Rows:
+        """Returns f32[N, D]: the vectors of `late_chunking`."""
+        texts = [text for text in inputs_of(self.input, "input") if isinstance(text, str)]
+        return Embed(texts, normalize=self.has_unit_length, dimensions=self.width).finish(late_rows(result, texts))
 
 
 async def models(call: Call) -> dict[str, Any]:
@@ -102,8 +108,8 @@ ROUTES = (
         errors=OPENAI,
         inputs="input",
         aliases=("/embeddings",),
-        by_shape=True,
-        default_for=(Kind.EMBEDDING,),
+        by_fields=True,
+        default_for=EmbeddingsRequest.kinds,
     ),
     Route(
         "GET",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from bei_core.errors import EmptyInputError, ValidationError
-from bei_core.http.schemas.common import Common
+from bei_core.http.schemas.common import Common, refuse
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import Rank, Scoring
 
@@ -56,9 +56,13 @@ def rank(
     raw_scores: bool = False,
     instruction: str | None = None,
 ) -> Rank:
-    """Returns the task to score pairs of a query and a document. Raises EmptyInputError if there are none."""
+    """Returns the task to score pairs of a query and a document.
+
+    Raises EmptyInputError if there are none, ValidationError for a prompt, which no pair has.
+    """
     if not pairs:
         raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+    refuse({"prompt_name": body.prompt_name and "is for single texts; a reranker reads pairs"})
     # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
     scoring: Scoring = "none" if raw_scores else model.scoring if len(model.labels) == 1 else "sigmoid"
     return Rank(model.pairs(pairs, instruction), body.encode_options(model), scoring, top_n or None)

@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, ClassVar, TypeAlias
+
+import msgspec
 
 from bei_core.errors import ValidationError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas import mixedbread
-from bei_core.http.schemas.common import USAGE, RequestContext, usage
+from bei_core.http.schemas.common import USAGE, RequestContext, agreed, refuse, usage
 from bei_core.http.schemas.ranking import Document, Flag, TopN, is_set, pairs_of, passages_of, rank
 from bei_core.http.schemas.vllm import VllmOptions
 from bei_core.models.kind import Kind
@@ -52,6 +52,8 @@ class RerankRequest(VllmOptions, kw_only=True):
     return_documents: Flag | None = None
     rank_fields: list[str] | None = None  # Cohere's: the field of a document that has its text
     max_chunks_per_doc: int | None = None  # Cohere's
+    relevant_spans: bool | None = None  # Cohere's
+    return_embeddings: bool | None = None  # Jina's
     max_tokens_per_query: int | None = None  # vLLM's
     truncation: bool | None = None  # Voyage's `truncate`
     instruction: str | None = None  # for a model whose template has one
@@ -67,26 +69,30 @@ class RerankRequest(VllmOptions, kw_only=True):
 
     def to_task(self, model: ServedModel) -> Rank:
         """Returns the task. Raises ValidationError for an option that is not supported."""
-        if self.max_chunks_per_doc is not None:
-            raise ValidationError(
-                "`max_chunks_per_doc` is not supported; with `chunk: true` the best chunk of a document counts",
-                param="max_chunks_per_doc",
-            )
-        if self.max_tokens_per_query:
-            raise ValidationError("`max_tokens_per_query` is not supported", param="max_tokens_per_query")
+        limits_chunks = self.max_chunks_per_doc is not None
+        best = "is not supported; with `chunk: true` the best chunk of a document counts"
+        refuse(
+            {
+                "max_chunks_per_doc": limits_chunks and best,
+                "max_tokens_per_query": self.max_tokens_per_query and "is not supported",
+                "relevant_spans": self.relevant_spans and "is not supported",
+                "return_embeddings": self.return_embeddings and "is not supported: a reranker gives no vectors",
+            }
+        )
         return rank(
             self,
             model,
             pairs_of(self.query, self.passages),
-            top_n=self.top_n or self.top_k,
+            top_n=agreed(top_n=self.top_n or None, top_k=self.top_k or None),
             raw_scores=is_set(self.raw_scores) or not self.activates,
             instruction=self.instruction,
         )
 
     def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
         """Returns the options to tokenize the texts."""
-        found = super().encode_options(model, **options)
-        return found if self.truncation is None else replace(found, truncate=self.truncation)
+        truncate = agreed(truncate=self.truncate, truncation=self.truncation)
+        common = self if self.truncation is None else msgspec.structs.replace(self, truncate=truncate, truncation=None)
+        return VllmOptions.encode_options(common, model, **options)
 
     def to_reply(self, result: Ranking, context: RequestContext) -> list[Any] | dict[str, Any]:
         """Returns the reply in the format of the API that the body belongs to, the best document first."""
@@ -186,7 +192,7 @@ ROUTES = (
         example={"query": "what grows", "texts": ["a stone", "a tree"]},
         reply=_REPLY,
         inputs="texts",
-        by_shape=True,
+        by_fields=True,
     ),
     Route(
         "POST",
@@ -228,5 +234,4 @@ ROUTES = (
         errors=OPENAI,
         inputs="documents",
     ),
-    *mixedbread.ROUTES,
 )

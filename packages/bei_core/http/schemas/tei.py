@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
-from bei_core.errors import EmptyInputError, WrongTaskError
-from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, array_of, nullable, object_of
+from bei_core.errors import EmptyInputError, ValidationError, WrongTaskError
+from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, map_of, nullable, object_of
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas import tokens
 from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of
 from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
 from bei_core.models.modules import Pooling
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result, Service
-from bei_core.tasks import Embed, EmbedAll, EmbedSparse, Rows, Sparse, Text, TokenRows, check_dimensions, similarities
+from bei_core.tasks import (
+    Embed,
+    EmbedAll,
+    EmbedSparse,
+    Rows,
+    Several,
+    Sparse,
+    Task,
+    Text,
+    TokenRows,
+    check_dimensions,
+    similarities,
+)
 
 
 class EmbedRequest(Common):
@@ -29,6 +40,7 @@ class EmbedRequest(Common):
     inputs: Input
     normalize: bool = True
     dimensions: int | None = None
+    encoding_format: Literal["float"] | None = None  # huggingface_hub sends it
 
     def to_task(self, model: ServedModel) -> Embed:
         """Returns the task."""
@@ -48,16 +60,54 @@ class EmbedAllRequest(Common):
     kinds = (Kind.EMBEDDING, Kind.LATE_INTERACTION)
 
     inputs: Input
+    # Of bge-m3 (FlagEmbedding's `M3Embedder.encode`): any of these asks for its reply, in place of the token vectors.
+    return_dense: bool | None = None
+    return_sparse: bool | None = None
+    return_colbert_vecs: bool | None = None
 
-    def to_task(self, model: ServedModel) -> EmbedAll:
+    def to_task(self, model: ServedModel) -> EmbedAll | Several:
         """Returns the task."""
-        if not model.token_width:
-            raise WrongTaskError(f"{model.name} gives no vectors of tokens")
-        return EmbedAll(inputs_of(self.inputs, "inputs"), self.encode_options(model))
+        inputs, options = inputs_of(self.inputs, "inputs"), self.encode_options(model)
+        if not self._is_several:
+            return model.embed_all(inputs, options)
+        if model.bge_m3 is None:
+            raise WrongTaskError(
+                f"`return_dense`, `return_sparse` and `return_colbert_vecs` are for bge-m3, which has a head for each; "
+                f"{model.name} has not"
+            )
+        tasks: tuple[Task[Any], ...] = (
+            Embed(inputs, options),
+            model.embed_sparse(inputs, options),
+            model.embed_all(inputs, options),
+        )
+        asked = [task for task, is_asked in zip(tasks, self._asked, strict=True) if is_asked]
+        if not asked:
+            raise ValidationError(
+                "at least one of `return_dense`, `return_sparse` and `return_colbert_vecs` must be true"
+            )
+        return Several(asked)
 
-    def to_reply(self, result: Result[list[TokenRows]], context: RequestContext) -> list[TokenRows]:
-        """Returns the token vectors of each text: N arrays f32[T, E]."""
-        return [np.ascontiguousarray(rows) for rows in result.rows]
+    @property
+    def _is_several(self) -> bool:
+        """Whether the reply is to be that of FlagEmbedding's `encode`."""
+        return {self.return_dense, self.return_sparse, self.return_colbert_vecs} != {None}
+
+    @property
+    def _asked(self) -> tuple[bool, bool, bool]:
+        """Whether dense, sparse and ColBERT vectors are asked for, by FlagEmbedding's defaults."""
+        return self.return_dense is not False, bool(self.return_sparse), bool(self.return_colbert_vecs)
+
+    def to_reply(self, result: Result[list[Any]], context: RequestContext) -> list[TokenRows] | dict[str, Any]:
+        """Returns the token vectors of each text, N arrays f32[n, E]; or what FlagEmbedding's `encode` returns."""
+        if not self._is_several:
+            return [np.ascontiguousarray(rows) for rows in result.rows]
+        found = iter(result.rows)
+        dense, sparse, colbert = (next(found) if is_asked else None for is_asked in self._asked)
+        return {
+            "dense_vecs": dense,
+            "lexical_weights": sparse and [_by_id(terms) for terms in sparse],
+            "colbert_vecs": colbert and [np.ascontiguousarray(rows) for rows in colbert],
+        }
 
 
 class EmbedSparseRequest(Common):
@@ -69,7 +119,7 @@ class EmbedSparseRequest(Common):
 
     def to_task(self, model: ServedModel) -> EmbedSparse:
         """Returns the task."""
-        return EmbedSparse(inputs_of(self.inputs, "inputs"), self.encode_options(model))
+        return model.embed_sparse(inputs_of(self.inputs, "inputs"), self.encode_options(model))
 
     def to_reply(self, result: Result[list[Sparse]], context: RequestContext) -> list[list[dict[str, Any]]]:
         """Returns `[[{index, value}]]`, one list per text, sorted by index."""
@@ -77,6 +127,11 @@ class EmbedSparseRequest(Common):
             [{"index": index, "value": value} for index, value in zip(row.indices.tolist(), row.values, strict=True)]
             for row in result.rows
         ]
+
+
+def _by_id(terms: Sparse) -> dict[str, Any]:
+    """Returns FlagEmbedding's `lexical_weights` of a text: each token id as a text, with its weight."""
+    return {str(index): value for index, value in zip(terms.indices.tolist(), terms.values, strict=True)}
 
 
 class Sentences(msgspec.Struct):
@@ -141,15 +196,19 @@ def _model_type(service: Service) -> Mapping[str, Any]:
     if labels:
         names = {str(index): label for index, label in enumerate(labels)}
         return {kind.tei_type: {"id2label": names, "label2id": {label: index for index, label in enumerate(labels)}}}
-    modes = [mode for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
-    pooling = "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"
-    return {kind.tei_type: {"pooling": pooling.replace("lasttoken", "last_token")}}
+    modes = [mode.tei for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
+    return {kind.tei_type: {"pooling": "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"}}
 
+
+_M3_OUTPUTS = object_of(
+    dense_vecs=nullable(array_of(array_of(NUMBER))),
+    lexical_weights=nullable(array_of(map_of(NUMBER))),
+    colbert_vecs=nullable(array_of(array_of(array_of(NUMBER)))),
+)
 
 _MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
 
 ROUTES = (
-    *tokens.ROUTES,
     Route(
         "POST",
         "/embed",
@@ -157,26 +216,27 @@ ROUTES = (
         EmbedRequest,
         example={"inputs": ["what grows", "a tree grows"]},
         reply=array_of(array_of(NUMBER)),
-        by_shape=True,
+        by_fields=True,
     ),
     Route(
         "POST",
         "/embed_all",
-        "a vector for every token; late-interaction models (ColBERT) project and normalise them",
+        "a vector for every token; late-interaction models (ColBERT) and bge-m3 project and normalise them; for bge-m3 "
+        "`return_dense`, `return_sparse`, `return_colbert_vecs` ask for several at once, in FlagEmbedding's form",
         EmbedAllRequest,
         example={"inputs": ["a tree grows"]},
-        reply=array_of(array_of(array_of(NUMBER))),
-        by_shape=True,
+        reply=any_of(array_of(array_of(array_of(NUMBER))), _M3_OUTPUTS),
+        by_fields=True,
         default_for=(Kind.LATE_INTERACTION,),
     ),
     Route(
         "POST",
         "/embed_sparse",
-        "the nonzero weights of a SPLADE model",
+        "the nonzero weights of a SPLADE model, or of bge-m3",
         EmbedSparseRequest,
         example={"inputs": ["a tree grows"]},
         reply=array_of(array_of(object_of(index=INTEGER, value=NUMBER))),
-        by_shape=True,
+        by_fields=True,
         default_for=(Kind.SPARSE,),
     ),
     Route(
@@ -186,7 +246,7 @@ ROUTES = (
         SimilarityRequest,
         example={"inputs": {"source_sentence": "what grows", "sentences": ["a tree grows", "a stone lies"]}},
         reply=array_of(NUMBER),
-        by_shape=True,
+        by_fields=True,
     ),
     Route("GET", "/info", "what is served, and its limits", answer=info, reply=_MODEL_INFO),
 )

@@ -1,24 +1,36 @@
-"""The API of text-embeddings-inference for tokens: `/tokenize` and `/decode`, which need no model."""
+"""`/tokenize` and `/decode` of text-embeddings-inference, `/tokenize` and `/detokenize` of vLLM. They need no model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from bei_core.errors import ValidationError
-from bei_core.http.json_schema import BOOLEAN, INTEGER, STRING, array_of, nullable, object_of
+from bei_core.http.error_format import OPENAI
+from bei_core.http.json_schema import BOOLEAN, INTEGER, STRING, any_of, array_of, nullable, object_of
 from bei_core.http.limits import BYTES_PER_SPAN, MAX_LISTED_CHARS, MAX_LISTED_TEXT_CHARS
 from bei_core.http.replies import Deferred
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas.common import Named, texts_of
-from bei_core.text.tokenizer import INLINE_CHARS
+from bei_core.http.schemas.common import NO_CHATS, Named, refuse, texts_of
+from bei_core.text.tokenizer import INLINE_CHARS, TextTokenizer
 
 
 class TokenizeRequest(Named, kw_only=True):
-    """`POST /tokenize`."""
+    """`POST /tokenize`: the reply is vLLM's if the body has `prompt`."""
 
-    inputs: str | list[str]
+    inputs: str | list[str] | None = None
+    prompt: str | None = None  # vLLM's
     add_special_tokens: bool = True
     prompt_name: str | None = None
+    return_token_strs: bool | None = None  # vLLM's
+    messages: Any = None  # vLLM's
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts. Raises ValidationError unless exactly one of the fields is set, EmptyInputError for no texts."""
+        refuse({"messages": self.messages is not None and NO_CHATS})
+        if (self.inputs is None) == (self.prompt is None):
+            raise ValidationError("give either `inputs` or `prompt`", param="inputs")
+        return [self.prompt] if self.prompt is not None else texts_of(self.inputs or [])
 
 
 class DecodeRequest(Named, kw_only=True):
@@ -35,19 +47,27 @@ class DecodeRequest(Named, kw_only=True):
         return [numbers] if numbers else [item for item in self.ids if not isinstance(item, int)]
 
 
-async def tokenize(call: Call) -> Deferred | list[Any]:
-    """Answers `POST /tokenize`: `[[{id, text, special, start, stop}]]`."""
+class DetokenizeRequest(Named, kw_only=True):
+    """`POST /detokenize`."""
+
+    tokens: list[int]
+
+
+async def tokenize(call: Call) -> Deferred | list[Any] | dict[str, Any]:
+    """Answers `POST /tokenize`: `[[{id, text, special, start, stop}]]`, or vLLM's object."""
     body: TokenizeRequest = call.body
     prompt = call.service.model.prompt(body.prompt_name) if body.prompt_name else ""
-    texts = texts_of(body.inputs)
+    texts = body.texts
     call.service.model.check_num_inputs(len(texts))
     tokenizer, special = call.service.tokenizer, body.add_special_tokens
     size = sum(map(len, texts)) + len(prompt) * len(texts)
     _check_num_characters(max(map(len, texts)) + len(prompt), size)
 
-    def make() -> list[Any]:
+    def make() -> list[Any] | dict[str, Any]:
         names = ("id", "text", "special", "start", "stop")
         found = (tokenizer.spans(prompt + text, add_special_tokens=special) for text in texts)
+        if body.prompt is not None:
+            return _of_vllm([span[0] for spans in found for span in spans], tokenizer, bool(body.return_token_strs))
         return [[dict(zip(names, span, strict=True)) for span in spans] for spans in found]
 
     return make() if size <= INLINE_CHARS else Deferred(BYTES_PER_SPAN * size, make)
@@ -66,6 +86,17 @@ async def decode(call: Call) -> Deferred | list[str]:
     return Deferred(0, make) if call.is_large else make()
 
 
+async def detokenize(call: Call) -> dict[str, str]:
+    """Answers `POST /detokenize`: the text of token ids, with the special tokens."""
+    return {"prompt": call.service.tokenizer.decode(call.body.tokens, skip_special_tokens=False)}
+
+
+def _of_vllm(ids: list[int], tokenizer: TextTokenizer, with_names: bool) -> dict[str, Any]:
+    """Returns vLLM's reply of `/tokenize`."""
+    names = tokenizer.names(ids) if with_names else None
+    return {"count": len(ids), "max_model_len": tokenizer.max_seq_len, "tokens": ids, "token_strs": names}
+
+
 def _check_num_characters(longest: int, total: int) -> None:
     """Raises ValidationError if one text or all texts together have too many characters to list their tokens."""
     if longest > MAX_LISTED_TEXT_CHARS or total > MAX_LISTED_CHARS:
@@ -77,15 +108,17 @@ def _check_num_characters(longest: int, total: int) -> None:
 
 
 _SPAN = object_of(id=INTEGER, text=STRING, special=BOOLEAN, start=nullable(INTEGER), stop=nullable(INTEGER))
+_VLLM = object_of(count=INTEGER, max_model_len=INTEGER, tokens=array_of(INTEGER), token_strs=nullable(array_of(STRING)))
+_TOKENS = any_of(array_of(array_of(_SPAN)), _VLLM)
 
 ROUTES = (
     Route(
         "POST",
         "/tokenize",
-        "tokens of texts",
+        "tokens of texts; with `prompt`, vLLM's reply",
         TokenizeRequest,
         tokenize,
-        array_of(array_of(_SPAN)),
+        _TOKENS,
         example={"inputs": ["a tree grows"]},
     ),
     Route(
@@ -97,5 +130,16 @@ ROUTES = (
         array_of(STRING),
         inputs="ids",
         example={"ids": [[2, 3]]},
+    ),
+    Route(
+        "POST",
+        "/detokenize",
+        "vLLM: the text of token ids, with special tokens",
+        DetokenizeRequest,
+        detokenize,
+        object_of(prompt=STRING),
+        errors=OPENAI,
+        inputs="tokens",
+        example={"tokens": [2, 3]},
     ),
 )

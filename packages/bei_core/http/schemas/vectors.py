@@ -69,10 +69,11 @@ def as_base64(rows: Rows, precision: Precision = "float", order: Literal["<", ">
     ]
 
 
-def prompt_name(input_type: str, model: ServedModel) -> str | None:
+def prompt_name(input_type: str, model: ServedModel, field: str = "input_type") -> str | None:
     """Returns the name of the model's prompt for an input type; None if the model has no such prompt.
 
-    Raises ValidationError if the type is neither a usual one nor a prompt of the model.
+    `field` is the body's field with the input type. Raises ValidationError if the type is neither a usual one nor a
+    prompt of the model.
     """
     usual = _PROMPTS | _OTHER_TASKS
     for name in (input_type, *usual.get(input_type, ())):
@@ -81,14 +82,4 @@ def prompt_name(input_type: str, model: ServedModel) -> str | None:
     if input_type in _PROMPTS or (input_type in _OTHER_TASKS and not model.prompts):
         return None
     known = sorted({"query", "passage", "document", *model.prompts})
-    raise ValidationError(f"unknown `input_type` {input_type!r}; known are {', '.join(known)}", param="input_type")
-
-
-def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
-    """Returns the value of fields with one meaning; None if all are None. Raises ValidationError if two differ."""
-    found = {name: value for name, value in given.items() if value is not None}
-    first = next(iter(found), "")
-    for name, value in found.items():
-        if value != found[first]:
-            raise ValidationError(f"`{first}` and `{name}` mean the same and differ; give one of them", param=name)
-    return found.get(first)
+    raise ValidationError(f"unknown `{field}` {input_type!r}; known are {', '.join(known)}", param=field)

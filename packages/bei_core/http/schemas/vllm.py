@@ -9,17 +9,30 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from bei_core.errors import ValidationError, WrongTaskError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import ANY, INTEGER, NUMBER, STRING, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import USAGE, Common, Input, RequestContext, inputs_of, usage
+from bei_core.http.schemas.common import NO_CHATS, USAGE, Common, Input, RequestContext, inputs_of, refuse, usage
 from bei_core.http.schemas.ranking import Document, passages_of, rank
 from bei_core.models.kind import Kind
+from bei_core.models.modules import BgeM3
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
-from bei_core.tasks import Classify, ClassifyTokens, Embed, EmbedAll, EncodeOptions, Rank, Rows, TruncationSide
+from bei_core.tasks import (
+    Classify,
+    ClassifyTokens,
+    Embed,
+    EncodeOptions,
+    Rank,
+    Rows,
+    Task,
+    TruncationSide,
+    WeighTokens,
+    l2_normalize,
+)
 
 # The names that a body may give to the two sides of `/score`.
 _SIDES = (("text_1", "text_2"), ("queries", "documents"), ("queries", "items"), ("data_1", "data_2"))
@@ -30,7 +43,7 @@ _TASKS: Mapping[TaskName, Sequence[Kind]] = {
     "embed": (Kind.EMBEDDING,),
     "token_embed": (Kind.EMBEDDING, Kind.LATE_INTERACTION),
     "classify": (Kind.CLASSIFIER, Kind.RERANKER),
-    "token_classify": (Kind.TOKEN_CLASSIFIER,),
+    "token_classify": (Kind.TOKEN_CLASSIFIER, Kind.SPARSE),  # bge-m3's weights of terms
 }
 
 
@@ -42,8 +55,9 @@ class VllmOptions(Common, kw_only=True):
     use_activation: bool | None = None  # False: logits instead of probabilities, vectors that are not normalised
     activation: bool | None = None  # older names of it
     softmax: bool | None = None
-    add_special_tokens: bool | None = None
+    padding: Literal["max_length", "do_not_pad"] | None = None
     chat_template: str | None = None
+    messages: Any = None
 
     @property
     def is_vllm(self) -> bool:
@@ -57,21 +71,20 @@ class VllmOptions(Common, kw_only=True):
 
     def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
         """Returns the options to tokenize the texts. Raises ValidationError for an option that is not supported."""
-        if self.add_special_tokens is False:
-            raise ValidationError(
-                "`add_special_tokens: false` is not supported; send token ids instead", param="add_special_tokens"
-            )
-        if self.chat_template is not None:
-            raise ValidationError(
-                "`chat_template` is not supported; the server's rerank_template is used", param="chat_template"
-            )
+        template = self.chat_template is not None
+        refuse(
+            {
+                "chat_template": template and "is not supported; the server's rerank_template is used",
+                "messages": self.messages is not None and NO_CHATS,
+                "padding": self.padding == "max_length" and "can only be do_not_pad",
+                "truncate_prompt_tokens": self.truncate_prompt_tokens == 0 and "must be -1 or at least 1",
+            }
+        )
         found = super().encode_options(model, **options)
         if self.truncation_side is not None:
             found = replace(found, side=TruncationSide(self.truncation_side))
         if self.truncate_prompt_tokens is None:
             return found
-        if self.truncate_prompt_tokens == 0:
-            raise ValidationError("`truncate_prompt_tokens` must be -1 or at least 1", param="truncate_prompt_tokens")
         limit = None if self.truncate_prompt_tokens < 0 else self.truncate_prompt_tokens
         return replace(found, truncate=True, max_tokens=limit)
 
@@ -124,6 +137,7 @@ class ScoreRequest(VllmOptions, kw_only=True):
         pairs = self.pairs()
         if Kind.RERANKER in model.roles:
             return rank(self, model, pairs, raw_scores=not self.activates, instruction=self.instruction)
+        refuse({"instruction": self.instruction and "is for rerankers; this model gives vectors"})
         firsts = list(dict.fromkeys(first for first, _ in pairs))
         return Embed([*firsts, *(second for _, second in pairs)], self.encode_options(model))
 
@@ -155,12 +169,12 @@ class PoolingRequest(VllmOptions, kw_only=True):
     encoding_format: Literal["float"] | None = None
     dimensions: int | None = None
 
-    def to_task(self, model: ServedModel) -> Embed | EmbedAll | Classify | ClassifyTokens:
+    def to_task(self, model: ServedModel) -> Task[Any]:
         """Returns the task. Raises ValidationError for `dimensions`, WrongTaskError if the model does not do `task`."""
         if self.dimensions is not None:
             raise ValidationError("`dimensions` is not supported here; /v1/embeddings takes it", param="dimensions")
         task = self.task or _own_task(model.kind)
-        if model.kind not in _TASKS[task]:
+        if model.roles.isdisjoint(_TASKS[task]):
             raise WrongTaskError(f"{model.name} is a model of kind {model.kind}, which does not do `task: {task}`")
         inputs, options = inputs_of(self.input, "input"), self.encode_options(model)
         scoring = model.scoring if self.activates else "none"
@@ -168,15 +182,25 @@ class PoolingRequest(VllmOptions, kw_only=True):
             return Embed(inputs, options, normalize=self.activates)
         if task == "classify":
             return Classify(inputs, options, scoring)
+        if model.bge_m3 is not None and not self.activates:
+            raise ValidationError(
+                f"`use_activation: false` is not supported with `task: {task}`", param="use_activation"
+            )
         if task == "token_classify":
-            return ClassifyTokens(inputs, options, scoring)
-        if not model.token_width:
-            raise WrongTaskError(f"{model.name} gives no vectors of tokens")
-        return EmbedAll(inputs, options)
+            return WeighTokens(inputs, options) if model.bge_m3 else ClassifyTokens(inputs, options, scoring)
+        is_normalized = model.kind is Kind.LATE_INTERACTION
+        refuse({"use_activation": is_normalized and not self.activates and "can only be true for this model"})
+        return model.embed_all(inputs, options)
 
     def to_reply(self, result: Result[Sequence[Any]], context: RequestContext) -> dict[str, Any]:
-        """Returns a list object with the model's output for each text."""
-        rows = [np.ascontiguousarray(row) for row in result.rows]
+        """Returns a list object with the model's output for each text; vectors of tokens have length 1, as at vLLM."""
+        of_tokens = context.model.kind is Kind.EMBEDDING and self.task == "token_embed" and self.activates
+        rows = [np.ascontiguousarray(l2_normalize(row) if of_tokens else row) for row in result.rows]
+        if self.task == "token_classify" and context.model.bge_m3 is not None:
+            rows = [
+                _without_ends(row, tokens.ids, context.model.bge_m3)
+                for row, tokens in zip(rows, result.tokens, strict=True)
+            ]
         return _list_object(
             [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)], result, context
         )
@@ -189,6 +213,12 @@ def classes(rows: Rows, labels: Sequence[str]) -> list[dict[str, Any]]:
         {"index": index, "label": labels[place], "probs": row, "num_classes": len(labels)}
         for index, (row, place) in enumerate(zip(rows, best, strict=True))
     ]
+
+
+def _without_ends(weights: Rows, ids: npt.NDArray[np.int32], bge_m3: BgeM3) -> Rows:
+    """Returns the weights f32[n] without those of <s> and </s>, as vLLM's `BOSEOSFilter` of this model does."""
+    start, stop = (int(ids[end] in bge_m3.unweighted_ids) for end in (0, -1))
+    return weights[start : len(weights) - stop]
 
 
 def _own_task(kind: Kind) -> TaskName:

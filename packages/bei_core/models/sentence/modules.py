@@ -1,4 +1,4 @@
-"""The modules of a model: modules.json, and the config.json in the folder of each module."""
+"""Reads the modules of a model: modules.json, and the config.json in the folder of each module."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bei_core.models.modules import Classifier, Dense, LayerNorm, Module, Normal
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.sentence.settings import TransformerSettings, convert, read_settings
 
-# What the first module computes: the tasks of `transformer_task`, or a row of a table for each token.
+# What the first module computes: a value of `transformer_task`, or "static" for a table with a vector per token id.
 Task: TypeAlias = Literal["feature-extraction", "fill-mask", "sequence-classification", "text-generation", "static"]
 
 _FIRST: Mapping[str, Task] = {
@@ -24,7 +24,7 @@ _FIRST: Mapping[str, Task] = {
 }
 _PACKAGES = ("sentence_transformers.", "pylate.")
 
-# Classes of torch.nn with their default arguments, and the names that the engines have for them.
+# Classes of torch.nn with their default arguments, to the names in the engines' tables of activations.
 _ACTIVATIONS = {
     "ELU": "elu",
     "GELU": "gelu",
@@ -44,14 +44,14 @@ _ACTIVATIONS = {
 
 
 class Pipeline(NamedTuple):
-    """A model's modules."""
+    """The modules of a model."""
 
-    task: Task  # of the first one
-    modules: list[Module]  # the others; none if a head of the transformer's class follows it
+    task: Task  # of the first module
+    modules: list[Module]  # the other modules; empty if the head of the transformer's class takes their place
 
 
 class _Entry(msgspec.Struct, frozen=True):
-    """An entry of modules.json; sentence-transformers ignores its idx."""
+    """An entry of modules.json. sentence-transformers ignores its field `idx`, and so does BEI."""
 
     type: str
     name: str
@@ -59,9 +59,9 @@ class _Entry(msgspec.Struct, frozen=True):
 
 
 def read_pipeline(checkpoint: Checkpoint, transformer: TransformerSettings) -> Pipeline | None:
-    """The modules in the order of modules.json; None without the file.
+    """Returns the modules in the order of modules.json; None if there is no such file.
 
-    Raises CheckpointError for a malformed file, UnsupportedModelError for a module or an order that BEI does not have.
+    Raises CheckpointError for a malformed file, UnsupportedModelError for a module or an order that is not supported.
     """
     content = checkpoint.read_json("modules.json", required=False)
     if content is None:
@@ -81,17 +81,17 @@ def read_pipeline(checkpoint: Checkpoint, transformer: TransformerSettings) -> P
 
 
 def first_task(name: str) -> Task:
-    """What a first module computes, by its type. Raises UnsupportedModelError for one that BEI does not have."""
+    """Returns what the first module computes, by its type. Raises UnsupportedModelError if it is not supported."""
     known = _FIRST.get(_class_of(name))
     if known is None:
         raise UnsupportedModelError(
-            f"modules.json: {name} is not supported as first module; supported are {', '.join(_FIRST)}"
+            f"modules.json: {name} is not supported as the first module; supported are {', '.join(_FIRST)}"
         )
     return known
 
 
 def _class_of(name: str) -> str:
-    """The class of a module's type. Raises UnsupportedModelError for code that the repository brings."""
+    """Returns the class in a module's type. Raises UnsupportedModelError for code in the model's repository."""
     if not name.startswith(_PACKAGES):
         raise UnsupportedModelError(
             f"modules.json: {name} is not a class of sentence-transformers; BEI does not run a repository's own code"
@@ -100,16 +100,16 @@ def _class_of(name: str) -> str:
 
 
 def _module(checkpoint: Checkpoint, entry: _Entry, task: Task) -> Module | None:
-    """The module of one entry of modules.json; None for one that changes nothing.
+    """Returns the module of one entry of modules.json; None for Dropout, which changes nothing.
 
-    Raises UnsupportedModelError for a type that BEI does not have.
+    Raises UnsupportedModelError for a type that is not supported.
     """
     kind, folder = _class_of(entry.type), module_folder({"path": entry.path})
     if kind == "Dropout":
         return None
     if kind not in _READERS:
         raise UnsupportedModelError(
-            f"modules.json: {entry.type} is not one of Transformer, {', '.join(_READERS)}, Dropout"
+            f"modules.json: {entry.type} is not supported; supported are Transformer, {', '.join(_READERS)}, Dropout"
         )
     if kind == "SpladePooling" and task != "fill-mask":
         raise UnsupportedModelError(f"modules.json: SpladePooling needs the task fill-mask, and the model's is {task}")
@@ -117,7 +117,7 @@ def _module(checkpoint: Checkpoint, entry: _Entry, task: Task) -> Module | None:
 
 
 def _checked(modules: list[Module], task: Task) -> list[Module]:
-    """The modules. Raises UnsupportedModelError for an order that BEI does not have."""
+    """Returns the modules unchanged. Raises UnsupportedModelError for an order that is not supported."""
     if not modules:
         return modules
     if task == "sequence-classification":
@@ -134,13 +134,13 @@ def _checked(modules: list[Module], task: Task) -> list[Module]:
         )
     if first in {Normalize, LayerNorm} or Pooling in rest or not {Splade, Classifier}.isdisjoint(rest):
         raise UnsupportedModelError(
-            "modules.json: one Pooling must come first, or Dense where every token has a vector"
+            "modules.json: one Pooling must follow the transformer, or Dense for a model with a vector per token"
         )
     return modules
 
 
 class _PoolingConfig(msgspec.Struct, frozen=True):
-    """`1_Pooling/config.json`, in its new form; the old one has a flag for each mode."""
+    """`1_Pooling/config.json` of sentence-transformers >= 5.4; older files have a flag for each mode."""
 
     pooling_mode: str | list[str] | None = None
     include_prompt: bool = True
@@ -205,7 +205,7 @@ def _normalize(checkpoint: Checkpoint, folder: str) -> Normalize:
 
 
 def _check_output(given: str, made: str | None, name: str) -> None:
-    """Raises UnsupportedModelError for a module that keeps its input beside its output."""
+    """Raises UnsupportedModelError if the module writes its output under another name (`made`) than its input's."""
     if made not in (None, given):
         raise UnsupportedModelError(f"{name}: module_output_name {made!r} is not supported with the input {given!r}")
 
@@ -234,7 +234,7 @@ class _LogitScoreConfig(msgspec.Struct, frozen=True):
 
 
 def _logit_score(checkpoint: Checkpoint, folder: str) -> Classifier:
-    """The answer of a causal language model; without a token for "no", the logit of "yes"."""
+    """Returns the head that scores by the logits of the tokens "yes" and "no"; without "no", by that of "yes"."""
     config = read_settings(checkpoint, f"{folder}/config.json", _LogitScoreConfig)
     return Classifier(("LABEL_0",), "sigmoid", yes_no_ids=(config.false_token_id, config.true_token_id))
 

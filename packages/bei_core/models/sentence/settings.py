@@ -1,4 +1,4 @@
-"""The settings of the transformer (`sentence_bert_config.json`), the model (`config_sentence_transformers.json`)."""
+"""Reads the settings in `sentence_bert_config.json` (transformer) and `config_sentence_transformers.json` (model)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TransformerSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def max_length(self) -> int | None:
-        """The limit on a text's tokens that replaces the tokenizer's own."""
+        """The limit on a text's tokens, which replaces the tokenizer's limit; None if no file gives one."""
         return {**self.tokenizer_args, **self.processor_kwargs}.get("model_max_length") or self.max_seq_length
 
 
@@ -65,26 +65,27 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def similarity(self) -> Similarity:
-        """How the model compares two vectors; sentence-transformers takes cosine for a name that is not one of these.
+        """How the model compares two vectors; cosine for an unknown name, as in sentence-transformers.
 
-        MultiVectorEncoder writes the name of another function, such as maxsim.
+        MultiVectorEncoder writes other names, such as maxsim.
         """
         known = ("cosine", "dot", "euclidean", "manhattan")
         return cast("Similarity", self.similarity_fn_name if self.similarity_fn_name in known else "cosine")
 
 
 def read_settings(checkpoint: Checkpoint, name: str, kind: type[SettingsT], *, required: bool = True) -> SettingsT:
-    """The content of a JSON file as a struct; of a file that is not required and not there, the defaults.
+    """Returns the content of a JSON file as a struct; its defaults if the file is missing and not required.
 
-    Raises CheckpointError naming the file, and the field that is malformed.
+    Raises CheckpointError naming the missing file, or the malformed field.
     """
     return convert(checkpoint.read_json(name, required=required) or {}, kind, name)
 
 
 def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
-    """The transformer's settings, under any of the names that sentence-transformers has used for the file.
+    """Returns the transformer's settings, from any file name that sentence-transformers has used.
 
-    Raises CheckpointError for a malformed field, UnsupportedModelError for one that changes what is computed.
+    Raises CheckpointError for a malformed field, UnsupportedModelError for a field that would change the results and is
+    not supported.
     """
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
         name = checkpoint.in_first_module(f"sentence_{kind}_config.json")
@@ -96,7 +97,10 @@ def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
 
 
 def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
-    """The model's settings. Raises CheckpointError for a malformed field or a default prompt that is no prompt."""
+    """Returns the model's settings.
+
+    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of pairs.
+    """
     name = "config_sentence_transformers.json"
     settings = read_settings(checkpoint, name, ModelSettings, required=False)
     known = {"query", "document", *(settings.prompts or ())}
@@ -105,11 +109,16 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
             f"{name}: default_prompt_name {settings.default_prompt_name!r} is not one of the prompts, which are "
             f"{', '.join(sorted(known))}"
         )
+    prompt = (settings.prompts or {}).get(settings.default_prompt_name or "")
+    if settings.model_type == "CrossEncoder" and prompt:
+        raise UnsupportedModelError(
+            f"{name}: default_prompt_name is not supported for a CrossEncoder, which reads pairs"
+        )
     return settings
 
 
 def convert(content: object, kind: type[SettingsT], name: str) -> SettingsT:
-    """JSON as a struct. Raises CheckpointError naming the field that is malformed."""
+    """Returns JSON as a struct. Raises CheckpointError naming the malformed field of the file `name`."""
     try:
         return msgspec.convert(content, kind)
     except msgspec.ValidationError as error:
@@ -119,7 +128,7 @@ def convert(content: object, kind: type[SettingsT], name: str) -> SettingsT:
 
 
 def _check_transformer(settings: TransformerSettings, name: str) -> None:
-    """Raises UnsupportedModelError, naming the field, for settings that change what is computed."""
+    """Raises UnsupportedModelError naming a setting that would change the results and is not supported."""
     tasks = ("feature-extraction", "fill-mask", "sequence-classification", "text-generation")
     task = settings.transformer_task
     if task not in (None, *tasks):
@@ -136,22 +145,22 @@ def _check_transformer(settings: TransformerSettings, name: str) -> None:
 
 
 def _check_modalities(modalities: Mapping[str, Options] | None, task: str | None, name: str) -> None:
-    """Raises UnsupportedModelError unless a text is given to the model's `forward` as it is, and its output is used."""
+    """Raises UnsupportedModelError unless the model's `forward` gets the text unchanged and gives the usual output."""
     if modalities is None:
         return
-    if "message" in modalities and task != "text-generation":  # whose pairs a rerank_template puts in a prompt
+    if "message" in modalities and task != "text-generation":  # there, a rerank_template puts the pairs in a prompt
         raise UnsupportedModelError(f"{name}: modality_config.message (texts in a chat template) is not supported")
     output = "last_hidden_state" if task in {None, "feature-extraction"} else "logits"
     text = modalities.get("text", {})
     outputs = text.get("method_output_name")
     if text.get("method") != "forward" or outputs not in (output, [output]):
         raise UnsupportedModelError(
-            f"{name}: modality_config.text is not supported unless its method is forward and its method_output_name "
-            f"{output}; it is {text or 'missing'}"
+            f"{name}: modality_config.text must have the method forward and the method_output_name {output}; it is "
+            f"{text or 'missing'}"
         )
 
 
 def _refuse(options: Options, known: set[str], where: str) -> None:
-    """Raises UnsupportedModelError naming an option that is not one of those that change nothing."""
+    """Raises UnsupportedModelError for an option that is not in `known`, the options that do not change the results."""
     for option in options.keys() - known:
         raise UnsupportedModelError(f"{where}.{option} is not supported")

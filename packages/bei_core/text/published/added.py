@@ -1,4 +1,4 @@
-"""Tokens that are added to a vocabulary: each is found whole in a text, before the rest is split."""
+"""Added tokens: the tokenizer finds each of them in a text as a whole, before it splits the rest of the text."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from bei_core.text.published.folder import ADDITIONAL, ATTRIBUTES, Published, as
 
 
 def add_tokens(tokenizer: Tokenizer, published: Published) -> dict[str, str]:
-    """Adds what the files and the class name; the special tokens by attribute, such as {"cls_token": "[CLS]"}.
+    """Adds the tokens that the files and the class name to `tokenizer`.
 
-    A token gets the id that the vocabulary has for it, else the next free one, as transformers gives it.
+    Returns the special tokens by attribute, such as {"cls_token": "[CLS]"}. A token gets its id in the vocabulary, else
+    the next free id, as in transformers.
     """
     named = _special_tokens(published)
     present = {repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
@@ -29,7 +30,7 @@ def add_tokens(tokenizer: Tokenizer, published: Published) -> dict[str, str]:
 
 
 def _special_tokens(published: Published) -> dict[str, str | AddedToken]:
-    """The special tokens that have a name, by attribute: a file's, else the class's."""
+    """Returns the special tokens that have an attribute, from the files, else from the class."""
     kind, config = published.kind, published.config
     found: dict[str, str | AddedToken] = {}
     for name in ATTRIBUTES:
@@ -42,7 +43,7 @@ def _special_tokens(published: Published) -> dict[str, str | AddedToken]:
 
 
 def _additional(published: Published) -> list[str | AddedToken]:
-    """Special tokens without a name of their own."""
+    """Returns the special tokens that have no attribute (`additional_special_tokens`, `extra_special_tokens`)."""
     listed = published.config.get(ADDITIONAL)
     tokens = [as_token(token) for token in (published.kind.additional if listed is None else listed)]
     if listed is not None and "T5" in published.kind.name and not any("<extra_id_" in str(token) for token in tokens):
@@ -53,7 +54,7 @@ def _additional(published: Published) -> list[str | AddedToken]:
 
 
 def _unique(tokens: list[str | AddedToken]) -> list[str | AddedToken]:
-    """The tokens, the first of each content."""
+    """Returns the tokens without those whose text an earlier token has."""
     found: dict[str, str | AddedToken] = {}
     for token in tokens:
         found.setdefault(str(token), token)
@@ -61,7 +62,7 @@ def _unique(tokens: list[str | AddedToken]) -> list[str | AddedToken]:
 
 
 def _flagged(token: str | AddedToken, specials: set[str]) -> AddedToken:
-    """A token that is special if it is named as such."""
+    """Returns the token, marked as special if its text is in `specials`."""
     special = str(token) in specials
     if isinstance(token, str):
         return AddedToken(token, special=special)

@@ -1,4 +1,4 @@
-"""The tokenizer.json that gives what `AutoTokenizer.from_pretrained(folder)` gave when the model was published."""
+"""Makes the tokenizer.json that encodes as `AutoTokenizer.from_pretrained(folder)` did when the model was published."""
 
 from __future__ import annotations
 
@@ -26,38 +26,38 @@ from bei_core.text.published.folder import TOKENIZER, Published, read_published
 from bei_core.text.published.sentencepiece import read_sentencepiece
 from bei_core.text.published.vocabulary import read_byte_pairs, read_wordpiece
 
-# Part of what a request for an engine is remembered by: raise it when the same files would give another tokenizer.
+# Part of the key by which a built engine is found again. Increment it when the same files would give another tokenizer.
 RULES = 1
 
 
 @dataclass(frozen=True, slots=True)
 class CanonicalTokenizer:
-    """A tokenizer.json, and its address."""
+    """The content of a tokenizer.json."""
 
     text: str
 
     @property
     def digest(self) -> str:
-        """32 hex digits of its SHA-256."""
+        """The first 32 hex digits of its SHA-256."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:32]
 
     def write(self, path: Path) -> None:
-        """Writes the file."""
+        """Writes the content to a file."""
         path.write_text(self.text, encoding="utf-8")
 
 
 def check_tokenizer(folder: Path) -> None:
-    """Raises as `canonical_tokenizer` where the files of a folder, weights aside, are not a tokenizer known here."""
+    """Raises the errors of `canonical_tokenizer` as far as they can be found without building the tokenizer."""
     published = read_published(folder)
     if not published.has_file:
         _check_vocabulary(published)
 
 
 def canonical_tokenizer(folder: Path) -> CanonicalTokenizer:
-    """The tokenizer of a model folder, made of all of its files.
+    """Returns the tokenizer of a model folder, made from all of its files.
 
-    Raises CheckpointError for a file that is missing or malformed, UnsupportedModelError for a class whose rules are
-    not known here.
+    Raises CheckpointError if a file is missing or malformed, UnsupportedModelError if the tokenizer's class is not in
+    `classes.py`.
     """
     published = read_published(folder)
     tokenizer = _open(published)
@@ -72,8 +72,19 @@ def canonical_tokenizer(folder: Path) -> CanonicalTokenizer:
     return CanonicalTokenizer(_parsed(json.dumps(state), folder).to_str())
 
 
+def special_token_ids(folder: Path) -> dict[str, int]:
+    """The ids of the special tokens that the files of a model folder name, such as {"cls_token": 0}.
+
+    Raises as `canonical_tokenizer`.
+    """
+    published = read_published(folder)
+    tokenizer = _open(published)
+    ids = {name: tokenizer.token_to_id(token) for name, token in add_tokens(tokenizer, published).items()}
+    return {name: number for name, number in ids.items() if number is not None}
+
+
 def static_tokenizer(folder: Path) -> CanonicalTokenizer:
-    """The tokenizer of static embeddings: tokenizer.json as it is, with no special token put around a text.
+    """Returns the tokenizer of static embeddings: tokenizer.json, but without special tokens around a text.
 
     Raises CheckpointError if the file is missing or malformed.
     """
@@ -88,7 +99,7 @@ def static_tokenizer(folder: Path) -> CanonicalTokenizer:
 
 
 def _open(published: Published) -> Tokenizer:
-    """The tokenizer before tokenizer_config.json is applied."""
+    """Returns the tokenizer of tokenizer.json or of the vocabulary files, before tokenizer_config.json is applied."""
     if published.has_file and not _rebuilds(published):
         path = published.folder / TOKENIZER
         try:
@@ -102,7 +113,7 @@ def _open(published: Published) -> Tokenizer:
 
 
 def _rebuilds(published: Published) -> bool:
-    """Whether the class reads its sentencepiece model in place of tokenizer.json, as it does for `add_prefix_space`."""
+    """Whether the class ignores tokenizer.json and reads its sentencepiece model, as `add_prefix_space` makes it do."""
     kind, config = published.kind, published.config
     asked = kind.name in {"Llama", "T5", "MT5"} and config.get("add_prefix_space") is not None
     return asked and not published.by_version_5 and (published.folder / kind.vocab_file).is_file()
@@ -118,21 +129,21 @@ def _parsed(text: str, folder: Path) -> Tokenizer:
 
 
 def _check_vocabulary(published: Published) -> None:
-    """Raises where the class has no vocabulary in the folder that is read here."""
+    """Raises UnsupportedModelError if the folder lacks the vocabulary files of the class, or the class has none."""
     kind = published.kind
     wanted = [kind.vocab_file] if kind.vocab_file else []
     wanted += ["merges.txt"] if kind.vocab_file == "vocab.json" else []
     missing = [name for name in wanted if not (published.folder / name).is_file()]
     if not wanted or missing:
-        needs = f", and {kind.name}Tokenizer is read of {' and '.join(wanted)}" if wanted else ""
+        needs = f", nor {' and '.join(wanted)} for {kind.name}Tokenizer" if wanted else ""
         raise UnsupportedModelError(
-            f"{published.folder} has no {TOKENIZER}{needs}; write one, where transformers is installed: "
+            f"{published.folder} has no {TOKENIZER}{needs}; write {TOKENIZER} with transformers: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
 
 
 def _adjust(state: Component, published: Published, tokens: dict[str, str], tokenizer: Tokenizer) -> None:
-    """What the class changes of the file that it has read."""
+    """Changes in `state` (a tokenizer.json) what the class changes after it has read the file."""
     kind, config, ids = published.kind, published.config, tokenizer.token_to_id
     if state["post_processor"] is None:
         state["post_processor"] = class_template(kind, tokens, ids)
@@ -148,12 +159,12 @@ def _adjust(state: Component, published: Published, tokens: dict[str, str], toke
 
 
 def _says_nothing(published: Published) -> bool:
-    """Whether transformers 5 wrote the files, and no flag: what it saw is in tokenizer.json whole."""
+    """Whether transformers 5 wrote the files without these flags; tokenizer.json then adds the tokens itself."""
     return published.by_version_5 and not {"add_bos_token", "add_eos_token"} & published.config.keys()
 
 
 def _gives_types(published: Published) -> bool:
-    """Whether the model is given token types."""
+    """Whether the tokenizer gives the model token types."""
     names: Any = published.config.get("model_input_names")
     if names is not None:
         return "token_type_ids" in names
@@ -164,23 +175,26 @@ _TYPELESS_IN_5 = {"Albert", "Herbert", "PreTrained"}
 
 
 def _without_special(state: Component, tokenizer: Tokenizer) -> list[Component]:
-    """The added tokens without the special ones, which a text's words may then be split into (`split_special_tokens`).
+    """Returns the added tokens that are not special: with `split_special_tokens`, a special token in a text is split.
 
-    Raises UnsupportedModelError where one is in no vocabulary: it could not be put around a text.
+    Raises UnsupportedModelError if a special token is not in the vocabulary: it could not be put around a text.
     """
     special = [token for token in state["added_tokens"] if token["special"]]
     model = tokenizer.get_vocab(with_added_tokens=False)
     outside = [token["content"] for token in special if model.get(token["content"]) != token["id"]]
     if outside:
         raise UnsupportedModelError(
-            f"tokenizer_config.json: split_special_tokens is not supported with special tokens that are in no "
-            f"vocabulary ({', '.join(outside)})"
+            f"tokenizer_config.json: split_special_tokens is not supported, because the vocabulary lacks the special "
+            f"tokens {', '.join(outside)}"
         )
     return [token for token in state["added_tokens"] if not token["special"]]
 
 
 def _truncation(published: Published, state: Component) -> Component | None:
-    """The side on which a text that is too long is cut, where it is the left; the length is the spec's."""
+    """Returns the truncation of tokenizer.json if a text that is too long loses its beginning, else None.
+
+    The length in it is never reached: the limit is the model's. Raises CheckpointError for an unknown side.
+    """
     present = state["truncation"] or {}
     side = published.config.get("truncation_side") or str(present.get("direction", "right")).lower()
     if side == "right":

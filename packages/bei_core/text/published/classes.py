@@ -1,7 +1,7 @@
-"""What each tokenizer class of transformers adds to the files of a folder.
+"""The tokenizer classes of transformers: what each of them adds to the files of a folder.
 
-Read in transformers 4.57's `models/*/tokenization_*_fast.py`, the version before the classes were rewritten: nearly all
-models were published with it or an older one.
+Source: transformers 4.57, `models/*/tokenization_*_fast.py`. Nearly all models were published with this version or an
+older one; version 5 rewrote the classes.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from typing import Literal, TypeAlias
 
 Flags: TypeAlias = Mapping[str, bool]  # keyword arguments of AddedToken
 
-# What a class changes in a tokenizer.json that it has read.
+# How a class changes the tokenizer.json that it reads.
 Adjustment: TypeAlias = Literal["none", "bert", "mpnet", "roberta", "prefix space", "bos and eos"]
 
-# How a class reads its files where there is no tokenizer.json.
+# From which files, and how, a class makes its tokenizer if there is no tokenizer.json.
 Source: TypeAlias = Literal["none", "wordpiece", "roberta", "gpt2", "qwen2", "sentencepiece"]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerClass:
-    """One class: its name is without `Tokenizer` and `Fast`."""
+    """One tokenizer class."""
 
-    name: str
-    tokens: Mapping[str, str] = field(default_factory=dict)  # special tokens by attribute, where no file names them
-    flags: Mapping[str, Flags] = field(default_factory=dict)  # by attribute: how a special token is added
-    additional: tuple[str, ...] = ()  # `additional_special_tokens`, where no file names them
+    name: str  # without `Tokenizer` and `Fast`
+    tokens: Mapping[str, str] = field(default_factory=dict)  # special tokens by attribute, if no file names them
+    flags: Mapping[str, Flags] = field(default_factory=dict)  # of a special token, by attribute
+    additional: tuple[str, ...] = ()  # `additional_special_tokens`, if no file names them
     adjustment: Adjustment = "none"
-    has_types: bool = True  # whether it gives token types, where tokenizer_config.json does not say
-    add_bos: bool = False  # by the adjustment "bos and eos", where tokenizer_config.json does not say
-    template: str | None = None  # of the post-processor: "cls A sep sep B sep"
+    has_types: bool = True  # whether it gives token types, unless tokenizer_config.json says it
+    add_bos: bool = False  # for the adjustment "bos and eos", unless tokenizer_config.json says it
+    # How special tokens separate a pair: "one separator", "two separators", "eos after each"; None: no special tokens.
+    template: str | None = None
     source: Source = "none"
-    vocab_file: str = ""  # of `source`
+    vocab_file: str = ""  # the file that `source` reads
 
 
 _BERT = TokenizerClass(
@@ -197,7 +198,7 @@ _CLASSES = (
 
 CLASSES: Mapping[str, TokenizerClass] = {each.name: each for each in _CLASSES}
 
-# The class of a model whose files name none: by `model_type`, without "-" and "_", where the two are not alike.
+# For files that name no class: `model_type` without "-" and "_" to the class, if the two names differ.
 _ALIASES = {
     "ernie": "Bert",
     "megatronbert": "Bert",

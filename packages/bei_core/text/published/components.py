@@ -1,7 +1,7 @@
-"""Normalizer, pre-tokenizer and post-processor of a tokenizer.json, where tokenizer_config.json or the class decides.
+"""The parts of a tokenizer.json that tokenizer_config.json or the class decide: normalizer, pre- and post-processor.
 
-All of them are JSON as `tokenizers` writes it. "Template" is a TemplateProcessing: the special tokens around one text
-and around a pair, and the token type of each part.
+Each is JSON as the library `tokenizers` writes it. A template is a post-processor of type TemplateProcessing: it says
+which special tokens are put around one text and around a pair, and the token type of each part.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _BERT_DEFAULTS = {"lowercase": True, "strip_accents": None, "handle_chinese_char
 
 
 def bert_normalizer(config: Config, present: Component | None, *, chinese: bool = True) -> Component | None:
-    """BERT's normalizer with the flags of tokenizer_config.json, which count more than those of tokenizer.json.
+    """Returns BERT's normalizer with the flags of tokenizer_config.json in place of those of tokenizer.json.
 
-    Without `chinese`, `tokenize_chinese_chars` does not count. Another kind of normalizer stays as it is.
+    If `chinese` is false, the flag `tokenize_chinese_chars` is ignored. A normalizer of another type is returned
+    unchanged.
     """
     wanted = {name: config.get(key, _BERT_DEFAULTS[name]) for name, key in _BERT_FLAGS.items()}
     if present is None:
@@ -40,14 +41,14 @@ def bert_normalizer(config: Config, present: Component | None, *, chinese: bool 
 
 
 def with_prefix_space(component: Component | None, *, add: bool) -> Component | None:
-    """A pre-tokenizer or post-processor with the flag `add_prefix_space`, where it has one."""
+    """Returns the component with `add_prefix_space` set to `add`; unchanged if it has no such flag."""
     if component is None or "add_prefix_space" not in component:
         return component
     return {**component, "add_prefix_space": add}
 
 
 def roberta_processor(config: Config, present: Component | None) -> Component | None:
-    """RoBERTa's post-processor with the flags of tokenizer_config.json, which decide offsets and no ids."""
+    """Returns RoBERTa's post-processor with the flags of tokenizer_config.json, which change offsets but not ids."""
     changed = with_prefix_space(present, add=bool(config.get("add_prefix_space", False)))
     if changed is None or "trim_offsets" not in changed:
         return changed
@@ -55,7 +56,10 @@ def roberta_processor(config: Config, present: Component | None) -> Component | 
 
 
 def class_template(kind: TokenizerClass, tokens: Mapping[str, str], ids: Ids) -> Component | None:
-    """The post-processor of a class, for a tokenizer that has none; None of a class that adds nothing."""
+    """Returns the template of a class, for a tokenizer without post-processor; None if the class adds no tokens.
+
+    Raises CheckpointError if a special token of the template is not named or not in the vocabulary.
+    """
     if kind.template is None:
         return None
     if kind.template == "eos after each":
@@ -70,22 +74,25 @@ def class_template(kind: TokenizerClass, tokens: Mapping[str, str], ids: Ids) ->
 
 
 def bos_eos_template(kind: TokenizerClass, config: Config, tokens: Mapping[str, str], ids: Ids) -> Component:
-    """The post-processor of `add_bos_token` and `add_eos_token`: both around each text of a pair."""
+    """Returns the template of `add_bos_token` and `add_eos_token`, which puts both around each text of a pair.
+
+    Raises CheckpointError if a wanted token is not named or not in the vocabulary.
+    """
     parts: list[list[str]] = []
     for name, default in (("bos_token", kind.add_bos), ("eos_token", False)):
         wanted = bool(config.get(f"add_{name}", default))
         if wanted and name not in tokens:
-            raise CheckpointError(f"tokenizer_config.json has add_{name}: true, and no {name}")
+            raise CheckpointError(f"tokenizer_config.json has add_{name}: true, but no {name}")
         parts.append([tokens[name]] if wanted else [])
     begin, end = parts
     return template([*begin, "A", *end], [*begin, "B", *end], ids, second_type=1)
 
 
 def template(first: Sequence[str], second: Sequence[str], ids: Ids, *, second_type: int = 0) -> Component:
-    """A TemplateProcessing: `first` is around one text, and the two together are around a pair.
+    """Returns a TemplateProcessing: `first` for one text, `first` followed by `second` for a pair.
 
-    "A" and "B" are the texts, all else are tokens; those of `second` have its token type. Raises CheckpointError for a
-    token that the vocabulary does not have.
+    "A" and "B" stand for the texts, and everything else is a token. `second_type` is the token type of all parts of
+    `second`. Raises CheckpointError for a token that the vocabulary does not have.
     """
     single = [_piece(part, 0) for part in first]
     tokens = [part for part in dict.fromkeys([*first, *second]) if part not in {"A", "B"}]
@@ -98,9 +105,9 @@ def template(first: Sequence[str], second: Sequence[str], ids: Ids, *, second_ty
 
 
 def without_types(processor: Component | None) -> Component:
-    """A post-processor that gives every token type 0, for a model whose tokenizer gives no token types.
+    """Returns the post-processor with token type 0 for every token, for a model whose tokenizer gives no token types.
 
-    The second text of a pair has type 1 of itself, so that a template is added where there is none.
+    Without a template, `tokenizers` gives the second text of a pair type 1, so a template is added if there is none.
     """
     plain = template(["A"], ["B"], lambda _: None)
     if processor is None:

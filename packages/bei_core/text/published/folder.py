@@ -1,4 +1,4 @@
-"""The files of a model folder that decide its tokenizer, and the class of transformers that reads them."""
+"""Reads the tokenizer files of a model folder, and finds the class of transformers that they are for."""
 
 from __future__ import annotations
 
@@ -14,36 +14,39 @@ from tokenizers import AddedToken
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.text.published.classes import CLASSES, TokenizerClass, class_of_type
 
-Json: TypeAlias = Any  # whatever a file holds
+Json: TypeAlias = Any  # a value in a JSON file
 Config: TypeAlias = Mapping[str, Any]
 
 TOKENIZER = "tokenizer.json"
 
-# The special tokens that a tokenizer has names for, in the order in which transformers adds them.
+# The attributes of special tokens, in the order in which transformers adds them.
 ATTRIBUTES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ADDITIONAL = "additional_special_tokens"
 
 _SAVE = "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
 
-# Alibaba's class of gte-Qwen2 and of what was trained from it. It is Qwen2's with `add_eos_token`.
+# Alibaba's class for gte-Qwen2 and models trained from it: Qwen2's class, and it honours `add_eos_token`.
 _QWEN_WITH_EOS = "tokenization_qwen.Qwen2Tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A folder's tokenizer as its files describe it."""
+    """What the files of a folder say of its tokenizer."""
 
     folder: Path
     kind: TokenizerClass
-    config: Config  # tokenizer_config.json, with special_tokens_map.json where that counts
+    config: Config  # tokenizer_config.json, with special_tokens_map.json if transformers reads it
     added: Mapping[int, AddedToken]  # tokens that the files add to the vocabulary
     has_file: bool  # whether there is a tokenizer.json
     by_version_5: bool  # whether transformers 5 wrote the files
-    adds_eos: bool  # whether a class that is not transformers' own adds the end of a text
+    adds_eos: bool  # whether the class of gte-Qwen2 puts an end-of-text token after a text
 
 
 def read_published(folder: Path) -> Published:
-    """What the files of a folder say. Raises CheckpointError for a malformed one, UnsupportedModelError for a class."""
+    """Reads the tokenizer files of a folder.
+
+    Raises CheckpointError for a malformed file, UnsupportedModelError for a class that is not supported.
+    """
     config = _read(folder, "tokenizer_config.json")
     has_file = (folder / TOKENIZER).is_file()
     model = _read(folder, "config.json")
@@ -51,7 +54,7 @@ def read_published(folder: Path) -> Published:
     kind = CLASSES["Qwen2"] if adds_eos else _class_of(config, model, has_file=has_file)
     if adds_eos and "add_eos_token" not in config:
         raise UnsupportedModelError(
-            f"tokenizer_config.json names the class {_QWEN_WITH_EOS} and has no add_eos_token; set it to true or false"
+            f"tokenizer_config.json names the class {_QWEN_WITH_EOS} but has no add_eos_token; set it to true or false"
         )
     decoder = config.get("added_tokens_decoder")
     if decoder is None:
@@ -73,12 +76,12 @@ def read_published(folder: Path) -> Published:
 
 
 def as_token(value: Json) -> str | AddedToken:
-    """A token of a JSON file: its text alone, or with its flags."""
+    """Returns a token of a JSON file, which has the text alone, or the text with flags."""
     return value if isinstance(value, str | AddedToken) else _added_token(value)
 
 
 def _read(folder: Path, name: str) -> dict[str, Any]:
-    """What a JSON file of the folder holds; nothing of one that is not there. Raises CheckpointError naming it."""
+    """Returns the JSON object in a file; {} if there is no file. Raises CheckpointError if it has something else."""
     path = folder / name
     if not path.is_file():
         return {}
@@ -92,11 +95,12 @@ def _read(folder: Path, name: str) -> dict[str, Any]:
 
 
 def _class_of(config: Config, model: Config, *, has_file: bool) -> TokenizerClass:
-    """The class that reads the folder. Raises UnsupportedModelError for one whose rules are not known here."""
+    """Returns the class that reads the folder. Raises UnsupportedModelError for a class that is not supported."""
     for name in _custom(config, model):
         raise UnsupportedModelError(
-            f"the tokenizer's class {name} is code of the repository, which BEI does not run; if you trust it, write a "
-            "tokenizer.json by AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True).save_pretrained(FOLDER) "
+            f"the tokenizer's class {name} is code in the model's repository, which BEI does not run; if you trust it, "
+            "write a tokenizer.json with "
+            "AutoTokenizer.from_pretrained(FOLDER, trust_remote_code=True).save_pretrained(FOLDER) "
             "and remove auto_map from tokenizer_config.json"
         )
     named = config.get("tokenizer_class") or model.get("tokenizer_class")
@@ -108,25 +112,25 @@ def _class_of(config: Config, model: Config, *, has_file: bool) -> TokenizerClas
     if known is None and not has_file:
         raise UnsupportedModelError(
             f"there is no {TOKENIZER}, and neither tokenizer_config.json nor config.json says which class of "
-            f"transformers reads the vocabulary; write one, where transformers is installed: {_SAVE}"
+            f"transformers reads the vocabulary; write {TOKENIZER} with transformers: {_SAVE}"
         )
     return known or CLASSES["PreTrained"]
 
 
 def _named(name: str) -> TokenizerClass:
-    """The class of a name such as "BertTokenizerFast". Raises UnsupportedModelError where it is not known."""
+    """Returns the class with a name such as "BertTokenizerFast". Raises UnsupportedModelError if it is unknown."""
     known = CLASSES.get(name) or CLASSES.get(name.removesuffix("Fast").removesuffix("Tokenizer"))
     if known is None:
         raise UnsupportedModelError(
             f"the tokenizer class {name} is not supported; known are "
             f"{', '.join(f'{each}Tokenizer' for each in CLASSES if each not in {'PreTrained', 'TokenizersBackend'})} "
-            "and PreTrainedTokenizerFast, which a tokenizer.json describes whole"
+            "and PreTrainedTokenizerFast with a tokenizer.json"
         )
     return known
 
 
 def _custom(config: Config, model: Config) -> list[str]:
-    """Names of the folder's own tokenizer classes."""
+    """Returns the names of the tokenizer classes whose code is in the folder (`auto_map`)."""
     found = config.get("auto_map")
     if isinstance(found, dict):
         found = found.get("AutoTokenizer")
@@ -138,7 +142,7 @@ def _custom(config: Config, model: Config) -> list[str]:
 
 
 def _is_qwen_with_eos(config: Config, model: Config) -> bool:
-    """Whether the folder is of gte-Qwen2's kind: by its tokenizer's class, or by its model's."""
+    """Whether the tokenizer has the class of gte-Qwen2; without `auto_map`, the model's class decides it."""
     names = _custom(config, model)
     if names:
         return all(_QWEN_WITH_EOS in name for name in names)
@@ -148,7 +152,10 @@ def _is_qwen_with_eos(config: Config, model: Config) -> bool:
 
 
 def _special_tokens_map(folder: Path, config: Config) -> dict[str, Any]:
-    """What special_tokens_map.json puts in place of tokenizer_config.json's, where that lists no added tokens."""
+    """Returns the values of special_tokens_map.json that replace those of tokenizer_config.json.
+
+    transformers reads this file only if tokenizer_config.json has no added_tokens_decoder.
+    """
     found: dict[str, Any] = {}
     for name, value in _read(folder, "special_tokens_map.json").items():
         if name == ADDITIONAL and isinstance(value, list):
@@ -160,7 +167,7 @@ def _special_tokens_map(folder: Path, config: Config) -> dict[str, Any]:
 
 
 def _older_added_tokens(folder: Path, config: Config) -> dict[int, AddedToken]:
-    """Tokens of added_tokens.json and of tokenizer.json by id, as transformers reads folders of before 4.34."""
+    """Returns the tokens of added_tokens.json and tokenizer.json by id, for folders from before transformers 4.34."""
     specials = {str(as_token(config[name])) for name in ATTRIBUTES if config.get(name) is not None}
     specials |= {str(as_token(token)) for token in config.get(ADDITIONAL) or ()}
     found = {}
@@ -173,12 +180,12 @@ def _older_added_tokens(folder: Path, config: Config) -> dict[int, AddedToken]:
 
 
 def _special(value: Json) -> str | AddedToken:
-    """A token of special_tokens_map.json."""
+    """Returns a token of special_tokens_map.json, which is special."""
     return value if isinstance(value, str) else _added_token({**value, "special": True})
 
 
 def _added_token(value: Json) -> AddedToken:
-    """A token with its flags. Raises CheckpointError for what is none."""
+    """Returns a token with its flags. Raises CheckpointError if `value` is not the JSON object of a token."""
     known = {"content", "single_word", "lstrip", "rstrip", "normalized", "special"}
     if isinstance(value, dict) and isinstance(value.get("content"), str):
         return AddedToken(**{name: flag for name, flag in value.items() if name in known})
@@ -186,7 +193,7 @@ def _added_token(value: Json) -> AddedToken:
 
 
 def _with_flags(value: Json, named: Mapping[str, AddedToken]) -> str | AddedToken | None:
-    """A special token with the flags that it has among the added ones."""
+    """Returns a special token with the flags that it has among the added tokens `named`, by their text."""
     if value is None:
         return None
     token = as_token(value)

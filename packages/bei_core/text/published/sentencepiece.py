@@ -1,8 +1,8 @@
-"""A tokenizer.json of a sentencepiece model.
+"""Makes a tokenizer.json from a sentencepiece model.
 
-The model is a protocol buffer (sentencepiece's `sentencepiece_model.proto`): its pieces with their scores, the
-algorithm, and a table that normalises characters. What is made of them is what transformers 4.57 makes
-(`convert_slow_tokenizer.py`, `SpmConverter` and its kinds).
+The model is a protocol buffer (sentencepiece's `sentencepiece_model.proto`) with pieces and their scores, the algorithm
+(unigram or BPE), and a table that normalises characters. Source of the conversion: transformers 4.57,
+`convert_slow_tokenizer.py`, `SpmConverter` and its subclasses.
 """
 
 from __future__ import annotations
@@ -36,19 +36,20 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """What a sentencepiece model holds of interest."""
+    """The parts of a sentencepiece model that a tokenizer.json needs."""
 
     pieces: tuple[Piece, ...]
     algorithm: int
     unknown_id: int
     unknown: str
-    charsmap: bytes  # of the normaliser; empty: none
+    charsmap: bytes  # the table of the normaliser; empty if there is none
 
 
 def read_sentencepiece(published: Published) -> Component:
-    """The tokenizer.json of the folder's sentencepiece model.
+    """Returns the tokenizer.json of the folder's sentencepiece model.
 
-    Raises CheckpointError where the model is missing or damaged, UnsupportedModelError for an algorithm of its own.
+    Raises CheckpointError if the model is missing or damaged, UnsupportedModelError for an algorithm other than unigram
+    and BPE.
     """
     path = published.folder / published.kind.vocab_file
     try:
@@ -56,7 +57,7 @@ def read_sentencepiece(published: Published) -> Component:
     except (OSError, ValueError, struct.error, IndexError) as fault:
         raise CheckpointError(f"{path} is not a sentencepiece model: {fault}") from fault
     if model.algorithm not in {_UNIGRAM, _BPE}:
-        raise UnsupportedModelError(f"{path}: only sentencepiece's unigram and bpe are supported")
+        raise UnsupportedModelError(f"{path}: of sentencepiece's algorithms only unigram and bpe are supported")
     name = published.kind.name
     scored = _vocabulary(model, published)
     return empty_state(
@@ -69,7 +70,7 @@ def read_sentencepiece(published: Published) -> Component:
 
 
 def parse_model(data: bytes) -> Model:
-    """A sentencepiece model of the bytes of its file. Raises ValueError and IndexError where they are none."""
+    """Parses the bytes of a sentencepiece model. Raises ValueError, IndexError or struct.error if they are not one."""
     pieces: list[Piece] = []
     trainer: dict[int, bytes | int] = {}
     normalizer: dict[int, bytes | int] = {}
@@ -94,7 +95,7 @@ def parse_model(data: bytes) -> Model:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """(field number, value) of a protocol buffer: an int of a varint, the bytes of all else."""
+    """Yields (field number, value) of a protocol buffer; the value of a varint is an int, any other value is bytes."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -116,7 +117,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """A number of 7 bits a byte, the lowest first, and the place after it."""
+    """Returns the varint at `at` (7 bits per byte, the lowest bits first), and the index after it."""
     number = shift = 0
     while data[at] & 0x80:
         number |= (data[at] & 0x7F) << shift
@@ -126,12 +127,12 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 def _bytes(value: bytes | int) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number stands where bytes are expected")
+        raise ValueError("a field is a number, but bytes are expected")
     return value
 
 
 def _vocabulary(model: Model, published: Published) -> Scored:
-    """The pieces with their scores, in the order of the ids that the class gives them."""
+    """Returns the pieces with their scores; the index of a piece is the id that the class gives it."""
     name, plain = published.kind.name, [(piece.text, piece.score) for piece in model.pieces]
     if name == "XLMRoberta":
         return [*_zero("<s>", "<pad>", "</s>", "<unk>"), *plain[3:], ("<mask>", 0.0)]
@@ -160,7 +161,7 @@ def _zero(*tokens: str) -> Scored:
 
 
 def _with_tab(pieces: Scored) -> Scored:
-    """Gemma's pieces with the tab that its older models lack, in place of the byte 9."""
+    """Returns Gemma's pieces; in older models, which have no tab, the tab replaces the piece for byte 9."""
     texts = [text for text, _ in pieces]
     if "\t" not in texts and "<0x09>" in texts:
         pieces[texts.index("<0x09>")] = ("\t", 0.0)
@@ -168,7 +169,7 @@ def _with_tab(pieces: Scored) -> Scored:
 
 
 def _added(model: Model, scored: Scored) -> list[Component]:
-    """Control pieces and those that the user defined: they are found whole in a text."""
+    """Returns the control pieces and the user-defined pieces as added tokens, which are found in a text as a whole."""
     ids = {text: index for index, (text, _) in reversed(list(enumerate(scored)))}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     turns = {"<start_of_turn>", "<end_of_turn>"}
@@ -202,7 +203,10 @@ def _byte_pairs(model: Model, scored: Scored, name: str) -> Component:
 
 
 def merges_of(model: Model, scored: Scored) -> list[list[str]]:
-    """Every split of a piece into two pieces, the best score first: the order in which sentencepiece joins them."""
+    """Returns each pair of pieces that together form a piece, in the order in which sentencepiece merges them.
+
+    The pair with the best score comes first.
+    """
     ids: Mapping[str, int] = {piece.text: index for index, piece in enumerate(model.pieces)}
     if "\t" not in ids and any(text == "\t" for text, _ in scored):
         ids = {**ids, "\t": ids["<0x09>"]}
@@ -281,14 +285,14 @@ def _metaspace(published: Published) -> Component:
 
 
 def _is_legacy(published: Published) -> bool:
-    """Whether a space is put before every piece between added tokens, and not before the first alone."""
+    """Whether a space is put before the text after each added token; if false, before the first text only."""
     if published.kind.name not in {"Llama", "T5", "MT5"}:
         return True
     return published.config.get("legacy") is not False
 
 
 def _prefix_space(published: Published) -> bool:
-    """Whether a text begins as if a space stood before it."""
+    """Whether the tokenizer puts a space before a text."""
     if published.kind.name not in {"Llama", "T5", "MT5"}:
         return True
     return bool(published.config.get("add_prefix_space", True))

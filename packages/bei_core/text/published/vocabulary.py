@@ -1,7 +1,7 @@
-"""A tokenizer.json of a vocabulary in vocab.txt (WordPiece) or in vocab.json and merges.txt (byte-level BPE).
+"""Makes a tokenizer.json from vocab.txt (WordPiece), or from vocab.json and merges.txt (byte-level BPE).
 
-As transformers 4.57 builds it (`convert_slow_tokenizer.py`, `BertConverter`, `RobertaConverter`, `GPT2Converter`,
-`Qwen2Converter`), which is what the models were published with.
+Source: transformers 4.57, `convert_slow_tokenizer.py`, `BertConverter`, `RobertaConverter`, `GPT2Converter` and
+`Qwen2Converter`.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from bei_core.errors import CheckpointError
 from bei_core.text.published.components import Component, Config, bert_normalizer
 from bei_core.text.published.folder import Published, as_token
 
-# How Qwen2 splits a text before its pieces are looked up (`QWEN2_PATTERN` of `tokenization_qwen2.py`).
+# The regular expression by which Qwen2 splits a text before BPE (`QWEN2_PATTERN` of `tokenization_qwen2.py`).
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def empty_state(**parts: Any) -> Component:  # noqa: ANN401
-    """A tokenizer.json of some parts, with nothing in the others."""
+    """Returns a tokenizer.json with these parts; all other parts are empty."""
     names = ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder", "model")
     return {"version": "1.0", "added_tokens": [], **dict.fromkeys(names), **parts}
 
 
 def read_wordpiece(published: Published) -> Component:
-    """The tokenizer.json of a vocab.txt. Raises CheckpointError where that is missing or not text."""
+    """Returns the tokenizer.json of a vocab.txt. Raises CheckpointError if that file is missing or not UTF-8 text."""
     config = published.config
     lines = _text(published.folder / published.kind.vocab_file).split("\n")
     words = lines[:-1] if lines[-1] == "" else lines
@@ -52,7 +52,7 @@ _BASIC = ("do_lower_case", "strip_accents", "tokenize_chinese_chars")
 
 
 def read_byte_pairs(published: Published) -> Component:
-    """The tokenizer.json of vocab.json and merges.txt. Raises CheckpointError where one is missing or malformed."""
+    """Returns the tokenizer.json of vocab.json and merges.txt. Raises CheckpointError if a file is malformed."""
     source, folder = published.kind.source, published.folder
     prefix_space = bool(published.config.get("add_prefix_space", False))
     byte_level = {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": True}
@@ -87,7 +87,7 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def _merges(path: Path) -> list[list[str]]:
-    """The pairs of merges.txt in order; its first line is a version."""
+    """Returns the pairs of merges.txt in order. A first line that begins with # names the version."""
     lines = _text(path).split("\n")
     first = 1 if lines[0].startswith("#") else 0
     return [line.split() for line in lines[first:] if line.strip()]

@@ -1,4 +1,4 @@
-"""What a connection makes of an application's replies, good and bad. The attacks of clients are in tests/chaos."""
+"""How a connection sends an application's replies, valid or not. Attacks of clients are in tests/chaos."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def received(client: Client, content: bytes, *, closing: bool = True) -> b
 
 
 def sends(*messages: Message) -> App:
-    """An application that sends these whatever it is asked."""
+    """An application that sends these messages for every request."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         for message in messages:
@@ -124,8 +124,8 @@ async def test_a_reply_that_is_not_whole_is_cut(app: App, caplog: pytest.LogCapt
     assert "this is a bug" in caplog.text
 
 
-async def test_a_body_that_was_not_asked_for_ends_the_connection() -> None:
-    """The client may send it or not, so it cannot be known what its next bytes are."""
+async def test_a_body_sent_without_permission_ends_the_connection() -> None:
+    """The client may still send the body or not, so the server cannot know what the next bytes are."""
     async with served(sends(START, body())) as (client, _):
         head = b"POST / HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n"
         reply = await received(client, head, closing=False)

@@ -1,4 +1,4 @@
-"""Requests come out of the parser one at a time and whole, however their bytes are cut."""
+"""The parser gives requests one at a time and complete, however their bytes are split."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_requests_are_read_whole_wherever_they_are_cut(order: list[int], places:
 
 @pytest.mark.parametrize("index", range(len(REQUESTS)))
 def test_a_feed_never_goes_beyond_the_end_of_a_request(index: int) -> None:
-    """So what follows is not parsed before the request is answered."""
+    """So the next request is not parsed before this one is answered."""
     parser, content = RequestParser(), REQUESTS[index] + b"garbage"
     at = 0
     while not parser.has_end:

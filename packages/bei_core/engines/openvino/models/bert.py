@@ -1,4 +1,4 @@
-"""BERT-like encoders, with post-norm layers: one graph for all; `models/families.py` has the names of each."""
+"""BERT-like encoders with post-norm layers: one graph for all. `models/families.py` has the names of each family."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class Inputs:
 
 
 class Transformer(Protocol):
-    """The layers of one checkpoint, made from `(family, config, weights, max_len)`: a class of each page."""
+    """The layers of one checkpoint. Each page has such a class, made from `(family, config, weights, max_len)`."""
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
@@ -40,7 +40,7 @@ class Transformer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AttentionHeads:
-    """Numbers and size of attention heads."""
+    """The numbers and the size of attention heads."""
 
     num_heads: int  # N
     num_kv_heads: int  # K
@@ -69,9 +69,9 @@ class Layers:
         return ops.linear(x, weight, self._bias(name, size_out, bias), name)
 
     def split_linear(self, x: Node, name: str, sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
-        """Splits the output of a fused layer (such as Wqkv) into parts of these sizes, with one matmul for each part.
+        """The output of a fused layer (such as Wqkv) in parts of these sizes, computed by one matmul for each part.
 
-        As fast as one matmul and a split. The MatMul nodes are called "{name}.0", "{name}.1" and so on.
+        This is as fast as one matmul and a split. The MatMul nodes are called "{name}.0", "{name}.1" and so on.
         """
         weight, shift = self.weights.get(f"{name}.weight", sum(sizes), None), self._bias(name, sum(sizes), bias)
         parts, start = [], 0
@@ -123,7 +123,7 @@ def gated_activation(gate: Node, up: Node, activation: str) -> Node:
 
 
 def split_evenly(hidden: int, num_heads: int) -> AttentionHeads:
-    """Heads of size hidden / num_heads. Raises UnsupportedModelError if that is no integer."""
+    """Heads of size hidden / num_heads. Raises UnsupportedModelError if that is not an integer."""
     if hidden % num_heads:
         raise UnsupportedModelError(f"hidden size {hidden} is not a multiple of {num_heads} heads")
     return AttentionHeads(num_heads, num_heads, hidden // num_heads)

@@ -1,6 +1,6 @@
 """DeBERTa v2 and v3: disentangled attention to content and relative position (He et al. 2021).
 
-Source: transformers 5.23, `models/deberta_v2/modeling_deberta_v2.py`. P is the number of relative positions each way.
+Source: transformers 5.23, `models/deberta_v2/modeling_deberta_v2.py`. P: relative positions in each direction.
 """
 
 from __future__ import annotations
@@ -136,7 +136,10 @@ class Transformer:
 
 
 def _log_buckets(distance: ops.Array, num_buckets: int, max_distance: int) -> ops.Array:
-    """One bucket per distance up to num_buckets / 2 each way, logarithmic beyond (`make_log_bucket_position`)."""
+    """The bucket of each distance, as `make_log_bucket_position`.
+
+    Distances up to num_buckets / 2 have a bucket each, in each direction; larger ones share buckets logarithmically.
+    """
     middle = num_buckets // 2
     size = np.abs(distance).astype(np.float32)
     with np.errstate(divide="ignore"):

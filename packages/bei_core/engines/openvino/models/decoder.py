@@ -1,6 +1,6 @@
 """Decoder-only transformers: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3; some also with bidirectional attention.
 
-`layouts.DecoderSwitches` lists what differs between them.
+`layouts.DecoderSwitches` lists the differences between them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Transformer:
         return self._project(self._norm(hidden, "norm"))
 
     def _project(self, hidden: Node) -> Node:
-        """f32[R, L, D]: the projection of token vectors f32[R, L, H] that some bidirectional models end with."""
+        """f32[R, L, D] of token vectors f32[R, L, H]: the last layer of some bidirectional models; else unchanged."""
         outside = self._layers.weights.without_prefix()
         if f"{PROJECTION}.weight" not in outside:
             return hidden

@@ -14,11 +14,11 @@ from bei_core.errors import UnsupportedModelError
 def route(x: Node, layers: Layers, name: str, top_k: int) -> Node:
     """f32[R, L, E]: the router's probability of each token's `top_k` likeliest experts, and 0 for all others.
 
-    The probabilities of the chosen ones are not made to add up to 1.
+    The probabilities of the chosen experts are not normalised to a sum of 1.
     """
     weight = layers.weights.get(f"{name}.weight", None, None)
     if top_k > len(weight):
-        raise UnsupportedModelError(f"config.json: moe_top_k {top_k} of {len(weight)} experts")
+        raise UnsupportedModelError(f"config.json: moe_top_k is {top_k}, but there are only {len(weight)} experts")
     probabilities = op.softmax(ops.linear(x, weight, None, name), -1)
     chosen = op.topk(probabilities, op.constant(np.int32(top_k)), -1, "max", "value")
     on, off = op.constant(np.float32(1)), op.constant(np.float32(0))
@@ -30,7 +30,7 @@ def mix_experts(x: Node, layers: Layers, name: str, shares: Node, activation: st
     """f32[R, L, H]: the sum of all experts' outputs, each times its share f32[R, L, E], plus one bias for all.
 
     `{name}.mlp.w1` and `{name}.mlp.w2` f32[E * F, H] hold the experts one after the other. An expert's output is linear
-    in its inner vector, so all experts together are two matmuls, with the shares between them.
+    in its inner vector, so two matmuls compute all experts together; the shares multiply the vectors between them.
     """
     num_experts, hidden = (
         shares.get_output_partial_shape(0)[2].get_length(),

@@ -67,7 +67,7 @@ class Transformer:
         return self._norm(op.add(inner, x), prefix + "mlp.layernorm")
 
     def _mlp_with_norms(self, hidden: Node, attended: Node, prefix: str) -> Node:
-        """The MLP of the code model, which adds its layer's input once more before."""
+        """The MLP of the code model. Before the MLP, the layer's input is added once more."""
         x = self._norm(op.add(hidden, attended), prefix + "layer_norm_1")
         up, gate = self._layers.split_linear(x, prefix + "mlp.up_gated_layer", (self._inner, self._inner))
         down = prefix + "mlp.down_layer"

@@ -11,9 +11,9 @@ from bei_core.models.families import Family
 
 
 def make_transformer(family: Family, config: Config, weights: Weights, max_len: int) -> Transformer:
-    """The layers of a checkpoint of this family; `max_len` is the longest sequence.
+    """The layers of a checkpoint of this family; `max_len` is the length of the longest sequence.
 
-    Raises UnsupportedModelError for a value in config.json that cannot be.
+    Raises UnsupportedModelError for a value in config.json that is not supported.
     """
     page = import_module(f"{__package__}.{family.page}")
     made: Transformer = page.Transformer(family, config, weights, max_len)

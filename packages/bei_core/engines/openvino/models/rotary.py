@@ -1,6 +1,6 @@
 """Encoders with rotary positions and gated MLPs: ModernBERT, NomicBERT (v1.5 and v2), GTE (`NewModel`).
 
-ModernBERT (Warner et al. 2024) is pre-norm, and two of three of its layers have a sliding window; Nomic Embed (Nussbaum
+ModernBERT (Warner et al. 2024) is pre-norm, and two thirds of its layers have a sliding window; Nomic Embed (Nussbaum
 et al. 2024) and mGTE (Zhang et al. 2024) are post-norm. Nomic Embed v2 (Nussbaum and Duderstadt 2025) has plain MLPs,
 and experts in every second layer. `models/families.py` has the names of the tensors.
 """
@@ -60,7 +60,7 @@ class Transformer:
 
     def _pre_norm_layer(self, hidden: Node, number: int, mask: Node, rope: Rope) -> Node:
         names, prefix = self._names, self._names.layer.format(number)
-        # The first layer's input has been normalised already.
+        # The input of the first layer is already normalised.
         x = self._norm(hidden, prefix + names.attention_norm) if number else hidden
         hidden = op.add(hidden, self._attention(x, prefix, mask, rope))
         return op.add(hidden, self._mlp(self._norm(hidden, prefix + names.mlp_norm), prefix))
@@ -78,7 +78,7 @@ class Transformer:
         return self._layers.linear(attended, prefix + self._names.out, width, width, bias=bias)
 
     def _mlp(self, x: Node, prefix: str) -> Node:
-        """A gated MLP, or a plain one or experts (Nomic Embed v2), by the tensors that the checkpoint has."""
+        """A gated MLP, a plain MLP or experts (Nomic Embed v2): the tensors of the checkpoint decide which."""
         names, hidden, inner = self._names, self._sizes.hidden, self._sizes.intermediate_size
         router = prefix + "mlp.router.layer"
         if f"{router}.weight" in self._layers.weights:

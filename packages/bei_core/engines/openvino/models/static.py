@@ -1,4 +1,4 @@
-"""Static embeddings: a row of a table for each token (`models/sentence/static`)."""
+"""Static embeddings: each token's vector is a row of a table (`models/sentence/static`)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bei_core.models.families import Family
 
 
 class Transformer:
-    """The table of a checkpoint; of model2vec's, with the factor of each token and with shared rows written out."""
+    """The table of a checkpoint. For model2vec, with shared rows copied, and multiplied by each token's factor."""
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         table = weights.get(family.anchor, None, read_size(config, "hidden_size"))
         if "mapping" in weights:
             rows = weights.ints("mapping")
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):
-                raise CheckpointError(f"the tensor mapping has rows that are not in a table of {len(table)}")
+                raise CheckpointError(f"the tensor mapping has an index outside the table, which has {len(table)} rows")
             table = table[rows]
         if "weights" in weights:
             table = table * weights.get("weights", len(table))[:, None]

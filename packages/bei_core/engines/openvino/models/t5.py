@@ -1,6 +1,6 @@
 """The encoders of T5 and mT5 (Raffel et al. 2020): pre-norm layers, relative position biases, no scaling of scores.
 
-Source: transformers 5.23, `models/t5/modeling_t5.py`. A decoder in the checkpoint is not read, as by `T5EncoderModel`.
+Source: transformers 5.23, `models/t5/modeling_t5.py`. As in `T5EncoderModel`, a decoder in the checkpoint is ignored.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Transformer:
     """The graph of one checkpoint."""
 
     _BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    _WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # a file has one of the two, or both alike
+    _WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # a file has one of the two, or both with equal values
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
@@ -37,7 +37,7 @@ class Transformer:
         self._eps = float(config.get("layer_norm_epsilon", 1e-6))
         kind = str(config.get("feed_forward_proj", "relu"))
         self._is_gated = kind.startswith("gated-")
-        # transformers: "gated-gelu" means gelu's tanh approximation; any other name means itself.
+        # In transformers, "gated-gelu" means the tanh approximation of gelu; any other name means what it says.
         self._activation = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
 
     def graph(self, inputs: Inputs) -> Node:

@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint by the names that their architecture gives them, with any known prefix or old spelling."""
+"""Finds a checkpoint's tensors by the names of its architecture, under any known prefix or old spelling."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
 
 
 class Weights:
-    """A checkpoint's tensors under one prefix: f32 for code that computes with them (see `StoredTensor`)."""
+    """A checkpoint's tensors under one prefix. Code that computes with them sees f32 (see `StoredTensor`)."""
 
     def __init__(self, tensors: Tensors, *, anchor: str, prefixes: Sequence[str]) -> None:
-        """Uses the first of `prefixes` under which the tensor `anchor` exists; raises CheckpointError if none fits."""
+        """Use the first of `prefixes` under which the tensor `anchor` exists. Raises CheckpointError if none fits."""
         self._tensors = tensors
         self._names = frozenset(tensors.names())
         for prefix in prefixes:
@@ -29,13 +29,13 @@ class Weights:
                 self._prefix = prefix
                 return
         tried = ", ".join(prefix + anchor for prefix in prefixes)
-        raise CheckpointError(f"no tensor of these names is in the checkpoint: {tried}")
+        raise CheckpointError(f"the checkpoint has none of these tensors: {tried}")
 
     def __contains__(self, name: str) -> bool:
         return self._find(name) is not None
 
     def get(self, name: str, *shape: int | None) -> npt.NDArray[np.float32]:
-        """The tensor, f32[shape]; None is any size. Raises CheckpointError if it is missing or of another shape."""
+        """The tensor, f32[shape]; None means any size. Raises CheckpointError if it is missing or of another shape."""
         found = self._find(name)
         if found is None:
             raise CheckpointError(f"the checkpoint has no tensor {self._prefix}{name}")
@@ -53,7 +53,7 @@ class Weights:
         return found
 
     def without_prefix(self) -> Weights:
-        """The same tensors, by their whole names."""
+        """The same tensors, found by their full names."""
         whole = copy(self)
         whole._prefix = ""
         return whole

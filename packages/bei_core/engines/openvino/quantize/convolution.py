@@ -14,15 +14,15 @@ from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
 
-# Operations that the CPU plugin fuses into a convolution, besides Gelu and FakeQuantize. Binary ones take a constant of
-# one element or one per channel.
+# Operations that the CPU plugin fuses into a convolution, besides Gelu and FakeQuantize. The second input of a binary
+# operation is a constant with one element, or with one for each channel.
 _BINARY: dict[str, Callable[[Node, Node], Node]] = {"Add": op.add, "Multiply": op.multiply}
 _UNARY: dict[str, Callable[[Node], Node]] = {"Relu": op.relu, "Sigmoid": op.sigmoid, "Tanh": op.tanh, "Swish": op.swish}
 
 
 def matmuls_to_convolutions(model: Model) -> None:
-    """Replaces the int8 matmuls of a quantised model by convolutions, in place; its outputs do not change."""
-    images: dict[tuple[int, int], tuple[Node, Output]] = {}  # of an activation: its image, and an output of its shape
+    """Replace the int8 matmuls of a quantised model by convolutions, in place; its outputs do not change."""
+    images: dict[tuple[int, int], tuple[Node, Output]] = {}  # activation to its image and an output of the same shape
     for matmul in [node for node in model.get_ordered_ops() if _is_int8_matmul(node)]:
         source = matmul.input_value(0)
         if _key(source) not in images:
@@ -31,7 +31,7 @@ def matmuls_to_convolutions(model: Model) -> None:
         last, y = _with_fused_operations(matmul, _convolution(matmul, image))
         targets = last.output(0).get_target_inputs()
         if any(_is_int8_matmul(target.get_node()) for target in targets):
-            images[_key(last.output(0))] = y, like  # the next convolution takes the image: no transpose between
+            images[_key(last.output(0))] = y, like  # the next convolution takes the image without a transpose
         else:
             rows = _to_rows(y, like)
             for target in targets:
@@ -59,7 +59,7 @@ def _to_image(x: Output) -> Node:
 def _to_rows(y: Node, like: Output) -> Node:
     """[1, out, R * L, 1] to [..., out]; all sizes but the last are those of `like`."""
     width = y.get_output_partial_shape(0)[1].get_length()
-    # For a transpose of just these axes the plugin has an optimised kernel.
+    # The plugin has an optimised kernel for a transpose of exactly these axes.
     transposed = op.transpose(op.reshape(y, ops.ints(1, width, 1, -1), False), ops.ints(0, 3, 1, 2))
     sizes = op.slice(op.shape_of(like, Type.i64), ops.ints(0), ops.ints(-1), ops.ints(1))
     return op.reshape(transposed, op.concat([sizes, ops.ints(width)], 0), False)
@@ -76,7 +76,7 @@ def _convolution(matmul: Node, image: Node) -> Node:
 
 
 def _with_fused_operations(matmul: Node, y: Node) -> tuple[Node, Node]:
-    """Applies to `y` the operations after `matmul` that the plugin fuses; returns the last of them, and the result."""
+    """Apply to `y` the operations after `matmul` that the plugin fuses; returns the last of them, and the result."""
     last = matmul
     while len(targets := list(last.output(0).get_target_inputs())) == 1:
         (target,) = targets

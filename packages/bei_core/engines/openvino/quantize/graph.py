@@ -2,8 +2,8 @@
 
 Embeddings, norms, softmax, the matmuls inside attention, pooling, modules and heads are not quantised
 (docs/decisions/010-int8.md). `smoothquant` observes the activations and moves their outliers into weights, and
-`headroom` makes the weights safe on every processor. Each activation is then quantised with the matmuls that it meets,
-so that no more than their weights are in memory in f32.
+`headroom` chooses weights that cannot saturate. Each activation is quantised together with the matmuls that use it, so
+that only the weights of these matmuls are in memory as f32 at the same time.
 
 A quantised activation q stands for low + step * q. The graph leaves out `low`, so that the processor has no zero point
 to subtract: (low + step * q) @ w = step * (q @ w) + low * sum(w), and the second term is added to the bias.
@@ -34,17 +34,17 @@ Array = npt.NDArray[Any]
 
 log = logging.getLogger(__name__)
 
-# Tokens of a calibration batch. The size matters: an activation's range is the mean of the ranges in each batch.
+# Tokens of a calibration batch. Another size gives other ranges: an activation's range is the mean over the batches.
 CALIBRATION_TOKENS = 512
 
 
 def quantize(
     graph: Model, batches: Sequence[Batch], *, alpha: float | None, mlp_only: bool
 ) -> dict[str, SmoothedInput]:
-    """Makes the linear layers of `graph` int8, calibrated on `batches`; returns their inputs by the layers' names.
+    """Quantise the linear layers of `graph` to int8, in place; returns the input of each layer by the layer's name.
 
-    `alpha` is SmoothQuant's; None: the best one for each activation. Raises UnsupportedModelError for a graph without
-    linear layers.
+    `alpha` is SmoothQuant's; None means the best one for each activation. Raises UnsupportedModelError for a graph
+    without linear layers.
     """
     make_names_unique(graph)
     matmuls = linear_matmuls(graph, mlp_only=mlp_only)
@@ -59,7 +59,7 @@ def quantize(
 
 
 def _quantize_input(shared: SharedInput, alphas: Sequence[float]) -> dict[str, SmoothedInput]:
-    """Makes an activation and the matmuls that it meets int8."""
+    """Quantise an activation and the weights of the matmuls that use it."""
     weights, first = shared.weights(), shared.matmuls[0]
     scale, errors = best_scale(shared, weights, alphas)
     low, high = shared.range_of(scale)
@@ -81,7 +81,7 @@ def _quantize_input(shared: SharedInput, alphas: Sequence[float]) -> dict[str, S
 
 
 def _add_to_bias(matmul: Node, constant: Array) -> None:
-    """Adds f32[out] to the bias that follows a matmul, or inserts such a bias."""
+    """Add f32[out] to the bias that follows a matmul, or insert such a bias."""
     targets = list(matmul.output(0).get_target_inputs())
     after = targets[0].get_node()
     if len(targets) == 1 and after.get_type_name() == "Add":
@@ -96,7 +96,7 @@ def _add_to_bias(matmul: Node, constant: Array) -> None:
 
 
 def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
-    """The MatMul nodes of the transformer's linear layers; if `mlp_only`, without those of attention."""
+    """The MatMul nodes of the transformer's linear layers. If `mlp_only`, attention's layers are left out."""
     nodes = graph.get_ordered_ops()
     last = next(node for node in nodes if node.get_friendly_name() == TOKEN_VECTORS)
     computed = _downstream([node for node in nodes if node.get_type_name() == "Parameter"])
@@ -125,7 +125,7 @@ def calibration_batches(items: Sequence[Tokens], budget: int = CALIBRATION_TOKEN
 
 
 def make_names_unique(graph: Model) -> None:
-    """Renames nodes that share a name (weights that are used twice): layers are identified by their names."""
+    """Rename nodes that share a name (of weights that are used twice), because a name must identify a layer."""
     seen = Counter[str]()
     for node in graph.get_ordered_ops():
         name = node.get_friendly_name()
@@ -149,5 +149,5 @@ def _downstream(nodes: Sequence[Node]) -> set[int]:
 
 
 def _is_attention(name: str) -> bool:
-    """Whether a linear layer belongs to attention: in every family its tensor name says so."""
+    """Whether a linear layer belongs to attention. In every family, the tensor's name shows it."""
     return any(part in name.lower() for part in ("attention", "attn", "mixer"))

@@ -1,10 +1,10 @@
-"""int8 weights that cannot saturate.
+"""int8 weights that do not saturate on any processor.
 
-x86 without VNNI multiplies int8 with `vpmaddubsw`, which adds two neighbouring products in 16 bits and
-saturates. The usual remedy, "narrow range", takes one bit from all weights. Most rows do not need that: the largest
-sum of two neighbours follows from the row's weights and the range of each input channel. So each row gets the smallest
-scale that leaves enough headroom, and one engine serves every processor. The ranges come from the calibration texts;
-on other texts a few sums in ten million saturated.
+x86 without VNNI multiplies int8 with `vpmaddubsw`, which adds the products of two neighbouring channels in 16 bits and
+saturates. The usual remedy, "narrow range", takes one bit from all weights. Most rows do not need that: the weights of
+a row and the ranges of its input channels limit these sums. So each row gets the smallest scale that leaves enough
+headroom, and one engine serves every processor. The ranges come from the calibration texts; on other texts a few sums
+in ten million saturated.
 
 docs/decisions/010-int8.md has measurements.
 """
@@ -17,7 +17,7 @@ from bei_core.engines.openvino.quantize.smoothquant import Array, SmoothedInput
 
 _MAX_WEIGHT = 127
 MAX_ACTIVATION = 255  # activations are quantised to 0..255
-_MAX_SUM = 2**15 - 1 - MAX_ACTIVATION  # minus what rounding two weights can add to their sum
+_MAX_SUM = 2**15 - 1 - MAX_ACTIVATION  # the rounding of two weights can add MAX_ACTIVATION to a sum
 
 
 def quantize_with_headroom(weights: Array, low: Array, high: Array) -> tuple[Array, Array]:

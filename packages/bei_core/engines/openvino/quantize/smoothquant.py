@@ -1,7 +1,7 @@
 """SmoothQuant (Xiao et al. 2022) with an alpha for each activation.
 
 A few channels of a transformer's activations are much larger than the rest, and int8 has one scale for all channels. So
-each channel of an activation is divided by s = max|x|^alpha / max|w|^(1 - alpha), and the weights that it meets are
+each channel of an activation is divided by s = max|x|^alpha / max|w|^(1 - alpha), and the channel's weights are
 multiplied by s. The matmul's result is the same, and part of the outliers is now in the weights, which have a scale for
 each row. The best alpha differs more between the layers of one model than between models, so each activation gets the
 alpha with the least error of its matmuls on sampled calibration activations (docs/decisions/010-int8.md).
@@ -32,7 +32,7 @@ ALPHAS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 # The sample on which alphas are tried: every 16th token of the first 8 batches.
 _SAMPLE_STRIDE, _NUM_SAMPLED_BATCHES = 16, 8
 
-# They are tried on about so many rows of a matrix. Each row has its own scale, so a part of the rows is enough.
+# Alphas are tried on about this many rows of a matrix. Each row has its own scale, so a part of the rows is enough.
 _NUM_SAMPLED_ROWS = 1024
 
 
@@ -62,7 +62,7 @@ class SharedInput:
         return [np.asarray(values_of(matmul.input_value(1).get_node())) for matmul in self.matmuls]
 
     def range_of(self, scale: Array) -> tuple[float, float]:
-        """What int8 has to represent after a division by `scale`: the mean of each batch's range, and zero."""
+        """(low, high) that int8 represents after the division by `scale`: the mean of the batches' ranges, with 0."""
         low, high = (self.lows / scale).min(1).mean(), (self.highs / scale).max(1).mean()
         return min(float(low), 0.0), max(float(high), 0.0)
 
@@ -77,7 +77,7 @@ class SmoothedInput:
 
 
 def best_scale(shared: SharedInput, weights: Sequence[Array], alphas: Sequence[float]) -> tuple[Array, list[float]]:
-    """(the s of the best alpha f32[in], the expected error of each matmul)."""
+    """(s f32[in] for the best alpha, expected error of each matmul with it)."""
     scales = [smoothing_scale(shared, weights, alpha) for alpha in alphas]
     tried = [weight[:: max(1, len(weight) // _NUM_SAMPLED_ROWS)] for weight in weights]
     errors = [[_int8_error(shared, rows, scale) for rows in tried] for scale in scales]

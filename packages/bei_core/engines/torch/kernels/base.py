@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from bei_core.errors import UnsupportedModelError
+
 
 @dataclass(frozen=True)
 class AttentionSizes:
@@ -26,6 +28,15 @@ class AttentionSizes:
     window: int | None = None  # a query attends to keys less than this many positions away
     soft_cap: float | None = None  # scores become soft_cap * tanh(score / soft_cap)
 
+    @property
+    def part(self) -> str:
+        """The part of its linear layers: "attention", with more words if one of them cannot be in fp8.
+
+        TensorRT-LLM's attention has both in the same precision.
+        """
+        width, kv_width = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        return "attention" if fits_fp8(self.hidden, width, width + 2 * kv_width) else "attention in bf16"
+
     @classmethod
     def of_encoder(cls, hidden: int, num_heads: int, max_len: int, **others: Any) -> AttentionSizes:
         """Attention to all tokens, with heads of the size H / N."""
@@ -34,16 +45,34 @@ class AttentionSizes:
         return cls(hidden, num_heads, num_heads, size, max_len=max_len, **{**plain, **others})
 
 
+@dataclass(frozen=True)
+class Rank:
+    """The share of a model that this process computes: one of `size` shares (tensor parallelism)."""
+
+    number: int = 0
+    size: int = 1
+
+    def share(self, size: int, what: str) -> int:
+        """The share of a size. Raises UnsupportedModelError if the size cannot be divided."""
+        if size % self.size:
+            raise UnsupportedModelError(f"{size} {what} cannot be divided among {self.size} GPUs")
+        return size // self.size
+
+
 class Kernels(Protocol):
     """Makes the layers of a model whose arithmetic is worth a kernel."""
 
     dtype: torch.dtype  # of the parameters and of token vectors between layers
+    rank: Rank
 
-    def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
+    def linear(
+        self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
+    ) -> Any:
         """A module that maps [T, size_in] to [T, size_out], with `load_weights(layers)`.
 
         `part` ("attention", "mlp", "embeddings") is the part of the transformer that may be quantised; `fused` ("qkv",
-        "gate_up") is set if the module is loaded from several layers of the checkpoint.
+        "gate_up") is set if the module is loaded from several layers of the checkpoint. If a model is divided among
+        GPUs, each has the rows (`split` "out") or the columns ("in") of a share of the weight; None: all of it.
         """
         ...
 
@@ -54,3 +83,8 @@ class Kernels(Protocol):
         queries and keys [N, L, S]; None: nothing.
         """
         ...
+
+
+def fits_fp8(*sizes: int) -> bool:
+    """Whether a linear layer of these sizes can be in fp8: the matmuls of GPUs need multiples of 16."""
+    return all(size % 16 == 0 for size in sizes)

@@ -2,55 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.kernels.varlen import ScoreBias, attend
-from bei_core.engines.torch.models.layers import RmsNorm, Rope, Weights, empty, fill
+from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels, Rank, fits_fp8
+from bei_core.engines.torch.kernels.varlen import ScoreBias, attend, is_flash
+from bei_core.engines.torch.models.layers import Layer, RmsNorm, Rope, Weights, empty, fill
 from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.errors import UnsupportedModelError
 
 
 class TorchKernels:
     """The set of kernels that needs nothing but torch."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: torch.dtype, rank: Rank | None = None) -> None:
+        self.dtype, self.rank = dtype, rank or Rank()
 
-    def linear(self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None) -> Any:
+    def linear(
+        self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
+    ) -> Any:
         """See `Kernels.linear`."""
-        return Linear(size_in, size_out, self.dtype, bias=bias)
+        return Linear(size_in, size_out, part, self, bias=bias, split=split)
 
     def attention(self, sizes: AttentionSizes, rope: Any, layer: int, score_bias: Any = None) -> Any:
         """See `Kernels.attention`."""
+        if self.rank.size > 1 and score_bias is not None:
+            raise UnsupportedModelError("attention with relative positions cannot be divided among GPUs")
         return Attention(sizes, rope, self, score_bias)
 
 
 class Linear(nn.Module):
-    """x Wᵀ + b. A bias that the checkpoint has is used also if `bias` does not say that there is one."""
+    """x Wᵀ + b; in e4m3 with one scale per tensor for a layer that the checkpoint has so.
 
-    def __init__(self, size_in: int, size_out: int, dtype: torch.dtype, *, bias: bool) -> None:
+    A bias that the checkpoint has is used also if `bias` does not say that there is one.
+    """
+
+    def __init__(
+        self, size_in: int, size_out: int, part: str, kernels: TorchKernels, *, bias: bool, split: str | None = None
+    ) -> None:
         super().__init__()
-        self.weight = empty(size_out, size_in, dtype=dtype)
-        self.bias = empty(size_out, dtype=dtype) if bias else None
+        self.split, self.rank = split, kernels.rank
+        self.part, _, in_bf16 = part.partition(" ")  # see `AttentionSizes.part`
+        self.fits_fp8 = not in_bf16 and fits_fp8(size_in, size_out)
+        size_out = self.rank.share(size_out, "rows of a linear layer") if split == "out" else size_out
+        size_in = self.rank.share(size_in, "columns of a linear layer") if split == "in" else size_in
+        self.weight = empty(size_out, size_in, dtype=kernels.dtype)
+        self.bias = empty(size_out, dtype=kernels.dtype) if bias else None
+        self.layers: tuple[str, ...] = ()  # their names in the checkpoint
+        self.weight_scale: Tensor | None = None  # f32[]; None: the weight is not quantised
+        self.input_scale: Tensor | None = None
 
-    def load_weights(self, layers: Sequence[Mapping[str, Tensor]]) -> None:
+    def load_weights(self, layers: Sequence[Layer]) -> None:
         """Loads one layer of a checkpoint, or several, one below the other. Raises CheckpointError."""
-        names = [name for name in ("weight", "bias") if name in layers[0]]
-        joined = {name: torch.cat([layer[name] for layer in layers]) for name in names}
-        if self.bias is None and "bias" in joined:
+        self.layers = tuple(dict.fromkeys(layer.name for layer in layers))
+        if self.bias is None and "bias" in layers[0]:
             self.bias = empty(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
-        fill(self.weight, joined, "weight", "linear layer")
+        if "weight_scale" in layers[0]:
+            self.weight_scale = torch.stack([layer["weight_scale"][...].float() for layer in layers]).amax()
+            self.input_scale = torch.stack([layer["input_scale"][...].float() for layer in layers]).amax()
+            self.weight = empty(*self.weight.shape, dtype=torch.float8_e4m3fn, device=self.weight.device)
+        weights = [self._share(self._rescaled(layer), self.split) for layer in layers if "weight" in layer]
+        joined = {"weight": torch.cat(weights)} if weights else {}
+        if "bias" in layers[0]:
+            rows = self.split if self.split == "out" else None
+            joined["bias"] = torch.cat([self._share(layer["bias"][...], rows) for layer in layers])
+        fill(self.weight, joined, "weight", self.layers[0])
         if self.bias is not None:
-            fill(self.bias, joined, "bias", "linear layer")
+            fill(self.bias, joined, "bias", self.layers[0])
+
+    def _share(self, tensor: Tensor, split: str | None) -> Tensor:
+        return tensor if split is None else tensor.chunk(self.rank.size, int(split == "in"))[self.rank.number]
+
+    def _rescaled(self, layer: Layer) -> Tensor:
+        """The weight of a layer, for the scale that all joined layers share."""
+        if self.weight_scale is None or layer["weight_scale"][...] == self.weight_scale:
+            return layer["weight"][...]
+        return to_fp8(layer.f32_weight(), self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, size_out] of [T, size_in]."""
-        return F.linear(x, self.weight, self.bias)
+        is_sum = self.split == "in" and self.rank.size > 1
+        bias = None if is_sum else self.bias
+        if self.weight_scale is None:
+            y = F.linear(x, self.weight, bias)
+        else:
+            scales = {"scale_a": self.input_scale, "scale_b": self.weight_scale}
+            rounded = to_fp8(x, self.input_scale)
+            y = torch._scaled_mm(rounded, self.weight.t(), bias=bias, out_dtype=x.dtype, **scales)
+        if is_sum:
+            torch.distributed.all_reduce(y)
+            y = y if self.bias is None else y + self.bias
+        return y
+
+
+def to_fp8(x: Tensor, scale: Tensor | None) -> Tensor:
+    """The nearest values of e4m3 to x / scale; larger ones become the largest."""
+    limit = torch.finfo(torch.float8_e4m3fn).max
+    return (x.float() / scale).clamp(-limit, limit).to(torch.float8_e4m3fn)
 
 
 class NormAndRope(nn.Module):
@@ -86,13 +139,9 @@ class NormAndRope(nn.Module):
 def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefix: str) -> None:
     """Loads `qkv_proj` and `o_proj` from the layers `names`, and the norms under `prefix`.
 
-    Query, key and value are three layers, or one with three equal parts, which TensorRT-LLM also wants as three.
+    Query, key and value are three layers, or one with three equal parts.
     """
-    qkv = [weights.layer(name) for name in names[:-1]]
-    if len(qkv) == 1:
-        split = {part: tensor[...].chunk(3) for part, tensor in qkv[0].items()}
-        qkv = [{part: chunks[number] for part, chunks in split.items()} for number in range(3)]
-    attention.qkv_proj.load_weights(qkv)
+    attention.qkv_proj.load_weights(weights.layers(names[:-1], 3))
     attention.o_proj.load_weights([weights.layer(names[-1])])
     attention.norm_and_rope.load(weights, prefix)
 
@@ -104,14 +153,19 @@ class Attention(nn.Module):
         self, sizes: AttentionSizes, rope: Rope | None, kernels: Kernels, score_bias: ScoreBias | None
     ) -> None:
         super().__init__()
-        self.sizes, self.score_bias = sizes, score_bias
-        width, kv_width = sizes.num_heads * sizes.head_size, sizes.num_kv_heads * sizes.head_size
-        self.widths = (width, kv_width, kv_width)
-        self.qkv_proj = kernels.linear(sizes.hidden, sum(self.widths), "attention", bias=sizes.bias, fused="qkv")
-        self.o_proj = kernels.linear(width, sizes.hidden, "attention", bias=sizes.out_bias)
+        self.sizes, self.score_bias, self.dtype = sizes, score_bias, kernels.dtype
+        heads = (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads)
+        self.widths = [kernels.rank.share(number, "attention heads") * sizes.head_size for number in heads]
+        width, size_qkv = sizes.num_heads * sizes.head_size, sum(heads) * sizes.head_size
+        self.qkv_proj = kernels.linear(sizes.hidden, size_qkv, sizes.part, bias=sizes.bias, fused="qkv", split="out")
+        self.o_proj = kernels.linear(width, sizes.hidden, sizes.part, bias=sizes.out_bias, split="in")
         self.norm_and_rope = NormAndRope(sizes, rope, kernels.dtype)
 
     load = load_attention
+
+    def fits_graph(self, device: torch.device) -> bool:
+        """Whether a CUDA graph on the device can contain it."""
+        return is_flash(device, self.dtype, self.sizes, self.score_bias)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """[T, H] of [T, H]."""

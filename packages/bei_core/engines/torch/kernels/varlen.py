@@ -27,16 +27,23 @@ _QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of 
 _MAX_HEAD_SIZE = 256  # of FlashAttention
 
 
+@torch.compiler.disable  # a layer's other operations are compiled around it
 def attend(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
 ) -> Tensor:
     """[T, N, S] of queries [T, N, S], keys and values [T, K, S]. Rows of tokens of no sequence have no meaning."""
-    if query.is_cuda and bias is None and query.dtype != torch.float32 and sizes.head_size % 8 == 0:
-        if sizes.soft_cap is not None:
-            return flex(query, key, value, sequences, sizes)
-        if sizes.head_size <= _MAX_HEAD_SIZE and _capability(query.device) >= (8, 0):
-            return flash(query, key, value, sequences, sizes)
+    if is_flash(query.device, query.dtype, sizes, bias):
+        return flash(query, key, value, sequences, sizes)
+    if query.is_cuda and bias is None and sizes.soft_cap is not None and query.dtype != torch.float32:
+        return flex(query, key, value, sequences, sizes)
     return by_sequence(query, key, value, sequences, sizes, bias)
+
+
+def is_flash(device: torch.device, dtype: torch.dtype, sizes: AttentionSizes, bias: ScoreBias | None) -> bool:
+    """Whether FlashAttention computes it: one kernel for the batch, which a CUDA graph can contain."""
+    if device.type != "cuda" or dtype == torch.float32 or bias is not None or sizes.soft_cap is not None:
+        return False
+    return sizes.head_size % 8 == 0 and sizes.head_size <= _MAX_HEAD_SIZE and _capability(device) >= (8, 0)
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.folder import head_of
 from bei_core.engines.torch.models.layers import LayerNorm, Weights
 from bei_core.engines.torch.models.pooling import pool
@@ -109,10 +110,11 @@ class VectorHead(nn.Module):
         if modules and isinstance(modules[0], Pooling):
             self.modes, modules = modules[0].modes, modules[1:]
         self.after = _modules(modules)
+        self.m3 = None if spec.bge_m3 is None else BgeM3Layers()
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Loads the modules."""
-        for module in self.after:
+        for module in (*self.after, *([] if self.m3 is None else [self.m3])):
             module.load(tensors, device)
 
     def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
@@ -122,8 +124,27 @@ class VectorHead(nn.Module):
         return self.after(torch.cat([pool(mode, hidden, sequences) for mode in self.modes], -1))
 
     def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """f32[T, E] of token vectors [T, H]: themselves, or after the modules."""
+        """f32[T, E] of token vectors [T, H]: themselves, or after the modules; of bge-m3 f32[T, E + 1]."""
+        if self.m3 is not None:
+            return self.m3(hidden.float())
         return hidden.float() if self.modes else F.normalize(self.after(hidden.float()), dim=-1)
+
+
+class BgeM3Layers(nn.Module):
+    """bge-m3's ColBERT vectors and weights of terms (FlagEmbedding, `finetune/.../encoder_only/m3/modeling.py`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.colbert, self.sparse = F32Linear(), F32Linear()
+
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Loads the layers."""
+        self.colbert.load(tensors, COLBERT_LINEAR, device)
+        self.sparse.load(tensors, SPARSE_LINEAR, device)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """f32[T, E + 1] of token vectors f32[T, H]: an L2-normalised vector, then the weight, at least 0."""
+        return torch.cat([F.normalize(self.colbert(hidden), dim=-1), F.relu(self.sparse(hidden))], -1)
 
 
 class _Normalize(nn.Module):

@@ -20,6 +20,25 @@ from bei_core.models.rope import rope_tables
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
+class Layer(dict[str, Tensor]):
+    """The tensors of a checkpoint's layer by their parts: weight, bias, scales of a quantised layer."""
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self.name = name  # the whole name in the checkpoint
+
+    def f32_weight(self) -> Tensor:
+        """The weight in f32, also of a quantised layer."""
+        weight = self["weight"][...].float()
+        return weight * self["weight_scale"][...].float() if "weight_scale" in self else weight
+
+    def split(self, count: int) -> list[Layer]:
+        """The layers that were joined in this one, one below the other, with equal numbers of rows."""
+        parts = {part: tensor[...] for part, tensor in self.items()}
+        chunks = {part: x.chunk(count) if x.ndim else [x] * count for part, x in parts.items()}  # a scale is for all
+        return [Layer(self.name, {part: chunks[part][number] for part in chunks}) for number in range(count)]
+
+
 class Weights:
     """A checkpoint's tensors under one prefix, grouped by layer."""
 
@@ -28,7 +47,7 @@ class Weights:
         prefix = next((prefix for prefix in prefixes if prefix + anchor in tensors), None)
         if prefix is None:
             raise CheckpointError(f"no tensor of these names: {', '.join(prefix + anchor for prefix in prefixes)}")
-        self.whole = tensors  # by their whole names, with the prefix
+        self.whole, self._prefix = tensors, prefix  # by their whole names, with the prefix
         self._layers: dict[str, dict[str, str]] = {}
         for name in tensors:
             if name.startswith(prefix):
@@ -38,11 +57,16 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return name in self._layers
 
-    def layer(self, name: str) -> dict[str, Tensor]:
-        """A layer's tensors: weight, bias, scales of a quantised layer. Raises CheckpointError if it has none."""
+    def layer(self, name: str) -> Layer:
+        """A layer's tensors. Raises CheckpointError if it has none."""
         if name not in self._layers:
             raise CheckpointError(f"the checkpoint has no tensors of {name}")
-        return {part: self.whole[known] for part, known in self._layers[name].items()}
+        return Layer(self._prefix + name, {part: self.whole[known] for part, known in self._layers[name].items()})
+
+    def layers(self, names: Sequence[str], count: int) -> list[Layer]:
+        """The layers `names`, or `count` of them if they are joined in one."""
+        found = [self.layer(name) for name in names]
+        return found[0].split(count) if len(found) == 1 else found
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -> Any:
@@ -147,12 +171,13 @@ class GatedMlp(nn.Module):
         """`out_bias` is `bias` unless given; `up_first`: the checkpoint has up before gate."""
         super().__init__()
         self.act, self.up_first = act, up_first
-        self.gate_up_proj = kernels.linear(hidden, 2 * inner, "mlp", bias=bias, fused="gate_up")
-        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=bias if out_bias is None else out_bias)
+        self.gate_up_proj = kernels.linear(hidden, 2 * inner, "mlp", bias=bias, fused="gate_up", split="out")
+        out_bias = bias if out_bias is None else out_bias
+        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=out_bias, split="in")
 
     def load(self, weights: Weights, gate_up: Sequence[str], down: str) -> None:
         """Loads the linear layers; `gate_up` are two layers of the checkpoint, or one that has both."""
-        self.gate_up_proj.load_weights([weights.layer(name) for name in gate_up])
+        self.gate_up_proj.load_weights(weights.layers(gate_up, 2))
         self.down_proj.load_weights([weights.layer(down)])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,8 +193,8 @@ class Mlp(nn.Module):
     def __init__(self, hidden: int, inner: int, act: Any, kernels: Kernels) -> None:
         super().__init__()
         self.act = act
-        self.up_proj = kernels.linear(hidden, inner, "mlp", bias=True)
-        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=True)
+        self.up_proj = kernels.linear(hidden, inner, "mlp", bias=True, split="out")
+        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=True, split="in")
 
     def load(self, weights: Weights, up: str, down: str) -> None:
         """Loads the two linear layers."""

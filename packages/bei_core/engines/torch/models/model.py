@@ -6,12 +6,15 @@ from collections.abc import Iterable, Mapping
 from importlib import import_module
 from itertools import chain
 
+import torch
 from torch import Tensor, nn
 
+from bei_core.engines.batch import Batch
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts
 from bei_core.engines.torch.kernels.base import Kernels
 from bei_core.engines.torch.models.heads import make_head
 from bei_core.engines.torch.models.layers import Weights
+from bei_core.engines.torch.models.sequences import Sequences, flatten
 
 
 class Model(nn.Module):
@@ -24,9 +27,40 @@ class Model(nn.Module):
         self.transformer = page.Transformer(facts, kernels)
         self.head = make_head(facts.spec)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        placed: Iterable[Tensor] = chain(self.transformer.parameters(), self.transformer.buffers())
+        return next(iter(placed)).device
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Loads model.safetensors. Raises CheckpointError for a tensor that is missing or of another shape."""
         self.transformer.load(Weights(tensors, anchor=self.family.anchor, prefixes=self.family.prefixes))
-        placed: Iterable[Tensor] = chain(self.transformer.parameters(), self.transformer.buffers())
         heads = {name.removeprefix(HEAD_PREFIX): tensors[name] for name in tensors if name.startswith(HEAD_PREFIX)}
-        self.head.load(heads, next(iter(placed)).device)
+        self.head.load(heads, self.device)
+
+    def is_graphable(self) -> bool:
+        """Whether a CUDA graph can contain it: no layer loops over sequences on the host."""
+        return all(each.fits_graph(self.device) for each in self.modules() if hasattr(each, "fits_graph"))
+
+    def rows(self, sequences: Sequences) -> Tensor | None:
+        """f32[B, D]; None for a model that has token vectors only."""
+        rows: Tensor | None = self.head.rows(self.transformer(sequences), sequences)
+        return rows
+
+    def compute_batch(self, batch: Batch) -> None:
+        """Computes a batch for the hooks of its layers."""
+        flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32)
+        flatten(batch, flat)
+        self.compute(flat, batch.num_tokens, batch.max_len, False)
+
+    @torch.inference_mode()
+    def compute(
+        self, flat: Tensor, num_tokens: int, longest: int, with_tokens: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(rows f32[B, D], token vectors f32[T, E]) of what `flatten` wrote; None for what there is not."""
+        lengths = flat[4 * num_tokens :].tolist()
+        sequences = Sequences.of(flat.to(self.device, non_blocking=True), num_tokens, lengths, longest)
+        hidden = self.transformer(sequences)
+        tokens = self.head.tokens(hidden, sequences) if with_tokens else None
+        return self.head.rows(hidden, sequences), tokens

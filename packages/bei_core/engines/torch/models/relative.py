@@ -6,7 +6,6 @@ Source: transformers 5.23, `models/mpnet/modeling_mpnet.py` and `models/deberta_
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +59,8 @@ class DisentangledBias(nn.Module):
     def load(self, weights: Weights, table: Tensor, names: dict[str, str], dtype: torch.dtype) -> None:
         """Projects the position table f32[2 * P, H], by the layer `names[kind]` for each kind, once for all batches."""
         for kind in self.kinds:
-            layer: dict[str, Any] = weights.layer(names[kind])
-            projected = nn.functional.linear(table, layer["weight"].float(), layer["bias"].float())
+            layer = weights.layer(names[kind])
+            projected = nn.functional.linear(table, layer.f32_weight(), layer["bias"].float())
             heads = projected.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
             self.register_buffer(kind, heads.to(dtype), persistent=False)
 

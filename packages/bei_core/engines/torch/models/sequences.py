@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from bei_core.engines.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class Sequences:
     host_lengths: Sequence[int] | Tensor  # the same, on the host
     attn_metadata: Any = None  # TensorRT-LLM's own description of the batch
     block_masks: dict[tuple[bool, int | None], Any] = field(default_factory=dict)
+    longest: int = 0  # no sequence has more tokens; 0: the largest of `host_lengths`
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
@@ -35,8 +39,15 @@ class Sequences:
 
     @cached_property
     def max_len(self) -> int:
-        """Tokens of the longest sequence."""
-        return max(int(length) for length in self.host_lengths)
+        """Tokens of the longest sequence, at least."""
+        return self.longest or max(int(length) for length in self.host_lengths)
+
+    @classmethod
+    def of(cls, flat: Tensor, num_tokens: int, host_lengths: Sequence[int] | Tensor, longest: int = 0) -> Sequences:
+        """The sequences in an array that `flatten` wrote."""
+        sizes = [num_tokens] * 4 + [len(flat) - 4 * num_tokens]
+        ids, type_ids, position_ids, pooled, lengths = flat.split(sizes)
+        return cls(ids, type_ids, position_ids, pooled.bool(), lengths, host_lengths, longest=longest)
 
     def first(self) -> Tensor:
         """i64[B]: index of each sequence's first token."""
@@ -87,3 +98,11 @@ class Sequences:
 
     def _clamp(self, index: Tensor) -> Tensor:
         return index.long().clamp(0, len(self.pooled) - 1)
+
+
+def flatten(batch: Batch, out: Tensor) -> None:
+    """Writes a batch to i32[4 T + B] on the host: ids, types, positions, the pooling mask, lengths."""
+    lengths = batch.lengths
+    positions = np.arange(batch.num_tokens, dtype=np.int32) - np.repeat(batch.cu_seqlens[:-1], lengths)
+    pooled = (positions >= np.repeat(batch.skips, lengths)).astype(np.int32)
+    np.concatenate((batch.input_ids, batch.type_ids, positions, pooled, lengths), out=out.numpy())

@@ -25,7 +25,7 @@ from bei_core.storage.transfer import RemoteFile, fetch, in_blocks
 _TAGS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime", "created")
 
 
-def fetch_bucket(
+def fetch_from_store(
     url: str, revision: str | None, secret: str | None, root: Path, check: Callable[[Path], None] = accept
 ) -> Checkpoint:
     """The model in a folder of an object store, fetched into the cache unless it is there.

@@ -1,26 +1,28 @@
-"""Which route Truss's one predict endpoint takes a body for."""
+"""The route of a body that is sent to Truss's predict endpoint."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import get_args
 
 import msgspec
 import pytest
 
-from bei_core.config.trt_llm import Route as WebserverRoute
+from bei_core.config.trt_llm import DefaultRoute
 from bei_core.errors import MalformedBodyError, ValidationError
-from bei_core.http.routes import BY_SHAPE, ROUTES
+from bei_core.http import schemas
+from bei_core.http.routes import APIS, FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import convert, decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
 from bei_core.http.schemas.tei import EmbedRequest
 from bei_core.models.kind import Kind
 
 OPENAI, TEI = "/v1/embeddings", "/embed"
-DEFAULT_PATHS = {kind: route.path for kind, route in BY_SHAPE.defaults.items()}
+DEFAULT_PATHS = {kind: route.path for kind, route in FIELD_ROUTER.defaults.items()}
 
 
 def path_of(body: object, default: str) -> str:
-    return BY_SHAPE.choose(body, BY_SHAPE.routes[default]).path
+    return FIELD_ROUTER.choose(body, FIELD_ROUTER.routes[default]).path
 
 
 @pytest.mark.parametrize("default", [OPENAI, TEI, "/rerank"])
@@ -68,7 +70,7 @@ def read_directly(body: object) -> object:
     return decode(msgspec.json.encode(body), EmbeddingsRequest)
 
 
-def read_by_shape(body: object) -> object:
+def read_by_fields(body: object) -> object:
     return convert(decode(msgspec.json.encode(body), object), EmbeddingsRequest)
 
 
@@ -87,7 +89,7 @@ def read_by_shape(body: object) -> object:
 )
 def test_a_body_sent_to_any_path_is_refused_in_the_words_of_its_route(body: object) -> None:
     told = []
-    for read in (read_directly, read_by_shape):
+    for read in (read_directly, read_by_fields):
         with pytest.raises(ValidationError) as refused:
             read(body)
         told.append((refused.value.message, refused.value.param))
@@ -95,7 +97,7 @@ def test_a_body_sent_to_any_path_is_refused_in_the_words_of_its_route(body: obje
 
 
 @pytest.mark.parametrize(("body", "named"), [({}, "no fields"), ({"text": "a", "b": 1}, "`b` and `text`")])
-def test_the_error_says_what_would_do_and_what_was_there(body: object, named: str) -> None:
+def test_the_error_names_the_accepted_fields_and_the_given_ones(body: object, named: str) -> None:
     with pytest.raises(ValidationError) as raised:
         path_of(body, OPENAI)
     for part in ("`input` as /v1/embeddings does", "`inputs` as /embed does", named):
@@ -123,7 +125,7 @@ def test_only_routes_that_exist(body: object) -> None:
         ("reranker", "/predict"),
     ],
 )
-def test_a_models_kind_says_what_inputs_are_for(kind: str, path: str) -> None:
+def test_the_kind_of_model_decides_the_route_of_inputs(kind: str, path: str) -> None:
     assert path_of({"inputs": "a"}, DEFAULT_PATHS[Kind(kind)]) == path
     assert path_of({"inputs": "a", "parameters": {}}, DEFAULT_PATHS[Kind(kind)]) == path
     assert path_of({"query": "a", "texts": ["b"]}, DEFAULT_PATHS[Kind(kind)]) == "/rerank"
@@ -136,9 +138,16 @@ def test_every_kind_has_a_route() -> None:
 
 
 def test_every_route_of_the_table_that_a_body_may_be_for_has_a_schema_with_required_fields() -> None:
-    for route in BY_SHAPE.routes.values():
+    for route in FIELD_ROUTER.routes.values():
         assert route.schema is not None
         assert any(field.required for field in msgspec.structs.fields(route.schema))
+
+
+def test_every_file_of_an_api_is_in_the_table() -> None:
+    files = Path(schemas.__path__[0]).glob("*.py")
+    with_routes = {file.stem for file in files if "\nROUTES = " in file.read_text(encoding="utf-8")}
+    assert with_routes == set(APIS), "name the file in APIS of http/routes.py"
+    assert len(set(APIS)) == len(APIS)
 
 
 def test_no_two_routes_have_the_same_method_and_path() -> None:
@@ -157,5 +166,5 @@ def test_a_wrong_object_is_the_routes_to_name() -> None:
 
 
 def test_the_setting_for_truss_names_routes_that_a_body_may_be_for() -> None:
-    known = set(get_args(WebserverRoute))
-    assert known <= BY_SHAPE.routes.keys()
+    known = set(get_args(DefaultRoute))
+    assert known <= FIELD_ROUTER.routes.keys()

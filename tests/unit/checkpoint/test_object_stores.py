@@ -30,7 +30,7 @@ def server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FileSystem:
-    """The server's file system, and an environment that leads there and knows no credentials."""
+    """The server's file system; the environment points to the server and has no credentials."""
     for name in ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint)
@@ -50,7 +50,7 @@ def folder(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """What was read of the store: the names of files, and the bytes at which reading began."""
+    """The reads of the store: names of files, and the byte at which each read began."""
     asked: list[tuple[str, int]] = []
     read = S3FileSystem.cat_file
 
@@ -63,7 +63,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def change_reads(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, int, bytes], bytes]) -> None:
-    """Has the store's answers pass through `change`."""
+    """Pass each read of the store through `change`."""
     read = S3FileSystem.cat_file
 
     def changed(files: S3FileSystem, path: str, start: int, end: int) -> bytes:
@@ -94,7 +94,7 @@ def test_no_weight_is_fetched_of_a_tokenizer_that_is_refused(
     s3: FileSystem, folder: str, tmp_path: Path, reads: list[tuple[str, int]]
 ) -> None:
     put(s3, folder, {name: content for name, content in SENTENCE.items() if name != "tokenizer.json"})
-    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, and BertTokenizer is read of vocab\.txt"):
+    with pytest.raises(UnsupportedModelError, match=r"has no tokenizer\.json, nor vocab\.txt for BertTokenizer"):
         resolve(f"s3://{folder}", secret=AWS_SECRET, root=tmp_path, check=check_tokenizer)
     assert not [name for name, _ in reads if name.endswith(".safetensors")]
 
@@ -134,7 +134,7 @@ def test_another_content_is_another_revision_and_the_old_one_stays(
     assert float(first.tensors().f32("a")[0]) == 1
     with pytest.raises(CheckpointError, match=f"is at revision {second.revision}; {'0' * 64} is not in the cache"):
         fetch(folder, tmp_path, "0" * 64)
-    monkeypatch.setattr("bei_core.checkpoint.buckets.ObjectStore", None)  # a call of it would raise
+    monkeypatch.setattr("bei_core.checkpoint.stores.ObjectStore", None)  # a call of it would raise
     assert fetch(folder, tmp_path, first.revision) == first
 
 
@@ -320,7 +320,7 @@ def test_a_damaged_cache_is_fetched_again(
     assert "model.safetensors has 0 bytes of" in caplog.text
 
 
-def test_out_of_reach_what_was_fetched_last_serves(
+def test_an_unreachable_source_is_served_from_the_last_fetch(
     s3: FileSystem, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     put(s3, folder, MODEL)

@@ -1,0 +1,233 @@
+"""Tensors by name from a file that torch.save wrote, without torch and without running the pickle in it.
+
+The file is a zip archive (torch 2.15, `torch/serialization.py`): `data.pkl` is a pickle of the tensors' names, dtypes
+and shapes, and `data/0`, `data/1`, … are the bytes of their storages. A pickle is a program that may call any function.
+This module interprets only the operations that torch.save writes for a dict of tensors, on plain values. Both of the
+functions that such a pickle calls are code of this module, and anything else is refused by its name. No byte of a
+storage is read before the tensor is used, so a size that a file only claims allocates nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import pickletools
+import zipfile
+from collections.abc import Callable, Mapping
+from itertools import accumulate
+from operator import mul
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bei_core.checkpoint.tensors import DTYPES, MAX_DIMENSIONS, Entry, check_no_pointer, checked_info
+from bei_core.errors import CheckpointError
+
+_MAX_PICKLE = 1 << 20  # bytes of data.pkl, which has about 200 for each tensor
+_LOCAL_HEADER = 30  # bytes of a zip member's header before its name
+
+_STORAGES = {
+    "torch BFloat16Storage": "BF16", "torch DoubleStorage": "F64", "torch FloatStorage": "F32",
+    "torch HalfStorage": "F16",
+}  # fmt: skip
+_ORDERED_DICT, _REBUILD_TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+
+
+class _RefusedError(ValueError):
+    """What is wrong with the file."""
+
+
+class _Global(NamedTuple):
+    """A class or function that the pickle names."""
+
+    name: str
+
+
+class _Storage(NamedTuple):
+    """The data of one or more tensors."""
+
+    dtype: str
+    start: int  # its first byte in the file
+    num_elements: int
+
+
+class _Tensor(NamedTuple):
+    """A tensor inside its storage."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # its first byte in the file
+
+
+def pickled_entries(path: Path) -> dict[str, Entry]:
+    """The position of each tensor of a file. Raises CheckpointError, naming the file and what it has that is refused.
+
+    Only contiguous tensors of floating-point numbers are read, as torch 1.6 and later save them.
+    """
+    try:
+        members = _Members.of(path)
+        tensors = _interpret(members.read("data.pkl", _MAX_PICKLE), members.storage)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, _RefusedError) else f"its data.pkl is malformed: {error!r:.200}"
+        raise CheckpointError(f"{path} is not a file of tensors by torch.save: {reason}") from error
+    found = {}
+    for name, (dtype, shape, start) in tensors.items():
+        end = start + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+        checked_info({"dtype": dtype, "shape": shape, "data_offsets": (start, end)}, name, path)
+        found[name] = Entry(dtype, shape, start, members.file)
+    return found
+
+
+class _Members(NamedTuple):
+    """The members of the archive, by their names without the folder that all are in."""
+
+    file: mmap.mmap
+    by_name: Mapping[str, zipfile.ZipInfo]
+
+    @classmethod
+    def of(cls, path: Path) -> _Members:
+        """The members of a file. Raises _RefusedError unless it is an archive, and little-endian."""
+        try:
+            with path.open("rb") as file:
+                check_no_pointer(file.read(8), path)
+                archive = zipfile.ZipFile(file)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                found = cls(mapped, {info.filename.partition("/")[2]: info for info in archive.infolist()})
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError) as error:
+            raise _RefusedError(f"it is no zip archive, as torch 1.6 and later write it ({error})") from error
+        if "byteorder" in found.by_name and found.read("byteorder", 16) != b"little":
+            raise _RefusedError("its numbers are not little-endian")
+        return found
+
+    def start(self, name: str) -> int:
+        """The first byte of a member's data in the file. Raises _RefusedError unless it is there, and as it is."""
+        member = self.by_name.get(name)
+        if member is None:
+            raise _RefusedError(f"it has no member {name}")
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise _RefusedError(f"its member {name} is compressed or encrypted")
+        header = self.file[member.header_offset : member.header_offset + _LOCAL_HEADER]
+        lengths = (
+            int.from_bytes(header[at : at + 2], "little") for at in (26, 28)
+        )  # of the name, and of what follows it
+        start = member.header_offset + _LOCAL_HEADER + sum(lengths)
+        if member.header_offset < 0 or not header.startswith(b"PK\3\4") or start + member.file_size > len(self.file):
+            raise _RefusedError(f"its member {name} is not inside the file")
+        return start
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The data of a member. Raises _RefusedError if it has more than `limit` bytes."""
+        start, size = self.start(name), self.by_name[name].file_size
+        if size > limit:
+            raise _RefusedError(f"its member {name} has {size} bytes; at most {limit} are read")
+        return self.file[start : start + size]
+
+    def storage(self, persistent_id: tuple[Any, ...]) -> _Storage:
+        """The storage of a persistent id: ("storage", class, member, device, number of elements)."""
+        _, kind, key, _, count = persistent_id
+        dtype, name = _STORAGES[kind.name], f"data/{key}"
+        start, size = self.start(name), count * np.dtype(DTYPES[dtype]).itemsize
+        if size > self.by_name[name].file_size:
+            raise _RefusedError(f"its member {name} has fewer than the {size} bytes that data.pkl says")
+        return _Storage(dtype, start, count)
+
+
+def _interpret(pickle: bytes, storage: Callable[[tuple[Any, ...]], _Storage]) -> dict[str, _Tensor]:
+    """The dict of tensors that a pickle makes. Raises _RefusedError for an operation or a value that it does not need.
+
+    A malformed pickle raises ValueError, LookupError, TypeError or AttributeError, as Python does for its operations.
+    """
+    stack: list[Any] = []
+    marks: list[int] = []
+    memo: dict[int, Any] = {}
+
+    def take(start: int) -> tuple[Any, ...]:
+        taken = tuple(stack[start:])
+        del stack[start:]
+        return taken
+
+    argument: Any
+    for opcode, argument, _ in pickletools.genops(pickle):
+        match opcode.name:
+            case "BINUNICODE" | "BININT" | "BININT1" | "BININT2" | "LONG1":
+                stack.append(argument)
+            case name if name in _CONSTANTS:
+                stack.append(_CONSTANTS[name])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "GLOBAL":
+                stack.append(_global(argument))
+            case "REDUCE":
+                function, arguments = take(len(stack) - 2)
+                stack.append(_call(function, arguments))
+            case "BINPERSID":
+                stack.append(storage(stack.pop()))
+            case "BUILD":
+                stack.pop()  # attributes of the dict: a state_dict has the versions of its modules
+            case "MARK":
+                marks.append(len(stack))
+            case "TUPLE":
+                stack.append(take(marks.pop()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(take(len(stack) - int(opcode.name[-1])))
+            case "SETITEM" | "SETITEMS":
+                _set_items(take(len(stack) - 2 if opcode.name == "SETITEM" else marks.pop()), stack[-1])
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "PROTO" | "STOP":
+                pass
+            case name:
+                raise _RefusedError(f"data.pkl has the operation {name}")
+    return _checked(stack.pop())
+
+
+def _global(name: str) -> _Global:
+    """A class or function by its name. Raises _RefusedError, naming it, if a dict of tensors does not need it."""
+    if name not in {_ORDERED_DICT, _REBUILD_TENSOR, *_STORAGES}:
+        raise _RefusedError(f"data.pkl names {name.replace(' ', '.')!r:.100}, which a dict of tensors does not need")
+    return _Global(name)
+
+
+def _call(function: object, arguments: tuple[Any, ...]) -> dict[str, Any] | _Tensor:
+    """What a function returns: an empty dict, or a tensor."""
+    if function == _Global(_ORDERED_DICT) and arguments == ():
+        return {}
+    if function == _Global(_REBUILD_TENSOR):
+        return _tensor(*arguments[:4])
+    raise _RefusedError("data.pkl calls what is not one of the two functions of a dict of tensors")
+
+
+def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Tensor:
+    """The tensor that `_rebuild_tensor_v2` makes. Raises _RefusedError unless it is contiguous and in its storage."""
+    if len(shape) > MAX_DIMENSIONS:
+        raise _RefusedError(f"data.pkl has a tensor of {len(shape)} dimensions; at most {MAX_DIMENSIONS} are possible")
+    if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in (offset, *shape)):
+        raise _RefusedError("data.pkl has a tensor without a storage, or with a size that is not a number from 0")
+    contiguous = [*accumulate(reversed(shape[1:]), mul, initial=1)][::-1] if shape else []
+    if any(size > 1 and stride != need for size, stride, need in zip(shape, strides, contiguous, strict=True)):
+        raise _RefusedError(f"data.pkl has a tensor of shape {shape!s:.200} that is not contiguous")
+    if offset + math.prod(shape) > storage.num_elements:
+        raise _RefusedError(f"data.pkl has a tensor of shape {shape!s:.200}, which its storage is too small for")
+    return _Tensor(storage.dtype, shape, storage.start + offset * np.dtype(DTYPES[storage.dtype]).itemsize)
+
+
+def _set_items(pairs: tuple[Any, ...], target: dict[str, Any]) -> None:
+    """Puts names and values, one after the other, into a dict. Raises _RefusedError for a name that is not a text."""
+    for name, value in zip(pairs[::2], pairs[1::2], strict=True):
+        if not isinstance(name, str) or not isinstance(target, dict):
+            raise _RefusedError("data.pkl has a name of a tensor that is not a text")
+        target[name] = value
+
+
+def _checked(tensors: object) -> dict[str, _Tensor]:
+    """The value of a pickle. Raises _RefusedError unless it is a dict of tensors."""
+    if not isinstance(tensors, dict):
+        raise _RefusedError("data.pkl has a value that is not a dict of tensors")
+    wrong = [name for name, value in tensors.items() if not isinstance(value, _Tensor)]
+    if wrong:
+        raise _RefusedError(f"data.pkl: {wrong[0]!r:.100} is not a tensor")
+    return tensors

@@ -1,0 +1,75 @@
+"""The compiled graphs of a model and the one request that runs them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import openvino
+
+from bei_core.engines.batch import Batch
+from bei_core.engines.openvino.graph import ROWS, TOKENS
+from bei_core.engines.openvino.lone import LoneInputs
+from bei_core.engines.openvino.packing import Ints, pack_rows
+
+Array: TypeAlias = npt.NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """What a batch gave. The arrays are copies, because the next batch overwrites the tensors."""
+
+    rows: Array  # f32[B, D]; D is 0 if the model has no such output
+    tokens: Array  # f32[T, E] if the tokens were wanted, else empty
+    padding_share: float  # share (0 to 1) of the tokens that were padding
+
+
+class Graphs:
+    """A compiled model: the graph for any batch and, if there are `lengths`, one of fixed shape for each."""
+
+    def __init__(self, compiled: openvino.CompiledModel, pad_id: int, lengths: Sequence[int] = ()) -> None:
+        self._request = compiled.create_infer_request()
+        self._pad_id = pad_id
+        self._inputs: list[Ints] = []  # of the last batch: the request has their addresses
+        self._names = {port.any_name for port in compiled.outputs}
+        self._lone = LoneInputs(lengths, pad_id) if lengths else None
+        if self._lone is not None:
+            for name, tensor in self._lone.tensors.items():
+                self._request.set_tensor(name, tensor)
+
+    def infer(self, batch: Batch, wanted: str) -> Outputs:
+        """Runs a batch for its rows (ROWS), or for its rows and tokens (TOKENS)."""
+        has_graph = wanted == ROWS or ROWS not in self._names
+        length = self._lone.choose(batch if has_graph else None) if self._lone is not None else 0
+        if length:
+            self._request.infer({}, share_inputs=True)
+            return self._outputs(batch, wanted, slice(batch.num_tokens), 1 - batch.num_tokens / length)
+        packed = pack_rows(batch, pad_id=self._pad_id)
+        self._inputs = packed.graph_inputs()
+        self._request.infer(self._inputs, share_inputs=True)
+        return self._outputs(batch, wanted, packed.token_indices, packed.padding_share)
+
+    def _outputs(self, batch: Batch, wanted: str, indices: Ints | slice, padding_share: float) -> Outputs:
+        rows = self._read(ROWS, slice(len(batch))) if ROWS in self._names else np.empty((len(batch), 0), np.float32)
+        return Outputs(rows, self._read(TOKENS, indices) if wanted == TOKENS else rows[:0], padding_share)
+
+    def _read(self, name: str, indices: Ints | slice) -> Array:
+        return np.array(self._request.get_tensor(name).data[indices])
+
+
+def at_low_priority(work: Callable[[], T]) -> T:
+    """The result of `work`, run by a thread of the lowest priority (on Linux). It should not hold Python's lock."""
+
+    def lower() -> None:
+        if hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+
+    with ThreadPoolExecutor(1, initializer=lower) as pool:
+        return pool.submit(work).result()

@@ -1,0 +1,150 @@
+"""One model with a graph of fixed shape for each length of a lone text, beside the graph for any batch.
+
+For each new shape of its inputs, the CPU plugin prepares every operation of a dynamic graph again, and texts that come
+one at a time have a new shape each time. The graphs are branches of If operations of one model, because the plugin
+shares packed weights only within a model (docs/decisions/028-static-shapes.md).
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Sequence
+
+import numpy as np
+import openvino
+from openvino import Model, Node, Type
+from openvino import opset15 as op
+
+from bei_core.engines.batch import Batch
+from bei_core.engines.openvino import ops
+from bei_core.engines.openvino.graph import INPUT_NAMES
+
+# Numbers of tokens that have a graph of their own; a lone text of another length is padded to the next.
+LENGTHS = (*range(8, 64, 8), *range(64, 129, 16))
+
+# Memory of all these graphs, and what each takes for a matrix multiplication with the operations around it (measured).
+_MAX_BYTES = 288 << 20
+_BYTES_PER_MATMUL = 225 << 10
+
+# While they are compiled, the packed weights are in memory twice.
+_MAX_WEIGHTS = 512 << 20
+
+LONE, CHOSEN = "lone", "chosen"  # inputs, besides those of the graph for any batch
+
+
+class LoneInputs:
+    """The arrays from which a model of `with_lone_graphs` reads a lone text, and which graph it runs."""
+
+    def __init__(self, lengths: Sequence[int], pad_id: int) -> None:
+        self._lengths, self._pad_id = lengths, pad_id
+        lone, chosen = openvino.Tensor(Type.i32, [4, lengths[-1]]), openvino.Tensor(Type.boolean, [1 + len(lengths)])
+        self.tensors = {LONE: lone, CHOSEN: chosen}
+        self._lone, self._chosen = lone.data, chosen.data
+
+    def choose(self, batch: Batch | None) -> int:
+        """Chooses the graph of a lone text, and returns its length; or that of any batch (also None), and returns 0."""
+        self._chosen[:] = 0
+        if batch is None or len(batch) > 1 or batch.num_tokens > self._lengths[-1]:
+            self._chosen[0] = 1
+            return 0
+        size = batch.num_tokens
+        place = bisect_left(self._lengths, size)
+        self._chosen[1 + place] = 1
+        ids, types, segments, span = self._lone
+        ids[:size], ids[size:] = batch.input_ids, self._pad_id
+        types[:size], types[size:] = batch.type_ids, 0
+        segments[:size], segments[size:] = 0, -1
+        span[:2] = batch.skips[0], size - batch.skips[0]
+        return self._lengths[place]
+
+
+def lengths_for(dynamic: Model, max_seq_len: int, *, shared: bool) -> tuple[int, ...]:
+    """The lengths whose graphs take at most about _MAX_BYTES together. `shared`: all use the same packed weights."""
+    nodes = dynamic.get_ops()
+    *weights, _embeddings = sorted(node.get_byte_size() for node in nodes if node.get_type_name() == "Constant")
+    num_matmuls = sum(node.get_type_name() in {"MatMul", "Convolution"} for node in nodes)
+    fitting = _MAX_BYTES // (num_matmuls * _BYTES_PER_MATMUL + (0 if shared else sum(weights)))
+    lengths = [length for length in LENGTHS if length <= max_seq_len]
+    if sum(weights) > _MAX_WEIGHTS or not lengths or not fitting:
+        return ()
+    return tuple(lengths[:: -math.ceil(len(lengths) / fitting)][::-1])
+
+
+def with_lone_graphs(dynamic: Model, output: str, lengths: Sequence[int]) -> Model:
+    """A model with the inputs and outputs of `dynamic`, and the inputs LONE and CHOSEN. Texts run alone give `output`.
+
+    LONE i32[4, lengths[-1]] has a text's token ids, type ids, segment ids, and start and length of what is pooled.
+    CHOSEN bool[1 + len(lengths)] is true for the one graph to run: the first is `dynamic`, then one for each length.
+    """
+    inputs = [_parameter(each.friendly_name, each.partial_shape) for each in dynamic.get_parameters()]
+    lone = _parameter(LONE, [4, lengths[-1]])
+    chosen = _parameter(CHOSEN, [1 + len(lengths)], Type.boolean)
+    is_batch, *is_length = op.split(chosen, ops.axis(0), 1 + len(lengths)).outputs()
+    outputs = _batch_if(is_batch, dynamic, inputs)
+    for length, condition in zip(lengths, is_length, strict=True):
+        outputs[output] = _length_if(condition, _of_length(dynamic, output, length, lone), lone, outputs[output])
+    return Model([_result(x, name) for name, x in outputs.items()], [*inputs, lone, chosen], dynamic.friendly_name)
+
+
+def _batch_if(condition: openvino.Output, dynamic: Model, inputs: Sequence[Node]) -> dict[str, openvino.Output]:
+    """The outputs of `dynamic` by name if the condition holds, else one row of zeros for each."""
+    batch = dynamic.clone()
+    names = [each.any_name for each in batch.outputs]
+    widths = [each.partial_shape[1].get_length() for each in batch.outputs]
+    nothing = Model([op.result(op.constant(np.zeros((1, width), np.float32))) for width in widths], [], "nothing")
+    choice = op.if_op(condition)
+    choice.set_then_body(batch)
+    choice.set_else_body(nothing)
+    for outer, inner in zip(inputs, batch.get_parameters(), strict=True):
+        choice.set_input(outer.output(0), inner, None)
+    return {
+        name: choice.set_output(*results)
+        for name, *results in zip(names, batch.get_results(), nothing.get_results(), strict=True)
+    }
+
+
+def _length_if(condition: openvino.Output, model: Model, lone: Node, otherwise: openvino.Output) -> openvino.Output:
+    """The output of a model of the input LONE if the condition holds, else `otherwise`."""
+    same = op.parameter(otherwise.get_partial_shape(), Type.f32)
+    unchanged = Model([op.result(same)], [same], "unchanged")
+    choice = op.if_op(condition)
+    choice.set_then_body(model)
+    choice.set_else_body(unchanged)
+    choice.set_input(lone.output(0), model.get_parameters()[0], None)
+    choice.set_input(otherwise, None, same)
+    return choice.set_output(model.get_results()[0], unchanged.get_results()[0])
+
+
+def _of_length(dynamic: Model, output: str, length: int, lone: Node) -> Model:
+    """A model of the input LONE: one output of `dynamic` for one row of `length` tokens, with all shapes fixed."""
+    model = dynamic.clone()
+    for node in model.get_ops():  # the plugin may share what has the same name, such as a constant of another length
+        node.set_friendly_name(f"{node.get_friendly_name()}/{length}")
+    model.reshape({name: [1, length] if place < 4 else [1] for place, name in enumerate(INPUT_NAMES)})
+    text = _parameter(LONE, lone.get_output_partial_shape(0))
+    ids, types, segments = (_part(text, row, 0, length) for row in range(3))
+    start, size = (op.squeeze(_part(text, 3, place, place + 1), ops.axis(0)) for place in range(2))
+    positions = op.constant(np.arange(length, dtype=np.int32)[None])
+    for parameter, source in zip(model.get_parameters(), (ids, positions, segments, types, start, size), strict=True):
+        for target in parameter.output(0).get_target_inputs():
+            target.replace_source_output(source.output(0))
+    result = next(each for each in model.get_results() if output in each.output(0).get_names())
+    return Model([result], [text], f"{length} tokens")
+
+
+def _part(text: Node, row: int, start: int, stop: int) -> Node:
+    """i32[1, stop - start]: a part of one row."""
+    return op.slice(text, ops.ints(row, start), ops.ints(row + 1, stop), ops.ints(1, 1))
+
+
+def _parameter(name: str, shape: openvino.PartialShape | Sequence[int], kind: Type = Type.i32) -> Node:
+    parameter = op.parameter(shape, kind, name=name)
+    parameter.output(0).set_names({name})
+    return parameter
+
+
+def _result(x: openvino.Output, name: str) -> Node:
+    result = op.result(x)
+    result.output(0).set_names({name})
+    return result

@@ -1,0 +1,110 @@
+"""CUDA graphs for small batches, whose many short kernels take the host longer to launch than the GPU to compute.
+
+A graph has fixed shapes. A batch is padded to the next larger one: its surplus tokens are a further sequence, the last,
+so that every token belongs to a sequence and the kernels write all rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bei_core.engines.batch import Batch
+from bei_core.engines.torch.models.sequences import Sequences
+
+log = logging.getLogger(__name__)
+
+# Sizes of the graphs: numbers of texts, of tokens, and of tokens of the longest text. A graph is captured when its
+# shape first comes; the warm-up of a server brings the most frequent ones.
+_TEXTS = (1, 2, 4, 8)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
+_LONGEST = (32, 128, 512)
+
+
+class Shape(NamedTuple):
+    """The shape of a graph, which has one more sequence than texts."""
+
+    texts: int
+    tokens: int
+    longest: int
+
+    @classmethod
+    def of(cls, batch: Batch, max_seq_len: int) -> Shape | None:
+        """The smallest shape for a batch; None if it is too large, or its surplus tokens are too many for a text."""
+        texts, tokens = _at_least(len(batch), _TEXTS), _at_least(batch.num_tokens, _TOKENS)
+        if texts is None or tokens is None or tokens - batch.num_tokens > max_seq_len:
+            return None
+        longest = _at_least(max(batch.max_len, tokens - batch.num_tokens), _LONGEST)
+        return None if longest is None else cls(texts, tokens, longest)
+
+    def pad(self, batch: Batch) -> Batch:
+        """The batch with empty sequences up to `texts`, and a last one of all surplus tokens, whose ids are 0."""
+        spare, empty = self.tokens - batch.num_tokens, self.texts - len(batch)
+        ends = np.array([batch.num_tokens] * empty + [self.tokens], np.int32)
+        return Batch(
+            input_ids=np.pad(batch.input_ids, (0, spare)),
+            type_ids=np.pad(batch.type_ids, (0, spare)),
+            cu_seqlens=np.concatenate([batch.cu_seqlens, ends]),
+            max_len=self.longest,
+            skips=np.pad(batch.skips, (0, empty + 1)),
+        )
+
+
+class Graphs:
+    """Runs a function of sequences by CUDA graphs, a graph for each shape. All of them share one pool of memory."""
+
+    def __init__(self, compute: Callable[[Sequences], Tensor], max_seq_len: int) -> None:
+        self._compute, self._max_seq_len = compute, max_seq_len
+        self._recorded: dict[Shape, tuple[Tensor, Callable[[], None], Tensor]] = {}
+        self._pool: object = None
+        self.is_enabled = True
+
+    def run(self, batch: Batch, upload: Callable[[Batch], Tensor]) -> Tensor | None:
+        """The rows of a batch, until the next call; None if no graph has its shape. `upload` is `Staging.upload`."""
+        shape = Shape.of(batch, self._max_seq_len) if self.is_enabled else None
+        if shape is None:
+            return None
+        flat = upload(shape.pad(batch))
+        try:
+            found = self._recorded.get(shape) or self._record(shape, flat)
+        except RuntimeError as error:
+            self.is_enabled = False
+            log.warning("CUDA graphs are not used, because one cannot be captured (slower for short texts): %s", error)
+            return None
+        static, replay, rows = found
+        static.copy_(flat)
+        replay()
+        return rows[: len(batch)]
+
+    def _record(self, shape: Shape, flat: Tensor) -> tuple[Tensor, Callable[[], None], Tensor]:
+        static = flat.clone()
+
+        def compute() -> Tensor:
+            lengths = static[4 * shape.tokens :]
+            return self._compute(Sequences.of(static, shape.tokens, lengths, shape.longest))
+
+        replay, rows, self._pool = record(compute, self._pool)
+        self._recorded[shape] = static, replay, rows
+        return self._recorded[shape]
+
+
+def record(compute: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor, object]:
+    """(function that computes again, its result, the pool of memory) of a function on the GPU."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # so that libraries set themselves up outside of the graph
+        compute()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may use other GPUs
+        rows = compute()
+    return graph.replay, rows, graph.pool()
+
+
+def _at_least(value: int, sizes: tuple[int, ...]) -> int | None:
+    return next((size for size in sizes if size >= value), None)

@@ -1,0 +1,155 @@
+"""Post-training quantisation to fp8: linear layers of the transformer in e4m3, with one scale per tensor.
+
+The ranges of their inputs are those that the calibration texts reach in our own model. Layers that the engine joins in
+one (query, key and value; gate and up) share their scales. Heads, norms and embeddings are not quantised. The tensors
+and their names are those of NVIDIA's modelopt, which TensorRT-LLM reads, too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bei_core.checkpoint import Checkpoint, Tensors
+from bei_core.engines.batch import Batch
+from bei_core.engines.calibration import Calibration, Quantization, Samples, encode, read_samples, with_progress
+from bei_core.engines.manifest import TOKENIZER
+from bei_core.engines.quality import Bar, Comparison, Quality
+from bei_core.engines.torch.batches import part, split
+from bei_core.engines.torch.engine import TorchEngine
+from bei_core.engines.torch.folder import HEAD_PREFIX, Facts, head_tensors, write_folder
+from bei_core.engines.torch.kernels.torch import Linear, TorchKernels, to_fp8
+from bei_core.engines.torch.loading import StoredTensors, load_folder, load_model, supports
+from bei_core.engines.torch.models.model import Model
+from bei_core.engines.torch.tensorfile import Entry
+from bei_core.errors import EngineUnavailableError
+from bei_core.models.spec import ModelSpec
+from bei_core.tasks import Text
+
+log = logging.getLogger(__name__)
+
+_QUANT_CONFIG = "hf_quant_config.json"  # tells TensorRT-LLM how the weights are quantised
+_ALGORITHM = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": []}
+_LARGEST = torch.finfo(torch.float8_e4m3fn).max
+_BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How to quantise a model."""
+
+    parts: tuple[str, ...]  # the parts of the transformer that are quantised
+    calibration: Calibration
+    samples: Samples
+    bar: Bar
+
+    @classmethod
+    def of(cls, quantization: Quantization, spec: ModelSpec, bar: Bar) -> Scheme:
+        """The scheme for a requested quantisation.
+
+        Raises EngineUnavailableError for fp4, ConfigError if the calibration texts cannot be read.
+        """
+        name, _, rest = quantization.type.partition("_")  # "fp8_kv" is "fp8": encoding has no KV cache
+        if name != "fp8":
+            raise EngineUnavailableError(f"engines for GPUs are not built in {quantization.type}; use fp8")
+        parts = ("mlp",) if rest == "mlp_only" else ("attention", "mlp")
+        return cls(parts, quantization.calibration, read_samples(quantization.calibration, spec), bar)
+
+    def address(self) -> dict[str, object]:
+        """All that decides the quantised weights, besides the checkpoint and the spec: part of the engine's address."""
+        calibration = msgspec.structs.asdict(self.calibration) | {"dataset": self.samples.digest}
+        return {"quantized": self.parts, "calibration": calibration}
+
+
+def built_with(facts: Facts) -> dict[str, str]:
+    """Torch's version, and which linear layers stay in bf16 although their part is quantised, by their sizes."""
+    with torch.device("meta"):
+        model = Model(facts, TorchKernels(torch.bfloat16))
+    of_parts = {name: each for name, each in model.named_modules() if isinstance(each, Linear)}
+    names = [name for name, each in of_parts.items() if each.part in facts.quantized and not each.fits_fp8]
+    plain = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    return {"torch": str(torch.__version__), **({"layers in bf16": ", ".join(plain)} if plain else {})}
+
+
+def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> Quality:
+    """Writes the engine folder; returns the quality against the unquantised model. Raises QualityError if too low."""
+    device = torch.device("cuda" if supports("fp8") else "cpu")
+    spec, dtype = facts.spec, "bfloat16" if device.type == "cuda" else "float32"
+    held_out, calibration = (
+        _batches(texts, facts, folder / TOKENIZER, scheme.calibration.max_seq_length)
+        for texts in (scheme.samples.held_out, scheme.samples.calibration)
+    )
+    heads = {HEAD_PREFIX + name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
+    tensors = checkpoint.tensors()
+    model = load_model(facts, StoredTensors(tensors, device, heads), dtype, device)
+    reference = _rows(TorchEngine(model, spec, dtype), held_out)
+    entries = _entries(tensors, _scales(model, facts.quantized, calibration))
+    del model
+    config = {"quantization_config": {"quant_method": "modelopt", **_ALGORITHM}}
+    write_folder(folder, checkpoint, facts, "bfloat16", entries, config)
+    (folder / _QUANT_CONFIG).write_text(json.dumps({"producer": {"name": "bei"}, "quantization": _ALGORITHM}))
+    engine = TorchEngine(load_folder(folder, "fp8", device), spec, "fp8")
+    per_text = None if engine.info.row_width else [int(count) for batch in held_out for count in batch.lengths]
+    found = Comparison(scheme.samples.held_out, reference, _rows(engine, held_out), per_text)
+    quality = found.check(spec.kind, scheme.bar, folder, f"{checkpoint.source} in fp8")
+    log.info("quality of %s in fp8: %s", checkpoint.source, quality)
+    return quality
+
+
+def _batches(texts: Sequence[Text], facts: Facts, tokenizer: Path, max_seq_length: int) -> list[Batch]:
+    batch = Batch.pack(encode(texts, facts.spec, tokenizer, max_seq_length))
+    return [part(batch, *both) for both in split(batch, max_items=len(batch), max_tokens=_BATCH_TOKENS)]
+
+
+def _rows(engine: TorchEngine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
+    """The rows of sequences, or of tokens for a model that gives these only."""
+    has_rows = engine.info.row_width > 0
+    return np.concatenate([engine.forward(each) if has_rows else engine.forward_tokens(each)[1] for each in batches])
+
+
+def _scales(model: Model, parts: Sequence[str], batches: Sequence[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
+    """(scale of the weight, scale of the input), f32[] on the host, of each layer of the checkpoint to be quantised."""
+    layers = [each for each in model.modules() if isinstance(each, Linear) and each.part in parts and each.fits_fp8]
+    largest = {each: torch.zeros((), device=model.device) for each in layers}
+
+    def watch(layer: Linear, inputs: tuple[Tensor, ...]) -> None:
+        largest[layer] = torch.maximum(largest[layer], inputs[0].abs().amax().float())
+
+    hooks = [each.register_forward_pre_hook(watch) for each in layers]
+    for _, batch in with_progress(batches, "calibration"):
+        model.compute_batch(batch)
+    for hook in hooks:
+        hook.remove()
+    scales = {}
+    for each in layers:
+        both = (each.weight.abs().amax().float(), largest[each])
+        scales |= dict.fromkeys(each.layers, tuple((value / _LARGEST).clamp(min=1e-12).cpu() for value in both))
+    return scales
+
+
+def _entries(tensors: Tensors, scales: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Entry]:
+    """What replaces the weights of the layers in model.safetensors, and their scales."""
+    entries = {}
+    for name, (of_weight, of_input) in scales.items():
+        entries[f"{name}.weight"] = _quantized(tensors, f"{name}.weight", of_weight)
+        entries[f"{name}.weight_scale"] = Entry.f32(f"{name}.weight_scale", of_weight.numpy())
+        entries[f"{name}.input_scale"] = Entry.f32(f"{name}.input_scale", of_input.numpy())
+    return entries
+
+
+def _quantized(tensors: Tensors, name: str, scale: Tensor) -> Entry:
+    def read() -> npt.NDArray[np.uint8]:
+        rounded: npt.NDArray[np.uint8] = to_fp8(torch.from_numpy(tensors.f32(name)), scale).view(torch.uint8).numpy()
+        return rounded
+
+    return Entry(name, "F8_E4M3", tuple(tensors.raw(name).shape), read)

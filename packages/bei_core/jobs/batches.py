@@ -1,0 +1,44 @@
+"""Which texts of a part share a batch: best-fit bin packing over the whole part keeps padding low."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+# Engines that pad lay sequences in rows of at least this many tokens (engines/openvino/packing.py). Longer texts share
+# rows of the next power of two.
+_ROW_TOKENS = 128
+
+
+def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Yields the batches of a part, each a list of indices into `lengths` (tokens per text).
+
+    A batch has at most `budget` tokens, or one text. The longest texts come first, so that memory does not grow later.
+    The same lengths give the same batches, so a part that is computed again has the same bits.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index])):
+        rows = _best_fit(list(indices), lengths, row_tokens)
+        size = max(1, budget // row_tokens)
+        for start in range(0, len(rows), size):
+            yield [index for row in rows[start : start + size] for index in row]
+
+
+def _row_tokens(length: int) -> int:
+    """The row length for a text: 128, 256, 512, ... tokens."""
+    return max(_ROW_TOKENS, 1 << (length - 1).bit_length())
+
+
+def _best_fit(indices: Sequence[int], lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
+    """Puts each text into the fullest row that has space for it. `indices` are in descending order of length."""
+    rows: list[list[int]] = []
+    with_space: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # numbers of rows, by the tokens they have left
+    for index in indices:
+        length = lengths[index]
+        space = next((left for left in range(length, row_tokens) if with_space[left]), row_tokens)
+        if space == row_tokens:
+            rows.append([])
+        row = len(rows) - 1 if space == row_tokens else with_space[space].pop()
+        rows[row].append(index)
+        with_space[space - length].append(row)
+    return rows

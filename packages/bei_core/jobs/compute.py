@@ -1,0 +1,247 @@
+"""The texts of one part to the columns of its output: tokenize, run in batches, finish."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from bei_core.engines.base import Engine
+from bei_core.engines.batch import Batch
+from bei_core.errors import ConfigError, RequestError
+from bei_core.http.schemas.vectors import Precision, quantize
+from bei_core.jobs.batches import plan_batches
+from bei_core.jobs.options import JobOptions, OutputDtype, Task
+from bei_core.models.kind import Kind
+from bei_core.serving.served_model import ServedModel
+from bei_core.tasks import Classify, Embed, Rank, Rows, Sparse, Text, Tokens, check_dimensions
+from bei_core.text.tokenizer import TextTokenizer
+
+log = logging.getLogger(__name__)
+
+Columns: TypeAlias = dict[str, pa.Array]
+
+# The kinds of models that can do each job; for `auto`, the first job whose first kind is the model's.
+_KINDS: Mapping[Task, tuple[Kind, ...]] = {
+    "embed": (Kind.EMBEDDING,),
+    "sparse": (Kind.SPARSE,),
+    "tokens": (Kind.LATE_INTERACTION, Kind.EMBEDDING),
+    "classify": (Kind.CLASSIFIER,),
+    "rerank": (Kind.RERANKER,),
+}
+
+_PRECISIONS: Mapping[OutputDtype, tuple[Precision, pa.DataType]] = {
+    "float32": ("float", pa.float32()),
+    "float16": ("float16", pa.float16()),
+    "int8": ("int8", pa.int8()),
+    "bit": ("ubinary", pa.uint8()),
+}
+
+
+@dataclass(slots=True)
+class Encoded:
+    """The tokens of a part. Rows that cannot be encoded are in `rejected`, by number, with the reason."""
+
+    tokens: list[Tokens] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)  # the row that each of `tokens` is of, ascending
+    rejected: dict[int, str] = field(default_factory=dict)
+
+    def add(self, row: int, tokens: Sequence[Tokens]) -> None:
+        """Adds the tokens of a row, one entry a chunk."""
+        self.tokens += tokens
+        self.owners += [row] * len(tokens)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all entries."""
+        return sum(len(item.ids) for item in self.tokens)
+
+
+class Worker:
+    """One engine that computes parts, one after the other. `encode` may run on another thread than `run`."""
+
+    def __init__(self, engine: Engine, tokenizer: TextTokenizer, model: ServedModel, options: JobOptions) -> None:
+        """Raises ConfigError if the model cannot do the job."""
+        self.task = _task_of(model, options)
+        self._engine, self._tokenizer, self._model, self._options = engine, tokenizer, model, options
+        self._encode_options = replace(
+            model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
+        )
+        self.num_padded = 0.0  # tokens that the engine computed, padding included
+        self.num_tokens = 0
+
+    def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
+        """The tokens of the rows of a part. `texts` has one list per text column."""
+        encoded = Encoded()
+        good = dict[int, Text]()
+        for row, values in enumerate(zip(*texts, strict=True)):
+            reason = _reason_against(values)
+            if reason:
+                encoded.rejected[row] = reason
+            else:
+                good[row] = self._input(values)
+        rows = list(good)
+        for row, tokens in zip(rows, self._tokens(list(good.values())), strict=True):
+            if isinstance(tokens, str):
+                encoded.rejected[row] = tokens
+            else:
+                encoded.add(row, tokens)
+        return encoded
+
+    def run(self, encoded: Encoded) -> tuple[Encoded, Columns]:
+        """The columns of the output, and `encoded` with exactly the entries that have a row there."""
+        outputs = list[Any]([None] * len(encoded.tokens))
+        for batch in plan_batches([len(item.ids) for item in encoded.tokens], self._engine.info.batch_tokens):
+            for index, output in zip(batch, self._forward([encoded.tokens[index] for index in batch]), strict=True):
+                outputs[index] = output
+        rejected = dict(encoded.rejected)
+        for owner, output in zip(encoded.owners, outputs, strict=True):
+            if isinstance(output, str):
+                rejected[owner] = output
+        kept = [index for index, owner in enumerate(encoded.owners) if owner not in rejected]
+        done = Encoded([encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept], rejected)
+        columns = _span_columns(done) if self._options.chunk else {}
+        return done, {**columns, **self._finished([outputs[index] for index in kept])}
+
+    def _input(self, values: Sequence[object]) -> Text:
+        """The model's input for the values of the text columns of a row."""
+        texts = [str(value) for value in values]
+        return texts[0] if len(texts) == 1 else self._model.pair(*texts)
+
+    def _tokens(self, inputs: list[Text]) -> Iterator[Sequence[Tokens] | str]:
+        """The tokens of each input, one entry a chunk, or why it has none."""
+        if not self._options.chunk and inputs:
+            try:
+                yield from ([tokens] for tokens in self._tokenizer.encode_now(inputs, self._encode_options))
+                return
+            except RequestError:
+                log.debug("a part has a text that cannot be encoded; encoding its texts one by one", exc_info=True)
+        for each in inputs:
+            try:
+                if self._options.chunk:
+                    yield self._tokenizer.chunk_now([each], self._encode_options)[0]
+                else:
+                    yield self._tokenizer.encode_now([each], self._encode_options)
+            except RequestError as error:
+                yield str(error)
+
+    def _forward(self, items: Sequence[Tokens]) -> list[Any]:
+        """One output per item: its row or the rows of its tokens; a text, the reason, if the engine fails on it."""
+        batch = Batch.pack(items)
+        try:
+            if self.task == "tokens":
+                _, token_rows = self._engine.forward_tokens(batch)
+                outputs = np.split(token_rows, batch.cu_seqlens[1:-1])
+            else:
+                outputs = list(self._engine.forward(batch))
+        except Exception:
+            log.warning("the engine failed on a batch of %d; running its halves", len(items), exc_info=True)
+            if len(items) == 1:
+                return ["the engine failed on this text; see the log"]
+            return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
+        self.num_tokens += batch.num_tokens
+        self.num_padded += batch.num_tokens / (1 - self._engine.padding_share())
+        return [
+            output if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
+            for output in outputs
+        ]
+
+    def _finished(self, outputs: list[Any]) -> Columns:
+        """The columns that the job computes, from one output per entry."""
+        if self.task == "tokens":
+            return {"vectors": _token_vectors(outputs, self._model.token_width)}
+        if self.task == "sparse":
+            return _sparse_columns([Sparse.of(row) for row in outputs])
+        rows = np.array(outputs, np.float32).reshape(len(outputs), self._engine.info.row_width)
+        if self.task == "embed":
+            return {"embedding": self._embeddings(rows)}
+        task = Rank if self.task == "rerank" else Classify
+        finished: Any = task([], self._encode_options, self._model.scoring).finish(rows) if len(rows) else []
+        if self.task == "rerank":
+            return {"score": pa.array([score for _, score in sorted(finished)], pa.float32())}
+        return _label_columns(np.reshape(finished, (len(rows), -1)), self._model.labels)
+
+    def _embeddings(self, rows: Rows) -> pa.Array:
+        options = self._options
+        finished = Embed([], normalize=options.normalize, dimensions=options.dimensions).finish(rows)
+        precision, dtype = _PRECISIONS[options.output_dtype]
+        return _fixed_lists(quantize(finished, precision), dtype)
+
+
+def _task_of(model: ServedModel, options: JobOptions) -> Task:
+    """The job to do; `auto` is what the model is for. Raises ConfigError if the model cannot do it."""
+    able = [task for task, kinds in _KINDS.items() if not model.roles.isdisjoint(kinds)]
+    task = options.job
+    if task == "auto":
+        task = next((task for task, kinds in _KINDS.items() if kinds[0] == model.kind), "auto")
+    if task not in able or (task == "tokens" and not model.token_width):
+        can = ", ".join(able) or "none of the jobs"
+        raise ConfigError(f"{model.name} is a model of kind {model.kind}; it can do: {can}")
+    if (task == "rerank") != (options.query_column is not None):
+        needs = "needs" if task == "rerank" else "takes no"
+        raise ConfigError(f"the job {task} {needs} query_column")
+    if options.chunk and task not in {"embed", "sparse"}:
+        raise ConfigError("chunk is for embeddings; a score of a part of a text is not the score of the text")
+    if options.dimensions is not None:
+        try:
+            check_dimensions(options.dimensions, model.row_width)
+        except RequestError as error:
+            raise ConfigError(str(error)) from error
+    return task
+
+
+def _reason_against(values: Sequence[object]) -> str:
+    """Why a row has no text to read; empty if it has one."""
+    if any(value is None for value in values):
+        return "the text is null"
+    if not all(isinstance(value, str) for value in values):
+        wrong = next(value for value in values if not isinstance(value, str))
+        return f"not a text but a value of type {type(wrong).__name__}"
+    return "" if any(values) else "the text is empty"
+
+
+def _fixed_lists(rows: Any, dtype: pa.DataType) -> pa.Array:  # noqa: ANN401 - an array of any of the types
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1), dtype), rows.shape[1])
+
+
+def _token_vectors(outputs: Sequence[Rows], width: int) -> pa.Array:
+    offsets = np.cumsum([0, *map(len, outputs)])
+    flat = np.concatenate(outputs) if outputs else np.empty((0, width), np.float32)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), _fixed_lists(flat, pa.float32()))
+
+
+def _sparse_columns(rows: Sequence[Sparse]) -> Columns:
+    offsets = pa.array(np.cumsum([0, *(len(row.indices) for row in rows)]), pa.int32())
+    indices = np.concatenate([np.empty(0, np.int64), *(row.indices for row in rows)])
+    values = np.concatenate([np.empty(0, np.float32), *(row.values for row in rows)])
+    return {
+        "indices": pa.ListArray.from_arrays(offsets, pa.array(indices, pa.int32())),
+        "values": pa.ListArray.from_arrays(offsets, pa.array(values, pa.float32())),
+    }
+
+
+def _label_columns(scores: Rows, labels: Sequence[str]) -> Columns:
+    best = scores.argmax(axis=1) if len(scores) else np.empty(0, np.intp)
+    return {
+        "label": pa.array([labels[index] for index in best.tolist()], pa.string()),
+        "score": pa.array(scores[np.arange(len(best)), best], pa.float32()),
+        "scores": _fixed_lists(scores.reshape(len(scores), len(labels)), pa.float32()),
+    }
+
+
+def _span_columns(encoded: Encoded) -> Columns:
+    """Number, start and end of each chunk; start and end count characters of the text."""
+    chunks, starts, ends = list[int](), list[int](), list[int]()
+    for index, (owner, tokens) in enumerate(zip(encoded.owners, encoded.tokens, strict=True)):
+        is_next = index > 0 and encoded.owners[index - 1] == owner
+        chunks.append(chunks[-1] + 1 if is_next else 0)
+        spans = [span for span in tokens.spans if not span.special]
+        starts.append(min((span.start for span in spans), default=0))
+        ends.append(max((span.end for span in spans), default=0))
+    return {
+        name: pa.array(values, pa.int32()) for name, values in (("chunk", chunks), ("start", starts), ("end", ends))
+    }

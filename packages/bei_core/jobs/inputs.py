@@ -1,0 +1,117 @@
+"""The files of a data set, and the parts that a job divides them into."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from bei_core.errors import ConfigError
+from bei_core.jobs.datafile import DataFile, Rows, Split
+from bei_core.jobs.formats import format_of, known_formats
+from bei_core.jobs.options import JobOptions
+from bei_core.storage.backends import redact
+from bei_core.storage.objects import open_location
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Some rows of one file: the unit of work, and one file of the output."""
+
+    index: int  # among all parts of the job
+    path: str  # the file, as the location names it
+    split: Split
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A data set: files in the order of their names."""
+
+    location: str
+    files: Mapping[str, Mapping[str, Any]]  # size and version of each file by its path
+    schema: pa.Schema  # of the columns that are copied
+    parts: Sequence[Part]
+
+    def identity(self) -> Mapping[str, Any]:
+        """What the input is, for job.json."""
+        return {"location": redact(self.location), "files": self.files, "keep": self.schema.to_string()}
+
+
+class Reader:
+    """Reads parts; keeps the last file open, since parts mostly come in order."""
+
+    def __init__(self, location: str) -> None:
+        self._files, self._root = open_location(location)
+        self._path = ""
+        self._open: AbstractContextManager[Any] | None = None
+        self._file: DataFile | None = None
+
+    def file(self, path: str) -> DataFile:
+        """A file of the data set."""
+        if path != self._path or self._file is None:
+            self.close()
+            self._open = self._files.open(path, "rb", compression="infer")
+            kind = format_of(path)
+            if kind is None:
+                raise ConfigError(f"{path} is of no known format; known are {known_formats()}")
+            self._file, self._path = kind(path, self._open.__enter__()), path
+        return self._file
+
+    def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
+        """The rows of a part."""
+        return self.file(part.path).read(part.split, options.text_columns, schema)
+
+    def close(self) -> None:
+        """Close the open file."""
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+        self._open, self._file, self._path = None, None, ""
+
+    def list(self) -> dict[str, Mapping[str, Any]]:
+        """The files of the location, a file, a folder or a glob, with what tells one version from another."""
+        files, path = self._files, self._root
+        if any(mark in path for mark in "*?["):
+            found = files.glob(path, detail=True)
+        elif files.isfile(path):
+            found = {path: files.info(path)}
+        else:
+            found = files.find(path, detail=True)
+        return {name: _version(info) for name, info in sorted(found.items()) if format_of(name)}
+
+
+def open_input(location: str, options: JobOptions) -> Input:
+    """A data set and its parts. Formats of lines are read once to find them.
+
+    Raises ConfigError if there is no file, or no such column; CheckpointError for a file that cannot be read.
+    """
+    reader = Reader(location)
+    files = reader.list()
+    if not files:
+        raise ConfigError(f"{redact(location)} has no file of a known format; known are {known_formats()}")
+    parts, schema = list[Part](), None
+    for path in files:
+        file = reader.file(path)
+        for column in (*options.text_columns, *options.keep):
+            if column not in file.columns():
+                raise ConfigError(f"{path} has no column {column!r}; it has {', '.join(file.columns())}")
+        kept = file.schema(options.keep)
+        if schema is not None and kept != schema:
+            raise ConfigError(f"{path} has the columns {_inline(kept)}, the files before it {_inline(schema)}")
+        schema = kept
+        splits = file.splits(options.rows_per_part)
+        parts += [Part(index, path, split) for index, split in enumerate(splits, len(parts))]
+    reader.close()
+    return Input(location, files, schema or pa.schema([]), parts)
+
+
+def _inline(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _version(info: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What tells one version of a file from another: its size, and its tag or time of change."""
+    tags = ("ETag", "etag", "md5Hash", "generation", "blob_id", "mtime")
+    return {"size": info["size"], **{tag: str(info[tag]) for tag in tags if info.get(tag)}}

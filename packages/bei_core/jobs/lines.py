@@ -1,0 +1,216 @@
+"""Files of lines: JSON lines, CSV and text, also compressed. One scan finds where the parts begin.
+
+A row that cannot be read (a line that is not JSON, bytes that are not UTF-8) is an error of this row; the others are
+read. Rows are numbered from 0 in each file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import BinaryIO, ClassVar
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from bei_core.errors import CheckpointError, ConfigError
+from bei_core.jobs.datafile import DataFile, Rows, Split
+
+_SCANNED_BYTES = 16 << 20  # per step of the search for line ends
+_SAMPLE_ROWS = 1000  # from which the columns of JSON and their types are inferred
+_MAX_ROW_BYTES = 64 << 20
+
+
+class Lines(DataFile):
+    """A file of lines, plain or compressed."""
+
+    def header_bytes(self) -> int:
+        """Where the first row begins."""
+        return 0
+
+    def splits(self, rows: int) -> Iterator[Split]:
+        """See `DataFile.splits`. Reads the whole file once."""
+        first, begin = 0, self.header_bytes()
+        end = begin
+        for number, end in enumerate(self.row_ends(begin), 1):
+            if number - first == rows:
+                yield Split(first, rows, begin, end)
+                first, begin = number, end
+        if end > begin:
+            yield Split(first, number - first, begin, end)
+
+    def row_ends(self, position: int) -> Iterator[int]:
+        """The index of the byte after each row from `position` on, in a file of any size."""
+        self.file.seek(position)
+        end = position
+        while block := self.file.read(_SCANNED_BYTES):
+            for offset in np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")).tolist():
+                end = position + offset + 1
+                yield end
+            position += len(block)
+            if position - end > _MAX_ROW_BYTES:
+                raise CheckpointError(f"{self.name}: the row at byte {end} is longer than {_MAX_ROW_BYTES} bytes")
+        if position > end:  # the last line may have no end
+            yield position
+
+    def read(self, split: Split, texts: Sequence[str], kept: pa.Schema) -> Rows:
+        """See `DataFile.read`."""
+        self.file.seek(split.begin)
+        errors = dict[int, str]()
+        records = list[Mapping[str, object]]()
+        for index, record in enumerate(self.records(self.file.read(split.end - split.begin))):
+            if isinstance(record, str):
+                errors[index] = record
+            records.append({} if isinstance(record, str) else record)
+        arrays = [_array(records, column, errors) for column in kept]
+        found = [[record.get(name) for record in records] for name in texts]
+        return Rows(found, pa.Table.from_arrays(arrays, schema=kept), errors)
+
+    def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
+        """The rows of whole lines: values by column, or the reason why a row cannot be read."""
+        raise NotImplementedError
+
+
+def _array(records: Sequence[Mapping[str, object]], column: pa.Field, errors: dict[int, str]) -> pa.Array:
+    """The values of a column. A value of another type is an error of its row, and null."""
+    values = [record.get(column.name) for record in records]
+    try:
+        return pa.array(values, column.type)
+    except (pa.ArrowException, OverflowError):
+        for index, value in enumerate(values):
+            try:
+                pa.scalar(value, column.type)
+            except (pa.ArrowException, OverflowError):
+                errors.setdefault(index, f"column {column.name!r} is not of the type {column.type}")
+                values[index] = None
+        return pa.array(values, column.type)
+
+
+class TextFile(Lines):
+    """One text a line."""
+
+    extensions = (".txt", ".text")
+
+    def columns(self) -> Sequence[str]:
+        """See `DataFile.columns`."""
+        return ["text"]
+
+    def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
+        """See `Lines.records`."""
+        for line in content.removesuffix(b"\n").split(b"\n"):
+            try:
+                yield {"text": line.removesuffix(b"\r").decode()}
+            except UnicodeDecodeError as error:
+                yield f"not UTF-8: {error.reason} at byte {error.start} of the line"
+
+
+class JsonLinesFile(Lines):
+    """One JSON object a line."""
+
+    extensions = (".jsonl", ".ndjson", ".json")
+
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        super().__init__(name, file)
+        lines = (file.readline(_MAX_ROW_BYTES) for _ in range(_SAMPLE_ROWS))
+        records = map(_json_object, takewhile(bool, lines))
+        self._sample = [record for record in records if not isinstance(record, str)]
+
+    def columns(self) -> Sequence[str]:
+        """See `DataFile.columns`; those of the first lines."""
+        names = list(dict.fromkeys(name for record in self._sample for name in record))
+        if not names:
+            raise ConfigError(f"{self.name}: the first lines are no JSON objects; one object a line is needed")
+        return names
+
+    def schema(self, columns: Sequence[str]) -> pa.Schema:
+        """See `DataFile.schema`; the types are those of the first lines."""
+        try:
+            return pa.schema([(name, pa.array([each.get(name) for each in self._sample]).type) for name in columns])
+        except pa.ArrowException as error:
+            raise ConfigError(f"{self.name}: columns {', '.join(columns)} have values of several types") from error
+
+    def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
+        """See `Lines.records`."""
+        return map(_json_object, content.removesuffix(b"\n").split(b"\n"))
+
+
+def _json_object(line: bytes) -> Mapping[str, object] | str:
+    """The object of a line, or why there is none."""
+    try:
+        found = msgspec.json.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return f"not JSON: {error}" if line.strip() else "an empty line"
+    return found if isinstance(found, dict) else "not a JSON object"
+
+
+class CsvFile(Lines):
+    """Values separated by commas, with a header (RFC 4180)."""
+
+    extensions: ClassVar[tuple[str, ...]] = (".csv",)
+    delimiter: ClassVar[str] = ","
+
+    def __init__(self, name: str, file: BinaryIO) -> None:
+        super().__init__(name, file)
+        csv.field_size_limit(_MAX_ROW_BYTES)
+        header = next(self._parsed(iter(file.readline, b"")), [])
+        self._names = [] if isinstance(header, str) else [header[0].removeprefix("\ufeff"), *header[1:]]
+
+    def header_bytes(self) -> int:
+        """See `Lines.header_bytes`."""
+        return next(self.row_ends(0), 0)
+
+    def row_ends(self, position: int) -> Iterator[int]:
+        """See `Lines.row_ends`. A line end between quotation marks does not end the row."""
+        self.file.seek(position)
+        end = position
+
+        def lines() -> Iterator[bytes]:
+            nonlocal end
+            while line := self.file.readline(_MAX_ROW_BYTES):
+                end += len(line)
+                yield line
+
+        for _ in self._parsed(lines()):
+            yield end
+
+    def columns(self) -> Sequence[str]:
+        """See `DataFile.columns`."""
+        return self._names
+
+    def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
+        """See `Lines.records`."""
+        for values in self._parsed(io.BytesIO(content)):
+            if isinstance(values, str):
+                yield values
+            elif len(values) != len(self._names):
+                yield f"{len(values)} values where the header has {len(self._names)}" if values else "an empty line"
+            elif any(not value.isascii() and _is_escaped(value) for value in values):
+                yield "not UTF-8"
+            else:
+                yield dict(zip(self._names, values, strict=True))
+
+    def _parsed(self, lines: Iterable[bytes]) -> Iterator[list[str] | str]:
+        """The values of each row, or why it is not CSV."""
+        rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), delimiter=self.delimiter)
+        while True:
+            try:
+                yield next(rows)
+            except csv.Error as error:
+                yield f"not CSV: {error}"
+            except StopIteration:
+                return
+
+
+class TsvFile(CsvFile):
+    """Values separated by tabs, with a header."""
+
+    extensions = (".tsv", ".tab")
+    delimiter = "\t"
+
+
+def _is_escaped(value: str) -> bool:
+    """Whether a text holds bytes that are not UTF-8."""
+    return any("\udc80" <= character <= "\udcff" for character in value)

@@ -1,0 +1,45 @@
+"""What a bulk job computes, and how it writes it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+from msgspec import Meta
+
+from bei_core.errors import ConfigError
+
+Task: TypeAlias = Literal["auto", "embed", "sparse", "tokens", "classify", "rerank"]
+OutputDtype: TypeAlias = Literal["float32", "float16", "int8", "bit"]
+
+
+class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of a job, besides the settings of the model."""
+
+    column: Annotated[str, Meta(description="Column of the texts; of the documents, for a reranker.")] = "text"
+    query_column: Annotated[str | None, Meta(description="Column of the queries, for a reranker.")] = None
+    keep: Annotated[tuple[str, ...], Meta(description="Column to copy to the output, such as an id; repeatable.")] = ()
+    job: Annotated[Task, Meta(description="What to compute; auto is what the model is for.")] = "auto"
+    output_dtype: Annotated[
+        OutputDtype, Meta(description="Type of the numbers of embeddings; bit packs eight signs into a byte.")
+    ] = "float32"
+    dimensions: Annotated[int | None, Meta(description="Keep only the first dimensions, for Matryoshka models.")] = None
+    normalize: Annotated[bool, Meta(description="Scale embeddings to length 1.")] = True
+    chunk: Annotated[bool, Meta(description="Split long texts; each chunk is a row with its start and end.")] = False
+    chunk_tokens: Annotated[
+        int | None, Meta(description="Most tokens of a chunk, special ones not counted; the model's limit if unset.")
+    ] = None
+    rows_per_part: Annotated[
+        int, Meta(description="Input rows of a part: a file of the output, and what is lost at most if killed.")
+    ] = 8192
+
+    def __post_init__(self) -> None:
+        if self.rows_per_part < 1:
+            raise ConfigError("`rows_per_part` must be at least 1")
+        if self.chunk_tokens is not None and self.chunk_tokens < 1:
+            raise ConfigError("`chunk_tokens` must be at least 1")
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that the model reads: the texts, or the queries and the documents."""
+        return (self.column,) if self.query_column is None else (self.query_column, self.column)

@@ -1,0 +1,169 @@
+"""The folder that a job writes. Parts are published whole, by a rename; a job goes on with the parts that are missing.
+
+_job.json               what the job is: its input, its options, the model; another job is refused
+part-00000.parquet      the output of a part
+_rejected-00000.jsonl   its rows that were rejected, with the reason; only if there are any
+_manifest.json          the parts and the input rows of each; written last, so it means that the job is done
+
+Readers of Parquet folders skip names that begin with `_` or `.`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bei_core.errors import ConfigError
+from bei_core.jobs.inputs import Part
+from bei_core.storage.backends import is_store, redact
+from bei_core.storage.errors import OUTPUT, translate_os_errors
+from bei_core.storage.locks import lock_file
+from bei_core.storage.objects import ObjectStore
+
+JOB, MANIFEST, _LOCK = "_job.json", "_manifest.json", ".lock"
+
+
+def part_name(part: Part) -> str:
+    """The file of a part."""
+    return f"part-{part.index:05}.parquet"
+
+
+def rejected_name(part: Part) -> str:
+    """The file of the rejected rows of a part."""
+    return f"_rejected-{part.index:05}.jsonl"
+
+
+class Folder:
+    """A local folder or a folder of an object store, in which files appear whole or not at all."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self._store = ObjectStore(location) if is_store(location) else None
+        self._path = Path(location)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes of this machine from writing here. Raises ConfigError if one does."""
+        if self._store is not None:
+            yield
+            return
+        with translate_os_errors(self._path, OUTPUT):
+            self._path.mkdir(parents=True, exist_ok=True)
+        with lock_file(self._path / _LOCK, 0) as taken:
+            if not taken:
+                raise ConfigError(f"another job writes in {self.location}")
+            for left in self._path.glob(".*.tmp"):  # of a process that was killed
+                left.unlink(missing_ok=True)
+            yield
+
+    def names(self) -> set[str]:
+        """The files that are there."""
+        if self._store is not None:
+            return set(self._store.list())
+        with translate_os_errors(self._path, OUTPUT):
+            return {path.name for path in self._path.iterdir()}
+
+    def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none."""
+        if self._store is not None:
+            return self._store.read(name)
+        path = self._path / name
+        with translate_os_errors(self._path, OUTPUT):
+            return path.read_bytes() if path.exists() else None
+
+    def publish(self, name: str, content: bytes | pa.Buffer) -> None:
+        """Write a file; it is there whole or not at all, also after a loss of power. Raises DiskError."""
+        if self._store is not None:
+            return self._store.write(name, bytes(content))
+        draft = self._path / f".{name}.{os.getpid()}.tmp"
+        with translate_os_errors(self._path, OUTPUT):
+            try:
+                with draft.open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                draft.replace(self._path / name)
+            finally:
+                draft.unlink(missing_ok=True)
+            handle = os.open(self._path, os.O_RDONLY)
+            try:
+                os.fsync(handle)  # the rename
+            finally:
+                os.close(handle)
+
+
+class Output:
+    """The output folder of one job."""
+
+    def __init__(self, folder: Folder, metadata: Mapping[str, str]) -> None:
+        """`metadata` is written into every Parquet file."""
+        self.folder = folder
+        self._metadata = {f"bei.{name}": value for name, value in metadata.items()}
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Write what the job is. Raises ConfigError, naming the first difference, if the folder is another job's."""
+        found = self.folder.read(JOB)
+        if found is None:
+            if any(name.startswith("part-") for name in self.folder.names()):
+                raise ConfigError(f"{redact(self.folder.location)} has parts and no {JOB}; give an empty folder")
+            self.folder.publish(JOB, _json(job))
+            return
+        before = msgspec.json.decode(found)
+        for name, value in msgspec.json.decode(_json(job)).items():
+            if before.get(name) != value:
+                was, now = (_short(each) for each in _difference(before.get(name), value))
+                raise ConfigError(
+                    f"{redact(self.folder.location)} is the output of another job: its `{name}` was {was}, not {now}; "
+                    "give another folder, or delete it"
+                )
+
+    def missing(self, parts: Sequence[Part]) -> list[Part]:
+        """The parts that are not published yet."""
+        names = self.folder.names()
+        return [part for part in parts if part_name(part) not in names]
+
+    def publish(self, part: Part, table: pa.Table, rejected: Mapping[int, str]) -> None:
+        """Publish a part. Its rejected rows come first, so that a part that is there is complete."""
+        if rejected:
+            lines = [
+                msgspec.json.encode({"file": part.path, "row": part.split.first + row, "reason": reason})
+                for row, reason in sorted(rejected.items())
+            ]
+            self.folder.publish(rejected_name(part), b"".join(line + b"\n" for line in lines))
+        counts = {"bei.rows": str(part.split.num_rows), "bei.rejected": str(len(rejected))}
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.replace_schema_metadata({**self._metadata, **counts}), sink, compression="zstd")
+        self.folder.publish(part_name(part), sink.getvalue())
+
+    def finish(self, parts: Sequence[Part]) -> None:
+        """Write the manifest."""
+        listed = [
+            {"name": part_name(part), "file": part.path, "first_row": part.split.first, "rows": part.split.num_rows}
+            for part in parts
+        ]
+        self.folder.publish(MANIFEST, _json({"rows": sum(part.split.num_rows for part in parts), "parts": listed}))
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
+
+
+def _difference(before: Any, now: Any) -> tuple[Any, Any]:  # noqa: ANN401 - JSON
+    """The two values; of two objects, their first values that differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        name = next((name for name in sorted({*before, *now}) if before.get(name) != now.get(name)), None)
+        if name is not None:
+            return {name: before.get(name)}, {name: now.get(name)}
+    return before, now
+
+
+def _short(value: object) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,75 @@
+"""What a model's files say of its transformer: config.json, and how many tokens a text may have."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import msgspec
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.errors import CheckpointError
+from bei_core.models.configuration import Config, architecture_of
+from bei_core.models.families import FAMILIES, family_name
+from bei_core.models.sentence.settings import TransformerSettings, read_settings
+from bei_core.models.sentence.static import STATIC_TABLES, static_config, static_length
+
+
+def is_static_model(config: Config) -> bool:
+    """Returns whether the model is a table of token vectors, without a transformer."""
+    return architecture_of(config) in STATIC_TABLES
+
+
+def read_config(
+    checkpoint: Checkpoint, transformer: TransformerSettings, *, is_static: bool
+) -> tuple[str, dict[str, Any]]:
+    """Returns the architecture and config.json, in which the transformer's settings replace values.
+
+    A static model needs no config.json: what it would say is read from the tensors. Raises CheckpointError if the file,
+    its `architectures` or the table of a static model is missing.
+    """
+    if is_static:
+        config = static_config(checkpoint)
+    else:
+        file = checkpoint.read_json(checkpoint.in_first_module("config.json"))
+        config = {**file, **transformer.config_args, **transformer.config_kwargs}
+    return architecture_of(config), config
+
+
+class _TokenizerConfig(msgspec.Struct):
+    """The limits in tokenizer_config.json."""
+
+    model_max_length: float | None = None  # 1e30 means no limit
+    max_len: float | None = None  # its name in transformers 2
+
+
+def read_max_seq_len(checkpoint: Checkpoint, config: Config, transformer: TransformerSettings) -> int:
+    """Returns the most tokens of one input: sentence-transformers' limit, else the tokenizer's; at most the positions.
+
+    Raises CheckpointError if no file has a limit, or if it is less than 1.
+    """
+    if is_static_model(config):
+        return static_length(checkpoint)
+    name = checkpoint.in_first_module("tokenizer_config.json")
+    tokenizer = read_settings(checkpoint, name, _TokenizerConfig, required=False)
+    asked = transformer.max_length or tokenizer.model_max_length or tokenizer.max_len
+    limits = [int(limit) for limit in (asked, num_positions(config)) if limit and math.isfinite(limit)]
+    if not limits:
+        raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
+    if min(limits) < 1:
+        raise CheckpointError(f"a text may have {min(limits)} tokens, by {name} or config.json; expected at least 1")
+    return min(limits)
+
+
+def num_positions(config: Config) -> int | None:
+    """Returns the number of tokens of a text that have a position; None for a model without a limit (XLNet has -1).
+
+    Raises CheckpointError if config.json has something else than a number.
+    """
+    count = config.get("max_position_embeddings") or config.get("n_positions")
+    if count is not None and not isinstance(count, int | float):
+        raise CheckpointError(f"config.json: max_position_embeddings {count!r} is not a number")
+    if count is None or count < 0:
+        return None
+    family = FAMILIES.get(family_name(architecture_of(config)))
+    return int(count) - (family.first_position(config) if family else 0)

@@ -1,0 +1,82 @@
+"""Graphs of fixed shape for lone texts, for every golden checkpoint, against the graph for any batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+
+from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
+from bei_core.engines.openvino import engine as openvino_engine
+from bei_core.engines.openvino import lone as lone_graphs
+from bei_core.engines.openvino.compiled import Graphs
+from bei_core.engines.openvino.engine import compile_properties
+from bei_core.engines.openvino.graph import ROWS, TOKENS, build_graph
+from bei_core.engines.openvino.lone import LENGTHS as LENGTHS_OF_LONE_TEXTS
+from bei_core.engines.openvino.lone import with_lone_graphs
+from bei_core.models.spec import read_spec
+from bei_core.tasks import Tokens
+from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES
+from tests.golden.engines import built
+
+FOLDERS = sorted(
+    {case.folder for case in (*CASES, *GROUP_CASES)}
+    | {case.folder for case in (*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)}
+)
+LENGTHS = (8, 24)
+
+
+def text_of(num_tokens: int, vocab_size: int, skip: int = 0) -> Tokens:
+    ids = np.random.default_rng(num_tokens).integers(3, vocab_size, num_tokens).astype(np.int32)
+    return Tokens(ids, np.zeros_like(ids), skip)
+
+
+def compiled(graph: openvino.Model, lengths: Sequence[int] = ()) -> Graphs:
+    return Graphs(openvino.Core().compile_model(graph, "CPU", compile_properties("f32")), 0, lengths)
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_a_lone_text_gets_what_it_gets_in_any_batch(folder: Path) -> None:
+    checkpoint = resolve(str(folder))
+    spec = read_spec(checkpoint)
+    graph = build_graph(spec, checkpoint)
+    output = ROWS if ROWS in {port.any_name for port in graph.outputs} else TOKENS
+    plain, lone = compiled(graph), compiled(with_lone_graphs(graph, output, LENGTHS), LENGTHS)
+    texts = [text_of(size, spec.vocab_size) for size in (1, 7, 8, 13, 24)] + [text_of(9, spec.vocab_size, skip=2)]
+    for batch in [Batch.pack([text]) for text in texts] + [Batch.pack(texts)]:
+        wanted, found = plain.infer(batch, output), lone.infer(batch, output)
+        np.testing.assert_allclose(found.rows, wanted.rows, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found.tokens, wanted.tokens, rtol=1e-5, atol=1e-5)
+
+
+def test_an_engine_that_gets_lone_texts_compiles_graphs_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 3)
+    checkpoint = resolve(str(CASES[0].folder))
+    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    batch = Batch.pack([text_of(5, 100)])
+    before, *_ = [engine.forward(batch) for _ in range(3)]
+    assert engine.padding_share() == 1 - 5 / 16  # one row of 16
+    engine._preparing.join()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(engine.forward(batch), before, rtol=1e-5, atol=1e-5)
+    assert engine.padding_share() == 1 - 5 / 8
+    np.testing.assert_allclose(engine.forward_tokens(batch)[0], before, rtol=1e-5, atol=1e-5)
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("max_bytes", "max_seq_len", "lengths"),
+    [(1 << 40, 512, LENGTHS_OF_LONE_TEXTS), (1 << 40, 30, (8, 16, 24)), (0, 512, ())],
+)
+def test_graphs_for_lone_texts_are_within_the_model_and_the_memory(
+    max_bytes: int, max_seq_len: int, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lone_graphs, "_MAX_BYTES", max_bytes)
+    checkpoint = resolve(str(CASES[0].folder))
+    graph = build_graph(read_spec(checkpoint), checkpoint)
+    assert lone_graphs.lengths_for(graph, max_seq_len, shared=True) == lengths

@@ -1,0 +1,139 @@
+"""A model divided among two processes gives the vectors of one: tensor parallelism on the CPU, by gloo."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bei_core.checkpoint import resolve
+from bei_core.config.settings import Settings
+from bei_core.engines.batch import Batch
+from bei_core.engines.build import plan_build
+from bei_core.engines.cache import publish_engine
+from bei_core.engines.manifest import read_manifest
+from bei_core.engines.torch import build
+from bei_core.engines.torch.batches import DeviceLostError
+from bei_core.engines.torch.engine import Replicas, load
+from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
+from bei_core.models.spec import read_spec
+from bei_core.tasks import Tokens
+from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES
+from tests.golden.tolerance import F32, LOGITS_F32, compare, compare_logits
+
+EVERY: tuple[Any, ...] = (*CASES, *GROUP_CASES, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
+NAMED = {case.name: case for case in EVERY}
+
+
+# Among them are grouped queries, biases, norms of queries and keys, windows, a classifier, and layers that hold query,
+# key and value, or gate and up.
+DIVIDED = (
+    "bert-cls-normalize",
+    "llama-biased-mean-f16",
+    "qwen3-embedding",
+    "modernbert-plain-masked-lm",
+    "gemma2-two-labels",
+)
+REFUSED = [
+    ("mpnet-mean-normalize", "attention with relative positions cannot be divided among GPUs"),
+    ("llama-linear-rope-weightedmean", "1 attention heads cannot be divided among 2 GPUs"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Any:
+    def make(name: str) -> Path:
+        checkpoint = resolve(str(NAMED[name].folder))
+        settings = Settings.load({"engine": "torch", "dtype": "float32"}, {"HOME": "/nonexistent"})
+        if not (tmp_path / name).exists():
+            publish_engine(tmp_path / name, plan_build(build, checkpoint, read_spec(checkpoint), settings)[1])
+        return tmp_path / name
+
+    return make
+
+
+def opened(folder: Path, **options: Any) -> Any:
+    return load(folder, read_spec(resolve(str(folder))), read_manifest(folder), dtype="auto", **options)
+
+
+def tokens_of(case: Any) -> list[Tokens]:
+    types = getattr(case, "type_ids", None) or [np.zeros_like(ids) for ids in case.ids]
+    return [Tokens(*both) for both in zip(case.ids, types, strict=True)]
+
+
+@pytest.fixture
+def divided(folder: Any) -> Iterator[Any]:
+    """Opens a model's engine divided among two processes."""
+    engines: list[Any] = []
+
+    def make(name: str) -> Any:
+        engines.append(opened(folder(name), tensor_parallel=2))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+
+
+def check(case: Any, rows: Any) -> None:
+    if hasattr(case, "logits"):
+        compare_logits(rows, case.logits, LOGITS_F32)
+    else:
+        compare(rows, case.raw, F32)
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_two_processes_give_the_rows_of_one(name: str, divided: Any) -> None:
+    case, engine = NAMED[name], divided(name)
+    tokens = tokens_of(case)
+    check(case, engine.forward(Batch.pack(tokens)))
+    check(case, np.concatenate([engine.forward(Batch.pack([item])) for item in tokens]))
+
+
+def test_token_vectors_of_two_processes_are_those_of_one(folder: Any, divided: Any) -> None:
+    batch = Batch.pack(tokens_of(NAMED[DIVIDED[0]]))
+    both = divided(DIVIDED[0])
+    one = opened(folder(DIVIDED[0]))
+    np.testing.assert_allclose(both.forward_tokens(batch)[1], one.forward_tokens(batch)[1], atol=2e-5)
+
+
+def test_a_process_that_ends_makes_the_engine_broken(divided: Any) -> None:
+    engine = divided(DIVIDED[0])
+    batch = Batch.pack(tokens_of(NAMED[DIVIDED[0]]))
+    engine.forward(batch)
+    (process,) = engine._workers._processes
+    process.kill()
+    with pytest.raises(DeviceLostError, match="a process of the divided model ended with status -9"):
+        engine.forward(batch)
+
+
+@pytest.mark.parametrize(("name", "error"), REFUSED)
+def test_a_model_that_cannot_be_divided_is_refused(name: str, error: str, folder: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match=error):
+        opened(folder(name), tensor_parallel=2)
+
+
+def test_replicas_share_a_batch_and_keep_its_order(folder: Any) -> None:
+    """Two on the CPU; `devices` are GPUs, so the engines are given here."""
+    case, place = NAMED[DIVIDED[0]], folder(DIVIDED[0])
+    engines = [opened(place) for _ in range(2)]
+    both, tokens = Replicas(engines), tokens_of(case)
+    check(case, both.forward(Batch.pack(tokens)))
+    rows, vectors = both.forward_tokens(Batch.pack(tokens))
+    check(case, rows)
+    assert len(vectors) == sum(len(item) for item in tokens)
+    check_one = both.forward(Batch.pack(tokens[:1]))
+    np.testing.assert_allclose(check_one, rows[:1], atol=1e-6)
+    assert both.info.batch_tokens == 2 * engines[0].info.batch_tokens
+    both.close()
+
+
+def test_devices_that_are_not_there_are_refused(folder: Any) -> None:
+    place = folder(DIVIDED[0])
+    with pytest.raises(EngineUnavailableError, match="torch finds no GPU"):
+        opened(place, devices=(0, 1))
+    with pytest.raises(ConfigError, match="2 devices are given for tensor_parallel 3"):
+        opened(place, devices=(0, 1), tensor_parallel=3)

@@ -1,0 +1,46 @@
+"""Every text of a part is in one batch, no batch is too large, and little of a batch is padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bei_core.bench.workload import texts
+from bei_core.engines.batch import Batch
+from bei_core.engines.openvino.packing import pack_rows
+from bei_core.jobs.batches import plan_batches
+from bei_core.tasks import Tokens
+
+LENGTHS = st.lists(st.integers(1, 700), max_size=200)
+
+
+@given(lengths=LENGTHS, budget=st.integers(1, 2048))
+def test_every_text_is_in_one_batch_of_at_most_the_budget_or_alone(lengths: list[int], budget: int) -> None:
+    batches = list(plan_batches(lengths, budget))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= max(budget, 128)
+
+
+@given(lengths=LENGTHS)
+def test_the_longest_text_is_in_the_first_batch(lengths: list[int]) -> None:
+    first = next(plan_batches(lengths, 1024), [])
+    assert not lengths or max(lengths) in [lengths[index] for index in first]
+
+
+@pytest.mark.parametrize("workload", ["tiny", "short", "mixed", "long"])
+def test_less_than_3_percent_of_the_tokens_are_padding(workload: str) -> None:
+    lengths = [2 + len(text.split()) * 4 // 3 for text in texts(workload, 4096, 0)]  # about what a tokenizer gives
+    shares = [(padding(lengths, batch), batch) for batch in plan_batches(lengths, 1024)]
+    padded = sum(sum(lengths[index] for index in batch) / (1 - share) for share, batch in shares)
+    assert 1 - sum(lengths) / padded < 0.03
+
+
+def padding(lengths: Sequence[int], batch: Sequence[int]) -> float:
+    """The share of padding as the CPU engine packs the batch."""
+    zeros = [np.zeros(lengths[index], np.int32) for index in batch]
+    return pack_rows(Batch.pack([Tokens(ids, ids) for ids in zeros])).padding_share

@@ -1,0 +1,322 @@
+"""A job writes each row once; stopped anywhere and started again, it writes the same bytes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+from bei_core.cli import main as cli
+from bei_core.errors import ConfigError, DiskError
+from bei_core.jobs import JobOptions, embed
+from bei_core.jobs.output import Folder, Output
+from bei_core.jobs.run import Job
+from bei_core.models.modules import Classifier
+from tests.fakes import WIDTH, FakeEngine
+from tests.unit.cli.fake_model import opens
+
+WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was"]
+LABELS = tuple(f"L{index}" for index in range(WIDTH))
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    rows = [{"id": f"i{index}", "text": f"{WORDS[index % 12]} {WORDS[index // 12]} {index}"} for index in range(100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(source: Path, output: Path, **options: Any) -> Any:  # noqa: ANN401
+    options.setdefault("rows_per_part", 16)
+    return embed(source, output, settings={"model_id": "owner/name"}, options=JobOptions(**options))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def table(folder: Path) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = pq.read_table(folder).to_pydict()
+    return found
+
+
+def test_each_row_has_its_id_and_its_own_vector(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    report = run(source, tmp_path / "out", keep=("id",))
+    found = table(tmp_path / "out")
+    assert found["id"] == [f"i{index}" for index in range(100)]
+    assert found["row"] == list(range(100))
+    assert {len(vector) for vector in found["embedding"]} == {WIDTH}
+    assert len({tuple(vector) for vector in found["embedding"]}) == 100
+    assert (report.num_rows, report.num_parts, report.num_rejected) == (100, 7, 0)
+
+
+def test_vectors_do_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "a", rows_per_part=3)
+    run(source, tmp_path / "b", rows_per_part=1000)
+    assert table(tmp_path / "a")["embedding"] == table(tmp_path / "b")["embedding"]
+
+
+def test_metadata_names_the_model_and_the_precision(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "out", output_dtype="int8")
+    metadata = pq.read_metadata(tmp_path / "out" / "part-00000.parquet").metadata
+    assert metadata[b"bei.model"] == b"owner/name"
+    assert metadata[b"bei.revision"] == b"1" * 40
+    assert metadata[b"bei.engine"] == b"0" * 32
+    assert metadata[b"bei.compute_type"] == b"cpu+f32"
+    assert metadata[b"bei.output_dtype"] == b"int8"
+
+
+@pytest.mark.parametrize("stage", ["prepare", "compute", "publish"])
+@pytest.mark.parametrize("at", range(7))
+def test_a_job_that_is_stopped_and_started_again_writes_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, stage: str, at: int
+) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "whole", keep=("id",))
+    count = 0
+    method = getattr(Job, stage)
+
+    def stopping(*args: Any) -> Any:  # noqa: ANN401
+        nonlocal count
+        count += 1
+        if count == at + 1:
+            raise KeyboardInterrupt
+        return method(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, stage, stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "stopped", keep=("id",))
+    before = contents(tmp_path / "stopped")
+    report = run(source, tmp_path / "stopped", keep=("id",))
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
+    assert report.num_parts_before == sum(name.startswith("part-") for name in before)
+
+
+def test_a_job_that_is_done_computes_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    engine = opens(monkeypatch)
+    run(source, tmp_path / "out")
+    num_batches = len(engine.batches)
+    assert run(source, tmp_path / "out").num_rows == 0
+    assert len(engine.batches) == num_batches
+
+
+def test_a_full_disk_is_one_error_and_the_job_goes_on_after_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "whole")
+    write = Path.open
+    count = 0
+
+    def full(path: Path, mode: str = "r", **others: Any) -> Any:  # noqa: ANN401
+        nonlocal count
+        count += mode == "wb"
+        if count == 4:
+            raise OSError(28, "No space left on device")
+        return write(path, mode, **others)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        with pytest.raises(DiskError, match="No space left"):
+            run(source, tmp_path / "out")
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+    run(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_drafts_of_a_killed_process_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".part-00000.parquet.12345.tmp").write_bytes(b"half")
+    run(source, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert not list((tmp_path / "out").glob(".*.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [({"output_dtype": "bit"}, r'`options` was {"output_dtype":"float32"}'), ({"keep": ("id",)}, r"`input` was")],
+)
+def test_the_folder_of_another_job_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, changed: dict[str, Any], said: str
+) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "out")
+    with pytest.raises(ConfigError, match=f"is the output of another job: its {said}"):
+        run(source, tmp_path / "out", **changed)
+
+
+def test_input_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "out")
+    with source.open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(ConfigError, match="its `input` was"):
+        run(source, tmp_path / "out")
+
+
+def test_two_jobs_do_not_write_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    with Folder(str(tmp_path / "out")).locked(), pytest.raises(ConfigError, match="another job writes in"):
+        run(source, tmp_path / "out")
+
+
+def test_rows_without_a_text_are_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opens(monkeypatch)
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "the"}\n{"text": null}\n{"text": 5}\n{"text": ""}\n{oops\n{"text": "of"}\n')
+    report = run(path, tmp_path / "out", rows_per_part=4)
+    names = sorted(path.name for path in (tmp_path / "out").glob("_rejected*"))
+    found = [json.loads(line) for name in names for line in (tmp_path / "out" / name).read_text().splitlines()]
+    assert [(row["row"], row["reason"].partition(":")[0]) for row in found] == [
+        (1, "the text is null"),
+        (2, "not a text but a value of type int"),
+        (3, "the text is empty"),
+        (4, "not JSON"),
+    ]
+    assert {row["file"] for row in found} == {str(path)}
+    assert table(tmp_path / "out")["row"] == [0, 5]
+    assert report.num_rejected == 4
+
+
+def test_only_the_texts_that_the_engine_fails_on_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    engine: FakeEngine = opens(monkeypatch)
+    run(source, tmp_path / "whole")
+    by_row = dict(zip(range(100), table(tmp_path / "whole")["embedding"], strict=True))
+    engine.raises_on, engine.nan_on = frozenset([178]), frozenset([184])  # the ids of "the" and "and"
+    bad = {row for row in range(100) if {row % 12, row // 12} & {0, 2}}
+    report = run(source, tmp_path / "out")
+    found = table(tmp_path / "out")
+    assert report.num_rejected == len(bad)
+    assert found["row"] == [row for row in range(100) if row not in bad]
+    assert all(vector == by_row[row] for row, vector in zip(found["row"], found["embedding"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "numpy_type"),
+    [("float32", WIDTH, np.float32), ("float16", WIDTH, np.float16), ("int8", WIDTH, np.int8), ("bit", 1, np.uint8)],
+)
+def test_types_of_numbers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, dtype: str, width: int, numpy_type: type
+) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "out", output_dtype=dtype)
+    column = pq.read_table(tmp_path / "out")["embedding"].combine_chunks()
+    assert column.type.list_size == width
+    assert column.flatten().to_numpy().dtype == numpy_type
+
+
+def test_fewer_dimensions_are_scaled_to_length_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "out", dimensions=3)
+    rows = np.array(table(tmp_path / "out")["embedding"])
+    assert rows.shape == (100, 3)
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1)
+
+
+def test_a_long_text_becomes_a_row_for_each_chunk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opens(monkeypatch)
+    text = " ".join(WORDS * 4)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": text}) + "\n" + json.dumps({"text": "the"}) + "\n")
+    run(tmp_path / "in.jsonl", tmp_path / "out", chunk=True, chunk_tokens=20)
+    found = table(tmp_path / "out")
+    count = found["row"].count(0)
+    assert count > 2
+    assert found["row"] == [0] * count + [1]
+    assert found["chunk"] == [*range(count), 0]
+    *spans, last = zip(found["start"], found["end"], strict=True)
+    assert [index for start, end in spans for index in range(start, end) if text[index] != " "] == [
+        index for index, character in enumerate(text) if character != " "
+    ]
+    assert last == (0, 3)
+
+
+def test_a_classifier_writes_labels_and_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch, Classifier(LABELS, "softmax"))
+    run(source, tmp_path / "out")
+    found = table(tmp_path / "out")
+    scores = np.array(found["scores"])
+    assert np.allclose(scores.sum(axis=1), 1)
+    assert found["label"] == [LABELS[index] for index in scores.argmax(axis=1)]
+    assert np.allclose(found["score"], scores.max(axis=1))
+
+
+def test_vectors_of_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "out", job="tokens")
+    found = table(tmp_path / "out")["vectors"]
+    assert all(len(vector) == 2 for vectors in found for vector in vectors)
+    assert min(map(len, found)) >= 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"job": "rerank"}, "is a model of kind embedding; it can do: embed, tokens"),
+        ({"dimensions": 9}, "`dimensions` must be between 1 and 8"),
+        ({"query_column": "id"}, "the job embed takes no query_column"),
+        ({"job": "tokens", "chunk": True}, "chunk is for embeddings"),
+    ],
+)
+def test_a_job_that_the_model_cannot_do_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, options: dict[str, Any], said: str
+) -> None:
+    opens(monkeypatch)
+    with pytest.raises(ConfigError, match=said):
+        run(source, tmp_path / "out", **options)
+
+
+def test_a_part_is_published_after_its_rejected_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opens(monkeypatch)
+    (tmp_path / "in.jsonl").write_text('{"text": "the"}\n{"text": null}\n')
+    published = list[str]()
+    publish = Folder.publish
+
+    def noting(folder: Folder, name: str, content: bytes) -> None:
+        published.append(name)
+        publish(folder, name, content)
+
+    monkeypatch.setattr(Folder, "publish", noting)
+    run(tmp_path / "in.jsonl", tmp_path / "out")
+    assert published == ["_job.json", "_rejected-00000.jsonl", "part-00000.parquet", "_manifest.json"]
+
+
+def command(*words: str) -> Result:
+    return CliRunner().invoke(cli.app, ["embed-dataset", *words, "--model-id", "owner/name"], env={"BEI_MODELS": ""})
+
+
+def test_the_command_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    words = (str(source), "--output", str(tmp_path / "out"), "--keep", "id", "--rows-per-part", "50")
+    result = command(*words)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("100 rows in 2 parts, 0 rejected; ")
+    assert "2 parts were there" in command(*words).stdout
+
+
+def test_output_in_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "local")
+    run(source, f"file://{tmp_path}/store")  # type: ignore[arg-type]
+    stored = contents(tmp_path / "store")
+    assert stored == {name: content for name, content in contents(tmp_path / "local").items() if name != ".lock"}
+
+
+def test_parts_without_a_job_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "part-00000.parquet").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"has parts and no _job\.json"):
+        Output(Folder(str(tmp_path)), {}).begin({})
