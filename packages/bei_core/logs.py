@@ -5,13 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from datetime import datetime, timezone
+from typing import TextIO
 
 # Libraries that log at least one line for each request, or the endpoint that they use.
 TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
 
 _own = logging.getLogger("bei_core")
 _access = logging.getLogger("bei_core.access")
+
+
+class BarAwareHandler(logging.StreamHandler[TextIO]):
+    """Writes each line above the progress bars that tqdm draws, if there are any, so that no bar is broken."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # not imported: no bars
+        with nullcontext() if bars is None else bars.external_write_mode(file=self.stream):
+            super().emit(record)
 
 
 class JsonFormatter(logging.Formatter):
@@ -51,7 +63,7 @@ def configure_own_logging(*, json_output: bool, level: str) -> None:
 
 
 def _handler(*, json_output: bool) -> logging.Handler:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = BarAwareHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if json_output else plain)
     return handler

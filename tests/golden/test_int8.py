@@ -77,8 +77,8 @@ def built(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[st
 
 
 def settings(model: Path, texts: Path, **others: object) -> Settings:
-    asked = {"model_id": str(model), "quantization_type": "fp8", "calib_dataset": str(texts), **others}
-    return Settings.load(asked, {})
+    asked = {"model_id": str(model), "quantization_type": "fp8", "calib_dataset": str(texts)}
+    return Settings.load({**asked, "cache_dir": texts.parent / "cache", **others}, {})
 
 
 def tokens_of(opened: Opened) -> list[Tokens]:
@@ -126,11 +126,13 @@ def test_only_the_linear_layers_of_the_transformer_are_quantised(name: str) -> N
     assert all("attention" in named or "attn" in named for named in set(every) - set(mlp))
 
 
-def test_the_gate_refuses_what_is_below_the_bar_and_leaves_nothing(texts: Path, tmp_path: Path) -> None:
+def test_the_gate_refuses_what_is_below_the_bar_and_leaves_its_report_alone(texts: Path, tmp_path: Path) -> None:
     asked = settings(FOLDERS["bert-mean-cls-list"], texts, quality_mean_cosine=1.0, cache_dir=tmp_path / "cache")
     with pytest.raises(QualityError, match=r"mean cosine 0\.9\d+ .*quality_mean_cosine"):
         build_engine(asked)
     assert not list((tmp_path / "cache").glob("engines/*/manifest.json"))
+    [report] = (tmp_path / "cache" / "reports").iterdir()
+    assert "<td>at least 1</td>" in report.read_text()
 
 
 def test_an_engine_built_under_a_lower_bar_is_not_served_under_a_higher(built: Callable[[str], Opened]) -> None:

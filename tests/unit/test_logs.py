@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import sys
 
 import pytest
 
@@ -69,3 +71,16 @@ def test_the_level_is_that_of_every_logger_but_of_the_access_log(
     assert "".join(line[-1] for line in capsys.readouterr().err.splitlines()) == shown
     access()
     assert "POST /embed" in capsys.readouterr().err
+
+
+def test_a_line_is_written_above_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    from tqdm import tqdm
+
+    configure_logging(json_output=False)
+    with tqdm(total=2, desc="fetching", file=sys.stderr) as bar:
+        bar.update()
+        logging.getLogger("bei_core").info("a line")
+    written = capsys.readouterr().err
+    assert re.search(r"\r +\r[^\r\n]*: a line\n\rfetching", written), (
+        "the bar is cleared, and drawn again below the line"
+    )

@@ -3,5 +3,6 @@
 from bei_core.bench.client import LoadError
 from bei_core.bench.measure import Options, run
 from bei_core.bench.report import Report, plot
+from bei_core.bench.sweep import plot_sweep, sweep
 
-__all__ = ["LoadError", "Options", "Report", "plot", "run"]
+__all__ = ["LoadError", "Options", "Report", "plot", "plot_sweep", "run", "sweep"]

@@ -25,6 +25,11 @@ COUNTERS = (
     "te_batch_next_size_sum",
     "te_request_count",
     "te_request_failure",
+    *(
+        f"te_request_{stage}_duration_{part}"
+        for stage in ("tokenization", "queue", "inference")
+        for part in ("sum", "count")
+    ),
 )
 
 

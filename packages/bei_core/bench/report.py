@@ -134,7 +134,7 @@ def _join(*parts: str) -> str:
 def plot(paths: Sequence[Path], target: Path) -> Path:
     """Plots the reports in `paths`: throughput, latency and CPU time. Writes and returns `target`. Needs matplotlib."""
     reports = [Report.read(path) for path in paths]
-    figure = _figure(len(reports))
+    figure = empty_figure(len(reports))
     axes = figure.subplots(1, 3, sharey=True)
     _bars(axes[0], "texts/s", "{:,.0f}", [report.texts_per_s for report in reports])
     _percentiles(axes[1], reports)
@@ -145,13 +145,13 @@ def plot(paths: Sequence[Path], target: Path) -> Path:
     return target
 
 
-def _figure(num_reports: int) -> Any:  # noqa: ANN401, matplotlib is optional and so are its types
+def empty_figure(num_rows: int) -> Any:  # noqa: ANN401, matplotlib is optional and so are its types
     """An empty figure. Raises ConfigError if matplotlib is not installed."""
     try:
         figures = importlib.import_module("matplotlib.figure")
     except ImportError:
         raise ConfigError("a plot needs matplotlib: pip install 'bei-core[bench]'") from None
-    return figures.Figure(figsize=(12, 1.8 + 0.4 * num_reports), dpi=120, layout="constrained")
+    return figures.Figure(figsize=(12, 1.8 + 0.4 * num_rows), dpi=120, layout="constrained")
 
 
 def _bars(axis: Any, title: str, form: str, values: Sequence[float]) -> None:  # noqa: ANN401

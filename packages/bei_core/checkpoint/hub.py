@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bei_core.checkpoint.folder import SMALL_FILES, Checkpoint, accept, has_weights, no_weights, weight_files
-from bei_core.errors import CheckpointError
+from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.storage.errors import Advice, disk_error, is_disk_error
 from bei_core.storage.progress import rate
 
@@ -47,6 +47,33 @@ def fetch_repository(
     if not has_weights(folder / checkpoint.first_module):
         raise no_weights(repo, _names(repo, commit, options))
     return checkpoint
+
+
+class Outline(NamedTuple):
+    """What a repository says of its model before weights are fetched."""
+
+    checkpoint: Checkpoint  # with the small files only
+    weight_bytes: int
+
+
+def fetch_outline(repo: str, revision: str | None, options: Mapping[str, Any]) -> Outline:
+    """The small files of a repository, and the size of its weights. `options` are as in `fetch_repository`.
+
+    Raises CheckpointError that says what to do, UnsupportedModelError if it has no safetensors.
+    """
+    from huggingface_hub import HfApi
+
+    folder = _download(repo, revision or "main", SMALL_FILES, options)
+    try:
+        hub = HfApi(endpoint=options["endpoint"], token=options["token"])
+        tree = hub.list_repo_tree(repo, recursive=True, revision=folder.name)
+        sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
+    except Exception as error:  # also of its HTTP client, which differs between versions
+        raise CheckpointError(f"{repo}: {_advice(error, folder.name)}") from error
+    num_bytes = sum(sizes.get(name, 0) for name in weight_files(folder))
+    if not num_bytes:
+        raise UnsupportedModelError(str(no_weights(repo, sizes)))
+    return Outline(Checkpoint(folder=folder, source=repo, revision=folder.name), num_bytes)
 
 
 def _weights_size(folder: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -67,7 +68,9 @@ def main() -> None:
     except click.ClickException as error:
         fail(" ".join(error.format_message().split()), error.exit_code)
     except click.Abort:
-        fail("interrupted", 130)
+        click.echo("error: interrupted", err=True)
+        sys.stdout.flush()
+        os._exit(130)  # sys.exit would wait for the threads of a download
     except BeiError as error:
         import logging
 

@@ -18,11 +18,13 @@ def command(model: str | None, **flags: object) -> None:
     MODEL is a Hugging Face repository (its page's URL too), or the URL of a bucket or a tar.
     """
     from bei_core.engines.build import fetch_checkpoint
-    from bei_core.engines.open import build_engine
+    from bei_core.engines.provider import EngineProvider
 
     if model is not None and flags["model_id"] is not None:
         raise ConfigError("the model is given twice, as MODEL and by --model-id")
     settings = one_model(load_settings({**flags, "model_id": model or flags["model_id"]}))
     checkpoint = fetch_checkpoint(settings, settings.cache_dir / "checkpoints")
     click.echo(f"checkpoint {os.fspath(checkpoint.folder)}")
-    click.echo(f"engine {build_engine(settings)}")
+    lease = EngineProvider(settings, to_run=False, checkpoint=checkpoint).get()
+    lease.release()
+    click.echo(f"engine {lease.folder}")

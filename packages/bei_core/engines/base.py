@@ -1,6 +1,6 @@
 """The engine contract. An engine knows arrays and nothing about requests: no HTTP, no ids, no per-request option.
 
-`engines/NAME/build.py` has `facts(settings)` and `plan(checkpoint, spec, settings) -> Plan`;
+`engines/NAME/build.py` has `facts(settings)`, `check(spec, settings)` and `plan(checkpoint, spec, settings) -> Plan`;
 `engines/NAME/engine.py` has `load(folder, spec, manifest, *, dtype) -> Engine`.
 """
 

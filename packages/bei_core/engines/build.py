@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -15,6 +19,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
+from bei_core.engines.quality_report import REPORT
 from bei_core.models.sentence.modules import read_pipeline
 from bei_core.models.sentence.settings import read_transformer
 from bei_core.models.spec import ModelSpec, read_spec, save_spec
@@ -29,6 +34,10 @@ class Builder(Protocol):
 
     def facts(self, settings: Settings) -> Mapping[str, object]:
         """What this engine adds to the key of a ref: its versions, its own settings, the processor."""
+        ...
+
+    def check(self, spec: ModelSpec, settings: Settings) -> None:
+        """Raise as `plan` for a model or settings that the engine cannot run; needs neither weights nor a processor."""
         ...
 
     def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
@@ -48,14 +57,14 @@ def request_facts(builder: Builder, settings: Settings) -> dict[str, object]:
     return {"schema": SCHEMA, "tokenizer": RULES, "facts": builder.facts(settings)}
 
 
-def plan_model(builder: Builder, settings: Settings, root: Path) -> Build:
-    """The build of the settings' model. Its checkpoint is fetched into `root` if necessary.
+def plan_model(builder: Builder, settings: Settings, root: Path, checkpoint: Checkpoint | None = None) -> Build:
+    """The build of the settings' model. Without `checkpoint`, it is fetched into `root` if necessary.
 
     Raises CheckpointError, DiskError, UnsupportedModelError, ConfigError, and as the builder's `plan`.
     """
     if settings.trt_llm is not None and (ignored := settings.trt_llm.ignored()):
         log.warning("trt_llm keys without effect: %s", ", ".join(ignored))
-    checkpoint = fetch_checkpoint(settings, root)
+    checkpoint = checkpoint or fetch_checkpoint(settings, root)
     template = chosen_template(settings.rerank_template, None)
     spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
     return plan_build(builder, checkpoint, spec, settings)
@@ -63,18 +72,39 @@ def plan_model(builder: Builder, settings: Settings, root: Path) -> Build:
 
 def fetch_checkpoint(settings: Settings, root: Path) -> Checkpoint:
     """The checkpoint of the settings' model, fetched into `root` if necessary. Raises CheckpointError, DiskError."""
-    return checkpoints.resolve(
+    fetch = partial(
+        checkpoints.resolve,
         settings.model_id or "",
         settings.revision,
         token=settings.hf_token,
         secret=settings.checkpoint_secret,
         cache_dir=settings.huggingface_hub_cache,
         root=root,
-        check=_check,
+        check=check_small_files,
     )
+    return _interruptible(fetch)
 
 
-def _check(folder: Path) -> None:
+def _interruptible(call: Callable[[], Checkpoint]) -> Checkpoint:
+    """The value of a call. In the main thread, Ctrl-C ends the wait for it at once.
+
+    Downloads run in pools of threads, and leaving such a pool waits for its threads, which may wait for a server.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return call()
+    done: Future[Checkpoint] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="fetch", daemon=True).start()
+    return done.result()
+
+
+def check_small_files(folder: Path) -> None:
     """Raise StartError if the small files of a model already show that it cannot be served."""
     checkpoint = Checkpoint(folder, str(folder), "")
     pipeline = read_pipeline(checkpoint, read_transformer(checkpoint))
@@ -103,8 +133,28 @@ def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settin
         started = time.perf_counter()
         tokenizer.write(folder / TOKENIZER)
         save_spec(spec, folder / SPEC)
-        seal(folder, msgspec.structs.replace(manifest, quality=plan.fill(folder)))
+        try:
+            quality = plan.fill(folder)
+        finally:
+            _keep_report(folder, settings.cache_dir / "reports" / f"{manifest.artifact}.html")
+        seal(folder, msgspec.structs.replace(manifest, quality=quality))
         seconds = time.perf_counter() - started
         log.info("engine built %s from %s in %.1f s", manifest.artifact, checkpoint.source, seconds)
 
     return Build(manifest, fill)
+
+
+def _keep_report(folder: Path, target: Path) -> None:
+    """Move the report of the quality gate out of the engine's folder, which is deleted if the engine is refused.
+
+    It names texts of the user's own, so it is no part of an engine that others get.
+    """
+    if not (folder / REPORT).is_file():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(folder / REPORT, target)
+        log.info("report of the quality: %s", target)
+    except OSError as error:  # the engine matters more
+        (folder / REPORT).unlink(missing_ok=True)
+        log.warning("the report of the quality cannot be written to %s: %s", target, error.strerror or error)

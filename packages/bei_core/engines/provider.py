@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from bei_core.checkpoint import lease_checkpoint, resolve
+from bei_core.checkpoint import Checkpoint, lease_checkpoint, resolve
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.build import Build, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
@@ -28,11 +28,12 @@ log = logging.getLogger(__name__)
 class EngineProvider:
     """Provides the engine for the settings of one model."""
 
-    def __init__(self, settings: Settings, *, to_run: bool = True) -> None:
+    def __init__(self, settings: Settings, *, to_run: bool = True, checkpoint: Checkpoint | None = None) -> None:
         """With `to_run` false, the engine need not be able to run on this machine.
 
-        Raises ConfigError if there is no model or `engine_store` is not a store's URL, and EngineUnavailableError if
-        the engine cannot be built, or run, on this machine.
+        With the model's checkpoint, if it is fetched already, the hub is not asked again. Raises ConfigError if there
+        is no model or `engine_store` is not a store's URL, and EngineUnavailableError if the engine cannot be built, or
+        run, on this machine.
         """
         if not settings.model_id:
             raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
@@ -47,6 +48,7 @@ class EngineProvider:
         self._builder = load_builder(self._engine)
         self.cache = EngineCache.of(settings)
         self._checkpoints = settings.cache_dir / "checkpoints"
+        self._checkpoint = checkpoint
         url = settings.engine_store
         self._remote = None if url is None else RemoteEngines(url, settings.engine_store_secret)
         self._quantization = quantization_of(settings)
@@ -70,7 +72,7 @@ class EngineProvider:
         ConfigError is for a folder with any other content.
         """
         with lease_checkpoint(self._model_id, self._checkpoints):
-            build = plan_model(self._builder, self._settings, self._checkpoints)
+            build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
             with translate_os_errors(target, OUTPUT):
                 if is_engine(target):
                     if read_manifest(target).artifact != build.manifest.artifact:
@@ -127,7 +129,7 @@ class EngineProvider:
     def _build(self, key: str) -> Lease:
         """A lease on the engine of the checkpoint: from the cache, else pulled from the object store, else built."""
         with lease_checkpoint(self._model_id, self._checkpoints) as release:
-            build = plan_model(self._builder, self._settings, self._checkpoints)
+            build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
 
             def fill(folder: Path) -> None:
                 self._pull_or_build(folder, build)

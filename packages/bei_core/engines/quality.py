@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -9,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.config.settings import Settings
+from bei_core.engines.quality_report import REPORT, write_report
 from bei_core.errors import QualityError
 from bei_core.models.kind import Kind
+from bei_core.tasks import Text
 
 Array = npt.NDArray[Any]
 
@@ -64,6 +69,11 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
             )
         return msgspec.structs.replace(self, bar=bar)
 
+    def figures(self) -> dict[str, float]:
+        """The figures that this kind of model has, by name."""
+        names = ("mean_cosine", "min_cosine", "max_abs", "norm_ratio", "top_label_agreement", "rank_correlation")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def __str__(self) -> str:
         """The figures in one line."""
         parts = [f"mean cosine {self.mean_cosine:.4f} (minimum {self.min_cosine:.4f})"]
@@ -74,13 +84,46 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
         return f"{', '.join(parts)}, norm ratio {self.norm_ratio:.3f}, on {self.num_rows} held-out rows"
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The rows of a quantised engine and those of f32, of the same held-out inputs."""
+
+    texts: Sequence[Text]
+    reference: Array  # f32[num_rows, D]
+    candidate: Array
+    num_rows: Sequence[int] | None = None  # of each text; None: one
+
+    def by_text(self) -> Array:
+        """The smallest cosine of the rows of each text, in the texts' order."""
+        cosines = cosines_of(self.reference, self.candidate)
+        if self.num_rows is None:
+            return cosines
+        lowest: Array = np.minimum.reduceat(cosines, np.cumsum([0, *self.num_rows[:-1]]))
+        return lowest
+
+    def check(self, kind: Kind, bar: Bar, folder: Path, title: str) -> Quality:
+        """The quality of an engine that is built in `folder`, which gets a report. Raises QualityError."""
+        quality = measure(self.reference, self.candidate, kind)
+        figures = [
+            (
+                name.replace("_", " "),
+                f"{value:.4f}",
+                f"at least {getattr(bar, name):g}" if name in _CHECKED[kind] else "",
+            )
+            for name, value in quality.figures().items()
+        ]
+        by_text = list(zip(self.by_text().tolist(), self.texts, strict=True))
+        write_report(folder / REPORT, title, figures, cosines_of(self.reference, self.candidate), by_text)
+        return quality.check(bar)
+
+
 def measure(reference: Array, candidate: Array, kind: Kind) -> Quality:
     """The quality of rows f32[num_rows, D] against a reference of that shape. Raises ValueError for other shapes."""
     if reference.shape != candidate.shape or not reference.size:
         raise ValueError(f"this is a bug: rows of shape {candidate.shape} cannot be compared with {reference.shape}")
     reference, candidate = reference.astype(np.float64), candidate.astype(np.float64)
     norms, candidate_norms = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
-    cosines = _cosines(reference, candidate)
+    cosines = cosines_of(reference, candidate)
     has_scores = "rank_correlation" in _CHECKED[kind]
     has_labels = "top_label_agreement" in _CHECKED[kind]
     return Quality(
@@ -95,7 +138,7 @@ def measure(reference: Array, candidate: Array, kind: Kind) -> Quality:
     )
 
 
-def _cosines(reference: Array, candidate: Array) -> Array:
+def cosines_of(reference: Array, candidate: Array) -> Array:
     """Cosine of each pair of rows; 1 if both rows are zero, 0 if one of them is."""
     norms, candidate_norms = np.linalg.norm(reference, axis=1), np.linalg.norm(candidate, axis=1)
     product = norms * candidate_norms

@@ -13,9 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.build import Builder
-from bei_core.errors import EngineUnavailableError
+from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
+from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +120,15 @@ def load_loader(engine: str) -> Callable[..., Engine]:
     require(engine)
     loader: Callable[..., Engine] = importlib.import_module(f"{_kind(engine).module}.engine").load
     return loader
+
+
+def reason_not_to_serve(engine: str, spec: ModelSpec, settings: Settings) -> str | None:
+    """Why an engine cannot serve a model with these settings, on any machine; None if it can."""
+    try:
+        load_builder(engine).check(spec, settings)
+    except (UnsupportedModelError, ConfigError, EngineUnavailableError) as error:
+        return str(error)
+    return None
 
 
 def find_gpu() -> Gpu | None:

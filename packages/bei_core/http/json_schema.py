@@ -37,6 +37,22 @@ def object_of(optional: Sequence[str] = (), /, **properties: JsonSchema) -> Json
     return {"type": "object", "required": required, "properties": properties}
 
 
+_SAMPLES = {"number": 0.5, "integer": 1, "string": "text", "boolean": True, "object": {}}
+
+
+def sample(schema: JsonSchema) -> Any:  # noqa: ANN401 - JSON
+    """Returns a value that matches a schema which these helpers made, to show its shape."""
+    schema = schema["anyOf"][0] if "anyOf" in schema else schema
+    if "items" in schema:
+        return [sample(schema["items"])]
+    if "properties" in schema:
+        return {name: sample(schema["properties"][name]) for name in schema["required"]}
+    if "additionalProperties" in schema:
+        return {"name": sample(schema["additionalProperties"])}
+    kind = schema.get("type")
+    return _SAMPLES.get(kind[0] if isinstance(kind, list) else kind or "")
+
+
 def any_of(*schemas: JsonSchema) -> JsonSchema:
     """Returns a schema that allows everything that at least one of the schemas allows."""
     return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from bei_core.http.json_schema import STRING, any_of
+from bei_core.http.json_schema import STRING, any_of, sample
 from bei_core.http.route import Call, Route
 from bei_core.http.routes import ROUTES
 from bei_core.http.ui import PAGES
@@ -58,7 +58,9 @@ def _operation(route: Route) -> dict[str, Any]:
     responses: dict[str, Any] = {"200": {"description": "OK"}}
     if route.reply is not None:
         types = ("application/json", "application/msgpack")
+        shown = route.reply_example if route.reply_example is not None else sample(route.reply)
         responses["200"]["content"] = {kind: {"schema": route.reply} for kind in types}
+        responses["200"]["content"]["application/json"] = {"schema": route.reply, "example": shown}
     if route in PAGES:
         responses["200"]["content"] = {"text/html": {"schema": STRING}}
     for status, text in failures.items():
@@ -68,7 +70,8 @@ def _operation(route: Route) -> dict[str, Any]:
         name = route.path.partition("{")[2].partition("}")[0]
         operation["parameters"] = [{"name": name, "in": "path", "required": True, "schema": STRING}]
     if schemas:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": _one_of(schemas)}}}
+        content = {"application/json": {"schema": _one_of(schemas), "example": route.example}}
+        operation["requestBody"] = {"required": True, "content": content}
     if not route.public:
         operation["security"] = [{}, {"key": []}]
     return operation

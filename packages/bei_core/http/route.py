@@ -78,6 +78,8 @@ class Route:
     schema: type[Named] | None = None  # schema of the request's body; it implements `Body` unless `answer` is set
     answer: Answer | None = None  # None: the model runs, through the schema's `to_task` and `to_reply`
     reply: JsonSchema | None = None  # schema of the reply's body; None: no body, or not JSON
+    example: Mapping[str, Any] | None = None  # a body, for the documents
+    reply_example: Any = None  # a reply's body, for the documents; None: one that is made from `reply`
     errors: ErrorFormat = TEI
     inputs: str = "inputs"  # the name of the body's field with the inputs, used in error messages
     public: bool = False  # whether it needs no key

@@ -9,18 +9,22 @@ A Truss has one of two forms. Both upload `packages/` and give the same replies:
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import yaml
 
+from bei_core.checkpoint import resolve
 from bei_core.config.files import read_yaml
 from bei_core.config.settings import Settings
 from bei_core.config.trt_llm import CheckpointRepository
+from bei_core.engines.registry import OPENVINO, TENSORRT_LLM, TORCH
 from bei_core.errors import ConfigError
 from bei_core.storage.backends import find_backend
+from bei_core.truss.described import Described, Unknown, describe
+from bei_core.truss.resources import check_card, pick_engine, resources_for
 
 # A Truss is made from the package's own files and model.py. In a checkout, model.py is in model/; in a wheel, setup.py
 # puts it beside this file.
@@ -53,21 +57,22 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# The quantiser of the GPU engine.
-GPU_QUANTISER = ("nvidia-modelopt==0.47.0", "requests>=2")  # the image has the torch and transformers that it needs
-
 # Packages of which TensorRT-LLM's image needs its own versions; these are used.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
 
-# GPUs on which TensorRT-LLM's encode mode does not run, that have no fp8, and that have no fp4, from Truss
-# (`truss/base/trt_llm_config.py`). They are checked here because Truss checks a trt_llm block only at the top level.
-_TOO_OLD = frozenset({"T4", "V100"})
-_NO_FP8 = frozenset({"A10G", "A100", "A100_40GB"})
-_NO_FP4 = _NO_FP8 | {"L4", "L40S", "H100", "H100_40GB", "H200"}
+# The torch engine runs in Truss's own image for GPUs. PyPI's torch for Linux has the CUDA libraries.
+TORCH_REQUIREMENT = "torch==2.14.0"
 
 # The first start fetches the checkpoint and builds the engine, which on a GPU includes calibrating it.
 STARTUP_S = {"cpu": 1200, "gpu": 3600}
+
+# `auto` takes TensorRT-LLM in its image. In Truss's image it would take torch, but a name says it to the reader.
+_ENGINE_SETTING: Mapping[str, Mapping[str, str]] = {
+    OPENVINO: {},
+    TENSORRT_LLM: {"engine": "auto"},
+    TORCH: {"engine": TORCH},
+}
 
 _COMMENTS = {
     "model_metadata": "bei: settings, with the names of `bei serve`'s flags, and Baseten's block, unchanged. At the\n"
@@ -95,44 +100,87 @@ _ORDER = (
 )
 
 
-def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool = False) -> Mapping[str, bytes]:
-    """The files of a Truss, content by path in the folder `output`. With `cpu`, it asks for no accelerator.
+class Target(NamedTuple):
+    """Where the Truss runs."""
+
+    engine: str  # a name of the registry
+    resources: Mapping[str, Any]  # Truss's `resources`
+
+
+class Made(NamedTuple):
+    """A Truss that was made."""
+
+    files: Mapping[str, bytes]  # content by path
+    notes: Sequence[str]  # what its user should know, one line each
+
+
+def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool = False, engine: str = "auto") -> Made:
+    """The files of a Truss in the folder `output`. With `cpu`, it asks for no accelerator.
 
     A Truss inside this repository refers to packages/; any other has a copy of it. Raises ConfigError for a config.yaml
-    that cannot be read, or whose `trt_llm` block is not for an encoder.
+    that cannot be read, or whose `trt_llm` block is not for an encoder; UnsupportedModelError, CheckpointError and
+    ConfigError for a model that the engine cannot serve.
     """
     given = dict(read_yaml(source))
     if not isinstance(given.get("trt_llm"), Mapping):
         raise ConfigError(
             f"{source} has no trt_llm block at its top level; give a config.yaml that was written for Baseten's BEI"
         )
-    Settings.from_truss_config({name: given[name] for name in ("trt_llm", "model_metadata") if name in given})
+    settings = Settings.from_truss_config(
+        {name: given[name] for name in ("trt_llm", "model_metadata") if name in given}
+    )
+    target, notes = choose_target(given, settings, OPENVINO if cpu else engine)
     inside = not PACKAGED_MODEL.exists() and output.resolve().is_relative_to(REPOSITORY)
     packages = os.path.relpath(REPOSITORY / "packages", output.resolve()) if inside else None
-    config = configured(given, docker_server=docker_server, cpu=cpu, packages=packages)
+    config = configured(given, target, docker_server=docker_server, packages=packages)
     files = {"config.yaml": written(config, source.name)}
     if not docker_server:
         files["model/model.py"] = _model()
     if not inside:
         files |= _packages()
-    return files
+    ignored = () if settings.trt_llm is None else settings.trt_llm.ignored()
+    return Made(files, [*notes, *(f"trt_llm.{key} has no effect here" for key in ignored)])
+
+
+def choose_target(given: Mapping[str, Any], settings: Settings, engine: str) -> tuple[Target, list[str]]:
+    """The engine and the resources for the model of a config, and notes. `engine` is a name of the registry, or auto.
+
+    Raises as `make`. Without a known class of the model, an engine must be named.
+    """
+    resources = dict(given.get("resources") or {})
+    card = str(resources.get("accelerator") or "").partition(":")[0]
+    candidates = (engine,) if engine != "auto" else (TENSORRT_LLM, TORCH) if card else (OPENVINO,)
+    if candidates != (OPENVINO,) and not card:
+        raise ConfigError(f"--engine {engine} needs a GPU, and the file's resources name no accelerator")
+    if given["trt_llm"]["build"]["checkpoint_repository"].get("source") == "BASETEN_TRAINING":
+        resolve(settings.model_id or "")  # raises, with the reason and what to do
+    model, notes = describe(settings), []
+    if isinstance(model, Unknown) and len(candidates) > 1:
+        raise ConfigError(
+            f"the class of {settings.model_id} is not known, so no engine can be chosen: {model.reason}. Name one that "
+            f"can serve it: --engine {TENSORRT_LLM}, --engine {TORCH} or --cpu"
+        )
+    if isinstance(model, Unknown):
+        notes.append(f"not checked whether {candidates[0]} can serve {settings.model_id}: {model.reason}")
+    known = model if isinstance(model, Described) else None
+    chosen = candidates[0] if known is None else pick_engine(known.spec, settings, candidates)
+    check_card(card if chosen != OPENVINO else "", chosen, settings.quantization_type or "no_quant")
+    sized, more = resources_for(resources, chosen, known, settings)
+    return Target(chosen, sized), notes + more
 
 
 def configured(
-    given: Mapping[str, Any], *, docker_server: bool, cpu: bool, packages: str | None = None
+    given: Mapping[str, Any], target: Target, *, docker_server: bool, packages: str | None = None
 ) -> dict[str, Any]:
     """The Truss's config, from Baseten's (`given`). Keys that do not concern the engine are copied."""
     config = {name: value for name, value in given.items() if name not in {"trt_llm", "python_version", "requirements"}}
-    if cpu:
-        config["resources"] = {"cpu": "4", "memory": "8Gi"}
-    card = str((config.get("resources") or {}).get("accelerator") or "").partition(":")[0]
-    on_gpu = bool(card)
-    _check_card(card, given["trt_llm"]["build"].get("quantization_type", "no_quant"))
+    engine, on_gpu = target.engine, target.engine != OPENVINO
+    config["resources"] = dict(target.resources)
     metadata = dict(given.get("model_metadata") or {})
     block = {**(metadata.pop("bei", None) or {}), "trt_llm": given["trt_llm"]}
-    config["model_metadata"] = {"bei": {"engine": "auto", **block} if on_gpu else block, **metadata}
-    config |= {"base_image": GPU_IMAGE} if on_gpu else {"python_version": "py311"}
-    lines = _requirements(docker_server=docker_server, on_gpu=on_gpu) + _for_block(given["trt_llm"], on_gpu=on_gpu)
+    config["model_metadata"] = {"bei": {**_ENGINE_SETTING[engine], **block}, **metadata}
+    config |= {"base_image": GPU_IMAGE} if engine == TENSORRT_LLM else {"python_version": "py311"}
+    lines = _requirements(engine, docker_server=docker_server) + _for_block(given["trt_llm"])
     config["requirements"] = lines + _others(given)
     if packages is not None:
         config["external_package_dirs"] = [packages]
@@ -141,16 +189,6 @@ def configured(
         config["environment_variables"] = {**(given.get("environment_variables") or {}), "PYTHONPATH": "/packages"}
     config["runtime"] = _runtime(given.get("runtime") or {}, docker_server=docker_server, on_gpu=on_gpu)
     return config
-
-
-def _check_card(card: str, quantization: str) -> None:
-    """Raises ConfigError if the card does not support the block's quantization type, or TensorRT-LLM at all."""
-    if card in _TOO_OLD:
-        raise ConfigError(f"{card} is too old for TensorRT-LLM; use an L4 or newer, or `--cpu`")
-    if quantization.startswith("fp8") and card in _NO_FP8:
-        raise ConfigError(f"quantization_type {quantization} needs an L4, H100 or newer; with {card}, use no_quant")
-    if quantization.startswith("fp4") and card in _NO_FP4:
-        raise ConfigError(f"quantization_type {quantization} needs a B200 or newer; with {card}, use fp8 or no_quant")
 
 
 def written(config: Mapping[str, Any], source: str) -> bytes:
@@ -164,23 +202,22 @@ def written(config: Mapping[str, Any], source: str) -> bytes:
     return "".join(parts).encode()
 
 
-def _requirements(*, docker_server: bool, on_gpu: bool) -> list[str]:
-    """The requirements of one form of a Truss. On a GPU, without the CPU engine and without packages of the image."""
+def _requirements(engine: str, *, docker_server: bool) -> list[str]:
+    """The requirements of one form of a Truss: on a GPU without the CPU engine, and without packages of its image."""
     lines = sorted((*REQUIREMENTS, *(SERVER_REQUIREMENTS if docker_server else ())))
-    if not on_gpu:
+    if engine == OPENVINO:
         return lines
+    if engine == TORCH:
+        return [*(line for line in lines if not line.startswith("openvino==")), TORCH_REQUIREMENT]
     lines = [line for line in lines if line.split("==")[0] not in {"openvino", *IN_THE_GPU_IMAGE}]
     # Truss's server puts numpy<2 into the image before these lines are read.
     return lines if docker_server else [*lines, "numpy>=2,<3"]
 
 
-def _for_block(block: Mapping[str, Any], *, on_gpu: bool) -> list[str]:
-    """The requirements that depend on the block: a quantiser, and the driver of the store that has the checkpoint."""
-    build = block["build"]
-    quantised = build.get("quantization_type", "no_quant") != "no_quant"
-    quantisers = GPU_QUANTISER if on_gpu and quantised else ()
-    backend = find_backend(msgspec.convert(build["checkpoint_repository"], CheckpointRepository).model_id)
-    return [*quantisers, *([backend.requirement] if backend is not None and backend.requirement else [])]
+def _for_block(block: Mapping[str, Any]) -> list[str]:
+    """The requirements that depend on the block: the driver of the store that has the checkpoint."""
+    backend = find_backend(msgspec.convert(block["build"]["checkpoint_repository"], CheckpointRepository).model_id)
+    return [backend.requirement] if backend is not None and backend.requirement else []
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:

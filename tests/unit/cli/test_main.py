@@ -93,6 +93,7 @@ def test_an_interrupt_is_not_a_traceback(capsys: pytest.CaptureFixture[str], mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr("bei_core.engines.open.build_engine", interrupted)
+    monkeypatch.setattr("os._exit", sys.exit)  # which would end the tests
     code, _, errors = bei(capsys, monkeypatch, "build", "--model-id", "a/b")
     assert (code, errors.strip()) == (130, "error: interrupted")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,6 +69,15 @@ def test_a_pulled_model_is_listed_described_and_removed(
     assert described[:2] == ["kind: embedding", "architecture: BertModel"]
     assert ok("models", "rm", REPO, *caches)[-1].endswith(" MB removed")
     assert ok("models", "list", *caches) == []
+
+
+def test_pull_asks_the_hub_once_for_each_revision_and_file(hub: Hub, caches: tuple[str, ...]) -> None:
+    hub.requests.clear()
+    pull(hub, REPO, *caches)
+    asked = Counter(path for method, path in hub.requests if method == "HEAD" and "/resolve/" in path)
+    assert asked
+    assert set(asked.values()) == {1}, "a file is looked up again"
+    assert [path for _, path in hub.requests].count(f"/api/models/{REPO}/revision/main") == 1
 
 
 def test_what_a_server_has_open_stays(hub: Hub, caches: tuple[str, ...]) -> None:

@@ -56,8 +56,7 @@ class World:
     def settings(self, **changed: Any) -> Settings:  # noqa: ANN401 - as Settings takes them
         return Settings(**{"model_id": REPO, "engine": "openvino", "cache_dir": self.folder / "cache", **changed})
 
-    def elsewhere(self, **changed: Any) -> Settings:  # noqa: ANN401
-        """The same settings for another machine, with another cache."""
+    def elsewhere(self, **changed: Any) -> Settings:  # noqa: ANN401 - the settings of another machine
         return self.settings(cache_dir=self.folder / uuid4().hex, **changed)
 
     def resolve(self, model_id: str, revision: str | None = None, **_: object) -> Checkpoint:
@@ -69,6 +68,8 @@ class World:
         found = self.commits[revision or "main"]
         folder = checkpoint(self.folder / "hub" / found, weight=float(found[0]))
         return dataclasses.replace(resolve(str(folder)), source=model_id, revision=found)
+
+    def check(self, spec: ModelSpec, settings: Settings) -> None: ...
 
     def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
         def fill(folder: Path) -> None:

@@ -22,9 +22,9 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Quantization, Samples, encode, quantization_of, read_samples, with_progress
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine, precision_for
-from bei_core.engines.openvino.graph import build_graph
+from bei_core.engines.openvino.graph import build_graph, check_spec
 from bei_core.engines.openvino.quantize.graph import calibration_batches, quantize
-from bei_core.engines.quality import Bar, Quality, bar_of, measure
+from bei_core.engines.quality import Bar, Comparison, Quality, bar_of
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -44,12 +44,24 @@ def facts(settings: Settings) -> Mapping[str, object]:
     return {"graph": VERSION, "int8": INT8_VERSION}
 
 
+def check(spec: ModelSpec, settings: Settings) -> None:
+    """Raises UnsupportedModelError, EngineUnavailableError for fp4."""
+    check_spec(spec)
+    how = quantization_of(settings)
+    if how is not None and how.type.startswith("fp4"):
+        raise EngineUnavailableError(
+            f"quantization_type {how.type}: the CPU engine does not multiply int4 weights by int8 activations; use fp8 "
+            "(int8 on a CPU), fp8_mlp_only or no_quant"
+        )
+
+
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     """The engine of a checkpoint, not yet built.
 
-    Raises EngineUnavailableError for a dtype or a quantisation that the processor does not support, and ConfigError if
-    the calibration texts cannot be read.
+    Raises as `check`, EngineUnavailableError for a dtype that the processor does not support, ConfigError if the
+    calibration texts cannot be read.
     """
+    check(spec, settings)
     precision = precision_for(settings.dtype)
     how = quantization_of(settings)
     if how is not None:
@@ -78,15 +90,7 @@ class _Int8:
     precision: str  # of the layers that are not quantised
 
     def plan(self, address: Mapping[str, object]) -> Plan:
-        """The plan; `address` has the parts of the address that do not depend on the quantisation.
-
-        Raises EngineUnavailableError for fp4.
-        """
-        if self.quantization.type.startswith("fp4"):
-            raise EngineUnavailableError(
-                f"quantization_type {self.quantization.type}: the CPU engine does not multiply int4 weights by int8 "
-                "activations; use fp8 (int8 on a CPU), fp8_mlp_only or no_quant"
-            )
+        """The plan; `address` has the parts of the address that do not depend on the quantisation."""
         samples = read_samples(self.quantization.calibration, self.spec)
         return Plan(
             engine="openvino",
@@ -118,7 +122,9 @@ class _Int8:
         _save(graph, folder / MODEL)
         log.info("quantised to int8 in %.1f s; measuring quality on held-out texts", time.perf_counter() - started)
         engine = OpenVinoEngine(folder / MODEL, self.spec, self.precision, quantised=True)
-        quality = measure(reference, outputs(engine, held_out), self.spec.kind).check(self.bar)
+        per_text = [int(n) for batch in held_out for n in batch.lengths] if not engine.info.row_width else None
+        found = Comparison(samples.held_out, reference, outputs(engine, held_out), per_text)
+        quality = found.check(self.spec.kind, self.bar, folder, f"{self.checkpoint.source} in int8")
         log.info("quality of int8 compared with f32: %s", quality)
         return quality
 

@@ -44,17 +44,22 @@ MAX_LENGTH = 1 << 21  # in tokens; limits the memory of position tables, which h
 TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
 
-def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
-    """The model's graph with dynamic R, L and B.
-
-    Raises UnsupportedModelError, and CheckpointError for a tensor that is missing or has the wrong shape.
-    """
-    family = family_of(spec.architecture)
+def check_spec(spec: ModelSpec) -> Family:
+    """The model's family. Raises UnsupportedModelError for an unknown one, or an input that is too long."""
     if spec.max_seq_len > MAX_LENGTH:
         raise UnsupportedModelError(
             f"the model's longest input is {spec.max_seq_len} tokens, more than {MAX_LENGTH}; set max_seq_length in "
             "sentence_bert_config.json, or model_max_length in tokenizer_config.json"
         )
+    return family_of(spec.architecture)
+
+
+def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
+    """The model's graph with dynamic R, L and B.
+
+    Raises UnsupportedModelError, and CheckpointError for a tensor that is missing or has the wrong shape.
+    """
+    family = check_spec(spec)
     rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)

@@ -25,10 +25,16 @@ def facts(settings: Settings) -> Mapping[str, object]:
     return build.facts(settings)
 
 
-def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-    """The engine of a checkpoint, not yet built. Raises as the torch engine, and for what TensorRT-LLM does not run."""
+def check(spec: ModelSpec, settings: Settings) -> None:
+    """Raises as the torch engine, and UnsupportedModelError for what TensorRT-LLM does not run."""
     is_f32 = quantization_of(settings) is None and settings.dtype == "float32"
     check_model(facts_of(spec), "float32" if is_f32 else "bfloat16")
+    build.check(spec, settings, "tensorrt_llm")
+
+
+def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
+    """The engine of a checkpoint, not yet built. Raises as `check`, and as the torch engine's `plan`."""
+    check(spec, settings)
     planned = build.plan(checkpoint, spec, settings, "tensorrt_llm")
 
     def fill(folder: Path) -> Quality | None:

@@ -24,20 +24,31 @@ def facts(settings: Settings) -> Mapping[str, object]:
     return {"folder": VERSION, "dtype": settings.dtype}
 
 
-def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: str = "torch") -> Plan:
-    """The engine of a checkpoint, not yet built.
-
-    Raises UnsupportedModelError, ConfigError for a dtype that the engine does not have, EngineUnavailableError for a
-    quantised engine if torch is not installed. The plan's `fill` raises QualityError.
+def check(spec: ModelSpec, settings: Settings, engine: str = "torch") -> None:
+    """Raises UnsupportedModelError, ConfigError for a dtype that the engine does not have, EngineUnavailableError for a
+    quantisation other than fp8.
     """
+    facts_of(spec)
     quantization = quantization_of(settings)
-    if quantization is not None:
-        return _quantized_plan(checkpoint, spec, settings, quantization, engine)
-    if settings.dtype not in PRECISIONS:
+    if quantization is not None and not quantization.type.startswith("fp8"):
+        raise EngineUnavailableError(f"engines for GPUs are not built in {quantization.type}; use fp8")
+    if quantization is None and settings.dtype not in PRECISIONS:
         raise ConfigError(
             f"the {engine} engine does not compute in dtype {settings.dtype}; use one of {', '.join(PRECISIONS)}, "
             "or for fp8 set quantization_type"
         )
+
+
+def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: str = "torch") -> Plan:
+    """The engine of a checkpoint, not yet built.
+
+    Raises as `check`, and EngineUnavailableError for a quantised engine if torch is not installed. The plan's `fill`
+    raises QualityError.
+    """
+    check(spec, settings, engine)
+    quantization = quantization_of(settings)
+    if quantization is not None:
+        return _quantized_plan(checkpoint, spec, settings, quantization, engine)
     model, precision = facts_of(spec), PRECISIONS[settings.dtype]
     fill = partial(write_folder, checkpoint=checkpoint, facts=model, dtype=DTYPES[precision])
     return Plan(engine, precision, {"folder": VERSION, "mask": model.mask}, fill)

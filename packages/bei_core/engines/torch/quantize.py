@@ -25,7 +25,7 @@ from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Calibration, Samples, encode, with_progress
 from bei_core.engines.manifest import TOKENIZER
-from bei_core.engines.quality import Bar, Quality, measure
+from bei_core.engines.quality import Bar, Comparison, Quality
 from bei_core.engines.torch.batches import part, split
 from bei_core.engines.torch.engine import TorchEngine
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts, head_tensors, write_folder
@@ -85,7 +85,9 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     write_folder(folder, checkpoint, facts, "bfloat16", entries, config)
     (folder / _QUANT_CONFIG).write_text(json.dumps({"producer": {"name": "bei"}, "quantization": _ALGORITHM}))
     engine = TorchEngine(load_folder(folder, "fp8", device), spec, "fp8")
-    quality = measure(reference, _rows(engine, held_out), spec.kind).check(scheme.bar)
+    per_text = None if engine.info.row_width else [int(count) for batch in held_out for count in batch.lengths]
+    found = Comparison(scheme.samples.held_out, reference, _rows(engine, held_out), per_text)
+    quality = found.check(spec.kind, scheme.bar, folder, f"{checkpoint.source} in fp8")
     log.info("quality of %s in fp8: %s", checkpoint.source, quality)
     return quality
 

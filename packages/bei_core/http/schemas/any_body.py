@@ -81,7 +81,9 @@ ROUTES = (
         "POST",
         "/",
         "a body of another route, which its fields decide (Hugging Face's InferenceClient, SageMaker)",
+        example={"inputs": ["a tree grows"]},
         reply=ANY,
+        reply_example=[[0.5, -0.5]],
         aliases=("/invocations",),
         takes_any=True,
     ),
@@ -92,5 +94,7 @@ ROUTES = (
         VertexRequest,
         vertex,
         object_of(predictions=array_of(ANY)),
+        example={"instances": [{"inputs": "a tree grows"}]},
+        reply_example={"predictions": [[[0.5, -0.5]]]},
     ),
 )

@@ -143,6 +143,7 @@ ROUTES = (
         "/predict_tokens",
         "labels of tokens, or entities: `aggregation_strategy` is `none`, `simple`, `first`, `average` or `max`",
         PredictTokensRequest,
+        example={"inputs": [["Anna lives in Paris."]], "aggregation_strategy": "simple"},
         reply=any_of(array_of(array_of(_TOKEN)), array_of(_ENTITY), array_of(array_of(_ENTITY))),
         by_fields=True,
         default_for=(Kind.TOKEN_CLASSIFIER,),

@@ -74,6 +74,7 @@ ROUTES = (
         "/predict",
         "labels and scores of texts and pairs of texts, in TEI's shape; `raw_scores`",
         PredictRequest,
+        example={"inputs": [["what grows", "a tree"], ["what grows", "a stone"]]},
         reply=any_of(LABELS, array_of(LABELS)),
         by_fields=True,
         default_for=(Kind.CLASSIFIER, Kind.RERANKER),

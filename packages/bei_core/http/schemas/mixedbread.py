@@ -59,6 +59,7 @@ ROUTES = (
         "/v1/reranking",
         "mixedbread: `input` by relevance to `query`; `top_k`, `return_input`, `rank_fields`",
         RerankingRequest,
+        example={"query": "what grows", "input": ["a stone", "a tree"], "top_k": 1},
         reply=object_of(
             object=STRING, model=STRING, data=array_of(_RESULT), top_k=INTEGER, return_input=BOOLEAN, usage=USAGE
         ),

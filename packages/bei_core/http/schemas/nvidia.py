@@ -43,6 +43,7 @@ ROUTES = (
         "/v1/ranking",
         "NVIDIA: `passages` by the logit of their relevance to `query`; `truncate`, `top_k`",
         RankingRequest,
+        example={"query": {"text": "what grows"}, "passages": [{"text": "a stone"}, {"text": "a tree"}]},
         reply=object_of(rankings=array_of(object_of(index=INTEGER, logit=NUMBER)), usage=USAGE),
         errors=OPENAI,
         inputs="passages",

@@ -141,6 +141,7 @@ ROUTES = (
         "/api/embed",
         "Ollama: `input`, `truncate`, `dimensions`, `options.num_ctx`",
         OllamaEmbedRequest,
+        example={"model": "all-MiniLM-L6-v2", "input": ["a tree grows"]},
         reply=object_of(
             model=STRING,
             embeddings=array_of(_VECTOR),
@@ -156,6 +157,7 @@ ROUTES = (
         "/api/embeddings",
         "Ollama's older route: one `prompt`, and a vector that is not normalised",
         OllamaEmbeddingsRequest,
+        example={"model": "all-MiniLM-L6-v2", "prompt": "a tree grows"},
         reply=object_of(embedding=_VECTOR),
         errors=OLLAMA,
         inputs="prompt",
@@ -168,6 +170,15 @@ ROUTES = (
         reply=object_of(models=array_of(OBJECT)),
         errors=OLLAMA,
     ),
-    Route("POST", "/api/show", "Ollama: one of the models", ShowRequest, show, OBJECT, errors=OLLAMA),
+    Route(
+        "POST",
+        "/api/show",
+        "Ollama: one of the models",
+        ShowRequest,
+        show,
+        OBJECT,
+        errors=OLLAMA,
+        example={"model": "all-MiniLM-L6-v2"},
+    ),
     Route("GET", "/api/version", "the version of BEI", answer=version, reply=object_of(version=STRING), errors=OLLAMA),
 )

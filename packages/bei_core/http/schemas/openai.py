@@ -103,6 +103,7 @@ ROUTES = (
         "OpenAI: a text, texts or token ids; `dimensions`, `encoding_format`; `input_type` chooses one of the model's "
         "prompts; [the options of Voyage, Jina, mixedbread, NVIDIA and vLLM](#options-of-other-apis) too",
         EmbeddingsRequest,
+        example={"input": ["what grows", "a tree grows"]},
         reply=object_of(object=STRING, data=array_of(_EMBEDDING), model=STRING, usage=USAGE),
         errors=OPENAI,
         inputs="input",

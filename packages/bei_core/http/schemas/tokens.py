@@ -112,8 +112,25 @@ _VLLM = object_of(count=INTEGER, max_model_len=INTEGER, tokens=array_of(INTEGER)
 _TOKENS = any_of(array_of(array_of(_SPAN)), _VLLM)
 
 ROUTES = (
-    Route("POST", "/tokenize", "tokens of texts; with `prompt`, vLLM's reply", TokenizeRequest, tokenize, _TOKENS),
-    Route("POST", "/decode", "texts of token ids", DecodeRequest, decode, array_of(STRING), inputs="ids"),
+    Route(
+        "POST",
+        "/tokenize",
+        "tokens of texts; with `prompt`, vLLM's reply",
+        TokenizeRequest,
+        tokenize,
+        _TOKENS,
+        example={"inputs": ["a tree grows"]},
+    ),
+    Route(
+        "POST",
+        "/decode",
+        "texts of token ids",
+        DecodeRequest,
+        decode,
+        array_of(STRING),
+        inputs="ids",
+        example={"ids": [[2, 3]]},
+    ),
     Route(
         "POST",
         "/detokenize",
@@ -123,5 +140,6 @@ ROUTES = (
         object_of(prompt=STRING),
         errors=OPENAI,
         inputs="tokens",
+        example={"tokens": [2, 3]},
     ),
 )

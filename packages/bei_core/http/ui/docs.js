@@ -25,23 +25,15 @@ const curl = (method, path, example) =>
   `curl ${location.origin}${BASE.slice(0, -1)}${path}` +
   (method === "POST" ? ` \\\n  -H 'content-type: application/json' \\\n  -d '${JSON.stringify(example).replaceAll("'", "'\\''")}'` : "");
 
-// A reply that fits a schema, to show its shape.
-function sample(schema) {
-  const found = resolve(schema.anyOf?.[0] ?? schema);
-  if (found.type === "array") return [sample(found.items ?? {})];
-  if (found.properties) return Object.fromEntries(Object.entries(found.properties).map(([name, each]) => [name, sample(each)]));
-  return { number: 0.5, integer: 1, string: "text", boolean: true, object: {} }[[found.type].flat()[0]] ?? null;
-}
-
 function operation(path, method, { summary, description, requestBody, responses }) {
   const parts = [];
   const body = requestBody?.content["application/json"];
   if (description) parts.push(element("p", {}, description));
   if (body?.schema.$ref) parts.push(element("h3", {}, "Body"), fields(body.schema));
   if (body?.schema.anyOf) parts.push(element("p", {}, `The body of any of ${words(body.schema)}; its fields decide.`));
-  if (!body || body.example) parts.push(element("h3", {}, "Example"), element("pre", { tabindex: 0 }, curl(method, path, body?.example)));
-  const reply = responses[200]?.content?.["application/json"]?.schema;
-  if (reply && Object.keys(reply).length) parts.push(element("h3", {}, "Reply"), element("pre", { tabindex: 0 }, JSON.stringify(sample(reply), null, 1)));
+  parts.push(element("h3", {}, "Example"), element("pre", { tabindex: 0 }, curl(method, path, body?.example)));
+  const reply = responses[200]?.content?.["application/json"];
+  if (reply) parts.push(element("h3", {}, "Reply"), element("pre", { tabindex: 0 }, JSON.stringify(reply.example, null, 1)));
   const errors = Object.entries(responses).filter(([status]) => status !== "200").map(([status, each]) => `${status}: ${each.description}`);
   parts.push(element("p", { class: "muted" }, `Errors: ${errors.join("; ")}.`));
   return element("details", {}, element("summary", {}, element("code", {}, `${method} ${path}`), ` ${summary}`), ...parts);
