@@ -28,6 +28,7 @@ from bei_core.capacity.simulation import Result, simulate
 
 LOADS = (0.95, 0.8, 0.5)  # the one that a change of the machine's speed would spoil most comes first
 START_S = 60.0
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -46,10 +47,11 @@ class Measured(msgspec.Struct, frozen=True):
 
 
 @contextmanager
-def server(model: str, port: int) -> Iterator[str]:
-    """Runs `bei serve`; yields its URL."""
-    command = [sys.executable, "-m", "bei_core.cli", "serve", "--model", model, "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+def server(model: str, port: int, timed_engine: list[str] | None) -> Iterator[str]:
+    """Runs `bei serve`, or that of capacity_server.py with its times; yields its URL."""
+    start = ["-m", "bei_core.cli"] if timed_engine is None else ["-m", "benchmarks.capacity_server", *timed_engine]
+    command = [sys.executable, *start, "serve", "--model", model, "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
         try:
             url = f"http://127.0.0.1:{port}"
             wait_for(url)
@@ -72,7 +74,7 @@ def wait_for(url: str) -> None:
 
 def measure(options: argparse.Namespace) -> None:
     """Calibrates a server, then measures it in open loops; writes both."""
-    with server(options.model, options.port) as url:
+    with server(options.model, options.port, options.timed_engine) as url:
         base = Options(url=url, workload=options.workload)
         calibration = calibrate(base, options.level_s)
         most = max(level.requests_per_s for level in calibration.levels)
@@ -148,6 +150,12 @@ def main() -> None:
     one.add_argument("--port", type=int, default=18431)
     one.add_argument("--level-s", type=float, default=3.0)
     one.add_argument("--run-s", type=float, default=35.0)
+    one.add_argument(
+        "--timed-engine",
+        nargs=2,
+        metavar=("MS", "US"),
+        help="Put an engine that sleeps in the place of the model's: ms a batch, us a token. For a busy machine.",
+    )
     one.add_argument("--output", type=Path, required=True)
     one.set_defaults(do=measure)
     two = commands.add_parser("compare")

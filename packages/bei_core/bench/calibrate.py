@@ -50,7 +50,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     max_batch_tokens: int
     per_batch_s: float
     per_token_s: float
-    between_s: float  # time of the engine thread between two batches, per input of a batch
+    between_s: float  # time of the engine thread between two batches, per input: the least of all levels
     accept_s: float  # time of the event loop until a request is in the queue
     reply_s: float  # time of the event loop for a reply
     overhead_s: float  # the rest of a request's latency on an idle server: network, client, threads
@@ -151,8 +151,8 @@ def _level(clients: int, report: Report) -> Level:
     """A level of a report. Raises BeiError if the server has no metrics of batches."""
     counters, latency = report.counters, report.latency_ms
     num_batches = counters.get("te_batch_next_tokens_count", 0.0)
-    if not num_batches or latency is None:
-        raise BeiError("the server's /metrics have no batches; bei bench --calibrate needs a server of bei serve")
+    if not num_batches or latency is None or "batch_tokens" not in report.server:
+        raise BeiError("the server does not tell its batches; bei bench --calibrate needs a server of bei serve")
     busy_s = counters["bei_engine_busy_seconds_total"]
     return Level(
         clients=clients,
@@ -172,10 +172,10 @@ def _calibration(options: Options, levels: list[Level], full: Report, loop_s: fl
     return Calibration(
         model=str(full.server.get("model_id", "")),
         compute_type=str(full.server.get("compute_type", "")),
-        max_batch_tokens=int(full.server.get("max_batch_tokens", 16_384)),
+        max_batch_tokens=int(full.server["batch_tokens"]),
         per_batch_s=fixed,
         per_token_s=per_token,
-        between_s=levels[-1].between_s / levels[-1].batch_items,
+        between_s=min(level.between_s / level.batch_items for level in levels),
         accept_s=loop_s / 2,
         reply_s=loop_s / 2,
         overhead_s=max(0.0, alone.mean_ms / 1e3 - alone.batch_s - loop_s),

@@ -52,7 +52,7 @@ def report(
         engine_busy_share=None,
         counters=counters,
         machine={"num_cpus": 2},
-        server={"model_id": "owner/name", "compute_type": "cpu+f32", "max_batch_tokens": 4096},
+        server={"model_id": "owner/name", "compute_type": "cpu+f32", "batch_tokens": 4096},
     )
 
 
@@ -106,7 +106,7 @@ def test_a_server_that_fails_requests_cannot_be_calibrated(monkeypatch: pytest.M
 
 def test_a_server_without_metrics_of_batches_cannot_be_calibrated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "run", lambda options: report(options, 1.0, 1.0, {}, {}))
-    with pytest.raises(BeiError, match="no batches"):
+    with pytest.raises(BeiError, match="does not tell its batches"):
         calibrate.calibrate(Options())
 
 
