@@ -7,7 +7,7 @@ import re
 import pytest
 import yaml
 
-from bei_core.truss.init import GPU_IMAGE, GPU_QUANTISER, IN_THE_GPU_IMAGE, REQUIREMENTS, SERVER_REQUIREMENTS
+from bei_core.truss.init import GPU_IMAGE, IN_THE_GPU_IMAGE, REQUIREMENTS, SERVER_REQUIREMENTS
 from tests.deploy.tools import DEPLOY, ROOT, run
 
 FILES = ("Dockerfile", "Dockerfile.gpu")
@@ -42,7 +42,7 @@ def test_it_runs_as_nobody_and_says_whether_it_is_healthy(name: str) -> None:
 def test_the_gpu_image_installs_what_a_truss_for_gpus_does() -> None:
     text = (DEPLOY / "Dockerfile.gpu").read_text()
     found = {line.strip(' \\"') for line in re.findall(r"^    \S+(?:==|>=)\S+(?: \\)?$", text, re.MULTILINE)}
-    needed = {*REQUIREMENTS, *SERVER_REQUIREMENTS, *GPU_QUANTISER}
+    needed = {*REQUIREMENTS, *SERVER_REQUIREMENTS}
     left = {line for line in needed if re.split("[=>]", line)[0] not in IN_THE_GPU_IMAGE | {"openvino"}}
     assert found == left | {"setuptools>=77"}
     assert f"ARG BASE={GPU_IMAGE['image']}\n" in text

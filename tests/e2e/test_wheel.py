@@ -165,7 +165,7 @@ def test_truss_init_makes_what_it_makes_in_the_checkout(installed: Installed, fo
     output = installed.folder / "-".join(("truss", *form))
     installed.bei("truss", "init", "--cpu", *form, "--from", CONFIG, output)
     found = {path.relative_to(output).as_posix(): path.read_bytes() for path in output.rglob("*") if path.is_file()}
-    assert found == make(CONFIG, output, cpu=True, docker_server=bool(form))
+    assert found == make(CONFIG, output, cpu=True, docker_server=bool(form)).files
 
 
 def test_an_extra_is_installed_as_errors_say(installed: Installed) -> None:
