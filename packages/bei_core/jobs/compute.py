@@ -49,6 +49,7 @@ class Encoded:
     tokens: list[Tokens] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # the row that each of `tokens` is of, ascending
     rejected: dict[int, str] = field(default_factory=dict)
+    num_padded: float = 0.0  # tokens that the engine computed for them, padding included
 
     def add(self, row: int, tokens: Sequence[Tokens]) -> None:
         """Adds the tokens of a row, one entry a chunk."""
@@ -71,8 +72,7 @@ class Worker:
         self._encode_options = replace(
             model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
         )
-        self.num_padded = 0.0  # tokens that the engine computed, padding included
-        self.num_tokens = 0
+        self._num_padded = 0.0
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
         """The tokens of the rows of a part. `texts` has one list per text column."""
@@ -94,7 +94,7 @@ class Worker:
 
     def run(self, encoded: Encoded) -> tuple[Encoded, Columns]:
         """The columns of the output, and `encoded` with exactly the entries that have a row there."""
-        outputs = list[Any]([None] * len(encoded.tokens))
+        outputs, self._num_padded = list[Any]([None] * len(encoded.tokens)), 0.0
         for batch in plan_batches([len(item.ids) for item in encoded.tokens], self._engine.info.batch_tokens):
             for index, output in zip(batch, self._forward([encoded.tokens[index] for index in batch]), strict=True):
                 outputs[index] = output
@@ -103,7 +103,8 @@ class Worker:
             if isinstance(output, str):
                 rejected[owner] = output
         kept = [index for index, owner in enumerate(encoded.owners) if owner not in rejected]
-        done = Encoded([encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept], rejected)
+        tokens, owners = [encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept]
+        done = Encoded(tokens, owners, rejected, self._num_padded)
         columns = _span_columns(done) if self._options.chunk else {}
         return done, {**columns, **self._finished([outputs[index] for index in kept])}
 
@@ -143,8 +144,7 @@ class Worker:
             if len(items) == 1:
                 return ["the engine failed on this text; see the log"]
             return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
-        self.num_tokens += batch.num_tokens
-        self.num_padded += batch.num_tokens / (1 - self._engine.padding_share())
+        self._num_padded += batch.num_tokens / (1 - self._engine.padding_share())
         return [
             output if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
             for output in outputs
