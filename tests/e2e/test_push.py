@@ -223,7 +223,9 @@ def test_push_of_an_example_sends_all_of_it(example: str, tmp_path: Path) -> Non
 
 def test_push_of_a_truss_outside_the_checkout_sends_all_files(tmp_path: Path) -> None:
     folder = tmp_path / "mine"
-    for name, content in make(ROOT / "tests" / "data" / "baseten" / "BEI-Linq-Embed-Mistral.yaml", folder).files.items():
+    for name, content in make(
+        ROOT / "tests" / "data" / "baseten" / "BEI-Linq-Embed-Mistral.yaml", folder
+    ).files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     found = pushed(folder, tmp_path / "home")

@@ -1,4 +1,4 @@
-"""The same job on a Ray cluster: a Ray Data set of part numbers, and a pool of actors that each hold an engine.
+"""The same job on a Ray cluster: a Ray Data set of parts, and a pool of actors that each hold an engine.
 
 Ray schedules, retries and restarts. A part that is computed twice is published with the same bytes. Actors read their
 parts themselves, so input and output must be places that every node reaches: a shared volume or an object store.
@@ -7,9 +7,10 @@ parts themselves, so input and output must be places that every node reaches: a 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import ray
 import ray.data
@@ -32,13 +33,16 @@ class PartWorker:
     """An actor: one engine that computes the parts whose numbers it is given."""
 
     def __init__(self, settings: Settings, options: JobOptions, data: Input, output: str) -> None:
-        """Opens the engine. The first actor that needs it builds it, in the cache or the engine store."""
+        """Opens the engine. The first actor that needs it builds it, in the cache or the engine store.
+
+        `data` comes without its parts: Ray can restart an actor only if its arguments are small.
+        """
         self._folder = Folder(output)
         self._job = Job(open_engine(settings), settings, options, data, self._folder)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The report of the parts `batch["part"]`, one value a column. Parts that are published already are left."""
-        parts = [self._job.source.parts[index] for index in batch["part"].tolist()]
+        """The report of the parts in `batch["part"]` (JSON), one value a column. Parts that are there are left."""
+        parts = [msgspec.json.decode(part, type=Part) for part in batch["part"].tolist()]
         total = Report()
         for report in self._job.run(missing_parts(self._folder, parts)):
             total.add(report)
@@ -61,16 +65,14 @@ def compute_on_ray(
     num_workers = min(ray_options.ray_workers, len(missing))
     per_call = max(1, min(_MAX_PARTS_PER_CALL, len(missing) // (num_workers * _CALLS_PER_WORKER)))
     ray.data.DataContext.get_current().enable_progress_bars = False
-    numbers = [{"part": part.index} for part in missing]
-    computed = ray.data.from_items(numbers, override_num_blocks=-(-len(missing) // per_call)).map_batches(
+    items = [{"part": msgspec.json.encode(part).decode()} for part in missing]
+    computed = ray.data.from_items(items, override_num_blocks=-(-len(missing) // per_call)).map_batches(
         PartWorker,
-        fn_constructor_args=(settings, options, data, folder.location),
+        fn_constructor_args=(settings, options, replace(data, parts=()), folder.location),
         batch_size=per_call,
         compute=ray.data.ActorPoolStrategy(size=num_workers),
         num_cpus=ray_options.cpus_per_worker,
         num_gpus=ray_options.gpus_per_worker or None,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     try:
         yield from (Report(**row) for row in computed.iter_rows())
