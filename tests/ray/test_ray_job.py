@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # for a busy machine; read when ray is imported
+
 import psutil
 import pytest
 import ray
@@ -19,6 +21,7 @@ from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 from bei_core.jobs import JobOptions, RayOptions, embed
+from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
 
 NUM_ROWS = 2000
@@ -52,13 +55,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """Two nodes with a processor each, besides the driver's, which has none."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
-    cluster.wait_for_nodes()
+    cluster.wait_for_nodes(timeout=SAFETY_S)
     ray.init(address=cluster.address, log_to_driver=False)
     yield cluster
     ray.shutdown()
@@ -107,6 +110,8 @@ def test_a_node_that_is_lost_does_not_stop_the_job(
     killer = during(tmp_path / "out", 0.2, lambda: cluster.remove_node(lost, allow_graceful=False))
     embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
     killer.join()
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes(timeout=SAFETY_S)
     assert contents(tmp_path / "out") == expected
 
 

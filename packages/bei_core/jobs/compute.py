@@ -14,7 +14,7 @@ from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.errors import ConfigError, RequestError
 from bei_core.http.schemas.vectors import Precision, quantize
-from bei_core.jobs.batches import plan_batches
+from bei_core.jobs.batches import ROW_TOKENS, plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -131,10 +131,13 @@ class Worker:
                 yield str(error)
 
     def _forward(self, items: Sequence[Tokens]) -> list[Any]:
-        """One output per item: its row or the rows of its tokens; a text, the reason, if the engine fails on it."""
-        batch = Batch.pack(items)
+        """One output per item: its row, its terms or the rows of its tokens; a text, the reason, if it has none."""
+        # The CPU engine may run a lone short text by another graph with other bits, from some moment on.
+        is_lone = len(items) == 1 and len(items[0].ids) <= ROW_TOKENS
+        batch = Batch.pack([*items, *items] if is_lone else items)
+        of_tokens = self.task == "tokens" or (self.task == "sparse" and self._engine.info.weighs_terms)
         try:
-            if self.task == "tokens":
+            if of_tokens:
                 _, token_rows = self._engine.forward_tokens(batch)
                 outputs = np.split(token_rows, batch.cu_seqlens[1:-1])
             else:
@@ -146,16 +149,23 @@ class Worker:
             return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
         self._num_padded += batch.num_tokens / (1 - self._engine.padding_share())
         return [
-            output if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
-            for output in outputs
+            self._output(output, item) if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
+            for output, item in zip(outputs, items, strict=False)
         ]
+
+    def _output(self, output: Rows, item: Tokens) -> Any:  # noqa: ANN401
+        """The output of a text from its row f32[D], or from the rows of its tokens."""
+        if self.task == "sparse":
+            return Sparse.of_tokens(item.ids, output[:, -1]) if output.ndim == 2 else Sparse.of(output)
+        return output[:, : self._model.token_width] if self.task == "tokens" else output
 
     def _finished(self, outputs: list[Any]) -> Columns:
         """The columns that the job computes, from one output per entry."""
         if self.task == "tokens":
-            return {"vectors": _token_vectors(outputs, self._model.token_width)}
+            vectors = self._model.embed_all([], self._encode_options).finish(outputs)
+            return {"vectors": _token_vectors(vectors, self._model.token_width)}
         if self.task == "sparse":
-            return _sparse_columns([Sparse.of(row) for row in outputs])
+            return _sparse_columns(self._model.embed_sparse([], self._encode_options).finish(outputs))
         rows = np.array(outputs, np.float32).reshape(len(outputs), self._engine.info.row_width)
         if self.task == "embed":
             return {"embedding": self._embeddings(rows)}
