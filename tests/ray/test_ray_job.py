@@ -33,7 +33,7 @@ WORKER = "ray::MapWorker"  # how Ray names the processes of the actors
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("in") / "in.jsonl"
     rows = [{"id": index, "text": text} for index, text in enumerate(texts("short", NUM_ROWS, 0))]
-    rows[11]["text"] = None  # type: ignore[assignment]
+    rows[11]["text"] = None
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

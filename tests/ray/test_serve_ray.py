@@ -14,6 +14,7 @@ import pytest
 import ray
 from ray import serve
 
+from bei_core.errors import ConfigError
 from bei_core.serve_ray import app
 from tests.fakes import SAFETY_S
 from tests.golden.cases import CASES, GOLDEN
