@@ -7,7 +7,7 @@ GPU_PATH := .venv-gpu-path
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
 
-.PHONY: help install serve test test-wheel test-page test-push test-gpu-path examples check format bench chaos soak golden \
+.PHONY: help install serve test test-wheel test-page test-push test-gpu-path test-ray examples check format bench chaos soak golden \
 	lock clean
 
 help:  ## this list
@@ -68,6 +68,14 @@ $(GPU_PATH)/.done: requirements/gpu-path.lock | $(VENV)/.done
 	$(BIN)/uv pip install -q --python $(GPU_PATH) --no-deps --require-hashes -r requirements/gpu-path.lock
 	touch $@
 
+test-ray: install .venv-ray/.done  ## bulk jobs and serving on a Ray cluster of several local nodes (own environment; needs a quiet machine)
+	RAY_USAGE_STATS_ENABLED=0 PYTHONPATH=packages:. .venv-ray/bin/python -m pytest -W default tests/ray $(ARGS)
+
+.venv-ray/.done: requirements/ray.lock | $(VENV)/.done
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-ray
+	$(BIN)/uv pip install -q --python .venv-ray --require-hashes -r requirements/ray.lock
+	touch $@
+
 check: install  ## format, lint, types, known vulnerabilities of the dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -97,6 +105,8 @@ lock: install  ## resolve the dependencies again
 		--group dev pyproject.toml -o requirements/dev.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group build -c requirements/dev.lock pyproject.toml -o requirements/serve.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--extra ray pyproject.toml requirements/ray.txt -o requirements/ray.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--override requirements/gpu-path.overrides.txt pyproject.toml requirements/gpu-path.txt -o requirements/gpu-path.lock
 

@@ -20,8 +20,8 @@ from tests.fakes import SAFETY_S, FakeEngine
 
 MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
 
-# Tests that need packages of their own environments: make test-gpu-path and make test-page.
-_NEEDS = {"gpu_path": "torch", "page": "playwright"}
+# Tests that need packages of their own environments: make test-gpu-path, test-page and test-ray.
+_NEEDS = {"gpu_path": "torch", "page": "playwright", "ray": "ray"}
 collect_ignore = [folder for folder, package in _NEEDS.items() if importlib.util.find_spec(package) is None]
 
 # The same examples in every run, and no deadline, because a busy machine would exceed it. To search for new failures:

@@ -19,9 +19,11 @@ import pytest
 from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
 from bei_core.jobs import JobOptions, embed
+from bei_core.jobs.options import Task
 from bei_core.serving.service import Service
 from bei_core.tasks import Embed, EmbedSparse, Text
 from tests.chaos.test_cache_processes import ROOT, environment
+from tests.golden import bge_m3
 from tests.golden.cases import GOLDEN
 
 NUM_KILLS = int(os.environ.get("BEI_TEST_KILLS", "6"))
@@ -93,6 +95,15 @@ def test_every_kind_of_model_writes_its_columns(
     found = pq.read_table(tmp_path / "out")
     assert found.column_names == ["file", "row", "id", *columns]
     assert (len(found), report.num_rejected) == (NUM_ROWS - 2, 2)
+
+
+@pytest.mark.parametrize(("job", "column"), [("embed", "embedding"), ("sparse", "indices"), ("tokens", "vectors")])
+def test_each_output_of_bge_m3(tmp_path: Path, source: Path, job: Task, column: str) -> None:
+    settings = Settings.load({"model_id": str(bge_m3.write(tmp_path / "m3"))}, environment(tmp_path / "cache"))
+    report = embed(source, tmp_path / "out", settings=settings, options=JobOptions(job=job))
+    found = pq.read_table(tmp_path / "out")
+    assert (len(found), report.num_rejected) == (NUM_ROWS - 2, 2)
+    assert min(map(len, found[column].to_pylist())) > 0
 
 
 @pytest.mark.parametrize("model", ["bert-cls-normalize", "splade-distilbert-modules"])

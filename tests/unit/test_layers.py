@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serving",),
     ("http",),
     ("jobs", "capacity"),
-    ("truss",),
+    ("truss", "serve_ray"),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import TypeVar
 
 import click
 import msgspec
 
 from bei_core.cli.flags import Command, flags_of, load_settings, one_model, settings_flags
 from bei_core.errors import ConfigError
-from bei_core.jobs.options import JobOptions
+from bei_core.jobs.options import JobOptions, RayOptions
+
+StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
-@click.command(cls=Command, params=[*flags_of(JobOptions), *settings_flags()])
+@click.command(cls=Command, params=[*flags_of(JobOptions), *flags_of(RayOptions), *settings_flags()])
 @click.argument("source", metavar="INPUT")
 @click.option("--output", required=True, help="Folder or URL of a folder; a job that was stopped there goes on.")
 def command(source: str, output: str, **flags: object) -> None:
@@ -21,18 +23,24 @@ def command(source: str, output: str, **flags: object) -> None:
     INPUT is a file, a folder or a glob of Parquet, Arrow, JSON lines, CSV or text: a path, a URL of an object store, or
     hf://datasets/OWNER/NAME/... A reranker, classifier, SPLADE or ColBERT model writes its own columns.
     """
-    options, settings = _options(flags), one_model(load_settings(_without_options(flags)))
+    options, ray = _taken(flags, JobOptions), _taken(flags, RayOptions)
+    given = {name: value for name, value in flags.items() if name not in (*_names(JobOptions), *_names(RayOptions))}
+    settings = one_model(load_settings(given))
     try:
         from bei_core.jobs import embed
+
+        report = embed(source, output, settings=settings, options=options, ray=ray if flags["ray"] else None)
     except ImportError as error:
-        raise ConfigError("bei embed-dataset needs pyarrow; pip install 'bei-core[jobs]'") from error
-    click.echo(embed(source, output, settings=settings, options=options))
+        extra = "ray" if error.name == "ray" else "jobs"
+        raise ConfigError(f"{error.name} is not installed; pip install 'bei-core[{extra}]'") from error
+    click.echo(report)
 
 
-def _options(flags: Mapping[str, object]) -> JobOptions:
-    given = {name: flags[name] for name in JobOptions.__struct_fields__ if flags.get(name) not in (None, ())}
-    return msgspec.convert(given, JobOptions)
+def _names(kind: type[msgspec.Struct]) -> tuple[str, ...]:
+    return kind.__struct_fields__
 
 
-def _without_options(flags: Mapping[str, object]) -> Mapping[str, object]:
-    return {name: value for name, value in flags.items() if name not in JobOptions.__struct_fields__}
+def _taken(flags: dict[str, object], kind: type[StructT]) -> StructT:
+    """The options of a kind among the flags. Raises ConfigError for a value that it refuses."""
+    given = {name: flags[name] for name in _names(kind) if flags.get(name) not in (None, ())}
+    return msgspec.convert(given, kind)

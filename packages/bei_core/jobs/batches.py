@@ -7,7 +7,7 @@ from itertools import groupby
 
 # Engines that pad lay sequences in rows of at least this many tokens (engines/openvino/packing.py). Longer texts share
 # rows of the next power of two.
-_ROW_TOKENS = 128
+ROW_TOKENS = 128
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -26,7 +26,7 @@ def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 def _row_tokens(length: int) -> int:
     """The row length for a text: 128, 256, 512, ... tokens."""
-    return max(_ROW_TOKENS, 1 << (length - 1).bit_length())
+    return max(ROW_TOKENS, 1 << (length - 1).bit_length())
 
 
 def _best_fit(indices: Sequence[int], lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.errors import ConfigError, RequestError
 from bei_core.http.schemas.vectors import Precision, quantize
-from bei_core.jobs.batches import plan_batches
+from bei_core.jobs.batches import ROW_TOKENS, plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -49,6 +49,7 @@ class Encoded:
     tokens: list[Tokens] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # the row that each of `tokens` is of, ascending
     rejected: dict[int, str] = field(default_factory=dict)
+    num_padded: float = 0.0  # tokens that the engine computed for them, padding included
 
     def add(self, row: int, tokens: Sequence[Tokens]) -> None:
         """Adds the tokens of a row, one entry a chunk."""
@@ -71,8 +72,7 @@ class Worker:
         self._encode_options = replace(
             model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
         )
-        self.num_padded = 0.0  # tokens that the engine computed, padding included
-        self.num_tokens = 0
+        self._num_padded = 0.0
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
         """The tokens of the rows of a part. `texts` has one list per text column."""
@@ -94,7 +94,7 @@ class Worker:
 
     def run(self, encoded: Encoded) -> tuple[Encoded, Columns]:
         """The columns of the output, and `encoded` with exactly the entries that have a row there."""
-        outputs = list[Any]([None] * len(encoded.tokens))
+        outputs, self._num_padded = list[Any]([None] * len(encoded.tokens)), 0.0
         for batch in plan_batches([len(item.ids) for item in encoded.tokens], self._engine.info.batch_tokens):
             for index, output in zip(batch, self._forward([encoded.tokens[index] for index in batch]), strict=True):
                 outputs[index] = output
@@ -103,7 +103,8 @@ class Worker:
             if isinstance(output, str):
                 rejected[owner] = output
         kept = [index for index, owner in enumerate(encoded.owners) if owner not in rejected]
-        done = Encoded([encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept], rejected)
+        tokens, owners = [encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept]
+        done = Encoded(tokens, owners, rejected, self._num_padded)
         columns = _span_columns(done) if self._options.chunk else {}
         return done, {**columns, **self._finished([outputs[index] for index in kept])}
 
@@ -130,10 +131,13 @@ class Worker:
                 yield str(error)
 
     def _forward(self, items: Sequence[Tokens]) -> list[Any]:
-        """One output per item: its row or the rows of its tokens; a text, the reason, if the engine fails on it."""
-        batch = Batch.pack(items)
+        """One output per item: its row, its terms or the rows of its tokens; a text, the reason, if it has none."""
+        # The CPU engine may run a lone short text by another graph with other bits, from some moment on.
+        is_lone = len(items) == 1 and len(items[0].ids) <= ROW_TOKENS
+        batch = Batch.pack([*items, *items] if is_lone else items)
+        of_tokens = self.task == "tokens" or (self.task == "sparse" and self._engine.info.weighs_terms)
         try:
-            if self.task == "tokens":
+            if of_tokens:
                 _, token_rows = self._engine.forward_tokens(batch)
                 outputs = np.split(token_rows, batch.cu_seqlens[1:-1])
             else:
@@ -143,19 +147,25 @@ class Worker:
             if len(items) == 1:
                 return ["the engine failed on this text; see the log"]
             return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
-        self.num_tokens += batch.num_tokens
-        self.num_padded += batch.num_tokens / (1 - self._engine.padding_share())
+        self._num_padded += batch.num_tokens / (1 - self._engine.padding_share())
         return [
-            output if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
-            for output in outputs
+            self._output(output, item) if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
+            for output, item in zip(outputs, items, strict=False)
         ]
+
+    def _output(self, output: Rows, item: Tokens) -> Any:  # noqa: ANN401
+        """The output of a text from its row f32[D], or from the rows of its tokens."""
+        if self.task == "sparse":
+            return Sparse.of_tokens(item.ids, output[:, -1]) if output.ndim == 2 else Sparse.of(output)
+        return output[:, : self._model.token_width] if self.task == "tokens" else output
 
     def _finished(self, outputs: list[Any]) -> Columns:
         """The columns that the job computes, from one output per entry."""
         if self.task == "tokens":
-            return {"vectors": _token_vectors(outputs, self._model.token_width)}
+            vectors = self._model.embed_all([], self._encode_options).finish(outputs)
+            return {"vectors": _token_vectors(vectors, self._model.token_width)}
         if self.task == "sparse":
-            return _sparse_columns([Sparse.of(row) for row in outputs])
+            return _sparse_columns(self._model.embed_sparse([], self._encode_options).finish(outputs))
         rows = np.array(outputs, np.float32).reshape(len(outputs), self._engine.info.row_width)
         if self.task == "embed":
             return {"embedding": self._embeddings(rows)}

@@ -43,3 +43,18 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def text_columns(self) -> tuple[str, ...]:
         """The columns that the model reads: the texts, or the queries and the documents."""
         return (self.column,) if self.query_column is None else (self.query_column, self.column)
+
+
+class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The workers of a job on a Ray cluster. Each holds one engine."""
+
+    ray: Annotated[
+        str, Meta(description="Run on Ray: the address of a cluster, auto for the one here, or local to start one.")
+    ] = "auto"
+    ray_workers: Annotated[int, Meta(description="Workers, each with an engine.")] = 1
+    cpus_per_worker: Annotated[int, Meta(description="Processors that Ray reserves for a worker, and it uses.")] = 1
+    gpus_per_worker: Annotated[float, Meta(description="GPUs that Ray reserves for a worker.")] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.ray_workers < 1 or self.cpus_per_worker < 1:
+            raise ConfigError("`ray_workers` and `cpus_per_worker` must be at least 1")

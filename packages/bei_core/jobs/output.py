@@ -11,6 +11,7 @@ Readers of Parquet folders skip names that begin with `_` or `.`.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,9 +60,14 @@ class Folder:
         with lock_file(self._path / _LOCK, 0) as taken:
             if not taken:
                 raise ConfigError(f"another job writes in {self.location}")
-            for left in self._path.glob(".*.tmp"):  # of a process that was killed
-                left.unlink(missing_ok=True)
+            self._remove_drafts()
             yield
+            self._remove_drafts()
+
+    def _remove_drafts(self) -> None:
+        """Remove what killed processes were writing."""
+        for draft in self._path.glob(".*.tmp"):
+            draft.unlink(missing_ok=True)
 
     def names(self) -> set[str]:
         """The files that are there."""
@@ -82,7 +88,7 @@ class Folder:
         """Write a file; it is there whole or not at all, also after a loss of power. Raises DiskError."""
         if self._store is not None:
             return self._store.write(name, bytes(content))
-        draft = self._path / f".{name}.{os.getpid()}.tmp"
+        draft = self._path / f".{name}.{uuid.uuid4().hex}.tmp"
         with translate_os_errors(self._path, OUTPUT):
             try:
                 with draft.open("wb") as file:
@@ -124,11 +130,6 @@ class Output:
                     "give another folder, or delete it"
                 )
 
-    def missing(self, parts: Sequence[Part]) -> list[Part]:
-        """The parts that are not published yet."""
-        names = self.folder.names()
-        return [part for part in parts if part_name(part) not in names]
-
     def publish(self, part: Part, table: pa.Table, rejected: Mapping[int, str]) -> None:
         """Publish a part. Its rejected rows come first, so that a part that is there is complete."""
         if rejected:
@@ -142,13 +143,20 @@ class Output:
         pq.write_table(table.replace_schema_metadata({**self._metadata, **counts}), sink, compression="zstd")
         self.folder.publish(part_name(part), sink.getvalue())
 
-    def finish(self, parts: Sequence[Part]) -> None:
-        """Write the manifest."""
-        listed = [
-            {"name": part_name(part), "file": part.path, "first_row": part.split.first, "rows": part.split.num_rows}
-            for part in parts
-        ]
-        self.folder.publish(MANIFEST, _json({"rows": sum(part.split.num_rows for part in parts), "parts": listed}))
+
+def missing_parts(folder: Folder, parts: Sequence[Part]) -> list[Part]:
+    """The parts that are not published yet."""
+    names = folder.names()
+    return [part for part in parts if part_name(part) not in names]
+
+
+def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
+    """List all parts, when they are published."""
+    listed = [
+        {"name": part_name(part), "file": part.path, "first_row": part.split.first, "rows": part.split.num_rows}
+        for part in parts
+    ]
+    folder.publish(MANIFEST, _json({"rows": sum(part.split.num_rows for part in parts), "parts": listed}))
 
 
 def _json(value: object) -> bytes:

@@ -85,8 +85,14 @@ def compile_properties(precision: str) -> dict[str, object]:
 
 
 def usable_cpus() -> int:
-    """Number of processors that this process may use: CPU affinity, limited by the cgroup's quota if there is one."""
+    """Number of processors that this process may use: those of its affinity, at most its cgroup's quota.
+
+    Also at most OMP_NUM_THREADS, which Ray sets to the processors that it has reserved for a worker.
+    """
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if threads.isdecimal() and int(threads):
+        allowed = min(allowed, int(threads))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(1, min(allowed, math.ceil(int(quota) / int(period))))

@@ -1,0 +1,92 @@
+"""The same job on a Ray cluster: a Ray Data set of parts, and a pool of actors that each hold an engine.
+
+Ray schedules, retries and restarts. A part that is computed twice is published with the same bytes. Actors read their
+parts themselves, so input and output must be places that every node reaches: a shared volume or an object store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import ray
+import ray.data
+import ray.exceptions
+
+from bei_core.config.settings import Settings
+from bei_core.engines.open import open_engine
+from bei_core.errors import BeiError
+from bei_core.jobs.inputs import Input, Part
+from bei_core.jobs.options import JobOptions, RayOptions
+from bei_core.jobs.output import Folder, missing_parts
+from bei_core.jobs.report import Report
+from bei_core.jobs.run import Job
+
+_MAX_PARTS_PER_CALL = 8  # within a call, the next part is read while one is computed
+_CALLS_PER_WORKER = 4  # so that the last calls end at about the same time
+
+
+class PartWorker:
+    """An actor: one engine that computes the parts whose numbers it is given."""
+
+    def __init__(self, settings: Settings, options: JobOptions, data: Input, output: str) -> None:
+        """Opens the engine. The first actor that needs it builds it, in the cache or the engine store.
+
+        `data` comes without its parts: Ray can restart an actor only if its arguments are small.
+        """
+        self._folder = Folder(output)
+        self._job = Job(open_engine(settings), settings, options, data, self._folder)
+
+    def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The report of the parts in `batch["part"]` (JSON), one value a column. Parts that are there are left."""
+        parts = [msgspec.json.decode(part, type=Part) for part in batch["part"].tolist()]
+        total = Report()
+        for report in self._job.run(missing_parts(self._folder, parts)):
+            total.add(report)
+        return {name: np.array([value]) for name, value in asdict(total).items()}
+
+
+def compute_on_ray(
+    ray_options: RayOptions,
+    settings: Settings,
+    options: JobOptions,
+    data: Input,
+    folder: Folder,
+    missing: Sequence[Part],
+) -> Iterator[Report]:
+    """Computes parts on a cluster; yields what was done, in any order. Raises the error that ended a worker's job."""
+    if not missing:
+        return
+    if not ray.is_initialized():
+        ray.init(address=None if ray_options.ray == "local" else ray_options.ray, log_to_driver=False)
+    num_workers = min(ray_options.ray_workers, len(missing))
+    per_call = max(1, min(_MAX_PARTS_PER_CALL, len(missing) // (num_workers * _CALLS_PER_WORKER)))
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    items = [{"part": msgspec.json.encode(part).decode()} for part in missing]
+    computed = ray.data.from_items(items, override_num_blocks=-(-len(missing) // per_call)).map_batches(
+        PartWorker,
+        fn_constructor_args=(settings, options, replace(data, parts=()), folder.location),
+        batch_size=per_call,
+        compute=ray.data.ActorPoolStrategy(size=num_workers),
+        num_cpus=ray_options.cpus_per_worker,
+        num_gpus=ray_options.gpus_per_worker or None,
+    )
+    try:
+        yield from (Report(**row) for row in computed.iter_rows())
+    except ray.exceptions.RayError as error:
+        cause = _cause_of(error)
+        if cause is None:
+            raise
+        raise cause from error
+
+
+def _cause_of(error: BaseException | None) -> BeiError | None:
+    """The error of ours that a worker raised."""
+    while error is not None:
+        if isinstance(error, BeiError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
