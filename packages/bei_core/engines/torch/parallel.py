@@ -49,8 +49,11 @@ class Workers:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        for _ in self._replies():  # each is about to join
-            pass
+        try:
+            list(self._replies())  # each is about to join
+        except EngineUnavailableError:
+            self._end()
+            raise
         self.rank = Rank(0, len(devices))  # of this process
         join(self.rank, devices[0], store)
 
@@ -66,6 +69,7 @@ class Workers:
             try:
                 yield str(pipe.recv())
             except EOFError:
+                process.join(_STOP_S)
                 raise EngineUnavailableError(
                     f"a process of the divided model ended with status {process.exitcode}; see the log"
                 ) from None
@@ -89,13 +93,16 @@ class Workers:
         check_device(error)
 
     def close(self) -> None:
-        """Ends the processes."""
+        """Ends the processes, and leaves the group."""
+        self._end()
+        torch.distributed.destroy_process_group()
+
+    def _end(self) -> None:
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
             process.join(_STOP_S)
             process.terminate()
-        torch.distributed.destroy_process_group()
         self._folder.cleanup()
 
 
