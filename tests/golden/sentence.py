@@ -245,14 +245,22 @@ RERANKER_TASK: Json = {
     "module_output_name": "scores",
 }
 MASKED: Json = {**CONFIG, "architectures": ["BertForMaskedLM"]}
+SPLADE_POOLING: Json = {
+    "pooling_strategy": "max",
+    "activation_function": "relu",
+    "word_embedding_dimension": VOCABULARY,
+}
 SPLADE: Files = {
     "config.json": MASKED,
     "config_sentence_transformers.json": {**MODEL, "model_type": "SparseEncoder", "similarity_fn_name": "dot"},
-    "1_SpladePooling/config.json": {
-        "pooling_strategy": "max",
-        "activation_function": "relu",
-        "word_embedding_dimension": VOCABULARY,
-    },
+    "1_SpladePooling/config.json": SPLADE_POOLING,
+}
+SPLADE_5: Files = {
+    "modules.json": [
+        {**each, "type": each["type"].replace("models.", "sparse_encoder.models.")}
+        for each in modules("SpladePooling", first="MLMTransformer")
+    ],
+    "sentence_bert_config.json": SETTINGS,
 }
 FILL_MASK: Json = {
     "transformer_task": "fill-mask",
@@ -269,6 +277,11 @@ def reranker(files: Files) -> Folder:
 def splade(files: Files) -> Folder:
     """A SparseEncoder."""
     return Folder({**SPLADE, **files}, {"": MASKED_LM}, "sparse")
+
+
+def _pooled(**changed: str) -> Files:
+    """The files of a SparseEncoder whose pooling has other settings."""
+    return {**SPLADE_5, "1_SpladePooling/config.json": {**SPLADE_POOLING, **changed}}
 
 
 def static(entries: Json, weights: Weights, files: Files | None = None, **more: Any) -> Folder:  # noqa: ANN401
@@ -374,15 +387,10 @@ FOLDERS: dict[str, Folder] = {
             },
         }
     ),
-    "splade": splade(
-        {
-            "modules.json": [
-                {**each, "type": each["type"].replace("models.", "sparse_encoder.models.")}
-                for each in modules("SpladePooling", first="MLMTransformer")
-            ],
-            "sentence_bert_config.json": SETTINGS,
-        }
-    ),
+    "splade": splade(SPLADE_5),
+    "splade-sum": splade(_pooled(pooling_strategy="sum")),
+    "splade-log1p-relu": splade(_pooled(activation_function="log1p_relu")),
+    "splade-sum-log1p-relu": splade(_pooled(pooling_strategy="sum", activation_function="log1p_relu")),
     "splade-6": splade(
         {
             "modules.json": [

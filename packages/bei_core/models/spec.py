@@ -180,7 +180,7 @@ def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[
     if name == SPLADE:
         if not architecture.endswith("ForMaskedLM"):
             raise ConfigError(f"pooling splade is for a class ...ForMaskedLM; this model is a {architecture}")
-        return [Splade()]
+        return [next((module for module in modules if isinstance(module, Splade)), Splade())]
     mode = PoolingMode.named(name)
     first, *rest = modules
     if isinstance(first, Classifier):

@@ -11,7 +11,7 @@ import pytest
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
 from bei_core.models.spec import ModelSpec, read_spec
-from tests.golden.sentence import FOLDERS, PLAIN, RERANKER, TABLE, Folder, modules, static
+from tests.golden.sentence import FOLDERS, PLAIN, RERANKER, SPLADE_5, TABLE, Folder, modules, static
 
 TRANSFORMER, MODEL = "sentence_bert_config.json", "config_sentence_transformers.json"
 FAULTS = (CheckpointError, UnsupportedModelError, ConfigError)
@@ -136,6 +136,14 @@ def of_type(name: str) -> list[dict[str, Any]]:
         (
             {"modules.json": modules("Pooling", "Dense"), "2_Dense/config.json": {"activation_function": "mine.ReLU"}},
             "2_Dense/config.json: activation 'mine.ReLU' is not supported",
+        ),
+        (
+            {**SPLADE_5, "1_SpladePooling/config.json": {"pooling_strategy": "mean"}},
+            "1_SpladePooling/config.json: pooling_strategy: invalid enum value 'mean'",
+        ),
+        (
+            {**SPLADE_5, "1_SpladePooling/config.json": {"activation_function": "gelu"}},
+            "1_SpladePooling/config.json: activation_function: invalid enum value 'gelu'",
         ),
         (
             {"modules.json": modules("Pooling", "Dense"), "2_Dense/config.json": {"module_output_name": "other"}},
