@@ -196,6 +196,7 @@ def _in_folder(name: str) -> Folder:
 
 NEW = "sentence_transformers.sentence_transformer.modules"
 BASE = "sentence_transformers.base.modules"
+SPARSE = "sentence_transformers.sparse_encoder.modules"
 NEW_SETTINGS: Json = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -262,11 +263,7 @@ SPLADE_5: Files = {
     ],
     "sentence_bert_config.json": SETTINGS,
 }
-FILL_MASK: Json = {
-    "transformer_task": "fill-mask",
-    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
-    "module_output_name": "token_embeddings",
-}
+FILL_MASK: Json = {**RERANKER_TASK, "transformer_task": "fill-mask", "module_output_name": "token_embeddings"}
 
 
 def reranker(files: Files) -> Folder:
@@ -395,12 +392,7 @@ FOLDERS: dict[str, Folder] = {
         {
             "modules.json": [
                 {"idx": 0, "name": "0", "path": "", "type": f"{BASE}.transformer.Transformer"},
-                {
-                    "idx": 1,
-                    "name": "1",
-                    "path": "1_SpladePooling",
-                    "type": "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling",
-                },
+                {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": f"{SPARSE}.splade_pooling.SpladePooling"},
             ],
             "sentence_bert_config.json": FILL_MASK,
         }
