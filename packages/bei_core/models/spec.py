@@ -126,7 +126,7 @@ def read_spec(
         normalize=normalize,
         max_seq_len=read_max_seq_len(checkpoint, config, transformer),
         do_lower_case=transformer.do_lower_case,
-        prompts={name: text for name, text in (settings.prompts or {}).items() if text is not None},
+        prompts=settings.served_prompts,
         default_prompt_name=settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,

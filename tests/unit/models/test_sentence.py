@@ -158,6 +158,17 @@ def test_a_file_that_cannot_be_served_is_refused_by_name(tmp_path: Path, files: 
     assert "\n" not in str(refused.value)
 
 
+def test_the_prompts_of_pylate_are_refused_because_its_queries_are_expanded_too(tmp_path: Path) -> None:
+    pylate = {
+        "prompts": {"query": "", "document": "", "other": "o: "},
+        "query_prefix": "[Q] ",
+        "document_prefix": "[D] ",
+    }
+    assert spec_of(tmp_path, {MODEL: pylate}).prompts == {"other": "o: "}
+    with pytest.raises(UnsupportedModelError, match=f"{MODEL}: default_prompt_name is not supported with PyLate"):
+        spec_of(tmp_path, {MODEL: {**pylate, "default_prompt_name": "query"}})
+
+
 @pytest.mark.parametrize(
     "name",
     [
