@@ -6,22 +6,57 @@ import ast
 import re
 from collections.abc import Iterator
 
+import pytest
+
 from bei_core.config.settings import Settings
+from bei_core.engines.tensorrt_llm import limits
+from bei_core.engines.torch.folder import has_page
 from bei_core.errors import RequestError
 from bei_core.http import openapi
 from bei_core.http.routes import ROUTES
 from bei_core.http.ui import PAGES
 from bei_core.metrics import Metrics
+from bei_core.models.families import FAMILIES
 from scripts import make_routes_doc
 from tests.docs.documents import ROOT, code_in, table_rows
+from tests.golden.checkpoints import descriptions
 
 OPERATIONS = ROOT / "docs" / "operations.md"
+MODELS = ROOT / "docs" / "models.md"
 ROUTES_PAGE = ROOT / "docs" / "routes.md"
 LIBRARY = ROOT / "packages" / "bei_core"
 
 _PLACEHOLDER = re.compile(r"%[-\d.]*[sdfrg]|\0")  # of a log line's format, or of an f-string
 _LOGS = {"debug", "info", "warning", "error", "exception", "_give_up"}  # methods that log their first argument
 _TELLING = 8  # characters of a message besides what is filled in; fewer would match any line
+
+# The first cell of each row of the table of families: the names in FAMILIES, and the files of tests/data/checkpoints.
+# The folders of static embeddings are in tests/golden/sentence.py.
+_FAMILY_ROWS = {
+    "Bert": ("Bert HF_ColBERT", "bert"),
+    "Roberta, XLM-Roberta": ("Roberta XLMRoberta", "roberta xlm-roberta"),
+    "DistilBert": ("DistilBert", "distilbert"),
+    "Camembert": ("Camembert", "camembert"),
+    "MPNet": ("MPNet", "mpnet"),
+    "Electra": ("Electra", "electra"),
+    "ModernBert": ("ModernBert", "modernbert"),
+    "Deberta-v2, -v3": ("DebertaV2", "deberta-v2"),
+    "GTE": ("New Gte", "new"),
+    "NomicBert": ("NomicBert", "nomic_bert"),
+    "NomicBert with experts": ("NomicBert", "nomic_moe"),
+    "JinaBert": ("JinaBert", "jina_bert"),
+    "XLM-Roberta with the tensor names of flash attention": ("XLMRobertaFlash", "xlm-roberta-flash"),
+    "T5 and mT5 encoders": ("T5 T5Encoder MT5 MT5Encoder", "t5"),
+    "Llama (llama3, linear and yarn rope), Mistral": ("Llama Mistral", "llama mistral"),
+    "LlamaBidirectional": ("LlamaBidirectional", "llama_bidirec"),
+    "Qwen2": ("Qwen2", "qwen2 qwen_mean"),
+    "Qwen3": ("Qwen3", "qwen3"),
+    "Qwen3 bidirectional, with a projection": ("Qwen3Bidirectional", "qwen3_bidirectional"),
+    "Gemma2": ("Gemma2", "gemma2"),
+    "Gemma3 text": ("Gemma3", "gemma3_text"),
+    "Static embeddings": ("StaticEmbedding Model2Vec", ""),
+}
+_COLUMNS = ("embedding", "classification", "token_classification", "sparse", "colbert")
 
 
 def test_routes() -> None:
@@ -41,6 +76,26 @@ def test_fields() -> None:
     fields = {name for ref in refs for name in schemas[ref]["properties"]}
     listed = {name for row in table_rows(ROUTES_PAGE, "Fields") for name in code_in(row[0])}
     assert listed == fields
+
+
+def test_the_table_of_families_has_a_row_of_each() -> None:
+    rows = [re.sub(r" \([^)]*\)$", "", row[0]) for row in table_rows(MODELS, "Architectures")]
+    assert rows == [*_FAMILY_ROWS]
+    assert {name for names, _ in _FAMILY_ROWS.values() for name in names.split()} == FAMILIES.keys()
+
+
+@pytest.mark.parametrize("row", table_rows(MODELS, "Architectures"), ids=lambda row: row[0])
+def test_what_a_family_gives_is_what_its_heads_and_goldens_say(row: list[str]) -> None:
+    names, files = (part.split() for part in _FAMILY_ROWS[re.sub(r" \([^)]*\)$", "", row[0])])
+    proven = {each.kind for each in descriptions() if each.family in files and each.group != "reference"}
+    cells = dict(zip(_COLUMNS, row[1:6], strict=True))
+    assert {kind for kind, cell in cells.items() if cell} == (proven & set(_COLUMNS) or {"embedding"})
+    assert ("yes or no" in cells["classification"]) == ("yes_no" in proven)
+    for family in (FAMILIES[name] for name in names):
+        heads = {"classification": family.heads.sequence, "token_classification": family.heads.token}
+        assert all(head for kind, head in {**heads, "sparse": family.heads.vocabulary}.items() if cells[kind])
+        runs = has_page(family) and limits.RUNS[family.page](family)
+        assert (row[7] == "stand-in") == runs
 
 
 def test_limits_are_settings() -> None:

@@ -196,6 +196,7 @@ def _in_folder(name: str) -> Folder:
 
 NEW = "sentence_transformers.sentence_transformer.modules"
 BASE = "sentence_transformers.base.modules"
+SPARSE = "sentence_transformers.sparse_encoder.modules"
 NEW_SETTINGS: Json = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -245,20 +246,24 @@ RERANKER_TASK: Json = {
     "module_output_name": "scores",
 }
 MASKED: Json = {**CONFIG, "architectures": ["BertForMaskedLM"]}
+SPLADE_POOLING: Json = {
+    "pooling_strategy": "max",
+    "activation_function": "relu",
+    "word_embedding_dimension": VOCABULARY,
+}
 SPLADE: Files = {
     "config.json": MASKED,
     "config_sentence_transformers.json": {**MODEL, "model_type": "SparseEncoder", "similarity_fn_name": "dot"},
-    "1_SpladePooling/config.json": {
-        "pooling_strategy": "max",
-        "activation_function": "relu",
-        "word_embedding_dimension": VOCABULARY,
-    },
+    "1_SpladePooling/config.json": SPLADE_POOLING,
 }
-FILL_MASK: Json = {
-    "transformer_task": "fill-mask",
-    "modality_config": {"text": {"method": "forward", "method_output_name": "logits"}},
-    "module_output_name": "token_embeddings",
+SPLADE_5: Files = {
+    "modules.json": [
+        {**each, "type": each["type"].replace("models.", "sparse_encoder.models.")}
+        for each in modules("SpladePooling", first="MLMTransformer")
+    ],
+    "sentence_bert_config.json": SETTINGS,
 }
+FILL_MASK: Json = {**RERANKER_TASK, "transformer_task": "fill-mask", "module_output_name": "token_embeddings"}
 
 
 def reranker(files: Files) -> Folder:
@@ -269,6 +274,11 @@ def reranker(files: Files) -> Folder:
 def splade(files: Files) -> Folder:
     """A SparseEncoder."""
     return Folder({**SPLADE, **files}, {"": MASKED_LM}, "sparse")
+
+
+def _pooled(**changed: str) -> Files:
+    """The files of a SparseEncoder whose pooling has other settings."""
+    return {**SPLADE_5, "1_SpladePooling/config.json": {**SPLADE_POOLING, **changed}}
 
 
 def static(entries: Json, weights: Weights, files: Files | None = None, **more: Any) -> Folder:  # noqa: ANN401
@@ -374,25 +384,15 @@ FOLDERS: dict[str, Folder] = {
             },
         }
     ),
-    "splade": splade(
-        {
-            "modules.json": [
-                {**each, "type": each["type"].replace("models.", "sparse_encoder.models.")}
-                for each in modules("SpladePooling", first="MLMTransformer")
-            ],
-            "sentence_bert_config.json": SETTINGS,
-        }
-    ),
+    "splade": splade(SPLADE_5),
+    "splade-sum": splade(_pooled(pooling_strategy="sum")),
+    "splade-log1p-relu": splade(_pooled(activation_function="log1p_relu")),
+    "splade-sum-log1p-relu": splade(_pooled(pooling_strategy="sum", activation_function="log1p_relu")),
     "splade-6": splade(
         {
             "modules.json": [
                 {"idx": 0, "name": "0", "path": "", "type": f"{BASE}.transformer.Transformer"},
-                {
-                    "idx": 1,
-                    "name": "1",
-                    "path": "1_SpladePooling",
-                    "type": "sentence_transformers.sparse_encoder.modules.splade_pooling.SpladePooling",
-                },
+                {"idx": 1, "name": "1", "path": "1_SpladePooling", "type": f"{SPARSE}.splade_pooling.SpladePooling"},
             ],
             "sentence_bert_config.json": FILL_MASK,
         }

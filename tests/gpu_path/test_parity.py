@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.base import Engine
@@ -35,6 +36,7 @@ from tests.golden.cases import (
     ClassificationCase,
     OutputCase,
 )
+from tests.golden.sentence import EXPECTED, FOLDERS, TEXTS
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, compare, compare_logits
 from tests.gpu_path.conftest import Builder
 from tests.gpu_path.table import TABLE
@@ -176,6 +178,20 @@ def test_entities_terms_and_token_vectors_equal_those_of_transformers(case: Outp
                 compare(rows, case.expected, F32 if dtype == "float32" else BF16_WIDE)
     name = family_name(spec.architecture) or spec.architecture
     TABLE.note(f"torch, {name}", "other outputs", largest(together["float32"], case.expected))
+
+
+@pytest.mark.parametrize("name", [name for name, folder in FOLDERS.items() if folder.kind == "sparse"])
+def test_every_pooling_of_terms_is_that_of_sentence_transformers(name: str, built: Builder, tmp_path: Path) -> None:
+    checkpoint = resolve(str(FOLDERS[name].write(tmp_path)))
+    spec = read_spec(checkpoint)
+    tokenizer = TextTokenizer(tmp_path / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
+    tokens = tokenizer.encode_now(TEXTS, EncodeOptions())
+    arrays = load_file(EXPECTED)
+    assert np.concatenate([item.ids for item in tokens]).tolist() == arrays[f"{name}:ids"].tolist()
+    rows = outputs(built(checkpoint, spec, engine="torch", dtype="float32").engine, tokens, "sparse")
+    expected = np.zeros_like(rows)
+    np.put(expected, arrays[f"{name}:at"], arrays[f"{name}:values"])
+    compare(rows, expected, F32)
 
 
 def outputs(engine: Engine, tokens: list[Tokens], kind: str) -> Rows:

@@ -57,7 +57,14 @@ class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
 
 
 class Splade(msgspec.Struct, frozen=True, tag="splade"):
-    """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (Formal 2021)."""
+    """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (Formal 2021).
+
+    `sums` takes the sum over tokens instead. `num_logs` is how often x becomes log(1 + x): 2 in OpenSearch's models
+    (`log1p_relu` in sentence-transformers).
+    """
+
+    sums: bool = False
+    num_logs: int = 1
 
 
 class BgeM3(msgspec.Struct, frozen=True):

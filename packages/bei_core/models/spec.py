@@ -126,7 +126,7 @@ def read_spec(
         normalize=normalize,
         max_seq_len=read_max_seq_len(checkpoint, config, transformer),
         do_lower_case=transformer.do_lower_case,
-        prompts={name: text for name, text in (settings.prompts or {}).items() if text is not None},
+        prompts=settings.served_prompts,
         default_prompt_name=settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,
@@ -180,7 +180,7 @@ def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[
     if name == SPLADE:
         if not architecture.endswith("ForMaskedLM"):
             raise ConfigError(f"pooling splade is for a class ...ForMaskedLM; this model is a {architecture}")
-        return [Splade()]
+        return [next((module for module in modules if isinstance(module, Splade)), Splade())]
     mode = PoolingMode.named(name)
     first, *rest = modules
     if isinstance(first, Classifier):

@@ -89,7 +89,10 @@ def pooled_rows(mode: PoolingMode, tokens: list[list[float]], begin: int) -> lis
 
 
 def of_all_tokens_but_the_prompt(mode: PoolingMode, tokens: list[list[float]], num_prompt: int) -> list[list[float]]:
-    """What sentence-transformers makes of them: the prompt's tokens are masked, and the others keep their places."""
+    """What sentence-transformers 5 makes of them: the prompt's tokens are masked, and the others keep their places.
+
+    Release 6 differs for CLS: it takes the first token after the prompt.
+    """
     x, places = np.array(tokens, np.float32), np.arange(len(tokens))
     real = x[num_prompt:]
     match mode:

@@ -11,7 +11,7 @@ import pytest
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
 from bei_core.models.spec import ModelSpec, read_spec
-from tests.golden.sentence import FOLDERS, PLAIN, RERANKER, TABLE, Folder, modules, static
+from tests.golden.sentence import FOLDERS, PLAIN, RERANKER, SPLADE_5, TABLE, Folder, modules, static
 
 TRANSFORMER, MODEL = "sentence_bert_config.json", "config_sentence_transformers.json"
 FAULTS = (CheckpointError, UnsupportedModelError, ConfigError)
@@ -138,6 +138,14 @@ def of_type(name: str) -> list[dict[str, Any]]:
             "2_Dense/config.json: activation 'mine.ReLU' is not supported",
         ),
         (
+            {**SPLADE_5, "1_SpladePooling/config.json": {"pooling_strategy": "mean"}},
+            "1_SpladePooling/config.json: pooling_strategy: invalid enum value 'mean'",
+        ),
+        (
+            {**SPLADE_5, "1_SpladePooling/config.json": {"activation_function": "gelu"}},
+            "1_SpladePooling/config.json: activation_function: invalid enum value 'gelu'",
+        ),
+        (
             {"modules.json": modules("Pooling", "Dense"), "2_Dense/config.json": {"module_output_name": "other"}},
             "2_Dense/config.json: module_output_name 'other' is not supported",
         ),
@@ -148,6 +156,17 @@ def test_a_file_that_cannot_be_served_is_refused_by_name(tmp_path: Path, files: 
         spec_of(tmp_path, files)
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_the_prompts_of_pylate_are_refused_because_its_queries_are_expanded_too(tmp_path: Path) -> None:
+    pylate = {
+        "prompts": {"query": "", "document": "", "other": "o: "},
+        "query_prefix": "[Q] ",
+        "document_prefix": "[D] ",
+    }
+    assert spec_of(tmp_path, {MODEL: pylate}).prompts == {"other": "o: "}
+    with pytest.raises(UnsupportedModelError, match=f"{MODEL}: default_prompt_name is not supported with PyLate"):
+        spec_of(tmp_path, {MODEL: {**pylate, "default_prompt_name": "query"}})
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,8 @@ class _Heads:
         if isinstance(first, Splade):
             table = self.weights.get(self.family.anchor, None, None)
             head = self._head(self.family.heads.vocabulary)
-            rows = heads.splade(head, tokens, self.spans, table, self.checkpoint, self.spec.config)
-            return {ROWS: rows}
+            logits = heads.splade_logits(head, tokens, table, self.checkpoint, self.spec.config)
+            return {ROWS: heads.splade(first, logits, self.spans)}
         pooled = [pool(mode, tokens, self.spans) for mode in first.modes] if isinstance(first, Pooling) else []
         rows = pooled[0] if len(pooled) == 1 else op.concat(pooled, -1)
         found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)

@@ -11,11 +11,11 @@ from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool
+from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool, total
 from bei_core.errors import CheckpointError
 from bei_core.models.configuration import Config
 from bei_core.models.heads import Head, activation_of, norm_eps, pooling_of, temperature_of
-from bei_core.models.modules import Classifier
+from bei_core.models.modules import Classifier, Splade
 
 
 def classify(
@@ -29,20 +29,27 @@ def classify(
     return logits if temperature == 1 else op.divide(logits, op.constant(np.float32(temperature)))
 
 
-def splade(head: Head, x: Node, spans: Spans, embeddings: ops.Array, checkpoint: Checkpoint, config: Config) -> Node:
-    """f32[B, V]: the maximum over each sequence's tokens of log(1 + relu(logit)) (SPLADE-max, Formal et al. 2021).
+def splade_logits(head: Head, x: Node, embeddings: ops.Array, checkpoint: Checkpoint, config: Config) -> Node:
+    """Logits f32[R * L, V] of a masked language model; `x` is f32[R * L, H].
 
-    `x` is f32[R * L, H]. `embeddings` f32[V, H] is the output matrix of a checkpoint with tied weights.
+    `embeddings` f32[V, H] is the output matrix of a checkpoint with tied weights.
     """
     weights = Weights(checkpoint.tensors(), anchor=f"{head.dense}.weight", prefixes=("",))
     layers, name = Layers(weights), f"{head.out}.weight"
     table = weights.get(name, None, None) if name in weights else embeddings
     bias = next((known for known in (head.bias, f"{head.out}.bias") if known and known in weights), None)
-    logits = ops.linear(
+    return ops.linear(
         _before_out(head, x, layers, config), table, None if bias is None else weights.get(bias, len(table))
     )
-    # log(1 + relu(x)) is monotonic, so the maximum of x gives the same result, and is cheaper.
-    return op.log(op.add(op.relu(pool("max", logits, spans)), op.constant(np.float32(1))))
+
+
+def splade(module: Splade, logits: Node, spans: Spans) -> Node:
+    """f32[B, V]: the weight of each term, of logits f32[R * L, V]."""
+    # The logarithms are monotonic, so the maximum of the logits gives the same result, and is cheaper.
+    x = op.relu(logits if module.sums else pool("max", logits, spans))
+    for _ in range(module.num_logs):
+        x = op.log(op.add(x, op.constant(np.float32(1))))
+    return total(x, spans) if module.sums else x
 
 
 def bge_m3(x: Node, checkpoint: Checkpoint) -> Node:

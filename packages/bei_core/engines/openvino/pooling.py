@@ -66,16 +66,17 @@ def _float(x: Node) -> Node:
     return op.convert(x, Type.f32)
 
 
-def _sum(x: Node, spans: Spans) -> Node:
+def total(x: Node, spans: Spans) -> Node:
+    """f32[B, H]: the sum of each sequence's pooled token vectors."""
     return op.matmul(_float(spans.contains(spans.offsets(x))), x, False, False)
 
 
 def _mean(x: Node, spans: Spans) -> Node:
-    return op.divide(_sum(x, spans), _float(_column(spans.lengths)))
+    return op.divide(total(x, spans), _float(_column(spans.lengths)))
 
 
 def _mean_sqrt_len(x: Node, spans: Spans) -> Node:
-    return op.divide(_sum(x, spans), op.sqrt(_float(_column(spans.lengths))))
+    return op.divide(total(x, spans), op.sqrt(_float(_column(spans.lengths))))
 
 
 def _weighted_mean(x: Node, spans: Spans) -> Node:

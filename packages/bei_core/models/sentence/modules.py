@@ -213,17 +213,13 @@ def _check_output(given: str, made: str | None, name: str) -> None:
 class _SpladeConfig(msgspec.Struct, frozen=True):
     """`1_SpladePooling/config.json`."""
 
-    pooling_strategy: str = "max"
-    activation_function: str = "relu"
+    pooling_strategy: Literal["max", "sum"] = "max"
+    activation_function: Literal["relu", "log1p_relu"] = "relu"
 
 
 def _splade(checkpoint: Checkpoint, folder: str) -> Splade:
-    name = f"{folder}/config.json"
-    config = read_settings(checkpoint, name, _SpladeConfig)
-    for field, value in (("pooling_strategy", "max"), ("activation_function", "relu")):
-        if getattr(config, field) != value:
-            raise UnsupportedModelError(f"{name}: {field} {getattr(config, field)!r} is not supported, only {value!r}")
-    return Splade()
+    config = read_settings(checkpoint, f"{folder}/config.json", _SpladeConfig)
+    return Splade(config.pooling_strategy == "sum", 2 if config.activation_function == "log1p_relu" else 1)
 
 
 class _LogitScoreConfig(msgspec.Struct, frozen=True):

@@ -62,6 +62,22 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     similarity_fn_name: str | None = None
     truncate_dim: Count | None = None
     activation_fn: str | None = None
+    query_prefix: str | None = None  # PyLate's
+    document_prefix: str | None = None
+
+    @property
+    def is_pylate(self) -> bool:
+        """Whether PyLate wrote the file."""
+        return self.query_prefix is not None or self.document_prefix is not None
+
+    @property
+    def served_prompts(self) -> dict[str, str]:
+        """The prompts by name, without PyLate's "query" and "document".
+
+        PyLate pads queries with mask tokens and drops punctuation from documents, which BEI does not do.
+        """
+        left_out = {"query", "document"} if self.is_pylate else set()
+        return {name: text for name, text in (self.prompts or {}).items() if text is not None and name not in left_out}
 
     @property
     def similarity(self) -> Similarity:
@@ -110,6 +126,8 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
             f"{', '.join(sorted(known))}"
         )
     prompt = (settings.prompts or {}).get(settings.default_prompt_name or "")
+    if settings.default_prompt_name is not None and settings.is_pylate:
+        raise UnsupportedModelError(f"{name}: default_prompt_name is not supported with PyLate's prefixes")
     if settings.model_type == "CrossEncoder" and prompt:
         raise UnsupportedModelError(
             f"{name}: default_prompt_name is not supported for a CrossEncoder, which reads pairs"

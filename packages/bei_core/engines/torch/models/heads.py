@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.folder import head_of
 from bei_core.engines.torch.models.layers import LayerNorm, Weights
-from bei_core.engines.torch.models.pooling import pool
+from bei_core.engines.torch.models.pooling import pool, sums
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.heads import ACTIVATION_ALIASES, activation_of, norm_eps, pooling_of, temperature_of
 from bei_core.models.kind import Kind
-from bei_core.models.modules import LAYER_NORM_EPS, Dense, Module, Normalize, Pooling, Truncate
+from bei_core.models.modules import LAYER_NORM_EPS, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.modules import LayerNorm as LayerNormSpec
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
@@ -205,6 +205,7 @@ class LogitsHead(nn.Module):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.config, self.classifier, head = spec.config, spec.classifier, head_of(spec)
+        self.splade = next((module for module in spec.modules if isinstance(module, Splade)), Splade())
         self.act = activation("identity" if head is None else activation_of(head, spec.config))
         self.pooling = PoolingMode.LAST_TOKEN if head is None else pooling_of(head, spec.config)
         self.temperature = 1.0 if head is None else temperature_of(head, spec.config)
@@ -230,13 +231,20 @@ class LogitsHead(nn.Module):
 
     def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
         """Logits f32[B, C] or weights of terms f32[B, V] of token vectors [T, H]; None of a token classifier."""
-        if self.classifier is None:  # log(1 + relu(x)) is monotonic, so the maximum may come first
-            return torch.log1p(F.relu(pool("max", self._logits(hidden), sequences)))
+        if self.classifier is None:
+            return self._terms(self._logits(hidden), sequences)
         return None if self.classifier.per_token else self._logits(self._pooled(hidden, sequences))
 
     def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
         """Logits f32[T, C] of a token classifier, else None."""
         return self._logits(hidden) if self.classifier is not None and self.classifier.per_token else None
+
+    def _terms(self, logits: Tensor, sequences: Sequences) -> Tensor:
+        """f32[B, V]: SPLADE's weights of terms; the logarithms are monotonic, so a maximum may come first."""
+        x = F.relu(logits if self.splade.sums else pool("max", logits, sequences))
+        for _ in range(self.splade.num_logs):
+            x = torch.log1p(x)
+        return sums(x, sequences) if self.splade.sums else x
 
     def _pooled(self, hidden: Tensor, sequences: Sequences) -> Tensor:
         if self.pooling is None:  # as the decoder classifiers of transformers (GenericForSequenceClassification)

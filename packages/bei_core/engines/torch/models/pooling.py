@@ -20,7 +20,8 @@ def pool(mode: str, x: Tensor, sequences: Sequences) -> Tensor:
     return POOLINGS[PoolingMode.named(mode)](x, sequences)
 
 
-def _sums(x: Tensor, sequences: Sequences) -> Tensor:
+def sums(x: Tensor, sequences: Sequences) -> Tensor:
+    """f32[B, H]: the sum of each sequence's pooled token vectors."""
     return sequences.reduce(torch.where(sequences.pooled[:, None], x.float(), 0), "sum")
 
 
@@ -32,7 +33,7 @@ def _count(sequences: Sequences) -> Tensor:
 def _weighted_mean(x: Tensor, sequences: Sequences) -> Tensor:
     """Mean in which token i (from 0) has the weight i + 1 (Muennighoff 2022, SGPT)."""
     weights = (sequences.position_ids[:, None] + 1).float()
-    return _sums(x * weights, sequences) / _sums(weights, sequences).clamp(min=1)
+    return sums(x * weights, sequences) / sums(weights, sequences).clamp(min=1)
 
 
 def _max(x: Tensor, sequences: Sequences) -> Tensor:
@@ -42,8 +43,8 @@ def _max(x: Tensor, sequences: Sequences) -> Tensor:
 POOLINGS: Mapping[PoolingMode, Callable[[Tensor, Sequences], Tensor]] = {
     PoolingMode.CLS: lambda x, sequences: x[sequences.first()].float(),
     PoolingMode.MAX: _max,
-    PoolingMode.MEAN: lambda x, sequences: _sums(x, sequences) / _count(sequences),
-    PoolingMode.MEAN_SQRT_LEN: lambda x, sequences: _sums(x, sequences) / _count(sequences).sqrt(),
+    PoolingMode.MEAN: lambda x, sequences: sums(x, sequences) / _count(sequences),
+    PoolingMode.MEAN_SQRT_LEN: lambda x, sequences: sums(x, sequences) / _count(sequences).sqrt(),
     PoolingMode.WEIGHTED_MEAN: _weighted_mean,
     PoolingMode.LAST_TOKEN: lambda x, sequences: x[sequences.last()].float(),
 }
