@@ -10,7 +10,7 @@ from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from bei_core.checkpoint.folder import SMALL_FILES, is_small, no_weights, weight_files
+from bei_core.checkpoint.folder import SMALL_FILES, choose_format, is_small, is_weights, no_weights, weight_files
 from bei_core.errors import CheckpointError
 
 _MAX_MEMBERS = 100_000
@@ -154,7 +154,7 @@ def _checked(member: tarfile.TarInfo, source: str) -> str:
 def _may_be_wanted(name: str) -> bool:
     """Whether a file may belong to a model, by its name without folders: the model may be in any folder."""
     last = PurePosixPath(name).name
-    return not last.startswith("._") and (last.endswith(".safetensors") or any(map(PurePosixPath(last).match, _SMALL)))
+    return not last.startswith("._") and (is_weights(last) or any(map(PurePosixPath(last).match, _SMALL)))
 
 
 def _write(content: IO[bytes] | None, size: int, path: Path, what: str) -> None:
@@ -181,10 +181,10 @@ def _root(names: list[str], source: str) -> PurePosixPath:
 
 def _keep_wanted(root: Path, source: str, names: set[str]) -> None:
     """Remove files that the model does not need. Raises CheckpointError, naming pickles, if there are no weights."""
-    if not any(name.endswith(".safetensors") for name in names):
+    if not any(map(is_weights, names)):
         raise no_weights(source, names)
-    weights = set(weight_files(root))
+    weights, chosen = set(weight_files(root)), choose_format(names)
     for path in [path for path in root.rglob("*") if path.is_file()]:
         name = path.relative_to(root).as_posix()
-        if not is_small(name) and name not in weights:
+        if name not in chosen or (not is_small(name) and name not in weights):
             path.unlink()

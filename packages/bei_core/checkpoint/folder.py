@@ -12,13 +12,17 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from bei_core.checkpoint.files import Json, inside, load_json
-from bei_core.checkpoint.pickles import pickled_entries
+from bei_core.checkpoint.pickles import CONVERT, pickled_entries, sample_pickled
 from bei_core.checkpoint.tensors import Entry, Tensors, entries, sample
 from bei_core.errors import CheckpointError
 
-# The linear layers that FlagEmbedding publishes beside bge-m3's transformer: the only pickles that are fetched and read
-# (`checkpoint/pickles.py`).
+# The linear layers that FlagEmbedding publishes beside bge-m3's transformer. Beside the weights, they are the only
+# pickles that are fetched and read (`checkpoint/pickles.py`).
 SPARSE_LINEAR, COLBERT_LINEAR = "sparse_linear.pt", "colbert_linear.pt"
+
+# The weights of a folder, and the index if they are in several files. Pickles are read only where no safetensors are.
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 # What is fetched of a repository besides weights. Other pickles (*.bin, *.pt), formats and code are never fetched.
 _OF_A_MODEL = (
@@ -40,20 +44,17 @@ SMALL_FILES = (
     *_OF_A_MODEL,
     "modules.json",
     "config_sentence_transformers.json",
-    "model.safetensors.index.json",
+    INDEX,
+    PICKLED_INDEX,
     SPARSE_LINEAR,
     COLBERT_LINEAR,
     "*/config.json",
-    "*/model.safetensors.index.json",
+    f"*/{INDEX}",
+    f"*/{PICKLED_INDEX}",
     *(f"0_*/{name}" for name in _OF_A_MODEL),  # where sentence-transformers puts a first module that has a folder
 )
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+_WITHOUT_WEIGHTS = ("_Pooling", "_Normalize", "_Dropout")  # folders of modules, as sentence-transformers names them
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-CONVERT = (
-    "BEI reads no pickles, because they can run code; convert the model once, on a machine that may run it: "
-    "transformers.AutoModel.from_pretrained(FOLDER).save_pretrained(FOLDER, safe_serialization=True)"
-)
 
 
 @dataclass(frozen=True)
@@ -109,10 +110,11 @@ class Checkpoint:
 
     def _map(self, folder: str) -> Tensors:
         place = self.folder / inside(folder, "a module's folder") if folder else self.folder
-        if (place / WEIGHTS).is_file():
-            return Tensors(entries(place / WEIGHTS), source=f"{place / WEIGHTS}")
-        if (place / INDEX).is_file():
-            return Tensors(_sharded(place), source=f"{place / INDEX}")
+        for weights, index in ((WEIGHTS, INDEX), (PICKLED, PICKLED_INDEX)):
+            if (place / weights).is_file():
+                return Tensors(_entries(place / weights), source=f"{place / weights}")
+            if (place / index).is_file():
+                return Tensors(_sharded(place / index), source=f"{place / index}")
         where = f"{self.source}/{folder}" if folder else self.source
         raise no_weights(where, (path.name for path in place.iterdir() if path.is_file()) if place.is_dir() else ())
 
@@ -129,15 +131,33 @@ def accept(folder: Path) -> None:
 
 
 def has_weights(folder: Path) -> bool:
+    """Whether there are weights in the folder itself."""
+    return has_safetensors(folder) or any((folder / name).is_file() for name in (PICKLED, PICKLED_INDEX))
+
+
+def has_safetensors(folder: Path) -> bool:
     """Whether there are safetensors in the folder itself."""
     return any((folder / name).is_file() for name in (WEIGHTS, INDEX))
 
 
+def is_weights(name: str) -> bool:
+    """Whether a path names safetensors, or a pickle with weights."""
+    return name.endswith(".safetensors") or fnmatchcase(PurePosixPath(name).name, "pytorch_model*.bin")
+
+
+def choose_format(names: Iterable[str]) -> set[str]:
+    """The paths without the pickled weights, and their index, of each folder that has safetensors."""
+    chosen = set(names)
+    with_safetensors = {PurePosixPath(name).parent for name in chosen if PurePosixPath(name).name in {WEIGHTS, INDEX}}
+    pickled = (name for name in chosen if fnmatchcase(PurePosixPath(name).name, "pytorch_model*.bin*"))
+    return chosen.difference([name for name in pickled if PurePosixPath(name).parent in with_safetensors])
+
+
 def no_weights(where: str, names: Iterable[str]) -> CheckpointError:
-    """The error for a folder without safetensors. It names the pickles among `names`, the folder's files."""
+    """The error for a folder without weights. It names the pickles among `names`, the folder's files."""
     pickles = sorted(name for name in names if any(fnmatchcase(name, pattern) for pattern in PICKLES))
     found = f" but {', '.join(pickles)}" if pickles else ""
-    return CheckpointError(f"{where} has no {WEIGHTS}{found}. {CONVERT}")
+    return CheckpointError(f"{where} has no {WEIGHTS} and no {PICKLED}{found}. BEI reads no other formats; {CONVERT}")
 
 
 def is_small(name: str) -> bool:
@@ -147,13 +167,32 @@ def is_small(name: str) -> bool:
 
 
 def weight_files(folder: Path) -> list[str]:
+    """The paths of weights, by the folder's small files; the weights themselves may be missing."""
+    return [*safetensors_files(folder), *pickled_files(folder)]
+
+
+def safetensors_files(folder: Path) -> list[str]:
     """The paths of all safetensors files, by the folder's small files; the safetensors themselves may be missing."""
-    names: list[str] = []
-    for place in map(PurePosixPath, dict.fromkeys(module_folders(folder))):
-        names.append(str(place / WEIGHTS))
-        if (folder / place / INDEX).is_file():
-            names += [str(place / shard) for shard in sorted(set(_weight_map(folder / place / INDEX).values()))]
-    return names
+    return [name for place in _places(folder) for name in _files_at(folder, place, WEIGHTS, INDEX)]
+
+
+def pickled_files(folder: Path) -> list[str]:
+    """The paths of pickled weights in folders that have no safetensors; the pickles themselves may be missing."""
+    places = (place for place in _places(folder) if not place.name.endswith(_WITHOUT_WEIGHTS))
+    lacking = (place for place in places if not has_safetensors(folder / place))
+    return [name for place in lacking for name in _files_at(folder, place, PICKLED, PICKLED_INDEX)]
+
+
+def _places(folder: Path) -> list[PurePosixPath]:
+    """The folders of modules, each once."""
+    return [*map(PurePosixPath, dict.fromkeys(module_folders(folder)))]
+
+
+def _files_at(folder: Path, place: PurePosixPath, weights: str, index: str) -> list[str]:
+    """The paths of one module's weights in one format: a single file, and the shards of the index if it is there."""
+    path = folder / place / index
+    shards = sorted(set(_weight_map(path).values())) if path.is_file() else []
+    return [str(place / name) for name in (weights, *shards)]
 
 
 def module_folders(folder: Path) -> list[str]:
@@ -186,31 +225,42 @@ def local_digest(folder: Path) -> str:
     name do not count, so a copy of the folder has the same digest.
     """
     found = {path.relative_to(folder).as_posix() for pattern in SMALL_FILES for path in folder.glob(pattern)}
-    names = sorted(name for name in found.union(weight_files(folder)) if (folder / name).is_file())
+    names = choose_format(name for name in found.union(weight_files(folder)) if (folder / name).is_file())
     total = hashlib.sha256()
-    for name in names:
-        parts = sample(folder / name) if name.endswith(".safetensors") else [(folder / name).read_bytes()]
+    for name in sorted(names):
         file = hashlib.sha256()
-        for part in parts:
+        for part in _sample(folder / name):
             file.update(part)
         total.update(name.encode() + b"\0" + file.digest())
     return total.hexdigest()
 
 
-def _sharded(folder: Path) -> dict[str, Entry]:
+def _sample(path: Path) -> Iterable[bytes]:
+    """The whole of a small file; of a file of weights, its header and the beginning of each tensor."""
+    if path.suffix == ".safetensors":
+        return sample(path)
+    return sample_pickled(path) if is_weights(path.name) else [path.read_bytes()]
+
+
+def _entries(path: Path) -> dict[str, Entry]:
+    """The tensors of a file of weights. Raises CheckpointError, naming the file, if it is damaged or refused."""
+    return entries(path) if path.suffix == ".safetensors" else pickled_entries(path)
+
+
+def _sharded(index: Path) -> dict[str, Entry]:
     """The tensors of all shards, by name. Raises CheckpointError, naming it, for a shard or tensor that is missing."""
-    weight_map = _weight_map(folder / INDEX)
+    weight_map = _weight_map(index)
     shards: dict[str, dict[str, Entry]] = {}
     for shard in sorted(set(weight_map.values())):
-        if not (folder / shard).is_file():
-            raise CheckpointError(f"{folder / INDEX} names {shard}, which is missing")
-        shards[shard] = entries(folder / shard)
+        if not (index.parent / shard).is_file():
+            raise CheckpointError(f"{index} names {shard}, which is missing")
+        shards[shard] = _entries(index.parent / shard)
     counts = Counter(chain.from_iterable(shards.values()))
     for name, shard in weight_map.items():
         if name not in shards[shard]:
-            raise CheckpointError(f"{folder / INDEX} says that {name} is in {shard}, which does not have it")
+            raise CheckpointError(f"{index} says that {name} is in {shard}, which does not have it")
         if counts[name] > 1:
-            raise CheckpointError(f"{folder / INDEX}: {name} is in {counts[name]} shards")
+            raise CheckpointError(f"{index}: {name} is in {counts[name]} shards")
     return {name: shards[shard][name] for name, shard in weight_map.items()}
 
 
@@ -220,7 +270,8 @@ def _weight_map(path: Path) -> dict[str, str]:
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{path} has no weight_map of tensor names to file names")
+    suffix = ".safetensors" if path.name == INDEX else ".bin"
     for shard in set(weight_map.values()):
-        if not inside(shard, f"a shard of {path}").endswith(".safetensors"):
-            raise CheckpointError(f"{path} names {shard}, which is not safetensors. {CONVERT}")
+        if not (inside(shard, f"a shard of {path}").endswith(suffix) and is_weights(shard)):
+            raise CheckpointError(f"{path} names {shard}, which is not a {suffix} file of weights")
     return weight_map

@@ -14,7 +14,18 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bei_core.checkpoint.folder import SMALL_FILES, Checkpoint, accept, has_weights, no_weights, weight_files
+from bei_core.checkpoint.folder import (
+    SMALL_FILES,
+    Checkpoint,
+    accept,
+    choose_format,
+    has_weights,
+    is_weights,
+    no_weights,
+    pickled_files,
+    safetensors_files,
+    weight_files,
+)
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.storage.errors import Advice, disk_error, is_disk_error
 from bei_core.storage.progress import rate
@@ -38,8 +49,10 @@ def fetch_repository(
     before, started = _weights_size(folder), time.monotonic()
     if not before:
         log.info("fetching %s at %s from the hub", repo, commit)
-    # The second call names the commit, because the branch may move between the two calls.
-    _download(repo, commit, weight_files(folder), options)
+    # These calls name the commit, because the branch may move between two calls.
+    _download(repo, commit, safetensors_files(folder), options)
+    if pickled := pickled_files(folder):
+        _download(repo, commit, pickled, options)
     added = _weights_size(folder) - before
     if added:
         log.info("fetched %s: %s", repo, rate(added, time.monotonic() - started))
@@ -59,7 +72,7 @@ class Outline(NamedTuple):
 def fetch_outline(repo: str, revision: str | None, options: Mapping[str, Any]) -> Outline:
     """The small files of a repository, and the size of its weights. `options` are as in `fetch_repository`.
 
-    Raises CheckpointError that says what to do, UnsupportedModelError if it has no safetensors.
+    Raises CheckpointError that says what to do, UnsupportedModelError if it has no weights.
     """
     from huggingface_hub import HfApi
 
@@ -70,15 +83,15 @@ def fetch_outline(repo: str, revision: str | None, options: Mapping[str, Any]) -
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
     except Exception as error:  # also of its HTTP client, which differs between versions
         raise CheckpointError(f"{repo}: {_advice(error, folder.name)}") from error
-    num_bytes = sum(sizes.get(name, 0) for name in weight_files(folder))
+    num_bytes = sum(sizes[name] for name in choose_format(sizes).intersection(weight_files(folder)))
     if not num_bytes:
         raise UnsupportedModelError(str(no_weights(repo, sizes)))
     return Outline(Checkpoint(folder=folder, source=repo, revision=folder.name), num_bytes)
 
 
 def _weights_size(folder: Path) -> int:
-    """Size in bytes of the safetensors files in the folder."""
-    return sum(path.stat().st_size for path in folder.rglob("*.safetensors") if path.is_file())
+    """Size in bytes of the weights in the folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if is_weights(path.name) and path.is_file())
 
 
 def _names(repo: str, commit: str, options: Mapping[str, Any]) -> list[str]:

@@ -1,19 +1,20 @@
 """Tensors by name from a file that torch.save wrote, without torch and without running the pickle in it.
 
-The file is a zip archive (torch 2.15, `torch/serialization.py`): `data.pkl` is a pickle of the tensors' names, dtypes
-and shapes, and `data/0`, `data/1`, … are the bytes of their storages. A pickle is a program that may call any function.
-This module interprets only the operations that torch.save writes for a dict of tensors, on plain values. Both of the
-functions that such a pickle calls are code of this module, and anything else is refused by its name. No byte of a
-storage is read before the tensor is used, so a size that a file only claims allocates nothing.
+The file is a zip archive (torch 2.15, `torch/serialization.py`): `data.pkl` is a pickle of the tensors' names, dtypes,
+shapes and strides, and `data/0`, `data/1`, … are the bytes of their storages. A pickle is a program that may call any
+function. This module interprets only the operations that torch.save writes for a dict of tensors, on plain values. Both
+of the functions that such a pickle calls are code of this module, and anything else is refused by its name. No byte of
+a storage is read before the tensor is used, so a size that a file only claims allocates nothing.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from operator import mul
 from pathlib import Path
@@ -21,15 +22,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bei_core.checkpoint.tensors import DTYPES, MAX_DIMENSIONS, Entry, check_no_pointer, checked_info
+from bei_core.checkpoint.tensors import DTYPES, SAMPLE, Entry, check_no_pointer, checked_info
 from bei_core.errors import CheckpointError
 
-_MAX_PICKLE = 1 << 20  # bytes of data.pkl, which has about 200 for each tensor
+CONVERT = (
+    "convert the model once, on a machine that may run its code: transformers.AutoModel.from_pretrained(FOLDER)"
+    ".save_pretrained(FOLDER, safe_serialization=True); of a reranker or classifier, AutoModelForSequenceClassification"
+)
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of torch.save's magic number, before torch 1.6
+_MAX_HEADER = 1 << 20  # bytes of data.pkl, which has about 200 for each tensor, and of the archive's list of members
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 _STORAGES = {
     "torch BFloat16Storage": "BF16", "torch DoubleStorage": "F64", "torch FloatStorage": "F32",
-    "torch HalfStorage": "F16",
+    "torch HalfStorage": "F16", "torch BoolStorage": "BOOL", "torch ByteStorage": "U8", "torch CharStorage": "I8",
+    "torch ShortStorage": "I16", "torch IntStorage": "I32", "torch LongStorage": "I64",
 }  # fmt: skip
 _ORDERED_DICT, _REBUILD_TENSOR = "collections OrderedDict", "torch._utils _rebuild_tensor_v2"
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -54,30 +61,64 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-    """A tensor inside its storage."""
+    """A tensor inside its storage; offset and strides are in elements."""
 
-    dtype: str
+    storage: _Storage
+    offset: int
     shape: tuple[int, ...]
-    start: int  # its first byte in the file
+    strides: tuple[int, ...]
 
 
 def pickled_entries(path: Path) -> dict[str, Entry]:
     """The position of each tensor of a file. Raises CheckpointError, naming the file and what it has that is refused.
 
-    Only contiguous tensors of floating-point numbers are read, as torch 1.6 and later save them.
+    Tensors may share a storage, and may be transposed. The file has to be in the format of torch 1.6 and later.
     """
     try:
         members = _Members.of(path)
-        tensors = _interpret(members.read("data.pkl", _MAX_PICKLE), members.storage)
+        tensors = _interpret(members.read("data.pkl", _MAX_HEADER), members.storage)
+        return {name: _entry(name, tensor, members.file, path) for name, tensor in tensors.items()}
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, _RefusedError) else f"its data.pkl is malformed: {error!r:.200}"
-        raise CheckpointError(f"{path} is not a file of tensors by torch.save: {reason}") from error
-    found = {}
-    for name, (dtype, shape, start) in tensors.items():
-        end = start + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
-        checked_info({"dtype": dtype, "shape": shape, "data_offsets": (start, end)}, name, path)
-        found[name] = Entry(dtype, shape, start, members.file)
-    return found
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+
+
+def sample_pickled(path: Path) -> Iterator[bytes]:
+    """The size of a file of torch.save, its pickle, and the beginning of each tensor. Raises CheckpointError."""
+    found = pickled_entries(path)
+    yield path.stat().st_size.to_bytes(8, "little")
+    yield _Members.of(path).read("data.pkl", _MAX_HEADER)
+    for entry in found.values():
+        yield entry.file[entry.start : entry.start + SAMPLE]
+
+
+def _entry(name: str, tensor: _Tensor, file: mmap.mmap, path: Path) -> Entry:
+    """The position of a tensor. Raises _RefusedError unless it is inside its storage, and CheckpointError.
+
+    It has no more elements than its storage, so that a copy of a tensor with strides is not larger than the file.
+    """
+    storage, offset, shape, strides = tensor
+    count, width = math.prod(shape), np.dtype(DTYPES[storage.dtype]).itemsize
+    span = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True)) if count else 0
+    if max(offset + span, count) > storage.num_elements:
+        raise _RefusedError(f"{name!r:.100} has shape {shape!s:.200}, which its storage is too small for")
+    start = storage.start + offset * width
+    offsets = (start, start + count * width)
+    checked_info({"dtype": storage.dtype, "shape": shape, "data_offsets": offsets}, f"{name!r:.100}", path)
+    contiguous = [*accumulate(reversed(shape[1:]), mul, initial=1)][::-1] if shape else []
+    is_contiguous = all(size <= 1 or own == of for size, own, of in zip(shape, strides, contiguous, strict=True))
+    in_bytes = None if is_contiguous or not count else tuple(stride * width for stride in strides)
+    return Entry(storage.dtype, shape, start, file, in_bytes)
+
+
+class _Limited(io.FileIO):
+    """A file of which no large part is read at once: zipfile reads the whole list of members into memory."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes. Raises ValueError for more than _MAX_HEADER."""
+        if (size or 0) > _MAX_HEADER:
+            raise ValueError(f"its list of members has {size} bytes; at most {_MAX_HEADER} are read")
+        return super().read(size) or b""
 
 
 class _Members(NamedTuple):
@@ -90,11 +131,16 @@ class _Members(NamedTuple):
     def of(cls, path: Path) -> _Members:
         """The members of a file. Raises _RefusedError unless it is an archive, and little-endian."""
         try:
-            with path.open("rb") as file:
-                check_no_pointer(file.read(8), path)
+            with _Limited(path) as file:
+                begin = file.read(len(_LEGACY))
+                check_no_pointer(begin[:8], path)
+                if begin == _LEGACY:
+                    raise _RefusedError(f"it has torch.save's format of before torch 1.6, a bare pickle; {CONVERT}")
                 archive = zipfile.ZipFile(file)
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                 found = cls(mapped, {info.filename.partition("/")[2]: info for info in archive.infolist()})
+        except _RefusedError:
+            raise
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError) as error:
             raise _RefusedError(f"it is no zip archive, as torch 1.6 and later write it ({error})") from error
         if "byteorder" in found.by_name and found.read("byteorder", 16) != b"little":
@@ -127,6 +173,8 @@ class _Members(NamedTuple):
     def storage(self, persistent_id: tuple[Any, ...]) -> _Storage:
         """The storage of a persistent id: ("storage", class, member, device, number of elements)."""
         _, kind, key, _, count = persistent_id
+        if not isinstance(key, str):
+            raise _RefusedError("data.pkl has a storage whose name is not a text")
         dtype, name = _STORAGES[kind.name], f"data/{key}"
         start, size = self.start(name), count * np.dtype(DTYPES[dtype]).itemsize
         if size > self.by_name[name].file_size:
@@ -202,17 +250,11 @@ def _call(function: object, arguments: tuple[Any, ...]) -> dict[str, Any] | _Ten
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Tensor:
-    """The tensor that `_rebuild_tensor_v2` makes. Raises _RefusedError unless it is contiguous and in its storage."""
-    if len(shape) > MAX_DIMENSIONS:
-        raise _RefusedError(f"data.pkl has a tensor of {len(shape)} dimensions; at most {MAX_DIMENSIONS} are possible")
-    if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in (offset, *shape)):
+    """The tensor that `_rebuild_tensor_v2` makes. Raises _RefusedError for other types of arguments."""
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in numbers):
         raise _RefusedError("data.pkl has a tensor without a storage, or with a size that is not a number from 0")
-    contiguous = [*accumulate(reversed(shape[1:]), mul, initial=1)][::-1] if shape else []
-    if any(size > 1 and stride != need for size, stride, need in zip(shape, strides, contiguous, strict=True)):
-        raise _RefusedError(f"data.pkl has a tensor of shape {shape!s:.200} that is not contiguous")
-    if offset + math.prod(shape) > storage.num_elements:
-        raise _RefusedError(f"data.pkl has a tensor of shape {shape!s:.200}, which its storage is too small for")
-    return _Tensor(storage.dtype, shape, storage.start + offset * np.dtype(DTYPES[storage.dtype]).itemsize)
+    return _Tensor(storage, offset, shape, strides)
 
 
 def _set_items(pairs: tuple[Any, ...], target: dict[str, Any]) -> None:

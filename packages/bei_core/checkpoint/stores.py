@@ -14,7 +14,15 @@ from typing import Any
 
 from bei_core.checkpoint.cache import SourceCache
 from bei_core.checkpoint.files import inside
-from bei_core.checkpoint.folder import Checkpoint, accept, is_small, no_weights, weight_files
+from bei_core.checkpoint.folder import (
+    Checkpoint,
+    accept,
+    choose_format,
+    is_small,
+    is_weights,
+    no_weights,
+    weight_files,
+)
 from bei_core.errors import CheckpointError, DiskError
 from bei_core.storage.backends import redact
 from bei_core.storage.errors import TransientError, translate_os_errors
@@ -56,10 +64,10 @@ def _list(store: ObjectStore) -> dict[str, RemoteFile]:
     source, found = redact(store.url), store.list()
     if set(found) == {""}:
         raise CheckpointError(f"{source} is a file; give the model's folder")
-    wanted = {inside(name, f"a file of {source}") for name in found if _is_wanted(name)}
+    wanted = choose_format(inside(name, f"a file of {source}") for name in found if _is_wanted(name))
     if not wanted & {"config.json", "modules.json"}:
         raise CheckpointError(f"{source} has no config.json; there is {', '.join(sorted(found)[:5]) or 'nothing'}")
-    if not any(name.endswith(".safetensors") for name in wanted):
+    if not any(map(is_weights, wanted)):
         raise no_weights(source, found)
     return {name: _remote_file(store, name, found[name]) for name in sorted(wanted)}
 
@@ -128,5 +136,5 @@ def _download(files: Mapping[str, RemoteFile], folder: Path, source: str, check:
 
 
 def _is_wanted(name: str) -> bool:
-    """Whether a model may need the file: a small file, or safetensors of the folder or of a module's folder."""
-    return is_small(name) or (name.endswith(".safetensors") and name.count("/") <= 1)
+    """Whether a model may need the file: a small file, or weights of the folder or of a module's folder."""
+    return is_small(name) or (is_weights(name) and name.count("/") <= 1)

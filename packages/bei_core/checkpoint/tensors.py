@@ -1,4 +1,4 @@
-"""Tensors by name, from safetensors files that are mapped into memory.
+"""Tensors by name, from files that are mapped into memory; and the format of safetensors.
 
 The safetensors package is not used because it gives no bfloat16 to NumPy. The format is simple: an 8-byte
 little-endian length, a JSON header with each tensor's dtype, shape and offsets, then the data
@@ -33,7 +33,7 @@ DTYPES = {
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
 MAX_DIMENSIONS = 32  # of numpy 1; numpy 2 has 64
 _MAX_BYTES = 1 << 62  # of a tensor; numpy's sizes are signed 64-bit integers
-_SAMPLE = 4096  # bytes of each tensor in a local folder's digest
+SAMPLE = 4096  # bytes of each tensor in a local folder's digest
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,14 @@ class Entry:
     shape: tuple[int, ...]
     start: int  # its first byte in the file
     file: mmap.mmap
+    strides: tuple[int, ...] | None = None  # in bytes; None if it is contiguous
 
 
 class Tensors(Mapping[str, Array]):
-    """Tensors by name, each a read-only view of the mapped file. Nothing is read before it is used."""
+    """Tensors by name, each contiguous, and a read-only view of the mapped file if it is so there.
+
+    Nothing is read before it is used.
+    """
 
     def __init__(self, entries: Mapping[str, Entry], *, source: str) -> None:
         self._entries = entries
@@ -57,8 +61,10 @@ class Tensors(Mapping[str, Array]):
         """The tensor as stored; bfloat16 as the u16 of its bits, 8-bit floats as u8. Raises KeyError."""
         entry = self._entries[name]
         kind = np.dtype(DTYPES[entry.dtype])
-        array: Array = np.ndarray(entry.shape, kind, buffer=entry.file, offset=entry.start)
-        return np.require(array, requirements="A")  # copied if it is not aligned, which the format allows
+        array: Array = np.ndarray(entry.shape, kind, entry.file, entry.start, entry.strides)
+        return np.require(
+            array, requirements=["C", "A"]
+        )  # copied if it is transposed or not aligned, which formats allow
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -110,7 +116,7 @@ def sample(path: Path) -> Iterator[bytes]:
         yield file.read(begin)
         for info in header.values():
             file.seek(begin + info.data_offsets[0])
-            yield file.read(min(_SAMPLE, info.data_offsets[1] - info.data_offsets[0]))
+            yield file.read(min(SAMPLE, info.data_offsets[1] - info.data_offsets[0]))
 
 
 class _Info(msgspec.Struct, frozen=True):

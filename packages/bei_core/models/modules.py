@@ -20,7 +20,7 @@ class Pooling(msgspec.Struct, frozen=True, tag="pooling"):
 
 
 class Dense(msgspec.Struct, frozen=True, tag="dense"):
-    """A linear layer and an activation; its weights are in `<folder>/model.safetensors`."""
+    """A linear layer and an activation; its weights are in `<folder>`."""
 
     folder: str  # relative to the model's folder; "" means the model's own weights
     bias: bool
@@ -31,7 +31,7 @@ class Dense(msgspec.Struct, frozen=True, tag="dense"):
 
 
 class LayerNorm(msgspec.Struct, frozen=True, tag="layer_norm"):
-    """LayerNorm; its weights, `norm.weight` and `norm.bias`, are in `<folder>/model.safetensors`."""
+    """LayerNorm; its weights, `norm.weight` and `norm.bias`, are in `<folder>`."""
 
     folder: str
 

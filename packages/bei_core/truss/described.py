@@ -30,7 +30,7 @@ class Described(NamedTuple):
 
     spec: ModelSpec
     num_params: int
-    weight_bytes: int  # of its safetensors files
+    weight_bytes: int  # of its files of weights
 
 
 class Unknown(NamedTuple):

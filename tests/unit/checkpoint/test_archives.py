@@ -157,10 +157,11 @@ def test_a_bomb_is_refused_before_it_is_unpacked(web: Web, tmp_path: Path, monke
             "several models: a, b",
         ),
         (
-            tar({"config.json": b"{}", "pytorch_model.bin": b""}),
-            "no model.safetensors but pytorch_model.bin. BEI reads no",
+            tar({"config.json": b"{}", "model.pt": b""}),
+            "no model.safetensors and no pytorch_model.bin but model.pt. BEI reads no",
         ),
         (tar({**MODEL, "model.safetensors": WEIGHTS[:-1]}), "model.safetensors is truncated"),
+        (tar({"config.json": b"{}", "pytorch_model.bin": b"pickle"}), "pytorch_model.bin cannot be read: it is no zip"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",  # an archive has the time in it, and each worker its own
 )
@@ -169,4 +170,4 @@ def test_what_is_no_model_is_refused_by_name(web: Web, tmp_path: Path, data: byt
     with pytest.raises(CheckpointError) as refused:
         fetch(web, tmp_path)
     assert said in str(refused.value)
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.safetensors")) + list(tmp_path.rglob("*.bin"))

@@ -353,7 +353,7 @@ def test_shards_are_one_model(tmp_path: Path) -> None:
         ({"a": "x.safetensors", "b": "z.safetensors"}, r"names z\.safetensors, which is missing"),
         ({"a": "x.safetensors", "c": "y.safetensors"}, r"says that c is in y\.safetensors, which does not have it"),
         ({"a": "x.safetensors", "b": "y.safetensors", "twice": "y.safetensors"}, "twice is in 2 shards"),
-        ({"a": "model-1.bin"}, r"names model-1\.bin, which is not safetensors"),
+        ({"a": "model-1.bin"}, r"names model-1\.bin, which is not a \.safetensors file of weights"),
         ({"a": 1}, "no weight_map"),
         ([], "no weight_map"),
     ],
@@ -376,8 +376,8 @@ def test_a_module_has_tensors_of_its_own(tmp_path: Path) -> None:
 
 
 def test_pickles_are_refused_with_a_way_to_convert_them(tmp_path: Path) -> None:
-    write(tmp_path, {"config.json": {}, "pytorch_model.bin": b"pickle"})
-    with pytest.raises(CheckpointError, match=r"but pytorch_model\.bin\. BEI reads no pickles.*safe_serialization"):
+    write(tmp_path, {"config.json": {}, "model.pt": b"pickle"})
+    with pytest.raises(CheckpointError, match=r"but model\.pt\. BEI reads no other formats.*safe_serialization"):
         resolve(str(tmp_path)).tensors()
 
 

@@ -183,12 +183,13 @@ def test_a_private_and_a_gated_repository_need_a_token(hub: Hub, tmp_path: Path)
 
 
 def test_a_repository_of_pickles_is_refused_unread(hub: Hub, tmp_path: Path) -> None:
-    hub.add(REPO, {"config.json": b"{}", "pytorch_model.bin": b"pickle"})
+    hub.add(REPO, {"config.json": b"{}", "model.pt": b"pickle", "training_args.bin": b"pickle"})
     with pytest.raises(
-        CheckpointError, match=r"owner/name has no model\.safetensors but pytorch_model\.bin\. .*pickles"
+        CheckpointError,
+        match=r"no model\.safetensors and no pytorch_model\.bin but model\.pt, training_args\.bin\. .*other formats",
     ):
         fetch(hub, tmp_path)
-    assert "pytorch_model.bin" not in hub.files_read()
+    assert hub.files_read() == {"config.json"}
 
 
 def test_the_hubs_own_environment_is_respected(hub: Hub, tmp_path: Path) -> None:

@@ -148,13 +148,17 @@ def test_a_revision_of_another_form_is_refused(revision: str, tmp_path: Path) ->
     ("content", "said"),
     [
         (
-            {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
-            "has no model.safetensors but pytorch_model.bin. BEI reads",
+            {"config.json": b"{}", "model.pt": b"pickle"},
+            "has no model.safetensors and no pytorch_model.bin but model.pt. BEI reads",
         ),
         ({"x.txt": b"1"}, "has no config.json; there is x.txt"),
         ({}, "has no config.json; there is nothing"),
         ({**MODEL, "config.json": b"{}", "modules.json": b"{}"}, "modules.json is not a list of modules"),
         ({**MODEL, "model.safetensors": WEIGHTS[:-1]}, "model.safetensors is truncated"),
+        (
+            {"config.json": b"{}", "pytorch_model.bin": b"pickle"},
+            "pytorch_model.bin cannot be read: it is no zip archive",
+        ),
     ],
 )
 def test_what_is_no_model_is_refused_by_name(
@@ -164,7 +168,7 @@ def test_what_is_no_model_is_refused_by_name(
     with pytest.raises(CheckpointError) as refused:
         fetch(folder, tmp_path)
     assert said in str(refused.value)
-    assert not list(tmp_path.rglob("model.safetensors"))
+    assert not list(tmp_path.rglob("model.safetensors")) + list(tmp_path.rglob("*.bin"))
 
 
 def test_a_file_and_a_missing_bucket_are_no_folder(s3: FileSystem, folder: str, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from bei_core.checkpoint.folder import is_small
 from bei_core.checkpoint.pickles import pickled_entries
 from bei_core.errors import CheckpointError
 from tests.golden.bge_m3 import COLBERT, SPARSE
+from tests.golden.weights import encode
+from tests.torch_file import REAL, Storage, View, contiguous, saved, transposed
 
 VALUES = np.arange(6, dtype=np.float16)
 FALSE = b"\x89"  # requires_grad
@@ -87,8 +89,14 @@ def test_the_layers_that_torch_saved_are_read_with_their_dtype() -> None:
 def test_a_part_of_a_storage_is_a_tensor(tmp_path: Path) -> None:
     assert read(save(tmp_path / "a.pt", tensors(tensor())))["weight"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert read(save(tmp_path / "b.pt", tensors(tensor((2,), (1,), offset=4))))["weight"].tolist() == [4, 5]
+    assert read(save(tmp_path / "t.pt", tensors(tensor((3, 2), (1, 3)))))["weight"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert read(save(tmp_path / "c.pt", tensors(tensor((1, 1, 2), (7, 9, 1)))))["weight"].tolist() == [[[0, 1]]]
     assert read(save(tmp_path / "d.pt", tensors(tensor((), ()))))["weight"] == 0
+
+
+def doubled(times: int) -> bytes:
+    """A tuple of two tuples of two tuples…, of which only 2 * `times` objects exist; its text would fill any memory."""
+    return b")" + b"".join(b"q" + bytes([n]) + b"h" + bytes([n]) + b"\x86" for n in range(times))
 
 
 REFUSED = {
@@ -99,12 +107,25 @@ REFUSED = {
     "an instance": (tensors(ORDERED_DICT + b")\x81"), "the operation NEWOBJ"),
     "a call of a dict": (tensors(b"})R"), "calls what is not one of the two functions"),
     "a dict with arguments": (tensors(ORDERED_DICT + group(number(1)) + b"R"), "calls what is not one of"),
-    "integers": (tensors(tensor(data=storage(kind="LongStorage"))), "names 'torch.LongStorage'"),
+    "complex numbers": (tensors(tensor(data=storage(kind="ComplexFloatStorage"))), "names 'torch.ComplexFloatStorage'"),
     "a number": (tensors(number(1)), "'weight' is not a tensor"),
     "a list": (b"\x80\x02].", "the operation EMPTY_LIST"),
     "nothing": (b"\x80\x02N.", "not a dict of tensors"),
     "a name that is a number": (tensors(tensor(), number(1)), "a name of a tensor that is not a text"),
-    "a transposed tensor": (tensors(tensor((2, 3), (1, 2))), r"shape \(2, 3\) that is not contiguous"),
+    "a parameter": (tensors(b"ctorch._utils\n_rebuild_parameter\n"), "names 'torch._utils._rebuild_parameter'"),
+    "strides beyond the storage": (tensors(tensor((2, 3), (1, 3))), "'weight' has shape .2, 3., which its storage"),
+    "one number many times": (
+        tensors(tensor((1 << 40,), (0,))),
+        "'weight' has shape .1099511627776,., which its storage",
+    ),
+    "a negative stride": (tensors(tensor((2, 3), (-3, 1))), "a size that is not a number from 0"),
+    "fewer strides than sizes": (tensors(tensor((2, 3), (1,))), "its data.pkl is malformed"),
+    "a storage whose name is not a text": (
+        tensors(
+            tensor(data=group(text("storage"), b"ctorch\nHalfStorage\n", doubled(40), text("cpu"), number(6)) + b"Q")
+        ),
+        "a storage whose name is not a text",
+    ),
     "too large a tensor": (tensors(tensor((2, 4), (4, 1))), r"shape \(2, 4\), which its storage is too small for"),
     "too far a tensor": (tensors(tensor(offset=1)), "which its storage is too small for"),
     "a negative size": (tensors(tensor((-2, -3), (3, 1))), "a size that is not a number from 0"),
@@ -161,7 +182,10 @@ def test_a_place_in_the_memo_allocates_nothing(tmp_path: Path) -> None:
     ("content", "reason"),
     [
         (b"", "no zip archive"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "no zip archive"),  # what torch before 1.6 begins with
+        (  # what torch before 1.6 begins with
+            b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.",
+            r"format of before torch 1\.6, a bare pickle; convert the model once.*safe_serialization=True",
+        ),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3516\n", "run git lfs pull"),
         (SPARSE.read_bytes()[:-40], "no zip archive"),
     ],
@@ -170,6 +194,60 @@ def test_what_is_no_archive_is_refused(content: bytes, reason: str, tmp_path: Pa
     (tmp_path / "a.pt").write_bytes(content)
     with pytest.raises(CheckpointError, match=reason):
         read(tmp_path / "a.pt")
+
+
+def test_the_list_of_members_is_limited_before_it_is_read(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.pt", tensors(tensor()), {f"{n:0200}": b"" for n in range(5000)})
+    with pytest.raises(CheckpointError, match=r"its list of members has \d+ bytes; at most 1048576 are read"):
+        read(path)
+
+
+def test_every_tensor_of_a_file_by_torch_has_its_values() -> None:
+    found = Tensors(pickled_entries(REAL), source="it")
+    assert {name: (found.dtype(name), found[name].shape) for name in found} == {
+        "embeddings.position_ids": ("I64", (1, 5)),
+        "embeddings.weight": ("F32", (4, 3)),
+        "decoder.weight": ("F32", (4, 3)),
+        "dense.weight": ("F32", (2, 3)),
+        "part.weight": ("BF16", (2, 3)),
+        "part.bias": ("BF16", (10,)),
+        "permuted": ("F16", (4, 2, 3)),
+        "scale": ("F32", ()),
+    }
+    assert all(found[name].flags.c_contiguous for name in found)
+    assert found["embeddings.position_ids"].tolist() == [[0, 1, 2, 3, 4]]
+    assert found.f32("embeddings.weight").tolist() == np.arange(12).reshape(4, 3).tolist()
+    assert np.shares_memory(found["decoder.weight"], found["embeddings.weight"])
+    assert found.f32("dense.weight").tolist() == [[0, 2, 4], [1, 3, 5]]
+    assert found.f32("part.weight").tolist() == [[4, 5, 6], [7, 8, 9]]
+    assert found.f32("part.bias").tolist() == [*range(10, 20)]
+    assert found.f32("permuted").tolist() == np.arange(24).reshape(2, 3, 4).transpose(2, 0, 1).tolist()
+    assert found.f32("scale") == 7
+
+
+def test_the_files_of_these_tests_are_those_of_torch(tmp_path: Path) -> None:
+    table, part = (
+        contiguous("F32", (4, 3), encode(np.arange(12), "F32")),
+        Storage("BF16", encode(np.arange(20), "BF16")),
+    )
+    tensors = {
+        "embeddings.position_ids": contiguous("I64", (1, 5), encode(np.arange(5), "I64")),
+        "embeddings.weight": table,
+        "decoder.weight": table,
+        "dense.weight": transposed("F32", (2, 3), encode(np.arange(6).reshape(3, 2).T.ravel(), "F32")),
+        "part.weight": View(part, 4, (2, 3), (3, 1)),
+        "part.bias": View(part, 10, (10,), (1,)),
+        "permuted": View(Storage("F16", encode(np.arange(24), "F16")), 0, (4, 2, 3), (1, 12, 4)),
+        "scale": contiguous("F32", (), encode(np.array(7), "F32")),
+    }
+    (tmp_path / "a.bin").write_bytes(saved(tensors, root=REAL.stem))
+    with zipfile.ZipFile(REAL) as theirs, zipfile.ZipFile(tmp_path / "a.bin") as ours:
+        own = {f"{REAL.stem}/{name}" for name in (".format_version", ".storage_alignment", ".data/serialization_id")}
+        assert {*theirs.namelist()} - own == {*ours.namelist()}  # torch before 2.1 writes none of the three
+        for name in ours.namelist():
+            assert ours.read(name) == theirs.read(name), name
+    for path in (REAL, tmp_path / "a.bin"):
+        assert pickled_entries(path)["scale"].start % 64 == 0
 
 
 def test_members_have_to_be_there_as_they_are(tmp_path: Path) -> None:
@@ -185,7 +263,7 @@ def test_members_have_to_be_there_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence")
-@pytest.mark.parametrize("path", [SPARSE, COLBERT], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [SPARSE, COLBERT, REAL], ids=lambda path: path.name)
 def test_a_damaged_file_gives_tensors_or_one_error(path: Path, tmp_path: Path) -> None:
     chance, whole, damaged = random.Random(7), path.read_bytes(), tmp_path / "damaged.pt"
     messages = list[str]()
