@@ -31,8 +31,8 @@ def command(source: str, output: str, **flags: object) -> None:
 
         report = embed(source, output, settings=settings, options=options, ray=ray if flags["ray"] else None)
     except ImportError as error:
-        extra = "ray" if error.name == "ray" else "jobs"
-        raise ConfigError(f"{error.name} is not installed; pip install 'bei-core[{extra}]'") from error
+        remedy = "pip install 'bei-core[ray]'" if error.name == "ray" else "pip install 'bei-core[jobs]'"
+        raise ConfigError(f"{error.name} is not installed; {remedy}") from error
     click.echo(report)
 
 

@@ -27,7 +27,7 @@ DECIDES: dict[str, dict[str, Any]] = {
     "calib_max_seq_length": {"quantization_type": "fp8", "calib_max_seq_length": 99},
 }
 # Settings that a build reads, and that do not decide what it builds: where files come from, warnings, refusals.
-HARMLESS = {"hf_token", "checkpoint_secret", "huggingface_hub_cache", "trt_llm"}
+HARMLESS = {"cache_dir", "hf_token", "checkpoint_secret", "huggingface_hub_cache", "trt_llm"}
 
 
 def key_of(**changed: Any) -> str:  # noqa: ANN401 - as Settings takes them
