@@ -262,11 +262,25 @@ def test_the_hub_wins_over_the_table_and_no_weights_are_fetched(hub: Hub, tmp_pa
 
 
 def test_a_repository_of_pickles_is_refused_with_the_remedy(hub: Hub, tmp_path: Path) -> None:
-    files = as_bytes({**FILES, "pytorch_model.bin": b"x"})
+    files = as_bytes({**FILES, "model.pt": b"x"})
     del files["model.safetensors"]
     hub.add("BAAI/bge-m3", files)
-    with pytest.raises(UnsupportedModelError, match=r"has no model.safetensors but pytorch_model.bin.*convert"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"no model.safetensors and no pytorch_model.bin but model.pt.*convert"
+    ):
         described_by(hub, "BAAI/bge-m3", tmp_path)
+
+
+def test_pickled_weights_count_only_without_safetensors(hub: Hub, tmp_path: Path) -> None:
+    files = as_bytes({**FILES, "pytorch_model.bin": bytes(999), "training_args.bin": b"x"})
+    hub.add("owner/both", files)
+    del files["model.safetensors"]
+    hub.add("owner/pickled", files)
+    both, pickled = (described_by(hub, name, tmp_path) for name in ("owner/both", "owner/pickled"))
+    assert isinstance(both, Described)
+    assert isinstance(pickled, Described)
+    assert both.weight_bytes == len(pack({"x": f32(*range(1000))}))
+    assert pickled.weight_bytes == 999
 
 
 def test_a_private_repository_says_that_a_token_is_needed(hub: Hub, tmp_path: Path) -> None:
