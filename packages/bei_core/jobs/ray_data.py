@@ -20,10 +20,10 @@ from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
 from bei_core.errors import BeiError
 from bei_core.jobs.inputs import Input, Part
+from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions
 from bei_core.jobs.output import Folder, missing_parts
 from bei_core.jobs.report import Report
-from bei_core.jobs.run import Job
 
 _MAX_PARTS_PER_CALL = 8  # within a call, the next part is read while one is computed
 _CALLS_PER_WORKER = 4  # so that the last calls end at about the same time

@@ -94,7 +94,13 @@ def test_every_setting_can_be_given_by_its_flag(served: list[Settings], tmp_path
     keys.write_text("name: {key: sesame}")
     texts = {bool: "true", int: "5", float: "0.5", tuple: "a/b", Path: __file__, str: "http://x"}
     block = {"build": {"base_model": "encoder", "checkpoint_repository": {"source": "HF", "repo": "owner/name"}}}
-    texts_of = {"trt_llm": json.dumps(block), "auto_truncate": "false", "ui": "false", "api_keys_file": str(keys), "devices": "0,1"}
+    texts_of = {
+        "trt_llm": json.dumps(block),
+        "auto_truncate": "false",
+        "ui": "false",
+        "api_keys_file": str(keys),
+        "devices": "0,1",
+    }
     default = serve(served)
     for name, setting in SETTINGS.items():
         text = texts_of.get(name) or (setting.choices[-1] if setting.choices else texts[setting.plain])

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from bei_core.cli import main as cli
 from bei_core.errors import ConfigError, DiskError
 from bei_core.jobs import JobOptions, embed
+from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder, Output
-from bei_core.jobs.run import Job
 from bei_core.models.modules import Classifier
 from tests.fakes import WIDTH, FakeEngine
 from tests.unit.cli.fake_model import opens

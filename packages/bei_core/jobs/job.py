@@ -1,0 +1,112 @@
+"""One engine that does a bulk job: parts are read and tokenized, computed, and published, each by its own thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple, TypeVar
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bei_core.config.settings import Settings
+from bei_core.engines.open import Opened
+from bei_core.jobs.compute import Columns, Encoded, Worker
+from bei_core.jobs.datafile import Rows
+from bei_core.jobs.inputs import Input, Part, Reader
+from bei_core.jobs.options import JobOptions
+from bei_core.jobs.output import Folder, Output
+from bei_core.jobs.report import Report
+from bei_core.serving.served_model import describe
+from bei_core.text.tokenizer import TextTokenizer
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+
+class Prepared(NamedTuple):
+    """A part that is read and tokenized."""
+
+    part: Part
+    rows: Rows
+    encoded: Encoded
+
+
+class Job:
+    """A job with its engine, ready to compute parts."""
+
+    def __init__(self, opened: Opened, settings: Settings, options: JobOptions, source: Input, folder: Folder) -> None:
+        """Raises ConfigError if the model cannot do the job, or the folder is another job's."""
+        tokenizer = TextTokenizer(
+            opened.tokenizer,
+            max_seq_len=min(opened.spec.max_seq_len, settings.max_batch_tokens),
+            vocab_size=opened.spec.vocab_size,
+            lower_case=opened.spec.do_lower_case,
+        )
+        model = describe(opened, settings, tokenizer)
+        self.worker = Worker(opened.engine, tokenizer, model, options)
+        self.options, self.source = options, source
+        self._reader = Reader(source.location)
+        prompt = model.default_options.prompt or ""
+        identity = {
+            "model": opened.manifest.source,
+            "revision": opened.manifest.revision or "",
+            "engine": opened.manifest.artifact,
+            "compute_type": model.compute_type,
+            "job": self.worker.task,
+        }
+        if model.labels:
+            identity["labels"] = msgspec.json.encode(model.labels).decode()
+        self.output = Output(folder, {**identity, "output_dtype": options.output_dtype})
+        values = {**msgspec.to_builtins(options), "prompt": prompt, "truncate": settings.auto_truncate}
+        self.output.begin({"format": 1, "input": source.identity(), "model": identity, "options": values})
+
+    def prepare(self, part: Part) -> Prepared:
+        """Reads and tokenizes a part."""
+        rows = self._reader.read(part, self.options, self.source.schema)
+        encoded = self.worker.encode(rows.texts)
+        encoded.rejected.update(rows.errors)
+        return Prepared(part, rows, encoded)
+
+    def compute(self, prepared: Prepared) -> tuple[Encoded, Columns]:
+        """The columns of a part. Only one thread may call it."""
+        return self.worker.run(prepared.encoded)
+
+    def publish(self, prepared: Prepared, encoded: Encoded, columns: Columns) -> None:
+        """Writes the output of a part."""
+        part, owners = prepared.part, pa.array(encoded.owners, pa.int64())
+        head = {
+            "file": pa.array([part.path] * len(owners), pa.string()),
+            "row": pc.add(owners, part.split.first),
+        }
+        kept = prepared.rows.kept.take(owners)
+        table = pa.table({**head, **dict(zip(kept.column_names, kept.columns, strict=True)), **columns})
+        self.output.publish(part, table, encoded.rejected)
+
+    def run(self, parts: Sequence[Part]) -> Iterator[Report]:
+        """Computes parts; yields what was done for each."""
+        with ThreadPoolExecutor(1, "bei-write") as writer:
+            written: Future[None] | None = None
+            for prepared in _ahead(self.prepare, parts):
+                encoded, columns = self.compute(prepared)
+                if written is not None:
+                    written.result()  # at most one part waits to be written, and an error ends the job
+                written = writer.submit(self.publish, prepared, encoded, columns)
+                num_rows, num_tokens = prepared.part.split.num_rows, prepared.encoded.num_tokens
+                yield Report(1, num_rows, len(encoded.rejected), num_tokens, encoded.num_padded)
+            if written is not None:
+                written.result()
+
+
+def _ahead(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+    """`map`, with the next result made on a thread while the caller uses the last one."""
+    with ThreadPoolExecutor(1, "bei-read") as reader:
+        coming: Future[ResultT] | None = None
+        for item in items:
+            following = reader.submit(function, item)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()
