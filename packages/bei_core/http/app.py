@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Mapping
 from functools import partial
+from secrets import token_hex
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -40,6 +39,7 @@ log = logging.getLogger(__name__)
 # client would cost more than it saves.
 _PATIENCE_S = 0.1
 
+_REQUEST_ID = b"x-baseten-request-id"  # a client's own request id; without it, the id is random
 _MAX_ID = 128  # characters of a client's request id
 
 _GONE = 499  # nginx's status "client closed request"; it appears in logs only
@@ -90,7 +90,7 @@ class App:
         Raises only if the server cancels the request or the process ends.
         """
         headers = dict(request.scope["headers"][::-1])
-        request_id = _request_id(headers)
+        request_id = headers.get(_REQUEST_ID, b"").decode("latin-1")[:_MAX_ID] or token_hex(8)
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
@@ -117,7 +117,8 @@ class App:
         finally:
             if call.client is not None:
                 call.client.leave()
-        self._finish(call, response, error)
+        response.headers["x-request-id"] = request_id
+        self._record(call, response.status_code, error)
         return response
 
     def refused_early(self, scope: Scope) -> Refusal | None:
@@ -146,7 +147,7 @@ class App:
             return None
         self.service.metrics.failed(refusal.error.kind.lower())
         self.service.metrics.refused(refusal.error.cause)
-        request_id = _request_id(headers)
+        request_id = headers.get(_REQUEST_ID, b"").decode("latin-1")[:_MAX_ID] or token_hex(8)
         if self._traces is not None or service.settings.access_log:
             route_of = FIELD_ROUTER.route_of
             call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, route_of)
@@ -304,11 +305,6 @@ class App:
             return error_response(error, format_of(call.path))
         return error_response(error, route.errors, route.inputs)
 
-    def _finish(self, call: Call, response: Response, error: RequestError | None) -> None:
-        """Adds the header `x-request-id` to the reply; writes the trace span and the access log."""
-        response.headers["x-request-id"] = call.request_id
-        self._record(call, response.status_code, error)
-
     def _record(self, call: Call, status: int, error: RequestError | None) -> None:
         """Writes the trace span and the access log."""
         if self._traces is not None and (call.route is None or not call.route.public):  # no spans of probes
@@ -336,12 +332,6 @@ class App:
         if coding is None:
             return body
         return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)
-
-
-def _request_id(headers: Mapping[bytes, bytes]) -> str:
-    """Returns the request id that the client gave, or a random one."""
-    given = headers.get(b"x-baseten-request-id", b"").decode("latin-1")
-    return given[:_MAX_ID] or f"{random.getrandbits(64):016x}"
 
 
 def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:

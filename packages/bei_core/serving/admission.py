@@ -47,7 +47,7 @@ class Admission:
     @property
     def budget(self) -> int:
         """The most tokens of the next batch: fewer if a full batch would take too much of the longest allowed wait."""
-        fitting = max(SHORTEST_CLASS, self.rate.tokens_within(_BATCH_SHARE * self._max_wait_s))
+        fitting = max(SHORTEST_CLASS, _BATCH_SHARE * self._max_wait_s * self.rate.tokens_per_s)
         return int(min(self._max_budget, fitting))
 
     @property

@@ -220,13 +220,14 @@ class ServiceRate:
             self._fit([batch for size in self._batches for batch in size])
         return -(-num_tokens // budget) * self._per_batch_s + num_tokens * self._per_token_s
 
-    def tokens_within(self, seconds: float) -> float:
-        """Returns how many tokens take `seconds`, by the most recent batches; infinity before the first one.
+    @property
+    def tokens_per_s(self) -> float:
+        """How many tokens take a second, by the most recent batches; infinity before the first one.
 
         Smaller batches take longer per token, so after them the result is too low. It corrects itself with each batch
         of so many tokens, also after the machine was slow for a while.
         """
-        return seconds / self._recent_per_token_s if self._recent_per_token_s else math.inf
+        return 1 / self._recent_per_token_s if self._recent_per_token_s else math.inf
 
     def _fit(self, batches: Sequence[tuple[int, float]]) -> None:
         """Fits the two times by least squares; both are at least 0. Scales both to the most recent batches."""
