@@ -86,7 +86,7 @@ def prove(name: str) -> Row:
     """Runs the tests of a row."""
     must, tests = PROOFS[name]
     began = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(r"(\d+ (?:passed|failed)[^\n]*?) in ", done.stdout)
     counts = found[1] if found else done.stdout[-200:]

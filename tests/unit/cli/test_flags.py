@@ -100,6 +100,7 @@ def test_every_setting_can_be_given_by_its_flag(served: list[Settings], tmp_path
         "ui": "false",
         "api_keys_file": str(keys),
         "devices": "0,1",
+        "torch_compile": "false",
     }
     default = serve(served)
     for name, setting in SETTINGS.items():
