@@ -60,6 +60,7 @@ def server(_server: Server) -> Iterator[Server]:
 @contextlib.contextmanager
 def memory_flat(server: Server, limit: float = 32e6) -> Iterator[None]:
     """Check at the end of the `with` block that the server has grown by less than `limit` bytes."""
+    server.wait_for_lone_graphs()
     process = psutil.Process(server.pid)
     before = process.memory_info().rss
     yield

@@ -309,6 +309,7 @@ def test_memory_stays_flat(server: Server, lengths: list[int] | None, limit: flo
     with ExitStack() as stack:
         connections = [stack.enter_context(server.connect()) for _ in range(16)]
         ask(connections[0], openai_request(SLOW))
+        server.wait_for_lone_graphs()
         warm = rss_after(400)
         growth = rss_after(2000) - warm
     print(f"grew by {growth / 1e6:.1f} MB from {warm / 1e6:.1f} MB")

@@ -147,6 +147,13 @@ class Server:
             found[name] = found.get(name, 0) + value
         return found
 
+    def wait_for_lone_graphs(self) -> None:
+        """Sends texts one at a time until the CPU engine has compiled its graphs for them, which take memory."""
+        with self.client() as client:
+            for _ in range(100):
+                client.post("/embed", json={"inputs": "a text"}).raise_for_status()
+        wait_until(lambda: "graphs for single texts" in self.log)
+
     def tolerance(self) -> Tolerance:
         """How close the server's vectors have to be to the reference."""
         return {"f32": F32, "bf16": BF16}[self.get("/info").json()["model_dtype"]]

@@ -26,7 +26,7 @@ from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
 from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of
-from bei_core.http.route import Call, Route
+from bei_core.http.route import Call, Route, prepare_schemas
 from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.traces import Traces
@@ -59,6 +59,7 @@ class App:
         self._keys = keys if keys else None
         self._by_name = by_name(services)
         routes = (*ROUTES, *documents(with_pages=self.service.settings.ui))
+        prepare_schemas(routes)
         self._routes: dict[tuple[str, str], Route] = {
             (route.method, route.path): route for route in routes if not route.takes_any
         }

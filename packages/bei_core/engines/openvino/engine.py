@@ -186,11 +186,11 @@ class OpenVinoEngine:
         """The graph for any batch. Raises EngineUnavailableError."""
         try:
             graph = openvino.Core().read_model(self._model) if isinstance(self._model, Path) else self._model
+            if self._quantised and not has_int8_dot_product():
+                matmuls_to_convolutions(graph)
+            keep_weights_narrow(graph, self._precision)
         except RuntimeError as fault:
             raise self._unavailable(fault) from fault
-        if self._quantised and not has_int8_dot_product():
-            matmuls_to_convolutions(graph)
-        keep_weights_narrow(graph, self._precision)
         return graph
 
     def _compile(self, graph: openvino.Model) -> openvino.CompiledModel:

@@ -61,7 +61,7 @@ class CohereEmbedRequest(Common, kw_only=True):
         """The texts to embed. Raises ValidationError for images, or unless exactly one of the two fields is set."""
         if self.images or self.input_type == "image":
             field = "images" if self.images else "input_type"
-            raise ValidationError(f"`{field}` cannot be of images, which are not supported; send `texts`", param=field)
+            raise ValidationError(f"`{field}` is given: images are not supported; send `texts`", param=field)
         if (self.texts is None) == (self.inputs is None):
             raise ValidationError("give either `texts` or `inputs`", param="texts")
         return self.texts if self.texts is not None else [item.text for item in self.inputs or ()]
