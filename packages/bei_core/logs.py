@@ -7,7 +7,6 @@ import logging
 import sys
 from contextlib import nullcontext
 from datetime import datetime, timezone
-from typing import TextIO
 
 # Libraries that log at least one line for each request, or the endpoint that they use.
 TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
@@ -16,7 +15,7 @@ _own = logging.getLogger("bei_core")
 _access = logging.getLogger("bei_core.access")
 
 
-class BarAwareHandler(logging.StreamHandler[TextIO]):
+class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
     """Writes each line above the progress bars that tqdm draws, if there are any, so that no bar is broken."""
 
     def emit(self, record: logging.LogRecord) -> None:
