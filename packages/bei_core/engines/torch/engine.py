@@ -212,8 +212,8 @@ def load_share(folder: Path, precision: str, rank: Any, device: torch.device) ->
 def _choose(devices: Sequence[int], tensor_parallel: int) -> list[torch.device]:
     """Returns the devices to run on; without a GPU they are the CPU.
 
-    Raises ConfigError if the number of `devices` is not `tensor_parallel`, and EngineUnavailableError for a GPU that
-    torch does not find.
+    Raises ConfigError if `tensor_parallel` is more than 1 and not the number of `devices`, and EngineUnavailableError
+    for a GPU that torch does not find.
     """
     if devices and tensor_parallel not in {1, len(devices)}:
         raise ConfigError(f"{len(devices)} devices are given for tensor_parallel {tensor_parallel}; give as many")
