@@ -1,4 +1,4 @@
-"""A packed batch on the device, as all layers get it."""
+"""`Sequences`, a packed batch on the device, which is an input of all layers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Sequences:
 
     @cached_property
     def max_len(self) -> int:
-        """Tokens of the longest sequence, at least."""
+        """A number of tokens that no sequence exceeds."""
         return self.longest or max(int(length) for length in self.host_lengths)
 
     @classmethod
@@ -54,7 +54,10 @@ class Sequences:
         return self._clamp(self.cu_seqlens[:-1])
 
     def last(self, real: Tensor | None = None) -> Tensor:
-        """i64[B]: index of each sequence's last token; with `real` bool[T] its last real one, or its first if none."""
+        """Returns i64[B]: the index of each sequence's last token.
+
+        With `real` bool[T], it is the last token for which `real` is true, or the first token if there is none.
+        """
         if real is None:
             return self._clamp(self.cu_seqlens[1:] - 1)
         index = torch.arange(len(real), device=real.device, dtype=torch.float32)
@@ -69,7 +72,10 @@ class Sequences:
         return torch.segment_reduce(x, by, lengths=self.lengths, axis=0, unsafe=True)
 
     def map(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """[T, ...] of the shape of the first tensor: `function` of each sequence's rows; NaN for tokens of none."""
+        """Calls `function` with each sequence's rows of the tensors; returns the results in the first tensor's shape.
+
+        Rows of tokens that belong to no sequence are NaN.
+        """
         out, start = torch.full_like(tensors[0], float("nan")), 0
         for length in self.host_lengths:
             rows = slice(start, start := start + int(length))
@@ -91,7 +97,7 @@ class Sequences:
                 mask = (document[q] == document[k]) & ((distance >= 0) | (not causal))
                 return mask if window is None else mask & (distance.abs() < window)
 
-            # Compiled, it does not write down all T x T pairs.
+            # Without torch.compile, the function would allocate a mask of all T x T pairs.
             make = torch.compile(create_block_mask) if positions.is_cuda else create_block_mask
             self.block_masks[causal, window] = make(allowed, None, None, total, total, device=str(positions.device))
         return self.block_masks[causal, window]
