@@ -1,5 +1,5 @@
-"""Checks the correctness and speed of an engine for GPUs, on a machine with a supported GPU, and tensorrt_llm for
-`--engine tensorrt_llm`.
+"""Checks that an engine for GPUs is correct, and measures its speed. It needs a supported GPU, and the package
+tensorrt_llm for `--engine tensorrt_llm`.
 
     scripts/gpu_selfcheck.py [--model FOLDER_OR_REPOSITORY] [--engine torch|tensorrt_llm] [--every] [--shim]
 
