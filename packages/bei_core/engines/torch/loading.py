@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # Torch's dtype for tensors that `Tensors` returns as integers, because NumPy does not have their dtype.
 _VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 
-# Types of devices on which layers may be compiled. Tests add "cpu".
+# Types of devices on which layers may be compiled. Tests set it to {"cpu"}.
 COMPILED_ON = {"cuda"}
 
 # The lowest compute capability with matmuls of a precision: fp8 (e4m3) needs Ada or Hopper, fp4 (e2m1) Blackwell.
