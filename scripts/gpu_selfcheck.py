@@ -1,5 +1,5 @@
-"""Checks the correctness and speed of an engine for GPUs, on a machine with a supported GPU, and tensorrt_llm for
-`--engine tensorrt_llm`.
+"""Checks that an engine for GPUs is correct, and measures its speed. It needs a supported GPU, and the package
+tensorrt_llm for `--engine tensorrt_llm`.
 
     scripts/gpu_selfcheck.py [--model FOLDER_OR_REPOSITORY] [--engine torch|tensorrt_llm] [--every] [--shim]
 
@@ -36,7 +36,7 @@ MINILM = ROOT / ".models" / "all-MiniLM-L6-v2"
 
 
 def main() -> int:
-    """The exit status: 0 if every check passed."""
+    """Runs the self-check; returns the exit status, which is 0 if every check passed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=str(MINILM), help="model to measure: a folder or a Hugging Face repository")
     parser.add_argument("--engine", choices=("torch", "tensorrt_llm"), default="tensorrt_llm")
@@ -58,7 +58,10 @@ def main() -> int:
 
 
 def find_gpu(*, shim: bool, engine: str = "tensorrt_llm") -> str:
-    """The name of the first GPU. Exits if there is none, or if --shim does not fit the installed tensorrt_llm."""
+    """Returns the name of the first GPU, or "no GPU" with --shim.
+
+    Exits if torch finds no GPU, or if --shim does not fit the installed tensorrt_llm.
+    """
     if engine == "tensorrt_llm":
         check_stand_in(shim=shim)
     torch = importlib.import_module("torch")
@@ -80,7 +83,7 @@ def check_stand_in(*, shim: bool) -> None:
 
 
 def check(options: argparse.Namespace, gpu: str) -> Findings:
-    """Runs all checks and measurements in turn, and prints each result when it is there."""
+    """Runs all checks and measurements, prints each result at once, and returns all of them."""
     findings = Findings(options.shim, gpu, versions(), Path(options.model).name)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -92,7 +95,10 @@ def check(options: argparse.Namespace, gpu: str) -> Findings:
 
 
 def measure(options: argparse.Namespace, gpu: str, folder: Path, findings: Findings) -> None:
-    """Measures the engine alone in bf16 and fp8, then servers in bf16."""
+    """Checks fp8, measures the engine without a server in bf16 and fp8, then the servers in bf16.
+
+    The results are added to `findings`.
+    """
     quick = options.shim
     findings.checks.append(
         checks.fp8(options.model, folder / "fp8", name=options.engine, **({"calib_size": 32} if quick else {}))
@@ -112,7 +118,7 @@ def measure(options: argparse.Namespace, gpu: str, folder: Path, findings: Findi
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that were measured."""
+    """Returns the versions of those packages that are installed."""
     packages = ("tensorrt-llm", "torch", "transformers", "nvidia-modelopt", "vllm")
     found = {}
     for package in packages:

@@ -1,4 +1,4 @@
-"""Correctness of the GPU engine: each family's tiny checkpoints against transformers, and the fp8 quality gate."""
+"""Checks that a GPU engine is correct: compares tiny checkpoints of each family with transformers, and checks fp8."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Check:
 
 
 def engine(model: str, folder: Path, *, name: str = "tensorrt_llm", **settings: object) -> Opened:
-    """Builds a model's engine for the engine `name` into a folder and loads it."""
+    """Builds an engine folder of a model for the engine `name`, and returns the loaded engine."""
     checkpoint = resolve(model)
     spec = read_spec(checkpoint)
     given = Settings.load({"engine": name, **settings}, {"HOME": "/nonexistent"})
@@ -58,13 +58,16 @@ def engine(model: str, folder: Path, *, name: str = "tensorrt_llm", **settings: 
 
 
 def cases() -> list[Any]:
-    """The golden checkpoints of the families that the engine supports."""
+    """Returns the golden checkpoints of the families that the engine supports."""
     every: tuple[Any, ...] = (*CASES, *GROUP_CASES, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
     return [case for case in every if has_page(family_of(case.architecture)) and case.name != EXCLUDED]
 
 
 def parity(folder: Path, every: bool, name: str = "tensorrt_llm") -> Iterator[Check]:
-    """Checks each family in f32 (plain kernels) and bf16 (fused ones): one checkpoint a kind, or `every`."""
+    """Checks each family in f32 (plain kernels) and bf16 (fused kernels); yields each result.
+
+    Without `every`, it checks one embedding model and one classifier of each family.
+    """
     seen: set[tuple[str, bool]] = set()
     for case in cases():
         family, embeds = family_name(case.architecture), isinstance(case, Case)
@@ -79,7 +82,7 @@ def parity(folder: Path, every: bool, name: str = "tensorrt_llm") -> Iterator[Ch
 
 
 def _has_kernels(case: Case | ClassificationCase, dtype: str) -> bool:
-    """Whether TensorRT-LLM has kernels for the checkpoint, whose attention heads may be too small for any."""
+    """Whether TensorRT-LLM can run the checkpoint; attention heads of tiny checkpoints may be too small for it."""
     try:
         check_model(facts_of(read_spec(resolve(str(case.folder)))), dtype)
     except UnsupportedModelError:
@@ -104,7 +107,7 @@ def _parity(case: Case | ClassificationCase, dtype: str, folder: Path, name: str
 
 
 def fp8(model: str, folder: Path, *, name: str = "tensorrt_llm", **settings: object) -> Check:
-    """Checks the quality gate of a model in fp8: cosine to the unquantised model on held-out texts."""
+    """Checks that a model in fp8 passes the quality gate, which compares it with the unquantised model."""
 
     def gate() -> str:
         opened = engine(model, folder, name=name, quantization_type="fp8", **settings)
@@ -115,10 +118,10 @@ def fp8(model: str, folder: Path, *, name: str = "tensorrt_llm", **settings: obj
 
 
 def _timed(what: str, run: Callable[[], str]) -> Check:
-    """Runs a check. An exception makes it a failed check with the first line of the error."""
+    """Runs a check and returns its result. If it raises, the check has failed with the first line of the error."""
     started = time.perf_counter()
     try:
         figure, passed = run(), True
-    except Exception as fault:  # the other checks run, too
+    except Exception as fault:  # the next checks must still run
         figure, passed = f"{type(fault).__name__}: {str(fault).splitlines()[0]}", False
     return Check(what, figure, passed, time.perf_counter() - started)

@@ -35,7 +35,7 @@ class Findings:
         return [check for check in self.checks if not check.passed]
 
     def lines(self) -> Iterator[str]:
-        """The report in Markdown."""
+        """Yields the lines of the report in Markdown."""
         yield f"# GPU self-check: {'stand-in, no GPU' if self.is_stand_in else self.card}\n"
         if self.is_stand_in:
             yield STAND_IN + "\n"
@@ -61,7 +61,7 @@ class Findings:
         return (precision, times, f"{found.tokens_per_s:,.0f}", share)
 
     def write(self, folder: Path, name: str) -> None:
-        """Writes `name.md`, `name.json`, and with matplotlib `name.png`."""
+        """Writes `name.md` and `name.json` into the folder, and `name.png` if matplotlib is installed."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text("\n".join(self.lines()) + "\n", encoding="utf-8")
         (folder / f"{name}.json").write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
@@ -69,7 +69,7 @@ class Findings:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table."""
+    """Yields the lines of a Markdown table."""
     yield "| " + " | ".join(head) + " |"
     yield "|" + " --- |" * len(head)
     yield from ("| " + " | ".join(row) + " |" for row in rows)

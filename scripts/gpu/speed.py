@@ -1,4 +1,4 @@
-"""Speed of the GPU engine: one short query, full batches, and `bei serve` compared with other installed servers."""
+"""Measures the speed of a GPU engine: a short query, full batches, and `bei serve` against other installed servers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Alone:
 
 @dataclass(frozen=True)
 class Served:
-    """The report of a server on one workload; None if it is not installed or did not start."""
+    """The result of one server on one workload. `report` is None if the server is not installed or did not start."""
 
     server: str
     workload: str
@@ -70,7 +70,7 @@ class Served:
 
 
 def flops_per_token(spec: ModelSpec, length: int) -> float:
-    """FLOPs of the matmuls per token, in sequences of that length."""
+    """Returns the FLOPs of all matmuls per token, in sequences of `length` tokens."""
     facts = facts_of(spec)
     family = facts.of_family
     if family.page == "bert":
@@ -88,7 +88,7 @@ def flops_per_token(spec: ModelSpec, length: int) -> float:
 
 
 def peak_of(gpu: str, precision: str) -> float | None:
-    """Peak FLOP/s of a GPU by its name; None if it is not in the table."""
+    """Returns the peak FLOP/s of a GPU by its name; None if the GPU is not in `PEAKS`."""
     found = next((peaks for name, peaks in PEAKS.items() if name in gpu), None)
     return None if found is None else found[precision == "fp8"] * 1e12
 
@@ -120,7 +120,7 @@ def _seconds(engine: Engine, batch: Batch) -> float:
 def served(
     model: str, ours: Path, requests: int, environ: Mapping[str, str], engine: str = "tensorrt_llm"
 ) -> Iterator[Served]:
-    """Measures each server on each workload, one server at a time."""
+    """Measures each server on each workload, one server at a time; yields each result."""
     bei = (sys.executable, "-W", "ignore", "-m", "bei_core.cli", "serve", "--engine", engine)
     commands = {"BEI": (*bei, "--model-id", str(ours), "--port", "{port}"), **PEERS}
     for name, command in commands.items():
@@ -143,7 +143,10 @@ def _load(url: str, name: str, workload: str, requests: int) -> Report:
 
 @contextmanager
 def server(command: tuple[str, ...], model: str, environ: Mapping[str, str]) -> Iterator[str]:
-    """URL of a server, which is stopped at the end of the block. Raises RuntimeError if it does not answer."""
+    """Starts a server, yields its URL, and stops it at the end of the block.
+
+    Raises RuntimeError if the server ends or does not answer in time.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

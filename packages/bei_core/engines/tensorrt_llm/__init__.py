@@ -1,1 +1,1 @@
-"""The GPU engine, on TensorRT-LLM."""
+"""The engine on TensorRT-LLM, for NVIDIA GPUs. It runs the model classes of `engines/torch/models`."""

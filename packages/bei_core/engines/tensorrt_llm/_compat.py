@@ -1,7 +1,8 @@
-"""Imports from TensorRT-LLM, from whichever module has them, and the one supported version.
+"""Imports classes and functions of TensorRT-LLM, and checks that its version is the supported one.
 
-Only the names below are used. Norms, rotary embedding, pooling and heads are our own code in torch, so they are tested
-on any machine and do not change with TensorRT-LLM (docs/decisions/012-tensorrt-llm.md).
+The engine uses only the names in `_MODULES`, because names and modules change between versions of TensorRT-LLM. Norms,
+rotary embedding, pooling and heads are code of this project in torch, so they can be tested without a GPU and do not
+change with TensorRT-LLM (docs/decisions/012-tensorrt-llm.md).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from bei_core.errors import EngineUnavailableError
 
 VERSION = "1.4.0rc1"
 
-# The modules that may have each name: that of version 1.4 first, then that of 1.3.
+# For each name, the modules in which to look for it: first the module of version 1.4, then that of version 1.3.
 _MODULES: dict[str, tuple[str, ...]] = {
     "LLM": ("tensorrt_llm",),
     "EncodeCudaGraphConfig": ("tensorrt_llm.llmapi", "tensorrt_llm.llmapi.llm_args"),
@@ -30,9 +31,9 @@ _MODULES: dict[str, tuple[str, ...]] = {
 
 
 def upstream(name: str) -> Any:
-    """A class or function of TensorRT-LLM.
+    """Returns the class or function `name` of TensorRT-LLM; `name` is a key of `_MODULES`.
 
-    Raises EngineUnavailableError if the package is not installed or none of the modules has the name.
+    Raises EngineUnavailableError if the package is not installed or if no module of `_MODULES[name]` has the name.
     """
     for module in _MODULES[name]:
         try:
@@ -46,10 +47,13 @@ def upstream(name: str) -> Any:
 
 
 def check_version() -> None:
-    """Raises EngineUnavailableError for any version but the supported one, because `LLM.encode` is a prototype API."""
+    """Checks that TensorRT-LLM can be imported and has exactly the supported version.
+
+    Raises EngineUnavailableError if not. Other versions are refused because `LLM.encode` is a prototype API.
+    """
     try:
         found = importlib.import_module("tensorrt_llm").__version__
-    except Exception as fault:  # a missing driver, CUDA library or MPI each raises an error of its own
+    except Exception as fault:  # a missing driver, CUDA library or MPI raises different types of errors
         raise EngineUnavailableError(f"tensorrt_llm cannot be imported here: {fault}") from fault
     if found != VERSION:
         raise EngineUnavailableError(

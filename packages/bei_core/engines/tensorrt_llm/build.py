@@ -1,4 +1,7 @@
-"""Builds an engine folder for TensorRT-LLM from a checkpoint. No GPU is needed; the first start chooses the kernels."""
+"""Builds an engine folder for TensorRT-LLM from a checkpoint.
+
+The build needs no GPU: TensorRT-LLM chooses its kernels when the engine starts on a GPU for the first time.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +24,26 @@ log = logging.getLogger(__name__)
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
-    """The part of an engine's address that needs no checkpoint: the torch engine's, whose folders are the same."""
+    """Returns the part of an engine's address that needs no checkpoint.
+
+    It is the same as for the torch engine, because both engines have the same files in their folders.
+    """
     return build.facts(settings)
 
 
 def check(spec: ModelSpec, settings: Settings) -> None:
-    """Raises as the torch engine, and UnsupportedModelError for what TensorRT-LLM does not run."""
+    """Checks that the engine can be built for this model and these settings.
+
+    Raises UnsupportedModelError for a model that TensorRT-LLM does not run, and the errors of the torch engine's
+    `check`.
+    """
     is_f32 = quantization_of(settings) is None and settings.dtype == "float32"
     check_model(facts_of(spec), "float32" if is_f32 else "bfloat16")
     build.check(spec, settings, "tensorrt_llm")
 
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
-    """The engine of a checkpoint, not yet built. Raises as `check`, and as the torch engine's `plan`."""
+    """Returns the plan of the build for a checkpoint. Raises the errors of `check` and of the torch engine's `plan`."""
     check(spec, settings)
     planned = build.plan(checkpoint, spec, settings, "tensorrt_llm")
 

@@ -1,7 +1,7 @@
-"""The model class that config.json names: what TensorRT-LLM loads and calls.
+"""`PackedModel`, the model class that TensorRT-LLM loads and calls. config.json names it under `architectures`.
 
-`forward` takes packed sequences and returns f32[B, D]. Token types and the pooling mask come inside the token ids
-(`packing.pack_ids`), because some versions of TensorRT-LLM refuse further inputs together with CUDA graphs.
+`forward` takes packed sequences and returns f32[B, D]. The token ids also contain the token types and the pooling mask
+(`packing.pack_ids`), because with CUDA graphs, some versions of TensorRT-LLM accept no inputs besides token ids.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bei_core.engines.torch.models.sequences import Sequences
 
 
 class PackedModel(nn.Module):
-    """A transformer with pooling and heads."""
+    """A transformer with pooling and heads, in the form that TensorRT-LLM expects of a model class."""
 
     def __init__(self, model_config: Any) -> None:
         super().__init__()
@@ -32,15 +32,18 @@ class PackedModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """Hugging Face's config; TensorRT-LLM reads it from here."""
+        """The content of config.json, as a config object of transformers. TensorRT-LLM reads this attribute."""
         return self.model_config.pretrained_config
 
     def infer_max_seq_len(self) -> int:
-        """The longest sequence, in tokens; TensorRT-LLM calls this."""
+        """Returns the maximum length of a sequence in tokens. TensorRT-LLM calls this method."""
         return self.facts.spec.max_seq_len
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Loads model.safetensors. Raises CheckpointError for a tensor that is missing or of another shape."""
+        """Loads the tensors of model.safetensors; `weights` has them by name.
+
+        Raises CheckpointError if a tensor is missing or has the wrong shape.
+        """
         self.model.load(weights)
 
     @torch.inference_mode()
@@ -53,11 +56,15 @@ class PackedModel(nn.Module):
         return_context_logits: bool = False,
         **unused: Any,
     ) -> Tensor:
-        """f32[B, D] of ids i32[T] made by `pack_ids` and positions i32[1, T], which count from 0 in each sequence."""
+        """Returns f32[B, D], one row for each sequence.
+
+        `input_ids` i32[T] are made by `pack_ids`. `position_ids` i32[1, T] count from 0 in each sequence. Raises
+        ValueError if one of them is missing.
+        """
         if input_ids is None or position_ids is None:
             raise ValueError("this is a bug: TensorRT-LLM called the model without input_ids or position_ids")
         ids, type_ids, pooled = unpack_ids(input_ids, self.facts.spec.vocab_size)
-        # Of the tokens that pad a CUDA graph, any position may be given.
+        # The tokens that pad a batch to the size of a CUDA graph may have any position, also one out of range.
         positions = position_ids.reshape(-1).clamp(0, self.facts.spec.max_seq_len - 1)
         lengths = attn_metadata.seq_lens_cuda
         sequences = Sequences(ids, type_ids, positions, pooled, lengths, attn_metadata.seq_lens, attn_metadata)
@@ -65,12 +72,12 @@ class PackedModel(nn.Module):
 
 
 def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(ids i32[T], types i32[T], pooling mask bool[T]) of the ids i32[T] that `packing.pack_ids` made."""
+    """Returns (ids i32[T], types i32[T], pooling mask bool[T]), from the i32[T] that `packing.pack_ids` made."""
     flags = packed // vocab_size
     return packed % vocab_size, flags % 2, flags < 2
 
 
 def register() -> None:
-    """Registers PackedModel with TensorRT-LLM under all names that config.json may have."""
+    """Registers PackedModel with TensorRT-LLM, under every class name that `class_name` may write to config.json."""
     for name in class_names():
         upstream("register_auto_model")(name)(PackedModel)

@@ -1,4 +1,7 @@
-"""The GPU engine: TensorRT-LLM's encode-only mode with our own model classes. One thread at a time calls it."""
+"""The engine on TensorRT-LLM: its encode-only mode, with the model classes of this project.
+
+Only one thread at a time may call the engine.
+"""
 
 from __future__ import annotations
 
@@ -31,19 +34,20 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[np.float32]
 
-# This many tokens keep the largest GPU busy; more only add latency (docs/gpu.md).
+# The limits of one forward pass. This number of tokens keeps the largest GPU busy; more tokens would only add latency
+# (docs/gpu.md).
 MAX_NUM_TOKENS = 16_384
 MAX_BATCH_SIZE = 256
 
-# Sizes of the CUDA graphs, for batches that are launch-bound: a few short sequences. TensorRT-LLM captures a graph for
-# every feasible combination at every start, so there are few sizes.
+# The sizes of CUDA graphs. They make small batches faster, for which launching the kernels takes longer than computing.
+# At every start, TensorRT-LLM captures a graph for every possible combination of these sizes, so the lists are short.
 _GRAPH_BATCH_SIZES = (1, 2, 4, 8)
 _GRAPH_NUM_TOKENS = (32, 64, 128, 256, 512, 1024)
 _GRAPH_SEQ_LENS = (32, 128, 512)
 
 
 class TensorRtLlmEngine:
-    """A model on the GPU, loaded from an engine folder."""
+    """A model that TensorRT-LLM runs on a GPU, loaded from an engine folder. It implements `Engine`."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, dtype: str) -> None:
         self._vocab_size = spec.vocab_size
@@ -58,7 +62,7 @@ class TensorRtLlmEngine:
                     encode_only=True,
                     skip_tokenizer_init=True,
                     dtype=dtype,
-                    # TensorRT-LLM's fused attention kernels do not support f32.
+                    # TensorRT-LLM's fused attention kernels (TRTLLM) do not support f32.
                     attn_backend="VANILLA" if dtype == "float32" else "TRTLLM",
                     max_batch_size=MAX_BATCH_SIZE,
                     max_num_tokens=self._max_num_tokens,
@@ -77,23 +81,27 @@ class TensorRtLlmEngine:
         )
 
     def forward(self, batch: Batch) -> Array:
-        """f32[B, D]; see `Engine.forward`."""
+        """Returns f32[B, D]; see `Engine.forward`. Raises the errors of `Parts.run`."""
         return np.concatenate(self._parts.run(self._encode, batch))
 
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
-        """Raises NotImplementedError: this engine has one row per sequence only."""
+        """Always raises NotImplementedError, because this engine only has rows of sequences (`token_width` is 0)."""
         raise NotImplementedError("this is a bug: the GPU engine gives no rows of tokens, its token_width is 0")
 
     def padding_share(self) -> float:
-        """0: sequences are packed. TensorRT-LLM does not report the padding that it adds for CUDA graphs."""
+        """Returns 0, because sequences are packed. TensorRT-LLM does not report the padding that CUDA graphs need."""
         return 0.0
 
     def close(self) -> None:
-        """Frees the GPU's memory."""
+        """Shuts TensorRT-LLM down, which frees the memory of the GPU."""
         self._llm.shutdown()
 
     def _encode(self, batch: Batch) -> Array:
-        """f32[B, D]. `encode` takes lists of ids only, so the ids become lists here, all at once."""
+        """Returns f32[B, D].
+
+        `LLM.encode` only takes lists of ids, so all ids of the batch become one list, of which each sequence is a
+        slice.
+        """
         ids, cu_seqlens = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
         texts = [ids[start:stop] for start, stop in itertools.pairwise(cu_seqlens)]
         rows: Array = self._llm.encode(texts, return_raw_logits=True).float().numpy()
@@ -104,10 +112,10 @@ class TensorRtLlmEngine:
 
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TensorRtLlmEngine:
-    """The engine in an engine folder, in the precision in which it was built; `dtype` has no effect.
+    """Loads the engine of an engine folder. The manifest gives its precision; `dtype` has no effect.
 
-    Raises EngineUnavailableError if TensorRT-LLM is missing or of another version, or the GPU lacks the precision,
-    UnsupportedModelError for a model that it cannot run.
+    Raises EngineUnavailableError if TensorRT-LLM is not installed, has another version or cannot load the engine, or if
+    the GPU does not support the precision. Raises UnsupportedModelError for a model that TensorRT-LLM does not run.
     """
     check_version()
     check_gpu(manifest.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -118,14 +126,14 @@ def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> Te
 
 
 def _no_gpu_hint() -> str:
-    """A likely cause, to be added to an error of TensorRT-LLM; "" if CUDA finds a GPU."""
+    """Returns text to add to an error of TensorRT-LLM: that CUDA finds no GPU. Returns "" if it finds one."""
     if torch.cuda.is_available():
         return ""
     return "; CUDA finds no GPU here: there is no GPU or no driver, or CUDA_VISIBLE_DEVICES hides it"
 
 
 def _cuda_graphs(max_seq_len: int) -> Any:
-    """Which CUDA graphs to capture; larger batches are not launch-bound and run without."""
+    """Returns the sizes of CUDA graphs for TensorRT-LLM to capture. Larger batches run without CUDA graphs."""
     lengths = [length for length in _GRAPH_SEQ_LENS if length <= max_seq_len] or [max_seq_len]
     return upstream("EncodeCudaGraphConfig")(
         batch_sizes=list(_GRAPH_BATCH_SIZES),
@@ -137,9 +145,10 @@ def _cuda_graphs(max_seq_len: int) -> Any:
 
 @contextmanager
 def _autotuner_cache(folder: Path, limits: dict[str, int]) -> Iterator[None]:
-    """Lets TensorRT-LLM save the kernels that it chooses, in one file for each GPU and version.
+    """While the block runs, TensorRT-LLM saves which kernels it chooses, and reads what it saved at an earlier start.
 
-    The file is in the engine folder, or in the temporary folder if that is read-only.
+    There is one file for each combination of `_runtime()` and `limits`. It is in the engine folder, or in the folder
+    for temporary files if the engine folder is read-only. TensorRT-LLM reads the path from an environment variable.
     """
     name, key = "TLLM_AUTOTUNER_CACHE_PATH", key_of({**_runtime(), **limits})
     before = os.environ.get(name)
@@ -159,7 +168,7 @@ def _autotuner_cache(folder: Path, limits: dict[str, int]) -> Iterator[None]:
 
 
 def _runtime() -> dict[str, object]:
-    """What the choice of kernels depends on, besides the engine: versions, GPU and driver."""
+    """Returns what the choice of kernels depends on, besides the engine: versions of packages, GPU and driver."""
     facts: dict[str, object] = {"tensorrt_llm": VERSION, "torch": str(torch.__version__), "cuda": torch.version.cuda}
     driver = Path("/proc/driver/nvidia/version")
     if torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""TensorRT-LLM's set of kernels for our models: its Linear and Attention, configured by its own model config."""
+"""`TensorRtLlmKernels`, the set of kernels that gives the model classes TensorRT-LLM's Linear and Attention."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ _MODES = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_
 
 
 class TensorRtLlmKernels:
-    """See `torch.kernels.base.Kernels`."""
+    """Makes linear layers and attention of TensorRT-LLM; see the protocol `Kernels` in `engines/torch/kernels/base.py`.
+
+    It never divides a model among GPUs.
+    """
 
     def __init__(self, model_config: Any, dtype: torch.dtype, quantized: Sequence[str]) -> None:
-        """`quantized` are the parts of the transformer whose linear layers are quantised."""
+        """Sets the kernels up.
+
+        `model_config` is TensorRT-LLM's config of the model. `dtype` is that of the parameters. `quantized` are the
+        parts of the transformer whose linear layers are quantised.
+        """
         self.model_config, self.dtype, self.quantized = model_config, dtype, frozenset(quantized)
 
     rank = Rank()
@@ -33,7 +40,7 @@ class TensorRtLlmKernels:
     def linear(
         self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
     ) -> Any:
-        """TensorRT-LLM's Linear."""
+        """Returns a Linear of TensorRT-LLM; see `Kernels.linear`. `split` has no effect."""
         return _Linear(
             size_in,
             size_out,
@@ -46,13 +53,16 @@ class TensorRtLlmKernels:
         )
 
     def attention(self, sizes: AttentionSizes, rope: Any, layer: int, score_bias: Any = None) -> Any:
-        """TensorRT-LLM's Attention, or ours for a layer with soft-capped scores, a window or biases of scores."""
+        """Returns an Attention of TensorRT-LLM; see `Kernels.attention`.
+
+        For a layer with soft-capped scores, a window or a bias of scores, it is the `Attention` in plain torch instead.
+        """
         if sizes.soft_cap is not None or sizes.window is not None or score_bias is not None:
             return Attention(sizes, rope, self, score_bias)
         return PackedAttention(sizes, rope, self, layer)
 
     def attention_config(self, sizes: AttentionSizes) -> Any:
-        """The config for TensorRT-LLM's Attention; without quantisation if its part is not a quantised one."""
+        """Returns the config for TensorRT-LLM's Attention, without quantisation if this layer is not quantised."""
         if sizes.part in self.quantized:
             return self.model_config
         plain = copy.copy(self.model_config)
@@ -61,7 +71,7 @@ class TensorRtLlmKernels:
 
 
 class PackedAttention(_Attention):
-    """TensorRT-LLM's attention, without a KV cache, with our norms and rotary embedding (see `apply_rope`)."""
+    """TensorRT-LLM's attention without a KV cache. `apply_rope` adds the norms and the rotary embedding in torch."""
 
     def __init__(self, sizes: AttentionSizes, rope: Rope | None, kernels: TensorRtLlmKernels, layer: int) -> None:
         super().__init__(
@@ -86,9 +96,11 @@ class PackedAttention(_Attention):
     def apply_rope(
         self, q: Tensor, k: Tensor | None, v: Tensor | None, position_ids: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """TensorRT-LLM's hook between projections and attention: (query, key, value). `q` may hold all three, fused.
+        """Returns (query, key, value) after norms and rotary embedding, each [T, heads * S].
 
-        Fused ones stay so if there is nothing to do: splitting and joining them would copy all three.
+        TensorRT-LLM calls this method between the projections and the attention. The three may come joined in `q`, with
+        None for `k` and `v`. If there is nothing to compute, they are returned as they came, because splitting and
+        joining them would copy all three.
         """
         if self.norm_and_rope.is_identity:
             return q, k, v
@@ -98,7 +110,7 @@ class PackedAttention(_Attention):
         return query.flatten(1), key.flatten(1), value
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """[T, H] of [T, H], as our layers call it."""
+        """Returns [T, H] for x [T, H]; the layers of `engines/torch/models` call it with these arguments."""
         mixed: Tensor = super().forward(
             position_ids=sequences.position_ids[None],
             hidden_states=x,

@@ -1,4 +1,4 @@
-"""What TensorRT-LLM cannot run, known before anything is loaded."""
+"""Finds out whether TensorRT-LLM can run a model, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from bei_core.models.families import FAMILIES, Family
 from bei_core.models.kind import Kind
 from bei_core.models.layouts import DecoderSizes
 
-# Sizes for which its fused attention has kernels. `AttentionOp::initialize` is noexcept: another size ends the process.
+# The sizes of attention heads for which TensorRT-LLM's fused attention has kernels. They must be checked here, because
+# for any other size TensorRT-LLM ends the process (its `AttentionOp::initialize` throws, but is noexcept).
 HEAD_SIZES = frozenset({32, 48, 64, 72, 80, 96, 104, 112, 128, 144, 160, 192, 224, 256})
 
 _KINDS = (Kind.EMBEDDING, Kind.CLASSIFIER, Kind.RERANKER)
 
 
 def check_model(facts: Facts, dtype: str) -> None:
-    """Raises UnsupportedModelError for a family, a kind or a size of heads that TensorRT-LLM or our use of it lacks."""
+    """Checks that the engine can run a model in `dtype` ("float32", "bfloat16", "float16").
+
+    Raises UnsupportedModelError for a family, a kind of model or a size of attention heads that it cannot run.
+    """
     spec, runs = facts.spec, _runs(facts.of_family)
     if not runs or spec.kind not in _KINDS:
         what = f"a model of kind {spec.kind}" if runs else spec.architecture
@@ -27,7 +31,7 @@ def check_model(facts: Facts, dtype: str) -> None:
             "--engine torch or --engine openvino"
         )
     size = attention_sizes(facts)[2]
-    # In f32 it runs on its plain attention, which takes any size, as ours does.
+    # TensorRT-LLM's attention for f32 (VANILLA) takes heads of any size. So does the attention in plain torch.
     if dtype != "float32" and size not in HEAD_SIZES and not all(_has_own_attention(facts)):
         raise UnsupportedModelError(
             f"{spec.architecture} has attention heads of size {size}, for which TensorRT-LLM has no kernel; it has "
@@ -35,7 +39,7 @@ def check_model(facts: Facts, dtype: str) -> None:
         )
 
 
-# For each page, whether TensorRT-LLM's attention can be that of a family. MPNet adds biases to the scores.
+# For each page, whether the engine can run a family of it. TensorRT-LLM's attention cannot add MPNet's bias of scores.
 RUNS: Mapping[str, Callable[[Family], bool]] = {
     "bert": lambda family: all(names.relative_attention is None for names in family.layout),
     "decoder": lambda family: True,
@@ -49,12 +53,15 @@ def _runs(family: Family) -> bool:
 
 
 def needs_loop(facts: Facts) -> bool:
-    """Whether a layer has our own attention, which loops over sequences, so that no CUDA graph can contain it."""
+    """Whether a layer has the attention in plain torch, which may loop over sequences, so CUDA graphs are not used."""
     return any(_has_own_attention(facts))
 
 
 def _has_own_attention(facts: Facts) -> list[bool]:
-    """For each type of layer, whether it has soft-capped scores, or a window shorter than the longest sequence."""
+    """Returns for each type of layer whether its attention is the one in plain torch.
+
+    This is so for soft-capped scores, and for a window that is shorter than the longest sequence.
+    """
     if facts.of_family.page == "bert":
         return [False]
     switches = facts.of_family.layout

@@ -1,4 +1,4 @@
-"""A batch as TensorRT-LLM takes it: token ids only, into which token types and the pooling mask are packed."""
+"""Packs token ids, token types and the pooling mask of a batch into one array, because TensorRT-LLM only takes ids."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from bei_core.engines.batch import Batch
 
 
 def pack_ids(batch: Batch, vocab_size: int) -> npt.NDArray[np.int32]:
-    """i32[T]: id + vocab_size * (type + 2 * is_skipped); `classes.unpack_ids` is the inverse.
+    """Returns i32[T]: id + vocab_size * (type + 2 * is_skipped), which `classes.unpack_ids` unpacks.
 
-    Types are 0 or 1. A token is skipped if pooling leaves it out: the first `batch.skips` of each sequence, its prompt.
+    Token types must be 0 or 1. `is_skipped` is 1 for a token that pooling leaves out: the first `batch.skips` tokens of
+    each sequence, which are its prompt.
     """
     positions = np.arange(batch.num_tokens) - np.repeat(batch.cu_seqlens[:-1], batch.lengths)
     is_skipped = positions < np.repeat(batch.skips, batch.lengths)

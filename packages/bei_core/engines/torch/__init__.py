@@ -1,1 +1,1 @@
-"""The engine on PyTorch, for NVIDIA GPUs. The engine on TensorRT-LLM has the same model classes."""
+"""The engine on PyTorch, for NVIDIA GPUs. The engine on TensorRT-LLM uses the same model classes (`models/`)."""

@@ -1,4 +1,4 @@
-"""Runs a batch in parts that fit the limits and the memory of a GPU, and notices a GPU that has failed."""
+"""Splits a batch into parts that fit the limits and the memory of a GPU, and detects a GPU that has failed."""
 
 from __future__ import annotations
 
@@ -18,25 +18,29 @@ ResultT = TypeVar("ResultT")
 
 
 class DeviceLostError(BaseException):
-    """A GPU, or a process that computes on one, has failed for good.
+    """A GPU, or a process that computes on one, has failed and cannot recover.
 
-    It is no Exception, so that nobody takes it for an error of one batch: it ends the engine thread, and with it the
-    server process, which its supervisor starts again.
+    It is not a subclass of Exception, so code that handles the errors of one batch does not catch it. It ends the
+    engine thread and then the server process, which its supervisor starts again.
     """
 
 
 class Parts:
-    """Splits batches by a limit of texts, and by a limit of tokens that is lowered when the memory is not enough."""
+    """Runs a batch in parts, each within a limit of texts and a limit of tokens.
+
+    The limit of tokens becomes lower when the GPU does not have enough memory for a part.
+    """
 
     def __init__(self, max_tokens: int, max_items: int, check: Callable[[Exception], None] | None = None) -> None:
-        """`check` raises DeviceLostError if an error is the end of a device; the default is `check_device`."""
+        """`check` raises DeviceLostError if an error means that a device has failed; the default is `check_device`."""
         self.max_tokens, self.max_items, self._check = max_tokens, max_items, check or check_device
         self._is_lowered = False
 
     def run(self, function: Callable[[Batch], ResultT], batch: Batch) -> list[ResultT]:
-        """The result of each part of the batch. A part that does not fit the memory is divided and run again.
+        """Returns the results of `function` for the parts of the batch, in order.
 
-        Raises what `function` raises, torch.OutOfMemoryError for a single text, DeviceLostError.
+        A part that does not fit the memory is divided and run again. Raises the errors of `function`,
+        torch.OutOfMemoryError if a single text does not fit the memory, and DeviceLostError.
         """
         ranges = list(split(batch, max_items=self.max_items, max_tokens=self.max_tokens))
         if len(ranges) > 1:
@@ -66,7 +70,10 @@ class Parts:
 
 
 def check_device(error: Exception, device: torch.device | None = None) -> None:
-    """Raises DeviceLostError if the GPU no longer works after an error: CUDA then fails at every call."""
+    """Checks that the GPU still works after `error`; after some errors, every call of CUDA fails.
+
+    Raises DeviceLostError if it does not work.
+    """
     if not torch.cuda.is_initialized():
         return
     try:
@@ -76,7 +83,7 @@ def check_device(error: Exception, device: torch.device | None = None) -> None:
 
 
 def part(batch: Batch, start: int, stop: int) -> Batch:
-    """The sequences from `start` to `stop` (excluded), as views of the batch's arrays."""
+    """Returns a batch of the sequences from `start` to `stop` (excluded), as views of the batch's token arrays."""
     first, last = batch.cu_seqlens[start], batch.cu_seqlens[stop]
     return Batch(
         input_ids=batch.input_ids[first:last],
@@ -88,14 +95,17 @@ def part(batch: Batch, start: int, stop: int) -> Batch:
 
 
 def even_parts(batch: Batch, count: int) -> list[Batch]:
-    """The batch in up to `count` parts of about the same number of tokens, in order."""
+    """Returns at most `count` parts of the batch with about the same number of tokens, in order."""
     ends = np.searchsorted(batch.cu_seqlens, np.arange(1, count) * batch.num_tokens / count)
     edges = np.unique([0, *ends, len(batch)]).tolist()
     return [part(batch, start, stop) for start, stop in itertools.pairwise(edges)]
 
 
 def split(batch: Batch, *, max_items: int, max_tokens: int) -> Iterator[tuple[int, int]]:
-    """Ranges (start, stop) of sequences, each within both limits; a sequence over `max_tokens` is alone."""
+    """Yields ranges (start, stop) of sequences, each within both limits.
+
+    A sequence with more than `max_tokens` tokens has a range of its own.
+    """
     start = 0
     for stop in range(1, len(batch) + 1):
         is_full = stop - start == max_items or stop == len(batch)

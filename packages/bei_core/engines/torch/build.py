@@ -1,4 +1,7 @@
-"""Builds an engine folder from a checkpoint, for torch or TensorRT-LLM. Needs no GPU, and torch only for fp8."""
+"""Builds an engine folder from a checkpoint, for torch or TensorRT-LLM.
+
+A build needs no GPU. It needs the package torch only for fp8.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +23,15 @@ VERSION = 3
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
-    """The part of an engine's address that needs no checkpoint. There is one engine for each dtype."""
+    """Returns the part of an engine's address that needs no checkpoint. Each dtype gives another engine."""
     return {"folder": VERSION, "dtype": settings.dtype}
 
 
 def check(spec: ModelSpec, settings: Settings, engine: str = "torch") -> None:
-    """Raises UnsupportedModelError, ConfigError for a dtype that the engine does not have, EngineUnavailableError for a
-    quantisation other than fp8.
+    """Checks that an engine can be built for this model and these settings.
+
+    Raises UnsupportedModelError for a model that the model classes do not support, ConfigError for a dtype that the
+    engine does not support, and EngineUnavailableError for a quantisation other than fp8.
     """
     facts_of(spec)
     quantization = quantization_of(settings)
@@ -40,10 +45,10 @@ def check(spec: ModelSpec, settings: Settings, engine: str = "torch") -> None:
 
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: str = "torch") -> Plan:
-    """The engine of a checkpoint, not yet built.
+    """Returns the plan of the build for a checkpoint.
 
-    Raises as `check`, and EngineUnavailableError for a quantised engine if torch is not installed. The plan's `fill`
-    raises QualityError.
+    Raises the errors of `check`, and EngineUnavailableError for a quantised engine if torch is not installed. The
+    function `fill` of a quantised plan raises QualityError if the quality is too low.
     """
     check(spec, settings, engine)
     quantization = quantization_of(settings)

@@ -1,4 +1,4 @@
-"""The engine on torch: packed batches through our model classes, on GPUs or, for tests, on the CPU."""
+"""The engine on torch: runs the model classes of `models/` on packed batches, on GPUs, or on the CPU for tests."""
 
 from __future__ import annotations
 
@@ -34,26 +34,27 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 ResultT = TypeVar("ResultT")
 
-# More tokens keep neither device busier, they only add latency (docs/gpu.md).
+# Tokens of a batch by type of device. More tokens would only add latency, without more throughput (docs/gpu.md).
 _BATCH_TOKENS = {"cuda": 16_384, "cpu": 1024}
-# A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
+# SPLADE's rows have the width of the vocabulary, and it computes as many logits per token. To save memory, a model with
+# rows wider than _WIDE has smaller batches.
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 2048
 
 
 class TorchEngine:
-    """A model on one device, or a share of it together with `workers`, which have the others."""
+    """A model on one device. With `workers`, it is one share of a divided model, and they compute the other shares."""
 
     def __init__(self, model: Model, spec: ModelSpec, precision: str, workers: Workers | None = None) -> None:
         self._model, self._device, self._workers = model, model.device, workers
         self._staging = torch.empty(0, dtype=torch.int32)
         check = partial(check_device, device=self._device) if workers is None else workers.check
         self._parts = Parts(sys.maxsize, sys.maxsize, check)
-        # Of several GPUs, the one that kernels, streams and graphs of this engine are for.
+        # Makes the GPU of this engine the current one of torch, so that kernels, streams and graphs are made for it.
         self._current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         self._graphs: Graphs | None = None
         try:
             rows, tokens = self._compute(Batch.blank())
-        except RuntimeError as error:  # no memory, a kernel that the GPU lacks
+        except RuntimeError as error:  # too little memory, or a kernel that the GPU does not support
             raise EngineUnavailableError(f"torch cannot run {spec.architecture} on {self._device}: {error}") from error
         if workers is None and rows.shape[1] and model.is_graphable():
             self._graphs = Graphs(model.rows, spec.max_seq_len)
@@ -70,7 +71,7 @@ class TorchEngine:
         )
 
     def forward(self, batch: Batch) -> Array:
-        """f32[B, D]; see `Engine.forward`. Token vectors stay on the device."""
+        """Returns f32[B, D]; see `Engine.forward`. Token vectors are not copied to the host."""
         return np.concatenate(self._parts.run(lambda part: self._compute(part, with_tokens=False)[0], batch))
 
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
@@ -79,11 +80,11 @@ class TorchEngine:
         return np.concatenate(rows), np.concatenate(tokens)
 
     def padding_share(self) -> float:
-        """0: sequences are packed. The padding of CUDA graphs is not counted."""
+        """Returns 0, because sequences are packed. The padding for CUDA graphs is not counted."""
         return 0.0
 
     def close(self) -> None:
-        """Frees the device's memory."""
+        """Frees the memory of the device and ends the workers."""
         if self._workers is not None:
             self._workers.close()
         del self._model, self._graphs
@@ -92,7 +93,10 @@ class TorchEngine:
 
     @torch.inference_mode()
     def _compute(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
-        """f32[B, D] and f32[T, E], of no width if the model has no such output or it is not asked for."""
+        """Returns f32[B, D] and f32[T, E].
+
+        D or E is 0 if the model has no such output; E is also 0 without `with_tokens`.
+        """
         with self._current:
             rows = None if self._graphs is None or with_tokens else self._graphs.run(batch, self._upload)
             if rows is not None:
@@ -107,7 +111,11 @@ class TorchEngine:
         return self._stage(batch).to(self._device, non_blocking=True)
 
     def _stage(self, batch: Batch) -> Tensor:
-        """The batch in pinned memory, until the next call. Every forward pass ends with a copy to the host."""
+        """Returns i32[4 T + B], the array that `flatten` writes, in pinned memory.
+
+        The next call overwrites it. This is safe because every forward pass ends with a copy to the host, so the upload
+        of the array is complete then.
+        """
         total = 4 * batch.num_tokens + len(batch)
         if total > len(self._staging):
             self._staging = torch.empty(2 * total, dtype=torch.int32, pin_memory=self._device.type == "cuda")
@@ -116,7 +124,7 @@ class TorchEngine:
 
 
 class Replicas:
-    """The same model on several devices. A batch is divided among them, and they compute at the same time."""
+    """Copies of one model on several devices. Each computes a part of every batch, all at the same time."""
 
     def __init__(self, engines: Sequence[TorchEngine]) -> None:
         self._engines = engines
@@ -134,11 +142,11 @@ class Replicas:
         return np.concatenate(rows), np.concatenate(tokens)
 
     def padding_share(self) -> float:
-        """0: sequences are packed."""
+        """Returns 0, because sequences are packed."""
         return 0.0
 
     def close(self) -> None:
-        """Frees the memory of all devices."""
+        """Frees the memory of all devices and ends the threads."""
         self._pool.shutdown()
         for engine in self._engines:
             engine.close()
@@ -148,7 +156,7 @@ class Replicas:
 
 
 def _to_host(rows: Tensor | None, count: int) -> Array:
-    """f32[count, D], the caller's own; D is 0 if the model has no such output."""
+    """Returns `rows` as f32[count, D] on the host; the caller owns the array. D is 0 if `rows` is None."""
     if rows is None:
         return np.empty((count, 0), np.float32)
     result: Array = rows.float().cpu().numpy()
@@ -165,11 +173,11 @@ def load(
     tensor_parallel: int = 1,
     compiled: bool = True,
 ) -> TorchEngine | Replicas:
-    """The engine in an engine folder, in the precision in which it was built; `dtype` has no effect.
+    """Loads the engine of an engine folder. The manifest gives its precision; `dtype` has no effect.
 
-    It runs on the first GPU, on a replica on each of `devices`, or divided among `tensor_parallel` GPUs. Raises
-    EngineUnavailableError if it does not fit the devices, UnsupportedModelError for a model that cannot be divided,
-    CheckpointError for a tensor that does not fit.
+    It runs on the first GPU, as a copy on each of `devices`, or divided among `tensor_parallel` GPUs. Raises
+    EngineUnavailableError if it cannot run on the devices, UnsupportedModelError for a model that cannot be divided,
+    CheckpointError for a tensor that is missing or has the wrong shape, and ConfigError as `_choose`.
     """
     chosen = _choose(devices, tensor_parallel)
     for device in chosen:
@@ -196,13 +204,17 @@ def _divided(folder: Path, spec: ModelSpec, precision: str, devices: list[torch.
 
 
 def load_share(folder: Path, precision: str, rank: Any, device: torch.device) -> Compute:
-    """What computes a rank's share of the batches."""
+    """Loads the share of one rank onto a device; returns the function that computes this share of a batch."""
     compute: Compute = load_folder(folder, precision, device, rank).compute
     return compute
 
 
 def _choose(devices: Sequence[int], tensor_parallel: int) -> list[torch.device]:
-    """The devices to run on. Raises EngineUnavailableError, ConfigError."""
+    """Returns the devices to run on; without a GPU they are the CPU.
+
+    Raises ConfigError if `tensor_parallel` is more than 1 and not the number of `devices`, and EngineUnavailableError
+    for a GPU that torch does not find.
+    """
     if devices and tensor_parallel not in {1, len(devices)}:
         raise ConfigError(f"{len(devices)} devices are given for tensor_parallel {tensor_parallel}; give as many")
     numbers = list(devices) or list(range(tensor_parallel))

@@ -1,7 +1,8 @@
-"""The files of an engine folder for torch or TensorRT-LLM: a checkpoint in Hugging Face's layout, with our own class.
+"""Writes the engine folder for torch or TensorRT-LLM: a checkpoint in Hugging Face's layout, with a class of BEI.
 
-    config.json         the model's own, with our class in `architectures` and `Facts` under `bei`
-    model.safetensors   the transformer's tensors under their original names; those of modules or head under `bei.`, f32
+    config.json         the model's own, with BEI's model class in `architectures` and `Facts` under `bei`
+    model.safetensors   the transformer's tensors under their original names; tensors of modules or head in f32, with
+                        the prefix `bei.`
 
 This module does not need torch, so any machine can build a folder that is not quantised.
 """
@@ -32,11 +33,12 @@ from bei_core.models.spec import ModelSpec
 Array = npt.NDArray[Any]
 Mask = Literal["full", "causal"]
 
-# A `dtype` setting to the precision of the weights, and a precision to the dtype of the computation.
+# PRECISIONS: the precision of the weights for each value of the setting `dtype`. DTYPES: the dtype in which layers
+# compute for each precision.
 PRECISIONS = {"auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16", "fp4": "bfloat16"}
 
-# Files that other tools read in such a folder: trtllm-serve, transformers, sentence-transformers.
+# Files that BEI does not read, but other tools do: trtllm-serve, transformers, sentence-transformers.
 _COMPANION_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -48,11 +50,13 @@ _COMPANION_FILES = (
 HEAD_PREFIX = "bei."  # of the tensors of modules and heads
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
-# Prefixes of a checkpoint's head tensors. They are not copied with the transformer: `head_tensors` writes those in use.
+# Prefixes of the head tensors of a checkpoint. They are not copied with the transformer, because `head_tensors` returns
+# those that the engine uses.
 _HEAD_TENSORS = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.", "head.")
 
-# TensorRT-LLM reads config.json with transformers, which must know its `model_type`; our class reads the sizes itself.
-# By the name of the family, else by that of its page. Llama's configuration refuses heads that do not divide the width.
+# The `model_type` for config.json, by the name of the family, or else of its page. TensorRT-LLM reads config.json with
+# transformers, which must know the type; BEI's class reads the sizes itself. The type "qwen3" is for models whose
+# hidden size is not a multiple of the number of heads, which "llama" refuses.
 _MODEL_TYPES = {"bert": "roberta", "decoder": "llama", "qwen3_bidirectional": "qwen3"}
 
 _QUANTIZED = ("F8_E4M3", "U8")
@@ -60,7 +64,7 @@ _FLOAT_DTYPES = ("BF16", "F16", "F32", *_QUANTIZED)  # tensors of other dtypes a
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """What our model class reads in config.json, under `bei`."""
+    """What BEI's model class needs to know about a model; config.json has it under `bei`."""
 
     family: str  # its name in `models/families.py`
     mask: Mask  # attention within a sequence: "full" or "causal"
@@ -74,9 +78,9 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
-    """What our class needs to know of a model.
+    """Returns the facts of a model.
 
-    Raises UnsupportedModelError for a family or a head that our classes do not have, or a value of config.json.
+    Raises UnsupportedModelError if the model classes do not support the family, the head or a value of config.json.
     """
     if family_name(spec.architecture) not in FAMILIES and spec.architecture not in FAMILIES:
         raise _not_run(spec.architecture)
@@ -94,7 +98,7 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
 
 
 def has_page(family: Family) -> bool:
-    """Whether our classes have the layers of a family: the module `models/PAGE.py`."""
+    """Whether a module `models/PAGE.py` computes the layers of the family."""
     return find_spec(f"{__package__}.models.{family.page}") is not None
 
 
@@ -106,9 +110,10 @@ def _not_run(what: str) -> UnsupportedModelError:
 
 
 def head_of(spec: ModelSpec) -> Head | None:
-    """The layers of a classifier's head or of SPLADE's; None of a model that has other modules, or answers yes or no.
+    """Returns the layers of the head of a classifier or of SPLADE.
 
-    Raises UnsupportedModelError if the family has no such head.
+    None for an embedding model, for a model with token vectors (ColBERT), and for a reranker that answers "yes" or
+    "no". Raises UnsupportedModelError if the family has no such head.
     """
     classifier, heads = spec.classifier, family_of(spec.architecture).heads
     if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or (
@@ -122,14 +127,14 @@ def head_of(spec: ModelSpec) -> Head | None:
 
 
 def class_name(facts: Facts) -> str:
-    """Name of our class in config.json, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
+    """Returns the class name for config.json, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
     architecture = facts.spec.architecture
     name = "Bert" if architecture == "HF_ColBERT" else family_name(architecture)
     return f"Bei{name}{'Embedding' if facts.spec.classifier is None else 'ForSequenceClassification'}"
 
 
 def class_names() -> Iterator[str]:
-    """Every name that `class_name` can return."""
+    """Yields every name that `class_name` can return."""
     for name in (name for name, family in FAMILIES.items() if has_page(family)):
         yield from (f"Bei{name}Embedding", f"Bei{name}ForSequenceClassification")
 
@@ -144,8 +149,8 @@ def write_folder(
 ) -> None:
     """Writes the files of an engine.
 
-    `replaced` are tensors that a quantised model has instead of the checkpoint's or besides them, `more` its further
-    keys of config.json.
+    A quantised model gives `replaced`, tensors that replace those of the checkpoint or are added to them, and `more`,
+    further keys for config.json.
     """
     write_config(facts, dtype, folder, more)
     write_weights(checkpoint.tensors(), checkpoint, facts, dtype, folder / WEIGHTS, replaced)
@@ -153,7 +158,7 @@ def write_folder(
 
 
 def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
-    """Copies the files that other tools read."""
+    """Copies the files that other tools read, and config.json of each module of sentence-transformers."""
     modules = checkpoint.read_json("modules.json", required=False) or ()
     names = [path.name for pattern in _COMPANION_FILES for path in checkpoint.folder.glob(pattern)]
     names += [f"{entry['path']}/config.json" for entry in modules if entry.get("path")]
@@ -164,7 +169,7 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, object] | None = None) -> None:
-    """Writes config.json; `more` are keys that a quantised model has in addition."""
+    """Writes config.json; a quantised model gives `more`, further keys."""
     config = dict(facts.spec.config)
     for unwanted in ("auto_map", "quantization_config"):
         config.pop(unwanted, None)
@@ -173,7 +178,7 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
     if family.page in _MODEL_TYPES and (family.has_own_code or "model_type" not in config):
         config["model_type"] = _MODEL_TYPES.get(family.name, _MODEL_TYPES[family.page])
     if family.page in {"bert", "decoder"}:
-        # TensorRT-LLM's Attention reads these; BERT's config.json has the first only.
+        # TensorRT-LLM's Attention reads these three keys. BERT's own config.json only has the first one.
         names = ("num_attention_heads", "num_key_value_heads", "head_dim")
         config |= dict(zip(names, attention_sizes(facts), strict=True))
     config |= {**(more or {}), "bei": msgspec.to_builtins(facts)}
@@ -181,7 +186,7 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
 
 
 def read_facts(folder: Path) -> Facts:
-    """The facts in an engine folder's config.json."""
+    """Returns the facts that config.json of an engine folder contains."""
     return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
 
 
@@ -193,7 +198,10 @@ def write_weights(
     path: Path,
     replaced: Mapping[str, Entry] | None = None,
 ) -> None:
-    """Writes model.safetensors: the transformer in `dtype`, except quantised tensors and scales; the heads in f32."""
+    """Writes model.safetensors: the transformer in `dtype`, and modules or head in f32.
+
+    Quantised tensors and scales keep the dtype that the checkpoint has for them.
+    """
     entries = {
         name: Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
         for name in transformer.names()
@@ -208,7 +216,7 @@ def _keeps_dtype(name: str, dtype: str) -> bool:
 
 
 def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
-    """(name, f32 tensor) of the modules or the head; the names are those in `models/heads`."""
+    """Yields (name, f32 tensor) for each tensor of the modules or head, with the names that `models/heads` loads."""
     classifier, head = facts.spec.classifier, head_of(facts.spec)
     if classifier is not None and classifier.yes_no_ids is not None:
         yield "out.weight", yes_no_row(checkpoint.tensors(), classifier.yes_no_ids, facts.of_family.anchors)
@@ -229,7 +237,10 @@ def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Ar
 
 
 def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[str, Array]]:
-    """The layers of a classifier or of SPLADE, whose output matrix may be the table of word embeddings."""
+    """Yields (name, f32 tensor) for the head of a classifier or of SPLADE.
+
+    If SPLADE's output weight is not in the checkpoint, it is the table of word embeddings.
+    """
     tensors = checkpoint.tensors()
     layers = {"dense": head.dense, "norm": head.norm, "out": head.out}
     for layer, part in product(layers, ("weight", "bias")):
@@ -245,7 +256,10 @@ def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[st
 
 
 def attention_sizes(facts: Facts) -> tuple[int, int, int]:
-    """(number of query heads, number of key and value heads, size of a head) of a BERT-like encoder or a decoder."""
+    """Returns (number of query heads, number of key and value heads, size of a head).
+
+    Only for BERT-like encoders and decoders.
+    """
     family, config = facts.of_family, facts.spec.config
     if family.page == "bert":
         bert = BertSizes.of(family.layout[0], config)

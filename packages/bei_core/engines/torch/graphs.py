@@ -1,7 +1,7 @@
-"""CUDA graphs for small batches, whose many short kernels take the host longer to launch than the GPU to compute.
+"""CUDA graphs for small batches. Without them, launching the many short kernels takes longer than computing.
 
-A graph has fixed shapes. A batch is padded to the next larger one: its surplus tokens are a further sequence, the last,
-so that every token belongs to a sequence and the kernels write all rows.
+A graph has a fixed shape, so a batch is padded to the next larger shape. The padding tokens form one more sequence
+after the others. So every token belongs to a sequence, and the kernels write all rows.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from bei_core.engines.torch.models.sequences import Sequences
 
 log = logging.getLogger(__name__)
 
-# Sizes of the graphs: numbers of texts, of tokens, and of tokens of the longest text. A graph is captured when its
-# shape first comes; the warm-up of a server brings the most frequent ones.
+# Sizes of the graphs: numbers of texts, of tokens, and of tokens of the longest text. A graph is captured when a batch
+# first needs its shape. The warm-up of a server runs batches of the most frequent shapes.
 _TEXTS = (1, 2, 4, 8)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024)
 _LONGEST = (32, 128, 512)
 
 
 class Shape(NamedTuple):
-    """The shape of a graph, which has one more sequence than texts."""
+    """The shape of a CUDA graph. A graph has `texts` + 1 sequences, because the last one is the padding."""
 
     texts: int
     tokens: int
@@ -35,7 +35,10 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch, max_seq_len: int) -> Shape | None:
-        """The smallest shape for a batch; None if it is too large, or its surplus tokens are too many for a text."""
+        """Returns the smallest shape that fits a batch.
+
+        None if the batch is too large, or if it would need more than `max_seq_len` padding tokens.
+        """
         texts, tokens = _at_least(len(batch), _TEXTS), _at_least(batch.num_tokens, _TOKENS)
         if texts is None or tokens is None or tokens - batch.num_tokens > max_seq_len:
             return None
@@ -43,7 +46,7 @@ class Shape(NamedTuple):
         return None if longest is None else cls(texts, tokens, longest)
 
     def pad(self, batch: Batch) -> Batch:
-        """The batch with empty sequences up to `texts`, and a last one of all surplus tokens, whose ids are 0."""
+        """Returns the batch with empty sequences up to `texts`, then one sequence of all padding tokens (id 0)."""
         spare, empty = self.tokens - batch.num_tokens, self.texts - len(batch)
         ends = np.array([batch.num_tokens] * empty + [self.tokens], np.int32)
         return Batch(
@@ -56,19 +59,19 @@ class Shape(NamedTuple):
 
 
 class Graphs:
-    """Runs a function of sequences by CUDA graphs, a graph for each shape. All of them share one pool of memory."""
+    """Runs a function with CUDA graphs, one for each shape. All graphs share one pool of memory."""
 
     def __init__(self, compute: Callable[[Sequences], Tensor], max_seq_len: int) -> None:
-        """`compute` gives f32[B, D]."""
+        """`compute` is the function to capture; it returns f32[B, D] for B sequences."""
         self._compute, self._max_seq_len = compute, max_seq_len
         self._recorded: dict[Shape, tuple[Tensor, Callable[[], None], Tensor]] = {}
         self._pool: object = None
         self.is_enabled = True
 
     def run(self, batch: Batch, upload: Callable[[Batch], Tensor]) -> Tensor | None:
-        """The rows of a batch, until the next call; None if no graph has its shape.
+        """Returns the rows f32[B, D] of a batch, which the next call overwrites; None if no graph can run it.
 
-        `upload` gives what `flatten` writes of a batch, on the device.
+        `upload` returns the array that `flatten` writes for a batch, i32[4 T + B], on the device.
         """
         shape = Shape.of(batch, self._max_seq_len) if self.is_enabled else None
         if shape is None:
@@ -98,10 +101,13 @@ class Graphs:
 
 
 def record(compute: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor, object]:
-    """(function that computes again, its result, the pool of memory) of a function on the GPU."""
+    """Captures `compute` in a CUDA graph; returns (function that runs the graph, its result, the pool of memory).
+
+    Each run of the graph overwrites the result.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # so that libraries set themselves up outside of the graph
+    with torch.cuda.stream(side):  # a first run, in which libraries initialise, because a graph cannot contain that
         compute()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()

@@ -23,18 +23,21 @@ from bei_core.errors import EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
-# What `Tensors` has as integers, because NumPy lacks the type.
+# Torch's dtype for tensors that `Tensors` returns as integers, because NumPy does not have their dtype.
 _VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 
-# Types of devices on which layers may be compiled; a CPU is for tests, which compile there on purpose.
+# Types of devices on which layers may be compiled. Tests set it to {"cpu"}.
 COMPILED_ON = {"cuda"}
 
-# The compute capability that a precision needs: e4m3 matmuls came with Ada and Hopper, e2m1 with Blackwell.
+# The lowest compute capability with matmuls of a precision: fp8 (e4m3) needs Ada or Hopper, fp4 (e2m1) Blackwell.
 _MIN_CAPABILITY = {"fp8": (8, 9), "fp4": (10, 0)}
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """A checkpoint's tensors, each copied to the device when it is asked for, and more that are in memory."""
+    """The tensors of a checkpoint by name, each read and copied to the device at each access.
+
+    `more` are tensors in memory, which are returned first and unchanged.
+    """
 
     def __init__(self, tensors: Tensors, device: torch.device, more: Mapping[str, Tensor] | None = None) -> None:
         self._tensors, self._device, self._more = tensors, device, more or {}
@@ -59,9 +62,10 @@ class StoredTensors(Mapping[str, Tensor]):
 def load_folder(
     folder: Path, precision: str, device: torch.device, rank: Rank | None = None, *, compiled: bool = False
 ) -> Model:
-    """The model in an engine folder; on a GPU its layers may be `compiled`.
+    """Loads the model of an engine folder onto a device, or the share of `rank`; `compiled` has an effect on GPUs only.
 
-    Raises EngineUnavailableError if it does not fit the device, CheckpointError.
+    Raises EngineUnavailableError if the device cannot run it, and CheckpointError for a tensor that is missing or has
+    the wrong shape.
     """
     try:
         model = load_model(
@@ -69,7 +73,7 @@ def load_folder(
         )
         if compiled and device.type in COMPILED_ON:
             _compile(model, folder)
-    except RuntimeError as error:  # no memory, a driver that does not fit
+    except RuntimeError as error:  # too little memory, or a driver of the wrong version
         raise EngineUnavailableError(f"torch cannot load {folder} on {device}: {error}") from error
     return model
 
@@ -77,7 +81,7 @@ def load_folder(
 def load_model(
     facts: Facts, tensors: Mapping[str, Tensor], dtype: str, device: torch.device, rank: Rank | None = None
 ) -> Model:
-    """A model of these tensors, in `dtype`."""
+    """Returns a model with these tensors on the device, in torch's `dtype` of that name ("bfloat16"…)."""
     with device:
         model = Model(facts, TorchKernels(getattr(torch, dtype), rank))
     model.load(tensors)
@@ -86,7 +90,10 @@ def load_model(
 
 
 def check_gpu(precision: str, device: torch.device) -> None:
-    """Raises EngineUnavailableError, naming GPUs that would do, if a GPU does not support the precision."""
+    """Checks that a device supports the precision; a CPU supports every precision.
+
+    Raises EngineUnavailableError if not, with the names of GPUs that support it.
+    """
     if device.type != "cuda" or supports(precision, device):
         return
     needed, found = _MIN_CAPABILITY[precision], torch.cuda.get_device_capability(device)
@@ -98,7 +105,7 @@ def check_gpu(precision: str, device: torch.device) -> None:
 
 
 def supports(precision: str, device: torch.device | None = None) -> bool:
-    """Whether a GPU, by default the first, has matmuls in a precision; false without GPUs."""
+    """Whether a GPU (by default the current one) has matmuls in this precision; false if torch finds no GPU."""
     if not torch.cuda.is_available():
         return False
     capability: tuple[int, int] = torch.cuda.get_device_capability(device)
@@ -106,9 +113,10 @@ def supports(precision: str, device: torch.device | None = None) -> bool:
 
 
 def _compile(model: Model, folder: Path) -> None:
-    """Lets torch compile each layer at its first run, with fused kernels for any number of tokens.
+    """Makes torch compile each layer into fused kernels for any number of tokens, and runs the model once to do so.
 
-    The kernels are saved in the engine folder, or in the temporary folder if that is read-only.
+    The kernels are saved in the engine folder, or in the folder for temporary files if the engine folder is read-only.
+    If the compilation fails, the layers run without it and a warning is logged.
     """
     cache = folder / TUNED / "torch"
     try:
@@ -127,7 +135,7 @@ def _compile(model: Model, folder: Path) -> None:
     blank[8] = 2
     try:
         model.compute(blank, 2, 2, False)
-    except Exception as error:  # torch has several kinds of them: no compiler, a kernel that cannot be made
+    except Exception as error:  # of many types: there is no compiler, or torch cannot make a kernel
         log.warning("layers are not compiled and slower, because torch.compile fails: %s", error)
         for layer in model.transformer.layers:
             layer._compiled_call_impl = None

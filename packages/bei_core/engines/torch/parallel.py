@@ -1,7 +1,7 @@
 """Tensor parallelism (Shoeybi et al. 2019, Megatron-LM): a model divided among processes, each with its own GPU.
 
-The process of the server is rank 0. It starts the others and sends them every batch; each computes its share of the
-linear layers and of the attention heads, and the sums of the shares are exchanged by `torch.distributed`.
+The server process is rank 0. It starts the other processes and sends every batch to them. Each process computes its
+share of the linear layers and attention heads; `torch.distributed` adds up the results of all processes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,22 @@ from bei_core.errors import EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
-# What a process computes of a batch: (array of `flatten` on the host, number of tokens, longest, with token vectors).
+# Computes a batch from (array of `flatten` on the host, number of tokens, tokens of the longest sequence, with_tokens).
 Compute = Callable[[Tensor, int, int, bool], object]
-# Loads a share of a model onto a device, and returns what computes with it.
+# Loads the share of a rank onto a device, and returns the function that computes a batch with it.
 Load = Callable[[Rank, torch.device], Compute]
 
-_STOP_S = 10.0  # a process gets this long to end
+_STOP_S = 10.0  # how long to wait for a process to end, before it is terminated
 
 
 class Workers:
-    """The processes of the ranks from 1."""
+    """The processes of all ranks but 0."""
 
     def __init__(self, load: Load, devices: list[torch.device]) -> None:
-        """Starts them, and joins them as rank 0. `load` must be picklable. Raises EngineUnavailableError."""
+        """Starts a process for each device but the first, and makes this process rank 0 of their group.
+
+        `load` must be picklable. Raises EngineUnavailableError if a process ends before it can join the group.
+        """
         self._folder = tempfile.TemporaryDirectory(prefix="bei-ranks-")  # where the processes find each other
         store, context = str(Path(self._folder.name) / "store"), multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
@@ -58,7 +61,7 @@ class Workers:
         join(self.rank, devices[0], store)
 
     def await_loaded(self) -> None:
-        """Waits until all have loaded their shares. Raises EngineUnavailableError."""
+        """Waits until all processes have loaded their shares. Raises EngineUnavailableError if one cannot."""
         for reply in self._replies():
             if reply:
                 raise EngineUnavailableError(f"a process of the divided model cannot load its share: {reply}")
@@ -75,7 +78,7 @@ class Workers:
                 ) from None
 
     def send(self, flat: Tensor, num_tokens: int, longest: int, with_tokens: bool) -> None:
-        """Lets all compute a batch. Raises DeviceLostError if a process has ended."""
+        """Sends a batch to all processes, which then compute it. Raises DeviceLostError if a process has ended."""
         try:
             for pipe in self._pipes:
                 pipe.send((num_tokens, longest, with_tokens))
@@ -85,7 +88,7 @@ class Workers:
             raise DeviceLostError("a process of the divided model no longer answers") from error
 
     def check(self, error: Exception) -> None:
-        """Raises DeviceLostError if a process has ended or the GPU of this process is lost."""
+        """Checks all processes and the GPU of this process after `error`. Raises DeviceLostError if one has failed."""
         for process in self._processes:
             process.join(0.1 if not isinstance(error, torch.OutOfMemoryError) else 0)  # it may be about to end
             if not process.is_alive():
@@ -93,7 +96,7 @@ class Workers:
         check_device(error)
 
     def close(self) -> None:
-        """Ends the processes, and leaves the group."""
+        """Ends the processes and leaves the group."""
         self._end()
         torch.distributed.destroy_process_group()
 
@@ -107,7 +110,7 @@ class Workers:
 
 
 def join(rank: Rank, device: torch.device, store: str) -> None:
-    """Makes this process a rank of the group; waits for the others."""
+    """Makes this process a rank of the group; returns when all ranks have joined."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.distributed.init_process_group(
@@ -119,7 +122,10 @@ def join(rank: Rank, device: torch.device, store: str) -> None:
 
 
 def work(load: Load, rank: Rank, device: torch.device, store: str, pipe: Connection) -> None:
-    """A rank from 1: computes the batches that rank 0 sends, until rank 0 closes the pipe or ends."""
+    """Runs in the process of a rank other than 0: computes the batches of rank 0, until that closes the pipe or ends.
+
+    Sends "" through the pipe before it joins the group, and "" or the error when it has loaded its share.
+    """
     pipe.send("")
     join(rank, device, store)
     try:
@@ -132,5 +138,5 @@ def work(load: Load, rank: Rank, device: torch.device, store: str, pipe: Connect
         while True:
             num_tokens, longest, with_tokens = pipe.recv()
             flat = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.int32)
-            with suppress(torch.OutOfMemoryError):  # as in rank 0, which sends the halves of the batch
+            with suppress(torch.OutOfMemoryError):  # rank 0 then sends smaller parts of the batch
                 compute(flat, num_tokens, longest, with_tokens)

@@ -1,8 +1,8 @@
 """Post-training quantisation to fp8: linear layers of the transformer in e4m3, with one scale per tensor.
 
-The ranges of their inputs are those that the calibration texts reach in our own model. Layers that the engine joins in
-one (query, key and value; gate and up) share their scales. Heads, norms and embeddings are not quantised. The tensors
-and their names are those of NVIDIA's modelopt, which TensorRT-LLM reads, too.
+The calibration texts run through the unquantised model, and the largest input of each layer gives the scale of its
+inputs. Layers that the engine joins into one (query, key and value; gate and up) share their scales. Heads, norms and
+embeddings are not quantised. Tensors and their names follow NVIDIA's modelopt, because TensorRT-LLM reads that format.
 """
 
 from __future__ import annotations
@@ -52,13 +52,16 @@ class Scheme:
     bar: Bar
 
     def address(self) -> dict[str, object]:
-        """All that decides the quantised weights, besides the checkpoint and the spec: part of the engine's address."""
+        """Returns a part of the engine's address: what decides the quantised weights, besides checkpoint and spec."""
         calibration = msgspec.structs.asdict(self.calibration) | {"dataset": self.samples.digest}
         return {"quantized": self.parts, "calibration": calibration}
 
 
 def built_with(facts: Facts) -> dict[str, str]:
-    """Torch's version, and which linear layers stay in bf16 although their part is quantised, by their sizes."""
+    """Returns facts about the build, only for information: torch's version, and the linear layers that stay in bf16.
+
+    A linear layer of a quantised part stays in bf16 if fp8 does not support its sizes (`fits_fp8`).
+    """
     with torch.device("meta"):
         model = Model(facts, TorchKernels(torch.bfloat16))
     of_parts = {name: each for name, each in model.named_modules() if isinstance(each, Linear)}
@@ -68,7 +71,10 @@ def built_with(facts: Facts) -> dict[str, str]:
 
 
 def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> Quality:
-    """Writes the engine folder; returns the quality against the unquantised model. Raises QualityError if too low."""
+    """Writes the engine folder; returns the quality in comparison with the unquantised model.
+
+    Raises QualityError if the quality is too low.
+    """
     device = torch.device("cuda" if supports("fp8") else "cpu")
     spec, dtype = facts.spec, "bfloat16" if device.type == "cuda" else "float32"
     held_out, calibration = (
@@ -98,13 +104,16 @@ def _batches(texts: Sequence[Any], facts: Facts, tokenizer: Path, max_seq_length
 
 
 def _rows(engine: TorchEngine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
-    """The rows of sequences, or of tokens for a model that gives these only."""
+    """Returns the rows f32[B, D] of all batches; for a model with token vectors only, the rows f32[T, E]."""
     has_rows = engine.info.row_width > 0
     return np.concatenate([engine.forward(each) if has_rows else engine.forward_tokens(each)[1] for each in batches])
 
 
 def _scales(model: Model, parts: Sequence[str], batches: Sequence[Batch]) -> dict[str, tuple[Tensor, Tensor]]:
-    """(scale of the weight, scale of the input), f32[] on the host, of each layer of the checkpoint to be quantised."""
+    """Returns (scale of the weight, scale of the input), by the name of each layer of the checkpoint to be quantised.
+
+    The scales are f32[] on the host.
+    """
     layers = [each for each in model.modules() if isinstance(each, Linear) and each.part in parts and each.fits_fp8]
     largest = {each: torch.zeros((), device=model.device) for each in layers}
 
@@ -126,7 +135,7 @@ def _scales(model: Model, parts: Sequence[str], batches: Sequence[Batch]) -> dic
 
 
 def _entries(tensors: Tensors, scales: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Entry]:
-    """What replaces the weights of the layers in model.safetensors, and their scales."""
+    """Returns entries for model.safetensors: quantised weights, which replace the checkpoint's, and their scales."""
     entries = {}
     for name, (of_weight, of_input) in scales.items():
         entries[f"{name}.weight"] = _quantized(tensors, f"{name}.weight", of_weight)

@@ -1,6 +1,6 @@
-"""Writes a safetensors file tensor by tensor, so that a large model needs little memory.
+"""Writes a safetensors file tensor by tensor, so that writing a large model needs little memory.
 
-The safetensors package also writes NumPy arrays, but NumPy has neither bfloat16 nor 8-bit floats.
+The safetensors package is not used, because it writes NumPy arrays, and NumPy has neither bfloat16 nor 8-bit floats.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bei_core.checkpoint import Tensors
 Array = npt.NDArray[Any]
 
 _BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
-# A `dtype` of config.json to its name in a safetensors file.
+# The name of each dtype in a safetensors file, by its name in config.json.
 _NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor to be written; `read` is called when its turn comes."""
+    """A tensor to write. `read` returns its values, and is called only when the tensor is written."""
 
     name: str
     dtype: str  # in safetensors' names, such as "BF16"
@@ -35,7 +35,7 @@ class Entry:
 
     @classmethod
     def of(cls, name: str, tensors: Tensors, dtype: str | None) -> Entry:
-        """A tensor of a checkpoint, cast to `dtype`; None: as it is stored."""
+        """Returns the entry for a tensor of a checkpoint, cast to `dtype`; None keeps the stored dtype."""
         stored, shape = tensors.dtype(name), tuple(tensors.raw(name).shape)
         wanted = stored if dtype is None else _NAMES[dtype]
         if wanted == stored:
@@ -44,12 +44,12 @@ class Entry:
 
     @classmethod
     def f32(cls, name: str, value: Array) -> Entry:
-        """An f32 tensor that is in memory."""
+        """Returns the entry for an f32 array in memory."""
         return cls(name, "F32", tuple(value.shape), lambda: value)
 
     @property
     def num_bytes(self) -> int:
-        """Size of the tensor's data in bytes."""
+        """The size of the tensor's data in bytes."""
         return _BYTES[self.dtype] * math.prod(self.shape)
 
 
@@ -79,7 +79,7 @@ def _cast(values: npt.NDArray[np.float32], dtype: str) -> Array:
 
 
 def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """The bits u16[...] of each value rounded to bfloat16, to nearest, ties to even."""
+    """Returns u16[...]: the bits of each value rounded to the nearest bfloat16, with ties to even."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)

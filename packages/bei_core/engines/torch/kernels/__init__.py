@@ -1,1 +1,4 @@
-"""What the linear layers and the attention of the models are. TensorRT-LLM's set is `engines/tensorrt_llm/kernels`."""
+"""Linear layers and attention for the models: the protocol, and the set in torch.
+
+The set of TensorRT-LLM is in `engines/tensorrt_llm/kernels.py`.
+"""

@@ -1,4 +1,4 @@
-"""What a model class asks of a set of kernels."""
+"""`Kernels`, the protocol of a set of kernels: it makes the linear layers and the attention of a model class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bei_core.errors import UnsupportedModelError
 
 @dataclass(frozen=True)
 class AttentionSizes:
-    """The attention of one layer."""
+    """Sizes and options of the attention of one layer."""
 
     hidden: int  # H
     num_heads: int  # N
@@ -30,16 +30,17 @@ class AttentionSizes:
 
     @property
     def part(self) -> str:
-        """The part of its linear layers: "attention", with more words if one of them cannot be in fp8.
+        """The argument `part` for its linear layers: "attention", or "attention in bf16" if fp8 cannot be used.
 
-        TensorRT-LLM's attention has both in the same precision.
+        If fp8 does not support the sizes of one of the two layers, both are in bf16, because TensorRT-LLM's attention
+        needs both in the same precision.
         """
         width, kv_width = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         return "attention" if fits_fp8(self.hidden, width, width + 2 * kv_width) else "attention in bf16"
 
     @classmethod
     def of_encoder(cls, hidden: int, num_heads: int, max_len: int, **others: Any) -> AttentionSizes:
-        """Attention to all tokens, with heads of the size H / N."""
+        """Returns the sizes of attention to all tokens, with heads of size H / N; `others` replace or add fields."""
         size = hidden // num_heads
         plain = {"scale": size**-0.5, "bias": True, "out_bias": True, "causal": False}
         return cls(hidden, num_heads, num_heads, size, max_len=max_len, **{**plain, **others})
@@ -53,14 +54,14 @@ class Rank:
     size: int = 1
 
     def share(self, size: int, what: str) -> int:
-        """The share of a size. Raises UnsupportedModelError if the size cannot be divided."""
+        """Returns the share of `size`. Raises UnsupportedModelError if it cannot be divided; `what` names it there."""
         if size % self.size:
             raise UnsupportedModelError(f"{size} {what} cannot be divided among {self.size} GPUs")
         return size // self.size
 
 
 class Kernels(Protocol):
-    """Makes the layers of a model whose arithmetic is worth a kernel."""
+    """Makes the layers that take most of the time, for which optimised kernels exist: linear layers and attention."""
 
     dtype: torch.dtype  # of the parameters and of token vectors between layers
     rank: Rank
@@ -68,23 +69,24 @@ class Kernels(Protocol):
     def linear(
         self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
     ) -> Any:
-        """A module that maps [T, size_in] to [T, size_out], with `load_weights(layers)`.
+        """Returns a module that maps [T, size_in] to [T, size_out] and has a method `load_weights(layers)`.
 
-        `part` ("attention", "mlp", "embeddings") is the part of the transformer that may be quantised; `fused` ("qkv",
-        "gate_up") is set if the module is loaded from several layers of the checkpoint. If a model is divided among
-        GPUs, each has the rows (`split` "out") or the columns ("in") of a share of the weight; None: all of it.
+        `part` names the part of the transformer ("attention", "mlp", "embeddings"), which decides whether the layer is
+        quantised. `fused` ("qkv", "gate_up") is set if several layers of the checkpoint are joined in the module. If a
+        model is divided among GPUs, each GPU has a share of the weight's rows (`split` "out"), of its columns ("in"),
+        or the whole weight (None).
         """
         ...
 
     def attention(self, sizes: AttentionSizes, rope: Any, layer: int, score_bias: Any = None) -> Any:
-        """A module with `load(weights, names, prefix)` and `forward(x, sequences)`, which maps [T, H] to [T, H].
+        """Returns a module with `load(weights, names, prefix)` and `forward(x, sequences)`, from [T, H] to [T, H].
 
-        `rope` is a `Rope` or None. `score_bias` gives what is added to the scores of one sequence, [N, L, L] of its
-        queries and keys [N, L, S]; None: nothing.
+        `rope` is a `Rope` or None. `score_bias`, if given, returns the numbers [N, L, L] to add to the attention scores
+        of one sequence, from its queries and keys [N, L, S].
         """
         ...
 
 
 def fits_fp8(*sizes: int) -> bool:
-    """Whether a linear layer of these sizes can be in fp8: the matmuls of GPUs need multiples of 16."""
+    """Whether a linear layer of these sizes can be in fp8; the fp8 matmuls of GPUs need multiples of 16."""
     return all(size % 16 == 0 for size in sizes)

@@ -18,7 +18,7 @@ from bei_core.errors import UnsupportedModelError
 
 
 class TorchKernels:
-    """The set of kernels that needs nothing but torch."""
+    """The set of kernels in plain torch. It can divide a model among GPUs."""
 
     def __init__(self, dtype: torch.dtype, rank: Rank | None = None) -> None:
         self.dtype, self.rank = dtype, rank or Rank()
@@ -37,9 +37,9 @@ class TorchKernels:
 
 
 class Linear(nn.Module):
-    """x Wᵀ + b; in e4m3 with one scale per tensor for a layer that the checkpoint has so.
+    """A linear layer, x Wᵀ + b. If the checkpoint has scales for it, it computes in e4m3 with one scale per tensor.
 
-    A bias that the checkpoint has is used also if `bias` does not say that there is one.
+    If the checkpoint has a bias, it is used even with `bias=False`.
     """
 
     def __init__(
@@ -58,7 +58,10 @@ class Linear(nn.Module):
         self.input_scale: Tensor | None = None
 
     def load_weights(self, layers: Sequence[Layer]) -> None:
-        """Loads one layer of a checkpoint, or several, one below the other. Raises CheckpointError."""
+        """Loads one layer of a checkpoint, or several layers, whose rows are concatenated.
+
+        Raises CheckpointError for a tensor that is missing or has the wrong shape.
+        """
         self.layers = tuple(dict.fromkeys(layer.name for layer in layers))
         if self.bias is None and "bias" in layers[0]:
             self.bias = empty(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
@@ -79,13 +82,13 @@ class Linear(nn.Module):
         return tensor if split is None else tensor.chunk(self.rank.size, int(split == "in"))[self.rank.number]
 
     def _rescaled(self, layer: Layer) -> Tensor:
-        """The weight of a layer, for the scale that all joined layers share."""
+        """Returns the weight of a layer, in e4m3 for the scale that all joined layers share if it is quantised."""
         if self.weight_scale is None or layer["weight_scale"][...] == self.weight_scale:
             return layer["weight"][...]
         return to_fp8(layer.f32_weight(), self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, size_out] of [T, size_in]."""
+        """Returns [T, size_out] for x [T, size_in]. If the columns are divided among GPUs, adds up their results."""
         is_sum = self.split == "in" and self.rank.size > 1
         bias = None if is_sum else self.bias
         if self.weight_scale is None:
@@ -101,7 +104,7 @@ class Linear(nn.Module):
 
 
 def to_fp8(x: Tensor, scale: Tensor | None) -> Tensor:
-    """The nearest values of e4m3 to x / scale; larger ones become the largest."""
+    """Returns x / scale, rounded to e4m3; values beyond its range become its largest or smallest value."""
     limit = torch.finfo(torch.float8_e4m3fn).max
     return (x.float() / scale).clamp(-limit, limit).to(torch.float8_e4m3fn)
 
@@ -128,7 +131,7 @@ class NormAndRope(nn.Module):
                 norm.load(weights, prefix + name)
 
     def forward(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [T, N, S] and keys [T, K, S], normalised and rotated."""
+        """Returns the queries [T, N, S] and keys [T, K, S] after norms and rotary embedding."""
         if self.q_norm is not None and self.k_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         if self.rope is not None:
@@ -139,7 +142,7 @@ class NormAndRope(nn.Module):
 def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefix: str) -> None:
     """Loads `qkv_proj` and `o_proj` from the layers `names`, and the norms under `prefix`.
 
-    Query, key and value are three layers, or one with three equal parts.
+    The last name is that of `o_proj`. The others are query, key and value, or one layer with three equal parts.
     """
     attention.qkv_proj.load_weights(weights.layers(names[:-1], 3))
     attention.o_proj.load_weights([weights.layer(names[-1])])
@@ -147,7 +150,7 @@ def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefi
 
 
 class Attention(nn.Module):
-    """Attention of a packed batch with projections of any set of kernels."""
+    """Attention within each sequence of a packed batch, in torch. Its linear layers come from any set of kernels."""
 
     def __init__(
         self, sizes: AttentionSizes, rope: Rope | None, kernels: Kernels, score_bias: ScoreBias | None
@@ -164,11 +167,11 @@ class Attention(nn.Module):
     load = load_attention
 
     def fits_graph(self, device: torch.device) -> bool:
-        """Whether a CUDA graph on the device can contain it."""
+        """Whether a CUDA graph on the device can contain this attention."""
         return is_flash(device, self.dtype, self.sizes, self.score_bias)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        """[T, H] of [T, H]."""
+        """Returns [T, H] for x [T, H]."""
         parts = self.qkv_proj(x).split(self.widths, -1)
         query, key, value = (part.unflatten(-1, (-1, self.sizes.head_size)) for part in parts)
         query, key = self.norm_and_rope(query, key, sequences.position_ids)

@@ -1,8 +1,8 @@
 """Attention within each sequence of a packed batch, without padding.
 
-On a GPU it is one kernel for the whole batch: `torch.nn.attention.varlen` if this version of torch has it in the form
-that is needed, else the operator below it, which is FlashAttention; FlexAttention for soft-capped scores. On a CPU, and
-for what these do not compute, it is one sequence at a time.
+On a GPU, one kernel computes the whole batch. It is FlashAttention, by `torch.nn.attention.varlen` if this version of
+torch has it with the needed arguments, else by torch's internal operator. For soft-capped scores it is FlexAttention.
+On a CPU, and in cases that these kernels do not support, a loop computes one sequence at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.models.sequences import Sequences
 
-# Of one sequence: what is added to its scores, [N, L, L] of queries and keys [N, L, S].
+# Returns the numbers [N, L, L] to add to the attention scores of one sequence, from its queries and keys [N, L, S].
 ScoreBias = Callable[[Tensor, Tensor], Tensor]
 
 _QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of a long sequence
@@ -31,7 +31,10 @@ _MAX_HEAD_SIZE = 256  # of FlashAttention
 def attend(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
 ) -> Tensor:
-    """[T, N, S] of queries [T, N, S], keys and values [T, K, S]. Rows of tokens of no sequence have no meaning."""
+    """Returns [T, N, S] for queries [T, N, S], keys and values [T, K, S].
+
+    Rows of tokens that belong to no sequence are undefined.
+    """
     if is_flash(query.device, query.dtype, sizes, bias):
         return flash(query, key, value, sequences, sizes)
     if query.is_cuda and bias is None and sizes.soft_cap is not None and query.dtype != torch.float32:
@@ -40,7 +43,7 @@ def attend(
 
 
 def is_flash(device: torch.device, dtype: torch.dtype, sizes: AttentionSizes, bias: ScoreBias | None) -> bool:
-    """Whether FlashAttention computes it: one kernel for the batch, which a CUDA graph can contain."""
+    """Whether FlashAttention supports this attention. It is one kernel for the batch; a CUDA graph can contain it."""
     if device.type != "cuda" or dtype == torch.float32 or bias is not None or sizes.soft_cap is not None:
         return False
     return sizes.head_size % 8 == 0 and sizes.head_size <= _MAX_HEAD_SIZE and _capability(device) >= (8, 0)
@@ -53,7 +56,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:
-    """[T, N, S] by one call of FlashAttention."""
+    """Returns [T, N, S] as `attend`, by one call of FlashAttention."""
     cu_seqlens, longest = sequences.cu_seqlens, sequences.max_len
     left = -1 if sizes.window is None else sizes.window - 1
     right = 0 if sizes.causal else left
@@ -69,7 +72,7 @@ def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes
 
 @functools.cache
 def _find_varlen() -> Callable[..., Any] | None:
-    """Torch's `varlen_attn`; None if this version has none, or none with scale, window and grouped queries."""
+    """Returns torch's `varlen_attn`; None if this version lacks it, or its arguments for scale, window or GQA."""
     try:
         varlen: Callable[..., Any] = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):
@@ -79,7 +82,7 @@ def _find_varlen() -> Callable[..., Any] | None:
 
 
 def flex(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:
-    """[T, N, S] by FlexAttention over all tokens, with a mask that keeps sequences apart."""
+    """Returns [T, N, S] as `attend`, by FlexAttention; its mask limits attention to tokens of the same sequence."""
     heads = (x.transpose(0, 1)[None] for x in (query, key, value))
 
     def capped(score: Tensor, *_: Tensor) -> Tensor:
@@ -93,7 +96,7 @@ def flex(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes:
 
 @functools.cache
 def _compiled_flex() -> Callable[..., Any]:
-    """FlexAttention as a fused kernel; without `torch.compile` it would compute all T x T scores."""
+    """Returns FlexAttention as a fused kernel. Without `torch.compile` it would compute all T x T scores."""
     attention: Callable[..., Any] = importlib.import_module("torch.nn.attention.flex_attention").flex_attention
     compiled: Callable[..., Any] = torch.compile(attention, dynamic=True)
     return compiled
@@ -102,7 +105,10 @@ def _compiled_flex() -> Callable[..., Any]:
 def by_sequence(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
 ) -> Tensor:
-    """[T, N, S], one sequence at a time. Its loop reads lengths on the host, so a CUDA graph cannot contain it."""
+    """Returns [T, N, S] as `attend`, one sequence at a time.
+
+    The loop reads lengths on the host, so a CUDA graph cannot contain it.
+    """
 
     def alone(*parts: Tensor) -> Tensor:
         query, key, value = (part.transpose(0, 1) for part in parts)
@@ -112,7 +118,7 @@ def by_sequence(
 
 
 def _attend_alone(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes, bias: ScoreBias | None) -> Tensor:
-    """[N, L, S] of one sequence's queries [N, L, S], keys and values [K, L, S]."""
+    """Returns [N, L, S] for the queries [N, L, S], keys and values [K, L, S] of one sequence."""
     if sizes.window is None and sizes.soft_cap is None and bias is None:
         return _sdpa(query, key, value, sizes, is_causal=sizes.causal)
     times = sizes.num_heads // sizes.num_kv_heads
@@ -139,7 +145,7 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes, **ma
 
 
 def _mask(query: Tensor, key: Tensor, start: int, sizes: AttentionSizes) -> Tensor:
-    """bool[Q, L]: whether a query may attend to a key; the first of the queries is at position `start`."""
+    """Returns bool[Q, L]: whether each of Q queries may attend to each key. The first query has position `start`."""
     positions = torch.arange(start, start + query.shape[1], device=query.device)[:, None]
     distance = positions - torch.arange(key.shape[1], device=key.device)
     allowed = distance >= 0 if sizes.causal else torch.ones_like(distance, dtype=torch.bool)

@@ -1,1 +1,1 @@
-"""Our model classes. They get their linear layers and their attention from a set of kernels (`kernels/base`)."""
+"""The model classes, in torch. A set of kernels (`kernels/base.py`) makes their linear layers and their attention."""

@@ -20,7 +20,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.layouts: tuple[BertNames, ...] = facts.of_family.layout
         self.sizes = sizes = BertSizes.of(self.layouts[0], facts.spec.config)
-        width = int(facts.spec.config.get("embedding_size") or sizes.hidden)  # ELECTRA's may be narrower
+        width = int(facts.spec.config.get("embedding_size") or sizes.hidden)  # narrower than H in some ELECTRA models
         self.words = Embedding(sizes.vocab_size, width, kernels.dtype)
         self.positions = Embedding(sizes.num_positions, width, kernels.dtype)
         self.types = Embedding(sizes.num_types, width, kernels.dtype) if sizes.num_types else None
@@ -36,7 +36,7 @@ class Transformer(nn.Module):
         )
 
     def load(self, weights: Weights) -> None:
-        """Loads all layers, by the names of the first layout that fits."""
+        """Loads all layers, with the names of the first layout whose tensors the checkpoint has."""
         fits = (known for known in self.layouts if known.embeddings_norm in weights)
         names = next(fits, self.layouts[0])
         self.words.load(weights, "embeddings.word_embeddings")
@@ -52,7 +52,7 @@ class Transformer(nn.Module):
             layer.load(weights, names, names.layer.format(number))
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """[T, H]."""
+        """Returns token vectors [T, H]."""
         x = self.words(sequences.ids) + self.positions(sequences.position_ids + self.sizes.first_position)
         if self.types is not None:
             x = x + self.types(sequences.type_ids)

@@ -68,7 +68,7 @@ class Transformer(nn.Module):
             self.conv.load(weights)
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """[T, H]."""
+        """Returns token vectors [T, H]."""
         x = self.words(sequences.ids)
         x = x if self.positions is None else x + self.positions(sequences.position_ids)
         x = x if self.types is None else x + self.types(sequences.type_ids)
@@ -132,7 +132,7 @@ class _Convolution(nn.Module):
         self.norm.load(weights, "encoder.conv.LayerNorm")
 
     def forward(self, x: Tensor, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """[T, H] of the first layer's input and output [T, H]."""
+        """Returns [T, H]; `x` and `hidden` [T, H] are the input and the output of the first layer."""
 
         def convolve(rows: Tensor) -> Tensor:
             mixed = nn.functional.conv1d(rows.T[None], self.weight, self.bias, padding=self.weight.shape[2] // 2)

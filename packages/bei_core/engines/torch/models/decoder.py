@@ -40,7 +40,7 @@ class Transformer(nn.Module):
         self.projection.load(weights.whole, PROJECTION, self.norm.weight.device)
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """[T, H]; decoders have no token types. [T, D] if the model ends with a projection of its token vectors."""
+        """Returns token vectors [T, H], or [T, D] if the model projects them at the end. Token types are not used."""
         x = self.embed_tokens(sequences.ids)
         if self.switches.gemma:
             x = x * self.sizes.hidden**0.5
@@ -94,7 +94,7 @@ def _norm(switches: DecoderSwitches, sizes: DecoderSizes, kernels: Kernels) -> R
 
 
 def _attention_sizes(facts: Facts, switches: DecoderSwitches, sizes: DecoderSizes, layer_type: str) -> AttentionSizes:
-    """The attention of a layer. A window that covers the longest sequence has no effect and is left out."""
+    """Returns the sizes of the attention of a layer, without a window if it would cover the longest sequence."""
     window, bias = sizes.window(switches, layer_type), bool(sizes.config.get("attention_bias"))
     return AttentionSizes(
         hidden=sizes.hidden,

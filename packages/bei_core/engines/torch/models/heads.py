@@ -1,7 +1,4 @@
-"""Heads after the transformer: pooling and modules, or logits. They compute in f32 in every precision.
-
-Plain torch, because quantisation applies them to the transformers model, too, before and after.
-"""
+"""Pooling and heads: what follows the transformer. They compute in f32 in every precision, in plain torch."""
 
 from __future__ import annotations
 
@@ -56,7 +53,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 
 class F32Linear(nn.Module):
-    """x Wᵀ + b in f32; its sizes are those of the loaded tensors."""
+    """A linear layer in f32, x Wᵀ + b. Its sizes come from the loaded tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +67,7 @@ class F32Linear(nn.Module):
                 setattr(self, part, nn.Parameter(value, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """f32[..., out]."""
+        """Returns f32[..., out] for x f32[..., in]."""
         return F.linear(x, self.weight, self.bias)
 
 
@@ -90,7 +87,7 @@ class DenseModule(nn.Module):
         self.residual.load(tensors, f"{self.folder}.residual", device)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """f32[B, out] of f32[B, in]."""
+        """Returns f32[B, out] for rows f32[B, in]."""
         y = self.act(self.linear(rows))
         if not self.is_residual:
             return y
@@ -100,7 +97,7 @@ class DenseModule(nn.Module):
 class VectorHead(nn.Module):
     """Pooling and the modules after it, except a last Normalize, which belongs to the request (docs/decisions/005).
 
-    Without pooling it is ColBERT's: a normalised vector of each token, after the modules.
+    Without pooling it is the head of ColBERT: it applies the modules to each token vector, then normalises it.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -118,13 +115,16 @@ class VectorHead(nn.Module):
             module.load(tensors, device)
 
     def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
-        """f32[B, D] of token vectors [T, H]; None without pooling."""
+        """Returns f32[B, D] for token vectors [T, H]; None without pooling."""
         if not self.modes:
             return None
         return self.after(torch.cat([pool(mode, hidden, sequences) for mode in self.modes], -1))
 
     def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """f32[T, E] of token vectors [T, H]: themselves, or after the modules; of bge-m3 f32[T, E + 1]."""
+        """Returns f32[T, E] for token vectors [T, H]; f32[T, E + 1] for bge-m3.
+
+        With pooling, they are the token vectors unchanged. Without it, they are the vectors of ColBERT.
+        """
         if self.m3 is not None:
             return self.m3(hidden.float())
         return hidden.float() if self.modes else F.normalize(self.after(hidden.float()), dim=-1)
@@ -143,13 +143,13 @@ class BgeM3Layers(nn.Module):
         self.sparse.load(tensors, SPARSE_LINEAR, device)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """f32[T, E + 1] of token vectors f32[T, H]: an L2-normalised vector, then the weight, at least 0."""
+        """Returns f32[T, E + 1] for token vectors f32[T, H]: an L2-normalised vector, then the weight (>= 0)."""
         return torch.cat([F.normalize(self.colbert(hidden), dim=-1), F.relu(self.sparse(hidden))], -1)
 
 
 class _Normalize(nn.Module):
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Has no tensors."""
+        """Does nothing, because the module has no tensors."""
 
     def forward(self, rows: Tensor) -> Tensor:
         return F.normalize(rows, dim=-1)
@@ -190,7 +190,7 @@ _MODULES: Mapping[type[Module], Callable[[Any], nn.Module]] = {
 
 
 def _modules(modules: Iterable[Module]) -> nn.Sequential:
-    """The modules after pooling, one after the other."""
+    """Returns the modules after pooling, in order. Raises UnsupportedModelError for one that is not in `_MODULES`."""
     made: list[nn.Module] = []
     for module in modules:
         if type(module) not in _MODULES:
@@ -223,24 +223,31 @@ class LogitsHead(nn.Module):
             self.norm.load(Weights(tensors, anchor="norm.weight", prefixes=("",)), "norm")
 
     def _logits(self, x: Tensor) -> Tensor:
-        """f32[..., C] of vectors [..., H]."""
+        """Returns logits f32[..., C] for vectors [..., H]."""
         x = x.float()
         x = x if self.dense.weight is None else self.act(self.dense(x))
         logits = self.out(x if self.norm is None else self.norm(x))
         return logits if self.temperature == 1 else logits / self.temperature
 
     def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
-        """Logits f32[B, C] or weights of terms f32[B, V] of token vectors [T, H]; None of a token classifier."""
+        """Returns logits f32[B, C], or SPLADE's term weights f32[B, V], for token vectors [T, H].
+
+        None for a token classifier.
+        """
         if self.classifier is None:
             return self._terms(self._logits(hidden), sequences)
         return None if self.classifier.per_token else self._logits(self._pooled(hidden, sequences))
 
     def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
-        """Logits f32[T, C] of a token classifier, else None."""
+        """Returns logits f32[T, C] for a token classifier, else None."""
         return self._logits(hidden) if self.classifier is not None and self.classifier.per_token else None
 
     def _terms(self, logits: Tensor, sequences: Sequences) -> Tensor:
-        """f32[B, V]: SPLADE's weights of terms; the logarithms are monotonic, so a maximum may come first."""
+        """Returns SPLADE's term weights f32[B, V] for logits f32[T, V].
+
+        If the head takes the maximum over tokens, it is computed before the logarithms. The result is the same, because
+        logarithms are monotonic.
+        """
         x = F.relu(logits if self.splade.sums else pool("max", logits, sequences))
         for _ in range(self.splade.num_logs):
             x = torch.log1p(x)
@@ -253,5 +260,5 @@ class LogitsHead(nn.Module):
 
 
 def make_head(spec: ModelSpec) -> Any:
-    """The head of a model: a module with `load`, `rows` and `tokens`."""
+    """Returns the head of a model: a module with the methods `load`, `rows` and `tokens`."""
     return VectorHead(spec) if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) else LogitsHead(spec)

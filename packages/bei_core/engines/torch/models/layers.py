@@ -21,19 +21,19 @@ _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
 
 
 class Layer(dict[str, Tensor]):
-    """The tensors of a checkpoint's layer by their parts: weight, bias, scales of a quantised layer."""
+    """The tensors of one layer of a checkpoint, by the last part of their names, such as "weight" or "weight_scale"."""
 
     def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         super().__init__(tensors)
         self.name = name  # the whole name in the checkpoint
 
     def f32_weight(self) -> Tensor:
-        """The weight in f32, also of a quantised layer."""
+        """Returns the weight in f32. For a quantised layer it is multiplied by its scale."""
         weight = self["weight"][...].float()
         return weight * self["weight_scale"][...].float() if "weight_scale" in self else weight
 
     def split(self, count: int) -> list[Layer]:
-        """The layers that were joined in this one, one below the other, with equal numbers of rows."""
+        """Returns the `count` layers that are joined in this one; each has the same number of rows of the weight."""
         parts = {part: tensor[...] for part, tensor in self.items()}
         chunks = {part: x.chunk(count) if x.ndim else [x] * count for part, x in parts.items()}  # a scale is for all
         return [Layer(self.name, {part: chunks[part][number] for part in chunks}) for number in range(count)]
@@ -58,24 +58,24 @@ class Weights:
         return name in self._layers
 
     def layer(self, name: str) -> Layer:
-        """A layer's tensors. Raises CheckpointError if it has none."""
+        """Returns the tensors of a layer. Raises CheckpointError if there are none."""
         if name not in self._layers:
             raise CheckpointError(f"the checkpoint has no tensors of {name}")
         return Layer(self._prefix + name, {part: self.whole[known] for part, known in self._layers[name].items()})
 
     def layers(self, names: Sequence[str], count: int) -> list[Layer]:
-        """The layers `names`, or `count` of them if they are joined in one."""
+        """Returns the layers `names`; a single name is a layer in which `count` layers are joined, and is split."""
         found = [self.layer(name) for name in names]
         return found[0].split(count) if len(found) == 1 else found
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -> Any:
-    """A parameter whose values come later."""
+    """Returns a parameter with undefined values, which `fill` overwrites."""
     return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
 
 
 def fill(parameter: Any, tensors: Mapping[str, Tensor], part: str, where: str) -> None:
-    """Copies a tensor into a parameter. Raises CheckpointError where it is missing or of another shape."""
+    """Copies the tensor `part` into a parameter. Raises CheckpointError if it is missing or has another shape."""
     if part not in tensors or tuple(tensors[part].shape) != tuple(parameter.shape):
         found = tuple(tensors[part].shape) if part in tensors else "missing"
         raise CheckpointError(f"tensor {where}.{part} is {found}; config.json implies {tuple(parameter.shape)}")
@@ -94,7 +94,7 @@ class Embedding(nn.Module):
         fill(self.weight, weights.layer(name), "weight", name)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[T, H] of i32[T]."""
+        """Returns [T, H] for ids i32[T]."""
         return F.embedding(ids, self.weight)
 
 
@@ -119,7 +119,10 @@ class LayerNorm(nn.Module):
 
 
 class RmsNorm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019). Gemma scales by 1 + weight (`offset`); that is in f32, bf16 is too coarse."""
+    """RMSNorm (Zhang and Sennrich 2019).
+
+    Gemma scales by 1 + weight (`offset` 1). It then computes in f32, because bf16 is too coarse for this sum.
+    """
 
     def __init__(self, width: int, eps: float, dtype: torch.dtype, *, offset: float = 0.0) -> None:
         super().__init__()
@@ -147,7 +150,7 @@ class Rope(nn.Module):
         self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        """[T, N, S] of queries or keys of that shape; element i of a head rotates with element i + S / 2."""
+        """Returns queries or keys x [T, N, S] after rotation; element i of a head rotates with element i + S / 2."""
         cos, sin = self.cos[position_ids][:, None], self.sin[position_ids][:, None]
         first, second = x.float().chunk(2, -1)
         rotated = torch.cat([-second, first], -1)

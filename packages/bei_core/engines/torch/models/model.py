@@ -1,4 +1,4 @@
-"""A transformer with its head, made of a set of kernels. The page of a family has its layers: a class `Transformer`."""
+"""`Model`, a transformer with its head. The page (module) of its family has the class `Transformer` with the layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bei_core.engines.torch.models.sequences import Sequences, flatten
 
 
 class Model(nn.Module):
-    """`transformer(sequences)` gives token vectors [T, H]; `head.rows` and `head.tokens` what a caller gets of them."""
+    """`transformer(sequences)` returns token vectors [T, H]; `head.rows` and `head.tokens` make the outputs of them."""
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Model(nn.Module):
         return rows
 
     def compute_batch(self, batch: Batch) -> None:
-        """Computes a batch for the hooks of its layers."""
+        """Computes a batch without a result, so that hooks of the layers can read their inputs."""
         flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32)
         flatten(batch, flat)
         self.compute(flat, batch.num_tokens, batch.max_len, False)
@@ -58,7 +58,10 @@ class Model(nn.Module):
     def compute(
         self, flat: Tensor, num_tokens: int, longest: int, with_tokens: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(rows f32[B, D], token vectors f32[T, E]) of what `flatten` wrote; None for what there is not."""
+        """Returns (rows f32[B, D], token vectors f32[T, E]) for an array that `flatten` wrote.
+
+        Each is None if the model has no such output; token vectors also without `with_tokens`.
+        """
         lengths = flat[4 * num_tokens :].tolist()
         sequences = Sequences.of(flat.to(self.device, non_blocking=True), num_tokens, lengths, longest)
         hidden = self.transformer(sequences)

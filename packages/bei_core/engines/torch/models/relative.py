@@ -14,7 +14,7 @@ from bei_core.engines.torch.models.layers import Weights
 
 
 def distances(length: int, device: torch.device) -> Tensor:
-    """i64[L, L]: position of the query (first axis) minus position of the key."""
+    """Returns i64[L, L]: the position of the query (first axis) minus the position of the key (second axis)."""
     index = torch.arange(length, device=device)
     return index[:, None] - index
 
@@ -29,13 +29,16 @@ class RelativeBias(nn.Module):
         self.max_len = max_len
 
     def load(self, weights: Weights, name: str) -> None:
-        """Loads the table [num_buckets, N] and spreads it over all distances."""
+        """Loads the table [num_buckets, N], and makes from it the biases f32[N, 2 * max_len - 1] of all distances."""
         table = weights.layer(name)["weight"].float()
         buckets = self._buckets(torch.arange(1 - self.max_len, self.max_len), len(table))
         self.register_buffer("biases", table[buckets.to(table.device)].T.contiguous(), persistent=False)
 
     def _buckets(self, distance: Tensor, num_buckets: int) -> Tensor:
-        """Bucket of each query - key: exact if small, else logarithmic; keys after the query in the upper half."""
+        """Returns the bucket i64 of each distance (query - key), with one bucket for each small distance.
+
+        Buckets of larger distances are logarithmic. Keys after the query have the upper half of the buckets.
+        """
         half = num_buckets // 2
         exact, size = half // 2, distance.abs()
         steps = torch.log(size.clamp(min=1).float() / exact) / math.log(self.MAX_DISTANCE / exact) * (half - exact)
@@ -57,7 +60,10 @@ class DisentangledBias(nn.Module):
         self.register_buffer("rows", rows, persistent=False)
 
     def load(self, weights: Weights, table: Tensor, names: dict[str, str], dtype: torch.dtype) -> None:
-        """Projects the position table f32[2 * P, H], by the layer `names[kind]` for each kind, once for all batches."""
+        """Projects the position table f32[2 * P, H] with the layer `names[kind]` for each kind.
+
+        This is done once, because the result is the same for all batches.
+        """
         for kind in self.kinds:
             layer = weights.layer(names[kind])
             projected = nn.functional.linear(table, layer.f32_weight(), layer["bias"].float())
@@ -78,7 +84,10 @@ class DisentangledBias(nn.Module):
 
 
 def log_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """One bucket per distance up to num_buckets / 2 each way, logarithmic beyond (`make_log_bucket_position`)."""
+    """Returns the bucket i64 of each distance, as `make_log_bucket_position` in transformers.
+
+    Each distance up to num_buckets / 2 in each direction has its own bucket. Beyond that, buckets are logarithmic.
+    """
     middle = num_buckets // 2
     size = distance.abs().float()
     steps = torch.log(size.clamp(min=middle) / middle) / math.log((max_distance - 1) / middle) * (middle - 1)

@@ -52,7 +52,7 @@ class Transformer(nn.Module):
             self.final_norm.load(weights, self.names.final_norm)
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """[T, H]."""
+        """Returns token vectors [T, H]."""
         x = self.words(sequences.ids)
         if self.types is not None:
             x = x + (self.types.weight[0] if self.names.only_first_type else self.types(sequences.type_ids))

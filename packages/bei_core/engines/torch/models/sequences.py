@@ -1,4 +1,4 @@
-"""A packed batch on the device, as all layers get it."""
+"""`Sequences`, a packed batch on the device, which is an input of all layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Sequences:
     host_lengths: Sequence[int] | Tensor  # the same, on the host
     attn_metadata: Any = None  # TensorRT-LLM's own description of the batch
     block_masks: dict[tuple[bool, int | None], Any] = field(default_factory=dict)
-    longest: int = 0  # no sequence has more tokens; 0: the largest of `host_lengths`
+    longest: int = 0  # a number of tokens that no sequence exceeds; 0: use the largest of `host_lengths`
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
@@ -39,22 +39,25 @@ class Sequences:
 
     @cached_property
     def max_len(self) -> int:
-        """Tokens of the longest sequence, at least."""
+        """A number of tokens that no sequence exceeds."""
         return self.longest or max(int(length) for length in self.host_lengths)
 
     @classmethod
     def of(cls, flat: Tensor, num_tokens: int, host_lengths: Sequence[int] | Tensor, longest: int = 0) -> Sequences:
-        """The sequences in an array that `flatten` wrote."""
+        """Returns the sequences of an array i32[4 T + B] that `flatten` wrote; `num_tokens` is T."""
         sizes = [num_tokens] * 4 + [len(flat) - 4 * num_tokens]
         ids, type_ids, position_ids, pooled, lengths = flat.split(sizes)
         return cls(ids, type_ids, position_ids, pooled.bool(), lengths, host_lengths, longest=longest)
 
     def first(self) -> Tensor:
-        """i64[B]: index of each sequence's first token."""
+        """Returns i64[B]: the index of each sequence's first token."""
         return self._clamp(self.cu_seqlens[:-1])
 
     def last(self, real: Tensor | None = None) -> Tensor:
-        """i64[B]: index of each sequence's last token; with `real` bool[T] its last real one, or its first if none."""
+        """Returns i64[B]: the index of each sequence's last token.
+
+        With `real` bool[T], it is the last token for which `real` is true, or the first token if there is none.
+        """
         if real is None:
             return self._clamp(self.cu_seqlens[1:] - 1)
         index = torch.arange(len(real), device=real.device, dtype=torch.float32)
@@ -62,14 +65,18 @@ class Sequences:
         return torch.where(found < 0, self.first(), found.long())
 
     def reduce(self, x: Tensor, by: str) -> Tensor:
-        """f32[B, H]: the "sum" or "max" over each sequence of x f32[T, H].
+        """Returns f32[B, H]: the "sum" or "max" over the rows of each sequence, for x f32[T, H].
 
-        Tokens of other sequences, or of none, are never read. Deterministic, and without synchronisation.
+        Rows of tokens that belong to no sequence are never read. The result is deterministic, and the host does not
+        wait for the device.
         """
         return torch.segment_reduce(x, by, lengths=self.lengths, axis=0, unsafe=True)
 
     def map(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """[T, ...] of the shape of the first tensor: `function` of each sequence's rows; NaN for tokens of none."""
+        """Calls `function` with each sequence's rows of the tensors; returns the results in the first tensor's shape.
+
+        Rows of tokens that belong to no sequence are NaN.
+        """
         out, start = torch.full_like(tensors[0], float("nan")), 0
         for length in self.host_lengths:
             rows = slice(start, start := start + int(length))
@@ -78,7 +85,10 @@ class Sequences:
         return out
 
     def block_mask(self, *, causal: bool, window: int | None) -> Any:
-        """FlexAttention's mask: a query attends to keys of its own sequence. Made once for a batch."""
+        """Returns FlexAttention's mask, by which a query attends to keys of its own sequence only.
+
+        It is made once for a batch and used by all layers with the same `causal` and `window`.
+        """
         if (causal, window) not in self.block_masks:
             from torch.nn.attention.flex_attention import create_block_mask
 
@@ -91,7 +101,7 @@ class Sequences:
                 mask = (document[q] == document[k]) & ((distance >= 0) | (not causal))
                 return mask if window is None else mask & (distance.abs() < window)
 
-            # Compiled, it does not write down all T x T pairs.
+            # Without torch.compile, the function would allocate a mask of all T x T pairs.
             make = torch.compile(create_block_mask) if positions.is_cuda else create_block_mask
             self.block_masks[causal, window] = make(allowed, None, None, total, total, device=str(positions.device))
         return self.block_masks[causal, window]
