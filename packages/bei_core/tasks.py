@@ -1,7 +1,7 @@
-"""Tasks: what a client can ask of a model. A task also computes the result from the model's rows, with NumPy only.
+"""Tasks: what a client can ask of a model, and the computation of the result from the model's rows (NumPy only).
 
-A task has the inputs and the options to encode them, and `finish` makes the result of the model's rows. The engine
-never sees a task, so requests with different options share a batch.
+A task has inputs and the options to tokenize them; `finish` computes its result from the model's rows. The engine never
+sees a task, so requests with different options can share a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
 
 class Templated(NamedTuple):
-    """A prompt that contains a document at text[start:stop]; only the document may be truncated or split."""
+    """A prompt that contains a document at text[start:stop]; only the document may be truncated or chunked."""
 
     text: str
     start: int
@@ -39,8 +39,9 @@ Text: TypeAlias = str | Pair | Templated | Sequence[int]
 Rows: TypeAlias = npt.NDArray[np.float32]  # [N, D], row i for input i
 TokenRows: TypeAlias = npt.NDArray[np.float32]  # [n, E], one row per token of one input
 
-# What a task needs of each input: its one row, the rows of its tokens, its terms with their weights (the nonzero
-# elements of its row, or bge-m3's), or the weight of each of its tokens. A tuple names several, computed in one pass.
+# What a task needs for each input: "rows" is the row of the input, "tokens" are the rows of its tokens, "sparse" is the
+# weights of its terms (the nonzero elements of its row, or for bge-m3 the largest weight of each token id), and
+# "weights" is the weights of its tokens. A tuple names several outputs, which are computed in one pass.
 Output: TypeAlias = Literal["rows", "tokens", "sparse", "weights"]
 Outputs: TypeAlias = Output | tuple[Output, ...]
 
@@ -71,17 +72,17 @@ def num_characters(text: Text) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EncodeOptions:
-    """How the texts of one request become tokens."""
+    """The options to tokenize the texts of one request."""
 
     truncate: bool = True  # False: a text that is too long is an error
-    side: TruncationSide | None = None  # where tokens are cut off; None: as the model was published
+    side: TruncationSide | None = None  # the end that loses tokens; None: the model's own
     prompt: str | None = None  # put before every text
     pool_prompt: bool = True  # whether pooling includes the tokens of the prompt
     chunk: bool = False  # split a text that is too long into chunks instead of truncating it
     chunk_tokens: int | None = None  # limit on the tokens of a text, or of the document of a pair; None: the model's
-    spans: bool = False  # also say which part of the text each token stands for
-    max_tokens: int | None = None  # limit on all tokens of an input, special ones and prompt too; None: the model's
-    add_special_tokens: bool = True  # False: the tokens of the text alone, without [CLS], </s> and such
+    spans: bool = False  # whether to set `Tokens.spans`: the part of the text that each token stands for
+    max_tokens: int | None = None  # limit on all tokens of an input, with special tokens and prompt; None: the model's
+    add_special_tokens: bool = True  # False: only the tokens of the text, without special tokens such as [CLS]
 
 
 class TokenSpan(NamedTuple):
@@ -96,7 +97,7 @@ class TokenSpan(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """One encoded input: at least one token, at most as many as the model takes."""
+    """The tokens of one input: at least one, and at most the maximum length of the model."""
 
     ids: npt.NDArray[np.int32]  # [n]
     type_ids: npt.NDArray[np.int32]  # [n]
@@ -108,25 +109,25 @@ class Tokens:
 
 
 def asks_for(outputs: Outputs, output: Output) -> bool:
-    """Whether an output is one of those that a task needs."""
+    """Whether `outputs` is `output` or contains it."""
     return outputs == output or (isinstance(outputs, tuple) and output in outputs)
 
 
 class Sparse(NamedTuple):
-    """The nonzero elements of a row over the vocabulary."""
+    """A sparse vector over the vocabulary: the nonzero elements of a row f32[V]."""
 
-    indices: npt.NDArray[np.int64]  # ascending
-    values: npt.NDArray[np.float32]
+    indices: npt.NDArray[np.int64]  # [n], ascending
+    values: npt.NDArray[np.float32]  # [n]
 
     @classmethod
     def of(cls, row: Rows) -> Sparse:
-        """The nonzero elements of f32[V]."""
+        """Returns the nonzero elements of a row f32[V]."""
         indices = np.flatnonzero(row)
         return cls(indices, row[indices])
 
     @classmethod
     def of_tokens(cls, ids: npt.NDArray[np.int32], weights: Rows) -> Sparse:
-        """The largest weight above 0 of each token id; both arguments are [n]."""
+        """Returns the largest weight of each token id, if it is above 0; both arguments are [n]."""
         terms, places = np.unique(ids, return_inverse=True)
         values = np.zeros(len(terms), np.float32)
         np.maximum.at(values, places, weights)
@@ -134,35 +135,38 @@ class Sparse(NamedTuple):
         return cls(terms[kept].astype(np.int64), values[kept])
 
     def without(self, indices: Sequence[int]) -> Sparse:
-        """The elements at all other indices."""
+        """Returns the vector without the elements at `indices`."""
         kept = ~np.isin(self.indices, indices)
         return Sparse(self.indices[kept], self.values[kept])
 
 
 class Task(Protocol[ResultT]):
-    """The work of one request."""
+    """What one request asks of the model; `ResultT` is the type of its result."""
 
     @property
     def output(self) -> Outputs:
-        """What it needs of each input."""
+        """The outputs of the model that the task needs for each input."""
         ...
 
     @property
     def inputs(self) -> Sequence[Text]:
-        """What to encode."""
+        """The inputs to tokenize."""
         ...
 
     @property
     def options(self) -> EncodeOptions:
-        """How to encode it."""
+        """The options to tokenize the inputs."""
         ...
 
     def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
-        """One output per input from the rows of its chunks; chunk i is of input owners[i] and has weights[i] tokens."""
+        """Returns one output per input; `rows` has one output per chunk.
+
+        Chunk i belongs to input owners[i] and has weights[i] tokens. Raises ValidationError if the task has no chunks.
+        """
         ...
 
     def finish(self, rows: Any) -> ResultT:  # noqa: ANN401
-        """The result, from one output per input in the order of `inputs`."""
+        """Returns the result; `rows` has one output per input, in the order of `inputs`."""
         ...
 
 
@@ -178,21 +182,24 @@ class _Unchunked:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Dense embeddings, one vector per text."""
+    """The task to compute dense embeddings, one vector per text."""
 
     output: ClassVar[Output] = "rows"
 
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
     normalize: bool = True
-    dimensions: int | None = None  # keep only the first dimensions (Matryoshka, Kusupati et al. 2022)
+    dimensions: int | None = None  # how many leading dimensions to keep (Matryoshka, Kusupati et al. 2022)
 
     def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
-        """f32[N, D]: the mean of each text's chunks, weighted by their tokens; of unit vectors if `normalize`."""
+        """Returns f32[N, D]: the mean of the vectors of each text's chunks, weighted by their numbers of tokens.
+
+        With `normalize`, the vectors of the chunks are L2-normalised before the mean.
+        """
         return weighted_mean(l2_normalize(rows) if self.normalize else rows, owners, weights)
 
     def finish(self, rows: Rows) -> Rows:
-        """f32[N, dimensions or D]: cut to `dimensions`, then L2-normalised if asked.
+        """Returns f32[N, dimensions or D]: the rows cut to `dimensions`, then L2-normalised if `normalize`.
 
         Raises ValidationError if the model has fewer dimensions.
         """
@@ -204,68 +211,71 @@ class Embed:
 
 @dataclass(frozen=True, slots=True)
 class EmbedAll(_Unchunked):
-    """One vector per token: those of a late-interaction model or of bge-m3, or those that the pooling takes."""
+    """The task to compute one vector per token of each text.
+
+    A late-interaction model and bge-m3 have a head for these vectors; in other models they are the pooling's input.
+    """
 
     output: ClassVar[Output] = "tokens"
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
-    num_skipped: int = 0  # first tokens of a text that have no vector
+    num_skipped: int = 0  # how many leading tokens of each text get no vector
 
     def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
-        """f32[n - num_skipped, E] per text."""
+        """Returns f32[n - num_skipped, E] per text."""
         return [vectors[self.num_skipped :] for vectors in rows] if self.num_skipped else rows
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedSparse(_Unchunked):
-    """Weights of the terms of the vocabulary, most of them zero (SPLADE, Formal et al. 2021; bge-m3)."""
+    """The task to compute weights of the vocabulary's terms, most of them 0 (SPLADE, Formal et al. 2021; bge-m3)."""
 
     output: ClassVar[Output] = "sparse"
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
-    unweighted_ids: Sequence[int] = ()  # token ids that are no terms
+    unweighted_ids: Sequence[int] = ()  # token ids that get no weight, because they are not terms
 
     def finish(self, rows: Sequence[Sparse]) -> Sequence[Sparse]:
-        """The nonzero weights of each text."""
+        """Returns the nonzero weights of each text, without those of `unweighted_ids`."""
         return [terms.without(self.unweighted_ids) for terms in rows] if self.unweighted_ids else rows
 
 
 @dataclass(frozen=True, slots=True)
 class WeighTokens(_Unchunked):
-    """The weight of every token as a term (bge-m3)."""
+    """The task to compute the weight of every token as a term (bge-m3)."""
 
     output: ClassVar[Output] = "weights"
     inputs: Sequence[Text]
     options: EncodeOptions = field(default_factory=EncodeOptions)
 
     def finish(self, rows: Sequence[Rows]) -> Sequence[Rows]:
-        """f32[n] per text."""
+        """Returns f32[n] per text."""
         return rows
 
 
 @dataclass(frozen=True, slots=True)
 class Several(_Unchunked):
-    """Several tasks of the same inputs, with the same options, whose outputs are computed in one pass."""
+    """Several tasks with the same inputs and options, whose outputs are computed in one pass."""
 
     tasks: Sequence[Task[Any]]  # at least one
 
     @property
     def output(self) -> tuple[Output, ...]:
-        """What each task needs of an input."""
+        """The output that each task needs for an input."""
         return tuple(task.output for task in self.tasks if isinstance(task.output, str))
 
     @property
     def inputs(self) -> Sequence[Text]:
-        """What to encode."""
+        """The inputs to tokenize."""
         return self.tasks[0].inputs
 
     @property
     def options(self) -> EncodeOptions:
-        """How to encode it."""
+        """The options to tokenize the inputs."""
         return self.tasks[0].options
 
     def finish(self, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """The result of each task."""
+        """Returns the result of each task; `rows` has a tuple per input, with one output per task."""
         columns = zip(self.output, zip(*rows, strict=True), strict=True)
         arrays = [np.stack(column) if output == "rows" else column for output, column in columns]
         return [task.finish(array) for task, array in zip(self.tasks, arrays, strict=True)]
@@ -273,7 +283,7 @@ class Several(_Unchunked):
 
 @dataclass(frozen=True, slots=True)
 class ClassifyTokens(_Unchunked):
-    """Scores of every token for each label."""
+    """The task to score every token for each label."""
 
     output: ClassVar[Output] = "tokens"
     inputs: Sequence[Text]
@@ -281,13 +291,13 @@ class ClassifyTokens(_Unchunked):
     scoring: Scoring
 
     def finish(self, rows: Sequence[TokenRows]) -> Sequence[TokenRows]:
-        """f32[n, C] per text, in the order of the labels."""
+        """Returns the scores f32[n, C] per text; the columns are in the order of the labels."""
         return [scores(logits, self.scoring) for logits in rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Classify:
-    """Scores of every input for each label; a reranker has one label, the relevance of a pair."""
+    """The task to score every input for each label; a reranker has one label, the relevance of a pair."""
 
     output: ClassVar[Output] = "rows"
     inputs: Sequence[Text]
@@ -295,30 +305,33 @@ class Classify:
     scoring: Scoring
 
     def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
-        """f32[N, C]: for one label the best chunk, for several the mean of the chunks, weighted by their tokens."""
+        """Returns the logits f32[N, C] of the inputs, computed from the logits of their chunks.
+
+        With one label it is the largest logit; with several labels, the mean weighted by the chunks' numbers of tokens.
+        """
         if rows.shape[1] > 1:
             return weighted_mean(rows, owners, weights)
         return np.maximum.reduceat(rows, _first_chunks(owners))
 
     def finish(self, rows: Rows) -> Rows:
-        """f32[N, C], in the order of the labels."""
+        """Returns the scores f32[N, C]; the columns are in the order of the labels."""
         return scores(rows, self.scoring)
 
 
 @dataclass(frozen=True, slots=True)
 class Rank(Classify):
-    """Relevance of every pair; of the two labels "no" and "yes", the difference of their logits."""
+    """The task to sort pairs by relevance; of the labels "no" and "yes", `_margin` makes one logit."""
 
     top_n: int | None = None  # how many pairs to keep; None: all
 
     def join(self, rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
-        """f32[N, 1]: the best chunk of each pair."""
+        """Returns f32[N, 1]: the largest logit of the chunks of each pair."""
         return Classify.join(self, _margin(rows), owners, weights)
 
     def finish(self, rows: Rows) -> list[tuple[int, float]]:  # type: ignore[override]
-        """Index and score of the `top_n` best pairs, the best first.
+        """Returns the index and the score of the `top_n` best pairs, the best first.
 
-        The order is that of the logits: above 17, the sigmoid of every logit is 1 in f32.
+        Sorts by the logits, because in f32 the sigmoid of every logit above 17 is 1.
         """
         logits = _margin(rows)
         values = scores(logits, self.scoring)[:, 0]
@@ -331,7 +344,10 @@ def _margin(rows: Rows) -> Rows:
 
 
 def weighted_mean(rows: Rows, owners: npt.NDArray[np.intp], weights: Rows) -> Rows:
-    """f32[N, D]: the mean of the rows of each owner (0, 0, 1, 2 ...), weighted by f32[len(rows)]."""
+    """Returns f32[N, D]: the mean of the rows of each owner, weighted by `weights`, one number per row.
+
+    `owners` has the owner of each row, from 0 to N - 1 in ascending order, such as 0, 0, 1, 2.
+    """
     firsts = _first_chunks(owners)
     means: Rows = np.add.reduceat(rows * weights[:, None], firsts)
     means /= np.add.reduceat(weights, firsts)[:, None]
@@ -344,7 +360,7 @@ def _first_chunks(owners: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
 
 
 def scores(logits: Rows, scoring: Scoring) -> Rows:
-    """Returns probabilities from logits f32[N, C]; with "none", the logits unchanged."""
+    """Returns the probabilities f32[N, C] of logits f32[N, C]; with "none", the logits unchanged."""
     if scoring == "none":
         return logits
     if scoring == "sigmoid":
@@ -363,7 +379,7 @@ def best_first(values: Rows, top_n: int | None = None) -> list[int]:
 
 
 def similarities(row: Rows, others: Rows, similarity: Similarity) -> Rows:
-    """f32[N]: similarity of a vector f32[D] to others f32[N, D]; for cosine, all have to have length 1."""
+    """Returns f32[N]: the similarity of f32[D] to each of f32[N, D]; for "cosine", all must have length 1."""
     if similarity in {"cosine", "dot"}:
         products: Rows = others @ row
         return products
@@ -378,7 +394,7 @@ def check_dimensions(dimensions: int, width: int) -> None:
 
 
 def l2_normalize(rows: Rows) -> Rows:
-    """Returns the rows with L2 norm 1; a row of zeros stays zero (the floor is `torch.nn.functional.normalize`'s)."""
+    """Returns the rows f32[N, D] with L2 norm 1; a row of zeros stays zero."""
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    unit: Rows = rows / np.maximum(norms, np.float32(1e-12))[:, None]
+    unit: Rows = rows / np.maximum(norms, np.float32(1e-12))[:, None]  # the limit of torch.nn.functional.normalize
     return unit

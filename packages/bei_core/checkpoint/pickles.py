@@ -2,9 +2,9 @@
 
 The file is a zip archive (torch 2.15, `torch/serialization.py`): `data.pkl` is a pickle of the tensors' names, dtypes,
 shapes and strides, and `data/0`, `data/1`, … are the bytes of their storages. A pickle is a program that may call any
-function. This module interprets only the operations that torch.save writes for a dict of tensors, on plain values. Both
-of the functions that such a pickle calls are code of this module, and anything else is refused by its name. No byte of
-a storage is read before the tensor is used, so a size that a file only claims allocates nothing.
+function. This module interprets only the operations that torch.save writes for a dict of tensors, and only on plain
+values. Such a pickle calls two functions, and this module has its own code for both. It refuses every other operation
+and name. The bytes of a storage are read only when the tensor is used, so a false size in a file allocates no memory.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ CONVERT = (
     "convert the model once, on a machine that may run its code: transformers.AutoModel.from_pretrained(FOLDER)"
     ".save_pretrained(FOLDER, safe_serialization=True); of a reranker or classifier, AutoModelForSequenceClassification"
 )
-_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of torch.save's magic number, before torch 1.6
-_MAX_HEADER = 1 << 20  # bytes of data.pkl, which has about 200 for each tensor, and of the archive's list of members
+_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first bytes of a file from before torch 1.6
+_MAX_HEADER = 1 << 20  # the most bytes of data.pkl (about 200 per tensor), and of the archive's list of members
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name
 
 _STORAGES = {
@@ -43,7 +43,7 @@ _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (
 
 
 class _RefusedError(ValueError):
-    """What is wrong with the file."""
+    """The file is refused; the message is the reason."""
 
 
 class _Global(NamedTuple):
@@ -53,7 +53,7 @@ class _Global(NamedTuple):
 
 
 class _Storage(NamedTuple):
-    """The data of one or more tensors."""
+    """The position in the file of the data of one or more tensors; `dtype` is the name of safetensors."""
 
     dtype: str
     start: int  # its first byte in the file
@@ -70,9 +70,9 @@ class _Tensor(NamedTuple):
 
 
 def pickled_entries(path: Path) -> dict[str, Entry]:
-    """The position of each tensor of a file. Raises CheckpointError, naming the file and what it has that is refused.
+    """Returns the position of each tensor of a file that torch.save wrote, in the format of torch 1.6 and later.
 
-    Tensors may share a storage, and may be transposed. The file has to be in the format of torch 1.6 and later.
+    Tensors may share a storage and may be transposed. Raises CheckpointError with the path and the reason.
     """
     try:
         members = _Members.of(path)
@@ -84,7 +84,7 @@ def pickled_entries(path: Path) -> dict[str, Entry]:
 
 
 def sample_pickled(path: Path) -> Iterator[bytes]:
-    """The size of a file of torch.save, its pickle, and the beginning of each tensor. Raises CheckpointError."""
+    """Yields the size of a file of torch.save, its pickle, and the start of each tensor. Raises CheckpointError."""
     found = pickled_entries(path)
     yield path.stat().st_size.to_bytes(8, "little")
     yield _Members.of(path).read("data.pkl", _MAX_HEADER)
@@ -93,9 +93,10 @@ def sample_pickled(path: Path) -> Iterator[bytes]:
 
 
 def _entry(name: str, tensor: _Tensor, file: mmap.mmap, path: Path) -> Entry:
-    """The position of a tensor. Raises _RefusedError unless it is inside its storage, and CheckpointError.
+    """Returns the position of a tensor. Raises _RefusedError unless it is inside its storage.
 
-    It has no more elements than its storage, so that a copy of a tensor with strides is not larger than the file.
+    A tensor must not have more elements than its storage, so that a copy of it is not larger than the file. Raises
+    CheckpointError for a shape that NumPy does not support.
     """
     storage, offset, shape, strides = tensor
     count, width = math.prod(shape), np.dtype(DTYPES[storage.dtype]).itemsize
@@ -112,24 +113,24 @@ def _entry(name: str, tensor: _Tensor, file: mmap.mmap, path: Path) -> Entry:
 
 
 class _Limited(io.FileIO):
-    """A file of which no large part is read at once: zipfile reads the whole list of members into memory."""
+    """A file that refuses large reads, because zipfile reads an archive's whole list of members into memory."""
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """The next bytes. Raises ValueError for more than _MAX_HEADER."""
+        """Returns the next bytes. Raises ValueError if `size` is more than _MAX_HEADER."""
         if (size or 0) > _MAX_HEADER:
             raise ValueError(f"its list of members has {size} bytes; at most {_MAX_HEADER} are read")
         return super().read(size) or b""
 
 
 class _Members(NamedTuple):
-    """The members of the archive, by their names without the folder that all are in."""
+    """The members of the archive by name, without the folder that contains all of them."""
 
     file: mmap.mmap
     by_name: Mapping[str, zipfile.ZipInfo]
 
     @classmethod
     def of(cls, path: Path) -> _Members:
-        """The members of a file. Raises _RefusedError unless it is an archive, and little-endian."""
+        """Returns the members of a file. Raises _RefusedError unless it is a zip archive with little-endian numbers."""
         try:
             with _Limited(path) as file:
                 begin = file.read(len(_LEGACY))
@@ -148,7 +149,7 @@ class _Members(NamedTuple):
         return found
 
     def start(self, name: str) -> int:
-        """The first byte of a member's data in the file. Raises _RefusedError unless it is there, and as it is."""
+        """Returns the offset of a member's data in the file. Raises _RefusedError if it is missing or compressed."""
         member = self.by_name.get(name)
         if member is None:
             raise _RefusedError(f"it has no member {name}")
@@ -157,21 +158,21 @@ class _Members(NamedTuple):
         header = self.file[member.header_offset : member.header_offset + _LOCAL_HEADER]
         lengths = (
             int.from_bytes(header[at : at + 2], "little") for at in (26, 28)
-        )  # of the name, and of what follows it
+        )  # of the member's name and of its extra field
         start = member.header_offset + _LOCAL_HEADER + sum(lengths)
         if member.header_offset < 0 or not header.startswith(b"PK\3\4") or start + member.file_size > len(self.file):
             raise _RefusedError(f"its member {name} is not inside the file")
         return start
 
     def read(self, name: str, limit: int) -> bytes:
-        """The data of a member. Raises _RefusedError if it has more than `limit` bytes."""
+        """Returns the data of a member. Raises _RefusedError if it has more than `limit` bytes."""
         start, size = self.start(name), self.by_name[name].file_size
         if size > limit:
             raise _RefusedError(f"its member {name} has {size} bytes; at most {limit} are read")
         return self.file[start : start + size]
 
     def storage(self, persistent_id: tuple[Any, ...]) -> _Storage:
-        """The storage of a persistent id: ("storage", class, member, device, number of elements)."""
+        """Returns the storage of a persistent id: ("storage", class, member, device, number of elements)."""
         _, kind, key, _, count = persistent_id
         if not isinstance(key, str):
             raise _RefusedError("data.pkl has a storage whose name is not a text")
@@ -183,9 +184,10 @@ class _Members(NamedTuple):
 
 
 def _interpret(pickle: bytes, storage: Callable[[tuple[Any, ...]], _Storage]) -> dict[str, _Tensor]:
-    """The dict of tensors that a pickle makes. Raises _RefusedError for an operation or a value that it does not need.
+    """Returns the dict of tensors that a pickle builds; `storage` returns the storage of a persistent id.
 
-    A malformed pickle raises ValueError, LookupError, TypeError or AttributeError, as Python does for its operations.
+    Raises _RefusedError for an operation or a value that a dict of tensors does not need. A malformed pickle raises
+    ValueError, LookupError, TypeError or AttributeError, from the Python code of its operations.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -213,7 +215,7 @@ def _interpret(pickle: bytes, storage: Callable[[tuple[Any, ...]], _Storage]) ->
             case "BINPERSID":
                 stack.append(storage(stack.pop()))
             case "BUILD":
-                stack.pop()  # attributes of the dict: a state_dict has the versions of its modules
+                stack.pop()  # the attributes of the dict are ignored: a state_dict has the versions of its modules
             case "MARK":
                 marks.append(len(stack))
             case "TUPLE":
@@ -234,14 +236,14 @@ def _interpret(pickle: bytes, storage: Callable[[tuple[Any, ...]], _Storage]) ->
 
 
 def _global(name: str) -> _Global:
-    """A class or function by its name. Raises _RefusedError, naming it, if a dict of tensors does not need it."""
+    """Returns the class or function `name`. Raises _RefusedError if a dict of tensors does not need it."""
     if name not in {_ORDERED_DICT, _REBUILD_TENSOR, *_STORAGES}:
         raise _RefusedError(f"data.pkl names {name.replace(' ', '.')!r:.100}, which a dict of tensors does not need")
     return _Global(name)
 
 
 def _call(function: object, arguments: tuple[Any, ...]) -> dict[str, Any] | _Tensor:
-    """What a function returns: an empty dict, or a tensor."""
+    """Returns the result of a function: an empty dict or a tensor. Raises _RefusedError for other functions."""
     if function == _Global(_ORDERED_DICT) and arguments == ():
         return {}
     if function == _Global(_REBUILD_TENSOR):
@@ -250,7 +252,7 @@ def _call(function: object, arguments: tuple[Any, ...]) -> dict[str, Any] | _Ten
 
 
 def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> _Tensor:
-    """The tensor that `_rebuild_tensor_v2` makes. Raises _RefusedError for other types of arguments."""
+    """Returns the tensor that `_rebuild_tensor_v2` makes. Raises _RefusedError for arguments of other types."""
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or any(type(number) is not int or number < 0 for number in numbers):
         raise _RefusedError("data.pkl has a tensor without a storage, or with a size that is not a number from 0")
@@ -258,7 +260,7 @@ def _tensor(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tup
 
 
 def _set_items(pairs: tuple[Any, ...], target: dict[str, Any]) -> None:
-    """Puts names and values, one after the other, into a dict. Raises _RefusedError for a name that is not a text."""
+    """Adds `pairs` (name, value, name, value …) to a dict. Raises _RefusedError for a name that is not a text."""
     for name, value in zip(pairs[::2], pairs[1::2], strict=True):
         if not isinstance(name, str) or not isinstance(target, dict):
             raise _RefusedError("data.pkl has a name of a tensor that is not a text")
@@ -266,7 +268,7 @@ def _set_items(pairs: tuple[Any, ...], target: dict[str, Any]) -> None:
 
 
 def _checked(tensors: object) -> dict[str, _Tensor]:
-    """The value of a pickle. Raises _RefusedError unless it is a dict of tensors."""
+    """Returns `tensors` unchanged. Raises _RefusedError unless it is a dict of tensors."""
     if not isinstance(tensors, dict):
         raise _RefusedError("data.pkl has a value that is not a dict of tensors")
     wrong = [name for name, value in tensors.items() if not isinstance(value, _Tensor)]

@@ -1,4 +1,4 @@
-"""Tensors by name, from files that are mapped into memory; and the format of safetensors.
+"""Tensors by name from files that are mapped into memory, and a reader of the safetensors format.
 
 The safetensors package is not used because it gives no bfloat16 to NumPy. The format is simple: an 8-byte
 little-endian length, a JSON header with each tensor's dtype, shape and offsets, then the data
@@ -25,15 +25,15 @@ from bei_core.errors import CheckpointError
 
 Array: TypeAlias = NDArray[Any]
 
-# NumPy has no bfloat16 and no 8-bit floats: their bits are read as unsigned integers.
+# NumPy's dtype by safetensors' name. NumPy has no bfloat16 and no 8-bit floats: their bits are unsigned integers here.
 DTYPES = {
     "BOOL": "?", "F8_E4M3": "u1", "F8_E5M2": "u1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8",
     "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8", "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors package
-MAX_DIMENSIONS = 32  # of numpy 1; numpy 2 has 64
-_MAX_BYTES = 1 << 62  # of a tensor; numpy's sizes are signed 64-bit integers
-SAMPLE = 4096  # bytes of each tensor in a local folder's digest
+MAX_DIMENSIONS = 32  # numpy 1's limit; numpy 2's is 64
+_MAX_BYTES = 1 << 62  # the most bytes of a tensor; numpy's sizes are signed 64-bit integers
+SAMPLE = 4096  # how many bytes of each tensor go into a local folder's digest
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ class Entry:
 
 
 class Tensors(Mapping[str, Array]):
-    """Tensors by name, each contiguous, and a read-only view of the mapped file if it is so there.
+    """Tensors by name, each contiguous: a read-only view of the mapped file if possible, else a copy.
 
-    Nothing is read before it is used.
+    The data of a tensor is read from the disk only when it is used.
     """
 
     def __init__(self, entries: Mapping[str, Entry], *, source: str) -> None:
@@ -58,13 +58,13 @@ class Tensors(Mapping[str, Array]):
         self._source = source
 
     def __getitem__(self, name: str) -> Array:
-        """The tensor as stored; bfloat16 as the u16 of its bits, 8-bit floats as u8. Raises KeyError."""
+        """Returns the tensor as stored: bfloat16 as the u16 of its bits, 8-bit floats as u8. Raises KeyError."""
         entry = self._entries[name]
         kind = np.dtype(DTYPES[entry.dtype])
         array: Array = np.ndarray(entry.shape, kind, entry.file, entry.start, entry.strides)
         return np.require(
             array, requirements=["C", "A"]
-        )  # copied if it is transposed or not aligned, which formats allow
+        )  # copies a tensor that is transposed or not aligned, which both formats allow
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -73,22 +73,22 @@ class Tensors(Mapping[str, Array]):
         return len(self._entries)
 
     def names(self) -> list[str]:
-        """The names, sorted."""
+        """Returns the sorted names."""
         return sorted(self._entries)
 
     def dtype(self, name: str) -> str:
-        """The dtype by safetensors' name: F32, BF16… Raises CheckpointError for an unknown name."""
+        """Returns the dtype by safetensors' name, such as F32 or BF16. Raises CheckpointError for an unknown name."""
         return self._entry(name).dtype
 
     def raw(self, name: str) -> Array:
-        """As `self[name]`, but raises CheckpointError that names the file and the most similar tensor."""
+        """Returns `self[name]`. For an unknown name, raises CheckpointError with the file and the most similar name."""
         self._entry(name)
         return self[name]
 
     def f32(self, name: str) -> NDArray[np.float32]:
-        """The tensor as float32: a view if it is stored so, else an exact copy (F64 is rounded).
+        """Returns the tensor as float32: an F32 tensor as it is, others as a copy, which is exact except for F64.
 
-        Raises CheckpointError for an unknown name, or a tensor that is not floating point.
+        Raises CheckpointError for an unknown name, and for another dtype than BF16, F16, F32 and F64.
         """
         dtype, array = self.dtype(name), self.raw(name)
         if dtype == "BF16":
@@ -100,7 +100,7 @@ class Tensors(Mapping[str, Array]):
         raise CheckpointError(f"{self._source}: {name} is {dtype}, not one of BF16, F16, F32, F64")
 
     def _entry(self, name: str) -> Entry:
-        """The position of a tensor. Raises CheckpointError for an unknown name."""
+        """Returns the position of a tensor. Raises CheckpointError for an unknown name."""
         if name not in self._entries:
             nearest = difflib.get_close_matches(name, self._entries, n=1)
             hint = f"; the nearest is {nearest[0]}" if nearest else ""
@@ -109,7 +109,7 @@ class Tensors(Mapping[str, Array]):
 
 
 def sample(path: Path) -> Iterator[bytes]:
-    """The size of a safetensors file, its header, and the beginning of each tensor."""
+    """Yields the size of a safetensors file, its header, and the first SAMPLE bytes of each tensor."""
     header, begin = read_header(path)
     yield path.stat().st_size.to_bytes(8, "little")
     with path.open("rb") as file:
@@ -128,7 +128,7 @@ class _Info(msgspec.Struct, frozen=True):
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """The position of each tensor of a file. Raises CheckpointError, naming the file, if it is damaged."""
+    """Returns the position of each tensor of a safetensors file. Raises CheckpointError if the file is damaged."""
     header, begin = read_header(path)
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -139,7 +139,10 @@ def entries(path: Path) -> dict[str, Entry]:
 
 
 def read_header(path: Path) -> tuple[dict[str, _Info], int]:
-    """The tensors of a safetensors file in the order of their data, and the first byte of the data."""
+    """Returns the tensors of a safetensors file in the order of their data, and the offset of the data in bytes.
+
+    Raises CheckpointError if the file is damaged.
+    """
     with path.open("rb") as file:
         prefix = file.read(8)
         check_no_pointer(prefix, path)
@@ -156,13 +159,13 @@ def read_header(path: Path) -> tuple[dict[str, _Info], int]:
 
 
 def check_no_pointer(prefix: bytes, path: Path) -> None:
-    """Raise CheckpointError if the first 8 bytes of a file of weights are those of a pointer of git-lfs."""
+    """Raises CheckpointError if `prefix`, the first 8 bytes of a file of weights, is that of a git-lfs pointer."""
     if prefix == b"version ":
         raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run git lfs pull in its repository")
 
 
 def checked_info(value: object, name: str, path: Path) -> _Info:
-    """A checked tensor of a header. Raises CheckpointError for an unknown dtype, and if size and offsets differ."""
+    """Returns a tensor of a header. Raises CheckpointError if its dtype, shape or offsets are not valid."""
     try:
         info = msgspec.convert(value, _Info)
     except msgspec.ValidationError as error:
@@ -173,7 +176,7 @@ def checked_info(value: object, name: str, path: Path) -> _Info:
         raise CheckpointError(f"{path}: {name} has {len(info.shape)} dimensions; at most {MAX_DIMENSIONS} are possible")
     begin, end = info.data_offsets
     width = np.dtype(DTYPES[info.dtype]).itemsize
-    if math.prod(max(dimension, 1) for dimension in info.shape) * width > _MAX_BYTES:  # numpy refuses it with a 0 too
+    if math.prod(max(dimension, 1) for dimension in info.shape) * width > _MAX_BYTES:  # numpy refuses it despite a 0
         raise CheckpointError(f"{path}: {name} has a shape of more than {_MAX_BYTES} bytes")
     if min((begin, *info.shape)) < 0 or end - begin != math.prod(info.shape) * width:
         raise CheckpointError(f"{path}: {name} is {info.dtype} {list(info.shape)} but takes bytes {begin} to {end}")
@@ -181,7 +184,7 @@ def checked_info(value: object, name: str, path: Path) -> _Info:
 
 
 def _check_layout(infos: Mapping[str, _Info], path: Path, size: int) -> None:
-    """Raise CheckpointError unless the tensors, in order, fill `size` bytes of data without holes or overlaps."""
+    """Raises CheckpointError unless the tensors, in order, fill `size` bytes of data without holes or overlaps."""
     position = 0
     for name, info in infos.items():
         begin, end = info.data_offsets

@@ -1,1 +1,1 @@
-"""Texts to tokens and back: the tokenizer, prompt templates of rerankers, grouping of tokens to named entities."""
+"""The tokenizer (texts to tokens and back), prompt templates of rerankers, grouping of tokens into named entities."""

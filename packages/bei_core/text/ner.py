@@ -27,7 +27,7 @@ class Vocabulary(Protocol):
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of the unknown token."""
+        """The id of the unknown token; None if there is none."""
         ...
 
     @property
@@ -47,7 +47,7 @@ class Entity:
     label: str  # without the prefix B- or I-, except with strategy "none"
     score: float
     word: str
-    start: int
+    start: int  # the entity is text[start:end]
     end: int
     index: int  # of the first token
 
@@ -58,9 +58,9 @@ class _Part:
 
     word: str
     scores: Scores
-    start: int
+    start: int  # the part is text[start:end]
     end: int
-    index: int
+    index: int  # of the first token
     continues: bool = False  # whether it belongs to the same word as the previous token
 
 
@@ -124,7 +124,7 @@ _MERGES: dict[Strategy, Callable[[TokenRows], Scores]] = {"first": _first, "aver
 
 
 def _merged(parts: Sequence[_Part], words: Vocabulary, merge: Callable[[TokenRows], Scores]) -> _Part:
-    """Returns the tokens of a word as one part; `merge` makes one row of scores from theirs."""
+    """Returns the tokens of a word as one part; `merge` computes its scores from the scores of the tokens."""
     word, scores = words.join([part.word for part in parts]), merge(np.stack([part.scores for part in parts]))
     return _Part(word, scores, parts[0].start, parts[-1].end, parts[0].index)
 

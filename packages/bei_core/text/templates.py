@@ -1,4 +1,4 @@
-"""Prompt templates of rerankers, which make one text of a query and a document; data/rerank_templates.json has them."""
+"""Prompt templates of rerankers (data/rerank_templates.json): each makes one text from a query and a document."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     template: str
-    repositories: str = ""  # a regular expression that finds the names of repositories and folders of its models
+    repositories: str = ""  # a regular expression for the repository and folder names of its models
     instruction: str = ""  # the default if a request gives none
-    tokens: tuple[str, str] | None = None  # with which a causal language model answers no and yes
+    tokens: tuple[str, str] | None = None  # the answers for no and yes of a causal language model
 
     def fill(self, query: str, document: str, instruction: str | None = None) -> Templated:
         """Returns the prompt with the fields filled in; braces in a query or a document are not fields."""
@@ -42,7 +42,7 @@ def find_template(source: str) -> RerankTemplate | None:
 
 
 def named_template(text: str) -> RerankTemplate:
-    """Returns the template that the setting rerank_template gives: a known name, a prompt, or JSON.
+    """Returns the template for the setting rerank_template, which is a known name, a prompt, or JSON.
 
     Raises ConfigError for any other text.
     """

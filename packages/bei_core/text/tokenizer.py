@@ -1,4 +1,4 @@
-"""`TextTokenizer`, which makes token ids of texts with the Rust library `tokenizers`."""
+"""`TextTokenizer`: makes token ids from texts with the Rust library `tokenizers`."""
 
 from __future__ import annotations
 
@@ -19,27 +19,25 @@ from bei_core.text.truncation import Indices, document_tokens, num_skipped, trun
 # A request with at most this many characters is tokenized on the event loop. That takes about 1 us per token, and the
 # change to a thread and back would cost 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
 INLINE_CHARS = 4096
-
-# The most characters that all requests together tokenize on the event loop in one turn of it; this takes 8 ms.
-_INLINE_CHARS_PER_TURN = 32_768
+_INLINE_CHARS_PER_TURN = 32_768  # the limit for all requests together in one turn of the event loop; takes 8 ms
 
 # Limits of one call into Rust, so that a huge request does not delay the others; a token takes 100 bytes in the call.
 _TEXTS_PER_CALL = 64
 _CHARS_PER_CALL = 262_144
 
-# The most characters of a token in any vocabulary (as in text-embeddings-inference): a longer text is cut first.
+# The most characters that a token has in any vocabulary (as in text-embeddings-inference). A text with more characters
+# per token of the model's limit is cut before it is tokenized.
 _CHARS_PER_TOKEN = 250
 
-# Of a text that will be truncated at its end, this many characters per token of the model's limit are tokenized first;
-# more are, if so few words lie between the kept tokens and the cut that the cut could change the kept tokens.
+# If a long text will be truncated at its end, only its start is tokenized first: this many characters per token of the
+# model's limit. If fewer than _SETTLING_WORDS words lie between the last token to keep and this cut, the cut could have
+# changed the tokens to keep, and the text is tokenized again without it.
 _LIKELY_CHARS_PER_TOKEN = 16
 _SETTLING_WORDS = 32
 
-# A text to be chunked is tokenized whole. A megabyte takes two seconds and 200 MB of memory.
-_MAX_CHUNKED_CHARS = 1_000_000
+_MAX_CHUNKED_CHARS = 1_000_000  # of a text to chunk, which is tokenized as a whole; takes 2 s and 200 MB of memory
 
-# How many chunks the texts of one request may have in total, beyond the first one of each text.
-MAX_CHUNKS = 1024
+MAX_CHUNKS = 1024  # how many chunks one request may have besides the first chunk of each text
 
 ResultT = TypeVar("ResultT")
 
@@ -67,20 +65,20 @@ class TextTokenizer:
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
         self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
-        self._turn, self._num_inline_chars = 0.0, 0  # the event loop's time, and what was tokenized on it since then
+        self._turn, self._num_inline_chars = 0.0, 0  # the loop's turn, and the characters tokenized in it
         # Whether the vocabulary has ids for which the model has no embedding.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
-        self._skips: dict[tuple[str, bool], int] = {}  # by prompt, and whether there are special tokens
+        self._skips: dict[tuple[str, bool], int] = {}  # by prompt and `add_special_tokens`
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="bei-tokenize")
 
     async def tokenize(self, texts: Sequence[Text], options: EncodeOptions) -> Tokenized:
-        """Returns the tokens of each text, truncated or in chunks. Raises as `encode_now` and `chunk_now` do."""
+        """Returns the tokens of each text, truncated or chunked; raises the errors of `encode_now` and `chunk_now`."""
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
         if options.chunk or options.chunk_tokens is not None:
             return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
-        turn = asyncio.get_running_loop().time()  # uvloop's stands still until every callback that is due has run
+        turn = asyncio.get_running_loop().time()  # uvloop's time is constant during a turn of the loop
         if turn != self._turn:
             self._turn, self._num_inline_chars = turn, 0
         if size <= INLINE_CHARS and self._num_inline_chars < _INLINE_CHARS_PER_TURN:
@@ -89,7 +87,7 @@ class TextTokenizer:
         return Tokenized(await self.offload(size, lambda: self.encode_now(texts, options)), None)
 
     async def offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
-        """Returns the result of `work`, which runs on a worker thread if its `size` in characters or ids is large."""
+        """Returns the result of `work`, which runs on a worker thread if `size` (characters or ids) is large."""
         if size <= INLINE_CHARS:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -136,7 +134,7 @@ class TextTokenizer:
             found = self._chunks(text, options)
             chunks += found
             counts.append(len(found))
-            if len(chunks) - len(counts) > MAX_CHUNKS:  # before the others are encoded
+            if len(chunks) - len(counts) > MAX_CHUNKS:  # checked before the next text is encoded
                 raise _too_many_chunks()
         return chunks, np.repeat(np.arange(len(texts)), counts)
 
@@ -150,7 +148,7 @@ class TextTokenizer:
         ]
 
     def names(self, ids: Sequence[int]) -> list[str]:
-        """The token of each id, as the vocabulary spells it."""
+        """Returns the token of each id, as the vocabulary spells it."""
         return [str(self._tokenizer.id_to_token(id_)) for id_ in ids]
 
     def join(self, tokens: Sequence[str]) -> str:
@@ -165,7 +163,7 @@ class TextTokenizer:
 
     @property
     def unknown_id(self) -> int | None:
-        """The id of the unknown token."""
+        """The id of the unknown token; None if there is none."""
         names = (getattr(self._tokenizer.model, "unk_token", None), "<unk>", "[UNK]")
         return next((id_ for name in names if name and (id_ := self._tokenizer.token_to_id(name)) is not None), None)
 
@@ -180,37 +178,40 @@ class TextTokenizer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, texts: list[str | Pair], options: EncodeOptions, *, with_spans: bool) -> Iterator[Encoding]:
-        """The encodings of texts, with offsets if asked; those of one call at a time, as they take much memory.
+        """Yields the encoding of each text, with offsets if `with_spans`. Raises TokenizerError if the library fails.
 
-        Raises TokenizerError if the library fails. Always the batch calls, for one text too: `Tokenizer.encode` holds
-        Python's lock while it runs.
+        Encodings are large, so only those of one call into Rust are in memory at a time. Even a single text uses the
+        batch functions, because `Tokenizer.encode` holds Python's global lock (GIL) while it runs.
         """
         encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
         for group in [texts] if len(texts) == 1 else _calls(texts):
             try:
                 encodings = encode(group, add_special_tokens=options.add_special_tokens)
-            except BaseException as fault:  # bare Exception, or a panic in Rust, which is no Exception
+            except BaseException as fault:  # the library raises bare Exception, and a panic in Rust is not an Exception
                 if isinstance(fault, KeyboardInterrupt | SystemExit):
                     raise
                 raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
             yield from encodings
 
     def _likely(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
-        """Returns what to encode first of a long text: its start if it may be truncated at its end, else all of it."""
+        """Returns the part of a long text to encode first: its start if its end may be truncated, else all of it."""
         may_cut = options.truncate and self._side_of(options) is TruncationSide.RIGHT
         if isinstance(text, Pair) or not may_cut:
             return self._prepared(text, options)
         return (options.prompt or "") + text[: self._likely_chars]
 
     def _settled(self, encoding: Encoding, text: str, skip: int, options: EncodeOptions) -> Tokens:
-        """`_truncated` of a text of which the start was encoded, or more of it if that does not decide what is kept."""
+        """Returns the truncated tokens of a long text; `encoding` is the encoding of its start only.
+
+        Encodes the text again, without the cut of `_likely`, if that cut could have changed the tokens to keep.
+        """
         words = [word for word in encoding.word_ids if word is not None]
         if len(words) <= self.max_seq_len or words[self.max_seq_len] + _SETTLING_WORDS > words[-1]:
             (encoding,) = self._encode([self._prepared(text, options)], options, with_spans=options.spans)
         return self._truncated(encoding, text, skip, options)
 
     def _truncated(self, encoding: Encoding, text: str | Pair, skip: int, options: EncodeOptions) -> Tokens:
-        """The tokens of a text or a pair, cut to the model's length if need be and allowed."""
+        """Returns the tokens of a text or a pair, truncated if it is too long; raises the errors of `encode_now`."""
         ids = encoding.ids
         if not ids or self._has_unknown_ids:
             self._check_encoded(ids)
@@ -227,16 +228,16 @@ class TextTokenizer:
         return self._selected(encoding, kept, skip, text, options)
 
     def _selected(self, encoding: Encoding, kept: Indices, skip: int, text: Text, options: EncodeOptions) -> Tokens:
-        """The tokens at the indices `kept`."""
+        """Returns the tokens at the indices `kept`; pooling leaves out those whose index is less than `skip`."""
         ids, type_ids = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
         spans = self._spans(encoding, kept, text, options) if options.spans and isinstance(text, str) else ()
         return Tokens(ids[kept], type_ids[kept], num_skipped(kept, skip), spans)
 
     def _spans(self, encoding: Encoding, kept: Indices, text: str, options: EncodeOptions) -> Sequence[TokenSpan]:
-        """The spans of the tokens at `kept`, in characters of the whole `text`, without the prompt before it."""
+        """Returns the span of each token at `kept`; start and end count characters of `text`, without its prompt."""
         prompt, shift = len(options.prompt or ""), 0
         if self._side_of(options) is TruncationSide.LEFT and not options.chunk:
-            shift = max(len(text) - self._max_chars, 0)  # `_cut` left out so much at the start
+            shift = max(len(text) - self._max_chars, 0)  # the number of characters that `_cut` removed
         ids, tokens = encoding.ids, encoding.tokens
         offsets, mask = encoding.offsets, encoding.special_tokens_mask
         found = []
@@ -248,11 +249,11 @@ class TextTokenizer:
         return found
 
     def _encode_special(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
-        """Returns the tokens of one input that is a filled template or token ids, of which only a part may be cut."""
+        """Returns the tokens of one input that is a filled template or token ids, as a list with one element."""
         return self._chunks(texts[0], options)[:1]
 
     def _chunks(self, text: Text, options: EncodeOptions) -> list[Tokens]:
-        """Returns the chunks of a text, each with its prompt or query; without `chunk`, one chunk with the kept end."""
+        """Returns a text's chunks, each with the prompt or query; without `chunk`, the truncated text as one chunk."""
         if not isinstance(text, str | Pair | Templated):
             return self._chunks_of_ids(text, options)
         whole = self._with_document(text, options)
@@ -265,7 +266,7 @@ class TextTokenizer:
         return [self._selected(encoding, each, skip, text, options) for each in kept]
 
     def _with_document(self, text: str | Pair | Templated, options: EncodeOptions) -> str | Pair | Templated:
-        """Returns the text, cut as `_cut` does; a text with a prompt as Templated, which says where the document is.
+        """Returns the text cut by `_cut`; a text with a prompt becomes a Templated, with the text as its document.
 
         Raises EmptyInputError for an empty text or pair, ValidationError if the prompt or query alone is too long.
         """
@@ -284,7 +285,7 @@ class TextTokenizer:
     def _windows(self, document: Indices, num_fixed: int, options: EncodeOptions) -> list[Indices]:
         """Returns the document's tokens in windows that fit beside `num_fixed` others; without `chunk`, one window.
 
-        With `truncate: false` it is cut to `chunk_tokens`, but not further. Raises ValidationError if it does not fit.
+        With `truncate: false`, the window is cut to `chunk_tokens` only. Raises ValidationError if it does not fit.
         """
         space = min(self.max_seq_len, options.max_tokens or self.max_seq_len) - num_fixed
         wanted = min(len(document), options.chunk_tokens or len(document))
@@ -325,7 +326,7 @@ class TextTokenizer:
         return self._skips[key]
 
     def _prepared(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
-        """Returns what to encode: the text after its prompt, or the pair; each text is cut as `_cut` does."""
+        """Returns the text with the prompt before it, or the pair, ready to encode; `_cut` cuts each text."""
         if isinstance(text, Pair):
             return Pair(self._cut(text.first, options), self._cut(text.second, options))
         return (options.prompt or "") + self._cut(text, options)
@@ -335,7 +336,7 @@ class TextTokenizer:
         return options.side or self._side
 
     def _cut(self, text: str, options: EncodeOptions) -> str:
-        """Returns the text without the characters that are too far from the kept end for their tokens to stay."""
+        """Returns the text without the characters so far from the kept end that truncation would drop their tokens."""
         if len(text) <= self._max_chars:
             return text
         if options.chunk:

@@ -31,7 +31,7 @@ def truncate_longest_first(parts: Sequence[int | None], limit: int, side: Trunca
 
 
 def document_tokens(encoding: tokenizers.Encoding, text: str | Pair | Templated) -> Indices:
-    """Returns the indices of the tokens that may be cut: those of a text, a pair's second text, a prompt's document."""
+    """Returns the indices of the tokens that may be cut: of a text, a pair's second text or a prompt's document."""
     parts = _part_numbers(encoding.sequence_ids)
     if not isinstance(text, Templated):
         return np.flatnonzero(parts == (1 if isinstance(text, Pair) else 0))
