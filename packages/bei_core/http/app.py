@@ -67,7 +67,7 @@ class App:
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
-        self._refusals: dict[tuple[str, str], Refusal] = {}  # the newest by path and priority
+        self._refusals: dict[tuple[str, str], Refusal] = {}  # the newest refusal by path and priority
         self._templates = [
             (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
         ]
@@ -206,7 +206,7 @@ class App:
         return await self._run(call)
 
     async def _run(self, call: Call) -> Response:
-        """Runs a call whose body is decoded, returns the reply. Cancels the current task if the client disconnects."""
+        """Returns the reply to a call whose body is decoded. Cancels the current task if the client disconnects."""
         service, route, watchers = call.service, call.route, list[asyncio.Task[None]]()
         timer = asyncio.get_running_loop().call_later(
             _PATIENCE_S, _watch, call.request, watchers, asyncio.current_task()

@@ -34,7 +34,7 @@ class Client:
         self.digests = {_digest(text.encode(coding, "replace")) for coding in ("utf-8", "latin-1")}
 
     def enter(self) -> None:
-        """Counts a request that begins; call `leave` when it ends. Raises OverloadedError if a limit is exceeded."""
+        """Counts a new request; call `leave` when it ends. Raises OverloadedError if it exceeds a limit of the key."""
         key, now = self.key, time.monotonic()
         if key.max_concurrent_requests is not None and self.num_requests >= key.max_concurrent_requests:
             raise OverloadedError(f"the key {self.name} has {self.num_requests} requests in progress; try again")

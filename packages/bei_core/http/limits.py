@@ -1,4 +1,4 @@
-"""Limits on what a client can make the server spend that are not settings, and the memory budget of request bodies."""
+"""Fixed limits on the resources that clients can use on the server, and the memory budget of request bodies."""
 
 from __future__ import annotations
 
@@ -26,8 +26,7 @@ LINGER_S = 2.0
 # requests each time it wakes up. Waking up for each one costs several times more CPU, which the engine then lacks.
 REST_S = 0.005
 
-# How long idle connections stay open after the signal to stop, so that a request that is already in the network is
-# answered.
+# How long idle connections stay open after the signal to stop, so that requests already in the network get a reply.
 ON_ITS_WAY_S = 0.25
 
 # How long a draining server waits for a client that stopped sending its request or stopped reading its reply.

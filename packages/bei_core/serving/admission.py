@@ -32,7 +32,7 @@ class Running:
 
 
 class Admission:
-    """Compares the expected wait in the queue with what the server and the request allow."""
+    """Decides whether a request is accepted, by its expected wait and the limits of the server and the request."""
 
     def __init__(
         self, pending: Pending[Any], *, budget: int, max_wait_s: float = math.inf, max_tokens: int | None = None
@@ -67,7 +67,7 @@ class Admission:
         return left_s + self.expected_s(self._pending.num_tokens_in_line)
 
     def check_line(self, now: float, priority: str) -> None:
-        """Raises OverloadedError if the next request of this priority would wait too long, its own batch included."""
+        """Raises OverloadedError if the next request of this priority would wait too long, counting its own batch."""
         if self.has_line:
             wait_s = self.wait_s(now)
             if wait_s + self.expected_s(self.budget) > self._max_wait_s * _SHARES[priority]:
@@ -76,7 +76,8 @@ class Admission:
     def check(self, num_tokens: int, now: float, priority: str, deadline: float | None) -> None:
         """Raises OverloadedError if a request of `num_tokens` tokens should be refused.
 
-        The reasons are a too long wait, too many tokens in the queue, or an expected end after its deadline.
+        The reasons are a too long wait, too many tokens in the queue, or an expected end after its deadline. `now` and
+        `deadline` are in seconds on the same clock.
         """
         self.check_line(now, priority)
         waiting = self._pending.num_tokens

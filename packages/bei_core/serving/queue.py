@@ -16,7 +16,7 @@ from bei_core.tasks import Tokens
 # long as its longest text, so a short text in a batch with a long one would cost as much as the long one.
 SHORTEST_CLASS = 128
 
-# Seconds by priority: an item is treated as if it had arrived so much earlier. All priorities share one queue, so no
+# Seconds by priority: an item is treated as if it had arrived this much earlier. All priorities share one queue, so no
 # item starves.
 HEAD_START_S = {"high": 1.0, "normal": 0.0, "low": -1.0}
 
@@ -48,7 +48,7 @@ OwnerT = TypeVar("OwnerT", bound=Owner)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item(Generic[OwnerT]):
-    """One tokenized input, with the request that it belongs to and the row of its output there."""
+    """One tokenized input, with the request that it belongs to and the index of its output there."""
 
     tokens: Tokens
     owner: OwnerT
@@ -222,15 +222,15 @@ class ServiceRate:
 
     @property
     def tokens_per_s(self) -> float:
-        """How many tokens take a second, by the most recent batches; infinity before the first one.
+        """The number of tokens per second in the most recent batches; infinity before the first batch.
 
-        Smaller batches take longer per token, so after them the result is too low. It corrects itself with each batch
-        of so many tokens, also after the machine was slow for a while.
+        Small batches take longer per token, so the result is too low after them. Larger batches correct it, also after
+        a time in which the machine was slow.
         """
         return 1 / self._recent_per_token_s if self._recent_per_token_s else math.inf
 
     def _fit(self, batches: Sequence[tuple[int, float]]) -> None:
-        """Fits the two times by least squares; both are at least 0. Scales both to the most recent batches."""
+        """Fits the two times by least squares (both at least 0), then scales both to the most recent batches."""
         typical = median(seconds / num_tokens for num_tokens, seconds in batches)
         tokens = [num_tokens for num_tokens, _ in batches]
         times = [min(seconds, _MAX_SURPRISE * typical * num_tokens) for num_tokens, seconds in batches]

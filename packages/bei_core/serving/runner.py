@@ -119,7 +119,7 @@ class Runner:
 
         `ticket.rows` is f32[N, D], or a list of N outputs as `output` says, in the order of `tokens`. Raises
         OverloadedError if the wait would be too long (a probe is never refused), UnhealthyError if the engine is not
-        usable, DeadlineExceededError at the deadline, and else the first error of an item. If the call is cancelled,
+        usable, DeadlineExceededError at the deadline, or the first error of an item. If the call is cancelled,
         items that have not started do not run.
         """
         if not tokens:
@@ -296,7 +296,7 @@ class Runner:
         self._tell(done)
 
     def _needs_tokens(self, outputs: Outputs) -> bool:
-        """Returns whether an output is made of the rows of tokens."""
+        """Whether one of the outputs is computed from the rows of tokens."""
         of_tokens: tuple[Output, ...] = (
             ("tokens", "weights", "sparse") if self._engine.info.weighs_terms else ("tokens",)
         )
@@ -348,7 +348,7 @@ class Runner:
 
 
 def _distinct(inputs: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
-    """Returns the inputs without repetitions, and for each of `inputs` its place among them."""
+    """Returns the inputs without repetitions, and for each of `inputs` its index in that list."""
     keys = [(item.ids.tobytes(), item.type_ids.tobytes(), item.skip) for item in inputs]
     distinct = dict(zip(keys, inputs, strict=True))
     places = {key: place for place, key in enumerate(distinct)}

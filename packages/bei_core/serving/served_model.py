@@ -44,7 +44,7 @@ class ServedModel:
     max_inputs: int  # the most inputs of one request
     max_reply_bytes: int
     vocabulary: Vocabulary
-    bge_m3: BgeM3 | None = None  # None also if the engine does not compute its linear layers
+    bge_m3: BgeM3 | None = None  # None for other models, and if the engine does not compute its layers
 
     def prompt(self, name: str) -> str:
         """Returns the text of a prompt by its name. Raises ValidationError for an unknown name."""

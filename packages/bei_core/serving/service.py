@@ -191,8 +191,8 @@ class Service:
     async def check(self) -> None:
         """Raises UnhealthyError if the model does not work. Sends a probe if the engine's last row is older than 5 s.
 
-        A probe that is not answered in time is not an error, because the engine may be busy; a hanging engine is
-        detected by the time that its batch takes.
+        A probe without an answer in time is not an error, because the engine may be busy. The watchdog detects a
+        hanging engine by the time that its batch takes.
         """
         if self._draining:
             raise UnhealthyError("the server is shutting down")
