@@ -161,7 +161,7 @@ class Task(Protocol[ResultT]):
     def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
         """Returns one output per input; `rows` has one output per chunk.
 
-        Chunk i belongs to input owners[i] and has weights[i] tokens. Raises ValidationError if the task has no chunks.
+        Chunk i belongs to input owners[i] and has weights[i] tokens. Raises ValidationError if it cannot be chunked.
         """
         ...
 
