@@ -17,20 +17,20 @@ _access = logging.getLogger("bei_core.access")
 
 
 class BarAwareHandler(logging.StreamHandler[TextIO]):
-    """Writes each line above the progress bars that tqdm draws, if there are any, so that no bar is broken."""
+    """Writes each line above the progress bars of tqdm, if there are any, so that lines and bars do not mix."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
-        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # not imported: no bars
+        bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # if tqdm is not imported, there are no bars
         with nullcontext() if bars is None else bars.external_write_mode(file=self.stream):
             super().emit(record)
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """Formats each record as one JSON object in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's time, level, logger, message and traceback, and the fields of a request's line."""
+        """Returns a record's time, level, logger, message and traceback, and the fields of a request, as JSON."""
         fields: dict[str, object] = {
             "timestamp": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname,
@@ -44,17 +44,17 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure_logging(*, json_output: bool, level: str = "info") -> None:
-    """Write the lines of all loggers to standard error, from `level` on, in place of every other handler."""
+    """Writes the lines of all loggers from `level` on to standard error. All other handlers are removed."""
     logging.basicConfig(level=level.upper(), handlers=[_handler(json_output=json_output)], force=True)
-    _access.setLevel(logging.INFO)  # `access_log` alone decides whether there are such lines
+    _access.setLevel(logging.INFO)  # only the setting `access_log` decides whether there are such lines
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def configure_own_logging(*, json_output: bool, level: str) -> None:
-    """Set up BEI's own loggers in a process whose logging another program has set up (Truss's server).
+    """Sets up only BEI's own loggers, for a process whose logging another program has set up (Truss's server).
 
-    Lines have that program's handlers and format, or with `json_output` those of `configure_logging`.
+    Lines use the handlers and the format of that program, or with `json_output` those of `configure_logging`.
     """
     _own.setLevel(level.upper())
     _access.setLevel(logging.INFO)
@@ -83,10 +83,10 @@ def log_access(
     inference_ms: float = 0.0,
     total_ms: float = 0.0,
 ) -> None:
-    """Log one finished request, as `POST /embed 200 request_id=... tokens=7 ...` or as fields of the JSON line.
+    """Logs one finished request, as `POST /embed 200 request_id=... tokens=7 ...` or as fields of the JSON line.
 
-    The caller checks `Settings.access_log`. Of what a client sent, the line has only method, path and request id. They
-    are quoted if they have characters that could look like another line or field.
+    The caller checks `Settings.access_log`. Method, path and request id are the only texts from the client. They are
+    quoted if their characters could look like another line or field.
     """
     fields = {
         "method": method,
@@ -107,7 +107,7 @@ def log_access(
 
 
 def _quoted(value: object) -> str:
-    """A value for `name=value`: in JSON's quotes unless it is one printable ASCII word."""
+    """Returns a value for `name=value`: in JSON's quotes unless it is one printable ASCII word."""
     text = str(value)
     is_word = text.isascii() and text.isprintable() and not set(text) & set(' "=\\')
     return text if is_word and text else json.dumps(text)
