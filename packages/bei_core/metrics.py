@@ -1,4 +1,4 @@
-"""All metrics. A metric that text-embeddings-inference has too has its name, so that dashboards for TEI work."""
+"""All metrics. Those that text-embeddings-inference has too have the same names, so that dashboards for TEI work."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COUNTS = tuple(float(2**power) for power in range(15))
 # TEI's counters, whose names do not end with _total.
 _TEI_COUNTERS = re.compile(rb"^# TYPE (te_request_(?:count|success|failure)) gauge$", re.MULTILINE)
 
-# The limits that a request with status 429 may have met.
+# The limits because of which a request gets status 429.
 CAUSES = ("queue_wait", "queue_tokens", "concurrency", "deadline", "body_bytes")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -100,9 +100,9 @@ class Metrics:
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
 
     def watch_queue(self, size: Callable[[], int], wait_s: Callable[[], float] = float) -> None:
-        """Read the size and the expected wait of a queue at each scrape.
+        """Reads the size and the expected wait (seconds) of a queue at each scrape.
 
-        The sizes of several queues are added; of the waits, the longest counts.
+        The metrics are the sum of the sizes of all queues, and the longest of their waits.
         """
         self._queues.append((size, wait_s))
 
@@ -143,11 +143,11 @@ class Metrics:
         self._deduplicated.inc(count)
 
     def render(self) -> bytes:
-        """The metrics in Prometheus' text format."""
+        """Returns the metrics in Prometheus' text format."""
         return _TEI_COUNTERS.sub(rb"# TYPE \1 counter", generate_latest(self.registry))
 
 
 @cache
 def shared_metrics() -> Metrics:
-    """The metrics in prometheus_client's global registry, which Truss exposes and which accepts each name only once."""
+    """Returns the metrics in prometheus_client's global registry, which Truss exposes; it accepts a name only once."""
     return Metrics(REGISTRY)

@@ -1,7 +1,8 @@
 """BEI on Ray Serve: `serve run bei_core.serve_ray:app model_id=BAAI/bge-small-en-v1.5 max_replicas=8`.
 
-The routes are those of `bei serve`. Ray Serve scales the replicas by the requests that wait or run. A request with the
-header `serve_multiplexed_model_id` is for that model instead; Ray sends it to a replica that has loaded it, if one has.
+The routes are those of `bei serve`. Ray Serve scales the replicas by the number of waiting and running requests. The
+header `serve_multiplexed_model_id` chooses another model for a request; Ray sends the request to a replica that has
+loaded this model, if there is one.
 Source: docs.ray.io, "Serve: Autoscaling" and "Model multiplexing".
 """
 
@@ -32,14 +33,14 @@ class Scaling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     min_replicas: int = 1
     max_replicas: int = 1
-    target_ongoing_requests: float = 32.0  # for each replica; more requests start another one
-    max_ongoing_requests: int = 512  # for each replica; the others wait in Ray's proxy
+    target_ongoing_requests: float = 32.0  # per replica; if there are more, Ray starts another replica
+    max_ongoing_requests: int = 512  # per replica; if there are more, they wait in Ray's proxy
     num_cpus: float = 1.0
     num_gpus: float = 0.0
 
 
 class LoadedModel:
-    """A model that a replica has loaded. Ray drops it when other models need its place."""
+    """A model that a replica has loaded. Ray drops the least recently used one when there are too many."""
 
     def __init__(self, settings: Settings) -> None:
         self._services = Service.open_all(settings, Metrics())
@@ -51,10 +52,10 @@ class LoadedModel:
 
 
 class Replica:
-    """One replica: its model, and those that requests have asked for by the header."""
+    """One replica: its own model, and the models that requests have chosen by the header."""
 
     def __init__(self, settings: Settings) -> None:
-        """Opens the model; Ray starts no request before. Raises StartError."""
+        """Opens the model. Ray sends requests to the replica only afterwards. Raises StartError."""
         self._settings = settings
         self._own = LoadedModel(settings)
 
@@ -66,17 +67,17 @@ class Replica:
 
     @serve.multiplexed(max_num_models_per_replica=_NUM_MODELS)  # type: ignore[untyped-decorator,unused-ignore]
     async def model(self, model_id: str) -> LoadedModel:
-        """The model of that name, loaded on a thread."""
+        """Loads the model of this name on a thread and returns it."""
         settings = msgspec.structs.replace(self._settings, model_id=model_id, served_model_name=None)
         return await asyncio.get_running_loop().run_in_executor(None, LoadedModel, settings)
 
     async def check_health(self) -> None:
-        """Ray replaces the replica if this raises, as it does when the engine hangs."""
+        """Raises if the replica is broken, such as when its engine hangs. Ray then replaces the replica."""
         await self._own.app.check()
 
 
 def app(arguments: Mapping[str, Any]) -> Application:
-    """The application. Arguments are settings of `bei serve` by name, or options of `Scaling`. Raises ConfigError."""
+    """Returns the application. `arguments` are settings of `bei serve` or options of `Scaling`. Raises ConfigError."""
     names = Scaling.__struct_fields__
     given = {name: value for name, value in arguments.items() if name in names}
     try:

@@ -1,8 +1,8 @@
 """The service curve of a running server: how long a batch takes, and what a request costs beside the engine.
 
-Closed loops with more and more clients make larger and larger batches. Of each, the server's counters tell the mean
-size of a batch and its mean time; a fixed time a batch and a time a token are fitted to them. What a request costs in
-the event loop is measured on `/tokenize`, which does all that `/v1/embeddings` does except for the engine.
+More clients in a closed loop make larger batches. For each number of clients, the server's counters give the mean size
+and the mean time of a batch. A fixed time per batch and a time per token are fitted to these. The time of a request in
+the event loop is measured on `/tokenize`, which does everything that `/v1/embeddings` does, except for the engine.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _COUNTERS = (
     "te_batch_next_tokens_count",
     "te_batch_next_size_sum",
 )
-_PROBE = 40  # requests that tell how many fill the time of a level
+_PROBE = 40  # requests of a short run first, from which the number of requests for `seconds` follows
 _SPECIAL_TOKENS = 2  # of a text: [CLS] and [SEP]
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """A closed loop: what was measured with a number of clients."""
+    """The measurements of a closed loop with `clients` clients."""
 
     clients: int
     requests_per_s: float
@@ -43,14 +43,14 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What a simulation needs to know of a server, and what it was fitted to."""
+    """The service curve of a server for simulations, and the measurements that it was fitted to."""
 
     model: str
     compute_type: str  # device and precision, such as `cpu+f32`
     max_batch_tokens: int
     per_batch_s: float
     per_token_s: float
-    between_s: float  # time of the engine thread between two batches, per input: the least of all levels
+    between_s: float  # time of the engine thread between two batches, per input: the smallest of all levels
     accept_s: float  # time of the event loop until a request is in the queue
     reply_s: float  # time of the event loop for a reply
     overhead_s: float  # the rest of a request's latency on an idle server: network, client, threads
@@ -70,7 +70,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         return 1 / max(engine_s, self.accept_s + self.reply_s)
 
     def num_tokens(self, num_words: int) -> int:
-        """Returns the tokens of a text, by the mean of the workload that was measured."""
+        """Returns the estimated number of tokens of a text, from the mean of the workload that was measured."""
         return round(num_words * self.tokens_per_word) + _SPECIAL_TOKENS
 
     def write(self, path: Path) -> None:
@@ -116,7 +116,7 @@ def calibrate(options: Options, seconds: float = 5.0) -> Calibration:
 
 
 def fit(levels: Sequence[Level]) -> tuple[float, float]:
-    """Returns the fixed time a batch and the time a token, in seconds, that fit with the least relative errors.
+    """Returns the fixed time per batch and the time per token, in seconds, with the smallest relative errors.
 
     Both are at least 0.
     """
@@ -130,7 +130,7 @@ def fit(levels: Sequence[Level]) -> tuple[float, float]:
 
 
 def _measure(options: Options, clients: int, seconds: float) -> Report:
-    """A report of a closed loop that takes about `seconds`. Raises BeiError if a request fails."""
+    """Returns the report of a closed loop that takes about `seconds`. Raises BeiError if a request fails."""
     probe = _answered(
         run(msgspec.structs.replace(options, clients=clients, num_requests=_PROBE + clients, warmup=clients))
     )
@@ -148,7 +148,7 @@ def _answered(report: Report) -> Report:
 
 
 def _level(clients: int, report: Report) -> Level:
-    """A level of a report. Raises BeiError if the server has no metrics of batches."""
+    """Returns the measurements in a report. Raises BeiError if the server has no metrics of batches."""
     counters, latency = report.counters, report.latency_ms
     num_batches = counters.get("te_batch_next_tokens_count", 0.0)
     if not num_batches or latency is None or "batch_tokens" not in report.server:

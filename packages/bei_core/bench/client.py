@@ -76,7 +76,7 @@ def drive(load: Load, at_start: Callable[[], object] = lambda: None) -> Outcome:
 
 
 def _run_child(child: subprocess.Popen[bytes], load: Load, at_start: Callable[[], object]) -> Outcome:
-    """The child's outcome. Raises LoadError if the child ends without one."""
+    """Returns the child's outcome. Raises LoadError if the child ends without one."""
     if child.stdin is None or child.stdout is None:
         raise LoadError("no pipe to the load generator")
     body = msgspec.msgpack.encode(load)
@@ -94,7 +94,7 @@ def _run_child(child: subprocess.Popen[bytes], load: Load, at_start: Callable[[]
 
 
 def _failure(child: subprocess.Popen[bytes]) -> LoadError:
-    """An error with the child's exit status and stderr."""
+    """Returns an error with the child's exit status and stderr, after the child has ended."""
     message = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
     return LoadError(f"the load generator ended with exit status {child.wait()}: {message or 'no message'}")
 
@@ -114,7 +114,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def alive(self) -> bool:
-        """Whether a request can be sent on it."""
+        """Whether a request can be sent on this connection."""
         return self._transport is not None
 
     def send(self, request: bytes, since: float) -> None:
@@ -171,7 +171,7 @@ class _Connection(asyncio.Protocol):
 
 
 def tokens_of(body: bytes) -> int:
-    """`usage.prompt_tokens` of a JSON reply, found without parsing the reply; 0 if there is none."""
+    """Returns `usage.prompt_tokens` of a JSON reply without parsing the reply; 0 if there is none."""
     at = body.rfind(b'"prompt_tokens":')
     if at < 0:
         return 0
@@ -188,7 +188,7 @@ class _Driver:
         self._idle: list[_Connection | None] = [None] * load.connections  # None: not opened yet, or lost
         self._busy: set[_Connection] = set()
         self._opening: set[asyncio.Task[None]] = set()
-        self._due: deque[float] = deque()  # arrivals that wait for a free connection; 0.0 means: when it is sent
+        self._due: deque[float] = deque()  # arrivals that wait for a free connection; 0.0: the time of sending
 
     async def play(self, requests: list[bytes], rate: float) -> Outcome:
         """Send all `requests`; returns when each of them is answered or has failed."""
@@ -306,7 +306,7 @@ def main() -> None:
 
 
 def _run(load: Load, go: Callable[[], object]) -> Outcome:
-    """The outcome of `_play`, on uvloop if that is installed."""
+    """Returns the outcome of `_play`, which runs on uvloop if it is installed."""
     try:
         import uvloop
     except ImportError:

@@ -75,7 +75,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def run(options: Options) -> Report:
-    """The report of one benchmark. Raises ConfigError for impossible options, LoadError if the load generator fails."""
+    """Runs one benchmark. Raises ConfigError for impossible options, LoadError if the load generator fails."""
     url = split(options.url)
     wire = _wire(options, url)
     sent = texts(options.workload, (options.warmup + options.num_requests) * options.batch, options.seed)
@@ -87,7 +87,7 @@ def run(options: Options) -> Report:
 
 
 def split(url: str) -> SplitResult:
-    """The URL with its port filled in. Raises ConfigError if it is not an http or https URL."""
+    """Returns the parts of a URL, always with a port. Raises ConfigError if it is not an http or https URL."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"`url` must be http://host:port, got `{url}`")
@@ -189,7 +189,7 @@ def _gemm_share(options: Options, tokens_per_s: float | None) -> float | None:
 
 
 def _padding_share(counters: dict[str, float]) -> float | None:
-    """Share (0 to 1) of the computed tokens that were padding."""
+    """Returns the share (0 to 1) of the computed tokens that were padding; None if the server has no such counters."""
     padding, real = counters.get("bei_padding_tokens_total"), counters.get("te_batch_next_tokens_sum")
     return None if padding is None or real is None else _share(padding, padding + real)
 
@@ -199,7 +199,7 @@ def _share(part: float | None, whole: float) -> float | None:
 
 
 def machine() -> dict[str, str | int]:
-    """Processor, number of CPUs, Python and system, for the report."""
+    """Returns processor, number of CPUs, Python and system, for the report."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

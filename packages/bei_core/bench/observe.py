@@ -36,7 +36,7 @@ class Server:
         self._pids = self._find(pid)
 
     def snapshot(self) -> Snapshot:
-        """Its counters, CPU time and memory now."""
+        """Returns the server's counters, CPU time and memory at this moment."""
         processes = self._processes()
         if not processes:
             return Snapshot(self._counters())
@@ -93,7 +93,7 @@ class Server:
 
 
 def parse_counters(text: str) -> dict[str, float]:
-    """Values by metric name from Prometheus' text format, summed over labels."""
+    """Returns values by metric name, summed over labels, from Prometheus' text format."""
     found: dict[str, float] = defaultdict(float)
     for name, text_value in _SAMPLE.findall(text):
         with suppress(ValueError):

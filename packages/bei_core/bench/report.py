@@ -24,7 +24,7 @@ class Latency(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, samples_ms: Sequence[float]) -> Latency | None:
-        """Of samples, percentiles with linear interpolation; None if there are no samples."""
+        """Returns the distribution of samples, with linearly interpolated percentiles; None if there are none."""
         if not samples_ms:
             return None
         p50, p95, p99 = (float(value) for value in np.percentile(samples_ms, [50, 95, 99]))

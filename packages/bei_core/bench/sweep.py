@@ -1,4 +1,4 @@
-"""The same workload under several loads, and a plot of how latency, throughput and stages depend on the load."""
+"""Measures a workload under several loads, and plots how latency, throughput and stages depend on the load."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import msgspec
 from bei_core.bench.measure import Options, run
 from bei_core.bench.report import Report, empty_figure
 
-# The stages of a request in our server's metrics (and text-embeddings-inference's), by their names in the plot.
+# Stages of a request: name in the plot -> metric, which both our server and text-embeddings-inference have.
 STAGES = {name: f"te_request_{name}_duration" for name in ("tokenization", "queue", "inference")}
 
 _SHARES = (1 / 16, 1 / 4, 1 / 2, 3 / 4, 1)  # of the load that is asked for
 
 
 def loads_up_to(options: Options) -> list[float]:
-    """The loads to measure: clients of a closed loop, or requests per second of an open loop."""
+    """Returns the loads to measure: numbers of clients (closed loop), or requests per second (open loop)."""
     if options.rate:
         return [options.rate * share for share in _SHARES]
     return [float(count) for count in sorted({max(1, round(options.clients * share)) for share in _SHARES})]
 
 
 def sweep(options: Options, measure: Callable[[Options], Report] = run) -> list[Report]:
-    """A report for each load, the smallest first. Raises as `run`."""
+    """Returns a report for each load, the smallest load first. Raises the errors of `run`."""
     name = "rate" if options.rate else "clients"
     return [measure(msgspec.structs.replace(options, **{name: _exact(load)})) for load in loads_up_to(options)]
 
 
 def _exact(load: float) -> float:
-    """A number of clients as an int."""
+    """Returns the load as an int if it is a whole number, because a number of clients must be an int."""
     return int(load) if load.is_integer() else load
 
 
@@ -57,13 +57,13 @@ def plot_sweep(options: Options, reports: Sequence[Report], target: Path) -> Pat
 
 
 def _line(axis: Any, title: str, loads: Sequence[float], values: Sequence[float | None], label: str = "") -> None:  # noqa: ANN401
-    """A line through the loads that have a value."""
+    """Draws a line through the loads that have a value."""
     points = [(load, value) for load, value in zip(loads, values, strict=True) if value is not None]
     axis.plot([load for load, _ in points], [value for _, value in points], "o-", label=label)
     axis.set_title(title, fontsize="medium")
 
 
 def _mean_ms(report: Report, metric: str) -> float | None:
-    """The mean of a histogram of seconds during the measurement, in ms; None if the server does not have it."""
+    """Returns the mean of a histogram during the measurement, in ms; None if the server does not have it."""
     count = report.counters.get(f"{metric}_count")
     return report.counters.get(f"{metric}_sum", 0.0) / count * 1e3 if count else None

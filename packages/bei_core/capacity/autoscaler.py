@@ -1,10 +1,11 @@
-"""The number of replicas by Baseten's rules and by Knative's. Pure policy: time is an argument.
+"""Decides the number of replicas by the rules of Baseten or Knative. Pure policy: time is an argument.
 
-Baseten averages the requests in flight over `autoscaling_window_s`, once in each window, and wants as many replicas as
-hold them at `concurrency_target` times `target_utilization` each. It adds replicas at once. It removes half of the
-excess when the load has been low for a whole `scale_down_delay_s`, and again after each further delay
-(https://docs.baseten.co/deployment/autoscaling). Knative decides every two seconds over the same window, and over a
-tenth of it if that shows twice the load that the replicas hold (its panic mode).
+Baseten averages the requests in flight over `autoscaling_window_s`, once in each window. The wanted number of replicas
+is this mean divided by `concurrency_target` times `target_utilization`, rounded up. Baseten adds replicas at once. It
+removes half of the excess when the load has been low for a whole `scale_down_delay_s`, and again after each further
+delay (https://docs.baseten.co/deployment/autoscaling). Knative decides every two seconds by the mean over the same
+window. If the mean over a tenth of the window is twice the load that the replicas hold, Knative uses this mean instead
+(its panic mode).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Autoscaler:
 
     scaling: Scaling
     _samples: deque[float] = field(default_factory=deque)
-    _low_since: float | None = None  # since when fewer replicas would do
+    _low_since: float | None = None  # the time since which fewer replicas are enough
 
     def observe(self, in_flight: int) -> None:
         """Records a sample."""
@@ -57,7 +58,7 @@ class Autoscaler:
             self._samples.popleft()
 
     def decide(self, now: float, num_replicas: int) -> int:
-        """Returns the number of replicas that there should be, given how many there are or start."""
+        """Returns the wanted number of replicas; `num_replicas` is how many run or start now (seconds)."""
         wanted = self._wanted(num_replicas)
         if wanted >= num_replicas:
             self._low_since = None
@@ -70,7 +71,7 @@ class Autoscaler:
         return num_replicas - math.ceil((num_replicas - wanted) * self.scaling.max_scale_down_rate)
 
     def _wanted(self, num_replicas: int) -> int:
-        """The number of replicas for the load of the window, or of the panic window if that is far above."""
+        """Returns the number of replicas for the load of the window, or of the panic window if it needs far more."""
         wanted = self.scaling.num_replicas(self._mean(self.scaling.autoscaling_window_s))
         if self.scaling.panic_window_s:
             soon = self.scaling.num_replicas(self._mean(self.scaling.panic_window_s))
@@ -79,6 +80,6 @@ class Autoscaler:
         return wanted
 
     def _mean(self, window_s: float) -> float:
-        """The mean of the samples of the last `window_s` seconds; 0 before the first."""
+        """Returns the mean of the samples of the last `window_s` seconds; 0 before the first sample."""
         latest = list(self._samples)[-max(1, int(window_s / SAMPLE_S)) :]
         return sum(latest) / len(latest) if latest else 0.0

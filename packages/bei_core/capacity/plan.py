@@ -1,4 +1,4 @@
-"""How many replicas a load needs, by simulation of one of them."""
+"""Plans how many replicas a load needs, by simulating one of them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from bei_core.capacity.simulation import Result, simulate
 from bei_core.capacity.traffic import poisson
 from bei_core.errors import ConfigError
 
-_NUM_REQUESTS = 30_000  # of one simulation
-_MIN_S = 30.0  # of simulated time
-_MAX_FACTOR = 20  # the most replicas that are tried, in multiples of those that just keep up
+_NUM_REQUESTS = 30_000  # in one simulation
+_MIN_S = 30.0  # the least simulated time, in seconds
+_MAX_FACTOR = 20  # the most replicas to try, as a multiple of the fewest that can process the load
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """The smallest number of replicas that keeps the promised latency, and what it gives."""
+    """The smallest number of replicas that keeps the promised latency, with its latency and cost."""
 
     model: str
     rate: float  # requests per second, of all replicas
@@ -53,10 +53,10 @@ def make_plan(
     slo_p99_ms: float,
     price_per_hour: float | None = None,
 ) -> Plan:
-    """Returns the plan for `rate` requests per second with random lengths of `lengths`; the price is of a replica.
+    """Returns the plan for `rate` requests per second whose lengths (tokens) are drawn from `lengths`.
 
-    The requests are divided among the replicas at random, so each of them gets a Poisson process. Raises ConfigError if
-    even a replica that is nearly idle is too slow.
+    `price_per_hour` is the price of one replica. The requests are divided among the replicas at random, so each replica
+    gets a Poisson process. Raises ConfigError if even a replica that is nearly idle is too slow.
     """
     fewest = math.ceil(rate / calibration.max_requests_per_s(fmean(lengths)))
     counts = range(fewest, _MAX_FACTOR * fewest + 1)
@@ -81,7 +81,7 @@ def make_plan(
 
 
 def _one_of(num_replicas: int, calibration: Calibration, rate: float, lengths: Sequence[int]) -> Result:
-    """The result of one of several replicas, with its share of the load."""
+    """Returns the result of simulating one of `num_replicas` replicas, with its share of the load."""
     seconds = max(_MIN_S, _NUM_REQUESTS * num_replicas / rate)
     requests = poisson([(seconds, rate / num_replicas)], lengths)
     return simulate(calibration, requests, scaling=Scaling(min_replica=1, max_replica=1))

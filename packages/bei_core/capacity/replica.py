@@ -1,4 +1,4 @@
-"""One server in simulated time: its own queue and admission control, and measured times in place of its engine."""
+"""One server in simulated time: the real queue and admission control, with measured times in place of the engine."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Request:
 
 
 class Replica:
-    """An event loop, which reads or answers one request at a time, and an engine, which runs one batch at a time."""
+    """A server: an event loop, which reads or answers one request at a time, and an engine, which runs one batch."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Replica:
         max_wait_s: float,
     ) -> None:
         self.in_flight: dict[Request, None] = {}
-        self.busy_s = 0.0  # that the engine computed
+        self.busy_s = 0.0  # seconds in which the engine computed
         self._env = env
         self._calibration = calibration
         self._answered = answered
@@ -59,12 +59,12 @@ class Replica:
         read.callbacks.append(lambda _: self._queue(request))
 
     def lose(self) -> list[Request]:
-        """Ends the replica at once; returns the requests that it has not answered."""
+        """Stops the replica at once; returns the requests that it has not answered."""
         self._is_lost = True
         return list(self.in_flight)
 
     def _loop(self, seconds: float) -> float:
-        """Returns when the event loop is done with a piece of work that comes now."""
+        """Returns the time at which the event loop finishes work that comes now and takes `seconds`."""
         self._loop_free_at = max(self._loop_free_at, self._env.now) + seconds
         return self._loop_free_at
 
@@ -107,6 +107,6 @@ class Replica:
 
 @cache
 def tokens_of(num_tokens: int) -> Tokens:
-    """An input of that length, for the queue."""
+    """Returns an input of `num_tokens` tokens for the queue; all ids are 0."""
     ids = np.zeros(num_tokens, np.int32)
     return Tokens(ids, ids)

@@ -1,4 +1,4 @@
-"""A cluster in simulated time (SimPy): routing, cold starts, autoscaling and lost replicas."""
+"""Simulates a cluster (with SimPy): routing, cold starts, autoscaling and lost replicas."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Sample:
     at: float  # seconds
     in_flight: int  # requests that have arrived and are not answered
     num_ready: int  # replicas
-    num_replicas: int  # those that start included
+    num_replicas: int  # including those that are starting
 
 
 @dataclass(slots=True)
 class Result:
-    """What happened."""
+    """The result of a simulation."""
 
     arrived: list[float] = field(default_factory=list)  # of each answered request, in seconds
     latency_s: list[float] = field(default_factory=list)  # of each answered request
     num_tokens: int = 0  # of the answered requests
     num_refused: int = 0  # answered with 429
-    num_retried: int = 0  # requests that a lost replica had
+    num_retried: int = 0  # requests sent again because their replica was lost
     busy_s: float = 0.0  # of all engines
-    replica_s: float = 0.0  # that replicas existed, their start included
+    replica_s: float = 0.0  # sum of the replicas' lifetimes, their start included
     samples: list[Sample] = field(default_factory=list)
 
     def percentile_ms(self, percent: float) -> float:
@@ -76,12 +76,12 @@ class Cluster:
         self._num_starting = 0
         self._in_flight = 0
         self._settled = self.env.event()
-        self._waiting: deque[Request] = deque()  # for the first replica
+        self._waiting: deque[Request] = deque()  # requests that wait until there is a replica
         for _ in range(scaling.min_replica):
             self._add(self.env.now)
 
     def serve(self, requests: Iterable[tuple[float, int]]) -> Generator[Any, Any, None]:
-        """The process of the arrivals; it ends when all of them are answered."""
+        """The process of the arrivals, of pairs (seconds, tokens); it ends when all are answered or refused."""
         for at, num_tokens in requests:
             if at > self.env.now:
                 yield self.env.timeout(at - self.env.now)
@@ -104,7 +104,7 @@ class Cluster:
                 self._scale(autoscaler.decide(self.env.now, num_replicas) - num_replicas)
 
     def lose(self, loss: Loss) -> Generator[Any, Any, None]:
-        """The process of a loss: the replicas vanish, and new ones start in their place."""
+        """The process of a loss: random replicas stop at once, and new ones start in their place."""
         yield self.env.timeout(loss.at)
         for _ in range(min(loss.num_replicas, len(self._ready))):
             lost = self._ready.pop(self._random.randrange(len(self._ready)))
@@ -179,10 +179,10 @@ def simulate(
     max_wait_s: float = math.inf,
     seed: int = 0,
 ) -> Result:
-    """Returns what happens to requests, given by their arrival in seconds and their number of tokens.
+    """Simulates a cluster that gets `requests`, pairs of arrival (seconds) and number of tokens; returns the result.
 
-    It ends when all are answered. The cluster starts with `min_replica` replicas; `max_wait_s` is the server's setting
-    `max_queue_wait_s`.
+    The simulation ends when all requests are answered or refused. The cluster starts with `min_replica` replicas.
+    `max_wait_s` is the server's setting `max_queue_wait_s`.
     """
     cluster = Cluster(calibration, scaling, cold_start_s=cold_start_s, max_wait_s=max_wait_s, seed=seed)
     cluster.env.process(cluster.autoscale())

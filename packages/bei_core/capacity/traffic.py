@@ -1,4 +1,4 @@
-"""Requests of a simulation: arrivals as a seeded Poisson process, and lengths in tokens."""
+"""The requests of a simulation: arrivals as a seeded Poisson process, and lengths in tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def lengths_of(given: str, calibration: Calibration) -> list[int]:
 def poisson(
     phases: Iterable[tuple[float, float]], lengths: Sequence[int], seed: int = 0
 ) -> Iterator[tuple[float, int]]:
-    """Yields arrivals in seconds with a random length each; `phases` are seconds and requests per second."""
+    """Yields pairs of arrival (seconds) and random length (tokens).
+
+    `phases` are pairs of duration (seconds) and rate (requests per second), one after the other.
+    """
     draw, begin = random.Random(seed), 0.0  # noqa: S311, not for cryptography
     for seconds, rate in phases:
         at, begin = begin, begin + seconds
@@ -43,7 +46,7 @@ def _of_workload(name: str, calibration: Calibration) -> list[int]:
 
 
 def _of_file(path: Path) -> list[int]:
-    """The numbers in a file. Raises ConfigError if it is missing, or not made of positive whole numbers."""
+    """Returns the numbers in a file. Raises ConfigError if it is missing or has anything but positive whole numbers."""
     try:
         lengths = [int(word) for word in path.read_text(encoding="utf-8").split()]
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ Array = npt.NDArray[Any]
 
 REPORT = "quality.html"  # in the folder of an engine that is being built
 
-_NUM_BINS, _NUM_WORST, _SHOWN = 30, 20, 300  # the last: characters of an input
+_NUM_BINS, _NUM_WORST, _SHOWN = 30, 20, 300  # _SHOWN: characters of an input
 _WIDTH, _HEIGHT = 600, 160  # of the histogram, in pixels
 
 _STYLE = """
@@ -32,10 +32,10 @@ svg { max-width: 100%; height: auto; fill: currentColor; font: 12px system-ui, s
 def write_report(
     path: Path, title: str, figures: Sequence[Sequence[str]], cosines: Array, by_text: Sequence[tuple[float, Text]]
 ) -> None:
-    """Write the report of a comparison with f32. It names no host and loads nothing, so it can be kept and sent.
+    """Writes the report of a comparison with f32. It names no host and loads nothing, so it can be kept and sent.
 
-    `figures` are rows of name, value and threshold; `cosines` f64[num_rows] those of all rows; `by_text` the smallest
-    cosine of each input.
+    `figures` has rows of name, value and threshold. `cosines` is f64[num_rows], the cosine of each row to its f32 row.
+    `by_text` has each input with its smallest cosine.
     """
     parts = [
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>{html.escape(title)}</title>",
@@ -50,7 +50,7 @@ def write_report(
 
 
 def _histogram(cosines: Array) -> str:
-    """An SVG of the distribution of cosines, from the smallest one to 1."""
+    """Returns an SVG with the distribution of cosines, from the smallest one to 1."""
     finite = cosines[np.isfinite(cosines)]
     low = min(float(finite.min()), 0.999) if len(finite) else 0.0
     counts, edges = np.histogram(finite, bins=_NUM_BINS, range=(low, max(1.0, float(finite.max(initial=1.0)))))
@@ -68,14 +68,14 @@ def _histogram(cosines: Array) -> str:
 
 
 def _worst(by_text: Sequence[tuple[float, Text]]) -> str:
-    """The table of the inputs that are farthest from f32."""
+    """Returns the table of the inputs that are farthest from f32."""
     worst = sorted(by_text, key=lambda entry: -2.0 if isnan(entry[0]) else entry[0])[:_NUM_WORST]
     rows = [(f"{cosine:.5f}", _shown(text)) for cosine, text in worst]
     return _table(f"The {len(rows)} inputs that are farthest from f32", ("cosine", "input"), rows)
 
 
 def _shown(text: Text) -> str:
-    """An input in at most `_SHOWN` characters."""
+    """Returns an input as a text of at most `_SHOWN` characters."""
     if isinstance(text, Pair):
         said = f"{text.first} / {text.second}"
     else:

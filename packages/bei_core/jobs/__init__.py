@@ -1,6 +1,6 @@
-"""Bulk jobs: every row of a data set through a model, in bounded memory; a job that is killed goes on where it stopped.
+"""Bulk jobs: run every row of a data set through a model, in bounded memory; a job that was killed can be resumed.
 
-`embed(source, output, ...)` is `bei embed-dataset` in Python. It is imported when it is used, because it needs pyarrow.
+`embed(source, output, ...)` is `bei embed-dataset` in Python. It is imported on first use, because it needs pyarrow.
 """
 
 from __future__ import annotations

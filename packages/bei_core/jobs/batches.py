@@ -1,20 +1,21 @@
-"""Which texts of a part share a batch: best-fit bin packing over the whole part keeps padding low."""
+"""Plans the batches of a part: best-fit bin packing of all its texts keeps padding low."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-# Engines that pad lay sequences in rows of at least this many tokens (engines/openvino/packing.py). Longer texts share
-# rows of the next power of two.
+# Engines that pad use packed rows of at least so many tokens (engines/openvino/packing.py). A longer text has a packed
+# row whose length is the next power of two.
 ROW_TOKENS = 128
 
 
 def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Yields the batches of a part, each a list of indices into `lengths` (tokens per text).
 
-    A batch has at most `budget` tokens, or one text. The longest texts come first, so that memory does not grow later.
-    The same lengths give the same batches, so a part that is computed again has the same bits.
+    A batch with several packed rows has at most `budget` tokens, padding included. The longest texts come first, so
+    that memory does not grow later. The same lengths give the same batches, so that a part that is computed again has
+    the same bits.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index])):
@@ -25,14 +26,17 @@ def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
 
 def _row_tokens(length: int) -> int:
-    """The row length for a text: 128, 256, 512, ... tokens."""
+    """Returns the number of tokens of the packed row for a text of `length` tokens: 128, 256, 512, ..."""
     return max(ROW_TOKENS, 1 << (length - 1).bit_length())
 
 
 def _best_fit(indices: Sequence[int], lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Puts each text into the fullest row that has space for it. `indices` are in descending order of length."""
+    """Returns the packed rows, each a list of indices: every text goes into the fullest row that has space for it.
+
+    `indices` are in descending order of length.
+    """
     rows: list[list[int]] = []
-    with_space: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # numbers of rows, by the tokens they have left
+    with_space: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # row numbers, by the row's free tokens
     for index in indices:
         length = lengths[index]
         space = next((left for left in range(length, row_tokens) if with_space[left]), row_tokens)

@@ -1,4 +1,4 @@
-"""Files of columns: Parquet and Arrow. Parts that are read in order read no group of rows twice."""
+"""Data files that store columns: Parquet and Arrow. Reading the parts in order reads each group of rows once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bei_core.jobs.datafile import DataFile, Rows, Split
 
 
 class _Columns(DataFile):
-    """A file of column chunks, in groups of rows. Parts are read one after the other without reading a group twice."""
+    """A file that stores columns in groups of rows. Reading its parts in order reads each group once."""
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
@@ -22,7 +22,7 @@ class _Columns(DataFile):
         self._rest: Iterator[pa.RecordBatch] = iter(())
 
     def file_schema(self) -> pa.Schema:
-        """The types of all columns."""
+        """Returns the names and types of all columns."""
         raise NotImplementedError
 
     def group_rows(self) -> Sequence[int]:
@@ -30,7 +30,7 @@ class _Columns(DataFile):
         raise NotImplementedError
 
     def batches(self, first_group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        """The rows from the start of a group to the end of the file, in batches of any size."""
+        """Yields the rows from the start of a group to the end of the file, in batches of any size."""
         raise NotImplementedError
 
     def columns(self) -> Sequence[str]:
@@ -129,7 +129,7 @@ class ArrowFile(_Columns):
 
 
 def _opened(name: str, open_: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """What `open_` opens. Raises CheckpointError for a file that is not of its format."""
+    """Returns the result of `open_()`. Raises CheckpointError if the file `name` does not have the format."""
     try:
         return open_()
     except (pa.ArrowInvalid, OSError) as error:

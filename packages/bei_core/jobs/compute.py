@@ -1,4 +1,4 @@
-"""The texts of one part to the columns of its output: tokenize, run in batches, finish."""
+"""Computes the output columns of one part from its texts: tokenize, run in batches, finish."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Columns: TypeAlias = dict[str, pa.Array]
 
-# The kinds of models that can do each job; for `auto`, the first job whose first kind is the model's.
+# The kinds of models that can do each job. `auto` means the first job whose first kind is the kind of the model.
 _KINDS: Mapping[Task, tuple[Kind, ...]] = {
     "embed": (Kind.EMBEDDING,),
     "sparse": (Kind.SPARSE,),
@@ -44,21 +44,21 @@ _PRECISIONS: Mapping[OutputDtype, tuple[Precision, pa.DataType]] = {
 
 @dataclass(slots=True)
 class Encoded:
-    """The tokens of a part. Rows that cannot be encoded are in `rejected`, by number, with the reason."""
+    """The tokens of a part. `rejected` has the reason for each row that cannot be encoded, by row number."""
 
     tokens: list[Tokens] = field(default_factory=list)
-    owners: list[int] = field(default_factory=list)  # the row that each of `tokens` is of, ascending
+    owners: list[int] = field(default_factory=list)  # row number of each entry of `tokens`, ascending
     rejected: dict[int, str] = field(default_factory=dict)
-    num_padded: float = 0.0  # tokens that the engine computed for them, padding included
+    num_padded: float = 0.0  # tokens that the engine computed for the entries, padding included
 
     def add(self, row: int, tokens: Sequence[Tokens]) -> None:
-        """Adds the tokens of a row, one entry a chunk."""
+        """Adds the tokens of a row, one entry per chunk."""
         self.tokens += tokens
         self.owners += [row] * len(tokens)
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all entries."""
+        """The number of tokens of all entries, without padding."""
         return sum(len(item.ids) for item in self.tokens)
 
 
@@ -75,7 +75,7 @@ class Worker:
         self._num_padded = 0.0
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
-        """The tokens of the rows of a part. `texts` has one list per text column."""
+        """Returns the tokens of the rows of a part. `texts` has one list per text column."""
         encoded = Encoded()
         good = dict[int, Text]()
         for row, values in enumerate(zip(*texts, strict=True)):
@@ -93,7 +93,10 @@ class Worker:
         return encoded
 
     def run(self, encoded: Encoded) -> tuple[Encoded, Columns]:
-        """The columns of the output, and `encoded` with exactly the entries that have a row there."""
+        """Returns the entries that have an output row, and the output columns, with one row per entry.
+
+        All entries of an input row are rejected if the engine fails on one of them, or gives NaN or infinity for it.
+        """
         outputs, self._num_padded = list[Any]([None] * len(encoded.tokens)), 0.0
         for batch in plan_batches([len(item.ids) for item in encoded.tokens], self._engine.info.batch_tokens):
             for index, output in zip(batch, self._forward([encoded.tokens[index] for index in batch]), strict=True):
@@ -114,7 +117,7 @@ class Worker:
         return texts[0] if len(texts) == 1 else self._model.pair(*texts)
 
     def _tokens(self, inputs: list[Text]) -> Iterator[Sequence[Tokens] | str]:
-        """The tokens of each input, one entry a chunk, or why it has none."""
+        """Yields the tokens of each input, one entry per chunk, or the reason why it cannot be encoded (a str)."""
         if not self._options.chunk and inputs:
             try:
                 yield from ([tokens] for tokens in self._tokenizer.encode_now(inputs, self._encode_options))
@@ -131,8 +134,9 @@ class Worker:
                 yield str(error)
 
     def _forward(self, items: Sequence[Tokens]) -> list[Any]:
-        """One output per item: its row, its terms or the rows of its tokens; a text, the reason, if it has none."""
-        # The CPU engine may run a lone short text by another graph with other bits, from some moment on.
+        """Returns one output per item: its row, its terms or the rows of its tokens; if it has none, the reason."""
+        # During a job, the CPU engine may begin to run batches of one short text by another graph, which gives other
+        # bits. So such a text is run twice in one batch.
         is_lone = len(items) == 1 and len(items[0].ids) <= ROW_TOKENS
         batch = Batch.pack([*items, *items] if is_lone else items)
         of_tokens = self.task == "tokens" or (self.task == "sparse" and self._engine.info.weighs_terms)
@@ -154,13 +158,13 @@ class Worker:
         ]
 
     def _output(self, output: Rows, item: Tokens) -> Any:  # noqa: ANN401
-        """The output of a text from its row f32[D], or from the rows of its tokens."""
+        """Returns the output of a text from its row f32[D], or from the rows of its tokens f32[n, E]."""
         if self.task == "sparse":
             return Sparse.of_tokens(item.ids, output[:, -1]) if output.ndim == 2 else Sparse.of(output)
         return output[:, : self._model.token_width] if self.task == "tokens" else output
 
     def _finished(self, outputs: list[Any]) -> Columns:
-        """The columns that the job computes, from one output per entry."""
+        """Returns the columns that the job computes, from one output per entry."""
         if self.task == "tokens":
             vectors = self._model.embed_all([], self._encode_options).finish(outputs)
             return {"vectors": _token_vectors(vectors, self._model.token_width)}
@@ -183,7 +187,7 @@ class Worker:
 
 
 def _task_of(model: ServedModel, options: JobOptions) -> Task:
-    """The job to do; `auto` is what the model is for. Raises ConfigError if the model cannot do it."""
+    """Returns the job to do; for `auto`, the one that fits the model. Raises ConfigError if the model cannot do it."""
     able = [task for task, kinds in _KINDS.items() if not model.roles.isdisjoint(kinds)]
     task = options.job
     if task == "auto":
@@ -205,7 +209,7 @@ def _task_of(model: ServedModel, options: JobOptions) -> Task:
 
 
 def _reason_against(values: Sequence[object]) -> str:
-    """Why a row has no text to read; empty if it has one."""
+    """Returns why a row is rejected; "" if its values are texts that are not all empty."""
     if any(value is None for value in values):
         return "the text is null"
     if not all(isinstance(value, str) for value in values):
@@ -244,7 +248,7 @@ def _label_columns(scores: Rows, labels: Sequence[str]) -> Columns:
 
 
 def _span_columns(encoded: Encoded) -> Columns:
-    """Number, start and end of each chunk; start and end count characters of the text."""
+    """Returns the columns with the number, start and end of each chunk; start and end count characters of the text."""
     chunks, starts, ends = list[int](), list[int](), list[int]()
     for index, (owner, tokens) in enumerate(zip(encoded.owners, encoded.tokens, strict=True)):
         is_next = index > 0 and encoded.owners[index - 1] == owner

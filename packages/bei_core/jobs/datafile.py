@@ -1,4 +1,4 @@
-"""One file of a data set: where its parts are, and the rows of a part."""
+"""The interface to one file of a data set: it finds the file's parts and reads the rows of a part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 
 class Split(NamedTuple):
-    """Rows [first, first + num_rows) of a file. Formats of lines find them in its bytes [begin, end)."""
+    """Rows [first, first + num_rows) of a file. In formats of lines, they are the bytes [begin, end)."""
 
     first: int
     num_rows: int
@@ -24,7 +24,7 @@ class Rows:
 
     texts: list[list[object]]  # one list per text column; only values that are `str` are texts
     kept: pa.Table  # the columns to copy to the output
-    errors: dict[int, str] = field(default_factory=dict)  # by the row's number in the part: why it could not be read
+    errors: dict[int, str] = field(default_factory=dict)  # why a row could not be read, by its number in the part
 
 
 class DataFile:
@@ -41,13 +41,13 @@ class DataFile:
         raise NotImplementedError
 
     def schema(self, columns: Sequence[str]) -> pa.Schema:
-        """The types of some of the columns; text, unless the format has types."""
+        """Returns the types of some of the columns; text, unless the format has types."""
         return pa.schema([(column, pa.string()) for column in columns])
 
     def splits(self, rows: int) -> Iterator[Split]:
-        """Where each run of `rows` rows is."""
+        """Yields the splits of the file in order, each of `rows` rows except the last."""
         raise NotImplementedError
 
     def read(self, split: Split, texts: Sequence[str], kept: pa.Schema) -> Rows:
-        """The rows of a split: its text columns, and the columns of `kept` in its types."""
+        """Returns the rows of a split: the columns `texts`, and the columns of `kept` with the types of `kept`."""
         raise NotImplementedError

@@ -1,4 +1,4 @@
-"""The formats of data sets, by the ends of their names."""
+"""The file formats of data sets, chosen by the end of the file name."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def format_of(path: str) -> type[DataFile] | None:
 
 
 def known_formats() -> str:
-    """The ends of names that are read, for errors and help."""
+    """Returns the supported ends of file names in one line, for errors and help."""
     ends = ", ".join(end for each in FORMATS for end in each.extensions)
     return f"{ends} (those of lines also with {', '.join(_COMPRESSED)})"

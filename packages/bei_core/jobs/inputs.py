@@ -36,12 +36,12 @@ class Input:
     parts: Sequence[Part]
 
     def identity(self) -> Mapping[str, Any]:
-        """What the input is, for job.json."""
+        """Returns what identifies the data set, for _job.json: location, files, and columns to copy."""
         return {"location": redact(self.location), "files": self.files, "keep": self.schema.to_string()}
 
 
 class Reader:
-    """Reads parts; keeps the last file open, since parts mostly come in order."""
+    """Reads parts. It keeps the last file open, because parts mostly come in order."""
 
     def __init__(self, location: str) -> None:
         self._files, self._root = open_location(location)
@@ -50,7 +50,7 @@ class Reader:
         self._file: DataFile | None = None
 
     def file(self, path: str) -> DataFile:
-        """A file of the data set."""
+        """Returns an open file of the data set. Raises ConfigError if its format is unknown."""
         if path != self._path or self._file is None:
             self.close()
             self._open = self._files.open(path, "rb", compression="infer")
@@ -71,7 +71,7 @@ class Reader:
         self._open, self._file, self._path = None, None, ""
 
     def list(self) -> dict[str, Mapping[str, Any]]:
-        """The files of the location, a file, a folder or a glob, with what tells one version from another."""
+        """Returns the files of known formats at the location (a file, a folder or a glob): versions by path."""
         files, path = self._files, self._root
         if any(mark in path for mark in "*?["):
             found = files.glob(path, detail=True)
@@ -83,9 +83,9 @@ class Reader:
 
 
 def open_input(location: str, options: JobOptions) -> Input:
-    """A data set and its parts. Formats of lines are read once to find them.
+    """Returns a data set with its parts. To find the parts of files of lines, it reads these files once.
 
-    Raises ConfigError if there is no file, or no such column; CheckpointError for a file that cannot be read.
+    Raises ConfigError if there is no file or a column is missing, CheckpointError if a file cannot be read.
     """
     reader = Reader(location)
     files = reader.list()
@@ -112,6 +112,6 @@ def _inline(schema: pa.Schema) -> str:
 
 
 def _version(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What tells one version of a file from another: its size, and its tag or time of change."""
+    """Returns what differs between versions of a file: its size, and its tag or time of change."""
     tags = ("ETag", "etag", "md5Hash", "generation", "blob_id", "mtime")
     return {"size": info["size"], **{tag: str(info[tag]) for tag in tags if info.get(tag)}}

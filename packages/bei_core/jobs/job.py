@@ -1,4 +1,4 @@
-"""One engine that does a bulk job: parts are read and tokenized, computed, and published, each by its own thread."""
+"""Runs a bulk job on one engine: one thread reads and tokenizes parts, one computes them, and one publishes them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Job:
         return Prepared(part, rows, encoded)
 
     def compute(self, prepared: Prepared) -> tuple[Encoded, Columns]:
-        """The columns of a part. Only one thread may call it."""
+        """Returns the entries of a part and its output columns, see `Worker.run`. Only one thread may call this."""
         return self.worker.run(prepared.encoded)
 
     def publish(self, prepared: Prepared, encoded: Encoded, columns: Columns) -> None:
@@ -85,7 +85,7 @@ class Job:
         self.output.publish(part, table, encoded.rejected)
 
     def run(self, parts: Sequence[Part]) -> Iterator[Report]:
-        """Computes parts; yields what was done for each."""
+        """Computes and publishes parts; yields a report for each."""
         with ThreadPoolExecutor(1, "bei-write") as writer:
             written: Future[None] | None = None
             for prepared in _ahead(self.prepare, parts):
@@ -100,7 +100,7 @@ class Job:
 
 
 def _ahead(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
-    """`map`, with the next result made on a thread while the caller uses the last one."""
+    """Works like `map`, but a thread computes the next result while the caller uses the last one."""
     with ThreadPoolExecutor(1, "bei-read") as reader:
         coming: Future[ResultT] | None = None
         for item in items:

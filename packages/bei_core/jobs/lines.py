@@ -1,7 +1,7 @@
 """Files of lines: JSON lines, CSV and text, also compressed. One scan finds where the parts begin.
 
-A row that cannot be read (a line that is not JSON, bytes that are not UTF-8) is an error of this row; the others are
-read. Rows are numbered from 0 in each file.
+If a row cannot be read (a line that is not JSON, bytes that are not UTF-8), only this row is rejected. Rows are
+numbered from 0 in each file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Lines(DataFile):
     """A file of lines, plain or compressed."""
 
     def header_bytes(self) -> int:
-        """Where the first row begins."""
+        """Returns the index of the byte at which the first row begins."""
         return 0
 
     def splits(self, rows: int) -> Iterator[Split]:
@@ -43,7 +43,10 @@ class Lines(DataFile):
             yield Split(first, number - first, begin, end)
 
     def row_ends(self, position: int) -> Iterator[int]:
-        """The index of the byte after each row from `position` on, in a file of any size."""
+        """Yields the index of the byte after each row from `position` on, in a file of any size.
+
+        Raises CheckpointError if a row is too long.
+        """
         self.file.seek(position)
         end = position
         while block := self.file.read(_SCANNED_BYTES):
@@ -53,7 +56,7 @@ class Lines(DataFile):
             position += len(block)
             if position - end > _MAX_ROW_BYTES:
                 raise CheckpointError(f"{self.name}: the row at byte {end} is longer than {_MAX_ROW_BYTES} bytes")
-        if position > end:  # the last line may have no end
+        if position > end:  # the last line may lack a line end
             yield position
 
     def read(self, split: Split, texts: Sequence[str], kept: pa.Schema) -> Rows:
@@ -70,12 +73,12 @@ class Lines(DataFile):
         return Rows(found, pa.Table.from_arrays(arrays, schema=kept), errors)
 
     def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
-        """The rows of whole lines: values by column, or the reason why a row cannot be read."""
+        """Yields the rows in `content`, which has whole lines: values by column, or why a row cannot be read."""
         raise NotImplementedError
 
 
 def _array(records: Sequence[Mapping[str, object]], column: pa.Field, errors: dict[int, str]) -> pa.Array:
-    """The values of a column. A value of another type is an error of its row, and null."""
+    """Returns the values of a column. A value of another type becomes null, with the reason in `errors`."""
     values = [record.get(column.name) for record in records]
     try:
         return pa.array(values, column.type)
@@ -90,7 +93,7 @@ def _array(records: Sequence[Mapping[str, object]], column: pa.Field, errors: di
 
 
 class TextFile(Lines):
-    """One text a line."""
+    """One text per line."""
 
     extensions = (".txt", ".text")
 
@@ -108,7 +111,7 @@ class TextFile(Lines):
 
 
 class JsonLinesFile(Lines):
-    """One JSON object a line."""
+    """One JSON object per line."""
 
     extensions = (".jsonl", ".ndjson", ".json")
 
@@ -119,14 +122,14 @@ class JsonLinesFile(Lines):
         self._sample = [record for record in records if not isinstance(record, str)]
 
     def columns(self) -> Sequence[str]:
-        """See `DataFile.columns`; those of the first lines."""
+        """See `DataFile.columns`. The names are those of the first lines."""
         names = list(dict.fromkeys(name for record in self._sample for name in record))
         if not names:
             raise ConfigError(f"{self.name}: the first lines are no JSON objects; one object a line is needed")
         return names
 
     def schema(self, columns: Sequence[str]) -> pa.Schema:
-        """See `DataFile.schema`; the types are those of the first lines."""
+        """See `DataFile.schema`. The types are those of the first lines."""
         try:
             return pa.schema([(name, pa.array([each.get(name) for each in self._sample]).type) for name in columns])
         except pa.ArrowException as error:
@@ -138,7 +141,7 @@ class JsonLinesFile(Lines):
 
 
 def _json_object(line: bytes) -> Mapping[str, object] | str:
-    """The object of a line, or why there is none."""
+    """Returns the object in a line, or the reason why there is none (a str)."""
     try:
         found = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -193,7 +196,7 @@ class CsvFile(Lines):
                 yield dict(zip(self._names, values, strict=True))
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[list[str] | str]:
-        """The values of each row, or why it is not CSV."""
+        """Yields the values of each row, or the reason why it is not CSV (a str)."""
         rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), delimiter=self.delimiter)
         while True:
             try:
@@ -212,5 +215,5 @@ class TsvFile(CsvFile):
 
 
 def _is_escaped(value: str) -> bool:
-    """Whether a text holds bytes that are not UTF-8."""
+    """Whether a decoded text has surrogate escapes, which stand for bytes that are not UTF-8."""
     return any("\udc80" <= character <= "\udcff" for character in value)

@@ -1,4 +1,4 @@
-"""What a bulk job computes, and how it writes it."""
+"""The options of a bulk job: what it computes and writes, and its workers on a Ray cluster."""
 
 from __future__ import annotations
 

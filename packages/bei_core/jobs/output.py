@@ -1,4 +1,4 @@
-"""The folder that a job writes. Parts are published whole, by a rename; a job goes on with the parts that are missing.
+"""The output folder of a job. Parts are published atomically; a job that is resumed computes only the missing parts.
 
 _job.json               what the job is: its input, its options, the model; another job is refused
 part-00000.parquet      the output of a part
@@ -32,12 +32,12 @@ JOB, MANIFEST, _LOCK = "_job.json", "_manifest.json", ".lock"
 
 
 def part_name(part: Part) -> str:
-    """The file of a part."""
+    """Returns the name of the file with the output of a part."""
     return f"part-{part.index:05}.parquet"
 
 
 def rejected_name(part: Part) -> str:
-    """The file of the rejected rows of a part."""
+    """Returns the name of the file with the rejected rows of a part."""
     return f"_rejected-{part.index:05}.jsonl"
 
 
@@ -51,7 +51,10 @@ class Folder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes of this machine from writing here. Raises ConfigError if one does."""
+        """Holds the lock of a local folder until the block ends; an object store has no lock.
+
+        Raises ConfigError if another process of this machine has the lock.
+        """
         if self._store is not None:
             yield
             return
@@ -65,19 +68,19 @@ class Folder:
             self._remove_drafts()
 
     def _remove_drafts(self) -> None:
-        """Remove what killed processes were writing."""
+        """Removes the unfinished files of processes that were killed."""
         for draft in self._path.glob(".*.tmp"):
             draft.unlink(missing_ok=True)
 
     def names(self) -> set[str]:
-        """The files that are there."""
+        """Returns the names of the files in the folder."""
         if self._store is not None:
             return set(self._store.list())
         with translate_os_errors(self._path, OUTPUT):
             return {path.name for path in self._path.iterdir()}
 
     def read(self, name: str) -> bytes | None:
-        """The content of a file; None if there is none."""
+        """Returns the content of a file; None if it does not exist."""
         if self._store is not None:
             return self._store.read(name)
         path = self._path / name
@@ -85,7 +88,7 @@ class Folder:
             return path.read_bytes() if path.exists() else None
 
     def publish(self, name: str, content: bytes | pa.Buffer) -> None:
-        """Write a file; it is there whole or not at all, also after a loss of power. Raises DiskError."""
+        """Writes a file atomically: also after a power failure, it is complete or absent. Raises DiskError."""
         if self._store is not None:
             return self._store.write(name, bytes(content))
         draft = self._path / f".{name}.{uuid.uuid4().hex}.tmp"
@@ -100,7 +103,7 @@ class Folder:
                 draft.unlink(missing_ok=True)
             handle = os.open(self._path, os.O_RDONLY)
             try:
-                os.fsync(handle)  # the rename
+                os.fsync(handle)  # makes the rename durable
             finally:
                 os.close(handle)
 
@@ -114,7 +117,7 @@ class Output:
         self._metadata = {f"bei.{name}": value for name, value in metadata.items()}
 
     def begin(self, job: Mapping[str, Any]) -> None:
-        """Write what the job is. Raises ConfigError, naming the first difference, if the folder is another job's."""
+        """Writes `job` to _job.json if there is none. Raises ConfigError if there is one that describes another job."""
         found = self.folder.read(JOB)
         if found is None:
             if any(name.startswith("part-") for name in self.folder.names()):
@@ -131,7 +134,7 @@ class Output:
                 )
 
     def publish(self, part: Part, table: pa.Table, rejected: Mapping[int, str]) -> None:
-        """Publish a part. Its rejected rows come first, so that a part that is there is complete."""
+        """Publishes a part. Its rejected rows are written first, so a part that is listed is complete."""
         if rejected:
             lines = [
                 msgspec.json.encode({"file": part.path, "row": part.split.first + row, "reason": reason})
@@ -145,13 +148,13 @@ class Output:
 
 
 def missing_parts(folder: Folder, parts: Sequence[Part]) -> list[Part]:
-    """The parts that are not published yet."""
+    """Returns the parts that are not published yet."""
     names = folder.names()
     return [part for part in parts if part_name(part) not in names]
 
 
 def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
-    """List all parts, when they are published."""
+    """Writes _manifest.json with all parts. All of them must be published before."""
     listed = [
         {"name": part_name(part), "file": part.path, "first_row": part.split.first, "rows": part.split.num_rows}
         for part in parts
@@ -164,7 +167,7 @@ def _json(value: object) -> bytes:
 
 
 def _difference(before: Any, now: Any) -> tuple[Any, Any]:  # noqa: ANN401 - JSON
-    """The two values; of two objects, their first values that differ."""
+    """Returns the two values; if both are objects, only the first key whose values differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         name = next((name for name in sorted({*before, *now}) if before.get(name) != now.get(name)), None)
         if name is not None:

@@ -1,7 +1,7 @@
-"""The same job on a Ray cluster: a Ray Data set of parts, and a pool of actors that each hold an engine.
+"""Runs a bulk job on a Ray cluster: a Ray Data set of parts, and a pool of actors with one engine each.
 
 Ray schedules, retries and restarts. A part that is computed twice is published with the same bytes. Actors read their
-parts themselves, so input and output must be places that every node reaches: a shared volume or an object store.
+parts themselves, so every node must be able to reach input and output: on a shared volume or in an object store.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class PartWorker:
         self._job = Job(open_engine(settings), settings, options, data, self._folder)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The report of the parts in `batch["part"]` (JSON), one value a column. Parts that are there are left."""
+        """Computes the parts in `batch["part"]` (JSON) that are not published; returns a report, as columns."""
         parts = [msgspec.json.decode(part, type=Part) for part in batch["part"].tolist()]
         total = Report()
         for report in self._job.run(missing_parts(self._folder, parts)):
@@ -57,7 +57,7 @@ def compute_on_ray(
     folder: Folder,
     missing: Sequence[Part],
 ) -> Iterator[Report]:
-    """Computes parts on a cluster; yields what was done, in any order. Raises the error that ended a worker's job."""
+    """Computes parts on a cluster; yields reports in any order. Raises the BeiError that a worker raised."""
     if not missing:
         return
     if not ray.is_initialized():
@@ -84,7 +84,7 @@ def compute_on_ray(
 
 
 def _cause_of(error: BaseException | None) -> BeiError | None:
-    """The error of ours that a worker raised."""
+    """Returns the BeiError among the causes of Ray's error; None if there is none."""
     while error is not None:
         if isinstance(error, BeiError):
             return error

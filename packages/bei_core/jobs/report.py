@@ -1,4 +1,4 @@
-"""What a job has done, and how it says so while it runs."""
+"""The report of a bulk job, and the display of its progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LOG_EVERY_S = 10.0
 
 @dataclass(slots=True)
 class Report:
-    """What was computed. Parts that were there before do not count."""
+    """What a job computed. Only `num_parts_before` counts parts that were published before the job started."""
 
     num_parts: int = 0
     num_rows: int = 0
@@ -31,7 +31,7 @@ class Report:
     seconds: float = 0.0
 
     def add(self, other: Report) -> None:
-        """Count what another process has computed."""
+        """Adds the counts of another report."""
         self.num_parts += other.num_parts
         self.num_rows += other.num_rows
         self.num_rejected += other.num_rejected
@@ -73,7 +73,7 @@ class Progress:
         self._bar.close()
 
     def add(self, report: Report) -> None:
-        """Count and show what was computed."""
+        """Adds a report, and shows the progress."""
         self.report.add(report)
         now, done = time.perf_counter(), self._before + self.report.num_rows
         seconds = max(now - self._started, 1e-9)

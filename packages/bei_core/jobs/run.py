@@ -26,10 +26,11 @@ def embed(
     """Runs every row of a data set through a model and writes Parquet files; see `bei embed-dataset`.
 
     `source` is a file, a folder or a glob: a path, the URL of an object store, or `hf://datasets/…`. `output` is a
-    folder or the URL of one; if the same job was stopped there before, it goes on. `settings` choose the model; a
-    mapping is read as the flags of `bei serve` are. With `ray`, the workers of a Ray cluster compute the parts.
+    folder or the URL of one; if it has the output of the same job, which was stopped, this job is resumed. `settings`
+    choose the model; a mapping is read like the flags of `bei serve`. With `ray`, the workers of a Ray cluster compute
+    the parts.
 
-    Raises StartError if the job cannot begin, or cannot go on.
+    Raises StartError if the job cannot start or continue.
     """
     if not isinstance(settings, Settings):
         settings = Settings.load(settings or {}, os.environ)

@@ -1,4 +1,4 @@
-"""What `bei truss init` knows of a model whose weights are elsewhere: its spec and the size of its weights.
+"""Finds a model's spec and the size of its weights for `bei truss init`, without fetching the weights.
 
 The sources, in this order: a folder of this machine, the Hugging Face hub, and, without the hub, the table
 `data/known_models.json` of models in Baseten's public examples. Private models need a token for the hub (HF_TOKEN).
@@ -30,11 +30,11 @@ class Described(NamedTuple):
 
     spec: ModelSpec
     num_params: int
-    weight_bytes: int  # of its files of weights
+    weight_bytes: int  # size of all weight files
 
 
 class Unknown(NamedTuple):
-    """A model of which none of the sources knows anything."""
+    """A model that none of the sources knows."""
 
     reason: str
 
@@ -44,10 +44,10 @@ class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     architecture: str = msgspec.field(name="class")
-    shape: str  # a name in the table's `shapes`: what of config.json many models have in common
+    shape: str  # a key of the table's `shapes`: the part of config.json that several models share
     params_m: float  # millions of weights
     dtype: str  # of the weights as published
-    config: dict[str, Any] = {}  # what of its config.json differs from the shape
+    config: dict[str, Any] = {}  # entries of config.json that differ from the shape
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -56,9 +56,9 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def describe(settings: Settings, endpoint: str | None = None) -> Described | Unknown:
-    """The model of the settings. `endpoint` is the hub's address; None means HF_ENDPOINT.
+    """Returns the model that the settings name. `endpoint` is the hub's address; None means HF_ENDPOINT.
 
-    Raises UnsupportedModelError, CheckpointError and ConfigError where its files say that BEI cannot serve it.
+    Raises UnsupportedModelError, CheckpointError or ConfigError if its files show that BEI cannot serve it.
     """
     name = settings.model_id or ""
     folder = Path(name)
@@ -77,7 +77,7 @@ def describe(settings: Settings, endpoint: str | None = None) -> Described | Unk
 
 
 def _read(checkpoint: Checkpoint, weight_bytes: int) -> Described:
-    """A model by its small files. Raises as the server would before it fetches weights."""
+    """Returns a model from its small files. Raises the errors that a server raises before it fetches weights."""
     check_small_files(checkpoint.folder)
     spec = read_spec(checkpoint)
     dtype = str(spec.config.get("dtype") or spec.config.get("torch_dtype") or "float32")

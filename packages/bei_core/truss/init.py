@@ -1,4 +1,4 @@
-"""Makes a Truss that runs this BEI from a config.yaml that was written for Baseten's own BEI.
+"""Makes a Truss that runs BEI. Its input is a config.yaml that was written for Baseten's own BEI.
 
 A Truss has one of two forms. Both upload `packages/` and give the same replies:
 
@@ -57,7 +57,7 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# Packages of which TensorRT-LLM's image needs its own versions; these are used.
+# Packages that TensorRT-LLM's image has in the versions that it needs; the Truss does not install others.
 IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
 
@@ -67,7 +67,8 @@ TORCH_REQUIREMENT = "torch==2.14.0"
 # The first start fetches the checkpoint and builds the engine, which on a GPU includes calibrating it.
 STARTUP_S = {"cpu": 1200, "gpu": 3600}
 
-# `auto` takes TensorRT-LLM in its image. In Truss's image it would take torch, but a name says it to the reader.
+# In TensorRT-LLM's image, `auto` chooses TensorRT-LLM. In Truss's image, `auto` would choose torch; the name is written
+# because it is clearer for the reader.
 _ENGINE_SETTING: Mapping[str, Mapping[str, str]] = {
     OPENVINO: {},
     TENSORRT_LLM: {"engine": "auto"},
@@ -111,11 +112,11 @@ class Made(NamedTuple):
     """A Truss that was made."""
 
     files: Mapping[str, bytes]  # content by path
-    notes: Sequence[str]  # what its user should know, one line each
+    notes: Sequence[str]  # for the user, one line each
 
 
 def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool = False, engine: str = "auto") -> Made:
-    """The files of a Truss in the folder `output`. With `cpu`, it asks for no accelerator.
+    """Returns the files of a Truss in the folder `output`. With `cpu`, the Truss asks for no accelerator.
 
     A Truss inside this repository refers to packages/; any other has a copy of it. Raises ConfigError for a config.yaml
     that cannot be read, or whose `trt_llm` block is not for an encoder; UnsupportedModelError, CheckpointError and
@@ -143,9 +144,9 @@ def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool =
 
 
 def choose_target(given: Mapping[str, Any], settings: Settings, engine: str) -> tuple[Target, list[str]]:
-    """The engine and the resources for the model of a config, and notes. `engine` is a name of the registry, or auto.
+    """Returns engine and resources for a config's model, and notes. `engine` is a name of the registry, or auto.
 
-    Raises as `make`. Without a known class of the model, an engine must be named.
+    Raises the errors of `make`. If the class of the model is unknown, `engine` must not be auto.
     """
     resources = dict(given.get("resources") or {})
     card = str(resources.get("accelerator") or "").partition(":")[0]
@@ -172,7 +173,7 @@ def choose_target(given: Mapping[str, Any], settings: Settings, engine: str) -> 
 def configured(
     given: Mapping[str, Any], target: Target, *, docker_server: bool, packages: str | None = None
 ) -> dict[str, Any]:
-    """The Truss's config, from Baseten's (`given`). Keys that do not concern the engine are copied."""
+    """Returns the Truss's config, made from Baseten's (`given`). Keys that do not concern the engine are copied."""
     config = {name: value for name, value in given.items() if name not in {"trt_llm", "python_version", "requirements"}}
     engine, on_gpu = target.engine, target.engine != OPENVINO
     config["resources"] = dict(target.resources)
@@ -192,7 +193,7 @@ def configured(
 
 
 def written(config: Mapping[str, Any], source: str) -> bytes:
-    """The text of a config.yaml, with comments above the keys that BEI needs."""
+    """Returns the text of a config.yaml, with comments above the keys that BEI needs."""
     names = [name for name in _ORDER if name in config] + [name for name in config if name not in _ORDER]
     parts = [f"# Made by `bei truss init` from a {source} for Baseten's BEI.\n"]
     for name in names:
@@ -203,7 +204,7 @@ def written(config: Mapping[str, Any], source: str) -> bytes:
 
 
 def _requirements(engine: str, *, docker_server: bool) -> list[str]:
-    """The requirements of one form of a Truss: on a GPU without the CPU engine, and without packages of its image."""
+    """Returns the requirements of a Truss. On a GPU, they lack the CPU engine and packages that the image has."""
     lines = sorted((*REQUIREMENTS, *(SERVER_REQUIREMENTS if docker_server else ())))
     if engine == OPENVINO:
         return lines
@@ -215,13 +216,13 @@ def _requirements(engine: str, *, docker_server: bool) -> list[str]:
 
 
 def _for_block(block: Mapping[str, Any]) -> list[str]:
-    """The requirements that depend on the block: the driver of the store that has the checkpoint."""
+    """Returns the requirements that depend on the block: the driver of the object store that has the checkpoint."""
     backend = find_backend(msgspec.convert(block["build"]["checkpoint_repository"], CheckpointRepository).model_id)
     return [backend.requirement] if backend is not None and backend.requirement else []
 
 
 def _others(given: Mapping[str, Any]) -> list[str]:
-    """The requirements in the user's config, except packages that BEI requires itself."""
+    """Returns the requirements in the user's config, except packages that BEI requires itself."""
     ours = {line.split("==")[0] for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS)}
     return [line for line in given.get("requirements") or () if line.split("==")[0].strip() not in ours]
 
@@ -237,7 +238,7 @@ def _docker_server() -> dict[str, object]:
 
 
 def _runtime(given: Mapping[str, Any], *, docker_server: bool, on_gpu: bool) -> dict[str, Any]:
-    """Truss's `runtime` settings; the user's win over ours."""
+    """Returns Truss's `runtime` settings; those of the user (`given`) replace ours."""
     checks = {
         "startup_threshold_seconds": STARTUP_S["gpu" if on_gpu else "cpu"],
         "restart_threshold_seconds": 300,

@@ -1,4 +1,4 @@
-"""The engine, the card and the memory that a model needs on Baseten."""
+"""Chooses the engine, the card (GPU) and the memory for a model on Baseten."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from bei_core.truss.described import Described
 
 GIB = 1 << 30
 
-# Memory of Truss's accelerators in GB, the smaller one first among those that are offered in place of a full one.
+# Memory of Truss's accelerators in GB. If a card is too small, one of _OFFERED_GB replaces it, the smallest that fits.
 _CARD_GB = {"T4": 16, "V100": 16, "A10G": 24, "A100_40GB": 40, "L40S": 48, "A100": 80, "RTX_PRO_6000": 96, "GB300": 270}
 _OFFERED_GB = {"L4": 24, "H100_40GB": 40, "H100": 80, "H200": 141, "B200": 180, "B300": 270}
 
-# GPUs on which TensorRT-LLM's encode mode does not run, that have no fp8, and that have no fp4, from Truss
-# (`truss/base/trt_llm_config.py`). They are checked here because Truss checks a trt_llm block only at the top level.
+# GPUs on which TensorRT-LLM's encode mode does not run, GPUs without fp8, and GPUs without fp4. Source: Truss,
+# `truss/base/trt_llm_config.py`. They are checked here because Truss checks a trt_llm block only at the top level.
 _TOO_OLD = frozenset({"T4", "V100"})
 _NO_FP8 = frozenset({"A10G", "A100", "A100_40GB"})
 _NO_FP4 = _NO_FP8 | {"L4", "L40S", "H100", "H100_40GB", "H200"}
 
-# What a server needs besides weights: on a GPU, activations of a batch of 16,384 tokens and CUDA's own memory.
+# Memory of a server besides weights: on a GPU, activations of a batch of 16,384 tokens and CUDA's own memory.
 _GPU_EXTRA_GB, _GPU_FACTOR = 3.0, 1.1
 _HOST_EXTRA_GIB, _HOST_FACTOR, _LEAST_GPU_HOST_GIB = 6.0, 1.2, 10
 _CPU_EXTRA_GIB, _LEAST_CPU_GIB = 4.0, 8
@@ -46,7 +46,7 @@ _QUANTITY = re.compile(r"([0-9.]+)\s*([KMGT]i?|)")
 
 
 def pick_engine(spec: ModelSpec, settings: Settings, candidates: Sequence[str]) -> str:
-    """The first of the engines that can serve the model. Raises UnsupportedModelError with each one's reason."""
+    """Returns the first engine that can serve the model. If none can, raises UnsupportedModelError with the reasons."""
     reasons = {name: reason_not_to_serve(name, spec, settings) for name in candidates}
     chosen = next((name for name, reason in reasons.items() if reason is None), None)
     if chosen is not None:
@@ -75,9 +75,10 @@ def check_card(card: str, engine: str, quantization: str) -> None:
 def resources_for(
     given: Mapping[str, Any], engine: str, model: Described | None, settings: Settings
 ) -> tuple[dict[str, Any], list[str]]:
-    """Truss's `resources` for a model, and notes for its user: what was given, but a larger card or more memory.
+    """Returns Truss's `resources` for a model, and notes for its user. A card or memory that is too small is replaced.
 
-    Raises ConfigError if no card has the memory. `instance_type` decides everything at Baseten, so it stays alone.
+    Raises ConfigError if no card has enough memory. `resources` with an `instance_type` stay as they are, because
+    Baseten then ignores the rest.
     """
     if "instance_type" in given:
         return dict(given), []
@@ -94,12 +95,15 @@ def resources_for(
 
 
 def gpu_bytes(model: Described) -> float:
-    """Bytes that the model takes on its GPU in bf16. A quantised one takes them too, while it is calibrated."""
+    """Returns the GPU memory of a model in bf16, in bytes; a quantised model needs as much while it is calibrated."""
     return _GPU_FACTOR * 2 * model.num_params + _GPU_EXTRA_GB * 1e9
 
 
 def _card_for(name: str, model: Described, settings: Settings) -> tuple[str, list[str]]:
-    """The card if the model fits on it, else the smallest one that it fits on, and a note. Raises ConfigError."""
+    """Returns the card `name` if the model fits, else the smallest one on which it fits, and notes.
+
+    Raises ConfigError if no card is large enough.
+    """
     size, cards = gpu_bytes(model) / 1e9, {**_CARD_GB, **_OFFERED_GB}
     if size <= cards.get(name, size):
         return name, []
@@ -115,7 +119,7 @@ def _card_for(name: str, model: Described, settings: Settings) -> tuple[str, lis
 def _cpu_resources(
     given: Mapping[str, Any], model: Described | None, settings: Settings
 ) -> tuple[dict[str, Any], list[str]]:
-    """Processors and memory of a CPU Truss. OpenVINO holds the weights and its own order of them at the same time."""
+    """Returns processors and memory of a CPU Truss. OpenVINO has the weights in memory twice: as stored and packed."""
     num_bytes = 0 if model is None else 2 * model.weight_bytes
     if model is not None and quantization_of(settings) is not None:
         num_bytes = 2 * 4 * model.num_params + model.weight_bytes  # the f32 engine to compare with, and the new one
@@ -131,14 +135,14 @@ def _cpu_resources(
 
 
 def _memory(given: Mapping[str, Any], needed_gib: float, least_gib: int) -> str:
-    """The larger one of the memory that is given and that is needed, in Truss's form."""
+    """Returns the larger of the given and the needed memory, in Truss's notation, such as 16Gi."""
     wanted = max(least_gib, 2 * ceil(needed_gib / 2))
     asked = str(given.get("memory") or "")
     return asked if asked and parse_quantity(asked) >= wanted * GIB else f"{wanted}Gi"
 
 
 def parse_quantity(text: str) -> float:
-    """Bytes of a quantity of Kubernetes, such as 10Gi. Raises ConfigError."""
+    """Returns the bytes of a Kubernetes quantity, such as 10Gi. Raises ConfigError for any other text."""
     match = _QUANTITY.fullmatch(text.strip())
     if match is None:
         raise ConfigError(f"resources.memory {text!r} is not a quantity such as 10Gi")

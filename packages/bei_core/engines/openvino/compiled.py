@@ -1,4 +1,4 @@
-"""The compiled graphs of a model and the one request that runs them."""
+"""The compiled graphs of a model, and the one inference request that runs them."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """What a batch gave. The arrays are copies, because the next batch overwrites the tensors."""
+    """The outputs of a batch. The arrays are copies, because the next batch overwrites the tensors."""
 
     rows: Array  # f32[B, D]; D is 0 if the model has no such output
-    tokens: Array  # f32[T, E] if the tokens were wanted, else empty
+    tokens: Array  # f32[T, E] if TOKENS was wanted, else empty
     padding_share: float  # share (0 to 1) of the tokens that were padding
 
 
 class Graphs:
-    """A compiled model: the graph for any batch and, if there are `lengths`, one of fixed shape for each."""
+    """A compiled model: the graph for any batch, and one graph of fixed shape for each of `lengths`."""
 
     def __init__(self, compiled: openvino.CompiledModel, pad_id: int, lengths: Sequence[int] = ()) -> None:
         self._request = compiled.create_infer_request()
         self._pad_id = pad_id
-        self._inputs: list[Ints] = []  # of the last batch: the request has their addresses
+        self._inputs: list[Ints] = []  # of the last batch; they stay alive because the request has their addresses
         self._names = {port.any_name for port in compiled.outputs}
         self._lone = LoneInputs(lengths, pad_id) if lengths else None
         if self._lone is not None:
@@ -45,7 +45,7 @@ class Graphs:
                 self._request.set_tensor(name, tensor)
 
     def infer(self, batch: Batch, wanted: str) -> Outputs:
-        """Runs a batch for its rows (ROWS), or for its rows and tokens (TOKENS)."""
+        """Runs a batch and returns its rows (`wanted` is ROWS), or its rows and token rows (TOKENS)."""
         has_graph = wanted == ROWS or ROWS not in self._names
         length = self._lone.choose(batch if has_graph else None) if self._lone is not None else 0
         if length:
@@ -65,7 +65,10 @@ class Graphs:
 
 
 def at_low_priority(work: Callable[[], T]) -> T:
-    """The result of `work`, run by a thread of the lowest priority (on Linux). It should not hold Python's lock."""
+    """Runs `work` on a thread of the lowest priority (on Linux only) and returns its result.
+
+    `work` should release the GIL for most of its time, because the other threads wait for the GIL.
+    """
 
     def lower() -> None:
         if hasattr(os, "setpriority"):

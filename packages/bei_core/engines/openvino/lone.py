@@ -1,8 +1,9 @@
-"""One model with a graph of fixed shape for each length of a lone text, beside the graph for any batch.
+"""Adds graphs of fixed shape to a model: one for each length of a lone text (a batch of one text).
 
 For each new shape of its inputs, the CPU plugin prepares every operation of a dynamic graph again, and texts that come
-one at a time have a new shape each time. The graphs are branches of If operations of one model, because the plugin
-shares packed weights only within a model (docs/decisions/028-static-shapes.md).
+one at a time have a new shape each time. So a graph whose shapes are fixed runs a lone text. These graphs and the graph
+for any batch are branches of If operations of one model, because the plugin shares packed weights only within a model
+(docs/decisions/028-static-shapes.md).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from bei_core.engines.openvino.graph import INPUT_NAMES
 # Numbers of tokens that have a graph of their own; a lone text of another length is padded to the next.
 LENGTHS = (*range(8, 64, 8), *range(64, 129, 16))
 
-# Memory of all these graphs, and what each takes for a matrix multiplication with the operations around it (measured).
+# The most memory of all these graphs, and the memory that a graph takes for each matrix multiplication, with the
+# operations around it (measured).
 _MAX_BYTES = 288 << 20
 _BYTES_PER_MATMUL = 225 << 10
 
@@ -34,7 +36,7 @@ LONE, CHOSEN = "lone", "chosen"  # inputs, besides those of the graph for any ba
 
 
 class LoneInputs:
-    """The arrays from which a model of `with_lone_graphs` reads a lone text, and which graph it runs."""
+    """The input arrays of a model of `with_lone_graphs`: the lone text, and the choice of the graph to run."""
 
     def __init__(self, lengths: Sequence[int], pad_id: int) -> None:
         self._lengths, self._pad_id = lengths, pad_id
@@ -43,7 +45,10 @@ class LoneInputs:
         self._lone, self._chosen = lone.data, chosen.data
 
     def choose(self, batch: Batch | None) -> int:
-        """Chooses the graph of a lone text, and returns its length; or that of any batch (also None), and returns 0."""
+        """Chooses the graph for a batch. Returns the length of a lone text's graph, or 0 for the graph for any batch.
+
+        None chooses the graph for any batch.
+        """
         self._chosen[:] = 0
         if batch is None or len(batch) > 1 or batch.num_tokens > self._lengths[-1]:
             self._chosen[0] = 1
@@ -60,9 +65,10 @@ class LoneInputs:
 
 
 def lengths_for(dynamic: Model, max_seq_len: int, *, shared: bool) -> tuple[int, ...]:
-    """The lengths whose graphs take at most about _MAX_BYTES together.
+    """Returns the lengths whose graphs take at most about _MAX_BYTES together; empty if no graph fits.
 
-    `shared`: all graphs use the same packed weights, unless weights of 16 bits are widened for each graph.
+    `shared` says that all graphs use the same packed weights. Weights of 16 bits are never shared, because the plugin
+    widens them for each graph.
     """
     nodes = dynamic.get_ops()
     constants = [node for node in nodes if node.get_type_name() == "Constant"]
@@ -78,10 +84,11 @@ def lengths_for(dynamic: Model, max_seq_len: int, *, shared: bool) -> tuple[int,
 
 
 def with_lone_graphs(dynamic: Model, output: str, lengths: Sequence[int]) -> Model:
-    """A model with the inputs and outputs of `dynamic`, and the inputs LONE and CHOSEN. Texts run alone give `output`.
+    """Returns a model with the inputs and outputs of `dynamic`, and the inputs LONE and CHOSEN.
 
-    LONE i32[4, lengths[-1]] has a text's token ids, type ids, segment ids, and start and length of what is pooled.
-    CHOSEN bool[1 + len(lengths)] is true for the one graph to run: the first is `dynamic`, then one for each length.
+    LONE i32[4, lengths[-1]] has a text's token ids, type ids, segment ids, and the start and number of the tokens that
+    are pooled. CHOSEN bool[1 + len(lengths)] is true for the one graph to run: the first is `dynamic`, then there is
+    one for each length. For a lone text, only `output` is computed.
     """
     inputs = [_parameter(each.friendly_name, each.partial_shape) for each in dynamic.get_parameters()]
     lone = _parameter(LONE, [4, lengths[-1]])
@@ -94,7 +101,7 @@ def with_lone_graphs(dynamic: Model, output: str, lengths: Sequence[int]) -> Mod
 
 
 def _batch_if(condition: openvino.Output, dynamic: Model, inputs: Sequence[Node]) -> dict[str, openvino.Output]:
-    """The outputs of `dynamic` by name if the condition holds, else one row of zeros for each."""
+    """Returns the outputs of `dynamic` by name if the condition holds, else one row of zeros for each."""
     batch = dynamic.clone()
     names = [each.any_name for each in batch.outputs]
     widths = [each.partial_shape[1].get_length() for each in batch.outputs]
@@ -111,7 +118,7 @@ def _batch_if(condition: openvino.Output, dynamic: Model, inputs: Sequence[Node]
 
 
 def _length_if(condition: openvino.Output, model: Model, lone: Node, otherwise: openvino.Output) -> openvino.Output:
-    """The output of a model of the input LONE if the condition holds, else `otherwise`."""
+    """Returns the output of `model`, whose input is LONE, if the condition holds, else `otherwise`."""
     same = op.parameter(otherwise.get_partial_shape(), Type.f32)
     unchanged = Model([op.result(same)], [same], "unchanged")
     choice = op.if_op(condition)
@@ -123,9 +130,9 @@ def _length_if(condition: openvino.Output, model: Model, lone: Node, otherwise: 
 
 
 def _of_length(dynamic: Model, output: str, length: int, lone: Node) -> Model:
-    """A model of the input LONE: one output of `dynamic` for one row of `length` tokens, with all shapes fixed."""
+    """Returns a model with the input LONE: one output of `dynamic` for a row of `length` tokens, all shapes fixed."""
     model = dynamic.clone()
-    for node in model.get_ops():  # the plugin may share what has the same name, such as a constant of another length
+    for node in model.get_ops():  # else the plugin may share nodes of the same name, such as constants of two lengths
         node.set_friendly_name(f"{node.get_friendly_name()}/{length}")
     model.reshape({name: [1, length] if place < 4 else [1] for place, name in enumerate(INPUT_NAMES)})
     text = _parameter(LONE, lone.get_output_partial_shape(0))
@@ -140,7 +147,7 @@ def _of_length(dynamic: Model, output: str, length: int, lone: Node) -> Model:
 
 
 def _part(text: Node, row: int, start: int, stop: int) -> Node:
-    """i32[1, stop - start]: a part of one row."""
+    """Returns i32[1, stop - start]: the elements from `start` to `stop` of one row of LONE."""
     return op.slice(text, ops.ints(row, start), ops.ints(row + 1, stop), ops.ints(1, 1))
 
 
