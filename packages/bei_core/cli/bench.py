@@ -13,7 +13,7 @@ import msgspec
 from bei_core.bench import Options, Report, plot, plot_sweep, run, sweep
 from bei_core.bench.calibrate import Calibration, calibrate
 from bei_core.bench.report import empty_figure
-from bei_core.cli.flags import Command, flags_of
+from bei_core.cli.flags import Command, flags_of, given_flags
 from bei_core.errors import BeiError, ConfigError
 
 # Flags that --calibrate sets by itself.
@@ -40,7 +40,7 @@ def command(
 
     Exits with status 1 if a request failed.
     """
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    given = given_flags(flags)
     options = msgspec.convert(given, Options)
     if is_calibration:
         pictures = [name for name, path in (("plot_to", plot_to), ("plot", sweep_to)) if path is not None]

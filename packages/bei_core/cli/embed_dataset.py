@@ -7,7 +7,7 @@ from typing import TypeVar
 import click
 import msgspec
 
-from bei_core.cli.flags import Command, flags_of, load_settings, one_model, settings_flags
+from bei_core.cli.flags import Command, flags_of, given_flags, load_settings, one_model, settings_flags
 from bei_core.errors import ConfigError
 from bei_core.jobs.options import JobOptions, RayOptions
 
@@ -42,5 +42,4 @@ def _names(kind: type[msgspec.Struct]) -> tuple[str, ...]:
 
 def _taken(flags: dict[str, object], kind: type[StructT]) -> StructT:
     """The options of a kind among the flags. Raises ConfigError for a value that it refuses."""
-    given = {name: flags[name] for name in _names(kind) if flags.get(name) not in (None, ())}
-    return msgspec.convert(given, kind)
+    return msgspec.convert({name: value for name, value in given_flags(flags).items() if name in _names(kind)}, kind)

@@ -78,9 +78,14 @@ def settings_flags() -> list[click.Parameter]:
     return [config, *flags_of(Settings)]
 
 
+def given_flags(flags: Mapping[str, object]) -> dict[str, object]:
+    """The flags that were given on the command line."""
+    return {name: value for name, value in flags.items() if value not in (None, ())}
+
+
 def load_settings(flags: Mapping[str, object]) -> Settings:
     """The settings of a command with `settings_flags`; also sets up logging. Raises ConfigError."""
-    given = {name: value for name, value in flags.items() if value not in (None, ())}
+    given = given_flags(flags)
     config = given.pop("config", None)
     settings = Settings.load(given, os.environ, config if isinstance(config, Path) else None)
     configure_logging(json_output=settings.json_output, level=settings.log_level)

@@ -25,8 +25,8 @@ from bei_core.config.trt_llm import QuantizationType
 from bei_core.engines.batch import Batch
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec
+from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.tasks import EncodeOptions, Pair, Text, Tokens
-from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -98,12 +98,7 @@ def read_samples(calibration: Calibration, spec: ModelSpec) -> Samples:
 
 def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_length: int) -> list[Tokens]:
     """Tokens of each input after the model's default prompt, truncated to `max_seq_length` or the model's length."""
-    reader = TextTokenizer(
-        tokenizer,
-        max_seq_len=min(spec.max_seq_len, max_seq_length),
-        vocab_size=spec.vocab_size,
-        lower_case=spec.do_lower_case,
-    )
+    reader = open_model_tokenizer(tokenizer, spec, max_seq_length)
     prompt = spec.prompts.get(spec.default_prompt_name or "")
     try:
         return reader.encode_now(inputs, EncodeOptions(prompt=prompt, pool_prompt=spec.pools_prompt))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bei_core.errors import CheckpointError
 from bei_core.jobs.datafile import DataFile, Rows, Split
 
 
@@ -88,7 +87,7 @@ class ParquetFile(_Columns):
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
-        self._parquet = _opened(name, lambda: pq.ParquetFile(file))
+        self._parquet = pq.ParquetFile(file)
 
     def file_schema(self) -> pa.Schema:
         """See `_Columns.file_schema`."""
@@ -112,7 +111,7 @@ class ArrowFile(_Columns):
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
-        self._arrow = _opened(name, lambda: pa.ipc.open_file(file))
+        self._arrow = pa.ipc.open_file(file)
 
     def file_schema(self) -> pa.Schema:
         """See `_Columns.file_schema`."""
@@ -126,11 +125,3 @@ class ArrowFile(_Columns):
         """See `_Columns.batches`."""
         groups = range(first_group, self._arrow.num_record_batches)
         return (self._arrow.get_batch(index).select(columns) for index in groups)
-
-
-def _opened(name: str, open_: Callable[[], Any]) -> Any:  # noqa: ANN401
-    """Returns the result of `open_()`. Raises CheckpointError if the file `name` does not have the format."""
-    try:
-        return open_()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise CheckpointError(f"{name} cannot be read: {str(error).partition(chr(10))[0]}") from error

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import lzma
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, ClassVar, NamedTuple
 
 import pyarrow as pa
+
+from bei_core.errors import CheckpointError
 
 
 class Split(NamedTuple):
@@ -51,3 +56,12 @@ class DataFile:
     def read(self, split: Split, texts: Sequence[str], kept: pa.Schema) -> Rows:
         """Returns the rows of a split: the columns `texts`, and the columns of `kept` with the types of `kept`."""
         raise NotImplementedError
+
+
+@contextmanager
+def translate_read_errors(name: str) -> Iterator[None]:
+    """Raises CheckpointError, naming the file, for what libraries raise in the block if a file is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise CheckpointError(f"{name} cannot be read: {str(error).partition(chr(10))[0]}") from error

@@ -11,7 +11,7 @@ import msgspec
 import pyarrow as pa
 
 from bei_core.errors import ConfigError
-from bei_core.jobs.datafile import DataFile, Rows, Split
+from bei_core.jobs.datafile import DataFile, Rows, Split, translate_read_errors
 from bei_core.jobs.formats import format_of, known_formats
 from bei_core.jobs.options import JobOptions
 from bei_core.storage.backends import redact
@@ -62,7 +62,8 @@ class Reader:
 
     def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
         """The rows of a part."""
-        return self.file(part.path).read(part.split, options.text_columns, schema)
+        with translate_read_errors(part.path):
+            return self.file(part.path).read(part.split, options.text_columns, schema)
 
     def close(self) -> None:
         """Close the open file."""
@@ -93,18 +94,22 @@ def open_input(location: str, options: JobOptions) -> Input:
         raise ConfigError(f"{redact(location)} has no file of a known format; known are {known_formats()}")
     parts, schema = list[Part](), None
     for path in files:
-        file = reader.file(path)
-        for column in (*options.text_columns, *options.keep):
-            if column not in file.columns():
-                raise ConfigError(f"{path} has no column {column!r}; it has {', '.join(file.columns())}")
-        kept = file.schema(options.keep)
+        with translate_read_errors(path):
+            kept, splits = _planned(reader.file(path), options)
         if schema is not None and kept != schema:
             raise ConfigError(f"{path} has the columns {_inline(kept)}, the files before it {_inline(schema)}")
         schema = kept
-        splits = file.splits(options.rows_per_part)
         parts += [Part(index, path, split) for index, split in enumerate(splits, len(parts))]
     reader.close()
     return Input(location, files, schema or pa.schema([]), parts)
+
+
+def _planned(file: DataFile, options: JobOptions) -> tuple[pa.Schema, list[Split]]:
+    """Returns the types of the columns to copy, and the splits. Raises ConfigError if a column is missing."""
+    for column in (*options.text_columns, *options.keep):
+        if column not in file.columns():
+            raise ConfigError(f"{file.name} has no column {column!r}; it has {', '.join(file.columns()) or 'none'}")
+    return file.schema(options.keep), list(file.splits(options.rows_per_part))
 
 
 def _inline(schema: pa.Schema) -> str:

@@ -18,8 +18,8 @@ from bei_core.jobs.inputs import Input, Part, Reader
 from bei_core.jobs.options import JobOptions
 from bei_core.jobs.output import Folder, Output
 from bei_core.jobs.report import Report
+from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.serving.served_model import describe
-from bei_core.text.tokenizer import TextTokenizer
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -38,12 +38,7 @@ class Job:
 
     def __init__(self, opened: Opened, settings: Settings, options: JobOptions, source: Input, folder: Folder) -> None:
         """Raises ConfigError if the model cannot do the job, or the folder is another job's."""
-        tokenizer = TextTokenizer(
-            opened.tokenizer,
-            max_seq_len=min(opened.spec.max_seq_len, settings.max_batch_tokens),
-            vocab_size=opened.spec.vocab_size,
-            lower_case=opened.spec.do_lower_case,
-        )
+        tokenizer = open_model_tokenizer(opened.tokenizer, opened.spec, settings.max_batch_tokens)
         model = describe(opened, settings, tokenizer)
         self.worker = Worker(opened.engine, tokenizer, model, options)
         self.options, self.source = options, source

@@ -159,7 +159,7 @@ class CsvFile(Lines):
         super().__init__(name, file)
         csv.field_size_limit(_MAX_ROW_BYTES)
         header = next(self._parsed(iter(file.readline, b"")), [])
-        self._names = [] if isinstance(header, str) else [header[0].removeprefix("\ufeff"), *header[1:]]
+        self._names = [] if isinstance(header, str) else [name.removeprefix("\ufeff") for name in header]
 
     def header_bytes(self) -> int:
         """See `Lines.header_bytes`."""

@@ -10,8 +10,6 @@ Readers of Parquet folders skip names that begin with `_` or `.`.
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ import pyarrow.parquet as pq
 from bei_core.errors import ConfigError
 from bei_core.jobs.inputs import Part
 from bei_core.storage.backends import is_store, redact
+from bei_core.storage.cache import DRAFT, write_atomically
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import lock_file
 from bei_core.storage.objects import ObjectStore
@@ -69,7 +68,7 @@ class Folder:
 
     def _remove_drafts(self) -> None:
         """Removes the unfinished files of processes that were killed."""
-        for draft in self._path.glob(".*.tmp"):
+        for draft in self._path.glob(f".*{DRAFT}"):
             draft.unlink(missing_ok=True)
 
     def names(self) -> set[str]:
@@ -91,21 +90,8 @@ class Folder:
         """Writes a file atomically: also after a power failure, it is complete or absent. Raises DiskError."""
         if self._store is not None:
             return self._store.write(name, bytes(content))
-        draft = self._path / f".{name}.{uuid.uuid4().hex}.tmp"
         with translate_os_errors(self._path, OUTPUT):
-            try:
-                with draft.open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-                draft.replace(self._path / name)
-            finally:
-                draft.unlink(missing_ok=True)
-            handle = os.open(self._path, os.O_RDONLY)
-            try:
-                os.fsync(handle)  # makes the rename durable
-            finally:
-                os.close(handle)
+            write_atomically(self._path / name, memoryview(content), durable=True)
 
 
 class Output:

@@ -58,8 +58,6 @@ def compute_on_ray(
     missing: Sequence[Part],
 ) -> Iterator[Report]:
     """Computes parts on a cluster; yields reports in any order. Raises the BeiError that a worker raised."""
-    if not missing:
-        return
     if not ray.is_initialized():
         ray.init(address=None if ray_options.ray == "local" else ray_options.ray, log_to_driver=False)
     num_workers = min(ray_options.ray_workers, len(missing))

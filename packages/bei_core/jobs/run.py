@@ -39,7 +39,7 @@ def embed(
         data = open_input(str(source), options)
         missing = missing_parts(folder, data.parts)
         with Progress(data.parts, missing) as progress:
-            if ray is None:
+            if ray is None or not missing:  # without parts, it only checks that the folder is this job's
                 computed = _compute_here(settings, options, data, folder, missing)
             else:
                 from bei_core.jobs.ray_data import compute_on_ray

@@ -17,12 +17,12 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
 from bei_core.errors import UnhealthyError
 from bei_core.metrics import Metrics, Timings
+from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
 from bei_core.serving.served_model import describe
 from bei_core.serving.turns import Turns
 from bei_core.tasks import Task, Tokens, asks_for, num_characters
-from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,10 @@ class Service:
         self.revision = opened.manifest.revision
         self.metrics = metrics or Metrics()
         self._opened = opened
-        self.tokenizer = TextTokenizer(
+        self.tokenizer = open_model_tokenizer(
             opened.tokenizer,
-            max_seq_len=min(opened.spec.max_seq_len, settings.max_batch_tokens),
-            vocab_size=opened.spec.vocab_size,
-            lower_case=opened.spec.do_lower_case,
+            opened.spec,
+            settings.max_batch_tokens,
             num_workers=settings.tokenization_workers or 1,
         )
         self.model = describe(opened, settings, self.tokenizer)

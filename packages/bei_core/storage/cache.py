@@ -31,6 +31,7 @@ from bei_core.storage.locks import Lease, LeaseFile, is_local, lock_file
 log = logging.getLogger(__name__)
 
 _TMP, _BAD = ".tmp-", ".bad-"
+DRAFT = ".tmp"  # the end of the name of a file that is being written
 
 
 class Rank(IntEnum):
@@ -246,13 +247,26 @@ def publish(staging: Path, target: Path, is_whole: Callable[[Path], bool]) -> No
     _sync(target.parent)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a small file; a reader sees either the old content or all of the new one."""
+def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool = False) -> None:
+    """Write a file; a reader sees either the old content or all of the new one, with `durable` also after a power loss.
+
+    While it is written, its name is `.NAME.tmp`; only a process that is killed leaves such a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        file.write(content)
-    os.chmod(file.name, 0o644)  # other users may share the cache
-    Path(file.name).replace(path)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=DRAFT, delete=False) as file:
+        draft = Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+            draft.chmod(0o644)  # other users may share the cache
+            draft.replace(path)
+        except BaseException:
+            draft.unlink(missing_ok=True)
+            raise
+    if durable:
+        _sync(path.parent)
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -162,6 +162,32 @@ def test_a_file_that_is_not_of_its_format_is_named(tmp_path: Path, name: str) ->
         open_input(str(tmp_path / name), JobOptions())
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("content", [b"", b"\n1,2\n"], ids=["empty", "no header"])
+def test_a_table_without_a_header_has_no_columns(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"{name} has no column 'text'; it has none"):
+        open_input(str(tmp_path / name), JobOptions())
+
+
+def test_a_file_that_ends_too_early_is_named(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"text": "one"}\n' * 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=r"a\.jsonl\.gz cannot be read: "):
+        open_input(str(tmp_path / "a.jsonl.gz"), JobOptions())
+
+
+def test_a_file_that_is_damaged_after_it_was_planned_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pa.table({"text": ["one"] * 1000}), path, compression="zstd", use_dictionary=False)
+    data = open_input(str(path), JobOptions())
+    content = bytearray(path.read_bytes())
+    content[30:60] = b"\xff" * 30
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"a\.parquet cannot be read: "):
+        Reader(str(path)).read(data.parts[0], JobOptions(), data.schema)
+
+
 def test_a_row_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines, "_MAX_ROW_BYTES", 100)
     (tmp_path / "a.txt").write_text("x" * 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from bei_core.cli import main as cli
 from bei_core.errors import ConfigError, DiskError
-from bei_core.jobs import JobOptions, embed
+from bei_core.jobs import JobOptions, RayOptions, embed
 from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder, Output
 from bei_core.models.modules import Classifier
@@ -117,18 +118,18 @@ def test_a_full_disk_is_one_error_and_the_job_goes_on_after_it(
 ) -> None:
     opens(monkeypatch)
     run(source, tmp_path / "whole")
-    write = Path.open
+    synced = os.fsync
     count = 0
 
-    def full(path: Path, mode: str = "r", **others: Any) -> Any:  # noqa: ANN401
+    def full(handle: int) -> None:
         nonlocal count
-        count += mode == "wb"
-        if count == 4:
+        count += 1
+        if count == 8:
             raise OSError(28, "No space left on device")
-        return write(path, mode, **others)
+        synced(handle)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "open", full)
+        patched.setattr(os, "fsync", full)
         with pytest.raises(DiskError, match="No space left"):
             run(source, tmp_path / "out")
     assert not list((tmp_path / "out").glob(".*.tmp"))
@@ -165,6 +166,16 @@ def test_input_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
         file.write('{"text": "more"}\n')
     with pytest.raises(ConfigError, match="its `input` was"):
         run(source, tmp_path / "out")
+
+
+def test_the_folder_of_another_job_that_is_done_is_refused_on_ray_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    opens(monkeypatch)
+    run(source, tmp_path / "out")
+    options = JobOptions(rows_per_part=16, output_dtype="int8")
+    with pytest.raises(ConfigError, match="is the output of another job"):
+        embed(source, tmp_path / "out", settings={"model_id": "owner/name"}, options=options, ray=RayOptions())
 
 
 def test_two_jobs_do_not_write_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
