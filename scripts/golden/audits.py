@@ -1,4 +1,4 @@
-"""Checks that a golden is useful: an exact engine passes, an engine in bf16 can, and each likely mistake fails."""
+"""Checks that a golden is useful: an exact engine and a bf16 engine can pass, and each likely mistake fails."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from tests.golden.tolerance import BF16, BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32
 MAX_BYTES = 160_000  # of a checkpoint
 MAX_LIKENESS = 0.9  # mean cosine between different rows
 MIN_DEVIATION = {"classification": 0.15, "token_classification": 0.15, "yes_no": 0.3}  # of each logit over the inputs
-SHARE_OF_WORDS = (0.05, 0.7)  # whose weight is above zero in a sparse vector
-MIN_SWAPPED = 1 / 3  # of the pairs: their logits change when the texts change places
-EXACT = 1e-4  # how far f32 may be from f64
-EXACT_PARTS = 1e-5  # how far two ways to compute the same in f32 may be from each other
-VISIBLE = 1e-2  # what a mistake in a decoder has to change, in units of the rows' usual size
-SAME_COSINE, SAME_ABS = 0.9999, 1e-3  # rows as near as this are the same rows
+SHARE_OF_WORDS = (0.05, 0.7)  # bounds on the share of words whose weight is above zero in a sparse vector
+MIN_SWAPPED = 1 / 3  # the least share of pairs whose logits change if their texts are swapped
+EXACT = 1e-4  # the largest difference between f32 and f64
+EXACT_PARTS = 1e-5  # the largest difference between two ways to compute the same value in f32
+VISIBLE = 1e-2  # the least change by a mistake in a decoder, relative to the usual size of the rows
+SAME_COSINE, SAME_ABS = 0.9999, 1e-3  # rows count as equal within these limits
 CUTS = {"text whole", "text cut", "pair whole", "first cut", "second cut", "both cut"}
 
 Check = Callable[[Rows, Rows], object]  # raises AssertionError if actual rows are too far from the expected ones
@@ -66,23 +66,23 @@ class Golden:
         return self.expected[self.kind.key]
 
     def compute(self, model: Model) -> Rows:
-        """The rows of another model for the same inputs."""
+        """Returns the rows that another model computes from the same inputs."""
         return self.kind.compute(model, self.given)
 
     def spoilt(self, mistake: Mistake) -> Rows:
-        """The rows of a copy of the model with a mistake."""
+        """Returns the rows that a copy of the model with a mistake computes."""
         wrong = copy.deepcopy(self.loaded.model)
         mistake(wrong)
         return self.compute(wrong)
 
     @property
     def has_vectors(self) -> bool:
-        """Whether the rows are compared by direction and length, not number by number as logits are."""
+        """Whether the rows are compared by direction and length; logits are compared number by number."""
         return self.kind.key != "logits"
 
 
 def audit(golden: Golden) -> str:
-    """A summary of the case in one line. Raises AssertionError if it proves too little or cannot be passed."""
+    """Returns a summary of a case in one line. Raises AssertionError if it proves too little or cannot be passed."""
     if (size := sum(len(content) for content in golden.case.content().values())) > MAX_BYTES:
         raise AssertionError(f"{size} bytes")
     spread = _check_spread(golden)
@@ -101,7 +101,7 @@ def audit(golden: Golden) -> str:
 
 
 def _check_spread(golden: Golden) -> str:
-    """How different the rows of different inputs are. Raises AssertionError if that is too little to see mistakes."""
+    """Returns how different the rows of different inputs are. Raises AssertionError if they are too similar."""
     rows = golden.rows
     if not golden.has_vectors:
         deviation = float(rows.std(axis=0).min())
@@ -119,7 +119,7 @@ def _check_spread(golden: Golden) -> str:
 
 
 def _check_ids(golden: Golden) -> None:
-    """Raises unless tokenizer.json alone makes the expected ids, and texts and pairs are cut in every way."""
+    """Raises AssertionError unless tokenizer.json alone gives the expected ids, and every kind of truncation occurs."""
     case, expected = golden.case, golden.expected
     tokenizer = tokenizer_of(case, golden.folder, golden.loaded.max_seq_length)
     ids = np.split(expected["input_ids"], expected["cu_seqlens"][1:-1])
@@ -139,7 +139,7 @@ def _check_ids(golden: Golden) -> None:
 
 
 def _cut(golden: Golden, item: Item, kept: list[int | None]) -> str:
-    """How an input was cut, as CUTS names it."""
+    """Returns how an input was truncated, a name in CUTS."""
     tokenizer = tokenizer_of(golden.case, golden.folder, 1)
     tokenizer.no_truncation()
     whole = encode(tokenizer, item, golden.loaded.prompt).sequence_ids
@@ -151,22 +151,22 @@ def _cut(golden: Golden, item: Item, kept: list[int | None]) -> str:
 
 
 def _check_bf16(golden: Golden) -> str:
-    """How far torch's own bf16 is off. Raises AssertionError if the tests would not let it pass."""
+    """Returns the error of torch's own bf16. Raises AssertionError if the tests would fail because of it."""
     case, expected = golden.case, golden.rows
     with torch.autocast("cpu", dtype=torch.bfloat16):
         actual = golden.compute(golden.loaded.model)
     if not golden.has_vectors:
         is_wide = case.group == "decoders"
         return f"max-abs {compare_logits(actual, expected, (2 if is_wide else 1) * LOGITS_BF16):.1e}"
-    if case.group != "base":  # whose engines are compared by direction, however long torch's rows are
+    if case.group != "base":  # their engines are compared by direction; the length of torch's rows does not matter
         actual, expected = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (actual, expected))
-    elif isinstance(list(golden.loaded.model)[-1], Normalize):  # no engine could keep to the norm if it divided in bf16
+    elif isinstance(list(golden.loaded.model)[-1], Normalize):  # a division in bf16 would break the limit on the norm
         actual = actual / np.linalg.norm(actual, axis=1, keepdims=True)
     return f"cosine {compare(actual, expected, BF16 if case.group == 'base' else BF16_WIDE).cosine:.5f}"
 
 
 def _mistakes(golden: Golden) -> Iterator[tuple[str, Rows, bool]]:
-    """For each mistake: its name, its rows, and whether the comparison in bf16 has to find it, too."""
+    """Yields for each mistake its name, its rows, and whether the comparison in bf16 has to find it, too."""
     case, model = golden.case, golden.loaded.model
     for name, mistake in _coarse(golden).items():
         yield name, golden.spoilt(mistake), True
@@ -207,7 +207,7 @@ def _fine(golden: Golden) -> dict[str, Mistake]:
 
 
 def _check_caught(golden: Golden, name: str, rows: Rows, in_bf16: bool) -> float:
-    """The change that the mistake causes. Raises AssertionError if an engine with the mistake would pass."""
+    """Returns the change that a mistake causes. Raises AssertionError if an engine with the mistake would pass."""
     expected = golden.rows
     change = float(np.abs(rows - expected).max())
     if golden.case.group == "base":
@@ -224,7 +224,7 @@ def _check_caught(golden: Golden, name: str, rows: Rows, in_bf16: bool) -> float
 
 
 def _checks(golden: Golden, in_bf16: bool) -> list[Check]:
-    """The tests' own checks, which a mistake has to fail."""
+    """Returns the checks of the tests, each of which has to fail for a mistake."""
     if golden.has_vectors:
         tolerances = (F32, BF16) if in_bf16 else (F32,)
         return [partial(compare, tolerance=tolerance) for tolerance in tolerances]
@@ -241,7 +241,7 @@ def _passes(check: Check, actual: Rows, expected: Rows) -> bool:
 
 
 def _check_base_classifier(golden: Golden) -> None:
-    """Raises unless the head that mistakes are made in is the right one, and the order of many pairs matters."""
+    """Raises AssertionError unless the rebuilt head is right and many pairs change their logits if swapped."""
     compare_logits(golden.spoilt(rebuilt(lambda head: head)), golden.rows, LOGITS_F32)
     pairs = [row for row, item in enumerate(golden.given.items) if len(set(item)) == 2]
     swapped = golden.kind.compute(golden.loaded.model, _swapped(golden))[pairs]
@@ -256,7 +256,7 @@ def _swapped(golden: Golden) -> Inputs:
 
 
 def _shorter(given: Inputs, count: int) -> Inputs:
-    """The inputs without their last tokens."""
+    """Returns the inputs without their last `count` tokens; at least one token stays."""
     features = [
         {name: value[:, : max(1, value.shape[1] - count)] for name, value in each.items()} for each in given.features
     ]
@@ -264,7 +264,10 @@ def _shorter(given: Inputs, count: int) -> Inputs:
 
 
 def _check_prompts(golden: Golden) -> None:
-    """Raises unless prompts can be encoded by parts, and CrossEncoder scores the same, where it wrote the folder."""
+    """Raises AssertionError unless prompts can be encoded by parts, and CrossEncoder gives the same scores.
+
+    Only folders that CrossEncoder wrote are compared with it.
+    """
     if float(np.abs(_by_parts(golden) - golden.rows).max()) > EXACT_PARTS:
         raise AssertionError("tokens of the template depend on the texts")
     if not (golden.folder / "modules.json").is_file():
@@ -282,7 +285,7 @@ def _pairs(golden: Golden, swap: bool = False) -> list[Item]:
 
 
 def _by_parts(golden: Golden, swap: bool = False) -> Rows:
-    """The rows as Qwen3-Reranker's model card computes them: it encodes what surrounds the texts separately."""
+    """Returns the rows as Qwen3-Reranker's model card computes them: parts of the prompt are encoded separately."""
     before, rest = golden.case.template.split("<Instruct>")
     middle, after = rest.split("{document}")
     features = []

@@ -1,4 +1,4 @@
-"""What FlagEmbedding makes of the tiny bge-m3: dense, sparse and ColBERT vectors, in f32, one text at a time.
+"""Computes FlagEmbedding's outputs for the tiny bge-m3: dense, sparse, ColBERT vectors, in f32, one text at a time.
 
 The formulas are those of FlagEmbedding (commit 00d6d15 of github.com/FlagOpen/FlagEmbedding):
 `finetune/embedder/encoder_only/m3/modeling.py` and `inference/embedder/encoder_only/m3.py`.
@@ -22,7 +22,7 @@ EXCLUDED = ("cls_token_id", "eos_token_id", "pad_token_id", "unk_token_id")
 
 
 def write() -> None:
-    """Writes both linear layers and the arrays again, unless they differ from what is stored by rounding alone."""
+    """Writes both linear layers and the arrays, unless they differ from the stored ones only by rounding."""
     torch.manual_seed(12)
     hidden = AutoModel.from_pretrained(FOLDER, local_files_only=True).config.hidden_size
     sparse, colbert = nn.Linear(hidden, 1).half(), nn.Linear(hidden, hidden).half()
@@ -35,7 +35,7 @@ def write() -> None:
 
 @torch.inference_mode()  # type: ignore[untyped-decorator]
 def compute(sparse: nn.Linear, colbert: nn.Linear) -> Arrays:
-    """Of all texts, one after the other: token ids, dense vectors, terms with their weights, and ColBERT vectors."""
+    """Returns token ids, dense vectors, terms with their weights, and ColBERT vectors, joined over all texts."""
     model = AutoModel.from_pretrained(FOLDER, local_files_only=True, **EAGER).eval()
     tokenizer = AutoTokenizer.from_pretrained(FOLDER, local_files_only=True)
     found: dict[str, list[Any]] = {name: [] for name in ("ids", "dense", "terms", "weights", "colbert")}
@@ -54,12 +54,12 @@ def compute(sparse: nn.Linear, colbert: nn.Linear) -> Arrays:
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A layer of f16 numbers, computed in f32."""
+    """Returns the output of a linear layer with f16 weights, computed in f32."""
     return nn.functional.linear(x, layer.weight.float(), layer.bias.float())
 
 
 def term_weights(ids: Tensor, weights: Tensor, tokenizer: Any) -> dict[int, float]:  # noqa: ANN401
-    """The largest weight of each token id that is above 0, without the special tokens, sorted by id."""
+    """Returns the largest weight of each token id, sorted by id, without special tokens and weights <= 0."""
     excluded = {getattr(tokenizer, name) for name in EXCLUDED}
     found: dict[int, float] = {}
     for token, weight in sorted(zip(ids.tolist(), weights.tolist(), strict=True)):

@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Step] = {
 
 @dataclass(frozen=True)
 class Head:
-    """The head that computes logits f32[1, L] from hidden states f32[1, n, D]; the same in these families."""
+    """A head that computes logits f32[1, L] from hidden states f32[1, n, D], as all these families do."""
 
     dense: Step
     activation: str
@@ -43,12 +43,12 @@ class Head:
     token: str = "first token"
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """The logits."""
+        """Returns the logits f32[1, L]."""
         return self.out(ACTIVATIONS[self.activation](self.dense(TOKENS[self.token](hidden))))
 
 
 def head_of(model: Model) -> Head:
-    """The head as transformers computes it, from its own layers."""
+    """Returns the head as transformers computes it, made of the model's layers."""
     kind = model.config.model_type
     if kind == "bert":
         return Head(model.bert.pooler.dense, "tanh", model.classifier)
@@ -58,7 +58,7 @@ def head_of(model: Model) -> Head:
 
 
 def rebuilt(change: Callable[[Head], Head]) -> Mistake:
-    """Replace the model's head by a changed one."""
+    """Returns a mistake that replaces the model's head by a changed one."""
 
     def make(model: Model) -> None:
         head, transformer = change(head_of(model)), transformer_of(model)
@@ -68,7 +68,7 @@ def rebuilt(change: Callable[[Head], Head]) -> Mistake:
 
 
 def head_mistakes(folder: Path, model: Model) -> dict[str, Mistake]:
-    """Mistakes that every precision shows."""
+    """Returns mistakes that are visible in every precision."""
     right = head_of(model)
     found = {name: _token(name) for name in TOKENS if name != right.token}
     found |= {f"{name} in the head": _activation(name) for name in ACTIVATIONS if name != right.activation}
@@ -88,7 +88,7 @@ def head_mistakes(folder: Path, model: Model) -> dict[str, Mistake]:
 
 
 def fine_head_mistakes() -> dict[str, Mistake]:
-    """Mistakes that the rounding of bf16 may hide."""
+    """Returns mistakes that the rounding of bf16 may hide."""
     return {
         "no bias in the dense layer": _dense(_without_bias),
         "no bias in the last layer": rebuilt(lambda head: replace(head, out=_without_bias(head.out))),
@@ -108,7 +108,7 @@ def _dense(change: Callable[[Step], Step]) -> Mistake:
 
 
 def _unused_pooler(folder: Path, model: Model) -> Step | None:
-    """The pooler in the file, which transformers does not read."""
+    """Returns the pooler in the file, which transformers does not read; None if there is none."""
     path, name = folder / "model.safetensors", f"{model.base_model_prefix}.pooler.dense"
     tensors = load_file(path) if path.is_file() else {}
     if f"{name}.weight" not in tensors:

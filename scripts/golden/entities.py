@@ -1,4 +1,4 @@
-"""What transformers' pipeline makes of a token classifier's labels, by each of its strategies."""
+"""Computes the entities that transformers' pipeline makes of a token classifier's labels, by each strategy."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ Entities = list[dict[str, Any]]
 
 
 def entities_of(folder: Path) -> dict[str, list[Any]]:
-    """The texts, and for each strategy the entities of every text.
+    """Returns the texts, and for each strategy the entities of every text.
 
-    Raises AssertionError if f64 finds other entities: an engine in f32 could then not be expected to find these.
+    Raises AssertionError if f64 gives other entities, because then an engine in f32 may give other entities, too.
     """
     found, exact = _find(folder, torch.float32), _find(folder, torch.float64)
     for strategy in STRATEGIES:
@@ -41,7 +41,7 @@ def entities_of(folder: Path) -> dict[str, list[Any]]:
 def _find(folder: Path, dtype: torch.dtype) -> dict[str, list[Any]]:
     options = {"dtype": dtype, "attn_implementation": "eager", "local_files_only": True}
     model = AutoModelForTokenClassification.from_pretrained(folder, **options)
-    warnings.filterwarnings("ignore", message="Tokenizer does not support real words")  # one of the cases is such a one
+    warnings.filterwarnings("ignore", message="Tokenizer does not support real words")  # true of one of the cases
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     find = pipeline("token-classification", model=model, tokenizer=tokenizer, device="cpu")
     return {
@@ -51,7 +51,7 @@ def _find(folder: Path, dtype: torch.dtype) -> dict[str, list[Any]]:
 
 
 def _plain(entity: dict[str, Any]) -> dict[str, Any]:
-    """The entity in Python's own types."""
+    """Returns the entity in Python's own types."""
     numbers = {name: int(entity[name]) for name in ("index", "start", "end") if name in entity}
     return entity | {"score": round(float(entity["score"]), DIGITS)} | numbers
 

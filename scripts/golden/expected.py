@@ -1,4 +1,4 @@
-"""The files of expected outputs in `tests/data/expected`, one for each family, and how they are written again."""
+"""Reads and writes the files of expected outputs in `tests/data/expected`, one for each family."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from tests.golden.checkpoints import Description
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-ROUNDING = 5e-5  # of numbers about 1, in f32; the tests' tolerances begin at 1e-4
+ROUNDING = 5e-5  # of f32 numbers near 1; the tests' smallest tolerance is 1e-4
 
 
 def save(folder: Path, found: list[tuple[Description, Arrays]]) -> tuple[int, list[str]]:
-    """Write the arrays of the cases, a file for each family.
+    """Writes the arrays of the cases, one file per family.
 
-    Where they differ from what is stored by rounding alone, as on another kind of processor, the stored ones stay, so
-    that `git diff` shows only what there is to accept. Returns how many cases kept what they had, and the names of the
-    others.
+    If new arrays differ from the stored ones only by rounding, as on another kind of processor, the stored ones stay,
+    so that `git diff` shows only changes to accept. Returns the number of unchanged cases, and the names of the others.
     """
     families: dict[Path, Arrays] = defaultdict(dict)
     changed = []
@@ -41,13 +40,13 @@ def save(folder: Path, found: list[tuple[Description, Arrays]]) -> tuple[int, li
 
 
 def load(path: Path, name: str) -> Arrays:
-    """The stored arrays of a case; empty if there are none."""
+    """Returns the stored arrays of a case; empty if there are none."""
     stored = load_file(path) if path.is_file() else {}
     return {key.removeprefix(f"{name}:"): value for key, value in stored.items() if key.startswith(f"{name}:")}
 
 
 def save_json(path: Path, value: dict[str, Any]) -> None:
-    """Write one line for each entry, or leave the file as it is where only rounding differs."""
+    """Writes one line per entry, unless the file differs from `value` only by rounding."""
     if path.is_file() and is_same_json(value, json.loads(path.read_text(encoding="utf-8"))):
         return
     lines = [f"{json.dumps(name)}: {json.dumps(entry, ensure_ascii=False)}" for name, entry in value.items()]

@@ -7,22 +7,25 @@ from tests.golden.checkpoints import Description
 ALONE = -1  # stored in place of a second text's position
 NUM_EXTREMES = 3  # shortest and longest texts that every embedding case has
 NUM_TEXTS = 24  # of an embedding case
-NUM_FEWER = 16  # of a case with a row a token, or with a column a word of the vocabulary
+NUM_FEWER = 16  # of a case with a row per token, or with a column per word of the vocabulary
 NUM_BRIEF = 60  # the texts that are short enough to be queries
-NUM_EACH = 6  # of a classifier's brief pairs, of its pairs of query and document, and of its texts alone
+NUM_EACH = 6  # of each of a classifier's brief pairs, pairs of query and document, and single texts
 NUM_PROMPTS = 20  # of a reranker that reads one prompt
-MAX_CHARACTERS = 160  # of a document in a prompt: prompts stay far from the length at which they would be cut
+MAX_CHARACTERS = 160  # of a document in a prompt, so that no prompt is truncated
 
 Item = tuple[str, ...]  # a text, or a text and its pair
 
 
 def by_length(texts: list[str]) -> list[int]:
-    """Positions of the texts, the shortest first."""
+    """Returns the positions of the texts, the shortest text first."""
     return sorted(range(len(texts)), key=lambda row: (len(texts[row]), texts[row]))
 
 
 def choose_texts(texts: list[str], number: int) -> list[int]:
-    """Positions of the texts of embedding case `number`: the extremes, and others so that all cases use all texts."""
+    """Returns positions of the texts of embedding case `number`: the shortest, the longest, and others in between.
+
+    All cases together use all texts.
+    """
     ordered = by_length(texts)
     chosen = ordered[:NUM_EXTREMES] + ordered[-NUM_EXTREMES:]
     others = [row for row in range(len(texts)) if row not in chosen]
@@ -32,7 +35,7 @@ def choose_texts(texts: list[str], number: int) -> list[int]:
 
 
 def choose_fewer(texts: list[str], number: int) -> list[int]:
-    """Some of the texts that an embedding case of this number has, the extremes among them."""
+    """Returns positions of NUM_FEWER texts of embedding case `number`, including the shortest and the longest."""
     rows = sorted(choose_texts(texts, number), key=lambda row: (len(texts[row]), texts[row]))
     extremes = [*rows[: NUM_EXTREMES - 1], *rows[1 - NUM_EXTREMES :]]
     others = sorted(set(rows) - set(extremes))
@@ -40,7 +43,7 @@ def choose_fewer(texts: list[str], number: int) -> list[int]:
 
 
 def choose_pairs(texts: list[str], number: int) -> list[tuple[int, int]]:
-    """Positions of text and pair (or ALONE) of classifier `number`: every way to cut a pair, and ordinary pairs."""
+    """Returns positions of text and pair (or ALONE) for classifier `number`, with all ways to truncate a pair."""
     ordered = by_length(texts)
     shortest, *brief = ordered[:NUM_BRIEF]
     *others, second, longest = ordered[NUM_BRIEF:]
@@ -49,13 +52,13 @@ def choose_pairs(texts: list[str], number: int) -> list[tuple[int, int]]:
     chosen = [(shortest, longest), (longest, shortest), (second, longest), (longest, second), (longest, longest)]
     chosen += zip(queries[:NUM_EACH], queries[NUM_EACH:], strict=True)
     chosen += zip(queries[NUM_EACH:], documents[:NUM_EACH], strict=True)
-    chosen.append((queries[NUM_EACH], queries[0]))  # the first of these pairs the other way round
+    chosen.append((queries[NUM_EACH], queries[0]))  # the first of these pairs, swapped
     alone = [shortest, longest, *queries[:2], *documents[NUM_EACH:]]
     return sorted([*chosen, *((row, ALONE) for row in alone)])
 
 
 def choose_prompts(texts: list[str], number: int) -> list[tuple[int, int]]:
-    """Positions of queries and documents that are both short; the first pair again, swapped, at the end."""
+    """Returns positions of short queries and short documents; the last pair is the first one, swapped."""
     ordered = by_length(texts)
     queries = [ordered[(number * NUM_PROMPTS + step * 3) % NUM_BRIEF] for step in range(NUM_PROMPTS - 1)]
     documents = [row for row in ordered[NUM_BRIEF // 2 :] if len(texts[row]) <= MAX_CHARACTERS]
@@ -64,7 +67,7 @@ def choose_prompts(texts: list[str], number: int) -> list[tuple[int, int]]:
 
 
 def choose(case: Description, texts: list[str]) -> list[tuple[int, int]]:
-    """Positions of text and pair (or ALONE) of each input."""
+    """Returns positions of text and pair (or ALONE) of each input."""
     if case.kind == "yes_no":
         return choose_prompts(texts, case.number)
     if case.kind == "classification":
@@ -75,13 +78,13 @@ def choose(case: Description, texts: list[str]) -> list[tuple[int, int]]:
 
 
 def fill(template: str, query: str, document: str) -> str:
-    """The prompt. str.format would fail, or replace the wrong thing, where a text contains braces."""
+    """Returns the prompt. str.format would fail or replace a wrong part if a text contains braces."""
     before, rest = template.split("{query}")
     between, after = rest.split("{document}")
     return before + query + between + document + after
 
 
 def items_of(case: Description, texts: list[str], rows: list[tuple[int, int]]) -> list[Item]:
-    """The texts at these positions, as the tokenizer is given them: with the template filled where there is one."""
+    """Returns the inputs for the tokenizer: the texts at these positions, or prompts if the case has a template."""
     items: list[Item] = [(texts[text],) if pair == ALONE else (texts[text], texts[pair]) for text, pair in rows]
     return [(fill(case.template, *item),) for item in items] if case.template else items

@@ -1,6 +1,6 @@
-"""What transformers and sentence-transformers compute of a checkpoint, one input at a time, in f32 on the CPU.
+"""Computes a checkpoint's outputs by transformers and sentence-transformers: one input at a time, in f32 on the CPU.
 
-`KINDS` says it of each kind of model: how the folder is loaded, what its rows are, and what the tests read.
+`KINDS` has for each kind of model how its folder is loaded, how its rows are computed, and what the tests read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.golden.checkpoints import Description
 
 Model: TypeAlias = Any  # a SentenceTransformer, a SparseEncoder, a class of transformers, or Late
 Features: TypeAlias = dict[str, Any]  # name -> i64[1, n], as tokenizers of transformers return them
-Rows = npt.NDArray[np.float32]  # [N, D], or [T, E] with a row a token
+Rows = npt.NDArray[np.float32]  # [N, D], or [T, E] with a row per token
 
 EAGER = {"dtype": torch.float32, "attn_implementation": "eager"}  # attention whose masks are exact in every family
 IGNORED = ("pooler", "position_ids", "linear.weight")  # tensors that a class may leave unread; the last is ColBERT's
@@ -48,7 +48,7 @@ class Loaded:
     model: Model
     tokenizer: Model
     max_seq_length: int
-    prompt: str = ""  # what comes before every text by default
+    prompt: str = ""  # the default prompt, before every text
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,16 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a kind of model computes."""
+    """A kind of model: how it is loaded and what it computes."""
 
     key: str  # the name of the rows in the file of expected outputs
     load: Callable[[Path], Loaded]
     compute: Callable[[Model, Inputs], Rows]
-    facts: Callable[[Loaded, Rows], dict[str, Any]]  # what index.json says of the case
+    facts: Callable[[Loaded, Rows], dict[str, Any]]  # the entries for the case in index.json
 
 
 def read(of_class: Model, folder: Path) -> Loaded:
-    """The model and its tokenizer. Raises AssertionError unless the folder holds every weight and no other."""
+    """Returns the model and its tokenizer. Raises AssertionError if the folder lacks a weight or has others."""
     options = {**EAGER, "local_files_only": True, "output_loading_info": True}
     model, report = of_class.from_pretrained(folder, **options)
     unknown = [name for name in report["unexpected_keys"] if not any(part in name for part in IGNORED)]
@@ -124,20 +124,20 @@ def _load_late(folder: Path) -> Loaded:
 
 
 def load(case: Description, folder: Path, changes: dict[str, Any] | None = None) -> Loaded:
-    """The checkpoint at `folder`, with `changes` to the config that transformers reads."""
+    """Returns the checkpoint at `folder`, with `changes` to the config that transformers reads."""
     with readable(folder, changes) as path:
         return KINDS[case.kind].load(path)
 
 
 def prepare(case: Description, loaded: Loaded, texts: list[str]) -> Inputs:
-    """The inputs of a case."""
+    """Returns the inputs of a case."""
     rows = inputs.choose(case, texts)
     items = inputs.items_of(case, texts, rows)
     return Inputs(rows, items, [tokenize(case, loaded, item) for item in items])
 
 
 def tokenize(case: Description, loaded: Loaded, item: Item) -> Features:
-    """What the model is given for one input."""
+    """Returns the features of one input for the model."""
     if case.kind == "embedding":
         return dict(loaded.model.preprocess([item[0]], prompt=loaded.prompt or None))
     options = {"truncation": True, "max_length": loaded.max_seq_length, "return_tensors": "pt"}
@@ -145,7 +145,7 @@ def tokenize(case: Description, loaded: Loaded, item: Item) -> Features:
 
 
 def tokenizer_of(case: Description, folder: Path, max_seq_length: int) -> Tokenizer:
-    """tokenizer.json alone, with the length and the lower case put in by hand, as an engine uses it."""
+    """Returns the tokenizer in tokenizer.json, with the length limit and the lower case that an engine applies."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_seq_length, strategy="longest_first", direction="right")
@@ -155,12 +155,12 @@ def tokenizer_of(case: Description, folder: Path, max_seq_length: int) -> Tokeni
 
 
 def encode(tokenizer: Tokenizer, item: Item, prompt: str = "") -> Encoding:
-    """What tokenizer.json makes of a text or of a pair."""
+    """Returns the encoding of a text or of a pair; the prompt is before the first text."""
     return tokenizer.encode(prompt + item[0], item[1] if len(item) > 1 else None)
 
 
 def expect(case: Description, folder: Path, loaded: Loaded, given: Inputs) -> Arrays:
-    """What the tests read. `input_ids` and `type_ids` are of all inputs, one after the other."""
+    """Returns the arrays that the tests read. `input_ids` and `type_ids` are concatenated over all inputs."""
     kind = KINDS[case.kind]
     ids = [each["input_ids"][0].numpy().astype(np.int32) for each in given.features]
     expected: Arrays = {
@@ -180,7 +180,7 @@ def expect(case: Description, folder: Path, loaded: Loaded, given: Inputs) -> Ar
 
 
 def _each(given: Inputs, rows: Callable[[Features], torch.Tensor]) -> Rows:
-    """`rows` of every input, computed alone."""
+    """Returns the rows of all inputs, each computed alone."""
     with torch.inference_mode():
         return np.concatenate([rows(dict(features)).float().numpy() for features in given.features])
 
@@ -193,7 +193,7 @@ def _encode(model: Model, given: Inputs) -> Rows:
 
 
 def _before_normalize(model: Model, given: Inputs) -> Rows:
-    """f32[N, D]: what the last module, a Normalize, is given."""
+    """Returns f32[N, D]: the input of the last module, a Normalize."""
 
     def rows(features: Features) -> torch.Tensor:
         for module in list(model)[:-1]:
@@ -204,14 +204,14 @@ def _before_normalize(model: Model, given: Inputs) -> Rows:
 
 
 def _sparse_rows(model: Model, given: Inputs) -> Rows:
-    """f32[N, V]: the largest log(1 + relu) of each word over all tokens."""
+    """Returns f32[N, V]: for each word, the largest log(1 + relu(logit)) over all tokens."""
     if isinstance(model, SparseEncoder):
         return _each(given, lambda features: model(features)["sentence_embedding"])
     return _each(given, lambda features: model(**features).logits[0].relu().log1p().max(dim=0, keepdim=True).values)
 
 
 def yes_no_ids(tokenizer: Model) -> tuple[int, int]:
-    """The ids of the two answers."""
+    """Returns the token ids of the answers "yes" and "no"."""
     yes, no = (tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no"))
     return int(yes), int(no)
 
@@ -223,7 +223,7 @@ def _load_yes_no(folder: Path) -> Loaded:
 
 
 def _yes_no_rows(model: Model, given: Inputs) -> Rows:
-    """f32[N, 1]: the logit of "yes" minus that of "no" after the prompt."""
+    """Returns f32[N, 1]: the logit of "yes" minus the logit of "no" after the prompt."""
     yes, no = model.answers
 
     def rows(features: Features) -> torch.Tensor:
@@ -238,7 +238,7 @@ def _logits(model: Model, given: Inputs) -> Rows:
 
 
 def labels_of(loaded: Loaded) -> list[str]:
-    """The names of the labels in the order of the logits."""
+    """Returns the names of the labels in the order of the logits."""
     names = loaded.model.config.id2label
     return [names[position] for position in range(len(names))]
 

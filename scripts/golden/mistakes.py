@@ -1,6 +1,6 @@
-"""The mistakes that an engine is likely to make in the layers of a transformer and in what follows it.
+"""The mistakes that an engine is likely to make in the layers of a transformer and in the modules after it.
 
-A `Mistake` spoils a model that was right. The goldens are worth keeping only if a spoilt model fails the tests.
+A `Mistake` changes a correct model into a wrong one. A golden is useful only if wrong models fail the tests.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ Mistake = Callable[[Model], None]
 
 
 def transformer_of(model: Model) -> Model:
-    """The encoder or decoder without a head."""
+    """Returns the encoder or decoder without a head."""
     if isinstance(model, Late):
         return model.encoder
     return model[0].auto_model if isinstance(model, nn.Sequential) else model.base_model
 
 
 def is_decoder(case: Description) -> bool:
-    """Whether the model has a decoder's layers, also where its attention is not causal."""
+    """Whether the model has the layers of a decoder, even if its attention is not causal."""
     return case.scales in ("decoder", "gemma", "gemma_by_256")
 
 
 def fill(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Mistake:
-    """Change every parameter that has `part` in its name."""
+    """Returns a mistake that changes every parameter whose name contains `part`."""
 
     def make(model: Model) -> None:
         for name, parameter in model.named_parameters():
@@ -49,7 +49,7 @@ def fill(part: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Mistake:
 
 
 def bert_mistakes(case: Description, model: Model, max_seq_length: int) -> dict[str, Mistake]:
-    """Mistakes in the embeddings and positions of BERT-like encoders."""
+    """Returns mistakes in the embeddings and positions of BERT-like encoders."""
     transformer = transformer_of(model)
     names = [name for name, _ in transformer.named_parameters()]
     found = {"positions one late": fill("position_embeddings", lambda weight: weight.roll(1, 0))}
@@ -70,7 +70,7 @@ def bert_mistakes(case: Description, model: Model, max_seq_length: int) -> dict[
 
 
 def fine_mistakes(model: Model) -> dict[str, Mistake]:
-    """Mistakes that the rounding of bf16 may hide."""
+    """Returns mistakes that the rounding of bf16 may hide."""
     config = transformer_of(model).config
     activation = getattr(config, "hidden_act", None) or config.activation
     found: dict[str, Mistake] = {f"{OTHER_ACTIVATION[activation]} for {activation}": _swap_activation(activation)}
@@ -80,13 +80,13 @@ def fine_mistakes(model: Model) -> dict[str, Mistake]:
 
 
 def gate_mistakes(model: Model) -> dict[str, Mistake]:
-    """The activation applied to the wrong half of a gated feed-forward layer."""
+    """Returns the mistake of applying the activation to the wrong half of a gated MLP; empty if there is none."""
     gated = any(hasattr(module, "gate_proj") or hasattr(module, "Wi") for module in model.modules())
     return {"gate and value swapped": _swap_gates} if gated else {}
 
 
 def silence(pattern: str) -> Mistake:
-    """Set the parameters with such a name to zero. Raises AssertionError if there are none."""
+    """Returns a mistake that sets parameters to zero. It raises AssertionError if no name matches `pattern`."""
 
     def make(model: Model) -> None:
         found = [parameter for name, parameter in model.named_parameters() if re.search(pattern, name)]
@@ -99,7 +99,7 @@ def silence(pattern: str) -> Mistake:
 
 
 def pooling_mistakes(model: Model) -> dict[str, Mistake]:
-    """Another pooling, and other modules after it, of a SentenceTransformer."""
+    """Returns mistakes in the pooling of a SentenceTransformer, and in the modules after it."""
     pooling, *rest = list(model)[1:]
     found: dict[str, Mistake] = {}
     if isinstance(pooling.pooling_mode, str):
@@ -122,7 +122,7 @@ def pooling_mistakes(model: Model) -> dict[str, Mistake]:
 
 
 def _keeps_direction(modules: list[nn.Module]) -> bool:
-    """Whether a factor in what the modules are given makes no difference in the end."""
+    """Whether the output of the modules stays the same if their input is multiplied by a factor."""
     kept = [module for module in modules if not (isinstance(module, Dense) and _is_linear(module))]
     return bool(kept) and isinstance(kept[0], Normalize)
 
@@ -132,7 +132,7 @@ def _is_linear(module: Dense) -> bool:
 
 
 def decoder_mistakes(model: Model) -> dict[str, Mistake]:
-    """Mistakes in positions, attention and norms of a decoder."""
+    """Returns mistakes in positions, attention and norms of a decoder."""
     decoder = transformer_of(model)
     names, config = [name for name, _ in decoder.named_parameters()], decoder.config
     is_gemma = config.model_type.startswith("gemma")
@@ -228,7 +228,7 @@ def _no_positions(model: Model) -> None:
 
 
 def _share_in_turn(attention: nn.Module) -> None:
-    """Let query head i look at key head i % k, not at i // (q / k)."""
+    """Makes query head i use key head i % k, not i // (q / k)."""
     size, groups = attention.head_dim, attention.num_key_value_groups
     queries = attention.q_proj.weight.shape[0] // size
     order = sorted(range(queries), key=lambda head: head % (queries // groups))
@@ -240,7 +240,7 @@ def _share_in_turn(attention: nn.Module) -> None:
 
 
 def _interleave(attention: nn.Module) -> None:
-    """Rotate dimension 2 i with 2 i + 1, not i with i + d / 2, by another order of each head's rows."""
+    """Reorders each head's rows, so that dimensions 2 i and 2 i + 1 are rotated together, not i and i + d / 2."""
     size = attention.head_dim
     order = torch.cat([torch.arange(0, size, 2), torch.arange(1, size, 2)])
     for name in ("q", "k"):

@@ -1,4 +1,4 @@
-"""Checkpoints of families whose published form transformers 5 cannot read, in the form that it can."""
+"""Converts checkpoints whose published form transformers 5 cannot read to a form that it can read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SAME_IN_GTE = (
 
 @contextmanager
 def readable(folder: Path, changes: Config | None = None) -> Iterator[Path]:
-    """`folder` itself, or a copy that transformers can read, with `changes` to its config.json."""
+    """Yields `folder` itself, or a copy that transformers can read, with `changes` to its config.json."""
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     translate = translation(config)
     if translate is None and not changes:
@@ -56,7 +56,7 @@ def readable(folder: Path, changes: Config | None = None) -> Iterator[Path]:
 
 
 def translation(config: Config) -> Callable[[Config], Config] | None:
-    """What makes a config of a published one that transformers, or a class of `remote.py`, can read."""
+    """Returns the function that converts a published config for transformers, or for a class of `remote.py`."""
     if config["architectures"][0].startswith("JinaBert"):
         return jina_config
     if "XLMRobertaFlashConfig" in config.get("auto_map", {}).get("AutoConfig", ""):
@@ -69,12 +69,12 @@ def translation(config: Config) -> Callable[[Config], Config] | None:
 
 
 def jina_config(published: Config) -> Config:
-    """The config of `remote.JinaBertModel`."""
+    """Returns the config of `remote.JinaBertModel`."""
     return published | {"model_type": "jina_bert", "is_code": "qk-post-norm" in published["_name_or_path"]}
 
 
 def flash_config(published: Config) -> Config:
-    """The config of transformers' XLM-R, which computes the same."""
+    """Returns the config of transformers' XLM-R, which computes the same."""
     name = published["architectures"][0].replace("Flash", "")
     return {key: value for key, value in published.items() if key != "auto_map"} | {
         "architectures": [name],
@@ -83,7 +83,7 @@ def flash_config(published: Config) -> Config:
 
 
 def _split_qkv(path: Path) -> None:
-    """Give the tensors the names of transformers: `convert_roberta_weights_to_flash.py` of the models' code, undone."""
+    """Renames and splits tensors for transformers; inverts the models' `convert_roberta_weights_to_flash.py`."""
     names = {
         r"\.encoder\.layers\.": ".encoder.layer.",
         r"^encoder\.layers\.": "encoder.layer.",
@@ -105,14 +105,14 @@ def _split_qkv(path: Path) -> None:
 
 
 def _rename(path: Path, to: str) -> None:
-    """Replace the published prefix by what transformers' class calls its encoder; it renames all else as it loads."""
+    """Replaces the published prefix by the encoder's name in transformers, which renames the rest when it loads."""
     tensors = load_file(path)
     prefix = re.compile(r"^(new|bert)\.")
     save_file({prefix.sub(to, name): value for name, value in tensors.items()}, path, {"format": "pt"})
 
 
 def nomic_config(published: Config) -> Config:
-    """The config of transformers' NomicBert that computes what the published one says."""
+    """Returns the config of transformers' NomicBert that is equivalent to the published one."""
     labels = {key: published[key] for key in ("id2label", "label2id", "problem_type") if key in published}
     return labels | {
         "architectures": published["architectures"],
@@ -132,14 +132,14 @@ def nomic_config(published: Config) -> Config:
 
 
 def gte_config(published: Config) -> Config:
-    """The config of transformers' Gte, which is NewModel under another name."""
+    """Returns the config of transformers' Gte, which is NewModel under another name."""
     name = published["architectures"][0].replace("New", "Gte")
     config = {key: published[key] for key in SAME_IN_GTE if key in published}
     return config | {"architectures": [name], "model_type": "gte", "rope_parameters": ntk_rope(published)}
 
 
 def ntk_rope(published: Config) -> dict[str, Any]:
-    """NewModel's fixed NTK scaling (https://kexue.fm/archives/9706) in transformers' terms.
+    """Returns NewModel's fixed NTK scaling (https://kexue.fm/archives/9706) as transformers' rope_parameters.
 
     The base grows by the factor, and every frequency shrinks by factor^(2 / head size), at every length.
     """

@@ -30,7 +30,7 @@ Features: TypeAlias = Any  # inputs of a model that it does not use, or passes o
 
 
 def named(**modules: nn.Module | nn.Parameter) -> nn.Module:
-    """Modules and parameters under these names, without a computation of their own."""
+    """Returns a module that has these modules and parameters under these names, and no `forward`."""
     parent = nn.Module()
     for name, value in modules.items():
         setattr(parent, name, value)
@@ -44,7 +44,7 @@ class JinaBertConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 class JinaBertPreTrained(PreTrainedModel):  # type: ignore[misc]
-    """What the classes have in common."""
+    """The common base of the model and the classifier."""
 
     config_class = JinaBertConfig
     base_model_prefix = "bert"
@@ -119,7 +119,7 @@ class JinaBertModel(JinaBertPreTrained):
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """The slope of each head (Press et al. 2022): a geometric series that starts at its own ratio."""
+    """Returns the slope of each head (Press et al. 2022): a geometric series whose first term is its ratio."""
     if heads & (heads - 1) == 0:
         ratio = 2.0 ** (-8.0 / heads)
         return [ratio ** (head + 1) for head in range(heads)]
@@ -198,7 +198,7 @@ class NomicMoeModel(PreTrainedModel):  # type: ignore[misc]
         return mlp.fc2(functional.gelu(mlp.fc1(x)))
 
     def _experts(self, mlp: nn.Module, x: Tensor) -> Tensor:
-        """Token by token, through the experts with the largest probabilities, which are not normalised again."""
+        """Runs each token through the experts with the largest probabilities, which are not normalised again."""
         probabilities = mlp.router.layer(x[0]).softmax(dim=-1)
         experts = self.config.num_experts
         w1, w2 = (weight.unflatten(0, (experts, -1)) for weight in (mlp.experts.mlp.w1, mlp.experts.mlp.w2))
@@ -218,7 +218,7 @@ class NomicMoeModel(PreTrainedModel):  # type: ignore[misc]
         return attention.out_proj((scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2))
 
     def _rotate(self, x: Tensor) -> Tensor:
-        """Turns each pair (i, i + S / 2) of a head by position * base^(-2 i / S), as complex numbers."""
+        """Rotates each pair (i, i + S / 2) of a head by position * base^(-2 i / S), as complex numbers."""
         half = x.shape[-1] // 2
         angles = torch.arange(half, dtype=torch.float64) * (-math.log(self.config.rotary_emb_base) / half)
         turns = torch.arange(x.shape[-2], dtype=torch.float64)[:, None] * angles.exp()

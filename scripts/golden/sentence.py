@@ -1,4 +1,4 @@
-"""What sentence-transformers makes of the folders of `tests/golden/sentence.py`, in f32, one input at a time."""
+"""Computes sentence-transformers' outputs for the folders of `tests/golden/sentence.py`, in f32, each input alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EAGER = {"dtype": torch.float32, "attn_implementation": "eager"}
 
 
 def write() -> None:
-    """Writes the arrays again, unless they differ from what is stored by rounding alone."""
+    """Writes the arrays, unless they differ from the stored ones only by rounding."""
     arrays: Arrays = {}
     for name, folder in FOLDERS.items():
         with tempfile.TemporaryDirectory() as temporary:
@@ -29,7 +29,7 @@ def write() -> None:
 
 
 def compute(folder: Folder, path: Path) -> Arrays:
-    """Vectors [N, D] of the texts and their token ids, or scores [N] of the pairs."""
+    """Returns the vectors f32[N, D] of the texts and their token ids, or the scores f32[N] of the pairs."""
     if folder.kind == "cross-encoder":
         model = CrossEncoder(str(path), device="cpu", local_files_only=True, model_kwargs=EAGER)
         return {"scores": np.array([model.predict([pair])[0] for pair in PAIRS], np.float32)}

@@ -14,7 +14,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 SPECS = Path(__file__).with_name("tokenizers.json")
-# The special tokens in the order of their ids: before all other tokens, but after them where splitting is by WORDS.
+# The special tokens in the order of their ids: before all other tokens, but after them for kinds that split by WORDS.
 SPECIALS = {
     "wordpiece": ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[unused0]", "[unused1]", "[unused2]"),
     "mpnet": ("<s>", "<pad>", "</s>", "[UNK]", "<mask>", "[unused0]"),  # WordPiece between <s> and </s>
@@ -25,7 +25,7 @@ SPECIALS = {
     "mistral": ("<unk>", "<s>", "</s>"),  # also Llama 2
     "gemma": ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"),
 }
-# Tokens before and after a text, and those for padding, for what is unknown, and for a masked word.
+# The tokens before and after a text, and those for padding, for an unknown word, and for a masked word.
 ENCODERS = {
     "wordpiece": ("[CLS]", "[SEP]", "[PAD]", "[UNK]", "[MASK]"),
     "mpnet": ("<s>", "</s>", "<pad>", "[UNK]", "<mask>"),
@@ -34,7 +34,7 @@ ENCODERS = {
 }
 BOS = {"llama3": "<|begin_of_text|>", "mistral": "<s>", "gemma": "<bos>"}
 EOS = {"llama3": "<|end_of_text|>", "qwen": "<|endoftext|>", "mistral": "</s>", "gemma": "<eos>"}
-# As in the published tokenizer.json files, which differ in how many digits are one word.
+# The pattern in published tokenizer.json files, which differ in how many digits are one word.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,7 +50,7 @@ REPEATS = 1000  # of a word that has to become one token
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """A tokenizer of `size` tokens, all counted."""
+    """A tokenizer of `size` tokens, special and added ones included."""
 
     kind: str
     size: int
@@ -61,13 +61,13 @@ class TokenizerSpec:
     baked_limits: bool = False  # truncation and padding inside tokenizer.json, which an engine has to override
     bos: bool = True  # decoders: whether such a token comes before each text
     eos: bool = False  # decoders: whether such a token comes after each text
-    words: tuple[str, ...] = ()  # each has to be one token
-    added: tuple[str, ...] = ()  # tokens after the special ones that mean nothing to the tokenizer
+    words: tuple[str, ...] = ()  # words that must be one token each
+    added: tuple[str, ...] = ()  # tokens after the special ones, without a meaning for the tokenizer
     also: str = ""  # a further text to learn from
 
 
 def write_all(folder: Path, texts: list[str]) -> None:
-    """Write the file of every tokenizer. They are the same in every run."""
+    """Writes the file of every tokenizer, with the same content in every run."""
     folder.mkdir(exist_ok=True)
     for name, spec in json.loads(SPECS.read_text(encoding="utf-8")).items():
         tokenizer = train(TokenizerSpec(**spec), texts)
@@ -75,7 +75,7 @@ def write_all(folder: Path, texts: list[str]) -> None:
 
 
 def train(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
-    """The tokenizer, with its special tokens. Raises ValueError if the texts have too few pieces for its size."""
+    """Returns the tokenizer, with its special tokens. Raises ValueError if the texts give fewer tokens than `size`."""
     corpus = [*texts, spec.also] if spec.also else texts
     tokenizer = _encoder(spec, corpus) if spec.kind in ENCODERS else _decoder(spec, corpus)
     if tokenizer.get_vocab_size() != spec.size:
@@ -99,7 +99,7 @@ def _encoder(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
 
 
 def _specials(spec: TokenizerSpec) -> list[str]:
-    """The special tokens of an encoder in the order of their ids: `pad_id` swaps two of them."""
+    """Returns the special tokens of an encoder in the order of their ids; `pad_id` swaps two of them."""
     tokens = list(SPECIALS[spec.kind])
     pad = tokens.index(ENCODERS[spec.kind][2])
     wanted = pad if spec.pad_id is None else spec.pad_id
@@ -151,14 +151,14 @@ def _unigram(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
 
 
 def _words(tokenizer: Tokenizer, texts: list[str]) -> Counter[str]:
-    """How often each pre-token occurs in the texts."""
+    """Returns how often each pre-token occurs in the texts."""
     normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
     normalized = [text if normalizer is None else normalizer.normalize_str(text) for text in texts]
     return Counter(word for text in normalized for word, _ in pre_tokenizer.pre_tokenize_str(text))
 
 
 def _frequent_pieces(words: Counter[str], mark: str, size: int) -> dict[str, int]:
-    """`size` pieces with their counts: common characters, then the substrings that would save the most tokens.
+    """Returns `size` pieces with their counts: common characters, then substrings that save the most tokens.
 
     `mark` comes before a piece that continues a word. The library's trainers for WordPiece and Unigram decide between
     equal pieces by the order of a hash map, so their files differ from run to run.
@@ -176,7 +176,7 @@ def _frequent_pieces(words: Counter[str], mark: str, size: int) -> dict[str, int
 
 
 def _pair_processor(spec: TokenizerSpec) -> processors.PostProcessor:
-    """The special tokens around a text, or a pair, of an encoder."""
+    """Returns the post-processor that adds an encoder's special tokens to a text or a pair."""
     first = _specials(spec)
     cls, sep = ((token, first.index(token)) for token in ENCODERS[spec.kind][:2])
     if spec.kind in ("byte-bpe", "mpnet"):
@@ -223,7 +223,7 @@ def _byte_fallback(spec: TokenizerSpec, texts: list[str]) -> Tokenizer:
     if is_mistral:
         spaces.insert(0, normalizers.Prepend(SPACE))
     normalizer = normalizers.Sequence(spaces) if is_mistral else spaces[0]
-    # Only learning splits into words: a finished tokenizer may merge across words, but has learned nothing to merge.
+    # Texts are split into words only for learning. So the finished tokenizer has no merge across words.
     splitter = pre_tokenizers.Split(SPACE, behavior="merged_with_next")
     counts = Counter(normalizer.normalize_str(" ".join(texts)))
     alphabet = sorted(counts, key=lambda character: (-counts[character], character))[:NUM_CHARACTERS]
@@ -249,7 +249,7 @@ def _learn(
     alphabet: list[str],
     size: int,
 ) -> tuple[list[str], list[tuple[str, str]]]:
-    """`size` pieces in the order of their ids, and the merges that make them."""
+    """Returns `size` pieces in the order of their ids, and the merges that make them."""
     learner = Tokenizer(models.BPE())
     if normalizer:
         learner.normalizer = normalizer
@@ -264,7 +264,7 @@ def _learn(
 
 
 def _template(spec: TokenizerSpec, tokenizer: Tokenizer) -> processors.PostProcessor:
-    """The special tokens around a text, or a pair, of a decoder."""
+    """Returns the post-processor that adds a decoder's special tokens to a text or a pair."""
     before, after = ([BOS[spec.kind]] if spec.bos else []), ([EOS[spec.kind]] if spec.eos else [])
     single = [*before, "$A", *after]
     pair = [*single, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)]

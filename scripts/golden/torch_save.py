@@ -12,14 +12,14 @@ PATH = DATA / "torch_save" / "pytorch_model.bin"
 
 
 def write() -> None:
-    """Writes the file unless it is there."""
+    """Writes the file unless it exists."""
     if not PATH.is_file():
         PATH.parent.mkdir(exist_ok=True)
         torch.save(state(), PATH)
 
 
 def state() -> OrderedDict[str, torch.Tensor]:
-    """Tensors that have a storage of their own, share one, are part of one, and are transposed."""
+    """Returns tensors with a storage of their own, with a shared storage, with a part of one, and transposed."""
     table, part = torch.arange(12, dtype=torch.float32).reshape(4, 3), torch.arange(20, dtype=torch.bfloat16)
     found: OrderedDict[str, torch.Tensor] = OrderedDict(
         {

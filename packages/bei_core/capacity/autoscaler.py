@@ -58,7 +58,7 @@ class Autoscaler:
             self._samples.popleft()
 
     def decide(self, now: float, num_replicas: int) -> int:
-        """Returns the wanted number of replicas; `num_replicas` is how many run or start now (seconds)."""
+        """Returns the wanted number of replicas; `num_replicas` counts those that run or start. `now` is in seconds."""
         wanted = self._wanted(num_replicas)
         if wanted >= num_replicas:
             self._low_since = None

@@ -81,7 +81,7 @@ class Cluster:
             self._add(self.env.now)
 
     def serve(self, requests: Iterable[tuple[float, int]]) -> Generator[Any, Any, None]:
-        """The process of the arrivals, of pairs (seconds, tokens); it ends when all are answered or refused."""
+        """The process of the arrivals, pairs (seconds, tokens). It ends when all requests are answered or refused."""
         for at, num_tokens in requests:
             if at > self.env.now:
                 yield self.env.timeout(at - self.env.now)

@@ -146,7 +146,7 @@ def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool =
 def choose_target(given: Mapping[str, Any], settings: Settings, engine: str) -> tuple[Target, list[str]]:
     """Returns engine and resources for a config's model, and notes. `engine` is a name of the registry, or auto.
 
-    Raises the errors of `make`. If the class of the model is unknown, `engine` must not be auto.
+    Raises the errors of `make`. On a GPU, `engine` must not be auto if the class of the model is unknown.
     """
     resources = dict(given.get("resources") or {})
     card = str(resources.get("accelerator") or "").partition(":")[0]

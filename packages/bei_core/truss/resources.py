@@ -77,8 +77,8 @@ def resources_for(
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns Truss's `resources` for a model, and notes for its user. A card or memory that is too small is replaced.
 
-    Raises ConfigError if no card has enough memory. `resources` with an `instance_type` stay as they are, because
-    Baseten then ignores the rest.
+    Raises ConfigError if no card has enough memory. An `instance_type` decides everything at Baseten, so with one the
+    resources stay as they are.
     """
     if "instance_type" in given:
         return dict(given), []
