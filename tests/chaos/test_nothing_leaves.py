@@ -37,14 +37,14 @@ def test_nothing_leaves_the_machine_and_nothing_is_written_outside_the_cache(tmp
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may become another user")
 def test_a_user_without_a_name_or_a_home_is_served(tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = Path("/tmp") / f"bei-nobody-{os.getpid()}"
+    folder = Path("/tmp") / f"bei-unnamed-user-{os.getpid()}"
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     try:
-        as_nobody = ("setpriv", f"--reuid={UNKNOWN_UID}", f"--regid={UNKNOWN_UID}", "--clear-groups")
-        if os.system(" ".join([*as_nobody, sys.executable, "-c", "'import bei_core'"])) != 0:
+        as_unnamed_user = ("setpriv", f"--reuid={UNKNOWN_UID}", f"--regid={UNKNOWN_UID}", "--clear-groups")
+        if os.system(" ".join([*as_unnamed_user, sys.executable, "-c", "'import bei_core'"])) != 0:
             pytest.skip("another user may not read this checkout")
-        with Server(folder / "server", folder / "cache", prefix_of(folder / "watched", *as_nobody)) as server:
+        with Server(folder / "server", folder / "cache", prefix_of(folder / "watched", *as_unnamed_user)) as server:
             assert server.post("/v1/embeddings", {"input": TEXTS[:3]}).status_code == 200
             assert noted(folder / "watched", folder / "cache") == []
             wait_until(lambda: "Traceback" not in server.log)

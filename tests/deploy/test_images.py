@@ -30,7 +30,7 @@ def test_what_is_copied_is_in_the_context(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_it_runs_as_nobody_and_says_whether_it_is_healthy(name: str) -> None:
+def test_it_runs_without_root_and_says_whether_it_is_healthy(name: str) -> None:
     lines = (DEPLOY / name).read_text()
     assert "\nUSER 10001:10001\n" in lines
     assert "\nHEALTHCHECK " in lines
