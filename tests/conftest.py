@@ -76,6 +76,7 @@ def make_runner() -> Iterator[Callable[..., Runner]]:
         max_items: int | None = None,
         hang_s: float = 1e9,
         max_queue_wait_s: float = 1e9,
+        kill_engine: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> Runner:
         runner = Runner(
@@ -85,6 +86,7 @@ def make_runner() -> Iterator[Callable[..., Runner]]:
             max_items=max_items,
             max_queue_wait_s=max_queue_wait_s,
             hang_s=hang_s,
+            kill_engine=kill_engine,
             clock=clock,
         )
         made.append((engine, runner))

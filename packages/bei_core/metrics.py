@@ -88,6 +88,7 @@ class Metrics:
         self._busy = total("bei_engine_busy_seconds_total", "Time the engine spent in forward, seconds")
         self._padding = total("bei_padding_tokens_total", "Padding tokens the engine computed")
         self._deduplicated = total("bei_deduplicated_total", "Inputs not computed because their batch had an equal one")
+        self._restarts = total("bei_engine_restarts_total", "Times an engine's process was started again")
         self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
         self._refused = total("bei_request_refused_total", "Requests answered with 429, by the limit", "cause")
         # All series exist from the start, because rate() misses a new series' first increase.
@@ -141,6 +142,10 @@ class Metrics:
     def deduplicated(self, count: int) -> None:
         """Count inputs that were not computed, because their batch had an equal one."""
         self._deduplicated.inc(count)
+
+    def engine_restarted(self) -> None:
+        """Count a process of an engine that was started again."""
+        self._restarts.inc()
 
     def render(self) -> bytes:
         """Returns the metrics in Prometheus' text format."""

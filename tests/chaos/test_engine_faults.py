@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import threading
 import time
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.chaos import crashing
@@ -19,6 +21,11 @@ from tests.e2e.server import ENDLESS, Server, cache_of, log_shown, wait_until
 REPOSITORY = Path(crashing.__file__).parents[2]
 # A shell that has the folder of `tests` on its path, as pytest has.
 PREFIX = ("env", f"PYTHONPATH={REPOSITORY / 'packages'}:{REPOSITORY}", sys.executable, "-m", "tests.chaos.crashing")
+
+
+def post(server: Server, body: object, replies: list[httpx.Response]) -> None:
+    """Adds the reply to a request to `replies`."""
+    replies.append(server.post("/embed", body))
 
 
 class Two(Server):
@@ -36,7 +43,8 @@ class Two(Server):
 @pytest.fixture
 def server(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server of one model."""
-    with Server(tmp_path / "server", cache_of(tmp_path_factory), PREFIX) as server, log_shown(server):
+    folder, cache = tmp_path / "server", cache_of(tmp_path_factory)
+    with Server(folder, cache, PREFIX, max_queue_wait_s=1000) as server, log_shown(server):  # also on a slow machine
         yield server
 
 
@@ -80,3 +88,43 @@ def test_a_model_whose_engine_hangs_does_not_stop_the_other(
         assert server.post("/embed", {"inputs": "text", "model": "sound"}).status_code == 200
         assert server.get("/health").status_code == 503
         assert server.is_running
+
+
+def test_an_engine_in_a_process_is_started_again_and_the_other_model_goes_on(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    cache = cache_of(tmp_path_factory)
+    with Two(tmp_path / "server", cache, hang_timeout_s=2, engine_process=True) as server, log_shown(server):
+        for num_restarts, fault in enumerate((667, 668), 1):  # it hangs, it crashes
+            failed: list[httpx.Response] = []
+            body = {"inputs": [[fault], [1000]], "model": "other"}
+            thread = threading.Thread(target=post, args=(server, body, failed))
+            thread.start()
+            for _ in range(3):
+                assert server.post("/embed", {"inputs": "text", "model": "sound"}).status_code == 200
+            thread.join()
+            assert (failed[0].status_code, failed[0].json()["error_type"]) == (503, "Unhealthy")
+            wait_until(lambda: server.metrics()["bei_engine_restarts_total"] == num_restarts)  # noqa: B023 - used here
+            assert server.get("/health").status_code == 200
+            assert server.post("/embed", {"inputs": "text", "model": "other"}).status_code == 200
+        assert "the engine has not answered for" in server.log
+        assert "the process of the engine ended by SIGSEGV" in server.log
+
+
+def test_a_server_with_its_engine_in_a_process_answers_all_it_has_accepted_and_leaves_no_process(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with Server(
+        tmp_path / "server", cache_of(tmp_path_factory), PREFIX, engine_process=True, drain_timeout_s=1000
+    ) as server:
+        (child,) = psutil.Process(server.pid).children()
+        replies: list[httpx.Response] = []
+        thread = threading.Thread(target=lambda: replies.append(server.post("/embed", {"inputs": ENDLESS})))
+        thread.start()
+        wait_until(lambda: server.metrics()["te_queue_size"] > 0)
+        child.send_signal(signal.SIGTERM)  # as from a supervisor that sends it to every process
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        thread.join()
+        assert replies[0].status_code == 200
+        wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)

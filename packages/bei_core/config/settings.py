@@ -171,9 +171,11 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = 10.0
     hang_timeout_s: Annotated[
-        Positive,
-        About("Seconds after which a batch hangs; ten times its expected time if that is more.", bare=False),
+        Positive, About("Seconds after which a batch hangs; ten times its expected time if that is more.", bare=False)
     ] = 120.0
+    engine_process: Annotated[
+        bool, About("Run each engine in a process of its own; it is started again if it crashes or hangs.", bare=False)
+    ] = False
     payload_limit: Annotated[Count, About("Maximum bytes of a request's body.")] = 32_000_000
     max_body_bytes_in_flight: Annotated[
         Count, About("Maximum bytes of all requests' bodies in memory; more get status 429.", bare=False)
@@ -248,8 +250,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = "info"
     json_output: Annotated[bool, About("Write log lines as JSON.")] = False
     access_log: Annotated[
-        bool,
-        About("Log a line for each request: path, status, model, tokens, and where its time went.", bare=False),
+        bool, About("Log a line for each request: path, status, model, tokens, and where its time went.", bare=False)
     ] = False
     otlp_endpoint: Annotated[
         Url | None, About("URL of the collector that traces are sent to, by OTLP over HTTP.", unset="no traces")
@@ -292,8 +293,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         ),
     ] = None
     refresh: Annotated[
-        bool,
-        About("Ask the hub for a branch's commit although an engine of the branch is in the cache.", bare=False),
+        bool, About("Ask the hub for a branch's commit although an engine of the branch is in the cache.", bare=False)
     ] = False
     verify: Annotated[
         Literal["once", "always"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,12 @@ import msgspec
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.manifest import SPEC, TOKENIZER, Manifest, check_digests, check_once, is_engine, read_manifest
+from bei_core.engines.manifest import TOKENIZER, Manifest, check_digests, check_once, is_engine, read_manifest
 from bei_core.engines.provider import EngineProvider
 from bei_core.engines.quality import bar_of
-from bei_core.engines.registry import TORCH, load_loader
+from bei_core.engines.start import Start, check_options, read_spec, start_for, start_here
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
-from bei_core.models.spec import ModelSpec, load_spec
+from bei_core.models.spec import ModelSpec
 from bei_core.storage.backends import redact
 from bei_core.storage.locks import Lease
 from bei_core.text.templates import chosen_template
@@ -81,26 +80,22 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     return lease.folder
 
 
-def load(
-    folder: Path, dtype: str | None = None, *, verify: str = "always", options: Mapping[str, object] | None = None
-) -> Opened:
+def load(folder: Path, dtype: str | None = None, *, verify: str = "always", start: Start = start_here) -> Opened:
     """Load the engine in a folder and check every file. Without `dtype`, it computes in the dtype it was built for.
 
-    If `verify` is "once", a file that has not changed since it was checked is not read again. `options` are for the
-    torch engine: `devices`, `tensor_parallel`, `compiled`.
+    If `verify` is "once", a file that has not changed since it was checked is not read again. `start` gets the
+    folder and the dtype.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
     EngineUnavailableError.
     """
     started = time.perf_counter()
     manifest = read_manifest(folder)
-    loader = load_loader(manifest.engine)
     with ThreadPoolExecutor(1) as pool:  # in parallel, because the digests take as long as loading the engine
         intact = pool.submit(check_once if verify == "once" else check_digests, folder, manifest)
         try:
-            spec = _load_spec(folder)
-            more = options or {} if manifest.engine == TORCH else {}
-            engine = loader(folder, spec, manifest, dtype=dtype or manifest.dtype, **more)
+            spec = read_spec(folder)
+            engine = start(folder, dtype or manifest.dtype)
         except Exception:
             intact.result()  # raises if a file is damaged, which explains the other error
             raise
@@ -121,7 +116,7 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
     lease = provider.get()
     try:
         # The settings' dtype may differ from the dtype for which the engine was built.
-        opened = load(lease.folder, settings.dtype, verify=settings.verify, options=_options(settings))
+        opened = load(lease.folder, settings.dtype, verify=settings.verify, start=start_for(settings))
         _check_quality(settings, opened)
     except BaseException as error:
         lease.release()
@@ -140,24 +135,15 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
         raise ConfigError(f"{folder} is built for {manifest.engine}, not for {settings.engine}")
     if settings.dtype not in ("auto", *_DTYPES.get(manifest.precision, ())):
         raise ConfigError(f"{folder} has weights in {manifest.precision}; build it again for {settings.dtype}")
-    if settings.pooling is not None and not _load_spec(folder).pools_by(settings.pooling):
+    if settings.pooling is not None and not read_spec(folder).pools_by(settings.pooling):
         raise ConfigError(f"{folder} is built with another pooling; build it again for {settings.pooling}")
     template = chosen_template(settings.rerank_template, None)
-    if template is not None and not _load_spec(folder).scores_by(template):
+    if template is not None and not read_spec(folder).scores_by(template):
         raise ConfigError(f"{folder} is built for other answers than this rerank_template's; build it again with it")
     dtype = None if settings.dtype == "auto" else settings.dtype
-    opened = load(folder, dtype, verify=settings.verify, options=_options(settings))
+    opened = load(folder, dtype, verify=settings.verify, start=start_for(settings))
     _check_quality(settings, opened)
     return opened
-
-
-def _options(settings: Settings) -> dict[str, object]:
-    """What the torch engine is loaded with, besides its folder."""
-    return {
-        "devices": tuple(map(int, settings.devices)),
-        "tensor_parallel": settings.tensor_parallel_size,
-        "compiled": settings.torch_compile,
-    }
 
 
 def _check_quality(settings: Settings, opened: Opened) -> None:
@@ -165,8 +151,7 @@ def _check_quality(settings: Settings, opened: Opened) -> None:
     if settings.pooling is not None and opened.spec.classifier is not None:  # as text-embeddings-inference does
         log.warning("pooling %s has no effect: %s is a %s", settings.pooling, settings.model_id, opened.spec.kind)
     settings.check_dense_path(opened.spec.dense_folders)
-    if opened.manifest.engine != TORCH and (settings.devices or settings.tensor_parallel_size > 1):
-        log.warning("devices and tensor_parallel_size have no effect with engine %s", opened.manifest.engine)
+    check_options(settings, opened.manifest.engine)
     quality, asked = opened.manifest.quality, quantization_of(settings)
     if asked is not None and quality is None:
         raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")
@@ -174,11 +159,3 @@ def _check_quality(settings: Settings, opened: Opened) -> None:
         raise ConfigError(f"{settings.model_id} is quantised; build it again for quantization_type no_quant")
     if quality is not None:
         quality.check(bar_of(settings))
-
-
-def _load_spec(folder: Path) -> ModelSpec:
-    """The spec in an engine folder. Raises EngineCorruptError, naming the field, if it is malformed."""
-    try:
-        return load_spec(folder / SPEC)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineCorruptError(f"engine corrupt: {folder / SPEC} is not a spec: {error}") from error

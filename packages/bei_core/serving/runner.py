@@ -80,6 +80,7 @@ class Runner:
         max_queue_wait_s: float = math.inf,
         turns: Turns | None = None,
         hang_s: float = 120.0,
+        kill_engine: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = engine
@@ -88,6 +89,7 @@ class Runner:
         self._max_items = max_items
         self._turns = turns
         self._hang_s = hang_s
+        self._kill_engine = kill_engine  # ends the running batch with UnhealthyError; None: nothing can end it
         self._clock = clock
         self._pending: Pending[Ticket] = Pending(self._budget)
         self.admission = Admission(
@@ -166,13 +168,16 @@ class Runner:
 
     @property
     def broken(self) -> str | None:
-        """The reason why the engine is not usable; None if it is usable. Also detects a hanging batch."""
+        """The reason why the engine is not usable; None if it is usable. Also ends or gives up a hanging batch."""
         running = self.admission.running
         if self._broken is None and running.started is not None:
             seconds = self._clock() - running.started
             if seconds > self._hang_s:
                 limit = max(self._hang_s, _HANG_FACTOR * self.admission.expected_s(running.num_tokens))
-                if seconds > limit:
+                if seconds > limit and self._kill_engine is not None:
+                    log.error("the engine has not answered for %.0f s; its process is killed", limit)
+                    self._kill_engine()
+                elif seconds > limit:
                     self._give_up(f"the engine has not answered for {limit:.0f} s")
         return self._broken
 
@@ -246,6 +251,8 @@ class Runner:
                 parts = np.split(token_rows, batch.cu_seqlens[1:-1])
             else:
                 rows, parts = self._engine.forward(batch), None
+        except UnhealthyError as error:  # the engine's process has ended, and a new one gets none of these items
+            return self._fail(items, error)
         except Exception:
             if len(items) > 1:
                 log.warning("a batch of %d failed; running its halves", len(items), exc_info=True)

@@ -15,6 +15,7 @@ import numpy as np
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
+from bei_core.engines.process import EngineProcess
 from bei_core.errors import UnhealthyError
 from bei_core.metrics import Metrics, Timings
 from bei_core.models.tokenizer import open_model_tokenizer
@@ -61,6 +62,9 @@ class Service:
         self.revision = opened.manifest.revision
         self.metrics = metrics or Metrics()
         self._opened = opened
+        self._process = opened.engine if isinstance(opened.engine, EngineProcess) else None
+        if self._process is not None:
+            self._process.on_restart = self.metrics.engine_restarted
         self.tokenizer = open_model_tokenizer(
             opened.tokenizer,
             opened.spec,
@@ -77,6 +81,7 @@ class Service:
             max_queue_wait_s=settings.max_queue_wait_s,
             turns=turns,
             hang_s=settings.hang_timeout_s,
+            kill_engine=None if self._process is None else self._process.kill,
         )
         self._num_requests = 0
         self._draining = False
@@ -84,8 +89,13 @@ class Service:
     @classmethod
     def open(cls, settings: Settings, metrics: Metrics | None = None, turns: Turns | None = None) -> Service:
         """Loads or builds the engine, warms it up and returns the ready service. Blocks; raises StartError."""
-        service = cls(open_engine(settings), settings, metrics, turns)
-        service.start()
+        opened = open_engine(settings)
+        try:
+            service = cls(opened, settings, metrics, turns)
+            service.start()
+        except BaseException:
+            opened.close()
+            raise
         return service
 
     @classmethod
@@ -197,6 +207,8 @@ class Service:
             raise UnhealthyError("the server is shutting down")
         if self._runner.broken is not None:
             raise UnhealthyError(self._runner.broken)
+        if self._process is not None and self._process.outage is not None:
+            raise UnhealthyError(self._process.outage)
         if time.monotonic() - self._runner.proven_at <= _PROVEN_S:
             return
         try:

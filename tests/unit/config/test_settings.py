@@ -92,6 +92,7 @@ def test_every_setting_has_its_environment_variable(tmp_path: Path) -> None:
         "otlp_endpoint": "http://collector:4317",
         "torch_compile": "false",
         "auto_truncate": "false",
+        "engine_process": "true",
         "json_output": "true",
         "verify": "always",
         "refresh": "true",

@@ -13,8 +13,8 @@ import pytest
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
 from bei_core.engines import build as build_module
-from bei_core.engines import open as opening
 from bei_core.engines import provider
+from bei_core.engines import start as starting
 from bei_core.engines.base import Plan
 from bei_core.engines.cache import EngineCache
 from bei_core.engines.manifest import MANIFEST, Manifest, is_engine, read_manifest, seal, verify
@@ -92,7 +92,7 @@ class World:
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     made = World(tmp_path)
     monkeypatch.setattr(provider, "load_builder", lambda name: made)
-    monkeypatch.setattr(opening, "load_loader", lambda name: made.load)
+    monkeypatch.setattr(starting, "load_loader", lambda name: made.load)
     monkeypatch.setattr("bei_core.checkpoint.resolve", made.resolve)
     return made
 
@@ -336,7 +336,7 @@ def test_an_error_that_is_no_damage_does_not_quarantine(world: World, monkeypatc
         raise EngineUnavailableError("this processor does not compute so")
 
     start(world.settings())
-    monkeypatch.setattr(opening, "load_loader", lambda name: refuse)
+    monkeypatch.setattr(starting, "load_loader", lambda name: refuse)
     with pytest.raises(EngineUnavailableError, match="this processor"):
         start(world.settings())
     assert len(world.builds) == 1

@@ -1,0 +1,71 @@
+"""Starts the engine of a folder: in this process, or in a process of its own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeAlias
+
+import msgspec
+
+from bei_core.config.settings import Settings
+from bei_core.engines.base import Engine
+from bei_core.engines.manifest import SPEC, read_manifest
+from bei_core.engines.process import EngineProcess
+from bei_core.engines.registry import TORCH, load_loader
+from bei_core.errors import EngineCorruptError
+from bei_core.logs import configure_logging
+from bei_core.models.spec import ModelSpec, load_spec
+
+log = logging.getLogger(__name__)
+
+Start: TypeAlias = Callable[[Path, str], Engine]  # (folder, dtype)
+
+
+def start_here(folder: Path, dtype: str, options: Mapping[str, object] = MappingProxyType({})) -> Engine:
+    """The engine in a folder, in this process. `options` are for the torch engine.
+
+    Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, EngineUnavailableError.
+    """
+    manifest = read_manifest(folder)
+    if manifest.engine != TORCH:
+        options = {}
+    return load_loader(manifest.engine)(folder, read_spec(folder), manifest, dtype=dtype, **options)
+
+
+def start_for(settings: Settings) -> Start:
+    """The function that starts an engine as the settings say."""
+    options = {
+        "devices": tuple(map(int, settings.devices)),
+        "tensor_parallel": settings.tensor_parallel_size,
+        "compiled": settings.torch_compile,
+    }
+    if not settings.engine_process:
+        return partial(start_here, options=options)
+    start = partial(_start_there, json_output=settings.json_output, log_level=settings.log_level)
+    return lambda folder, dtype: EngineProcess(partial(start, folder, dtype, options))
+
+
+def _start_there(
+    folder: Path, dtype: str, options: Mapping[str, object], *, json_output: bool, log_level: str
+) -> Engine:
+    """As `start_here`, in a new process, whose logging is not set up."""
+    configure_logging(json_output=json_output, level=log_level)
+    return start_here(folder, dtype, options)
+
+
+def check_options(settings: Settings, engine: str) -> None:
+    """Log a warning if settings of the torch engine are given for another one."""
+    if engine != TORCH and (settings.devices or settings.tensor_parallel_size > 1):
+        log.warning("devices and tensor_parallel_size have no effect with engine %s", engine)
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec in an engine folder. Raises EngineCorruptError, naming the field, if it is malformed."""
+    try:
+        return load_spec(folder / SPEC)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineCorruptError(f"engine corrupt: {folder / SPEC} is not a spec: {error}") from error
