@@ -40,7 +40,12 @@ from typing import ClassVar
 
 
 class BeiError(Exception):
-    """Base of every error raised on purpose. Its text contains no secret and may be shown to any client."""
+    """Base of every error raised on purpose. Its text contains no secret and may be shown to any client.
+
+    `exit_status` is the status of the command `bei` that ends by the error, as in sysexits.h (docs/operations.md).
+    """
+
+    exit_status: ClassVar[int] = 1
 
 
 class RequestError(BeiError):
@@ -173,6 +178,8 @@ class ConfigError(StartError):
 class CheckpointError(StartError):
     """A model folder or repository is incomplete, or not safe to read."""
 
+    exit_status = 65  # EX_DATAERR
+
 
 class EngineCorruptError(CheckpointError):
     """The files of a built engine have changed: the disk failed, or a copy was not finished."""
@@ -181,14 +188,22 @@ class EngineCorruptError(CheckpointError):
 class DiskError(StartError):
     """A local disk is full, fails, or may not be read or written; the text names the path and what to do."""
 
+    exit_status = 74  # EX_IOERR
+
 
 class UnsupportedModelError(StartError):
     """No engine here has the architecture, the pooling or a module of the model."""
+
+    exit_status = 65  # EX_DATAERR
 
 
 class EngineUnavailableError(StartError):
     """The engine that was chosen cannot run here."""
 
+    exit_status = 69  # EX_UNAVAILABLE
+
 
 class QualityError(StartError):
     """The rows of a quantised engine are too far from those of f32."""
+
+    exit_status = 65  # EX_DATAERR

@@ -59,7 +59,7 @@ def app() -> None:
 
 
 def main() -> None:
-    """Run the command line. An error is one line; the exit status is 2 for a wrong command line, else 1."""
+    """Run the command line. An error is one line; the exit status is 2 for a wrong command line, else the error's."""
     try:
         sys.exit(app.main(prog_name="bei", standalone_mode=False) or 0)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -75,7 +75,7 @@ def main() -> None:
         import logging
 
         logging.getLogger(__name__).debug("traceback", exc_info=True)
-        fail(str(error), 1)
+        fail(str(error), error.exit_status)
 
 
 def fail(message: str, status: int) -> None:

@@ -20,6 +20,8 @@ _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 class TransientError(CheckpointError):
     """An object store or server did not answer, or stopped before the end. Another try may succeed."""
 
+    exit_status = 75  # EX_TEMPFAIL
+
 
 class Advice(NamedTuple):
     """What to do if a folder is full or may not be written, for error texts."""

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
 from bei_core.cli import main as cli
+from bei_core.engines.manifest import MANIFEST
+from bei_core.errors import BeiError, StartError
+from bei_core.storage.errors import TransientError
 
 
 def bei(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[object, str, str]:
@@ -77,6 +82,48 @@ def test_any_other_error_is_one_line_and_exit_code_1(
     assert said in errors
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("files", "status", "said"),
+    [
+        ({"config.json": "{"}, 65, "config.json"),
+        ({"config.json": '{"architectures": 3}'}, 65, "architectures"),
+        (
+            {"config.json": '{"architectures": ["MyBert"], "model_type": "my", "max_position_embeddings": 64}'},
+            65,
+            "MyBert",
+        ),
+        ({}, 65, "config.json"),
+        ({MANIFEST: "{"}, 65, MANIFEST),
+        ({MANIFEST: '{"engine": "fake"}'}, 65, MANIFEST),
+    ],
+)
+def test_a_malformed_model_is_one_line_and_has_an_exit_code_of_its_own(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    files: dict[str, str],
+    status: int,
+    said: str,
+) -> None:
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    cache = ["--cache-dir", str(tmp_path / "cache"), "--port", "0", "--hostname", "127.0.0.1"]
+    code, output, errors = bei(capsys, monkeypatch, "serve", "--model-id", str(tmp_path), *cache)
+    assert (code, output) == (status, ""), errors
+    last = errors.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert said in last
+    assert "Traceback" not in errors
+
+
+def test_the_exit_codes_are_those_of_the_documentation() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "operations.md").read_text()
+    section = page.partition("## Exit codes")[2].partition("\n## ")[0]
+    documented = set(map(int, re.findall(r"^\| (\d{1,3}) \|", section, re.MULTILINE)))
+    kinds: list[type[BeiError]] = [BeiError, TransientError, *StartError.__subclasses__()]
+    assert documented == {kind.exit_status for kind in kinds} | {0, 2, 130}
 
 
 def test_without_a_command_the_help_is_shown(
