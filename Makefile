@@ -7,8 +7,8 @@ GPU_PATH := .venv-gpu-path
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
 
-.PHONY: help install serve test test-wheel test-page test-push test-gpu-path test-ray examples check format bench chaos soak golden \
-	lock clean
+.PHONY: help install serve test test-wheel test-page test-push test-gpu-path test-ray examples check format bench chaos chaos-quick soak \
+	golden lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -91,6 +91,10 @@ bench: install  ## measure the server, write benchmarks/results/
 
 chaos: install  ## attack a server for ten minutes, write benchmarks/results/chaos.md (ARGS="--only 'capacity'" for some rows)
 	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.chaos $(ARGS)
+
+chaos-quick: install  ## the attacks of a minute; fails for a wrong or lost reply, however slow the machine is
+	@mkdir -p build
+	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.chaos --quick --no-large --seconds 6 --output build/chaos.md $(ARGS)
 
 soak: install  ## a million texts of mixed lengths and routes; fails if memory or files grow (ARGS="--texts 20000" for less)
 	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.soak $(ARGS)

@@ -1,9 +1,8 @@
 """Sends many texts of mixed lengths and routes to a server, and reports what remains in it.
 
     make soak                        a million texts
-    make soak ARGS="--texts 20000"
-
-    make soak ARGS="--warm-up 50000"
+    make soak ARGS="--texts 20000 --warm-up 5000"
+    make soak ARGS="--model-id FOLDER"    another model: a small one shows what the server itself leaves behind
 
 Memory is read after each twentieth. Fails if it drifts by 2% or more after the warm-up, or if a file, a thread or a
 queued item is left. The warm-up has to be long enough to meet all shapes of batches, whose kernels stay in memory.
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.conftest import MINILM
 from tests.e2e.server import Server, ask, request_bytes
 from tests.e2e.server import openai_request as openai
 
@@ -63,10 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--texts", type=int, default=1_000_000)
     parser.add_argument("--warm-up", type=int, help="texts before the drift counts; a twentieth by default")
+    parser.add_argument("--model-id", default=str(MINILM), help="a folder of a model that gives vectors")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     warm_up = options.warm_up or options.texts // NUM_STEPS
-    with tempfile.TemporaryDirectory() as name, Server(Path(name) / "server", Path(name) / "cache") as server:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Server(Path(name) / "server", Path(name) / "cache", model_id=options.model_id) as server,
+    ):
         process, sizes, began = psutil.Process(server.pid), list[int](), time.perf_counter()
         run(server, options.seed, warm_up)
         files, threads = process.num_fds(), process.num_threads()

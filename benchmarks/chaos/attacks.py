@@ -121,3 +121,4 @@ def faults(folder: Path, seed: int, num_requests: int) -> Row:
 
 
 ORDER = (QUIET, *(attack.name for attack in ATTACKS), HELD, LARGE)
+QUICK = (*(attack.name for attack in ATTACKS), HELD, FAULTS)

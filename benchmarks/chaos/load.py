@@ -18,7 +18,7 @@ import psutil
 
 from bei_core.bench.client import Load, Outcome, drive
 from bei_core.bench.workload import Wire, texts
-from benchmarks.chaos.probe import HEALTH, quantile_of, watched
+from benchmarks.chaos.probe import HEALTH, quantile_of, running, watched
 from benchmarks.chaos.table import Row
 from tests.e2e.server import Server, ask
 
@@ -143,9 +143,9 @@ class Loaded:
     @contextmanager
     def _refused(self) -> Iterator[Refusals]:
         """Sends requests one after the other inside the block, and keeps what their refusals were."""
-        found, done = Refusals(), threading.Event()
+        found = Refusals()
 
-        def client() -> None:
+        def client(done: threading.Event) -> None:
             with self._server.connect() as connection:
                 while not done.wait(0.05):
                     began = time.perf_counter()
@@ -154,13 +154,8 @@ class Loaded:
                         found.delays_ms.append(1e3 * (time.perf_counter() - began))
                         found.retry_after_s.append(int(reply.headers["retry-after"]))
 
-        thread = threading.Thread(target=client)
-        thread.start()
-        try:
+        with running(client):
             yield found
-        finally:
-            done.set()
-            thread.join()
 
 
 def _lost(outcome: Outcome) -> int:

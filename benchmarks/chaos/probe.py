@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -41,9 +41,9 @@ def watched(server: Server, request: bytes = LIVE, every_s: float = 0.005) -> It
 
     `/health/live` is answered by the event loop alone: the slowest reply bounds how long the loop stood still.
     """
-    seen, done, process = Seen(), threading.Event(), psutil.Process(server.pid)
+    seen, process = Seen(), psutil.Process(server.pid)
 
-    def probe() -> None:
+    def probe(done: threading.Event) -> None:
         with server.connect() as connection:
             while not done.wait(every_s):
                 began = time.perf_counter()
@@ -51,10 +51,18 @@ def watched(server: Server, request: bytes = LIVE, every_s: float = 0.005) -> It
                 seen.delays_ms.append(1e3 * (time.perf_counter() - began))
                 seen.peak = max(seen.peak, process.memory_info().rss)
 
-    thread = threading.Thread(target=probe)
+    with running(probe):
+        yield seen
+
+
+@contextmanager
+def running(client: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Runs `client` on a thread during the block; it has to return when its event is set."""
+    done = threading.Event()
+    thread = threading.Thread(target=client, args=(done,))
     thread.start()
     try:
-        yield seen
+        yield
     finally:
         done.set()
         thread.join()

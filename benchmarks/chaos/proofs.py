@@ -42,6 +42,13 @@ PROOFS = {
         ["tests/chaos/test_signals.py", "tests/chaos/test_limits_of_the_process.py"],
     ),
     "no key, or a wrong one": ("401 before a byte of the body", ["tests/unit/http/test_keys.py"]),
+    "an empty key; a request id of many characters": (
+        "refused at the start; cut at 128 characters",
+        [
+            "tests/unit/cli/test_flags.py::test_an_empty_key_does_not_open_the_server",
+            "tests/unit/http/test_app.py::test_the_access_log_has_a_line_for_each_request",
+        ],
+    ),
     "SystemExit, KeyboardInterrupt and hangs in the engine": (
         "every item ends once; status 1 in 5 s; the sound model goes on",
         [
@@ -51,13 +58,30 @@ PROOFS = {
         ],
     ),
     "tampered and damaged engines, malformed checkpoints": (
-        "one line that names the file and the field",
+        "one line that names the file and the field, and an exit code of its own",
         [
+            "tests/unit/cli/test_main.py",
             "tests/unit/engines/test_open.py",
             "tests/unit/engines/test_manifest.py",
             "tests/unit/models/test_spec.py",
             "tests/unit/checkpoint/test_checkpoint.py",
             "tests/chaos/test_fuzzed_files.py",
+        ],
+    ),
+    "crashes and hangs of an engine in a process of its own": (
+        "the batch gets 503 once; a new process takes over; the sound model goes on; no process is left",
+        ["tests/unit/engines/test_process.py", "tests/chaos/test_engine_faults.py"],
+    ),
+    "faults of a seed in the object store": (
+        "every start gets its right engine",
+        ["tests/chaos/test_store_faults.py", "tests/chaos/test_shared_engines.py"],
+    ),
+    "sizes that a checkpoint only claims: 10^9 layers or labels, giant shapes, names that are there twice": (
+        "refused by name before anything is allocated",
+        [
+            "tests/unit/engines/test_openvino_refusals.py",
+            "tests/unit/checkpoint/test_checkpoint.py::test_a_shape_that_no_array_can_have_is_refused_at_once",
+            "tests/unit/checkpoint/test_checkpoint.py::test_thousands_of_names_that_are_there_twice_are_refused_at_once",
         ],
     ),
     "an address that breaks off again and again": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def test_nothing_leaves_the_machine_and_nothing_is_written_outside_the_cache(tmp
         assert server.post("/v1/embeddings", {"input": TEXTS[:3]}).status_code == 200
         assert "write" in log.read_text()
         assert noted(log, cache) == []
+
+
+def test_without_our_guard_openvino_alone_would_write_into_the_home(tmp_path: Path) -> None:
+    """So the test above would fail without the guard; if this one fails, OpenVINO no longer needs it."""
+    log = tmp_path / "watched"
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "WATCH_LOG": str(log), "PYTHONPATH": str(WATCHED)}
+    subprocess.run([sys.executable, "-c", "import openvino"], env=environ, check=True, stderr=subprocess.DEVNULL)
+    assert any("/intel/" in line for line in noted(log, tmp_path / "cache"))
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="only root may become another user")
