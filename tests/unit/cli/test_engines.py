@@ -207,7 +207,7 @@ def test_a_damaged_engine_is_not_pulled(engines: EngineCache, tmp_path: Path, mo
     run("push", A, f"file://{tmp_path}/remote")
     (tmp_path / "remote" / A / "model.bin").write_bytes(b"bad!")
     for to in (("--output", tmp_path / "engine"), ("--cache-dir", tmp_path / "other")):
-        assert bei(monkeypatch, "pull", f"file://{tmp_path}/remote/{A}", *to) == 1
+        assert bei(monkeypatch, "pull", f"file://{tmp_path}/remote/{A}", *to) == 65
     assert not (tmp_path / "engine").exists()
     assert not is_engine(tmp_path / "other" / "engines" / A)
 
@@ -247,7 +247,7 @@ def test_an_error_is_one_line(
         (("pull", f"{remote}/{B}"), f"{remote}/{B} is not an engine: it has no manifest.json"),
         (("pull", "ftp://host/a"), "ftp://host/a: no object store has this scheme; known are s3"),
     ):
-        assert bei(monkeypatch, *arguments) == 1
+        assert bei(monkeypatch, *arguments) == 65
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert said in line
