@@ -10,7 +10,6 @@ import pytest
 
 from bei_core.config.settings import Settings
 from bei_core.engines.tensorrt_llm import limits
-from bei_core.engines.torch.folder import has_page
 from bei_core.errors import RequestError
 from bei_core.http import openapi
 from bei_core.http.routes import ROUTES
@@ -94,8 +93,7 @@ def test_what_a_family_gives_is_what_its_heads_and_goldens_say(row: list[str]) -
     for family in (FAMILIES[name] for name in names):
         heads = {"classification": family.heads.sequence, "token_classification": family.heads.token}
         assert all(head for kind, head in {**heads, "sparse": family.heads.vocabulary}.items() if cells[kind])
-        runs = has_page(family) and limits.RUNS[family.page](family)
-        assert (row[7] == "stand-in") == runs
+        assert (row[7] == "stand-in") == limits.runs(family)
 
 
 def test_limits_are_settings() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -139,3 +143,55 @@ def test_without_a_graph_the_engine_goes_on(
     compare(np.concatenate(rows), case.raw, F32)
     (record,) = caplog.records
     assert "CUDA graphs are not used" in record.getMessage()
+
+
+class FakeCuda:
+    """The parts of torch.cuda that `record` uses; every call is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.captured: list[tuple[Any, Any]] = []
+        self.is_capturing, self.device = False, 0
+        for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def Stream(self) -> Any:  # noqa: N802
+        return SimpleNamespace(device=self.device, wait_stream=lambda other: None)
+
+    def CUDAGraph(self) -> Any:  # noqa: N802
+        return SimpleNamespace(replay=lambda: None, pool=lambda of=self.device: f"pool of GPU {of}")
+
+    def current_stream(self) -> Any:
+        return self.Stream()
+
+    def stream(self, stream: Any) -> Any:
+        return nullcontext()
+
+    @contextmanager
+    def graph(self, graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Any:
+        assert not self.is_capturing  # torch: one capture at a time in a process
+        self.is_capturing = True
+        yield
+        self.is_capturing = False
+        self.captured.append((pool, stream))
+
+
+def test_graphs_of_one_gpu_share_a_stream_and_a_pool_and_no_two_are_captured_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cuda = FakeCuda(monkeypatch)
+
+    def compute() -> Tensor:
+        time.sleep(0.002 * cuda.is_capturing)  # another thread gets its turn
+        return torch.zeros(1, 2)
+
+    shared = []
+    for cuda.device in (0, 1):
+        shared.append(graphs.record(compute, None)[2])
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda number: graphs.record(compute, shared[number % 2]), range(10)))
+    first, second = (stream for _, stream in cuda.captured[:2])
+    assert (first.device, second.device) == (0, 1)
+    assert {(pool, id(stream)) for pool, stream in cuda.captured[2:]} == {
+        ("pool of GPU 0", id(first)),
+        ("pool of GPU 1", id(second)),
+    }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bei_core.checkpoint import resolve
 from bei_core.config.settings import Settings
@@ -108,6 +111,30 @@ def test_a_process_that_ends_makes_the_engine_broken(divided: Any) -> None:
     process.kill()
     with pytest.raises(DeviceLostError, match="a process of the divided model ended with status -9"):
         engine.forward(batch)
+
+
+def test_processes_ignore_the_signals_of_a_terminal_and_a_supervisor(divided: Any) -> None:
+    """Which may come to all processes, while the server still answers requests."""
+    engine = divided(DIVIDED[0])
+    batch = Batch.pack(tokens_of(NAMED[DIVIDED[0]]))
+    expected = engine.forward(batch)
+    (process,) = engine._workers._processes
+    for number in (signal.SIGINT, signal.SIGTERM):
+        os.kill(process.pid, number)
+    np.testing.assert_allclose(engine.forward(batch), expected, atol=1e-6)
+    assert process.is_alive()
+
+
+def test_too_little_memory_makes_a_divided_model_broken(divided: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that stops at one layer, and another at a later one, would add up results of different layers."""
+    engine = divided(DIVIDED[0])
+
+    def fail(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(engine._model.transformer.layers[1], "forward", fail)
+    with pytest.raises(DeviceLostError, match="a GPU of the divided model is full; set max_batch_tokens lower"):
+        engine.forward(Batch.pack(tokens_of(NAMED[DIVIDED[0]])))
 
 
 @pytest.mark.parametrize(("name", "error"), REFUSED)

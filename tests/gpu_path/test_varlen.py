@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from bei_core.engines.torch.kernels import varlen
 from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 
 LENGTHS, SPARE, HEADS, KV_HEADS, SIZE = [5, 1, 17, 9], 4, 4, 2, 16
@@ -38,7 +39,7 @@ def packed() -> tuple[Tensor, Tensor, Tensor, Sequences]:
     return query, key, value, sequences
 
 
-def expected(sizes: AttentionSizes) -> Tensor:
+def expected(sizes: AttentionSizes, bias: DistanceBias | None = None) -> Tensor:
     """Attention by its definition, one query at a time."""
     query, key, value, _ = packed()
     rows, start = [], 0
@@ -53,6 +54,8 @@ def expected(sizes: AttentionSizes) -> Tensor:
                 x[[start + other for other in seen]].repeat_interleave(HEADS // KV_HEADS, 1) for x in (key, value)
             )
             scores = torch.einsum("ns,kns->nk", query[start + at], keys) * sizes.scale
+            if bias is not None:
+                scores = scores + bias.at(slice(None), at - torch.tensor(seen))
             scores = scores if sizes.soft_cap is None else sizes.soft_cap * torch.tanh(scores / sizes.soft_cap)
             rows.append(torch.einsum("nk,kns->ns", scores.softmax(-1), values))
         start += length
@@ -78,6 +81,58 @@ def test_flex_attention_follows_the_definition(name: str, monkeypatch: pytest.Mo
     for x in (query, key, value):
         x[-SPARE:] = 0  # without a compiled kernel, masked scores are computed, and 0 times NaN is NaN
     torch.testing.assert_close(varlen.flex(query, key, value, sequences, sizes)[:-SPARE], expected(sizes))
+
+
+ALIBI = DistanceBias(HEADS, 17)
+BIASED = {name: sizes for name, sizes in {**RULES, **CAPPED}.items() if "window" not in name}
+
+
+@pytest.mark.parametrize("name", BIASED)
+def test_biases_by_distance_follow_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several blocks of queries of one sequence, of which each knows its position."""
+    monkeypatch.setattr(varlen, "_QUERY_BLOCK", 4)
+    mixed = varlen.attend(*packed(), BIASED[name], ALIBI)
+    torch.testing.assert_close(mixed[:-SPARE], expected(BIASED[name], ALIBI))
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
+@pytest.mark.parametrize("name", BIASED)
+def test_flex_attention_adds_biases_by_distance(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(varlen, "_compiled_flex", lambda: flex_attention)
+    query, key, value, sequences = packed()
+    for x in (query, key, value):
+        x[-SPARE:] = 0
+    mixed = varlen.flex(query, key, value, sequences, BIASED[name], ALIBI)
+    torch.testing.assert_close(mixed[:-SPARE], expected(BIASED[name], ALIBI))
+
+
+def test_attention_goes_on_without_flex_attention_if_torch_cannot_run_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> Any:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(varlen, "_broken", [])
+    monkeypatch.setattr(varlen, "is_flex", lambda *_: not varlen._broken)
+    monkeypatch.setattr(varlen, "_compiled_flex", fail)
+    for _ in range(2):
+        mixed = varlen.attend(*packed(), CAPPED["full, capped"], None)
+        torch.testing.assert_close(mixed[:-SPARE], expected(CAPPED["full, capped"]))
+    (record,) = caplog.records
+    assert (
+        "FlexAttention is not used and attention is slower, because torch cannot run it: no compiler" in record.message
+    )
+
+
+def test_too_little_memory_for_flex_attention_is_no_reason_to_go_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(varlen, "is_flex", lambda *_: True)
+    monkeypatch.setattr(varlen, "_compiled_flex", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        varlen.attend(*packed(), CAPPED["full, capped"], None)
+    assert not varlen._broken
 
 
 def emulated_varlen_attn(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,7 +95,7 @@ def yes_no_row(tensors: Tensors, ids: tuple[int | None, int], tied: Sequence[str
     return np.ascontiguousarray((table[yes] if no is None else table[yes] - table[no])[None])
 
 
-def first_of(tensors: Tensors, names: Sequence[str]) -> str:
+def first_of(tensors: Container[str], names: Sequence[str]) -> str:
     """Returns the first of the names that the checkpoint has. Raises CheckpointError if it has none."""
     found = next((name for name in names if name in tensors), None)
     if found is None:

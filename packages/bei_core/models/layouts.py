@@ -132,6 +132,25 @@ _EPS = ("norm_eps", "layer_norm_epsilon", "layer_norm_eps")
 
 
 @dataclass(frozen=True, slots=True)
+class ExpertSizes:
+    """Sizes of mixtures of experts (Nomic Embed v2)."""
+
+    count: int
+    top_k: int  # the number of experts that compute a token
+    every: int  # a layer has experts if its number modulo `every` is 1
+
+    @classmethod
+    def of(cls, config: Config) -> ExpertSizes | None:
+        """Reads config.json; None for a model without experts. Raises UnsupportedModelError for impossible sizes."""
+        if not config.get("num_experts"):
+            return None
+        count, top_k = read_size(config, "num_experts"), read_size(config, "moe_top_k", default=2)
+        if top_k > count:
+            raise UnsupportedModelError(f"config.json: moe_top_k is {top_k}, but there are only {count} experts")
+        return cls(count, top_k, read_size(config, "moe_every_n_layers", default=2))
+
+
+@dataclass(frozen=True, slots=True)
 class RotarySizes:
     """Sizes of an encoder with rotary positions, from config.json."""
 
@@ -140,7 +159,8 @@ class RotarySizes:
     intermediate_size: int
     eps: float
     activation: str
-    is_gated: bool  # False: MLPs are plain, or mixtures of experts (Nomic Embed v2)
+    is_gated: bool  # False: MLPs are plain
+    experts: ExpertSizes | None  # of the layers with mixtures of experts
     layer_types: tuple[str, ...]  # FULL or SLIDING for each layer
     window: int  # in sliding layers, a token attends to tokens less than this many positions away
     attention_bias: bool
@@ -168,6 +188,7 @@ class RotarySizes:
             eps=next((float(config[name]) for name in _EPS if config.get(name)), names.default_eps),
             activation={"swiglu": "silu"}.get(activation, activation),
             is_gated=config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts"),
+            experts=ExpertSizes.of(config),
             layer_types=tuple(_layer_type(names, config, layer) for layer in range(num_layers)),
             window=int(config.get("local_attention") or 128) // 2 + 1,  # `local_attention` counts both sides
             attention_bias=is_set(names.attention_bias),
@@ -294,3 +315,28 @@ def _read_num_layers(config: Config) -> int:
     if types and len(types) < num_layers:
         raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")
     return num_layers
+
+
+_JINA_GATES = {"geglu": "gelu", "reglu": "relu"}  # `feed_forward_type` to the activation of the gate
+
+
+def jina_gate(config: Config) -> str:
+    """Returns the activation of JinaBERT's gated MLPs. Raises UnsupportedModelError without ALiBi or gates."""
+    feed_forward = str(config.get("feed_forward_type", "geglu"))
+    if config.get("position_embedding_type") != "alibi" or feed_forward not in _JINA_GATES:
+        raise UnsupportedModelError(
+            f"config.json: position_embedding_type {config.get('position_embedding_type')!r} with "
+            f"feed_forward_type {feed_forward!r} is not supported; JinaBERT needs 'alibi' and one of {[*_JINA_GATES]}"
+        )
+    return _JINA_GATES[feed_forward]
+
+
+T5_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # of the first layer, used by all layers
+T5_WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # a file has one of the two, or both with equal values
+
+
+def t5_activation(config: Config) -> tuple[str, bool]:
+    """Returns (activation of T5's MLPs, whether they are gated)."""
+    kind = str(config.get("feed_forward_proj", "relu"))
+    # In transformers, "gated-gelu" means the tanh approximation of gelu; any other name means what it says.
+    return "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-"), kind.startswith("gated-")

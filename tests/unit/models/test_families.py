@@ -32,11 +32,12 @@ def test_the_cpu_engine_has_the_page_of_every_family(name: str) -> None:
 
 def test_the_engines_for_gpus_have_the_pages_of_these_families() -> None:
     without = {name for name, family in ALL.items() if not folder.has_page(family)}
-    assert without == {"jina_bert", "model2vec", "static", "t5"}
+    assert without == {"model2vec", "static"}
 
 
-def test_tensorrt_llm_says_of_every_page_of_torch_whether_it_runs_it() -> None:
-    assert limits.RUNS.keys() == {family.page for family in ALL.values() if folder.has_page(family)}
+def test_tensorrt_llm_runs_these_pages_of_torch() -> None:
+    assert {family.page for family in ALL.values() if limits.runs(family)} == {"bert", "decoder"}
+    assert not limits.runs(ALL["mpnet"])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -44,7 +45,7 @@ def test_the_mask_of_the_engines_for_gpus_is_the_familys(name: str, monkeypatch:
     family = next(iter(ALL[name].classes))
     if not folder.has_page(ALL[name]):
         pytest.skip("the engines for GPUs have no such page")
-    for page in ("BertSizes", "RotarySizes"):  # no sizes are needed for the mask
+    for page in ("BertSizes", "RotarySizes", "jina_gate"):  # no sizes are needed for the mask
         monkeypatch.setattr(folder, page, MagicMock())
     for is_causal, mask in ((True, "causal"), (False, "full")):
         row = replace(ALL[name], is_causal=MagicMock(return_value=is_causal))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from openvino import opset15 as op
 
 from bei_core.engines.openvino.stored import StoredTensor
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.distances import relative_buckets
 from bei_core.models.heads import ACTIVATION_ALIASES
 
 Array = npt.NDArray[Any]
@@ -131,18 +131,6 @@ def distances(position_ids: Node) -> Node:
     return op.convert(op.abs(difference), Type.f32)
 
 
-def alibi_slopes(num_heads: int) -> Array:
-    """f64[N]: the factor of distances in each head (ALiBi, Press et al. 2022).
-
-    2^(-8 i / N) for head i from 1, if N is a power of two; otherwise the slopes of the next lower power of two, then
-    every second slope of the next higher one.
-    """
-    power = 1 << (num_heads.bit_length() - 1)
-    lower = 2.0 ** (-8 * np.arange(1, power + 1) / power)
-    higher = 2.0 ** (-4 * np.arange(1, 2 * (num_heads - power), 2) / power)
-    return np.concatenate([lower, higher])
-
-
 def shift_tokens(x: Node, segment_ids: Node, offset: int) -> Node:
     """f32[R, L, H]: `x[:, i + offset]` at index i; zeros if that is outside the row or in another sequence."""
     if offset == 0:
@@ -217,23 +205,5 @@ def row_length(ids: Node) -> Node:
 
 def relative_bias(table: Array, max_len: int, length: Node, *, max_distance: int = 128) -> Node:
     """f32[1, N, L, L]: bias from a table f32[num_buckets, N] (transformers' `MPNetEncoder.compute_position_bias`)."""
-    biases = table[_relative_buckets(np.arange(1 - max_len, max_len), len(table), max_distance)].T
+    biases = table[relative_buckets(np.arange(1 - max_len, max_len), len(table), max_distance)].T
     return op.unsqueeze(gather_by_distance(biases, max_len, length), axis(0))
-
-
-def _relative_buckets(relative: Array, num_buckets: int, max_distance: int) -> Array:
-    """The bucket of each key - query, as `MPNetEncoder.relative_position_bucket`.
-
-    Small distances have a bucket each; beyond them, the widths of the buckets grow logarithmically.
-    """
-    half = num_buckets // 2
-    exact = half // 2
-    if not 0 < exact < max_distance:
-        raise UnsupportedModelError(
-            f"relative attention with {num_buckets} buckets up to a distance of {max_distance} is not supported"
-        )
-    distance = np.abs(relative)
-    far = exact + (
-        np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact) * (half - exact)
-    ).astype(np.int64)
-    return np.where(relative > 0, half, 0) + np.where(distance < exact, distance, np.minimum(far, half - 1))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
-from bei_core.engines.torch.folder import Facts, attention_sizes, has_page
+from bei_core.engines.torch.folder import Facts, attention_sizes
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family
 from bei_core.models.kind import Kind
@@ -22,10 +20,10 @@ def check_model(facts: Facts, dtype: str) -> None:
 
     Raises UnsupportedModelError for a family, a kind of model or a size of attention heads that it cannot run.
     """
-    spec, runs = facts.spec, _runs(facts.of_family)
-    if not runs or spec.kind not in _KINDS:
-        what = f"a model of kind {spec.kind}" if runs else spec.architecture
-        known = ", ".join(name for name, family in FAMILIES.items() if _runs(family))
+    spec, is_known = facts.spec, runs(facts.of_family)
+    if not is_known or spec.kind not in _KINDS:
+        what = f"a model of kind {spec.kind}" if is_known else spec.architecture
+        known = ", ".join(name for name, family in FAMILIES.items() if runs(family))
         raise UnsupportedModelError(
             f"the TensorRT-LLM engine does not run {what}; it runs {known} as {', '.join(_KINDS)}. Others may: "
             "--engine torch or --engine openvino"
@@ -39,17 +37,11 @@ def check_model(facts: Facts, dtype: str) -> None:
         )
 
 
-# For each page, whether the engine can run a family of it. TensorRT-LLM's attention cannot add MPNet's bias of scores.
-RUNS: Mapping[str, Callable[[Family], bool]] = {
-    "bert": lambda family: all(names.relative_attention is None for names in family.layout),
-    "decoder": lambda family: True,
-    "rotary": lambda family: False,
-    "deberta": lambda family: False,
-}
-
-
-def _runs(family: Family) -> bool:
-    return has_page(family) and RUNS[family.page](family)
+def runs(family: Family) -> bool:
+    """Whether the engine can run a family. TensorRT-LLM's attention cannot add MPNet's bias of scores."""
+    if family.page == "bert":
+        return all(names.relative_attention is None for names in family.layout)
+    return family.page == "decoder"
 
 
 def needs_loop(facts: Facts) -> bool:

@@ -47,12 +47,10 @@ class Parts:
             return [result for start, stop in ranges for result in self.run(function, part(batch, start, stop))]
         try:
             return [function(batch)]
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
         except RuntimeError as error:
             self._check(error)
-            raise
+            if len(batch) == 1 or not isinstance(error, torch.OutOfMemoryError):
+                raise
         self._lower(batch)  # here, where the exception no longer holds the tensors of the failed run
         return self.run(function, batch)
 

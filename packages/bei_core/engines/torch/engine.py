@@ -46,7 +46,6 @@ class TorchEngine:
 
     def __init__(self, model: Model, spec: ModelSpec, precision: str, workers: Workers | None = None) -> None:
         self._model, self._device, self._workers = model, model.device, workers
-        self._staging = torch.empty(0, dtype=torch.int32)
         check = partial(check_device, device=self._device) if workers is None else workers.check
         self._parts = Parts(sys.maxsize, sys.maxsize, check)
         # Makes the GPU of this engine the current one of torch, so that kernels, streams and graphs are made for it.
@@ -113,14 +112,12 @@ class TorchEngine:
     def _stage(self, batch: Batch) -> Tensor:
         """Returns i32[4 T + B], the array that `flatten` writes, in pinned memory.
 
-        The next call overwrites it. This is safe because every forward pass ends with a copy to the host, so the upload
-        of the array is complete then.
+        Torch gives the memory to another array only when no copy from it to the GPU is running any more.
         """
-        total = 4 * batch.num_tokens + len(batch)
-        if total > len(self._staging):
-            self._staging = torch.empty(2 * total, dtype=torch.int32, pin_memory=self._device.type == "cuda")
-        flatten(batch, self._staging[:total])
-        return self._staging[:total]
+        is_pinned = self._device.type == "cuda"
+        flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32, pin_memory=is_pinned)
+        flatten(batch, flat)
+        return flat
 
 
 class Replicas:

@@ -26,7 +26,7 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
 from bei_core.models.heads import Head, first_of, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes
+from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes, jina_gate
 from bei_core.models.modules import Dense, LayerNorm
 from bei_core.models.spec import ModelSpec
 
@@ -50,9 +50,11 @@ _COMPANION_FILES = (
 HEAD_PREFIX = "bei."  # of the tensors of modules and heads
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
-# Prefixes of the head tensors of a checkpoint. They are not copied with the transformer, because `head_tensors` returns
-# those that the engine uses.
-_HEAD_TENSORS = ("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.", "head.")
+# Prefixes of tensors that are not copied with the transformer: of heads, because `head_tensors` returns those that the
+# engine uses, and of T5's decoder.
+_HEAD_TENSORS = (
+    *("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.", "head.", "decoder."),
+)
 
 # The `model_type` for config.json, by the name of the family, or else of its page. TensorRT-LLM reads config.json with
 # transformers, which must know the type; BEI's class reads the sizes itself. The type "qwen3" is for models whose
@@ -92,8 +94,10 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
     match family.page:
         case "bert":
             BertSizes.of(family.layout[0], spec.config)
-        case "rotary" if not RotarySizes.of(family.layout, spec.config).is_gated:
-            raise _not_run(f"a {spec.architecture} with plain MLPs or mixtures of experts")
+        case "rotary":
+            RotarySizes.of(family.layout, spec.config)
+        case "jina_bert":
+            jina_gate(spec.config)
     return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)
 
 

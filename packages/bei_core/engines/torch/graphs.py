@@ -7,8 +7,9 @@ after the others. So every token belongs to a sequence, and the kernels write al
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 _TEXTS = (1, 2, 4, 8)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024)
 _LONGEST = (32, 128, 512)
+
+# Torch can capture only one graph at a time in a process, and the copies of a model on several GPUs have a thread each.
+_CAPTURING = threading.Lock()
 
 
 class Shape(NamedTuple):
@@ -65,7 +69,7 @@ class Graphs:
         """`compute` is the function to capture; it returns f32[B, D] for B sequences."""
         self._compute, self._max_seq_len = compute, max_seq_len
         self._recorded: dict[Shape, tuple[Tensor, Callable[[], None], Tensor]] = {}
-        self._pool: object = None
+        self._shared: Any = None  # by all graphs; see `record`
         self.is_enabled = True
 
     def run(self, batch: Batch, upload: Callable[[Batch], Tensor]) -> Tensor | None:
@@ -95,25 +99,27 @@ class Graphs:
             lengths = static[4 * shape.tokens :]
             return self._compute(Sequences.of(static, shape.tokens, lengths, shape.longest))
 
-        replay, rows, self._pool = record(compute, self._pool)
+        replay, rows, self._shared = record(compute, self._shared)
         self._recorded[shape] = static, replay, rows
         return self._recorded[shape]
 
 
-def record(compute: Callable[[], Tensor], pool: object) -> tuple[Callable[[], None], Tensor, object]:
-    """Captures `compute` in a CUDA graph; returns (function that runs the graph, its result, the pool of memory).
+def record(compute: Callable[[], Tensor], shared: Any) -> tuple[Callable[[], None], Tensor, Any]:
+    """Captures `compute` in a CUDA graph; returns (function that runs the graph, its result, what graphs share).
 
-    Each run of the graph overwrites the result.
+    Each run of the graph overwrites the result. Graphs share a pool of memory, and therefore also the stream on which
+    they are captured. It belongs to the current GPU; torch's own stream for graphs is one for all GPUs.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # a first run, in which libraries initialise, because a graph cannot contain that
-        compute()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):  # other threads may use other GPUs
-        rows = compute()
-    return graph.replay, rows, graph.pool()
+    pool, stream = shared or (None, torch.cuda.Stream())
+    with _CAPTURING:
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # a first run, in which libraries initialise, because a graph cannot contain it
+            compute()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            rows = compute()
+    return graph.replay, rows, (graph.pool(), stream)
 
 
 def _at_least(value: int, sizes: tuple[int, ...]) -> int | None:

@@ -6,11 +6,14 @@ share of the linear layers and attention heads; `torch.distributed` adds up the 
 
 from __future__ import annotations
 
+import atexit
 import logging
 import multiprocessing
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -29,7 +32,9 @@ Compute = Callable[[Tensor, int, int, bool], object]
 # Loads the share of a rank onto a device, and returns the function that computes a batch with it.
 Load = Callable[[Rank, torch.device], Compute]
 
-_STOP_S = 10.0  # how long to wait for a process to end, before it is terminated
+_STOP_S = 10.0  # how long to wait for a process to end, before it is killed
+# How long a process waits for the others, to join and to add up results. Then it ends, because one of them has failed.
+_TIMEOUT = timedelta(minutes=5)
 
 
 class Workers:
@@ -44,6 +49,7 @@ class Workers:
         store, context = str(Path(self._folder.name) / "store"), multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self._processes = []
+        atexit.register(self._end)  # before multiprocessing waits for the processes, which ignore its signal to end
         for number, device in enumerate(devices[1:], 1):
             ours, theirs = context.Pipe()
             rank = Rank(number, len(devices))
@@ -58,6 +64,8 @@ class Workers:
             self._end()
             raise
         self.rank = Rank(0, len(devices))  # of this process
+        if devices[0].type == "cuda":
+            torch.cuda.set_device(devices[0])
         join(self.rank, devices[0], store)
 
     def await_loaded(self) -> None:
@@ -71,7 +79,7 @@ class Workers:
             wait([pipe, process.sentinel])
             try:
                 yield str(pipe.recv())
-            except EOFError:
+            except (EOFError, ConnectionError):
                 process.join(_STOP_S)
                 raise EngineUnavailableError(
                     f"a process of the divided model ended with status {process.exitcode}; see the log"
@@ -88,9 +96,15 @@ class Workers:
             raise DeviceLostError("a process of the divided model no longer answers") from error
 
     def check(self, error: Exception) -> None:
-        """Checks all processes and the GPU of this process after `error`. Raises DeviceLostError if one has failed."""
+        """Checks all processes and the GPU of this process after `error`. Raises DeviceLostError if one has failed.
+
+        Too little memory is such a failure, too: the processes may have stopped at different layers, and would then add
+        up results that do not belong together.
+        """
+        if isinstance(error, torch.OutOfMemoryError):
+            raise DeviceLostError(f"a GPU of the divided model is full; set max_batch_tokens lower: {error}") from error
         for process in self._processes:
-            process.join(0.1 if not isinstance(error, torch.OutOfMemoryError) else 0)  # it may be about to end
+            process.join(0.1)  # it may be about to end
             if not process.is_alive():
                 raise DeviceLostError(f"a process of the divided model ended with status {process.exitcode}") from error
         check_device(error)
@@ -101,21 +115,21 @@ class Workers:
         torch.distributed.destroy_process_group()
 
     def _end(self) -> None:
+        atexit.unregister(self._end)
         for pipe in self._pipes:
             pipe.close()
         for process in self._processes:
             process.join(_STOP_S)
-            process.terminate()
+            process.kill()
         self._folder.cleanup()
 
 
 def join(rank: Rank, device: torch.device, store: str) -> None:
     """Makes this process a rank of the group; returns when all ranks have joined."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     torch.distributed.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
         init_method=f"file://{store}",
+        timeout=_TIMEOUT,
         rank=rank.number,
         world_size=rank.size,
     )
@@ -124,8 +138,13 @@ def join(rank: Rank, device: torch.device, store: str) -> None:
 def work(load: Load, rank: Rank, device: torch.device, store: str, pipe: Connection) -> None:
     """Runs in the process of a rank other than 0: computes the batches of rank 0, until that closes the pipe or ends.
 
-    Sends "" through the pipe before it joins the group, and "" or the error when it has loaded its share.
+    Sends "" through the pipe before it joins the group, and "" or the error when it has loaded its share. It ignores
+    signals to end, which a terminal or a supervisor may send to all processes: rank 0 still has requests to answer.
     """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     pipe.send("")
     join(rank, device, store)
     try:
@@ -138,5 +157,4 @@ def work(load: Load, rank: Rank, device: torch.device, store: str, pipe: Connect
         while True:
             num_tokens, longest, with_tokens = pipe.recv()
             flat = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.int32)
-            with suppress(torch.OutOfMemoryError):  # rank 0 then sends smaller parts of the batch
-                compute(flat, num_tokens, longest, with_tokens)
+            compute(flat, num_tokens, longest, with_tokens)

@@ -17,6 +17,7 @@ from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import Config, read_size
+from bei_core.models.distances import log_buckets
 from bei_core.models.families import Family
 
 
@@ -81,7 +82,7 @@ class Transformer:
         if "layer_norm" in str(self._config.get("norm_rel_ebd", "none")).lower():
             embeddings = self._norm(embeddings, "encoder.LayerNorm")
         relative = np.arange(self._max_len - 1, -self._max_len, -1)  # query - key, in the order of key - query
-        buckets = _log_buckets(relative, num_buckets, max_distance) if num_buckets > 0 else relative
+        buckets = log_buckets(relative, num_buckets, max_distance) if num_buckets > 0 else relative
         rows = np.clip(buckets + span, 0, 2 * span - 1)
         length = ops.row_length(inputs.input_ids)
         # p2c also uses the row of query - key, but there the key is the first axis: the table is reversed.
@@ -133,19 +134,6 @@ class Transformer:
 
     def _norm(self, x: Node, name: str) -> Node:
         return self._layers.layer_norm(x, name, self._eps)
-
-
-def _log_buckets(distance: ops.Array, num_buckets: int, max_distance: int) -> ops.Array:
-    """The bucket of each distance, as `make_log_bucket_position`.
-
-    Distances up to num_buckets / 2 have a bucket each, in each direction; larger ones share buckets logarithmically.
-    """
-    middle = num_buckets // 2
-    size = np.abs(distance).astype(np.float32)
-    with np.errstate(divide="ignore"):
-        steps = np.log(size / middle) / math.log((max_distance - 1) / middle) * np.float32(middle - 1)
-    far = np.where(size > middle, np.ceil(np.where(size > middle, steps, 0)) + middle, 0)
-    return np.where(size <= middle, distance, far * np.sign(distance)).astype(np.int64)
 
 
 def _gather_scores(scores: Node, rows: Node) -> Node:

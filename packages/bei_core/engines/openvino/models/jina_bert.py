@@ -13,11 +13,10 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, gated_activation, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import Config, read_size
+from bei_core.models.distances import alibi_slopes
 from bei_core.models.families import Family
-
-_GATES = {"geglu": "gelu", "reglu": "relu"}  # `feed_forward_type` to the activation of the gate
+from bei_core.models.layouts import jina_gate
 
 
 class Transformer:
@@ -30,13 +29,7 @@ class Transformer:
         self._heads = split_evenly(self._hidden, read_size(config, "num_attention_heads"))
         self._inner = read_size(config, "intermediate_size")
         self._eps = float(config.get("layer_norm_eps", 1e-12))
-        feed_forward = str(config.get("feed_forward_type", "geglu"))
-        if config.get("position_embedding_type") != "alibi" or feed_forward not in _GATES:
-            raise UnsupportedModelError(
-                f"config.json: position_embedding_type {config.get('position_embedding_type')!r} with "
-                f"feed_forward_type {feed_forward!r} is not supported; JinaBERT needs 'alibi' and one of {[*_GATES]}"
-            )
-        self._gate = _GATES[feed_forward]
+        self._gate = jina_gate(config)
         self._is_code = "encoder.layer.0.mlp.up_gated_layer.weight" in weights
 
     def graph(self, inputs: Inputs) -> Node:
@@ -58,7 +51,7 @@ class Transformer:
         if self._is_code:
             query, key = self._norm(query, prefix + "self.layer_norm_q"), self._norm(key, prefix + "self.layer_norm_k")
         qkv = self._heads.split((query, key, value))
-        attended = multi_head_attention(qkv, self._heads, bias, slopes=ops.alibi_slopes(self._heads.num_heads))
+        attended = multi_head_attention(qkv, self._heads, bias, slopes=alibi_slopes(self._heads.num_heads))
         return self._norm(op.add(self._linear(attended, prefix + "output.dense"), x), prefix + "output.LayerNorm")
 
     def _mlp(self, x: Node, prefix: str) -> Node:

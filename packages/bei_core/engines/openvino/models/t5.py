@@ -19,13 +19,11 @@ from bei_core.engines.openvino.models.blocks import (
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.models.configuration import Config, read_size
 from bei_core.models.families import Family
+from bei_core.models.layouts import T5_BIAS, T5_WORDS, t5_activation
 
 
 class Transformer:
     """The graph of one checkpoint."""
-
-    _BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    _WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # a file has one of the two, or both with equal values
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         self._config, self._max_len = config, max_len
@@ -35,15 +33,12 @@ class Transformer:
         num_heads = read_size(config, "num_heads")
         self._heads = AttentionHeads(num_heads, num_heads, read_size(config, "d_kv"))
         self._eps = float(config.get("layer_norm_epsilon", 1e-6))
-        kind = str(config.get("feed_forward_proj", "relu"))
-        self._is_gated = kind.startswith("gated-")
-        # In transformers, "gated-gelu" means the tanh approximation of gelu; any other name means what it says.
-        self._activation = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+        self._activation, self._is_gated = t5_activation(config)
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
         weights = self._layers.weights
-        words = next((name for name in self._WORDS if name in weights), self._WORDS[0])
+        words = next((name for name in T5_WORDS if name in weights), T5_WORDS[0])
         hidden = ops.embedding(weights.get(words, None, self._hidden), inputs.input_ids)
         bias = self._bias(inputs)
         for layer in range(read_size(self._config, "num_layers")):
@@ -58,7 +53,7 @@ class Transformer:
         """The attention mask plus the biases of the first layer, which all layers use: f32[R, N, L, L]."""
         num_buckets = read_size(self._config, "relative_attention_num_buckets", default=32)
         max_distance = read_size(self._config, "relative_attention_max_distance", default=128)
-        table = self._layers.weights.get(self._BIAS, num_buckets, self._heads.num_heads)
+        table = self._layers.weights.get(f"{T5_BIAS}.weight", num_buckets, self._heads.num_heads)
         length = ops.row_length(inputs.input_ids)
         return op.add(inputs.mask(), ops.relative_bias(table, self._max_len, length, max_distance=max_distance))
 

@@ -1,8 +1,8 @@
 """Attention within each sequence of a packed batch, without padding.
 
 On a GPU, one kernel computes the whole batch. It is FlashAttention, by `torch.nn.attention.varlen` if this version of
-torch has it with the needed arguments, else by torch's internal operator. For soft-capped scores it is FlexAttention.
-On a CPU, and in cases that these kernels do not support, a loop computes one sequence at a time.
+torch has it with the needed arguments, else by torch's internal operator. For soft-capped scores and biases by distance
+it is FlexAttention. On a CPU, and in cases that these kernels do not support, a loop computes one sequence at a time.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -18,13 +19,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 
-# Returns the numbers [N, L, L] to add to the attention scores of one sequence, from its queries and keys [N, L, S].
-ScoreBias = Callable[[Tensor, Tensor], Tensor]
+log = logging.getLogger(__name__)
+
+# Returns numbers f32[N, Q, L] to add to the attention scores of one sequence, from some of its queries [N, Q, S], its
+# keys [N, L, S] and the position of the first of these queries.
+ScoreBias = Callable[[Tensor, Tensor, int], Tensor]
 
 _QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of a long sequence
 _MAX_HEAD_SIZE = 256  # of FlashAttention
+_broken: list[Exception] = []  # the error of FlexAttention, which is then not tried again
 
 
 @torch.compiler.disable  # a layer's other operations are compiled around it
@@ -37,8 +43,14 @@ def attend(
     """
     if is_flash(query.device, query.dtype, sizes, bias):
         return flash(query, key, value, sequences, sizes)
-    if query.is_cuda and bias is None and sizes.soft_cap is not None and query.dtype != torch.float32:
-        return flex(query, key, value, sequences, sizes)
+    if is_flex(query, sizes, bias):
+        try:
+            return flex(query, key, value, sequences, sizes, bias)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of many types: there is no compiler, or torch cannot make the kernel
+            _broken.append(error)
+            log.warning("FlexAttention is not used and attention is slower, because torch cannot run it: %s", error)
     return by_sequence(query, key, value, sequences, sizes, bias)
 
 
@@ -47,6 +59,12 @@ def is_flash(device: torch.device, dtype: torch.dtype, sizes: AttentionSizes, bi
     if device.type != "cuda" or dtype == torch.float32 or bias is not None or sizes.soft_cap is not None:
         return False
     return sizes.head_size % 8 == 0 and sizes.head_size <= _MAX_HEAD_SIZE and _capability(device) >= (8, 0)
+
+
+def is_flex(query: Tensor, sizes: AttentionSizes, bias: ScoreBias | None) -> bool:
+    """Whether FlexAttention computes this attention, for which `is_flash` is false: a soft cap, a bias by distance."""
+    has_scores = sizes.soft_cap is not None if bias is None else isinstance(bias, DistanceBias)
+    return has_scores and query.is_cuda and query.dtype != torch.float32 and not _broken
 
 
 @functools.cache
@@ -62,6 +80,8 @@ def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes
     right = 0 if sizes.causal else left
     packed = (query, key, value, cu_seqlens, cu_seqlens, longest, longest)
     if (varlen := _find_varlen()) is not None:
+        # Also for models without grouped queries: without this argument, torch 2.14 takes cuDNN's attention on Hopper,
+        # which makes a plan for each new shape of a batch.
         result: Tensor = varlen(*packed, scale=sizes.scale, window_size=(left, right), enable_gqa=True)
         return result
     sides = {} if sizes.window is None else {"window_size_left": left, "window_size_right": right}
@@ -81,16 +101,22 @@ def _find_varlen() -> Callable[..., Any] | None:
     return varlen if needed <= inspect.signature(varlen).parameters.keys() else None
 
 
-def flex(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:
-    """Returns [T, N, S] as `attend`, by FlexAttention; its mask limits attention to tokens of the same sequence."""
-    heads = (x.transpose(0, 1)[None] for x in (query, key, value))
+def flex(
+    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: Any = None
+) -> Tensor:
+    """Returns [T, N, S] as `attend`, by FlexAttention; its mask limits attention to tokens of the same sequence.
 
-    def capped(score: Tensor, *_: Tensor) -> Tensor:
-        cap = sizes.soft_cap
+    `bias` is a DistanceBias or None.
+    """
+    heads = (x.transpose(0, 1)[None] for x in (query, key, value))
+    positions, cap = sequences.position_ids, sizes.soft_cap
+
+    def change(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        score = score if bias is None else score + bias.at(head, positions[q] - positions[k])
         return score if cap is None else cap * torch.tanh(score / cap)
 
     mask = sequences.block_mask(causal=sizes.causal, window=sizes.window)
-    mixed: Tensor = _compiled_flex()(*heads, score_mod=capped, block_mask=mask, scale=sizes.scale, enable_gqa=True)
+    mixed: Tensor = _compiled_flex()(*heads, score_mod=change, block_mask=mask, scale=sizes.scale, enable_gqa=True)
     return mixed[0].transpose(0, 1)
 
 
@@ -123,16 +149,15 @@ def _attend_alone(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSiz
         return _sdpa(query, key, value, sizes, is_causal=sizes.causal)
     times = sizes.num_heads // sizes.num_kv_heads
     key, value = (x.repeat_interleave(times, 0) for x in (key, value))
-    added = None if bias is None else bias(query, key)
     blocks = []
     for start in range(0, query.shape[1], _QUERY_BLOCK):
         rows = slice(start, start + _QUERY_BLOCK)
         mask = _mask(query[:, rows], key, start, sizes)
-        if sizes.soft_cap is None and added is None:
+        if sizes.soft_cap is None and bias is None:
             blocks.append(_sdpa(query[:, rows], key, value, sizes, attn_mask=mask))
             continue
         scores = (query[:, rows] @ key.transpose(1, 2)).float() * sizes.scale
-        scores = scores if added is None else scores + added[:, rows]
+        scores = scores if bias is None else scores + bias(query[:, rows], key, start)
         if sizes.soft_cap is not None:
             scores = sizes.soft_cap * torch.tanh(scores / sizes.soft_cap)
         blocks.append(scores.masked_fill(~mask, float("-inf")).softmax(-1).to(value.dtype) @ value)

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
 from bei_core.engines.torch.models.heads import activation
-from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, Weights
-from bei_core.engines.torch.models.relative import RelativeBias
+from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, TransformerLayer, Weights
+from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.layouts import BertNames, BertSizes
 
@@ -28,11 +28,17 @@ class Transformer(nn.Module):
         self.project = None
         if width != sizes.hidden:
             self.project = kernels.linear(width, sizes.hidden, "embeddings", bias=True)
-        self.score_bias = None
+        max_len, self.score_bias = facts.spec.max_seq_len, None
         if self.layouts[0].relative_attention is not None:
-            self.score_bias = RelativeBias(facts.spec.max_seq_len)
+            self.score_bias = DistanceBias(sizes.num_heads, max_len)
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len)
         self.layers = nn.ModuleList(
-            _Layer(sizes, facts.spec.max_seq_len, kernels, layer, self.score_bias) for layer in range(sizes.num_layers)
+            _Layer(
+                kernels.attention(attention, None, layer, self.score_bias),
+                Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels),
+                lambda: LayerNorm(sizes.hidden, sizes.eps, kernels.dtype),
+            )
+            for layer in range(sizes.num_layers)
         )
 
     def load(self, weights: Weights) -> None:
@@ -63,31 +69,12 @@ class Transformer(nn.Module):
         return x
 
 
-class _Layer(nn.Module):
-    def __init__(
-        self,
-        sizes: BertSizes,
-        max_len: int,
-        kernels: Kernels,
-        number: int,
-        score_bias: RelativeBias | None,
-    ) -> None:
-        super().__init__()
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len)
-        self.attention = kernels.attention(attention, None, number, score_bias)
-        self.attention_norm = LayerNorm(sizes.hidden, sizes.eps, kernels.dtype)
-        self.mlp = Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels)
-        self.norm = LayerNorm(sizes.hidden, sizes.eps, kernels.dtype)
-
+class _Layer(TransformerLayer):
     def load(self, weights: Weights, names: BertNames, prefix: str) -> None:
         """Loads the layer."""
         qkv = (names.query, names.key, names.value) if names.qkv is None else (names.qkv,)
         layers = [prefix + name for name in (*qkv, names.attention_out)]
         self.attention.load(weights, layers, prefix)
         self.attention_norm.load(weights, prefix + names.attention_norm)
-        self.mlp.load(weights, prefix + names.up, prefix + names.down)
-        self.norm.load(weights, prefix + names.out_norm)
-
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        x = self.attention_norm(x + self.attention(x, sequences))
-        return self.norm(x + self.mlp(x))
+        self.mlp.load(weights, [prefix + names.up], prefix + names.down)
+        self.mlp_norm.load(weights, prefix + names.out_norm)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
 from bei_core.engines.torch.models.heads import activation
-from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, Weights, empty, fill
-from bei_core.engines.torch.models.relative import DisentangledBias, log_buckets
+from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, TransformerLayer, Weights, empty, fill
+from bei_core.engines.torch.models.relative import DisentangledBias, reach
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import Config, read_setting, read_size
+from bei_core.models.distances import log_buckets
 
 
 class Transformer(nn.Module):
@@ -39,9 +41,9 @@ class Transformer(nn.Module):
         )
         max_distance = max_distance if max_distance > 0 else max_positions
         self.span = buckets if buckets > 0 else max_distance  # P
-        reach = torch.arange(1 - facts.spec.max_seq_len, facts.spec.max_seq_len)
-        rows = log_buckets(reach, buckets, max_distance) if buckets > 0 else reach
-        rows = (rows + self.span).clamp(0, 2 * self.span - 1)
+        steps = reach(facts.spec.max_seq_len)
+        steps = log_buckets(steps, buckets, max_distance) if buckets > 0 else steps
+        rows = torch.from_numpy(np.clip(steps + self.span, 0, 2 * self.span - 1))
         self.norm_positions = "layer_norm" in str(config.get("norm_rel_ebd", "none")).lower()
         count = int(read_setting(config, "num_hidden_layers"))
         self.layers = nn.ModuleList(_Layer(facts, rows, kernels, number) for number in range(count))
@@ -80,23 +82,23 @@ class Transformer(nn.Module):
         return x
 
 
-class _Layer(nn.Module):
+class _Layer(TransformerLayer):
     def __init__(self, facts: Facts, rows: Tensor, kernels: Kernels, number: int) -> None:
-        super().__init__()
         config = facts.spec.config
         hidden = read_size(config, "hidden_size")
         num_heads, eps = int(read_setting(config, "num_attention_heads")), float(config.get("layer_norm_eps", 1e-7))
         kinds = config.get("pos_att_type") or []
         kinds = frozenset(kind.strip() for kind in (kinds.lower().split("|") if isinstance(kinds, str) else kinds))
         scale = (hidden // num_heads * (1 + len(kinds & {"c2p", "p2c"}))) ** -0.5
-        self.bias = DisentangledBias(rows, num_heads, scale, kinds & {"c2p", "p2c"})
+        bias = DisentangledBias(rows, num_heads, scale, kinds & {"c2p", "p2c"})
         sizes = AttentionSizes.of_encoder(hidden, num_heads, facts.spec.max_seq_len, scale=scale)
-        self.attention = kernels.attention(sizes, None, number, self.bias)
-        self.attention_norm = LayerNorm(hidden, eps, kernels.dtype)
         act, inner = activation(str(config.get("hidden_act", "gelu"))), int(read_setting(config, "intermediate_size"))
-        self.mlp = Mlp(hidden, inner, act, kernels)
-        self.norm = LayerNorm(hidden, eps, kernels.dtype)
-        self.dtype, self.shares = kernels.dtype, bool(config.get("share_att_key"))
+        super().__init__(
+            kernels.attention(sizes, None, number, bias),
+            Mlp(hidden, inner, act, kernels),
+            lambda: LayerNorm(hidden, eps, kernels.dtype),
+        )
+        self.bias, self.dtype, self.shares = bias, kernels.dtype, bool(config.get("share_att_key"))
 
     def load(self, weights: Weights, prefix: str, positions: Tensor) -> None:
         """Loads the layer; `positions` is the table f32[2 * P, H] of relative positions."""
@@ -106,12 +108,8 @@ class _Layer(nn.Module):
         projections = {"c2p": f"{attention}{own}key_proj", "p2c": f"{attention}{own}query_proj"}
         self.bias.load(weights, positions, projections, self.dtype)
         self.attention_norm.load(weights, prefix + "attention.output.LayerNorm")
-        self.mlp.load(weights, prefix + "intermediate.dense", prefix + "output.dense")
-        self.norm.load(weights, prefix + "output.LayerNorm")
-
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        x = self.attention_norm(x + self.attention(x, sequences))
-        return self.norm(x + self.mlp(x))
+        self.mlp.load(weights, [prefix + "intermediate.dense"], prefix + "output.dense")
+        self.mlp_norm.load(weights, prefix + "output.LayerNorm")
 
 
 class _Convolution(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
 from bei_core.engines.torch.models.heads import F32Linear, activation
-from bei_core.engines.torch.models.layers import Embedding, GatedMlp, RmsNorm, Rope, Weights
+from bei_core.engines.torch.models.layers import Embedding, GatedMlp, RmsNorm, Rope, TransformerLayer, Weights
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.layouts import PROJECTION, DecoderSizes, DecoderSwitches
 
@@ -50,7 +50,7 @@ class Transformer(nn.Module):
         return x if self.projection.weight is None else self.projection(x.float())
 
 
-class _Layer(nn.Module):
+class _Layer(TransformerLayer):
     def __init__(
         self,
         facts: Facts,
@@ -60,33 +60,32 @@ class _Layer(nn.Module):
         kernels: Kernels,
         number: int,
     ) -> None:
-        super().__init__()
         attention = _attention_sizes(facts, switches, sizes, sizes.layer_types[number])
-        self.attention = kernels.attention(attention, rope, number)
         bias = bool(sizes.config.get("mlp_bias"))
-        self.mlp = GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels, bias=bias)
-        names = ["input_layernorm", "post_attention_layernorm"]
-        if switches.gemma:
-            names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
-        self.norms = nn.ModuleDict({name: _norm(switches, sizes, kernels) for name in names})
-        self.is_gemma = switches.gemma
+        super().__init__(
+            kernels.attention(attention, rope, number),
+            GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels, bias=bias),
+            lambda: _norm(switches, sizes, kernels),
+            is_pre_norm=True,
+        )
+        self.out_norms = nn.ModuleList(self.make_norm() for _ in range(2 if switches.gemma else 0))
 
     def load(self, weights: Weights, prefix: str) -> None:
-        """Loads the layer."""
+        """Loads the layer. In Gemma, the norm that other families have before the MLP is after attention."""
         layers = [f"{prefix}self_attn.{name}_proj" for name in "qkvo"]
         self.attention.load(weights, layers, f"{prefix}self_attn.")
         self.mlp.load(weights, (f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"), f"{prefix}mlp.down_proj")
-        for name, norm in self.norms.items():
+        names = ["input_layernorm", "post_attention_layernorm"]
+        if self.out_norms:
+            names = ["input_layernorm", "pre_feedforward_layernorm", names[1], "post_feedforward_layernorm"]
+        for name, norm in zip(names, (self.attention_norm, self.mlp_norm, *self.out_norms), strict=True):
             norm.load(weights, prefix + name)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        mixed = self.attention(self.norms["input_layernorm"](x), sequences)
-        if not self.is_gemma:
-            x = x + mixed
-            return x + self.mlp(self.norms["post_attention_layernorm"](x))
-        x = x + self.norms["post_attention_layernorm"](mixed)
-        inner = self.mlp(self.norms["pre_feedforward_layernorm"](x))
-        return x + self.norms["post_feedforward_layernorm"](inner)
+        if not self.out_norms:
+            return super().forward(x, sequences)
+        x = x + self.out_norms[0](self.attention(self.attention_norm(x), sequences))
+        return x + self.out_norms[1](self.mlp(self.mlp_norm(x)))
 
 
 def _norm(switches: DecoderSwitches, sizes: DecoderSizes, kernels: Kernels) -> RmsNorm:

@@ -5,7 +5,7 @@ Parameters are created empty and filled by `load`. `engines/batch` lists the let
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import Kernels
+from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import CheckpointError
 from bei_core.models.rope import rope_tables
 
@@ -157,53 +158,61 @@ class Rope(nn.Module):
         return (x * cos + rotated * sin).to(x.dtype)
 
 
-class GatedMlp(nn.Module):
-    """down(act(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants Improve Transformer")."""
-
-    def __init__(
-        self,
-        hidden: int,
-        inner: int,
-        act: Any,
-        kernels: Kernels,
-        *,
-        bias: bool,
-        out_bias: bool | None = None,
-        up_first: bool = False,
-    ) -> None:
-        """`out_bias` is `bias` unless given; `up_first`: the checkpoint has up before gate."""
-        super().__init__()
-        self.act, self.up_first = act, up_first
-        self.gate_up_proj = kernels.linear(hidden, 2 * inner, "mlp", bias=bias, fused="gate_up", split="out")
-        out_bias = bias if out_bias is None else out_bias
-        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=out_bias, split="in")
-
-    def load(self, weights: Weights, gate_up: Sequence[str], down: str) -> None:
-        """Loads the linear layers; `gate_up` are two layers of the checkpoint, or one that has both."""
-        self.gate_up_proj.load_weights(weights.layers(gate_up, 2))
-        self.down_proj.load_weights([weights.layer(down)])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, H]."""
-        first, second = self.gate_up_proj(x).chunk(2, -1)
-        gate, up = (second, first) if self.up_first else (first, second)
-        return self.down_proj(self.act(gate) * up)
-
-
 class Mlp(nn.Module):
     """down(act(up(x)))."""
 
-    def __init__(self, hidden: int, inner: int, act: Any, kernels: Kernels) -> None:
+    num_joined, fused = 1, None  # see `Kernels.linear`
+
+    def __init__(
+        self, hidden: int, inner: int, act: Any, kernels: Kernels, *, bias: bool = True, out_bias: bool | None = None
+    ) -> None:
+        """`bias` is that of the first layers; `out_bias` that of the last one, by default the same."""
         super().__init__()
         self.act = act
-        self.up_proj = kernels.linear(hidden, inner, "mlp", bias=True, split="out")
-        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=True, split="in")
+        width, out_bias = inner * self.num_joined, bias if out_bias is None else out_bias
+        self.up_proj = kernels.linear(hidden, width, "mlp", bias=bias, fused=self.fused, split="out")
+        self.down_proj = kernels.linear(inner, hidden, "mlp", bias=out_bias, split="in")
 
-    def load(self, weights: Weights, up: str, down: str) -> None:
-        """Loads the two linear layers."""
-        self.up_proj.load_weights([weights.layer(up)])
+    def load(self, weights: Weights, up: Sequence[str], down: str) -> None:
+        """Loads the linear layers; for a gated MLP, `up` are two layers of the checkpoint, or one that has both."""
+        self.up_proj.load_weights(weights.layers(up, self.num_joined))
         self.down_proj.load_weights([weights.layer(down)])
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H]."""
         return self.down_proj(self.act(self.up_proj(x)))
+
+
+class GatedMlp(Mlp):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants Improve Transformer")."""
+
+    num_joined, fused = 2, "gate_up"  # type: ignore[assignment]
+    up_first = False  # whether the checkpoint has up before gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, H]."""
+        first, second = self.up_proj(x).chunk(2, -1)
+        gate, up = (second, first) if self.up_first else (first, second)
+        return self.down_proj(self.act(gate) * up)
+
+
+class TransformerLayer(nn.Module):
+    """Attention and an MLP, each with a residual connection.
+
+    Norms are after the sums, or before attention and MLP (`is_pre_norm`). The families add the method `load`.
+    """
+
+    def __init__(
+        self, attention: Any, mlp: nn.Module, make_norm: Callable[[], nn.Module], *, is_pre_norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.attention, self.mlp, self.make_norm, self.is_pre_norm = attention, mlp, make_norm, is_pre_norm
+        self.attention_norm, self.mlp_norm = make_norm(), make_norm()
+
+    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
+        """Returns [T, H] for x [T, H]."""
+        if self.is_pre_norm:
+            x = x + self.attention(self.attention_norm(x), sequences)
+            return x + self.mlp(self.mlp_norm(x))
+        x = self.attention_norm(x + self.attention(x, sequences))
+        return self.mlp_norm(x + self.mlp(x))

@@ -1,53 +1,56 @@
-"""Relative positions: MPNet's bias, and DeBERTa's attention to content and position (He et al. 2021).
+"""Relative positions: biases by distance (MPNet, T5, ALiBi), and DeBERTa's attention to content and position.
 
-Source: transformers 5.23, `models/mpnet/modeling_mpnet.py` and `models/deberta_v2/modeling_deberta_v2.py`.
+Source: transformers 5.23, `models/{mpnet,t5,deberta_v2}/modeling_*.py`.
 """
 
 from __future__ import annotations
 
-import math
-
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bei_core.engines.torch.models.layers import Weights
+from bei_core.models.distances import alibi_slopes, relative_buckets
 
 
-def distances(length: int, device: torch.device) -> Tensor:
-    """Returns i64[L, L]: the position of the query (first axis) minus the position of the key (second axis)."""
-    index = torch.arange(length, device=device)
-    return index[:, None] - index
+def distances(query: Tensor, key: Tensor, start: int) -> Tensor:
+    """Returns i64[Q, L]: the position of each query minus that of each key, for queries [N, Q, S], keys [N, L, S].
+
+    `start` is the position of the first query.
+    """
+    queries, keys = (torch.arange(x.shape[1], device=x.device) for x in (query, key))
+    return queries[:, None] + start - keys
 
 
-class RelativeBias(nn.Module):
-    """MPNet's bias of attention scores by the distance of query and key, the same in all layers."""
+def reach(max_len: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Returns i64[2 * max_len - 1]: every distance of two tokens, in order."""
+    return np.arange(1 - max_len, max_len)
 
-    MAX_DISTANCE = 128
 
-    def __init__(self, max_len: int) -> None:
+class DistanceBias(nn.Module):
+    """Numbers that are added to attention scores by the distance of query and key, the same in all layers."""
+
+    def __init__(self, num_heads: int, max_len: int) -> None:
+        """The numbers are those of ALiBi, unless `load` replaces them."""
         super().__init__()
         self.max_len = max_len
+        biases = -alibi_slopes(num_heads)[:, None] * np.abs(reach(max_len))
+        self.register_buffer("biases", torch.from_numpy(biases.astype(np.float32)), persistent=False)
 
-    def load(self, weights: Weights, name: str) -> None:
-        """Loads the table [num_buckets, N], and makes from it the biases f32[N, 2 * max_len - 1] of all distances."""
+    def load(self, weights: Weights, name: str, max_distance: int = 128) -> None:
+        """Loads a table [num_buckets, N] of a bias for each bucket of distances."""
         table = weights.layer(name)["weight"].float()
-        buckets = self._buckets(torch.arange(1 - self.max_len, self.max_len), len(table))
-        self.register_buffer("biases", table[buckets.to(table.device)].T.contiguous(), persistent=False)
+        buckets = torch.from_numpy(relative_buckets(-reach(self.max_len), len(table), max_distance))
+        self.biases = table[buckets.to(table.device)].T.contiguous()
 
-    def _buckets(self, distance: Tensor, num_buckets: int) -> Tensor:
-        """Returns the bucket i64 of each distance (query - key), with one bucket for each small distance.
+    def at(self, head: Tensor | slice, distance: Tensor) -> Tensor:
+        """Returns the biases f32[...] of heads at distances (query - key)."""
+        found: Tensor = self.biases[head, distance + self.max_len - 1]
+        return found
 
-        Buckets of larger distances are logarithmic. Keys after the query have the upper half of the buckets.
-        """
-        half = num_buckets // 2
-        exact, size = half // 2, distance.abs()
-        steps = torch.log(size.clamp(min=1).float() / exact) / math.log(self.MAX_DISTANCE / exact) * (half - exact)
-        far = (exact + steps.long()).clamp(max=half - 1)
-        return torch.where(distance < 0, half, 0) + torch.where(size < exact, size, far)
-
-    def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """f32[N, L, L] for queries and keys [N, L, S]."""
-        return self.biases[:, distances(query.shape[1], query.device) + self.max_len - 1]
+    def forward(self, query: Tensor, key: Tensor, start: int) -> Tensor:
+        """Returns f32[N, Q, L]; see `ScoreBias`."""
+        return self.at(slice(None), distances(query, key, start))
 
 
 class DisentangledBias(nn.Module):
@@ -70,10 +73,9 @@ class DisentangledBias(nn.Module):
             heads = projected.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
             self.register_buffer(kind, heads.to(dtype), persistent=False)
 
-    def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        """f32[N, L, L] for queries and keys [N, L, S]."""
-        length = query.shape[1]
-        rows = self.rows[distances(length, query.device) + len(self.rows) // 2].expand(self.num_heads, -1, -1)
+    def forward(self, query: Tensor, key: Tensor, start: int) -> Tensor:
+        """Returns f32[N, Q, L]; see `ScoreBias`."""
+        rows = self.rows[distances(query, key, start) + len(self.rows) // 2].expand(self.num_heads, -1, -1)
         total = torch.zeros((), device=query.device)
         if "c2p" in self.kinds:
             total = total + (query @ self.c2p.transpose(1, 2)).float().gather(2, rows)
@@ -81,14 +83,3 @@ class DisentangledBias(nn.Module):
             by_key = (key @ self.p2c.transpose(1, 2)).float().gather(2, rows.transpose(1, 2))
             total = total + by_key.transpose(1, 2)
         return total * self.scale
-
-
-def log_buckets(distance: Tensor, num_buckets: int, max_distance: int) -> Tensor:
-    """Returns the bucket i64 of each distance, as `make_log_bucket_position` in transformers.
-
-    Each distance up to num_buckets / 2 in each direction has its own bucket. Beyond that, buckets are logarithmic.
-    """
-    middle = num_buckets // 2
-    size = distance.abs().float()
-    steps = torch.log(size.clamp(min=middle) / middle) / math.log((max_distance - 1) / middle) * (middle - 1)
-    return torch.where(size <= middle, distance, (steps.ceil().long() + middle) * distance.sign())

@@ -1,4 +1,4 @@
-"""Encoders with rotary positions and gated MLPs: ModernBERT, NomicBERT (v1.5), GTE (`NewModel`).
+"""Encoders with rotary positions: ModernBERT, NomicBERT (v1.5, and v2 with experts), GTE (`NewModel`).
 
 Source: transformers 5.23, `models/{modernbert,nomic_bert,gte}/modeling_*.py`. `models/families.py` has the names of the
 tensors, which are those of the published checkpoints.
@@ -6,16 +6,29 @@ tensors, which are those of the published checkpoints.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
 from bei_core.engines.torch.models.heads import activation
-from bei_core.engines.torch.models.layers import Embedding, GatedMlp, LayerNorm, Rope, Weights
+from bei_core.engines.torch.models.layers import (
+    Embedding,
+    GatedMlp,
+    LayerNorm,
+    Mlp,
+    Rope,
+    TransformerLayer,
+    Weights,
+    empty,
+    fill,
+)
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.models.layouts import SLIDING, RotaryNames, RotarySizes
+from bei_core.models.layouts import SLIDING, ExpertSizes, RotaryNames, RotarySizes
 
 
 class Transformer(nn.Module):
@@ -62,44 +75,73 @@ class Transformer(nn.Module):
         return x if self.final_norm is None else self.final_norm(x)
 
 
-class _Layer(nn.Module):
+class _Layer(TransformerLayer):
     def __init__(
         self, names: RotaryNames, sizes: RotarySizes, max_len: int, rope: Rope, kernels: Kernels, number: int
     ) -> None:
-        super().__init__()
-        self.names, self.is_pre_norm = names, names.final_norm is not None
         window = sizes.window if sizes.layer_types[number] == SLIDING else None
         options: Any = {"bias": sizes.attention_bias, "out_bias": sizes.attention_bias, "window": window}
         attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len, **options)
-        self.attention = kernels.attention(attention, rope, number)
-        self.mlp = GatedMlp(
-            sizes.hidden,
-            sizes.intermediate_size,
-            activation(sizes.activation),
-            kernels,
-            bias=sizes.mlp_bias,
-            out_bias=sizes.out_bias,
-            up_first=names.up_first,
+        super().__init__(
+            kernels.attention(attention, rope, number),
+            _mlp(sizes, kernels, number),
+            lambda: _norm(sizes, kernels),
+            is_pre_norm=names.final_norm is not None,
         )
-        has_norm = number > 0 or not self.is_pre_norm  # ModernBERT's embeddings are normed already
-        self.attention_norm = _norm(sizes, kernels) if has_norm else None
-        self.mlp_norm = _norm(sizes, kernels)
+        self.names = names
+        if self.is_pre_norm and number == 0:  # ModernBERT's embeddings are normed already
+            self.attention_norm = nn.Identity()
+        if isinstance(self.mlp, GatedMlp):
+            self.mlp.up_first = names.up_first
 
     def load(self, weights: Weights, prefix: str) -> None:
         """Loads the layer."""
         names = self.names
         self.attention.load(weights, [prefix + names.qkv, prefix + names.out], prefix)
-        self.mlp.load(weights, [prefix + name for name in names.gate_up], prefix + names.down)
-        if self.attention_norm is not None:
+        up = names.gate_up if isinstance(self.mlp, GatedMlp) else ("mlp.fc1",)
+        self.mlp.load(weights, [prefix + name for name in up], prefix + names.down)
+        if not isinstance(self.attention_norm, nn.Identity):
             self.attention_norm.load(weights, prefix + names.attention_norm)
         self.mlp_norm.load(weights, prefix + names.mlp_norm)
 
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        if not self.is_pre_norm and self.attention_norm is not None:
-            x = self.attention_norm(x + self.attention(x, sequences))
-            return self.mlp_norm(x + self.mlp(x))
-        x = x + self.attention(x if self.attention_norm is None else self.attention_norm(x), sequences)
-        return x + self.mlp(self.mlp_norm(x))
+
+def _mlp(sizes: RotarySizes, kernels: Kernels, number: int) -> nn.Module:
+    """Returns the MLP of a layer: a gated one, a plain one, or experts (Nomic Embed v2)."""
+    act, experts = activation(sizes.activation), sizes.experts
+    if experts is not None and number % experts.every == 1:
+        return Experts(sizes.hidden, sizes.intermediate_size, act, experts, kernels.dtype)
+    make = GatedMlp if sizes.is_gated else Mlp
+    return make(sizes.hidden, sizes.intermediate_size, act, kernels, bias=sizes.mlp_bias, out_bias=sizes.out_bias)
+
+
+class Experts(nn.Module):
+    """A mixture of experts (Shazeer et al. 2017): each token goes through the MLPs that a router chooses for it.
+
+    All experts compute every token, as two matmuls, and the shares of experts that are not chosen are 0. So the shapes
+    are fixed, as CUDA graphs need them.
+    """
+
+    def __init__(self, hidden: int, inner: int, act: Any, sizes: ExpertSizes, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.sizes, self.act = sizes, act
+        self.router = empty(sizes.count, hidden, dtype=dtype)
+        self.w1, self.w2 = (empty(sizes.count * inner, hidden, dtype=dtype) for _ in range(2))
+        self.bias = empty(hidden, dtype=dtype)
+
+    def load(self, weights: Weights, up: Sequence[str], down: str) -> None:
+        """Loads router and experts, which are beside the linear layer `up` that other layers have."""
+        prefix = up[0].rpartition(".")[0]
+        fill(self.router, weights.layer(f"{prefix}.router.layer"), "weight", f"{prefix}.router.layer")
+        for parameter, layer, part in ((self.w1, ".mlp", "w1"), (self.w2, ".mlp", "w2"), (self.bias, "", "bias")):
+            fill(parameter, weights.layer(f"{prefix}.experts{layer}"), part, f"{prefix}.experts{layer}")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[T, H]."""
+        probabilities = F.linear(x, self.router).float().softmax(-1)
+        chosen = probabilities.topk(self.sizes.top_k, -1)  # not normalised to a sum of 1
+        shares = torch.zeros_like(probabilities).scatter(-1, chosen.indices, chosen.values)
+        inner = self.act(F.linear(x, self.w1)).unflatten(-1, (self.sizes.count, -1))
+        return (inner * shares[..., None].to(x.dtype)).flatten(1) @ self.w2 + self.bias
 
 
 def _norm(sizes: RotarySizes, kernels: Kernels) -> LayerNorm:
