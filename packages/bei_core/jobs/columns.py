@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, islice
 from typing import BinaryIO
 
 import pyarrow as pa
@@ -11,14 +12,20 @@ import pyarrow.parquet as pq
 
 from bei_core.jobs.datafile import DataFile, Rows, Split
 
+_READ_BYTES = 1 << 20  # of a compressed column at a time: a group of rows may have more than the memory
+
+# Types of columns that pyarrow can read but not select rows of, and those that they are copied as. Polars writes them.
+_COPIED_AS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
+
 
 class _Columns(DataFile):
     """A file that stores columns in groups of rows. Reading its parts in order reads each group once."""
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
-        self._position = -1  # the row that `_rest` begins with
-        self._rest: Iterator[pa.RecordBatch] = iter(())
+        self._position = -1  # the row that is read next
+        self._batches: Iterator[pa.RecordBatch] = iter(())
+        self._left: pa.RecordBatch | None = None  # the rows of the last batch that were not taken
 
     def file_schema(self) -> pa.Schema:
         """Returns the names and types of all columns."""
@@ -38,11 +45,12 @@ class _Columns(DataFile):
 
     def schema(self, columns: Sequence[str]) -> pa.Schema:
         """See `DataFile.schema`."""
-        return pa.schema([self.file_schema().field(column).remove_metadata() for column in columns])
+        fields = [self.file_schema().field(column).remove_metadata() for column in columns]
+        return pa.schema([each.with_type(_COPIED_AS.get(str(each.type), each.type)) for each in fields])
 
     def splits(self, rows: int) -> Iterator[Split]:
         """See `DataFile.splits`."""
-        total = sum(self.group_rows())
+        total = self._starts[-1]
         for first in range(0, total, rows):
             yield Split(first, min(rows, total - first))
 
@@ -51,33 +59,50 @@ class _Columns(DataFile):
         columns = list(dict.fromkeys((*texts, *kept.names)))
         if split.first != self._position:
             self._seek(split.first, columns)
-        found, count = list[pa.RecordBatch](), 0
-        while count < split.num_rows:
-            batch = next(self._rest)
-            taken = batch.slice(0, split.num_rows - count)
-            found.append(taken)
-            count += len(taken)
-            if len(taken) < len(batch):
-                self._rest = _before(batch.slice(len(taken)), self._rest)
+        found, missing = list[pa.RecordBatch](), split.num_rows
+        while missing:
+            found.append(self._take(missing))
+            missing -= len(found[-1])
         self._position = split.first + split.num_rows
-        table = pa.Table.from_batches(found)
-        return Rows([table[name].to_pylist() for name in texts], table.select(kept.names).cast(kept))
+        table, errors = pa.Table.from_batches(found), dict[int, str]()
+        return Rows([_values(table[name], errors) for name in texts], table.select(kept.names).cast(kept), errors)
+
+    @cached_property
+    def _starts(self) -> Sequence[int]:
+        """The number of the first row of each group, and the number of all rows."""
+        return [0, *accumulate(self.group_rows())]
 
     def _seek(self, row: int, columns: list[str]) -> None:
-        starts = [0, *accumulate(self.group_rows())]
-        group = max(index for index, start in enumerate(starts) if start <= row)
-        self._rest = self.batches(group, columns)
-        skip = row - starts[group]
+        group = max(index for index, start in enumerate(self._starts) if start <= row)
+        self._batches, self._left = self.batches(group, columns), None
+        skip = row - self._starts[group]
         while skip:
-            batch = next(self._rest)
-            if len(batch) > skip:
-                self._rest = _before(batch.slice(skip), self._rest)
-            skip -= min(skip, len(batch))
+            skip -= len(self._take(skip))
+
+    def _take(self, limit: int) -> pa.RecordBatch:
+        """Returns the next rows of the file, at most `limit`."""
+        batch = next(self._batches) if self._left is None else self._left
+        self._left = batch.slice(limit) if len(batch) > limit else None
+        return batch.slice(0, limit)
 
 
-def _before(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from rest
+def _values(column: pa.ChunkedArray, errors: dict[int, str]) -> list[object]:
+    """Returns the values of a column. A value that Python cannot hold becomes None, with the reason in `errors`."""
+    try:
+        found: list[object] = column.to_pylist()
+    except ValueError:  # such as bytes that are not UTF-8 in a column of texts
+        found = [_value(scalar, index, errors) for index, scalar in enumerate(column)]
+    return found
+
+
+def _value(scalar: pa.Scalar, index: int, errors: dict[int, str]) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        errors[index] = f"not UTF-8: {error.reason} at byte {error.start} of the text"
+    except ValueError:
+        errors[index] = f"not a text but a value of type {scalar.type}"
+    return None
 
 
 class ParquetFile(_Columns):
@@ -87,7 +112,7 @@ class ParquetFile(_Columns):
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
-        self._parquet = pq.ParquetFile(file)
+        self._parquet = pq.ParquetFile(file, buffer_size=_READ_BYTES)
 
     def file_schema(self) -> pa.Schema:
         """See `_Columns.file_schema`."""
@@ -105,23 +130,35 @@ class ParquetFile(_Columns):
 
 
 class ArrowFile(_Columns):
-    """Arrow's file format, also called Feather version 2."""
+    """Arrow's file format, also called Feather version 2, or its stream format, which Hugging Face's datasets have."""
 
     extensions = (".arrow", ".feather", ".ipc")
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
-        self._arrow = pa.ipc.open_file(file)
+        try:
+            self._arrow = pa.ipc.open_file(file)
+        except pa.ArrowInvalid:
+            self._arrow = None
+        self._schema: pa.Schema = (self._arrow or self._stream()).schema
 
     def file_schema(self) -> pa.Schema:
         """See `_Columns.file_schema`."""
-        return self._arrow.schema
+        return self._schema
 
     def group_rows(self) -> Sequence[int]:
-        """See `_Columns.group_rows`."""
-        return [self._arrow.get_batch(index).num_rows for index in range(self._arrow.num_record_batches)]
+        """See `_Columns.group_rows`. Reads the whole file once."""
+        return [batch.num_rows for batch in self._from(0)]
 
     def batches(self, first_group: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
         """See `_Columns.batches`."""
-        groups = range(first_group, self._arrow.num_record_batches)
-        return (self._arrow.get_batch(index).select(columns) for index in groups)
+        return (batch.select(columns) for batch in self._from(first_group))
+
+    def _from(self, first_group: int) -> Iterator[pa.RecordBatch]:
+        if self._arrow is None:
+            return islice(self._stream(), first_group, None)
+        return map(self._arrow.get_batch, range(first_group, self._arrow.num_record_batches))
+
+    def _stream(self) -> pa.RecordBatchReader:
+        self.file.seek(0)
+        return pa.ipc.open_stream(self.file)

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.errors import ConfigError, RequestError
+from bei_core.errors import BeiError, ConfigError, RequestError
 from bei_core.http.schemas.vectors import Precision, quantize
 from bei_core.jobs.batches import ROW_TOKENS, plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
@@ -73,6 +73,10 @@ class Worker:
             model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
         )
         self._num_padded = 0.0
+
+    def columns(self) -> Columns:
+        """Returns the output columns of no rows: their names and types."""
+        return self.run(Encoded())[1]
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
         """Returns the tokens of the rows of a part. `texts` has one list per text column."""
@@ -149,6 +153,7 @@ class Worker:
         except Exception:
             log.warning("the engine failed on a batch of %d; running its halves", len(items), exc_info=True)
             if len(items) == 1:
+                self._check_engine()
                 return ["the engine failed on this text; see the log"]
             return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
         self._num_padded += batch.num_tokens / (1 - self._engine.padding_share())
@@ -156,6 +161,16 @@ class Worker:
             self._output(output, item) if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
             for output, item in zip(outputs, items, strict=False)
         ]
+
+    def _check_engine(self) -> None:
+        """Raises BeiError if the engine fails on a short text too. A broken engine must not reject all rows."""
+        probe = self._tokenizer.encode_now(["."], self._encode_options)
+        try:
+            self._engine.forward(Batch.pack([*probe, *probe]))
+        except Exception as error:
+            raise BeiError(
+                f"the engine fails on every text ({error}); mend the cause and start the job again"
+            ) from error
 
     def _output(self, output: Rows, item: Tokens) -> Any:  # noqa: ANN401
         """Returns the output of a text from its row f32[D], or from the rows of its tokens f32[n, E]."""
@@ -177,7 +192,7 @@ class Worker:
         finished: Any = task([], self._encode_options, self._model.scoring).finish(rows) if len(rows) else []
         if self.task == "rerank":
             return {"score": pa.array([score for _, score in sorted(finished)], pa.float32())}
-        return _label_columns(np.reshape(finished, (len(rows), -1)), self._model.labels)
+        return _label_columns(np.reshape(finished, (len(rows), len(self._model.labels))), self._model.labels)
 
     def _embeddings(self, rows: Rows) -> pa.Array:
         options = self._options

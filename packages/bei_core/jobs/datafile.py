@@ -41,6 +41,11 @@ class DataFile:
         self.name = name
         self.file = file
 
+    def is_empty(self) -> bool:
+        """Whether the file has no bytes, as some of the files that Spark writes."""
+        self.file.seek(0)
+        return not self.file.read(1)
+
     def columns(self) -> Sequence[str]:
         """The names of the columns. Raises ConfigError if the file has none."""
         raise NotImplementedError

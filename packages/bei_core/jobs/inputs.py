@@ -24,6 +24,7 @@ class Part(msgspec.Struct, frozen=True):
     index: int  # among all parts of the job
     path: str  # the file, as the location names it
     split: Split
+    digits: int = 5  # of the index in file names, so that the order of names is that of parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +93,45 @@ def open_input(location: str, options: JobOptions) -> Input:
     files = reader.list()
     if not files:
         raise ConfigError(f"{redact(location)} has no file of a known format; known are {known_formats()}")
-    parts, schema = list[Part](), None
+    splits, schema = list[tuple[str, Split]](), pa.schema([])
     for path in files:
         with translate_read_errors(path):
-            kept, splits = _planned(reader.file(path), options)
-        if schema is not None and kept != schema:
-            raise ConfigError(f"{path} has the columns {_inline(kept)}, the files before it {_inline(schema)}")
-        schema = kept
-        parts += [Part(index, path, split) for index, split in enumerate(splits, len(parts))]
+            file = reader.file(path)
+            if len(files) > 1 and file.is_empty():
+                continue
+            columns, found = _planned(file, options)
+        schema = _unified(schema, columns, path) if splits else columns
+        splits += [(path, split) for split in found]
     reader.close()
-    return Input(location, files, schema or pa.schema([]), parts)
+    digits = max(5, len(str(len(splits) - 1)))
+    parts = [Part(index, path, split, digits) for index, (path, split) in enumerate(splits)]
+    return Input(location, files, _without_nulls(schema), parts)
 
 
 def _planned(file: DataFile, options: JobOptions) -> tuple[pa.Schema, list[Split]]:
-    """Returns the types of the columns to copy, and the splits. Raises ConfigError if a column is missing."""
+    """Returns the types of the columns to copy, and the splits. Raises ConfigError if a column is missing or twice."""
+    names = file.columns()
     for column in (*options.text_columns, *options.keep):
-        if column not in file.columns():
-            raise ConfigError(f"{file.name} has no column {column!r}; it has {', '.join(file.columns()) or 'none'}")
+        if column not in names:
+            raise ConfigError(f"{file.name} has no column {column!r}; it has {', '.join(names) or 'none'}")
+        if names.count(column) > 1:
+            raise ConfigError(f"{file.name} has {names.count(column)} columns {column!r}; rename all but one")
     return file.schema(options.keep), list(file.splits(options.rows_per_part))
+
+
+def _unified(before: pa.Schema, columns: pa.Schema, path: str) -> pa.Schema:
+    """Returns the types of the columns of all files. Raises ConfigError if a column has two types besides null."""
+    try:
+        return pa.unify_schemas([before, columns])
+    except pa.ArrowException as error:
+        raise ConfigError(
+            f"{path} has the columns {_inline(columns)}, the files before it {_inline(before)}"
+        ) from error
+
+
+def _without_nulls(schema: pa.Schema) -> pa.Schema:
+    """Returns the types with text in place of null, the type of a column whose first values are all null."""
+    return pa.schema([each.with_type(pa.string()) if pa.types.is_null(each.type) else each for each in schema])
 
 
 def _inline(schema: pa.Schema) -> str:

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from bei_core.config.settings import Settings
 from bei_core.engines.open import Opened
+from bei_core.errors import ConfigError
 from bei_core.jobs.compute import Columns, Encoded, Worker
 from bei_core.jobs.datafile import Rows
 from bei_core.jobs.inputs import Input, Part, Reader
@@ -42,6 +43,9 @@ class Job:
         model = describe(opened, settings, tokenizer)
         self.worker = Worker(opened.engine, tokenizer, model, options)
         self.options, self.source = options, source
+        taken = {"file", "row", *self.worker.columns()}.intersection(options.keep)
+        if taken:
+            raise ConfigError(f"`keep` has {', '.join(sorted(taken))}, which the job writes itself; rename the column")
         self._reader = Reader(source.location)
         prompt = model.default_options.prompt or ""
         identity = {

@@ -6,6 +6,7 @@ numbered from 0 in each file.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -28,8 +29,9 @@ class Lines(DataFile):
     """A file of lines, plain or compressed."""
 
     def header_bytes(self) -> int:
-        """Returns the index of the byte at which the first row begins."""
-        return 0
+        """Returns the index of the byte at which the first row begins: after a byte order mark, if there is one."""
+        self.file.seek(0)
+        return len(codecs.BOM_UTF8) if self.file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
 
     def splits(self, rows: int) -> Iterator[Split]:
         """See `DataFile.splits`. Reads the whole file once."""
@@ -117,6 +119,7 @@ class JsonLinesFile(Lines):
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
+        file.seek(self.header_bytes())
         lines = (file.readline(_MAX_ROW_BYTES) for _ in range(_SAMPLE_ROWS))
         records = map(_json_object, takewhile(bool, lines))
         self._sample = [record for record in records if not isinstance(record, str)]
@@ -132,8 +135,10 @@ class JsonLinesFile(Lines):
         """See `DataFile.schema`. The types are those of the first lines."""
         try:
             return pa.schema([(name, pa.array([each.get(name) for each in self._sample]).type) for name in columns])
-        except pa.ArrowException as error:
-            raise ConfigError(f"{self.name}: columns {', '.join(columns)} have values of several types") from error
+        except (pa.ArrowException, OverflowError) as error:
+            raise ConfigError(
+                f"{self.name}: columns {', '.join(columns)} have values of several types or numbers of over 64 bits"
+            ) from error
 
     def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
         """See `Lines.records`."""
@@ -158,12 +163,13 @@ class CsvFile(Lines):
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
         csv.field_size_limit(_MAX_ROW_BYTES)
+        file.seek(super().header_bytes())
         header = next(self._parsed(iter(file.readline, b"")), [])
-        self._names = [] if isinstance(header, str) else [name.removeprefix("\ufeff") for name in header]
+        self._names = [] if isinstance(header, str) else header
 
     def header_bytes(self) -> int:
         """See `Lines.header_bytes`."""
-        return next(self.row_ends(0), 0)
+        return next(self.row_ends(super().header_bytes()), 0)
 
     def row_ends(self, position: int) -> Iterator[int]:
         """See `Lines.row_ends`. A line end between quotation marks does not end the row."""

@@ -32,12 +32,12 @@ JOB, MANIFEST, _LOCK = "_job.json", "_manifest.json", ".lock"
 
 def part_name(part: Part) -> str:
     """Returns the name of the file with the output of a part."""
-    return f"part-{part.index:05}.parquet"
+    return f"part-{part.index:0{part.digits}}.parquet"
 
 
 def rejected_name(part: Part) -> str:
     """Returns the name of the file with the rejected rows of a part."""
-    return f"_rejected-{part.index:05}.jsonl"
+    return f"_rejected-{part.index:0{part.digits}}.jsonl"
 
 
 class Folder:
@@ -93,6 +93,13 @@ class Folder:
         with translate_os_errors(self._path, OUTPUT):
             write_atomically(self._path / name, memoryview(content), durable=True)
 
+    def delete(self, name: str) -> None:
+        """Deletes a file, if it exists."""
+        if self._store is not None:
+            return self._store.delete(name)
+        with translate_os_errors(self._path, OUTPUT):
+            (self._path / name).unlink(missing_ok=True)
+
 
 class Output:
     """The output folder of one job."""
@@ -127,6 +134,8 @@ class Output:
                 for row, reason in sorted(rejected.items())
             ]
             self.folder.publish(rejected_name(part), b"".join(line + b"\n" for line in lines))
+        else:
+            self.folder.delete(rejected_name(part))  # of a run that was stopped, in which the engine failed on a row
         counts = {"bei.rows": str(part.split.num_rows), "bei.rejected": str(len(rejected))}
         sink = pa.BufferOutputStream()
         pq.write_table(table.replace_schema_metadata({**self._metadata, **counts}), sink, compression="zstd")

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bei_core.cli import main as cli
-from bei_core.errors import ConfigError, DiskError
+from bei_core.errors import BeiError, ConfigError, DiskError
 from bei_core.jobs import JobOptions, RayOptions, embed
 from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder, Output
@@ -217,6 +217,46 @@ def test_only_the_texts_that_the_engine_fails_on_are_rejected(
     assert all(vector == by_row[row] for row, vector in zip(found["row"], found["embedding"], strict=True))
 
 
+def test_an_engine_that_fails_on_everything_ends_the_job_and_no_row_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    engine = opens(monkeypatch)
+    run(source, tmp_path / "whole")
+    engine.num_failures = 10_000
+    with pytest.raises(BeiError, match="the engine fails on every text"):
+        run(source, tmp_path / "out")
+    assert not list((tmp_path / "out").glob("part-*"))
+    engine.num_failures = 0
+    run(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_rejected_rows_of_a_part_that_was_not_published_do_not_stay(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    engine = opens(monkeypatch)
+    run(source, tmp_path / "whole")
+    engine.raises_on = frozenset([178])
+    run(source, tmp_path / "out")
+    for path in (tmp_path / "out").glob("part-*"):
+        path.unlink()
+    engine.raises_on = frozenset()
+    run(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("column", "options"), [("row", {}), ("embedding", {}), ("chunk", {"chunk": True}), ("vectors", {"job": "tokens"})]
+)
+def test_a_kept_column_with_the_name_of_an_output_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, column: str, options: dict[str, Any]
+) -> None:
+    opens(monkeypatch)
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "the", column: "mine"}))
+    with pytest.raises(ConfigError, match=f"`keep` has {column}, which the job writes itself; rename the column"):
+        run(tmp_path / "in.jsonl", tmp_path / "out", keep=(column,), **options)
+
+
 @pytest.mark.parametrize(
     ("dtype", "width", "numpy_type"),
     [("float32", WIDTH, np.float32), ("float16", WIDTH, np.float16), ("int8", WIDTH, np.int8), ("bit", 1, np.uint8)],
@@ -264,6 +304,18 @@ def test_a_classifier_writes_labels_and_scores(monkeypatch: pytest.MonkeyPatch, 
     assert np.allclose(scores.sum(axis=1), 1)
     assert found["label"] == [LABELS[index] for index in scores.argmax(axis=1)]
     assert np.allclose(found["score"], scores.max(axis=1))
+
+
+@pytest.mark.parametrize("job", ["embed", "tokens", "classify"])
+def test_a_part_without_a_text_has_the_columns_and_no_rows(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: str
+) -> None:
+    opens(monkeypatch, *([Classifier(LABELS, "softmax")] if job == "classify" else []))
+    (tmp_path / "in.jsonl").write_text('{"text": "the"}\n{"text": null}\n')
+    run(tmp_path / "in.jsonl", tmp_path / "out", rows_per_part=1, job=job)
+    full, empty = (pq.read_table(tmp_path / "out" / f"part-0000{index}.parquet") for index in (0, 1))
+    assert (len(full), len(empty)) == (1, 0)
+    assert empty.schema.equals(full.schema)
 
 
 def test_vectors_of_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:

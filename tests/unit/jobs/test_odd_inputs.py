@@ -1,0 +1,170 @@
+"""Files as programs write them: byte order marks, streams, views, nulls, bytes that are no text, many small batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from bei_core.errors import ConfigError
+from bei_core.jobs.datafile import Rows
+from bei_core.jobs.inputs import Input, Reader, open_input
+from bei_core.jobs.options import JobOptions
+from bei_core.jobs.output import part_name
+
+BOM = b"\xef\xbb\xbf"
+NOT_UTF8 = pa.StringArray.from_buffers(
+    3, pa.array([0, 3, 6, 8], pa.int32()).buffers()[1], pa.py_buffer(b"the\xff\xfeaof")
+)
+
+
+def opened(location: Path, **options: object) -> tuple[Input, list[Rows]]:
+    """A data set and the rows of its parts."""
+    chosen = JobOptions(**options)  # type: ignore[arg-type]
+    data, reader = open_input(str(location), chosen), Reader(str(location))
+    try:
+        return data, [reader.read(part, chosen, data.schema) for part in data.parts]
+    finally:
+        reader.close()
+
+
+def texts(parts: list[Rows]) -> list[object]:
+    return [text for rows in parts for text in rows.texts[0]]
+
+
+def kept(parts: list[Rows], column: str) -> list[object]:
+    return [value for rows in parts for value in rows.kept[column].to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", b'{"text":"one"}\n{"text":"two"}\n'),
+        ("a.txt", b"one\ntwo\n"),
+        ("a.csv", b'"text","id"\n"one",1\n"two",2\n'),
+        ("a.csv", b"text,id\none,1\ntwo,2\n"),
+    ],
+)
+@pytest.mark.parametrize("rows_per_part", [1, 10])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, content: bytes, rows_per_part: int) -> None:
+    (tmp_path / name).write_bytes(BOM + content)
+    _, parts = opened(tmp_path / name, rows_per_part=rows_per_part)
+    assert texts(parts) == ["one", "two"]
+    assert not any(rows.errors for rows in parts)
+
+
+def test_parts_that_end_within_batches_do_not_nest(tmp_path: Path) -> None:
+    table = pa.table({"text": [str(index) for index in range(20_000)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=1000)
+    _, parts = opened(tmp_path / "a.parquet", rows_per_part=7)
+    assert texts(parts) == table["text"].to_pylist()
+
+
+def test_a_group_of_rows_is_not_read_whole(tmp_path: Path) -> None:
+    table = pa.table({"text": [f"{index:06} " + "x" * 2000 for index in range(20_000)]})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    size = table.nbytes
+    del table
+    data, reader = open_input(str(tmp_path / "a.parquet"), JobOptions(rows_per_part=500)), Reader(str(tmp_path))
+    before = pa.total_allocated_bytes()
+    reader.read(data.parts[0], JobOptions(), data.schema)
+    assert pa.total_allocated_bytes() - before < size / 2
+    reader.close()
+
+
+def stream(path: Path, table: pa.Table) -> None:
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table, max_chunksize=7)
+
+
+def feather(path: Path, table: pa.Table) -> None:
+    pyarrow.feather.write_feather(table, str(path), chunksize=7, compression="lz4")
+
+
+@pytest.mark.parametrize("write", [stream, feather])
+@pytest.mark.parametrize("rows_per_part", [3, 7, 100])
+def test_arrow_as_a_file_and_as_a_stream(
+    tmp_path: Path, write: Callable[[Path, pa.Table], None], rows_per_part: int
+) -> None:
+    table = pa.table({"text": [str(index) for index in range(20)], "id": list(range(20))})
+    write(tmp_path / "a.arrow", table)
+    data, parts = opened(tmp_path / "a.arrow", rows_per_part=rows_per_part, keep=("id",))
+    assert (texts(parts), kept(parts, "id")) == (table["text"].to_pylist(), list(range(20)))
+    again = Reader(data.location).read(data.parts[-1], JobOptions(), data.schema)
+    assert again.texts == parts[-1].texts
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=["large", "view", "dict"]
+)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_every_type_of_text_is_read_and_copied(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    values = ["one", None, "two"] * 4
+    column = pa.array(values, pa.string())
+    column = column.dictionary_encode() if pa.types.is_dictionary(kind) else column.cast(kind)
+    table = pa.table({"text": column, "copy": column})
+    write = {"a.parquet": lambda: pq.write_table(table, tmp_path / name, row_group_size=1)}
+    write.get(name, lambda: stream(tmp_path / name, table))()
+    _, parts = opened(tmp_path / name, keep=("copy",), rows_per_part=5)
+    assert texts(parts) == values
+    firsts = [value for rows in parts for value in rows.kept["copy"].take([0, 1]).to_pylist()]
+    assert firsts == ["one", None, "two", "one", None, "two"]
+
+
+def test_bytes_that_are_no_text_are_errors_of_their_rows(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": NOT_UTF8}), tmp_path / "a.parquet")
+    _, (rows,) = opened(tmp_path / "a.parquet")
+    assert rows.texts == [["the", None, "of"]]
+    assert rows.errors == {1: "not UTF-8: invalid start byte at byte 0 of the text"}
+
+
+def test_a_column_of_times_is_no_column_of_texts(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": pa.array([1, 2], pa.timestamp("ns"))}), tmp_path / "a.parquet")
+    _, (rows,) = opened(tmp_path / "a.parquet")
+    assert rows.errors == {0: "not a text but a value of type timestamp[ns]", 1: rows.errors[0]}
+
+
+def test_a_file_without_bytes_among_others_has_no_rows(tmp_path: Path) -> None:
+    for name, content in (("a.jsonl", ""), ("b.jsonl", '{"text": "one"}\n'), ("c.csv", ""), ("d.jsonl", "")):
+        (tmp_path / name).write_text(content)
+    assert texts(opened(tmp_path)[1]) == ["one"]
+
+
+def test_a_column_of_nulls_takes_the_type_that_other_files_give_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "t", "id": null, "tag": null}\n')
+    (tmp_path / "b.jsonl").write_text('{"text": "t", "id": 5, "tag": null}\n')
+    data, parts = opened(tmp_path, keep=("id", "tag"))
+    assert data.schema == pa.schema([("id", pa.int64()), ("tag", pa.string())])
+    assert kept(parts, "id") == [None, 5]
+
+
+def test_a_column_that_is_required_in_one_file_only(tmp_path: Path) -> None:
+    for name, nullable in (("a.parquet", True), ("b.parquet", False)):
+        schema = pa.schema([("text", pa.string()), pa.field("id", pa.int64(), nullable=nullable)])
+        pq.write_table(pa.table({"text": ["t"], "id": [1]}, schema), tmp_path / name)
+    assert kept(opened(tmp_path, keep=("id",))[1], "id") == [1, 1]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_two_columns_of_one_name_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.csv").write_text("text,text\none,two\n")
+    pq.write_table(pa.Table.from_arrays([["one"], ["two"]], names=["text", "text"]), tmp_path / "a.parquet")
+    with pytest.raises(ConfigError, match=rf"{name} has 2 columns 'text'; rename all but one"):
+        open_input(str(tmp_path / name), JobOptions())
+
+
+def test_numbers_of_over_64_bits_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "t", "id": 18446744073709551616}\n')
+    with pytest.raises(ConfigError, match="numbers of over 64 bits"):
+        open_input(str(tmp_path / "a.jsonl"), JobOptions(keep=("id",)))
+
+
+def test_names_of_parts_are_in_the_order_of_parts(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("t\n" * 100_001)
+    names = [part_name(part) for part in open_input(str(tmp_path / "a.txt"), JobOptions(rows_per_part=1)).parts]
+    assert names == sorted(names)
+    assert (names[0], names[-1]) == ("part-000000.parquet", "part-100000.parquet")
