@@ -239,15 +239,15 @@ def test_an_error_is_one_line(
 ) -> None:
     damage(engines, A)
     remote = f"file://{tmp_path}/remote"
-    for arguments, said in (
-        (("verify", "a"), f"2 engines in {engines.root} have an address that begins with 'a'"),
-        (("verify", "f"), f"no engines in {engines.root} have an address that begins with 'f'"),
-        (("push", "aa", remote), f"engine corrupt: {engines.folder(A)}/model.bin does not have the digest"),
-        (("push", B, "/srv/engines"), "error: /srv/engines: no object store"),
-        (("pull", f"{remote}/{B}"), f"{remote}/{B} is not an engine: it has no manifest.json"),
-        (("pull", "ftp://host/a"), "ftp://host/a: no object store has this scheme; known are s3"),
+    for arguments, status, said in (
+        (("verify", "a"), 1, f"2 engines in {engines.root} have an address that begins with 'a'"),
+        (("verify", "f"), 1, f"no engines in {engines.root} have an address that begins with 'f'"),
+        (("push", "aa", remote), 65, f"engine corrupt: {engines.folder(A)}/model.bin does not have the digest"),
+        (("push", B, "/srv/engines"), 65, "error: /srv/engines: no object store"),
+        (("pull", f"{remote}/{B}"), 65, f"{remote}/{B} is not an engine: it has no manifest.json"),
+        (("pull", "ftp://host/a"), 65, "ftp://host/a: no object store has this scheme; known are s3"),
     ):
-        assert bei(monkeypatch, *arguments) == 65
+        assert bei(monkeypatch, *arguments) == status
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ")
         assert said in line
