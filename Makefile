@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 GPU_PATH := .venv-gpu-path
 # The model that `make serve` and the tests use: all-MiniLM-L6-v2 as a PyPI package, without the torch it asks for.
 MODEL := .models/all-MiniLM-L6-v2
+# Images for containers often set it. Then every process that a test starts compiles all that it imports again.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install serve test test-wheel test-page test-push test-gpu-path test-ray examples check format bench chaos chaos-quick soak \
 	golden lock clean
@@ -42,7 +44,7 @@ serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 79
 
 test: install  ## the whole suite
 	scripts/test_envs.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-wheel: install  ## build a wheel, and run each of its commands in a new environment of every Python that is here
 	$(BIN)/python -m pytest -m wheel tests/e2e/test_wheel.py $(ARGS)

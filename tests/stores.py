@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
+from unittest import mock
 
+import botocore.session
 from fsspec.implementations.memory import MemoryFileSystem
-from moto.server import ThreadedMotoServer
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.storage.backends import FileSystem
@@ -48,9 +50,17 @@ def files_of(checkpoint: Checkpoint) -> set[str]:
 
 
 class S3Server:
-    """moto's S3, running between `with` and its end, with one bucket; its address is for AWS_ENDPOINT_URL."""
+    """moto's S3, running between `with` and its end, with one bucket; its address is for AWS_ENDPOINT_URL.
+
+    Meanwhile the clients share what botocore reads from its files: S3's description, which is large, for each client.
+    """
 
     def __enter__(self) -> S3Server:
+        from moto.server import ThreadedMotoServer  # slow to import, and most tests do not need it
+
+        create_loader = functools.cache(botocore.session.create_loader)
+        self._shared = mock.patch("botocore.session.create_loader", create_loader)
+        self._shared.start()
         logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it writes a line a request
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
@@ -60,6 +70,7 @@ class S3Server:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._server.stop()
+        self._shared.stop()
 
     def store(self) -> FileSystem:
         """Its file system, with the bucket in it; AWS_ENDPOINT_URL must be set."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ def files(root: str) -> list[Path]:
     return sorted((REPOSITORY / root).rglob("*.py"))
 
 
+@cache
 def functions(root: str) -> dict[str, int]:
     """Number of lines of each function, docstring included, by its path, line and name."""
     found = {}

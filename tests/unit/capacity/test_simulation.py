@@ -46,7 +46,7 @@ def test_requests_that_come_while_a_batch_runs_make_the_next_batch() -> None:
 
 def test_batches_of_one_behave_as_an_m_d_1_queue() -> None:
     server = msgspec.structs.replace(SERVER, max_batch_tokens=10, per_batch_s=0.0)
-    result = simulate(server, poisson([(4_000.0, 70.0)], [10]), scaling=ONE)
+    result = simulate(server, poisson([(1_000.0, 70.0)], [10]), scaling=ONE)
     mean = sum(result.latency_s) / len(result.latency_s)
     assert mean == pytest.approx(0.01 * (1 + 0.7 / (2 * 0.3)), rel=0.03), "Pollaczek-Khinchine"
     assert result.utilisation == pytest.approx(0.7, rel=0.02)

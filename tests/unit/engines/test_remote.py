@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from bei_core.engines import remote as remote_module
 from bei_core.engines.cache import EngineRef
@@ -19,6 +17,7 @@ from bei_core.errors import CheckpointError, EngineCorruptError
 from bei_core.storage.backends import FileSystem
 from bei_core.storage.objects import ObjectStore, open_store
 from tests.fakes import ENGINE_FILES, write_engine
+from tests.stores import S3Server
 
 A, B = "a" * 32, "b" * 32
 NAMES = sorted((*ENGINE_FILES, MANIFEST))
@@ -27,12 +26,8 @@ NAMES = sorted((*ENGINE_FILES, MANIFEST))
 @pytest.fixture(scope="module")
 def s3() -> Iterator[str]:
     """The address of an S3 server."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it writes a line a request
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with S3Server() as server:
+        yield server.endpoint
 
 
 @pytest.fixture

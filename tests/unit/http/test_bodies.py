@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, RequestError, ValidationError
@@ -32,11 +33,14 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome(raw: bytes, large: bool) -> object:
-    """The decoded value, or the error."""
+    """The decoded value, or RequestError for a body that is refused.
+
+    Which of several faults a body is refused for may differ, such as a number out of range before a bracket too many.
+    """
     try:
         return (decode_large if large else decode)(raw, object)
-    except MalformedBodyError:
-        return MalformedBodyError
+    except (MalformedBodyError, ValidationError):
+        return RequestError
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -52,6 +56,7 @@ def test_a_body_in_pieces_is_decoded_to_the_same_value_as_the_whole(
 @pytest.mark.usefixtures("small_pieces")
 @settings(max_examples=300, deadline=None)
 @given(value=JSON, seed=st.integers(0, 2**32))
+@example(value=sys.float_info.max, seed=71)  # takes out a digit, and the number is out of range
 def test_what_is_not_json_is_refused_in_pieces_too(value: object, seed: int) -> None:
     raw, random_ = bytearray(json.dumps(value).encode()), random.Random(seed)
     for _ in range(random_.choice([1, 1, 2])):
