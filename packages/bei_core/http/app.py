@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from secrets import token_hex
 
@@ -23,6 +24,7 @@ from bei_core.errors import (
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
 from bei_core.http.keys import Keys
+from bei_core.http.limits import rest_s
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
 from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of
@@ -41,6 +43,8 @@ _PATIENCE_S = 0.1
 
 _REQUEST_ID = b"x-baseten-request-id"  # a client's own request id; without it, the id is random
 _MAX_ID = 128  # characters of a client's request id
+
+_IS_COMING = "bei.is_coming"  # key in the ASGI scope of a request that `refused_early` has accepted
 
 _GONE = 499  # nginx's status "client closed request"; it appears in logs only
 
@@ -68,6 +72,8 @@ class App:
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
         self._refusals: dict[tuple[str, str], Refusal] = {}  # the newest refusal by path and priority
+        self._num_coming = 0  # requests that `refused_early` has accepted and whose task has not begun
+        self._refusal_valid_s = 2 * rest_s(self.service.settings.max_queue_wait_s)
         self._templates = [
             (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
         ]
@@ -76,6 +82,8 @@ class App:
         """Handles one ASGI request; ignores scopes of types other than `http`."""
         if scope["type"] != "http":
             return
+        if scope.pop(_IS_COMING, False):
+            self._num_coming -= 1
         response = await self.respond(Request(scope, receive), scope["method"], scope["path"])
         if self.draining:
             response.headers["connection"] = "close"
@@ -126,7 +134,8 @@ class App:
         """Returns the 429 reply if the server is too busy for this request, whatever its body is; None otherwise.
 
         It needs only the head of the request: it starts no asyncio task and does not read the body. A rendered reply
-        is used again for a short time, so that refusing many requests takes little from those that are accepted.
+        is used again for a short time, so that refusing many requests takes little from those that are accepted. The
+        caller counts the reply with `Refusal.count`.
         """
         service, method, path = self.service, scope["method"], scope["path"].rstrip("/") or "/"
         if not service.is_busy or len(self.services) > 1:
@@ -145,15 +154,15 @@ class App:
             return None
         refusal = self._refusal(route, priority)
         if refusal is None:
+            scope[_IS_COMING] = True
+            self._num_coming += 1
             return None
-        self.service.metrics.failed(refusal.error.kind.lower())
-        self.service.metrics.refused(refusal.error.cause)
-        request_id = headers.get(_REQUEST_ID, b"").decode("latin-1")[:_MAX_ID] or token_hex(8)
+        request_id = headers.get(_REQUEST_ID, b"").decode("latin-1")[:_MAX_ID]
         if self._traces is not None or service.settings.access_log:
-            route_of = FIELD_ROUTER.route_of
+            request_id, route_of = request_id or token_hex(8), FIELD_ROUTER.route_of
             call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, route_of)
             self._record(call, 429, refusal.error)
-        return refusal.with_id(request_id)
+        return replace(refusal, request_id=request_id) if request_id else refusal
 
     def _refusal(self, route: Route, priority: str) -> Refusal | None:
         """Returns the newest refusal of a route and priority, if it is still valid or `check_load` refuses again."""
@@ -162,9 +171,10 @@ class App:
         if refusal is not None and now < refusal.until:
             return refusal
         try:
-            self.service.check_load(priority)
+            self.service.check_load(priority, self._num_coming)
         except OverloadedError as fault:
-            refusal = Refusal.of(fault, error_response(fault, route.errors, route.inputs), now)
+            response = error_response(fault, route.errors, route.inputs)
+            refusal = Refusal.of(fault, response, now + self._refusal_valid_s, self._count)
             self._refusals[route.path, priority] = refusal
             return refusal
         return None
@@ -298,13 +308,16 @@ class App:
         return next(found, "")
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
-        self.service.metrics.failed(error.kind.lower())
-        if isinstance(error, OverloadedError):
-            self.service.metrics.refused(error.cause)
+        self._count(error)
         route = call.route or call.default
         if route is None:
             return error_response(error, format_of(call.path))
         return error_response(error, route.errors, route.inputs)
+
+    def _count(self, error: RequestError) -> None:
+        self.service.metrics.failed(error.kind.lower())
+        if isinstance(error, OverloadedError):
+            self.service.metrics.refused(error.cause)
 
     def _record(self, call: Call, status: int, error: RequestError | None) -> None:
         """Writes the trace span and the access log."""

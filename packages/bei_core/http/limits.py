@@ -22,9 +22,15 @@ MAX_UNREAD_BODY_BYTES = 65_536
 # connection, and the client could lose the reply.
 LINGER_S = 2.0
 
-# How long the event loop sleeps after it has refused requests because of overload, in seconds. So it handles several
-# requests each time it wakes up. Waking up for each one costs several times more CPU, which the engine then lacks.
-REST_S = 0.005
+# How long the event loop sleeps after it has refused requests because of overload: at most so many seconds, and at most
+# this fraction of the longest wait in the queue, so that the queue does not become empty meanwhile. So the event loop
+# handles several requests each time it wakes up. To wake up for each one costs several times more CPU, which the engine
+# then lacks.
+MAX_REST_S = 0.025
+_REST_SHARE = 1 / 80
+
+# How long after such a refusal the event loop also sleeps after requests that it accepts, in seconds.
+OVERLOAD_S = 0.5
 
 # How long idle connections stay open after the signal to stop, so that requests already in the network get a reply.
 ON_ITS_WAY_S = 0.25
@@ -60,6 +66,11 @@ LARGE_BYTES = 1_048_576
 
 # The key of a request's BodyLease among the extensions of its ASGI scope.
 LEASE = "bei.body_lease"
+
+
+def rest_s(max_queue_wait_s: float) -> float:
+    """Returns how long the event loop sleeps after refusals, in seconds."""
+    return min(MAX_REST_S, _REST_SHARE * max_queue_wait_s)
 
 
 class BodyBudget:

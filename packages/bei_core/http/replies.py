@@ -36,10 +36,6 @@ BYTES_PER_NUMBER = 16  # at most: four bytes of f32, and its digits in JSON
 
 _PART = 1_048_576  # the most bytes of a reply in one ASGI message
 
-# How long a rendered refusal is used again, in seconds. A queue that is too long holds at least one batch, so it stays
-# too long for about this time.
-_REFUSAL_VALID_S = 0.02
-
 _SHOWN = 1000  # the most characters of an error message
 
 
@@ -128,17 +124,16 @@ class Refusal:
     headers: bytes  # lines, without those that differ between requests
     body: bytes
     until: float
+    count: Callable[[OverloadedError], None]  # counts a reply in the metrics
+    request_id: str = ""  # of the one request that it answers; empty: each reply gets a random one
 
     @classmethod
-    def of(cls, error: OverloadedError, response: Response, now: float) -> Refusal:
+    def of(
+        cls, error: OverloadedError, response: Response, until: float, count: Callable[[OverloadedError], None]
+    ) -> Refusal:
         """Renders a response."""
         headers = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
-        return cls(error, headers, bytes(response.body), now + _REFUSAL_VALID_S)
-
-    def with_id(self, request_id: str) -> Refusal:
-        """Returns the reply to one request."""
-        line = b"x-request-id: %b\r\n" % request_id.encode("latin-1")
-        return Refusal(self.error, self.headers + line, self.body, self.until)
+        return cls(error, headers, bytes(response.body), until, count)
 
 
 def num_numbers(rows: object) -> int:

@@ -43,6 +43,7 @@ class Admission:
         self._max_budget = budget
         self._max_wait_s = max_wait_s
         self._max_tokens = max_tokens
+        self._refused: set[str] = set()  # priorities whose last request was refused because of the line
 
     @property
     def budget(self) -> int:
@@ -66,11 +67,28 @@ class Admission:
             left_s = max(0.0, running.started + self.expected_s(running.num_tokens) - now)
         return left_s + self.expected_s(self._pending.num_tokens_in_line)
 
-    def check_line(self, now: float, priority: str) -> None:
-        """Raises OverloadedError if the next request of this priority would wait too long, counting its own batch."""
+    def check_arrival(self, now: float, priority: str, num_coming: int) -> None:
+        """Raises OverloadedError if a request that has just arrived should be refused, whatever it contains.
+
+        `num_coming` other requests are accepted and not queued yet; each counts as one input of average length. After a
+        refusal, all requests of this priority are refused until there is space in the line for a whole batch. So
+        requests are accepted in groups, which takes less of the processors than one here and one there.
+        """
+        pending, num_batches = self._pending, 2 if priority in self._refused else 1
+        average = pending.num_tokens / max(1, pending.num_items)
+        try:
+            self.check_line(now, priority, num_batches * self.budget + int(num_coming * average))
+        except OverloadedError:
+            self._refused.add(priority)
+            raise
+        self._refused.discard(priority)
+
+    def check_line(self, now: float, priority: str, num_tokens: int | None = None) -> None:
+        """Raises OverloadedError if `num_tokens` tokens (by default a batch) would be computed too late."""
         if self.has_line:
             wait_s = self.wait_s(now)
-            if wait_s + self.expected_s(self.budget) > self._max_wait_s * _SHARES[priority]:
+            end_s = wait_s + self.expected_s(self.budget if num_tokens is None else num_tokens)
+            if end_s > self._max_wait_s * _SHARES[priority]:
                 raise overloaded(f"the requests that wait already take {wait_s:.1f} s", "queue_wait", wait_s)
 
     def check(self, num_tokens: int, now: float, priority: str, deadline: float | None) -> None:

@@ -194,12 +194,20 @@ class Service:
         """Whether the load is so high that the next request may be refused; `check_load` decides."""
         return self._runner.admission.has_line or self._num_requests >= self.settings.max_concurrent_requests
 
-    def check_load(self, priority: str) -> None:
-        """Raises OverloadedError if the next request of this priority must be refused, whatever it contains."""
+    def check_load(self, priority: str, num_coming: int | None = None) -> None:
+        """Raises OverloadedError if the next request of this priority must be refused, whatever it contains.
+
+        `num_coming` is given for a request that has just arrived: the number of requests that were accepted on arrival
+        and have not called `run` yet.
+        """
+        admission, now = self._runner.admission, time.monotonic()
         if self._num_requests >= self.settings.max_concurrent_requests:
             what = f"{self._num_requests} requests are in progress already"
             raise overloaded(what, "concurrency", self._wait_s())
-        self._runner.admission.check_line(time.monotonic(), priority)
+        if num_coming is None:
+            admission.check_line(now, priority)
+        else:
+            admission.check_arrival(now, priority, num_coming)
 
     async def check(self) -> None:
         """Raises UnhealthyError if the model does not work. Sends a probe if the engine's last row is older than 5 s.

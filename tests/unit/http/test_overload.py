@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from types import SimpleNamespace
@@ -13,16 +15,19 @@ from typing import NamedTuple
 import httpx
 import pytest
 import tokenizers
+from starlette.types import Message, Scope
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App, make_app
-from bei_core.http.limits import REST_S, BodyBudget
+from bei_core.http.limits import MAX_REST_S, BodyBudget
+from bei_core.http.replies import Refusal
 from bei_core.http.server import pool as pool_module
-from bei_core.http.server.connection import Connection
+from bei_core.http.server.connection import Connection, Phase
 from bei_core.http.server.pool import Pool
+from bei_core.http.server.refused_heads import RefusedHeads
 from bei_core.models.spec import read_spec
 from bei_core.serving.queue import ServiceRate
 from bei_core.serving.service import Service
@@ -138,7 +143,7 @@ async def test_a_refusal_keeps_the_connection_and_what_follows_on_it(make_served
     assert served.pool.budget.num_bytes == 0
 
 
-async def test_the_event_loop_sleeps_once_after_refusals_that_arrive_together(
+async def test_the_event_loop_sleeps_once_after_requests_that_arrive_together(
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = await make_served(max_queue_wait_s=4.0, max_batch_tokens=48)
@@ -158,10 +163,58 @@ async def test_the_event_loop_sleeps_once_after_refusals_that_arrive_together(
             size = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length: "))
             await asyncio.wait_for(reader.readexactly(int(size[16:])), SAFETY_S)
         await at_rest()
-        assert slept == [REST_S] * count
+        assert slept == [MAX_REST_S] * count
     writer.close()
     served.engine.release()
     assert {(await task).status_code for task in (first, waiting)} == {200}
+
+
+async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_no_longer_valid(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await make_served(max_concurrent_requests=1)
+    served.app._refusal_valid_s = math.inf
+    first = await occupied(served)
+    parsed: list[Scope] = []
+
+    def refused_early(scope: Scope) -> Refusal | None:
+        parsed.append(scope)
+        return served.app.refused_early(scope)
+
+    monkeypatch.setattr(served.pool, "refused_early", refused_early)
+    replies = [await served.client.post("/embed", json={"inputs": [[5] * count]}) for count in (1, 2, 3)]
+    assert len(parsed) == 1
+    assert [(reply.status_code, reply.headers["retry-after"]) for reply in replies] == [(429, "1")] * 3
+    assert len({reply.headers["x-request-id"] for reply in replies}) == 3
+    for number in (1, 2):
+        mine = {"x-baseten-request-id": "mine"}
+        assert (await served.client.post("/embed", json={}, headers=mine)).headers["x-request-id"] == "mine"
+        assert len(parsed) == 1 + number
+    assert 'bei_request_refused_total{cause="concurrency"} 5.0' in (await served.client.get("/metrics")).text
+    served.pool.refused_heads, served.app._refusals = RefusedHeads(), {}  # as after their time
+    served.engine.release()
+    assert (await first).status_code == 200
+    assert (await served.client.post("/embed", json={"inputs": [[5]]})).status_code == 200
+
+
+async def test_refusals_that_the_client_does_not_read_do_not_fill_the_memory(make_served: MakeServed) -> None:
+    served = await make_served(max_concurrent_requests=1)
+    first = await occupied(served)
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port, limit=1024)
+    await at_rest()
+    connections = [each for each in served.pool._connections if isinstance(each, Connection)]
+    transport = next(each._transport for each in connections if each.phase is Phase.IDLE)
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    count = 20_000
+    writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}" * count)
+    await at_rest()
+    assert transport.get_write_buffer_size() < 200_000
+    writer.write(b"GET /health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
+    replies = await asyncio.wait_for(reader.read(), SAFETY_S)
+    assert (replies.count(b"HTTP/1.1 429 "), replies.count(b"HTTP/1.1 200 ")) == (count, 1)
+    writer.close()
+    served.engine.release()
+    assert (await first).status_code == 200
 
 
 async def test_a_full_server_reports_a_wrong_key_or_priority_first(
@@ -200,6 +253,32 @@ async def test_a_long_queue_refuses_early_and_says_for_how_long(make_served: Mak
     assert "bei_expected_wait_seconds 0.0" not in metrics
     served.engine.release()
     assert {(await task).status_code for task in (first, *waiting, urgent)} == {200}
+
+
+async def test_requests_that_arrive_together_are_not_all_accepted_for_the_space_of_one(make_served: MakeServed) -> None:
+    served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
+    served.service._runner.admission.rate = ServiceRate()
+    served.service._runner.admission.rate.add(48, 4.0)
+    first = await occupied(served)
+    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
+    while served.service._runner.num_items < 1:
+        await asyncio.sleep(0.001)
+    scopes = [{"type": "http", "method": "POST", "path": "/embed", "headers": []} for _ in range(3)]
+    refusals = [served.app.refused_early(scope) for scope in scopes]
+    assert [refusal is not None for refusal in refusals] == [False, True, True]
+    assert served.app._num_coming == 1
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b'{"inputs": []}', "more_body": False}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await served.app(scopes[0], receive, send)
+    assert (sent[0]["status"], served.app._num_coming) == (400, 0)
+    served.engine.release()
+    assert {(await task).status_code for task in (first, waiting)} == {200}
 
 
 async def test_a_deadline_counts_from_the_arrival_and_its_504_does_not_wait(make_served: MakeServed) -> None:

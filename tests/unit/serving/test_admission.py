@@ -64,6 +64,7 @@ class Simulation:
         self.advance(request.arrived)
         if self.pending.num_items:
             try:
+                self.admission.check_arrival(self.now, request.priority, 0)
                 self.admission.check(sum(lengths), self.now, request.priority, request.deadline)
             except OverloadedError as refusal:
                 self.refused.append(refusal)
@@ -313,3 +314,28 @@ def test_a_process_that_was_stopped_does_not_spoil_the_estimate() -> None:
     for size in (*range(100, 1000, 30), 500):
         rate.add(size, 300.0 if size == 500 else FIXED_S + size * TOKEN_S)
     assert rate.seconds(BUDGET, BUDGET) < 2 * (FIXED_S + BUDGET * TOKEN_S)
+
+
+def test_after_a_refusal_requests_are_accepted_once_a_whole_batch_fits_into_the_line() -> None:
+    simulation = Simulation(max_wait_s=1.0)
+    while simulation.offer(Request(0.0), LENGTH):
+        pass
+    refused = [*simulation.refused]
+    batch_s = FIXED_S + BUDGET * TOKEN_S
+    assert not simulation.offer(Request(0.5 * batch_s), LENGTH)
+    assert simulation.offer(Request(0.5 * batch_s, "high"), LENGTH), "each priority for itself"
+    num_accepted = sum(simulation.offer(Request(1.2 * batch_s), LENGTH) for _ in range(2 * BUDGET // LENGTH))
+    assert 0.9 * BUDGET <= num_accepted * LENGTH <= 1.5 * BUDGET
+    assert len(refused) == 1
+
+
+def test_requests_that_are_accepted_and_not_queued_yet_count() -> None:
+    simulation = Simulation(max_wait_s=1.0)
+    for _ in range(2 * BUDGET // LENGTH):
+        assert simulation.offer(Request(0.0), LENGTH)
+    simulation.admission.check_arrival(0.0, "normal", num_coming=BUDGET // LENGTH)
+    with pytest.raises(OverloadedError):
+        simulation.admission.check_arrival(0.0, "normal", num_coming=6 * BUDGET // LENGTH)
+    with pytest.raises(OverloadedError):
+        simulation.admission.check_arrival(0.0, "normal", num_coming=4 * BUDGET // LENGTH)
+    simulation.admission.check_line(0.0, "normal")

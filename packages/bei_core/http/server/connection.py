@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Sequence
 from enum import Enum
+from secrets import token_hex
 from typing import Any
 from urllib.parse import unquote
 
@@ -66,7 +67,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parses received bytes; discards them if the connection is closing."""
-        if self.phase is not Phase.CLOSING:
+        is_ready = self.phase is Phase.IDLE and not self._unparsed and self._writable.is_set()
+        if is_ready and (refusal := self._pool.refused_heads.find(data)) is not None:
+            self._send_refusal(refusal, keep_alive=True)
+            self._pool.begin(self)
+            self._wait_for_request()
+        elif self.phase is not Phase.CLOSING:
             self._unparsed = self._unparsed + data if self._unparsed else data
             self._parse()
 
@@ -91,6 +97,8 @@ class Connection(asyncio.Protocol):
         self._writable.set()
         if self.phase in _TIMEOUT_WHEN_READ:
             self._wait_in(self.phase)
+        if self._unparsed:
+            self._parse()
 
     # what the exchange calls
 
@@ -190,6 +198,8 @@ class Connection(asyncio.Protocol):
         data, at, self._unparsed = self._unparsed, 0, b""
         while at < len(data) and self.phase not in _TAKES_NOTHING:
             if self.phase is Phase.IDLE:
+                if not self._writable.is_set():
+                    break  # the client must read the replies to its earlier requests first
                 self._enter(Phase.HEAD, self._settings.header_timeout_s)
             since = at
             try:
@@ -230,25 +240,35 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
         self._pool.start(exchange.run(self._pool.app))
+        self._pool.rest_if_overloaded()
         return exchange
 
     def _refuse_early(self, refusal: Refusal) -> Refused:
         """Sends a refusal. The connection stays open, unless the client may leave out the body."""
         keep_alive = self._parser.keep_alive and not (self._parser.expects_continue or self._pool.is_draining)
-        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
-        self.write([STATUS_LINES[refusal.error.status], self._pool.date, refusal.headers, end, refusal.body])
-        if refusal.error.cause == "queue_wait":  # the engine has work for longer than the event loop rests
-            self._pool.rest()
+        self._send_refusal(refusal, keep_alive=keep_alive)
+        if keep_alive and not refusal.request_id:
+            self._pool.refused_heads.add(self._parser.head, refusal)
         return Refused(keep_alive=keep_alive)
+
+    def _send_refusal(self, refusal: Refusal, *, keep_alive: bool) -> None:
+        refusal.count(refusal.error)
+        request_id = b"x-request-id: %b\r\n" % (refusal.request_id or token_hex(8)).encode("latin-1")
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        self.write([STATUS_LINES[429], self._pool.date, refusal.headers, request_id, end, refusal.body])
+        if refusal.error.cause == "queue_wait":  # the engine has work for longer than the event loop rests
+            self._pool.refused()
 
     def _end_exchange(self) -> None:
         """Waits for the next request after a complete request and reply, or closes the connection."""
         exchange, self._exchange = self._exchange, None
         if exchange is None or not exchange.keep_alive or self._pool.is_draining:
             return self.close()
+        return self._wait_for_request()
+
+    def _wait_for_request(self) -> None:
         self._wait_in(Phase.IDLE)
         self._pool.wait_for(self)
-        return None
 
     def _scope(self) -> Scope:
         """Returns the ASGI scope of the request. Raises HttpError if its URL is not valid."""

@@ -34,6 +34,7 @@ class RequestParser:
         self.version = ""
         self.url = b""
         self.headers: list[tuple[bytes, bytes]] = []  # names in lower case
+        self.head = b""  # the bytes of the head if they came in one piece
         self.keep_alive = False
         self.expects_continue = False  # the client waits for `100 Continue` before it sends the body
         self.parts: list[bytes] = []  # the parts of the body in the last `feed`
@@ -54,7 +55,10 @@ class RequestParser:
         self.parts = []
         end = self._boundary(data, at)
         if end > at:
-            self._parse(data[at:end])
+            piece = data[at:end]
+            if not self.has_head:
+                self.head = b"" if self._framing else piece
+            self._parse(piece)
             self._check(end - at)
         return end
 

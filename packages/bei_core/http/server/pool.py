@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -13,8 +14,9 @@ from typing import Protocol
 from starlette.types import ASGIApp, Scope
 
 from bei_core.config.settings import Settings
-from bei_core.http.limits import DRAIN_STALL_S, MAX_REFUSED_CONNECTIONS, REST_S, BodyBudget
+from bei_core.http.limits import DRAIN_STALL_S, MAX_REFUSED_CONNECTIONS, OVERLOAD_S, BodyBudget, rest_s
 from bei_core.http.replies import Refusal
+from bei_core.http.server.refused_heads import RefusedHeads
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ class Pool:
     ) -> None:
         self.settings = settings
         self.refused_early = refused_early  # returns a refusal that needs no application, or None
+        self.refused_heads = RefusedHeads()
         self.budget = budget
         self.is_draining = False
         self.stall_s = settings.send_timeout_s  # how long a client may read nothing of its reply
@@ -63,7 +66,9 @@ class Pool:
         self._connections: set[Member] = set()
         self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
+        self._rest_s = rest_s(settings.max_queue_wait_s)
         self._rests = False  # whether the event loop is about to sleep
+        self._rests_until = -math.inf
         self._notes: Counter[str] = Counter()
         self._noted_at = -_NOTE_EVERY_S
         self._empty = asyncio.Event()
@@ -106,11 +111,16 @@ class Pool:
         """Marks a connection as idle."""
         self._waiting[connection] = None
 
-    def rest(self) -> None:
-        """Lets the event loop sleep for REST_S after it has handled all that has arrived; call it after a refusal."""
-        if not self._rests:
+    def refused(self) -> None:
+        """Lets the event loop rest, now and after each request of the next moments; call it after a refusal."""
+        self._rests_until = self.now() + OVERLOAD_S
+        self.rest_if_overloaded()
+
+    def rest_if_overloaded(self) -> None:
+        """Lets the event loop sleep for a moment after it has handled all that has arrived, if requests are refused."""
+        if not self._rests and self.now() < self._rests_until:
             self._rests = True
-            self._loop.call_soon(self._rest)
+            self._loop.call_soon(self._loop.call_soon, self._rest)  # not before uvloop has sent the replies
 
     def note(self, what: str) -> None:
         """Counts a connection that the server has ended, by reason; the counts are logged together."""
@@ -119,6 +129,7 @@ class Pool:
     async def drain(self, on_its_way_s: float, timeout_s: float) -> None:
         """Closes each connection when its request is answered, and all remaining ones after `timeout_s`."""
         self.is_draining = True
+        self.refused_heads = RefusedHeads()  # from now on replies close their connections
         self.stall_s = min(self.stall_s, DRAIN_STALL_S)
         until = self.now() + timeout_s
         await asyncio.sleep(min(on_its_way_s, timeout_s))
@@ -147,7 +158,7 @@ class Pool:
         return True
 
     def _rest(self) -> None:
-        time.sleep(REST_S)
+        time.sleep(self._rest_s)
         self._rests = False
 
     async def _sweep(self) -> None:

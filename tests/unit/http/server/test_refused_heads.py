@@ -1,0 +1,70 @@
+"""Which requests are refused because their head equals that of a refused one."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bei_core.errors import OverloadedError
+from bei_core.http.replies import Refusal
+from bei_core.http.server.refused_heads import RefusedHeads
+
+HEAD = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAuthorization: Bearer k\r\n\r\n"
+
+
+def refusal(until: float = math.inf) -> Refusal:
+    return Refusal(OverloadedError("busy"), b"", b"", until, lambda error: None)
+
+
+def request(body: bytes, head: bytes = HEAD) -> bytes:
+    return head % len(body) + body
+
+
+def test_an_equal_head_is_found_whatever_the_length_of_the_body() -> None:
+    heads, known = RefusedHeads(), refusal()
+    heads.add(HEAD % 2, known)
+    assert all(heads.find(request(b"x" * size)) is known for size in (0, 1, 2, 10, 100_000))
+
+
+OTHERS = {
+    "another path": request(b"{}", HEAD.replace(b"/embed", b"/rerank")),
+    "another key": request(b"{}", HEAD.replace(b"Bearer k", b"Bearer l")),
+    "another header": request(b"{}", HEAD.replace(b"\r\n\r\n", b"\r\nX-Priority: high\r\n\r\n")),
+    "chunked": request(b"{}", HEAD.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked\r\nA: %d")),
+    "part of a head": request(b"")[:-1],
+    "part of a body": request(b"{}")[:-1],
+    "more than a request": request(b"{}") + b"P",
+    "two requests": request(b"{}") * 2,
+    "no length": HEAD.replace(b"%d", b""),
+    "no number": HEAD.replace(b"%d", b"-2") + b"{}",
+    "a number of 5000 digits": HEAD.replace(b"%d", b"0" * 4999 + b"2") + b"{}",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
+def test_any_other_data_is_parsed(data: bytes) -> None:
+    heads = RefusedHeads()
+    heads.add(HEAD % 2, refusal())
+    assert heads.find(data) is None
+
+
+def test_a_refusal_counts_until_its_time_and_the_newest_heads_are_kept() -> None:
+    heads = RefusedHeads()
+    heads.add(HEAD % 2, refusal(until=-math.inf))
+    assert heads.find(request(b"{}")) is None
+    names = [HEAD.replace(b"Host: a", b"Host: %d" % number) + b"" for number in range(20)]
+    for name in names:
+        heads.add(name.replace(b"%d", b"2"), refusal())
+    found = [heads.find(request(b"{}", name)) is not None for name in names]
+    assert found == sorted(found)
+    assert 0 < sum(found) < 20
+
+
+def test_a_head_without_a_length_is_not_kept() -> None:
+    heads = RefusedHeads()
+    head = b"POST /embed HTTP/1.1\r\nhost: a\r\nx-content-length: 2\r\n\r\n"
+    heads.add(head, refusal())
+    heads.add(b"", refusal())
+    assert heads.find(head) is None
