@@ -1,60 +1,94 @@
 """Checks that an engine for GPUs is correct, and measures its speed. It needs a supported GPU, and the package
-tensorrt_llm for `--engine tensorrt_llm`.
+tensorrt_llm for `--engine tensorrt_llm`. It needs no network.
 
-    scripts/gpu_selfcheck.py [--model FOLDER_OR_REPOSITORY] [--engine torch|tensorrt_llm] [--every] [--shim]
+    python scripts/gpu_selfcheck.py --engine torch|tensorrt_llm [--quick] [--models NAME,NAME=FOLDER] [--peer NAME=URL]
 
-Compares every family with transformers (one golden checkpoint of each kind, or all with `--every`); checks the fp8
-quality gate; measures the latency of one short query, the share of the GPU's peak in full batches, and throughput at
-500 and 5 tokens per request, compared with trtllm-serve, vLLM and text-embeddings-inference if they are installed.
-Writes benchmarks/results/gpu-<engine>-<name>.{md,json,png}. The exit status is 1 if a check fails.
+Measures the card; compares every family with transformers (golden checkpoints, in f32 and bf16); measures models of
+real size with random weights that are made here (or a checkpoint in FOLDER, with its fp8 quality gate) in bf16 and fp8,
+alone and by `bei serve`; measures running servers named by `--peer`, and transformers and sentence-transformers if they
+are installed. Every unit runs in a process of its own. The report, with the clocks and the power of the card, is
+written again after each result, to benchmarks/results/gpu-<engine>-<card>.{md,json}. The exit status is 1 if a check
+fails. `--quick` ends within 9 minutes; units for which no time is left are listed.
 
-`--shim` runs the same on the tests' stand-in without a GPU, to test the script itself, and writes to
-build/gpu_selfcheck instead.
+`--shim` runs without a GPU, on torch's own kernels or the tests' stand-in for tensorrt_llm, to test the script itself,
+and writes to build/gpu_selfcheck.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import re
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+
+import msgspec
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIMS = ROOT / "tests" / "gpu_path" / "shims"
 sys.path[:0] = [str(ROOT), str(ROOT / "packages")]
 
-from bei_core.engines.open import load  # noqa: E402
 from bei_core.engines.tensorrt_llm._compat import check_version  # noqa: E402
-from scripts.gpu import checks, speed  # noqa: E402
-from scripts.gpu.report import Findings  # noqa: E402
+from scripts.gpu import models, units  # noqa: E402
+from scripts.gpu.report import Findings, Result  # noqa: E402
 
-MINILM = ROOT / ".models" / "all-MiniLM-L6-v2"
+MODELS = "bert-large,xlm-r-568m,mistral-7b"
+QUICK_S, UNIT_S = 9 * 60 - 20.0, 1800.0  # 20 seconds to end the last unit and to write the report
 
 
 def main() -> int:
     """Runs the self-check; returns the exit status, which is 0 if every check passed."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default=str(MINILM), help="model to measure: a folder or a Hugging Face repository")
-    parser.add_argument("--engine", choices=("torch", "tensorrt_llm"), default="tensorrt_llm")
-    parser.add_argument("--every", action="store_true", help="check every golden checkpoint, not one of each kind")
-    parser.add_argument("--requests", type=int, default=4000, help="number for each workload and server")
-    parser.add_argument("--shim", action="store_true", help="run on the stand-in, without a GPU, to test this script")
-    options = parser.parse_args()
-    if options.shim:
+    options = read_options()
+    if options.shim and options.engine == "tensorrt_llm":
         sys.path.insert(0, str(SHIMS))
+    if options.unit is not None:
+        for result in units.run(options.unit, options, options.folder):
+            print(msgspec.json.encode(result).decode(), flush=True)
+        return 0
     gpu = find_gpu(shim=options.shim, engine=options.engine)
-    findings = check(options, gpu)
-    folder = ROOT / "build" / "gpu_selfcheck" if options.shim else ROOT / "benchmarks" / "results"
-    name = "stand-in" if options.shim else f"gpu-{options.engine}-" + re.sub(r"\W+", "-", gpu).strip("-").lower()
-    findings.write(folder, name)
-    print(f"written: {folder / name}.md")
+    with tempfile.TemporaryDirectory(prefix="bei-selfcheck-", dir=options.folder) as temporary:
+        findings = check(options, Findings(card=gpu, has_gpu=not options.shim, versions=versions()), Path(temporary))
     for failed in findings.failed:
-        print(f"FAILED {failed.what}: {failed.figure}")
+        print(f"FAILED {failed.what}: {failed.figures}")
     return int(bool(findings.failed))
+
+
+def read_options() -> argparse.Namespace:
+    """Returns the options of the command line, with those that follow from them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=("torch", "tensorrt_llm"), default="tensorrt_llm")
+    parser.add_argument("--quick", action="store_true", help="end within 9 minutes")
+    parser.add_argument("--models", default=MODELS, help=f"names of {', '.join(models.CONFIGS)}, or NAME=FOLDER")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="a running server to measure")
+    parser.add_argument("--every", action="store_true", help="check every golden checkpoint, not one of each kind")
+    parser.add_argument("--requests", type=int, help="number for each workload and server")
+    parser.add_argument("--folder", type=Path, help="where to keep models meanwhile; 7B models need 45 GB")
+    parser.add_argument("--shim", action="store_true", help="run without a GPU, to test this script")
+    parser.add_argument("--unit", help=argparse.SUPPRESS)  # given to the process of a unit
+    options = parser.parse_args()
+    options.folders = dict(each.split("=", 1) for each in options.models.split(",") if "=" in each)
+    options.models = [each.partition("=")[0] for each in options.models.split(",")]
+    options.peers = dict(each.split("=", 1) for each in options.peer)
+    unknown = [name for name in options.models if name not in {*options.folders, *models.CONFIGS}]
+    if unknown:
+        parser.error(
+            f"unknown models: {', '.join(unknown)}; known are {', '.join(models.CONFIGS)}, or give NAME=FOLDER"
+        )
+    is_short = options.quick or options.shim
+    options.rounds, options.calib_size = (1 if options.shim else 10), (32 if is_short else 512)
+    options.requests = options.requests or (64 if options.shim else 2000 if options.quick else 8000)
+    options.paths = [str(ROOT / "packages"), *([str(SHIMS)] if options.shim else [])]
+    return options
 
 
 def find_gpu(*, shim: bool, engine: str = "tensorrt_llm") -> str:
@@ -82,50 +116,90 @@ def check_stand_in(*, shim: bool) -> None:
         )
 
 
-def check(options: argparse.Namespace, gpu: str) -> Findings:
-    """Runs all checks and measurements, prints each result at once, and returns all of them."""
-    findings = Findings(options.shim, gpu, versions(), Path(options.model).name)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        for found in checks.parity(folder, options.every, options.engine):
-            print(f"{'ok    ' if found.passed else 'FAILED'} {found.what}: {found.figure}", flush=True)
-            findings.checks.append(found)
-        measure(options, gpu, folder, findings)
+def check(options: argparse.Namespace, findings: Findings, temporary: Path) -> Findings:
+    """Runs all units, prints each result at once and writes the report after it; returns all results."""
+    folder = ROOT / "build" / "gpu_selfcheck" if options.shim else ROOT / "benchmarks" / "results"
+    name = f"gpu-{options.engine}-" + re.sub(r"\W+", "-", findings.card).strip("-").lower()
+    until = time.monotonic() + (QUICK_S if options.quick else float("inf"))
+    for unit in units.names(options):
+        for result in run_unit(unit, min(UNIT_S, until - time.monotonic()), temporary):
+            print(
+                f"{unit}: {result.what} {result.figures} {'' if result.passed is None else result.passed}", flush=True
+            )
+            findings.results.append(result)
+            findings.write(folder, name)
+    print(f"written: {folder / name}.md")
     return findings
 
 
-def measure(options: argparse.Namespace, gpu: str, folder: Path, findings: Findings) -> None:
-    """Checks fp8, measures the engine without a server in bf16 and fp8, then the servers in bf16.
+def run_unit(unit: str, limit_s: float, folder: Path) -> Iterator[Result]:
+    """Runs a unit in a process of its own and yields its results, and one more if it fails or takes too long."""
+    if limit_s <= 0:
+        yield Result(section="Units", what=unit, figures={"": "not run, because no time was left"})
+        return
+    command = [sys.executable, *sys.argv, "--unit", unit, "--folder", str(folder)]
+    started = time.monotonic()
+    with (folder / "errors.txt").open("w+", encoding="utf-8") as errors, watch_card(folder) as card:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
+        timer = threading.Timer(limit_s, _end, [process.pid])
+        timer.start()
+        try:
+            for line in process.stdout or ():
+                yield msgspec.json.decode(line, type=Result)
+        finally:
+            timer.cancel()
+            _end(process.pid)  # what it started, too
+        status = process.wait()
+        errors.seek(0)
+        last = [line for line in errors.read().splitlines() if line.strip()][-1:]
+    figures = {"seconds": f"{time.monotonic() - started:.0f}", **card}
+    if status == 0:
+        yield Result(section="Units", what=unit, figures=figures)
+        return
+    is_out_of_time = status == -signal.SIGKILL and limit_s < UNIT_S
+    is_missing = bool(last) and "ModuleNotFoundError" in last[0]
+    known = "not finished, because no time was left" if is_out_of_time else "not installed" if is_missing else ""
+    figures["result"] = known or " ".join([f"status {status}", *last])[:300]
+    yield Result(section="Units", what=unit, figures=figures, passed=None if known else False)
 
-    The results are added to `findings`.
-    """
-    quick = options.shim
-    findings.checks.append(
-        checks.fp8(options.model, folder / "fp8", name=options.engine, **({"calib_size": 32} if quick else {}))
-    )
-    opened = checks.engine(options.model, folder / "bf16", name=options.engine)
-    findings.alone["bf16"] = speed.alone(opened.engine, opened.spec, gpu, rounds=1 if quick else 50)
-    opened.engine.close()
-    if findings.checks[-1].passed:
-        quantized = load(folder / "fp8")
-        findings.alone["fp8"] = speed.alone(quantized.engine, quantized.spec, gpu, rounds=1 if quick else 50)
-        quantized.engine.close()
-    paths = [str(ROOT / "packages"), *([str(SHIMS)] if quick else [])]
-    environ = {"PYTHONPATH": os.pathsep.join(paths)}
-    for found in speed.served(options.model, folder / "bf16", options.requests, environ, options.engine):
-        print(f"{found.server}, {found.workload}: {found.report or found.note}", flush=True)
-        findings.served.append(found)
+
+def _end(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+@contextlib.contextmanager
+def watch_card(folder: Path) -> Iterator[dict[str, str]]:
+    """Yields a dict that gets clocks and power of the first GPU at the end of the block, if there is nvidia-smi."""
+    figures: dict[str, str] = {}
+    if shutil.which("nvidia-smi") is None:
+        yield figures
+        return
+    query = ["nvidia-smi", "--id=0", "--query-gpu=clocks.sm,power.draw,temperature.gpu"]
+    with (folder / "card.csv").open("w+", encoding="utf-8") as file:
+        process = subprocess.Popen([*query, "--format=csv,noheader,nounits", "-lms", "200"], stdout=file)
+        try:
+            yield figures
+        finally:
+            process.terminate()
+            process.wait()
+            file.seek(0)
+            rows = [line.split(",") for line in file.read().splitlines() if line.count(",") == 2]
+            for name, values in zip(
+                ("SM clock, MHz", "power, W", "temperature, C"), zip(*rows, strict=True), strict=False
+            ):
+                numbers = sorted(float(value) for value in values if re.fullmatch(r"\s*[\d.]+\s*", value))
+                if numbers:
+                    figures[name] = f"{numbers[len(numbers) // 2]:.0f} (highest {numbers[-1]:.0f})"
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of those packages that are installed."""
-    packages = ("tensorrt-llm", "torch", "transformers", "nvidia-modelopt", "vllm")
+    packages = ("tensorrt-llm", "torch", "transformers", "sentence-transformers", "vllm")
     found = {}
     for package in packages:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return found
 
 

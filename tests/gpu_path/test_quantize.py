@@ -156,7 +156,10 @@ def test_layers_of_other_sizes_than_multiples_of_16_stay_in_bf16_and_the_manifes
 
 @pytest.mark.parametrize(
     "name",
-    ["modernbert-plain-masked-lm", "nomic-mean-bf16", "gte-en-plain", "deberta-v3-plain-prefix", "voyage-4-nano"],
+    [
+        *("modernbert-plain-masked-lm", "nomic-mean-bf16", "gte-en-plain", "deberta-v3-plain-prefix", "voyage-4-nano"),
+        *("jina-code-qk-norm", "sentence-t5-dense-f16", "nomic-v2-moe"),
+    ],
 )
 def test_families_that_modelopt_does_not_know_are_quantised_too(name: str, texts: Path, built: Builder) -> None:
     case = NAMED[name]

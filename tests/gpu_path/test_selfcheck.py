@@ -1,21 +1,23 @@
-"""Parts of the GPU self-check. The whole self-check is `scripts/gpu_selfcheck.py --shim`, which takes some minutes."""
+"""Parts of the GPU self-check. The whole is `scripts/gpu_selfcheck.py --shim --models tiny-bert`, some minutes."""
 
 from __future__ import annotations
 
 import json
+import sys
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
+import msgspec
 import pytest
 
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 from scripts import gpu_selfcheck
-from scripts.gpu import checks, speed
-from scripts.gpu.report import Findings
-from tests.golden.cases import GOLDEN
+from scripts.gpu import checks, speed, units
+from scripts.gpu.report import Findings, Result
 from tests.gpu_path.conftest import IS_REAL
 
 BERT_LARGE: dict[str, Any] = {
@@ -58,13 +60,6 @@ def test_flops_per_token_match_published_model_sizes(
     assert speed.flops_per_token(spec(architecture, config), length) / 1e6 == pytest.approx(mflop, rel=2e-3)
 
 
-def test_the_peak_is_that_of_the_named_gpu() -> None:
-    assert speed.peak_of("NVIDIA H100 80GB HBM3", "bf16") == 989e12
-    assert speed.peak_of("NVIDIA H100 PCIe", "fp8") == 1513e12
-    assert speed.peak_of("NVIDIA L40S", "bf16") == 362e12
-    assert speed.peak_of("a future GPU", "bf16") is None
-
-
 @pytest.mark.skipif(IS_REAL, reason="it is the stand-in that has to be asked for by name")
 def test_the_stand_in_is_never_taken_for_a_gpu() -> None:
     with pytest.raises(SystemExit, match="is the stand-in"):
@@ -72,31 +67,80 @@ def test_the_stand_in_is_never_taken_for_a_gpu() -> None:
     assert gpu_selfcheck.find_gpu(shim=True) == "no GPU"
 
 
-@pytest.mark.skipif(IS_REAL, reason="what a run on the stand-in writes")
-def test_a_report_of_the_stand_in_starts_with_a_warning(tmp_path: Path) -> None:
-    findings = Findings(True, "no GPU", {"torch": "2"}, "tiny")
-    findings.checks += islice(checks.parity(tmp_path, False), 2)
-    opened = checks.engine(str(GOLDEN / "bert-cls-normalize"), tmp_path / "tiny", dtype="float32")
-    findings.alone["bf16"] = speed.alone(opened.engine, opened.spec, "no GPU", rounds=1)
-    findings.served.append(speed.Served("vLLM", "long", None, "not installed"))
-    findings.write(tmp_path / "out", "stand-in")
-    text = (tmp_path / "out" / "stand-in.md").read_text()
-    assert text.splitlines()[2].startswith("**This run used a stand-in")
+def test_a_report_without_a_gpu_starts_with_a_warning(tmp_path: Path) -> None:
+    findings = Findings(card="no GPU", has_gpu=False, versions={"torch": "2"})
+    findings.results += islice(checks.parity("bert", tmp_path, "tensorrt_llm"), 2)
+    findings.results.append(Result(section="Over HTTP", what="vLLM, tiny", figures={"requests/s": "7"}))
+    findings.write(tmp_path / "out", "report")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert text.splitlines()[2].startswith("**This run used no GPU")
     assert "2 of 2 checks passed" in text
-    assert "| vLLM | long | not installed |" in text
-    assert json.loads((tmp_path / "out" / "stand-in.json").read_text())["is_stand_in"] is True
-
-
-def test_a_failed_check_is_named_and_the_others_still_run(tmp_path: Path) -> None:
-    failed = checks.fp8("/nowhere", tmp_path / "fp8")
-    assert not failed.passed
-    assert "/nowhere is not a folder" in failed.figure
+    assert "|  | requests/s | check |" in text
+    assert "| vLLM, tiny | 7 |  |" in text
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["has_gpu"] is False
 
 
 def test_the_torch_engine_is_checked_without_tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(SystemExit, match="torch finds no GPU"):
         gpu_selfcheck.find_gpu(shim=False, engine="torch")
-    found = list(islice(checks.parity(tmp_path, False, "torch"), 2))
+    found = list(islice(checks.parity("t5", tmp_path, "torch"), 2))
     assert [check.passed for check in found] == [True, True]
-    assert "cosine" in found[0].figure
+    assert "lowest cosine" in found[0].figures
+
+
+def test_a_failed_comparison_is_named_and_the_others_still_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        checks, "compare", MagicMock(side_effect=[AssertionError("too far"), MagicMock(cosine=1.0)] * 2)
+    )
+    found = list(islice(checks.parity("t5", tmp_path, "torch"), 2))
+    assert [check.passed for check in found] == [False, False]
+    assert found[0].figures == {"error": "AssertionError: too far"}
+
+
+def results_of(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit_s: float = 60.0) -> list[Result]:
+    """The results of a unit whose process runs `code`."""
+    monkeypatch.setattr(sys, "argv", ["-c", code])
+    return list(gpu_selfcheck.run_unit("alone/m/bf16", limit_s, tmp_path))
+
+
+def test_results_before_a_process_dies_are_kept_and_its_end_is_a_failed_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a kernel that is missing ends the process."""
+    row = msgspec.json.encode(Result(section="s", what="w")).decode()
+    code = f"import os, sys; print('{row}', flush=True); print('no kernel', file=sys.stderr, flush=True); os.abort()"
+    first, last = results_of(code, tmp_path, monkeypatch)
+    assert first.what == "w"
+    assert (last.passed, last.figures["result"]) == (False, "status -6 no kernel")
+
+
+def test_a_unit_that_takes_too_long_is_ended_and_one_without_time_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (last,) = results_of("import time; time.sleep(600)", tmp_path, monkeypatch, limit_s=0.2)
+    assert (last.passed, last.figures["result"]) == (None, "not finished, because no time was left")
+    monkeypatch.setattr(gpu_selfcheck, "UNIT_S", 0.2)
+    (last,) = results_of("import time; time.sleep(600)", tmp_path, monkeypatch, limit_s=0.2)
+    assert (last.passed, last.figures["result"]) == (False, "status -9")
+    (last,) = results_of("", tmp_path, monkeypatch, limit_s=-1.0)
+    assert (last.passed, last.figures) == (None, {"": "not run, because no time was left"})
+
+
+def test_a_library_that_is_not_installed_is_no_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (last,) = results_of("import a_package_that_nobody_has", tmp_path, monkeypatch)
+    assert (last.passed, last.figures["result"]) == (None, "not installed")
+
+
+def test_a_model_with_random_weights_is_built_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers here; the whole script is `scripts/gpu_selfcheck.py --shim --models tiny-bert`, some minutes."""
+    arguments = ["", "--engine", "torch", "--shim", "--quick", "--models", "tiny-mistral", "--peer", "mine=http://x"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    options = gpu_selfcheck.read_options()
+    assert units.names(options)[:2] == ["card", "alone/tiny-mistral/bf16"]
+    assert "peer/mine" in units.names(options)
+    (card,) = units.run("card", options, tmp_path)
+    assert "bf16 matmul, TFLOP/s" in card.figures
+    latency, throughput = units.run("alone/tiny-mistral/bf16", options, tmp_path)
+    assert list(latency.figures) == [f"{count} short, p50 / p99 ms" for count in (1, 8, 32)]
+    assert next(iter(throughput.figures)) == "512 tokens, tokens/s"

@@ -55,7 +55,7 @@ def expected(sizes: AttentionSizes, bias: DistanceBias | None = None) -> Tensor:
             )
             scores = torch.einsum("ns,kns->nk", query[start + at], keys) * sizes.scale
             if bias is not None:
-                scores = scores + bias.at(slice(None), at - torch.tensor(seen))
+                scores = scores + bias.biases[:, at - torch.tensor(seen) + bias.max_len - 1]
             scores = scores if sizes.soft_cap is None else sizes.soft_cap * torch.tanh(scores / sizes.soft_cap)
             rows.append(torch.einsum("nk,kns->ns", scores.softmax(-1), values))
         start += length

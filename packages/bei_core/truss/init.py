@@ -150,7 +150,8 @@ def choose_target(given: Mapping[str, Any], settings: Settings, engine: str) -> 
     """
     resources = dict(given.get("resources") or {})
     card = str(resources.get("accelerator") or "").partition(":")[0]
-    candidates = (engine,) if engine != "auto" else (TENSORRT_LLM, TORCH) if card else (OPENVINO,)
+    gpu_engines = (TENSORRT_LLM, TORCH) if settings.tensor_parallel_size == 1 else (TORCH,)
+    candidates = (engine,) if engine != "auto" else gpu_engines if card else (OPENVINO,)
     if candidates != (OPENVINO,) and not card:
         raise ConfigError(f"--engine {engine} needs a GPU, and the file's resources name no accelerator")
     if given["trt_llm"]["build"]["checkpoint_repository"].get("source") == "BASETEN_TRAINING":
@@ -179,7 +180,7 @@ def configured(
     config["resources"] = dict(target.resources)
     metadata = dict(given.get("model_metadata") or {})
     block = {**(metadata.pop("bei", None) or {}), "trt_llm": given["trt_llm"]}
-    config["model_metadata"] = {"bei": {**_ENGINE_SETTING[engine], **block}, **metadata}
+    config["model_metadata"] = {"bei": {**_ENGINE_SETTING[engine], **_devices(target, given), **block}, **metadata}
     config |= {"base_image": GPU_IMAGE} if engine == TENSORRT_LLM else {"python_version": "py311"}
     lines = _requirements(engine, docker_server=docker_server) + _for_block(given["trt_llm"])
     config["requirements"] = lines + _others(given)
@@ -190,6 +191,15 @@ def configured(
         config["environment_variables"] = {**(given.get("environment_variables") or {}), "PYTHONPATH": "/packages"}
     config["runtime"] = _runtime(given.get("runtime") or {}, docker_server=docker_server, on_gpu=on_gpu)
     return config
+
+
+def _devices(target: Target, given: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Returns the setting `devices` for the torch engine on several GPUs, unless it divides the model among them."""
+    count = str(target.resources.get("accelerator") or "").partition(":")[2]
+    is_divided = int(given["trt_llm"]["build"].get("tensor_parallel_count") or 1) > 1
+    if target.engine != TORCH or is_divided or not count.isdigit() or int(count) < 2:
+        return {}
+    return {"devices": [str(number) for number in range(int(count))]}
 
 
 def written(config: Mapping[str, Any], source: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bei_core.config.settings import Settings
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.registry import ENGINES, OPENVINO, TENSORRT_LLM, reason_not_to_serve
+from bei_core.engines.registry import ENGINES, OPENVINO, TENSORRT_LLM, TORCH, reason_not_to_serve
 from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.models.spec import ModelSpec
 from bei_core.truss.described import Described
@@ -87,24 +87,32 @@ def resources_for(
     if model is None:
         return dict(given), []
     name, _, count = str(given["accelerator"]).partition(":")
-    card, notes = _card_for(name, model, settings)
-    if count not in {"", "1"}:
-        notes.append(f"BEI computes on one GPU; of resources.accelerator {given['accelerator']}, it uses one")
+    shares = settings.tensor_parallel_size if engine == TORCH else 1
+    card, notes = _card_for(name, model, settings, shares)
+    if count not in {"", "1"} and engine != TORCH:
+        notes.append(
+            f"{ENGINES[engine].title} computes on one GPU; of resources.accelerator {given['accelerator']}, it uses "
+            f"one; --engine {TORCH} uses all"
+        )
     memory = _memory(given, _HOST_FACTOR * 2 * model.num_params / GIB + _HOST_EXTRA_GIB, _LEAST_GPU_HOST_GIB)
     return {**given, "accelerator": f"{card}:{count}" if count else card, "memory": memory}, notes
 
 
-def gpu_bytes(model: Described) -> float:
-    """Returns the GPU memory of a model in bf16, in bytes; a quantised model needs as much while it is calibrated."""
-    return _GPU_FACTOR * 2 * model.num_params + _GPU_EXTRA_GB * 1e9
+def gpu_bytes(model: Described, shares: int = 1) -> float:
+    """Returns the memory in bytes that a model in bf16 needs on each of the GPUs among which it is divided.
+
+    A quantised model is calibrated in bf16 on one GPU.
+    """
+    return _GPU_FACTOR * 2 * model.num_params / shares + _GPU_EXTRA_GB * 1e9
 
 
-def _card_for(name: str, model: Described, settings: Settings) -> tuple[str, list[str]]:
+def _card_for(name: str, model: Described, settings: Settings, shares: int = 1) -> tuple[str, list[str]]:
     """Returns the card `name` if the model fits, else the smallest one on which it fits, and notes.
 
     Raises ConfigError if no card is large enough.
     """
-    size, cards = gpu_bytes(model) / 1e9, {**_CARD_GB, **_OFFERED_GB}
+    shares = 1 if quantization_of(settings) is not None else shares
+    size, cards = gpu_bytes(model, shares) / 1e9, {**_CARD_GB, **_OFFERED_GB}
     if size <= cards.get(name, size):
         return name, []
     offered = next((card for card, num_gb in _OFFERED_GB.items() if num_gb >= max(size, cards[name])), None)

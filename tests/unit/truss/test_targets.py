@@ -113,6 +113,8 @@ def needs(config: dict[str, Any]) -> set[str]:
         ("Alibaba-NLP/gte-modernbert-base", "torch"),
         ("Babelscape/wikineural-multilingual-ner", "torch"),
         ("nomic-ai/nomic-embed-text-v1.5", "torch"),
+        ("nomic-ai/nomic-embed-text-v2-moe", "torch"),
+        ("jinaai/jina-embeddings-v2-base-code", "torch"),
         ("nvidia/llama-embed-nemotron-8b", "tensorrt_llm"),
         ("BAAI/bge-large-en-v1.5", "tensorrt_llm"),
     ],
@@ -219,7 +221,7 @@ def test_a_70b_gets_a_card_and_the_memory_that_hold_it() -> None:
     assert target.resources["use_gpu"] is True
     assert gib(target) >= 2 * 69.5e9 / (1 << 30)
     assert "resources.accelerator is B200 in place of H100, which has 80 GB" in notes[0]
-    assert "it uses one" in notes[1]
+    assert "it uses one; --engine torch uses all" in notes[1]
     kept, notes = target_of(given_for(repo, "B300", "fp8", memory="300Gi"))
     assert (dict(kept.resources), notes) == ({"accelerator": "B300", "memory": "300Gi"}, [])
 
@@ -350,10 +352,27 @@ def test_init_says_the_notes(tmp_path: Path) -> None:
     (tmp_path / "given.yaml").write_text(yaml.safe_dump(given))
     notes = make(tmp_path / "given.yaml", tmp_path / "out").notes
     assert [note.partition(" ")[0] for note in notes] == [
-        "BEI",
+        "TensorRT-LLM",
         "trt_llm.build.plugin_configuration",
         "trt_llm.runtime.kv_cache_free_gpu_mem_fraction",
     ]
+
+
+def test_torch_uses_all_gpus_of_the_accelerator() -> None:
+    """A copy of the model on each, or one model that is divided among them, which may then be larger than a GPU."""
+    given = given_for("BAAI/bge-m3", "H100:2")
+    target, notes = target_of(given, "torch")
+    assert notes == []
+    settings = Settings.from_truss_config(configured(given, target, docker_server=False), {})
+    assert (settings.devices, settings.tensor_parallel_size) == (("0", "1"), 1)
+
+    repo = "baseten/example-Meta-Llama-3-70B-InstructForSequenceClassification"
+    given = given_for(repo, "H100:4", memory="300Gi")
+    given["trt_llm"]["build"]["tensor_parallel_count"] = 4
+    target, notes = target_of(given)
+    assert (target.engine, target.resources["accelerator"], notes) == ("torch", "H100:4", [])
+    settings = Settings.from_truss_config(configured(given, target, docker_server=False), {})
+    assert (settings.devices, settings.tensor_parallel_size) == ((), 4)
 
 
 def test_the_documents_say_how_many_examples_come_out_how() -> None:

@@ -26,7 +26,7 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
 from bei_core.models.heads import Head, first_of, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes, jina_gate
+from bei_core.models.layouts import BertSizes, DebertaSizes, DecoderSizes, RotarySizes, jina_gate
 from bei_core.models.modules import Dense, LayerNorm
 from bei_core.models.spec import ModelSpec
 
@@ -98,6 +98,8 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
             RotarySizes.of(family.layout, spec.config)
         case "jina_bert":
             jina_gate(spec.config)
+        case "deberta":
+            DebertaSizes.of(spec.config)
     return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)
 
 

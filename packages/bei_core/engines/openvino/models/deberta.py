@@ -5,7 +5,6 @@ Source: transformers 5.23, `models/deberta_v2/modeling_deberta_v2.py`. P: relati
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,9 +15,9 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import Config, read_size
-from bei_core.models.distances import log_buckets
+from bei_core.models.configuration import Config
 from bei_core.models.families import Family
+from bei_core.models.layouts import DebertaSizes
 
 
 @dataclass(frozen=True)
@@ -34,37 +33,29 @@ class Transformer:
     """The graph of one checkpoint."""
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
-        self._config, self._max_len = config, max_len
+        self._sizes, self._max_len = DebertaSizes.of(config), max_len
         self._words, self._layers = family.anchor, Layers(weights)
-        self._hidden = read_size(config, "hidden_size")
-        self._heads = split_evenly(self._hidden, read_size(config, "num_attention_heads"))
-        self._inner = read_size(config, "intermediate_size")
-        self._eps = float(config.get("layer_norm_eps", 1e-7))
-        self._activation = ops.activation(str(config.get("hidden_act", "gelu")))
-        if not config.get("relative_attention"):
-            raise UnsupportedModelError("config.json: relative_attention false is not supported")
-        kinds = config.get("pos_att_type") or []
-        kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds
-        self._pos_att_type = {"c2p", "p2c"}.intersection(kind.strip() for kind in kinds)
-        self._scale = 1 / math.sqrt(self._heads.head_size * (1 + len(self._pos_att_type)))
+        self._hidden, self._inner = self._sizes.hidden, self._sizes.intermediate_size
+        self._heads = split_evenly(self._hidden, self._sizes.num_heads)
+        self._eps, self._activation = self._sizes.eps, ops.activation(self._sizes.activation)
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H]."""
         first = hidden = self._embed(inputs)
         mask, positions = inputs.mask(), self._positions(inputs)
-        for layer in range(read_size(self._config, "num_hidden_layers")):
+        for layer in range(self._sizes.num_layers):
             hidden = self._layer(hidden, mask, positions, f"encoder.layer.{layer}.")
-            if layer == 0 and int(self._config.get("conv_kernel_size") or 0):
+            if layer == 0 and self._sizes.kernel_size:
                 hidden = self._convolution(first, hidden, inputs)
         return hidden
 
     def _embed(self, inputs: Inputs) -> Node:
-        get, config = self._layers.weights.get, self._config
+        get = self._layers.weights.get
         total = ops.embedding(get(self._words, None, None), inputs.input_ids)
-        if config.get("position_biased_input", True):
+        if self._sizes.num_positions:
             table = get("embeddings.position_embeddings.weight", None, None)
             total = op.add(total, ops.embedding(table, inputs.position_ids))
-        if int(config.get("type_vocab_size") or 0):
+        if self._sizes.num_types:
             types = get("embeddings.token_type_embeddings.weight", None, None)
             total = op.add(total, ops.embedding(types, inputs.type_ids))
         if "embeddings.embed_proj.weight" in self._layers.weights:
@@ -72,18 +63,12 @@ class Transformer:
         return self._norm(total, "embeddings.LayerNorm")
 
     def _positions(self, inputs: Inputs) -> _Positions:
-        max_distance = int(self._config.get("max_relative_positions") or -1)
-        if max_distance < 1:
-            max_distance = read_size(self._config, "max_position_embeddings")
-        num_buckets = int(self._config.get("position_buckets") or -1)
-        span = num_buckets if num_buckets > 0 else max_distance  # P
-        table = self._layers.weights.get("encoder.rel_embeddings.weight", None, self._hidden)[: 2 * span]
+        table = self._layers.weights.get("encoder.rel_embeddings.weight", None, self._hidden)[: 2 * self._sizes.span]
         embeddings = op.unsqueeze(ops.constant(table), ops.axis(0))
-        if "layer_norm" in str(self._config.get("norm_rel_ebd", "none")).lower():
+        if self._sizes.norms_positions:
             embeddings = self._norm(embeddings, "encoder.LayerNorm")
-        relative = np.arange(self._max_len - 1, -self._max_len, -1)  # query - key, in the order of key - query
-        buckets = log_buckets(relative, num_buckets, max_distance) if num_buckets > 0 else relative
-        rows = np.clip(buckets + span, 0, 2 * span - 1)
+        # From query - key to key - query, the order of `gather_by_distance`.
+        rows = self._sizes.rows(np.arange(self._max_len - 1, -self._max_len, -1))
         length = ops.row_length(inputs.input_ids)
         # p2c also uses the row of query - key, but there the key is the first axis: the table is reversed.
         c2p, p2c = (ops.gather_by_distance(table, self._max_len, length) for table in (rows, rows[::-1]))
@@ -102,17 +87,17 @@ class Transformer:
 
     def _attention(self, x: Node, mask: Node, positions: _Positions, prefix: str) -> Node:
         query, key, value = (self._project_heads(x, f"{prefix}{name}_proj") for name in ("query", "key", "value"))
-        shared = bool(self._config.get("share_att_key"))
+        shared = self._sizes.shares_projections
         scores = op.matmul(query, key, False, True)
-        if "c2p" in self._pos_att_type:
+        if "c2p" in self._sizes.kinds:
             pos_key = self._project_heads(positions.embeddings, prefix + ("key_proj" if shared else "pos_key_proj"))
             scores = op.add(scores, _gather_scores(op.matmul(query, pos_key, False, True), positions.c2p))
-        if "p2c" in self._pos_att_type:
+        if "p2c" in self._sizes.kinds:
             name = "query_proj" if shared else "pos_query_proj"
             pos_query = self._project_heads(positions.embeddings, prefix + name)
             by_key = _gather_scores(op.matmul(key, pos_query, False, True), positions.p2c)
             scores = op.add(scores, op.transpose(by_key, ops.ints(0, 1, 3, 2)))
-        scores = op.add(op.multiply(scores, op.constant(np.float32(self._scale))), mask)
+        scores = op.add(op.multiply(scores, op.constant(np.float32(self._sizes.scale))), mask)
         return ops.merge_heads(op.matmul(op.softmax(scores, -1), value, False, False), self._hidden)
 
     def _project_heads(self, x: Node, name: str) -> Node:
@@ -129,7 +114,7 @@ class Transformer:
         for index in range(weight.shape[2]):
             shifted = ops.shift_tokens(x, inputs.segment_ids, index - half)
             total = op.add(total, ops.linear(shifted, weight[:, :, index], None))
-        act = ops.activation(str(self._config.get("conv_act", "tanh")))
+        act = ops.activation(self._sizes.kernel_activation)
         return self._norm(op.add(hidden, act(total)), "encoder.conv.LayerNorm")
 
     def _norm(self, x: Node, name: str) -> Node:

@@ -109,10 +109,15 @@ def flex(
     `bias` is a DistanceBias or None.
     """
     heads = (x.transpose(0, 1)[None] for x in (query, key, value))
-    positions, cap = sequences.position_ids, sizes.soft_cap
+    # Numbers of Python are tensors here, because torch.compile takes them for dynamic and cannot lower that.
+    cap = sizes.soft_cap and torch.full((), sizes.soft_cap, device=query.device)
+    keys = queries = sequences.position_ids
+    table = None
+    if bias is not None:
+        table, queries = bias.biases, queries + bias.max_len - 1
 
     def change(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        score = score if bias is None else score + bias.at(head, positions[q] - positions[k])
+        score = score if table is None else score + table[head, queries[q] - keys[k]]
         return score if cap is None else cap * torch.tanh(score / cap)
 
     mask = sequences.block_mask(causal=sizes.causal, window=sizes.window)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +11,7 @@ from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, TransformerLayer, Weights, empty, fill
 from bei_core.engines.torch.models.relative import DisentangledBias, reach
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import Config, read_setting, read_size
-from bei_core.models.distances import log_buckets
+from bei_core.models.layouts import DebertaSizes
 
 
 class Transformer(nn.Module):
@@ -22,33 +19,20 @@ class Transformer(nn.Module):
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         super().__init__()
-        config = facts.spec.config
-        self.hidden = read_size(config, "hidden_size")
-        width = int(config.get("embedding_size") or self.hidden)
-        self.eps, self.dtype = float(config.get("layer_norm_eps", 1e-7)), kernels.dtype
-        self.words = Embedding(facts.spec.vocab_size, width, self.dtype)
-        max_positions = int(read_setting(config, "max_position_embeddings"))
-        has_positions, num_types = config.get("position_biased_input", True), int(config.get("type_vocab_size") or 0)
-        self.positions = Embedding(max_positions, width, self.dtype) if has_positions else None
-        self.types = Embedding(num_types, width, self.dtype) if num_types else None
-        self.project = None
-        if width != self.hidden:
-            self.project = kernels.linear(width, self.hidden, "embeddings", bias=False)
-        self.norm = LayerNorm(self.hidden, self.eps, self.dtype)
-        max_distance, buckets = (
-            int(config.get("max_relative_positions") or -1),
-            int(config.get("position_buckets") or -1),
+        self.sizes = sizes = DebertaSizes.of(facts.spec.config)
+        self.words = Embedding(facts.spec.vocab_size, sizes.width, kernels.dtype)
+        self.positions, self.types = (
+            Embedding(count, sizes.width, kernels.dtype) if count else None
+            for count in (sizes.num_positions, sizes.num_types)
         )
-        max_distance = max_distance if max_distance > 0 else max_positions
-        self.span = buckets if buckets > 0 else max_distance  # P
-        steps = reach(facts.spec.max_seq_len)
-        steps = log_buckets(steps, buckets, max_distance) if buckets > 0 else steps
-        rows = torch.from_numpy(np.clip(steps + self.span, 0, 2 * self.span - 1))
-        self.norm_positions = "layer_norm" in str(config.get("norm_rel_ebd", "none")).lower()
-        count = int(read_setting(config, "num_hidden_layers"))
-        self.layers = nn.ModuleList(_Layer(facts, rows, kernels, number) for number in range(count))
-        kernel_size = int(config.get("conv_kernel_size") or 0)
-        self.conv = _Convolution(config, self.hidden, kernel_size, self.eps, self.dtype) if kernel_size else None
+        self.project = None
+        if sizes.width != sizes.hidden:
+            self.project = kernels.linear(sizes.width, sizes.hidden, "embeddings", bias=False)
+        self.norm = LayerNorm(sizes.hidden, sizes.eps, kernels.dtype)
+        max_len = facts.spec.max_seq_len
+        rows = torch.from_numpy(sizes.rows(reach(max_len)))
+        self.layers = nn.ModuleList(_Layer(sizes, rows, max_len, kernels, layer) for layer in range(sizes.num_layers))
+        self.conv = _Convolution(sizes, kernels.dtype) if sizes.kernel_size else None
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
@@ -59,9 +43,9 @@ class Transformer(nn.Module):
         if self.project is not None:
             self.project.load_weights([weights.layer("embeddings.embed_proj")])
         self.norm.load(weights, "embeddings.LayerNorm")
-        positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * self.span].float()
-        if self.norm_positions:
-            norm = LayerNorm(self.hidden, self.eps, torch.float32).to(positions.device)
+        positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * self.sizes.span].float()
+        if self.sizes.norms_positions:
+            norm = LayerNorm(self.sizes.hidden, self.sizes.eps, torch.float32).to(positions.device)
             norm.load(weights, "encoder.LayerNorm")
             positions = norm(positions)
         for number, layer in enumerate(self.layers):
@@ -83,29 +67,22 @@ class Transformer(nn.Module):
 
 
 class _Layer(TransformerLayer):
-    def __init__(self, facts: Facts, rows: Tensor, kernels: Kernels, number: int) -> None:
-        config = facts.spec.config
-        hidden = read_size(config, "hidden_size")
-        num_heads, eps = int(read_setting(config, "num_attention_heads")), float(config.get("layer_norm_eps", 1e-7))
-        kinds = config.get("pos_att_type") or []
-        kinds = frozenset(kind.strip() for kind in (kinds.lower().split("|") if isinstance(kinds, str) else kinds))
-        scale = (hidden // num_heads * (1 + len(kinds & {"c2p", "p2c"}))) ** -0.5
-        bias = DisentangledBias(rows, num_heads, scale, kinds & {"c2p", "p2c"})
-        sizes = AttentionSizes.of_encoder(hidden, num_heads, facts.spec.max_seq_len, scale=scale)
-        act, inner = activation(str(config.get("hidden_act", "gelu"))), int(read_setting(config, "intermediate_size"))
+    def __init__(self, sizes: DebertaSizes, rows: Tensor, max_len: int, kernels: Kernels, number: int) -> None:
+        bias = DisentangledBias(rows, sizes.num_heads, sizes.scale, sizes.kinds)
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len, scale=sizes.scale)
         super().__init__(
-            kernels.attention(sizes, None, number, bias),
-            Mlp(hidden, inner, act, kernels),
-            lambda: LayerNorm(hidden, eps, kernels.dtype),
+            kernels.attention(attention, None, number, bias),
+            Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels),
+            lambda: LayerNorm(sizes.hidden, sizes.eps, kernels.dtype),
         )
-        self.bias, self.dtype, self.shares = bias, kernels.dtype, bool(config.get("share_att_key"))
+        self.bias, self.dtype, self.own = bias, kernels.dtype, "" if sizes.shares_projections else "pos_"
 
     def load(self, weights: Weights, prefix: str, positions: Tensor) -> None:
         """Loads the layer; `positions` is the table f32[2 * P, H] of relative positions."""
-        own, attention = "" if self.shares else "pos_", f"{prefix}attention.self."
+        attention = f"{prefix}attention.self."
         names = [f"{attention}{name}_proj" for name in ("query", "key", "value")]
         self.attention.load(weights, [*names, f"{prefix}attention.output.dense"], prefix)
-        projections = {"c2p": f"{attention}{own}key_proj", "p2c": f"{attention}{own}query_proj"}
+        projections = {"c2p": f"{attention}{self.own}key_proj", "p2c": f"{attention}{self.own}query_proj"}
         self.bias.load(weights, positions, projections, self.dtype)
         self.attention_norm.load(weights, prefix + "attention.output.LayerNorm")
         self.mlp.load(weights, [prefix + "intermediate.dense"], prefix + "output.dense")
@@ -115,13 +92,12 @@ class _Layer(TransformerLayer):
 class _Convolution(nn.Module):
     """Adds a convolution over the tokens of each sequence (`ConvLayer` in transformers)."""
 
-    def __init__(self, config: Config, hidden: int, size: int, eps: float, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: DebertaSizes, dtype: torch.dtype) -> None:
         super().__init__()
-        if int(config.get("conv_groups") or 1) != 1:
-            raise UnsupportedModelError("config.json: conv_groups other than 1 is not supported")
-        self.act = activation(str(config.get("conv_act", "tanh")))
-        self.weight, self.bias = empty(hidden, hidden, size, dtype=dtype), empty(hidden, dtype=dtype)
-        self.norm = LayerNorm(hidden, eps, dtype)
+        self.act = activation(sizes.kernel_activation)
+        self.weight = empty(sizes.hidden, sizes.hidden, sizes.kernel_size, dtype=dtype)
+        self.bias = empty(sizes.hidden, dtype=dtype)
+        self.norm = LayerNorm(sizes.hidden, sizes.eps, dtype)
 
     def load(self, weights: Weights) -> None:
         """Loads the convolution and its norm."""

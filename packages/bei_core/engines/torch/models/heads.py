@@ -22,24 +22,16 @@ from bei_core.models.modules import LayerNorm as LayerNormSpec
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
+# Functions of torch.nn.functional. Those of the last row are of Dense modules, with torch.nn's default arguments.
+_OF_TORCH = (
+    *("tanh", "relu", "silu", "sigmoid", "gelu", "mish"),
+    *("elu", "hardswish", "leaky_relu", "relu6", "selu", "softplus", "softsign"),
+)
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
-    "tanh": torch.tanh,
-    "relu": F.relu,
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
-    "mish": F.mish,
-    # Of a Dense module: torch.nn's classes with their default arguments.
-    "elu": F.elu,
-    "hardswish": F.hardswish,
-    "leaky_relu": F.leaky_relu,
-    "relu6": F.relu6,
-    "selu": F.selu,
-    "softplus": F.softplus,
-    "softsign": F.softsign,
+    **{name: getattr(F, name) for name in _OF_TORCH},
 }
 
 
@@ -147,21 +139,15 @@ class BgeM3Layers(nn.Module):
         return torch.cat([F.normalize(self.colbert(hidden), dim=-1), F.relu(self.sparse(hidden))], -1)
 
 
-class _Normalize(nn.Module):
-    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Does nothing, because the module has no tensors."""
+class _Function(nn.Module):
+    """A module without tensors."""
 
-    def forward(self, rows: Tensor) -> Tensor:
-        return F.normalize(rows, dim=-1)
-
-
-class _Truncate(_Normalize):
-    def __init__(self, module: Truncate) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.dimensions = module.dimensions
+        self.forward = function
 
-    def forward(self, rows: Tensor) -> Tensor:
-        return rows[..., : self.dimensions]
+    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Does nothing."""
 
 
 class LayerNormModule(nn.Module):
@@ -184,8 +170,8 @@ class LayerNormModule(nn.Module):
 _MODULES: Mapping[type[Module], Callable[[Any], nn.Module]] = {
     Dense: DenseModule,
     LayerNormSpec: LayerNormModule,
-    Normalize: lambda module: _Normalize(),
-    Truncate: _Truncate,
+    Normalize: lambda module: _Function(lambda rows: F.normalize(rows, dim=-1)),
+    Truncate: lambda module: _Function(lambda rows: rows[..., : module.dimensions]),
 }
 
 

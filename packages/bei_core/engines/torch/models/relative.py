@@ -43,14 +43,10 @@ class DistanceBias(nn.Module):
         buckets = torch.from_numpy(relative_buckets(-reach(self.max_len), len(table), max_distance))
         self.biases = table[buckets.to(table.device)].T.contiguous()
 
-    def at(self, head: Tensor | slice, distance: Tensor) -> Tensor:
-        """Returns the biases f32[...] of heads at distances (query - key)."""
-        found: Tensor = self.biases[head, distance + self.max_len - 1]
-        return found
-
     def forward(self, query: Tensor, key: Tensor, start: int) -> Tensor:
         """Returns f32[N, Q, L]; see `ScoreBias`."""
-        return self.at(slice(None), distances(query, key, start))
+        found: Tensor = self.biases[:, distances(query, key, start) + self.max_len - 1]
+        return found
 
 
 class DisentangledBias(nn.Module):
