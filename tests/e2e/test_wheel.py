@@ -28,6 +28,7 @@ from tests.docs.test_snippets import free_port, is_healthy
 from tests.e2e.environments import ROOT
 from tests.e2e.server import WIDTH, wait_until
 from tests.fakes import SAFETY_S
+from tests.golden.cases import GOLDEN
 
 pytestmark = pytest.mark.wheel
 
@@ -91,13 +92,17 @@ class Installed:
         """Nothing of the checkout's own environment, and a cache of engines of its own."""
         return {"PATH": f"{self.venv / 'bin'}:/usr/bin:/bin", "HOME": str(self.folder), "HF_HUB_OFFLINE": "1"}
 
-    def bei(self, *words: str | Path) -> str:
-        """What the command prints, in a folder that is not the checkout. Raises AssertionError if it fails."""
+    def ended(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """The command's process after its end. It ran in a folder that is not the checkout."""
         command = [str(self.venv / "bin" / "bei"), *map(str, words)]
-        done = subprocess.run(
+        return subprocess.run(
             command, env=self.environ, cwd=self.folder, capture_output=True, text=True, check=False, timeout=SAFETY_S
         )
-        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+    def bei(self, *words: str | Path) -> str:
+        """What the command prints. Raises AssertionError if it fails."""
+        done = self.ended(*words)
+        assert done.returncode == 0, f"{done.args}\n{done.stdout}{done.stderr}"
         return done.stdout
 
     @contextmanager
@@ -156,8 +161,34 @@ def test_every_command_runs(installed: Installed) -> None:
         reply = httpx.post(f"{url}/embed", json={"inputs": "a text"}, timeout=SAFETY_S)
         assert len(reply.json()[0]) == WIDTH
         installed.bei("bench", "--url", url, "--clients", "2", "--num-requests", "8", "--warmup", "2")
+    ranks = installed.bei("rerank", "--model-id", GOLDEN / "bert-rerank-pad7", "a query", "a text", "another")
+    assert sorted(json.loads(line)["index"] for line in ranks.splitlines()) == [0, 1]
+    assert "score" in installed.bei("classify", "--model-id", GOLDEN / "bert-topics-bf16-sharded", "a text")
+    assert "engine " in installed.bei("pull", MINILM)
     assert "all-MiniLM-L6-v2" in installed.bei("engines", "list")
+    assert "whole" in installed.bei("engines", "verify")
+    assert "0.0 MB removed" in installed.bei("engines", "prune")
     assert "all-MiniLM-L6-v2" in installed.bei("models", "list")
+    assert "kind: embedding" in installed.bei("models", "show", MINILM)
+    assert "MB removed" in installed.bei("models", "rm", MINILM)
+
+
+@pytest.mark.parametrize(
+    ("words", "extra"),
+    [
+        (("embed-dataset", "texts.csv", "--output", "out", "--model-id", "m"), "jobs"),
+        (("capacity", "--model", "m", "--rate", "5", "--slo-p99-ms", "10"), "capacity"),
+        (("bench", "--plot", "plot.png"), "bench"),
+        (("embed", "--model-id", "m", "--format", "parquet", "--output", "o.parquet", "a text"), "parquet"),
+        (("engines", "pull", "s3://bucket/engine"), "s3"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_command_names_the_extra_that_it_needs(installed: Installed, words: tuple[str, ...], extra: str) -> None:
+    done = installed.ended(*words)
+    assert done.returncode == 1
+    assert f"pip install 'bei-core[{extra}]'" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("form", [(), ("--docker-server",)], ids=["model.py", "docker_server"])

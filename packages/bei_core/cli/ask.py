@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bei_core.cli.flags import load_settings, one_model, settings_flags
+from bei_core.cli.flags import OutputFile, load_settings, one_model, settings_flags
 from bei_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]  # the columns of one line of output
 
+_NOT_UTF8 = re.compile("[\ud800-\udfff]")
 _SHOWN = 60  # characters of a cell of a table
 
 
@@ -40,22 +43,49 @@ def flags() -> list[click.Parameter]:
             show_default=True,
             help="One JSON value a line, a table for people, or a Parquet file (pip install 'bei-core[parquet]').",
         ),
-        click.Option(["--output"], type=click.Path(path_type=Path), help="File to write. [default: standard output]"),
+        click.Option(["--output"], type=OutputFile(), help="File to write. [default: standard output]"),
     ]
 
 
 def read_texts(texts: Sequence[str], file: Path | None) -> list[str]:
-    """The texts of a command line, or the lines of a file, or for `-` of standard input. Raises ConfigError if none."""
+    """The texts of a command line, or the lines of a file, or for `-` of standard input.
+
+    Raises ConfigError if there is none, and for one that is empty or not UTF-8.
+    """
     if file is not None and texts:
         raise ConfigError("texts are given both as arguments and by --input; give one of the two")
     if file is not None:
-        with file.open(encoding="utf-8") as lines:
-            found = [line.rstrip("\r\n") for line in lines]
+        found, unit, where = _lines(file.read_bytes()), "line", f" of {file}"
+    elif tuple(texts) == ("-",):
+        found, unit, where = _lines(sys.stdin.buffer.read()), "line", " of standard input"
     else:
-        found = [line.rstrip("\r\n") for line in sys.stdin] if tuple(texts) == ("-",) else list(texts)
+        found, unit, where = list(texts), "text", ""
     if not found:
         raise ConfigError("no text is given; give texts, - for the lines of standard input, or --input FILE")
+    for number, text in enumerate(found, 1):
+        if not text:
+            raise ConfigError(f"{unit} {number}{where} is empty; leave it out")
+        if _NOT_UTF8.search(text):
+            raise ConfigError(f"{unit} {number}{where} is not UTF-8")
     return found
+
+
+def _lines(data: bytes) -> list[str]:
+    """The lines of a text, without its byte order mark. Bytes that are not UTF-8 become surrogates, as in argv."""
+    text = data.decode("utf-8-sig", "surrogateescape")
+    return [line.rstrip("\n") for line in io.StringIO(text, newline=None)]
+
+
+def check_format(shape: str, output: Path | None) -> None:
+    """Raises ConfigError if answers cannot be written so: Parquet without a file or without pyarrow."""
+    if shape != "parquet":
+        return
+    if output is None:
+        raise ConfigError("--format parquet needs --output FILE")
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--format parquet needs pyarrow; pip install 'bei-core[parquet]'") from error
 
 
 @contextmanager
@@ -86,27 +116,16 @@ def in_requests(service: Service, texts: Sequence[str]) -> Iterator[Sequence[str
 
 
 def write(rows: Sequence[Row], shape: str, output: Path | None, *, bare: str | None = None) -> None:
-    """Writes rows as JSON lines, as a table or as Parquet. With `bare`, a line of JSON is the value of that column.
-
-    Raises ConfigError for Parquet without a file or without pyarrow.
-    """
+    """Writes rows as JSON lines, as a table or as Parquet. With `bare`, a line of JSON is the value of that column."""
     if shape == "parquet":
-        _write_parquet(rows, output)
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), output)
         return
     lines = _table(rows) if shape == "table" else (json.dumps(row[bare] if bare else row) for row in rows)
     with click.open_file(str(output or "-"), "w", encoding="utf-8") as file:
         file.writelines(f"{line}\n" for line in lines)
-
-
-def _write_parquet(rows: Sequence[Row], output: Path | None) -> None:
-    if output is None:
-        raise ConfigError("--format parquet needs --output FILE")
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError("--format parquet needs pyarrow; pip install 'bei-core[parquet]'") from error
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(row) for row in rows]), output)
 
 
 def _table(rows: Sequence[Row]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import msgspec
 from bei_core.bench import Options, Report, plot, plot_sweep, run, sweep
 from bei_core.bench.calibrate import Calibration, calibrate
 from bei_core.bench.report import empty_figure
-from bei_core.cli.flags import Command, flags_of, given_flags
+from bei_core.cli.flags import Command, OutputFile, flags_of, given_flags
 from bei_core.errors import BeiError, ConfigError
 
 # Flags that --calibrate sets by itself.
@@ -21,14 +21,12 @@ _NOT_OF_CALIBRATIONS = {"rate", "clients", "num_requests", "warmup", "batch", "s
 
 
 @click.command(cls=Command, params=flags_of(Options))
-@click.option("--output", type=click.Path(path_type=Path), help="File to write the report to, as JSON.")
-@click.option(
-    "--plot-to", type=click.Path(path_type=Path), help="Picture to draw; needs pip install 'bei-core[bench]'."
-)
+@click.option("--output", type=OutputFile(), help="File to write the report to, as JSON.")
+@click.option("--plot-to", type=OutputFile(), help="Picture to draw; needs pip install 'bei-core[bench]'.")
 @click.option(
     "--plot",
     "sweep_to",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     help="Measure five loads up to the one that is given, and draw latency, throughput and the time of each stage "
     "against the load; --output is then a list of reports. Needs pip install 'bei-core[bench]'.",
 )
@@ -60,7 +58,7 @@ def command(
             output.write_bytes(msgspec.json.format(msgspec.json.encode(reports), indent=1) + b"\n")
     else:
         _write(reports[0], output, plot_to)
-    return _fail_on_errors(reports)
+    return _fail_on_errors(reports, options.url)
 
 
 def _calibrate(options: Options, output: Path | None) -> None:
@@ -80,9 +78,10 @@ def _write(report: Report, output: Path | None, plot_to: Path | None) -> None:
             plot([path], plot_to)
 
 
-def _fail_on_errors(reports: Sequence[Report]) -> None:
+def _fail_on_errors(reports: Sequence[Report], url: str) -> None:
     """Raise BeiError if a request failed."""
     errors = sum((Counter(report.errors) for report in reports), Counter[str]())
     if errors:
         counts = ", ".join(f"{name}: {count}" for name, count in sorted(errors.items()))
-        raise BeiError(f"{errors.total()} requests failed ({counts})")
+        hint = f"; is a server running at {url}? --url names another" if "connect" in errors else ""
+        raise BeiError(f"{errors.total()} requests failed ({counts}){hint}")

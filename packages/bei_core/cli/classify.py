@@ -24,6 +24,7 @@ def command(texts: tuple[str, ...], file: Path | None, shape: str, output: Path 
     """
     from bei_core.models.kind import Kind
 
+    ask.check_format(shape, output)
     lines = ask.read_texts(texts, file)
     with ask.served(flags, Kind.CLASSIFIER, Kind.TOKEN_CLASSIFIER) as service:
         find = _entities if service.model.kind is Kind.TOKEN_CLASSIFIER else _labels

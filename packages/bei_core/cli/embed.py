@@ -17,6 +17,7 @@ def command(texts: tuple[str, ...], file: Path | None, shape: str, output: Path 
     from bei_core.http.schemas.tei import EmbedRequest
     from bei_core.models.kind import Kind
 
+    ask.check_format(shape, output)
     lines = ask.read_texts(texts, file)
     with ask.served(flags, Kind.EMBEDDING) as service:
         rows = [

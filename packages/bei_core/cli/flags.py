@@ -55,6 +55,21 @@ def _without_values(words: Sequence[str], switches: Mapping[str, str]) -> Iterat
             yield words[index]
 
 
+class OutputFile(click.Path):
+    """A file to write. Refused before any work if it is a folder, or if its folder is not one or cannot be written."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False, writable=True)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:  # noqa: ANN401
+        """The path of the file."""
+        path = super().convert(value, param, ctx)
+        folder = Path(os.fsdecode(path)).absolute().parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK):
+            self.fail(f"{folder} is not a folder in which this user can write.", param, ctx)
+        return path
+
+
 class Choice(click.Choice[str]):
     """One of a setting's values. As in the environment, `-` may stand for `_`, and case is ignored."""
 

@@ -8,7 +8,7 @@ import sys
 
 import click
 
-from bei_core.errors import BeiError
+from bei_core.errors import BeiError, DiskError
 
 COMMANDS = (
     *("serve", "pull", "build", "models", "engines"),
@@ -30,6 +30,17 @@ class LazyGroup(click.Group):
             return None
         command = importlib.import_module(f"bei_core.cli.{cmd_name.replace('-', '_')}").command
         return command if isinstance(command, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of a command line, as in the base class. For an unknown name, the error has those like it."""
+        from difflib import get_close_matches
+
+        near = [] if args[0] in COMMANDS else get_close_matches(args[0], COMMANDS)
+        if near and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(map(repr, near))}?")
+        return super().resolve_command(ctx, args)
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
@@ -72,14 +83,21 @@ def main() -> None:
         sys.stdout.flush()
         os._exit(130)  # sys.exit would wait for the threads of a download
     except BeiError as error:
-        import logging
-
-        logging.getLogger(__name__).debug("traceback", exc_info=True)
         fail(str(error), error.exit_status)
+    except OSError as error:
+        from bei_core.storage.errors import is_full
+
+        if error.filename is None and not is_full(error):  # it is not about a file of the user
+            raise
+        where = "" if error.filename is None else f" {error.filename2 or error.filename}"
+        fail(f"cannot read or write{where}: {error.strerror}", DiskError.exit_status)
 
 
 def fail(message: str, status: int) -> None:
-    """Write an error and exit."""
+    """Write an error and exit. The debug log has the traceback."""
+    import logging
+
+    logging.getLogger(__name__).debug("traceback", exc_info=True)
     click.echo(f"error: {message}", err=True)
     sys.exit(status)
 

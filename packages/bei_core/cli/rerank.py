@@ -27,6 +27,7 @@ def command(
     from bei_core.http.schemas.rerank import RerankRequest
     from bei_core.models.kind import Kind
 
+    ask.check_format(shape, output)
     lines = ask.read_texts(texts, file)
     with ask.served(flags, Kind.RERANKER) as service:
         service.model.check_num_inputs(len(lines))

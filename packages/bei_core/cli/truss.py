@@ -17,7 +17,7 @@ def command() -> None:
 
 
 @command.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--from",
     "source",

@@ -20,6 +20,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
 from bei_core.engines.quality_report import REPORT
+from bei_core.errors import ConfigError
 from bei_core.models.sentence.modules import read_pipeline
 from bei_core.models.sentence.settings import read_transformer
 from bei_core.models.spec import ModelSpec, read_spec, save_spec
@@ -70,11 +71,18 @@ def plan_model(builder: Builder, settings: Settings, root: Path, checkpoint: Che
     return plan_build(builder, checkpoint, spec, settings)
 
 
+def model_id_of(settings: Settings) -> str:
+    """The name of the settings' model. Raises ConfigError if there is none."""
+    if not settings.model_id:
+        raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
+    return settings.model_id
+
+
 def fetch_checkpoint(settings: Settings, root: Path) -> Checkpoint:
     """The checkpoint of the settings' model, fetched into `root` if necessary. Raises CheckpointError, DiskError."""
     fetch = partial(
         checkpoints.resolve,
-        settings.model_id or "",
+        model_id_of(settings),
         settings.revision,
         token=settings.hf_token,
         secret=settings.checkpoint_secret,

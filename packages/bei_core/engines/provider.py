@@ -11,7 +11,7 @@ from pathlib import Path
 
 from bei_core.checkpoint import Checkpoint, lease_checkpoint, resolve
 from bei_core.config.settings import SETTINGS, Settings
-from bei_core.engines.build import Build, plan_model, request_facts
+from bei_core.engines.build import Build, model_id_of, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import is_engine, key_of, read_manifest
@@ -35,15 +35,13 @@ class EngineProvider:
         is no model or `engine_store` is not a store's URL, and EngineUnavailableError if the engine cannot be built, or
         run, on this machine.
         """
-        if not settings.model_id:
-            raise ConfigError("no model is given; pass --model-id with a folder or a Hugging Face repository")
+        self._model_id = model_id_of(settings)
         if settings.engine_store is not None and not is_store(settings.engine_store):
             raise ConfigError(
                 f"engine_store is {redact(settings.engine_store)!r}: expected the URL of an object store, "
                 f"such as {store_examples()}"
             )
         self._settings = settings
-        self._model_id = settings.model_id
         self._engine = choose(settings.engine, to_run=to_run)
         self._builder = load_builder(self._engine)
         self.cache = EngineCache.of(settings)
@@ -53,7 +51,7 @@ class EngineProvider:
         self._remote = None if url is None else RemoteEngines(url, settings.engine_store_secret)
         self._quantization = quantization_of(settings)
         texts = [] if self._quantization is None else [self._quantization.calibration.dataset]
-        self._local = [name for name in (settings.model_id, *texts) if Path(name).exists()]
+        self._local = [name for name in (self._model_id, *texts) if Path(name).exists()]
         self._remote_is_damaged = False
 
     def get(self) -> Lease:

@@ -108,6 +108,8 @@ def test_a_model_of_another_kind_is_refused(
         (("embed",), "no text is given"),
         (("embed", "one", "--input", __file__), "one of the two"),
         (("embed", "one", "--format", "parquet"), "needs --output FILE"),
+        (("embed", "one", "caf\udce9"), "text 2 is not UTF-8"),
+        (("classify", "one", ""), "text 2 is empty"),
         (("rerank", "q", "one", "two", "--max-client-batch-size", "1"), "batch size 2 > maximum allowed batch size 1"),
     ],
 )
@@ -126,3 +128,41 @@ def test_without_pyarrow_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     result = run("embed", "one", "--format", "parquet", "--output", str(tmp_path / "rows"))
     assert isinstance(result.exception, ConfigError)
     assert "pip install 'bei-core[parquet]'" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"one\ncaf\xe9\n", "line 2 of {} is not UTF-8"),
+        (b"one\n\ntwo\n", "line 2 of {} is empty; leave it out"),
+        (b"", "no text is given"),
+    ],
+)
+def test_a_line_that_is_no_text_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes, said: str
+) -> None:
+    opens(monkeypatch)
+    file = tmp_path / "texts"
+    file.write_bytes(content)
+    with file.open("rb") as stdin:
+        piped = CliRunner().invoke(cli.app, ["embed", "-", "--model-id", "owner/name"], input=stdin)
+    for result, name in ((run("embed", "--input", str(file)), str(file)), (piped, "standard input")):
+        assert isinstance(result.exception, ConfigError)
+        assert said.format(name) in str(result.exception)
+
+
+def test_a_byte_order_mark_is_skipped_and_only_line_ends_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opens(monkeypatch)
+    file = tmp_path / "texts"
+    file.write_bytes("\ufeffone\u2028more\r\ntwo".encode())
+    rows = [json.loads(line) for line in lines(run("embed", "--input", str(file)))]
+    assert rows == [json.loads(line) for line in lines(run("embed", "one\u2028more", "two"))]
+
+
+@pytest.mark.parametrize("words", [("embed", "one"), ("rerank", "q", "one"), ("classify", "one")])
+@pytest.mark.parametrize("shape", [("--format", "parquet"), ("--output", "/no/such/folder/rows"), ("--output", "/")])
+def test_answers_that_cannot_be_written_are_refused_before_the_model_is_opened(
+    monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], shape: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("bei_core.serving.service.open_engine", lambda settings: pytest.fail("it was opened"))
+    assert run(*words, *shape).exit_code in {1, 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
@@ -15,6 +16,9 @@ from bei_core.cli import main as cli
 from bei_core.engines.manifest import MANIFEST
 from bei_core.errors import BeiError, StartError
 from bei_core.storage.errors import TransientError
+from tests.e2e.environments import ROOT
+
+CONFIG = ROOT / "tests" / "data" / "baseten" / "BEI-Bert-all-MiniLM-L6-v2.yaml"
 
 
 def bei(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *words: str) -> tuple[object, str, str]:
@@ -39,7 +43,14 @@ def test_the_version_is_printed_without_importing_a_command() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["serv"], "No such command 'serv'"),
+        (["serv"], "No such command 'serv'. Did you mean 'serve'?"),
+        (["nothing"], "No such command 'nothing'."),
+        (
+            ["bench", "--output", "/no/such/folder/r.json"],
+            "/no/such/folder is not a folder in which this user can write",
+        ),
+        (["embed", "one", "--output", "/"], "File '/' is a directory"),
+        (["truss", "init", __file__, "--from", "x"], "is a file"),
         (["serve", "--prot", "80"], "No such option '--prot'. Did you mean '--port'?"),
         (["serve", "--port", "http"], "'http' is not a valid integer"),
         (["serve", "--port", "65536"], "65536 is not in the range 0<=x<=65535"),
@@ -67,6 +78,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     ("words", "said"),
     [
         (["serve", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+        (["pull"], "no model is given"),
         (["serve", "--hostname", ""], "--hostname is ''"),
         (["serve", "--trt-llm", "{"], "trt_llm is not JSON"),
         (["build", "--model", "a", "--model", "b", "--output", "x"], "2 models are given, and this takes one"),
@@ -124,6 +136,33 @@ def test_the_exit_codes_are_those_of_the_documentation() -> None:
     documented = set(map(int, re.findall(r"^\| (\d{1,3}) \|", section, re.MULTILINE)))
     kinds: list[type[BeiError]] = [BeiError, TransientError, *StartError.__subclasses__()]
     assert documented == {kind.exit_status for kind in kinds} | {0, 2, 130}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, errors = bei(capsys, monkeypatch, "truss", "init", "/proc/1/x", "--from", str(CONFIG))
+    assert (code, errors) == (74, "error: cannot read or write /proc/1/x: No such file or directory\n")
+
+
+def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("bei_core.engines.open.build_engine", full)
+    code, _, errors = bei(capsys, monkeypatch, "build", "--model-id", "a/b")
+    assert (code, errors) == (74, "error: cannot read or write: No space left on device\n")
+
+
+def test_a_fault_that_is_not_about_a_file_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr("bei_core.engines.open.build_engine", fault)
+    monkeypatch.setattr(sys, "argv", ["bei", "build", "--model-id", "a/b"])
+    with pytest.raises(ConnectionResetError):
+        cli.main()
 
 
 def test_without_a_command_the_help_is_shown(
