@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import accumulate
 
 from prometheus_client import (
     REGISTRY,
@@ -17,6 +19,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from bei_core.errors import RequestError
 
@@ -24,7 +28,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _COUNTS = tuple(float(2**power) for power in range(15))
 
 # TEI's counters, whose names do not end with _total.
-_TEI_COUNTERS = re.compile(rb"^# TYPE (te_request_(?:count|success|failure)) gauge$", re.MULTILINE)
+_TEI_COUNTERS = re.compile(rb"^# TYPE (te_(?:request|embed|predict)_(?:count|success|failure)) gauge$", re.MULTILINE)
 
 # The limits because of which a request gets status 429.
 CAUSES = ("queue_wait", "queue_tokens", "concurrency", "deadline", "body_bytes")
@@ -51,6 +55,53 @@ class Timings:
     def total_s(self) -> float:
         """Seconds since the request arrived."""
         return time.perf_counter() - self.started
+
+
+class _Histogram:
+    """A histogram of seconds, to which a value can be added several times at once. prometheus_client's adds it once."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+        self._name, self._text = name, text
+        self._counts, self._sum = [0] * (len(_SECONDS) + 1), 0.0
+        registry.register(self)
+
+    def observe(self, value: float, times: int) -> None:
+        """Add a value, in seconds."""
+        self._counts[bisect_left(_SECONDS, value)] += times
+        self._sum += value * times
+
+    def collect(self) -> Iterator[HistogramMetricFamily]:
+        """The histogram for a scrape."""
+        bounds = map(floatToGoString, (*_SECONDS, float("inf")))
+        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets, self._sum)
+
+
+class InputMetrics:
+    """Counts inputs where `Metrics` counts requests. Each input of a request has the times of the whole request."""
+
+    def __init__(self, operation: str, registry: CollectorRegistry) -> None:
+        name = f"te_{operation}"
+        self._count = Gauge(f"{name}_count", f"Inputs received to {operation}", registry=registry)
+        self._success = Gauge(f"{name}_success", f"Inputs answered, to {operation}", registry=registry)
+        self._duration = _Histogram(f"{name}_duration", "Tokenization to result, seconds", registry)
+        self._stages = [
+            _Histogram(f"{name}_{stage}_duration", f"Time of an input's {stage}, seconds", registry)
+            for stage in ("tokenization", "queue", "inference")
+        ]
+
+    def received(self, count: int) -> None:
+        """Count the inputs of a request that has arrived."""
+        self._count.inc(count)
+
+    def succeeded(self, timings: Timings, total_s: float) -> None:
+        """Count the inputs of a request that has its result, `total_s` seconds after its tokenization began."""
+        self._success.inc(timings.num_inputs)
+        self._duration.observe(total_s, timings.num_inputs)
+        for stage, seconds in zip(
+            self._stages, (timings.tokenization_s, timings.queue_s, timings.inference_s), strict=True
+        ):
+            stage.observe(seconds, timings.num_inputs)
 
 
 class Metrics:
@@ -91,6 +142,7 @@ class Metrics:
         self._restarts = total("bei_engine_restarts_total", "Times an engine's process was started again")
         self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
         self._refused = total("bei_request_refused_total", "Requests answered with 429, by the limit", "cause")
+        self.inputs = {operation: InputMetrics(operation, self.registry) for operation in ("embed", "predict")}
         # All series exist from the start, because rate() misses a new series' first increase.
         kinds = {error.kind.lower() for error in RequestError.__subclasses__()}
         self._failures = {kind: self._failure.labels(kind) for kind in kinds}

@@ -27,6 +27,23 @@ DASHBOARD = json.loads((DEPLOY / "grafana" / "bei.json").read_text())
 TARGETS = [(panel["title"], target["expr"]) for panel in DASHBOARD["panels"] for target in panel.get("targets", ())]
 RANGE = "5m"  # in place of what Grafana chooses; as long as the tests take
 
+# What the panels of a public dashboard for text-embeddings-inference ask for (OPEA's GenAIEval,
+# evals/benchmark/grafana/tei_grafana.json at b4fe6fc): each form of expression, over the metrics that it is used with.
+_OF_TEI = '{namespace="", job="bei"}'
+TEI_PANELS = (
+    *(f"sum(increase({name}{_OF_TEI}[{RANGE}]))" for name in ("te_embed_count", "te_embed_success")),
+    *(
+        f"histogram_quantile({share}, sum by (le) (rate(te_{what}_{stage}_bucket{_OF_TEI}[{RANGE}])))"
+        for share in (0.5, 0.9, 0.99)
+        for what in ("embed", "request")
+        for stage in ("duration", "tokenization_duration", "queue_duration", "inference_duration")
+    ),
+    *(f"sum by (le) (increase(te_{of}_duration_bucket{_OF_TEI}[{RANGE}]))" for of in ("request", "embed_inference")),
+    *(f"avg(te_{of}_bucket{_OF_TEI})" for of in ("batch_next_size", "request_input_length")),
+    f"count(te_request_count{_OF_TEI})",
+    f"sum(te_queue_size{_OF_TEI})",
+)
+
 KINDS = {kind.kind.lower() for kind in RequestError.__subclasses__()}
 
 
@@ -113,6 +130,14 @@ def test_every_expression_of_the_dashboard_has_a_value(prometheus: Prometheus, t
     found = prometheus.query(expression(text))
     assert found
     assert all(sample["value"][1] not in {"NaN", "+Inf"} for sample in found)
+
+
+@pytest.mark.parametrize("text", TEI_PANELS)
+def test_panels_that_were_made_for_tei_have_values(prometheus: Prometheus, text: str) -> None:
+    found = prometheus.query(text)
+    assert found
+    assert all(sample["value"][1] not in {"NaN", "+Inf"} for sample in found)
+    assert "te_embed_" not in text or any(float(sample["value"][1]) > 0 for sample in found)
 
 
 def test_the_variables_of_the_dashboard_have_values(prometheus: Prometheus) -> None:

@@ -116,7 +116,7 @@ def test_errors() -> None:
 
 
 def test_metrics() -> None:
-    listed = {code_in(row[0])[0].partition("{")[0] for row in table_rows(OPERATIONS, "Metrics")}
+    listed = {name.partition("{")[0] for row in table_rows(OPERATIONS, "Metrics") for name in code_in(row[0])}
     assert listed == {line.split()[2] for line in Metrics().render().decode().splitlines() if line.startswith("# TYPE")}
 
 

@@ -83,6 +83,7 @@ class Service:
             hang_s=settings.hang_timeout_s,
             kill_engine=None if self._process is None else self._process.kill,
         )
+        self._inputs = self.metrics.inputs["embed" if self.model.kind.tei_type == "embedding" else "predict"]
         self._num_requests = 0
         self._draining = False
 
@@ -161,6 +162,7 @@ class Service:
         """
         timings, count = timings or Timings(), len(task.inputs)
         self.metrics.received(count)
+        self._inputs.received(count)
         if count > self.model.max_inputs:
             self.model.check_num_inputs(count)
         if self.is_busy:  # checked again, because the load may have changed while the request was received
@@ -183,7 +185,9 @@ class Service:
         rows = ticket.rows
         if owners is not None and len(owners) > count:
             rows = task.join(rows, owners, np.array([len(item) for item in tokens], np.float32))
-        return Result(task.finish(rows), timings, tokens)
+        result = Result(task.finish(rows), timings, tokens)
+        self._inputs.succeeded(timings, time.perf_counter() - started)
+        return result
 
     @property
     def is_busy(self) -> bool:
