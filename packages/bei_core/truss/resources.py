@@ -119,8 +119,11 @@ def _card_for(name: str, model: Described, settings: Settings) -> tuple[str, lis
 def _cpu_resources(
     given: Mapping[str, Any], model: Described | None, settings: Settings
 ) -> tuple[dict[str, Any], list[str]]:
-    """Returns processors and memory of a CPU Truss. OpenVINO has the weights in memory twice: as stored and packed."""
-    num_bytes = 0 if model is None else 2 * model.weight_bytes
+    """Returns processors and memory of a CPU Truss.
+
+    OpenVINO has the weights in memory twice: as stored, and packed, which is in f32 on a processor without bf16.
+    """
+    num_bytes = 0 if model is None else model.weight_bytes + 4 * model.num_params
     if model is not None and quantization_of(settings) is not None:
         num_bytes = 2 * 4 * model.num_params + model.weight_bytes  # the f32 engine to compare with, and the new one
     memory = _memory(given, num_bytes / GIB + _CPU_EXTRA_GIB, _LEAST_CPU_GIB)
