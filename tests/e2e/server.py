@@ -43,7 +43,8 @@ _LISTENS_FOR_HEALTH = re.compile(r"health checks and metrics on http://127\.0\.0
 class Server:
     """The process, ready to answer inside the `with` block and killed at its end at the latest.
 
-    `prefix` is a command that runs the server's command, such as a shell that sets a limit.
+    `prefix` is a command that runs the server's command, such as a shell that sets a limit. A setting that is None is
+    not given; a tuple is given once for each item.
     """
 
     program: Sequence[str] = (str(Path(sys.executable).with_name("bei")),)
@@ -67,7 +68,11 @@ class Server:
         self.port = 0
 
     def __enter__(self) -> Server:
-        flags = [part for name, value in self._settings.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+        given = {name.replace("_", "-"): value for name, value in self._settings.items() if value is not None}
+        items = [
+            (name, item) for name, value in given.items() for item in (value if isinstance(value, tuple) else (value,))
+        ]
+        flags = [part for name, item in items for part in (f"--{name}", str(item))]
         environ = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "HF_HUB_OFFLINE": "1"}
         command = [*self._prefix, *self.program, "serve", *flags]
         self._output = (self._folder / "log").open("wb")

@@ -136,6 +136,7 @@ async def test_each_route_gives_its_own(engines: Path) -> None:
     compare(joined(colbert), ARRAYS["colbert"], F32)
     assert [len(rows) for rows in colbert] == [len(rows) for rows in COLBERT_VECTORS]
     assert (info["kind"], info["dimensions"]) == ("embedding", 32)
+    assert info["roles"] == ["embedding", "sparse"]
 
 
 async def test_what_is_asked_together_is_computed_once(engines: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
+from tests.conftest import MINILM
 from tests.e2e.server import Server, cache_of
+from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
 
 pytestmark = pytest.mark.page
@@ -27,17 +29,31 @@ MODELS: dict[str, dict[str, Any]] = {
     "ranker": {"model_id": GOLDEN / "bert-rerank-pad7"},
     "classifier": {"model_id": GOLDEN / "bert-topics-bf16-sharded"},
     "tagger": {"model_id": GOLDEN / "bert-ner"},
+    "sparse": {"model_id": GOLDEN / "splade-distilbert-modules"},
+    "pair": {
+        "model_id": None,
+        "served_model_name": None,
+        "models": (f"a={MINILM}", f"b={GOLDEN / 'bert-rerank-pad7'}"),
+    },
 }
 
 
+class Servers(dict[str, Server]):
+    """The servers of MODELS by name, each started when it is first asked for."""
+
+    def __init__(self, start: Callable[[str], Server]) -> None:
+        self._start = start
+
+    def __missing__(self, name: str) -> Server:
+        self[name] = self._start(name)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     folder, cache = tmp_path_factory.mktemp("page"), cache_of(tmp_path_factory)
     with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(Server(folder / name, cache, dtype="float32", **settings))
-            for name, settings in MODELS.items()
-        }
+        yield Servers(lambda name: stack.enter_context(Server(folder / name, cache, dtype="float32", **MODELS[name])))
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +88,21 @@ def run(page: Page, tab: str, button: str) -> str:
     return str(form.locator(".result").inner_text())
 
 
-def test_two_texts_are_compared(page: Page, servers: dict[str, Server]) -> None:
+def test_two_texts_are_compared(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url)
     a, b = servers["minilm"].post("/embed", {"inputs": [page.input_value("#left"), page.input_value("#right")]}).json()
     cosine = sum(x * y for x, y in zip(a, b, strict=True))
     assert run(page, "Embed", "Compare") == f"Cosine similarity {cosine:.4f}, 384 dimensions"
 
 
-def test_a_list_is_drawn_with_the_nearest_of_each(page: Page, servers: dict[str, Server]) -> None:
+def test_a_list_is_drawn_with_the_nearest_of_each(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url)
     shown = run(page, "Embed", "Draw")
     assert page.locator("svg circle").count() == 6
     assert "A cat sleeps on the sofa.\tA kitten naps on the couch." in shown
 
 
-def test_texts_are_ranked(page: Page, servers: dict[str, Server]) -> None:
+def test_texts_are_ranked(page: Page, servers: Servers) -> None:
     server = servers["ranker"]
     page.goto(server.url)
     texts = page.input_value("#documents").split("\n")
@@ -95,14 +111,14 @@ def test_texts_are_ranked(page: Page, servers: dict[str, Server]) -> None:
     assert [row.split("\t")[0] for row in rows if row.strip()] == [texts[rank["index"]] for rank in ranks]
 
 
-def test_a_text_is_classified(page: Page, servers: dict[str, Server]) -> None:
+def test_a_text_is_classified(page: Page, servers: Servers) -> None:
     server = servers["classifier"]
     page.goto(server.url)
     best = server.post("/predict", {"inputs": page.input_value("#classified")}).json()[0]
     assert f"{best['label']}\t{best['score']:.4f}" in run(page, "Classify", "Classify")
 
 
-def test_entities_are_marked(page: Page, servers: dict[str, Server]) -> None:
+def test_entities_are_marked(page: Page, servers: Servers) -> None:
     server = servers["tagger"]
     page.goto(server.url)
     text = page.input_value("#tagged")
@@ -112,26 +128,62 @@ def test_entities_are_marked(page: Page, servers: dict[str, Server]) -> None:
     assert page.locator("mark small").all_inner_texts() == found
 
 
-def test_tokens_are_shown(page: Page, servers: dict[str, Server]) -> None:
+def test_the_heaviest_terms_are_shown(page: Page, servers: Servers) -> None:
+    server = servers["sparse"]
+    page.goto(server.url)
+    weights = server.post("/embed_sparse", {"inputs": [page.input_value("#weighed")]}).json()[0]
+    rows = [row.split("\t") for row in run(page, "Terms", "Weigh").split("\n")[2:] if row.strip()]
+    heaviest = max(weights, key=lambda weight: weight["value"])
+    assert int(rows[0][1]) == heaviest["index"]
+    assert float(rows[0][2]) == pytest.approx(heaviest["value"], abs=1e-4)
+
+
+def test_one_of_two_models_is_chosen(page: Page, servers: Servers) -> None:
+    page.goto(servers["pair"].url)
+    assert "384 dimensions" in run(page, "Embed", "Compare")
+    page.locator("#served").select_option("b")
+    expect(page.get_by_role("tab", name="Embed")).to_have_count(0)
+    assert "Most relevant first" in run(page, "Rerank", "Rerank")
+    expect(page.locator("#model")).to_contain_text("reranker")
+
+
+def test_the_live_view_goes_on_after_a_restart(
+    browser: Browser, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    page, cache = browser.new_page(), cache_of(tmp_path_factory)
+    with Server(tmp_path / "first", cache, dtype="float32") as server:
+        page.goto(server.url)
+        page.get_by_role("tab", name="Live").click()
+        server.post("/embed", {"inputs": ["a", "b"]})
+        expect(page.get_by_role("cell", name="Inputs in the queue")).to_be_visible()
+        port = server.port
+    expect(page.get_by_role("alert")).to_have_text("the server does not answer")
+    with Server(tmp_path / "second", cache, dtype="float32", port=port):
+        expect(page.get_by_role("alert")).to_be_empty(timeout=1000 * SAFETY_S)
+        assert "-" not in page.locator("#live").inner_text()
+    page.close()
+
+
+def test_tokens_are_shown(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url)
     assert "[CLS]" in run(page, "Tokens", "Tokenize")
 
 
-def test_text_of_a_user_is_never_markup(page: Page, servers: dict[str, Server]) -> None:
+def test_text_of_a_user_is_never_markup(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url)
     page.fill("#list", "<img src=x onerror=alert(1)>\nb\nc")
     run(page, "Embed", "Draw")
     assert page.locator("main img").count() == 0
 
 
-def test_an_error_of_the_server_is_shown(page: Page, servers: dict[str, Server]) -> None:
+def test_an_error_of_the_server_is_shown(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url)
     page.fill("#list", "a\nb")
     page.get_by_role("button", name="Draw").click()
     expect(page.get_by_role("alert")).to_have_text("give at least three texts, one a line")
 
 
-def test_the_model_and_the_live_view(page: Page, servers: dict[str, Server]) -> None:
+def test_the_model_and_the_live_view(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url)
     page.get_by_role("tab", name="Model").click()
     expect(page.get_by_role("cell", name="max_input_length")).to_be_visible()
@@ -139,7 +191,7 @@ def test_the_model_and_the_live_view(page: Page, servers: dict[str, Server]) -> 
     expect(page.get_by_role("cell", name="Inputs in the queue")).to_be_visible()
 
 
-def test_tabs_are_chosen_with_the_keyboard(page: Page, servers: dict[str, Server]) -> None:
+def test_tabs_are_chosen_with_the_keyboard(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url)
     page.get_by_role("tab", name="Embed").focus()
     page.keyboard.press("ArrowRight")
@@ -149,7 +201,7 @@ def test_tabs_are_chosen_with_the_keyboard(page: Page, servers: dict[str, Server
     expect(page.locator("#live")).to_be_visible()
 
 
-def test_the_page_asks_for_a_key_once(page: Page, servers: dict[str, Server]) -> None:
+def test_the_page_asks_for_a_key_once(page: Page, servers: Servers) -> None:
     page.goto(servers["locked"].url)
     expect(page.get_by_label("This server needs an API key")).to_be_focused()
     page.keyboard.type("wrong")
@@ -163,7 +215,7 @@ def test_the_page_asks_for_a_key_once(page: Page, servers: dict[str, Server]) ->
 
 
 @pytest.mark.parametrize("at", ["http://proxy.test/model/abc/sync", "http://proxy.test/model/abc/sync/"])
-def test_it_works_under_a_path_of_a_proxy(page: Page, servers: dict[str, Server], at: str) -> None:
+def test_it_works_under_a_path_of_a_proxy(page: Page, servers: Servers, at: str) -> None:
     def forward(route: Route) -> None:
         path = route.request.url.removeprefix("http://proxy.test/model/abc/sync")
         route.fulfill(response=route.fetch(url=servers["minilm"].url + (path or "/")))
@@ -176,7 +228,7 @@ def test_it_works_under_a_path_of_a_proxy(page: Page, servers: dict[str, Server]
     expect(page.get_by_text("POST /v1/embeddings")).to_be_visible()
 
 
-def test_every_route_is_described(page: Page, servers: dict[str, Server]) -> None:
+def test_every_route_is_described(page: Page, servers: Servers) -> None:
     page.goto(servers["minilm"].url + "/docs")
     paths = servers["minilm"].get("/openapi.json").json()["paths"]
     operations = {f"{method.upper()} {path}" for path, methods in paths.items() for method in methods}
@@ -187,7 +239,7 @@ def test_every_route_is_described(page: Page, servers: dict[str, Server]) -> Non
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("model", "path"), [(name, "/") for name in MODELS] + [("minilm", "/docs")])
 def test_axe_finds_nothing(
-    browser: Browser, servers: dict[str, Server], model: str, path: str, scheme: Literal["light", "dark"]
+    browser: Browser, servers: Servers, model: str, path: str, scheme: Literal["light", "dark"]
 ) -> None:
     page = browser.new_page(color_scheme=scheme, viewport=PHONE)
     page.goto(servers[model].url + path)
@@ -208,7 +260,7 @@ def test_axe_finds_nothing(
 
 
 def test_without_the_page_its_path_takes_only_bodies(
-    servers: dict[str, Server], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    servers: Servers, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     with Server(tmp_path / "server", cache_of(tmp_path_factory), dtype="float32", ui="false") as server:
         reply = server.get("/")

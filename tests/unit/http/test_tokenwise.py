@@ -358,3 +358,4 @@ async def test_info_describes_the_model_in_teis_terms(modules: tuple[Module, ...
     async with serving(*modules) as client:
         info = (await client.get("/info")).json()
     assert info["model_type"] == expected
+    assert info["roles"] == [info["kind"]]

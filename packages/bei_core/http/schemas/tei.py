@@ -186,6 +186,7 @@ async def info(call: Call) -> Mapping[str, Any]:
         "engine": service.engine.name,
         "compute_type": service.model.compute_type,
         "kind": service.model.kind.value,
+        "roles": sorted(str(role) for role in service.model.roles),
         "dimensions": service.engine.row_width or service.engine.token_width,
         "prompts": sorted(service.spec.prompts),
     }

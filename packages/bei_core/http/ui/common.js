@@ -11,7 +11,7 @@ async function call(path, body) {
   if (key) headers.authorization = `Bearer ${key}`;
   if (body !== undefined) headers["content-type"] = "application/json";
   const init = { method: body === undefined ? "GET" : "POST", headers, body: JSON.stringify(body) };
-  const reply = await fetch(BASE + path, init);
+  const reply = await fetch(BASE + path, init).catch(() => { throw new Error("the server does not answer"); });
   const text = await reply.text();
   if (reply.status === 401) throw new KeyError("the API key is missing or wrong");
   const value = (reply.headers.get("content-type") || "").includes("json") && text ? JSON.parse(text) : text;

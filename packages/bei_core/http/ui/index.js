@@ -117,7 +117,7 @@ function choose(id, focus) {
 function showTabs() {
   const panels = [...document.querySelectorAll("[role=tabpanel]")];
   panels.forEach((panel) => (panel.hidden = true));
-  const shown = panels.filter((panel) => !panel.dataset.kinds || panel.dataset.kinds.split(" ").includes(info.kind));
+  const shown = panels.filter((panel) => !panel.dataset.role || info.roles.includes(panel.dataset.role));
   $("tabs").replaceChildren(...shown.map((panel) => {
     const tab = element("button", { role: "tab", type: "button", id: `tab-${panel.id}`, "data-panel": panel.id, "aria-controls": panel.id }, panel.dataset.title);
     panel.setAttribute("aria-labelledby", tab.id);
@@ -160,9 +160,10 @@ function quantile(now, before, name, share) {
 
 let previous = null;
 async function showLive() {
-  if (document.hidden || $("live").hidden) return;
+  if (document.hidden || $("main").hidden || $("live").hidden) return;
   const now = series(await call("metrics"));
-  const before = previous?.now ?? now;
+  const restarted = previous && now.get("te_batch_next_size_count") < previous.now.get("te_batch_next_size_count");
+  const before = restarted ? new Map() : (previous?.now ?? now);
   const seconds = previous ? (performance.now() - previous.at) / 1000 : 1;
   previous = { now, at: performance.now() };
   const gain = (key) => (now.get(key) ?? 0) - (before.get(key) ?? 0);
@@ -204,4 +205,14 @@ $("docs").href = `${BASE}docs`;
 $("served").addEventListener("change", () => guarded(showModel));
 askForKey(start);
 guarded(start);
-setInterval(() => showLive().catch((error) => ($("failure").textContent = error.message)), 2000);
+let lost = false; // whether #failure has an error of the live view
+setInterval(async () => {
+  try {
+    await showLive();
+    if (lost) $("failure").textContent = "";
+    lost = false;
+  } catch (error) {
+    lost = true;
+    $("failure").textContent = error.message;
+  }
+}, 2000);
