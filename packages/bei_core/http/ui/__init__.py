@@ -9,7 +9,7 @@ from importlib.resources import files
 from bei_core.http.replies import Plain
 from bei_core.http.route import Call, Route
 
-_PART = re.compile(r"/\*(style|common|index|docs)\*/")
+_PART = re.compile(r"(?:/\*|<!--)([a-z]+\.[a-z]+)(?:\*/|-->)")  # the name of a file of this folder
 
 
 async def _index(call: Call) -> Plain:
@@ -30,12 +30,10 @@ PAGES = (
 
 @cache
 def _page(name: str) -> Plain:
-    """Returns a page as HTML, with its style sheet and scripts inserted."""
-    folder = files(__name__)
+    """Returns a page as HTML, with the style sheet, the scripts and the parts that both pages have."""
+    return Plain(_with_parts(f"{name}.html").encode(), "text/html; charset=utf-8")
 
-    def part(found: re.Match[str]) -> str:
-        kind = "css" if found[1] == "style" else "js"
-        return (folder / f"{found[1]}.{kind}").read_text("utf-8")
 
-    html = (folder / f"{name}.html").read_text("utf-8")
-    return Plain(_PART.sub(part, html).encode(), "text/html; charset=utf-8")
+def _with_parts(file: str) -> str:
+    """Returns a file's text, with the files that its comments name in place of the comments."""
+    return _PART.sub(lambda found: _with_parts(found[1]), (files(__name__) / file).read_text("utf-8"))
