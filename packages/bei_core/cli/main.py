@@ -90,7 +90,7 @@ def main() -> None:
         if error.filename is None and not is_full(error):  # it is not about a file of the user
             raise
         where = "" if error.filename is None else f" {error.filename2 or error.filename}"
-        fail(f"cannot read or write{where}: {error.strerror}", DiskError.exit_status if is_full(error) else 1)
+        fail(f"cannot read or write{where}: {error.strerror}", DiskError.exit_status)
 
 
 def fail(message: str, status: int) -> None:

@@ -79,7 +79,6 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
     [
         (["serve", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
         (["pull"], "no model is given"),
-        (["truss", "init", "/proc/1/x", "--from", str(CONFIG)], "cannot read or write /proc/1/x: No such file or"),
         (["serve", "--hostname", ""], "--hostname is ''"),
         (["serve", "--trt-llm", "{"], "trt_llm is not JSON"),
         (["build", "--model", "a", "--model", "b", "--output", "x"], "2 models are given, and this takes one"),
@@ -138,6 +137,14 @@ def test_the_exit_codes_are_those_of_the_documentation() -> None:
     documented = set(map(int, re.findall(r"^\| (\d{1,3}) \|", section, re.MULTILINE)))
     kinds: list[type[BeiError]] = [BeiError, TransientError, *StartError.__subclasses__()]
     assert documented == {kind.exit_status for kind in kinds} | {0, 2, 130}
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    code, _, errors = bei(capsys, monkeypatch, "truss", "init", "/proc/1/x", "--from", str(CONFIG))
+    assert (code, errors) == (74, "error: cannot read or write /proc/1/x: No such file or directory\n")
 
 
 def test_a_full_disk_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
