@@ -47,7 +47,7 @@ test: install  ## the whole suite
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-wheel: install  ## build a wheel, and run each of its commands in a new environment of every Python that is here
-	$(BIN)/python -m pytest -m wheel tests/e2e/test_wheel.py $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m wheel tests/e2e/test_wheel.py $(ARGS)
 
 test-page: install  ## the web pages in Chromium
 	scripts/page_tools.sh

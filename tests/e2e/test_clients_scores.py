@@ -1,5 +1,6 @@
 """Unmodified clients that ask for scores: Cohere's, Baseten's, Hugging Face's, LlamaIndex's and Haystack's rerankers,
-classifiers and taggers. Each is compared with what the server's own routes answer to the same texts.
+classifiers and taggers. Each is compared with what the server's own routes answer to the same texts. The frameworks
+take seconds to import: the functions that use them import them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ import gc
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cohere
 import numpy as np
@@ -18,17 +19,15 @@ from baseten_performance_client import PerformanceClient
 from cohere.core.api_error import ApiError
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
-from llama_index.core.schema import NodeWithScore, TextNode
-from llama_index.postprocessor.tei_rerank import TextEmbeddingInference  # type: ignore[import-untyped]
 
 from tests.e2e.server import TEXTS, Server, cache_of, log_shown
 from tests.golden.cases import GOLDEN
 
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment of its import
+if TYPE_CHECKING:
+    from haystack import Document
+    from haystack_integrations.components.rankers.huggingface_api import HuggingFaceTEIRanker
 
-from haystack import Document
-from haystack.utils import Secret
-from haystack_integrations.components.rankers.huggingface_api import HuggingFaceTEIRanker
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment of its import
 
 # The frameworks leave their connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -138,17 +137,28 @@ def baseten(url: str) -> Scores:
 
 
 def llama_index(url: str) -> Scores:
+    from llama_index.core.schema import NodeWithScore, TextNode
+    from llama_index.postprocessor.tei_rerank import TextEmbeddingInference  # type: ignore[import-untyped]
+
     nodes = [NodeWithScore(node=TextNode(text=text, id_=str(index))) for index, text in enumerate(DOCUMENTS)]
     found = TextEmbeddingInference(base_url=url, top_n=BEST).postprocess_nodes(nodes, query_str=QUERY)
     return [(int(item.node.node_id), item.get_score()) for item in found]
 
 
+def _haystack_ranker(url: str) -> HuggingFaceTEIRanker:
+    from haystack.utils import Secret
+    from haystack_integrations.components.rankers.huggingface_api import HuggingFaceTEIRanker
+
+    return HuggingFaceTEIRanker(url=url, top_k=BEST, token=Secret.from_token(KEY))
+
+
 def haystack(url: str) -> Scores:
-    ranker = HuggingFaceTEIRanker(url=url, top_k=BEST, token=Secret.from_token(KEY))
-    return _haystack_scores(ranker.run(QUERY, _haystack_documents())["documents"])
+    return _haystack_scores(_haystack_ranker(url).run(QUERY, _haystack_documents())["documents"])
 
 
 def _haystack_documents() -> list[Document]:
+    from haystack import Document
+
     return [Document(id=str(index), content=text) for index, text in enumerate(DOCUMENTS)]
 
 
@@ -180,8 +190,7 @@ async def baseten_async(url: str) -> Scores:
 
 
 async def haystack_async(url: str) -> Scores:
-    ranker = HuggingFaceTEIRanker(url=url, top_k=BEST, token=Secret.from_token(KEY))
-    return _haystack_scores((await ranker.run_async(QUERY, _haystack_documents()))["documents"])
+    return _haystack_scores((await _haystack_ranker(url).run_async(QUERY, _haystack_documents()))["documents"])
 
 
 @pytest.mark.parametrize("client", [cohere_v1_async, cohere_v2_async, baseten_async, haystack_async])
@@ -284,7 +293,7 @@ async def test_hugging_face_groups_tokens(tagger: Server) -> None:
 @pytest.mark.parametrize("kind", ["rerank", "classify"])
 def test_performance_client_takes_many(ranker: Server, classifier: Server, kind: str) -> None:
     """20,000 texts at the client's own concurrency: each is answered once and in order, none is refused or retried."""
-    texts = [f"{index} {TEXTS[index % len(TEXTS)][:40]}" for index in range(NUM_MANY)]
+    texts = [f"{index} {TEXTS[index % len(TEXTS)][:12]}" for index in range(NUM_MANY)]
     server = ranker if kind == "rerank" else classifier
     chosen = np.random.default_rng(0).choice(NUM_MANY, 500, replace=False).tolist()
     sample = [texts[index] for index in chosen]

@@ -1,6 +1,7 @@
 """Unmodified clients that ask for vectors: those of Baseten, Cohere, Hugging Face, LangChain, LlamaIndex and Haystack.
 
-Each is compared with what `/embed` answers to the same texts. `openai` has a file of its own.
+Each is compared with what `/embed` answers to the same texts. `openai` has a file of its own. The frameworks take
+seconds to import: the functions that use them import them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cohere
 import httpx
@@ -24,9 +25,6 @@ import tiktoken
 from baseten_performance_client import PerformanceClient
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
-from langchain_openai import OpenAIEmbeddings
-from llama_index.embeddings.openai_like import OpenAILikeEmbedding  # type: ignore[import-untyped]
-from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference  # type: ignore[import-untyped]
 from pydantic import SecretStr
 
 from bei_core.tasks import Rows, l2_normalize
@@ -34,15 +32,16 @@ from tests.e2e.server import REFERENCE, TEXTS, Server, cache_of, log_shown
 from tests.golden.cases import GOLDEN
 from tests.golden.tolerance import F32, compare
 
-os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment of its import
+if TYPE_CHECKING:
+    from haystack.components.embedders import OpenAITextEmbedder
+    from haystack_integrations.components.embedders.huggingface_api import HuggingFaceAPITextEmbedder
+    from langchain_openai import OpenAIEmbeddings
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding  # type: ignore[import-untyped]
+    from llama_index.embeddings.text_embeddings_inference import (  # type: ignore[import-untyped]
+        TextEmbeddingsInference,
+    )
 
-from haystack import Document
-from haystack.components.embedders import OpenAIDocumentEmbedder, OpenAITextEmbedder
-from haystack.utils import Secret
-from haystack_integrations.components.embedders.huggingface_api import (
-    HuggingFaceAPIDocumentEmbedder,
-    HuggingFaceAPITextEmbedder,
-)
+os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment of its import
 
 # The frameworks leave their connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -50,7 +49,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 KEY = "any"
 NUM_MANY = 20_000
 SENT = TEXTS[2:72]  # more than any of these clients puts into one request by itself
-TOKEN = Secret.from_token(KEY)
 
 Embedder: TypeAlias = Callable[[str, list[str]], object]  # a server's address and texts to a row a text
 AsyncEmbedder: TypeAlias = Callable[[str, list[str]], Awaitable[object]]
@@ -99,6 +97,8 @@ def hugging_face(url: str, texts: list[str]) -> object:
 
 
 def langchain_client(url: str, *, send_text: bool = True, dimensions: int | None = None) -> OpenAIEmbeddings:
+    from langchain_openai import OpenAIEmbeddings
+
     return OpenAIEmbeddings(
         base_url=f"{url}/v1",
         api_key=SecretStr(KEY),
@@ -113,27 +113,70 @@ def langchain(url: str, texts: list[str]) -> object:
     return [*client.embed_documents(texts[1:]), client.embed_query(texts[0])]
 
 
+def llama_index_openai_client(url: str) -> OpenAILikeEmbedding:
+    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
+
+    return OpenAILikeEmbedding(model_name="m", api_base=f"{url}/v1", api_key=KEY, embed_batch_size=32)
+
+
 def llama_index_openai(url: str, texts: list[str]) -> object:
-    client = OpenAILikeEmbedding(model_name="m", api_base=f"{url}/v1", api_key=KEY, embed_batch_size=32)
+    client = llama_index_openai_client(url)
     return [*client.get_text_embedding_batch(texts[1:]), client.get_query_embedding(texts[0])]
+
+
+def llama_index_tei_client(url: str) -> TextEmbeddingsInference:
+    from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInference
+
+    return TextEmbeddingsInference(model_name="m", base_url=url)
 
 
 def llama_index_tei(url: str, texts: list[str]) -> object:
-    client = TextEmbeddingsInference(model_name="m", base_url=url)
+    client = llama_index_tei_client(url)
     return [*client.get_text_embedding_batch(texts[1:]), client.get_query_embedding(texts[0])]
 
 
+def haystack_openai_options(url: str) -> dict[str, Any]:
+    from haystack.utils import Secret
+
+    return {"api_key": Secret.from_token(KEY), "api_base_url": f"{url}/v1", "model": "m"}
+
+
+def haystack_openai_query_client(url: str) -> OpenAITextEmbedder:
+    from haystack.components.embedders import OpenAITextEmbedder
+
+    return OpenAITextEmbedder(**haystack_openai_options(url))
+
+
 def haystack_openai(url: str, texts: list[str]) -> object:
-    common: dict[str, Any] = {"api_key": TOKEN, "api_base_url": f"{url}/v1", "model": "m"}
-    found = OpenAIDocumentEmbedder(**common, progress_bar=False).run([Document(content=text) for text in texts[1:]])
-    return [*(item.embedding for item in found["documents"]), OpenAITextEmbedder(**common).run(texts[0])["embedding"]]
+    from haystack import Document
+    from haystack.components.embedders import OpenAIDocumentEmbedder
+
+    documents = OpenAIDocumentEmbedder(**haystack_openai_options(url), progress_bar=False)
+    found = documents.run([Document(content=text) for text in texts[1:]])["documents"]
+    query = haystack_openai_query_client(url).run(texts[0])["embedding"]
+    return [*(item.embedding for item in found), query]
+
+
+def haystack_tei_options(url: str) -> dict[str, Any]:
+    from haystack.utils import Secret
+
+    return {"api_params": {"url": url}, "token": Secret.from_token(KEY), "normalize": True}  # it says false otherwise
+
+
+def haystack_tei_query_client(url: str) -> HuggingFaceAPITextEmbedder:
+    from haystack_integrations.components.embedders.huggingface_api import HuggingFaceAPITextEmbedder
+
+    return HuggingFaceAPITextEmbedder("text_embeddings_inference", **haystack_tei_options(url))
 
 
 def haystack_tei(url: str, texts: list[str]) -> object:
-    where: dict[str, Any] = {"api_params": {"url": url}, "token": TOKEN, "normalize": True}  # it says false otherwise
-    documents = HuggingFaceAPIDocumentEmbedder("text_embeddings_inference", **where, progress_bar=False)
+    from haystack import Document
+    from haystack_integrations.components.embedders.huggingface_api import HuggingFaceAPIDocumentEmbedder
+
+    options = haystack_tei_options(url)
+    documents = HuggingFaceAPIDocumentEmbedder("text_embeddings_inference", **options, progress_bar=False)
     found = documents.run([Document(content=text) for text in texts[1:]])["documents"]
-    query = HuggingFaceAPITextEmbedder("text_embeddings_inference", **where).run(texts[0])["embedding"]
+    query = haystack_tei_query_client(url).run(texts[0])["embedding"]
     return [*(item.embedding for item in found), query]
 
 
@@ -165,22 +208,20 @@ async def langchain_async(url: str, texts: list[str]) -> object:
 
 
 async def llama_index_openai_async(url: str, texts: list[str]) -> object:
-    client = OpenAILikeEmbedding(model_name="m", api_base=f"{url}/v1", api_key=KEY, embed_batch_size=32)
-    return await client.aget_text_embedding_batch(texts)
+    return await llama_index_openai_client(url).aget_text_embedding_batch(texts)
 
 
 async def llama_index_tei_async(url: str, texts: list[str]) -> object:
-    return await TextEmbeddingsInference(model_name="m", base_url=url).aget_text_embedding_batch(texts)
+    return await llama_index_tei_client(url).aget_text_embedding_batch(texts)
 
 
 async def haystack_openai_async(url: str, texts: list[str]) -> object:
-    client = OpenAITextEmbedder(api_key=TOKEN, api_base_url=f"{url}/v1", model="m")
+    client = haystack_openai_query_client(url)
     return [(await client.run_async(text))["embedding"] for text in texts]
 
 
 async def haystack_tei_async(url: str, texts: list[str]) -> object:
-    where: dict[str, Any] = {"api_params": {"url": url}, "token": TOKEN, "normalize": True}
-    client = HuggingFaceAPITextEmbedder("text_embeddings_inference", **where)
+    client = haystack_tei_query_client(url)
     found = await asyncio.gather(*(client.run_async(text) for text in texts))
     return [item["embedding"] for item in found]
 
@@ -253,7 +294,7 @@ def test_performance_client_reports_usage(bei: Server) -> None:
 
 def test_performance_client_embeds_many(tiny: Server) -> None:
     """20,000 texts at the client's own concurrency: each is answered once and in order, none is refused or retried."""
-    texts = [f"{index} {TEXTS[index % len(TEXTS)][:40]}" for index in range(NUM_MANY)]
+    texts = [f"{index} {TEXTS[index % len(TEXTS)][:12]}" for index in range(NUM_MANY)]
     before = tiny.metrics()
     reply = PerformanceClient(base_url=tiny.url, api_key=KEY).embed(input=texts, model="m")
     after = tiny.metrics()

@@ -35,6 +35,7 @@ pytestmark = pytest.mark.wheel
 UV = Path(sys.executable).with_name("uv")
 CONFIG = ROOT / "tests" / "data" / "baseten" / "BEI-Bert-all-MiniLM-L6-v2.yaml"
 VERSIONS = ("3.10", "3.11", "3.12", "3.13", "3.14")
+GROUPS = [pytest.param(version, marks=pytest.mark.xdist_group(version)) for version in VERSIONS]  # a worker for each
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "__pycache__", "*.egg-info", "shared", "benchmarks", "tests")
 
 
@@ -123,7 +124,7 @@ class Installed:
             process.wait()
 
 
-@pytest.fixture(scope="module", params=VERSIONS)
+@pytest.fixture(scope="module", params=GROUPS)
 def installed(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     python = find_python(request.param)
     if python is None:
