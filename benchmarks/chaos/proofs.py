@@ -92,6 +92,10 @@ PROOFS = {
     "token ids beyond the embedding table": ("422 naming the id", ["tests/unit/text/test_unknown_ids.py"]),
     "panics of the tokenizer": ("the error of the route; the worker lives", ["tests/unit/http/test_overload.py"]),
     "a query of 30 MB with 1,024 documents": ("4xx before a prompt is made", ["tests/unit/http/test_work_limits.py"]),
+    "requests of every end": (
+        "no task, request or input is left",
+        ["tests/chaos/test_nothing_is_left.py"],
+    ),
     "start-up watched": (
         "nothing leaves the machine or is written outside the cache",
         ["tests/chaos/test_nothing_leaves.py"],
