@@ -43,6 +43,10 @@ class InstantEngine:
         """0: there is no padding."""
         return 0.0
 
+    def num_shared_tokens(self) -> int:
+        """Returns 0: every token is computed."""
+        return 0
+
     def close(self) -> None:
         """Does nothing."""
 

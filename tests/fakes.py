@@ -116,6 +116,10 @@ class FakeEngine:
         """0: no token is padding."""
         return 0.0
 
+    def num_shared_tokens(self) -> int:
+        """Returns 0: every token is computed."""
+        return 0
+
     def close(self) -> None:
         """Mark the engine as closed."""
         self.is_closed = True

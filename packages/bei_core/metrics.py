@@ -140,6 +140,9 @@ class Metrics:
         self._padding = total("bei_padding_tokens_total", "Padding tokens the engine computed")
         self._deduplicated = total("bei_deduplicated_total", "Inputs not computed because their batch had an equal one")
         self._restarts = total("bei_engine_restarts_total", "Times an engine's process was started again")
+        self._shared = total(
+            "bei_shared_prefix_tokens_total", "Tokens not computed because texts share their first ones"
+        )
         self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
         self._refused = total("bei_request_refused_total", "Requests answered with 429, by the limit", "cause")
         self.inputs = {operation: InputMetrics(operation, self.registry) for operation in ("embed", "predict")}
@@ -190,6 +193,10 @@ class Metrics:
         self._batch_tokens.observe(num_tokens)
         self._busy.inc(seconds)
         self._padding.inc(num_tokens * padding_share / (1 - padding_share))
+
+    def shared(self, num_tokens: int) -> None:
+        """Count tokens that were not computed, because inputs of their batch have the same first tokens."""
+        self._shared.inc(num_tokens)
 
     def deduplicated(self, count: int) -> None:
         """Count inputs that were not computed, because their batch had an equal one."""

@@ -82,6 +82,9 @@ class LostCard:
     def padding_share(self) -> float:
         return 0.0
 
+    def num_shared_tokens(self) -> int:
+        return 0
+
     def close(self) -> None:
         """Nothing to free."""
 

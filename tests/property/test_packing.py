@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino.packing import PREFERRED_ROW_LENGTH, PackedRows, pack_rows
+from bei_core.engines.prefixes import shared_prefixes
+from bei_core.tasks import Tokens
 from tests.fakes import tokens_of_length
 from tests.strategies import batches, lengths
 
@@ -157,3 +159,23 @@ def fewest_rows(sizes: tuple[int, ...], row_length: int) -> int:
                 left = tuple(sizes[sequence] for sequence in rest if sequence not in beside)
                 best = min(best, 1 + fewest_rows(left, row_length))
     return best
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 40)), min_size=2, max_size=30), st.integers(16, 150))
+def test_each_token_of_a_sequence_with_a_shared_prefix_is_a_key_of_its_row_once(
+    items: list[tuple[int, int]], length: int
+) -> None:
+    firsts = [np.arange(length) + 1000 * kind for kind in (1, 2, 3)]
+    texts = [np.r_[firsts[kind], np.full(rest, 5 + n)].astype(np.int32) for n, (kind, rest) in enumerate(items)]
+    batch = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in texts])
+    packed = pack_rows(batch, prefixes=shared_prefixes(batch, pad_id=0))
+    assert np.array_equal(packed.input_ids.ravel()[packed.token_indices], batch.input_ids)
+    assert packed.num_tokens == len(set(packed.token_indices.tolist())) <= batch.num_tokens
+    row_length = packed.input_ids.shape[1]
+    for sequence, ids in enumerate(texts):
+        flat = packed.token_indices[batch.cu_seqlens[sequence] : batch.cu_seqlens[sequence + 1]]
+        assert packed.position_ids.ravel()[flat].tolist() == list(range(len(ids)))
+        assert packed.starts[sequence] + packed.lengths[sequence] - 1 == flat[-1]
+        row, own, prefix = flat[-1] // row_length, packed.segment_ids.flat[flat[-1]], packed.prefix_ids.flat[flat[-1]]
+        is_key = np.isin(packed.key_segment_ids[row], [own, prefix])
+        assert sorted(packed.key_indices[row][is_key]) == sorted(flat)

@@ -29,6 +29,7 @@ class EngineInfo:
     max_seq_len: int  # the longest sequence `forward` takes, in tokens
     batch_tokens: int  # a batch with more tokens only takes longer: it gives no more throughput
     token_width: int = 0  # E; 0 for a model that gives no rows of tokens
+    shares_prefixes: bool = False  # whether first tokens that sequences of a batch share are computed once
     weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
 
     @property
@@ -61,7 +62,11 @@ class Engine(Protocol):
         ...
 
     def padding_share(self) -> float:
-        """Share (0 to 1) of the last `forward`'s tokens that were padding."""
+        """Share (0 to 1) of padding in the last batch's tokens together with the padding."""
+        ...
+
+    def num_shared_tokens(self) -> int:
+        """Number of the last batch's tokens that were not computed, because sequences share their first tokens."""
         ...
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
+from bei_core.engines.prefixes import BatchCost
 from bei_core.tasks import Tokens
 
 # The most tokens of an input in length class 0; the limit doubles with each further class. All rows of a batch are as
@@ -106,8 +107,9 @@ class Pending(Generic[OwnerT]):
     (tests/property/test_queue.py)
     """
 
-    def __init__(self, quantum: int) -> None:
-        self._quantum = quantum
+    def __init__(self, quantum: int, *, shares_prefixes: bool = False) -> None:
+        """`shares_prefixes` says that the engine does (`EngineInfo`)."""
+        self._quantum, self._shares_prefixes = quantum, shares_prefixes
         self._classes: dict[int, list[_Entry[OwnerT]]] = {}
         self._sequence = 0
         self.num_items = 0  # in the queue
@@ -134,24 +136,26 @@ class Pending(Generic[OwnerT]):
     def take(self, budget: int, now: float, *, max_items: int | None = None) -> Taken[OwnerT]:
         """Removes and returns the next batch: at most `budget` tokens and `max_items` items.
 
-        An item with more tokens than `budget` makes a batch of its own. The batch is empty only if every item in the
+        If the engine shares prefixes, the budget counts the first tokens that items share once (`BatchCost`). An item
+        with more tokens than `budget` makes a batch of its own. The batch is empty only if every item in the
         queue is abandoned or past its deadline.
         """
         taken: Taken[OwnerT] = Taken([], [])
-        left = budget
+        cost = BatchCost(self._shares_prefixes)
         classes = [key for key in self._classes if self._head(key, now, taken.expired) is not None]
         for key in sorted(classes, key=lambda key: self._classes[key][0][:2]):  # the class with the oldest item first
             while (item := self._head(key, now, taken.expired)) is not None:
-                if taken.items and (len(item.tokens.ids) > left or len(taken.items) == max_items):
+                with_item = cost.plus(item.tokens.ids)
+                if taken.items and (with_item.num_tokens > budget or len(taken.items) == max_items):
                     break
+                cost = with_item
                 rest = heapq.heappop(self._classes[key])[3]
                 taken.items.append(item)
-                left -= len(item.tokens.ids)
                 if rest is not None:
                     self._enter(rest, now)
         self.num_items -= len(taken.items)
-        self.num_tokens -= budget - left
-        self.num_tokens_in_line -= budget - left
+        self.num_tokens -= taken.num_tokens
+        self.num_tokens_in_line -= taken.num_tokens
         return taken
 
     def drain(self) -> list[Item[OwnerT]]:

@@ -91,7 +91,7 @@ class Runner:
         self._hang_s = hang_s
         self._kill_engine = kill_engine  # ends the running batch with UnhealthyError; None: nothing can end it
         self._clock = clock
-        self._pending: Pending[Ticket] = Pending(self._budget)
+        self._pending: Pending[Ticket] = Pending(self._budget, shares_prefixes=engine.info.shares_prefixes)
         self.admission = Admission(
             self._pending, budget=self._budget, max_wait_s=max_queue_wait_s, max_tokens=max_queue_tokens
         )
@@ -263,6 +263,7 @@ class Runner:
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
         num_tokens = len(batch.input_ids)
         self._metrics.batch(len(items), num_tokens, self._clock() - started, self._engine.padding_share())
+        self._metrics.shared(self._engine.num_shared_tokens())
         if len(inputs) < len(items):
             self._metrics.deduplicated(len(items) - len(inputs))
             rows, parts = rows[places], parts and [parts[place] for place in places]

@@ -57,6 +57,10 @@ class Scores:
         """None."""
         return 0.0
 
+    def num_shared_tokens(self) -> int:
+        """Returns 0: every token is computed."""
+        return 0
+
     def close(self) -> None:
         """Nothing to close."""
 

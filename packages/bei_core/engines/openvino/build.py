@@ -31,7 +31,7 @@ from bei_core.models.spec import ModelSpec
 log = logging.getLogger(__name__)
 
 # Part of an engine's address. Increment it when the same checkpoint would give another graph.
-VERSION = 5
+VERSION = 6
 
 # Part of the address of an int8 engine. Increment it when quantisation gives other weights.
 INT8_VERSION = 4

@@ -15,8 +15,9 @@ import openvino
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino.graph import ROWS, TOKENS
-from bei_core.engines.openvino.lone import LoneInputs
-from bei_core.engines.openvino.packing import Ints, pack_rows
+from bei_core.engines.openvino.lone import CHOSEN, LONE, LoneInputs
+from bei_core.engines.openvino.packing import KEY_NAMES, Ints, pack_rows
+from bei_core.engines.prefixes import shared_prefixes
 
 Array: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -28,7 +29,8 @@ class Outputs:
 
     rows: Array  # f32[B, D]; D is 0 if the model has no such output
     tokens: Array  # f32[T, E] if TOKENS was wanted, else empty
-    padding_share: float  # share (0 to 1) of the tokens that were padding
+    padding_share: float  # share (0 to 1) of the batch's tokens and the padding that is padding
+    num_shared: int  # tokens of the batch that were not computed, because a prefix was computed once
 
 
 class Graphs:
@@ -38,6 +40,8 @@ class Graphs:
         self._request = compiled.create_infer_request()
         self._pad_id = pad_id
         self._inputs: list[Ints] = []  # of the last batch; they stay alive because the request has their addresses
+        self._input_names = [name for port in compiled.inputs if (name := port.any_name) not in {LONE, CHOSEN}]
+        self.shares_prefixes = KEY_NAMES[0] in self._input_names
         self._names = {port.any_name for port in compiled.outputs}
         self._lone = LoneInputs(lengths, pad_id) if lengths else None
         if self._lone is not None:
@@ -50,15 +54,21 @@ class Graphs:
         length = self._lone.choose(batch if has_graph else None) if self._lone is not None else 0
         if length:
             self._request.infer({}, share_inputs=True)
-            return self._outputs(batch, wanted, slice(batch.num_tokens), 1 - batch.num_tokens / length)
-        packed = pack_rows(batch, pad_id=self._pad_id)
-        self._inputs = packed.graph_inputs()
+            return self._outputs(batch, wanted, slice(batch.num_tokens), length)
+        prefixes = shared_prefixes(batch, pad_id=self._pad_id) if self.shares_prefixes else []
+        packed = pack_rows(batch, pad_id=self._pad_id, prefixes=prefixes)
+        self._inputs = packed.graph_inputs(self._input_names)
         self._request.infer(self._inputs, share_inputs=True)
-        return self._outputs(batch, wanted, packed.token_indices, packed.padding_share)
+        num_shared = batch.num_tokens - packed.num_tokens
+        return self._outputs(batch, wanted, packed.token_indices, packed.input_ids.size, num_shared)
 
-    def _outputs(self, batch: Batch, wanted: str, indices: Ints | slice, padding_share: float) -> Outputs:
+    def _outputs(
+        self, batch: Batch, wanted: str, indices: Ints | slice, num_computed: int, num_shared: int = 0
+    ) -> Outputs:
+        """The outputs of a batch; `num_computed` is the number of tokens with padding that were computed."""
         rows = self._read(ROWS, slice(len(batch))) if ROWS in self._names else np.empty((len(batch), 0), np.float32)
-        return Outputs(rows, self._read(TOKENS, indices) if wanted == TOKENS else rows[:0], padding_share)
+        tokens = self._read(TOKENS, indices) if wanted == TOKENS else rows[:0]
+        return Outputs(rows, tokens, 1 - batch.num_tokens / (num_computed + num_shared), num_shared)
 
     def _read(self, name: str, indices: Ints | slice) -> Array:
         return np.array(self._request.get_tensor(name).data[indices])

@@ -117,7 +117,7 @@ class OpenVinoEngine:
         compiled = self._compile(self._read())
         widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._graphs = Graphs(compiled, self._pad_id)
-        self._padding_share = 0.0
+        self._padding_share, self._num_shared = 0.0, 0
         self._num_lone_texts = 0
         self._preparing: threading.Thread | None = None
         self.info = EngineInfo(
@@ -128,6 +128,7 @@ class OpenVinoEngine:
             max_seq_len=spec.max_seq_len,
             batch_tokens=_WIDE_BATCH_TOKENS if widths.get(ROWS, 0) > _WIDE else BATCH_TOKENS,
             token_width=widths.get(TOKENS, 0) - (spec.bge_m3 is not None),
+            shares_prefixes=self._graphs.shares_prefixes,
             weighs_terms=spec.bge_m3 is not None,
         )
         if isinstance(model, Path):
@@ -145,7 +146,7 @@ class OpenVinoEngine:
 
     def _infer(self, batch: Batch, wanted: str) -> Outputs:
         outputs = self._graphs.infer(batch, wanted)
-        self._padding_share = outputs.padding_share
+        self._padding_share, self._num_shared = outputs.padding_share, outputs.num_shared
         if len(batch) == 1 and isinstance(self._model, Path) and self._num_lone_texts < _LONE_TEXTS:
             self._num_lone_texts += 1
             if self._num_lone_texts == _LONE_TEXTS:
@@ -173,8 +174,12 @@ class OpenVinoEngine:
         )
 
     def padding_share(self) -> float:
-        """Share (0 to 1) of the last batch's R * L tokens that were padding."""
+        """See `Engine.padding_share`."""
         return self._padding_share
+
+    def num_shared_tokens(self) -> int:
+        """See `Engine.num_shared_tokens`."""
+        return self._num_shared
 
     def close(self) -> None:
         """Free the compiled model. Waits for the thread that compiles graphs for lone texts."""

@@ -1,6 +1,7 @@
 """A whole model as one OpenVINO graph: transformer, pooling, modules and heads, built from the checkpoint's tensors.
 
 Inputs (i32): input_ids, position_ids, segment_ids, type_ids [R, L] and starts, lengths [B], as in `packing.PackedRows`.
+A graph that shares prefixes has three more: prefix_ids [R, L], key_indices and key_segment_ids [R, K].
 Outputs (f32), if the model has them: rows [B, D] and tokens [R * L, E].
 """
 
@@ -15,9 +16,10 @@ from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import heads, ops
-from bei_core.engines.openvino.models.blocks import Inputs, Layers
+from bei_core.engines.openvino.models.blocks import Inputs, Keys, Layers
 from bei_core.engines.openvino.models.pages import make_transformer
 from bei_core.engines.openvino.models.weights import Weights
+from bei_core.engines.openvino.packing import INPUT_NAMES, KEY_NAMES
 from bei_core.engines.openvino.pooling import Spans, pool
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Family, family_of
@@ -33,9 +35,9 @@ from bei_core.models.modules import (
     Splade,
     Truncate,
 )
+from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
-INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 ROWS, TOKENS = "rows", "tokens"
 
 MAX_LENGTH = 1 << 21  # in tokens; limits the memory of position tables, which have a row for each position
@@ -54,6 +56,19 @@ def check_spec(spec: ModelSpec) -> Family:
     return family_of(spec.architecture)
 
 
+def shares_prefixes(spec: ModelSpec) -> bool:
+    """Whether first tokens that several sequences share can be computed once.
+
+    It needs causal attention, and an output that depends on the vector of one token: the last one, or each one alone.
+    """
+    first, family = spec.modules[0], family_of(spec.architecture)
+    if isinstance(first, Pooling):
+        one_token = first.modes == (PoolingMode.LAST_TOKEN,)
+    else:
+        one_token = isinstance(first, Classifier) or spec.kind == "late-interaction"
+    return one_token and family.is_causal(spec.config)
+
+
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     """The model's graph with dynamic R, L and B.
 
@@ -63,7 +78,9 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)
-    tokens = make_transformer(family, spec.config, weights, spec.max_seq_len).graph(Inputs(*rows))
+    keys = [op.parameter([-1, -1], Type.i32, name=name) for name in KEY_NAMES] if shares_prefixes(spec) else []
+    inputs = Inputs(rows[0], rows[1], rows[2], rows[3], Keys(*keys) if keys else None)
+    tokens = make_transformer(family, spec.config, weights, spec.max_seq_len).graph(inputs)
     width = tokens.get_output_partial_shape(0)[2].get_length()
     tokens = op.reshape(tokens, ops.ints(-1, width), False, name=TOKEN_VECTORS)
     ids = op.reshape(rows[0], ops.ints(-1), False)
@@ -72,7 +89,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
         result = op.result(op.convert(x, Type.f32), name=name)
         result.output(0).set_names({name})
         results.append(result)
-    model = openvino.Model(results, [*rows, *spans], spec.architecture)
+    model = openvino.Model(results, [*rows, *spans, *keys], spec.architecture)
     model.checkpoint = checkpoint  # its files stay mapped as long as the graph
     return model
 

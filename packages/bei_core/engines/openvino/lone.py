@@ -19,7 +19,6 @@ from openvino import opset15 as op
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.graph import INPUT_NAMES
 
 # Numbers of tokens that have a graph of their own; a lone text of another length is padded to the next.
 LENGTHS = (*range(8, 64, 8), *range(64, 129, 16))
@@ -134,12 +133,14 @@ def _of_length(dynamic: Model, output: str, length: int, lone: Node) -> Model:
     model = dynamic.clone()
     for node in model.get_ops():  # else the plugin may share nodes of the same name, such as constants of two lengths
         node.set_friendly_name(f"{node.get_friendly_name()}/{length}")
-    model.reshape({name: [1, length] if place < 4 else [1] for place, name in enumerate(INPUT_NAMES)})
+    model.reshape({each.any_name: [1, length] if each.partial_shape.rank == 2 else [1] for each in model.inputs})
     text = _parameter(LONE, lone.get_output_partial_shape(0))
     ids, types, segments = (_part(text, row, 0, length) for row in range(3))
     start, size = (op.squeeze(_part(text, 3, place, place + 1), ops.axis(0)) for place in range(2))
     positions = op.constant(np.arange(length, dtype=np.int32)[None])
-    for parameter, source in zip(model.get_parameters(), (ids, positions, segments, types, start, size), strict=True):
+    keys = (segments, op.constant(np.arange(length, dtype=np.int32)[None]), segments)
+    sources = (ids, positions, segments, types, start, size, *keys)
+    for parameter, source in zip(model.get_parameters(), sources, strict=False):  # not all graphs have inputs for keys
         for target in parameter.output(0).get_target_inputs():
             target.replace_source_output(source.output(0))
     result = next(each for each in model.get_results() if output in each.output(0).get_names())

@@ -110,19 +110,35 @@ def attention(
     return op.matmul(op.softmax(scores, -1), value, False, False)
 
 
-def attention_mask(segment_ids: Node, position_ids: Node, *, causal: bool = False, window: int | None = None) -> Node:
-    """f32[R, 1, L, L], to be added to scores: 0 where a query (third axis) may attend to a key (last axis), else -1e9.
+def same_segment(queries: Node, keys: Node) -> Node:
+    """bool[R, 1, L, L']: whether a query (third axis) and a key (last axis) have equal segment ids.
 
-    Both tokens must be of the same sequence. If `causal`, the key must not come after the query. If `window` is set,
-    they must be less than `window` positions apart. `segment_ids` and `position_ids` are i32[R, L].
+    They are i32[R, L] of queries and i32[R, L'] of keys.
     """
-    allowed = op.equal(op.unsqueeze(segment_ids, ints(1, 3)), op.unsqueeze(segment_ids, ints(1, 2)))
-    distance = op.subtract(op.unsqueeze(position_ids, ints(1, 3)), op.unsqueeze(position_ids, ints(1, 2)))
+    return op.equal(op.unsqueeze(queries, ints(1, 3)), op.unsqueeze(keys, ints(1, 2)))
+
+
+def attention_mask(
+    allowed: Node, positions: Node, key_positions: Node, *, causal: bool = False, window: int | None = None
+) -> Node:
+    """f32[R, 1, L, L'], to be added to scores: 0 where a query (third axis) may attend to a key (last axis), else -1e9.
+
+    `allowed`, bool[R, 1, L, L'], must be true. If `causal`, the key must not come after the query. If `window` is set,
+    they must be less than `window` positions apart. The positions are i32[R, L] of queries and i32[R, L'] of keys.
+    """
+    distance = op.subtract(op.unsqueeze(positions, ints(1, 3)), op.unsqueeze(key_positions, ints(1, 2)))
     if causal:
         allowed = op.logical_and(allowed, op.greater_equal(distance, op.constant(np.int32(0))))
     if window is not None:
         allowed = op.logical_and(allowed, op.less(op.abs(distance), op.constant(np.int32(window))))
     return op.select(allowed, op.constant(np.float32(0)), op.constant(_MASKED))
+
+
+def gather_tokens(x: Node, indices: Node) -> Node:
+    """[R, L', ...]: the tokens of `x` [R, L, ...] whose indices into its R * L tokens are i32[R, L']."""
+    rest = x.get_output_partial_shape(0)[2:]
+    flat = op.reshape(x, ints(-1, *(size.get_length() for size in rest)), False)
+    return op.gather(flat, indices, axis(0))
 
 
 def distances(position_ids: Node) -> Node:

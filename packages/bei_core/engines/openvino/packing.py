@@ -3,26 +3,35 @@
 A packed row holds whole sequences one after the other; segment ids keep attention within each sequence. With sequences
 of mixed lengths 3-6% of the tokens are padding. With one sequence in each row, a third to a half would be
 (docs/decisions/004-packed-rows.md).
+
+A prefix that sequences share is a segment of its own, which is in one row only. The rest of each of these sequences is
+a segment, too, and may be in any row: each row has a list of the tokens of other rows that it attends to
+(docs/decisions/032-shared-prefixes.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.prefixes import SharedPrefix
 
-Ints: TypeAlias = npt.NDArray[np.int32]
-_Placement: TypeAlias = tuple[list[int], list[int], int]  # row of each sequence, its offset there, number of rows
+Ints = npt.NDArray[np.int32]
+
+INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
+KEY_NAMES = ("prefix_ids", "key_indices", "key_segment_ids")  # inputs of a graph that shares prefixes, besides those
 
 PREFERRED_ROW_LENGTH = 128  # longest row that is tried, unless a sequence is longer
+_SHARING_ROW_LENGTH = 256  # the same if sequences share a prefix
 _ROW_LENGTH_STEP = 16
 _MIN_ROW_LENGTH = 64  # of several rows; a single row is as short as its tokens allow
 
-# In rows of about this length, attention costs as much per token as all other work (measured on MiniLM).
+# With this many keys for each token, attention costs as much as all other work (measured on MiniLM).
 _ATTENTION_COST_LENGTH = 768
 
 
@@ -32,44 +41,131 @@ class PackedRows:
 
     input_ids: Ints  # [R, L]
     position_ids: Ints  # [R, L], from 0 in each sequence
-    segment_ids: Ints  # [R, L], the sequence's number in the batch; -1 for padding
+    segment_ids: Ints  # [R, L], the sequence's number in the batch; B + its number for a shared prefix; -1 for padding
     type_ids: Ints  # [R, L]
     starts: Ints  # [B or more], flat index of the first token of each sequence that pooling uses
-    lengths: Ints  # [B or more], number of tokens that pooling uses
+    lengths: Ints  # [B or more], number of tokens that pooling uses; of a sequence with a prefix, only the rest
+    prefix_ids: Ints  # [R, L], the segment id of the prefix of the token's sequence; without one, as `segment_ids`
+    key_indices: Ints  # [R, L + O], flat index of the row's tokens, and of tokens of other rows that they attend to
+    key_segment_ids: Ints  # [R, L + O], the segment ids of these tokens; -1 for padding
     token_indices: Ints  # [T], flat index of each token of the batch
+    num_tokens: int  # tokens in the rows without padding: a shared prefix counts once
 
     @property
     def padding_share(self) -> float:
         """Share (0 to 1) of the rows' tokens that are padding."""
-        return 1.0 - len(self.token_indices) / self.input_ids.size
+        return 1.0 - self.num_tokens / self.input_ids.size
 
-    def graph_inputs(self) -> list[Ints]:
-        """The arrays in the order of the graph's inputs (`graph.INPUT_NAMES`)."""
-        return [self.input_ids, self.position_ids, self.segment_ids, self.type_ids, self.starts, self.lengths]
+    def graph_inputs(self, names: Sequence[str] = INPUT_NAMES) -> list[Ints]:
+        """The arrays of a graph's inputs, by their names."""
+        return [getattr(self, name) for name in names]
 
 
-def pack_rows(batch: Batch, *, pad_id: int = 0) -> PackedRows:
-    """The batch in packed rows. `starts` and `lengths` may have dummy sequences at the end: see `_round_up_count`."""
-    lengths = batch.lengths
-    (rows, offsets, num_rows), row_length = _cheapest_layout(lengths.tolist(), batch.max_len, batch.num_tokens)
-    starts = np.array(rows, np.int32) * row_length + np.array(offsets, np.int32)
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """The segments of a batch: what each sequence has after its prefix, if any (B), and the shared prefixes."""
+
+    lengths: Ints  # [B + number of prefixes], in tokens; 0 if a sequence has nothing after its prefix
+    prefixes: Ints  # [B], the segment of each sequence's prefix; its own segment if it has none
+    shared: Ints  # [B], number of tokens in the prefix, or 0
+
+    @classmethod
+    def of(cls, batch: Batch, shared_prefixes: Sequence[SharedPrefix]) -> _Segments:
+        """The segments of a batch with these prefixes."""
+        prefixes, shared = np.arange(len(batch), dtype=np.int32), np.zeros(len(batch), np.int32)
+        for segment, prefix in enumerate(shared_prefixes, len(batch)):
+            prefixes[prefix.sequences], shared[prefix.sequences] = segment, prefix.length
+        lengths = [*(batch.lengths - shared), *(prefix.length for prefix in shared_prefixes)]
+        return cls(np.array(lengths, np.int32), prefixes, shared)
+
+    def order(self) -> list[int]:
+        """The segments with tokens, the longest first; those with the same prefix come one after the other."""
+        num_sequences = len(self.prefixes)
+        groups = [*np.where(self.shared > 0, self.prefixes, 0).tolist(), *range(num_sequences, len(self.lengths))]
+        lengths: list[int] = self.lengths.tolist()
+        with_tokens = [segment for segment, length in enumerate(lengths) if length]
+        return sorted(with_tokens, key=lambda segment: (groups[segment], -lengths[segment]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A place for each segment."""
+
+    segments: _Segments
+    row_length: int
+    rows: list[list[int]]  # the segments of each row, in order
+    outside: list[list[int]]  # the prefixes in other rows that each row attends to
+
+    @property
+    def num_outside(self) -> int:
+        """Number of tokens of other rows for each row, rounded up to have few different shapes."""
+        return _round_up_length(max(int(self.segments.lengths[prefixes].sum()) for prefixes in self.outside))
+
+    @property
+    def cost(self) -> float:
+        """The work, as a number of tokens without attention."""
+        num_keys = self.row_length + self.num_outside
+        return len(self.rows) * self.row_length * (1 + num_keys / _ATTENTION_COST_LENGTH)
+
+    def starts(self) -> Ints:
+        """i32[number of segments]: the flat index of each segment's first token."""
+        starts = np.zeros(len(self.segments.lengths), np.int32)
+        for row, segments in enumerate(self.rows):
+            ends = row * self.row_length + np.cumsum([0, *self.segments.lengths[segments[:-1]]])
+            starts[segments] = ends
+        return starts
+
+    def outside_tokens(self, starts: Ints) -> tuple[Ints, Ints]:
+        """i32[R, O] twice: flat index and segment id of the tokens of other rows; 0 and -1 after the last one."""
+        indices = np.zeros((len(self.rows), self.num_outside), np.int32)
+        segment_ids = np.full_like(indices, -1)
+        for row, prefixes in enumerate(self.outside):
+            lengths = self.segments.lengths[prefixes]
+            ends = np.cumsum([0, *lengths])
+            for prefix, (start, stop) in zip(prefixes, pairwise(ends), strict=True):
+                indices[row, start:stop] = np.arange(starts[prefix], starts[prefix] + stop - start)
+                segment_ids[row, start:stop] = prefix
+        return indices, segment_ids
+
+
+def pack_rows(batch: Batch, *, pad_id: int = 0, prefixes: Sequence[SharedPrefix] = ()) -> PackedRows:
+    """The batch in packed rows, which share the prefixes if that is less work.
+
+    `starts` and `lengths` may have dummy sequences at the end: see `_round_up_count`.
+    """
+    layouts = [_cheapest_layout(_Segments.of(batch, tried)) for tried in ([prefixes, ()] if prefixes else [()])]
+    layout = min(layouts, key=lambda layout: layout.cost)
+    segments, starts, lengths = layout.segments, layout.starts(), batch.lengths
+
     positions = np.arange(batch.num_tokens, dtype=np.int32) - np.repeat(batch.cu_seqlens[:-1], lengths)
-    token_indices = np.repeat(starts, lengths) + positions
+    prefix_ids, shared = np.repeat(segments.prefixes, lengths), np.repeat(segments.shared, lengths)
+    own_ids = np.repeat(np.arange(len(batch), dtype=np.int32), lengths)
+    segment_ids = np.where(positions < shared, prefix_ids, own_ids)
+    token_indices = starts[segment_ids] + np.where(positions < shared, positions, positions - shared)
 
     def scatter(values: Ints, fill: int) -> Ints:
-        flat = np.full(num_rows * row_length, fill, np.int32)
+        flat = np.full(len(layout.rows) * layout.row_length, fill, np.int32)
         flat[token_indices] = values
-        return flat.reshape(num_rows, row_length)
+        return flat.reshape(-1, layout.row_length)
 
+    rows = scatter(segment_ids, -1)
+    indices, outside_ids = layout.outside_tokens(starts)
+    pooled = np.where(segments.lengths[: len(batch)] > 0, np.arange(len(batch)), segments.prefixes)
+    before = np.where(pooled < len(batch), segments.shared, 0)  # tokens of the sequence before the pooled segment
+    skips = np.maximum(batch.skips - before, 0)
     num_dummies = _round_up_count(len(batch)) - len(batch)
     return PackedRows(
         input_ids=scatter(batch.input_ids, pad_id),
         position_ids=scatter(positions, 0),
-        segment_ids=scatter(np.repeat(np.arange(len(batch), dtype=np.int32), lengths), -1),
+        segment_ids=rows,
         type_ids=scatter(batch.type_ids, 0),
-        starts=np.pad(starts + batch.skips, (0, num_dummies)),
-        lengths=np.pad(lengths - batch.skips, (0, num_dummies), constant_values=1),
+        starts=np.pad(starts[pooled] + skips, (0, num_dummies)),
+        lengths=np.pad(segments.lengths[pooled] - skips, (0, num_dummies), constant_values=1),
+        prefix_ids=scatter(prefix_ids, -1),
+        key_indices=np.hstack([np.arange(rows.size, dtype=np.int32).reshape(rows.shape), indices]),
+        key_segment_ids=np.hstack([rows, outside_ids]),
         token_indices=token_indices,
+        num_tokens=int(segments.lengths.sum()),
     )
 
 
@@ -81,33 +177,37 @@ def _round_up_count(num_sequences: int) -> int:
     return next((few for few in (1, 2, 4) if num_sequences <= few), -(-num_sequences // 8) * 8)
 
 
-def _cheapest_layout(lengths: list[int], longest: int, num_tokens: int) -> tuple[_Placement, int]:
-    """(placement, row length) with the least work: longer rows have less padding, but cost more attention."""
+def _cheapest_layout(segments: _Segments) -> _Layout:
+    """The layout with the least work: longer rows have less padding, but cost more attention."""
+    num_tokens, longest = int(segments.lengths.sum()), int(segments.lengths.max())
     if num_tokens <= PREFERRED_ROW_LENGTH:
-        row_length = _round_up_length(num_tokens)
-        return _first_fit_decreasing(lengths, row_length), row_length
+        return _lay_out(segments, _round_up_length(num_tokens))
+    preferred = _SHARING_ROW_LENGTH if segments.shared.any() else PREFERRED_ROW_LENGTH
     shortest = max(_MIN_ROW_LENGTH, _round_up_length(longest))
-    tried = range(shortest, max(PREFERRED_ROW_LENGTH, shortest) + 1, _ROW_LENGTH_STEP)
-    layouts = [(_first_fit_decreasing(lengths, row_length), row_length) for row_length in tried]
-    return min(layouts, key=lambda layout: layout[0][2] * layout[1] * (1 + layout[1] / _ATTENTION_COST_LENGTH))
+    tried = range(shortest, max(preferred, shortest) + 1, _ROW_LENGTH_STEP)
+    return min((_lay_out(segments, row_length) for row_length in tried), key=lambda layout: layout.cost)
 
 
 def _round_up_length(num_tokens: int) -> int:
     return -(-num_tokens // _ROW_LENGTH_STEP) * _ROW_LENGTH_STEP
 
 
-def _first_fit_decreasing(lengths: list[int], row_length: int) -> _Placement:
-    """Place the longest sequence first, and each one in the first row that has enough space left.
+def _lay_out(segments: _Segments, row_length: int) -> _Layout:
+    """Places the longest segment first, and each one in the first row that has enough space left (first fit).
 
-    Needs at most 11/9 of the fewest possible rows, plus 6/9 (Dósa 2007).
+    With one prefix or none, it needs at most 11/9 of the fewest possible rows, plus 6/9 (Dósa 2007).
     """
+    lengths: list[int] = segments.lengths.tolist()
     filled: list[int] = []
-    rows, offsets = [0] * len(lengths), [0] * len(lengths)
-    for sequence in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-        length = lengths[sequence]
+    rows: list[list[int]] = []
+    for segment in segments.order():
+        length = lengths[segment]
         row = next((row for row, used in enumerate(filled) if used + length <= row_length), len(filled))
         if row == len(filled):
             filled.append(0)
-        rows[sequence], offsets[sequence] = row, filled[row]
+            rows.append([])
+        rows[row].append(segment)
         filled[row] += length
-    return rows, offsets, len(filled)
+    prefixes: list[int] = segments.prefixes.tolist()
+    outside = [{prefixes[segment] for segment in row if segment < len(prefixes)} - {*row} for row in rows]
+    return _Layout(segments, row_length, rows, [sorted(each) for each in outside])

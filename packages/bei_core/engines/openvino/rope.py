@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +28,16 @@ class Rope:
         return op.add(op.multiply(x, self.cos), op.multiply(rotated, self.sin))
 
 
-def make_rope(
-    config: Mapping[str, Any], head_size: int, positions: Node, max_len: int, *, layer_type: str = "full_attention"
-) -> Rope:
-    """Rotary embedding of a layer type at `positions` i32[R, L]. Raises UnsupportedModelError for unknown scalings."""
-    tables = rope_tables(config, head_size, max_len, layer_type=layer_type)
-    return Rope(*(op.unsqueeze(ops.embedding(table, positions), ops.axis(1)) for table in tables))
+def make_ropes(
+    config: Mapping[str, Any],
+    head_size: int,
+    positions: Sequence[Node],
+    max_len: int,
+    *,
+    layer_type: str = "full_attention",
+) -> list[Rope]:
+    """Rotary embedding of a layer type at each of `positions` i32[R, L]. Raises UnsupportedModelError for unknown
+    scalings.
+    """
+    tables = [ops.constant(table) for table in rope_tables(config, head_size, max_len, layer_type=layer_type)]
+    return [Rope(*(op.unsqueeze(op.gather(x, at, ops.axis(0)), ops.axis(1)) for x in tables)) for at in positions]

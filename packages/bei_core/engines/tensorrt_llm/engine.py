@@ -92,6 +92,10 @@ class TensorRtLlmEngine:
         """Returns 0, because sequences are packed. TensorRT-LLM does not report the padding that CUDA graphs need."""
         return 0.0
 
+    def num_shared_tokens(self) -> int:
+        """Returns 0: every token is computed."""
+        return 0
+
     def close(self) -> None:
         """Shuts TensorRT-LLM down, which frees the memory of the GPU."""
         self._llm.shutdown()

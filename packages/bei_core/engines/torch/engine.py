@@ -82,6 +82,10 @@ class TorchEngine:
         """Returns 0, because sequences are packed. The padding for CUDA graphs is not counted."""
         return 0.0
 
+    def num_shared_tokens(self) -> int:
+        """Returns 0: every token is computed."""
+        return 0
+
     def close(self) -> None:
         """Frees the memory of the device and ends the workers."""
         if self._workers is not None:
@@ -141,6 +145,10 @@ class Replicas:
     def padding_share(self) -> float:
         """Returns 0, because sequences are packed."""
         return 0.0
+
+    def num_shared_tokens(self) -> int:
+        """Returns 0: every token is computed."""
+        return 0
 
     def close(self) -> None:
         """Frees the memory of all devices and ends the threads."""

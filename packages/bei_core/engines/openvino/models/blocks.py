@@ -17,6 +17,19 @@ from bei_core.errors import UnsupportedModelError
 
 
 @dataclass(frozen=True, slots=True)
+class Keys:
+    """The tokens that the tokens of each row may attend to: K of them, which include the row's own."""
+
+    prefix_ids: Node  # i32[R, L], the segment id of the prefix that a token's sequence shares with others
+    indices: Node  # i32[R, K], into the R * L tokens
+    segment_ids: Node  # i32[R, K]
+
+    def select(self, x: Node) -> Node:
+        """[R, K, ...]: what `x` [R, L, ...] has for these tokens."""
+        return ops.gather_tokens(x, self.indices)
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """Graph inputs, i32[R, L] each; positions count from 0 in each sequence."""
 
@@ -24,10 +37,21 @@ class Inputs:
     position_ids: Node
     segment_ids: Node
     type_ids: Node
+    keys: Keys | None = None  # None: a row's keys are its own tokens, and no prefix is shared
 
     def mask(self, *, causal: bool = False, window: int | None = None) -> Node:
-        """f32[R, 1, L, L], to be added to attention scores; see `ops.attention_mask`."""
-        return ops.attention_mask(self.segment_ids, self.position_ids, causal=causal, window=window)
+        """f32[R, 1, L, L], to be added to attention scores; f32[R, 1, L, K] with keys. See `ops.attention_mask`.
+
+        A token attends to its own segment and to the shared prefix of its sequence.
+        """
+        if self.keys is None:
+            keys, allowed = self.position_ids, ops.same_segment(self.segment_ids, self.segment_ids)
+        else:
+            ids, keys = self.keys.segment_ids, self.keys.select(self.position_ids)
+            allowed = op.logical_or(
+                ops.same_segment(self.segment_ids, ids), ops.same_segment(self.keys.prefix_ids, ids)
+            )
+        return ops.attention_mask(allowed, self.position_ids, keys, causal=causal, window=window)
 
 
 class Transformer(Protocol):
@@ -99,17 +123,19 @@ def multi_head_attention(
     mask: Node,
     *,
     rope: Rope | None = None,
+    key_rope: Rope | None = None,
     scale: float | None = None,
     soft_cap: float | None = None,
     slopes: ops.Array | None = None,
 ) -> Node:
     """f32[R, L, N * S] of `qkv`: query [R, N, L, S], key and value [R, K, L, S]. The scale defaults to S ** -0.5.
 
-    `soft_cap` and `slopes` are those of `ops.attention`.
+    Keys may be other tokens than the queries; then `key_rope` has their positions. `soft_cap` and `slopes` are those of
+    `ops.attention`.
     """
     query, key, value = qkv
     if rope is not None:
-        query, key = rope.apply(query), rope.apply(key)
+        query, key = rope.apply(query), (key_rope or rope).apply(key)
     times = heads.num_heads // heads.num_kv_heads
     key, value = (ops.repeat_heads(x, times, heads.num_kv_heads, heads.head_size) for x in (key, value))
     scale = heads.head_size**-0.5 if scale is None else scale

@@ -14,7 +14,7 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, gated_activation, multi_head_attention, split_evenly
 from bei_core.engines.openvino.models.experts import mix_experts, route
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.rope import Rope, make_rope
+from bei_core.engines.openvino.rope import Rope, make_ropes
 from bei_core.models.configuration import Config, read_size
 from bei_core.models.families import Family
 from bei_core.models.layouts import SLIDING, RotaryNames, RotarySizes
@@ -55,8 +55,8 @@ class Transformer:
 
     def _mask_and_rope(self, layer_type: str, inputs: Inputs) -> tuple[Node, Rope]:
         mask = inputs.mask(window=self._sizes.window if layer_type == SLIDING else None)
-        size, positions = self._heads.head_size, inputs.position_ids
-        return mask, make_rope(self._config, size, positions, self._max_len, layer_type=layer_type)
+        size, positions = self._heads.head_size, [inputs.position_ids]
+        return mask, *make_ropes(self._config, size, positions, self._max_len, layer_type=layer_type)
 
     def _pre_norm_layer(self, hidden: Node, number: int, mask: Node, rope: Rope) -> Node:
         names, prefix = self._names, self._names.layer.format(number)

@@ -125,9 +125,10 @@ def _run(graph: Model, names: Sequence[str], batches: Sequence[Batch]) -> list[t
     probe.add_results([result for name in names for result in _probes(nodes[name].input_value(0))])
     keep_weights_narrow(probe, "f32")
     request = openvino.Core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    inputs = [parameter.get_friendly_name() for parameter in graph.get_parameters()]
     found: list[list[Array]] = [[] for _ in range(3 * len(names))]
     for number, batch in with_progress(batches, "calibrating"):
-        request.infer(pack_rows(batch).graph_inputs(), share_inputs=True)
+        request.infer(pack_rows(batch).graph_inputs(inputs), share_inputs=True)
         for index, values in enumerate(found):
             if index % 3 < 2 or number < _NUM_SAMPLED_BATCHES:
                 values.append(np.array(request.get_output_tensor(num_outputs + index).data))
