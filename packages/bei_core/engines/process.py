@@ -119,7 +119,7 @@ class EngineProcess:
         self._load = load
         self._child: _Child | None = None
         self._computing: _Child | None = None  # the process that computes a batch now
-        self._padding_share = 0.0
+        self._padding_share, self._num_shared_tokens = 0.0, 0
         self._closing = threading.Event()
         first: Future[EngineInfo] = Future()
         self._supervisor = threading.Thread(
@@ -141,6 +141,10 @@ class EngineProcess:
     def padding_share(self) -> float:
         """See `Engine.padding_share`."""
         return self._padding_share
+
+    def num_shared_tokens(self) -> int:
+        """See `Engine.num_shared_tokens`."""
+        return self._num_shared_tokens
 
     @property
     def outage(self) -> str | None:
@@ -170,7 +174,7 @@ class EngineProcess:
             self._computing = None
         if isinstance(reply, str):
             raise EngineProcessError(reply)
-        arrays, self._padding_share = reply
+        arrays, self._padding_share, self._num_shared_tokens = reply
         return arrays
 
     def _supervise(self, first: Future[EngineInfo]) -> None:
@@ -230,8 +234,8 @@ def main(fd: int) -> None:
 
 
 def _reply(engine: Engine, method: str, batch: Batch) -> object:
-    """The arrays of a batch and the share of padding; the traceback as a text if the engine raises an error."""
+    """The arrays of a batch and what the engine says of it; the traceback as a text if the engine raises an error."""
     try:
-        return getattr(engine, method)(batch), engine.padding_share()
+        return getattr(engine, method)(batch), engine.padding_share(), engine.num_shared_tokens()
     except Exception:
         return traceback.format_exc()
