@@ -24,10 +24,9 @@ from bei_core.errors import (
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
 from bei_core.http.keys import Keys
-from bei_core.http.limits import rest_s
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
-from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of
+from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of, valid_s
 from bei_core.http.route import Call, Route, prepare_schemas
 from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
@@ -73,7 +72,6 @@ class App:
             self._methods.setdefault(route.path, []).append(route.method)
         self._refusals: dict[tuple[str, str], Refusal] = {}  # the newest refusal by path and priority
         self._num_coming = 0  # requests that `refused_early` has accepted and whose task has not begun
-        self._refusal_valid_s = 2 * rest_s(self.service.settings.max_queue_wait_s)
         self._templates = [
             (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
         ]
@@ -174,7 +172,8 @@ class App:
             self.service.check_load(priority, self._num_coming)
         except OverloadedError as fault:
             response = error_response(fault, route.errors, route.inputs)
-            refusal = Refusal.of(fault, response, now + self._refusal_valid_s, self._count)
+            until = now + valid_s(self.service.settings.max_queue_wait_s)
+            refusal = Refusal.of(fault, response, until, self._count)
             self._refusals[route.path, priority] = refusal
             return refusal
         return None

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError, UnauthorizedError
 from bei_core.http.codings import CODINGS, compressed
 from bei_core.http.error_format import OPENAI, TEI, ErrorFormat
+from bei_core.http.limits import rest_s
 from bei_core.http.msgpack import packed
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
@@ -134,6 +135,11 @@ class Refusal:
         """Renders a response."""
         headers = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
         return cls(error, headers, bytes(response.body), until, count)
+
+
+def valid_s(max_queue_wait_s: float) -> float:
+    """Returns how long a refusal is used again, in seconds. Longer than the event loop rests, so few are rendered."""
+    return 2 * rest_s(max_queue_wait_s)
 
 
 def num_numbers(rows: object) -> int:

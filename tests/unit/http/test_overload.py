@@ -21,6 +21,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
+from bei_core.http import app as app_module
 from bei_core.http.app import App, make_app
 from bei_core.http.limits import MAX_REST_S, BodyBudget
 from bei_core.http.replies import Refusal
@@ -173,7 +174,7 @@ async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_n
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = await make_served(max_concurrent_requests=1)
-    served.app._refusal_valid_s = math.inf
+    monkeypatch.setattr(app_module, "valid_s", lambda max_queue_wait_s: math.inf)
     first = await occupied(served)
     parsed: list[Scope] = []
 
