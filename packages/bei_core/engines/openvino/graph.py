@@ -35,7 +35,6 @@ from bei_core.models.modules import (
     Splade,
     Truncate,
 )
-from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
 ROWS, TOKENS = "rows", "tokens"
@@ -63,7 +62,7 @@ def shares_prefixes(spec: ModelSpec) -> bool:
     """
     first, family = spec.modules[0], family_of(spec.architecture)
     if isinstance(first, Pooling):
-        one_token = first.modes == (PoolingMode.LAST_TOKEN,)
+        one_token = first.modes == ("lasttoken",)
     else:
         one_token = isinstance(first, Classifier) or spec.kind == "late-interaction"
     return one_token and family.is_causal(spec.config)
