@@ -16,10 +16,9 @@ from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import heads, ops
-from bei_core.engines.openvino.models.blocks import Inputs, Keys, Layers
+from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, Inputs, Keys, Layers
 from bei_core.engines.openvino.models.pages import make_transformer
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.packing import INPUT_NAMES, KEY_NAMES
 from bei_core.engines.openvino.pooling import Spans, pool
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Family, family_of
