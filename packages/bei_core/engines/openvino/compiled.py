@@ -16,7 +16,8 @@ import openvino
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import CHOSEN, LONE, LoneInputs
-from bei_core.engines.openvino.packing import KEY_NAMES, Ints, pack_rows
+from bei_core.engines.openvino.models.blocks import KEY_NAMES
+from bei_core.engines.openvino.packing import Ints, pack_rows
 from bei_core.engines.prefixes import shared_prefixes
 
 Array: TypeAlias = npt.NDArray[np.float32]

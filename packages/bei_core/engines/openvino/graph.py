@@ -16,10 +16,9 @@ from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import heads, ops
-from bei_core.engines.openvino.models.blocks import Inputs, Keys, Layers
+from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, Inputs, Keys, Layers
 from bei_core.engines.openvino.models.pages import make_transformer
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.packing import INPUT_NAMES, KEY_NAMES
 from bei_core.engines.openvino.pooling import Spans, pool
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Family, family_of
@@ -35,7 +34,6 @@ from bei_core.models.modules import (
     Splade,
     Truncate,
 )
-from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
 ROWS, TOKENS = "rows", "tokens"
@@ -63,7 +61,7 @@ def shares_prefixes(spec: ModelSpec) -> bool:
     """
     first, family = spec.modules[0], family_of(spec.architecture)
     if isinstance(first, Pooling):
-        one_token = first.modes == (PoolingMode.LAST_TOKEN,)
+        one_token = first.modes == ("lasttoken",)
     else:
         one_token = isinstance(first, Classifier) or spec.kind == "late-interaction"
     return one_token and family.is_causal(spec.config)

@@ -19,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.openvino.models.blocks import INPUT_NAMES
 from bei_core.engines.prefixes import SharedPrefix
 
 Ints = npt.NDArray[np.int32]
-
-INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
-KEY_NAMES = ("prefix_ids", "key_indices", "key_segment_ids")  # inputs of a graph that shares prefixes, besides those
 
 PREFERRED_ROW_LENGTH = 128  # longest row that is tried, unless a sequence is longer
 _SHARING_ROW_LENGTH = 256  # the same if sequences share a prefix

@@ -15,6 +15,9 @@ from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import Rope
 from bei_core.errors import UnsupportedModelError
 
+INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
+KEY_NAMES = ("prefix_ids", "key_indices", "key_segment_ids")  # inputs of a graph that shares prefixes, besides those
+
 
 @dataclass(frozen=True, slots=True)
 class Keys:
