@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from bei_core.engines.openvino.lone import LENGTHS as LENGTHS_OF_LONE_TEXTS
 from bei_core.engines.openvino.lone import with_lone_graphs
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
+from tests.e2e.environments import ROOT
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES
 from tests.golden.engines import built
 
@@ -67,6 +70,33 @@ def test_an_engine_that_gets_lone_texts_compiles_graphs_for_them(
     assert engine.padding_share() == 1 - 5 / 8
     np.testing.assert_allclose(engine.forward_tokens(batch)[0], before, rtol=1e-5, atol=1e-5)
     engine.close()
+
+
+SIGNALLED = """
+import os, signal, sys
+from pathlib import Path
+from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
+from bei_core.engines.openvino import engine as openvino_engine
+from bei_core.models.spec import read_spec
+from tests.golden.cases import CASES
+from tests.golden.engines import built
+from tests.golden.test_lone import text_of
+openvino_engine._LONE_TEXTS = 3
+checkpoint = resolve(str(CASES[0].folder))
+engine = built(checkpoint, read_spec(checkpoint), Path(sys.argv[1])).engine
+for _ in range(3):
+    engine.forward(Batch.pack([text_of(5, 100)]))
+engine._preparing.join()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_signal_is_handled_after_another_thread_has_replaced_the_graphs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SIGNALLED, str(tmp_path / "engine")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -73,6 +74,17 @@ class Graphs:
 
     def _read(self, name: str, indices: Ints | slice) -> Array:
         return np.array(self._request.get_tensor(name).data[indices])
+
+
+@cache
+def core() -> openvino.Core:
+    """OpenVINO's plugins, for the whole process.
+
+    The CPU plugin gives the thread that loads it a stack for signal handlers, and frees that stack with the last model.
+    If another thread freed the model, as when the graphs for lone texts replace the first ones, then the next signal,
+    such as SIGTERM, would end the process with a segmentation fault. So the plugin is never unloaded.
+    """
+    return openvino.Core()
 
 
 def at_low_priority(work: Callable[[], T]) -> T:

@@ -17,7 +17,7 @@ import openvino
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.openvino.compiled import Array, Graphs, Outputs, at_low_priority
+from bei_core.engines.openvino.compiled import Array, Graphs, Outputs, at_low_priority, core
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import lengths_for, with_lone_graphs
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
@@ -50,7 +50,7 @@ def precision_for(dtype: str) -> str:
     For `int8` it is the precision of the layers that are not quantised. Raises EngineUnavailableError for a dtype that
     this processor or this engine does not support.
     """
-    has_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    has_bf16 = "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     precision = ("bf16" if has_bf16 else "f32") if dtype in {"auto", "int8"} else _PRECISIONS.get(dtype)
     if precision is None or (precision == "bf16" and not has_bf16):
         offered = "auto, int8, float32" + (", bfloat16" if has_bf16 else "")
@@ -190,7 +190,7 @@ class OpenVinoEngine:
     def _read(self) -> openvino.Model:
         """The graph for any batch. Raises EngineUnavailableError."""
         try:
-            graph = openvino.Core().read_model(self._model) if isinstance(self._model, Path) else self._model
+            graph = core().read_model(self._model) if isinstance(self._model, Path) else self._model
             if self._quantised and not has_int8_dot_product():
                 matmuls_to_convolutions(graph)
             keep_weights_narrow(graph, self._precision)
@@ -201,7 +201,7 @@ class OpenVinoEngine:
     def _compile(self, graph: openvino.Model) -> openvino.CompiledModel:
         """Raises EngineUnavailableError."""
         try:
-            return openvino.Core().compile_model(graph, "CPU", compile_properties(self._precision))
+            return core().compile_model(graph, "CPU", compile_properties(self._precision))
         except RuntimeError as fault:
             raise self._unavailable(fault) from fault
 

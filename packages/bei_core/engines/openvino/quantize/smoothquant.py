@@ -22,6 +22,7 @@ from openvino import opset15 as op
 from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import with_progress
 from bei_core.engines.openvino import ops
+from bei_core.engines.openvino.compiled import core
 from bei_core.engines.openvino.packing import pack_rows
 from bei_core.engines.openvino.stored import keep_weights_narrow, values_of
 
@@ -124,7 +125,7 @@ def _run(graph: Model, names: Sequence[str], batches: Sequence[Batch]) -> list[t
     num_outputs = len(probe.outputs)
     probe.add_results([result for name in names for result in _probes(nodes[name].input_value(0))])
     keep_weights_narrow(probe, "f32")
-    request = openvino.Core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
+    request = core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
     inputs = [parameter.get_friendly_name() for parameter in graph.get_parameters()]
     found: list[list[Array]] = [[] for _ in range(3 * len(names))]
     for number, batch in with_progress(batches, "calibrating"):
