@@ -31,6 +31,7 @@ import time
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -140,16 +141,17 @@ def run_unit(unit: str, limit_s: float, folder: Path) -> Iterator[Result]:
     command = [sys.executable, *sys.argv, "--unit", unit, "--folder", str(folder)]
     started = time.monotonic()
     with (folder / "errors.txt").open("w+", encoding="utf-8") as errors, watch_card(folder) as card:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True)
-        timer = threading.Timer(limit_s, _end, [process.pid])
-        timer.start()
-        try:
-            for line in process.stdout or ():
-                yield msgspec.json.decode(line, type=Result)
-        finally:
-            timer.cancel()
-            _end(process.pid)  # what it started, too
-        status = process.wait()
+        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+        with subprocess.Popen(command, start_new_session=True, **options) as process:
+            timer = threading.Timer(limit_s, _end, [process.pid])
+            timer.start()
+            try:
+                for line in filter(lambda line: line.startswith("{"), process.stdout or ()):
+                    yield msgspec.json.decode(line, type=Result)
+                status = process.wait()
+            finally:
+                timer.cancel()
+                _end(process.pid)  # what it started, too
         errors.seek(0)
         last = [line for line in errors.read().splitlines() if line.strip()][-1:]
     figures = {"seconds": f"{time.monotonic() - started:.0f}", **card}

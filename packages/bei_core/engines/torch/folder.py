@@ -23,10 +23,11 @@ from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
 from bei_core.models.heads import Head, first_of, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.layouts import BertSizes, DebertaSizes, DecoderSizes, RotarySizes, jina_gate
+from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes, jina_gate
 from bei_core.models.modules import Dense, LayerNorm
 from bei_core.models.spec import ModelSpec
 

@@ -16,8 +16,8 @@ from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import Config
+from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import Family
-from bei_core.models.layouts import DebertaSizes
 
 
 @dataclass(frozen=True)

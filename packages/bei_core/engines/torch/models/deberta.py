@@ -11,7 +11,7 @@ from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, TransformerLayer, Weights, empty, fill
 from bei_core.engines.torch.models.relative import DisentangledBias, reach
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.models.layouts import DebertaSizes
+from bei_core.models.deberta import DebertaSizes
 
 
 class Transformer(nn.Module):
