@@ -9,8 +9,8 @@ MODEL := .models/all-MiniLM-L6-v2
 # Images for containers often set it. Then every process that a test starts compiles all that it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install serve test test-wheel test-page test-push test-gpu-path test-ray examples check format bench chaos chaos-quick soak \
-	golden lock clean
+.PHONY: help install serve test test-wheel test-page test-push test-gpu-path test-ray test-sinks examples check format bench chaos \
+	chaos-quick soak golden lock clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -78,6 +78,14 @@ test-ray: install .venv-ray/.done  ## bulk jobs and serving on a Ray cluster of 
 	$(BIN)/uv pip install -q --python .venv-ray --require-hashes -r requirements/ray.lock
 	touch $@
 
+test-sinks: install .venv-sinks/.done  ## bulk jobs into LanceDB, Qdrant, FAISS, Milvus Lite and pgvector (own environment)
+	PYTHONPATH=packages:. .venv-sinks/bin/python -m pytest -W default tests/sinks $(ARGS)
+
+.venv-sinks/.done: requirements/sinks.lock | $(VENV)/.done
+	$(BIN)/uv venv -q --clear --python $(BIN)/python .venv-sinks
+	$(BIN)/uv pip install -q --python .venv-sinks --require-hashes -r requirements/sinks.lock
+	touch $@
+
 check: install  ## format, lint, types, known vulnerabilities of the dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -113,6 +121,9 @@ lock: install  ## resolve the dependencies again
 		--group build -c requirements/dev.lock pyproject.toml -o requirements/serve.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--extra ray pyproject.toml requirements/ray.txt -o requirements/ray.lock
+	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
+		--extra lancedb --extra qdrant --extra faiss --extra pgvector --extra milvus pyproject.toml requirements/sinks.txt \
+		-o requirements/sinks.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--override requirements/gpu-path.overrides.txt pyproject.toml requirements/gpu-path.txt -o requirements/gpu-path.lock
 

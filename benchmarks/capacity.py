@@ -2,7 +2,6 @@
 
 python benchmarks/capacity.py measure --output measured.json     # starts a server; about three minutes
 python benchmarks/capacity.py compare measured.json              # prints the table of docs/capacity.md
-python benchmarks/capacity.py scale measured.json --plots docs/images
 """
 
 from __future__ import annotations

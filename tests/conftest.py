@@ -21,8 +21,8 @@ from tests.fakes import SAFETY_S, FakeEngine
 
 MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
 
-# Tests that need packages of their own environments: make test-gpu-path, test-page and test-ray.
-_NEEDS = {"gpu_path": "torch", "page": "playwright", "ray": "ray"}
+# Tests that need packages of their own environments: make test-gpu-path, test-page, test-ray and test-sinks.
+_NEEDS = {"gpu_path": "torch", "page": "playwright", "ray": "ray", "sinks": "faiss"}
 collect_ignore = [folder for folder, package in _NEEDS.items() if importlib.util.find_spec(package) is None]
 
 # The same examples in every run, and no deadline, because a busy machine would exceed it. To search for new failures:

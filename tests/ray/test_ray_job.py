@@ -10,12 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # for a busy machine; read when ray is imported
-
 import psutil
 import pytest
 import ray
-from ray.cluster_utils import Cluster
 
 from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
@@ -23,6 +20,7 @@ from bei_core.errors import ConfigError
 from bei_core.jobs import JobOptions, RayOptions, embed
 from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
+from tests.ray.local_cluster import LocalCluster
 
 NUM_ROWS = 2000
 OPTIONS = JobOptions(keep=("id",), rows_per_part=20)
@@ -56,9 +54,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[LocalCluster]:
     """Two nodes with a processor each, besides the driver's, which has none."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 0})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes(timeout=SAFETY_S)
@@ -87,7 +85,7 @@ def kill_a_worker() -> None:
 
 
 def test_two_nodes_write_the_same_bytes(
-    cluster: Cluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
+    cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
 ) -> None:
     report = embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
     assert contents(tmp_path / "out") == expected
@@ -95,7 +93,7 @@ def test_two_nodes_write_the_same_bytes(
 
 
 def test_a_worker_that_is_killed_is_replaced(
-    cluster: Cluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
+    cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
 ) -> None:
     killer = during(tmp_path / "out", 0.2, kill_a_worker)
     embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
@@ -104,7 +102,7 @@ def test_a_worker_that_is_killed_is_replaced(
 
 
 def test_a_node_that_is_lost_does_not_stop_the_job(
-    cluster: Cluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
+    cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
 ) -> None:
     lost = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)
     killer = during(tmp_path / "out", 0.2, lambda: cluster.remove_node(lost, allow_graceful=False))
@@ -116,7 +114,7 @@ def test_a_node_that_is_lost_does_not_stop_the_job(
 
 
 def test_a_job_that_one_process_began_goes_on_with_ray(
-    cluster: Cluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
+    cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
 ) -> None:
     embed(source, tmp_path / "out", settings=settings, options=OPTIONS)
     for name in ("part-00003.parquet", "part-00099.parquet", "_manifest.json"):
@@ -127,7 +125,7 @@ def test_a_job_that_one_process_began_goes_on_with_ray(
 
 
 def test_an_error_of_a_worker_is_that_of_the_job(
-    cluster: Cluster, tmp_path: Path, source: Path, settings: Settings
+    cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings
 ) -> None:
     options = JobOptions(job="rerank", query_column="id")
     with pytest.raises(ConfigError, match="is a model of kind embedding; it can do"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from bei_core.errors import ConfigError
 from bei_core.serve_ray import app
 from tests.fakes import SAFETY_S
 from tests.golden.cases import CASES, GOLDEN
+from tests.ray.local_cluster import LocalCluster, free_ports
 
 CASE = next(case for case in CASES if case.name == "bert-cls-normalize")
 RERANKER = str(GOLDEN / "roberta-rerank-pooler")
@@ -25,25 +25,21 @@ RERANKER = str(GOLDEN / "roberta-rerank-pooler")
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    ray.init(num_cpus=2, log_to_driver=False)
+    cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    ray.init(address=cluster.address, log_to_driver=False)
     arguments = {
         "model_id": str(CASE.folder),
         "cache_dir": str(tmp_path_factory.mktemp("cache")),
         "dtype": "float32",
         "max_replicas": 2,
     }
-    port = free_port()
+    (port,) = free_ports(1)
     serve.start(http_options={"port": port})
     serve.run(app(arguments))
     yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    cluster.shutdown()
 
 
 def post(url: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> Any:  # noqa: ANN401

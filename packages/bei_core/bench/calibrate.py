@@ -16,7 +16,8 @@ import numpy as np
 
 from bei_core.bench.measure import Options, run
 from bei_core.bench.report import Report
-from bei_core.errors import BeiError, ConfigError
+from bei_core.bench.saved import Saved
+from bei_core.errors import BeiError
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
@@ -42,8 +43,10 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
     between_s: float  # mean time between two batches
 
 
-class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+class Calibration(Saved, frozen=True, kw_only=True):
     """The service curve of a server for simulations, and the measurements that it was fitted to."""
+
+    called = "a calibration, which `bei bench --calibrate` writes"
 
     model: str
     compute_type: str  # device and precision, such as `cpu+f32`
@@ -72,18 +75,6 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     def num_tokens(self, num_words: int) -> int:
         """Returns the estimated number of tokens of a text, from the mean of the workload that was measured."""
         return round(num_words * self.tokens_per_word) + _SPECIAL_TOKENS
-
-    def write(self, path: Path) -> None:
-        """Writes the calibration as JSON."""
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
-
-    @classmethod
-    def read(cls, path: Path) -> Calibration:
-        """Reads a calibration that `write` wrote. Raises ConfigError if the file has none."""
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ConfigError(f"{path} has no calibration, which `bei bench --calibrate` writes: {error}") from error
 
     @staticmethod
     def path_of(model: str) -> Path:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from bei_core.bench.saved import Saved
 from bei_core.errors import ConfigError
 
 
@@ -54,8 +55,10 @@ class Workload(msgspec.Struct, frozen=True, kw_only=True):
         return f"{sent}; {self.loop}; {self.route}, {self.encoding_format}"
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class Report(Saved, frozen=True, kw_only=True):
     """The numbers of one benchmark; None where a number is not available."""
+
+    called = "a report of bei bench"
 
     label: str
     workload: Workload
@@ -109,18 +112,6 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             _show("{:.1%} padding", self.padding_share),
             _show("{:.1%} busy", self.engine_busy_share),
         )
-
-    def write(self, path: Path) -> None:
-        """Writes the report as JSON."""
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
-
-    @classmethod
-    def read(cls, path: Path) -> Report:
-        """Reads a report that `write` wrote. Raises ConfigError if the file has none."""
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError) as fault:
-            raise ConfigError(f"{path} is not a report of bei bench: {fault}") from fault
 
 
 def _show(form: str, value: float | None) -> str:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from bei_core.jobs.datafile import DataFile, Rows, Split
 
-_READ_BYTES = 1 << 20  # of a compressed column at a time: a group of rows may have more than the memory
+_READ_BYTES = 1 << 20  # of a compressed column: by default, all groups of rows that are still to come would be read
 
 # Types of columns that pyarrow can read but not select rows of, and those that they are copied as. Polars writes them.
 _COPIED_AS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
@@ -112,7 +112,7 @@ class ParquetFile(_Columns):
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
-        self._parquet = pq.ParquetFile(file, buffer_size=_READ_BYTES)
+        self._parquet = pq.ParquetFile(file, buffer_size=_READ_BYTES, pre_buffer=False)
 
     def file_schema(self) -> pa.Schema:
         """See `_Columns.file_schema`."""

@@ -19,6 +19,7 @@ from bei_core.jobs.inputs import Input, Part, Reader
 from bei_core.jobs.options import JobOptions
 from bei_core.jobs.output import Folder, Output
 from bei_core.jobs.report import Report
+from bei_core.jobs.sinks import open_sink, sink_of
 from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.serving.served_model import describe
 
@@ -43,7 +44,8 @@ class Job:
         model = describe(opened, settings, tokenizer)
         self.worker = Worker(opened.engine, tokenizer, model, options)
         self.options, self.source = options, source
-        taken = {"file", "row", *self.worker.columns()}.intersection(options.keep)
+        columns = self.worker.columns()
+        taken = {"file", "row", *columns}.intersection(options.keep)
         if taken:
             raise ConfigError(f"`keep` has {', '.join(sorted(taken))}, which the job writes itself; rename the column")
         self._reader = Reader(source.location)
@@ -59,7 +61,12 @@ class Job:
             identity["labels"] = msgspec.json.encode(model.labels).decode()
         self.output = Output(folder, {**identity, "output_dtype": options.output_dtype})
         values = {**msgspec.to_builtins(options), "prompt": prompt, "truncate": settings.auto_truncate}
+        target = sink_of(options, columns)
+        if values.pop("sink"):
+            values["sink"] = str(target)
         self.output.begin({"format": 1, "input": source.identity(), "model": identity, "options": values})
+        empty = _table("", pa.array([], pa.int64()), source.schema.empty_table(), columns)
+        self._sink = None if target is None else open_sink(target, empty)
 
     def prepare(self, part: Part) -> Prepared:
         """Reads and tokenizes a part."""
@@ -73,15 +80,19 @@ class Job:
         return self.worker.run(prepared.encoded)
 
     def publish(self, prepared: Prepared, encoded: Encoded, columns: Columns) -> None:
-        """Writes the output of a part."""
+        """Writes the output of a part: into the vector database if there is one, and then as a file."""
         part, owners = prepared.part, pa.array(encoded.owners, pa.int64())
-        head = {
-            "file": pa.array([part.path] * len(owners), pa.string()),
-            "row": pc.add(owners, part.split.first),
-        }
-        kept = prepared.rows.kept.take(owners)
-        table = pa.table({**head, **dict(zip(kept.column_names, kept.columns, strict=True)), **columns})
+        rows = pc.add(owners, part.split.first)
+        table = _table(part.path, rows, prepared.rows.kept.take(owners), columns)
+        if self._sink is not None and len(table):
+            self._sink.write(table)
         self.output.publish(part, table, encoded.rejected)
+
+    def close(self) -> None:
+        """Closes the input and the vector database."""
+        self._reader.close()
+        if self._sink is not None:
+            self._sink.close()
 
     def run(self, parts: Sequence[Part]) -> Iterator[Report]:
         """Computes and publishes parts; yields a report for each."""
@@ -96,6 +107,12 @@ class Job:
                 yield Report(1, num_rows, len(encoded.rejected), num_tokens, encoded.num_padded)
             if written is not None:
                 written.result()
+
+
+def _table(path: str, rows: pa.Array, kept: pa.Table, columns: Columns) -> pa.Table:
+    """Returns the output of a part: file and number of each row, then the columns that are kept, then `columns`."""
+    head = {"file": pa.array([path] * len(rows), pa.string()), "row": rows}
+    return pa.table({**head, **dict(zip(kept.column_names, kept.columns, strict=True)), **columns})
 
 
 def _ahead(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:

@@ -29,6 +29,13 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     chunk_tokens: Annotated[
         int | None, Meta(description="Most tokens of a chunk, special ones not counted; the model's limit if unset.")
     ] = None
+    sink: Annotated[
+        str | None,
+        Meta(
+            description="Vector database to write embeddings into too: lancedb:PATH, qdrant:URL, pgvector:URL, "
+            "milvus:URL or faiss:FILE, with #TABLE at the end."
+        ),
+    ] = None
     rows_per_part: Annotated[
         int, Meta(description="Input rows of a part: a file of the output, and what is lost at most if killed.")
     ] = 8192

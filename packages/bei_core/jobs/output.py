@@ -148,6 +148,11 @@ def missing_parts(folder: Folder, parts: Sequence[Part]) -> list[Part]:
     return [part for part in parts if part_name(part) not in names]
 
 
+def read_columns(folder: Folder, part: Part, columns: Sequence[str]) -> pa.Table:
+    """Returns columns of the output of a part that is published."""
+    return pq.read_table(pa.BufferReader(folder.read(part_name(part)) or b""), columns=list(columns))
+
+
 def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
     """Writes _manifest.json with all parts. All of them must be published before."""
     listed = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -33,12 +34,16 @@ class PartWorker:
     """An actor: one engine that computes the parts whose numbers it is given."""
 
     def __init__(self, settings: Settings, options: JobOptions, data: Input, output: str) -> None:
-        """Opens the engine. The first actor that needs it builds it, in the cache or the engine store.
+        """`data` comes without its parts: Ray can restart an actor only if its arguments are small."""
+        self._settings, self._options, self._data, self._folder = settings, options, data, Folder(output)
 
-        `data` comes without its parts: Ray can restart an actor only if its arguments are small.
+    @cached_property
+    def _job(self) -> Job:
+        """The open job. The first actor that needs the engine builds it, in the cache or the engine store.
+
+        It is opened by the first call: of an error in `__init__`, Ray gives the driver the text only.
         """
-        self._folder = Folder(output)
-        self._job = Job(open_engine(settings), settings, options, data, self._folder)
+        return Job(open_engine(self._settings), self._settings, self._options, self._data, self._folder)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Computes the parts in `batch["part"]` (JSON) that are not published; returns a report, as columns."""

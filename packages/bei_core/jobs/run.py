@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
 from bei_core.config.settings import Settings
@@ -11,8 +12,10 @@ from bei_core.engines.open import open_engine
 from bei_core.jobs.inputs import Input, Part, open_input
 from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions
-from bei_core.jobs.output import Folder, missing_parts, write_manifest
+from bei_core.jobs.output import Folder, missing_parts, read_columns, write_manifest
 from bei_core.jobs.report import Progress, Report
+from bei_core.jobs.sinks import commit, target_of
+from bei_core.jobs.sinks.base import VECTOR
 
 
 def embed(
@@ -47,6 +50,8 @@ def embed(
                 computed = compute_on_ray(ray, settings, options, data, folder, missing)
             for report in computed:
                 progress.add(report)
+        if options.sink is not None and data.parts:
+            commit(target_of(options.sink), (read_columns(folder, part, [VECTOR]) for part in data.parts))
         write_manifest(folder, data.parts)
     return progress.report
 
@@ -56,6 +61,7 @@ def _compute_here(
 ) -> Iterator[Report]:
     opened = open_engine(settings)
     try:
-        yield from Job(opened, settings, options, data, folder).run(missing)
+        with closing(Job(opened, settings, options, data, folder)) as job:
+            yield from job.run(missing)
     finally:
         opened.close()

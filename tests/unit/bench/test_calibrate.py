@@ -9,9 +9,10 @@ from click.testing import CliRunner
 
 from bei_core.bench import Options, Report, calibrate
 from bei_core.bench.calibrate import Calibration, Level
-from bei_core.bench.report import Latency, Workload
+from bei_core.bench.report import Latency
 from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError
+from tests.unit.bench.reports import make_report, make_workload
 
 FIXED_S, TOKEN_S, BETWEEN_S, LOOP_S, AROUND_S = 0.004, 0.0002, 0.0005, 0.0003, 0.002
 TOKENS = 30
@@ -21,20 +22,16 @@ def report(
     options: Options, latency_s: float, rate: float, counters: dict[str, float], errors: dict[str, int]
 ) -> Report:
     latency = Latency(mean=latency_s * 1e3, p50=1.0, p95=1.0, p99=1.0, max=1.0)
-    workload = Workload(
+    workload = make_workload(
         name=options.workload,
         loop="closed",
-        route="/v1/embeddings",
-        encoding_format="base64",
         num_requests=options.num_requests,
         batch=options.batch,
-        seed=0,
         mean_words=20.0,
         mean_tokens=float(TOKENS),
     )
-    return Report(
-        label="",
-        workload=workload,
+    return make_report(
+        workload,
         num_ok=options.num_requests,
         errors=errors,
         wall_s=options.num_requests / rate,
@@ -42,14 +39,6 @@ def report(
         texts_per_s=rate,
         tokens_per_s=rate * TOKENS,
         latency_ms=latency,
-        lag_ms=None,
-        server_cpu_ms=None,
-        server_rss_mb=None,
-        client_cpu_us=1.0,
-        gemm_peak_gflops=None,
-        gemm_share=None,
-        padding_share=None,
-        engine_busy_share=None,
         counters=counters,
         machine={"num_cpus": 2},
         server={"model_id": "owner/name", "compute_type": "cpu+f32", "batch_tokens": 4096},

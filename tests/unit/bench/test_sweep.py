@@ -11,10 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from bei_core.bench import Options, Report, plot_sweep, sweep
-from bei_core.bench.report import Latency, Workload
 from bei_core.bench.sweep import loads_up_to
 from bei_core.cli.main import app
 from bei_core.errors import BeiError, ConfigError
+from tests.unit.bench.reports import make_report, make_workload
 
 STAGES = {
     f"te_request_{stage}_duration_{part}": value
@@ -24,37 +24,12 @@ STAGES = {
 
 
 def report_of(options: Options, errors: dict[str, int] | None = None) -> Report:
-    workload = Workload(
-        name=options.workload,
-        loop="",
-        route="/v1/embeddings",
-        encoding_format="base64",
-        num_requests=10,
-        batch=1,
-        seed=0,
-        mean_words=3.0,
-    )
-    return Report(
+    return make_report(
+        make_workload(name=options.workload),
         label=f"{options.rate or options.clients:g}",
-        workload=workload,
-        num_ok=10,
         errors=errors or {},
-        wall_s=1.0,
-        requests_per_s=10.0,
         texts_per_s=10.0 * options.clients,
-        tokens_per_s=None,
-        latency_ms=Latency.of([1.0, 2.0, 3.0]),
-        lag_ms=None,
-        server_cpu_ms=None,
-        server_rss_mb=None,
-        client_cpu_us=1.0,
-        gemm_peak_gflops=None,
-        gemm_share=None,
-        padding_share=None,
-        engine_busy_share=None,
         counters=STAGES,
-        machine={},
-        server={},
     )
 
 

@@ -1,0 +1,102 @@
+"""What a vector database must do to take the output of a job, and the form that all of them get it in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from uuid import UUID, uuid5
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from bei_core.errors import BeiError, ConfigError
+from bei_core.storage.backends import redact
+from bei_core.tasks import Rows
+
+KEY, VECTOR = "key", "embedding"
+
+_KEYS = UUID("6f3b1a52-6d0b-4d4c-9a55-0f6f5b1f8f0e")  # the namespace of the keys
+_ROWS = 512  # of a request to a server
+
+
+class Target(NamedTuple):
+    """Where the rows go: a kind of database, its path or URL, and the table or collection."""
+
+    kind: str
+    location: str
+    table: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{redact(self.location)}#{self.table}"
+
+
+class Sink:
+    """A table of a vector database. A row that is written twice is there once, because its key is always the same."""
+
+    def __init__(self, target: Target, schema: pa.Schema) -> None:
+        """Opens the table; creates it if it does not exist. `schema` has the columns KEY and VECTOR."""
+        self.target = target
+        self.schema = schema
+
+    def write(self, table: pa.Table) -> None:
+        """Writes the output of a part. When it returns, the database has it. Raises BeiError."""
+        with translate_sink_errors(self.target):
+            self.upsert(with_keys(table))
+
+    def upsert(self, rows: pa.Table) -> None:
+        """Inserts rows, or replaces those with the same keys."""
+
+    def close(self) -> None:
+        """Closes the connection."""
+
+    @staticmethod
+    def commit(target: Target, parts: Iterable[pa.Table]) -> None:
+        """Ends a job whose rows are all written. `parts` yields the vectors of all of them, in order."""
+
+    @property
+    def width(self) -> int:
+        """The number of dimensions."""
+        return int(self.schema.field(VECTOR).type.list_size)
+
+
+def with_keys(table: pa.Table) -> pa.Table:
+    """Returns the output of a part with float32 vectors and a key for each row: a UUID of its file, row and chunk."""
+    names = [name for name in ("file", "row", "chunk") if name in table.column_names]
+    keys = [str(uuid5(_KEYS, "\n".join(map(str, place)))) for place in zip(*_lists(table, names), strict=True)]
+    at, width = table.column_names.index(VECTOR), table[VECTOR].type.list_size
+    table = table.set_column(at, VECTOR, table[VECTOR].cast(pa.list_(pa.float32(), width)))
+    return table.add_column(0, KEY, pa.array(keys, pa.string())).replace_schema_metadata(None)
+
+
+def vectors_of(table: pa.Table) -> Rows:
+    """Returns the vectors of a part, f32[N, D]."""
+    width = table[VECTOR].type.list_size
+    chunks = [np.empty((0, width), np.float32)]
+    chunks += [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in table[VECTOR].chunks]
+    return np.concatenate(chunks).astype(np.float32, copy=False)
+
+
+def records_of(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
+    """Yields the rows as objects of JSON's types, some hundred at a time."""
+    for batch in table.to_batches(_ROWS):
+        yield msgspec.to_builtins(batch.to_pylist())
+
+
+@contextmanager
+def translate_sink_errors(target: Target) -> Iterator[None]:
+    """Raises BeiError, naming the database, for what its client raises in the block."""
+    try:
+        yield
+    except BeiError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"{error.name} is not installed; pip install 'bei-core[{target.kind}]'") from error
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise BeiError(f"{target} failed: {reason}; start the job again to go on") from error
+
+
+def _lists(table: pa.Table, names: list[str]) -> list[list[Any]]:
+    return [table[name].to_pylist() for name in names]

@@ -1,0 +1,69 @@
+"""PostgreSQL with pgvector: `pgvector:postgresql://USER@HOST/DATABASE`, with its password in PGPASSWORD."""
+
+from __future__ import annotations
+
+import msgspec
+import psycopg
+import pyarrow as pa
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from bei_core.jobs.sinks.base import KEY, VECTOR, Sink, Target, records_of
+
+_TYPES = (
+    (pa.types.is_boolean, "boolean"),
+    (pa.types.is_integer, "bigint"),
+    (pa.types.is_floating, "double precision"),
+    (pa.types.is_timestamp, "timestamptz"),
+    (pa.types.is_string, "text"),
+    (pa.types.is_large_string, "text"),
+    (pa.types.is_dictionary, "text"),
+)
+
+
+class PgVector(Sink):
+    """A table of PostgreSQL, with the columns of the output; those of nested and rare types are JSON."""
+
+    def __init__(self, target: Target, schema: pa.Schema) -> None:
+        super().__init__(target, schema)
+        self._types = {field.name: _type_of(field.type) for field in schema}
+        self._types |= {KEY: "uuid PRIMARY KEY", VECTOR: f"vector({self.width})"}
+        self._connection = psycopg.connect(target.location)
+        names = {name: sql.Identifier(name) for name in self._types}
+        columns = [sql.SQL("{} " + kind).format(names[name]) for name, kind in self._types.items()]  # type: ignore[arg-type,unused-ignore]
+        with self._connection.transaction():
+            self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+            self._connection.execute(
+                sql.SQL("CREATE TABLE IF NOT EXISTS {} ({})").format(
+                    sql.Identifier(target.table), sql.SQL(", ").join(columns)
+                )
+            )
+        self._insert = sql.SQL("INSERT INTO {} ({}) VALUES ({}) ON CONFLICT ({}) DO UPDATE SET {}").format(
+            sql.Identifier(target.table),
+            sql.SQL(", ").join(names.values()),
+            sql.SQL(", ").join(sql.Placeholder() * len(names)),
+            names[KEY],
+            sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in names.values()),
+        )
+
+    def upsert(self, rows: pa.Table) -> None:
+        """See `Sink.upsert`. A part is one transaction."""
+        with self._connection.transaction(), self._connection.cursor() as cursor:
+            for records in records_of(rows):
+                cursor.executemany(self._insert, [self._values(record) for record in records])
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._connection.close()
+
+    def _values(self, record: dict[str, object]) -> list[object]:
+        return [self._value(name, value) for name, value in record.items()]
+
+    def _value(self, name: str, value: object) -> object:
+        if name == VECTOR:
+            return msgspec.json.encode(value).decode()
+        return Jsonb(value) if self._types[name] == "jsonb" and value is not None else value
+
+
+def _type_of(kind: pa.DataType) -> str:
+    return next((name for is_kind, name in _TYPES if is_kind(kind)), "jsonb")

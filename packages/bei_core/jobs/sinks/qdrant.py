@@ -1,0 +1,33 @@
+"""Qdrant: a server, `qdrant:http://HOST:6333`, with its key in QDRANT_API_KEY, or a folder, `qdrant:PATH`."""
+
+from __future__ import annotations
+
+import os
+
+import pyarrow as pa
+from qdrant_client import QdrantClient, models
+
+from bei_core.jobs.sinks.base import KEY, VECTOR, Sink, Target, records_of
+
+
+class Qdrant(Sink):
+    """A collection of Qdrant. The columns of the output, without the vectors, are the payload."""
+
+    def __init__(self, target: Target, schema: pa.Schema) -> None:
+        super().__init__(target, schema)
+        is_server = "://" in target.location
+        place = {"url": target.location, "api_key": os.environ.get("QDRANT_API_KEY")} if is_server else {}
+        self._client = QdrantClient(**(place or {"path": target.location}))
+        if not self._client.collection_exists(target.table):
+            vectors = models.VectorParams(size=self.width, distance=models.Distance.COSINE)
+            self._client.create_collection(target.table, vectors_config=vectors)
+
+    def upsert(self, rows: pa.Table) -> None:
+        """See `Sink.upsert`."""
+        for records in records_of(rows):
+            points = [models.PointStruct(id=each.pop(KEY), vector=each.pop(VECTOR), payload=each) for each in records]
+            self._client.upsert(self.target.table, points, wait=True)
+
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._client.close()

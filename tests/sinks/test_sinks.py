@@ -1,0 +1,158 @@
+"""A job that is stopped and started again leaves each row once in every vector database, with its own vector."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bei_core.errors import BeiError
+from bei_core.jobs import JobOptions, embed
+from bei_core.jobs.output import Output
+from bei_core.jobs.report import Report
+from tests.unit.cli.fake_model import opens
+
+NUM_ROWS = 50
+TABLES = {
+    "qdrant": "Docs 2026",
+    "pgvector": "Docs 2026",
+    "lancedb": "docs-2026",
+    "milvus": "docs_2026",
+}  # names that each takes
+WORDS = ["the", "of", "and", "to", "in", "a", "is", "that"]  # each a token of its own
+
+Found = dict[int, tuple[Any, list[float]]]  # id and vector, by the number of the row
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    rows: list[dict[str, object]] = [
+        {"id": f"d{index % 7}", "tags": [{"n": index}], "text": f"{WORDS[index % 8]} {WORDS[index // 8]}"}
+        for index in range(NUM_ROWS)
+    ]
+    rows[3]["text"] = rows[40]["text"] = None
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    pgserver = pytest.importorskip("pgserver")
+    with tempfile.TemporaryDirectory() as folder:  # another user must reach it, as PostgreSQL does not run as root
+        server = pgserver.get_server(Path(folder) / "data")
+        yield server.get_uri()
+        server.cleanup()
+
+
+def run(source: Path, output: Path, sink: str) -> Report:
+    options = JobOptions(rows_per_part=8, keep=("id", "tags"), sink=sink)
+    return embed(source, output, settings={"model_id": "owner/name"}, options=options)
+
+
+def of_lancedb(location: str, table: str) -> Found:
+    import lancedb
+
+    rows = lancedb.connect(location).open_table(table).to_arrow().to_pylist()
+    return found_of(len(rows), ((row["row"], row["id"], row["embedding"]) for row in rows))
+
+
+def of_qdrant(location: str, table: str) -> Found:
+    from qdrant_client import QdrantClient
+
+    client = QdrantClient(path=location)
+    points, _ = client.scroll(table, limit=1000, with_vectors=True)
+    client.close()
+    return found_of(len(points), ((point.payload["row"], point.payload["id"], point.vector) for point in points))
+
+
+def of_milvus(location: str, table: str) -> Found:
+    from pymilvus import MilvusClient
+
+    client = MilvusClient(uri=location)
+    rows = client.query(table, filter="row >= 0", output_fields=["row", "id", "embedding"], limit=1000)
+    client.close()
+    return found_of(len(rows), ((row["row"], row["id"], row["embedding"]) for row in rows))
+
+
+def of_pgvector(location: str, table: str) -> Found:
+    import psycopg
+
+    with psycopg.connect(location) as connection:
+        rows = connection.execute(f'SELECT row, id, embedding::text, tags FROM "{table}"').fetchall()  # type: ignore[call-overload,unused-ignore]
+    assert all(tags == [{"n": row}] for row, _, _, tags in rows)
+    return found_of(len(rows), ((row, name, json.loads(vector)) for row, name, vector, _ in rows))
+
+
+def found_of(count: int, rows: Iterator[tuple[int, Any, Any]]) -> Found:
+    found = {row: (name, list(vector)) for row, name, vector in rows}
+    assert len(found) == count, "a row is there twice"
+    return found
+
+
+READERS: dict[str, Callable[[str, str], Found]] = {
+    "lancedb": of_lancedb,
+    "qdrant": of_qdrant,
+    "milvus": of_milvus,
+    "pgvector": of_pgvector,
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_each_row_is_there_once_after_a_stop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    opens(monkeypatch)
+    places = {"lancedb": tmp_path / "lance", "qdrant": tmp_path / "qdrant", "milvus": tmp_path / "milvus.db"}
+    location = str(places.get(kind) or request.getfixturevalue("postgres"))
+    table = TABLES[kind]
+    sink, publish, calls = f"{kind}:{location}#{table}", Output.publish, []
+
+    def stopping(*arguments: Any) -> None:  # noqa: ANN401
+        calls.append(arguments)
+        if len(calls) == 3:  # the rows are in the database, and the file of the part is not there
+            raise KeyboardInterrupt
+        publish(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Output, "publish", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "out", sink)
+    run(source, tmp_path / "out", sink)
+    expected = pq.read_table(tmp_path / "out").to_pydict()
+    found = READERS[kind](location, table)
+    assert sorted(found) == expected["row"] == [row for row in range(NUM_ROWS) if row not in {3, 40}]
+    for row, name, vector in zip(expected["row"], expected["id"], expected["embedding"], strict=True):
+        assert found[row][0] == name
+        assert np.allclose(found[row][1], vector, atol=1e-6)
+
+
+def test_an_index_of_faiss_has_the_rows_of_the_output(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    import faiss
+
+    opens(monkeypatch)
+    for _ in range(2):
+        run(source, tmp_path / "out", f"faiss:{tmp_path}/index.faiss")
+    vectors = np.array(pq.read_table(tmp_path / "out")["embedding"].to_pylist(), np.float32)
+    index = faiss.read_index(str(tmp_path / "index.faiss"))
+    assert np.array_equal(index.reconstruct_n(0, index.ntotal), vectors)
+    assert index.search(vectors[17:18], 1)[1].tolist() == [[17]]
+
+
+@pytest.mark.parametrize("sink", ["qdrant:http://127.0.0.1:9", "pgvector:postgresql://me:secret@127.0.0.1:9/x"])
+def test_a_server_that_does_not_answer_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, sink: str
+) -> None:
+    opens(monkeypatch)
+    with pytest.raises(BeiError, match=r"127\.0\.0\.1:9.*failed: .*; start the job again to go on") as failed:
+        run(source, tmp_path / "out", sink)
+    assert "secret" not in str(failed.value)
+    assert "\n" not in str(failed.value)

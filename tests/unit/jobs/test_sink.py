@@ -1,0 +1,157 @@
+"""Rows go into a vector database once each, also if the job is killed and started again."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from bei_core.errors import BeiError, ConfigError
+from bei_core.jobs import JobOptions, embed
+from bei_core.jobs.output import Output
+from bei_core.jobs.report import Report
+from bei_core.jobs.sinks import target_of
+from bei_core.jobs.sinks.base import Sink, Target
+from tests.fakes import WIDTH
+from tests.unit.cli.fake_model import opens
+
+SINK = "qdrant:http://user:secret@host#table"
+
+
+class FakeSink(Sink):
+    """A database that is a dictionary."""
+
+    rows: dict[str, dict[str, Any]]
+    committed: list[int]
+    num_written: int
+    fails_at: int
+
+    def upsert(self, rows: pa.Table) -> None:
+        """Keep the rows; the write that should fail keeps them too, as a server whose answer is lost."""
+        assert rows.schema == self.schema
+        FakeSink.num_written += 1
+        FakeSink.rows |= {row["key"]: row for row in rows.to_pylist()}
+        if FakeSink.num_written == FakeSink.fails_at:
+            raise ConnectionError("gone\nfor good")
+
+    @staticmethod
+    def commit(target: Target, parts: Iterable[pa.Table]) -> None:
+        """Note the number of rows of each part."""
+        FakeSink.committed = [len(part) for part in parts]
+
+
+@pytest.fixture(autouse=True)
+def database(monkeypatch: pytest.MonkeyPatch) -> type[FakeSink]:
+    module = ModuleType("bei_core.jobs.sinks.qdrant")
+    module.Qdrant = FakeSink  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "bei_core.jobs.sinks.qdrant", module)
+    FakeSink.rows, FakeSink.committed, FakeSink.num_written, FakeSink.fails_at = {}, [], 0, -1
+    opens(monkeypatch)
+    return FakeSink
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text(
+        "".join(json.dumps({"id": 7, "text": f"the {index}" if index else None}) + "\n" for index in range(20))
+    )
+    return path
+
+
+def run(source: Path, output: Path, **options: Any) -> Report:  # noqa: ANN401
+    chosen = JobOptions(**{"rows_per_part": 4, "keep": ("id",), "sink": SINK, **options})
+    return embed(source, output, settings={"model_id": "owner/name"}, options=chosen)
+
+
+def test_each_row_has_its_own_key_although_ids_are_the_same(
+    database: type[FakeSink], tmp_path: Path, source: Path
+) -> None:
+    run(source, tmp_path / "out")
+    assert sorted(row["row"] for row in database.rows.values()) == list(range(1, 20))
+    assert {row["id"] for row in database.rows.values()} == {7}
+    assert {len(row["embedding"]) for row in database.rows.values()} == {WIDTH}
+    assert database.committed == [3, 4, 4, 4, 4]
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+def test_a_job_that_is_stopped_and_started_again_writes_each_row_once(
+    monkeypatch: pytest.MonkeyPatch, database: type[FakeSink], tmp_path: Path, source: Path, at: int
+) -> None:
+    count, publish = 0, Output.publish
+
+    def killed(*arguments: Any) -> None:  # noqa: ANN401
+        nonlocal count
+        count += 1
+        if count == at:
+            raise KeyboardInterrupt
+        publish(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Output, "publish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(source, tmp_path / "out")
+    assert database.committed == []
+    report = run(source, tmp_path / "out")
+    assert report.num_parts_before == at - 1
+    assert sorted(row["row"] for row in database.rows.values()) == list(range(1, 20))
+    assert sum(database.committed) == 19
+
+
+def test_a_database_that_fails_is_one_line_without_a_secret(
+    database: type[FakeSink], tmp_path: Path, source: Path
+) -> None:
+    database.fails_at = 2
+    with pytest.raises(BeiError) as failed:
+        run(source, tmp_path / "out")
+    assert str(failed.value) == "qdrant:http://host#table failed: gone; start the job again to go on"
+    run(source, tmp_path / "out")
+    assert len(database.rows) == 19
+    assert "secret" not in (tmp_path / "out" / "_job.json").read_text()
+
+
+def test_another_database_is_another_job(tmp_path: Path, source: Path) -> None:
+    run(source, tmp_path / "out")
+    with pytest.raises(ConfigError, match="is the output of another job: its `options` was"):
+        run(source, tmp_path / "out", sink="qdrant:http://other")
+
+
+def test_chunks_of_a_text_have_keys_of_their_own(database: type[FakeSink], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": "the of and to " * 12}))
+    run(tmp_path / "in.jsonl", tmp_path / "out", keep=(), chunk=True, chunk_tokens=10)
+    assert sorted(row["chunk"] for row in database.rows.values()) == list(range(len(database.rows)))
+    assert len(database.rows) > 2
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"output_dtype": "bit"}, "`sink` takes embeddings in float32 or float16"),
+        ({"job": "tokens"}, "`sink` takes embeddings"),
+        ({"sink": "elastic:http://host"}, "with a kind of lancedb, qdrant, faiss, pgvector, milvus, not 'elastic:"),
+        ({"sink": "lancedb"}, "`sink` must be KIND:PATH or KIND:URL"),
+    ],
+)
+def test_a_sink_that_cannot_be_is_refused(tmp_path: Path, source: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        run(source, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "_job.json").exists()
+
+
+def test_a_client_that_is_missing_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "lancedb", None)
+    with pytest.raises(ConfigError, match=r"lancedb is not installed; pip install 'bei-core\[lancedb\]'"):
+        run(source, tmp_path / "out", sink=f"lancedb:{tmp_path}")
+
+
+def test_a_target_has_a_table() -> None:
+    assert target_of("lancedb:/data/x") == ("lancedb", "/data/x", "embeddings")
+    assert target_of("pgvector:postgresql://me:pw@host/db#docs") == ("pgvector", "postgresql://me:pw@host/db", "docs")
