@@ -19,11 +19,11 @@ from bei_core.engines.build import plan_build
 from bei_core.engines.calibration import Calibration, encode, read_samples
 from bei_core.engines.open import Opened, build_engine, load, open_engine
 from bei_core.engines.openvino import build, engine
-from bei_core.engines.openvino.build import outputs
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls, make_names_unique, quantize
+from bei_core.engines.openvino.quantize.parts import outputs
 from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, best_scale, observe
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
@@ -152,13 +152,6 @@ def test_an_engine_that_is_not_quantised_is_not_served_as_one(tmp_path: Path) ->
         open_engine(Settings(model_id=str(folder), quantization_type="fp8"))
     with pytest.raises(ConfigError, match="build it again for int8"):
         open_engine(Settings(model_id=str(folder), dtype="int8"))
-
-
-@pytest.mark.parametrize("kind", ["fp4", "fp4_kv", "fp4_mlp_only"])
-def test_int4_is_refused_with_what_there_is_instead(kind: str, texts: Path, tmp_path: Path) -> None:
-    asked = settings(FOLDERS["bert-mean-cls-list"], texts, quantization_type=kind)
-    with pytest.raises(EngineUnavailableError, match="use fp8"):
-        build_engine(asked, tmp_path / "engine")
 
 
 def test_all_that_decides_the_numbers_is_in_the_address(texts: Path, tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = None
 
     quantization_type: Annotated[
-        QuantizationType | None,
-        About("Quantisation; on a CPU fp8 and fp8_kv mean int8.", unset="no_quant, or fp8 if dtype is int8"),
+        Literal[QuantizationType, "int8_weight_only", "int4_weight_only"] | None,
+        About("Quantisation; on a CPU fp8 is int8, fp4 int4_weight_only.", unset="no_quant, or fp8 if dtype is int8"),
     ] = None
     smooth_quant_alpha: Annotated[
         Share | None,

@@ -16,19 +16,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from bei_core.config.settings import Settings
-from bei_core.config.trt_llm import QuantizationType
-from bei_core.engines.batch import Batch
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec
 from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.tasks import EncodeOptions, Pair, Text, Tokens
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PACKAGED = "packaged"  # the value of calib_dataset for the packaged texts
 HUB_DEFAULT = "abisee/cnn_dailymail"  # truss's default for calib_dataset, a data set on the hub
@@ -49,12 +49,26 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     seed: int = 0
 
 
+# Bits of each weight, of the values of `quantization_type` that quantise weights only. Baseten's fp4 means 4 bits.
+WEIGHT_ONLY = {"int8_weight_only": 8, "int4_weight_only": 4, "fp4": 4, "fp4_kv": 4, "fp4_mlp_only": 4}
+
+
 class Quantization(msgspec.Struct, frozen=True, kw_only=True):
     """A requested quantisation, in truss's names."""
 
-    type: QuantizationType
+    type: str  # a value of the setting `quantization_type`, but not no_quant
     alpha: float | None  # SmoothQuant's; None means the best one for each activation
     calibration: Calibration
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of each weight if the CPU engine quantises weights only, else None."""
+        return WEIGHT_ONLY.get(self.type)
+
+    @property
+    def cpu_precision(self) -> str:
+        """The precision of the CPU engine's weights, as in its manifest."""
+        return f"int{self.bits}_weight_only" if self.bits else "int8"
 
 
 def quantization_of(settings: Settings) -> Quantization | None:
@@ -106,19 +120,19 @@ def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_len
         reader.close()
 
 
-def with_progress(batches: Sequence[Batch], what: str) -> Iterator[tuple[int, Batch]]:
-    """Each batch with its number, from 0. Progress: a bar on a terminal, else log lines with the time left."""
+def with_progress(items: Sequence[T], what: str, unit: str = "batches") -> Iterator[tuple[int, T]]:
+    """Each item with its number, from 0. Progress: a bar on a terminal, else log lines with the time left."""
     from tqdm import tqdm
 
     has_bar = sys.stderr.isatty()
     started = logged = time.monotonic()
-    for number, batch in enumerate(tqdm(batches, desc=what, unit=" batches", file=sys.stderr, disable=not has_bar)):
+    for number, item in enumerate(tqdm(items, desc=what, unit=f" {unit}", file=sys.stderr, disable=not has_bar)):
         now = time.monotonic()
         if not has_bar and now - logged >= _EVERY_S:
             logged = now
-            left = (now - started) / number * (len(batches) - number)
-            log.info("%s: %d of %d batches, about %.0f s left", what, number, len(batches), left)
-        yield number, batch
+            left = (now - started) / number * (len(items) - number)
+            log.info("%s: %d of %d %s, about %.0f s left", what, number, len(items), unit, left)
+        yield number, item
 
 
 def _inputs(texts: Sequence[str], spec: ModelSpec) -> Iterator[Text]:

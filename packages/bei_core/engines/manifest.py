@@ -46,7 +46,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine was built from, and its files."""
 
     engine: str  # "openvino", "tensorrt_llm"
-    precision: str  # of the weights: "f32", "bf16", "int8", "fp8"
+    precision: str  # of the weights: "f32", "bf16", "int8", "int8_weight_only", "int4_weight_only", "fp8"
     dtype: str = "auto"  # of the computation, if the settings of the server have none
     source: str  # repository or folder of the checkpoint
     revision: str  # its commit, or the digest of its content

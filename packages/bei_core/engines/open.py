@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 _DTYPES = {
     "f32": ("float32", "bfloat16"),
     "int8": ("float32", "bfloat16", "int8"),
+    "int8_weight_only": ("float32", "bfloat16"),
+    "int4_weight_only": ("float32", "bfloat16"),
     "bf16": ("bfloat16",),
     "f16": ("float16",),
     "fp8": ("bfloat16",),
@@ -155,6 +157,11 @@ def _check_quality(settings: Settings, opened: Opened) -> None:
     quality, asked = opened.manifest.quality, quantization_of(settings)
     if asked is not None and quality is None:
         raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")
+    found = opened.manifest.precision
+    if asked is not None and opened.manifest.engine == "openvino" and found != asked.cpu_precision:
+        raise ConfigError(
+            f"{settings.model_id} has weights in {found}; build it again for quantization_type {asked.type}"
+        )
     if quality is not None and settings.quantization_type == "no_quant":
         raise ConfigError(f"{settings.model_id} is quantised; build it again for quantization_type no_quant")
     if quality is not None:

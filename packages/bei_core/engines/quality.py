@@ -63,9 +63,10 @@ class Quality(msgspec.Struct, frozen=True, kw_only=True):
             required = ", ".join(f"{name.replace('_', ' ')} at least {getattr(bar, name):g}" for name in below)
             lower = ", ".join(f"quality_{name}" for name in below)
             raise QualityError(
-                f"the quantised engine is too far from f32: {self}; required is {required}. Try another "
-                f"smooth_quant_alpha, more texts (calib_size), texts like those to be served (calib_dataset), "
-                f"quantization_type fp8_mlp_only, a lower threshold ({lower}), or quantization_type no_quant"
+                f"the quantised engine is too far from f32: {self}; required is {required}. For fp8, try another "
+                f"smooth_quant_alpha, more texts (calib_size), texts like those to be served (calib_dataset), or "
+                f"quantization_type fp8_mlp_only. Else try int8_weight_only (CPU only), a lower threshold ({lower}), "
+                "or quantization_type no_quant"
             )
         return msgspec.structs.replace(self, bar=bar)
 

@@ -132,7 +132,10 @@ def _cpu_resources(
     OpenVINO has the weights in memory twice: as stored, and packed, which is in f32 on a processor without bf16.
     """
     num_bytes = 0 if model is None else model.weight_bytes + 4 * model.num_params
-    if model is not None and quantization_of(settings) is not None:
+    how = quantization_of(settings)
+    if model is not None and how is not None and how.bits:
+        num_bytes = 2 * model.num_params
+    elif model is not None and how is not None:
         num_bytes = 2 * 4 * model.num_params + model.weight_bytes  # the f32 engine to compare with, and the new one
     memory = _memory(given, num_bytes / GIB + _CPU_EXTRA_GIB, _LEAST_CPU_GIB)
     size = parse_quantity(memory) / GIB

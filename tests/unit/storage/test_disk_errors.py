@@ -19,7 +19,7 @@ from bei_core.cli import main as cli
 from bei_core.engines import manifest as manifest_module
 from bei_core.engines.cache import EngineCache
 from bei_core.engines.manifest import Manifest, seal
-from bei_core.engines.openvino.build import _save
+from bei_core.engines.openvino.stored import save
 from bei_core.engines.remote import RemoteEngines
 from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
 from bei_core.storage.errors import disk_error, translate_os_errors
@@ -73,7 +73,7 @@ def test_openvinos_own_writing_says_why_it_stopped(full: Path) -> None:
     model = openvino.Model([opset13.result(opset13.add(given, weights))], [given], "m")
     cache = EngineCache(full / "engines", local=True)
     with pytest.raises(DiskError, match=f"{cache.root}: {FULL}"):
-        cache.obtain(A, lambda folder: _save(model, folder / "model.xml"))
+        cache.obtain(A, lambda folder: save(model, folder / "model.xml"))
     assert not left(cache.root)
 
 

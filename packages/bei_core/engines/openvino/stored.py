@@ -8,7 +8,10 @@ conversion of the gathered rows (docs/decisions/025-weights.md).
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,8 @@ _MIN_NARROW_ROWS = 16384
 
 # An f32 engine widens its 16-bit weights when it is loaded if they have at most this many bytes in total.
 _MAX_WIDENED_BYTES = 256 << 20
+
+_ONE_IN_BF16 = 0x3F80
 
 # The key in a Convert's runtime info that makes the CPU plugin widen its weights in the layer, not in advance.
 _DECOMPRESSION = "decompression_0"
@@ -128,12 +133,32 @@ def is_weight(node: Node) -> bool:
 
 def values_of(node: Node) -> npt.NDArray[np.float32] | None:
     """The f32 values of a weight; None for any other node."""
-    if not is_weight(node):
-        return None
+    return np.asarray(stored_values(node)) if is_weight(node) else None
+
+
+def stored_values(node: Node) -> StoredTensor:
+    """The values of a weight, without a copy."""
     if node.get_type_name() == "Convert":
         node = node.input_value(0).get_node()
     kind = node.get_element_type()
-    return widen(node.data.view(np.uint16), kind) if kind in _NARROW else np.asarray(node.data)
+    return StoredTensor(node.data.view(np.uint16) if kind in _NARROW else node.data, kind)
+
+
+def lookups(graph: Model, ids_name: str) -> Iterator[tuple[Node, Node, StoredTensor]]:
+    """(node of the rows, node of the ids, table [V, H]) of each large table that the input `ids_name` looks up."""
+    for node in [node for node in graph.get_ops() if node.get_type_name() == "Gather"]:
+        table, ids = (node.input_value(index).get_node() for index in (0, 1))
+        found = None
+        if table.get_type_name() == "Constant" and list(table.shape) == [1 << 16]:  # see StoredTensor.lookup
+            kind = Type.bf16 if table.data[_ONE_IN_BF16] == 1 else Type.f16
+            while ids.get_type_name() != "Gather":
+                ids = ids.input_value(0).get_node()
+            table, ids = (ids.input_value(index).get_node() for index in (0, 1))
+            found = StoredTensor(table.data.view(np.uint16)[..., 0], kind)
+        elif is_weight(table) and len(table.shape) == 2 and table.shape[0] >= _MIN_NARROW_ROWS:
+            found = stored_values(table)
+        if found is not None and ids.get_friendly_name() == ids_name:
+            yield node, ids, found
 
 
 def keep_weights_narrow(graph: Model, precision: str) -> None:
@@ -150,15 +175,33 @@ def keep_weights_narrow(graph: Model, precision: str) -> None:
 
 
 def drop_mapped_pages(path: Path) -> None:
-    """Free this process's memory for a mapped file. If a page is used again, the system maps it again."""
+    """Free this process's memory for a mapped file, or for all mapped files of a folder.
+
+    If a page is used again, the system maps it again.
+    """
     try:
         lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
     except OSError:  # another system than Linux
         return
+    files = {str(each.resolve()) for each in (path.iterdir() if path.is_dir() else [path])}
     for address, permissions, *_, name in (line for line in lines if len(line) == 6):
-        if name == str(path.resolve()) and "w" not in permissions:
+        if name in files and "w" not in permissions:
             start, end = (int(part, 16) for part in address.split("-"))
             ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def save(model: Model, path: Path) -> None:
+    """Write a graph and its weights. Raises OSError for errors of the file system, such as a full disk."""
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as fault:
+        if "iostream error" not in str(fault):
+            raise
+        # OpenVINO's error does not name the reason. A request for the same space raises the file system's own error.
+        constants = [node for node in model.get_ops() if node.get_type_name() == "Constant"]
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 1 + sum(node.get_byte_size() for node in constants))
+        raise OSError(errno.EIO, "the model could not be written", str(path)) from fault
 
 
 def _constant(bits: Array, kind: Type, shape: tuple[int, ...]) -> Node:

@@ -25,8 +25,9 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.graph import TOKEN_VECTORS
 from bei_core.engines.openvino.quantize.headroom import MAX_ACTIVATION, levels, quantize_with_headroom
+from bei_core.engines.openvino.quantize.parts import downstream
 from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SharedInput, SmoothedInput, best_scale, observe
-from bei_core.engines.openvino.stored import is_weight, values_of
+from bei_core.engines.openvino.stored import is_weight, stored_values, values_of
 from bei_core.errors import UnsupportedModelError
 from bei_core.tasks import Tokens
 
@@ -99,8 +100,8 @@ def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
     """The MatMul nodes of the transformer's linear layers. If `mlp_only`, attention's layers are left out."""
     nodes = graph.get_ordered_ops()
     last = next(node for node in nodes if node.get_friendly_name() == TOKEN_VECTORS)
-    computed = _downstream([node for node in nodes if node.get_type_name() == "Parameter"])
-    after = _downstream([last])
+    computed = downstream([node for node in nodes if node.get_type_name() == "Parameter"])
+    after = downstream([last])
     return [
         node
         for node in nodes
@@ -109,6 +110,12 @@ def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
         and node.get_instance_id() in computed - after
         and not (mlp_only and _is_attention(node.get_friendly_name()))
     ]
+
+
+def linear_bytes(graph: Model) -> int:
+    """Bytes of the weights of the transformer's linear layers, as stored."""
+    weights = [matmul.input_value(1).get_node() for matmul in linear_matmuls(graph)]
+    return sum(stored_values(weight).bits.nbytes for weight in weights)
 
 
 def calibration_batches(items: Sequence[Tokens], budget: int = CALIBRATION_TOKENS) -> list[Batch]:
@@ -132,20 +139,6 @@ def make_names_unique(graph: Model) -> None:
         if seen[name]:
             node.set_friendly_name(f"{name}#{seen[name]}")
         seen[name] += 1
-
-
-def _downstream(nodes: Sequence[Node]) -> set[int]:
-    """Instance ids of all nodes that depend on these."""
-    found: set[int] = set()
-    waiting = list(nodes)
-    while waiting:
-        for output in waiting.pop().outputs():
-            for target in output.get_target_inputs():
-                node = target.get_node()
-                if node.get_instance_id() not in found:
-                    found.add(node.get_instance_id())
-                    waiting.append(node)
-    return found
 
 
 def _is_attention(name: str) -> bool:

@@ -20,11 +20,9 @@ from openvino import Model, Node
 from openvino import opset15 as op
 
 from bei_core.engines.batch import Batch
-from bei_core.engines.calibration import with_progress
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.compiled import core
-from bei_core.engines.openvino.packing import pack_rows
-from bei_core.engines.openvino.stored import keep_weights_narrow, values_of
+from bei_core.engines.openvino.quantize.parts import run_in_parts
+from bei_core.engines.openvino.stored import values_of
 
 Array = npt.NDArray[Any]
 
@@ -121,18 +119,15 @@ def observe(graph: Model, matmuls: Sequence[Node], batches: Sequence[Batch]) -> 
 def _run(graph: Model, names: Sequence[str], batches: Sequence[Batch]) -> list[tuple[Array, Array, Array]]:
     """(minima and maxima f32[num_batches, in], sample f32[n, in]) of the first input of each of these nodes."""
     probe = graph.clone()
+    probe.checkpoint = graph.checkpoint
     nodes = {node.get_friendly_name(): node for node in probe.get_ops()}
     num_outputs = len(probe.outputs)
     probe.add_results([result for name in names for result in _probes(nodes[name].input_value(0))])
-    keep_weights_narrow(probe, "f32")
-    request = core().compile_model(probe, "CPU", {"INFERENCE_PRECISION_HINT": "f32"}).create_infer_request()
-    inputs = [parameter.get_friendly_name() for parameter in graph.get_parameters()]
     found: list[list[Array]] = [[] for _ in range(3 * len(names))]
-    for number, batch in with_progress(batches, "calibrating"):
-        request.infer(pack_rows(batch).graph_inputs(inputs), share_inputs=True)
-        for index, values in enumerate(found):
-            if index % 3 < 2 or number < _NUM_SAMPLED_BATCHES:
-                values.append(np.array(request.get_output_tensor(num_outputs + index).data))
+    for number, output, values in run_in_parts(probe, batches, "calibrating"):
+        index = output - num_outputs
+        if index >= 0 and (index % 3 < 2 or number < _NUM_SAMPLED_BATCHES):
+            found[index].append(values)
     triples = zip(found[::3], found[1::3], found[2::3], strict=True)
     return [(np.stack(lows), np.stack(highs), np.concatenate(sample)) for lows, highs, sample in triples]
 
