@@ -22,6 +22,7 @@ from bei_core.engines.torch.tensorfile import Entry, to_bf16, write_tensors
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.models.spec import read_spec
 from tests.golden.cases import GOLDEN
+from tests.golden.sentence import FOLDERS
 
 QWEN = GOLDEN / "qwen3-embedding"
 RERANKER = GOLDEN / "bert-rerank-pad7"
@@ -114,11 +115,20 @@ def test_a_projection_after_the_decoder_is_in_the_folder(tmp_path: Path) -> None
     assert np.array_equal(resolve(str(folder)).tensors().f32("linear.weight"), before.f32("linear.weight"))
 
 
+_MISSING = r"does not run .*; it runs Bert, .*--engine openvino"
+
+
 @pytest.mark.parametrize("model", ["nomic-v2-moe", "mt5-silu"])
 def test_what_our_classes_do_not_have_is_refused_at_the_build(model: str, tmp_path: Path) -> None:
-    for engine in ("torch", "tensorrt_llm"):
-        with pytest.raises(UnsupportedModelError, match=r"does not run .*; it runs Bert, .*--engine openvino"):
-            built(GOLDEN / model, tmp_path / "engine", engine=engine)
+    with pytest.raises(UnsupportedModelError, match=_MISSING):
+        built(GOLDEN / model, tmp_path / "engine")
+
+
+@pytest.mark.parametrize("engine", ["torch", "tensorrt_llm"])
+def test_static_embeddings_are_refused_at_the_build(engine: str, tmp_path: Path) -> None:
+    model = FOLDERS["model2vec"].write(tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=_MISSING):
+        built(model, tmp_path / "engine", engine=engine)
 
 
 @pytest.mark.parametrize("engine", ["torch", "tensorrt_llm"])

@@ -147,7 +147,7 @@ def test_a_pull_to_a_full_disk_is_one_line(
     monkeypatch.setattr(sys, "argv", ["bei", "engines", "pull", f"{url}/{A}", *map(str, where)])
     with pytest.raises(SystemExit) as ended:
         cli.main()
-    assert ended.value.code == 1
+    assert ended.value.code == 74
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: cannot read or write {full}/engines: ")
     assert "free some space there" in line
