@@ -44,12 +44,14 @@ class Timings:
 
     started: float = field(default_factory=time.perf_counter)
     model: str = ""  # the name of the model that answered
+    operation: str = "embed"  # whose metrics count the inputs: embed or predict
     num_inputs: int = 0
     num_characters: int = 0
     num_tokens: int = 0
     tokenization_s: float = 0.0
     queue_s: float = 0.0
     inference_s: float = 0.0
+    result_s: float = 0.0  # from the start of tokenization to the result
 
     @property
     def total_s(self) -> float:
@@ -62,46 +64,27 @@ class _Histogram:
 
     def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
         self._name, self._text = name, text
-        self._counts, self._sum = [0] * (len(_SECONDS) + 1), 0.0
+        self.counts, self.sum = [0] * (len(_SECONDS) + 1), 0.0  # of each bucket; of all values, in seconds
         registry.register(self)
-
-    def observe(self, value: float, times: int) -> None:
-        """Add a value, in seconds."""
-        self._counts[bisect_left(_SECONDS, value)] += times
-        self._sum += value * times
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
         """The histogram for a scrape."""
         bounds = map(floatToGoString, (*_SECONDS, float("inf")))
-        buckets = list(zip(bounds, map(float, accumulate(self._counts)), strict=True))
-        yield HistogramMetricFamily(self._name, self._text, buckets, self._sum)
+        buckets = list(zip(bounds, map(float, accumulate(self.counts)), strict=True))
+        yield HistogramMetricFamily(self._name, self._text, buckets, self.sum)
 
 
-class InputMetrics:
+class _InputMetrics:
     """Counts inputs where `Metrics` counts requests. Each input of a request has the times of the whole request."""
 
     def __init__(self, operation: str, registry: CollectorRegistry) -> None:
         name = f"te_{operation}"
-        self._count = Gauge(f"{name}_count", f"Inputs received to {operation}", registry=registry)
-        self._success = Gauge(f"{name}_success", f"Inputs answered, to {operation}", registry=registry)
-        self._duration = _Histogram(f"{name}_duration", "Tokenization to result, seconds", registry)
-        self._stages = [
-            _Histogram(f"{name}_{stage}_duration", f"Time of an input's {stage}, seconds", registry)
+        self.count = Gauge(f"{name}_count", f"Inputs received to {operation}", registry=registry)
+        self.success = Gauge(f"{name}_success", f"Inputs answered, to {operation}", registry=registry)
+        self.times = {"result_s": _Histogram(f"{name}_duration", "Tokenization to result, seconds", registry)} | {
+            f"{stage}_s": _Histogram(f"{name}_{stage}_duration", f"Time of an input's {stage}, seconds", registry)
             for stage in ("tokenization", "queue", "inference")
-        ]
-
-    def received(self, count: int) -> None:
-        """Count the inputs of a request that has arrived."""
-        self._count.inc(count)
-
-    def succeeded(self, timings: Timings, total_s: float) -> None:
-        """Count the inputs of a request that has its result, `total_s` seconds after its tokenization began."""
-        self._success.inc(timings.num_inputs)
-        self._duration.observe(total_s, timings.num_inputs)
-        for stage, seconds in zip(
-            self._stages, (timings.tokenization_s, timings.queue_s, timings.inference_s), strict=True
-        ):
-            stage.observe(seconds, timings.num_inputs)
+        }  # by the attribute of Timings
 
 
 class Metrics:
@@ -145,7 +128,7 @@ class Metrics:
         )
         self._cancelled = total("bei_request_cancelled_total", "Requests whose client left")
         self._refused = total("bei_request_refused_total", "Requests answered with 429, by the limit", "cause")
-        self.inputs = {operation: InputMetrics(operation, self.registry) for operation in ("embed", "predict")}
+        self._inputs = {operation: _InputMetrics(operation, self.registry) for operation in ("embed", "predict")}
         # All series exist from the start, because rate() misses a new series' first increase.
         kinds = {error.kind.lower() for error in RequestError.__subclasses__()}
         self._failures = {kind: self._failure.labels(kind) for kind in kinds}
@@ -162,18 +145,25 @@ class Metrics:
         """
         self._queues.append((size, wait_s))
 
-    def received(self, num_inputs: int) -> None:
-        """Count a request that has arrived."""
+    def received(self, num_inputs: int, operation: str) -> None:
+        """Count a request that has arrived, and its inputs under the operation, which is embed or predict."""
         self._methods["single" if num_inputs == 1 else "batch"][0].inc()
+        self._inputs[operation].count.inc(num_inputs)
 
     def succeeded(self, timings: Timings) -> None:
-        """Count a request that was answered with a result."""
+        """Count a request that was answered with a result, and its inputs."""
         self._methods["single" if timings.num_inputs == 1 else "batch"][1].inc()
         self._duration.observe(timings.total_s)
         self._tokenization.observe(timings.tokenization_s)
         self._queue.observe(timings.queue_s)
         self._inference.observe(timings.inference_s)
         self._input_length.observe(timings.num_tokens)
+        inputs = self._inputs[timings.operation]
+        inputs.success.inc(timings.num_inputs)
+        for stage, histogram in inputs.times.items():
+            seconds = getattr(timings, stage)
+            histogram.counts[bisect_left(_SECONDS, seconds)] += timings.num_inputs
+            histogram.sum += seconds * timings.num_inputs
 
     def failed(self, kind: str) -> None:
         """Count a request that was answered with an error of this kind."""

@@ -9,7 +9,11 @@ from bei_core.storage.backends import BACKENDS
 from tests.docs.documents import DOCUMENTS, ROOT
 
 NAMED = re.compile(r"bei-core\[([^\]]+)\]")
-FILLED_IN = "{backend.extra}"  # by each kind of object store
+# The names that the program fills in: the kinds of object stores, and those of databases that are sinks.
+FILLED_IN = {
+    "{backend.extra}": "packages/bei_core/storage/objects.py",
+    "{target.kind}": "packages/bei_core/jobs/sinks/base.py",
+}
 
 
 def named() -> dict[str, str]:
@@ -26,7 +30,7 @@ def named() -> dict[str, str]:
 def test_every_extra_that_is_named_exists() -> None:
     extras = set(metadata("bei-core").get_all("Provides-Extra") or ())
     found = named()
-    assert found.pop(FILLED_IN) == "packages/bei_core/storage/objects.py"
+    assert {name: found.pop(name) for name in FILLED_IN} == FILLED_IN
     assert {"parquet", "otlp", "bench"} <= found.keys()
     unknown = {extra: path for extra, path in found.items() if extra not in extras}
     assert not unknown
@@ -38,3 +42,10 @@ def test_every_driver_of_an_object_store_is_an_extra() -> None:
     required = {line.replace(" ", "").replace('"', "'") for line in metadata("bei-core").get_all("Requires-Dist") or ()}
     for backend in drivers:
         assert f"{backend.requirement};extra=='{backend.extra}'" in required
+
+
+def test_every_kind_of_sink_is_an_extra() -> None:
+    folder = ROOT / "packages" / "bei_core" / "jobs" / "sinks"
+    kinds = {path.stem for path in folder.glob("*.py")} - {"__init__", "base"}
+    assert "lancedb" in kinds
+    assert kinds <= set(metadata("bei-core").get_all("Provides-Extra") or ())

@@ -28,9 +28,10 @@ def test_all_metrics_of_tei_are_here_with_its_types() -> None:
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_each_input_of_a_request_counts_with_its_times(operation: str) -> None:
     metrics = Metrics()
-    timings = Timings(num_inputs=3, tokenization_s=0.001, queue_s=0.3, inference_s=40.0)
-    metrics.inputs[operation].received(5)
-    metrics.inputs[operation].succeeded(timings, 40.5)
+    metrics.received(5, operation)
+    metrics.succeeded(
+        Timings(operation=operation, num_inputs=3, tokenization_s=0.001, queue_s=0.3, inference_s=40.0, result_s=40.5)
+    )
     samples = dict(line.rsplit(" ", 1) for line in metrics.render().decode().splitlines() if line[0] != "#")
     found = {name: float(value) for name, value in samples.items() if name.startswith(f"te_{operation}_")}
     assert (found[f"te_{operation}_count"], found[f"te_{operation}_success"]) == (5, 3)

@@ -141,14 +141,15 @@ class Pending(Generic[OwnerT]):
         queue is abandoned or past its deadline.
         """
         taken: Taken[OwnerT] = Taken([], [])
-        cost = BatchCost(self._shares_prefixes)
+        num_tokens, cost = 0, BatchCost(self._shares_prefixes)
         classes = [key for key in self._classes if self._head(key, now, taken.expired) is not None]
         for key in sorted(classes, key=lambda key: self._classes[key][0][:2]):  # the class with the oldest item first
             while (item := self._head(key, now, taken.expired)) is not None:
-                with_item = cost.plus(item.tokens.ids)
-                if taken.items and (with_item.num_tokens > budget or len(taken.items) == max_items):
+                with_item = cost.plus(item.tokens.ids) if self._shares_prefixes else cost
+                tokens_with_item = with_item.num_tokens or num_tokens + len(item.tokens.ids)
+                if taken.items and (tokens_with_item > budget or len(taken.items) == max_items):
                     break
-                cost = with_item
+                num_tokens, cost = tokens_with_item, with_item
                 rest = heapq.heappop(self._classes[key])[3]
                 taken.items.append(item)
                 if rest is not None:

@@ -263,7 +263,8 @@ class Runner:
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
         num_tokens = len(batch.input_ids)
         self._metrics.batch(len(items), num_tokens, self._clock() - started, self._engine.padding_share())
-        self._metrics.shared(self._engine.num_shared_tokens())
+        if num_shared := self._engine.num_shared_tokens():
+            self._metrics.shared(num_shared)
         if len(inputs) < len(items):
             self._metrics.deduplicated(len(items) - len(inputs))
             rows, parts = rows[places], parts and [parts[place] for place in places]

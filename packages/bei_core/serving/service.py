@@ -83,7 +83,7 @@ class Service:
             hang_s=settings.hang_timeout_s,
             kill_engine=None if self._process is None else self._process.kill,
         )
-        self._inputs = self.metrics.inputs["embed" if self.model.kind.tei_type == "embedding" else "predict"]
+        self._operation = "embed" if self.model.kind.tei_type == "embedding" else "predict"
         self._num_requests = 0
         self._draining = False
 
@@ -161,8 +161,7 @@ class Service:
         EngineError, UnhealthyError.
         """
         timings, count = timings or Timings(), len(task.inputs)
-        self.metrics.received(count)
-        self._inputs.received(count)
+        self.metrics.received(count, self._operation)
         if count > self.model.max_inputs:
             self.model.check_num_inputs(count)
         if self.is_busy:  # checked again, because the load may have changed while the request was received
@@ -172,6 +171,7 @@ class Service:
             started = time.perf_counter()
             tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
             timings.tokenization_s = time.perf_counter() - started
+            timings.operation = self._operation
             timings.num_inputs, timings.num_tokens = count, sum(len(item.ids) for item in tokens)
             timings.num_characters = sum(
                 len(text) if isinstance(text, str) else num_characters(text) for text in task.inputs
@@ -186,7 +186,7 @@ class Service:
         if owners is not None and len(owners) > count:
             rows = task.join(rows, owners, np.array([len(item) for item in tokens], np.float32))
         result = Result(task.finish(rows), timings, tokens)
-        self._inputs.succeeded(timings, time.perf_counter() - started)
+        timings.result_s = time.perf_counter() - started
         return result
 
     @property
