@@ -100,6 +100,13 @@ async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
     return task
 
 
+async def assert_it_accepts_again(served: Served, first: asyncio.Task[httpx.Response]) -> None:
+    """Lets the engine go on: the first request and a new one get their answers."""
+    served.engine.release()
+    assert (await first).status_code == 200
+    assert (await served.client.post("/embed", json={"inputs": [[5]]})).status_code == 200
+
+
 SHAPES = [
     ("/embed", lambda reply: reply["error_type"]),
     ("/embed/", lambda reply: reply["error_type"]),
@@ -122,9 +129,7 @@ async def test_a_full_server_refuses_without_reading_the_body(
     text = (await served.client.get("/metrics")).text
     assert 'bei_request_refused_total{cause="concurrency"} 3.0' in text
     assert 'te_request_failure{err="overloaded"} 3.0' in text
-    served.engine.release()
-    assert (await first).status_code == 200
-    assert (await served.client.post("/embed", json={"inputs": [[5]]})).status_code == 200
+    await assert_it_accepts_again(served, first)
 
 
 async def test_a_refusal_keeps_the_connection_and_what_follows_on_it(make_served: MakeServed) -> None:
@@ -193,9 +198,7 @@ async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_n
         assert len(parsed) == 1 + number
     assert 'bei_request_refused_total{cause="concurrency"} 5.0' in (await served.client.get("/metrics")).text
     served.pool.refused_heads, served.app._refusals = RefusedHeads(), {}  # as after their time
-    served.engine.release()
-    assert (await first).status_code == 200
-    assert (await served.client.post("/embed", json={"inputs": [[5]]})).status_code == 200
+    await assert_it_accepts_again(served, first)
 
 
 async def test_refusals_that_the_client_does_not_read_do_not_fill_the_memory(make_served: MakeServed) -> None:
