@@ -10,7 +10,6 @@ python benchmarks/capacity.py compare measured.json              # prints the ta
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import subprocess
 import sys
@@ -25,9 +24,10 @@ from pathlib import Path
 from statistics import fmean
 
 import msgspec
+import numpy as np
 
 from bei_core.bench import Options, Report, run
-from bei_core.bench.calibrate import Calibration, calibrate
+from bei_core.bench.calibrate import SLOWDOWN_S, Calibration, calibrate
 from bei_core.bench.measure import split
 from bei_core.bench.observe import Server
 from bei_core.bench.pace import arrivals
@@ -57,7 +57,7 @@ class Run(msgspec.Struct, frozen=True):
     load: float
     options: Options
     report: Report
-    seconds: list[Second]
+    seconds: list[Second] = msgspec.field(default_factory=list)
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -141,13 +141,18 @@ def simulated(calibration: Calibration, options: Options) -> Result:
 
 def at_its_speed(calibration: Calibration, run: Run) -> Calibration:
     """The calibration with the speed that the machine had in each second of a run."""
-    slowdowns = [1.0] * math.ceil(run.report.wall_s + 1)
+    counters = run.report.counters
+    mean_s = counters["bei_engine_busy_seconds_total"] / counters["te_batch_next_tokens_count"]
+    ends, factors = [0.0], [1.0]  # the speed of the calibration, if the run was not watched
     for before, after in pairwise(run.seconds):
         expected_s = (after.num_batches - before.num_batches) * calibration.per_batch_s
         expected_s += (after.num_tokens - before.num_tokens) * calibration.per_token_s
-        if expected_s and 0 <= (second := int(before.at)) < len(slowdowns):
-            slowdowns[second] = (after.busy_s - before.busy_s) / expected_s
-    return msgspec.structs.replace(calibration, slowdowns=tuple(slowdowns))
+        if expected_s:
+            ends.append(after.at - mean_s)  # batches are counted when they end, and the simulation asks when they start
+            factors.append((after.busy_s - before.busy_s) / expected_s)
+    moments = np.arange(0, run.report.wall_s, SLOWDOWN_S)
+    nearest = np.minimum(np.searchsorted(ends, moments), len(ends) - 1)
+    return msgspec.structs.replace(calibration, slowdowns=tuple(np.array(factors)[nearest].tolist()))
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -24,6 +24,7 @@ from bei_core.bench.report import Report
 from bei_core.bench.saved import Saved
 from bei_core.errors import BeiError
 
+SLOWDOWN_S = 0.1
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 _COUNTERS = (
@@ -68,11 +69,11 @@ class Calibration(Saved, frozen=True, kw_only=True):
     workload: str
     machine: dict[str, str | int]
     levels: list[Level]
-    slowdowns: tuple[float, ...] = ()  # factors of the time of batches, one a second, over and over; empty: 1
+    slowdowns: tuple[float, ...] = ()  # factors of batch times, one every SLOWDOWN_S, over and over; empty: always 1
 
     def batch_s(self, num_tokens: int, now: float = 0.0) -> float:
         """Returns the time of a batch in the engine that starts `now`, in seconds."""
-        slowdown = self.slowdowns[int(now) % len(self.slowdowns)] if self.slowdowns else 1.0
+        slowdown = self.slowdowns[int(now / SLOWDOWN_S) % len(self.slowdowns)] if self.slowdowns else 1.0
         return slowdown * (self.per_batch_s + self.per_token_s * num_tokens)
 
     def after_batch_s(self, num_items: int) -> float:
