@@ -1,4 +1,7 @@
-"""Holds the capacity model against a measured server.
+"""Holds the capacity model against a measured server, which has one processor; the load generator has the others.
+
+A shared machine changes its speed. So the server's counters are read once a second, and the run is also simulated with
+the speed that the machine had in each second.
 
 python benchmarks/capacity.py measure --output measured.json     # starts a server; about three minutes
 python benchmarks/capacity.py compare measured.json              # prints the table of docs/capacity.md
@@ -7,35 +10,54 @@ python benchmarks/capacity.py compare measured.json              # prints the ta
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
+import numpy as np
 
 from bei_core.bench import Options, Report, run
-from bei_core.bench.calibrate import Calibration, calibrate
+from bei_core.bench.calibrate import SLOWDOWN_S, Calibration, calibrate
+from bei_core.bench.measure import split
+from bei_core.bench.observe import Server
 from bei_core.bench.pace import arrivals
 from bei_core.bench.workload import texts
 from bei_core.capacity.autoscaler import Scaling
 from bei_core.capacity.simulation import Result, simulate
+from bei_core.capacity.traffic import lengths_of
 
+SERVER_CPU, *CLIENT_CPUS = sorted(os.sched_getaffinity(0))
 LOADS = (0.95, 0.8, 0.5)  # the one that a change of the machine's speed would spoil most comes first
 START_S = 60.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
+class Second(msgspec.Struct, frozen=True):
+    """Counters of the server at a moment of a run."""
+
+    at: float  # seconds since the run's start
+    busy_s: float
+    num_batches: float
+    num_tokens: float
+
+
 class Run(msgspec.Struct, frozen=True):
-    """An open-loop run: its share of the most that was measured, its options and its report."""
+    """An open-loop run: its share of the most that the calibration allows, its options and its report."""
 
     load: float
     options: Options
     report: Report
+    seconds: list[Second] = msgspec.field(default_factory=list)
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -49,7 +71,7 @@ class Measured(msgspec.Struct, frozen=True):
 def server(model: str, port: int, timed_engine: list[str] | None) -> Iterator[str]:
     """Runs `bei serve`, or that of capacity_server.py with its times; yields its URL."""
     start = ["-m", "bei_core.cli"] if timed_engine is None else ["-m", "benchmarks.capacity_server", *timed_engine]
-    command = [sys.executable, *start, "serve", "--model", model, "--port", str(port)]
+    command = ["taskset", "-c", str(SERVER_CPU), sys.executable, *start, "serve", "--model", model, "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT) as process:
         try:
             url = f"http://127.0.0.1:{port}"
@@ -74,16 +96,39 @@ def wait_for(url: str) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Calibrates a server, then measures it in open loops; writes both."""
     with server(options.model, options.port, options.timed_engine) as url:
-        base = Options(url=url, workload=options.workload)
+        base = Options(url=url, workload=options.workload, client_cpus=CLIENT_CPUS)
         calibration = calibrate(base, options.level_s)
-        most = max(level.requests_per_s for level in calibration.levels)
+        print(calibration, file=sys.stderr)
+        most = calibration.max_requests_per_s(fmean(lengths_of(options.workload, calibration)))
         runs = []
         for load in LOADS:
             count = round(load * most * options.run_s)
             each = msgspec.structs.replace(base, rate=load * most, num_requests=count, warmup=16, clients=16)
-            runs.append(Run(load, each, run(each)))
+            runs.append(Run(load, each, *watched(each)))
             print(runs[-1].report, file=sys.stderr)
             options.output.write_bytes(msgspec.json.format(msgspec.json.encode(Measured(calibration, runs)), indent=1))
+
+
+def watched(options: Options) -> tuple[Report, list[Second]]:
+    """Runs an open loop; returns its report, and the counters of each second of it."""
+    seconds, ended = list[Second](), threading.Event()
+
+    def watch() -> None:
+        watched_server = Server(split(options.url))
+        while not ended.wait(1.0):
+            counters = watched_server.snapshot().counters
+            names = ("bei_engine_busy_seconds_total", "te_batch_next_tokens_count", "te_batch_next_tokens_sum")
+            seconds.append(Second(time.perf_counter(), *(counters.get(name, 0.0) for name in names)))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        report = run(options)
+        began = time.perf_counter() - report.wall_s
+    finally:
+        ended.set()
+        thread.join()
+    return report, [msgspec.structs.replace(each, at=each.at - began) for each in seconds]
 
 
 def simulated(calibration: Calibration, options: Options) -> Result:
@@ -94,25 +139,30 @@ def simulated(calibration: Calibration, options: Options) -> Result:
     return simulate(calibration, zip(times, lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
 
 
-def at_its_speed(calibration: Calibration, report: Report) -> Calibration:
-    """The calibration with the mean time of a batch that the machine had in this run."""
-    counters = report.counters
-    num_batches = counters["te_batch_next_tokens_count"]
-    real_s = counters["bei_engine_busy_seconds_total"] / num_batches
-    change = real_s / calibration.batch_s(round(counters["te_batch_next_tokens_sum"] / num_batches))
-    return msgspec.structs.replace(
-        calibration, per_batch_s=calibration.per_batch_s * change, per_token_s=calibration.per_token_s * change
-    )
+def at_its_speed(calibration: Calibration, run: Run) -> Calibration:
+    """The calibration with the speed that the machine had in each second of a run."""
+    counters = run.report.counters
+    mean_s = counters["bei_engine_busy_seconds_total"] / counters["te_batch_next_tokens_count"]
+    ends, factors = [0.0], [1.0]  # the speed of the calibration, if the run was not watched
+    for before, after in pairwise(run.seconds):
+        expected_s = (after.num_batches - before.num_batches) * calibration.per_batch_s
+        expected_s += (after.num_tokens - before.num_tokens) * calibration.per_token_s
+        if expected_s:
+            ends.append(after.at - mean_s)  # batches are counted when they end, and the simulation asks when they start
+            factors.append((after.busy_s - before.busy_s) / expected_s)
+    moments = np.arange(0, run.report.wall_s, SLOWDOWN_S)
+    nearest = np.minimum(np.searchsorted(ends, moments), len(ends) - 1)
+    return msgspec.structs.replace(calibration, slowdowns=tuple(np.array(factors)[nearest].tolist()))
 
 
 def compare(options: argparse.Namespace) -> None:
     """Prints measured and simulated numbers side by side."""
     measured = msgspec.json.decode(options.input.read_bytes(), type=Measured)
-    print("| load | batch time | | measured | simulated | difference | at the speed of the run | difference |")
+    print("| load | mean batch time | | measured | simulated | difference | at the speed of the run | difference |")
     print("|--:|--:|---|--:|--:|--:|--:|--:|")
     for each in sorted(measured.runs, key=lambda run: run.load):
-        own = at_its_speed(measured.calibration, each.report)
-        change = own.per_token_s / measured.calibration.per_token_s - 1
+        own = at_its_speed(measured.calibration, each)
+        change = fmean(own.slowdowns) - 1
         before, after = simulated(measured.calibration, each.options), simulated(own, each.options)
         rows = zip(of_report(each.report).items(), of_result(before).values(), of_result(after).values(), strict=True)
         for (name, real), first, second in rows:

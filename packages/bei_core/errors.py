@@ -21,6 +21,7 @@
         ├── ConfigError               an unknown key, a value out of range
         ├── CheckpointError           a model folder or repository is incomplete, or not safe to read
         │   ├── EngineCorruptError    the files of a built engine are not those that were written
+        │   ├── DriverMissingError    the package that reads an object store is not installed (storage/errors.py)
         │   └── TransientError        a store or server does not answer, and may later (storage/errors.py)
         ├── DiskError                 a local disk is full, fails, or may not be written
         ├── UnsupportedModelError     no engine here has the architecture, pooling or module

@@ -3,13 +3,18 @@
 More clients in a closed loop make larger batches. For each number of clients, the server's counters give the mean size
 and the mean time of a batch. A fixed time per batch and a time per token are fitted to these. The time of a request in
 the event loop is measured on `/tokenize`, which does everything that `/v1/embeddings` does, except for the engine.
+
+The speed of a machine can change while it is measured. So each number of clients is measured in several short turns,
+which alternate with those of the others.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 import numpy as np
@@ -19,6 +24,7 @@ from bei_core.bench.report import Report
 from bei_core.bench.saved import Saved
 from bei_core.errors import BeiError
 
+SLOWDOWN_S = 0.1
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 _COUNTERS = (
@@ -27,12 +33,13 @@ _COUNTERS = (
     "te_batch_next_tokens_count",
     "te_batch_next_size_sum",
 )
-_PROBE = 40  # requests of a short run first, from which the number of requests for `seconds` follows
+_PROBE = 120  # requests of the first turn, which warms the server up and tells how many requests take `seconds`
+_TURNS = 3  # measured turns of each number of clients
 _SPECIAL_TOKENS = 2  # of a text: [CLS] and [SEP]
 
 
 class Level(msgspec.Struct, frozen=True, kw_only=True):
-    """The measurements of a closed loop with `clients` clients."""
+    """The measurements of a closed loop with `clients` clients, in all its turns."""
 
     clients: int
     requests_per_s: float
@@ -53,7 +60,8 @@ class Calibration(Saved, frozen=True, kw_only=True):
     max_batch_tokens: int
     per_batch_s: float
     per_token_s: float
-    between_s: float  # time of the engine thread between two batches, per input: the smallest of all levels
+    between_s: float  # time of the engine thread between two batches, per input of a batch
+    between_batches_s: float = 0.0  # and for each batch
     accept_s: float  # time of the event loop until a request is in the queue
     reply_s: float  # time of the event loop for a reply
     overhead_s: float  # the rest of a request's latency on an idle server: network, client, threads
@@ -61,15 +69,22 @@ class Calibration(Saved, frozen=True, kw_only=True):
     workload: str
     machine: dict[str, str | int]
     levels: list[Level]
+    slowdowns: tuple[float, ...] = ()  # factors of batch times, one every SLOWDOWN_S, over and over; empty: always 1
 
-    def batch_s(self, num_tokens: int) -> float:
-        """Returns the time of a batch in the engine, in seconds."""
-        return self.per_batch_s + self.per_token_s * num_tokens
+    def batch_s(self, num_tokens: int, now: float = 0.0) -> float:
+        """Returns the time of a batch in the engine that starts `now`, in seconds."""
+        slowdown = self.slowdowns[int(now / SLOWDOWN_S) % len(self.slowdowns)] if self.slowdowns else 1.0
+        return slowdown * (self.per_batch_s + self.per_token_s * num_tokens)
+
+    def after_batch_s(self, num_items: int) -> float:
+        """Returns the time of the engine thread after a batch of `num_items` inputs, in seconds."""
+        return self.between_batches_s + self.between_s * num_items
 
     def max_requests_per_s(self, mean_tokens: float) -> float:
         """Returns the requests per second, one text each, of a replica that always runs full batches."""
         items = max(1.0, self.max_batch_tokens / mean_tokens)
-        engine_s = self.per_batch_s / items + self.per_token_s * mean_tokens + self.between_s
+        per_batch_s = self.per_batch_s + self.between_batches_s
+        engine_s = per_batch_s / items + self.per_token_s * mean_tokens + self.between_s
         return 1 / max(engine_s, self.accept_s + self.reply_s)
 
     def num_tokens(self, num_words: int) -> int:
@@ -87,8 +102,8 @@ class Calibration(Saved, frozen=True, kw_only=True):
                 f"{self.model} ({self.compute_type})",
                 f"  batch        {self.per_batch_s * 1e3:.3f} ms + {self.per_token_s * 1e6:.2f} us a token",
                 f"  event loop   {self.accept_s * 1e3:.3f} ms a request, {self.reply_s * 1e3:.3f} ms a reply",
-                f"  other        {self.between_s * 1e3:.3f} ms between batches, an input; {self.overhead_s * 1e3:.3f} "
-                "ms around the server",
+                f"  after batch  {self.between_batches_s * 1e3:.3f} ms + {self.between_s * 1e3:.3f} ms an input",
+                f"  other        {self.overhead_s * 1e3:.3f} ms around the server",
             ]
         )
 
@@ -99,11 +114,15 @@ def calibrate(options: Options, seconds: float = 5.0) -> Calibration:
     Raises BeiError if the server does not answer or has no metrics of batches.
     """
     plain = msgspec.structs.replace(options, rate=0.0, batch=1, counters=_COUNTERS)
-    measured = [(clients, _measure(plain, clients, seconds)) for clients in CLIENTS]
-    beside = msgspec.structs.replace(plain, shape="tei", path="/tokenize")
-    loop_s = 1 / _measure(beside, 16, seconds).requests_per_s
-    levels = [_level(clients, report) for clients, report in measured]
-    return _calibration(plain, levels, measured[-1][1], loop_s)
+    counts = {clients: _num_requests(plain, clients, seconds / _TURNS) for clients in CLIENTS}
+    reports: dict[int, list[Report]] = {clients: [] for clients in CLIENTS}
+    for seed, clients in product(range(_TURNS), CLIENTS):
+        turn = msgspec.structs.replace(plain, clients=clients, num_requests=counts[clients], seed=seed)
+        reports[clients].append(_answered(turn))
+    beside = msgspec.structs.replace(plain, shape="tei", path="/tokenize", clients=16)
+    loop_s = 1 / _answered(msgspec.structs.replace(beside, num_requests=_num_requests(beside, 16, 1.0))).requests_per_s
+    levels = [_level(clients, of_level) for clients, of_level in reports.items()]
+    return _calibration(plain, levels, reports[CLIENTS[-1]][-1], loop_s)
 
 
 def fit(levels: Sequence[Level]) -> tuple[float, float]:
@@ -120,56 +139,72 @@ def fit(levels: Sequence[Level]) -> tuple[float, float]:
     return float(fixed), float(per_token)
 
 
-def _measure(options: Options, clients: int, seconds: float) -> Report:
-    """Returns the report of a closed loop that takes about `seconds`. Raises BeiError if a request fails."""
-    probe = _answered(
-        run(msgspec.structs.replace(options, clients=clients, num_requests=_PROBE + clients, warmup=clients))
-    )
-    num_requests = max(_PROBE, clients, round(probe.requests_per_s * seconds))
-    report = run(msgspec.structs.replace(options, clients=clients, num_requests=num_requests, warmup=clients))
-    print(f"{clients} clients: {report.requests_per_s:,.1f} requests/s", file=sys.stderr)
-    return _answered(report)
+def fit_between(levels: Sequence[Level]) -> tuple[float, float]:
+    """Returns the time between two batches: that of each batch, and that of each input, in seconds.
+
+    An engine that waits for requests adds to the measured times. So the two are those of the highest line (by the sum
+    over the levels) that is above none of the levels.
+    """
+    items, times = np.array([[level.batch_items, level.between_s] for level in levels]).T
+    lines = [(float(times.min()), 0.0), (0.0, float((times / items).min()))]
+    for one, other in product(range(len(levels)), repeat=2):
+        if items[one] < items[other]:
+            slope = (times[other] - times[one]) / (items[other] - items[one])
+            lines.append((float(times[one] - slope * items[one]), float(slope)))
+    below = [line for line in lines if min(line) >= 0 and np.all(line[0] + line[1] * items <= times + 1e-12)]
+    return max(below, key=lambda line: line[0] * len(levels) + line[1] * items.sum())
 
 
-def _answered(report: Report) -> Report:
+def _num_requests(options: Options, clients: int, seconds: float) -> int:
+    """Returns the number of requests that take about `seconds`, from a short turn."""
+    probe = _answered(msgspec.structs.replace(options, clients=clients, num_requests=_PROBE + clients))
+    print(f"{clients} clients: {probe.requests_per_s:,.1f} requests/s", file=sys.stderr)
+    return max(_PROBE // _TURNS, clients, round(probe.requests_per_s * seconds))
+
+
+def _answered(options: Options) -> Report:
+    """Returns the report of a closed loop. Raises BeiError if a request fails."""
+    report = run(msgspec.structs.replace(options, warmup=options.clients))
     if report.errors or report.latency_ms is None:
         counts = ", ".join(f"{name}: {count}" for name, count in sorted(report.errors.items()))
         raise BeiError(f"the server failed requests of the calibration: {counts or 'all'}")
     return report
 
 
-def _level(clients: int, report: Report) -> Level:
-    """Returns the measurements in a report. Raises BeiError if the server has no metrics of batches."""
-    counters, latency = report.counters, report.latency_ms
-    num_batches = counters.get("te_batch_next_tokens_count", 0.0)
-    if not num_batches or latency is None or "batch_tokens" not in report.server:
+def _level(clients: int, reports: Sequence[Report]) -> Level:
+    """Returns the measurements in the reports of a level. Raises BeiError if the server has no metrics of batches."""
+    counters = {name: sum(report.counters.get(name, 0.0) for report in reports) for name in _COUNTERS}
+    num_batches = counters["te_batch_next_tokens_count"]
+    if not num_batches or "batch_tokens" not in reports[0].server:
         raise BeiError("the server does not tell its batches; bei bench --calibrate needs a server of bei serve")
-    busy_s = counters["bei_engine_busy_seconds_total"]
+    busy_s, wall_s = counters["bei_engine_busy_seconds_total"], sum(report.wall_s for report in reports)
     return Level(
         clients=clients,
-        requests_per_s=report.requests_per_s,
-        mean_ms=latency.mean,
+        requests_per_s=sum(report.num_ok for report in reports) / wall_s,
+        mean_ms=fmean(report.latency_ms.mean for report in reports if report.latency_ms),
         batch_items=counters["te_batch_next_size_sum"] / num_batches,
         batch_tokens=counters["te_batch_next_tokens_sum"] / num_batches,
         batch_s=busy_s / num_batches,
-        between_s=max(0.0, report.wall_s - busy_s) / num_batches,
+        between_s=max(0.0, wall_s - busy_s) / num_batches,
     )
 
 
 def _calibration(options: Options, levels: list[Level], full: Report, loop_s: float) -> Calibration:
-    fixed, per_token = fit(levels)
+    per_batch_s, per_token_s = fit(levels)
+    between_batches_s, between_s = fit_between(levels)
     alone = levels[0]
     mean_tokens = full.workload.mean_tokens or 0.0
     return Calibration(
         model=str(full.server.get("model_id", "")),
         compute_type=str(full.server.get("compute_type", "")),
         max_batch_tokens=int(full.server["batch_tokens"]),
-        per_batch_s=fixed,
-        per_token_s=per_token,
-        between_s=min(level.between_s / level.batch_items for level in levels),
+        per_batch_s=per_batch_s,
+        per_token_s=per_token_s,
+        between_s=between_s,
+        between_batches_s=between_batches_s,
         accept_s=loop_s / 2,
         reply_s=loop_s / 2,
-        overhead_s=max(0.0, alone.mean_ms / 1e3 - alone.batch_s - loop_s),
+        overhead_s=max(0.0, alone.mean_ms / 1e3 - alone.batch_s - loop_s - between_batches_s - between_s),
         tokens_per_word=(mean_tokens - _SPECIAL_TOKENS) / full.workload.mean_words,
         workload=options.workload,
         machine=full.machine,

@@ -89,13 +89,13 @@ class Replica:
                 self._wake = self._env.event()
                 yield self._wake
             taken = self._pending.take(self._budget, self._env.now)
-            seconds = self._calibration.batch_s(taken.num_tokens)
+            seconds = self._calibration.batch_s(taken.num_tokens, self._env.now)
             self._admission.running = Running(taken.items, taken.num_tokens, self._env.now)
             yield self._env.timeout(seconds)
             self._admission.running = Running()
             self._admission.rate.add(taken.num_tokens, seconds)
             self.busy_s += seconds
-            yield self._env.timeout(self._calibration.between_s * len(taken.items))
+            yield self._env.timeout(self._calibration.after_batch_s(len(taken.items)))
             if not self._is_lost:
                 self._answer([item.owner for item in taken.items])
 

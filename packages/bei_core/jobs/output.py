@@ -138,8 +138,24 @@ class Output:
             self.folder.delete(rejected_name(part))  # of a run that was stopped, in which the engine failed on a row
         counts = {"bei.rows": str(part.split.num_rows), "bei.rejected": str(len(rejected))}
         sink = pa.BufferOutputStream()
-        pq.write_table(table.replace_schema_metadata({**self._metadata, **counts}), sink, compression="zstd")
+        table = table.replace_schema_metadata({**self._metadata, **counts})
+        pq.write_table(table, sink, compression="zstd", use_dictionary=_dictionary_columns(table.schema))
         self.folder.publish(part_name(part), sink.getvalue())
+
+
+def _dictionary_columns(schema: pa.Schema) -> list[str]:
+    """Returns the columns, by their path in a Parquet file, whose values go into a dictionary: all but those of floats.
+
+    A dictionary for the numbers of vectors takes as long as the rest of the file, and makes the file larger.
+    """
+    found = list[str]()
+    for column in schema:
+        path, kind = column.name, column.type
+        while pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
+            path, kind = f"{path}.list.element", kind.value_type
+        if not pa.types.is_floating(kind):
+            found.append(path)
+    return found
 
 
 def missing_parts(folder: Folder, parts: Sequence[Part]) -> list[Part]:

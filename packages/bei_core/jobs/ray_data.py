@@ -6,8 +6,10 @@ parts themselves, so every node must be able to reach input and output: on a sha
 
 from __future__ import annotations
 
+import logging
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +17,6 @@ import msgspec
 import numpy as np
 import ray
 import ray.data
-import ray.exceptions
 
 from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
@@ -25,6 +26,8 @@ from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions
 from bei_core.jobs.output import Folder, missing_parts
 from bei_core.jobs.report import Report
+
+log = logging.getLogger(__name__)
 
 _MAX_PARTS_PER_CALL = 8  # within a call, the next part is read while one is computed
 _CALLS_PER_WORKER = 4  # so that the last calls end at about the same time
@@ -39,19 +42,28 @@ class PartWorker:
 
     @cached_property
     def _job(self) -> Job:
-        """The open job. The first actor that needs the engine builds it, in the cache or the engine store.
-
-        It is opened by the first call: of an error in `__init__`, Ray gives the driver the text only.
-        """
+        """The open job. The first actor that needs the engine builds it, in the cache or the engine store."""
         return Job(open_engine(self._settings), self._settings, self._options, self._data, self._folder)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Computes the parts in `batch["part"]` (JSON) that are not published; returns a report, as columns."""
+        """Computes the parts in `batch["part"]` (JSON) that are not published.
+
+        Returns a row with a pickled Report, or with the BeiError that stopped the worker. If it were raised, Ray would
+        give the driver its text only.
+        """
         parts = [msgspec.json.decode(part, type=Part) for part in batch["part"].tolist()]
+        try:
+            result: Report | BeiError = self._compute(parts)
+        except BeiError as error:
+            log.exception("the worker stops")
+            result = error
+        return {"result": np.array([pickle.dumps(result)], object)}
+
+    def _compute(self, parts: Sequence[Part]) -> Report:
         total = Report()
         for report in self._job.run(missing_parts(self._folder, parts)):
             total.add(report)
-        return {name: np.array([value]) for name, value in asdict(total).items()}
+        return total
 
 
 def compute_on_ray(
@@ -77,19 +89,8 @@ def compute_on_ray(
         num_cpus=ray_options.cpus_per_worker,
         num_gpus=ray_options.gpus_per_worker or None,
     )
-    try:
-        yield from (Report(**row) for row in computed.iter_rows())
-    except ray.exceptions.RayError as error:
-        cause = _cause_of(error)
-        if cause is None:
-            raise
-        raise cause from error
-
-
-def _cause_of(error: BaseException | None) -> BeiError | None:
-    """Returns the BeiError among the causes of Ray's error; None if there is none."""
-    while error is not None:
-        if isinstance(error, BeiError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+    for row in computed.iter_rows():
+        result = pickle.loads(row["result"])  # noqa: S301, one of our workers has written it
+        if isinstance(result, BeiError):
+            raise result
+        yield result

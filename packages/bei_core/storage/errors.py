@@ -23,6 +23,12 @@ class TransientError(CheckpointError):
     exit_status = 75  # EX_TEMPFAIL
 
 
+class DriverMissingError(CheckpointError):
+    """The package that reads an object store is not installed. The text has the pip command."""
+
+    exit_status = 69  # EX_UNAVAILABLE
+
+
 class Advice(NamedTuple):
     """What to do if a folder is full or may not be written, for error texts."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from bei_core.errors import CheckpointError
 from bei_core.storage.backends import Backend, FileSystem, Options, backend_of, redact
-from bei_core.storage.errors import decode_secret, translate_store_errors
+from bei_core.storage.errors import DriverMissingError, decode_secret, translate_store_errors
 
 
 class ObjectStore:
@@ -82,8 +82,8 @@ class ObjectStore:
 def open_store(url: str, secret: str | None = None) -> tuple[FileSystem, str]:
     """The fsspec file system of a URL, and the path on it without a slash at its end. Nothing is contacted yet.
 
-    Raises CheckpointError for a URL or secret of the wrong form (its text has no secret), and for a driver that is not
-    installed (its text has the pip command).
+    Raises CheckpointError for a URL or secret of the wrong form (its text has no secret), and DriverMissingError if the
+    driver is not installed.
     """
     backend = backend_of(url)
     options, path = backend.parse(url)
@@ -93,7 +93,7 @@ def open_store(url: str, secret: str | None = None) -> tuple[FileSystem, str]:
         try:
             return backend.open(options), path
         except ImportError as error:
-            raise CheckpointError(
+            raise DriverMissingError(
                 f"{redact(url)}: {backend.name} needs {backend.package}: pip install 'bei-core[{backend.extra}]' "
                 f"(or pip install {backend.package}). {error}"
             ) from error

@@ -14,7 +14,7 @@ from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError
 from tests.unit.bench.reports import make_report, make_workload
 
-FIXED_S, TOKEN_S, BETWEEN_S, LOOP_S, AROUND_S = 0.004, 0.0002, 0.0005, 0.0003, 0.002
+FIXED_S, TOKEN_S, BETWEEN_S, BETWEEN_BATCHES_S, LOOP_S, AROUND_S = 0.004, 0.0002, 0.0005, 0.0008, 0.0003, 0.002
 TOKENS = 30
 
 
@@ -58,7 +58,9 @@ def answer(options: Options) -> Report:
         "te_batch_next_tokens_count": num_batches,
         "te_batch_next_size_sum": float(options.num_requests),
     }
-    return report(options, batch_s + LOOP_S + AROUND_S, items / (batch_s + BETWEEN_S * items), counters, {})
+    after_s = BETWEEN_BATCHES_S + BETWEEN_S * items
+    idle_s = AROUND_S if options.clients == 1 else 0.0
+    return report(options, batch_s + after_s + LOOP_S + AROUND_S, items / (batch_s + after_s + idle_s), counters, {})
 
 
 def test_the_times_of_a_server_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -67,6 +69,7 @@ def test_the_times_of_a_server_are_found(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert found.per_batch_s == pytest.approx(FIXED_S)
     assert found.per_token_s == pytest.approx(TOKEN_S)
     assert found.between_s == pytest.approx(BETWEEN_S)
+    assert found.between_batches_s == pytest.approx(BETWEEN_BATCHES_S)
     assert found.accept_s + found.reply_s == pytest.approx(LOOP_S)
     assert found.overhead_s == pytest.approx(AROUND_S)
     assert (found.model, found.compute_type, found.max_batch_tokens) == ("owner/name", "cpu+f32", 4096)

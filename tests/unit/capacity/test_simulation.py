@@ -30,11 +30,19 @@ SERVER = Calibration(
 
 
 def test_a_request_alone_takes_the_time_of_every_stage() -> None:
-    server = msgspec.structs.replace(SERVER, accept_s=1.0, reply_s=2.0, overhead_s=4.0, between_s=8.0)
+    server = msgspec.structs.replace(
+        SERVER, accept_s=1.0, reply_s=2.0, overhead_s=4.0, between_s=7.0, between_batches_s=1.0
+    )
     result = simulate(server, [(5.0, 10)], scaling=ONE)
     assert result.latency_s == [pytest.approx(0.02 + 1 + 2 + 4 + 8)]
     assert (result.arrived, result.num_tokens) == ([5.0], 10)
     assert result.busy_s == pytest.approx(0.02)
+
+
+def test_a_machine_that_changes_its_speed_does_so_over_and_over() -> None:
+    server = msgspec.structs.replace(SERVER, slowdowns=(1.0, 3.0))
+    result = simulate(server, [(0.05, 10), (0.15, 10), (0.25, 10)], scaling=ONE)
+    assert result.latency_s == pytest.approx([0.02, 0.06, 0.02])
 
 
 def test_requests_that_come_while_a_batch_runs_make_the_next_batch() -> None:

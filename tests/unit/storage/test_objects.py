@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bei_core.errors import CheckpointError
 from bei_core.storage.backends import is_store, redact
-from bei_core.storage.errors import translate_store_errors
+from bei_core.storage.errors import DriverMissingError, translate_store_errors
 from bei_core.storage.objects import open_store
 
 AWS = {"aws_access_key_id": "AKIA0", "aws_secret_access_key": "sesame", "aws_region": "eu-west-1"}
@@ -118,9 +119,10 @@ def test_a_missing_driver_names_its_command(monkeypatch: pytest.MonkeyPatch, url
     registry = importlib.import_module("fsspec.registry")  # the package's attribute of that name is the dict in it
     for protocol in ("s3", "gs", "abfs"):  # imported by another test, perhaps
         monkeypatch.delitem(registry._registry, protocol, raising=False)
-    with pytest.raises(CheckpointError) as refused:
+    with pytest.raises(DriverMissingError) as refused:
         open_store(url)
     assert command in str(refused.value)
+    assert refused.value.exit_status == os.EX_UNAVAILABLE
 
 
 def test_what_is_printed_of_a_url_has_no_signature_and_no_password() -> None:
