@@ -25,6 +25,8 @@ def command(source: str, output: str, **flags: object) -> None:
     """
     options, ray = _taken(flags, JobOptions), _taken(flags, RayOptions)
     given = {name: value for name, value in flags.items() if name not in (*_names(JobOptions), *_names(RayOptions))}
+    if not flags["ray"] and (unused := given_flags(flags).keys() & set(_names(RayOptions))):
+        raise ConfigError(f"without --ray a job has no workers; leave out {', '.join(sorted(unused))}")
     settings = one_model(load_settings(given))
     try:
         from bei_core.jobs import embed

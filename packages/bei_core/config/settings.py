@@ -326,8 +326,8 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         """Raises ConfigError for settings that exclude each other."""
-        if self.dtype == "int8" and self.quantization_type == "no_quant":
-            raise ConfigError("dtype int8 and quantization_type no_quant exclude each other; give one of them")
+        if self.dtype == "int8" and not (self.quantization_type or "fp8").startswith("fp8"):
+            raise ConfigError(f"dtype int8 and quantization_type {self.quantization_type} exclude each other; give one")
         given = [name for name, one in SETTINGS.items() if one.about.of_one_model and getattr(self, name) is not None]
         if len(self.models) > 1 and given:
             raise ConfigError(f"{', '.join(given)} cannot be set for several models at once; start a server for each")

@@ -17,7 +17,7 @@ from bei_core.engines.manifest import TOKENIZER, Manifest, check_digests, check_
 from bei_core.engines.provider import EngineProvider
 from bei_core.engines.quality import bar_of
 from bei_core.engines.start import Start, check_options, read_spec, start_for, start_here
-from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
+from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError, StartError
 from bei_core.models.spec import ModelSpec
 from bei_core.storage.backends import redact
 from bei_core.storage.locks import Lease
@@ -118,8 +118,7 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
     lease = provider.get()
     try:
         # The settings' dtype may differ from the dtype for which the engine was built.
-        opened = load(lease.folder, settings.dtype, verify=settings.verify, start=start_for(settings))
-        _check_quality(settings, opened)
+        opened = _load_checked(settings, lease.folder, settings.dtype)
     except BaseException as error:
         lease.release()
         if not isinstance(error, CheckpointError):
@@ -143,8 +142,17 @@ def _open_folder(settings: Settings, folder: Path) -> Opened:
     if template is not None and not read_spec(folder).scores_by(template):
         raise ConfigError(f"{folder} is built for other answers than this rerank_template's; build it again with it")
     dtype = None if settings.dtype == "auto" else settings.dtype
+    return _load_checked(settings, folder, dtype)
+
+
+def _load_checked(settings: Settings, folder: Path, dtype: str | None) -> Opened:
+    """As `load`, for an engine that suits the settings. Raises ConfigError, QualityError, and what `load` raises."""
     opened = load(folder, dtype, verify=settings.verify, start=start_for(settings))
-    _check_quality(settings, opened)
+    try:
+        _check_quality(settings, opened)
+    except StartError:
+        opened.close()  # an engine in a process of its own would go on
+        raise
     return opened
 
 

@@ -34,8 +34,13 @@ log = logging.getLogger(__name__)
 Array: TypeAlias = npt.NDArray[np.float32]
 Load: TypeAlias = Callable[[], Engine]
 
-# The program of the process. It has the server's sys.path, and no folder of its own before it.
-PROGRAM = "import sys; sys.path[:] = {path!r}; from bei_core.engines.process import main; main({fd})"
+# The program of the process. It has the server's sys.path, and no folder of its own before it. It ignores SIGINT and
+# SIGTERM from the start: a supervisor may send them to all processes, and the server answers what it has accepted.
+PROGRAM = (
+    "import sys; sys.path[:] = {path!r}; import signal;"
+    " signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    " from bei_core.engines.process import main; main({fd})"
+)
 
 # A process that ended within _STABLE_S seconds of its start is started again after 0, 1, 3, 7, ... seconds.
 _STABLE_S = 60.0
@@ -59,7 +64,8 @@ class _Child:
         """Raises EngineUnavailableError if the system starts no process."""
         self.is_ready = False
         self.pipe, theirs = Pipe()
-        program = PROGRAM.format(path=sys.path, fd=theirs.fileno())
+        path = [folder for folder in sys.path if isinstance(folder, str)]  # Python ignores others, such as a Path
+        program = PROGRAM.format(path=path, fd=theirs.fileno())
         try:
             self.process = subprocess.Popen(  # noqa: S603 - our own program
                 [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
@@ -216,8 +222,6 @@ class EngineProcess:
 
 def main(fd: int) -> None:
     """The program of the process: loads the engine, then computes batches until the server closes the pipe or ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the server gets them too, and answers what it has accepted
-        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":  # also if it hangs when the server ends
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.enable()

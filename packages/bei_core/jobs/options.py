@@ -45,6 +45,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("`rows_per_part` must be at least 1")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
             raise ConfigError("`chunk_tokens` must be at least 1")
+        if self.chunk_tokens is not None and not self.chunk:
+            raise ConfigError("`chunk_tokens` needs `chunk`")
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions
 from bei_core.jobs.output import Folder, missing_parts, read_columns, write_manifest
 from bei_core.jobs.report import Progress, Report
-from bei_core.jobs.sinks import commit, target_of
+from bei_core.jobs.sinks import check_client, commit, target_of
 from bei_core.jobs.sinks.base import VECTOR
 
 
@@ -38,6 +38,9 @@ def embed(
     if not isinstance(settings, Settings):
         settings = Settings.load(settings or {}, os.environ)
     options, folder = options or JobOptions(), Folder(str(output))
+    target = None if options.sink is None else target_of(options.sink)
+    if target is not None:
+        check_client(target)  # before an engine is built
     with folder.locked():
         data = open_input(str(source), options)
         missing = missing_parts(folder, data.parts)
@@ -50,8 +53,8 @@ def embed(
                 computed = compute_on_ray(ray, settings, options, data, folder, missing)
             for report in computed:
                 progress.add(report)
-        if options.sink is not None and data.parts:
-            commit(target_of(options.sink), (read_columns(folder, part, [VECTOR]) for part in data.parts))
+        if target is not None and data.parts:
+            commit(target, (read_columns(folder, part, [VECTOR]) for part in data.parts))
         write_manifest(folder, data.parts)
     return progress.report
 

@@ -227,7 +227,8 @@ class Runner:
                     self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
                 if taken.items:
                     self._forward(taken.items)
-                    self.admission.rate.add(taken.num_tokens, self._clock() - began)
+                    if self.proven_at >= started:  # a batch that failed as a whole says nothing about the speed
+                        self.admission.rate.add(taken.num_tokens, self._clock() - began)
             except Exception:
                 log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
                 self._fail(taken.items, EngineError("the engine failed; see the server's log"))

@@ -16,7 +16,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
 from bei_core.engines.process import EngineProcess
-from bei_core.errors import UnhealthyError
+from bei_core.errors import EngineUnavailableError, UnhealthyError
 from bei_core.metrics import Metrics, Timings
 from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.serving.admission import overloaded
@@ -94,8 +94,10 @@ class Service:
         try:
             service = cls(opened, settings, metrics, turns)
             service.start()
-        except BaseException:
+        except BaseException as error:
             opened.close()
+            if isinstance(error, UnhealthyError):
+                raise EngineUnavailableError("the process of the engine ended in the warm-up; see the log") from error
             raise
         return service
 

@@ -133,6 +133,8 @@ def test_the_quantisation_comes_from_its_setting_or_from_the_dtype() -> None:
         ({"smooth_quant_alpha": 1.5}, "Expected `float` <= 1"),
         ({"quantization_type": "int8"}, "expected one of no_quant, fp8, fp8_kv, fp8_mlp_only, fp4"),
         ({"dtype": "int8", "quantization_type": "no_quant"}, "exclude each other"),
+        ({"dtype": "int8", "quantization_type": "fp4"}, "dtype int8 and quantization_type fp4 exclude each other"),
+        ({"dtype": "int8", "quantization_type": "int8_weight_only"}, "exclude each other"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(flags: dict[str, object], said: str) -> None:

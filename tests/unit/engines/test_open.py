@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from bei_core.engines.manifest import MANIFEST, Manifest, seal
-from bei_core.engines.open import build_engine
-from bei_core.errors import EngineCorruptError
+from bei_core.engines.open import build_engine, open_engine
+from bei_core.errors import ConfigError, EngineCorruptError
 from tests.unit.engines.test_provider import World, start, world
 
 __all__ = ["world"]
@@ -35,3 +35,15 @@ def test_a_malformed_spec_is_named_also_if_its_digest_is_right(world: World, tmp
         ) as refused:
             start(world.settings(model_id=str(folder), **asked))
         assert len(str(refused.value).splitlines()) == 1
+
+
+def test_an_engine_that_does_not_suit_the_settings_is_closed(world: World, tmp_path: Path) -> None:
+    """One in a process of its own would go on."""
+    folder = build_engine(world.settings(), tmp_path / "engine")
+    for settings in (
+        world.settings(quantization_type="fp8"),
+        world.settings(model_id=str(folder), dense_path="2_Dense"),
+    ):
+        with pytest.raises(ConfigError):
+            open_engine(settings)
+        assert world.engines.pop().is_closed

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from bei_core.engines.batch import Batch
-from bei_core.engines.process import EngineProcess, EngineProcessError
+from bei_core.engines.process import PROGRAM, EngineProcess, EngineProcessError
 from bei_core.errors import EngineUnavailableError, UnhealthyError
 from tests.e2e.server import wait_until
 from tests.fakes import rows_of, tokens_of
@@ -140,3 +140,25 @@ def test_no_process_is_left_if_the_server_is_killed_in_a_batch_that_hangs(tmp_pa
         assert server.stdout.readline() == b"ready\n"
         server.kill()
     wait_until(lambda: not is_running(pids(tmp_path)[0]))
+
+
+def test_the_process_has_the_texts_of_the_path_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python ignores anything else in sys.path, and so programs put a Path there."""
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    engine = EngineProcess(partial(load_unless, str(tmp_path)))
+    assert engine.info.name == "fake"
+    engine.close()
+
+
+def test_the_process_ignores_signals_to_all_processes_before_it_imports_anything(tmp_path: Path) -> None:
+    module = tmp_path / "bei_core" / "engines" / "process.py"
+    module.parent.mkdir(parents=True)
+    for package in module.parents[:2]:
+        (package / "__init__.py").touch()
+    module.write_text(
+        "import os, signal\n"
+        "def main(fd):\n"
+        "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM); print(fd)\n"
+    )
+    program = PROGRAM.format(path=[str(tmp_path), *filter(None, sys.path)], fd=7)
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"7\n"

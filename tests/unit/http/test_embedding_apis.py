@@ -287,6 +287,23 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"messages": [{"role": "user", "content": "a"}]}, "`messages` is not supported: apply the chat template"),
+        ({"model": "messages"}, "missing required field `input`"),
+        ({"model": '"messages": '}, "missing required field `input`"),
+    ],
+    ids=str,
+)
+async def test_only_a_body_with_the_field_messages_is_told_about_chats(
+    client: httpx.AsyncClient, body: dict[str, object], message: str
+) -> None:
+    reply = await client.post("/v1/embeddings", json=body)
+    assert reply.status_code == 422, reply.text
+    assert message in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
     "options",
     [
         {"late_chunking": False, "add_special_tokens": True, "modality": "text", "user": "u", "priority": 3},

@@ -383,3 +383,9 @@ def test_parts_without_a_job_are_refused(tmp_path: Path) -> None:
     (tmp_path / "part-00000.parquet").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"has parts and no _job\.json"):
         Output(Folder(str(tmp_path)), {}).begin({})
+
+
+def test_options_of_workers_are_refused_without_ray(tmp_path: Path) -> None:
+    result = command("in.csv", "--output", str(tmp_path / "out"), "--ray-workers", "3", "--cpus-per-worker", "2")
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception) == "without --ray a job has no workers; leave out cpus_per_worker, ray_workers"

@@ -136,6 +136,7 @@ def test_chunks_of_a_text_have_keys_of_their_own(database: type[FakeSink], tmp_p
         ({"job": "tokens"}, "`sink` takes embeddings"),
         ({"sink": "elastic:http://host"}, "with a kind of lancedb, qdrant, faiss, pgvector, milvus, not 'elastic:"),
         ({"sink": "lancedb"}, "`sink` must be KIND:PATH or KIND:URL"),
+        ({"chunk_tokens": 8}, "`chunk_tokens` needs `chunk`"),
     ],
 )
 def test_a_sink_that_cannot_be_is_refused(tmp_path: Path, source: Path, options: dict[str, Any], said: str) -> None:
@@ -148,6 +149,7 @@ def test_a_client_that_is_missing_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "lancedb", None)
+    monkeypatch.delattr("bei_core.jobs.run.open_engine")  # it is named before an engine is built
     with pytest.raises(ConfigError, match=r"lancedb is not installed; pip install 'bei-core\[lancedb\]'"):
         run(source, tmp_path / "out", sink=f"lancedb:{tmp_path}")
 

@@ -58,3 +58,17 @@ async def test_a_batch_whose_engine_is_lost_is_not_run_again_in_halves(make_runn
     assert isinstance(results[0], UnhealthyError)
     assert len(engine.batches) == 1
     assert (await runner.submit([tokens_of(3)])).waiting == 0
+
+
+async def test_batches_that_fail_while_no_process_is_ready_do_not_count_as_fast(make_runner: MakeRunner) -> None:
+    """They fail at once. If they counted, the server would accept far too much after the restart."""
+    engine, clock = Killable(), Clock()
+    runner = make_runner(engine, clock=clock)
+    rate = runner.admission.rate
+    rate.add(1000, 1.0)
+    for _ in range(20):
+        engine.is_lost = True
+        clock.now += 0.001
+        assert isinstance((await ended(*submitted(runner, [tokens_of(*range(1000))])))[0], UnhealthyError)
+    assert rate.tokens_per_s == 1000
+    assert rate.seconds(1000, budget=1000) == 1.0

@@ -29,6 +29,7 @@ USAGE = object_of(prompt_tokens=INTEGER, total_tokens=INTEGER)  # of `usage`
 # Why a body of vLLM's with `messages` is refused.
 NO_CHATS = "is not supported: apply the chat template in the client, and send the text with `add_special_tokens: false`"
 
+_MESSAGES = re.compile(rb'"messages"\s*:')
 _FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
 _FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 _SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
@@ -112,7 +113,7 @@ def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
     try:
         return msgspec.json.decode(raw, type=schema)
     except _FAULTS as fault:
-        raise _body_error(fault, is_chat=b'"messages"' in raw) from fault
+        raise _body_error(fault, is_chat=_MESSAGES.search(raw) is not None) from fault
 
 
 def convert(value: object, schema: type[ValueT]) -> ValueT:

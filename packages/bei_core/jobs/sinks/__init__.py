@@ -44,6 +44,12 @@ def sink_of(options: JobOptions, columns: Collection[str]) -> Target | None:
     return target_of(options.sink)
 
 
+def check_client(target: Target) -> None:
+    """Raises ConfigError, naming the extra, if the client of the database is not installed."""
+    with translate_sink_errors(target):
+        _class_of(target)
+
+
 def open_sink(target: Target, empty: pa.Table) -> Sink:
     """Returns the open table for output with the columns of `empty`.
 
