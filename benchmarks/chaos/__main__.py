@@ -46,9 +46,9 @@ def loads(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable
         return
     with load.Loaded(folder, options.seed) as loaded:
         loaded.measure_peak(min(20.0, options.seconds))
-        for factor in load.OVERLOADS:
-            if load.name_of(factor) in chosen:
-                yield lambda factor=factor: loaded.overload(factor, options.seconds)  # type: ignore[misc]
+        for overload in load.OVERLOADS:
+            if overload.name in chosen:
+                yield lambda overload=overload: loaded.overload(overload, options.seconds)  # type: ignore[misc]
         if load.LATE in chosen:
             yield lambda: loaded.deadlines(min(30.0, options.seconds))
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import psutil
 
@@ -21,7 +23,7 @@ from bei_core.bench.client import Load, Outcome, drive
 from bei_core.bench.workload import Wire, texts
 from benchmarks.chaos.probe import HEALTH, quantile_of, running, watched
 from benchmarks.chaos.table import Row
-from tests.e2e.server import Server, ask
+from tests.e2e.server import LONG, Server, ask, openai_request
 
 MAX_QUEUE_WAIT_S = 2.0
 DEADLINE_S = 0.5
@@ -32,13 +34,30 @@ _CLOSED_LOOP = 48  # clients: full batches, and none of them is refused
 _CONNECTIONS = 2000
 _PROBE_EVERY_S = 0.05
 
-OVERLOADS = (5.0, 8.0)
 LATE = "deadlines of 500 ms at 3 times the capacity"
+_LARGE = 64  # texts of a large request, each as long as the model takes
+_NUM_LARGE_CLIENTS = 2
 
 
-def name_of(factor: float) -> str:
-    """The name of a row."""
-    return f"{factor:g} times the capacity, texts of mixed lengths, max_queue_wait_s = {MAX_QUEUE_WAIT_S:g}"
+class Overload(NamedTuple):
+    """A load of `factor` times the peak."""
+
+    factor: float
+    is_closing: bool = False  # each request has a connection of its own
+    has_large: bool = False  # other clients send large requests, one after the other
+
+    @property
+    def name(self) -> str:
+        """The name of its row."""
+        how = ", a connection for each request" if self.is_closing else ""
+        beside = f", {_NUM_LARGE_CLIENTS} clients send {_LARGE} long texts at a time" if self.has_large else ""
+        return (
+            f"{self.factor:g} times the capacity, texts of mixed lengths{how}{beside}, "
+            f"max_queue_wait_s = {MAX_QUEUE_WAIT_S:g}"
+        )
+
+
+OVERLOADS = (Overload(5.0), Overload(8.0), Overload(5.0, is_closing=True), Overload(5.0, has_large=True))
 
 
 @dataclass
@@ -81,29 +100,37 @@ class Loaded:
         self._peak_share = (self._cpu_s() - cpu_s) / (time.perf_counter() - began)
         self.peak = len(outcome.latencies_ms) / outcome.wall_s
 
-    def overload(self, factor: float, seconds: float) -> Row:
-        """Offers `factor` times the peak, and measures the peak again."""
-        rate, peak_before = factor * self.peak, self.peak
-        with watched(self._server, HEALTH, _PROBE_EVERY_S) as health, self._refused() as refused:
+    def overload(self, load: Overload, seconds: float) -> Row:
+        """Offers `load.factor` times the peak, and measures the peak again."""
+        rate, peak_before = load.factor * self.peak, self.peak
+        requests = _with_header(self._requests, b"connection: close") if load.is_closing else self._requests
+        with (
+            watched(self._server, HEALTH, _PROBE_EVERY_S) as health,
+            self._refused() as refused,
+            self._large(_NUM_LARGE_CLIENTS if load.has_large else 0) as large,
+        ):
             cpu_s, began = self._cpu_s(), time.perf_counter()
-            outcome = self._drive(self._requests, int(rate * seconds), rate)
-        share = (self._cpu_s() - cpu_s) / (time.perf_counter() - began)
+            outcome = self._drive(requests, int(rate * seconds), rate)
+            share = (self._cpu_s() - cpu_s) / (time.perf_counter() - began)
         self.measure_peak(min(20.0, seconds))
         peak = (peak_before + self.peak) / 2
         goodput = len(outcome.latencies_ms) / outcome.wall_s / peak
         p99_s, refused_ms = quantile_of(outcome.latencies_ms, 0.99) / 1e3, quantile_of(refused.delays_ms, 0.99)
-        health_ms, lost = health.delay_ms(0.99), _lost(outcome)
+        health_ms, lost = health.delay_ms(0.99), _lost(outcome) + large.total() - large[200] - large[429]
         retry = f"{min(refused.retry_after_s)} to {max(refused.retry_after_s)} s" if refused.retry_after_s else "none"
+        beside = f"; large requests {large[200]} x 200, {large[429]} x 429" if load.has_large else ""
+        # Large requests take a part of the engine, so that the goodput of the others has no bound.
+        must_goodput = "" if load.has_large else f"goodput >= {_MIN_GOODPUT:.0%} of the peak; "
         return Row(
-            name=name_of(factor),
-            must=f"goodput >= {_MIN_GOODPUT:.0%} of the peak; p99 of 200s <= {MAX_QUEUE_WAIT_S:g} s; p99 of 429s <= "
+            name=load.name,
+            must=f"{must_goodput}p99 of 200s <= {MAX_QUEUE_WAIT_S:g} s; p99 of 429s <= "
             f"{_REFUSED_MS:g} ms, with Retry-After; nothing reset; p99 of `/health` <= {_MAX_HEALTH_MS:g} ms",
             measured=f"{goodput:.0%} of {peak:.0f}/s (before {peak_before:.0f}, after {self.peak:.0f}) for "
             f"{outcome.wall_s:.0f} s; p99 {p99_s:.2f} s; 429s p99 {refused_ms:.1f} ms, Retry-After {retry}; "
             f"{lost} reset; `/health` p99 {health_ms:.1f} ms; the server had "
             f"{share:.0%} of its processor (at the peak {self._peak_share:.0%}), the generator "
-            f"{outcome.cpu_s / outcome.wall_s:.0%} of the other",
-            holds=goodput >= _MIN_GOODPUT
+            f"{outcome.cpu_s / outcome.wall_s:.0%} of the other{beside}",
+            holds=(load.has_large or goodput >= _MIN_GOODPUT)
             and p99_s <= MAX_QUEUE_WAIT_S
             and refused_ms <= _REFUSED_MS
             and not lost
@@ -113,8 +140,7 @@ class Loaded:
 
     def deadlines(self, seconds: float) -> Row:
         """Offers 3 times the peak, each request with a deadline."""
-        line, rate = b"request-timeout-ms: %d\r\ncontent-type" % (1e3 * DEADLINE_S), 3 * self.peak
-        requests = [request.replace(b"content-type", line, 1) for request in self._requests]
+        rate, requests = 3 * self.peak, _with_header(self._requests, b"request-timeout-ms: %d" % (1e3 * DEADLINE_S))
         outcome = self._drive(requests, int(rate * seconds), rate)
         batch_s = self._server.metrics()["te_request_inference_duration_sum"] / max(
             1.0, self._server.metrics()["te_request_inference_duration_count"]
@@ -166,10 +192,30 @@ class Loaded:
         with running(client):
             yield found
 
+    @contextmanager
+    def _large(self, num_clients: int) -> Iterator[Counter[int]]:
+        """Sends large requests inside the block, one after the other for each client; counts replies by status."""
+        found, request = Counter[int](), openai_request([LONG] * _LARGE)
+
+        def client(done: threading.Event) -> None:
+            with self._server.connect() as connection:
+                while not done.wait(0.2):
+                    found[ask(connection, request).status_code] += 1
+
+        with ExitStack() as stack:
+            for _ in range(num_clients):
+                stack.enter_context(running(client))
+            yield found
+
+
+def _with_header(requests: Sequence[bytes], line: bytes) -> list[bytes]:
+    """The requests with one more header."""
+    return [request.replace(b"content-type", line + b"\r\ncontent-type", 1) for request in requests]
+
 
 def _lost(outcome: Outcome) -> int:
     """Requests that ended without a reply, or with one that overload does not explain."""
     return sum(count for error, count in outcome.errors.items() if error not in {"429", "504"})
 
 
-ORDER = (*map(name_of, OVERLOADS), LATE)
+ORDER = (*(load.name for load in OVERLOADS), LATE)

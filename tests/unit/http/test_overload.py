@@ -201,6 +201,32 @@ async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_n
     await assert_it_accepts_again(served, first)
 
 
+async def test_a_repeated_head_of_a_client_with_a_connection_for_each_request_is_refused_without_parsing(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await make_served(max_concurrent_requests=1)
+    monkeypatch.setattr(app_module, "valid_s", lambda max_queue_wait_s: math.inf)
+    first = await occupied(served)
+    parsed: list[Scope] = []
+
+    def refused_early(scope: Scope) -> Refusal | None:
+        parsed.append(scope)
+        return served.app.refused_early(scope)
+
+    monkeypatch.setattr(served.pool, "refused_early", refused_early)
+    for version in (b"1.1\r\nhost: a\r\nconnection: close", b"1.0"):
+        for _ in range(3):
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+            writer.write(b"POST /embed HTTP/%b\r\ncontent-length: 2\r\n\r\n{}" % version)
+            reply = await asyncio.wait_for(reader.read(), SAFETY_S)
+            writer.close()
+            assert reply.startswith(b"HTTP/1.1 429 ")
+            assert reply.count(b"\r\nconnection: close\r\n") == 1
+    assert len(parsed) == 2, "one of each head"
+    served.pool.refused_heads, served.app._refusals = RefusedHeads(), {}  # as after their time
+    await assert_it_accepts_again(served, first)
+
+
 async def test_refusals_that_the_client_does_not_read_do_not_fill_the_memory(make_served: MakeServed) -> None:
     served = await make_served(max_concurrent_requests=1)
     first = await occupied(served)

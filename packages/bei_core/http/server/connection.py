@@ -68,10 +68,10 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parses received bytes; discards them if the connection is closing."""
         is_ready = self.phase is Phase.IDLE and not self._unparsed and self._writable.is_set()
-        if is_ready and (refusal := self._pool.refused_heads.find(data)) is not None:
-            self._send_refusal(refusal, keep_alive=True)
+        if is_ready and (repeated := self._pool.refused_heads.find(data)) is not None:
+            self._send_refusal(repeated.refusal, keep_alive=repeated.keep_alive)
             self._pool.begin(self)
-            self._wait_for_request()
+            self._wait_for_request() if repeated.keep_alive else self.close()
         elif self.phase is not Phase.CLOSING:
             self._unparsed = self._unparsed + data if self._unparsed else data
             self._parse()
@@ -247,8 +247,8 @@ class Connection(asyncio.Protocol):
         """Sends a refusal. The connection stays open, unless the client may leave out the body."""
         keep_alive = self._parser.keep_alive and not (self._parser.expects_continue or self._pool.is_draining)
         self._send_refusal(refusal, keep_alive=keep_alive)
-        if keep_alive and not refusal.request_id:
-            self._pool.refused_heads.add(self._parser.head, refusal)
+        if not (refusal.request_id or self._parser.expects_continue):
+            self._pool.refused_heads.add(self._parser.head, refusal, keep_alive=keep_alive)
         return Refused(keep_alive=keep_alive)
 
     def _send_refusal(self, refusal: Refusal, *, keep_alive: bool) -> None:

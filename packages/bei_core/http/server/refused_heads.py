@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from typing import NamedTuple
 
 from bei_core.http.replies import Refusal
 
@@ -13,6 +14,13 @@ _CONTENT_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})(?=[ \t]*\r
 _MAX_HEADS = 8
 
 
+class RepeatedRefusal(NamedTuple):
+    """What to reply to a known head."""
+
+    refusal: Refusal
+    keep_alive: bool  # the head asks for the connection to stay open
+
+
 class RefusedHeads:
     """The heads of requests that were refused, in two parts: before and after the value of content-length.
 
@@ -20,25 +28,25 @@ class RefusedHeads:
     """
 
     def __init__(self) -> None:
-        self._heads: dict[tuple[bytes, bytes], Refusal] = {}
+        self._heads: dict[tuple[bytes, bytes], RepeatedRefusal] = {}
 
-    def add(self, head: bytes, refusal: Refusal) -> None:
+    def add(self, head: bytes, refusal: Refusal, *, keep_alive: bool) -> None:
         """Adds the whole head of a request that got this refusal. Ignores a head without content-length."""
         found = _CONTENT_LENGTH.search(head)
         if found is not None:
             if len(self._heads) == _MAX_HEADS:
                 del self._heads[next(iter(self._heads))]
-            self._heads[head[: found.start(1)], head[found.end(1) :]] = refusal
+            self._heads[head[: found.start(1)], head[found.end(1) :]] = RepeatedRefusal(refusal, keep_alive)
 
-    def find(self, data: bytes) -> Refusal | None:
-        """Returns the refusal for `data`; None unless that is exactly one request with a known head."""
-        for (start, end), refusal in self._heads.items():
+    def find(self, data: bytes) -> RepeatedRefusal | None:
+        """Returns what to reply to `data`; None unless that is exactly one request with a known head."""
+        for (start, end), known in self._heads.items():
             if data.startswith(start):
                 at = data.find(b"\r", len(start), len(start) + 10)
                 length = data[len(start) : at]
                 if length.isdigit() and data.startswith(end, at) and len(data) == at + len(end) + int(length):
-                    if time.monotonic() < refusal.until:
-                        return refusal
+                    if time.monotonic() < known.refusal.until:
+                        return known
                     del self._heads[start, end]
                     return None
         return None

@@ -21,10 +21,15 @@ def request(body: bytes, head: bytes = HEAD) -> bytes:
     return head % len(body) + body
 
 
-def test_an_equal_head_is_found_whatever_the_length_of_the_body() -> None:
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_an_equal_head_is_found_whatever_the_length_of_the_body(keep_alive: bool) -> None:
     heads, known = RefusedHeads(), refusal()
-    heads.add(HEAD % 2, known)
-    assert all(heads.find(request(b"x" * size)) is known for size in (0, 1, 2, 10, 100_000))
+    heads.add(HEAD % 2, known, keep_alive=keep_alive)
+    for size in (0, 1, 2, 10, 100_000):
+        found = heads.find(request(b"x" * size))
+        assert found is not None
+        assert found.refusal is known
+        assert found.keep_alive is keep_alive
 
 
 OTHERS = {
@@ -46,17 +51,17 @@ OTHERS = {
 @pytest.mark.parametrize("data", OTHERS.values(), ids=OTHERS)
 def test_any_other_data_is_parsed(data: bytes) -> None:
     heads = RefusedHeads()
-    heads.add(HEAD % 2, refusal())
+    heads.add(HEAD % 2, refusal(), keep_alive=True)
     assert heads.find(data) is None
 
 
 def test_a_refusal_counts_until_its_time_and_the_newest_heads_are_kept() -> None:
     heads = RefusedHeads()
-    heads.add(HEAD % 2, refusal(until=-math.inf))
+    heads.add(HEAD % 2, refusal(until=-math.inf), keep_alive=True)
     assert heads.find(request(b"{}")) is None
     names = [HEAD.replace(b"Host: a", b"Host: %d" % number) + b"" for number in range(20)]
     for name in names:
-        heads.add(name.replace(b"%d", b"2"), refusal())
+        heads.add(name.replace(b"%d", b"2"), refusal(), keep_alive=True)
     found = [heads.find(request(b"{}", name)) is not None for name in names]
     assert found == sorted(found)
     assert 0 < sum(found) < 20
@@ -65,6 +70,6 @@ def test_a_refusal_counts_until_its_time_and_the_newest_heads_are_kept() -> None
 def test_a_head_without_a_length_is_not_kept() -> None:
     heads = RefusedHeads()
     head = b"POST /embed HTTP/1.1\r\nhost: a\r\nx-content-length: 2\r\n\r\n"
-    heads.add(head, refusal())
-    heads.add(b"", refusal())
+    heads.add(head, refusal(), keep_alive=True)
+    heads.add(b"", refusal(), keep_alive=True)
     assert heads.find(head) is None
