@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from bei_core.engines.manifest import MANIFEST, Manifest, seal
-from bei_core.engines.open import build_engine
+from bei_core.engines.open import build_engine, open_engine
 from bei_core.errors import EngineCorruptError
 from tests.unit.engines.test_provider import World, start, world
 
@@ -35,3 +35,14 @@ def test_a_malformed_spec_is_named_also_if_its_digest_is_right(world: World, tmp
         ) as refused:
             start(world.settings(model_id=str(folder), **asked))
         assert len(str(refused.value).splitlines()) == 1
+
+
+def test_the_tokenizer_is_read_while_the_engine_is_loaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("bei_core.engines.open.open_model_tokenizer", lambda *given, **others: calls.append(given))
+    settings = world.settings(max_batch_tokens=64)
+    opened = open_engine(settings)
+    assert opened.reading is not None
+    assert opened.reading.done()
+    opened.read_tokenizer(settings)
+    assert calls == [(opened.tokenizer, opened.spec, 64)]
