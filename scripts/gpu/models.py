@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from bei_core.engines.build import plan_build
 from bei_core.engines.cache import publish_engine
 from bei_core.engines.open import Opened, load
 from bei_core.engines.registry import load_builder
-from bei_core.engines.start import start_here
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.models.spec import read_spec
 
@@ -103,9 +101,9 @@ def build_engine(model: str, folder: Path, *, name: str, compiled: bool = True, 
     """
     checkpoint = resolve(model)
     spec = read_spec(checkpoint)
-    given = Settings.load({"engine": name, **settings}, {"HOME": "/nonexistent"})
+    given = Settings.load({"engine": name, "torch_compile": compiled, **settings}, {"HOME": "/nonexistent"})
     publish_engine(folder, plan_build(load_builder(name), checkpoint, spec, given)[1])
-    return load(folder, start=partial(start_here, options={"compiled": compiled}))
+    return load(folder, settings=given)
 
 
 def _entry(name: str, shape: tuple[int, ...]) -> Entry:

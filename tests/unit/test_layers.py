@@ -38,7 +38,7 @@ MAX_FAN_OUT = 12
 
 # Packages that one room keeps to itself, so that the rest does not come to depend on them.
 OWNERS: dict[str, str | tuple[str, ...]] = {
-    "openvino": "engines.openvino.",
+    "openvino": "engines.openvino",
     "tensorrt_llm": "engines.tensorrt_llm._compat",
     "torch": ("engines.torch.", "engines.tensorrt_llm."),
     "tokenizers": "text.",

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -118,6 +119,12 @@ def encode(inputs: Sequence[Text], spec: ModelSpec, tokenizer: Path, max_seq_len
         return reader.encode_now(inputs, EncodeOptions(prompt=prompt, pool_prompt=spec.pools_prompt))
     finally:
         reader.close()
+
+
+def first_inputs(inputs: Sequence[Tokens], max_tokens: float, least: int) -> Sequence[Tokens]:
+    """The first inputs, until they have `max_tokens` tokens together; at least `least` inputs."""
+    before = accumulate(map(len, inputs), initial=0)
+    return inputs[: max(least, sum(num < max_tokens for num in before))]
 
 
 def with_progress(items: Sequence[T], what: str, unit: str = "batches") -> Iterator[tuple[int, T]]:

@@ -20,7 +20,6 @@ from bei_core.jobs.options import JobOptions
 from bei_core.jobs.output import Folder, Output
 from bei_core.jobs.report import Report
 from bei_core.jobs.sinks import open_sink, sink_of
-from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.serving.served_model import describe
 
 ItemT = TypeVar("ItemT")
@@ -40,7 +39,7 @@ class Job:
 
     def __init__(self, opened: Opened, settings: Settings, options: JobOptions, source: Input, folder: Folder) -> None:
         """Raises ConfigError if the model cannot do the job, or the folder is another job's."""
-        tokenizer = open_model_tokenizer(opened.tokenizer, opened.spec, settings.max_batch_tokens)
+        tokenizer = opened.read_tokenizer(settings)
         model = describe(opened, settings, tokenizer)
         self.worker = Worker(opened.engine, tokenizer, model, options)
         self.options, self.source = options, source

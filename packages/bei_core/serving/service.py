@@ -18,7 +18,6 @@ from bei_core.engines.open import Opened, open_engine
 from bei_core.engines.process import EngineProcess
 from bei_core.errors import EngineUnavailableError, UnhealthyError
 from bei_core.metrics import Metrics, Timings
-from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
 from bei_core.serving.served_model import describe
@@ -36,8 +35,9 @@ _PROVEN_S = 5.0
 _PROBE_WAIT_S = 0.05
 
 # The warm-up batches, each a list of text lengths in tokens: first the shapes of single requests, then a full batch.
-# Warm-up stops after _WARM_UP_S seconds: a large model creates a kernel in milliseconds, but runs it for seconds.
-_WARM_UP = ([1], [127], *([16 * step - 1] for step in range(1, 8)), [128] * 8)
+# Batches for which _WARM_UP_S are too short are left out: a large model creates a kernel in milliseconds, but runs it
+# for seconds.
+_WARM_UP = ([15], [127], *([16 * step - 1] for step in range(2, 8)), [128] * 8)
 _WARM_UP_S = 1.0
 
 
@@ -65,12 +65,7 @@ class Service:
         self._process = opened.engine if isinstance(opened.engine, EngineProcess) else None
         if self._process is not None:
             self._process.on_restart = self.metrics.engine_restarted
-        self.tokenizer = open_model_tokenizer(
-            opened.tokenizer,
-            opened.spec,
-            settings.max_batch_tokens,
-            num_workers=settings.tokenization_workers or 1,
-        )
+        self.tokenizer = opened.read_tokenizer(settings)
         self.model = describe(opened, settings, self.tokenizer)
         self._runner = Runner(
             opened.engine,
@@ -134,16 +129,15 @@ class Service:
     def start(self) -> None:
         """Warms up the engine, then starts to accept requests."""
         started = time.perf_counter()
-        engine = self._opened.engine
+        engine, admission = self._opened.engine, self._runner.admission
         for lengths in _WARM_UP:  # so that no request waits for the creation of kernels
             batch = Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths])
+            if time.perf_counter() - started + 2 * admission.expected_s(batch.num_tokens) > _WARM_UP_S:
+                continue
             engine.forward(batch)  # creates the kernels; the second run is timed
             began = time.perf_counter()
             engine.forward(batch)
-            ended = time.perf_counter()
-            self._runner.admission.rate.add(batch.num_tokens, ended - began)
-            if ended - started > _WARM_UP_S:
-                break
+            admission.rate.add(batch.num_tokens, time.perf_counter() - began)
         self._runner.start()
         self.metrics.watch_queue(lambda: self._runner.num_items, self._wait_s)
         seconds = time.perf_counter() - started

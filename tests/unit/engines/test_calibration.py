@@ -5,14 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bei_core.checkpoint import resolve
 from bei_core.config.settings import Settings
-from bei_core.engines.calibration import HUB_DEFAULT, Calibration, Samples, encode, quantization_of, read_samples
+from bei_core.engines.calibration import (
+    HUB_DEFAULT,
+    Calibration,
+    Samples,
+    encode,
+    first_inputs,
+    quantization_of,
+    read_samples,
+)
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec, read_spec
-from bei_core.tasks import Pair, Templated
+from bei_core.tasks import Pair, Templated, Tokens
 from bei_core.text.templates import named_template
 from tests.golden.cases import GOLDEN
 
@@ -149,3 +158,11 @@ def test_trusss_block_says_how_to_calibrate_where_it_quantises() -> None:
     asked = {**build, "quantization_type": "fp8", "quantization_config": {"calib_size": 128}}
     settings = Settings.from_truss_config({"trt_llm": {"build": asked}})
     assert (settings.quantization_type, settings.calib_size, settings.calib_dataset) == ("fp8", 128, HUB_DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "least", "count"), [(1e9, 0, 5), (30, 0, 3), (31, 0, 4), (30, 4, 4), (0, 0, 0), (0, 9, 5)]
+)
+def test_the_first_inputs_are_taken_until_they_have_enough_tokens(max_tokens: float, least: int, count: int) -> None:
+    inputs = [Tokens(np.zeros(10, np.int32), np.zeros(10, np.int32))] * 5
+    assert len(first_inputs(inputs, max_tokens, least)) == count

@@ -47,3 +47,14 @@ def test_an_engine_that_does_not_suit_the_settings_is_closed(world: World, tmp_p
         with pytest.raises(ConfigError):
             open_engine(settings)
         assert world.engines.pop().is_closed
+
+
+def test_the_tokenizer_is_read_while_the_engine_is_loaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[object, ...]] = []
+    monkeypatch.setattr("bei_core.engines.open.open_model_tokenizer", lambda *given, **others: calls.append(given))
+    settings = world.settings(max_batch_tokens=64)
+    opened = open_engine(settings)
+    assert opened.reading is not None
+    assert opened.reading.done()
+    opened.read_tokenizer(settings)
+    assert calls == [(opened.tokenizer, opened.spec, 64)]

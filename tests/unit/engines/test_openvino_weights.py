@@ -11,7 +11,7 @@ import pytest
 from openvino import Model, Node, Type
 from openvino import opset15 as op
 
-from bei_core.engines.openvino.quantize import weights
+from bei_core.engines.openvino.quantize import blocks, weights
 from bei_core.engines.openvino.quantize.weights import group_size, quantize_groups, quantize_rows
 from bei_core.engines.openvino.stored import StoredTensor, lookups
 from tests.golden.weights import encode
@@ -71,7 +71,7 @@ def test_a_group_divides_the_row(size_in: int, group: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_layer_multiplies_by_the_quantised_weights(kind: Type, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_BLOCK", 1000)  # several blocks, the last one smaller
+    monkeypatch.setattr(blocks, "_BLOCK", 1000)  # several blocks, the last one smaller
     values = normal(50, 256)
     node = (weights._in_8_bits if bits == 8 else weights._in_4_bits)(stored(values, kind))
     given = op.parameter([-1, 256], Type.f32)

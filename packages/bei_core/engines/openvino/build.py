@@ -21,7 +21,7 @@ from bei_core.models.spec import ModelSpec
 VERSION = 6
 
 # Part of the address of an int8 engine. Increment it when quantisation gives other weights.
-INT8_VERSION = 5
+INT8_VERSION = 6
 
 # Part of the address of an engine with quantised weights only. Increment it when quantisation gives other weights.
 WEIGHTS_VERSION = 1

@@ -8,26 +8,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import openvino
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.engines.calibration import Quantization, Samples, encode
+from bei_core.engines.calibration import Quantization, Samples, encode, first_inputs
 from bei_core.engines.manifest import TOKENIZER
-from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
+from bei_core.engines.openvino.engine import BATCH_TOKENS, MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_bytes, quantize
+from bei_core.engines.openvino.quantize.graph import calibration_batches, num_linear_weights, quantize
 from bei_core.engines.openvino.quantize.parts import outputs, reference_rows
 from bei_core.engines.openvino.quantize.weights import quantize_weights
 from bei_core.engines.openvino.stored import save
-from bei_core.engines.quality import Bar, Comparison, Quality
+from bei_core.engines.quality import Bar, Comparison, Quality, min_texts
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Text, Tokens
 
 log = logging.getLogger(__name__)
 
-# The most tokens of calibration texts, and of held-out texts, of a model with more than _LARGE_BYTES in linear layers.
-_MAX_TOKENS, _LARGE_BYTES = 8192, 64 << 20
+# Floating-point operations in linear layers, of a pass over the calibration texts or over the held-out texts. Large
+# models get fewer texts, but at least `min_texts` (docs/decisions/033-weight-only.md).
+_MAX_OPERATIONS = 1.5e12
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +58,12 @@ class QuantizedBuild:
     def fill(self, folder: Path) -> Quality:
         """Write the model and measure its quality. Raises QualityError."""
         graph = build_graph(self.spec, self.checkpoint)
-        limit = _MAX_TOKENS if linear_bytes(graph) > _LARGE_BYTES else None
-        inputs, held_out = (self._encode(side, folder / TOKENIZER, limit) for side in self.samples)
-        batches = calibration_batches(held_out)
+        max_tokens = _MAX_OPERATIONS / max(1, 2 * num_linear_weights(graph))
+        held_out = self._encode(self.samples.held_out, folder, max_tokens)
+        batches = calibration_batches(held_out, BATCH_TOKENS)
         reference = reference_rows(graph, batches)
         started = time.perf_counter()
-        self._quantize(graph, inputs)
+        self._quantize(graph, folder, max_tokens)
         save(graph, folder / MODEL)
         del graph  # frees its weights before the engine loads its own
         log.info("quantised in %.1f s; measuring quality on held-out texts", time.perf_counter() - started)
@@ -75,16 +75,15 @@ class QuantizedBuild:
         log.info("quality of %s compared with f32: %s", precision, quality)
         return quality
 
-    def _encode(self, texts: Sequence[Text], tokenizer: Path, limit: int | None) -> list[Tokens]:
-        """Tokens of the texts; with `limit`, of the first texts until they have so many tokens together."""
-        encoded = encode(texts, self.spec, tokenizer, self.quantization.calibration.max_seq_length)
-        num_before = np.cumsum([0, *(len(item) for item in encoded)])[:-1]
-        return [item for item, before in zip(encoded, num_before, strict=True) if limit is None or before < limit]
+    def _encode(self, texts: Sequence[Text], folder: Path, max_tokens: float) -> Sequence[Tokens]:
+        encoded = encode(texts, self.spec, folder / TOKENIZER, self.quantization.calibration.max_seq_length)
+        return first_inputs(encoded, max_tokens, min_texts(self.spec.kind))
 
-    def _quantize(self, graph: openvino.Model, inputs: Sequence[Tokens]) -> None:
+    def _quantize(self, graph: openvino.Model, folder: Path, max_tokens: float) -> None:
         bits = self.quantization.bits
         if bits:
             return quantize_weights(graph, bits, mlp_only=self._mlp_only)
+        inputs = self._encode(self.samples.calibration, folder, max_tokens)
         batches = calibration_batches(inputs)
         log.info("quantising to int8, calibrating with %d texts (%d batches)", len(inputs), len(batches))
         quantize(graph, batches, alpha=self.quantization.alpha, mlp_only=self._mlp_only)

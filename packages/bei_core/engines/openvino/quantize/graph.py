@@ -2,8 +2,7 @@
 
 Embeddings, norms, softmax, the matmuls inside attention, pooling, modules and heads are not quantised
 (docs/decisions/010-int8.md). `smoothquant` observes the activations and moves their outliers into weights, and
-`headroom` chooses weights that cannot saturate. Each activation is quantised together with the matmuls that use it, so
-that only the weights of these matmuls are in memory as f32 at the same time.
+`headroom` chooses weights that cannot saturate. Each activation is quantised together with the matmuls that use it.
 
 A quantised activation q stands for low + step * q. The graph leaves out `low`, so that the processor has no zero point
 to subtract: (low + step * q) @ w = step * (q @ w) + low * sum(w), and the second term is added to the bias.
@@ -12,6 +11,7 @@ to subtract: (low + step * q) @ w = step * (q @ w) + low * sum(w), and the secon
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -22,12 +22,14 @@ from openvino import Model, Node, Type
 from openvino import opset15 as op
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.calibration import with_progress
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.graph import TOKEN_VECTORS
+from bei_core.engines.openvino.quantize.blocks import in_blocks
 from bei_core.engines.openvino.quantize.headroom import MAX_ACTIVATION, levels, quantize_with_headroom
 from bei_core.engines.openvino.quantize.parts import downstream
 from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SharedInput, SmoothedInput, best_scale, observe
-from bei_core.engines.openvino.stored import is_weight, stored_values, values_of
+from bei_core.engines.openvino.stored import StoredTensor, is_weight, values_of
 from bei_core.errors import UnsupportedModelError
 from bei_core.tasks import Tokens
 
@@ -52,7 +54,7 @@ def quantize(
     if not matmuls:
         raise UnsupportedModelError("the model has no linear layers to quantise")
     smoothed: dict[str, SmoothedInput] = {}
-    for shared in observe(graph, matmuls, batches):
+    for _, shared in with_progress(observe(graph, matmuls, batches), "quantising to int8", "activations"):
         smoothed |= _quantize_input(shared, ALPHAS if alpha is None else (alpha,))
     worst, of_worst = max(smoothed.items(), key=lambda item: item[1].error)
     log.info("int8 for %d linear layers; largest expected error %.2g, in %s", len(smoothed), of_worst.error**0.5, worst)
@@ -71,7 +73,7 @@ def _quantize_input(shared: SharedInput, alphas: Sequence[float]) -> dict[str, S
     for matmul, weight, error in zip(shared.matmuls, weights, errors, strict=True):
         smoothed = SmoothedInput(error, shared.low / scale, shared.high / scale)
         found[matmul.get_friendly_name()] = smoothed
-        integers, steps = quantize_with_headroom(weight * scale, *levels(smoothed, low, high))
+        integers, steps = _quantize_weight(weight, scale, *levels(smoothed, low, high))
         dequantized = op.multiply(op.convert(op.constant(integers), Type.f32), op.constant(steps))
         matmul.input(0).replace_source_output(activation.output(0))
         matmul.input(1).replace_source_output(dequantized.output(0))
@@ -79,6 +81,13 @@ def _quantize_input(shared: SharedInput, alphas: Sequence[float]) -> dict[str, S
             matmul, (low * (integers.sum(1, dtype=np.int64) * steps[:, 0].astype(np.float64))).astype(np.float32)
         )
     return found
+
+
+def _quantize_weight(weight: StoredTensor, scale: Array, low: Array, high: Array) -> tuple[Array, Array]:
+    """(integers, steps) of the weight times `scale`, as `quantize_with_headroom` gives them."""
+    blocks = in_blocks(lambda rows: quantize_with_headroom(weight[rows] * scale, low, high), weight.shape)
+    integers, steps = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    return integers, steps
 
 
 def _add_to_bias(matmul: Node, constant: Array) -> None:
@@ -112,10 +121,9 @@ def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
     ]
 
 
-def linear_bytes(graph: Model) -> int:
-    """Bytes of the weights of the transformer's linear layers, as stored."""
-    weights = [matmul.input_value(1).get_node() for matmul in linear_matmuls(graph)]
-    return sum(stored_values(weight).bits.nbytes for weight in weights)
+def num_linear_weights(graph: Model) -> int:
+    """Number of weights in the transformer's linear layers."""
+    return sum(math.prod(matmul.input_value(1).get_shape()) for matmul in linear_matmuls(graph))
 
 
 def calibration_batches(items: Sequence[Tokens], budget: int = CALIBRATION_TOKENS) -> list[Batch]:

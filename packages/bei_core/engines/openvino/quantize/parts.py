@@ -32,8 +32,9 @@ Array = npt.NDArray[Any]
 # A value that one part gives to another, or an output of the graph: a node's instance id and the index of its output.
 _Key = tuple[int, int]
 
-# Bytes of a part's weights, as stored. A part with more has a single operation.
-_MAX_PART_BYTES = 256 << 20
+# Bytes of a part's weights, as stored. A part with more has a single operation. While a part runs, its weights are in
+# memory twice in f32: as the constants that the plugin has widened, and packed for the kernels.
+_MAX_PART_BYTES = 64 << 20
 
 
 @dataclass(slots=True)

@@ -21,8 +21,9 @@ from openvino import opset15 as op
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import ops
+from bei_core.engines.openvino.quantize.blocks import in_blocks, in_parallel
 from bei_core.engines.openvino.quantize.parts import run_in_parts
-from bei_core.engines.openvino.stored import values_of
+from bei_core.engines.openvino.stored import StoredTensor, stored_values
 
 Array = npt.NDArray[Any]
 
@@ -56,9 +57,9 @@ class SharedInput:
         highest: Array = self.highs.max(0)
         return highest
 
-    def weights(self) -> list[Array]:
-        """f32[out, in] of each matmul."""
-        return [np.asarray(values_of(matmul.input_value(1).get_node())) for matmul in self.matmuls]
+    def weights(self) -> list[StoredTensor]:
+        """[out, in] of each matmul, as stored."""
+        return [stored_values(matmul.input_value(1).get_node()) for matmul in self.matmuls]
 
     def range_of(self, scale: Array) -> tuple[float, float]:
         """(low, high) that int8 represents after the division by `scale`: the mean of the batches' ranges, with 0."""
@@ -75,34 +76,53 @@ class SmoothedInput:
     high: Array  # f32[in], maximum of each channel
 
 
-def best_scale(shared: SharedInput, weights: Sequence[Array], alphas: Sequence[float]) -> tuple[Array, list[float]]:
+def best_scale(
+    shared: SharedInput, weights: Sequence[StoredTensor], alphas: Sequence[float]
+) -> tuple[Array, list[float]]:
     """(s f32[in] for the best alpha, expected error of each matmul with it)."""
-    scales = [smoothing_scale(shared, weights, alpha) for alpha in alphas]
-    tried = [weight[:: max(1, len(weight) // _NUM_SAMPLED_ROWS)] for weight in weights]
-    errors = [[_int8_error(shared, rows, scale) for rows in tried] for scale in scales]
-    best = min(range(len(scales)), key=lambda index: sum(errors[index]))
-    return scales[best], errors[best]
-
-
-def smoothing_scale(shared: SharedInput, weights: Sequence[Array], alpha: float) -> Array:
-    """f32[in], the s by which the activation is divided; 1 for a channel whose activations or weights are all zero."""
     inputs = np.maximum(np.abs(shared.low), np.abs(shared.high))
-    largest = np.max([np.abs(weight).max(0) for weight in weights], axis=0)
-    is_zero = (inputs < 1e-6) | (largest < 1e-6)
-    scale: Array = np.where(is_zero, 1, inputs) ** alpha / np.where(is_zero, 1, largest) ** (1 - alpha)
+    largest = np.max([_largest(weight) for weight in weights], axis=0)
+    scales = [smoothing_scale(inputs, largest, alpha) for alpha in alphas]
+    tried = [np.asarray(weight[:: max(1, len(weight) // _NUM_SAMPLED_ROWS)]) for weight in weights]
+    errors = [_int8_errors(shared, rows, scales) for rows in tried]
+    best = int(np.argmin(np.sum(errors, axis=0)))
+    return scales[best], [each[best] for each in errors]
+
+
+def _largest(weight: StoredTensor) -> Array:
+    """f32[in], the largest absolute value of each column."""
+    largest: Array = np.max(in_blocks(lambda rows: np.abs(weight[rows]).max(0), weight.shape), axis=0)
+    return largest
+
+
+def smoothing_scale(inputs: Array, weights: Array, alpha: float) -> Array:
+    """f32[in], the s by which the activation is divided, from the largest absolute values f32[in] of each channel.
+
+    It is 1 for a channel whose activations or weights are all zero.
+    """
+    is_zero = (inputs < 1e-6) | (weights < 1e-6)
+    scale: Array = np.where(is_zero, 1, inputs) ** alpha / np.where(is_zero, 1, weights) ** (1 - alpha)
     return scale.astype(np.float32)
 
 
-def _int8_error(shared: SharedInput, weight: Array, scale: Array) -> float:
-    """Error of a matmul with activations rounded to 256 levels and each row of weights to its own 255 (see `error`)."""
-    low, high = min(float((shared.low / scale).min()), 0.0), max(float((shared.high / scale).max()), 0.0)
-    step = max((high - low) / 255, 1e-12)
-    rounded = np.round(np.clip(shared.sample / scale, low, high) / step) * step
-    scaled = weight * scale
-    steps = np.maximum(np.abs(scaled).max(1, keepdims=True) / 127, 1e-12)
+def _int8_errors(shared: SharedInput, weight: Array, scales: Sequence[Array]) -> list[float]:
+    """For each scale, the error of a matmul with rounded activations and weights (see `SmoothedInput.error`).
+
+    Activations are rounded to 256 levels, each row of weights to its own 255.
+    """
     exact = shared.sample @ weight.T
-    difference = rounded @ (np.round(scaled / steps) * steps).T - exact
-    return float(np.mean((difference**2).sum(1) / np.maximum((exact**2).sum(1), 1e-12)))
+    norms = np.maximum((exact**2).sum(1), 1e-12)
+
+    def error(scale: Array) -> float:
+        low, high = min(float((shared.low / scale).min()), 0.0), max(float((shared.high / scale).max()), 0.0)
+        step = max((high - low) / 255, 1e-12)
+        rounded = np.round(np.clip(shared.sample / scale, low, high) / step) * step
+        scaled = weight * scale
+        steps = np.maximum(np.abs(scaled).max(1, keepdims=True) / 127, 1e-12)
+        difference = rounded @ (np.round(scaled / steps) * steps).T - exact
+        return float(np.mean((difference**2).sum(1) / norms))
+
+    return in_parallel(error, scales)
 
 
 def observe(graph: Model, matmuls: Sequence[Node], batches: Sequence[Batch]) -> list[SharedInput]:

@@ -8,8 +8,6 @@ large tables of embeddings are quantised. Tables always get 8 bits.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,8 +18,8 @@ from openvino import opset15 as op
 
 from bei_core.engines.calibration import with_progress
 from bei_core.engines.openvino import ops
-from bei_core.engines.openvino.engine import usable_cpus
 from bei_core.engines.openvino.models.blocks import INPUT_NAMES
+from bei_core.engines.openvino.quantize.blocks import in_blocks
 from bei_core.engines.openvino.quantize.graph import linear_matmuls
 from bei_core.engines.openvino.stored import StoredTensor, drop_mapped_pages, lookups, stored_values
 from bei_core.errors import UnsupportedModelError
@@ -37,9 +35,6 @@ _GROUP, _MIN_GROUP = 128, 16
 # A 4-bit group's weight that is farthest from zero gets level -8 after division by one of these, whichever gives the
 # least squared error. On MiniLM: relative error 0.106, but 0.112 with 1 alone, and 0.128 with levels -7 to 7.
 _CLIPS = (1.0, 0.9, 0.8)
-
-# Weights that a thread quantises at once; limits the memory of intermediate results.
-_BLOCK = 1 << 21
 
 
 def quantize_weights(graph: Model, bits: int, *, mlp_only: bool) -> None:
@@ -102,7 +97,7 @@ def quantize_rows(weight: StoredTensor) -> tuple[Array, Array]:
         scales[rows] = np.where(steps == 0, 1, steps)
         levels[rows] = np.rint(values / scales[rows])
 
-    _in_blocks(quantize, weight.shape)
+    in_blocks(quantize, weight.shape)
     return levels, scales
 
 
@@ -121,7 +116,7 @@ def quantize_groups(weight: StoredTensor, group: int) -> tuple[Array, Array]:
         pairs = levels.reshape(len(values), -1, 2).astype(np.uint8) & 15
         packed[rows] = pairs[..., 0] | pairs[..., 1] << 4
 
-    _in_blocks(quantize, weight.shape)
+    in_blocks(quantize, weight.shape)
     return packed.reshape(-1), scales
 
 
@@ -141,10 +136,3 @@ def _best_levels(values: Array) -> tuple[Array, Array]:
         best, scales = np.where(is_better, error, best), np.where(is_better, scale, scales)
         np.copyto(levels, rounded, where=is_better, casting="unsafe")
     return levels, scales
-
-
-def _in_blocks(quantize: Callable[[slice], None], shape: Sequence[int]) -> None:
-    """Call `quantize` for blocks of rows, on all processors."""
-    size = max(1, _BLOCK // shape[1])
-    with ThreadPoolExecutor(usable_cpus()) as pool:
-        list(pool.map(quantize, [slice(start, start + size) for start in range(0, shape[0], size)]))

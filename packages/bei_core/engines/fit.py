@@ -1,0 +1,62 @@
+"""Checks that a built engine fits the settings with which it is to be served."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from bei_core.config.settings import Settings
+from bei_core.engines.calibration import quantization_of
+from bei_core.engines.manifest import Manifest
+from bei_core.engines.quality import bar_of
+from bei_core.engines.start import check_options, read_spec
+from bei_core.errors import ConfigError
+from bei_core.models.spec import ModelSpec
+from bei_core.text.templates import chosen_template
+
+log = logging.getLogger(__name__)
+
+# The values of the setting `dtype` that an engine with weights of this precision supports, besides auto.
+_DTYPES = {
+    "f32": ("float32", "bfloat16"),
+    "int8": ("float32", "bfloat16", "int8"),
+    "int8_weight_only": ("float32", "bfloat16"),
+    "int4_weight_only": ("float32", "bfloat16"),
+    "bf16": ("bfloat16",),
+    "f16": ("float16",),
+    "fp8": ("bfloat16",),
+    "fp4": ("bfloat16",),
+}
+
+
+def check_folder(settings: Settings, folder: Path, manifest: Manifest) -> None:
+    """Raise ConfigError if the engine in a folder does not suit the settings."""
+    if settings.engine not in {"auto", manifest.engine}:
+        raise ConfigError(f"{folder} is built for {manifest.engine}, not for {settings.engine}")
+    if settings.dtype not in ("auto", *_DTYPES.get(manifest.precision, ())):
+        raise ConfigError(f"{folder} has weights in {manifest.precision}; build it again for {settings.dtype}")
+    if settings.pooling is not None and not read_spec(folder).pools_by(settings.pooling):
+        raise ConfigError(f"{folder} is built with another pooling; build it again for {settings.pooling}")
+    template = chosen_template(settings.rerank_template, None)
+    if template is not None and not read_spec(folder).scores_by(template):
+        raise ConfigError(f"{folder} is built for other answers than this rerank_template's; build it again with it")
+
+
+def check_quality(settings: Settings, spec: ModelSpec, manifest: Manifest) -> None:
+    """Raise ConfigError if the engine does not suit the settings, QualityError if it is below their thresholds."""
+    if settings.pooling is not None and spec.classifier is not None:  # as text-embeddings-inference does
+        log.warning("pooling %s has no effect: %s is a %s", settings.pooling, settings.model_id, spec.kind)
+    settings.check_dense_path(spec.dense_folders)
+    check_options(settings, manifest.engine)
+    quality, asked = manifest.quality, quantization_of(settings)
+    if asked is not None and quality is None:
+        raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")
+    found = manifest.precision
+    if asked is not None and manifest.engine == "openvino" and found != asked.cpu_precision:
+        raise ConfigError(
+            f"{settings.model_id} has weights in {found}; build it again for quantization_type {asked.type}"
+        )
+    if quality is not None and settings.quantization_type == "no_quant":
+        raise ConfigError(f"{settings.model_id} is quantised; build it again for quantization_type no_quant")
+    if quality is not None:
+        quality.check(bar_of(settings))

@@ -1,0 +1,31 @@
+"""The batches that the service runs before it is ready."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from bei_core.config.settings import Settings
+from bei_core.serving.service import Service
+from tests.fakes import SAFETY_S, FakeEngine
+from tests.unit.serving.test_service import opened
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_token", "sizes"), [(1e-4, {15, 31, 47, 63, 79, 95, 111, 127, 1024}), (1e-2, {15, 31})]
+)
+def test_the_warm_up_leaves_out_batches_that_would_take_long(
+    seconds_per_token: float, sizes: set[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = FakeEngine(max_seq_len=512)
+
+    def now() -> float:
+        return seconds_per_token * sum(map(len, engine.seen))
+
+    monkeypatch.setattr("bei_core.serving.service.time", SimpleNamespace(perf_counter=now))
+    service = Service(opened(engine, None), Settings.load({}, {}))
+    service.start()
+    assert {sum(map(len, batch)) for batch in engine.batches} == sizes
+    assert now() <= 1
+    service.close(SAFETY_S)
