@@ -11,7 +11,6 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
-from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import (
@@ -19,7 +18,6 @@ from bei_core.errors import (
     DeadlineExceededError,
     EmptyInputError,
     EngineError,
-    EngineUnavailableError,
     OverloadedError,
     RequestError,
     UnhealthyError,
@@ -363,28 +361,6 @@ async def test_a_broken_engine_is_unhealthy(make_service: MakeService, monkeypat
 
 
 # --- Start and end
-
-
-def test_the_engine_is_warmed_up_before_the_first_request() -> None:
-    engine = FakeEngine(max_seq_len=48)
-    service = Service(opened(engine, None), Settings.load({}, {}))
-    assert not engine.batches
-    service.start()
-    assert engine.batches
-    assert max(len(ids) for ids in engine.seen) <= 48  # the longest that the engine takes
-    service.close(SAFETY_S)
-
-
-def test_an_engine_whose_process_ends_in_the_warm_up_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forward(batch: Batch) -> Rows:
-        raise UnhealthyError("the process has ended and is started again")
-
-    engine = FakeEngine()
-    monkeypatch.setattr(engine, "forward", forward)
-    monkeypatch.setattr("bei_core.serving.service.open_engine", lambda settings: opened(engine, None))
-    with pytest.raises(EngineUnavailableError, match=r"ended in the warm-up; see the log$"):
-        Service.open(Settings.load({}, {}))
-    assert engine.is_closed
 
 
 async def test_close_answers_what_was_accepted_then_frees_the_engine(make_service: MakeService) -> None:

@@ -7,7 +7,10 @@ from types import SimpleNamespace
 import pytest
 
 from bei_core.config.settings import Settings
+from bei_core.engines.batch import Batch
+from bei_core.errors import EngineUnavailableError, UnhealthyError
 from bei_core.serving.service import Service
+from bei_core.tasks import Rows
 from tests.fakes import SAFETY_S, FakeEngine
 from tests.unit.serving.test_service import opened
 
@@ -29,3 +32,25 @@ def test_the_warm_up_leaves_out_batches_that_would_take_long(
     assert {sum(map(len, batch)) for batch in engine.batches} == sizes
     assert now() <= 1
     service.close(SAFETY_S)
+
+
+def test_the_engine_is_warmed_up_before_the_first_request() -> None:
+    engine = FakeEngine(max_seq_len=48)
+    service = Service(opened(engine, None), Settings.load({}, {}))
+    assert not engine.batches
+    service.start()
+    assert engine.batches
+    assert max(len(ids) for ids in engine.seen) <= 48  # the longest that the engine takes
+    service.close(SAFETY_S)
+
+
+def test_an_engine_whose_process_ends_in_the_warm_up_is_an_error_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(batch: Batch) -> Rows:
+        raise UnhealthyError("the process has ended and is started again")
+
+    engine = FakeEngine()
+    monkeypatch.setattr(engine, "forward", forward)
+    monkeypatch.setattr("bei_core.serving.service.open_engine", lambda settings: opened(engine, None))
+    with pytest.raises(EngineUnavailableError, match=r"ended in the warm-up; see the log$"):
+        Service.open(Settings.load({}, {}))
+    assert engine.is_closed
