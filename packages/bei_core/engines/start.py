@@ -13,7 +13,7 @@ import msgspec
 
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
-from bei_core.engines.manifest import SPEC, read_manifest
+from bei_core.engines.manifest import SPEC, Manifest, read_manifest
 from bei_core.engines.process import EngineProcess
 from bei_core.engines.registry import TORCH, load_loader
 from bei_core.errors import EngineCorruptError
@@ -46,14 +46,19 @@ def start_for(settings: Settings) -> Start:
     if not settings.engine_process:
         return partial(start_here, options=options)
     start = partial(_start_there, json_output=settings.json_output, log_level=settings.log_level)
-    return lambda folder, dtype: EngineProcess(partial(start, folder, dtype, options))
+    return lambda folder, dtype: EngineProcess(partial(start, folder, dtype, options, read_manifest(folder)))
 
 
 def _start_there(
-    folder: Path, dtype: str, options: Mapping[str, object], *, json_output: bool, log_level: str
+    folder: Path, dtype: str, options: Mapping[str, object], manifest: Manifest, *, json_output: bool, log_level: str
 ) -> Engine:
-    """As `start_here`, in a new process, whose logging is not set up."""
+    """As `start_here`, in a new process, whose logging is not set up.
+
+    Raises EngineCorruptError if the folder has another manifest than the server has checked.
+    """
     configure_logging(json_output=json_output, level=log_level)
+    if read_manifest(folder) != manifest:
+        raise EngineCorruptError(f"{folder} was replaced by another engine; start the server again to serve it")
     return start_here(folder, dtype, options)
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
+from bei_core.engines import start as starting
 from bei_core.engines.manifest import MANIFEST, Manifest, seal
 from bei_core.engines.open import build_engine, open_engine
 from bei_core.errors import ConfigError, EngineCorruptError
@@ -58,3 +61,20 @@ def test_the_tokenizer_is_read_while_the_engine_is_loaded(world: World, monkeypa
     assert opened.reading.done()
     opened.read_tokenizer(settings)
     assert calls == [(opened.tokenizer, opened.spec, 64)]
+
+
+def test_a_process_does_not_load_an_engine_that_replaced_the_one_that_is_served(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server would give its vectors to texts that are tokenized for the old one."""
+    monkeypatch.setattr(starting, "EngineProcess", lambda load: load)
+    monkeypatch.setattr(starting, "configure_logging", lambda **_: None)
+    folder = build_engine(world.settings(), tmp_path / "engine")
+    load: Any = starting.start_for(world.settings(engine_process=True))(folder, "float32")
+    load()
+    shutil.rmtree(folder)
+    build_engine(world.settings(revision="next"), folder)
+    with pytest.raises(
+        EngineCorruptError, match=r"was replaced by another engine; start the server again to serve it$"
+    ):
+        load()
