@@ -46,19 +46,26 @@ def _state(engine: str) -> str:
     """Whether an engine can run on this machine, and if not, why."""
     kind, gpu = ENGINES[engine], find_gpu()
     no_gpu = "no NVIDIA GPU is found" if gpu is None and kind.min_capability is not None else None
-    try:
-        require(engine)
-        if engine == OPENVINO:
-            _precision()  # an installed package may still fail to import
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        return f"cannot run: {reason if no_gpu is None or kind.runs_without_gpu else f'{no_gpu}; {reason}'}"
     reason_against = no_gpu if gpu is None else kind.reason_against(gpu)
+    reasons = [no_gpu if not kind.runs_without_gpu else None, _fault(engine)]
+    if any(reasons):
+        return f"cannot run: {'; '.join(filter(None, reasons))}"
     if reason_against is None:
         return "ready"
     if kind.runs_without_gpu:
         return f"ready{' on the CPU' if gpu is None else ''}, but auto does not choose it: {reason_against}"
     return f"cannot run: {reason_against}"
+
+
+def _fault(engine: str) -> str | None:
+    """Why an engine's package cannot be used; None if it can."""
+    try:
+        require(engine)
+        if engine == OPENVINO:
+            _precision()  # an installed package may still fail to import
+    except Exception as error:
+        return " ".join(str(error).split())
+    return None
 
 
 def _processors() -> int:

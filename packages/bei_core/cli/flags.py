@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,20 +40,21 @@ class Command(click.Command):
 
 def _without_values(words: Sequence[str], switches: Mapping[str, str]) -> Iterator[str]:
     """The words, with `--x false` and `--x=false` replaced by `--no-x`; `switches` maps each `--x` to its `--no-x`."""
-    rest = iter(range(len(words)))
-    for index in rest:
-        flag, equals, value = words[index].partition("=")
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
+        flag, equals, value = word.partition("=")
         if flag == "--":
-            yield from words[index:]
+            yield from (word, *rest)
             return
-        if flag in switches and not equals and index + 1 < len(words):
-            value = words[index + 1]
-        if flag in switches and value.lower() in {"true", "false"}:
-            yield flag if value.lower() == "true" else switches[flag]
-            if not equals:
-                next(rest)
-        else:
-            yield words[index]
+        if not equals and rest:
+            value = rest[0]
+        if flag not in switches or value.lower() not in {"true", "false"}:
+            yield word
+            continue
+        if not equals:
+            rest.popleft()
+        yield flag if value.lower() == "true" else switches[flag]
 
 
 class OutputFile(click.Path):

@@ -75,9 +75,9 @@ class Declared:
     @property
     def plain(self) -> type[Any]:
         """The type of one value: bool, int, float, str, Path, tuple (of texts) or a struct."""
-        part = next(part for part in members(self.kind) if part is not types.NoneType)
-        origin: Any = typing.get_origin(_unannotated(part))
-        return str if origin is Literal else origin or _unannotated(part)
+        part = _unannotated(next(part for part in members(self.kind) if part is not types.NoneType))
+        container: Any = typing.get_origin(part)  # tuple of tuple[str, ...]; None for int
+        return str if container is Literal else container or part
 
     @property
     def default_text(self) -> str:

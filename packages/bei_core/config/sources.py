@@ -59,16 +59,14 @@ def merge(known: Declarations, layers: Iterable[Layer]) -> dict[str, Any]:
     pairs = [(setting.name, other) for setting in known.values() for other in setting.about.excludes]
     merged: dict[str, Any] = {}
     for layer in layers:
+        for one, other in pairs:
+            if one in layer and other in layer:
+                raise ConfigError(f"{other} and {one} exclude each other; give one of them")
+        replaced = {name for pair in pairs if not layer.keys().isdisjoint(pair) for name in pair}
         chosen, before = _models_of(layer), _models_of(merged)
         if chosen and before and chosen != before:
-            merged.pop("revision", None)  # it was given for the earlier layer's model
-        for pair in pairs:
-            given = [name for name in pair if name in layer]
-            if len(given) == 2:
-                raise ConfigError(f"{pair[1]} and {pair[0]} exclude each other; give one of them")
-            for name in pair if given else ():
-                merged.pop(name, None)
-        merged.update(layer)
+            replaced.add("revision")  # it was given for the earlier layer's model
+        merged = {**{name: value for name, value in merged.items() if name not in replaced}, **layer}
     return merged
 
 

@@ -101,7 +101,7 @@ class TextTokenizer:
         if not texts:
             raise _no_texts()
         plain = [text for text in texts if isinstance(text, str) or type(text) is Pair]
-        if len(plain) < len(texts):
+        if len(plain) < len(texts):  # token ids and filled templates are encoded one by one
             alone = (self.encode_now if isinstance(text, str | Pair) else self._encode_special for text in texts)
             return [encode([text], options)[0] for encode, text in zip(alone, texts, strict=True)]
         if not all(any(text) if isinstance(text, Pair) else text for text in plain):
@@ -115,9 +115,9 @@ class TextTokenizer:
         with_words = options.spans or any(not isinstance(text, Pair) and len(text) > longest for text in plain)
         encodings = zip(self._encode(prepared, options, with_spans=with_words), plain, prepared, strict=True)
         return [
-            self._truncated(encoding, text, skip, options)
-            if isinstance(text, Pair) or len(text) <= longest or len(part) > len(prompt) + longest
-            else self._settled(encoding, text, skip, options)
+            self._settled(encoding, text, skip, options)
+            if isinstance(text, str) and len(text) > longest >= len(part) - len(prompt)  # `_likely` has cut it
+            else self._truncated(encoding, text, skip, options)
             for encoding, text, part in encodings
         ]
 
