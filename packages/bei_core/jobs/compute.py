@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
-from bei_core.errors import BeiError, ConfigError, RequestError
+from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
 from bei_core.http.schemas.vectors import Precision, quantize
 from bei_core.jobs.batches import ROW_TOKENS, plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
@@ -150,6 +150,8 @@ class Worker:
                 outputs = np.split(token_rows, batch.cu_seqlens[1:-1])
             else:
                 outputs = list(self._engine.forward(batch))
+        except UnhealthyError as error:  # while its process is started again, it would fail on every text
+            raise BeiError("the process of the engine has ended; see the log, and start the job again") from error
         except Exception:
             log.warning("the engine failed on a batch of %d; running its halves", len(items), exc_info=True)
             if len(items) == 1:
