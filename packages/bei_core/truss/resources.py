@@ -129,14 +129,13 @@ def _cpu_resources(
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns processors and memory of a CPU Truss.
 
-    OpenVINO has the weights in memory twice: as stored, and packed, which is in f32 on a processor without bf16.
+    OpenVINO has the weights in memory twice: as stored, and packed, which is in f32 on a processor without bf16. In
+    int8 with int8 activations, a processor without VNNI has them a third time.
     """
     num_bytes = 0 if model is None else model.weight_bytes + 4 * model.num_params
     how = quantization_of(settings)
-    if model is not None and how is not None and how.bits:
-        num_bytes = 2 * model.num_params
-    elif model is not None and how is not None:
-        num_bytes = 2 * 4 * model.num_params + model.weight_bytes  # the f32 engine to compare with, and the new one
+    if model is not None and how is not None:
+        num_bytes = model.num_params * (2 * how.bits // 8 if how.bits else 3)
     memory = _memory(given, num_bytes / GIB + _CPU_EXTRA_GIB, _LEAST_CPU_GIB)
     size = parse_quantity(memory) / GIB
     cpu = str(given.get("cpu") or 4) if "accelerator" not in given else "4"
