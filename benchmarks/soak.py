@@ -49,7 +49,8 @@ def run(server: Server, seed: int, num_texts: int) -> None:
         with server.connect() as connection:
             while left > 0:
                 request, count = request_of(random_)
-                reply = ask(connection, request)
+                while (reply := ask(connection, request)).status_code == 429:  # the machine does other work
+                    time.sleep(int(reply.headers["retry-after"]))
                 if reply.status_code != 200:
                     raise RuntimeError(f"{reply.status_code}: {reply.text[:200]}")
                 left -= count

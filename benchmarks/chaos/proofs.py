@@ -41,11 +41,15 @@ PROOFS = {
         "ends within drain_timeout_s with status 0",
         ["tests/chaos/test_signals.py", "tests/chaos/test_limits_of_the_process.py"],
     ),
-    "no key, or a wrong one": ("401 before a byte of the body", ["tests/unit/http/test_keys.py"]),
+    "no key, or a wrong one": (
+        "401 before a byte of the body",
+        ["tests/chaos/test_no_key.py", "tests/unit/http/test_keys.py"],
+    ),
     "an empty key; a request id of many characters": (
         "refused at the start; cut at 128 characters",
         [
             "tests/unit/cli/test_flags.py::test_an_empty_key_does_not_open_the_server",
+            "tests/unit/cli/test_flags.py::test_an_empty_secret_does_not_open_the_server",
             "tests/unit/http/test_app.py::test_the_access_log_has_a_line_for_each_request",
         ],
     ),

@@ -1,4 +1,4 @@
-"""`bei serve` opens no connection, and writes only into its cache, also for a user without home and name."""
+"""Servers and bulk jobs open no connection, and write only into their own folders, also without a home and a name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import MINILM
 from tests.e2e.server import TEXTS, Server, log_shown, wait_until
 
 WATCHED = Path(__file__).parent / "watched"
@@ -24,7 +25,7 @@ def prefix_of(log: Path, *more: str) -> tuple[str, ...]:
 def noted(log: Path, cache: Path) -> list[str]:
     """The recorded accesses, except allowed ones: the server's own address, its cache, compiled Python."""
     lines = log.read_text(errors="replace").splitlines()
-    allowed = re.compile(rf"write ({re.escape(str(cache))}|/dev/|/proc/|.*\.pyc)|socket\.getaddrinfo .*127\.0\.0\.1")
+    allowed = re.compile(rf"write ({re.escape(str(cache))}|/dev/|/proc/|.*(\.pyc|/__pycache__))|socket\.getaddrinfo .*127\.0\.0\.1")
     return [line for line in lines if not allowed.match(line) and "127.0.0.1" not in line]
 
 
@@ -34,6 +35,18 @@ def test_nothing_leaves_the_machine_and_nothing_is_written_outside_the_cache(tmp
         assert server.post("/v1/embeddings", {"input": TEXTS[:3]}).status_code == 200
         assert "write" in log.read_text()
         assert noted(log, cache) == []
+
+
+def test_a_bulk_job_writes_only_into_its_cache_and_its_output(tmp_path: Path) -> None:
+    log, own, source = tmp_path / "watched", tmp_path / "own", tmp_path / "in.jsonl"
+    source.write_text('{"text": "a"}\n{"text": "b"}\n')
+    words = ["--model-id", str(MINILM), "--cache-dir", str(own / "cache"), "--output", str(own / "output")]
+    command = [*prefix_of(log), str(Path(sys.executable).with_name("bei")), "embed-dataset", str(source), *words]
+    done = subprocess.run(command, env={"PATH": os.environ["PATH"]}, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (own / "output" / "_manifest.json").exists()
+    assert "write" in log.read_text()
+    assert noted(log, own) == []
 
 
 def test_without_our_guard_openvino_alone_would_write_into_the_home(tmp_path: Path) -> None:
