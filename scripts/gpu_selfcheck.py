@@ -136,7 +136,7 @@ def check(options: argparse.Namespace, findings: Findings, temporary: Path) -> F
 def run_unit(unit: str, limit_s: float, folder: Path) -> Iterator[Result]:
     """Runs a unit in a process of its own and yields its results, and one more if it fails or takes too long."""
     if limit_s <= 0:
-        yield Result(section="Units", what=unit, figures={"": "not run, because no time was left"})
+        yield Result(section="Units", what=unit, figures={"result": "not run, because no time was left"})
         return
     command = [sys.executable, *sys.argv, "--unit", unit, "--folder", str(folder)]
     started = time.monotonic()

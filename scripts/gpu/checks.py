@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm.limits import check_model
 from bei_core.engines.torch.folder import facts_of
+from bei_core.engines.torch.kernels import varlen
+from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.models.relative import DistanceBias
+from bei_core.engines.torch.models.sequences import Sequences, flatten
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_name, family_of
 from bei_core.models.spec import read_spec
@@ -62,6 +68,42 @@ def parity(page: str, folder: Path, name: str, *, every: bool = False) -> Iterat
                 figures=figures,
                 passed=passed,
             )
+
+
+def attention() -> Iterator[Result]:
+    """Compares compiled FlexAttention with attention of one sequence at a time; yields the result of each rule.
+
+    A second batch with other lengths should need no new kernel.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    plain = AttentionSizes(256, 4, 2, 64, 0.125, 512, bias=False, out_bias=False, causal=False)
+    rules = {
+        "soft cap, causal, window": (replace(plain, causal=True, window=100, soft_cap=50.0), None),
+        "biases by distance": (plain, DistanceBias(4, 512).to(device)),
+    }
+    for name, (sizes, bias) in rules.items():
+        compiled, differences = [], []
+        for lengths in ([300, 1, 130], [77, 400]):
+            differences.append(_flex_difference(lengths, sizes, bias, device))
+            compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+        figures = {"largest difference": f"{max(differences):.1e}", "compiled again": str(compiled[1] - compiled[0])}
+        passed = max(differences) < (0.03 if device.type == "cuda" else 1e-5)
+        yield Result(section="FlexAttention, compiled", what=name, figures=figures, passed=passed)
+
+
+def _flex_difference(
+    lengths: list[int], sizes: AttentionSizes, bias: DistanceBias | None, device: torch.device
+) -> float:
+    """Returns the largest difference between FlexAttention, in bf16 on a GPU, and the definition in f32."""
+    batch = Batch.pack([Tokens(*np.zeros((2, length), np.int32)) for length in lengths])
+    sequences = Sequences.of(flatten(batch).to(device), batch.num_tokens, lengths)
+    query, key, value = (torch.randn(batch.num_tokens, heads, sizes.head_size, device=device) for heads in (4, 2, 2))
+    with torch.inference_mode():
+        expected = varlen.by_sequence(query, key, value, sequences, sizes, bias)
+        if device.type == "cuda":
+            query, key, value = query.bfloat16(), key.bfloat16(), value.bfloat16()
+        found = varlen.flex(query, key, value, sequences, sizes, bias)
+    return float((found.float() - expected).abs().max())
 
 
 def _has_kernels(case: Case | ClassificationCase, dtype: str) -> bool:

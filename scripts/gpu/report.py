@@ -43,7 +43,8 @@ class Findings(msgspec.Struct, kw_only=True):
             yield NO_GPU + "\n"
         yield "Made by `scripts/gpu_selfcheck.py`. " + ", ".join(f"{k} {v}" for k, v in self.versions.items()) + ".\n"
         yield f"{len(checks) - len(self.failed)} of {len(checks)} checks passed.\n"
-        for section in dict.fromkeys(result.section for result in self.results):
+        sections = dict.fromkeys(result.section for result in self.results)
+        for section in sorted(sections, key=lambda section: section == "Units"):  # "Units" comes last
             yield f"## {section}\n"
             yield from table([result for result in self.results if result.section == section])
             yield ""
@@ -56,11 +57,17 @@ class Findings(msgspec.Struct, kw_only=True):
 
 
 def table(results: Sequence[Result]) -> Iterator[str]:
-    """Yields the lines of a Markdown table with a column for every figure that one of the results has."""
+    """Yields the lines of a Markdown table with a column for every figure that one of the results has.
+
+    The column "check" is there if one of the results is a check.
+    """
     columns = list(dict.fromkeys(name for result in results for name in result.figures))
-    yield "| " + " | ".join(["", *columns, "check"]) + " |"
-    yield "|" + " --- |" * (len(columns) + 2)
+    checks = ["check"] if any(result.passed is not None for result in results) else []
+    header = ["", *columns, *checks]
+    yield "| " + " | ".join(header) + " |"
+    yield "|" + " --- |" * len(header)
     for result in results:
         passed = {None: "", True: "passed", False: "**failed**"}[result.passed]
-        cells = [result.what, *(result.figures.get(name, "") for name in columns), passed]
+        figures = {**result.figures, "check": passed}
+        cells = [result.what, *(figures.get(name, "") for name in header[1:])]
         yield "| " + " | ".join(cell.replace("|", "/") for cell in cells) + " |"

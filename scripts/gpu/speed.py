@@ -47,8 +47,8 @@ def measure_card(folder: Path) -> Result:
     (folder / "card.json").write_text(json.dumps(peaks))
     block = torch.empty((1 << 30) if has_gpu else (1 << 20), dtype=torch.uint8, device=device)
     bandwidth = 2 * len(block) / _seconds(block.clone)
-    figures = {f"{name} matmul, TFLOP/s": f"{peak / 1e12:,.1f}" for name, peak in peaks.items()}
-    return Result(section="The card", what="measured", figures={**figures, "memory, GB/s": f"{bandwidth / 1e9:,.0f}"})
+    figures = {f"{name} matmul, TFLOP/s": f"{peak / 1e12:.4g}" for name, peak in peaks.items()}
+    return Result(section="The card", what="measured", figures={**figures, "memory, GB/s": f"{bandwidth / 1e9:.4g}"})
 
 
 def _seconds(function: Callable[[], object], *, rounds: int = 20) -> float:

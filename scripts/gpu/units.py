@@ -17,6 +17,7 @@ from scripts.gpu import models, speed
 from scripts.gpu.report import Result
 
 PRECISIONS = ("bf16", "fp8")
+_MEASURED_PAGES = ("bert", "decoder")  # of the models in `models.CONFIGS`
 _QUICK_ONLY_ALONE = "mistral-7b"  # its files are large, so with --quick it is measured without a server
 
 
@@ -30,11 +31,11 @@ def names(options: Namespace) -> list[str]:
         for precision in PRECISIONS
         if not (options.quick and model == _QUICK_ONLY_ALONE)
     ]
-    pages = dict.fromkeys(family.page for family in FAMILIES.values() if has_page(family))
-    parity = [f"parity/{page}" for page in pages]
+    pages = {family.page for family in FAMILIES.values() if has_page(family)} - {*_MEASURED_PAGES}
+    first, rest = ([f"parity/{page}" for page in each] for each in (_MEASURED_PAGES, sorted(pages)))
     peers = [f"peer/{peer}" for peer in options.peers]
     others = [f"{library}/{model}" for model in given for library in ("transformers", "sentence-transformers")]
-    return ["card", *alone[:1], *parity, *served[:1], *alone[1:], *served[1:], *peers, *others]
+    return ["card", *alone[:1], *first, *served[:1], *alone[1:], *served[1:], *peers, "flex", *rest, *others]
 
 
 def run(name: str, options: Namespace, folder: Path) -> Iterator[Result]:
@@ -52,6 +53,12 @@ def _parity(options: Namespace, folder: Path, page: str) -> Iterator[Result]:
 
     yield from checks.parity(page, folder / "parity", options.engine, every=options.every)
     shutil.rmtree(folder / "parity", ignore_errors=True)
+
+
+def _flex(options: Namespace, folder: Path) -> Iterator[Result]:
+    from scripts.gpu import checks
+
+    yield from checks.attention()
 
 
 def _alone(options: Namespace, folder: Path, model: str, precision: str) -> Iterator[Result]:
@@ -94,6 +101,7 @@ def _sentence_transformers(options: Namespace, folder: Path, model: str) -> Iter
 _RUN: dict[str, Callable[..., Iterator[Result]]] = {
     "card": _card,
     "parity": _parity,
+    "flex": _flex,
     "alone": _alone,
     "http": _http,
     "peer": _peer,

@@ -75,8 +75,9 @@ def test_a_report_without_a_gpu_starts_with_a_warning(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "report.md").read_text()
     assert text.splitlines()[2].startswith("**This run used no GPU")
     assert "2 of 2 checks passed" in text
-    assert "|  | requests/s | check |" in text
-    assert "| vLLM, tiny | 7 |  |" in text
+    assert "|  | requests/s |\n" in text
+    assert "| vLLM, tiny | 7 |\n" in text
+    assert "|  | lowest cosine | check |\n" in text
     assert json.loads((tmp_path / "out" / "report.json").read_text())["has_gpu"] is False
 
 
@@ -124,7 +125,7 @@ def test_a_unit_that_takes_too_long_is_ended_and_one_without_time_is_listed(
     (last,) = results_of("import time; time.sleep(600)", tmp_path, monkeypatch, limit_s=0.2)
     assert (last.passed, last.figures["result"]) == (False, "status -9")
     (last,) = results_of("", tmp_path, monkeypatch, limit_s=-1.0)
-    assert (last.passed, last.figures) == (None, {"": "not run, because no time was left"})
+    assert (last.passed, last.figures) == (None, {"result": "not run, because no time was left"})
 
 
 def test_a_library_that_is_not_installed_is_no_failed_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,30 @@ def test_flex_attention_adds_biases_by_distance(name: str, monkeypatch: pytest.M
     torch.testing.assert_close(mixed[:-SPARE], expected(BIASED[name], ALIBI))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
+@pytest.mark.parametrize(("sizes", "bias"), [(RULES["causal window"], None), (PLAIN, ALIBI)])
+def test_the_window_and_the_table_of_biases_are_not_dynamic_for_the_compiler(
+    sizes: AttentionSizes, bias: DistanceBias | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a symbol in their place, torch 2.14 generates code that does not compile (the self-check compiles it)."""
+    numbers: set[int] = set()
+
+    def backend(graph: Any, inputs: list[Any]) -> Any:
+        numbers.update(int(each) for each in inputs if isinstance(each, torch.SymInt))
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(flex_attention, dynamic=True, backend=backend)
+    monkeypatch.setattr(varlen, "_compiled_flex", lambda: compiled)
+    query, key, value, sequences = packed()
+    for x in (query, key, value):
+        x[-SPARE:] = 0
+    mixed = varlen.flex(query, key, value, sequences, sizes, bias)
+    torch.testing.assert_close(mixed[:-SPARE], expected(sizes, bias))
+    assert sum(LENGTHS) + SPARE in numbers  # the number of tokens is dynamic
+    assert not {sizes.window, 2 * ALIBI.max_len - 1} & numbers
+
+
 def test_attention_goes_on_without_flex_attention_if_torch_cannot_run_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -31,6 +31,7 @@ class EngineInfo:
     token_width: int = 0  # E; 0 for a model that gives no rows of tokens
     shares_prefixes: bool = False  # whether first tokens that sequences of a batch share are computed once
     weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
+    num_callers: int = 1  # threads that may call it at a time; with 2, a batch is prepared while another one runs
 
     @property
     def compute_type(self) -> str:
@@ -39,7 +40,7 @@ class EngineInfo:
 
 
 class Engine(Protocol):
-    """A model that is ready to run. It is called by one thread at a time."""
+    """A model that is ready to run. At most `info.num_callers` threads call it at a time."""
 
     @property
     def info(self) -> EngineInfo:

@@ -18,6 +18,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
@@ -232,7 +233,7 @@ def main(fd: int) -> None:
             engine = load()
         except StartError as error:
             return pipe.send(error)
-        pipe.send(engine.info)
+        pipe.send(replace(engine.info, num_callers=1))  # there is one pipe
         while True:
             pipe.send(_reply(engine, *pipe.recv()))
 

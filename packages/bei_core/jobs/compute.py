@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -72,7 +73,7 @@ class Worker:
         self._encode_options = replace(
             model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
         )
-        self._num_padded = 0.0
+        self._num_padded: list[float] = []  # of each batch; see `Encoded`
 
     def columns(self) -> Columns:
         """Returns the output columns of no rows: their names and types."""
@@ -101,9 +102,12 @@ class Worker:
 
         All entries of an input row are rejected if the engine fails on one of them, or gives NaN or infinity for it.
         """
-        outputs, self._num_padded = list[Any]([None] * len(encoded.tokens)), 0.0
-        for batch in plan_batches([len(item.ids) for item in encoded.tokens], self._engine.info.batch_tokens):
-            for index, output in zip(batch, self._forward([encoded.tokens[index] for index in batch]), strict=True):
+        outputs = list[Any]([None] * len(encoded.tokens))
+        self._num_padded.clear()
+        batches = list(plan_batches([len(item.ids) for item in encoded.tokens], self._engine.info.batch_tokens))
+        inputs = ([encoded.tokens[index] for index in batch] for batch in batches)
+        for batch, found in zip(batches, self._forward_all(inputs), strict=True):
+            for index, output in zip(batch, found, strict=True):
                 outputs[index] = output
         rejected = dict(encoded.rejected)
         for owner, output in zip(encoded.owners, outputs, strict=True):
@@ -111,7 +115,7 @@ class Worker:
                 rejected[owner] = output
         kept = [index for index, owner in enumerate(encoded.owners) if owner not in rejected]
         tokens, owners = [encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept]
-        done = Encoded(tokens, owners, rejected, self._num_padded)
+        done = Encoded(tokens, owners, rejected, sum(self._num_padded))
         columns = _span_columns(done) if self._options.chunk else {}
         return done, {**columns, **self._finished([outputs[index] for index in kept])}
 
@@ -137,6 +141,17 @@ class Worker:
             except RequestError as error:
                 yield str(error)
 
+    def _forward_all(self, batches: Iterable[Sequence[Tokens]]) -> Iterator[list[Any]]:
+        """Yields the outputs of each batch. An engine with several callers prepares a batch while another one runs."""
+        if self._engine.info.num_callers == 1:
+            yield from map(self._forward, batches)
+            return
+        pool = ThreadPoolExecutor(self._engine.info.num_callers, "bei-engine")
+        try:
+            yield from pool.map(self._forward, batches)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
     def _forward(self, items: Sequence[Tokens]) -> list[Any]:
         """Returns one output per item: its row, its terms or the rows of its tokens; if it has none, the reason."""
         # During a job, the CPU engine may begin to run batches of one short text by another graph, which gives other
@@ -158,7 +173,7 @@ class Worker:
                 self._check_engine()
                 return ["the engine failed on this text; see the log"]
             return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
-        self._num_padded += batch.num_tokens / (1 - self._engine.padding_share())
+        self._num_padded.append(batch.num_tokens / (1 - self._engine.padding_share()))
         return [
             self._output(output, item) if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
             for output, item in zip(outputs, items, strict=False)

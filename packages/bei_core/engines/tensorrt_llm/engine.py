@@ -20,13 +20,13 @@ import torch
 
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
-from bei_core.engines.manifest import TUNED, Manifest, key_of
+from bei_core.engines.manifest import Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
 from bei_core.engines.tensorrt_llm.packing import pack_ids
-from bei_core.engines.torch.batches import Parts
+from bei_core.engines.torch.batches import PackedEngine, Parts
 from bei_core.engines.torch.folder import DTYPES, read_facts
-from bei_core.engines.torch.loading import check_gpu
+from bei_core.engines.torch.loading import check_gpu, tuning_folder
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -46,7 +46,7 @@ _GRAPH_NUM_TOKENS = (32, 64, 128, 256, 512, 1024)
 _GRAPH_SEQ_LENS = (32, 128, 512)
 
 
-class TensorRtLlmEngine:
+class TensorRtLlmEngine(PackedEngine):
     """A model that TensorRT-LLM runs on a GPU, loaded from an engine folder. It implements `Engine`."""
 
     def __init__(self, folder: Path, spec: ModelSpec, precision: str, dtype: str) -> None:
@@ -87,14 +87,6 @@ class TensorRtLlmEngine:
     def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
         """Always raises NotImplementedError, because this engine only has rows of sequences (`token_width` is 0)."""
         raise NotImplementedError("this is a bug: the GPU engine gives no rows of tokens, its token_width is 0")
-
-    def padding_share(self) -> float:
-        """Returns 0, because sequences are packed. TensorRT-LLM does not report the padding that CUDA graphs need."""
-        return 0.0
-
-    def num_shared_tokens(self) -> int:
-        """Returns 0: every token is computed."""
-        return 0
 
     def close(self) -> None:
         """Shuts TensorRT-LLM down, which frees the memory of the GPU."""
@@ -151,18 +143,19 @@ def _cuda_graphs(max_seq_len: int) -> Any:
 def _autotuner_cache(folder: Path, limits: dict[str, int]) -> Iterator[None]:
     """While the block runs, TensorRT-LLM saves which kernels it chooses, and reads what it saved at an earlier start.
 
-    There is one file for each combination of `_runtime()` and `limits`. It is in the engine folder, or in the folder
-    for temporary files if the engine folder is read-only. TensorRT-LLM reads the path from an environment variable.
+    There is one file for each combination of `_runtime()` and `limits`. TensorRT-LLM reads its path from an environment
+    variable.
     """
     name, key = "TLLM_AUTOTUNER_CACHE_PATH", key_of({**_runtime(), **limits})
     before = os.environ.get(name)
-    cache = folder / TUNED
-    try:
-        cache.mkdir(exist_ok=True)
-    except OSError as fault:
-        cache = Path(tempfile.gettempdir())
-        log.info("engine folder %s is not writable (%s); chosen kernels are saved in %s", folder, fault.strerror, cache)
-    os.environ[name] = str(cache / f"{key}.json")
+    path = (tuning_folder(folder) or Path(tempfile.gettempdir())) / f"{key}.json"
+    log.info(
+        "TensorRT-LLM loads %s: it captures CUDA graphs, and at the first start on a GPU chooses kernels. Both take "
+        "minutes; the choice is saved in %s",
+        folder,
+        path,
+    )
+    os.environ[name] = str(path)
     try:
         yield
     finally:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from bei_core.engines.batch import Batch
 
 
 def pack_ids(batch: Batch, vocab_size: int) -> npt.NDArray[np.int32]:
-    """Returns i32[T]: id + vocab_size * (type + 2 * is_skipped), which `classes.unpack_ids` unpacks.
+    """Returns i32[T]: id + vocab_size * (type + 2 * is_skipped), which `unpack_ids` unpacks.
 
     Token types must be 0 or 1. `is_skipped` is 1 for a token that pooling leaves out: the first `batch.skips` tokens of
     each sequence, which are its prompt.
@@ -18,3 +19,9 @@ def pack_ids(batch: Batch, vocab_size: int) -> npt.NDArray[np.int32]:
     is_skipped = positions < np.repeat(batch.skips, batch.lengths)
     packed: npt.NDArray[np.int32] = batch.input_ids + vocab_size * (batch.type_ids + 2 * is_skipped)
     return packed.astype(np.int32, copy=False)
+
+
+def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (ids i32[T], types i32[T], pooling mask bool[T]), from the i32[T] that `pack_ids` made."""
+    flags = packed // vocab_size
+    return packed % vocab_size, flags % 2, flags < 2

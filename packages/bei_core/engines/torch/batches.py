@@ -25,6 +25,18 @@ class DeviceLostError(BaseException):
     """
 
 
+class PackedEngine:
+    """The part of the engine contract that is the same for engines that pack sequences and share no prefixes."""
+
+    def padding_share(self) -> float:
+        """Returns 0, because sequences are packed. The padding for CUDA graphs is not counted."""
+        return 0.0
+
+    def num_shared_tokens(self) -> int:
+        """Returns 0: every token is computed."""
+        return 0
+
+
 class Parts:
     """Runs a batch in parts, each within a limit of texts and a limit of tokens.
 

@@ -68,10 +68,8 @@ def _quantized_plan(
         )
     from bei_core.engines.torch import quantize
 
-    name, _, rest = quantization.type.partition("_")  # "fp8_kv" is "fp8": encoding has no KV cache
-    if name != "fp8":
-        raise EngineUnavailableError(f"engines for GPUs are not built in {quantization.type}; use fp8")
-    parts, calibration = ("mlp",) if rest == "mlp_only" else ("attention", "mlp"), quantization.calibration
+    parts = ("mlp",) if quantization.type == "fp8_mlp_only" else ("attention", "mlp")  # without KV cache, fp8_kv is fp8
+    calibration = quantization.calibration
     scheme = quantize.Scheme(parts, calibration, read_samples(calibration, spec), bar_of(settings))
     model = facts_of(spec, scheme.parts)
     artifact = {"folder": VERSION, "mask": model.mask, **scheme.address()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -20,7 +21,7 @@ from torch import Tensor
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import Parts, check_device, even_parts
+from bei_core.engines.torch.batches import PackedEngine, Parts, check_device, even_parts
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
@@ -41,11 +42,12 @@ _BATCH_TOKENS = {"cuda": 16_384, "cpu": 1024}
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 2048
 
 
-class TorchEngine:
+class TorchEngine(PackedEngine):
     """A model on one device. With `workers`, it is one share of a divided model, and they compute the other shares."""
 
     def __init__(self, model: Model, spec: ModelSpec, precision: str, workers: Workers | None = None) -> None:
         self._model, self._device, self._workers = model, model.device, workers
+        self._launching = threading.Lock()
         check = partial(check_device, device=self._device) if workers is None else workers.check
         self._parts = Parts(sys.maxsize, sys.maxsize, check)
         # Makes the GPU of this engine the current one of torch, so that kernels, streams and graphs are made for it.
@@ -67,6 +69,7 @@ class TorchEngine:
             batch_tokens=min(batch_tokens, _WIDE_BATCH_TOKENS) if rows.shape[1] > _WIDE else batch_tokens,
             token_width=tokens.shape[1] - (spec.bge_m3 is not None),
             weighs_terms=spec.bge_m3 is not None,
+            num_callers=2,
         )
 
     def forward(self, batch: Batch) -> Array:
@@ -77,14 +80,6 @@ class TorchEngine:
         """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
         rows, tokens = zip(*self._parts.run(self._compute, batch), strict=True)
         return np.concatenate(rows), np.concatenate(tokens)
-
-    def padding_share(self) -> float:
-        """Returns 0, because sequences are packed. The padding for CUDA graphs is not counted."""
-        return 0.0
-
-    def num_shared_tokens(self) -> int:
-        """Returns 0: every token is computed."""
-        return 0
 
     def close(self) -> None:
         """Frees the memory of the device and ends the workers."""
@@ -98,38 +93,43 @@ class TorchEngine:
     def _compute(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
         """Returns f32[B, D] and f32[T, E].
 
-        D or E is 0 if the model has no such output; E is also 0 without `with_tokens`.
+        D or E is 0 if the model has no such output; E is also 0 without `with_tokens`. While the caller waits for its
+        results, another caller launches the next batch. It runs after this one, because both use the same stream.
         """
-        with self._current:
-            rows = None if self._graphs is None or with_tokens else self._graphs.run(batch, self._upload)
-            if rows is not None:
-                return _to_host(rows, len(batch)), _to_host(None, batch.num_tokens)
-            flat = self._stage(batch)
-            if self._workers is not None:
-                self._workers.send(flat, batch.num_tokens, batch.max_len, with_tokens)
-            outputs = self._model.compute(flat, batch.num_tokens, batch.max_len, with_tokens)
-            return _to_host(outputs[0], len(batch)), _to_host(outputs[1], batch.num_tokens)
+        with self._launching, self._current:
+            rows, tokens = self._launch(batch, with_tokens)
+            results = copy_to_host(rows, len(batch)), copy_to_host(tokens, batch.num_tokens)
+            end = record_event(self._device)
+        if end is not None:
+            end.synchronize()
+        return results[0].numpy(), results[1].numpy()
+
+    def _launch(self, batch: Batch, with_tokens: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Returns what `Model.compute` does. A GPU has not computed it yet, and the next launch may overwrite it."""
+        rows = None if self._graphs is None or with_tokens else self._graphs.run(batch, self._upload)
+        if rows is not None:
+            return rows, None
+        flat = self._stage(batch)
+        if self._workers is not None:
+            self._workers.send(flat, batch.num_tokens, batch.max_len, with_tokens)
+        outputs: tuple[Tensor | None, Tensor | None] = self._model.compute(
+            flat, batch.num_tokens, batch.max_len, with_tokens
+        )
+        return outputs
 
     def _upload(self, batch: Batch) -> Tensor:
         return self._stage(batch).to(self._device, non_blocking=True)
 
     def _stage(self, batch: Batch) -> Tensor:
-        """Returns i32[4 T + B], the array that `flatten` writes, in pinned memory.
-
-        Torch gives the memory to another array only when no copy from it to the GPU is running any more.
-        """
-        is_pinned = self._device.type == "cuda"
-        flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32, pin_memory=is_pinned)
-        flatten(batch, flat)
-        return flat
+        return flatten(batch, pinned=self._device.type == "cuda")
 
 
-class Replicas:
+class Replicas(PackedEngine):
     """Copies of one model on several devices. Each computes a part of every batch, all at the same time."""
 
     def __init__(self, engines: Sequence[TorchEngine]) -> None:
         self._engines = engines
-        self._pool = ThreadPoolExecutor(len(engines), "bei-gpu")
+        self._pool = ThreadPoolExecutor(len(engines) * engines[0].info.num_callers, "bei-gpu")
         one = engines[0].info
         self.info = dataclasses.replace(one, batch_tokens=one.batch_tokens * len(engines))
 
@@ -142,14 +142,6 @@ class Replicas:
         rows, tokens = zip(*self._each(TorchEngine.forward_tokens, batch), strict=True)
         return np.concatenate(rows), np.concatenate(tokens)
 
-    def padding_share(self) -> float:
-        """Returns 0, because sequences are packed."""
-        return 0.0
-
-    def num_shared_tokens(self) -> int:
-        """Returns 0: every token is computed."""
-        return 0
-
     def close(self) -> None:
         """Frees the memory of all devices and ends the threads."""
         self._pool.shutdown()
@@ -160,12 +152,16 @@ class Replicas:
         return list(self._pool.map(forward, self._engines, even_parts(batch, len(self._engines))))
 
 
-def _to_host(rows: Tensor | None, count: int) -> Array:
-    """Returns `rows` as f32[count, D] on the host; the caller owns the array. D is 0 if `rows` is None."""
+def copy_to_host(rows: Tensor | None, count: int) -> Tensor:
+    """Returns f32[count, D] on the host, in pinned memory that a GPU has not filled yet. D is 0 if `rows` is None."""
     if rows is None:
-        return np.empty((count, 0), np.float32)
-    result: Array = rows.float().cpu().numpy()
-    return result
+        return torch.empty(count, 0)
+    return rows.to("cpu", torch.float32, non_blocking=True, copy=True)
+
+
+def record_event(device: torch.device) -> Any:
+    """Returns an event that occurs when the device has done what was launched on it before; None for a CPU."""
+    return torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
 
 
 def load(

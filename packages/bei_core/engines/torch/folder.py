@@ -85,11 +85,13 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
 
     Raises UnsupportedModelError if the model classes do not support the family, the head or a value of config.json.
     """
-    if family_name(spec.architecture) not in FAMILIES and spec.architecture not in FAMILIES:
-        raise _not_run(spec.architecture)
+    is_family = spec.architecture in FAMILIES or family_name(spec.architecture) in FAMILIES
+    if not is_family or not has_page(family_of(spec.architecture)):
+        known = ", ".join(name for name, family in FAMILIES.items() if has_page(family))
+        raise UnsupportedModelError(
+            f"the torch engine does not run {spec.architecture}; it runs {known}. The CPU engine may: --engine openvino"
+        )
     family = family_of(spec.architecture)
-    if not has_page(family):
-        raise _not_run(spec.architecture)
     head_of(spec)
     mask: Mask = "causal" if family.is_causal(spec.config) else "full"
     match family.page:
@@ -107,13 +109,6 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
 def has_page(family: Family) -> bool:
     """Whether a module `models/PAGE.py` computes the layers of the family."""
     return find_spec(f"{__package__}.models.{family.page}") is not None
-
-
-def _not_run(what: str) -> UnsupportedModelError:
-    known = ", ".join(name for name, family in FAMILIES.items() if has_page(family))
-    return UnsupportedModelError(
-        f"the torch engine does not run {what}; it runs {known}. The CPU engine may: --engine openvino"
-    )
 
 
 def head_of(spec: ModelSpec) -> Head | None:
@@ -198,28 +193,24 @@ def read_facts(folder: Path) -> Facts:
 
 
 def write_weights(
-    transformer: Tensors,
+    tensors: Tensors,
     checkpoint: Checkpoint,
     facts: Facts,
     dtype: str,
     path: Path,
     replaced: Mapping[str, Entry] | None = None,
 ) -> None:
-    """Writes model.safetensors: the transformer in `dtype`, and modules or head in f32.
+    """Writes model.safetensors: the `tensors` of the transformer in `dtype`, and modules or head in f32.
 
     Quantised tensors and scales keep the dtype that the checkpoint has for them.
     """
-    entries = {
-        name: Entry.of(name, transformer, None if _keeps_dtype(name, transformer.dtype(name)) else dtype)
-        for name in transformer.names()
-        if not name.startswith(_HEAD_TENSORS) and transformer.dtype(name) in _FLOAT_DTYPES
-    }
+    entries = dict[str, Entry]()
+    for name in tensors.names():
+        if not name.startswith(_HEAD_TENSORS) and tensors.dtype(name) in _FLOAT_DTYPES:
+            is_kept = tensors.dtype(name) in _QUANTIZED or name.endswith(("_scale", "_scale_2"))
+            entries[name] = Entry.of(name, tensors, None if is_kept else dtype)
     heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
     write_tensors(path, [*(entries | dict(replaced or {})).values(), *heads])
-
-
-def _keeps_dtype(name: str, dtype: str) -> bool:
-    return dtype in _QUANTIZED or name.endswith(("_scale", "_scale_2"))
 
 
 def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:

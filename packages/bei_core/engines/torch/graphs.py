@@ -75,7 +75,7 @@ class Graphs:
     def run(self, batch: Batch, upload: Callable[[Batch], Tensor]) -> Tensor | None:
         """Returns the rows f32[B, D] of a batch, which the next call overwrites; None if no graph can run it.
 
-        `upload` returns the array that `flatten` writes for a batch, i32[4 T + B], on the device.
+        `upload` returns the array of `flatten` for a batch, i32[4 T + B], on the device.
         """
         shape = Shape.of(batch, self._max_seq_len) if self.is_enabled else None
         if shape is None:

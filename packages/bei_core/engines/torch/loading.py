@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor
 
 from bei_core.checkpoint import Tensors, resolve
+from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED
 from bei_core.engines.torch.folder import DTYPES, Facts, read_facts
 from bei_core.engines.torch.kernels.base import Rank
 from bei_core.engines.torch.kernels.torch import TorchKernels
 from bei_core.engines.torch.models.model import Model
 from bei_core.errors import EngineUnavailableError
+from bei_core.tasks import Tokens
 
 log = logging.getLogger(__name__)
 
@@ -112,29 +113,35 @@ def supports(precision: str, device: torch.device | None = None) -> bool:
     return capability >= _MIN_CAPABILITY.get(precision, (0, 0))
 
 
+def tuning_folder(folder: Path, name: str = "") -> Path | None:
+    """Returns a folder in an engine folder for what is made at its first start on a GPU, such as compiled kernels.
+
+    None if the engine folder is not writable.
+    """
+    made = folder / TUNED / name
+    try:
+        made.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        log.info(
+            "engine folder %s is not writable (%s); kernels are saved in the folder for temporary files",
+            folder,
+            error.strerror,
+        )
+        return None
+    return made
+
+
 def _compile(model: Model, folder: Path) -> None:
     """Makes torch compile each layer into fused kernels for any number of tokens, and runs the model once to do so.
 
-    The kernels are saved in the engine folder, or in the folder for temporary files if the engine folder is read-only.
     If the compilation fails, the layers run without it and a warning is logged.
     """
-    cache = folder / TUNED / "torch"
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
+    if (cache := tuning_folder(folder, "torch")) is not None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-    except OSError as error:
-        log.info(
-            "engine folder %s is not writable (%s); compiled kernels are saved in %s",
-            folder,
-            error.strerror,
-            tempfile.gettempdir(),
-        )
     for layer in model.transformer.layers:
         layer.compile(dynamic=True)
-    blank = torch.zeros(9, dtype=torch.int32)  # one text of two tokens
-    blank[8] = 2
     try:
-        model.compute(blank, 2, 2, False)
+        model.compute_batch(Batch.pack([Tokens(*np.zeros((2, 2), np.int32))]))  # one text of two tokens
     except Exception as error:  # of many types: there is no compiler, or torch cannot make a kernel
         log.warning("layers are not compiled and slower, because torch.compile fails: %s", error)
         for layer in model.transformer.layers:

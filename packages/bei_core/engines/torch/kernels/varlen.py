@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bei_core.engines.torch.kernels.base import AttentionSizes
-from bei_core.engines.torch.models.relative import DistanceBias
-from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.engines.torch.models.relative import DistanceBias, distances
+from bei_core.engines.torch.models.sequences import Sequences, is_seen
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +115,7 @@ def flex(
     table = None
     if bias is not None:
         table, queries = bias.biases, queries + bias.max_len - 1
+        torch._dynamo.mark_static(table)  # its shape is the same for all batches, and not all shapes can be dynamic
 
     def change(score: Tensor, batch: Tensor, head: Tensor, q: Tensor, k: Tensor) -> Tensor:
         score = score if table is None else score + table[head, queries[q] - keys[k]]
@@ -157,7 +158,7 @@ def _attend_alone(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSiz
     blocks = []
     for start in range(0, query.shape[1], _QUERY_BLOCK):
         rows = slice(start, start + _QUERY_BLOCK)
-        mask = _mask(query[:, rows], key, start, sizes)
+        mask = is_seen(distances(query[:, rows], key, start), causal=sizes.causal, window=sizes.window)
         if sizes.soft_cap is None and bias is None:
             blocks.append(_sdpa(query[:, rows], key, value, sizes, attn_mask=mask))
             continue
@@ -172,11 +173,3 @@ def _attend_alone(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSiz
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes, **mask: Any) -> Tensor:
     heads = (x[None] for x in (query, key, value))
     return F.scaled_dot_product_attention(*heads, **mask, scale=sizes.scale, enable_gqa=True)[0]
-
-
-def _mask(query: Tensor, key: Tensor, start: int, sizes: AttentionSizes) -> Tensor:
-    """Returns bool[Q, L]: whether each of Q queries may attend to each key. The first query has position `start`."""
-    positions = torch.arange(start, start + query.shape[1], device=query.device)[:, None]
-    distance = positions - torch.arange(key.shape[1], device=key.device)
-    allowed = distance >= 0 if sizes.causal else torch.ones_like(distance, dtype=torch.bool)
-    return allowed if sizes.window is None else allowed & (distance.abs() < sizes.window)

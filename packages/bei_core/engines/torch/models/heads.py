@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.folder import head_of
-from bei_core.engines.torch.models.layers import LayerNorm, Weights
 from bei_core.engines.torch.models.pooling import pool, sums
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
@@ -61,6 +60,18 @@ class F32Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Returns f32[..., out] for x f32[..., in]."""
         return F.linear(x, self.weight, self.bias)
+
+
+class F32Norm(F32Linear):
+    """LayerNorm in f32."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns f32[..., H] for x f32[..., H]."""
+        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
 
 
 class DenseModule(nn.Module):
@@ -156,7 +167,7 @@ class LayerNormModule(nn.Module):
     def __init__(self, module: LayerNormSpec) -> None:
         super().__init__()
         self.folder = module.folder
-        self.norm = F32Linear()
+        self.norm = F32Norm(LAYER_NORM_EPS)
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Loads the module."""
@@ -164,7 +175,7 @@ class LayerNormModule(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """f32[B, D]."""
-        return F.layer_norm(rows, rows.shape[-1:], self.norm.weight, self.norm.bias, LAYER_NORM_EPS)
+        return self.norm(rows)
 
 
 _MODULES: Mapping[type[Module], Callable[[Any], nn.Module]] = {
@@ -195,24 +206,18 @@ class LogitsHead(nn.Module):
         self.act = activation("identity" if head is None else activation_of(head, spec.config))
         self.pooling = PoolingMode.LAST_TOKEN if head is None else pooling_of(head, spec.config)
         self.temperature = 1.0 if head is None else temperature_of(head, spec.config)
-        self.dense, self.out = F32Linear(), F32Linear()
-        self.norm: LayerNorm | None = None
+        self.dense, self.norm, self.out = F32Linear(), F32Norm(norm_eps(spec.config)), F32Linear()
 
     def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """Loads the head."""
-        self.dense.load(tensors, "dense", device)
-        self.out.load(tensors, "out", device)
-        if "norm.weight" in tensors:
-            eps = norm_eps(self.config)
-            width = len(tensors["norm.weight"][...])
-            self.norm = LayerNorm(width, eps, torch.float32, bias="norm.bias" in tensors).to(device)
-            self.norm.load(Weights(tensors, anchor="norm.weight", prefixes=("",)), "norm")
+        for name, layer in (("dense", self.dense), ("norm", self.norm), ("out", self.out)):
+            layer.load(tensors, name, device)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Returns logits f32[..., C] for vectors [..., H]."""
         x = x.float()
         x = x if self.dense.weight is None else self.act(self.dense(x))
-        logits = self.out(x if self.norm is None else self.norm(x))
+        logits = self.out(x if self.norm.weight is None else self.norm(x))
         return logits if self.temperature == 1 else logits / self.temperature
 
     def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:

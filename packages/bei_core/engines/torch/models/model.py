@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +29,8 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
-        placed: Iterable[Tensor] = chain(self.transformer.parameters(), self.transformer.buffers())
-        return next(iter(placed)).device
+        device: torch.device = next(self.transformer.parameters()).device
+        return device
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Loads model.safetensors. Raises CheckpointError for a tensor that is missing or of another shape."""
@@ -50,15 +49,13 @@ class Model(nn.Module):
 
     def compute_batch(self, batch: Batch) -> None:
         """Computes a batch without a result, so that hooks of the layers can read their inputs."""
-        flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32)
-        flatten(batch, flat)
-        self.compute(flat, batch.num_tokens, batch.max_len, False)
+        self.compute(flatten(batch), batch.num_tokens, batch.max_len, False)
 
     @torch.inference_mode()
     def compute(
         self, flat: Tensor, num_tokens: int, longest: int, with_tokens: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Returns (rows f32[B, D], token vectors f32[T, E]) for an array that `flatten` wrote.
+        """Returns (rows f32[B, D], token vectors f32[T, E]) for an array of `flatten`.
 
         Each is None if the model has no such output; token vectors also without `with_tokens`.
         """

@@ -44,7 +44,7 @@ class Sequences:
 
     @classmethod
     def of(cls, flat: Tensor, num_tokens: int, host_lengths: Sequence[int] | Tensor, longest: int = 0) -> Sequences:
-        """Returns the sequences of an array i32[4 T + B] that `flatten` wrote; `num_tokens` is T."""
+        """Returns the sequences of an array i32[4 T + B] of `flatten`; `num_tokens` is T."""
         sizes = [num_tokens] * 4 + [len(flat) - 4 * num_tokens]
         ids, type_ids, position_ids, pooled, lengths = flat.split(sizes)
         return cls(ids, type_ids, position_ids, pooled.bool(), lengths, host_lengths, longest=longest)
@@ -96,10 +96,12 @@ class Sequences:
             index = torch.arange(total, device=positions.device, dtype=torch.int32)
             document = torch.searchsorted(self.cu_seqlens[1:], index, right=True)
 
+            # Not a number of Python, which torch.compile takes for dynamic; it cannot always lower that.
+            width = None if window is None else torch.full((), window, device=positions.device)
+
             def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-                distance = positions[q] - positions[k]
-                mask = (document[q] == document[k]) & ((distance >= 0) | (not causal))
-                return mask if window is None else mask & (distance.abs() < window)
+                is_same = document[q] == document[k]
+                return is_same & is_seen(positions[q] - positions[k], causal=causal, window=width)
 
             # Without torch.compile, the function would allocate a mask of all T x T pairs.
             make = torch.compile(create_block_mask) if positions.is_cuda else create_block_mask
@@ -110,9 +112,20 @@ class Sequences:
         return index.long().clamp(0, len(self.pooled) - 1)
 
 
-def flatten(batch: Batch, out: Tensor) -> None:
-    """Writes a batch to i32[4 T + B] on the host: ids, types, positions, the pooling mask, lengths."""
+def is_seen(distance: Tensor, *, causal: bool, window: Tensor | int | None) -> Tensor:
+    """Returns bool[...]: whether a query attends to a key of its sequence, by its position minus that of the key."""
+    seen: Tensor = (distance >= 0) | (not causal)
+    return seen if window is None else seen & (distance.abs() < window)
+
+
+def flatten(batch: Batch, *, pinned: bool = False) -> Tensor:
+    """Returns i32[4 T + B] on the host: ids, types, positions, the pooling mask and lengths of a batch.
+
+    Torch gives `pinned` memory to another tensor only when no copy from it to a GPU is running any more.
+    """
     lengths = batch.lengths
     positions = np.arange(batch.num_tokens, dtype=np.int32) - np.repeat(batch.cu_seqlens[:-1], lengths)
     pooled = (positions >= np.repeat(batch.skips, lengths)).astype(np.int32)
-    np.concatenate((batch.input_ids, batch.type_ids, positions, pooled, lengths), out=out.numpy())
+    flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32, pin_memory=pinned)
+    np.concatenate((batch.input_ids, batch.type_ids, positions, pooled, lengths), out=flat.numpy())
+    return flat
