@@ -11,20 +11,17 @@ from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool, total
+from bei_core.engines.openvino.pooling import Spans, pool, total
 from bei_core.errors import CheckpointError
 from bei_core.models.configuration import Config
-from bei_core.models.heads import Head, activation_of, norm_eps, pooling_of, temperature_of
+from bei_core.models.heads import Head, activation_of, norm_eps, temperature_of
 from bei_core.models.modules import Classifier, Splade
 
 
-def classify(
-    classifier: Classifier, head: Head, x: Node, ids: Node, spans: Spans, checkpoint: Checkpoint, config: Config
-) -> Node:
-    """Logits f32[B, C], or f32[R * L, C] of a token classifier; `x` is f32[R * L, H], `ids` are i32[R * L]."""
+def classify(classifier: Classifier, head: Head, x: Node, checkpoint: Checkpoint, config: Config) -> Node:
+    """Logits f32[B, C] of pooled vectors f32[B, H], or f32[R * L, C] of token vectors f32[R * L, H]."""
     layers = Layers(Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",)))
-    rows = x if classifier.per_token else _pool(head, x, ids, spans, config)
-    logits = layers.linear(_before_out(head, rows, layers, config), head.out, None, len(classifier.labels))
+    logits = layers.linear(_before_out(head, x, layers, config), head.out, None, len(classifier.labels))
     temperature = temperature_of(head, config)
     return logits if temperature == 1 else op.divide(logits, op.constant(np.float32(temperature)))
 
@@ -77,11 +74,3 @@ def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
     if head.dense is not None:
         x = ops.activation(activation_of(head, config))(layers.linear(x, head.dense, None, None))
     return x if head.norm is None else layers.layer_norm(x, head.norm, norm_eps(config), bias=False)
-
-
-def _pool(head: Head, x: Node, ids: Node, spans: Spans, config: Config) -> Node:
-    """f32[B, H]: the pooled vectors from which a sequence classifier computes its logits."""
-    mode = pooling_of(head, config)
-    if mode is None:
-        return last_non_padding_token(x, ids, spans, int(config["pad_token_id"]))
-    return pool(mode, x, spans)
