@@ -24,7 +24,6 @@ from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, pool, pooled_token
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Family, family_of
-from bei_core.models.heads import Head, pooling_of, yes_no_row
 from bei_core.models.modules import (
     LAYER_NORM_EPS,
     Classifier,
@@ -36,7 +35,6 @@ from bei_core.models.modules import (
     Splade,
     Truncate,
 )
-from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
 ROWS, TOKENS = "rows", "tokens"
@@ -85,7 +83,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     width = tokens.get_output_partial_shape(0)[2].get_length()
     tokens = op.reshape(tokens, ops.ints(-1, width), False)
     ids = op.reshape(rows[0], ops.ints(-1), False)
-    modes = _pooling_modes(spec, family)
+    modes = heads.pooling_modes(spec, family.heads.sequence)
     index = pooled_token(modes, ids, Spans(*spans), spec.config)
     if index is None:
         tokens.set_friendly_name(TOKEN_VECTORS)
@@ -104,25 +102,6 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     select_before_last_layer(model, TOKEN_VECTORS)
     model.checkpoint = checkpoint  # its files stay mapped as long as the graph
     return model
-
-
-def _pooling_modes(spec: ModelSpec, family: Family) -> tuple[PoolingMode | None, ...]:
-    """How token vectors become the vector of a sequence; empty if they do not, None as in `heads.pooling_of`."""
-    first = spec.modules[0]
-    if isinstance(first, Pooling):
-        return first.modes
-    if not isinstance(first, Classifier) or first.per_token:
-        return ()
-    if first.yes_no_ids is not None:
-        return (PoolingMode.LAST_TOKEN,)
-    return (pooling_of(_known(family.heads.sequence, spec), spec.config),)
-
-
-def _known(head: Head | None, spec: ModelSpec) -> Head:
-    """The head. Raises UnsupportedModelError if there is none."""
-    if head is None:
-        raise UnsupportedModelError(f"the head of {spec.architecture} is not supported")
-    return head
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +124,7 @@ class _Heads:
             return {TOKENS if pooled is None else ROWS: self._classify(first, tokens if pooled is None else pooled)}
         if isinstance(first, Splade):
             table = self.weights.get(self.family.anchor, None, None)
-            head = _known(self.family.heads.vocabulary, self.spec)
+            head = heads.known(self.family.heads.vocabulary, self.spec.architecture)
             logits = heads.splade_logits(head, tokens, table, self.checkpoint, self.spec.config)
             return {ROWS: heads.splade(first, logits, self.spans)}
         found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)
@@ -153,10 +132,9 @@ class _Heads:
 
     def _classify(self, classifier: Classifier, x: Node) -> Node:
         if classifier.yes_no_ids is not None:
-            row = yes_no_row(self.checkpoint.tensors(), classifier.yes_no_ids, self.family.anchors)
-            return ops.linear(x, row, None)
+            return heads.yes_no(classifier.yes_no_ids, x, self.checkpoint, self.family.anchors)
         known = self.family.heads
-        head = _known(known.token if classifier.per_token else known.sequence, self.spec)
+        head = heads.known(known.token if classifier.per_token else known.sequence, self.spec.architecture)
         return heads.classify(classifier, head, x, self.checkpoint, self.spec.config)
 
     def _apply(self, modules: Sequence[Module], x: Node) -> Node:
