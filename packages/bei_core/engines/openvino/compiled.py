@@ -58,7 +58,7 @@ class Graphs:
             self._request.infer({}, share_inputs=True)
             return self._outputs(batch, wanted, slice(batch.num_tokens), length)
         prefixes = shared_prefixes(batch, pad_id=self._pad_id) if self.shares_prefixes else []
-        packed = pack_rows(batch, pad_id=self._pad_id, prefixes=prefixes)
+        packed = pack_rows(batch, pad_id=self._pad_id, prefixes=prefixes, with_tokens=wanted == TOKENS)
         self._inputs = packed.graph_inputs(self._input_names)
         self._request.infer(self._inputs, share_inputs=True)
         num_shared = batch.num_tokens - packed.num_tokens

@@ -1,8 +1,9 @@
 """A whole model as one OpenVINO graph: transformer, pooling, modules and heads, built from the checkpoint's tensors.
 
 Inputs (i32): input_ids, position_ids, segment_ids, type_ids [R, L] and starts, lengths [B], as in `packing.PackedRows`.
-A graph that shares prefixes has three more: prefix_ids [R, L], key_indices and key_segment_ids [R, K].
-Outputs (f32), if the model has them: rows [B, D] and tokens [R * L, E].
+A graph that shares prefixes has three more: prefix_ids [R, L], key_indices and key_segment_ids [R, K]. A graph whose
+pooling reads one token of each sequence has output_indices [O], the indices of the tokens whose vectors are an output.
+Outputs (f32), if the model has them: rows [B, D] and tokens [O, E]. Without output_indices, O is R * L.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.engines.openvino import heads, ops
-from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, Inputs, Keys, Layers
+from bei_core.engines.openvino.last_layer import select_before_last_layer
+from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, OUTPUT_INDICES, Inputs, Keys, Layers
 from bei_core.engines.openvino.models.pages import make_transformer
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.pooling import Spans, pool
+from bei_core.engines.openvino.pooling import Spans, pool, pooled_token
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Family, family_of
-from bei_core.models.heads import Head, yes_no_row
 from bei_core.models.modules import (
     LAYER_NORM_EPS,
     Classifier,
@@ -80,59 +81,61 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     inputs = Inputs(rows[0], rows[1], rows[2], rows[3], Keys(*keys) if keys else None)
     tokens = make_transformer(family, spec.config, weights, spec.max_seq_len).graph(inputs)
     width = tokens.get_output_partial_shape(0)[2].get_length()
-    tokens = op.reshape(tokens, ops.ints(-1, width), False, name=TOKEN_VECTORS)
+    tokens = op.reshape(tokens, ops.ints(-1, width), False)
     ids = op.reshape(rows[0], ops.ints(-1), False)
+    modes = heads.pooling_modes(spec, family.heads.sequence)
+    index = pooled_token(modes, ids, Spans(*spans), spec.config)
+    if index is None:
+        tokens.set_friendly_name(TOKEN_VECTORS)
+        pooled = op.concat([pool(mode, tokens, Spans(*spans)) for mode in modes if mode], -1) if modes else None
+    else:
+        wanted = op.parameter([-1], Type.i32, name=OUTPUT_INDICES)
+        chosen = op.gather(tokens, op.concat([index, wanted], 0), ops.axis(0), name=TOKEN_VECTORS)
+        pooled, tokens = ops.split_at(chosen, op.shape_of(index))
+        keys.append(wanted)
     results = []
-    for name, x in _Heads(spec, checkpoint, weights, family, ids, Spans(*spans)).outputs(tokens).items():
+    for name, x in _Heads(spec, checkpoint, weights, family, Spans(*spans)).outputs(tokens, pooled).items():
         result = op.result(op.convert(x, Type.f32), name=name)
         result.output(0).set_names({name})
         results.append(result)
     model = openvino.Model(results, [*rows, *spans, *keys], spec.architecture)
+    select_before_last_layer(model, TOKEN_VECTORS)
     model.checkpoint = checkpoint  # its files stay mapped as long as the graph
     return model
 
 
 @dataclass(frozen=True, slots=True)
 class _Heads:
-    """Pooling, modules and heads, which follow the token vectors f32[R * L, H]."""
+    """Modules and heads, which follow the token vectors and their pooling."""
 
     spec: ModelSpec
     checkpoint: Checkpoint
     weights: Weights  # the transformer's
     family: Family
-    ids: Node  # i32[R * L]
     spans: Spans
 
-    def outputs(self, tokens: Node) -> dict[str, Node]:
-        """The graph's outputs by name."""
+    def outputs(self, tokens: Node, pooled: Node | None) -> dict[str, Node]:
+        """The graph's outputs by name, of token vectors f32[R * L, H] and pooled vectors f32[B, H], if any."""
         modules = self.spec.modules
         if self.spec.kind == "late-interaction":
             return {TOKENS: ops.l2_normalize(self._apply(modules, tokens))}
         first, *rest = modules
         if isinstance(first, Classifier):
-            return {TOKENS if first.per_token else ROWS: self._classify(first, tokens)}
+            return {TOKENS if pooled is None else ROWS: self._classify(first, tokens if pooled is None else pooled)}
         if isinstance(first, Splade):
             table = self.weights.get(self.family.anchor, None, None)
-            head = self._head(self.family.heads.vocabulary)
+            head = heads.known(self.family.heads.vocabulary, self.spec.architecture)
             logits = heads.splade_logits(head, tokens, table, self.checkpoint, self.spec.config)
             return {ROWS: heads.splade(first, logits, self.spans)}
-        pooled = [pool(mode, tokens, self.spans) for mode in first.modes] if isinstance(first, Pooling) else []
-        rows = pooled[0] if len(pooled) == 1 else op.concat(pooled, -1)
         found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)
-        return {ROWS: self._apply(rest, rows), TOKENS: found}
+        return {ROWS: self._apply(rest, pooled), TOKENS: found}
 
-    def _classify(self, classifier: Classifier, tokens: Node) -> Node:
+    def _classify(self, classifier: Classifier, x: Node) -> Node:
         if classifier.yes_no_ids is not None:
-            row = yes_no_row(self.checkpoint.tensors(), classifier.yes_no_ids, self.family.anchors)
-            return ops.linear(pool("lasttoken", tokens, self.spans), row, None)
+            return heads.yes_no(classifier.yes_no_ids, x, self.checkpoint, self.family.anchors)
         known = self.family.heads
-        head = self._head(known.token if classifier.per_token else known.sequence)
-        return heads.classify(classifier, head, tokens, self.ids, self.spans, self.checkpoint, self.spec.config)
-
-    def _head(self, head: Head | None) -> Head:
-        if head is None:
-            raise UnsupportedModelError(f"the head of {self.spec.architecture} is not supported")
-        return head
+        head = heads.known(known.token if classifier.per_token else known.sequence, self.spec.architecture)
+        return heads.classify(classifier, head, x, self.checkpoint, self.spec.config)
 
     def _apply(self, modules: Sequence[Module], x: Node) -> Node:
         """The output of the modules after pooling, applied one after the other."""

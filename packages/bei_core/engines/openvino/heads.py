@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from openvino import Node
 from openvino import opset15 as op
@@ -11,20 +13,46 @@ from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.pooling import Spans, last_non_padding_token, pool, total
-from bei_core.errors import CheckpointError
+from bei_core.engines.openvino.pooling import Spans, pool, total
+from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.configuration import Config
-from bei_core.models.heads import Head, activation_of, norm_eps, pooling_of, temperature_of
-from bei_core.models.modules import Classifier, Splade
+from bei_core.models.heads import Head, activation_of, norm_eps, pooling_of, temperature_of, yes_no_row
+from bei_core.models.modules import Classifier, Pooling, Splade
+from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import ModelSpec
 
 
-def classify(
-    classifier: Classifier, head: Head, x: Node, ids: Node, spans: Spans, checkpoint: Checkpoint, config: Config
-) -> Node:
-    """Logits f32[B, C], or f32[R * L, C] of a token classifier; `x` is f32[R * L, H], `ids` are i32[R * L]."""
+def pooling_modes(spec: ModelSpec, head: Head | None) -> tuple[PoolingMode | None, ...]:
+    """How token vectors become the vector of a sequence; empty if they do not, None as in `models.heads.pooling_of`.
+
+    `head` is that of the family's sequence classifiers. Raises as `known`.
+    """
+    first = spec.modules[0]
+    if isinstance(first, Pooling):
+        return first.modes
+    if not isinstance(first, Classifier) or first.per_token:
+        return ()
+    if first.yes_no_ids is not None:
+        return (PoolingMode.LAST_TOKEN,)
+    return (pooling_of(known(head, spec.architecture), spec.config),)
+
+
+def known(head: Head | None, architecture: str) -> Head:
+    """The head. Raises UnsupportedModelError if there is none."""
+    if head is None:
+        raise UnsupportedModelError(f"the head of {architecture} is not supported")
+    return head
+
+
+def yes_no(ids: tuple[int | None, int], x: Node, checkpoint: Checkpoint, tied: Sequence[str]) -> Node:
+    """Logits f32[B, 1] of pooled vectors f32[B, H]; see `models.heads.yes_no_row`."""
+    return ops.linear(x, yes_no_row(checkpoint.tensors(), ids, tied), None)
+
+
+def classify(classifier: Classifier, head: Head, x: Node, checkpoint: Checkpoint, config: Config) -> Node:
+    """Logits f32[B, C] of pooled vectors f32[B, H], or f32[R * L, C] of token vectors f32[R * L, H]."""
     layers = Layers(Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",)))
-    rows = x if classifier.per_token else _pool(head, x, ids, spans, config)
-    logits = layers.linear(_before_out(head, rows, layers, config), head.out, None, len(classifier.labels))
+    logits = layers.linear(_before_out(head, x, layers, config), head.out, None, len(classifier.labels))
     temperature = temperature_of(head, config)
     return logits if temperature == 1 else op.divide(logits, op.constant(np.float32(temperature)))
 
@@ -77,11 +105,3 @@ def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
     if head.dense is not None:
         x = ops.activation(activation_of(head, config))(layers.linear(x, head.dense, None, None))
     return x if head.norm is None else layers.layer_norm(x, head.norm, norm_eps(config), bias=False)
-
-
-def _pool(head: Head, x: Node, ids: Node, spans: Spans, config: Config) -> Node:
-    """f32[B, H]: the pooled vectors from which a sequence classifier computes its logits."""
-    mode = pooling_of(head, config)
-    if mode is None:
-        return last_non_padding_token(x, ids, spans, int(config["pad_token_id"]))
-    return pool(mode, x, spans)

@@ -19,6 +19,7 @@ from openvino import opset15 as op
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import ops
+from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, OUTPUT_INDICES
 
 # Numbers of tokens that have a graph of their own; a lone text of another length is padded to the next.
 LENGTHS = (*range(8, 64, 8), *range(64, 129, 16))
@@ -133,18 +134,26 @@ def _of_length(dynamic: Model, output: str, length: int, lone: Node) -> Model:
     model = dynamic.clone()
     for node in model.get_ops():  # else the plugin may share nodes of the same name, such as constants of two lengths
         node.set_friendly_name(f"{node.get_friendly_name()}/{length}")
-    model.reshape({each.any_name: [1, length] if each.partial_shape.rank == 2 else [1] for each in model.inputs})
+    model.reshape({each.any_name: _fixed_shape(each, length) for each in model.inputs})
     text = _parameter(LONE, lone.get_output_partial_shape(0))
     ids, types, segments = (_part(text, row, 0, length) for row in range(3))
     start, size = (op.squeeze(_part(text, 3, place, place + 1), ops.axis(0)) for place in range(2))
     positions = op.constant(np.arange(length, dtype=np.int32)[None])
-    keys = (segments, op.constant(np.arange(length, dtype=np.int32)[None]), segments)
-    sources = (ids, positions, segments, types, start, size, *keys)
-    for parameter, source in zip(model.get_parameters(), sources, strict=False):  # not all graphs have inputs for keys
+    sources = dict(zip(INPUT_NAMES, (ids, positions, segments, types, start, size), strict=True))
+    sources |= zip(KEY_NAMES, (segments, op.constant(np.arange(length, dtype=np.int32)[None]), segments), strict=True)
+    sources[OUTPUT_INDICES] = op.constant(np.empty(0, np.int32))
+    for parameter in model.get_parameters():
         for target in parameter.output(0).get_target_inputs():
-            target.replace_source_output(source.output(0))
+            target.replace_source_output(sources[parameter.output(0).any_name].output(0))
     result = next(each for each in model.get_results() if output in each.output(0).get_names())
     return Model([result], [text], f"{length} tokens")
+
+
+def _fixed_shape(source: openvino.Output, length: int) -> list[int]:
+    """The shape of an input of a model for a lone text of `length` tokens whose rows of tokens are not wanted."""
+    if source.partial_shape.rank == 2:
+        return [1, length]
+    return [0 if source.any_name == OUTPUT_INDICES else 1]
 
 
 def _part(text: Node, row: int, start: int, stop: int) -> Node:

@@ -20,6 +20,9 @@ Array = npt.NDArray[Any]
 # Added to a masked score. Finite also in bf16, so that the softmax of a row with all scores masked is not NaN.
 _MASKED = np.float32(-1e9)
 
+# Name of the last node of attention, in each layer.
+ATTENDED = "attended"
+
 
 def constant(value: Array) -> Node:
     """A constant with the array's dtype. For a StoredTensor: an f32 node whose constant keeps the stored bits."""
@@ -67,7 +70,7 @@ def split_heads(x: Node, num_heads: int, head_size: int) -> Node:
 
 def merge_heads(x: Node, width: int) -> Node:
     """[R, N, L, S] to [R, L, width = N * S]."""
-    return op.reshape(op.transpose(x, ints(0, 2, 1, 3)), ints(0, 0, width), True)
+    return op.reshape(op.transpose(x, ints(0, 2, 1, 3)), ints(0, 0, width), True, name=ATTENDED)
 
 
 def repeat_heads(x: Node, times: int, num_heads: int, head_size: int) -> Node:
@@ -139,6 +142,12 @@ def gather_tokens(x: Node, indices: Node) -> Node:
     rest = x.get_output_partial_shape(0)[2:]
     flat = op.reshape(x, ints(-1, *(size.get_length() for size in rest)), False)
     return op.gather(flat, indices, axis(0))
+
+
+def split_at(x: Node, index: Node) -> tuple[Node, Node]:
+    """`x[:index]` and `x[index:]`; the index is i64[1]."""
+    end, step = ints(np.iinfo(np.int64).max), ints(1)
+    return op.slice(x, ints(0), index, step, ints(0)), op.slice(x, index, end, step, ints(0))
 
 
 def distances(position_ids: Node) -> Node:

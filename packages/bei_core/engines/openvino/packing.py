@@ -47,6 +47,7 @@ class PackedRows:
     key_indices: Ints  # [R, L + O], flat index of the row's tokens, and of tokens of other rows that they attend to
     key_segment_ids: Ints  # [R, L + O], the segment ids of these tokens; -1 for padding
     token_indices: Ints  # [T], flat index of each token of the batch
+    output_indices: Ints  # flat index of each token whose vector is an output: all [R * L] or none [0]
     num_tokens: int  # tokens in the rows without padding: a shared prefix counts once
 
     @property
@@ -126,9 +127,12 @@ class _Layout:
         return indices, segment_ids
 
 
-def pack_rows(batch: Batch, *, pad_id: int = 0, prefixes: Sequence[SharedPrefix] = ()) -> PackedRows:
+def pack_rows(
+    batch: Batch, *, pad_id: int = 0, prefixes: Sequence[SharedPrefix] = (), with_tokens: bool = True
+) -> PackedRows:
     """The batch in packed rows, which share the prefixes if that is less work.
 
+    `with_tokens` says whether the vectors of tokens are wanted, too, and not only those of sequences.
     `starts` and `lengths` may have dummy sequences at the end: see `_round_up_count`.
     """
     layouts = [_cheapest_layout(_Segments.of(batch, tried)) for tried in ([prefixes, ()] if prefixes else [()])]
@@ -163,6 +167,7 @@ def pack_rows(batch: Batch, *, pad_id: int = 0, prefixes: Sequence[SharedPrefix]
         key_indices=np.hstack([np.arange(rows.size, dtype=np.int32).reshape(rows.shape), indices]),
         key_segment_ids=np.hstack([rows, outside_ids]),
         token_indices=token_indices,
+        output_indices=np.arange(rows.size if with_tokens else 0, dtype=np.int32),
         num_tokens=int(segments.lengths.sum()),
     )
 

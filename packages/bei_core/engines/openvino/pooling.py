@@ -5,13 +5,14 @@ The modes are the rows of `models/pooling.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
+from bei_core.models.configuration import Config
 from bei_core.models.pooling import PoolingMode
 
 
@@ -37,15 +38,37 @@ def pool(mode: str, x: Node, spans: Spans) -> Node:
     return POOLINGS[PoolingMode.named(mode)](x, spans)
 
 
-def last_non_padding_token(x: Node, ids: Node, spans: Spans, pad_id: int) -> Node:
-    """f32[B, H]: the vector of each sequence's last token whose id is not `pad_id`, else of its first token.
+def pooled_token(modes: Sequence[PoolingMode | None], ids: Node, spans: Spans, config: Config) -> Node | None:
+    """i32[B]: index of the one token of each sequence that pooling reads; None if it reads other tokens, too.
+
+    The mode None is the last token that is not padding. `ids` are i32[R * L].
+    """
+    if len(modes) != 1:
+        return None
+    if modes[0] is None:
+        return _last_non_padding_token(ids, spans, int(config["pad_token_id"]))
+    known = {PoolingMode.CLS: _first_token, PoolingMode.LAST_TOKEN: _last_token}
+    return known[modes[0]](spans) if modes[0] in known else None
+
+
+def _first_token(spans: Spans) -> Node:
+    """i32[B]: the index of each sequence's first pooled token."""
+    return spans.starts
+
+
+def _last_token(spans: Spans) -> Node:
+    """i32[B]: the index of each sequence's last pooled token."""
+    return op.subtract(op.add(spans.starts, spans.lengths), _i32(1))
+
+
+def _last_non_padding_token(ids: Node, spans: Spans, pad_id: int) -> Node:
+    """i32[B]: the index of each sequence's last token whose id is not `pad_id`, else of its first token.
 
     As in the decoder classifiers of transformers (`GenericForSequenceClassification`). `ids` are i32[R * L].
     """
-    offsets = spans.offsets(x)
+    offsets = spans.offsets(ids)
     real = op.logical_and(spans.contains(offsets), op.not_equal(op.unsqueeze(ids, ops.axis(0)), _i32(pad_id)))
-    last = op.reduce_max(op.select(real, offsets, _i32(0)), ops.ints(1), False)
-    return op.gather(x, op.add(spans.starts, last), ops.axis(0))
+    return op.add(spans.starts, op.reduce_max(op.select(real, offsets, _i32(0)), ops.ints(1), False))
 
 
 def _column(x: Node) -> Node:
@@ -95,11 +118,11 @@ def _max(x: Node, spans: Spans) -> Node:
 
 
 def _cls(x: Node, spans: Spans) -> Node:
-    return op.gather(x, spans.starts, ops.axis(0))
+    return op.gather(x, _first_token(spans), ops.axis(0))
 
 
-def _last_token(x: Node, spans: Spans) -> Node:
-    return op.gather(x, op.subtract(op.add(spans.starts, spans.lengths), _i32(1)), ops.axis(0))
+def _last(x: Node, spans: Spans) -> Node:
+    return op.gather(x, _last_token(spans), ops.axis(0))
 
 
 POOLINGS: Mapping[PoolingMode, Callable[[Node, Spans], Node]] = {
@@ -108,5 +131,5 @@ POOLINGS: Mapping[PoolingMode, Callable[[Node, Spans], Node]] = {
     PoolingMode.MEAN: _mean,
     PoolingMode.MEAN_SQRT_LEN: _mean_sqrt_len,
     PoolingMode.WEIGHTED_MEAN: _weighted_mean,
-    PoolingMode.LAST_TOKEN: _last_token,
+    PoolingMode.LAST_TOKEN: _last,
 }

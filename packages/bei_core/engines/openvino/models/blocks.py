@@ -16,6 +16,7 @@ from bei_core.engines.openvino.rope import Rope
 from bei_core.errors import UnsupportedModelError
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
+OUTPUT_INDICES = "output_indices"  # input of a graph whose pooling reads one token of each sequence, besides those
 KEY_NAMES = ("prefix_ids", "key_indices", "key_segment_ids")  # inputs of a graph that shares prefixes, besides those
 
 
