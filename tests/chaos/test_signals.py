@@ -67,7 +67,7 @@ def talk(connection: socket.socket, heard: list[int], tolerance: Tolerance) -> N
             return
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_all_that_was_accepted_is_answered(server: Server, number: signal.Signals) -> None:
     with server, log_shown(server), ExitStack() as stack, ThreadPoolExecutor(NUM_CLIENTS) as pool:
         tolerance = server.tolerance()
@@ -129,6 +129,7 @@ def test_what_is_on_its_way_is_answered(server: Server) -> None:
         assert server.wait() == 0
 
 
+@pytest.mark.long
 def test_clients_that_do_nothing_do_not_keep_it_alive(server: Server) -> None:
     """Clients that are idle, stop inside a request or read nothing do not delay the end; active ones are answered."""
     request = openai_request(["a"] * 1024)

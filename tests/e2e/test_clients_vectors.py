@@ -47,7 +47,7 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment o
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 KEY = "any"
-NUM_MANY = 20_000
+NUM_MANY = [2_000, pytest.param(20_000, marks=pytest.mark.long)]  # texts
 SENT = TEXTS[2:72]  # more than any of these clients puts into one request by itself
 
 Embedder: TypeAlias = Callable[[str, list[str]], object]  # a server's address and texts to a row a text
@@ -292,17 +292,18 @@ def test_performance_client_reports_usage(bei: Server) -> None:
     assert all(headers["x-compute-type"].startswith("cpu+") for headers in reply.response_headers)
 
 
-def test_performance_client_embeds_many(tiny: Server) -> None:
-    """20,000 texts at the client's own concurrency: each is answered once and in order, none is refused or retried."""
-    texts = [f"{index} {TEXTS[index % len(TEXTS)][:12]}" for index in range(NUM_MANY)]
+@pytest.mark.parametrize("num_texts", NUM_MANY)
+def test_performance_client_embeds_many(tiny: Server, num_texts: int) -> None:
+    """Many texts at the client's own concurrency: each is answered once and in order, none is refused or retried."""
+    texts = [f"{index} {TEXTS[index % len(TEXTS)][:12]}" for index in range(num_texts)]
     before = tiny.metrics()
     reply = PerformanceClient(base_url=tiny.url, api_key=KEY).embed(input=texts, model="m")
     after = tiny.metrics()
-    assert [item.index for item in reply.data] == list(range(NUM_MANY))
+    assert [item.index for item in reply.data] == list(range(num_texts))
     asked = len(reply.individual_request_times or ())
     assert after["te_request_success"] - before.get("te_request_success", 0) == asked
     assert after.get("te_request_failure", 0) == before.get("te_request_failure", 0)
-    chosen = np.random.default_rng(0).choice(NUM_MANY, 500, replace=False)
+    chosen = np.random.default_rng(0).choice(num_texts, 500, replace=False)
     compare(reply.numpy()[chosen], direct(tiny, [texts[index] for index in chosen]), F32)
 
 

@@ -66,18 +66,21 @@ def every(_every: Server) -> Iterator[Server]:
         yield _every
 
 
-def run(document: str, server: Server, folder: Path, checks: Sequence[str], *options: str) -> None:
+def run(
+    document: str, server: Server, folder: Path, checks: Sequence[str], *options: str, phases: str = "coverage,fuzzing"
+) -> None:
     """Sends what schemathesis makes of a document. Raises AssertionError with its report where a reply is wrong."""
     command = [sys.executable, "-m", "schemathesis.cli", "run", document, "--url", server.url]
-    command += ["--checks", ",".join(checks), "--phases", "coverage,fuzzing", "--seed", "1", "--max-examples", "5"]
+    command += ["--checks", ",".join(checks), "--phases", phases, "--seed", "1", "--max-examples", "5"]
     report = subprocess.run([*command, "--no-color", *options], cwd=folder, capture_output=True, text=True, check=False)
     assert report.returncode == 0, report.stdout + report.stderr
     assert re.search(r"\b[1-9]\d* generated", report.stdout), report.stdout
 
 
-def test_every_reply_is_as_our_document_says(every: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phases", ["fuzzing", pytest.param("coverage,fuzzing", marks=pytest.mark.long)])
+def test_every_reply_is_as_our_document_says(every: Server, tmp_path: Path, phases: str) -> None:
     before = every.metrics()
-    run(f"{every.url}/openapi.json", every, tmp_path, [*CHECKS, *STRICTER])
+    run(f"{every.url}/openapi.json", every, tmp_path, [*CHECKS, *STRICTER], phases=phases)
     after = every.metrics()
     assert after["te_request_success"] > before.get("te_request_success", 0)  # not all of it is refused
     assert after.get("te_request_failure", 0) > before.get("te_request_failure", 0)
@@ -88,6 +91,7 @@ def test_every_reply_of_an_embedder_is_as_teis_clients_expect(bei: Server, tmp_p
     assert bei.get("/health").status_code == 200
 
 
+@pytest.mark.long
 def test_every_reply_of_any_model_is_as_teis_clients_expect(every: Server, tmp_path: Path) -> None:
     # TEI has one model and does not care for `model`, which chooses one here: an unknown one is a 404.
     run(str(TEI), every, tmp_path, CHECKS, "--exclude-path", "/v1/embeddings")

@@ -31,6 +31,9 @@ FOLDERS = sorted(
     | {case.folder for case in (*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)}
 )
 LENGTHS = (8, 24)
+# Compiling takes a second for each: one folder of each family is always tested.
+FIRST = set({folder.name.partition("-")[0]: folder for folder in FOLDERS}.values())
+ALL = [pytest.param(folder, id=folder.name, marks=() if folder in FIRST else pytest.mark.long) for folder in FOLDERS]
 
 
 def text_of(num_tokens: int, vocab_size: int, skip: int = 0) -> Tokens:
@@ -42,7 +45,7 @@ def compiled(graph: openvino.Model, lengths: Sequence[int] = ()) -> Graphs:
     return Graphs(openvino.Core().compile_model(graph, "CPU", compile_properties("f32")), 0, lengths)
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", ALL)
 def test_a_lone_text_gets_what_it_gets_in_any_batch(folder: Path) -> None:
     checkpoint = resolve(str(folder))
     spec = read_spec(checkpoint)

@@ -52,6 +52,7 @@ def test_requests_that_come_while_a_batch_runs_make_the_next_batch() -> None:
     assert result.busy_s == pytest.approx(first + batch)
 
 
+@pytest.mark.long
 def test_batches_of_one_behave_as_an_m_d_1_queue() -> None:
     server = msgspec.structs.replace(SERVER, max_batch_tokens=10, per_batch_s=0.0)
     result = simulate(server, poisson([(1_000.0, 70.0)], [10]), scaling=ONE)
