@@ -25,7 +25,9 @@ def prefix_of(log: Path, *more: str) -> tuple[str, ...]:
 def noted(log: Path, cache: Path) -> list[str]:
     """The recorded accesses, except allowed ones: the server's own address, its cache, compiled Python."""
     lines = log.read_text(errors="replace").splitlines()
-    allowed = re.compile(rf"write ({re.escape(str(cache))}|/dev/|/proc/|.*(\.pyc|/__pycache__))|socket\.getaddrinfo .*127\.0\.0\.1")
+    allowed = re.compile(
+        rf"write ({re.escape(str(cache))}|/dev/|/proc/|.*(\.pyc|/__pycache__))|socket\.getaddrinfo .*127\.0\.0\.1"
+    )
     return [line for line in lines if not allowed.match(line) and "127.0.0.1" not in line]
 
 
