@@ -84,9 +84,7 @@ def padded(engine: Engine, tokens: list[Tokens]) -> Rows:
     if not isinstance(engine, TorchEngine):  # the stand-in of TensorRT-LLM pads by itself
         return engine.forward(Batch.pack(tokens))
     batch = Batch.pack(tokens)
-    flat = torch.empty(4 * batch.num_tokens + len(batch), dtype=torch.int32)
-    flatten(batch, flat)
-    sequences = Sequences.of(flat, batch.num_tokens, batch.lengths.tolist())
+    sequences = Sequences.of(flatten(batch), batch.num_tokens, batch.lengths.tolist())
     longer = {
         name: torch.cat([getattr(sequences, name), torch.zeros(9, dtype=getattr(sequences, name).dtype)])
         for name in ("ids", "type_ids", "position_ids", "pooled")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +13,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from bei_core.cli import main as cli
-from bei_core.engines.batch import Batch
 from bei_core.errors import BeiError, ConfigError, DiskError
 from bei_core.jobs import JobOptions, RayOptions, embed
 from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder, Output
 from bei_core.models.modules import Classifier
-from bei_core.tasks import Rows
-from tests.fakes import SAFETY_S, WIDTH, FakeEngine
+from tests.fakes import WIDTH, FakeEngine
 from tests.unit.cli.fake_model import opens
 
 WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was"]
@@ -67,30 +63,6 @@ def test_vectors_do_not_depend_on_the_parts(monkeypatch: pytest.MonkeyPatch, tmp
     run(source, tmp_path / "a", rows_per_part=3)
     run(source, tmp_path / "b", rows_per_part=1000)
     assert table(tmp_path / "a")["embedding"] == table(tmp_path / "b")["embedding"]
-
-
-def test_an_engine_with_two_callers_gets_a_batch_while_another_one_runs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
-) -> None:
-    engine = opens(monkeypatch)
-    run(source, tmp_path / "one", rows_per_part=100)
-    engine.info = replace(engine.info, num_callers=2)
-    forward, lock, both = engine.forward, threading.Lock(), threading.Event()
-    num_batches = len(engine.batches)
-    entered = list[Batch]()
-
-    def meet(batch: Batch) -> Rows:
-        entered.append(batch)
-        if len(entered) == 2:
-            both.set()
-        assert both.wait(SAFETY_S)
-        with lock:
-            return forward(batch)
-
-    monkeypatch.setattr(engine, "forward", meet)
-    run(source, tmp_path / "two", rows_per_part=100)
-    assert len(entered) == num_batches > 2
-    assert table(tmp_path / "two") == table(tmp_path / "one")
 
 
 def test_metadata_names_the_model_and_the_precision(

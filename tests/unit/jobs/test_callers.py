@@ -1,0 +1,41 @@
+"""An engine that several threads may call gets several batches of a job at a time."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bei_core.engines.batch import Batch
+from bei_core.tasks import Rows
+from tests.fakes import SAFETY_S
+from tests.unit.cli.fake_model import opens
+from tests.unit.jobs.test_job import run, table
+
+
+def test_an_engine_with_two_callers_gets_a_batch_while_another_one_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f'{{"text": "the text {number}"}}\n' for number in range(100)))
+    engine = opens(monkeypatch)
+    run(source, tmp_path / "one", rows_per_part=100)
+    engine.info = replace(engine.info, num_callers=2)
+    forward, lock, both = engine.forward, threading.Lock(), threading.Event()
+    num_batches = len(engine.batches)
+    entered = list[Batch]()
+
+    def meet(batch: Batch) -> Rows:
+        entered.append(batch)
+        if len(entered) == 2:
+            both.set()
+        assert both.wait(SAFETY_S)
+        with lock:
+            return forward(batch)
+
+    monkeypatch.setattr(engine, "forward", meet)
+    run(source, tmp_path / "two", rows_per_part=100)
+    assert len(entered) == num_batches > 2
+    assert table(tmp_path / "two") == table(tmp_path / "one")
