@@ -46,9 +46,9 @@ test: install  ## all tests but the longest, in under 5 minutes
 	scripts/test_envs.sh
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-long: install  ## the longest tests: kills and floods of a real server, generated requests, rare variants of models
+test-long: install  ## the longest tests, and those of generated values with all of these
 	scripts/test_envs.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "long or hypothesis" --hypothesis-profile=suite $(ARGS)
 
 test-wheel: install  ## build a wheel, and run each of its commands in a new environment of every Python that is here
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m wheel tests/e2e/test_wheel.py $(ARGS)
@@ -66,7 +66,7 @@ examples: install  ## write examples/ again
 	scripts/make_examples.sh
 
 test-gpu-path: install $(GPU_PATH)/.done  ## the GPU path on a stand-in for TensorRT-LLM (own environment: torch, modelopt)
-	$(GPU_PATH)/bin/python -m pytest tests/gpu_path $(ARGS)
+	$(GPU_PATH)/bin/python -m pytest --hypothesis-profile=suite tests/gpu_path $(ARGS)
 
 # torch loads CUDA's libraries as it is imported, so they are there; what else it asks for is not (docs/gpu.md).
 $(GPU_PATH)/.done: requirements/gpu-path.lock | $(VENV)/.done

@@ -29,7 +29,9 @@ collect_ignore = [folder for folder, package in _NEEDS.items() if importlib.util
 # pytest --hypothesis-profile=search
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", settings.get_profile("suite"), derandomize=False, max_examples=500)
-settings.load_profile("suite")
+# `make test` tries the first of the examples that `make test-long` tries.
+settings.register_profile("first", settings.get_profile("suite"), max_examples=25)
+settings.load_profile("first")
 
 
 @pytest.hookimpl(wrapper=True)

@@ -19,7 +19,11 @@ from bei_core.engines.manifest import parse_manifest
 from bei_core.errors import StartError
 from bei_core.text.files import open_tokenizer
 
-few = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(
+    max_examples=settings().max_examples * 3 // 2,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
 TOKENIZER = {
     "version": "1.0",

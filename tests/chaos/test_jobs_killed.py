@@ -43,7 +43,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_many_times_it_ends_with_the_same_bytes(tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("num_kills", [1, pytest.param(NUM_KILLS, marks=pytest.mark.long)])
+def test_killed_many_times_it_ends_with_the_same_bytes(tmp_path: Path, source: Path, num_kills: int) -> None:
     model = str(GOLDEN / "bert-cls-normalize")
     environ = environment(tmp_path / "cache")
     words = ["--model-id", model, "--keep", "id", "--rows-per-part", "10"]
@@ -57,7 +58,7 @@ def test_killed_many_times_it_ends_with_the_same_bytes(tmp_path: Path, source: P
 
     finished(tmp_path / "whole")
     killed, rng, kills = tmp_path / "killed", random.Random(0), 0
-    while kills < NUM_KILLS and not (killed / "_manifest.json").exists():
+    while kills < num_kills and not (killed / "_manifest.json").exists():
         process = subprocess.Popen(
             [*command, "--output", str(killed)], env=environ, cwd=ROOT, stderr=subprocess.DEVNULL
         )
@@ -68,7 +69,7 @@ def test_killed_many_times_it_ends_with_the_same_bytes(tmp_path: Path, source: P
         process.send_signal(signal.SIGKILL)
         process.wait()
         kills += 1
-    assert kills == NUM_KILLS
+    assert kills == num_kills
     finished(killed)
     assert contents(killed) == contents(tmp_path / "whole")
     assert pq.read_table(killed)["id"].to_pylist() == [index for index in range(NUM_ROWS) if index not in {7, 500}]

@@ -44,7 +44,7 @@ def test_the_port_for_health_serves_nothing_else(tmp_path: Path, tmp_path_factor
         assert probe.get("/health").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/openapi.json", "/v1/embeddings"])
+@pytest.mark.parametrize("path", [pytest.param("/openapi.json", marks=pytest.mark.long), "/v1/embeddings"])
 def test_clients_that_read_nothing_do_not_outlast_the_drain(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, path: str
 ) -> None:

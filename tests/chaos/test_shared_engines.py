@@ -49,6 +49,7 @@ def bei(environ: dict[str, str], *words: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.long
 def test_an_engine_pushed_from_one_folder_starts_in_a_clean_one_bit_for_bit(tmp_path: Path, s3: dict[str, str]) -> None:
     builder = environment(tmp_path / "builder", **s3)
     folder = Path(bei(builder, "build", "--model-id", str(MODEL)))

@@ -257,6 +257,7 @@ def test_requests_leave_no_line_in_the_log(server: Server) -> None:
     assert "Handled request" not in server.log
 
 
+@pytest.mark.long
 def test_what_was_accepted_before_sigterm_is_answered(truss: Truss, started: Server, folder: Path) -> None:
     """A server of its own, which starts from the engine that the other one built."""
     paths = ("/v1/embeddings", "/embeddings") * 2

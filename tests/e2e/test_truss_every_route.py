@@ -162,6 +162,7 @@ def test_the_table_leaves_no_route_out() -> None:
 
 
 @pytest.mark.parametrize(("method", "path", "body"), [*ANSWERED, *REFUSED])
+@pytest.mark.long
 async def test_a_reply_is_that_of_bei_serve(truss: str, app: ASGIApp, method: str, path: str, body: object) -> None:
     one, other = await both(truss, app, method, path, body, **{"x-baseten-request-id": "mine"})
     assert (one.status_code, one.headers["x-request-id"]) == (other.status_code, "mine")
@@ -177,6 +178,7 @@ async def test_a_reply_is_that_of_bei_serve(truss: str, app: ASGIApp, method: st
 
 
 @pytest.mark.parametrize("headers", [{"accept": "application/msgpack"}, {"accept-encoding": "zstd"}], ids=str)
+@pytest.mark.long
 async def test_formats_and_codings(truss: str, app: ASGIApp, headers: dict[str, str]) -> None:
     one, other = await both(truss, app, "POST", "/embed_all", {"inputs": TEXTS}, **headers)
     for name in ("content-type", "content-encoding"):
@@ -184,12 +186,14 @@ async def test_formats_and_codings(truss: str, app: ASGIApp, headers: dict[str, 
     assert abs(len(one.content) - len(other.content)) < 0.05 * len(other.content)
 
 
+@pytest.mark.long
 async def test_a_deadline_that_has_passed(truss: str, app: ASGIApp) -> None:
     one, other = await both(truss, app, "POST", "/embed", {"inputs": "a"}, **{"request-deadline-ms": "1"})
     assert (one.status_code, one.json()) == (other.status_code, other.json())
     assert one.status_code == 504
 
 
+@pytest.mark.long
 def test_metrics_need_no_redirect(truss: str) -> None:
     """A redirect would lose the part of Baseten's address before `/metrics`."""
     reply = httpx.get(f"{truss}/metrics")
@@ -197,6 +201,7 @@ def test_metrics_need_no_redirect(truss: str) -> None:
     assert "te_request_count" in reply.text
 
 
+@pytest.mark.long
 def test_trusss_own_routes_are_as_before(truss: str) -> None:
     assert httpx.get(truss).json() is True
     assert httpx.get(f"{truss}/v1/models/model").json() == {}
@@ -204,6 +209,7 @@ def test_trusss_own_routes_are_as_before(truss: str) -> None:
     assert httpx.post(f"{truss}/v1/completions", json={}).headers["x-baseten-error-code"] == "700"
 
 
+@pytest.mark.long
 def test_basetens_client_finds_all_of_its_routes(truss: str) -> None:
     client = PerformanceClient(base_url=truss, api_key="any")
     ranked = client.rerank(query="which animal", texts=TEXTS, model="ranker", truncate=True)
@@ -214,6 +220,7 @@ def test_basetens_client_finds_all_of_its_routes(truss: str) -> None:
     assert embedded.numpy().shape == (3, 384)
 
 
+@pytest.mark.long
 def test_the_references_own_snippet(truss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASETEN_API_KEY", "any")
     headers = {"Authorization": f"Api-Key {os.environ['BASETEN_API_KEY']}"}

@@ -48,6 +48,9 @@ FOLDERS = {
     )
 }
 
+ALWAYS = {"bert-mean-cls-list", "xlmr-rerank-f16", "modernbert-ner", "gemma2-multilingual"}
+NAMES = [pytest.param(name, marks=() if name in ALWAYS else pytest.mark.long) for name in FOLDERS]
+
 NUM_TEXTS = 48  # of the 200: 36 to calibrate with, 12 held out
 
 # Weights of chance make activations without outliers and scores that are nearly equal, so that bars for real models say
@@ -92,7 +95,7 @@ def rows_of(engine: Engine, batches: Sequence[Batch]) -> np.ndarray[tuple[int, .
     return rows
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_tiny_model_passes_a_low_bar_and_says_what_it_is(name: str, built: Callable[[str], Opened]) -> None:
     opened = built(name)
     quality = opened.manifest.quality
@@ -103,7 +106,7 @@ def test_a_tiny_model_passes_a_low_bar_and_says_what_it_is(name: str, built: Cal
     assert opened.engine.info.compute_type == "cpu+int8"
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_batch_gives_each_text_what_it_gets_alone(name: str, built: Callable[[str], Opened]) -> None:
     opened = built(name)
     items = tokens_of(opened)
@@ -115,7 +118,7 @@ def test_a_batch_gives_each_text_what_it_gets_alone(name: str, built: Callable[[
     assert quality.max_abs < 0.1 * np.abs(alone).max()
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_only_the_linear_layers_of_the_transformer_are_quantised(name: str) -> None:
     checkpoint = resolve(str(FOLDERS[name]))
     graph = build_graph(read_spec(checkpoint), checkpoint)
@@ -190,7 +193,7 @@ def test_minilm_is_near_f32_on_texts_that_it_was_not_calibrated_with(
     assert quality.min_cosine > 0.92
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_convolutions_give_what_matrix_multiplications_give(
     name: str, built: Callable[[str], Opened], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,7 +227,7 @@ def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], m
         engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_product_becomes_a_convolution(name: str, built: Callable[[str], Opened]) -> None:
     checkpoint = resolve(str(FOLDERS[name]))
     count = len(linear_matmuls(build_graph(read_spec(checkpoint), checkpoint)))

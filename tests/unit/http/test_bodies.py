@@ -44,7 +44,7 @@ def outcome(raw: bytes, large: bool) -> object:
 
 
 @pytest.mark.usefixtures("small_pieces")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples, deadline=None)
 @given(value=JSON, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
 def test_a_body_in_pieces_is_decoded_to_the_same_value_as_the_whole(
     value: object, ascii_only: bool, indent: int | None
@@ -54,7 +54,7 @@ def test_a_body_in_pieces_is_decoded_to_the_same_value_as_the_whole(
 
 
 @pytest.mark.usefixtures("small_pieces")
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples, deadline=None)
 @given(value=JSON, seed=st.integers(0, 2**32))
 @example(value=sys.float_info.max, seed=71)  # takes out a digit, and the number is out of range
 def test_what_is_not_json_is_refused_in_pieces_too(value: object, seed: int) -> None:

@@ -126,7 +126,10 @@ def waits(simulation: Simulation) -> list[float]:
     return sorted(request.ended - request.arrived for request in simulation.done)
 
 
-@pytest.mark.parametrize(("load", "max_wait_s"), [(0.5, 1.0), (1.0, 0.25), (5.0, 0.25), (5.0, 2.0), (8.0, 1.0)])
+@pytest.mark.parametrize(
+    ("load", "max_wait_s"),
+    [(0.5, 1.0), (1.0, 0.25), (5.0, 0.25), (5.0, 2.0), pytest.param(8.0, 1.0, marks=pytest.mark.long)],
+)
 def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(load: float, max_wait_s: float) -> None:
     simulation, seconds = Simulation(max_wait_s), 6.0
     for arrived in poisson(load * CAPACITY, seconds):
@@ -138,7 +141,7 @@ def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(
     assert len(simulation.refused) == 0 or load >= 1.0
 
 
-@pytest.mark.parametrize("load", [3.0, 8.0])
+@pytest.mark.parametrize("load", [3.0, pytest.param(8.0, marks=pytest.mark.long)])
 def test_under_overload_those_who_have_a_deadline_are_answered_in_time_or_refused_at_once(load: float) -> None:
     simulation, seconds = Simulation(max_wait_s=10.0), 6.0
     for arrived in poisson(load * CAPACITY, seconds):
