@@ -33,9 +33,10 @@ def names(options: Namespace) -> list[str]:
     ]
     pages = {family.page for family in FAMILIES.values() if has_page(family)} - {*_MEASURED_PAGES}
     first, rest = ([f"parity/{page}" for page in each] for each in (_MEASURED_PAGES, sorted(pages)))
+    flex = [] if options.shim else ["flex"]
     peers = [f"peer/{peer}" for peer in options.peers]
     others = [f"{library}/{model}" for model in given for library in ("transformers", "sentence-transformers")]
-    return ["card", *alone[:1], *first, *served[:1], *alone[1:], *served[1:], *peers, "flex", *rest, *others]
+    return ["card", *alone[:1], *first, *served[:1], *alone[1:], *served[1:], *peers, *flex, *rest, *others]
 
 
 def run(name: str, options: Namespace, folder: Path) -> Iterator[Result]:
