@@ -90,7 +90,7 @@ def test_the_rows_of_a_graph_are_copied_before_the_next_batch_overwrites_them(
 
     def record(compute: Callable[[], Tensor], shared: object) -> tuple[Callable[[], None], Tensor, object]:
         rows = compute().clone()
-        return (lambda: rows.copy_(compute())), rows, shared  # type: ignore[return-value]
+        return (lambda: rows.copy_(compute())), rows, shared
 
     def wait(device: torch.device) -> Any:
         launched.append(None)
