@@ -40,7 +40,7 @@ def start(
     """Starts `bei embed-dataset`."""
     command = [*prefix, sys.executable, "-m", "bei_core.cli", "embed-dataset", str(source), "--output", str(output)]
     command += ["--rows-per-part", str(ROWS_PER_PART), "--model-id", model, *flags]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
 
 
 def rate(outputs: Sequence[Path]) -> float:
