@@ -10,7 +10,7 @@ import pytest
 from bei_core import errors
 from bei_core.bench.client import LoadError
 from bei_core.errors import BeiError, DeadlineExceededError, OverloadedError, RequestError, StartError, UnhealthyError
-from bei_core.storage.errors import TransientError
+from bei_core.storage.errors import DriverMissingError, TransientError
 
 # `    │   ├── Empty                400  empty input`: the depth, the name and perhaps the status.
 LINE = re.compile(r"^ {4}((?:[│ ] {3})*)(?:[├└]── )?(\w+)(?: +(\d{3})(?= |$))?")
@@ -20,7 +20,11 @@ PASSING = {OverloadedError, UnhealthyError, DeadlineExceededError}
 
 def classes() -> list[type[BeiError]]:
     found = [value for value in vars(errors).values() if inspect.isclass(value) and issubclass(value, BeiError)]
-    return [value for value in found if value.__module__ == errors.__name__] + [TransientError, LoadError]
+    return [value for value in found if value.__module__ == errors.__name__] + [
+        DriverMissingError,
+        TransientError,
+        LoadError,
+    ]
 
 
 def leaves() -> list[type[RequestError]]:
