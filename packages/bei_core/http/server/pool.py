@@ -68,6 +68,7 @@ class Pool:
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
         self._rest_s = rest_s(settings.max_queue_wait_s)
         self._rests = False  # whether the event loop is about to sleep
+        self._accepts = False  # whether a connection was added since the event loop was last about to sleep
         self._rests_until = -math.inf
         self._notes: Counter[str] = Counter()
         self._noted_at = -_NOTE_EVERY_S
@@ -81,6 +82,7 @@ class Pool:
     def add(self, connection: Member) -> None:
         """Adds a connection. If too many are open, closes the one that is idle for longest, else refuses this one."""
         self._connections.add(connection)
+        self._accepts = True
         num_over = len(self._connections) - self._max_connections
         if num_over <= 0 or self._close_longest_idle():
             self._waiting[connection] = None
@@ -158,6 +160,11 @@ class Pool:
         return True
 
     def _rest(self) -> None:
+        """Sleeps, unless more connections may wait: uvloop accepts one each time that it looks for events."""
+        if self._accepts:
+            self._accepts = False
+            self._loop.call_soon(self._rest)
+            return
         time.sleep(self._rest_s)
         self._rests = False
 

@@ -1,0 +1,51 @@
+"""When the event loop rests under overload."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from types import SimpleNamespace
+
+import pytest
+import uvloop
+from starlette.types import Receive, Scope, Send
+
+from bei_core.config.settings import Settings
+from bei_core.http.limits import BodyBudget
+from bei_core.http.server import pool as pools
+from bei_core.http.server.connection import Connection
+from bei_core.http.server.pool import Pool
+from tests.fakes import SAFETY_S
+
+NUM_CLIENTS = 40
+REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+
+
+async def ok(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def test_the_event_loop_rests_after_it_has_accepted_all_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under overload; otherwise clients with a connection for each request fill the queue of the socket."""
+    rests = list[float]()
+    monkeypatch.setattr(pools, "time", SimpleNamespace(sleep=rests.append))
+    monkeypatch.setattr(pools, "OVERLOAD_S", SAFETY_S)
+    listening = socket.create_server(("127.0.0.1", 0), backlog=NUM_CLIENTS)
+    clients = [socket.create_connection(listening.getsockname(), SAFETY_S) for _ in range(NUM_CLIENTS)]
+    for client in clients:
+        client.sendall(REQUEST)
+
+    async def serve() -> None:
+        pool = Pool(ok, Settings(model_id="a"), BodyBudget(1_000_000), 2 * NUM_CLIENTS)
+        pool.refused()
+        server = await asyncio.get_running_loop().create_server(lambda: Connection(pool), sock=listening)
+        replies = await asyncio.gather(*(asyncio.to_thread(client.recv, 1 << 16) for client in clients))
+        assert all(reply.endswith(b"ok") for reply in replies)
+        server.close()
+        await pool.drain(0.0, 0.0)
+
+    uvloop.run(serve())
+    assert 1 <= len(rests) <= NUM_CLIENTS / 4
+    for client in clients:
+        client.close()
