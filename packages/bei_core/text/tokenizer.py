@@ -65,7 +65,7 @@ class TextTokenizer:
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
         self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
-        self._turn, self._num_inline_chars = 0.0, 0  # the loop's turn, and the characters tokenized in it
+        self._num_inline_chars = 0  # characters tokenized in this turn of the event loop
         # Whether the vocabulary has ids for which the model has no embedding.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
         self._skips: dict[tuple[str, bool], int] = {}  # by prompt and `add_special_tokens`
@@ -78,13 +78,12 @@ class TextTokenizer:
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
         if options.chunk or options.chunk_tokens is not None:
             return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
-        turn = asyncio.get_running_loop().time()  # uvloop's time is constant during a turn of the loop
-        if turn != self._turn:
-            self._turn, self._num_inline_chars = turn, 0
+        loop = asyncio.get_running_loop()
         if size <= INLINE_CHARS and self._num_inline_chars < _INLINE_CHARS_PER_TURN:
             self._num_inline_chars += size
+            loop.call_soon(setattr, self, "_num_inline_chars", 0)  # in the next turn of the loop
             return Tokenized(self.encode_now(texts, options), None)
-        return Tokenized(await self.offload(size, lambda: self.encode_now(texts, options)), None)
+        return Tokenized(await loop.run_in_executor(self._pool, self.encode_now, texts, options), None)
 
     async def offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
         """Returns the result of `work`, which runs on a worker thread if `size` (characters or ids) is large."""

@@ -16,7 +16,7 @@ import tokenizers
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TruncationSide
-from bei_core.text.tokenizer import INLINE_CHARS, TextTokenizer
+from bei_core.text.tokenizer import _INLINE_CHARS_PER_TURN, INLINE_CHARS, TextTokenizer
 from tests.golden.cases import CASES, Case, load_minilm
 from tests.golden.texts import mixed_texts
 
@@ -250,6 +250,26 @@ async def test_long_requests_are_encoded_off_the_event_loop_and_alike(
     tokens, _ = await bert.tokenize(long, PLAIN)
     assert threads == [True, False]
     assert ids_of(tokens) == ids_of(bert.encode_now(long, PLAIN))
+
+
+async def test_many_short_requests_of_one_turn_are_encoded_off_the_event_loop(
+    bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `/vertex` sends them: they held up the event loop for 1.6 s."""
+    threads, encode = list[bool](), bert.encode_now
+
+    def watched(texts: list[Text], options: EncodeOptions) -> list[Tokens]:
+        threads.append(threading.current_thread() is threading.main_thread())
+        return encode(texts, options)
+
+    monkeypatch.setattr(bert, "encode_now", watched)
+    text = "word " * (INLINE_CHARS // 5)
+    await asyncio.gather(*(bert.tokenize(list[Text]([text]), PLAIN) for _ in range(20)))
+    assert threads.count(True) * len(text) < _INLINE_CHARS_PER_TURN + len(text)
+    assert False in threads
+    threads.clear()
+    await bert.tokenize([text], PLAIN)
+    assert threads == [True]
 
 
 async def test_an_error_in_the_pool_is_the_callers(bert: TextTokenizer) -> None:
