@@ -175,12 +175,9 @@ async def test_the_event_loop_sleeps_once_after_requests_that_arrive_together(
     assert {(await task).status_code for task in (first, waiting)} == {200}
 
 
-async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_no_longer_valid(
-    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served = await make_served(max_concurrent_requests=1)
+def parsed_heads(served: Served, monkeypatch: pytest.MonkeyPatch) -> list[Scope]:
+    """The requests whose heads are parsed from now on; a refusal stays valid for ever."""
     monkeypatch.setattr(app_module, "valid_s", lambda max_queue_wait_s: math.inf)
-    first = await occupied(served)
     parsed: list[Scope] = []
 
     def refused_early(scope: Scope) -> Refusal | None:
@@ -188,6 +185,14 @@ async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_n
         return served.app.refused_early(scope)
 
     monkeypatch.setattr(served.pool, "refused_early", refused_early)
+    return parsed
+
+
+async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_no_longer_valid(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served = await make_served(max_concurrent_requests=1)
+    first, parsed = await occupied(served), parsed_heads(served, monkeypatch)
     replies = [await served.client.post("/embed", json={"inputs": [[5] * count]}) for count in (1, 2, 3)]
     assert len(parsed) == 1
     assert [(reply.status_code, reply.headers["retry-after"]) for reply in replies] == [(429, "1")] * 3
@@ -205,15 +210,7 @@ async def test_a_repeated_head_of_a_client_with_a_connection_for_each_request_is
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = await make_served(max_concurrent_requests=1)
-    monkeypatch.setattr(app_module, "valid_s", lambda max_queue_wait_s: math.inf)
-    first = await occupied(served)
-    parsed: list[Scope] = []
-
-    def refused_early(scope: Scope) -> Refusal | None:
-        parsed.append(scope)
-        return served.app.refused_early(scope)
-
-    monkeypatch.setattr(served.pool, "refused_early", refused_early)
+    first, parsed = await occupied(served), parsed_heads(served, monkeypatch)
     for version in (b"1.1\r\nhost: a\r\nconnection: close", b"1.0"):
         for _ in range(3):
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
