@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bei_core.bench import Options, Report, run
 from bei_core.bench.measure import machine
+from benchmarks.reports import write_results
 from benchmarks.serve import server
 
 _ROOT = Path(__file__).parents[1]
-_RESULTS = _ROOT / "benchmarks" / "results"
 _BAR = 1.3
 
 
@@ -67,10 +67,7 @@ def main() -> None:
         f"`mixed`, one text a request, {rate:.0f} requests/s (open loop), {Path(options.model).name}, {options.dtype}."
     )
     text = table(reports, about)
-    (_RESULTS / "first-minute.md").write_text(text)
-    figures = {"machine": machine(), "about": about, "reports": reports}
-    (_RESULTS / "first-minute.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
-    print(text)
+    write_results("first-minute", text, {"machine": machine(), "about": about, "reports": reports})
 
 
 if __name__ == "__main__":

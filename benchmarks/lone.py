@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from bei_core.bench.measure import machine
 from bei_core.bench.workload import texts
+from benchmarks.reports import write_results
 from benchmarks.serve import server
 
 _ROOT = Path(__file__).parents[1]
-_RESULTS = _ROOT / "benchmarks" / "results"
 _PEER = _ROOT / ".venv-onnxruntime"
 _SCRIPT = str(Path(__file__).with_name("lone_onnx.py"))
 _FILES = {"float32": ("f32",), "int8": ("int8", "int8_channel")}
@@ -183,10 +183,7 @@ def main() -> None:
     what = f"mixed: {len(sizes)} texts, seed 0, one at a time; tokens: mean {statistics.mean(sizes):.1f}"
     workload = f"{what}, p50 {statistics.median(sizes):.0f}, longest {max(sizes)}. {options.rounds} rounds."
     text = table(lines, workload)
-    (_RESULTS / "lone.md").write_text(text)
-    figures = {"machine": machine(), "workload": workload, "lines": lines}
-    (_RESULTS / "lone.json").write_bytes(msgspec.json.format(msgspec.json.encode(figures), indent=1) + b"\n")
-    print(text)
+    write_results("lone", text, {"machine": machine(), "workload": workload, "lines": lines})
 
 
 if __name__ == "__main__":

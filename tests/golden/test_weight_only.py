@@ -94,14 +94,16 @@ def test_a_text_gets_the_same_row_alone_and_in_a_batch(
 
 
 def test_only_layers_of_the_mlp_are_in_4_bits_if_asked(texts: Path, tmp_path: Path) -> None:
-    folder = GOLDEN / "qwen3-yes-no-tied"
+    folder, engine = GOLDEN / "qwen3-yes-no-tied", tmp_path / "engine"
     asked = settings(folder, texts, quantization_type="fp4_mlp_only", **BARS["fp4"])
-    graph = Core().read_model(build_engine(asked, tmp_path / "engine") / MODEL)
+    graph = Core().read_model(build_engine(asked, engine) / MODEL)
     checkpoint = resolve(str(folder))
     original = build_graph(read_spec(checkpoint), checkpoint)
     constants = [node for node in graph.get_ops() if node.get_type_name() == "Constant"]
     num_in_4_bits = sum(node.get_element_type() == Type.i4 for node in constants)
     assert num_in_4_bits == len(linear_matmuls(original, mlp_only=True)) < len(linear_matmuls(original))
+    with pytest.raises(ConfigError, match=r"is quantised in the feed-forward layers only; build it again for .* fp4"):
+        open_engine(Settings.load({"model_id": str(engine), "quantization_type": "fp4", **BARS["fp4"]}, {}))
 
 
 def test_the_gate_refuses_an_engine_below_the_threshold(texts: Path, tmp_path: Path) -> None:
@@ -120,6 +122,8 @@ def test_an_engine_is_not_served_as_another_quantisation(built: Callable[[str, s
             ConfigError, match=f"has weights in int4_weight_only; build it again for quantization_type {kind}"
         ):
             open_engine(Settings.load({**low, "quantization_type": kind}, {}))
+    with pytest.raises(ConfigError, match=r"is quantised in all layers; build it again for .* fp4_mlp_only"):
+        open_engine(Settings.load({**low, "quantization_type": "fp4_mlp_only"}, {}))
 
 
 def test_the_names_of_4_bits_give_one_engine(texts: Path) -> None:

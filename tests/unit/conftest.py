@@ -13,7 +13,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """The settings that `bei serve` was started with; nothing is served."""
     opened: list[Settings] = []
     monkeypatch.setattr("bei_core.serving.service.Service.open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: Sockets())
-    monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
+    monkeypatch.setattr("bei_core.http.server.sockets.bind", lambda settings: Sockets())
+    monkeypatch.setattr("bei_core.http.server.run.serve", lambda services, sockets, traces: None)
     monkeypatch.setattr("bei_core.http.traces.open_traces", lambda settings: None)
     return opened

@@ -45,9 +45,9 @@ class LazyGroup(click.Group):
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     """Print the version and exit. It is 0 if bei_core is not installed as a package, as under Truss."""
-    from importlib.metadata import PackageNotFoundError, version
-
     if wanted and not ctx.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
         try:
             click.echo(f"bei {version('bei-core')}")
         except PackageNotFoundError:

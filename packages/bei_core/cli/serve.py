@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from contextlib import closing
+from importlib import import_module
+from threading import Thread
 
 import click
 
@@ -18,7 +20,7 @@ def command(**flags: object) -> None:
 
     Every setting is also an environment variable (BEI_PORT) and a key of config.yaml (docs/settings.md).
     """
-    from bei_core.http.server import bind, serve
+    from bei_core.http.server.sockets import bind
     from bei_core.http.traces import open_traces
     from bei_core.serving.service import Service
 
@@ -28,4 +30,9 @@ def command(**flags: object) -> None:
     # Before an engine is built, so that a port in use or a missing package is reported at once.
     with closing(bind(settings)) as sockets:
         traces = open_traces(settings)
-        serve(Service.open_all(settings), sockets, traces)
+        # Imported while the models are loaded, most of which runs without the GIL.
+        Thread(target=import_module, args=["bei_core.http.server.run"], daemon=True).start()
+        services = Service.open_all(settings)
+        from bei_core.http.server.run import serve
+
+        serve(services, sockets, traces)

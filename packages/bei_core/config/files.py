@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bei_core.errors import ConfigError
 
 SECRETS = Path("/secrets")  # one file for each secret; the file's name is the secret's
@@ -15,6 +13,8 @@ SECRETS = Path("/secrets")  # one file for each secret; the file's name is the s
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The content of a config.yaml. Raises ConfigError if it cannot be read or is not a mapping."""
+    import yaml
+
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as fault:

@@ -18,6 +18,7 @@ from bei_core import checkpoint as checkpoints
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
+from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
 from bei_core.engines.quality_report import REPORT
 from bei_core.errors import ConfigError
@@ -122,7 +123,7 @@ def check_small_files(folder: Path) -> None:
 
 def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Build:
     """The build of a checkpoint. Raises as the builder's `plan`."""
-    plan = builder.plan(checkpoint, spec, settings)
+    plan, quantization = builder.plan(checkpoint, spec, settings), quantization_of(settings)
     read_tokenizer = static_tokenizer if spec.is_static else canonical_tokenizer
     tokenizer = read_tokenizer(checkpoint.folder / checkpoint.first_module)
     parts = {"schema": SCHEMA, "engine": plan.engine, "precision": plan.precision, "spec": spec}
@@ -130,6 +131,7 @@ def plan_build(builder: Builder, checkpoint: Checkpoint, spec: ModelSpec, settin
     manifest = Manifest(
         engine=plan.engine,
         precision=plan.precision,
+        mlp_only=None if quantization is None else quantization.mlp_only,
         dtype=settings.dtype,
         source=checkpoint.source,
         revision=checkpoint.revision,

@@ -67,16 +67,28 @@ class Quantization(msgspec.Struct, frozen=True, kw_only=True):
         return WEIGHT_ONLY.get(self.type)
 
     @property
+    def mlp_only(self) -> bool:
+        """Whether the weights of attention's layers are left as they are."""
+        return self.type.endswith("_mlp_only")
+
+    @property
     def cpu_precision(self) -> str:
         """The precision of the CPU engine's weights, as in its manifest."""
         return f"int{self.bits}_weight_only" if self.bits else "int8"
 
 
 def quantization_of(settings: Settings) -> Quantization | None:
-    """The quantisation that the settings request; None if they request none."""
+    """The quantisation that the settings request; None if they request none.
+
+    Raises ConfigError if smooth_quant_alpha is set and only weights are quantised: no activations are smoothed then.
+    """
     kind = settings.quantization_type or ("fp8" if settings.dtype == "int8" else "no_quant")
     if kind == "no_quant":
         return None
+    if kind in WEIGHT_ONLY and settings.smooth_quant_alpha is not None:
+        raise ConfigError(
+            f"smooth_quant_alpha and quantization_type {kind} exclude each other: activations are not quantised"
+        )
     calibration = Calibration(
         dataset=settings.calib_dataset, size=settings.calib_size, max_seq_length=settings.calib_max_seq_length
     )

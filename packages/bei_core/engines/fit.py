@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from bei_core.config.settings import Settings
-from bei_core.engines.calibration import quantization_of
+from bei_core.engines.calibration import Quantization, quantization_of
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.quality import bar_of
 from bei_core.engines.start import check_options, read_spec
@@ -49,14 +49,22 @@ def check_quality(settings: Settings, spec: ModelSpec, manifest: Manifest) -> No
     settings.check_dense_path(spec.dense_folders)
     check_options(settings, manifest.engine)
     quality, asked = manifest.quality, quantization_of(settings)
-    if asked is not None and quality is None:
-        raise ConfigError(f"{settings.model_id} is not quantised; build it again for quantization_type {asked.type}")
-    found = manifest.precision
-    if asked is not None and manifest.engine == "openvino" and found != asked.cpu_precision:
-        raise ConfigError(
-            f"{settings.model_id} has weights in {found}; build it again for quantization_type {asked.type}"
-        )
+    if asked is not None:
+        _check_quantization(settings, asked, manifest)
     if quality is not None and settings.quantization_type == "no_quant":
         raise ConfigError(f"{settings.model_id} is quantised; build it again for quantization_type no_quant")
     if quality is not None:
         quality.check(bar_of(settings))
+
+
+def _check_quantization(settings: Settings, asked: Quantization, manifest: Manifest) -> None:
+    """Raise ConfigError if the engine is not quantised as asked."""
+    problem = None
+    if manifest.quality is None:
+        problem = "is not quantised"
+    elif manifest.engine == "openvino" and manifest.precision != asked.cpu_precision:
+        problem = f"has weights in {manifest.precision}"
+    elif settings.quantization_type is not None and manifest.mlp_only not in {None, asked.mlp_only}:
+        problem = f"is quantised in {'the feed-forward layers only' if manifest.mlp_only else 'all layers'}"
+    if problem is not None:
+        raise ConfigError(f"{settings.model_id} {problem}; build it again for quantization_type {asked.type}")

@@ -47,6 +47,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     engine: str  # "openvino", "tensorrt_llm"
     precision: str  # of the weights: "f32", "bf16", "int8", "int8_weight_only", "int4_weight_only", "fp8"
+    mlp_only: bool | None = None  # of a quantised engine: whether attention's layers are not; None: not recorded
     dtype: str = "auto"  # of the computation, if the settings of the server have none
     source: str  # repository or folder of the checkpoint
     revision: str  # its commit, or the digest of its content

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,14 +56,12 @@ def shared_prefixes(batch: Batch, *, pad_id: int) -> list[SharedPrefix]:
     return _best(order, [length if length >= MIN_LENGTH else 0 for length in in_common])
 
 
-@dataclass(frozen=True, slots=True)
-class BatchCost:
-    """The number of tokens that a batch costs, which grows item by item.
+class BatchCost(NamedTuple):
+    """The number of tokens that a batch costs an engine that shares prefixes, which grows item by item.
 
-    If the engine shares prefixes, neighbours with the same first tokens are a run, in which these count once.
+    Neighbours with the same first tokens are a run, in which these count once.
     """
 
-    shares_prefixes: bool
     num_tokens: int = 0
     first: Ids | None = None  # the ids of the first item of the last run
     length: int = 0  # number of first tokens that the items of the run have in common
@@ -70,13 +69,11 @@ class BatchCost:
 
     def plus(self, ids: Ids) -> BatchCost:
         """The cost with one more item, which costs at least 1 token."""
-        length = 0
-        if self.shares_prefixes and self.first is not None:
-            length = min(self.length, num_equal(self.first, ids))
+        length = 0 if self.first is None else min(self.length, num_equal(self.first, ids))
         if length < MIN_LENGTH:
-            return BatchCost(self.shares_prefixes, self.num_tokens + len(ids), ids, len(ids), 1)
+            return BatchCost(self.num_tokens + len(ids), ids, len(ids), 1)
         added = len(ids) + (self.num_items - 1) * self.length - self.num_items * length
-        return BatchCost(True, self.num_tokens + max(1, added), self.first, length, self.num_items + 1)
+        return BatchCost(self.num_tokens + max(1, added), self.first, length, self.num_items + 1)
 
 
 def num_equal(one: Ids, other: Ids) -> int:

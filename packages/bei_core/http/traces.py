@@ -15,13 +15,14 @@ from urllib.parse import urlsplit, urlunsplit
 
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, EngineError, RequestError
-from bei_core.http.route import Call
 from bei_core.http.version import bei_version
 from bei_core.storage.backends import redact
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.util.types import AttributeValue
+
+    from bei_core.http.route import Call
 
 log = logging.getLogger(__name__)
 

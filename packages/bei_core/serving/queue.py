@@ -141,15 +141,15 @@ class Pending(Generic[OwnerT]):
         queue is abandoned or past its deadline.
         """
         taken: Taken[OwnerT] = Taken([], [])
-        num_tokens, cost = 0, BatchCost(self._shares_prefixes)
+        cost = BatchCost()
         classes = [key for key in self._classes if self._head(key, now, taken.expired) is not None]
         for key in sorted(classes, key=lambda key: self._classes[key][0][:2]):  # the class with the oldest item first
             while (item := self._head(key, now, taken.expired)) is not None:
-                with_item = cost.plus(item.tokens.ids) if self._shares_prefixes else cost
-                tokens_with_item = with_item.num_tokens or num_tokens + len(item.tokens.ids)
-                if taken.items and (tokens_with_item > budget or len(taken.items) == max_items):
+                ids = item.tokens.ids
+                with_item = cost.plus(ids) if self._shares_prefixes else BatchCost(cost.num_tokens + len(ids))
+                if taken.items and (with_item.num_tokens > budget or len(taken.items) == max_items):
                     break
-                num_tokens, cost = tokens_with_item, with_item
+                cost = with_item
                 rest = heapq.heappop(self._classes[key])[3]
                 taken.items.append(item)
                 if rest is not None:

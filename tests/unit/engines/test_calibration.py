@@ -12,6 +12,7 @@ from bei_core.checkpoint import resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.calibration import (
     HUB_DEFAULT,
+    WEIGHT_ONLY,
     Calibration,
     Samples,
     encode,
@@ -149,6 +150,13 @@ def test_the_quantisation_comes_from_its_setting_or_from_the_dtype() -> None:
 def test_settings_that_cannot_be_are_refused(flags: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         Settings.load(flags, {})
+
+
+@pytest.mark.parametrize("kind", WEIGHT_ONLY)
+def test_smoothing_is_refused_if_only_weights_are_quantised(kind: str) -> None:
+    asked = Settings.load({"quantization_type": kind, "smooth_quant_alpha": 0.5}, {})
+    with pytest.raises(ConfigError, match=f"smooth_quant_alpha and quantization_type {kind} exclude each other"):
+        quantization_of(asked)
 
 
 def test_trusss_block_says_how_to_calibrate_where_it_quantises() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from bei_core.engines import prefixes
 from bei_core.engines.batch import Batch
 from bei_core.engines.prefixes import MIN_LENGTH, BatchCost, shared_prefixes
+from bei_core.serving.queue import Item, Pending
 from tests.fakes import tokens_of
 
 PAD = 0
@@ -25,7 +27,7 @@ def found(*sequences: list[int]) -> list[tuple[int, list[int]]]:
 
 
 def cost_of(sequences: Sequence[Sequence[int]]) -> int:
-    cost = BatchCost(shares_prefixes=True)
+    cost = BatchCost()
     for ids in sequences:
         cost = cost.plus(np.array(ids, np.int32))
     return cost.num_tokens
@@ -84,4 +86,13 @@ def test_a_batch_costs_the_first_tokens_of_neighbours_once() -> None:
     assert cost_of([[*LONG, 1], [*LONG, 2], [*LONG, 3]]) == len(LONG) + 3
     assert cost_of([[*LONG, 1], [9, 9], [*LONG, 3]]) == 2 * len(LONG) + 4
     assert cost_of([LONG] * 5) == len(LONG) + 4  # each item costs something, so that a batch ends
-    assert BatchCost(shares_prefixes=False).plus(np.array(LONG)).plus(np.array(LONG)).num_tokens == 2 * len(LONG)
+
+
+@pytest.mark.parametrize(("shares_prefixes", "num_taken"), [(False, 1), (True, 9)])
+def test_the_queue_counts_equal_first_tokens_once_only_if_the_engine_shares_them(
+    shares_prefixes: bool, num_taken: int
+) -> None:
+    pending: Pending[SimpleNamespace] = Pending(48, shares_prefixes=shares_prefixes)
+    for index in range(20):
+        pending.put([Item(tokens_of(*range(40)), SimpleNamespace(abandoned=False), index, rank=0.0)], now=0.0)
+    assert len(pending.take(48, now=0.0).items) == num_taken

@@ -18,6 +18,7 @@ from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.openvino.compiled import Array, Graphs, Outputs, at_low_priority, core
+from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import lengths_for, with_lone_graphs
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
@@ -81,6 +82,7 @@ def compile_properties(precision: str) -> dict[str, object]:
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": usable_cpus(),
         "ENABLE_CPU_PINNING": False,  # the event loop needs a processor, too
+        "CACHE_MODE": "OPTIMIZE_SIZE",  # of an exported model: weights stay in model.bin
     }
 
 
@@ -106,15 +108,22 @@ class OpenVinoEngine:
     The weights of a file stay mapped, so several processes share the memory of all weights that are not packed for the
     kernels. If `quantised`, linear layers compute in int8 and all other operations in `precision`. On a processor
     without VNNI, these layers become convolutions; a graph that was passed in is changed in place. After
-    `_LONE_TEXTS` lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`).
+    `_LONE_TEXTS` lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`). With
+    `manifest`, that of the file's folder, the compiled model is kept for the next start.
     """
 
     def __init__(
-        self, model: Path | openvino.Model, spec: ModelSpec, precision: str, *, quantised: bool = False
+        self,
+        model: Path | openvino.Model,
+        spec: ModelSpec,
+        precision: str,
+        *,
+        quantised: bool = False,
+        manifest: Manifest | None = None,
     ) -> None:
         self._model, self._precision, self._quantised = model, precision, quantised
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
-        compiled = self._compile(self._read())
+        compiled = self._open(manifest)
         widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._graphs = Graphs(compiled, self._pad_id)
         self._padding_share, self._num_shared = 0.0, 0
@@ -187,6 +196,17 @@ class OpenVinoEngine:
             self._preparing.join()
         del self._graphs
 
+    def _open(self, manifest: Manifest | None) -> openvino.CompiledModel:
+        """The model for any batch, compiled now or at an earlier start. Raises EngineUnavailableError, OSError."""
+        if manifest is None or not isinstance(self._model, Path):
+            return self._compile(self._read())
+        cache = CompiledCache(self._model, manifest, compile_properties(self._precision))
+        compiled = cache.load()
+        if compiled is None:
+            compiled = self._compile(self._read())
+            cache.save(compiled)
+        return compiled
+
     def _read(self) -> openvino.Model:
         """The graph for any batch. Raises EngineUnavailableError."""
         try:
@@ -214,4 +234,5 @@ def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> Op
 
     Raises EngineUnavailableError if the processor does not support the dtype.
     """
-    return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=manifest.precision == "int8")
+    quantised = manifest.precision == "int8"
+    return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=quantised, manifest=manifest)

@@ -68,7 +68,7 @@ def _quantized_plan(
         )
     from bei_core.engines.torch import quantize
 
-    parts = ("mlp",) if quantization.type == "fp8_mlp_only" else ("attention", "mlp")  # without KV cache, fp8_kv is fp8
+    parts = ("mlp",) if quantization.mlp_only else ("attention", "mlp")  # without KV cache, fp8_kv is fp8
     calibration = quantization.calibration
     scheme = quantize.Scheme(parts, calibration, read_samples(calibration, spec), bar_of(settings))
     model = facts_of(spec, scheme.parts)

@@ -4,8 +4,3 @@ sockets: the addresses to listen on, and the limit of open files. parser: bytes 
 one client's requests, one at a time. exchange: one request and its reply as ASGI. pool: the connections of a listener.
 run: the server from start to shutdown.
 """
-
-from bei_core.http.server.run import serve
-from bei_core.http.server.sockets import Sockets, bind
-
-__all__ = ["Sockets", "bind", "serve"]

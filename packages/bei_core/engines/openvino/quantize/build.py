@@ -41,16 +41,12 @@ class QuantizedBuild:
     bar: Bar
     precision: str  # of the computation of all that is not int8
 
-    @property
-    def _mlp_only(self) -> bool:
-        return self.quantization.type.endswith("_mlp_only")
-
     def address(self) -> Mapping[str, object]:
         """The part of the engine's address that depends on the quantisation."""
         bits = self.quantization.bits
         return {
             **({"bits": bits} if bits else {"alpha": self.quantization.alpha}),
-            "mlp_only": self._mlp_only,
+            "mlp_only": self.quantization.mlp_only,
             "calibration": self.quantization.calibration,
             "texts": self.samples.digest,
         }
@@ -82,9 +78,9 @@ class QuantizedBuild:
     def _quantize(self, graph: openvino.Model, folder: Path, max_tokens: float) -> None:
         bits = self.quantization.bits
         if bits:
-            return quantize_weights(graph, bits, mlp_only=self._mlp_only)
+            return quantize_weights(graph, bits, mlp_only=self.quantization.mlp_only)
         inputs = self._encode(self.samples.calibration, folder, max_tokens)
         batches = calibration_batches(inputs)
         log.info("quantising to int8, calibrating with %d texts (%d batches)", len(inputs), len(batches))
-        quantize(graph, batches, alpha=self.quantization.alpha, mlp_only=self._mlp_only)
+        quantize(graph, batches, alpha=self.quantization.alpha, mlp_only=self.quantization.mlp_only)
         return None

@@ -53,8 +53,9 @@ def quantize_weights(graph: Model, bits: int, *, mlp_only: bool) -> None:
         drop_mapped_pages(graph.checkpoint.folder)
     tables = list(lookups(graph, INPUT_NAMES[0]))
     for rows, ids, table in tables:
+        quantised = _lookup(table, ids).output(0)
         for target in rows.output(0).get_target_inputs():
-            target.replace_source_output(_lookup(table, ids).output(0))
+            target.replace_source_output(quantised)
     drop_mapped_pages(graph.checkpoint.folder)
     log.info("weights in %d bits for %d linear layers, in 8 bits for %d tables", bits, len(matmuls), len(tables))
 

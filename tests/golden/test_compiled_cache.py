@@ -1,0 +1,100 @@
+"""The compiled model of an engine folder is kept for the next start, and not used for anything else."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bei_core.checkpoint import resolve
+from bei_core.engines.batch import Batch
+from bei_core.engines.manifest import TUNED
+from bei_core.engines.open import load
+from bei_core.engines.openvino import compiled_cache
+from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
+from bei_core.models.spec import read_spec
+from bei_core.tasks import Rows, Tokens
+from tests.golden.cases import GOLDEN
+from tests.golden.engines import built
+
+NAMES = ("bert-cls-normalize", "gemma2-multilingual", "qwen3-yes-no-tied")
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were compiled."""
+    found: list[Path] = []
+
+    def compile_(
+        engine: OpenVinoEngine, graph: object, real: Callable[..., object] = OpenVinoEngine._compile
+    ) -> object:
+        found.append(Path(str(engine._model)))
+        return real(engine, graph)
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", compile_)
+    return found
+
+
+def rows(folder: Path) -> Rows:
+    opened = load(folder)
+    ids = np.arange(1, 40, dtype=np.int32)
+    found = opened.engine.forward(Batch.pack([Tokens(ids, np.zeros_like(ids)), Tokens(ids[:7], np.zeros(7, np.int32))]))
+    opened.close()
+    return found
+
+
+def engine_of(name: str, folder: Path) -> Path:
+    checkpoint = resolve(str(GOLDEN / name))
+    built(checkpoint, read_spec(checkpoint), folder).close()
+    return folder
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_second_start_compiles_nothing_and_gives_the_same_rows(
+    name: str, tmp_path: Path, compiled: list[Path]
+) -> None:
+    folder = engine_of(name, tmp_path / "engine")
+    kept = rows(folder)
+    assert compiled == [folder / MODEL]  # by `built`
+    (file,) = (folder / TUNED).glob("compiled-*")
+    file.unlink()
+    np.testing.assert_array_equal(kept, rows(folder))
+    assert compiled == 2 * [folder / MODEL]
+
+
+def test_a_compiled_model_of_another_file_is_not_used(tmp_path: Path, compiled: list[Path]) -> None:
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    os.utime(folder / "model.bin", ns=(0, 1))
+    rows(folder)
+    assert len(compiled) == 2
+
+
+def test_a_damaged_compiled_model_is_compiled_again(
+    tmp_path: Path, compiled: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    (file,) = (folder / TUNED).glob("compiled-*")
+    content = file.read_bytes()
+    file.write_bytes(content[:-1] + b"?")
+    expected = rows(folder)
+    assert "is not used, and the model is compiled: its digest is wrong" in caplog.text
+    assert len(compiled) == 2
+    np.testing.assert_array_equal(expected, rows(folder))
+    assert len(compiled) == 2
+
+
+def test_an_engine_starts_without_space_for_the_compiled_model(
+    tmp_path: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(compiled_cache, "write_atomically", refuse)
+    caplog.set_level(logging.DEBUG)
+    rows(engine_of(NAMES[0], tmp_path / "engine"))
+    assert len(compiled) == 2
+    assert "the compiled model is not kept in" in caplog.text
