@@ -81,10 +81,7 @@ class TextTokenizer:
         return Tokenized(await self._offload(size, lambda: self.encode_now(texts, options)), None)
 
     async def _offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
-        """Returns the result of `work`. Runs it on a worker thread if `size` (characters or ids) is large.
-
-        Also if the other calls in this turn of the event loop have taken all of its characters.
-        """
+        """Returns the result of `work`, which runs on a worker thread if it, or all calls of this turn, are large."""
         loop = asyncio.get_running_loop()
         if size <= INLINE_CHARS and self._num_inline_chars + size <= _INLINE_CHARS_PER_TURN:
             self._num_inline_chars += size
@@ -138,14 +135,16 @@ class TextTokenizer:
                 raise _too_many_chunks()
         return chunks, np.repeat(np.arange(len(texts)), counts)
 
-    def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, str, bool, int | None, int | None]]:
-        """Returns (id, text, is special, start, stop) of each token; start and stop are characters, None if special."""
+    def spans(self, text: str, *, add_special_tokens: bool) -> Iterator[tuple[int, str, bool, int | None, int | None]]:
+        """Yields (id, text, is special, start, stop) of each token; start and stop are characters, None if special."""
         (encoding,) = self._encode([text], EncodeOptions(add_special_tokens=add_special_tokens), with_spans=True)
-        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
-        return [
-            (id_, token, True, None, None) if special else (id_, text[start:stop], False, start, stop)
-            for id_, token, special, (start, stop) in rows
-        ]
+        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True)
+        for index, (id_, token, special) in enumerate(rows):
+            if special:
+                yield id_, token, True, None, None
+            else:  # one token after the other: `encoding.offsets` holds the GIL for 70 ms if a text is long
+                start, stop = encoding.token_to_chars(index) or (0, 0)
+                yield id_, text[start:stop], False, start, stop
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """Returns the token of each id, as the vocabulary spells it."""
