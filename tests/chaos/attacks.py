@@ -91,6 +91,12 @@ ATTACKS = (
         (200, 429),
     ),
     Attack(
+        "/vertex of 1,024 texts with options of their own",
+        "/vertex",
+        dumped(instances=[{"inputs": "ab " * 1333, "max_tokens_per_doc": number + 1} for number in range(1024)]),
+        (200, 429),
+    ),
+    Attack(
         "30 kB of gzip that are 32 MB",
         "/embed",
         squeezed('{"inputs":"', "a", 31_900_000, '"}'),

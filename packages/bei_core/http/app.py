@@ -22,7 +22,7 @@ from bei_core.errors import (
     PayloadTooLargeError,
     RequestError,
 )
-from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, inflated, memory_of
+from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, free, inflated, joined, memory_of
 from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
@@ -108,7 +108,8 @@ class App:
         try:
             response = await self._answer(call)
         except RequestError as fault:
-            error, response = fault, self._refuse(fault, call)
+            error, response = fault.with_traceback(None), self._refuse(fault, call)
+            error.__cause__ = error.__context__ = None  # with its traceback it would keep the body until a collection
         except ClientDisconnect:
             response = self._left()
         except asyncio.CancelledError:
@@ -124,6 +125,10 @@ class App:
         finally:
             if call.client is not None:
                 call.client.leave()
+        if call.is_large and response.status_code != _GONE:  # after a disconnect, a thread may still read the body
+            held, call.body = [call.body], None
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.run_in_executor, None, free, held)  # when nothing here refers to it
         response.headers["x-request-id"] = request_id
         self._record(call, response.status_code, error)
         return response
@@ -341,7 +346,7 @@ class App:
             if size > limit:
                 raise PayloadTooLargeError(f"the body is larger than {limit} bytes")
             parts.append(part)
-        body, coding = b"".join(parts), call.headers.get(b"content-encoding")
+        body, coding = await joined(parts, size), call.headers.get(b"content-encoding")
         if coding is None:
             return body
         return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)

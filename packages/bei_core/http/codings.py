@@ -8,12 +8,13 @@ from __future__ import annotations
 import asyncio
 import sys
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import Scope
 
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
-from bei_core.http.limits import count_bytes
+from bei_core.http.limits import LARGE_BYTES, count_bytes
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -63,7 +64,15 @@ async def inflated(body: bytes, coding: str, limit: int, scope: Scope) -> bytes:
             raise PayloadTooLargeError(f"the body is larger than {limit} bytes once decompressed")
         count_bytes(scope, len(part))
         parts.append(part)
-    return b"".join(parts)
+    return await joined(parts, size)
+
+
+async def joined(parts: Sequence[bytes], size: int) -> bytes:
+    """Returns parts of `size` bytes as one. Joins a large body on a thread, where `bytes.join` releases the GIL.
+
+    32 MB take 30 ms, because the operating system zeroes the new memory.
+    """
+    return b"".join(parts) if size <= LARGE_BYTES else await asyncio.to_thread(b"".join, parts)
 
 
 def _compress(body: bytes, coding: str) -> bytes:

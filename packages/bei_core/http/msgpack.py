@@ -28,18 +28,25 @@ def _plain(value: object) -> object:
 def _packed_floats(array: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
     """Encodes an f32 array as msgpack lists, without msgspec, which would make a Python object of every number."""
     if array.ndim > 1:
-        return _head(len(array)) + b"".join(_packed_floats(part) for part in array)
+        return list_head(len(array)) + b"".join(_packed_floats(part) for part in array)
     cells = np.empty((len(array), 5), np.uint8)
     cells[:, 0] = 0xCA  # msgpack's type byte of a 32-bit float
     cells[:, 1:] = array.astype(">f4").view(np.uint8).reshape(-1, 4)
-    return _head(len(array)) + cells.tobytes()
+    return list_head(len(array)) + cells.tobytes()
 
 
-def _head(length: int) -> bytes:
+def list_head(length: int) -> bytes:
     """Returns the header of a msgpack list with `length` elements."""
     if length < 16:
         return bytes([0x90 | length])
     return struct.pack(">BH", 0xDC, length) if length < 65_536 else struct.pack(">BI", 0xDD, length)
+
+
+def object_head(length: int) -> bytes:
+    """Returns the header of a msgpack map with `length` fields."""
+    if length < 16:
+        return bytes([0x80 | length])
+    return struct.pack(">BH", 0xDE, length) if length < 65_536 else struct.pack(">BI", 0xDF, length)
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)

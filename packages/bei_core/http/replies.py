@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError
 from bei_core.http.codings import CODINGS, compressed
 from bei_core.http.error_format import OPENAI, TEI, ErrorFormat
 from bei_core.http.limits import rest_s
-from bei_core.http.msgpack import packed
+from bei_core.http.msgpack import list_head, object_head, packed
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
 
@@ -33,6 +34,8 @@ _VARY = {"vary": "accept, accept-encoding"}  # added to a reply whose format dep
 # in pieces on a thread.
 INLINE_NUMBERS = 32_768
 
+_ITEMS_PER_PIECE = 2048  # of an iterator
+
 BYTES_PER_NUMBER = 16  # at most: four bytes of f32, and its digits in JSON
 
 _PART = 1_048_576  # the most bytes of a reply in one ASGI message
@@ -44,7 +47,7 @@ class Deferred(NamedTuple):
     """The value of a large reply. `make` is called on a thread; its result is encoded in pieces."""
 
     num_bytes: int  # an estimate of the most memory that it takes
-    make: Callable[[], object]
+    make: Callable[[], object]  # its lists may be iterators, but only in a list or an object of few items
 
     @classmethod
     def of(cls, result: Result[Any], make: Callable[[], object]) -> Deferred:
@@ -91,7 +94,7 @@ async def complete(
     elif isinstance(value, Deferred):
         body = await asyncio.to_thread(_encode, value.make, media_type)
     else:
-        body = packed(value) if named == MSGPACK else orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+        body = _FORMATS[media_type].encode(value)
     if coding is not None and (smaller := await compressed(body, coding)) is not None:
         body = smaller
         headers |= {"content-encoding": coding, **_VARY}
@@ -163,50 +166,93 @@ class _InParts(Response):
             await send({"type": "http.response.body", "body": part, "more_body": start + _PART < len(self.body)})
 
 
+def _json(value: object) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+class _Format(NamedTuple):
+    """How values are encoded, and the bytes around the parts of one that is encoded in pieces."""
+
+    encode: Callable[[object], bytes]
+    begin_list: Callable[[int], bytes]  # called with the number of items
+    begin_object: Callable[[int], bytes]
+    end_list: bytes = b""
+    end_object: bytes = b""
+    comma: bytes = b""
+    colon: bytes = b""
+
+    def items(self, group: list[Any] | np.ndarray[Any, Any]) -> bytes:
+        """Encodes at least one item of a list, without the begin and the end of the list."""
+        encoded = self.encode(group)
+        return encoded[len(self.begin_list(len(group))) : len(encoded) - len(self.end_list)]
+
+
+_FORMATS = {
+    JSON: _Format(_json, lambda _: b"[", lambda _: b"{", b"]", b"}", b",", b":"),
+    MSGPACK: _Format(packed, list_head, object_head),
+}
+
+
 def _encode(make: Callable[[], object], media_type: str) -> bytes:
-    value = make()
-    return packed(value) if media_type == MSGPACK else b"".join(_pieces(value))
+    return b"".join(_pieces(make(), _FORMATS[media_type]))
 
 
-def _pieces(value: object) -> Iterator[bytes]:
-    """Yields the JSON of a value in pieces, so that no call of the encoder holds the GIL for long."""
-    if _weight(value) <= INLINE_NUMBERS or not isinstance(value, dict | list | np.ndarray):
-        yield orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+def _pieces(value: object, form: _Format) -> Iterator[bytes]:
+    """Encodes a value in pieces, so that no call of an encoder holds the GIL for long.
+
+    An iterator is a list whose items are made for one piece after the other and freed again: to free all items of a
+    large list at once holds the GIL, too.
+    """
+    if isinstance(value, Iterator):
+        groups = iter(lambda: list(islice(value, _ITEMS_PER_PIECE)), [])
+        parts = [(form.items(group), len(group)) for group in groups]
+        yield form.begin_list(sum(count for _, count in parts))
+        yield form.comma.join(part for part, _ in parts)
+        yield form.end_list
+    elif _weight(value) <= INLINE_NUMBERS or not isinstance(value, dict | list | np.ndarray):
+        yield form.encode(value)
     elif isinstance(value, dict):
+        yield form.begin_object(len(value))
         for index, (name, part) in enumerate(value.items()):
-            yield (b"," if index else b"{") + orjson.dumps(name) + b":"
-            yield from _pieces(part)
-        yield b"}"
+            yield (form.comma if index else b"") + form.encode(name) + form.colon
+            yield from _pieces(part, form)
+        yield form.end_object
     else:
+        yield form.begin_list(len(value))
         for index, group in enumerate(_groups(value)):
-            yield b"," if index else b"["
-            if len(group) == 1:
-                yield from _pieces(group[0])
+            yield form.comma if index else b""
+            if len(group) == 1 and _weight(group[0]) > INLINE_NUMBERS:
+                yield from _pieces(group[0], form)
             else:
-                yield orjson.dumps(group, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
-        yield b"]"
+                yield form.items(group)
+        yield form.end_list
 
 
 def _groups(items: list[Any] | np.ndarray[Any, Any]) -> Iterator[list[Any] | np.ndarray[Any, Any]]:
     """Splits items into consecutive groups, each as large as one piece may be, but at least one item."""
     start = weight = 0
     for stop, item in enumerate(items):
-        weight += _weight(item)
+        weight += (added := _weight(item))
         if weight > INLINE_NUMBERS and stop > start:
             yield items[start:stop]
-            start, weight = stop, _weight(item)
+            start, weight = stop, added
     yield items[start:]
 
 
 def _weight(value: object) -> int:
-    """Estimates the time to encode a value, in units of one number."""
+    """Estimates the time to encode a value, in units of one number. Stops to count above INLINE_NUMBERS."""
     if isinstance(value, np.ndarray):
         return value.size
     if isinstance(value, str):
         return 1 + len(value) // 16
-    if isinstance(value, dict):
-        return sum(map(_weight, value.values()))
-    return sum(map(_weight, value)) if isinstance(value, list) else 1
+    if isinstance(value, Iterator):
+        return INLINE_NUMBERS + 1
+    weight = 0
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        weight += _weight(part)
+        if weight > INLINE_NUMBERS:
+            break
+    return max(weight, 1)
 
 
 def format_of(path: str) -> ErrorFormat:

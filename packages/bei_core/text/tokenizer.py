@@ -19,7 +19,7 @@ from bei_core.text.truncation import Indices, document_tokens, num_skipped, trun
 # A request with at most this many characters is tokenized on the event loop. That takes about 1 us per token, and the
 # change to a thread and back would cost 50 us of processor time (docs/decisions/003-tokenize-in-place.md).
 INLINE_CHARS = 4096
-_INLINE_CHARS_PER_TURN = 32_768  # the limit for all requests together in one turn of the event loop; takes 8 ms
+_INLINE_CHARS_PER_TURN = 8192  # the limit for all requests together in one turn of the event loop; takes 2 to 14 ms
 
 # Limits of one call into Rust, so that a huge request does not delay the others; a token takes 100 bytes in the call.
 _TEXTS_PER_CALL = 64
@@ -77,19 +77,17 @@ class TextTokenizer:
         """Returns the tokens of each text, truncated or chunked; raises the errors of `encode_now` and `chunk_now`."""
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
         if options.chunk or options.chunk_tokens is not None:
-            return Tokenized(*await self.offload(size, lambda: self.chunk_now(texts, options)))
+            return Tokenized(*await self._offload(size, lambda: self.chunk_now(texts, options)))
+        return Tokenized(await self._offload(size, lambda: self.encode_now(texts, options)), None)
+
+    async def _offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
+        """Returns the result of `work`, which runs on a worker thread if it, or all calls of this turn, are large."""
         loop = asyncio.get_running_loop()
-        if size <= INLINE_CHARS and self._num_inline_chars < _INLINE_CHARS_PER_TURN:
+        if size <= INLINE_CHARS and self._num_inline_chars + size <= _INLINE_CHARS_PER_TURN:
             self._num_inline_chars += size
             loop.call_soon(setattr, self, "_num_inline_chars", 0)  # in the next turn of the loop
-            return Tokenized(self.encode_now(texts, options), None)
-        return Tokenized(await loop.run_in_executor(self._pool, self.encode_now, texts, options), None)
-
-    async def offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
-        """Returns the result of `work`, which runs on a worker thread if `size` (characters or ids) is large."""
-        if size <= INLINE_CHARS:
             return work()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await loop.run_in_executor(self._pool, work)
 
     def encode_now(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
         """Returns the tokens of each text, truncated if it is too long. Runs on the caller's thread.
@@ -137,14 +135,16 @@ class TextTokenizer:
                 raise _too_many_chunks()
         return chunks, np.repeat(np.arange(len(texts)), counts)
 
-    def spans(self, text: str, *, add_special_tokens: bool) -> list[tuple[int, str, bool, int | None, int | None]]:
-        """Returns (id, text, is special, start, stop) of each token; start and stop are characters, None if special."""
+    def spans(self, text: str, *, add_special_tokens: bool) -> Iterator[tuple[int, str, bool, int | None, int | None]]:
+        """Yields (id, text, is special, start, stop) of each token; start and stop are characters, None if special."""
         (encoding,) = self._encode([text], EncodeOptions(add_special_tokens=add_special_tokens), with_spans=True)
-        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
-        return [
-            (id_, token, True, None, None) if special else (id_, text[start:stop], False, start, stop)
-            for id_, token, special, (start, stop) in rows
-        ]
+        rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, strict=True)
+        for index, (id_, token, special) in enumerate(rows):
+            if special:
+                yield id_, token, True, None, None
+            else:  # one token after the other: `encoding.offsets` holds the GIL for 70 ms if a text is long
+                start, stop = encoding.token_to_chars(index) or (0, 0)
+                yield id_, text[start:stop], False, start, stop
 
     def names(self, ids: Sequence[int]) -> list[str]:
         """Returns the token of each id, as the vocabulary spells it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, RequestError, ValidationError
 from bei_core.http import bodies
-from bei_core.http.bodies import decode_large, memory_of
+from bei_core.http.bodies import decode_large, free, memory_of
 from bei_core.http.schemas.common import decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
 
@@ -109,3 +110,25 @@ def test_memory_counts_what_strings_really_take() -> None:
 def test_a_body_over_the_limit_raises_payload_too_large() -> None:
     with pytest.raises(PayloadTooLargeError):
         decode_large(b"[" + b"[]," * 100_000 + b"[]]", object)
+
+
+def test_a_body_is_freed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "_FREED_PER_PIECE", 10)
+    freed = [0]
+
+    class Value:
+        def __del__(self) -> None:
+            freed[-1] += 1
+
+    class Piecewise(list[object]):
+        """A list; each deletion begins a new piece."""
+
+        def __delitem__(self, key: object) -> None:
+            freed.append(0)
+            super().__delitem__(key)  # type: ignore[arg-type]
+
+    texts: Any = [Piecewise(Value() for _ in range(95)), Piecewise(), Piecewise(Value() for _ in range(3))]
+    free([EmbeddingsRequest(input=texts), {"name": texts[2]}])
+    assert sum(freed) == 98
+    assert max(freed) <= 10 + 3
+    assert not any(texts)

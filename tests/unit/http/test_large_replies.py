@@ -45,6 +45,30 @@ async def test_a_reply_in_pieces_has_the_same_bytes_as_one_call_writes(
     assert packed == await body_of(value, (b"accept", b"application/msgpack"))
 
 
+@pytest.mark.parametrize("kind", [replies.JSON, replies.MSGPACK])
+async def test_the_items_of_an_iterator_are_made_and_freed_piece_by_piece(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(replies, "_ITEMS_PER_PIECE", 10)
+    alive, most = 0, 0
+
+    class Counted(dict[str, int]):
+        def __init__(self, number: int) -> None:
+            nonlocal alive, most
+            super().__init__(number=number)
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    accept = (b"accept", kind.encode())
+    lists = await body_of(Deferred(0, lambda: [map(Counted, range(count)) for count in (0, 1, 10, 95)]), accept)
+    assert lists == await body_of([[{"number": i} for i in range(count)] for count in (0, 1, 10, 95)], accept)
+    assert most <= 20
+
+
 async def test_a_large_reply_is_sent_in_parts_that_the_client_has_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replies, "_PART", 100)
     sent: list[Any] = []

@@ -295,6 +295,40 @@ async def test_vertex_answers_each_instance_as_its_route_does(modules: tuple[Mod
     assert "te_request_success" in counts
 
 
+@pytest.mark.parametrize(("options", "num_runs", "at_a_time"), [({}, 1, 1), ({"chunk": True}, 100, 32)])
+async def test_vertex_runs_few_requests_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], num_runs: int, at_a_time: int
+) -> None:
+    """1,024 requests that began in one turn of the event loop, and then ended in one, held it up for 150 ms."""
+    numbers, running, run = list[int](), set[int](), Service.run
+
+    async def counted(self: Service, task: Any, **given: Any) -> Any:  # noqa: ANN401 - any task and its result
+        running.add(id(task))
+        numbers.append(len(running))
+        try:
+            return await run(self, task, **given)
+        finally:
+            running.remove(id(task))
+
+    bodies = [{"inputs": [f"word {number}", "two"], **options} for number in range(100)]
+    async with serving(POOLING) as client:
+        alone = [(await client.post("/embed", json=body)).json() for body in bodies]
+        monkeypatch.setattr(Service, "run", counted)
+        reply = await client.post("/vertex", json={"instances": bodies})
+    assert reply.json() == {"predictions": alone}
+    assert (len(numbers), max(numbers)) == (num_runs, at_a_time)
+
+
+async def test_vertex_tells_the_usage_of_each_instance() -> None:
+    bodies = [{"input": text} for text in TEXTS]
+    async with serving(POOLING) as client:
+        found = (await client.post("/vertex", json={"instances": bodies})).json()["predictions"]
+        wrong = await client.post("/vertex", json={"instances": [{"inputs": "a"}, {"inputs": "b", "dimensions": 9}]})
+    assert [each["usage"]["total_tokens"] for each in found] == [len(ids(text)) for text in TEXTS]
+    assert wrong.status_code == 422
+    assert "between 1 and 8" in wrong.text
+
+
 async def test_vertex_finds_the_route_of_each_body() -> None:
     similar = {"inputs": {"source_sentence": "red", "sentences": ["blue"]}}
     async with serving(POOLING) as client:

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -252,23 +253,28 @@ async def test_long_requests_are_encoded_off_the_event_loop_and_alike(
     assert ids_of(tokens) == ids_of(bert.encode_now(long, PLAIN))
 
 
+@pytest.mark.parametrize("options", [PLAIN, EncodeOptions(chunk=True), EncodeOptions(chunk_tokens=9)])
 async def test_many_short_requests_of_one_turn_are_encoded_off_the_event_loop(
-    bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+    bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch, options: EncodeOptions
 ) -> None:
     """As `/vertex` sends them: they held up the event loop for 1.6 s."""
-    threads, encode = list[bool](), bert.encode_now
+    threads = list[bool]()
 
-    def watched(texts: list[Text], options: EncodeOptions) -> list[Tokens]:
-        threads.append(threading.current_thread() is threading.main_thread())
-        return encode(texts, options)
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(texts: list[Text], how: EncodeOptions) -> Any:  # noqa: ANN401 - the result of `function`
+            threads.append(threading.current_thread() is threading.main_thread())
+            return function(texts, how)
 
-    monkeypatch.setattr(bert, "encode_now", watched)
+        return run
+
+    for name in ("encode_now", "chunk_now"):
+        monkeypatch.setattr(bert, name, watched(getattr(bert, name)))
     text = "word " * (INLINE_CHARS // 5)
-    await asyncio.gather(*(bert.tokenize(list[Text]([text]), PLAIN) for _ in range(20)))
-    assert threads.count(True) * len(text) < _INLINE_CHARS_PER_TURN + len(text)
+    await asyncio.gather(*(bert.tokenize(list[Text]([text]), options) for _ in range(20)))
+    assert threads.count(True) * len(text) <= _INLINE_CHARS_PER_TURN
     assert False in threads
     threads.clear()
-    await bert.tokenize([text], PLAIN)
+    await bert.tokenize([text], options)
     assert threads == [True]
 
 
@@ -343,7 +349,7 @@ def test_lower_case_lowers_before_the_tokenizer_looks(kind: str) -> None:
 
 def test_spans_name_each_tokens_part_of_the_text(bert: TextTokenizer) -> None:
     text = "Grüße, wörld 👋🏽!"
-    spans = bert.spans(text, add_special_tokens=True)
+    spans = list(bert.spans(text, add_special_tokens=True))
     assert [span[0] for span in spans] == bert.encode_now([text], PLAIN)[0].ids.tolist()
     assert spans[0] == (101, "[CLS]", True, None, None)
     assert spans[-1] == (102, "[SEP]", True, None, None)
@@ -351,12 +357,12 @@ def test_spans_name_each_tokens_part_of_the_text(bert: TextTokenizer) -> None:
         assert not special
         assert start is not None
         assert part == text[start:stop] != ""
-    assert bert.spans(text, add_special_tokens=False) == spans[1:-1]
+    assert list(bert.spans(text, add_special_tokens=False)) == spans[1:-1]
 
 
 def test_a_text_that_the_library_refuses_is_a_tokenizer_error_for_spans_too(bert: TextTokenizer) -> None:
     with pytest.raises(TokenizerError):
-        bert.spans("\ud800", add_special_tokens=True)
+        list(bert.spans("\ud800", add_special_tokens=True))
 
 
 def test_ids_decode_to_their_text(bert: TextTokenizer) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from bei_core.errors import ValidationError
@@ -63,14 +65,17 @@ async def tokenize(call: Call) -> Deferred | list[Any] | dict[str, Any]:
     size = sum(map(len, texts)) + len(prompt) * len(texts)
     _check_num_characters(max(map(len, texts)) + len(prompt), size)
 
-    def make() -> list[Any] | dict[str, Any]:
+    def rows(text: str) -> Iterator[dict[str, Any]]:
         names = ("id", "text", "special", "start", "stop")
-        found = (tokenizer.spans(prompt + text, add_special_tokens=special) for text in texts)
-        if body.prompt is not None:
-            return _of_vllm([span[0] for spans in found for span in spans], tokenizer, bool(body.return_token_strs))
-        return [[dict(zip(names, span, strict=True)) for span in spans] for spans in found]
+        for span in tokenizer.spans(prompt + text, add_special_tokens=special):
+            yield dict(zip(names, span, strict=True))
 
-    return make() if size <= INLINE_CHARS else Deferred(BYTES_PER_SPAN * size, make)
+    if body.prompt is not None:
+        vllm = partial(_of_vllm, tokenizer, prompt + body.prompt, special, with_names=bool(body.return_token_strs))
+        return vllm() if size <= INLINE_CHARS else Deferred(BYTES_PER_SPAN * size, vllm)
+    if size <= INLINE_CHARS:
+        return [list(rows(text)) for text in texts]
+    return Deferred(BYTES_PER_SPAN * size, lambda: [rows(text) for text in texts])
 
 
 async def decode(call: Call) -> Deferred | list[str]:
@@ -91,8 +96,9 @@ async def detokenize(call: Call) -> dict[str, str]:
     return {"prompt": call.service.tokenizer.decode(call.body.tokens, skip_special_tokens=False)}
 
 
-def _of_vllm(ids: list[int], tokenizer: TextTokenizer, with_names: bool) -> dict[str, Any]:
+def _of_vllm(tokenizer: TextTokenizer, text: str, special: bool, *, with_names: bool) -> dict[str, Any]:
     """Returns vLLM's reply of `/tokenize`."""
+    ids = [span[0] for span in tokenizer.spans(text, add_special_tokens=special)]
     names = tokenizer.names(ids) if with_names else None
     return {"count": len(ids), "max_model_len": tokenizer.max_seq_len, "tokens": ids, "token_strs": names}
 
