@@ -75,6 +75,18 @@ def test_an_engine_that_gets_lone_texts_compiles_graphs_for_them(
     engine.close()
 
 
+def test_long_texts_that_come_alone_compile_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 1)
+    monkeypatch.setattr(openvino_engine, "LENGTHS", (8,))
+    checkpoint = resolve(str(CASES[0].folder))
+    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    engine.forward(Batch.pack([text_of(9, 100)]))
+    assert engine._preparing is None  # type: ignore[attr-defined]
+    engine.forward(Batch.pack([text_of(8, 100)]))
+    assert engine._preparing is not None  # type: ignore[attr-defined]
+    engine.close()
+
+
 SIGNALLED = """
 import os, signal, sys
 from pathlib import Path

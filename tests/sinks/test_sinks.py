@@ -134,6 +134,26 @@ def test_each_row_is_there_once_after_a_stop(
         assert np.allclose(found[row][1], vector, atol=1e-6)
 
 
+def test_a_row_that_postgresql_cannot_hold_is_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, postgres: str
+) -> None:
+    import psycopg
+
+    opens(monkeypatch)
+    rows = [json.loads(line) for line in source.read_text().splitlines()][:3]
+    rows[0]["id"] = "a\0b"
+    rows[1]["tags"] = [{"n": 1, "name": "\0"}]
+    (tmp_path / "nul.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = run(tmp_path / "nul.jsonl", tmp_path / "out", f"pgvector:{postgres}#nul")
+    with psycopg.connect(postgres) as connection:
+        assert connection.execute("SELECT row FROM nul").fetchall() == [(2,)]
+    assert report.num_rejected == 2
+    reasons = [
+        json.loads(line)["reason"] for line in (tmp_path / "out" / "_rejected-00000.jsonl").read_text().splitlines()
+    ]
+    assert reasons == [f"column {name!r} has a NUL character, which PostgreSQL cannot hold" for name in ("id", "tags")]
+
+
 def test_an_index_of_faiss_has_the_rows_of_the_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
 ) -> None:

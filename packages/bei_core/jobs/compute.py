@@ -15,7 +15,7 @@ from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
 from bei_core.http.schemas.vectors import Precision, quantize
-from bei_core.jobs.batches import ROW_TOKENS, plan_batches
+from bei_core.jobs.batches import plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -23,6 +23,9 @@ from bei_core.tasks import Classify, Embed, Rank, Rows, Sparse, Text, Tokens, ch
 from bei_core.text.tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
+
+# The CPU engine may compile graphs for lone texts of at most so many tokens (engines/openvino/lone.py).
+_LONE_TOKENS = 128
 
 Columns: TypeAlias = dict[str, pa.Array]
 
@@ -156,7 +159,7 @@ class Worker:
         """Returns one output per item: its row, its terms or the rows of its tokens; if it has none, the reason."""
         # During a job, the CPU engine may begin to run batches of one short text by another graph, which gives other
         # bits. So such a text is run twice in one batch.
-        is_lone = len(items) == 1 and len(items[0].ids) <= ROW_TOKENS
+        is_lone = len(items) == 1 and len(items[0].ids) <= _LONE_TOKENS
         batch = Batch.pack([*items, *items] if is_lone else items)
         of_tokens = self.task == "tokens" or (self.task == "sparse" and self._engine.info.weighs_terms)
         try:
@@ -227,9 +230,7 @@ def _task_of(model: ServedModel, options: JobOptions) -> Task:
     if task not in able or (task == "tokens" and not model.token_width):
         can = ", ".join(able) or "none of the jobs"
         raise ConfigError(f"{model.name} is a model of kind {model.kind}; it can do: {can}")
-    if (task == "rerank") != (options.query_column is not None):
-        needs = "needs" if task == "rerank" else "takes no"
-        raise ConfigError(f"the job {task} {needs} query_column")
+    options.check_columns(task)
     if options.chunk and task not in {"embed", "sparse"}:
         raise ConfigError("chunk is for embeddings; a score of a part of a text is not the score of the text")
     if options.dimensions is not None:

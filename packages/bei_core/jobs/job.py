@@ -72,6 +72,8 @@ class Job:
         rows = self._reader.read(part, self.options, self.source.schema)
         encoded = self.worker.encode(rows.texts)
         encoded.rejected.update(rows.errors)
+        if self._sink is not None:
+            encoded.rejected.update(self._sink.refusals(rows.kept))
         return Prepared(part, rows, encoded)
 
     def compute(self, prepared: Prepared) -> tuple[Encoded, Columns]:

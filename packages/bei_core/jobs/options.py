@@ -47,6 +47,16 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("`chunk_tokens` must be at least 1")
         if self.chunk_tokens is not None and not self.chunk:
             raise ConfigError("`chunk_tokens` needs `chunk`")
+        if self.dimensions is not None and self.dimensions < 1:
+            raise ConfigError("`dimensions` must be at least 1")
+        if self.job != "auto":
+            self.check_columns(self.job)
+
+    def check_columns(self, job: Task) -> None:
+        """Raises ConfigError unless there is a column of queries for a reranker, and none for any other job."""
+        if (job == "rerank") != (self.query_column is not None):
+            needs = "needs" if job == "rerank" else "takes no"
+            raise ConfigError(f"the job {job} {needs} query_column")
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -32,9 +32,10 @@ def test_the_longest_text_is_in_the_first_batch(lengths: list[int]) -> None:
     assert not lengths or max(lengths) in [lengths[index] for index in first]
 
 
+@pytest.mark.parametrize("num_texts", [512, 1024, 4096])
 @pytest.mark.parametrize("workload", ["tiny", "short", "mixed", "long"])
-def test_less_than_3_percent_of_the_tokens_are_padding(workload: str) -> None:
-    lengths = [2 + len(text.split()) * 4 // 3 for text in texts(workload, 4096, 0)]  # about what a tokenizer gives
+def test_less_than_3_percent_of_the_tokens_are_padding(workload: str, num_texts: int) -> None:
+    lengths = [2 + len(text.split()) * 4 // 3 for text in texts(workload, num_texts, 0)]  # about what a tokenizer gives
     shares = [(padding(lengths, batch), batch) for batch in plan_batches(lengths, 1024)]
     padded = sum(sum(lengths[index] for index in batch) / (1 - share) for share, batch in shares)
     assert 1 - sum(lengths) / padded < 0.03

@@ -326,23 +326,6 @@ def test_vectors_of_tokens(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, sour
     assert min(map(len, found)) >= 4
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"job": "rerank"}, "is a model of kind embedding; it can do: embed, tokens"),
-        ({"dimensions": 9}, "`dimensions` must be between 1 and 8"),
-        ({"query_column": "id"}, "the job embed takes no query_column"),
-        ({"job": "tokens", "chunk": True}, "chunk is for embeddings"),
-    ],
-)
-def test_a_job_that_the_model_cannot_do_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, options: dict[str, Any], said: str
-) -> None:
-    opens(monkeypatch)
-    with pytest.raises(ConfigError, match=said):
-        run(source, tmp_path / "out", **options)
-
-
 def test_a_part_is_published_after_its_rejected_rows(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opens(monkeypatch)
     (tmp_path / "in.jsonl").write_text('{"text": "the"}\n{"text": null}\n')

@@ -29,6 +29,6 @@ def test_an_engine_whose_process_ends_ends_the_job_and_no_row_is_rejected(
 
     monkeypatch.setattr(engine, "forward", lost)
     with pytest.raises(BeiError, match=r"^the process of the engine has ended; see the log, and start the job again$"):
-        run(source, tmp_path / "out", rows_per_part=20)
-    report = run(source, tmp_path / "out", rows_per_part=20)
+        run(source, tmp_path / "out", rows_per_part=10)
+    report = run(source, tmp_path / "out", rows_per_part=10)
     assert (report.num_parts_before, report.num_rejected) == (1, 0)

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bei_core.errors import BeiError, ConfigError
@@ -31,6 +32,11 @@ class FakeSink(Sink):
     committed: list[int]
     num_written: int
     fails_at: int
+
+    def refusals(self, kept: pa.Table) -> dict[int, str]:
+        """Refuse text that ends with `!`."""
+        values = kept["id"].to_pylist() if "id" in kept.column_names else []
+        return {row: "ends with !" for row, value in enumerate(values) if str(value).endswith("!")}
 
     def upsert(self, rows: pa.Table) -> None:
         """Keep the rows; the write that should fail keeps them too, as a server whose answer is lost."""
@@ -114,6 +120,23 @@ def test_a_database_that_fails_is_one_line_without_a_secret(
     run(source, tmp_path / "out")
     assert len(database.rows) == 19
     assert "secret" not in (tmp_path / "out" / "_job.json").read_text()
+
+
+def test_rows_that_the_database_cannot_hold_are_rejected_with_the_reason(
+    database: type[FakeSink], tmp_path: Path
+) -> None:
+    rows = [{"id": f"i{index}" + "!" * (index == 5), "text": "the"} for index in range(8)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = run(tmp_path / "in.jsonl", tmp_path / "out")
+    kept = [row for row in range(8) if row != 5]
+    assert (
+        sorted(row["row"] for row in database.rows.values())
+        == kept
+        == pq.read_table(tmp_path / "out")["row"].to_pylist()
+    )
+    assert report.num_rejected == 1
+    (line,) = (tmp_path / "out" / "_rejected-00001.jsonl").read_text().splitlines()
+    assert (json.loads(line)["row"], json.loads(line)["reason"]) == (5, "ends with !")
 
 
 def test_another_database_is_another_job(tmp_path: Path, source: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -94,7 +95,7 @@ def at_low_priority(work: Callable[[], T]) -> T:
     """
 
     def lower() -> None:
-        if hasattr(os, "setpriority"):
+        if sys.platform == "linux":  # elsewhere the priority would be that of the process
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
     with ThreadPoolExecutor(1, initializer=lower) as pool:

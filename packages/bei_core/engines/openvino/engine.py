@@ -20,7 +20,7 @@ from bei_core.engines.manifest import Manifest
 from bei_core.engines.openvino.compiled import Array, Graphs, Outputs, at_low_priority, core
 from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
-from bei_core.engines.openvino.lone import lengths_for, with_lone_graphs
+from bei_core.engines.openvino.lone import LENGTHS, lengths_for, with_lone_graphs
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.stored import drop_mapped_pages, keep_weights_narrow
 from bei_core.errors import EngineUnavailableError
@@ -37,7 +37,7 @@ BATCH_TOKENS = 1024
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 
-# After so many batches of one text, graphs are compiled for them.
+# After so many batches of one text that is short enough, graphs are compiled for them.
 _LONE_TEXTS = 100
 
 _TWO_TEXTS = Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))] * 2)
@@ -108,7 +108,7 @@ class OpenVinoEngine:
     The weights of a file stay mapped, so several processes share the memory of all weights that are not packed for the
     kernels. If `quantised`, linear layers compute in int8 and all other operations in `precision`. On a processor
     without VNNI, these layers become convolutions; a graph that was passed in is changed in place. After
-    `_LONE_TEXTS` lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`). With
+    `_LONE_TEXTS` short lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`). With
     `manifest`, that of the file's folder, the compiled model is kept for the next start.
     """
 
@@ -156,7 +156,8 @@ class OpenVinoEngine:
     def _infer(self, batch: Batch, wanted: str) -> Outputs:
         outputs = self._graphs.infer(batch, wanted)
         self._padding_share, self._num_shared = outputs.padding_share, outputs.num_shared
-        if len(batch) == 1 and isinstance(self._model, Path) and self._num_lone_texts < _LONE_TEXTS:
+        is_lone = len(batch) == 1 and batch.num_tokens <= LENGTHS[-1]
+        if is_lone and isinstance(self._model, Path) and self._num_lone_texts < _LONE_TEXTS:
             self._num_lone_texts += 1
             if self._num_lone_texts == _LONE_TEXTS:
                 self._preparing = threading.Thread(target=self._prepare, name="bei-lone-graphs")

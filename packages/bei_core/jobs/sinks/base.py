@@ -40,6 +40,10 @@ class Sink:
         self.target = target
         self.schema = schema
 
+    def refusals(self, kept: pa.Table) -> dict[int, str]:
+        """Returns why the database cannot hold rows with these values of the copied columns, by their number."""
+        return {}
+
     def write(self, table: pa.Table) -> None:
         """Writes the output of a part. When it returns, the database has it. Raises BeiError."""
         with translate_sink_errors(self.target):

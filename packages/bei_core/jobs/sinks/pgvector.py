@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 import psycopg
 import pyarrow as pa
@@ -12,6 +14,7 @@ from bei_core.jobs.sinks.base import KEY, VECTOR, Sink, Target, records_of
 
 _TYPES = (
     (pa.types.is_boolean, "boolean"),
+    (pa.types.is_uint64, "numeric"),
     (pa.types.is_integer, "bigint"),
     (pa.types.is_floating, "double precision"),
     (pa.types.is_timestamp, "timestamptz"),
@@ -46,6 +49,16 @@ class PgVector(Sink):
             sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in names.values()),
         )
 
+    def refusals(self, kept: pa.Table) -> dict[int, str]:
+        """See `Sink.refusals`."""
+        return {
+            row: f"column {name!r} has a NUL character, which PostgreSQL cannot hold"
+            for name in kept.column_names
+            if self._types[name] in {"text", "jsonb"}
+            for row, value in enumerate(kept[name].to_pylist())
+            if _has_nul(value)
+        }
+
     def upsert(self, rows: pa.Table) -> None:
         """See `Sink.upsert`. A part is one transaction."""
         with self._connection.transaction(), self._connection.cursor() as cursor:
@@ -63,6 +76,14 @@ class PgVector(Sink):
         if name == VECTOR:
             return msgspec.json.encode(value).decode()
         return Jsonb(value) if self._types[name] == "jsonb" and value is not None else value
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_nul, value.items()))
+    if isinstance(value, list | tuple):
+        return any(map(_has_nul, value))
+    return isinstance(value, str) and "\0" in value
 
 
 def _type_of(kind: pa.DataType) -> str:
