@@ -1,4 +1,4 @@
-"""Layers compiled by torch.compile, here by C++ for the CPU: the same rows, and saved kernels."""
+"""Layers and FlexAttention compiled by torch.compile, here by C++ for the CPU: the same rows, and saved kernels."""
 
 from __future__ import annotations
 
@@ -9,10 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._inductor.codegen.common import KernelArgs
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch import loading
+from bei_core.engines.torch.kernels import varlen
+from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.models.relative import DistanceBias
+from bei_core.engines.torch.models.sequences import Sequences, flatten
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import CASES, GROUP_CASES, Case
@@ -74,3 +79,38 @@ def test_the_engine_runs_uncompiled_if_the_compiler_fails(
     engine = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
     assert "layers are not compiled and slower, because torch.compile fails: no compiler" in caplog.text
     compare(np.concatenate([engine.forward(batch) for batch in batches(case)]), case.raw, F32)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own code
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles for the CPU with g++")
+def test_compiled_flex_attention_follows_the_definition_and_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A soft cap, a window, causal and biases by distance together, on batches of several blocks.
+
+    Torch 2.14 replaces the name of a size in its C++ code as text, so "ks3" also inside "ks31"; its Triton code for
+    GPUs has no such step. The patch makes the names end with "_".
+    """
+    names = KernelArgs.size
+    monkeypatch.setattr(KernelArgs, "size", lambda args, name: _ended(names, args, name))
+    varlen._compiled_flex.cache_clear()
+    bias = DistanceBias(4, 512)
+    sizes = AttentionSizes(
+        256, 4, 2, 64, 0.125, 512, bias=False, out_bias=False, causal=True, window=100, soft_cap=50.0
+    )
+    graphs = []
+    for lengths in ([300, 1, 130], [77, 400]):
+        batch = Batch.pack([Tokens(*np.zeros((2, length), np.int32)) for length in lengths])
+        sequences = Sequences.of(flatten(batch), batch.num_tokens, lengths)
+        query, key, value = (torch.randn(batch.num_tokens, heads, 64) for heads in (4, 2, 2))
+        with torch.inference_mode():
+            found = varlen.flex(query, key, value, sequences, sizes, bias)
+            expected = varlen.by_sequence(query, key, value, sequences, sizes, bias)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert graphs[0] == graphs[1]
+
+
+def _ended(names: Any, args: Any, name: Any) -> str:
+    found: str = names(args, name)
+    if not found.endswith("_"):
+        found = args.sizevars[name] = f"{found}_"
+    return found

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bei_core.engines.torch.kernels import varlen
 from bei_core.engines.torch.kernels.base import AttentionSizes
@@ -81,6 +81,22 @@ def test_flex_attention_follows_the_definition(name: str, monkeypatch: pytest.Mo
     for x in (query, key, value):
         x[-SPARE:] = 0  # without a compiled kernel, masked scores are computed, and 0 times NaN is NaN
     torch.testing.assert_close(varlen.flex(query, key, value, sequences, sizes)[:-SPARE], expected(sizes))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 2, 129, 300])
+def test_the_blocks_of_flex_attention_are_those_of_create_block_mask(causal: bool, window: int | None) -> None:
+    for lengths, spare in (([300, 1, 130], 0), ([128, 5, 122, 1], 0), ([1, 640, 2], 9), ([77], 200)):
+        total, positions = sum(lengths) + spare, [*map(torch.arange, [*lengths, spare])]
+        blank, rows = torch.zeros(total, dtype=torch.int32), torch.tensor(lengths, dtype=torch.int32)
+        sequences = Sequences(blank, blank, torch.cat(positions).int(), blank.bool(), rows, lengths)
+        found = sequences.block_mask(causal=causal, window=window)
+        exact = create_block_mask(found.mask_mod, None, None, total, total, device="cpu")
+        assert found.seq_lengths == exact.seq_lengths
+        for counts, indices in (("kv_num_blocks", "kv_indices"), ("full_kv_num_blocks", "full_kv_indices")):
+            assert torch.equal(getattr(found, counts), getattr(exact, counts))
+            for row, count in enumerate(getattr(found, counts)[0, 0]):
+                assert torch.equal(*(getattr(mask, indices)[0, 0, row, :count] for mask in (found, exact)))
 
 
 ALIBI = DistanceBias(HEADS, 17)

@@ -110,7 +110,7 @@ def flex(
     """
     heads = (x.transpose(0, 1)[None] for x in (query, key, value))
     # Numbers of Python are tensors here, because torch.compile takes them for dynamic and cannot lower that.
-    cap = sizes.soft_cap and torch.full((), sizes.soft_cap, device=query.device)
+    cap = sizes.soft_cap and _number(sizes.soft_cap, query.device)
     keys = queries = sequences.position_ids
     table = None
     if bias is not None:
@@ -124,6 +124,11 @@ def flex(
     mask = sequences.block_mask(causal=sizes.causal, window=sizes.window)
     mixed: Tensor = _compiled_flex()(*heads, score_mod=change, block_mask=mask, scale=sizes.scale, enable_gqa=True)
     return mixed[0].transpose(0, 1)
+
+
+@functools.cache
+def _number(value: float, device: torch.device) -> Tensor:
+    return torch.full((), value, device=device)
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from bei_core.engines.batch import Batch
 
+_BLOCK = 128  # tokens of a block of FlexAttention's mask
+
 
 @dataclass(frozen=True)
 class Sequences:
@@ -90,26 +92,48 @@ class Sequences:
         It is made once for a batch and used by all layers with the same `causal` and `window`.
         """
         if (causal, window) not in self.block_masks:
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            total, positions = len(self.ids), self.position_ids
-            index = torch.arange(total, device=positions.device, dtype=torch.int32)
-            document = torch.searchsorted(self.cu_seqlens[1:], index, right=True)
-
-            # Not a number of Python, which torch.compile takes for dynamic; it cannot always lower that.
-            width = None if window is None else torch.full((), window, device=positions.device)
-
-            def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-                is_same = document[q] == document[k]
-                return is_same & is_seen(positions[q] - positions[k], causal=causal, window=width)
-
-            # Without torch.compile, the function would allocate a mask of all T x T pairs.
-            make = torch.compile(create_block_mask) if positions.is_cuda else create_block_mask
-            self.block_masks[causal, window] = make(allowed, None, None, total, total, device=str(positions.device))
+            self.block_masks[causal, window] = self._make_block_mask(causal, window)
         return self.block_masks[causal, window]
+
+    def _make_block_mask(self, causal: bool, window: int | None) -> Any:
+        """Returns the mask from the sequences of the first and last token of each block.
+
+        The general way, `create_block_mask`, would compute all T x T pairs, or compile a kernel for that.
+        """
+        from torch.nn.attention.flex_attention import BlockMask
+
+        total, positions = len(self.ids), self.position_ids
+        index = torch.arange(total, device=positions.device, dtype=torch.int32)
+        document = torch.searchsorted(self.cu_seqlens[1:], index, right=True)
+        # Not a number of Python, which torch.compile takes for dynamic; it cannot always lower that.
+        width = None if window is None else torch.full((), window, device=positions.device)
+
+        def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (document[q] == document[k]) & is_seen(positions[q] - positions[k], causal=causal, window=width)
+
+        ends = index[::_BLOCK] + _BLOCK - 1
+        first, last = document[::_BLOCK], document[ends.clamp(max=total - 1)]
+        blocks = index[: len(ends)]
+        distance = blocks[:, None] - blocks  # of a block of queries to a block of keys, in blocks
+        nearest, farthest = (distance.abs() - 1) * _BLOCK + 1, (distance.abs() + 1) * _BLOCK - 1  # in tokens
+        some = (first[:, None] <= last) & (first <= last[:, None])  # has pairs of the same sequence
+        full = (first[:, None] == last) & (first == last[:, None])  # has no other pairs
+        full &= (ends < total) & (ends < total)[:, None]
+        if causal:
+            some, full = some & (distance >= 0), full & (distance > 0)
+        if window is not None:
+            some, full = some & (nearest < window), full & (farthest < window)
+        lists = (x for mask in (some & ~full, full) for x in _listed(mask[None, None]))
+        return BlockMask.from_kv_blocks(*lists, BLOCK_SIZE=_BLOCK, mask_mod=allowed, seq_lengths=(total, total))
 
     def _clamp(self, index: Tensor) -> Tensor:
         return index.long().clamp(0, len(self.pooled) - 1)
+
+
+def _listed(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns (number of true values in each row of bool[..., n, n], their columns and then the others), both i32."""
+    values = mask.int()
+    return values.sum(-1, dtype=torch.int32), values.argsort(dim=-1, descending=True, stable=True).int()
 
 
 def is_seen(distance: Tensor, *, causal: bool, window: Tensor | int | None) -> Tensor:
