@@ -345,8 +345,10 @@ class App:
             size += len(part)
             if size > limit:
                 raise PayloadTooLargeError(f"the body is larger than {limit} bytes")
-            parts.append(part)
-        body, coding = await joined(parts, size), call.headers.get(b"content-encoding")
+            if part:
+                parts.append(part)
+        body = parts[0] if len(parts) == 1 else await joined(parts, size)
+        coding = call.headers.get(b"content-encoding")
         if coding is None:
             return body
         return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)

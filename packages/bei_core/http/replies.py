@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -166,10 +166,6 @@ class _InParts(Response):
             await send({"type": "http.response.body", "body": part, "more_body": start + _PART < len(self.body)})
 
 
-def _json(value: object) -> bytes:
-    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-
-
 class _Format(NamedTuple):
     """How values are encoded, and the bytes around the parts of one that is encoded in pieces."""
 
@@ -188,7 +184,9 @@ class _Format(NamedTuple):
 
 
 _FORMATS = {
-    JSON: _Format(_json, lambda _: b"[", lambda _: b"{", b"]", b"}", b",", b":"),
+    JSON: _Format(
+        partial(orjson.dumps, option=orjson.OPT_SERIALIZE_NUMPY), lambda _: b"[", lambda _: b"{", b"]", b"}", b",", b":"
+    ),
     MSGPACK: _Format(packed, list_head, object_head),
 }
 

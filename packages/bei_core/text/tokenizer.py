@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Encoding
@@ -38,8 +38,6 @@ _SETTLING_WORDS = 32
 _MAX_CHUNKED_CHARS = 1_000_000  # of a text to chunk, which is tokenized as a whole; takes 2 s and 200 MB of memory
 
 MAX_CHUNKS = 1024  # how many chunks one request may have besides the first chunk of each text
-
-ResultT = TypeVar("ResultT")
 
 
 class Tokenized(NamedTuple):
@@ -76,18 +74,17 @@ class TextTokenizer:
     async def tokenize(self, texts: Sequence[Text], options: EncodeOptions) -> Tokenized:
         """Returns the tokens of each text, truncated or chunked; raises the errors of `encode_now` and `chunk_now`."""
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
-        if options.chunk or options.chunk_tokens is not None:
-            return Tokenized(*await self._offload(size, lambda: self.chunk_now(texts, options)))
-        return Tokenized(await self._offload(size, lambda: self.encode_now(texts, options)), None)
-
-    async def _offload(self, size: int, work: Callable[[], ResultT]) -> ResultT:
-        """Returns the result of `work`, which runs on a worker thread if it, or all calls of this turn, are large."""
         loop = asyncio.get_running_loop()
+        chunks = options.chunk or options.chunk_tokens is not None
         if size <= INLINE_CHARS and self._num_inline_chars + size <= _INLINE_CHARS_PER_TURN:
             self._num_inline_chars += size
             loop.call_soon(setattr, self, "_num_inline_chars", 0)  # in the next turn of the loop
-            return work()
-        return await loop.run_in_executor(self._pool, work)
+            if chunks:
+                return Tokenized(*self.chunk_now(texts, options))
+            return Tokenized(self.encode_now(texts, options), None)
+        if chunks:
+            return Tokenized(*await loop.run_in_executor(self._pool, self.chunk_now, texts, options))
+        return Tokenized(await loop.run_in_executor(self._pool, self.encode_now, texts, options), None)
 
     def encode_now(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
         """Returns the tokens of each text, truncated if it is too long. Runs on the caller's thread.
