@@ -1,0 +1,139 @@
+"""Runs a comparison: every peer in turn, round by round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from benchmarks.peers.agreement import NUM_TEXTS, Answers, agreement, why_no_peer
+from benchmarks.peers.catalogue import OURS, Peer, why_missing
+from benchmarks.peers.forms import FormError, Forms
+from benchmarks.peers.loops import looping
+from benchmarks.peers.results import Result, Sample, Timing
+from benchmarks.peers.servers import PeerError, ask, measure, running
+from benchmarks.peers.workloads import Workload, questions
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure."""
+
+    peers: Sequence[Peer]  # ours in f32 first: the others are compared with its answers
+    models: Sequence[str]
+    workloads: Sequence[Workload]
+    rounds: int
+    requests: int  # of MiniLM's `mixed`; other models and workloads have fewer or more in proportion
+
+    def tasks(self) -> Iterator[tuple[str, bool, list[Workload]]]:
+        """(model, whether it reranks, its workloads) in the order of measuring."""
+        for model in self.models:
+            for rerank in (False, True):
+                workloads = [each for each in self.workloads if each.rerank == rerank]
+                if workloads:
+                    yield model, rerank, workloads
+
+    def estimate_s(self, peak_gflops: float) -> float:
+        """Seconds that it takes if peers reach a third of the peak; a start and each quiet second count, too."""
+        total = 0.0
+        for model, rerank, workloads in self.tasks():
+            work = sum(each.flops(model, self.requests) for each in workloads) / (peak_gflops * 1e9 / 3)
+            peers = sum(peer.takes(model, rerank) for peer in self.peers)
+            total += peers * (work + 10 + 3 * len(workloads))
+        return total * self.rounds
+
+
+@dataclass(slots=True)
+class Comparison:
+    """A comparison in progress, which fills `result`."""
+
+    plan: Plan
+    forms: Forms
+    result: Result
+    _ours: dict[tuple[str, str], Answers] = field(default_factory=dict)
+
+    def run(self, first_turn: int, save: Callable[[], None]) -> None:
+        """Measure all rounds; `save` is called after each peer."""
+        for turn in range(first_turn, first_turn + self.plan.rounds):
+            for model, rerank, workloads in self.plan.tasks():
+                for peer in self._present(model, rerank):
+                    self._measure(peer, model, workloads, turn)
+                    save()
+
+    def prepare(self) -> None:
+        """Write all forms, and start each of our servers once, which builds its engine."""
+        for model, rerank, workloads in self.plan.tasks():
+            for peer in self._present(model, rerank):
+                with self._faults(peer, model, workloads[0]):
+                    folder = self.forms.path(model, rerank, peer.form)
+                    if peer.name == OURS:
+                        with running(peer, model, folder, self.forms.environments, rerank):
+                            pass
+
+    def _present(self, model: str, rerank: bool) -> Iterator[Peer]:
+        for peer in self.plan.peers:
+            why = why_missing(peer, self.forms.environments)
+            if why:
+                self.result.missing[peer.label] = why
+            elif peer.takes(model, rerank):
+                yield peer
+
+    def _measure(self, peer: Peer, model: str, workloads: Sequence[Workload], turn: int) -> None:
+        """The samples of all workloads, from one start of the peer."""
+        rerank = workloads[0].rerank
+        with self._faults(peer, model, workloads[0]):
+            folder, environments = self.forms.path(model, rerank, peer.form), self.forms.environments
+            if peer.server:
+                with running(peer, model, folder, environments, rerank) as url:
+                    for each in workloads:
+                        asked = lambda texts: ask(peer, url, texts, rerank)  # noqa: E731
+                        self._case(peer, model, each, turn, asked, lambda w, n: measure(peer, url, w, n))
+                return
+            with looping(peer, model, folder, environments) as loop:
+                for each in workloads:
+                    self._case(peer, model, each, turn, lambda texts: loop.ask(texts, rerank), loop.measure)
+
+    def _case(
+        self,
+        peer: Peer,
+        model: str,
+        workload: Workload,
+        turn: int,
+        ask_: Callable[[list[str]], Answers],
+        time_: Callable[[Workload, int], Timing],
+    ) -> None:
+        """One sample, unless the peer's answers are not those of ours."""
+        with self._faults(peer, model, workload):
+            answers = ask_(self._compared(workload))
+            ours = self._ours.setdefault((model, workload.name), answers)
+            found = agreement(ours, answers, workload.rerank)
+            why = why_no_peer(peer.precision, found, workload.rerank)
+            if why and peer.name != OURS:
+                raise PeerError(why)
+            timing = time_(workload, workload.num_requests(model, self.plan.requests))
+            sample = Sample(
+                model=model,
+                workload=workload.name,
+                peer=peer.name,
+                precision=peer.precision,
+                turn=turn,
+                agreement=found,
+                timing=timing,
+            )
+            self.result.samples.append(sample)
+            print(f"{turn} {model} {workload.name}: {peer.label}: {timing}", flush=True)
+
+    @staticmethod
+    def _compared(workload: Workload) -> list[str]:
+        count = 1 if workload.batch > 1 else NUM_TEXTS
+        return [text for each in questions(workload, 5000 // workload.batch, count) for text in each][:NUM_TEXTS]
+
+    @contextmanager
+    def _faults(self, peer: Peer, model: str, workload: Workload) -> Iterator[None]:
+        """Notes in the result why a peer was not compared."""
+        try:
+            yield
+        except (PeerError, FormError) as fault:
+            name = f"{peer.label}, {model}, {workload.name}"
+            print(f"not compared: {name}: {fault}", flush=True)
+            self.result.refused[name] = str(fault)
