@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.peers.checkpoints import SHAPES
+from benchmarks.peers.machine import has_bf16
 
 OURS = "BEI"
 ROUTER = "text-embeddings-router"
@@ -129,7 +130,9 @@ PEERS = (
 
 
 def why_missing(peer: Peer, environments: Path) -> str:
-    """What is missing and the command that brings it; empty if the peer can be started."""
+    """What is missing, and the command that brings it if there is one; empty if the peer can be started."""
+    if peer.precision == "bf16" and not has_bf16():
+        return "this processor has no instructions for bf16"
     if not peer.environment:
         return "" if shutil.which(peer.command[0]) else f"there is no `{peer.command[0]}` on the PATH"
     folder = environments / f".venv-peer-{peer.environment}"

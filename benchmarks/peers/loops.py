@@ -30,6 +30,7 @@ class _Run(msgspec.Struct):
 class Loop:
     """A running loop."""
 
+    peer: Peer
     process: subprocess.Popen[str]
 
     def ask(self, asked: Sequence[str], rerank: bool) -> Answers:
@@ -40,7 +41,7 @@ class Loop:
 
     def measure(self, workload: Workload, count: int) -> Timing:
         """One timed run after a warm-up and a quiet second."""
-        warmup = workload.num_warmup(count)
+        warmup = workload.num_warmup(self.peer)
         self._send(calls(workload, questions(workload, 0, warmup)), workload.rerank)
         asked = calls(workload, questions(workload, warmup, count))
         reply, share = undisturbed(lambda: self._send(asked, workload.rerank))
@@ -72,6 +73,6 @@ def looping(peer: Peer, model: str, folder: Path, environments: Path) -> Iterato
     command, pipe = fill(peer, model, folder, environments, 0, rerank=False), subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
     try:
-        yield Loop(process)
+        yield Loop(peer, process)
     finally:
         process.communicate()  # closes its input, which ends it

@@ -27,9 +27,13 @@ _MAX_WAIT_S = 20
 
 def peaks() -> dict[str, float]:
     """GFLOP/s (int8: GOP/s) of one large matmul in OpenVINO, by precision; without bf16 if the processor has none."""
-    has_bf16 = "bf16" in Path("/proc/cpuinfo").read_text()
     found = {"f32": gemm_peak("f32"), "int8": _int8_peak()}
-    return found | ({"bf16": gemm_peak("bf16")} if has_bf16 else {})
+    return found | ({"bf16": gemm_peak("bf16")} if has_bf16() else {})
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bf16. Without, torch emulates it, many times slower than f32."""
+    return "bf16" in Path("/proc/cpuinfo").read_text()
 
 
 def _int8_peak(size: int = 2048) -> float:

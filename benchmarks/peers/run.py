@@ -37,9 +37,9 @@ class Plan:
         """Seconds that it takes if peers reach a third of the peak; a start and each quiet second count, too."""
         total = 0.0
         for model, rerank, workloads in self.tasks():
-            work = sum(each.flops(model, self.requests) for each in workloads) / (peak_gflops * 1e9 / 3)
-            peers = sum(peer.takes(model, rerank) for peer in self.peers)
-            total += peers * (work + 10 + 3 * len(workloads))
+            for peer in [peer for peer in self.peers if peer.takes(model, rerank)]:
+                flops = sum(each.flops(peer, model, self.requests) for each in workloads)
+                total += flops / (peak_gflops * 1e9 / 3) + 8 + 3 * len(workloads)
         return total * self.rounds
 
 
@@ -53,10 +53,10 @@ class Comparison:
     _ours: dict[tuple[str, str], Answers] = field(default_factory=dict)
 
     def run(self, first_turn: int, save: Callable[[], None]) -> None:
-        """Measure all rounds; `save` is called after each peer."""
+        """Measure all rounds, every second one in reverse order; `save` is called after each peer."""
         for turn in range(first_turn, first_turn + self.plan.rounds):
             for model, rerank, workloads in self.plan.tasks():
-                for peer in self._present(model, rerank):
+                for peer in self._in_turn(model, rerank, turn):
                     self._measure(peer, model, workloads, turn)
                     save()
 
@@ -69,6 +69,12 @@ class Comparison:
                     if peer.name == OURS:
                         with running(peer, model, folder, self.forms.environments, rerank):
                             pass
+
+    def _in_turn(self, model: str, rerank: bool, turn: int) -> list[Peer]:
+        """Ours first, because the others are compared with its answers."""
+        peers = list(self._present(model, rerank))
+        others = [peer for peer in peers if peer.name != OURS]
+        return [peer for peer in peers if peer.name == OURS] + (others[::-1] if turn % 2 else others)
 
     def _present(self, model: str, rerank: bool) -> Iterator[Peer]:
         for peer in self.plan.peers:

@@ -19,12 +19,12 @@ from bei_core.bench.client import Load, Outcome, drive
 from bei_core.bench.measure import split
 from bei_core.bench.observe import Server, Snapshot
 from benchmarks.peers.agreement import Answers
-from benchmarks.peers.catalogue import Peer, fill
+from benchmarks.peers.catalogue import OURS, Peer, fill
 from benchmarks.peers.machine import undisturbed, wait_for_quiet
 from benchmarks.peers.results import Timing, latency_of
 from benchmarks.peers.workloads import Workload, http_requests, questions, rerank_body
 
-_START_S = 900.0  # the first start of ours builds an engine
+_START_S, _OUR_START_S = 120.0, 900.0  # the first start of ours builds an engine
 _PROBE = ["a short query", "one document", "another document"]
 
 
@@ -50,7 +50,7 @@ def running(peer: Peer, model: str, folder: Path, environments: Path, rerank: bo
 
 
 def _wait_for_answer(peer: Peer, url: str, rerank: bool, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + (_OUR_START_S if peer.name == OURS else _START_S)
     while process.poll() is None and time.monotonic() < deadline:
         try:
             ask(peer, url, _PROBE, rerank)
@@ -85,7 +85,7 @@ def _post(url: str, body: bytes) -> Any:  # noqa: ANN401 - decoded JSON
 
 def measure(peer: Peer, url: str, workload: Workload, count: int) -> Timing:
     """One timed run after a warm-up and a quiet second. Raises PeerError if a request fails."""
-    warmup = workload.num_warmup(count)
+    warmup = workload.num_warmup(peer)
     _drive(peer, url, workload, 0, warmup)
     wait_for_quiet()  # ours compiles graphs for lone texts now
     (outcome, spent, rss), share = undisturbed(lambda: _drive(peer, url, workload, warmup, count))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from bei_core.bench.workload import Wire, texts
-from benchmarks.peers.catalogue import Peer
+from benchmarks.peers.catalogue import OURS, Peer
 from benchmarks.peers.checkpoints import SHAPES
 
 _TOKENS = {"short": 11, "mixed": 31, "long": 483}  # mean, of MiniLM's tokenizer
@@ -32,14 +32,15 @@ class Workload:
         speed = SHAPES["minilm"].flops_per_token / SHAPES[model].flops_per_token
         return max(self.fewest, round(requests * self.share * speed))
 
-    def num_warmup(self, count: int) -> int:
-        """Requests before the measured ones; one client alone needs many, because our engine compiles for it."""
-        return 1 if self.batch > 1 else min(_CONCURRENT if self.clients > 1 else 150, count)
+    def num_warmup(self, peer: Peer) -> int:
+        """Requests before the measured ones. Ours compiles graphs for one client alone after 100 of its requests."""
+        if self.batch > 1:
+            return 1
+        return _CONCURRENT if self.clients > 1 else 150 if peer.name == OURS else 20
 
-    def flops(self, model: str, requests: int) -> float:
+    def flops(self, peer: Peer, model: str, requests: int) -> float:
         """FLOPs of the linear layers in all requests, the warm-up too."""
-        count = self.num_requests(model, requests)
-        num_texts = (count + self.num_warmup(count)) * self.batch
+        num_texts = (self.num_requests(model, requests) + self.num_warmup(peer)) * self.batch
         return num_texts * _TOKENS[self.kind] * SHAPES[model].flops_per_token
 
     def describe(self) -> str:
