@@ -18,7 +18,7 @@ import msgspec
 
 from bei_core.bench.measure import machine
 from benchmarks.peers import machine as hardware
-from benchmarks.peers.catalogue import PEERS, chosen, ours
+from benchmarks.peers.catalogue import OURS, PEERS, chosen, ours
 from benchmarks.peers.checkpoints import SHAPES
 from benchmarks.peers.forms import Forms
 from benchmarks.peers.plot import plot
@@ -85,7 +85,7 @@ def write(result: Result, folder: Path) -> None:
     """The results as JSON, Markdown and a picture."""
     (folder / "peers.json").write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
     (folder / "peers.md").write_text(table(result).rstrip() + "\n")
-    if any(ratio.peer != "BEI" for ratio in result.samples):
+    if any(each.peer != OURS for each in result.samples):
         plot(result.samples, folder / "peers.png")
 
 
@@ -96,6 +96,8 @@ def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "true"}
     file = options.output / "peers.json"
     result = msgspec.json.decode(file.read_bytes(), type=Result) if options.add and file.exists() else Result()
+    if result.machine and result.machine != machine():
+        raise SystemExit(f"{file} is of another machine; measure without --add, or into another --output")
     peaks = hardware.peaks()
     print("peaks, GFLOP/s: " + ", ".join(f"{name} {value:,.0f}" for name, value in peaks.items()), flush=True)
     plan = Plan(

@@ -68,9 +68,9 @@ class Loop:
 
 
 @contextmanager
-def looping(peer: Peer, model: str, folder: Path, environments: Path) -> Iterator[Loop]:
+def looping(peer: Peer, model: str, folder: Path, environments: Path, rerank: bool) -> Iterator[Loop]:
     """The peer's loop, which ends with the block."""
-    command, pipe = fill(peer, model, folder, environments, 0, rerank=False), subprocess.PIPE
+    command, pipe = fill(peer, model, folder, environments, 0, rerank), subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
     try:
         yield Loop(peer, process)

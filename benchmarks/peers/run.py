@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from benchmarks.peers.agreement import NUM_TEXTS, Answers, agreement, why_no_peer
 from benchmarks.peers.catalogue import OURS, Peer, why_missing
 from benchmarks.peers.forms import FormError, Forms
-from benchmarks.peers.loops import looping
-from benchmarks.peers.results import Result, Sample, Timing
-from benchmarks.peers.servers import PeerError, ask, measure, running
+from benchmarks.peers.loops import Loop, looping
+from benchmarks.peers.results import Result, Sample
+from benchmarks.peers.servers import PeerError, Server, running
 from benchmarks.peers.workloads import Workload, questions
 
 
@@ -88,46 +88,39 @@ class Comparison:
         """The samples of all workloads, from one start of the peer."""
         rerank = workloads[0].rerank
         with self._faults(peer, model, workloads[0]):
-            folder, environments = self.forms.path(model, rerank, peer.form), self.forms.environments
-            if peer.server:
-                with running(peer, model, folder, environments, rerank) as url:
-                    for each in workloads:
-                        asked = lambda texts: ask(peer, url, texts, rerank)  # noqa: E731
-                        self._case(peer, model, each, turn, asked, lambda w, n: measure(peer, url, w, n))
-                return
-            with looping(peer, model, folder, environments) as loop:
-                for each in workloads:
-                    self._case(peer, model, each, turn, lambda texts: loop.ask(texts, rerank), loop.measure)
+            folder = self.forms.path(model, rerank, peer.form)
+            start = running if peer.server else looping
+            with start(peer, model, folder, self.forms.environments, rerank) as started:
+                for workload in workloads:
+                    with self._faults(peer, model, workload):
+                        self.result.samples.append(self._sample(started, model, workload, turn))
+                        print(f"{peer.label}: {self.result.samples[-1]}", flush=True)
 
-    def _case(
-        self,
-        peer: Peer,
-        model: str,
-        workload: Workload,
-        turn: int,
-        ask_: Callable[[list[str]], Answers],
-        time_: Callable[[Workload, int], Timing],
-    ) -> None:
-        """One sample, unless the peer's answers are not those of ours."""
-        with self._faults(peer, model, workload):
-            answers = ask_(self._compared(workload))
-            ours = self._ours.setdefault((model, workload.name), answers)
-            found = agreement(ours, answers, workload.rerank)
-            why = why_no_peer(peer.precision, found, workload.rerank)
-            if why and peer.name != OURS:
-                raise PeerError(why)
-            timing = time_(workload, workload.num_requests(model, self.plan.requests))
-            sample = Sample(
-                model=model,
-                workload=workload.name,
-                peer=peer.name,
-                precision=peer.precision,
-                turn=turn,
-                agreement=found,
-                timing=timing,
-            )
-            self.result.samples.append(sample)
-            print(f"{turn} {model} {workload.name}: {peer.label}: {timing}", flush=True)
+    def _sample(self, started: Server | Loop, model: str, workload: Workload, turn: int) -> Sample:
+        """One timed run. Raises PeerError if the peer's answers are not those of ours."""
+        peer = started.peer
+        return Sample(
+            model=model,
+            workload=workload.name,
+            peer=peer.name,
+            precision=peer.precision,
+            turn=turn,
+            agreement=self._agreement(started, model, workload),
+            timing=started.measure(workload, workload.num_requests(model, self.plan.requests)),
+        )
+
+    def _agreement(self, started: Server | Loop, model: str, workload: Workload) -> float:
+        """With the answers of our f32, which are kept. Raises PeerError if it is too low for a peer."""
+        answers, case = started.ask(self._compared(workload), workload.rerank), (model, workload.name)
+        if started.peer == self.plan.peers[0]:
+            self._ours[case] = answers
+        if case not in self._ours:
+            raise PeerError("there are no answers of ours to compare with")
+        found = agreement(self._ours[case], answers, workload.rerank)
+        why = why_no_peer(started.peer.precision, found, workload.rerank)
+        if why and started.peer.name != OURS:
+            raise PeerError(why)
+        return found
 
     @staticmethod
     def _compared(workload: Workload) -> list[str]:

@@ -22,7 +22,7 @@ from benchmarks.peers.forms import FormError, Forms, processor
 from benchmarks.peers.loops import looping
 from benchmarks.peers.results import Result, Sample, Timing, our_precision, ratios
 from benchmarks.peers.run import Plan
-from benchmarks.peers.servers import PeerError, ask, measure, running
+from benchmarks.peers.servers import PeerError, running
 from benchmarks.peers.table import table
 from benchmarks.peers.workloads import WORKLOADS, calls, http_requests, questions
 
@@ -251,9 +251,9 @@ def test_a_router_on_the_path_is_a_peer(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("benchmarks.peers.servers.wait_for_quiet", lambda: None)
     monkeypatch.setattr("benchmarks.peers.machine.wait_for_quiet", lambda: None)
     monkeypatch.setattr("benchmarks.peers.machine.MAX_OTHERS_SHARE", 2.0)
-    with running(ROUTER, "minilm", tmp_path, tmp_path, rerank=False) as url:
-        assert ask(ROUTER, url, ["one", "three"], rerank=False) == [[3.0, 1.0], [5.0, 1.0]]
-        timing = measure(ROUTER, url, WORKLOADS["mixed"], 20)
+    with running(ROUTER, "minilm", tmp_path, tmp_path, rerank=False) as server:
+        assert server.ask(["one", "three"], rerank=False) == [[3.0, 1.0], [5.0, 1.0]]
+        timing = server.measure(WORKLOADS["mixed"], 20)
     assert timing.texts_per_s > 0
     assert timing.latency_ms is not None
     assert timing.cpu_ms > 0
@@ -276,7 +276,7 @@ def test_a_loop_that_ends_says_its_status(tmp_path: Path) -> None:
     python.write_text("#!/bin/sh\nexit 4\n")
     python.chmod(0o755)
     with (
-        looping(fastembed, "minilm", tmp_path, tmp_path) as loop,
+        looping(fastembed, "minilm", tmp_path, tmp_path, rerank=False) as loop,
         pytest.raises(PeerError, match="the loop ended with 4"),
     ):
         loop.ask(["text"], rerank=False)
