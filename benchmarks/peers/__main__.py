@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -91,6 +93,7 @@ def write(result: Result, folder: Path) -> None:
 
 def main() -> None:
     """Measures and writes the results."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that peers are stopped, too
     options = arguments()
     environments = Path(os.environ.get("PEER_ENVS", _ROOT))
     os.environ |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "true"}

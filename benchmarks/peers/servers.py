@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import socket
 import subprocess
 import time
@@ -27,6 +26,7 @@ from benchmarks.peers.results import Timing, latency_of
 from benchmarks.peers.workloads import Workload, http_requests, questions, rerank_body
 
 _START_S, _OUR_START_S = 120.0, 900.0  # the first start of ours builds an engine
+_STOP_S = 4.0
 _PROBE = ["a short query", "one document", "another document"]
 
 
@@ -97,8 +97,11 @@ def running(peer: Peer, model: str, folder: Path, environments: Path, rerank: bo
             _wait_for_answer(peer, url, rerank, process, log)
             yield Server(peer, url)
         finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _wait_for_answer(peer: Peer, url: str, rerank: bool, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
