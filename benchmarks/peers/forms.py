@@ -1,6 +1,6 @@
 """The forms of a model on disk: as it was published, ONNX, OpenVINO and GGUF, written by the peers' own exporters.
 
-Each form is a folder that a peer loads as it is, with the model's other files as links:
+Each form is a folder that a peer loads as it is, with copies of the model's other files:
 
     plain           safetensors
     onnx-f32        onnx/model.onnx
@@ -12,7 +12,6 @@ Each form is a folder that a peer loads as it is, with the model's other files a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -54,7 +53,7 @@ class Forms:
             checkpoints.write(model, self.minilm, folder, rerank)
             return
         plain = self.path(model, rerank, "plain")
-        link(plain, folder, without=("model.safetensors",))
+        shutil.copytree(plain, folder, ignore=shutil.ignore_patterns("*.safetensors"))  # no links: peers write into it
         if form == "gguf":
             self._write_gguf(plain, folder)
         else:
@@ -79,15 +78,6 @@ class Forms:
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1:]
             raise FormError(f"{script.name} ended with {done.returncode}: {''.join(last)[:200]}")
-
-
-def link(source: Path, folder: Path, without: tuple[str, ...] = ()) -> None:
-    """Fill a new folder with links to the files of another, in the same places."""
-    for file in source.rglob("*"):
-        if file.is_file() and file.name not in without:
-            target = folder / file.relative_to(source)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(file, target)
 
 
 def processor(flags: str | None = None) -> str:

@@ -75,4 +75,5 @@ def looping(peer: Peer, model: str, folder: Path, environments: Path, rerank: bo
     try:
         yield Loop(peer, process)
     finally:
-        process.communicate()  # closes its input, which ends it
+        process.kill()
+        process.communicate()
