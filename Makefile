@@ -9,7 +9,7 @@ MODEL := .models/all-MiniLM-L6-v2
 # Images for containers often set it. Then every process that a test starts compiles all that it imports again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install serve test test-long test-wheel test-page test-push test-gpu-path test-ray test-sinks examples check format bench chaos \
+.PHONY: help install serve test test-long test-wheel test-page test-push test-gpu-path test-ray test-sinks examples check format bench bench-peers chaos \
 	chaos-quick soak golden lock clean
 
 help:  ## this list
@@ -102,6 +102,10 @@ format: install  ## rewrite to the project's format
 
 bench: install  ## measure the server, write benchmarks/results/
 	$(BIN)/python benchmarks/serve.py $(ARGS)
+
+bench-peers: install  ## measure other servers beside ours, write benchmarks/results/peers.md (ARGS="--models all --workloads all" for all)
+	scripts/peer_envs.sh
+	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.peers $(ARGS)
 
 chaos: install  ## attack a server for ten minutes, write benchmarks/results/chaos.md (ARGS="--only 'capacity'" for some rows)
 	PYTHONPATH=packages:. $(BIN)/python -m benchmarks.chaos $(ARGS)

@@ -1,0 +1,92 @@
+"""The machine: whether it is quiet, who used its processors, and how fast it multiplies matrices."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import openvino
+import psutil
+from openvino import Node
+from openvino import opset15 as op
+
+from bei_core.engines.openvino.engine import compile_properties, has_int8_dot_product
+from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
+from benchmarks.inprocess import fastest_call, gemm_peak
+
+T = TypeVar("T")
+
+MAX_OTHERS_SHARE = 0.10  # of the CPU time of all processors, for other processes during a timed run
+_MAX_WAIT_S = 20
+
+
+def peaks() -> dict[str, float]:
+    """GFLOP/s (int8: GOP/s) of one large matmul in OpenVINO, by precision; without bf16 if the processor has none."""
+    found = {"f32": gemm_peak("f32"), "int8": _int8_peak()}
+    return found | ({"bf16": gemm_peak("bf16")} if has_bf16() else {})
+
+
+def has_bf16() -> bool:
+    """Whether the processor computes in bf16. Without, torch emulates it, many times slower than f32."""
+    return "bf16" in Path("/proc/cpuinfo").read_text()
+
+
+def _int8_peak(size: int = 2048) -> float:
+    """As `gemm_peak`, with 8-bit weights and activations, in the form in which our engine runs its linear layers."""
+    x = op.parameter([1, size, size], np.float32, name="x")
+    weight = op.convert(op.constant(np.full((size, size), 3, np.int8)), np.float32)
+    scaled = op.multiply(weight, op.constant(np.full((size, 1), 0.01, np.float32)))
+    model = openvino.Model([op.result(op.matmul(_to_int8(x), scaled, False, True))], [x], "gemm")
+    if not has_int8_dot_product():
+        matmuls_to_convolutions(model)
+    request = openvino.Core().compile_model(model, "CPU", compile_properties("f32")).create_infer_request()
+    return 2 * size**3 / fastest_call(request, np.ones((1, size, size), np.float32)) / 1e9
+
+
+def _to_int8(x: Node) -> Node:
+    low, high = (op.constant(np.array(bound, np.float32)) for bound in (-1.28, 1.27))
+    return op.fake_quantize(x, low, high, low, high, 256)
+
+
+def busy_seconds() -> float:
+    """CPU time of all processes since boot, without I/O wait."""
+    user, nice, system, _, _, irq, softirq, steal, *_ = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """CPU time of this process and of its descendants, running and ended."""
+    living = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+    return float(sum(os.times()[:4]) + living)
+
+
+def others_share(busy: float, own: float, seconds: float) -> float:
+    """Share of all processors that other processes used, from the CPU time of all and our own in `seconds`."""
+    return max(0.0, busy - own) / (seconds * (os.cpu_count() or 1))
+
+
+def wait_for_quiet() -> None:
+    """Waits for a second in which the machine is idle, at most 20 seconds."""
+    for waited in count():
+        before = busy_seconds()
+        time.sleep(1)
+        if others_share(busy_seconds() - before, 0.0, 1.0) < MAX_OTHERS_SHARE or waited == _MAX_WAIT_S:
+            return
+
+
+def undisturbed(measure: Callable[[], T], tries: int = 2) -> tuple[T, float]:
+    """(result of `measure`, share of the CPU time that others used meanwhile); the last try counts in any case."""
+    for left in reversed(range(tries)):
+        wait_for_quiet()
+        busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
+        value = measure()
+        share = others_share(busy_seconds() - busy, own_seconds() - own, time.perf_counter() - start)
+        if share < MAX_OTHERS_SHARE or not left:
+            return value, share
+        print(f"    other processes used {share:.0%} of the CPU time: measuring again", flush=True)
+    raise ValueError("`tries` must be at least 1")
