@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +99,17 @@ def test_an_engine_starts_without_space_for_the_compiled_model(
     rows(engine_of(NAMES[0], tmp_path / "engine"))
     assert len(compiled) == 2
     assert "the compiled model is not kept in" in caplog.text
+
+
+def test_a_compiled_model_that_computes_something_else_when_it_is_read_is_not_kept(
+    tmp_path: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = rows(engine_of(NAMES[0], tmp_path / "expected"))
+    compiled.clear()
+    probes = count()
+    monkeypatch.setattr(OpenVinoEngine, "_probe", lambda engine, compiled: [np.array([next(probes)])])
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    assert len(compiled) == 2, "before and after it was read"
+    np.testing.assert_array_equal(rows(folder), expected)
+    assert len(compiled) == 3, "a later start does not try it again"
+    assert next(probes) == 2

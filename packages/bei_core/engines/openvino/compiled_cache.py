@@ -1,21 +1,26 @@
 """The compiled models of an engine folder, in its `.tuned/`, so that a later start need not transform the graph again.
 
 Weights that the plugin does not change stay in model.bin. What the plugin wrote is used only by the same version of
-OpenVINO, on the same kind of processor, with the same settings and files.
+OpenVINO, on the same kind of processor, with the same settings and files, and only if the model that is read from it
+computed the same as the model that was written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
+import numpy as np
 import openvino
 
 from bei_core.engines.manifest import TUNED, Manifest, key_of
-from bei_core.engines.openvino.compiled import core
+from bei_core.engines.openvino.compiled import Array, core
 from bei_core.storage.cache import write_atomically
+
+Probe: TypeAlias = "Callable[[openvino.CompiledModel], Sequence[Array]]"
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +34,7 @@ _DIGEST_BYTES = 32
 
 
 class CompiledCache:
-    """The file of one compiled model: the SHA-256 of what the plugin wrote, and that."""
+    """The file of one compiled model: the SHA-256 of what the plugin wrote, and that. Empty if it cannot be kept."""
 
     def __init__(self, model: Path, manifest: Manifest, properties: Mapping[str, object]) -> None:
         """`model` is the file of the graph in the folder of `manifest`. Raises OSError if it cannot be read."""
@@ -48,26 +53,61 @@ class CompiledCache:
         }
         self._path = model.parent / TUNED / f"compiled-{key_of(facts)}.blob"
 
+    @property
+    def is_known_to_fail(self) -> bool:
+        """Whether `open` found earlier that the compiled model cannot be kept."""
+        try:
+            return self._path.stat().st_size == 0
+        except OSError:
+            return False
+
     def load(self) -> openvino.CompiledModel | None:
         """The compiled model; None if it is not there, or cannot be used."""
         try:
             content = self._path.read_bytes()
             if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
                 raise RuntimeError("its digest is wrong")
-            properties = {**self._properties, "WEIGHTS_PATH": str(self._weights)}
-            return core().import_model(content[_DIGEST_BYTES:], "CPU", properties)
+            return self._imported(content[_DIGEST_BYTES:])
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError) as fault:
             log.warning("%s is not used, and the model is compiled: %s", self._path, fault)
             return None
 
-    def save(self, compiled: openvino.CompiledModel) -> None:
-        """Keep a compiled model for the next start. Without permission or space, the next start compiles again."""
+    def keep(self, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:
+        """Compiles a model and keeps it for the next start, if a model read from what is kept gives the same arrays.
+
+        `probe` runs a compiled model. Two models are never in memory at once. Without permission or space, the next
+        start compiles again. Raises what `compile_` raises.
+        """
+        compiled = compile_()
         content = compiled.export_model().getvalue()
-        if len(content) > _MAX_BYTES:
-            return
+        if len(content) <= _MAX_BYTES:
+            expected = probe(compiled)
+            del compiled
+            if (compiled := self._equal(content, probe, expected)) is not None:
+                self._write(hashlib.sha256(content).digest() + content)
+                return compiled
+            log.info("OpenVINO cannot keep the compiled model of %s, so each start compiles it", self._path.parent)
+            compiled = compile_()
+        self._write(b"")
+        return compiled
+
+    def _equal(self, content: bytes, probe: Probe, expected: Sequence[Array]) -> openvino.CompiledModel | None:
+        """The model that is read from `content`, if `probe` gives the expected arrays for it."""
         try:
-            write_atomically(self._path, hashlib.sha256(content).digest() + content)
+            compiled = self._imported(content)
+            same = all(map(np.array_equal, probe(compiled), expected))
+        except (RuntimeError, IndexError):  # IndexError: an output is too short
+            return None
+        return compiled if same else None
+
+    def _imported(self, content: bytes) -> openvino.CompiledModel:
+        """Raises RuntimeError if OpenVINO cannot read it."""
+        return core().import_model(content, "CPU", {**self._properties, "WEIGHTS_PATH": str(self._weights)})
+
+    def _write(self, content: bytes) -> None:
+        try:
+            write_atomically(self._path, content)
         except OSError as fault:
             log.debug("the compiled model is not kept in %s: %s", self._path, fault)

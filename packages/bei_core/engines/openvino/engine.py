@@ -40,7 +40,9 @@ _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 # After so many batches of one text that is short enough, graphs are compiled for them.
 _LONE_TEXTS = 100
 
-_TWO_TEXTS = Batch.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))] * 2)
+_TEXT, _TWO_TEXTS = (
+    Batch.pack([Tokens(np.zeros(n, np.int32), np.zeros(n, np.int32)) for n in size]) for size in ([16], [1, 8])
+)
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -202,11 +204,18 @@ class OpenVinoEngine:
         if manifest is None or not isinstance(self._model, Path):
             return self._compile(self._read())
         cache = CompiledCache(self._model, manifest, compile_properties(self._precision))
-        compiled = cache.load()
-        if compiled is None:
-            compiled = self._compile(self._read())
-            cache.save(compiled)
-        return compiled
+        if cache.is_known_to_fail:
+            return self._compile(self._read())
+        return cache.load() or cache.keep(lambda: self._compile(self._read()), self._probe)
+
+    def _probe(self, compiled: openvino.CompiledModel) -> list[Array]:
+        """All outputs of a compiled model for a text, and for two texts of different lengths."""
+        graphs, found = Graphs(compiled, self._pad_id), list[Array]()
+        for batch in (_TEXT, _TWO_TEXTS):
+            for name in (port.any_name for port in compiled.outputs):
+                outputs = graphs.infer(batch, name)
+                found += [outputs.rows, outputs.tokens]
+        return found
 
     def _read(self) -> openvino.Model:
         """The graph for any batch. Raises EngineUnavailableError."""
