@@ -123,5 +123,6 @@ ATTACKS = (
         (413,),
         "65536 lists",
     ),
+    Attack("60,000 lists of ids", "/embed", repeated('{"inputs":[', "[1012]", 59_999, "]}"), (422,), "batch size"),
     Attack("1,024 lists of 1,000 ids", "/embed", dumped(inputs=[[1012] * 1000] * 1024), (200, 429)),
 )
