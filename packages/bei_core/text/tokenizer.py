@@ -26,6 +26,8 @@ _INLINE_CHARS_PER_TURN = 8192  # the limit for all requests together in one turn
 _TEXTS_PER_CALL = 64
 _CHARS_PER_CALL = 262_144
 
+_IDS_PER_CHECK = 65_536  # of a long list of ids, because `min` and `max` hold the GIL
+
 # The most characters that a token has in any vocabulary (as in text-embeddings-inference). A text with more characters
 # per token of the model's limit is cut before it is tokenized.
 _CHARS_PER_TOKEN = 250
@@ -358,7 +360,9 @@ class TextTokenizer:
             self._check_ids(ids)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
-        worst = max(ids, default=0) if min(ids, default=0) >= 0 else min(ids)
+        pieces = [ids[start : start + _IDS_PER_CHECK] for start in range(0, len(ids), _IDS_PER_CHECK)]
+        least, most = min(map(min, pieces), default=0), max(map(max, pieces), default=0)
+        worst = most if least >= 0 else least
         if not 0 <= worst < self.vocab_size:
             raise ValidationError(
                 f"token id {worst} is not in the vocabulary (0 to {self.vocab_size - 1})", param="inputs"
