@@ -56,6 +56,7 @@ ATTACKS = (
         "/decode of 10 M empty lists", "/decode", repeated('{"ids":[', "[]", 10_000_000, "]}"), (413,), "65536 lists"
     ),
     Attack("/decode of 1 M ids", "/decode", repeated('{"ids":[', "1012", 1_000_000, "]}"), (200,)),
+    Attack("/detokenize of 1 M ids", "/detokenize", repeated('{"tokens":[', "1012", 1_000_000, "]}"), (200,)),
     Attack(
         "16 M empty strings, gzip",
         "/embed",
@@ -105,6 +106,7 @@ ATTACKS = (
         GZIP,
     ),
     Attack("512 texts of 62,000 `!`", "/embed", dumped(inputs=["!" * 62_000] * 512), (200,)),
+    Attack("a text of 240,000 tokens in chunks", "/embed", dumped(inputs="a " * 240_000, chunk=True), (200, 429)),
     Attack(
         "/embed_all of 1,024 long texts", "/embed_all", dumped(inputs=["long " * 300] * 1024), (422,), "max_reply_bytes"
     ),
@@ -121,5 +123,6 @@ ATTACKS = (
         (413,),
         "65536 lists",
     ),
+    Attack("60,000 lists of ids", "/embed", repeated('{"inputs":[', "[1012]", 59_999, "]}"), (422,), "batch size"),
     Attack("1,024 lists of 1,000 ids", "/embed", dumped(inputs=[[1012] * 1000] * 1024), (200, 429)),
 )

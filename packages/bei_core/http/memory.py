@@ -1,13 +1,27 @@
-"""Returns the memory that large requests have freed to the operating system."""
+"""Garbage collections of a server, and the return of memory that large requests have freed to the operating system."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 from collections.abc import Callable
 from typing import Any
 
 _DELAY_S = 1.0  # delay after a large request; one call serves all large requests that end within it
+
+_NUM_YOUNG = 10_000  # new objects that can hold others after which a collection begins
+
+
+def limit_collections() -> None:
+    """Makes full collections of Python's garbage rare and short from now on; each stops all threads until it ends.
+
+    Objects made so far are never garbage: to visit them takes 100 ms. With Python's 700 instead of _NUM_YOUNG, a full
+    collection began while one body of 60,000 lists was decoded, and took 35 ms.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_NUM_YOUNG, *gc.get_threshold()[1:])
 
 
 class MemoryReturner:

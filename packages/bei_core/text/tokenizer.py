@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from tokenizers import Encoding
 from bei_core.errors import EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
 from bei_core.text.files import lowercase_first, open_tokenizer
+from bei_core.text.refusals import MAX_CHUNKS, empty_text, no_space, no_texts, too_many_chunks
 from bei_core.text.truncation import Indices, document_tokens, num_skipped, truncate_longest_first
 
 # A request with at most this many characters is tokenized on the event loop. That takes about 1 us per token, and the
@@ -24,6 +25,8 @@ _INLINE_CHARS_PER_TURN = 8192  # the limit for all requests together in one turn
 # Limits of one call into Rust, so that a huge request does not delay the others; a token takes 100 bytes in the call.
 _TEXTS_PER_CALL = 64
 _CHARS_PER_CALL = 262_144
+
+_IDS_PER_CHECK = 65_536  # of a long list of ids, because `min` and `max` hold the GIL
 
 # The most characters that a token has in any vocabulary (as in text-embeddings-inference). A text with more characters
 # per token of the model's limit is cut before it is tokenized.
@@ -36,8 +39,6 @@ _LIKELY_CHARS_PER_TOKEN = 16
 _SETTLING_WORDS = 32
 
 _MAX_CHUNKED_CHARS = 1_000_000  # of a text to chunk, which is tokenized as a whole; takes 2 s and 200 MB of memory
-
-MAX_CHUNKS = 1024  # how many chunks one request may have besides the first chunk of each text
 
 
 class Tokenized(NamedTuple):
@@ -93,13 +94,13 @@ class TextTokenizer:
         if `truncate` is false, TokenizerError if the library fails.
         """
         if not texts:
-            raise _no_texts()
+            raise no_texts()
         plain = [text for text in texts if isinstance(text, str) or type(text) is Pair]
         if len(plain) < len(texts):  # token ids and filled templates are encoded one by one
             alone = (self.encode_now if isinstance(text, str | Pair) else self._encode_special for text in texts)
             return [encode([text], options)[0] for encode, text in zip(alone, texts, strict=True)]
         if not all(any(text) if isinstance(text, Pair) else text for text in plain):
-            raise _empty_text()
+            raise empty_text()
         prompt, longest = options.prompt or "", self._likely_chars
         prepared = [
             prompt + text if isinstance(text, str) and len(text) <= longest else self._likely(text, options)
@@ -121,7 +122,7 @@ class TextTokenizer:
         Raises the errors of `encode_now`, and ValidationError for too many chunks.
         """
         if not texts:
-            raise _no_texts()
+            raise no_texts()
         chunks: list[Tokens] = []
         counts: list[int] = []
         for text in texts:
@@ -129,7 +130,7 @@ class TextTokenizer:
             chunks += found
             counts.append(len(found))
             if len(chunks) - len(counts) > MAX_CHUNKS:  # checked before the next text is encoded
-                raise _too_many_chunks()
+                raise too_many_chunks()
         return chunks, np.repeat(np.arange(len(texts)), counts)
 
     def spans(self, text: str, *, add_special_tokens: bool) -> Iterator[tuple[int, str, bool, int | None, int | None]]:
@@ -221,13 +222,19 @@ class TextTokenizer:
             kept = np.arange(len(ids))
         else:
             return Tokens(np.array(ids, np.int32), np.array(encoding.type_ids, np.int32))
-        return self._selected(encoding, kept, skip, text, options)
+        return self._selected(encoding, [kept], skip, text, options)[0]
 
-    def _selected(self, encoding: Encoding, kept: Indices, skip: int, text: Text, options: EncodeOptions) -> Tokens:
-        """Returns the tokens at the indices `kept`; pooling leaves out those whose index is less than `skip`."""
+    def _selected(
+        self, encoding: Encoding, windows: Iterable[Indices], skip: int, text: Text, options: EncodeOptions
+    ) -> list[Tokens]:
+        """Returns the tokens at the indices of each window; pooling leaves out those with an index below `skip`."""
         ids, type_ids = np.array(encoding.ids, np.int32), np.array(encoding.type_ids, np.int32)
-        spans = self._spans(encoding, kept, text, options) if options.spans and isinstance(text, str) else ()
-        return Tokens(ids[kept], type_ids[kept], num_skipped(kept, skip), spans)
+
+        def tokens(kept: Indices) -> Tokens:
+            spans = self._spans(encoding, kept, text, options) if options.spans and isinstance(text, str) else ()
+            return Tokens(ids[kept], type_ids[kept], num_skipped(kept, skip), spans)
+
+        return list(map(tokens, windows))
 
     def _spans(self, encoding: Encoding, kept: Indices, text: str, options: EncodeOptions) -> Sequence[TokenSpan]:
         """Returns the span of each token at `kept`; start and end count characters of `text`, without its prompt."""
@@ -254,12 +261,14 @@ class TextTokenizer:
             return self._chunks_of_ids(text, options)
         whole = self._with_document(text, options)
         (encoding,) = self._encode([whole.text if isinstance(whole, Templated) else whole], options, with_spans=True)
+        if options.chunk and len(encoding) > (MAX_CHUNKS + 1) * self.max_seq_len:
+            raise too_many_chunks()
         self._check_encoded(encoding.ids)
         document = document_tokens(encoding, whole)
         fixed = np.setdiff1d(np.arange(len(encoding)), document)
         skip = self._skip(options) if isinstance(text, str) else 0
         kept = (np.sort(np.concatenate([fixed, window])) for window in self._windows(document, len(fixed), options))
-        return [self._selected(encoding, each, skip, text, options) for each in kept]
+        return self._selected(encoding, kept, skip, text, options)
 
     def _with_document(self, text: str | Pair | Templated, options: EncodeOptions) -> str | Pair | Templated:
         """Returns the text cut by `_cut`; a text with a prompt becomes a Templated, with the text as its document.
@@ -267,14 +276,14 @@ class TextTokenizer:
         Raises EmptyInputError for an empty text or pair, ValidationError if the prompt or query alone is too long.
         """
         if not (any(text) if isinstance(text, Pair) else text):
-            raise _empty_text()
+            raise empty_text()
         if isinstance(text, str) and options.prompt:
             text = Templated(options.prompt + text, len(options.prompt), len(options.prompt) + len(text))
         if not isinstance(text, Templated):
             return self._prepared(text, options)
         head, tail = text.text[: text.start], text.text[text.stop :]
         if len(head) + len(tail) > self._max_chars:
-            raise _no_space()
+            raise no_space()
         document = self._cut(text.text[text.start : text.stop], options)
         return Templated(head + document + tail, len(head), len(head) + len(document))
 
@@ -286,11 +295,11 @@ class TextTokenizer:
         space = min(self.max_seq_len, options.max_tokens or self.max_seq_len) - num_fixed
         wanted = min(len(document), options.chunk_tokens or len(document))
         if space < min(1, len(document)):
-            raise _no_space()
+            raise no_space()
         if options.chunk:
             size = max(min(wanted, space), 1)
             if len(document) > (MAX_CHUNKS + 1) * size:
-                raise _too_many_chunks()
+                raise too_many_chunks()
             return [document[start : start + size] for start in range(0, max(len(document), 1), size)]
         if wanted > space:
             self._refuse_too_long(num_fixed + wanted, options)
@@ -351,7 +360,9 @@ class TextTokenizer:
             self._check_ids(ids)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
-        worst = max(ids, default=0) if min(ids, default=0) >= 0 else min(ids)
+        pieces = [ids[start : start + _IDS_PER_CHECK] for start in range(0, len(ids), _IDS_PER_CHECK)]
+        least, most = min(map(min, pieces), default=0), max(map(max, pieces), default=0)
+        worst = most if least >= 0 else least
         if not 0 <= worst < self.vocab_size:
             raise ValidationError(
                 f"token id {worst} is not in the vocabulary (0 to {self.vocab_size - 1})", param="inputs"
@@ -377,20 +388,3 @@ def _calls(texts: Sequence[str | Pair]) -> Iterator[list[str | Pair]]:
         group.append(text)
         size += length
     yield group
-
-
-def _no_texts() -> EmptyInputError:
-    return EmptyInputError("`inputs` cannot be empty", param="inputs")
-
-
-def _empty_text() -> EmptyInputError:
-    return EmptyInputError("`inputs` cannot hold an empty text", param="inputs")
-
-
-def _no_space() -> ValidationError:
-    return ValidationError("the query or prompt leaves no tokens for the text; shorten the query", param="inputs")
-
-
-def _too_many_chunks() -> ValidationError:
-    limit = f"a request may have at most {MAX_CHUNKS} more chunks than texts"
-    return ValidationError(f"the texts make too many chunks; {limit}", param="inputs")

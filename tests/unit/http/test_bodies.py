@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, RequestError, ValidationError
 from bei_core.http import bodies
 from bei_core.http.bodies import decode_large, free, memory_of
+from bei_core.http.memory import limit_collections
 from bei_core.http.schemas.common import decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
 
@@ -132,3 +134,25 @@ def test_a_body_is_freed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sum(freed) == 98
     assert max(freed) <= 10 + 3
     assert not any(texts)
+
+
+def test_no_full_collection_begins_while_a_body_is_decoded() -> None:
+    """It stopped all threads for 35 ms."""
+    raw, threshold, generations = json.dumps({"input": [[1, 2]] * 60_000}).encode(), gc.get_threshold(), list[int]()
+
+    def watch(phase: str, info: dict[str, int]) -> None:
+        if phase == "start":
+            generations.append(info["generation"])
+
+    limit_collections()
+    generations.clear()
+    gc.callbacks.append(watch)
+    try:
+        body = decode_large(raw, EmbeddingsRequest)
+    finally:
+        gc.callbacks.remove(watch)
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+    assert len(body.input) == 60_000
+    assert generations
+    assert 2 not in generations

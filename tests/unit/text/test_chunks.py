@@ -54,6 +54,37 @@ def bytewise(tmp_path: Path) -> TextTokenizer:
     return TextTokenizer(tmp_path / "tokenizer.json", max_seq_len=12, vocab_size=1000)
 
 
+def test_the_tokens_of_a_text_are_read_once_for_all_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text of 250,000 tokens took 20 s: each of its chunks read all of them, which holds the GIL for 10 ms."""
+    bert, read = tokenizer(), list[str]()
+    encode = bert._encode
+
+    class Watched:
+        def __init__(self, encoding: tokenizers.Encoding) -> None:
+            self._encoding = encoding
+
+        def __len__(self) -> int:
+            return len(self._encoding)
+
+        def __getattr__(self, name: str) -> object:
+            read.append(name)
+            return getattr(self._encoding, name)
+
+    monkeypatch.setattr(bert, "_encode", lambda *given, **how: map(Watched, encode(*given, **how)))
+    chunks, _ = bert.chunk_now([LONG], EncodeOptions(chunk=True, prompt=PROMPT))
+    assert len(chunks) > 5
+    assert read.count("ids") <= 2  # once more to check them
+    assert read.count("type_ids") == read.count("sequence_ids") == 1
+    assert "offsets" not in read
+
+
+def test_too_many_tokens_to_chunk_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    bert = tokenizer()
+    monkeypatch.setattr("bei_core.text.tokenizer.document_tokens", lambda *_: pytest.fail("they are read"))
+    with pytest.raises(ValidationError, match="too many chunks"):
+        bert.chunk_now(["a " * 41_001], CHUNKED)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_chunks_of_every_tokenizer_are_its_tokens_in_order(kind: str) -> None:
     long, short = kind_of(kind, 100_000), kind_of(kind, 24)

@@ -91,9 +91,13 @@ async def decode(call: Call) -> Deferred | list[str]:
     return Deferred(0, make) if call.is_large else make()
 
 
-async def detokenize(call: Call) -> dict[str, str]:
+async def detokenize(call: Call) -> Deferred | dict[str, str]:
     """Answers `POST /detokenize`: the text of token ids, with the special tokens."""
-    return {"prompt": call.service.tokenizer.decode(call.body.tokens, skip_special_tokens=False)}
+
+    def make() -> dict[str, str]:
+        return {"prompt": call.service.tokenizer.decode(call.body.tokens, skip_special_tokens=False)}
+
+    return Deferred(0, make) if call.is_large else make()
 
 
 def _of_vllm(tokenizer: TextTokenizer, text: str, special: bool, *, with_names: bool) -> dict[str, Any]:

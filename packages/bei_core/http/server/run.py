@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -22,7 +21,7 @@ from bei_core.errors import ConfigError, EngineCrashedError, NotFoundError
 from bei_core.http.app import App, make_app
 from bei_core.http.error_format import TEI
 from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S, BodyBudget
-from bei_core.http.memory import MemoryReturner
+from bei_core.http.memory import MemoryReturner, limit_collections
 from bei_core.http.replies import error_response
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.pool import Pool
@@ -52,8 +51,7 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
     """
     app, asgi = make_app(*services, traces=traces)
     server = _Server(app, asgi, sockets)
-    gc.collect()
-    gc.freeze()  # objects made so far stay: a collection that visits them would stop all threads for 100 ms
+    limit_collections()
     try:
         uvloop.run(server.run())
     finally:
