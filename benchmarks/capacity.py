@@ -1,9 +1,9 @@
 """Holds the capacity model against a measured server, which has one processor; the load generator has the others.
 
-A shared machine changes its speed. So the server's counters are read once a second, and the run is also simulated with
-the speed that the machine had in each second.
+A shared machine changes its speed. So the server is calibrated before and after the runs, its counters are read five
+times a second, and each run is also simulated with the speed that the machine had at each moment of it.
 
-python benchmarks/capacity.py measure --output measured.json     # starts a server; about three minutes
+python benchmarks/capacity.py measure --output measured.json     # starts a server; about four minutes
 python benchmarks/capacity.py compare measured.json              # prints the table of docs/capacity.md
 """
 
@@ -13,13 +13,11 @@ import argparse
 import os
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
@@ -27,9 +25,9 @@ import msgspec
 import numpy as np
 
 from bei_core.bench import Options, Report, run
-from bei_core.bench.calibrate import SLOWDOWN_S, Calibration, calibrate
+from bei_core.bench.calibrate import SLOWDOWN_S, WATCH_S, Calibration, calibrate, speeds
 from bei_core.bench.measure import split
-from bei_core.bench.observe import Server
+from bei_core.bench.observe import Moment, watch
 from bei_core.bench.pace import arrivals
 from bei_core.bench.workload import texts
 from bei_core.capacity.autoscaler import Scaling
@@ -42,22 +40,13 @@ START_S = 60.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Second(msgspec.Struct, frozen=True):
-    """Counters of the server at a moment of a run."""
-
-    at: float  # seconds since the run's start
-    busy_s: float
-    num_batches: float
-    num_tokens: float
-
-
 class Run(msgspec.Struct, frozen=True):
     """An open-loop run: its share of the most that the calibration allows, its options and its report."""
 
     load: float
     options: Options
     report: Report
-    seconds: list[Second] = msgspec.field(default_factory=list)
+    moments: list[Moment]  # `at` counts from the start of the run
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -65,6 +54,7 @@ class Measured(msgspec.Struct, frozen=True):
 
     calibration: Calibration
     runs: list[Run]
+    after: Calibration | None = None  # the calibration after the runs
 
 
 @contextmanager
@@ -106,29 +96,21 @@ def measure(options: argparse.Namespace) -> None:
             each = msgspec.structs.replace(base, rate=load * most, num_requests=count, warmup=16, clients=16)
             runs.append(Run(load, each, *watched(each)))
             print(runs[-1].report, file=sys.stderr)
-            options.output.write_bytes(msgspec.json.format(msgspec.json.encode(Measured(calibration, runs)), indent=1))
+            write(options.output, Measured(calibration, runs))
+        write(options.output, Measured(calibration, runs, calibrate(base, options.level_s)))
 
 
-def watched(options: Options) -> tuple[Report, list[Second]]:
-    """Runs an open loop; returns its report, and the counters of each second of it."""
-    seconds, ended = list[Second](), threading.Event()
+def write(output: Path, measured: Measured) -> None:
+    """Writes what was measured as JSON."""
+    output.write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=1))
 
-    def watch() -> None:
-        watched_server = Server(split(options.url))
-        while not ended.wait(1.0):
-            counters = watched_server.snapshot().counters
-            names = ("bei_engine_busy_seconds_total", "te_batch_next_tokens_count", "te_batch_next_tokens_sum")
-            seconds.append(Second(time.perf_counter(), *(counters.get(name, 0.0) for name in names)))
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+def watched(options: Options) -> tuple[Report, list[Moment]]:
+    """Runs an open loop; returns its report, and the counters at each moment of it."""
+    with watch(split(options.url), WATCH_S) as moments:
         report = run(options)
         began = time.perf_counter() - report.wall_s
-    finally:
-        ended.set()
-        thread.join()
-    return report, [msgspec.structs.replace(each, at=each.at - began) for each in seconds]
+    return report, [msgspec.structs.replace(each, at=each.at - began) for each in moments]
 
 
 def simulated(calibration: Calibration, options: Options) -> Result:
@@ -140,36 +122,29 @@ def simulated(calibration: Calibration, options: Options) -> Result:
 
 
 def at_its_speed(calibration: Calibration, run: Run) -> Calibration:
-    """The calibration with the speed that the machine had in each second of a run."""
+    """The calibration with the speed that the machine had at each moment of a run, by the times of its batches."""
     counters = run.report.counters
     mean_s = counters["bei_engine_busy_seconds_total"] / counters["te_batch_next_tokens_count"]
-    ends, factors = [0.0], [1.0]  # the speed of the calibration, if the run was not watched
-    for before, after in pairwise(run.seconds):
-        expected_s = (after.num_batches - before.num_batches) * calibration.per_batch_s
-        expected_s += (after.num_tokens - before.num_tokens) * calibration.per_token_s
-        if expected_s:
-            ends.append(after.at - mean_s)  # batches are counted when they end, and the simulation asks when they start
-            factors.append((after.busy_s - before.busy_s) / expected_s)
+    found = list(speeds(run.moments, calibration))
+    ends = [at - mean_s for at, _ in found]  # batches are counted when they end, and the simulation asks at their start
     moments = np.arange(0, run.report.wall_s, SLOWDOWN_S)
     nearest = np.minimum(np.searchsorted(ends, moments), len(ends) - 1)
-    return msgspec.structs.replace(calibration, slowdowns=tuple(np.array(factors)[nearest].tolist()))
+    return msgspec.structs.replace(calibration, slowdowns=tuple(found[index][1] for index in nearest.tolist()))
 
 
 def compare(options: argparse.Namespace) -> None:
     """Prints measured and simulated numbers side by side."""
     measured = msgspec.json.decode(options.input.read_bytes(), type=Measured)
-    print("| load | mean batch time | | measured | simulated | difference | at the speed of the run | difference |")
-    print("|--:|--:|---|--:|--:|--:|--:|--:|")
+    before, after = measured.calibration, measured.after or measured.calibration
+    print("| load | mean batch time | | measured | calibrated before | calibrated after | at the speed of the run |")
+    print("|--:|--:|---|--:|--:|--:|--:|")
     for each in sorted(measured.runs, key=lambda run: run.load):
-        own = at_its_speed(measured.calibration, each)
-        change = fmean(own.slowdowns) - 1
-        before, after = simulated(measured.calibration, each.options), simulated(own, each.options)
-        rows = zip(of_report(each.report).items(), of_result(before).values(), of_result(after).values(), strict=True)
-        for (name, real), first, second in rows:
-            print(
-                f"| {each.load:.0%} | {change:+.1%} | {name} | {real:.1f} "
-                f"| {first:.1f} | {first / real - 1:+.1%} | {second:.1f} | {second / real - 1:+.1%} |"
-            )
+        own = at_its_speed(before, each)
+        change, real = fmean(own.slowdowns) - 1, of_report(each.report)
+        results = [of_result(simulated(calibration, each.options)) for calibration in (before, after, own)]
+        for name, value in real.items():
+            cells = " | ".join(f"{found[name]:.1f} ({found[name] / value - 1:+.1%})" for found in results)
+            print(f"| {each.load:.0%} | {change:+.1%} | {name} | {value:.1f} | {cells} |")
 
 
 def of_report(report: Report) -> dict[str, float]:
@@ -197,8 +172,8 @@ def main() -> None:
     one.add_argument("--model", default=".models/all-MiniLM-L6-v2")
     one.add_argument("--workload", default="mixed")
     one.add_argument("--port", type=int, default=18431)
-    one.add_argument("--level-s", type=float, default=3.0)
-    one.add_argument("--run-s", type=float, default=35.0)
+    one.add_argument("--level-s", type=float, default=2.0)
+    one.add_argument("--run-s", type=float, default=30.0)
     one.add_argument(
         "--timed-engine",
         nargs=2,

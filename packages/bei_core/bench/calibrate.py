@@ -5,34 +5,34 @@ and the mean time of a batch. A fixed time per batch and a time per token are fi
 the event loop is measured on `/tokenize`, which does everything that `/v1/embeddings` does, except for the engine.
 
 The speed of a machine can change while it is measured. So each number of clients is measured in several short turns,
-which alternate with those of the others.
+which alternate with those of the others. The changes themselves are measured too: batches that are slower now and
+faster then make requests wait longer than batches that always take the mean time.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, harmonic_mean, median
 
 import msgspec
 import numpy as np
 
-from bei_core.bench.measure import Options, run
+from bei_core.bench.measure import Options, run, split
+from bei_core.bench.observe import BUSY_S, NUM_BATCHES, NUM_TOKENS, Moment, watch
 from bei_core.bench.report import Report
 from bei_core.bench.saved import Saved
 from bei_core.errors import BeiError
 
 SLOWDOWN_S = 0.1
+WATCH_S = 2 * SLOWDOWN_S  # between two readings of the server's counters
 CLIENTS = (1, 2, 4, 8, 16, 32, 64, 128)
 
-_COUNTERS = (
-    "bei_engine_busy_seconds_total",
-    "te_batch_next_tokens_sum",
-    "te_batch_next_tokens_count",
-    "te_batch_next_size_sum",
-)
+_NUM_ITEMS = "te_batch_next_size_sum"
+_QUEUE_S, _INFERENCE_S = "te_request_queue_duration_sum", "te_request_inference_duration_sum"
+_COUNTERS = (BUSY_S, NUM_TOKENS, NUM_BATCHES, _NUM_ITEMS, _QUEUE_S, _INFERENCE_S)
 _PROBE = 120  # requests of the first turn, which warms the server up and tells how many requests take `seconds`
 _TURNS = 3  # measured turns of each number of clients
 _SPECIAL_TOKENS = 2  # of a text: [CLS] and [SEP]
@@ -48,6 +48,7 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
     batch_tokens: float  # mean tokens of a batch
     batch_s: float  # mean time of a batch in the engine
     between_s: float  # mean time between two batches
+    http_s: float = 0.0  # mean time of a request outside the queue and its batch
 
 
 class Calibration(Saved, frozen=True, kw_only=True):
@@ -64,7 +65,7 @@ class Calibration(Saved, frozen=True, kw_only=True):
     between_batches_s: float = 0.0  # and for each batch
     accept_s: float  # time of the event loop until a request is in the queue
     reply_s: float  # time of the event loop for a reply
-    overhead_s: float  # the rest of a request's latency on an idle server: network, client, threads
+    overhead_s: float  # the rest of a request's latency: network, client, threads
     tokens_per_word: float
     workload: str
     machine: dict[str, str | int]
@@ -91,6 +92,11 @@ class Calibration(Saved, frozen=True, kw_only=True):
         """Returns the estimated number of tokens of a text, from the mean of the workload that was measured."""
         return round(num_words * self.tokens_per_word) + _SPECIAL_TOKENS
 
+    def _spread(self) -> str:
+        """Returns the range of `slowdowns`, without the highest and the lowest tenth."""
+        low, high = np.percentile(self.slowdowns, [10, 90])
+        return f"batches take {low:.2f} to {high:.2f} times these times, by the moment"
+
     @staticmethod
     def path_of(model: str) -> Path:
         """Returns the file of a model, in the current folder: calibration-NAME.json."""
@@ -104,6 +110,7 @@ class Calibration(Saved, frozen=True, kw_only=True):
                 f"  event loop   {self.accept_s * 1e3:.3f} ms a request, {self.reply_s * 1e3:.3f} ms a reply",
                 f"  after batch  {self.between_batches_s * 1e3:.3f} ms + {self.between_s * 1e3:.3f} ms an input",
                 f"  other        {self.overhead_s * 1e3:.3f} ms around the server",
+                *([f"  speed        {self._spread()}"] if self.slowdowns else []),
             ]
         )
 
@@ -116,13 +123,24 @@ def calibrate(options: Options, seconds: float = 5.0) -> Calibration:
     plain = msgspec.structs.replace(options, rate=0.0, batch=1, counters=_COUNTERS)
     counts = {clients: _num_requests(plain, clients, seconds / _TURNS) for clients in CLIENTS}
     reports: dict[int, list[Report]] = {clients: [] for clients in CLIENTS}
-    for seed, clients in product(range(_TURNS), CLIENTS):
-        turn = msgspec.structs.replace(plain, clients=clients, num_requests=counts[clients], seed=seed)
-        reports[clients].append(_answered(turn))
+    with watch(split(options.url), WATCH_S) as moments:
+        for seed, clients in product(range(_TURNS), CLIENTS):
+            turn = msgspec.structs.replace(plain, clients=clients, num_requests=counts[clients], seed=seed)
+            reports[clients].append(_answered(turn))
     beside = msgspec.structs.replace(plain, shape="tei", path="/tokenize", clients=16)
     loop_s = 1 / _answered(msgspec.structs.replace(beside, num_requests=_num_requests(beside, 16, 1.0))).requests_per_s
     levels = [_level(clients, of_level) for clients, of_level in reports.items()]
-    return _calibration(plain, levels, reports[CLIENTS[-1]][-1], loop_s)
+    found = _calibration(plain, levels, reports[CLIENTS[-1]][-1], loop_s)
+    return msgspec.structs.replace(found, slowdowns=_steps([factor for _, factor in speeds(moments, found)]))
+
+
+def speeds(moments: Sequence[Moment], calibration: Calibration) -> Iterator[tuple[float, float]]:
+    """Yields the end of each interval in which batches ended, and by which factor they took longer than calibrated."""
+    for before, after in pairwise(moments):
+        expected_s = (after.num_batches - before.num_batches) * calibration.per_batch_s
+        expected_s += (after.num_tokens - before.num_tokens) * calibration.per_token_s
+        if expected_s > 0:
+            yield after.at, (after.busy_s - before.busy_s) / expected_s
 
 
 def fit(levels: Sequence[Level]) -> tuple[float, float]:
@@ -155,6 +173,13 @@ def fit_between(levels: Sequence[Level]) -> tuple[float, float]:
     return max(below, key=lambda line: line[0] * len(levels) + line[1] * items.sum())
 
 
+def _steps(factors: Sequence[float]) -> tuple[float, ...]:
+    """Returns the factors of intervals of WATCH_S as `slowdowns`, scaled so that they do not change the throughput."""
+    factors = [factor for factor in factors if factor > 0]
+    mean = harmonic_mean(factors) if factors else 1.0
+    return tuple(float(step) for step in np.repeat(factors, round(WATCH_S / SLOWDOWN_S)) / mean)
+
+
 def _num_requests(options: Options, clients: int, seconds: float) -> int:
     """Returns the number of requests that take about `seconds`, from a short turn."""
     probe = _answered(msgspec.structs.replace(options, clients=clients, num_requests=_PROBE + clients))
@@ -174,25 +199,39 @@ def _answered(options: Options) -> Report:
 def _level(clients: int, reports: Sequence[Report]) -> Level:
     """Returns the measurements in the reports of a level. Raises BeiError if the server has no metrics of batches."""
     counters = {name: sum(report.counters.get(name, 0.0) for report in reports) for name in _COUNTERS}
-    num_batches = counters["te_batch_next_tokens_count"]
+    num_batches = counters[NUM_BATCHES]
     if not num_batches or "batch_tokens" not in reports[0].server:
         raise BeiError("the server does not tell its batches; bei bench --calibrate needs a server of bei serve")
-    busy_s, wall_s = counters["bei_engine_busy_seconds_total"], sum(report.wall_s for report in reports)
+    busy_s, wall_s = counters[BUSY_S], sum(report.wall_s for report in reports)
+    num_ok, mean_ms = sum(report.num_ok for report in reports), fmean(_mean_ms(report) for report in reports)
     return Level(
         clients=clients,
-        requests_per_s=sum(report.num_ok for report in reports) / wall_s,
-        mean_ms=fmean(report.latency_ms.mean for report in reports if report.latency_ms),
-        batch_items=counters["te_batch_next_size_sum"] / num_batches,
-        batch_tokens=counters["te_batch_next_tokens_sum"] / num_batches,
+        requests_per_s=num_ok / wall_s,
+        mean_ms=mean_ms,
+        batch_items=counters[_NUM_ITEMS] / num_batches,
+        batch_tokens=counters[NUM_TOKENS] / num_batches,
         batch_s=busy_s / num_batches,
         between_s=max(0.0, wall_s - busy_s) / num_batches,
+        http_s=mean_ms / 1e3 - (counters[_QUEUE_S] + counters[_INFERENCE_S]) / num_ok,
     )
+
+
+def _mean_ms(report: Report) -> float:
+    return report.latency_ms.mean if report.latency_ms else 0.0
+
+
+def _overhead_s(levels: Sequence[Level], loop_s: float, between_batches_s: float, between_s: float) -> float:
+    """Returns what is left of the time outside the queue and the batch: the median of the levels.
+
+    The requests of a batch are read and answered one after the other.
+    """
+    own = (loop_s * (1 + level.batch_items) / 2 + between_batches_s + between_s * level.batch_items for level in levels)
+    return max(0.0, median(level.http_s - one for level, one in zip(levels, own, strict=True)))
 
 
 def _calibration(options: Options, levels: list[Level], full: Report, loop_s: float) -> Calibration:
     per_batch_s, per_token_s = fit(levels)
     between_batches_s, between_s = fit_between(levels)
-    alone = levels[0]
     mean_tokens = full.workload.mean_tokens or 0.0
     return Calibration(
         model=str(full.server.get("model_id", "")),
@@ -204,7 +243,7 @@ def _calibration(options: Options, levels: list[Level], full: Report, loop_s: fl
         between_batches_s=between_batches_s,
         accept_s=loop_s / 2,
         reply_s=loop_s / 2,
-        overhead_s=max(0.0, alone.mean_ms / 1e3 - alone.batch_s - loop_s - between_batches_s - between_s),
+        overhead_s=_overhead_s(levels, loop_s, between_batches_s, between_s),
         tokens_per_word=(mean_tokens - _SPECIAL_TOKENS) / full.workload.mean_words,
         workload=options.workload,
         machine=full.machine,

@@ -6,13 +6,21 @@ import importlib
 import json
 import math
 import re
+import threading
+import time
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from types import ModuleType
 from typing import Any
 from urllib.parse import SplitResult
+
+import msgspec
+
+BUSY_S = "bei_engine_busy_seconds_total"
+NUM_BATCHES, NUM_TOKENS = "te_batch_next_tokens_count", "te_batch_next_tokens_sum"
 
 _SAMPLE = re.compile(r"^([A-Za-z_:][\w:]*)(?:\{.*\})?\s+(\S+)", re.MULTILINE)
 _LOCAL = ("127.0.0.1", "localhost", "::1", "0.0.0.0")  # noqa: S104, compared with and never bound
@@ -25,6 +33,15 @@ class Snapshot:
     counters: dict[str, float] = field(default_factory=dict)
     cpu_s: float | None = None  # None: not on this machine, or psutil is missing
     rss_mb: float | None = None
+
+
+class Moment(msgspec.Struct, frozen=True):
+    """The server's counters of batches at a moment."""
+
+    at: float  # seconds, as `time.perf_counter`
+    busy_s: float  # of the engine
+    num_batches: float
+    num_tokens: float
 
 
 class Server:
@@ -90,6 +107,27 @@ class Server:
                 parent = self._psutil.Process(pid)
                 found |= {process.pid: process for process in [parent, *parent.children(recursive=True)]}
         return list(found.values())
+
+
+@contextmanager
+def watch(url: SplitResult, every_s: float) -> Iterator[list[Moment]]:
+    """Reads the counters of a server every `every_s` seconds until the block ends; yields the growing list."""
+    moments, ended = list[Moment](), threading.Event()
+
+    def read() -> None:
+        server = Server(url)
+        while not ended.wait(every_s):
+            counters = server.snapshot().counters
+            values = (counters.get(name, 0.0) for name in (BUSY_S, NUM_BATCHES, NUM_TOKENS))
+            moments.append(Moment(time.perf_counter(), *values))
+
+    thread = threading.Thread(target=read, name="bei-bench-watch")
+    thread.start()
+    try:
+        yield moments
+    finally:
+        ended.set()
+        thread.join()
 
 
 def parse_counters(text: str) -> dict[str, float]:

@@ -37,7 +37,9 @@ class Replica:
         refused: Callable[[Request], None],
         *,
         max_wait_s: float,
+        phase_s: float = 0.0,
     ) -> None:
+        """`phase_s` shifts the changes of the machine's speed, so that replicas are not slow at the same moments."""
         self.in_flight: dict[Request, None] = {}
         self.busy_s = 0.0  # seconds in which the engine computed
         self._env = env
@@ -48,6 +50,7 @@ class Replica:
         self._pending: Pending[Request] = Pending(self._budget)
         self._admission = Admission(self._pending, budget=self._budget, max_wait_s=max_wait_s)
         self._loop_free_at = env.now
+        self._phase_s = phase_s
         self._wake = env.event()
         self._is_lost = False
         env.process(self._run())
@@ -89,7 +92,7 @@ class Replica:
                 self._wake = self._env.event()
                 yield self._wake
             taken = self._pending.take(self._budget, self._env.now)
-            seconds = self._calibration.batch_s(taken.num_tokens, self._env.now)
+            seconds = self._calibration.batch_s(taken.num_tokens, self._env.now + self._phase_s)
             self._admission.running = Running(taken.items, taken.num_tokens, self._env.now)
             yield self._env.timeout(seconds)
             self._admission.running = Running()

@@ -16,6 +16,8 @@ from bei_core.bench.calibrate import Calibration
 from bei_core.capacity.autoscaler import SAMPLE_S, Autoscaler, Scaling
 from bei_core.capacity.replica import Replica, Request
 
+_PHASE_S = 7.3  # by which the changes of speed of each replica are later than those of the replica before
+
 
 @dataclass(frozen=True, slots=True)
 class Loss:
@@ -139,7 +141,14 @@ class Cluster:
             self._route(self._waiting.popleft())
 
     def _add(self, began: float) -> None:
-        replica = Replica(self.env, self._calibration, self._answered, self._refused, max_wait_s=self._max_wait_s)
+        replica = Replica(
+            self.env,
+            self._calibration,
+            self._answered,
+            self._refused,
+            max_wait_s=self._max_wait_s,
+            phase_s=_PHASE_S * len(self._all),
+        )
         self.result.replica_s -= began
         self._all.append(replica)
         self._ready.append(replica)

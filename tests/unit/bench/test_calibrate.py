@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import SplitResult
 
 import pytest
 from click.testing import CliRunner
 
 from bei_core.bench import Options, Report, calibrate
 from bei_core.bench.calibrate import Calibration, Level
+from bei_core.bench.observe import Moment
 from bei_core.bench.report import Latency
 from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError
 from tests.unit.bench.reports import make_report, make_workload
 
 FIXED_S, TOKEN_S, BETWEEN_S, BETWEEN_BATCHES_S, LOOP_S, AROUND_S = 0.004, 0.0002, 0.0005, 0.0008, 0.0003, 0.002
+QUEUE_S = 0.001
 TOKENS = 30
 
 
@@ -52,15 +57,18 @@ def answer(options: Options) -> Report:
     items = max(1, options.clients // 2)
     num_batches = options.num_requests / items
     batch_s = FIXED_S + TOKEN_S * TOKENS * items
+    after_s = BETWEEN_BATCHES_S + BETWEEN_S * items
+    idle_s = AROUND_S if options.clients == 1 else 0.0
     counters = {
         "bei_engine_busy_seconds_total": num_batches * batch_s,
         "te_batch_next_tokens_sum": float(options.num_requests * TOKENS),
         "te_batch_next_tokens_count": num_batches,
         "te_batch_next_size_sum": float(options.num_requests),
+        "te_request_queue_duration_sum": options.num_requests * QUEUE_S,
+        "te_request_inference_duration_sum": options.num_requests * batch_s,
     }
-    after_s = BETWEEN_BATCHES_S + BETWEEN_S * items
-    idle_s = AROUND_S if options.clients == 1 else 0.0
-    return report(options, batch_s + after_s + LOOP_S + AROUND_S, items / (batch_s + after_s + idle_s), counters, {})
+    http_s = after_s + LOOP_S * (1 + items) / 2 + AROUND_S
+    return report(options, QUEUE_S + batch_s + http_s, items / (batch_s + after_s + idle_s), counters, {})
 
 
 def test_the_times_of_a_server_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -77,6 +85,26 @@ def test_the_times_of_a_server_are_found(monkeypatch: pytest.MonkeyPatch, tmp_pa
     found.write(tmp_path / "found.json")
     assert Calibration.read(tmp_path / "found.json") == found
     assert "4.000 ms + 200.00 us a token" in str(found)
+
+
+def test_changes_of_the_speed_are_found_and_do_not_change_the_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def watch(url: SplitResult, every_s: float) -> Iterator[list[Moment]]:
+        batch_s = FIXED_S + TOKEN_S * TOKENS
+        yield [
+            Moment(at=0.0, busy_s=1.0, num_batches=5, num_tokens=5 * TOKENS),
+            Moment(at=0.2, busy_s=1.0 + 10 * batch_s, num_batches=15, num_tokens=15 * TOKENS),
+            Moment(at=0.4, busy_s=1.0 + 10 * batch_s, num_batches=15, num_tokens=15 * TOKENS),  # no batch ended
+            Moment(at=0.6, busy_s=1.0 + 40 * batch_s, num_batches=25, num_tokens=25 * TOKENS),
+        ]
+
+    monkeypatch.setattr(calibrate, "run", answer)
+    monkeypatch.setattr(calibrate, "watch", watch)
+    found = calibrate.calibrate(Options(), seconds=1.0)
+    assert found.slowdowns == pytest.approx([2 / 3, 2 / 3, 2, 2])
+    assert sum(1 / each for each in found.slowdowns) == pytest.approx(len(found.slowdowns))
+    assert found.batch_s(TOKENS, now=0.25) == pytest.approx(2 * (FIXED_S + TOKEN_S * TOKENS))
+    assert "batches take 0.67 to 2.00 times these times, by the moment" in str(found)
 
 
 def test_times_below_zero_are_not_found() -> None:

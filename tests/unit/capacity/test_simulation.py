@@ -45,6 +45,14 @@ def test_a_machine_that_changes_its_speed_does_so_over_and_over() -> None:
     assert result.latency_s == pytest.approx([0.02, 0.06, 0.02])
 
 
+def test_replicas_are_not_slow_at_the_same_moments() -> None:
+    server = msgspec.structs.replace(SERVER, slowdowns=(1.0,) * 73 + (3.0,) * 73)  # each for 7.3 s
+    both = Scaling(min_replica=2, max_replica=2)
+    requests = [(0.5 * index, 10) for index in range(10)]
+    latencies = simulate(server, requests, scaling=both).latency_s
+    assert {round(each, 6) for each in latencies} == {0.02, 0.06}
+
+
 def test_requests_that_come_while_a_batch_runs_make_the_next_batch() -> None:
     result = simulate(SERVER, [(0.0, 10), (0.001, 20), (0.002, 30)], scaling=ONE)
     first, batch = 0.02, 0.01 + 0.05
