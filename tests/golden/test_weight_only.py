@@ -163,6 +163,7 @@ def test_a_graph_in_parts_gives_the_rows_and_statistics_of_the_whole(
     np.testing.assert_allclose(whole, outputs(OpenVinoEngine(graph.clone(), spec, "f32"), batches), atol=1e-5)
     monkeypatch.setattr(parts, "_MAX_PART_BYTES", 20_000)
     assert len(parts._divide(graph)[0]) > 3
+    monkeypatch.setattr(parts, "_MIN_SHARE", 1 / 100)  # the statistics of an activation are computed where it is
     np.testing.assert_allclose(reference_rows(graph, batches), whole, atol=1e-5)
     for one, other in zip(seen, observe(graph, linear_matmuls(graph), batches), strict=True):
         for part in ("lows", "highs", "sample"):

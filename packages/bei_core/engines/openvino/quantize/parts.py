@@ -36,6 +36,10 @@ _Key = tuple[int, int]
 # memory twice in f32: as the constants that the plugin has widened, and packed for the kernels.
 _MAX_PART_BYTES = 64 << 20
 
+# An operation whose constants are a smaller share of that runs in the part of its latest input. The order of the graph
+# may put it at the end, as it does with the statistics for calibration: the activations of all layers would wait there.
+_MIN_SHARE = 1 / 1024
+
 
 @dataclass(slots=True)
 class _Part:
@@ -102,14 +106,18 @@ def _divide(graph: Model) -> tuple[list[_Part], list[_Key], dict[_Key, int]]:
     copied = graph.clone()
     inputs = copied.get_parameters()
     computed = downstream(inputs)
-    part_of, size = dict[int, int](), 0
+    part_of, last, size = dict[int, int](), 0, 0
     for node in copied.get_ordered_ops():
-        if _id(node) in computed:
-            num_bytes = _weight_bytes(node, computed)
-            is_full = bool(size) and size + num_bytes > _MAX_PART_BYTES
-            size = num_bytes if is_full else size + num_bytes
-            part_of[_id(node)] = max(part_of.values(), default=0) + is_full
-    parts = [_Part() for _ in range(1 + max(part_of.values()))]
+        if _id(node) not in computed:
+            continue
+        num_bytes = _weight_bytes(node, computed)
+        if num_bytes < _MIN_SHARE * _MAX_PART_BYTES:
+            part_of[_id(node)] = max(part_of.get(_id(value.get_node()), 0) for value in node.input_values())
+            continue
+        is_full = bool(size) and size + num_bytes > _MAX_PART_BYTES
+        size, last = num_bytes if is_full else size + num_bytes, last + is_full
+        part_of[_id(node)] = last
+    parts = [_Part() for _ in range(1 + last)]
     outputs = {(_id(node), 0): index for index, node in enumerate(copied.get_results())}
     for node in copied.get_ordered_ops():
         if (_id(node), 0) in outputs:
