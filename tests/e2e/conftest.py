@@ -8,17 +8,19 @@ import httpx
 import pytest
 
 from tests.e2e.server import Server, cache_of, log_shown
+from tests.fakes import SAFETY_S
 
 
 @pytest.fixture(scope="session")
 def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("bei") / "server", cache_of(tmp_path_factory)) as server:
+    folder, cache = tmp_path_factory.mktemp("bei") / "server", cache_of(tmp_path_factory)
+    with Server(folder, cache, max_queue_wait_s=SAFETY_S) as server:
         yield server
 
 
 @pytest.fixture
 def bei(_running: Server) -> Iterator[Server]:
-    """`bei serve` with its defaults."""
+    """`bei serve` with its defaults, except that it refuses nobody because the machine is busy with other work."""
     with log_shown(_running):
         yield _running
 
