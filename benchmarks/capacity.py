@@ -46,7 +46,7 @@ class Run(msgspec.Struct, frozen=True):
     load: float
     options: Options
     report: Report
-    moments: list[Moment]  # `at` counts from the start of the run
+    moments: list[Moment] = msgspec.field(default_factory=list)  # `at` counts from the start of the run
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -122,10 +122,13 @@ def simulated(calibration: Calibration, options: Options) -> Result:
 
 
 def at_its_speed(calibration: Calibration, run: Run) -> Calibration:
-    """The calibration with the speed that the machine had at each moment of a run, by the times of its batches."""
+    """The calibration with the speed that the machine had at each moment of a run, by the times of its batches.
+
+    A run that was not watched has the speed of the calibration.
+    """
     counters = run.report.counters
     mean_s = counters["bei_engine_busy_seconds_total"] / counters["te_batch_next_tokens_count"]
-    found = list(speeds(run.moments, calibration))
+    found = list(speeds(run.moments, calibration)) or [(0.0, 1.0)]
     ends = [at - mean_s for at, _ in found]  # batches are counted when they end, and the simulation asks at their start
     moments = np.arange(0, run.report.wall_s, SLOWDOWN_S)
     nearest = np.minimum(np.searchsorted(ends, moments), len(ends) - 1)
