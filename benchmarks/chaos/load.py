@@ -3,7 +3,7 @@
 The server has one processor and all clients have another, so that these take nothing from the server. Goodput is
 compared with the mean of two peaks, just before and just after, because the speed of a virtual machine changes by 10%
 within minutes. A peak is measured with the same generator, as 48 clients in a closed loop, and the same health probe.
-Where large requests come too, goodput counts time of the engine: each of them counts as the seconds that it takes alone.
+Where large requests come too, goodput counts time of the engine: each of them is the seconds that it takes alone.
 """
 
 from __future__ import annotations
