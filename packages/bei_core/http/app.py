@@ -142,16 +142,20 @@ class App:
         is used again for a short time, so that refusing many requests takes little from those that are accepted. The
         caller counts the reply with `Refusal.count`.
         """
-        busy = tuple(service for service in self.services if service.is_busy)
-        if not busy:
+        for service in self.services:
+            if service.is_busy:
+                break
+        else:
             return None
-        service, method, path = busy[0], scope["method"], scope["path"].rstrip("/") or "/"
+        method, path = scope["method"], scope["path"].rstrip("/") or "/"
         route, services = self._routes.get((method, path)), self.services
         if route is None and method == "POST" and path in self._any_body:
             route = FIELD_ROUTER.default(self.service)
         elif route is not None:
             services = self._candidates(route)
-        if route is None or route.schema is None or route.answer is not None or not set(services) <= set(busy):
+        if route is None or route.schema is None or route.answer is not None:
+            return None
+        if not all(each.is_busy for each in services):
             return None
         headers = dict(scope["headers"][::-1])
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -140,7 +140,7 @@ class Pending(Generic[OwnerT]):
 
     def put(self, items: Sequence[Item[OwnerT]], now: float) -> None:
         """Adds the items of one request, after the items of the same rank."""
-        if not self.num_tokens_outside:
+        if self.num_tokens == self.num_tokens_in_line:  # there is no large request
             self._next_turn = math.inf
         num_tokens = sum(len(item.tokens.ids) for item in items)
         self.num_items += len(items)
@@ -155,17 +155,21 @@ class Pending(Generic[OwnerT]):
         return None
 
     def take(
-        self, budget: int, now: float, *, max_items: int | None = None, quantum_s: float = math.inf
+        self,
+        budget: int,
+        now: float,
+        *,
+        max_items: int | None = None,
+        expected_s: Callable[[int], float] = lambda num_tokens: math.inf,
     ) -> Taken[OwnerT]:
         """Removes and returns the next batch: at most `budget` tokens and `max_items` items.
 
-        `quantum_s` is the expected time of a quantum in seconds; if it is not known (0 or infinity), large
-        requests always join the end of the line.
+        `expected_s` returns the expected seconds for a number of tokens; if they are not known (0 or infinity), the
+        next items of large requests always join the end of the line.
         If the engine shares prefixes, the budget counts the first tokens that items share once (`BatchCost`). An item
         with more tokens than `budget` makes a batch of its own. The batch is empty only if every item in the
         queue is abandoned or past its deadline.
         """
-        self._turn_s = (quantum_s or math.inf) / _LARGE_SHARE
         taken: Taken[OwnerT] = Taken([], [])
         cost = BatchCost()
         classes = [key for key in self._classes if self._head(key, now, taken.expired) is not None]
@@ -179,6 +183,7 @@ class Pending(Generic[OwnerT]):
                 rest = heapq.heappop(self._classes[key])[3]
                 taken.items.append(item)
                 if rest is not None:
+                    self._turn_s = (expected_s(self._quantum) or math.inf) / _LARGE_SHARE
                     turn = min(now, self._next_turn)
                     self._next_turn = turn + self._turn_s
                     self._enter(rest, turn)

@@ -225,7 +225,7 @@ class Runner:
                     self.admission.budget,
                     started,
                     max_items=self._max_items,
-                    quantum_s=self.admission.expected_s(self._budget),
+                    expected_s=self.admission.expected_s,
                 )
                 self.admission.running = Running(taken.items, taken.num_tokens, started)
             try:

@@ -95,8 +95,7 @@ class Simulation:
             self.advance(self._free_at)
 
     def _begin_batch(self) -> None:
-        quantum_s = self.admission.expected_s(BUDGET)
-        taken = self.pending.take(self.admission.budget, self.now, quantum_s=quantum_s)
+        taken = self.pending.take(self.admission.budget, self.now, expected_s=self.admission.expected_s)
         self.expired += [item.owner for item in taken.expired]
         if taken.items:
             distinct = {item.owner if item.owner.repeats else item: len(item.tokens) for item in taken.items}
