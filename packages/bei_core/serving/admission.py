@@ -53,7 +53,7 @@ class Admission:
 
     @property
     def has_line(self) -> bool:
-        """Whether at least one full batch of tokens waits. Until then, `check_line` refuses no request."""
+        """Whether at least one full batch of tokens waits in the line. Until then, no request is refused on arrival."""
         return self._pending.num_tokens_in_line >= self.budget
 
     def expected_s(self, num_tokens: int) -> float:
