@@ -18,7 +18,7 @@ CAPACITY = BUDGET // LENGTH / (FIXED_S + BUDGET // LENGTH * LENGTH * SLOW_TOKEN_
 
 
 @cache
-def flooded(*, repeats: bool = False, seconds: float = 30.0) -> tuple[Simulation, list[Request]]:
+def flooded(*, repeats: bool = False, seconds: float = 18.0) -> tuple[Simulation, list[Request]]:
     """Three times the capacity in small requests, and two clients that send a large one after the other."""
     simulation, large = Simulation(MAX_WAIT_S, token_s=SLOW_TOKEN_S), list[Request]()
     clients: dict[int, Request | None] = {0: None, 1: None}
@@ -37,7 +37,7 @@ def flooded(*, repeats: bool = False, seconds: float = 30.0) -> tuple[Simulation
 def test_beside_large_requests_small_ones_are_answered_in_time(repeats: bool) -> None:
     simulation, large = flooded(repeats=repeats)
     waits = sorted(request.ended - request.arrived for request in simulation.done if request not in large)
-    assert len(waits) > 10 * CAPACITY
+    assert len(waits) > 5 * CAPACITY
     assert waits[int(0.99 * len(waits))] <= MAX_WAIT_S
 
 
