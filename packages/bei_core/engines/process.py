@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -49,6 +49,8 @@ _MAX_WAIT_S = 30.0
 
 _END_S = 1.0  # how long a process may take to end after it has closed its pipe
 
+_MAX_WARM_UP_S = 60.0  # a process that takes longer to warm up is killed
+
 _OUTAGE = "the process of the engine has ended and is started again"
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -59,7 +61,7 @@ class EngineProcessError(Exception):
 
 
 class _Child:
-    """One process. `is_ready` is True from the loading of its engine until its end is noticed."""
+    """One process. `is_ready` is True from the warm-up of its engine until its end is noticed."""
 
     def __init__(self, load: Load) -> None:
         """Raises EngineUnavailableError if the system starts no process."""
@@ -75,10 +77,10 @@ class _Child:
             raise EngineUnavailableError(f"the process of the engine cannot be started: {fault.strerror}") from fault
         finally:
             theirs.close()
-        with suppress(ConnectionError):  # the process has ended already, which `wait_ready` reports
+        with suppress(ConnectionError):  # the process has ended already, which `wait_loaded` reports
             self.pipe.send(load)
 
-    def wait_ready(self) -> EngineInfo:
+    def wait_loaded(self) -> EngineInfo:
         """Waits until the engine is loaded. Raises the StartError of the load, or EngineUnavailableError."""
         try:
             reply = self.pipe.recv()
@@ -89,8 +91,18 @@ class _Child:
         if isinstance(reply, StartError):
             self.process.wait()
             raise reply
-        self.is_ready = True
         return reply  # type: ignore[no-any-return]
+
+    def warm_up(self, batches: Sequence[Batch]) -> None:
+        """Computes the batches, then counts as ready. Raises UnhealthyError if the process ends or hangs."""
+        timer = threading.Timer(_MAX_WARM_UP_S, self.process.kill)
+        timer.start()
+        try:
+            for batch in batches:
+                self.ask("forward", batch)
+        finally:
+            timer.cancel()
+        self.is_ready = True
 
     def ask(self, method: str, batch: Batch) -> Any:  # noqa: ANN401
         """Returns the reply of the process. Raises UnhealthyError if it ends, also by `kill`."""
@@ -114,7 +126,7 @@ class _Child:
 class EngineProcess:
     """An engine in a process. While no process is ready, `forward` raises UnhealthyError at once.
 
-    `on_restart` is called after each restart.
+    A new process computes the batches of `warm_up` before it is ready. `on_restart` is called after each restart.
     """
 
     def __init__(self, load: Load) -> None:
@@ -123,6 +135,7 @@ class EngineProcess:
         Raises the StartError of `load`, or EngineUnavailableError if the process ends.
         """
         self.on_restart: Callable[[], None] = lambda: None
+        self.warm_up: Sequence[Batch] = ()  # set after the start, whose warm-up is the caller's
         self._load = load
         self._child: _Child | None = None
         self._computing: _Child | None = None  # the process that computes a batch now
@@ -210,7 +223,8 @@ class EngineProcess:
         child = self._child = _Child(self._load)
         if self._closing.is_set():
             child.process.kill()
-        info = child.wait_ready()
+        info = child.wait_loaded()
+        child.warm_up(self.warm_up)
         if first.done():
             log.info("the engine is ready again, after %.1f s", time.monotonic() - began)
             self.on_restart()

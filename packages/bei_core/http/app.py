@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from secrets import token_hex
@@ -136,17 +137,25 @@ class App:
     def refused_early(self, scope: Scope) -> Refusal | None:
         """Returns the 429 reply if the server is too busy for this request, whatever its body is; None otherwise.
 
+        With several models, all those that the route may choose have to be too busy, since the body names the model.
         It needs only the head of the request: it starts no asyncio task and does not read the body. A rendered reply
         is used again for a short time, so that refusing many requests takes little from those that are accepted. The
         caller counts the reply with `Refusal.count`.
         """
-        service, method, path = self.service, scope["method"], scope["path"].rstrip("/") or "/"
-        if not service.is_busy or len(self.services) > 1:
+        for service in self.services:
+            if service.is_busy:
+                break
+        else:
             return None
-        route = self._routes.get((method, path))
+        method, path = scope["method"], scope["path"].rstrip("/") or "/"
+        route, services = self._routes.get((method, path)), self.services
         if route is None and method == "POST" and path in self._any_body:
-            route = FIELD_ROUTER.default(service)
+            route = FIELD_ROUTER.default(self.service)
+        elif route is not None:
+            services = self._candidates(route)
         if route is None or route.schema is None or route.answer is not None:
+            return None
+        if not all(each.is_busy for each in services):
             return None
         headers = dict(scope["headers"][::-1])
         try:
@@ -155,7 +164,7 @@ class App:
             priority = read_priority(headers)
         except RequestError:  # `respond` finds the same error again and sends it
             return None
-        refusal = self._refusal(route, priority)
+        refusal = self._refusal(route, priority, services)
         if refusal is None:
             scope[_IS_COMING] = True
             self._num_coming += 1
@@ -167,21 +176,31 @@ class App:
             self._record(call, 429, refusal.error)
         return replace(refusal, request_id=request_id) if request_id else refusal
 
-    def _refusal(self, route: Route, priority: str) -> Refusal | None:
-        """Returns the newest refusal of a route and priority, if it is still valid or `check_load` refuses again."""
+    def _candidates(self, route: Route) -> tuple[Service, ...]:
+        """Returns the models that can answer a route; all if there is none."""
+        kinds = route.schema.kinds if route.schema is not None else ()
+        return tuple(each for each in self.services if not each.model.roles.isdisjoint(kinds)) or self.services
+
+    def _refusal(self, route: Route, priority: str, services: Sequence[Service]) -> Refusal | None:
+        """Returns the newest refusal of a route and priority, if it is still valid or all models refuse again."""
         now = time.monotonic()
         refusal = self._refusals.get((route.path, priority))
         if refusal is not None and now < refusal.until:
             return refusal
-        try:
-            self.service.check_load(priority, self._num_coming)
-        except OverloadedError as fault:
-            response = error_response(fault, route.errors, route.inputs)
-            until = now + valid_s(self.service.settings.max_queue_wait_s)
-            refusal = Refusal.of(fault, response, until, self._count)
-            self._refusals[route.path, priority] = refusal
-            return refusal
-        return None
+        faults: list[OverloadedError] = []
+        for service in services:
+            try:
+                service.check_load(priority, self._num_coming)
+            except OverloadedError as fault:
+                faults.append(fault)
+            else:
+                return None
+        soonest = min(faults, key=lambda fault: fault.retry_after_s)
+        response = error_response(soonest, route.errors, route.inputs)
+        until = now + valid_s(self.service.settings.max_queue_wait_s)
+        refusal = Refusal.of(soonest, response, until, self._count)
+        self._refusals[route.path, priority] = refusal
+        return refusal
 
     async def check(self) -> None:
         """Checks every model. Raises UnhealthyError if one of them does not answer."""
@@ -285,8 +304,7 @@ class App:
         named = self._named(call.request.query_params.get("model") if body is None else body.model)
         if named is not None or route is None or route.schema is None or not route.schema.kinds:
             return named or self.service
-        kinds = route.schema.kinds
-        return next((each for each in self.services if not each.model.roles.isdisjoint(kinds)), self.service)
+        return self._candidates(route)[0]
 
     def _named(self, name: object) -> Service | None:
         """Returns the model with this name; None if no name is given. Raises NotFoundError if it is not served."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Generic, Protocol, TypeAlias, TypeVar
@@ -25,10 +25,16 @@ HEAD_START_S = {"high": 1.0, "normal": 0.0, "low": -1.0}
 # power of two to the next.
 _NUM_BATCHES = 8
 
+# The number of recent batches whose largest share of computed tokens is expected of the next ones.
+_NUM_SHARES = 16
+
 # The most recent batches of at least _MIN_RECENT tokens tell whether the machine is slower or faster now than the fit
 # says. Smaller ones do not count, because most of their time is fixed.
 _NUM_RECENT = 5
 _MIN_RECENT = SHORTEST_CLASS // 2
+
+# While small requests wait, large requests together get this share of the engine.
+_LARGE_SHARE = 0.5
 
 # A batch's time per token is limited to this multiple of the median, because the process may have been stopped or have
 # waited for a disk.
@@ -94,7 +100,8 @@ class Pending(Generic[OwnerT]):
     The queue consists of a line and of items that wait to join it. A request has at most about `quantum` tokens in the
     line at a time; its next items join the end of the line when these have left it (deficit round robin, Shreedhar and
     Varghese 1995). So a small request waits for one quantum of each large request, and large requests advance equally
-    fast.
+    fast. If the line is long, their next items do not join its end but the place that they would have at half the speed
+    of the engine, so that a flood of small requests leaves half of the engine to the large ones together.
 
     A batch starts with the oldest item of the line, continues with items of the same length class, oldest first, and is
     then filled with the oldest items of other classes. So no item starves: if there are `W` tokens ahead of an item
@@ -115,12 +122,26 @@ class Pending(Generic[OwnerT]):
         self.num_items = 0  # in the queue
         self.num_tokens = 0  # tokens of these items; abandoned items count until `take` finds them
         self.num_tokens_in_line = 0  # tokens of the items that are in the line
+        self._next_turn = math.inf  # the rank at which the next items of large requests join the line, at the latest
+        self._turn_s = math.inf  # seconds between two of these ranks
 
     def __len__(self) -> int:
         return self.num_items
 
+    @property
+    def num_tokens_outside(self) -> int:
+        """The tokens of large requests that are not in the line yet."""
+        return self.num_tokens - self.num_tokens_in_line
+
+    def num_tokens_ahead(self, now: float) -> int:
+        """Returns the number of tokens that run before an item that is queued now: of the line, and what joins it."""
+        num_turns = max(0.0, now - self._next_turn) / self._turn_s
+        return self.num_tokens_in_line + min(self.num_tokens_outside, math.ceil(num_turns * self._quantum))
+
     def put(self, items: Sequence[Item[OwnerT]], now: float) -> None:
         """Adds the items of one request, after the items of the same rank."""
+        if self.num_tokens == self.num_tokens_in_line:  # there is no large request
+            self._next_turn = math.inf
         num_tokens = sum(len(item.tokens.ids) for item in items)
         self.num_items += len(items)
         self.num_tokens += num_tokens
@@ -133,9 +154,18 @@ class Pending(Generic[OwnerT]):
         self.num_tokens_in_line += num_tokens
         return None
 
-    def take(self, budget: int, now: float, *, max_items: int | None = None) -> Taken[OwnerT]:
+    def take(
+        self,
+        budget: int,
+        now: float,
+        *,
+        max_items: int | None = None,
+        expected_s: Callable[[int], float] = lambda num_tokens: math.inf,
+    ) -> Taken[OwnerT]:
         """Removes and returns the next batch: at most `budget` tokens and `max_items` items.
 
+        `expected_s` returns the expected seconds for a number of tokens; if they are not known (0 or infinity), the
+        next items of large requests always join the end of the line.
         If the engine shares prefixes, the budget counts the first tokens that items share once (`BatchCost`). An item
         with more tokens than `budget` makes a batch of its own. The batch is empty only if every item in the
         queue is abandoned or past its deadline.
@@ -153,7 +183,10 @@ class Pending(Generic[OwnerT]):
                 rest = heapq.heappop(self._classes[key])[3]
                 taken.items.append(item)
                 if rest is not None:
-                    self._enter(rest, now)
+                    self._turn_s = (expected_s(self._quantum) or math.inf) / _LARGE_SHARE
+                    turn = min(now, self._next_turn)
+                    self._next_turn = turn + self._turn_s
+                    self._enter(rest, turn)
         self.num_items -= len(taken.items)
         self.num_tokens -= taken.num_tokens
         self.num_tokens_in_line -= taken.num_tokens
@@ -164,7 +197,7 @@ class Pending(Generic[OwnerT]):
         return [item for key, heap in self._classes.items() for _ in range(len(heap)) for item in self._drop(key)]
 
     def _enter(self, rest: _Rest[OwnerT], now: float) -> None:
-        """Moves the next items of a request, about `quantum` tokens, to the end of the line."""
+        """Moves the next items of a request, about `quantum` tokens, to the place of items that arrive at `now`."""
         space = self._quantum
         while rest.items and space > 0:
             item = rest.items.pop()
@@ -202,16 +235,24 @@ class Pending(Generic[OwnerT]):
 
 
 class ServiceRate:
-    """Estimates how long batches take: a fixed time and a time per token, fitted to the last batches of each size."""
+    """Estimates how long batches take: a fixed time and a time per token, fitted to the last batches of each size.
+
+    The time is that of the tokens that were computed: repeated texts of a batch are computed once, and so are shared
+    prefixes. Of the tokens that wait, the largest share of the last batches is expected to be computed.
+    """
 
     def __init__(self) -> None:
         self._batches = [deque[tuple[int, float]](maxlen=_NUM_BATCHES) for _ in range(64)]
         self._recent = deque[tuple[int, float]](maxlen=_NUM_RECENT)
+        self._shares = deque([1.0], maxlen=_NUM_SHARES)  # computed tokens of all tokens of a batch
         self._is_fitted = True
         self._per_batch_s = self._per_token_s = self._recent_per_token_s = 0.0
 
-    def add(self, num_tokens: int, seconds: float) -> None:
-        """Records that a batch of `num_tokens` tokens took `seconds`."""
+    def add(self, num_tokens: int, seconds: float, num_computed: int | None = None) -> None:
+        """Records that a batch of `num_tokens` tokens took `seconds`; `num_computed` (default: all) were computed."""
+        num_computed = num_tokens if num_computed is None else num_computed
+        self._shares.append(num_computed / num_tokens)
+        num_tokens = num_computed
         self._batches[num_tokens.bit_length()].append((num_tokens, seconds))
         if num_tokens >= _MIN_RECENT:
             self._recent.append((num_tokens, seconds))
@@ -223,7 +264,8 @@ class ServiceRate:
         if not self._is_fitted:
             self._is_fitted = True
             self._fit([batch for size in self._batches for batch in size])
-        return -(-num_tokens // budget) * self._per_batch_s + num_tokens * self._per_token_s
+        num_computed = num_tokens * max(self._shares)
+        return -(-num_tokens // budget) * self._per_batch_s + num_computed * self._per_token_s
 
     @property
     def tokens_per_s(self) -> float:

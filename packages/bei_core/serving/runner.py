@@ -97,6 +97,7 @@ class Runner:
         )
         self.proven_at = -math.inf  # when the engine last returned a finite row
         self._failed_at = -math.inf  # when it last failed on an input
+        self._num_computed = 0  # tokens that the engine has computed of the running batch
         self.crashed: Future[str] = Future()  # gets the reason if the engine thread ends by an exception
         self._wake = threading.Condition()
         self._closing = False
@@ -220,15 +221,21 @@ class Runner:
         with self._turns.taken(self._turn_s()) if self._turns is not None else nullcontext():
             started = self._clock()
             with self._wake:  # under one lock, so that `_give_up` finds every item in the queue or in `running`
-                taken = self._pending.take(self.admission.budget, started, max_items=self._max_items)
+                taken = self._pending.take(
+                    self.admission.budget,
+                    started,
+                    max_items=self._max_items,
+                    expected_s=self.admission.expected_s,
+                )
                 self.admission.running = Running(taken.items, taken.num_tokens, started)
             try:
                 if taken.expired:
                     self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
                 if taken.items:
+                    self._num_computed = 0
                     self._forward(taken.items)
                     if self.proven_at >= started:  # a batch that failed as a whole says nothing about the speed
-                        self.admission.rate.add(taken.num_tokens, self._clock() - began)
+                        self.admission.rate.add(taken.num_tokens, self._clock() - began, self._num_computed)
             except Exception:
                 log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
                 self._fail(taken.items, EngineError("the engine failed; see the server's log"))
@@ -262,9 +269,10 @@ class Runner:
             log.exception("the engine failed on an input of %d tokens", batch.num_tokens)
             self._failed_at = self._clock()
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
-        num_tokens = len(batch.input_ids)
+        num_tokens, num_shared = batch.num_tokens, self._engine.num_shared_tokens()
         self._metrics.batch(len(items), num_tokens, self._clock() - started, self._engine.padding_share())
-        if num_shared := self._engine.num_shared_tokens():
+        self._num_computed += num_tokens - num_shared
+        if num_shared:
             self._metrics.shared(num_shared)
         if len(inputs) < len(items):
             self._metrics.deduplicated(len(items) - len(inputs))

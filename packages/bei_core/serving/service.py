@@ -129,7 +129,7 @@ class Service:
     def start(self) -> None:
         """Warms up the engine, then starts to accept requests."""
         started = time.perf_counter()
-        engine, admission = self._opened.engine, self._runner.admission
+        engine, admission, batches = self._opened.engine, self._runner.admission, list[Batch]()
         for lengths in _WARM_UP:  # so that no request waits for the creation of kernels
             batch = Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths])
             if time.perf_counter() - started + 2 * admission.expected_s(batch.num_tokens) > _WARM_UP_S:
@@ -140,6 +140,9 @@ class Service:
                 began = time.perf_counter()
                 engine.forward(batch)
             admission.rate.add(batch.num_tokens, time.perf_counter() - began)
+            batches.append(batch)
+        if self._process is not None:
+            self._process.warm_up = batches
         self._runner.start()
         self.metrics.watch_queue(lambda: self._runner.num_items, self._wait_s)
         seconds = time.perf_counter() - started

@@ -118,6 +118,28 @@ def test_forward_fails_at_once_until_a_restart_succeeds(engine: EngineProcess, t
     assert np.array_equal(engine.forward(BATCH), rows_of(GOOD))
 
 
+@pytest.mark.parametrize("fault", [KILLED, HANGING])
+def test_a_new_process_is_ready_only_after_its_warm_up(
+    engine: EngineProcess,
+    tmp_path: Path,
+    fault: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("bei_core.engines.process._MAX_WARM_UP_S", 0.1)
+    restarts: list[int] = []
+    engine.on_restart = lambda: restarts.append(len(pids(tmp_path)))
+    engine.warm_up = [BATCH, Batch.pack([tokens_of(fault)])]
+    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    wait_until(lambda: "is not started again yet" in caplog.text)
+    with pytest.raises(UnhealthyError):
+        engine.forward(BATCH)
+    engine.warm_up = [BATCH]
+    wait_until(lambda: bool(restarts))
+    assert restarts == [3]
+    assert np.array_equal(engine.forward(BATCH), rows_of(GOOD))
+
+
 @pytest.mark.parametrize(
     ("load", "why"),
     [(unavailable, "there is no such processor here"), (partial(os._exit, 7), "ended with status 7 while it loaded")],

@@ -9,6 +9,7 @@ import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ from bei_core.http.server import pool as pool_module
 from bei_core.http.server.connection import Connection, Phase
 from bei_core.http.server.pool import Pool
 from bei_core.http.server.refused_heads import RefusedHeads
+from bei_core.models.kind import Kind
 from bei_core.models.spec import read_spec
 from bei_core.serving.queue import ServiceRate
 from bei_core.serving.service import Service
@@ -222,6 +224,28 @@ async def test_a_repeated_head_of_a_client_with_a_connection_for_each_request_is
     assert len(parsed) == 2, "one of each head"
     served.pool.refused_heads, served.app._refusals = RefusedHeads(), {}  # as after their time
     await assert_it_accepts_again(served, first)
+
+
+async def test_of_two_models_one_that_a_route_can_choose_and_is_not_busy_keeps_it_open(make_served: MakeServed) -> None:
+    one, two = [await make_served(max_concurrent_requests=1, served_model_name=name) for name in ("one", "two")]
+    app = App(one.service, two.service)
+
+    def is_refused(path: str) -> bool:
+        return app.refused_early({"type": "http", "method": "POST", "path": path, "headers": []}) is not None
+
+    first = await occupied(one)
+    assert [is_refused(path) for path in ("/embed", "/rerank", "/")] == [False] * 3, "the body names the model"
+    embedder = two.service.model
+    two.service.model = replace(embedder, roles=frozenset({Kind.RERANKER}))
+    assert [is_refused(path) for path in ("/embed", "/rerank", "/")] == [True, False, False]
+    two.service.model = embedder
+    second = await occupied(two)
+    assert [is_refused(path) for path in ("/embed", "/rerank", "/")] == [True] * 3
+    one.engine.release()
+    two.engine.release()
+    await asyncio.gather(first, second)
+    app._refusals.clear()  # as after their time
+    assert [is_refused(path) for path in ("/embed", "/rerank", "/")] == [False] * 3
 
 
 async def test_refusals_that_the_client_does_not_read_do_not_fill_the_memory(make_served: MakeServed) -> None:

@@ -354,8 +354,8 @@ def test_what_cannot_be_is_refused(flags: dict[str, object], said: str) -> None:
 def test_a_command_line_repeats_the_flag(monkeypatch: pytest.MonkeyPatch, flag: str) -> None:
     opened: list[Settings] = []
     monkeypatch.setattr(Service, "open_all", opened.append)
-    monkeypatch.setattr("bei_core.http.server.bind", lambda settings: Sockets())
-    monkeypatch.setattr("bei_core.http.server.serve", lambda services, sockets, traces: None)
+    monkeypatch.setattr("bei_core.http.server.sockets.bind", lambda settings: Sockets())
+    monkeypatch.setattr("bei_core.http.server.run.serve", lambda services, sockets, traces: None)
     result = CliRunner().invoke(cli.app, ["serve", flag, "a/b", flag, "n=c/d"], env={"BEI_MODELS": "", "MODEL_ID": ""})
     assert result.exit_code == 0, result.output
     assert opened[0].models == ("a/b", "n=c/d")

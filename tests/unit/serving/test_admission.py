@@ -31,6 +31,7 @@ class Request:
     deadline: float | None = None
     waiting: int = 1
     ended: float = math.inf
+    repeats: bool = False  # all its texts are equal: the engine computes one of them
 
     @property
     def abandoned(self) -> bool:
@@ -51,6 +52,7 @@ class Simulation:
     refused: list[OverloadedError] = field(default_factory=list)
     busy_s: float = 0.0
     _free_at: float = 0.0
+    _num_computed: int = 0
     _running: list[Item[Request]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -93,10 +95,12 @@ class Simulation:
             self.advance(self._free_at)
 
     def _begin_batch(self) -> None:
-        taken = self.pending.take(self.admission.budget, self.now)
+        taken = self.pending.take(self.admission.budget, self.now, expected_s=self.admission.expected_s)
         self.expired += [item.owner for item in taken.expired]
         if taken.items:
-            seconds = FIXED_S + self.token_s * taken.num_tokens
+            distinct = {item.owner if item.owner.repeats else item: len(item.tokens) for item in taken.items}
+            self._num_computed = sum(distinct.values())
+            seconds = FIXED_S + self.token_s * self._num_computed
             self._running, self._free_at = taken.items, self.now + seconds
             self.busy_s += seconds
             self.admission.running = Running(taken.items, taken.num_tokens, self.now)
@@ -104,7 +108,8 @@ class Simulation:
     def _end_batch(self) -> None:
         self.now, started = self._free_at, self.admission.running.started
         if started is not None:
-            self.admission.rate.add(self.admission.running.num_tokens, self.now - started)
+            num_tokens = self.admission.running.num_tokens
+            self.admission.rate.add(num_tokens, self.now - started, self._num_computed)
         for item in self._running:
             item.owner.waiting -= 1
             if not item.owner.waiting:

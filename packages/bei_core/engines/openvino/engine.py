@@ -173,7 +173,7 @@ class OpenVinoEngine:
             dynamic = self._read()
             lengths = lengths_for(dynamic, self.info.max_seq_len, shared=self.info.precision == "f32")
             if not lengths or self.info.row_width > _WIDE:
-                return
+                return log.info("no graphs for single texts, which would take too much memory")
             graph = with_lone_graphs(dynamic, ROWS if self.info.row_width else TOKENS, lengths)
             graphs = Graphs(at_low_priority(lambda: self._compile(graph)), self._pad_id, lengths)
             graphs.infer(_TWO_TEXTS, ROWS)  # packs the weights of the graph for any batch

@@ -10,7 +10,8 @@ import asyncio
 import math
 from collections.abc import Sequence
 from enum import Enum
-from secrets import token_hex
+from functools import cached_property
+from random import getrandbits
 from typing import Any
 from urllib.parse import unquote
 
@@ -45,9 +46,6 @@ class Connection(asyncio.Protocol):
         self._pool = pool
         self._settings = pool.settings
         self._transport: asyncio.Transport
-        self._client: tuple[Any, ...] | None = None
-        self._server: tuple[Any, ...] | None = None
-        self._parser = RequestParser()
         self._exchange: Exchange | Refused | None = None
         self._unparsed = b""
         self._is_paused = False  # whether reading from the socket is paused
@@ -60,8 +58,6 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Adds the new connection to the pool, which refuses it if too many are open."""
         self._transport = transport  # type: ignore[assignment]
-        self._client = _address(transport.get_extra_info("peername"))
-        self._server = _address(transport.get_extra_info("sockname"))
         self._wait_in(Phase.IDLE)
         self._pool.add(self)
 
@@ -84,7 +80,8 @@ class Connection(asyncio.Protocol):
         """Cleans up after the connection is closed."""
         self._leave()
         self._pool.remove(self)
-        self._parser.close()
+        if "_parser" in self.__dict__:
+            self._parser.close()
 
     def pause_writing(self) -> None:
         """Makes the application wait, because the client reads too slowly; starts the timeout for a stalled client."""
@@ -183,7 +180,16 @@ class Connection(asyncio.Protocol):
         self._linger()
         return None
 
-    # the rest
+    # the rest; a connection whose only request is refused by its bytes needs no parser and no addresses
+
+    @cached_property
+    def _parser(self) -> RequestParser:
+        return RequestParser()
+
+    @cached_property
+    def _addresses(self) -> tuple[tuple[Any, ...] | None, ...]:
+        """The addresses of the server and the client, for the ASGI scope."""
+        return tuple(_address(self._transport.get_extra_info(name)) for name in ("sockname", "peername"))
 
     def _enter(self, phase: Phase, timeout_s: float) -> None:
         self.phase, self.deadline, self._num_unsent = phase, self._pool.now() + timeout_s, -1
@@ -253,7 +259,7 @@ class Connection(asyncio.Protocol):
 
     def _send_refusal(self, refusal: Refusal, *, keep_alive: bool) -> None:
         refusal.count(refusal.error)
-        request_id = b"x-request-id: %b\r\n" % (refusal.request_id or token_hex(8)).encode("latin-1")
+        request_id = b"x-request-id: %b\r\n" % (refusal.request_id or f"{getrandbits(64):016x}").encode("latin-1")
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
         self.write([STATUS_LINES[429], self._pool.date, refusal.headers, request_id, end, refusal.body])
         if refusal.error.cause == "queue_wait":  # the engine has work for longer than the event loop rests
@@ -272,7 +278,7 @@ class Connection(asyncio.Protocol):
 
     def _scope(self) -> Scope:
         """Returns the ASGI scope of the request. Raises HttpError if its URL is not valid."""
-        parser = self._parser
+        parser, (server, client) = self._parser, self._addresses
         try:
             url = httptools.parse_url(parser.url)
             path = url.path.decode("ascii")
@@ -282,8 +288,8 @@ class Connection(asyncio.Protocol):
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": parser.version,
-            "server": self._server,
-            "client": self._client,
+            "server": server,
+            "client": client,
             "scheme": "http",
             "root_path": "",
             "method": parser.method.decode("ascii"),

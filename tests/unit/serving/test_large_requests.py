@@ -1,0 +1,87 @@
+"""Large requests beside a flood of small ones, on the simulated engine: everything accepted is answered in time."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import pytest
+
+from bei_core.serving.queue import ServiceRate
+from tests.unit.serving.test_admission import BUDGET, FIXED_S, LENGTH, TOKEN_S, Request, Simulation, poisson
+
+MAX_WAIT_S = 2.0
+SLOW_TOKEN_S = 3 * TOKEN_S
+LONG, COUNT = 256, 64  # tokens of a text, and texts of a large request
+ALONE_S = COUNT * LONG / BUDGET * (FIXED_S + BUDGET * SLOW_TOKEN_S)
+CAPACITY = BUDGET // LENGTH / (FIXED_S + BUDGET // LENGTH * LENGTH * SLOW_TOKEN_S)
+
+
+@cache
+def flooded(*, repeats: bool = False, seconds: float = 18.0) -> tuple[Simulation, list[Request]]:
+    """Three times the capacity in small requests, and two clients that send a large one after the other."""
+    simulation, large = Simulation(MAX_WAIT_S, token_s=SLOW_TOKEN_S), list[Request]()
+    clients: dict[int, Request | None] = {0: None, 1: None}
+    for arrived in poisson(3 * CAPACITY, seconds):
+        simulation.offer(Request(arrived), LENGTH)
+        for client, sent in clients.items():
+            if sent is None or sent.ended < math.inf:
+                request = Request(arrived, repeats=repeats)
+                clients[client] = request if simulation.offer(request, *[LONG] * COUNT) else None
+                large += [request] * (clients[client] is not None)
+    simulation.drain()
+    return simulation, large
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_beside_large_requests_small_ones_are_answered_in_time(repeats: bool) -> None:
+    simulation, large = flooded(repeats=repeats)
+    waits = sorted(request.ended - request.arrived for request in simulation.done if request not in large)
+    assert len(waits) > 5 * CAPACITY
+    assert waits[int(0.99 * len(waits))] <= MAX_WAIT_S
+
+
+def test_beside_a_flood_a_large_request_gets_half_of_the_engine() -> None:
+    simulation, large = flooded(repeats=False)
+    assert len(large) >= 2
+    assert max(request.ended - request.arrived for request in large) <= MAX_WAIT_S + 2 * ALONE_S
+    num_small = len(simulation.done) - len(large)
+    assert num_small >= 0.35 * CAPACITY * simulation.now, "and the small ones get the other half"
+
+
+def test_a_large_request_is_refused_if_it_would_wait_too_long_for_other_large_ones() -> None:
+    simulation = Simulation(MAX_WAIT_S, token_s=SLOW_TOKEN_S)
+    assert simulation.offer(Request(0.0), *[LONG] * COUNT)
+    assert not simulation.offer(Request(0.0), *[LONG] * COUNT)
+    assert ALONE_S - 1 <= simulation.refused[-1].retry_after_s <= ALONE_S + 1
+    assert simulation.offer(Request(0.0), LONG), "a small one waits for one batch only"
+    assert simulation.offer(Request(ALONE_S - 1), *[LONG] * COUNT)
+
+
+def test_a_small_request_that_waits_is_not_overtaken_by_a_large_one_that_comes_later() -> None:
+    simulation = Simulation(MAX_WAIT_S, token_s=SLOW_TOKEN_S)
+    small = []
+    while simulation.offer(request := Request(0.0), LENGTH):
+        small.append(request)
+    arrived = 1.2 * (FIXED_S + BUDGET * SLOW_TOKEN_S)
+    assert simulation.offer(large := Request(arrived), *[LONG] * 8)
+    simulation.drain()
+    assert max(request.ended for request in small) < large.ended
+    assert max(request.ended for request in small) <= MAX_WAIT_S
+
+
+def test_the_rate_counts_the_tokens_that_were_computed() -> None:
+    rate = ServiceRate()
+    for _ in range(16):
+        rate.add(BUDGET, FIXED_S + BUDGET * TOKEN_S)
+        rate.add(BUDGET, FIXED_S + BUDGET / 4 * TOKEN_S, BUDGET // 4)
+    assert rate.seconds(BUDGET, BUDGET) == pytest.approx(FIXED_S + BUDGET * TOKEN_S, rel=0.05)
+
+
+def test_if_all_batches_share_tokens_the_next_ones_are_expected_to() -> None:
+    rate = ServiceRate()
+    for _ in range(16):
+        rate.add(BUDGET, FIXED_S + BUDGET / 4 * TOKEN_S, BUDGET // 4)
+    assert rate.seconds(BUDGET, BUDGET) == pytest.approx(FIXED_S + BUDGET / 4 * TOKEN_S, rel=0.05)
+    rate.add(BUDGET, FIXED_S + BUDGET * TOKEN_S)
+    assert rate.seconds(BUDGET, BUDGET) == pytest.approx(FIXED_S + BUDGET * TOKEN_S, rel=0.3)
