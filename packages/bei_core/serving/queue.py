@@ -100,18 +100,20 @@ class Pending(Generic[OwnerT]):
     The queue consists of a line and of items that wait to join it. A request has at most about `quantum` tokens in the
     line at a time; its next items join the end of the line when these have left it (deficit round robin, Shreedhar and
     Varghese 1995). So a small request waits for one quantum of each large request, and large requests advance equally
-    fast. If the line is long, their next items do not join its end but the place that they would have at half the speed
-    of the engine, so that a flood of small requests leaves half of the engine to the large ones together.
+    fast. If the line is long, the next items do not join its end but precede it: the ranks of the quanta of all large
+    requests together are at least a quantum's time / _LARGE_SHARE apart, so that a flood of small requests leaves half
+    of the engine to the large ones.
 
     A batch starts with the oldest item of the line, continues with items of the same length class, oldest first, and is
     then filled with the oldest items of other classes. So no item starves: if there are `W` tokens ahead of an item
-    when it joins the line, no item has more than `L` tokens, and there are `K` length classes, the item leaves within
-    `W // (budget - L + 1) + K` batches; with `max_items` set and `N` items ahead, within `N // max_items` more.
+    when it joins the line or that precede it later, no item has more than `L` tokens, and there are `K` length classes,
+    the item leaves within `W // (budget - L + 1) + K` batches; with `max_items` set and `N` such items, within
+    `N // max_items` more. What precedes it later is limited too, because each quantum gets a higher rank than the last.
 
     Proof: a batch that leaves without it starts with an older item of some class. Either the batch takes more than
     `budget - L` tokens or `max_items` items that are older, or it takes all older items of that class, which can happen
     once for each other class. If another item overtakes it by a head start, the count begins again.
-    (tests/property/test_queue.py)
+    (tests/property/test_queue.py, test_turns_of_large_requests.py)
     """
 
     def __init__(self, quantum: int, *, shares_prefixes: bool = False) -> None:
