@@ -142,9 +142,9 @@ class Loaded:
         health_ms = health.delay_ms(0.99)
         lost = _lost(outcome) + large.counts.total() - large.counts[200] - large.counts[429]
         retry = f"{min(refused.retry_after_s)} to {max(refused.retry_after_s)} s" if refused.retry_after_s else "none"
-        beside, must_large, large_s = "", "", MAX_QUEUE_WAIT_S + 2 * large.alone_s
+        beside, must_large, large_s = "", "", MAX_QUEUE_WAIT_S + 2 * _NUM_LARGE_CLIENTS * large.alone_s
         if load.has_large:
-            must_large = "large requests within 2 s and twice the time that they take alone; "
+            must_large = "large requests within 2 s and the time that they take with half of the engine; "
             beside = (
                 f"; large requests {large.counts[200]} x 200, slowest {large.slowest_s:.1f} s and alone "
                 f"{large.alone_s:.1f} s, {large.counts[429]} x 429; {len(outcome.latencies_ms)} small x 200"

@@ -83,16 +83,10 @@ class Admission:
             raise
         self._refused.discard(priority)
 
-    def check_line(self, now: float, priority: str, num_tokens: int | None = None, *, num_turns: int = 1) -> None:
-        """Raises OverloadedError if `num_tokens` tokens (by default a batch) would be computed too late.
-
-        `num_turns` is the number of batches that the request needs.
-        """
-        outside = self._pending.num_tokens_outside if num_turns > 1 else 0
-        if outside or self._pending.num_tokens_ahead(now) >= self.budget:
+    def check_line(self, now: float, priority: str, num_tokens: int | None = None) -> None:
+        """Raises OverloadedError if `num_tokens` tokens (by default a batch) would be computed too late."""
+        if self._pending.num_tokens_ahead(now) >= self.budget:
             wait_s = self.wait_s(now)
-            if num_turns > 1:  # it waits again for each of its batches, but in total not longer than all that is queued
-                wait_s = min(num_turns * wait_s, wait_s + self.expected_s(outside))
             end_s = wait_s + self.expected_s(self.budget if num_tokens is None else num_tokens)
             if end_s > self._max_wait_s * _SHARES[priority]:
                 raise overloaded(f"the requests that wait already take {wait_s:.1f} s", "queue_wait", wait_s)
@@ -103,15 +97,12 @@ class Admission:
         The reasons are a too long wait, too many tokens in the queue, or an expected end after its deadline. `now` and
         `deadline` are in seconds on the same clock.
         """
-        self.check_line(now, priority, num_turns=self._num_turns(num_tokens))
+        self.check_line(now, priority)
         waiting = self._pending.num_tokens
         if self._max_tokens is not None and waiting + num_tokens > self._max_tokens:
             raise overloaded(f"{waiting} tokens are waiting already", "queue_tokens", self.expected_s(waiting))
         if deadline is not None and (late_s := self._late_s(num_tokens, now, priority, deadline)) > 0:
             raise overloaded(f"the request would end {late_s:.2f} s after its deadline", "deadline", late_s)
-
-    def _num_turns(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._max_budget)
 
     def _late_s(self, num_tokens: int, now: float, priority: str, deadline: float) -> float:
         """Returns the seconds from its deadline to the expected end of a request; negative if it ends before it.
@@ -119,7 +110,7 @@ class Admission:
         A request larger than one batch waits again for each of its batches, but in total at most as long as everything
         in the queue takes. A small request ends when the whole batch that contains it ends.
         """
-        line_s, num_turns = self.wait_s(now), self._num_turns(num_tokens)
+        line_s, num_turns = self.wait_s(now), -(-num_tokens // self._max_budget)
         wait_s = min(num_turns * line_s, line_s + self.expected_s(self._pending.num_tokens))
         batch = min(self.budget, self._pending.num_tokens_in_line + num_tokens)
         own_s = self.expected_s(max(num_tokens, batch))
