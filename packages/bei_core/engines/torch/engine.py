@@ -23,7 +23,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.torch.batches import PackedEngine, Parts, check_device, even_parts
 from bei_core.engines.torch.graphs import Graphs
-from bei_core.engines.torch.loading import check_gpu, load_folder
+from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import flatten
 from bei_core.engines.torch.parallel import Compute, Workers
@@ -54,7 +54,7 @@ class TorchEngine(PackedEngine):
         self._current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         self._graphs: Graphs | None = None
         try:
-            rows, tokens = self._compute(Batch.blank())
+            rows, tokens = self._compute(TRIAL)
         except RuntimeError as error:  # too little memory, or a kernel that the GPU does not support
             raise EngineUnavailableError(f"torch cannot run {spec.architecture} on {self._device}: {error}") from error
         if workers is None and rows.shape[1] and model.is_graphable():

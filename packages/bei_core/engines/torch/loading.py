@@ -24,6 +24,10 @@ from bei_core.tasks import Tokens
 
 log = logging.getLogger(__name__)
 
+# One text, to try a model with. torch compiles a graph of its own for sizes of 0 and 1, and another if the number of
+# tokens equals a size of the model, such as its number of heads.
+TRIAL = Batch.pack([Tokens(*np.zeros((2, 11), np.int32))])
+
 # Torch's dtype for tensors that `Tensors` returns as integers, because NumPy does not have their dtype.
 _VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 
@@ -141,7 +145,7 @@ def _compile(model: Model, folder: Path) -> None:
     for layer in model.transformer.layers:
         layer.compile(dynamic=True)
     try:
-        model.compute_batch(Batch.pack([Tokens(*np.zeros((2, 2), np.int32))]))  # one text of two tokens
+        model.compute_batch(TRIAL)
     except Exception as error:  # of many types: there is no compiler, or torch cannot make a kernel
         log.warning("layers are not compiled and slower, because torch.compile fails: %s", error)
         for layer in model.transformer.layers:
