@@ -58,6 +58,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 assert flags["--model-id"] and flags["--dtype"] == "float32", flags
+http.server.ThreadingHTTPServer.request_queue_size = 128  # else clients who connect at once try again for a minute
 http.server.ThreadingHTTPServer((flags["--hostname"], int(flags["--port"])), Handler).serve_forever()
 '''
 
