@@ -39,7 +39,8 @@ MAX_REQUESTS = 4
 
 @pytest.fixture(scope="module")
 def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with Server(tmp_path_factory.mktemp("chaos") / "server", cache_of(tmp_path_factory)) as server:
+    folder, cache = tmp_path_factory.mktemp("chaos") / "server", cache_of(tmp_path_factory)
+    with Server(folder, cache, max_queue_wait_s=SAFETY_S) as server:
         yield server
 
 
@@ -53,7 +54,7 @@ def _narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(_server: Server) -> Iterator[Server]:
-    """A server with its defaults; the fixture checks after each test that it works."""
+    """A server that refuses nobody because the machine is busy; the fixture checks after each test that it works."""
     yield from well_after(_server)
 
 
