@@ -115,7 +115,7 @@ class Comparison:
         if started.peer == self.plan.peers[0]:
             self._ours[case] = answers
         if case not in self._ours:
-            raise PeerError("there are no answers of ours to compare with")
+            raise PeerError("our server has not answered yet, so there is nothing to compare with")
         found = agreement(self._ours[case], answers, workload.rerank)
         why = why_no_peer(started.peer.precision, found, workload.rerank)
         if why and started.peer.name != OURS:

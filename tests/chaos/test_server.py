@@ -54,7 +54,7 @@ def _narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(_server: Server) -> Iterator[Server]:
-    """A server that refuses nobody because the machine is busy; the fixture checks after each test that it works."""
+    """A server that accepts requests although the machine is busy; the fixture checks after each test that it works."""
     yield from well_after(_server)
 
 

@@ -20,7 +20,7 @@ def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def bei(_running: Server) -> Iterator[Server]:
-    """`bei serve` with its defaults, except that it refuses nobody because the machine is busy with other work."""
+    """`bei serve` with its defaults, except that it accepts requests although the machine is busy with other work."""
     with log_shown(_running):
         yield _running
 

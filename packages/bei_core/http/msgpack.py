@@ -37,16 +37,19 @@ def _packed_floats(array: np.ndarray[Any, np.dtype[np.float32]]) -> bytes:
 
 def list_head(length: int) -> bytes:
     """Returns the header of a msgpack list with `length` elements."""
-    if length < 16:
-        return bytes([0x90 | length])
-    return struct.pack(">BH", 0xDC, length) if length < 65_536 else struct.pack(">BI", 0xDD, length)
+    return _head(length, 0x90, 0xDC)
 
 
 def object_head(length: int) -> bytes:
     """Returns the header of a msgpack map with `length` fields."""
+    return _head(length, 0x80, 0xDE)
+
+
+def _head(length: int, few: int, many: int) -> bytes:
+    """Returns a header. Its first byte has `few` and the length below 16; it is `many` to 65,535, then the next one."""
     if length < 16:
-        return bytes([0x80 | length])
-    return struct.pack(">BH", 0xDE, length) if length < 65_536 else struct.pack(">BI", 0xDF, length)
+        return bytes([few | length])
+    return struct.pack(">BH", many, length) if length < 65_536 else struct.pack(">BI", many + 1, length)
 
 
 _ENCODER = msgspec.msgpack.Encoder(enc_hook=_plain)

@@ -142,7 +142,7 @@ class Pending(Generic[OwnerT]):
 
     def put(self, items: Sequence[Item[OwnerT]], now: float) -> None:
         """Adds the items of one request, after the items of the same rank."""
-        if self.num_tokens == self.num_tokens_in_line:  # there is no large request
+        if not self.num_tokens_outside:
             self._next_turn = math.inf
         num_tokens = sum(len(item.tokens.ids) for item in items)
         self.num_items += len(items)

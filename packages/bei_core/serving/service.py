@@ -36,7 +36,7 @@ _PROBE_WAIT_S = 0.05
 
 # The warm-up batches, each a list of text lengths in tokens: first the shapes of single requests, then a full batch.
 # Batches for which _WARM_UP_S are too short are left out: a kernel is created in milliseconds, but a large model runs
-# it for seconds, and until the warm-up ends nobody is served.
+# it for seconds, and the server accepts no request until the warm-up ends.
 _WARM_UP = ([15], [127], *([16 * step - 1] for step in range(2, 8)), [128] * 8)
 _WARM_UP_S = 0.2
 
