@@ -20,8 +20,9 @@ from bei_core.engines.calibration import Calibration, encode, read_samples
 from bei_core.engines.open import Opened, build_engine, load, open_engine
 from bei_core.engines.openvino import build, engine
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
-from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
+from bei_core.engines.openvino.graph import ROWS, build_graph
+from bei_core.engines.openvino.lone import with_lone_graphs
+from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions, merge_transposes
 from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls, make_names_unique, quantize
 from bei_core.engines.openvino.quantize.parts import outputs
 from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, best_scale, observe
@@ -31,6 +32,7 @@ from bei_core.models.kind import Kind
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import GOLDEN, load_minilm
+from tests.golden.test_lone import compiled, text_of
 from tests.golden.texts import mixed_texts
 
 FOLDERS = {
@@ -210,6 +212,35 @@ def test_convolutions_give_what_matrix_multiplications_give(
     quality = measure(multiplied, convolved, Kind.EMBEDDING)
     assert quality.min_cosine > 0.999 or opened.spec.kind == "reranker"
     assert quality.max_abs < 0.05 * np.abs(multiplied).max()
+
+
+@pytest.mark.parametrize("name", ["bert-mean-cls-list", "gemma2-multilingual"])  # with fused operations, and without
+def test_a_lone_text_gets_by_convolutions_what_it_gets_in_any_batch(name: str, built: Callable[[str], Opened]) -> None:
+    opened = built(name)
+    model = Core().read_model(opened.tokenizer.parent / MODEL)
+    matmuls_to_convolutions(model)
+    plain, lone = compiled(model), compiled(with_lone_graphs(model, ROWS, (8, 24)), (8, 24))
+    for size in (1, 5, 8, 24):
+        batch = Batch.pack([text_of(size, opened.spec.vocab_size)])
+        np.testing.assert_allclose(lone.infer(batch, ROWS).rows, plain.infer(batch, ROWS).rows, rtol=1e-5, atol=1e-5)
+
+
+def test_only_transposes_after_convolutions_change_for_fixed_shapes(built: Callable[[str], Opened]) -> None:
+    model = Core().read_model(built("bert-mean-cls-list").tokenizer.parent / MODEL)
+    matmuls_to_convolutions(model)
+    model.reshape({port.any_name: [1, 8] if port.partial_shape.rank == 2 else [1] for port in model.inputs})
+
+    def orders() -> Counter[tuple[int, ...]]:
+        transposes = [node for node in model.get_ordered_ops() if node.get_type_name() == "Transpose"]
+        return Counter(tuple(map(int, node.input_value(1).get_node().get_data())) for node in transposes)
+
+    convolutions = [node.get_friendly_name() for node in model.get_ops() if node.get_type_name() == "Convolution"]
+    num_changed = sum("intermediate" not in name for name in convolutions)  # after that one comes another convolution
+    expected = orders()
+    expected[0, 3, 1, 2] -= num_changed
+    expected[0, 2, 3, 1] += num_changed
+    merge_transposes(model)
+    assert orders() == expected
 
 
 def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from openvino import opset15 as op
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, OUTPUT_INDICES
+from bei_core.engines.openvino.quantize.convolution import merge_transposes
 
 # Numbers of tokens that have a graph of their own; a lone text of another length is padded to the next.
 LENGTHS = (*range(8, 64, 8), *range(64, 129, 16))
@@ -135,6 +136,7 @@ def _of_length(dynamic: Model, output: str, length: int, lone: Node) -> Model:
     for node in model.get_ops():  # else the plugin may share nodes of the same name, such as constants of two lengths
         node.set_friendly_name(f"{node.get_friendly_name()}/{length}")
     model.reshape({each.any_name: _fixed_shape(each, length) for each in model.inputs})
+    merge_transposes(model)
     text = _parameter(LONE, lone.get_output_partial_shape(0))
     ids, types, segments = (_part(text, row, 0, length) for row in range(3))
     start, size = (op.squeeze(_part(text, 3, place, place + 1), ops.axis(0)) for place in range(2))
