@@ -282,6 +282,19 @@ class Several(_Unchunked):
 
 
 @dataclass(frozen=True, slots=True)
+class Compute(_Unchunked):
+    """The task to compute outputs of the model, without post-processing."""
+
+    output: Outputs
+    inputs: Sequence[Text]
+    options: EncodeOptions
+
+    def finish(self, rows: Any) -> Any:  # noqa: ANN401
+        """Returns `rows`."""
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
 class ClassifyTokens(_Unchunked):
     """The task to score every token for each label."""
 
