@@ -395,34 +395,3 @@ def test_what_follows_in_a_request_whose_client_left_is_gone_at_once() -> None:
     first.owner.abandoned = True
     assert queue.pending.take(BUDGET, queue.now) == Taken([], [])
     assert (queue.pending.num_items, queue.pending.num_tokens, queue.pending.num_tokens_in_line) == (0, 0, 0)
-
-
-def test_the_items_of_clients_who_left_do_not_count() -> None:
-    pending: Pending[Caller] = Pending(BUDGET)
-    owner, left = Caller(), Caller()
-    for sizes in ([128] * 12, [64]):
-        queued = pending.put([Item(tokens_of_length(size), left, index, 0.0) for index, size in enumerate(sizes)], 0.0)
-        if len(sizes) > 1:
-            assert len(pending.take(BUDGET, 0.0).items) == 4, "and the next four join the line"
-        pending.leave(queued)
-        assert (pending.num_items, pending.num_tokens, pending.num_tokens_in_line) == (0, 0, 0)
-        assert pending.num_tokens_ahead(9.0) == 0
-    left.abandoned = True
-    last = Item(tokens_of_length(100), owner, 0, 0.0)
-    pending.put([last], 0.0)
-    assert pending.num_tokens == pending.num_tokens_ahead(9.0) == 100
-    assert pending.take(BUDGET, 0.0) == Taken([last], [])
-    assert (pending.num_items, pending.num_tokens, pending.num_tokens_in_line) == (0, 0, 0)
-
-
-def test_the_items_of_clients_who_left_do_not_fill_the_memory() -> None:
-    pending: Pending[Caller] = Pending(BUDGET)
-    owner, left = Caller(), Caller(abandoned=True)
-    wanted = [Item(tokens_of_length(100), owner, index, 0.0) for index in range(3)]
-    for index in range(1000):
-        queued = pending.put([Item(tokens_of_length(1 + index % 400), left, 0, 0.0)] * (1 + index % 3), 0.0)
-        if index % 400 == 0:
-            pending.put([wanted[index // 400]], 0.0)
-        pending.leave(queued)
-    assert pending.num_items == 3
-    assert len(pending.drain()) < 200

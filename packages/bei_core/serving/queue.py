@@ -6,7 +6,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -90,12 +90,12 @@ class Taken(Generic[OwnerT]):
 class Queued(Generic[OwnerT]):
     """What the queue holds of one request."""
 
-    following: list[Item[OwnerT]]  # the items that are not in the line yet; the next one is the last of the list
     arrived: float
-    last: Item[OwnerT] | None = None  # the item in the line that the next items follow when it leaves
-    num_items: int = 0
-    num_tokens: int = 0
+    num_items: int
+    num_tokens: int
     num_tokens_in_line: int = 0
+    following: list[Item[OwnerT]] = field(default_factory=list)  # not in the line yet; the next one is the last
+    last: Item[OwnerT] | None = None  # the item in the line that the next items follow when it leaves
     is_counted: bool = True  # False: the client has left, and the queue's numbers do not include this request
 
 
@@ -152,10 +152,19 @@ class Pending(Generic[OwnerT]):
         """Adds the items of one request, after the items of the same rank. Returns the argument for `leave`."""
         if not self.num_tokens_outside:
             self._next_turn = math.inf
-        following = sorted(items, key=lambda item: item.length_class)[::-1] if len(items) > 1 else [items[0]]
-        queued = Queued(following, now)
-        self._count(queued, len(items), sum([len(item.tokens.ids) for item in items]))
-        self._enter(queued, now)
+        num_tokens = sum([len(item.tokens.ids) for item in items])
+        queued: Queued[OwnerT] = Queued(now, len(items), num_tokens)
+        self.num_items += len(items)
+        self.num_tokens += num_tokens
+        if len(items) > 1:
+            queued.following = sorted(items, key=lambda item: item.length_class)[::-1]
+            self._enter(queued, now)
+            return queued
+        heap = self._classes.setdefault(items[0].length_class, [])
+        heapq.heappush(heap, (items[0].rank, self._sequence, items[0], queued))
+        self._sequence += 1
+        queued.num_tokens_in_line = num_tokens
+        self.num_tokens_in_line += num_tokens
         return queued
 
     def leave(self, queued: Queued[OwnerT]) -> None:
@@ -195,13 +204,18 @@ class Pending(Generic[OwnerT]):
                     break
                 cost = with_item
                 queued = heapq.heappop(self._classes[key])[3]
-                self._count(queued, -1, -len(ids), -len(ids))
+                queued.num_items -= 1
+                queued.num_tokens -= len(ids)
+                queued.num_tokens_in_line -= len(ids)
                 taken.items.append(item)
                 if item is queued.last:
                     self._turn_s = (expected_s(self._quantum) or math.inf) / _LARGE_SHARE
                     turn = min(now, self._next_turn)
                     self._next_turn = turn + self._turn_s
                     self._enter(queued, turn)
+        self.num_items -= len(taken.items)
+        self.num_tokens -= taken.num_tokens
+        self.num_tokens_in_line -= taken.num_tokens
         return taken
 
     def drain(self) -> list[Item[OwnerT]]:

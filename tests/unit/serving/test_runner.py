@@ -301,33 +301,6 @@ async def test_the_items_of_a_caller_who_left_are_not_run(make_runner: MakeRunne
     assert engine.seen == [[1], [4]]
 
 
-@pytest.mark.parametrize("size", [1, 3])
-async def test_the_items_of_callers_who_left_count_for_nothing_while_a_batch_runs(
-    make_runner: MakeRunner, size: int
-) -> None:
-    """Others were refused until the batch ended."""
-    engine = FakeEngine(max_seq_len=4)
-    runner = make_runner(engine, budget=4, max_queue_wait_s=13.0, clock=Clock())
-    runner.admission.rate.add(4, 3.0)
-    inputs = [tokens_of(1, 2, 3, 4)] * size
-    with engine.held():
-        tasks = submitted(runner, [tokens_of(9)])
-        await entered(engine)
-        leavers = submitted(runner, *([inputs] * 3))
-        await at_rest()
-        with pytest.raises(OverloadedError):
-            await runner.submit([tokens_of(5)])
-        for leaver in leavers:
-            leaver.cancel()
-        await ended(*leavers)
-        assert (runner.num_items, runner.num_tokens) == (0, 0)
-        tasks += submitted(runner, [tokens_of(5)])
-        await at_rest()
-        assert not tasks[1].done()
-    await ended(*tasks)
-    assert engine.seen == [[9], [5]]
-
-
 async def test_a_caller_may_leave_while_the_engine_runs_his_item(make_runner: MakeRunner) -> None:
     engine = FakeEngine()
     runner = make_runner(engine)

@@ -90,7 +90,7 @@ async def _run_all(call: Call, tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
 
 def _joint(tasks: Sequence[Task[Any]]) -> Compute:
     """Returns one task for the inputs of several tasks with the same options and output."""
-    return Compute(tasks[0].output, [text for task in tasks for text in task.inputs], tasks[0].options)
+    return Compute([text for task in tasks for text in task.inputs], tasks[0].options, tasks[0].output)
 
 
 def _split(joint: Result[Any], tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
