@@ -39,13 +39,14 @@ def quiet(server: Server) -> Row:
 
 def send(server: Server, attack: Attack) -> Row:
     """Sends one request."""
-    body, process = attack.body(), psutil.Process(server.pid)
+    request = request_bytes(attack.path, attack.body(), *attack.headers)  # made first: it would delay the probe
+    process = psutil.Process(server.pid)
     before, reply = process.memory_info().rss, None
     with server.connect() as connection, watched(server) as seen:
         connection.settimeout(_PATIENCE_S)
         began = time.perf_counter()
         with suppress(OSError, AssertionError):  # `read_reply` asserts that a reply is whole
-            connection.sendall(request_bytes(attack.path, body, *attack.headers))
+            connection.sendall(request)
             reply = read_reply(connection)
         seconds = time.perf_counter() - began
     time.sleep(1.5)  # memory is returned a second after the end

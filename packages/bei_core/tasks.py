@@ -241,15 +241,15 @@ class EmbedSparse(_Unchunked):
 
 
 @dataclass(frozen=True, slots=True)
-class WeighTokens(_Unchunked):
-    """The task to compute the weight of every token as a term (bge-m3)."""
+class Compute(_Unchunked):
+    """The task to compute outputs of the model, without post-processing."""
 
-    output: ClassVar[Output] = "weights"
     inputs: Sequence[Text]
-    options: EncodeOptions = field(default_factory=EncodeOptions)
+    options: EncodeOptions
+    output: Outputs
 
-    def finish(self, rows: Sequence[Rows]) -> Sequence[Rows]:
-        """Returns f32[n] per text."""
+    def finish(self, rows: Any) -> Any:  # noqa: ANN401
+        """Returns `rows`."""
         return rows
 
 

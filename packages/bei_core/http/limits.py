@@ -18,6 +18,9 @@ MAX_UNPARSED_BYTES = 16_384
 # The most bytes of a body that are buffered before the application takes them.
 MAX_UNREAD_BODY_BYTES = 65_536
 
+# After so many bytes of chunked bodies, of all connections, the rest is parsed in a later turn of the event loop.
+MAX_CHUNKED_BYTES = 65_536
+
 # How long the server reads and discards data after the last reply on a connection. Closing at once would reset the
 # connection, and the client could lose the reply.
 LINGER_S = 2.0

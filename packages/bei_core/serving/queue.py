@@ -6,7 +6,7 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -20,6 +20,10 @@ SHORTEST_CLASS = 128
 # Seconds by priority: an item is treated as if it had arrived this much earlier. All priorities share one queue, so no
 # item starves.
 HEAD_START_S = {"high": 1.0, "normal": 0.0, "low": -1.0}
+
+# The most items of clients who left that stay in the line, beside twice as many as the others have in the queue. To
+# remove each of them at once would take too long.
+_MAX_LEFT = 64
 
 # The number of recent batches of each size that `ServiceRate` is fitted to. A size is a range of token counts, from one
 # power of two to the next.
@@ -82,16 +86,20 @@ class Taken(Generic[OwnerT]):
         return sum(len(item.tokens.ids) for item in self.items)
 
 
-@dataclass(slots=True)
-class _Rest(Generic[OwnerT]):
-    """The items of a request that are not in the line yet, sorted by length; the next one is the last of the list."""
+@dataclass(slots=True, eq=False)
+class Queued(Generic[OwnerT]):
+    """What the queue holds of one request."""
 
-    items: list[Item[OwnerT]]
     arrived: float
+    num_items: int
+    num_tokens: int
+    num_tokens_in_line: int = 0
+    following: list[Item[OwnerT]] = field(default_factory=list)  # not in the line yet; the next one is the last
+    last: Item[OwnerT] | None = None  # the item in the line that the next items follow when it leaves
+    is_counted: bool = True  # False: the client has left, and the queue's numbers do not include this request
 
 
-# An entry of the line: rank, sequence number, item, and the rest of its request, which follows when the item leaves.
-_Entry: TypeAlias = "tuple[float, int, Item[OwnerT], _Rest[OwnerT] | None]"
+_Entry: TypeAlias = "tuple[float, int, Item[OwnerT], Queued[OwnerT]]"  # of the line: rank, sequence number, item
 
 
 class Pending(Generic[OwnerT]):
@@ -121,8 +129,8 @@ class Pending(Generic[OwnerT]):
         self._quantum, self._shares_prefixes = quantum, shares_prefixes
         self._classes: dict[int, list[_Entry[OwnerT]]] = {}
         self._sequence = 0
-        self.num_items = 0  # in the queue
-        self.num_tokens = 0  # tokens of these items; abandoned items count until `take` finds them
+        self.num_items = 0  # in the queue, without those of clients who left
+        self.num_tokens = 0  # tokens of these items
         self.num_tokens_in_line = 0  # tokens of the items that are in the line
         self._next_turn = math.inf  # the rank at which the next items of large requests join the line, at the latest
         self._turn_s = math.inf  # seconds between two of these ranks
@@ -140,21 +148,34 @@ class Pending(Generic[OwnerT]):
         num_turns = max(0.0, now - self._next_turn) / self._turn_s
         return self.num_tokens_in_line + min(self.num_tokens_outside, math.ceil(num_turns * self._quantum))
 
-    def put(self, items: Sequence[Item[OwnerT]], now: float) -> None:
-        """Adds the items of one request, after the items of the same rank."""
+    def put(self, items: Sequence[Item[OwnerT]], now: float) -> Queued[OwnerT]:
+        """Adds the items of one request, after the items of the same rank. Returns the argument for `leave`."""
         if not self.num_tokens_outside:
             self._next_turn = math.inf
-        num_tokens = sum(len(item.tokens.ids) for item in items)
+        num_tokens = sum([len(item.tokens.ids) for item in items])
+        queued: Queued[OwnerT] = Queued(now, len(items), num_tokens)
         self.num_items += len(items)
         self.num_tokens += num_tokens
         if len(items) > 1:
-            ordered = sorted(items, key=lambda item: item.length_class)[::-1]
-            return self._enter(_Rest(ordered, now), now)
+            queued.following = sorted(items, key=lambda item: item.length_class)[::-1]
+            self._enter(queued, now)
+            return queued
         heap = self._classes.setdefault(items[0].length_class, [])
-        heapq.heappush(heap, (items[0].rank, self._sequence, items[0], None))
+        heapq.heappush(heap, (items[0].rank, self._sequence, items[0], queued))
         self._sequence += 1
+        queued.num_tokens_in_line = num_tokens
         self.num_tokens_in_line += num_tokens
-        return None
+        return queued
+
+    def leave(self, queued: Queued[OwnerT]) -> None:
+        """Excludes a request from all numbers, because its client has left. Its items are removed soon."""
+        self._count(queued, -queued.num_items, -queued.num_tokens, -queued.num_tokens_in_line)
+        queued.is_counted = False
+        queued.following.clear()
+        if sum(map(len, self._classes.values())) > 2 * self.num_items + _MAX_LEFT:
+            for heap in self._classes.values():
+                heap[:] = [entry for entry in heap if entry[3].is_counted]
+                heapq.heapify(heap)
 
     def take(
         self,
@@ -182,13 +203,16 @@ class Pending(Generic[OwnerT]):
                 if taken.items and (with_item.num_tokens > budget or len(taken.items) == max_items):
                     break
                 cost = with_item
-                rest = heapq.heappop(self._classes[key])[3]
+                queued = heapq.heappop(self._classes[key])[3]
+                queued.num_items -= 1
+                queued.num_tokens -= len(ids)
+                queued.num_tokens_in_line -= len(ids)
                 taken.items.append(item)
-                if rest is not None:
+                if item is queued.last:
                     self._turn_s = (expected_s(self._quantum) or math.inf) / _LARGE_SHARE
                     turn = min(now, self._next_turn)
                     self._next_turn = turn + self._turn_s
-                    self._enter(rest, turn)
+                    self._enter(queued, turn)
         self.num_items -= len(taken.items)
         self.num_tokens -= taken.num_tokens
         self.num_tokens_in_line -= taken.num_tokens
@@ -198,17 +222,27 @@ class Pending(Generic[OwnerT]):
         """Removes and returns all items."""
         return [item for key, heap in self._classes.items() for _ in range(len(heap)) for item in self._drop(key)]
 
-    def _enter(self, rest: _Rest[OwnerT], now: float) -> None:
+    def _count(self, queued: Queued[OwnerT], num_items: int, num_tokens: int, num_tokens_in_line: int = 0) -> None:
+        """Adds to the numbers of a request and of the queue."""
+        if queued.is_counted:
+            queued.num_items += num_items
+            queued.num_tokens += num_tokens
+            queued.num_tokens_in_line += num_tokens_in_line
+            self.num_items += num_items
+            self.num_tokens += num_tokens
+            self.num_tokens_in_line += num_tokens_in_line
+
+    def _enter(self, queued: Queued[OwnerT], now: float) -> None:
         """Moves the next items of a request, about `quantum` tokens, to the place of items that arrive at `now`."""
-        space = self._quantum
-        while rest.items and space > 0:
-            item = rest.items.pop()
+        space, following = self._quantum, queued.following
+        while following and space > 0:
+            item = following.pop()
             space -= len(item.tokens.ids)
-            follows = rest if rest.items and space <= 0 else None
-            entry = (item.rank + now - rest.arrived, self._sequence, item, follows)
+            entry = (item.rank + (now - queued.arrived), self._sequence, item, queued)
             heapq.heappush(self._classes.setdefault(item.length_class, []), entry)
             self._sequence += 1
-        self.num_tokens_in_line += self._quantum - space
+        queued.last = item if following else None
+        self._count(queued, 0, 0, self._quantum - space)
 
     def _head(self, key: int, now: float, expired: list[Item[OwnerT]]) -> Item[OwnerT] | None:
         """Returns the oldest item of a length class that can run; None if there is none.
@@ -228,11 +262,10 @@ class Pending(Generic[OwnerT]):
 
     def _drop(self, key: int) -> list[Item[OwnerT]]:
         """Removes and returns the oldest item of a length class, and the items of its request that would follow it."""
-        _, _, item, rest = heapq.heappop(self._classes[key])
-        self.num_tokens_in_line -= len(item.tokens.ids)
-        items = [item, *(rest.items if rest is not None else ())]
-        self.num_items -= len(items)
-        self.num_tokens -= sum(len(item.tokens.ids) for item in items)
+        _, _, item, queued = heapq.heappop(self._classes[key])
+        items = [item, *(queued.following if item is queued.last else ())]
+        num_tokens = sum(len(each.tokens.ids) for each in items)
+        self._count(queued, -len(items), -num_tokens, -len(item.tokens.ids))
         return items
 
 

@@ -130,7 +130,7 @@ class Runner:
         now = self._clock()
         dense = output == "rows"
         rows = np.empty((len(tokens), self._engine.info.row_width), np.float32) if dense else [None] * len(tokens)
-        loop, timer = asyncio.get_running_loop(), None
+        loop, timer, queued = asyncio.get_running_loop(), None, None
         ticket = Ticket(loop.create_future(), output, rows, len(tokens), now)
         rank = now - HEAD_START_S[priority]
         if deadline is not None:
@@ -143,11 +143,15 @@ class Runner:
                     raise UnhealthyError(self._broken or "the server is shutting down")
                 if self._pending.num_items and not is_probe:
                     self.admission.check(sum(map(len, tokens)), now, priority, deadline)
-                self._pending.put([Item(item, ticket, i, rank, deadline) for i, item in enumerate(tokens)], now)
+                items = [Item(item, ticket, i, rank, deadline) for i, item in enumerate(tokens)]
+                queued = self._pending.put(items, now)
                 self._wake.notify()
             await ticket.future
         finally:
             ticket.abandoned = True
+            if ticket.waiting and queued is not None:  # other requests must not wait for its items
+                with self._wake:
+                    self._pending.leave(queued)
             if timer is not None:
                 timer.cancel()
         return ticket

@@ -17,7 +17,7 @@ import tokenizers
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TruncationSide
-from bei_core.text.tokenizer import _INLINE_CHARS_PER_TURN, INLINE_CHARS, TextTokenizer
+from bei_core.text.tokenizer import INLINE_CHARS, TextTokenizer
 from tests.golden.cases import CASES, Case, load_minilm
 from tests.golden.texts import mixed_texts
 
@@ -271,7 +271,7 @@ async def test_many_short_requests_of_one_turn_are_encoded_off_the_event_loop(
         monkeypatch.setattr(bert, name, watched(getattr(bert, name)))
     text = "word " * (INLINE_CHARS // 5)
     await asyncio.gather(*(bert.tokenize(list[Text]([text]), options) for _ in range(20)))
-    assert threads.count(True) * len(text) <= _INLINE_CHARS_PER_TURN
+    assert threads.count(True) * len(text) <= INLINE_CHARS
     assert False in threads
     threads.clear()
     await bert.tokenize([text], options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from bei_core.errors import EmptyInputError
@@ -14,7 +14,7 @@ from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import Body, Named, RequestContext, convert, refuse
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
-from bei_core.tasks import EncodeOptions, Outputs, Task, Text
+from bei_core.tasks import Compute, Task
 
 _MAX_RUNS = 32  # requests that one body of /vertex has in progress at a time
 
@@ -73,7 +73,7 @@ async def _run_all(call: Call, tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
         for places in waiting:
             timings.append(Timings())
             parts = [tasks[place] for place in places]
-            task = parts[0] if len(parts) == 1 else _Joint.of(parts)
+            task = parts[0] if len(parts) == 1 else _joint(parts)
             result = await call.service.run(task, deadline=call.deadline, priority=call.priority, timings=timings[-1])
             found = [result] if len(parts) == 1 else await asyncio.to_thread(_split, result, parts)
             results.update(zip(places, found, strict=True))
@@ -88,30 +88,13 @@ async def _run_all(call: Call, tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
     return [results[place] for place in range(len(tasks))]
 
 
-@dataclass(frozen=True, slots=True)
-class _Joint:
-    """The inputs of several tasks with the same options and output. Its result is the rows of all inputs."""
-
-    inputs: Sequence[Text]
-    options: EncodeOptions
-    output: Outputs
-
-    @classmethod
-    def of(cls, tasks: Sequence[Task[Any]]) -> _Joint:
-        """Returns the inputs of the tasks, one task after the other."""
-        return cls([text for task in tasks for text in task.inputs], tasks[0].options, tasks[0].output)
-
-    def join(self, rows: Any, owners: object, weights: object) -> Any:  # noqa: ANN401
-        """Raises TypeError: `_run_all` runs a task with chunks alone."""
-        raise TypeError("this is a bug: the tasks have chunks")
-
-    def finish(self, rows: Any) -> Any:  # noqa: ANN401
-        """Returns the rows; `_split` computes the result of each task."""
-        return rows
+def _joint(tasks: Sequence[Task[Any]]) -> Compute:
+    """Returns one task for the inputs of several tasks with the same options and output."""
+    return Compute([text for task in tasks for text in task.inputs], tasks[0].options, tasks[0].output)
 
 
 def _split(joint: Result[Any], tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
-    """Returns the result of each task of a `_Joint`. Raises ValidationError if an option does not fit the rows."""
+    """Returns the result of each task from that of their `_joint`. Raises ValidationError if an option does not fit."""
     found, start = list[Result[Any]](), 0
     for task in tasks:
         part = slice(start, start + len(task.inputs))

@@ -24,13 +24,13 @@ from bei_core.serving.service import Result
 from bei_core.tasks import (
     Classify,
     ClassifyTokens,
+    Compute,
     Embed,
     EncodeOptions,
     Rank,
     Rows,
     Task,
     TruncationSide,
-    WeighTokens,
     l2_normalize,
 )
 
@@ -187,7 +187,7 @@ class PoolingRequest(VllmOptions, kw_only=True):
                 f"`use_activation: false` is not supported with `task: {task}`", param="use_activation"
             )
         if task == "token_classify":
-            return WeighTokens(inputs, options) if model.bge_m3 else ClassifyTokens(inputs, options, scoring)
+            return Compute(inputs, options, "weights") if model.bge_m3 else ClassifyTokens(inputs, options, scoring)
         is_normalized = model.kind is Kind.LATE_INTERACTION
         refuse({"use_activation": is_normalized and not self.activates and "can only be true for this model"})
         return model.embed_all(inputs, options)

@@ -48,6 +48,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._exchange: Exchange | Refused | None = None
         self._unparsed = b""
+        self._is_queued = False  # whether the pool will call `parse_chunks`
         self._is_paused = False  # whether reading from the socket is paused
         self._writable = asyncio.Event()
         self._writable.set()
@@ -141,6 +142,13 @@ class Connection(asyncio.Protocol):
 
     # what the pool calls
 
+    def parse_chunks(self) -> int:
+        """Parses buffered bytes of a chunked body; returns how many."""
+        self._is_queued = False
+        num_bytes = len(self._unparsed)
+        self._parse(takes_chunks=True)
+        return num_bytes - len(self._unparsed)
+
     def expire(self) -> None:
         """Handles a passed deadline: closes the connection or replies 408, according to the phase."""
         if self.phase is Phase.IDLE and self._writable.is_set():
@@ -199,15 +207,23 @@ class Connection(asyncio.Protocol):
         timeout_s = self._settings.keep_alive_timeout_s if phase is Phase.IDLE else math.inf
         self._enter(phase, timeout_s if self._writable.is_set() else self._pool.stall_s)
 
-    def _parse(self) -> None:
-        """Parses the received bytes up to the end of a request, or all of them."""
+    def _parse(self, *, takes_chunks: bool = False) -> None:
+        """Parses the received bytes up to the end of a request or up to a chunked body, or all of them.
+
+        With `takes_chunks`, parses at most 64 kB of a chunked body, too; otherwise the pool calls `parse_chunks` later.
+        """
         data, at, self._unparsed = self._unparsed, 0, b""
         while at < len(data) and self.phase not in _TAKES_NOTHING:
             if self.phase is Phase.IDLE:
                 if not self._writable.is_set():
                     break  # the client must read the replies to its earlier requests first
                 self._enter(Phase.HEAD, self._settings.header_timeout_s)
-            since = at
+            if self._parser.is_chunked and not takes_chunks:
+                if not self._is_queued:
+                    self._is_queued = True
+                    self._pool.parse_later(self)
+                break
+            since, takes_chunks = at, False
             try:
                 at = self._parser.feed(data, at)
                 if at == since:

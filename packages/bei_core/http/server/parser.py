@@ -44,6 +44,11 @@ class RequestParser:
         self._framing = 0  # bytes outside bodies since the last request or the last body byte
         self._body_left = 0  # remaining bytes of a body of known length
 
+    @property
+    def is_chunked(self) -> bool:
+        """Whether the next bytes belong to a body of unknown length."""
+        return self.has_head and not (self.has_end or self._body_left)
+
     def feed(self, data: bytes, at: int) -> int:
         """Parses data[at:] up to the first position where the request can end, and returns that position.
 

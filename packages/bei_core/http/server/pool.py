@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Protocol
@@ -14,7 +14,14 @@ from typing import Protocol
 from starlette.types import ASGIApp, Scope
 
 from bei_core.config.settings import Settings
-from bei_core.http.limits import DRAIN_STALL_S, MAX_REFUSED_CONNECTIONS, OVERLOAD_S, BodyBudget, rest_s
+from bei_core.http.limits import (
+    DRAIN_STALL_S,
+    MAX_CHUNKED_BYTES,
+    MAX_REFUSED_CONNECTIONS,
+    OVERLOAD_S,
+    BodyBudget,
+    rest_s,
+)
 from bei_core.http.replies import Refusal
 from bei_core.http.server.refused_heads import RefusedHeads
 
@@ -39,6 +46,9 @@ class Member(Protocol):
 
     def abort(self) -> None:
         """Closes the connection at once."""
+
+    def parse_chunks(self) -> int:
+        """Parses buffered bytes of a chunked body; returns how many."""
 
 
 class Pool:
@@ -66,6 +76,8 @@ class Pool:
         self._connections: set[Member] = set()
         self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
+        self._chunked = deque[Member]()  # connections with buffered bytes of a chunked body
+        self._parses = False  # whether these bytes will be parsed in the next turn of the event loop
         self._rest_s = rest_s(settings.max_queue_wait_s)
         self._rests = False  # whether the event loop is about to sleep
         self._accepts = False  # whether a connection was added since the event loop was last about to sleep
@@ -113,6 +125,16 @@ class Pool:
         """Marks a connection as idle."""
         self._waiting[connection] = None
 
+    def parse_later(self, connection: Member) -> None:
+        """Calls `parse_chunks` of the connection in a later turn of the event loop.
+
+        In one turn, few bytes of all connections are parsed: with chunks of one byte, 64 kB of them take 5 ms.
+        """
+        self._chunked.append(connection)
+        if not self._parses:
+            self._parses = True
+            self._loop.call_soon(self._parse_chunks)
+
     def refused(self) -> None:
         """Lets the event loop rest, now and after each request of the next moments; call it after a refusal."""
         self._rests_until = self.now() + OVERLOAD_S
@@ -147,6 +169,16 @@ class Pool:
             connection.abort()
         self._sweeper.cancel()
         self._log_notes()
+
+    def _parse_chunks(self) -> None:
+        num_bytes = 0
+        for _ in range(len(self._chunked)):
+            num_bytes += self._chunked.popleft().parse_chunks()
+            if num_bytes >= MAX_CHUNKED_BYTES:
+                break
+        self._parses = bool(self._chunked)
+        if self._parses:
+            self._loop.call_soon(self._parse_chunks)
 
     def _close_longest_idle(self) -> bool:
         """Closes the connection that is idle for longest; returns False if there is no idle connection."""

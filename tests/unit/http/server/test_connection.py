@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import count
 
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from bei_core.config.settings import Settings
-from bei_core.http.limits import BodyBudget
+from bei_core.http.limits import MAX_CHUNKED_BYTES, BodyBudget
 from bei_core.http.server.connection import Connection
+from bei_core.http.server.parser import RequestParser
 from bei_core.http.server.pool import Pool
 from tests.fakes import SAFETY_S
 
@@ -188,3 +191,40 @@ async def test_why_connections_ended_is_logged_together(caplog: pytest.LogCaptur
         assert (await received(client, b"nonsense\r\n\r\n", closing=False)).startswith(b"HTTP/1.1 400 ")
     assert "ended 3 connections: no reason" in caplog.text
     assert "ended 1 connections: 400: this is not HTTP/1.1" in caplog.text
+
+
+async def test_few_bytes_of_chunked_bodies_are_parsed_in_one_turn_of_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The bodies of 10 clients in chunks of one byte, all that had arrived, were parsed in one turn of 200 ms."""
+    parsed, feed, turns = Counter[int](), RequestParser.feed, count()
+
+    def watched(parser: RequestParser, data: bytes, at: int) -> int:
+        end = feed(parser, data, at)
+        parsed[turn] += end - at
+        return end
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        sizes = []
+        while (message := await receive())["type"] == "http.request" and message["more_body"]:
+            sizes.append(len(message["body"]))
+        await send(START)
+        await send(body(b"ok" if sum(sizes) + len(message["body"]) == 40_000 else b"no"))
+
+    monkeypatch.setattr(RequestParser, "feed", watched)
+    head = b"POST / HTTP/1.1\r\nconnection: close\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with served(app) as (client, _), AsyncExitStack() as stack:
+        address = client[1].get_extra_info("peername")
+        clients = [client, *[await asyncio.open_connection(*address) for _ in range(9)]]
+        for _, writer in clients[1:]:
+            stack.callback(writer.close)
+        replies = [
+            asyncio.create_task(received(each, head + b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n", closing=False))
+            for each in clients
+        ]
+        while not all(reply.done() for reply in replies):
+            turn = next(turns)
+            await asyncio.sleep(0)
+    assert all(reply.result().endswith(b"\r\n\r\nok") for reply in replies)
+    assert sum(parsed.values()) > 10 * 40_000 * 6
+    assert max(parsed.values()) <= 2 * MAX_CHUNKED_BYTES + 10 * len(head)
