@@ -25,6 +25,7 @@ from statistics import fmean, harmonic_mean
 
 import msgspec
 import numpy as np
+from tokenizers import Tokenizer
 
 from bei_core.bench import Options, run
 from bei_core.bench.calibrate import SLOWDOWN_S, WATCH_S, Calibration, calibrate, speeds
@@ -49,6 +50,7 @@ class Slice(msgspec.Struct, frozen=True):
 
     load: float  # share of the most that the calibration allows, at the speed of the turn before
     options: Options
+    lengths: list[int]  # tokens of each text
     latencies_ms: list[float]
     wall_s: float
     busy_s: float  # of the engine
@@ -92,6 +94,8 @@ def wait_for(url: str) -> None:
 def measure(options: argparse.Namespace) -> None:
     """Calibrates a server; then a turn that measures its speed and a slice of an open loop alternate."""
     with server(options.model, options.port, options.timed_engine) as url:
+        tokenizer = Tokenizer.from_file(str(Path(options.model) / "tokenizer.json"))
+        tokenizer.no_padding()
         base = Options(url=url, workload=options.workload, client_cpus=CLIENT_CPUS)
         calibration = calibrate(base, options.level_s)
         print(calibration, file=sys.stderr)
@@ -106,7 +110,7 @@ def measure(options: argparse.Namespace) -> None:
             each = msgspec.structs.replace(
                 base, rate=rate, num_requests=max(1, round(rate * options.slice_s)), warmup=16, clients=16, seed=number
             )
-            found.slices.append(slice_of(load, each))
+            found.slices.append(slice_of(load, each, tokenizer))
             found.speeds.append(speed(calibration, base, most * options.turn_s))
             options.output.write_bytes(msgspec.json.encode(found))
             print(load, f"{rate:.1f} requests/s", f"{fmean(found.speeds[-1]):.2f}", file=sys.stderr)
@@ -120,21 +124,21 @@ def speed(calibration: Calibration, base: Options, num_requests: float) -> list[
     return [factor for _, factor in speeds(moments, calibration)]
 
 
-def slice_of(load: float, options: Options) -> Slice:
+def slice_of(load: float, options: Options, tokenizer: Tokenizer) -> Slice:
     """Runs an open loop, and reads the counters at each moment of it."""
+    sent = texts(options.workload, options.warmup + options.num_requests, options.seed)[options.warmup :]
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(sent)]
     with watch(split(options.url), WATCH_S) as moments:
         report, latencies_ms = run_with_latencies(options)
         began = time.perf_counter() - report.wall_s
     moments = [msgspec.structs.replace(each, at=each.at - began) for each in moments]
-    return Slice(load, options, latencies_ms, report.wall_s, report.counters[BUSY_S], moments)
+    return Slice(load, options, lengths, latencies_ms, report.wall_s, report.counters[BUSY_S], moments)
 
 
-def simulated(calibration: Calibration, options: Options) -> Result:
+def simulated(calibration: Calibration, each: Slice) -> Result:
     """The same arrivals of the same texts, in simulated time."""
-    sent = texts(options.workload, options.warmup + options.num_requests, options.seed)[options.warmup :]
-    lengths = [calibration.num_tokens(len(text.split())) for text in sent]
-    times = arrivals(options.rate, options.num_requests, options.seed)
-    return simulate(calibration, zip(times, lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
+    times = arrivals(each.options.rate, each.options.num_requests, each.options.seed)
+    return simulate(calibration, zip(times, each.lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
 
 
 def at(factors: Sequence[float], calibration: Calibration) -> Calibration:
@@ -163,10 +167,10 @@ def compare(options: argparse.Namespace) -> None:
     for load in sorted(LOADS):
         slices = [(index, each) for index, each in enumerate(measured.slices) if each.load == load]
         beside = [at(turns[index] + turns[index + 1], calibration) for index, _ in slices]
-        forecast = numbers([simulated(own, each.options) for own, (_, each) in zip(beside, slices, strict=True)])
-        own = numbers([simulated(at_its_speed(calibration, each), each.options) for _, each in slices])
+        forecast = numbers([simulated(own, each) for own, (_, each) in zip(beside, slices, strict=True)])
+        own = numbers([simulated(at_its_speed(calibration, each), each) for _, each in slices])
         others = [
-            numbers([simulated(at(draw.choice(turns), calibration), each.options) for _, each in slices])
+            numbers([simulated(at(draw.choice(turns), calibration), each) for _, each in slices])
             for _ in range(FORECASTS)
         ]
         for name, value in of_slices([each for _, each in slices]).items():

@@ -123,7 +123,7 @@ def sides(options: argparse.Namespace, folder: Path) -> list[Side]:
         found[-1].wait()
     for count in (1, 2):
         output = folder / f"ray-{count}"
-        job = start(options.model, folder / "in-*", output, flags=("--ray", "local", "--ray-workers", str(count)))
+        job = start(options.model, folder / "in-*" / "*", output, flags=("--ray", "local", "--ray-workers", str(count)))
         found.append(Side(f"{count} of Ray", [job], [output]))
         found[-1].wait()
     return found

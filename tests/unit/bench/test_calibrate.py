@@ -68,7 +68,8 @@ def answer(options: Options) -> Report:
         "te_request_queue_duration_sum": options.num_requests * QUEUE_S,
         "te_request_inference_duration_sum": options.num_requests * batch_s,
     }
-    http_s = after_s + LOOP_S * (1 + items) / 2 + AROUND_S
+    around_s = AROUND_S * (0.5 if options.clients == 1 else 1 if options.clients <= 8 else 3)  # many send at one moment
+    http_s = after_s + LOOP_S * (1 + items) / 2 + around_s
     return report(options, QUEUE_S + batch_s + http_s, items / (batch_s + after_s + idle_s), counters, {})
 
 
