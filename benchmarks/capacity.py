@@ -1,7 +1,8 @@
 """Holds the capacity model against a measured server, which has one processor; the load generator has the others.
 
-A shared machine changes its speed. So the server is calibrated before and after the runs, its counters are read five
-times a second, and each run is also simulated with the speed that the machine had at each moment of it.
+A shared machine changes its speed. So after the calibration, short slices of open loops alternate with turns of a
+closed loop that measure the speed alone. The forecast of a slice has the speeds of the turn before and the turn after
+it. Its interval comes from forecasts that draw each slice's turn at random from all turns.
 
 python benchmarks/capacity.py measure --output measured.json     # starts a server; about four minutes
 python benchmarks/capacity.py compare measured.json              # prints the table of docs/capacity.md
@@ -11,23 +12,25 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, harmonic_mean
 
 import msgspec
 import numpy as np
+from tokenizers import Tokenizer
 
-from bei_core.bench import Options, Report, run
+from bei_core.bench import Options, run
 from bei_core.bench.calibrate import SLOWDOWN_S, WATCH_S, Calibration, calibrate, speeds
-from bei_core.bench.measure import split
-from bei_core.bench.observe import Moment, watch
+from bei_core.bench.measure import run_with_latencies, split
+from bei_core.bench.observe import BUSY_S, Moment, watch
 from bei_core.bench.pace import arrivals
 from bei_core.bench.workload import texts
 from bei_core.capacity.autoscaler import Scaling
@@ -35,26 +38,31 @@ from bei_core.capacity.simulation import Result, simulate
 from bei_core.capacity.traffic import lengths_of
 
 SERVER_CPU, *CLIENT_CPUS = sorted(os.sched_getaffinity(0))
-LOADS = (0.95, 0.8, 0.5)  # the one that a change of the machine's speed would spoil most comes first
+LOADS = (0.95, 0.8, 0.5)
+CLIENTS = 32  # of a turn: batches are full
+FORECASTS = 40  # of an interval
 START_S = 60.0
 ROOT = Path(__file__).resolve().parents[1]
 
 
-class Run(msgspec.Struct, frozen=True):
-    """An open-loop run: its share of the most that the calibration allows, its options and its report."""
+class Slice(msgspec.Struct, frozen=True):
+    """A few seconds of an open loop."""
 
-    load: float
+    load: float  # share of the most that the calibration allows, at the speed of the turn before
     options: Options
-    report: Report
-    moments: list[Moment] = msgspec.field(default_factory=list)  # `at` counts from the start of the run
+    lengths: list[int]  # tokens of each text
+    latencies_ms: list[float]
+    wall_s: float
+    busy_s: float  # of the engine
+    moments: list[Moment]  # `at` counts from the start of the slice
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """What `measure` writes."""
+    """What `measure` writes. Slice `i` is between the speeds `i` and `i + 1`."""
 
     calibration: Calibration
-    runs: list[Run]
-    after: Calibration | None = None  # the calibration after the runs
+    slices: list[Slice]
+    speeds: list[list[float]]  # of each turn: the factors by which batches took longer than calibrated, each WATCH_S
 
 
 @contextmanager
@@ -84,53 +92,67 @@ def wait_for(url: str) -> None:
 
 
 def measure(options: argparse.Namespace) -> None:
-    """Calibrates a server, then measures it in open loops; writes both."""
+    """Calibrates a server; then a turn that measures its speed and a slice of an open loop alternate."""
     with server(options.model, options.port, options.timed_engine) as url:
+        tokenizer = Tokenizer.from_file(str(Path(options.model) / "tokenizer.json"))
+        tokenizer.no_padding()
         base = Options(url=url, workload=options.workload, client_cpus=CLIENT_CPUS)
         calibration = calibrate(base, options.level_s)
         print(calibration, file=sys.stderr)
         most = calibration.max_requests_per_s(fmean(lengths_of(options.workload, calibration)))
-        runs = []
-        for load in LOADS:
-            count = round(load * most * options.run_s)
-            each = msgspec.structs.replace(base, rate=load * most, num_requests=count, warmup=16, clients=16)
-            runs.append(Run(load, each, *watched(each)))
-            print(runs[-1].report, file=sys.stderr)
-            write(options.output, Measured(calibration, runs))
-        write(options.output, Measured(calibration, runs, calibrate(base, options.level_s)))
+        found = Measured(calibration, [], [speed(calibration, base, most * options.turn_s)])
+        until = time.monotonic() + options.seconds
+        for number in range(options.rounds * len(LOADS)):
+            if time.monotonic() > until and number % len(LOADS) == 0:
+                break
+            load = LOADS[number % len(LOADS)]
+            rate = load * most / harmonic_mean(found.speeds[-1])
+            each = msgspec.structs.replace(
+                base, rate=rate, num_requests=max(1, round(rate * options.slice_s)), warmup=16, clients=16, seed=number
+            )
+            found.slices.append(slice_of(load, each, tokenizer))
+            found.speeds.append(speed(calibration, base, most * options.turn_s))
+            options.output.write_bytes(msgspec.json.encode(found))
+            print(load, f"{rate:.1f} requests/s", f"{fmean(found.speeds[-1]):.2f}", file=sys.stderr)
 
 
-def write(output: Path, measured: Measured) -> None:
-    """Writes what was measured as JSON."""
-    output.write_bytes(msgspec.json.format(msgspec.json.encode(measured), indent=1))
+def speed(calibration: Calibration, base: Options, num_requests: float) -> list[float]:
+    """The factors by which the batches of a closed loop take longer than calibrated, one for each WATCH_S."""
+    turn = msgspec.structs.replace(base, clients=CLIENTS, warmup=CLIENTS, num_requests=round(num_requests))
+    with watch(split(base.url), WATCH_S) as moments:
+        run(turn)
+    return [factor for _, factor in speeds(moments, calibration)]
 
 
-def watched(options: Options) -> tuple[Report, list[Moment]]:
-    """Runs an open loop; returns its report, and the counters at each moment of it."""
-    with watch(split(options.url), WATCH_S) as moments:
-        report = run(options)
-        began = time.perf_counter() - report.wall_s
-    return report, [msgspec.structs.replace(each, at=each.at - began) for each in moments]
-
-
-def simulated(calibration: Calibration, options: Options) -> Result:
-    """The same arrivals of the same texts, in simulated time."""
+def slice_of(load: float, options: Options, tokenizer: Tokenizer) -> Slice:
+    """Runs an open loop, and reads the counters at each moment of it."""
     sent = texts(options.workload, options.warmup + options.num_requests, options.seed)[options.warmup :]
-    lengths = [calibration.num_tokens(len(text.split())) for text in sent]
-    times = arrivals(options.rate, options.num_requests, options.seed)
-    return simulate(calibration, zip(times, lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
+    lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(sent)]
+    with watch(split(options.url), WATCH_S) as moments:
+        report, latencies_ms = run_with_latencies(options)
+        began = time.perf_counter() - report.wall_s
+    moments = [msgspec.structs.replace(each, at=each.at - began) for each in moments]
+    return Slice(load, options, lengths, latencies_ms, report.wall_s, report.counters[BUSY_S], moments)
 
 
-def at_its_speed(calibration: Calibration, run: Run) -> Calibration:
-    """The calibration with the speed that the machine had at each moment of a run, by the times of its batches.
+def simulated(calibration: Calibration, each: Slice) -> Result:
+    """The same arrivals of the same texts, in simulated time."""
+    times = arrivals(each.options.rate, each.options.num_requests, each.options.seed)
+    return simulate(calibration, zip(times, each.lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
 
-    A run that was not watched has the speed of the calibration.
-    """
-    counters = run.report.counters
-    mean_s = counters["bei_engine_busy_seconds_total"] / counters["te_batch_next_tokens_count"]
-    found = list(speeds(run.moments, calibration)) or [(0.0, 1.0)]
-    ends = [at - mean_s for at, _ in found]  # batches are counted when they end, and the simulation asks at their start
-    moments = np.arange(0, run.report.wall_s, SLOWDOWN_S)
+
+def at(factors: Sequence[float], calibration: Calibration) -> Calibration:
+    """The calibration with other factors of the time of batches, one for each WATCH_S."""
+    steps = np.repeat(factors, round(WATCH_S / SLOWDOWN_S))
+    return msgspec.structs.replace(calibration, slowdowns=tuple(steps.tolist()))
+
+
+def at_its_speed(calibration: Calibration, each: Slice) -> Calibration:
+    """The calibration with the speed that the machine had at each moment of a slice, by the times of its batches."""
+    found = list(speeds(each.moments, calibration)) or [(0.0, 1.0)]
+    num_batches = max(1.0, each.moments[-1].num_batches - each.moments[0].num_batches) if each.moments else 1.0
+    ends = [at - each.busy_s / num_batches for at, _ in found]  # batches are counted when they end
+    moments = np.arange(0, each.wall_s, SLOWDOWN_S)
     nearest = np.minimum(np.searchsorted(ends, moments), len(ends) - 1)
     return msgspec.structs.replace(calibration, slowdowns=tuple(found[index][1] for index in nearest.tolist()))
 
@@ -138,33 +160,43 @@ def at_its_speed(calibration: Calibration, run: Run) -> Calibration:
 def compare(options: argparse.Namespace) -> None:
     """Prints measured and simulated numbers side by side."""
     measured = msgspec.json.decode(options.input.read_bytes(), type=Measured)
-    before, after = measured.calibration, measured.after or measured.calibration
-    print("| load | mean batch time | | measured | calibrated before | calibrated after | at the speed of the run |")
-    print("|--:|--:|---|--:|--:|--:|--:|")
-    for each in sorted(measured.runs, key=lambda run: run.load):
-        own = at_its_speed(before, each)
-        change, real = fmean(own.slowdowns) - 1, of_report(each.report)
-        results = [of_result(simulated(calibration, each.options)) for calibration in (before, after, own)]
-        for name, value in real.items():
-            cells = " | ".join(f"{found[name]:.1f} ({found[name] / value - 1:+.1%})" for found in results)
-            print(f"| {each.load:.0%} | {change:+.1%} | {name} | {value:.1f} | {cells} |")
+    calibration, turns = measured.calibration, measured.speeds
+    print("| load | | measured | forecast | 90% of forecasts | at the speed of the slices |")
+    print("|--:|---|--:|--:|--:|--:|")
+    draw = random.Random(0)
+    for load in sorted(LOADS):
+        slices = [(index, each) for index, each in enumerate(measured.slices) if each.load == load]
+        beside = [at(turns[index] + turns[index + 1], calibration) for index, _ in slices]
+        forecast = numbers([simulated(own, each) for own, (_, each) in zip(beside, slices, strict=True)])
+        own = numbers([simulated(at_its_speed(calibration, each), each) for _, each in slices])
+        others = [
+            numbers([simulated(at(draw.choice(turns), calibration), each) for _, each in slices])
+            for _ in range(FORECASTS)
+        ]
+        for name, value in of_slices([each for _, each in slices]).items():
+            low, high = np.percentile([other[name] for other in others], [5, 95])
+            cells = " | ".join(f"{found[name]:.1f} ({found[name] / value - 1:+.1%})" for found in (forecast, own))
+            first, second = cells.split(" | ")
+            print(f"| {load:.0%} | {name} | {value:.1f} | {first} | {low:.1f} to {high:.1f} | {second} |")
 
 
-def of_report(report: Report) -> dict[str, float]:
-    """The compared numbers of a measured run. Raises ValueError if nothing was answered."""
-    latency, busy = report.latency_ms, report.engine_busy_share
-    if latency is None or busy is None:
-        raise ValueError("a run without an answer cannot be compared")
-    return {"p50, ms": latency.p50, "p99, ms": latency.p99, "utilisation, %": busy * 100}
+def of_slices(slices: Sequence[Slice]) -> dict[str, float]:
+    """The compared numbers of all measured slices of a load."""
+    latencies = [latency for each in slices for latency in each.latencies_ms]
+    busy = sum(each.busy_s for each in slices) / sum(each.wall_s for each in slices)
+    return compared(latencies, busy)
 
 
-def of_result(result: Result) -> dict[str, float]:
-    """The same numbers of a simulated run."""
-    return {
-        "p50, ms": result.percentile_ms(50),
-        "p99, ms": result.percentile_ms(99),
-        "utilisation, %": result.utilisation * 100,
-    }
+def numbers(results: Sequence[Result]) -> dict[str, float]:
+    """The same numbers of simulated slices."""
+    latencies = [latency * 1e3 for result in results for latency in result.latency_s]
+    return compared(latencies, sum(each.busy_s for each in results) / sum(each.replica_s for each in results))
+
+
+def compared(latencies_ms: Sequence[float], busy: float) -> dict[str, float]:
+    """Percentiles of the latency, and the share of the time in which the engine computed."""
+    p50, p99 = np.percentile(latencies_ms, [50, 99])
+    return {"p50, ms": p50, "mean, ms": fmean(latencies_ms), "p99, ms": p99, "utilisation, %": busy * 100}
 
 
 def main() -> None:
@@ -176,7 +208,10 @@ def main() -> None:
     one.add_argument("--workload", default="mixed")
     one.add_argument("--port", type=int, default=18431)
     one.add_argument("--level-s", type=float, default=2.0)
-    one.add_argument("--run-s", type=float, default=30.0)
+    one.add_argument("--turn-s", type=float, default=3.0)
+    one.add_argument("--slice-s", type=float, default=5.0)
+    one.add_argument("--rounds", type=int, default=8, help="at most so many slices of each load")
+    one.add_argument("--seconds", type=float, default=180.0, help="no round begins later")
     one.add_argument(
         "--timed-engine",
         nargs=2,

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
 from pathlib import Path
-from statistics import fmean, harmonic_mean, median
+from statistics import fmean, harmonic_mean
 
 import msgspec
 import numpy as np
@@ -34,7 +34,7 @@ _NUM_ITEMS = "te_batch_next_size_sum"
 _QUEUE_S, _INFERENCE_S = "te_request_queue_duration_sum", "te_request_inference_duration_sum"
 _COUNTERS = (BUSY_S, NUM_TOKENS, NUM_BATCHES, _NUM_ITEMS, _QUEUE_S, _INFERENCE_S)
 _PROBE = 120  # requests of the first turn, which warms the server up and tells how many requests take `seconds`
-_TURNS = 3  # measured turns of each number of clients
+_TURNS = 5  # measured turns of each number of clients
 _SPECIAL_TOKENS = 2  # of a text: [CLS] and [SEP]
 
 
@@ -71,11 +71,16 @@ class Calibration(Saved, frozen=True, kw_only=True):
     machine: dict[str, str | int]
     levels: list[Level]
     slowdowns: tuple[float, ...] = ()  # factors of batch times, one every SLOWDOWN_S, over and over; empty: always 1
+    turns: tuple[float, ...] = ()  # mean factor of batch times in each turn, which has all numbers of clients
 
     def batch_s(self, num_tokens: int, now: float = 0.0) -> float:
         """Returns the time of a batch in the engine that starts `now`, in seconds."""
         slowdown = self.slowdowns[int(now / SLOWDOWN_S) % len(self.slowdowns)] if self.slowdowns else 1.0
         return slowdown * (self.per_batch_s + self.per_token_s * num_tokens)
+
+    def at_turn(self, turn: float) -> Calibration:
+        """Returns the calibration of a machine on which each batch takes `turn` times as long."""
+        return msgspec.structs.replace(self, per_batch_s=turn * self.per_batch_s, per_token_s=turn * self.per_token_s)
 
     def after_batch_s(self, num_items: int) -> float:
         """Returns the time of the engine thread after a batch of `num_items` inputs, in seconds."""
@@ -111,6 +116,7 @@ class Calibration(Saved, frozen=True, kw_only=True):
                 f"  after batch  {self.between_batches_s * 1e3:.3f} ms + {self.between_s * 1e3:.3f} ms an input",
                 f"  other        {self.overhead_s * 1e3:.3f} ms around the server",
                 *([f"  speed        {self._spread()}"] if self.slowdowns else []),
+                *([f"  turns        {min(self.turns):.2f} to {max(self.turns):.2f} times"] if self.turns else []),
             ]
         )
 
@@ -131,7 +137,11 @@ def calibrate(options: Options, seconds: float = 5.0) -> Calibration:
     loop_s = 1 / _answered(msgspec.structs.replace(beside, num_requests=_num_requests(beside, 16, 1.0))).requests_per_s
     levels = [_level(clients, of_level) for clients, of_level in reports.items()]
     found = _calibration(plain, levels, reports[CLIENTS[-1]][-1], loop_s)
-    return msgspec.structs.replace(found, slowdowns=_steps([factor for _, factor in speeds(moments, found)]))
+    return msgspec.structs.replace(
+        found,
+        slowdowns=_steps([factor for _, factor in speeds(moments, found)]),
+        turns=tuple(_factor(turn, found) for turn in zip(*reports.values(), strict=True)),
+    )
 
 
 def speeds(moments: Sequence[Moment], calibration: Calibration) -> Iterator[tuple[float, float]]:
@@ -141,6 +151,14 @@ def speeds(moments: Sequence[Moment], calibration: Calibration) -> Iterator[tupl
         expected_s += (after.num_tokens - before.num_tokens) * calibration.per_token_s
         if expected_s > 0:
             yield after.at, (after.busy_s - before.busy_s) / expected_s
+
+
+def _factor(reports: Sequence[Report], calibration: Calibration) -> float:
+    """Returns by which factor the batches of some measurements took longer than calibrated."""
+    busy_s, batches, tokens = (
+        sum(each.counters[name] for each in reports) for name in (BUSY_S, NUM_BATCHES, NUM_TOKENS)
+    )
+    return busy_s / (batches * calibration.per_batch_s + tokens * calibration.per_token_s)
 
 
 def fit(levels: Sequence[Level]) -> tuple[float, float]:
@@ -221,12 +239,15 @@ def _mean_ms(report: Report) -> float:
 
 
 def _overhead_s(levels: Sequence[Level], loop_s: float, between_batches_s: float, between_s: float) -> float:
-    """Returns what is left of the time outside the queue and the batch: the median of the levels.
+    """Returns what is left of the time outside the queue and the batch: the least of the levels with several clients.
 
-    The requests of a batch are read and answered one after the other.
+    The requests of a batch are read and answered one after the other. A single client sends nothing while the engine
+    computes, which makes it faster. Many clients send at the same moment, as an open loop seldom does, and then wait
+    for the event loop.
     """
     own = (loop_s * (1 + level.batch_items) / 2 + between_batches_s + between_s * level.batch_items for level in levels)
-    return max(0.0, median(level.http_s - one for level, one in zip(levels, own, strict=True)))
+    left = [level.http_s - one for level, one in zip(levels, own, strict=True) if level.clients > 1]
+    return max(0.0, min(left))
 
 
 def _calibration(options: Options, levels: list[Level], full: Report, loop_s: float) -> Calibration:

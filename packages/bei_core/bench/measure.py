@@ -76,6 +76,11 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(options: Options) -> Report:
     """Runs one benchmark. Raises ConfigError for impossible options, LoadError if the load generator fails."""
+    return run_with_latencies(options)[0]
+
+
+def run_with_latencies(options: Options) -> tuple[Report, list[float]]:
+    """Returns the report of `run`, and the latency of each answered request in ms."""
     url = split(options.url)
     wire = _wire(options, url)
     sent = texts(options.workload, (options.warmup + options.num_requests) * options.batch, options.seed)
@@ -83,7 +88,7 @@ def run(options: Options) -> Report:
     before: list[Snapshot] = []
     load = _load(options, url, wire.requests(sent))
     outcome = drive(load, lambda: before.append(server.snapshot()))
-    return _report(options, wire, sent, outcome, before[0], server)
+    return _report(options, wire, sent, outcome, before[0], server), outcome.latencies_ms
 
 
 def split(url: str) -> SplitResult:

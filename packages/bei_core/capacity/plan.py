@@ -31,6 +31,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     utilisation: float  # share (0 to 1) of the time in which an engine computes
     p50_ms: float
     p99_ms: float
+    p99_range_ms: tuple[float, float] | None  # with the fastest and the slowest turn of the calibration; None: one turn
     cost_per_billion_tokens: float | None  # None: no price was given
 
     def __str__(self) -> str:
@@ -40,6 +41,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             ("utilisation", f"{self.utilisation:.0%} of the time an engine computes"),
             ("latency ms", f"p50 {self.p50_ms:.1f}  p99 {self.p99_ms:.1f} (at most {self.slo_p99_ms:g})"),
         ]
+        if self.p99_range_ms is not None:
+            low, high = self.p99_range_ms
+            rows.append(("", f"p99 {low:.1f} to {high:.1f} with the fastest and the slowest turn of the calibration"))
         if self.cost_per_billion_tokens is not None:
             rows.append(("cost", f"{self.cost_per_billion_tokens:,.2f} per billion tokens"))
         return "\n".join([self.model, *(f"  {name:<12} {value}" for name, value in rows)])
@@ -76,8 +80,20 @@ def make_plan(
         utilisation=result.utilisation,
         p50_ms=result.percentile_ms(50),
         p99_ms=result.percentile_ms(99),
+        p99_range_ms=_p99_range_ms(replicas, calibration, rate, lengths),
         cost_per_billion_tokens=None if price_per_hour is None else replicas * price_per_hour / tokens_per_hour * 1e9,
     )
+
+
+def _p99_range_ms(
+    num_replicas: int, calibration: Calibration, rate: float, lengths: Sequence[int]
+) -> tuple[float, float] | None:
+    """Returns the p99 with the fastest and with the slowest turn of a calibration; None if it tells of no turns."""
+    if not calibration.turns:
+        return None
+    ends = (calibration.at_turn(turn) for turn in (min(calibration.turns), max(calibration.turns)))
+    low, high = (_one_of(num_replicas, each, rate, lengths).percentile_ms(99) for each in ends)
+    return low, high
 
 
 def _one_of(num_replicas: int, calibration: Calibration, rate: float, lengths: Sequence[int]) -> Result:

@@ -76,7 +76,7 @@ def compute_on_ray(
 ) -> Iterator[Report]:
     """Computes parts on a cluster; yields reports in any order. Raises the BeiError that a worker raised."""
     if not ray.is_initialized():
-        ray.init(address=None if ray_options.ray == "local" else ray_options.ray, log_to_driver=False)
+        ray.init(address=ray_options.ray, log_to_driver=False)
     num_workers = min(ray_options.ray_workers, len(missing))
     per_call = max(1, min(_MAX_PARTS_PER_CALL, len(missing) // (num_workers * _CALLS_PER_WORKER)))
     ray.data.DataContext.get_current().enable_progress_bars = False

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import SplitResult
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from bei_core.bench import Options, Report, calibrate
 from bei_core.bench.calibrate import Calibration, Level
-from bei_core.bench.observe import Moment
+from bei_core.bench.observe import BUSY_S, Moment
 from bei_core.bench.report import Latency
 from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError
@@ -67,7 +68,8 @@ def answer(options: Options) -> Report:
         "te_request_queue_duration_sum": options.num_requests * QUEUE_S,
         "te_request_inference_duration_sum": options.num_requests * batch_s,
     }
-    http_s = after_s + LOOP_S * (1 + items) / 2 + AROUND_S
+    around_s = AROUND_S * (0.5 if options.clients == 1 else 1 if options.clients <= 8 else 3)  # many send at one moment
+    http_s = after_s + LOOP_S * (1 + items) / 2 + around_s
     return report(options, QUEUE_S + batch_s + http_s, items / (batch_s + after_s + idle_s), counters, {})
 
 
@@ -105,6 +107,19 @@ def test_changes_of_the_speed_are_found_and_do_not_change_the_throughput(monkeyp
     assert sum(1 / each for each in found.slowdowns) == pytest.approx(len(found.slowdowns))
     assert found.batch_s(TOKENS, now=0.25) == pytest.approx(2 * (FIXED_S + TOKEN_S * TOKENS))
     assert "batches take 0.67 to 2.00 times these times, by the moment" in str(found)
+
+
+def test_each_turn_tells_how_fast_the_machine_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow_turn(options: Options) -> Report:
+        measured, factor = answer(options), 2.0 if options.seed == 1 else 1.0
+        busy_s = factor * measured.counters.get(BUSY_S, 0.0)
+        return msgspec.structs.replace(measured, counters={**measured.counters, BUSY_S: busy_s})
+
+    monkeypatch.setattr(calibrate, "run", slow_turn)
+    found = calibrate.calibrate(Options(), seconds=1.0)
+    assert found.turns == pytest.approx([5 / 6, 10 / 6, 5 / 6, 5 / 6, 5 / 6])  # of a mean of 6 / 5
+    assert found.at_turn(found.turns[0]).batch_s(TOKENS) == pytest.approx(FIXED_S + TOKEN_S * TOKENS)
+    assert "turns        0.83 to 1.67 times" in str(found)
 
 
 def test_times_below_zero_are_not_found() -> None:

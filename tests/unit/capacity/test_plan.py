@@ -34,6 +34,19 @@ def test_a_plan_is_the_smallest_number_of_replicas_that_keeps_the_latency() -> N
     assert made.cost_per_billion_tokens == pytest.approx(made.replicas * 2.0 / (1_000 * 30 * 3600) * 1e9)
 
 
+def test_a_plan_tells_the_latency_at_the_fastest_and_the_slowest_turn_of_the_calibration() -> None:
+    def planned(*turns: float) -> plan.Plan:
+        calibration = msgspec.structs.replace(FAST, turns=turns)
+        return plan.make_plan(calibration, rate=1_000.0, lengths=[30], slo_p99_ms=30.0)
+
+    steady = planned(1.0, 1.0)
+    assert steady.p99_range_ms == (steady.p99_ms, steady.p99_ms)
+    low, high = planned(1.1, 0.9, 1.5).p99_range_ms or (0.0, 0.0)
+    assert low < steady.p99_ms < high
+    assert f"p99 {low:.1f} to {high:.1f} with the fastest and the slowest turn" in str(planned(1.1, 0.9, 1.5))
+    assert planned().p99_range_ms is None
+
+
 def test_a_tighter_promise_needs_more_replicas() -> None:
     counts = [plan.make_plan(FAST, rate=1_000.0, lengths=[30], slo_p99_ms=ms).replicas for ms in (200.0, 30.0, 12.0)]
     assert counts == sorted(set(counts))
