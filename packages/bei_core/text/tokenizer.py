@@ -188,7 +188,9 @@ class TextTokenizer:
                 if isinstance(fault, KeyboardInterrupt | SystemExit):
                     raise
                 raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
-            yield from encodings
+            encodings.reverse()
+            while encodings:  # freed one by one: to free 64 of 4,000 tokens at once holds the GIL for 20 ms
+                yield encodings.pop()
 
     def _likely(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
         """Returns the part of a long text to encode first: its start if its end may be truncated, else all of it."""

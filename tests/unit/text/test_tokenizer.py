@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -276,6 +277,13 @@ async def test_many_short_requests_of_one_turn_are_encoded_off_the_event_loop(
     threads.clear()
     await bert.tokenize([text], options)
     assert threads == [True]
+
+
+def test_encodings_are_freed_one_by_one(bert: TextTokenizer) -> None:
+    """To free 64 long ones at once stopped all threads for 20 ms."""
+    encodings = bert._encode(["one", "two", "three"], PLAIN, with_spans=False)
+    first, _ = next(encodings), next(encodings)
+    assert sys.getrefcount(first) == 2, "of this test and of the call"
 
 
 async def test_an_error_in_the_pool_is_the_callers(bert: TextTokenizer) -> None:
