@@ -172,13 +172,15 @@ class Pool:
 
     def _parse_chunks(self) -> None:
         num_bytes = 0
-        for _ in range(len(self._chunked)):
-            num_bytes += self._chunked.popleft().parse_chunks()
-            if num_bytes >= MAX_CHUNKED_BYTES:
-                break
-        self._parses = bool(self._chunked)
-        if self._parses:
-            self._loop.call_soon(self._parse_chunks)
+        try:
+            for _ in range(len(self._chunked)):
+                num_bytes += self._chunked.popleft().parse_chunks()
+                if num_bytes >= MAX_CHUNKED_BYTES:
+                    break
+        finally:
+            self._parses = bool(self._chunked)
+            if self._parses:
+                self._loop.call_soon(self._parse_chunks)
 
     def _close_longest_idle(self) -> bool:
         """Closes the connection that is idle for longest; returns False if there is no idle connection."""
