@@ -49,3 +49,23 @@ def test_the_event_loop_rests_after_it_has_accepted_all_connections(monkeypatch:
     assert 1 <= len(rests) <= NUM_CLIENTS / 4
     for client in clients:
         client.close()
+
+
+async def test_an_error_in_the_chunks_of_one_connection_does_not_stop_those_of_the_others() -> None:
+    parsed, pool = list[str](), Pool(ok, Settings(model_id="a"), BodyBudget(1_000_000), 10)
+
+    def broken() -> int:
+        parsed.append("broken")
+        raise ValueError
+
+    def sound() -> int:
+        parsed.append("sound")
+        return 1
+
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    for parse_chunks in (broken, sound, broken, sound):
+        pool.parse_later(SimpleNamespace(parse_chunks=parse_chunks))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await pool.drain(0.0, 0.0)
+    assert parsed == ["broken", "sound"] * 2
