@@ -141,7 +141,7 @@ def simulated(calibration: Calibration, each: Slice) -> Result:
     return simulate(calibration, zip(times, each.lengths, strict=True), scaling=Scaling(min_replica=1, max_replica=1))
 
 
-def at(factors: Sequence[float], calibration: Calibration) -> Calibration:
+def with_speeds(factors: Sequence[float], calibration: Calibration) -> Calibration:
     """The calibration with other factors of the time of batches, one for each WATCH_S."""
     steps = np.repeat(factors, round(WATCH_S / SLOWDOWN_S))
     return msgspec.structs.replace(calibration, slowdowns=tuple(steps.tolist()))
@@ -166,17 +166,16 @@ def compare(options: argparse.Namespace) -> None:
     draw = random.Random(0)
     for load in sorted(LOADS):
         slices = [(index, each) for index, each in enumerate(measured.slices) if each.load == load]
-        beside = [at(turns[index] + turns[index + 1], calibration) for index, _ in slices]
+        beside = [with_speeds(turns[index] + turns[index + 1], calibration) for index, _ in slices]
         forecast = numbers([simulated(own, each) for own, (_, each) in zip(beside, slices, strict=True)])
         own = numbers([simulated(at_its_speed(calibration, each), each) for _, each in slices])
         others = [
-            numbers([simulated(at(draw.choice(turns), calibration), each) for _, each in slices])
+            numbers([simulated(with_speeds(draw.choice(turns), calibration), each) for _, each in slices])
             for _ in range(FORECASTS)
         ]
         for name, value in of_slices([each for _, each in slices]).items():
             low, high = np.percentile([other[name] for other in others], [5, 95])
-            cells = " | ".join(f"{found[name]:.1f} ({found[name] / value - 1:+.1%})" for found in (forecast, own))
-            first, second = cells.split(" | ")
+            first, second = (f"{found[name]:.1f} ({found[name] / value - 1:+.1%})" for found in (forecast, own))
             print(f"| {load:.0%} | {name} | {value:.1f} | {first} | {low:.1f} to {high:.1f} | {second} |")
 
 
@@ -207,11 +206,11 @@ def main() -> None:
     one.add_argument("--model", default=".models/all-MiniLM-L6-v2")
     one.add_argument("--workload", default="mixed")
     one.add_argument("--port", type=int, default=18431)
-    one.add_argument("--level-s", type=float, default=2.0)
-    one.add_argument("--turn-s", type=float, default=3.0)
+    one.add_argument("--level-s", type=float, default=4.0)
+    one.add_argument("--turn-s", type=float, default=2.5)
     one.add_argument("--slice-s", type=float, default=5.0)
     one.add_argument("--rounds", type=int, default=8, help="at most so many slices of each load")
-    one.add_argument("--seconds", type=float, default=180.0, help="no round begins later")
+    one.add_argument("--seconds", type=float, default=150.0, help="no round begins later")
     one.add_argument(
         "--timed-engine",
         nargs=2,
