@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch._inductor.codegen.common import KernelArgs
+from torch._inductor.utils import run_and_get_code
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch import loading
+from bei_core.engines.torch.folder import facts_of, write_folder
 from bei_core.engines.torch.kernels import varlen
 from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.kernels.torch import Linear
+from bei_core.engines.torch.loading import load_folder
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences, flatten
 from bei_core.models.spec import read_spec
@@ -37,8 +44,88 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Any:
     torch._dynamo.reset()
 
 
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
+    """The graphs that torch.compile makes, which are run as they are."""
+    found = list[torch.fx.GraphModule]()
+
+    def keep(graph: torch.fx.GraphModule, inputs: object) -> Any:
+        found.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=keep))
+    return found
+
+
 def batches(case: Case) -> list[Batch]:
     return [Batch.pack([Tokens(ids, np.zeros_like(ids))]) for ids in case.ids]
+
+
+# The number of kinds of layers of a model: in some, the first layer lacks a norm, or every second one has experts.
+KINDS = {
+    "bert-cls-normalize": 1,
+    "mpnet-mean-normalize": 1,
+    "modernbert-plain-masked-lm": 2,
+    "nomic-v2-moe": 2,
+    "gte-en-plain": 1,
+    "deberta-v3-list-cls": 1,
+    "jina-code-qk-norm": 1,
+    "t5-gated-with-decoder": 1,
+    "qwen3-embedding": 1,
+    "gemma2-multilingual": 1,
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_layer_is_one_graph_for_all_layers_of_its_kind_and_all_lengths(
+    name: str, built: Builder, graphs: list[torch.fx.GraphModule]
+) -> None:
+    checkpoint = resolve(str(NAMED[name].folder))
+    engine = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
+    assert len(graphs) == KINDS[name]
+    for lengths in ([11], [7, 2, 5], [13]):
+        engine.forward(Batch.pack([Tokens(*np.zeros((2, length), np.int32)) for length in lengths]))
+    assert len(graphs) == KINDS[name]
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch's own code
+@pytest.mark.parametrize(
+    ("name", "precision", "kernels"),
+    [
+        ("bert-cls-normalize", "bf16", 3),  # both norms, gelu
+        # Both norms, norms of queries and keys with rotation, attention's result to fp8, silu, the last sum.
+        ("qwen3-embedding", "fp8", 6),
+    ],
+)
+def test_all_operations_between_two_matmuls_are_one_kernel(
+    name: str, precision: str, kernels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels are written and not compiled, so the rows are undefined."""
+    monkeypatch.setattr("torch._inductor.async_compile.AsyncCompile.cpp_pybinding", lambda *_: lambda *_: None)
+    checkpoint = resolve(str(NAMED[name].folder))
+    write_folder(tmp_path, checkpoint, facts_of(read_spec(checkpoint)), "bfloat16")
+    model = load_folder(tmp_path, "bf16", torch.device("cpu"))
+    for layer in model.modules():
+        if precision == "fp8" and isinstance(layer, Linear):
+            layer.input_scale = layer.weight_scale = torch.ones(())
+            layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+    _, (code,) = run_and_get_code(loading._compile, model, tmp_path)
+    found = re.findall(r"^ +(cpp_fused_\w+)\(", code, re.MULTILINE)
+    assert len(found) == kernels
+    rotary = [kernel for kernel in found if "_flip_" in kernel]
+    loops = code.partition(f"{rotary[0]} = ")[2].partition("''')")[0].count("for(int64_t x0=") if rotary else 1
+    assert loops == 1
+
+
+def test_models_compiled_before_do_not_keep_a_model_from_being_compiled(
+    built: Builder, graphs: list[torch.fx.GraphModule]
+) -> None:
+    """Torch compiles a function at most `recompile_limit` times, and runs it uncompiled afterwards."""
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for number, name in enumerate(("bert-cls-normalize", "roberta-mean-normalize", "distilbert-mean"), 1):
+            checkpoint = resolve(str(NAMED[name].folder))
+            built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32")
+            assert len(graphs) == number
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own code
@@ -52,7 +139,7 @@ def test_compiled_layers_give_the_rows_of_transformers(
     opened = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32")
     assert "torch.compile fails" not in caplog.text
     model = opened.engine._model  # type: ignore[attr-defined]
-    assert all(layer._compiled_call_impl is not None for layer in model.transformer.layers)
+    assert all("forward" in vars(layer) for layer in model.transformer.layers)
     compare(np.concatenate([opened.engine.forward(batch) for batch in batches(case)]), case.raw, F32)
     whole = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids])
     compare(opened.engine.forward(whole), case.raw, F32)
@@ -67,13 +154,10 @@ def test_compiled_layers_give_the_rows_of_transformers(
 def test_the_engine_runs_uncompiled_if_the_compiler_fails(
     built: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail(self: Any, *args: Any, **kwargs: Any) -> Any:
-        def call(*_: Any, **__: Any) -> Any:
-            raise RuntimeError("no compiler")
+    def fail(*_: object) -> Any:
+        raise RuntimeError("no compiler")
 
-        self._compiled_call_impl = call
-
-    monkeypatch.setattr("torch.nn.Module.compile", fail)
+    monkeypatch.setattr("torch.compile", lambda function, **_: fail)
     case = NAMED["bert-cls-normalize"]
     checkpoint = resolve(str(case.folder))
     engine = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine

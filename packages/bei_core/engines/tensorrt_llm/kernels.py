@@ -88,7 +88,7 @@ class PackedAttention(_Attention):
             q_scaling=sizes.head_size**-0.5 / sizes.scale,
         )
         self.size_of_head = sizes.head_size
-        self.norm_and_rope = NormAndRope(sizes, rope, kernels.dtype)
+        self.norm_and_rope = NormAndRope(sizes, rope, kernels.rank)
         self.mask = _Mask.CAUSAL if sizes.causal else _Mask.FULL
 
     load = load_attention
@@ -104,10 +104,11 @@ class PackedAttention(_Attention):
         """
         if self.norm_and_rope.is_identity:
             return q, k, v
-        query, key, value = self.split_qkv(q, k, v)
-        heads = (x.unflatten(-1, (-1, self.size_of_head)) for x in (query, key))
-        query, key = self.norm_and_rope(*heads, position_ids.reshape(-1))
-        return query.flatten(1), key.flatten(1), value
+        joined = q if k is None or v is None else torch.cat([q, k, v], -1)
+        query_key, value = joined.split([self.q_size + self.kv_size, self.kv_size], -1)
+        heads = query_key.unflatten(-1, (-1, self.size_of_head))
+        query_key = self.norm_and_rope(heads, position_ids.reshape(-1)).flatten(1)
+        return (*query_key.split([self.q_size, self.kv_size], -1), value)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """Returns [T, H] for x [T, H]; the layers of `engines/torch/models` call it with these arguments."""

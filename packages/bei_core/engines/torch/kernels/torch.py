@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels, Rank, fits_fp8
-from bei_core.engines.torch.kernels.varlen import ScoreBias, attend, is_flash
-from bei_core.engines.torch.models.layers import Layer, RmsNorm, Rope, Weights, empty, fill
+from bei_core.engines.torch.kernels.operator import LAYERS, attention
+from bei_core.engines.torch.kernels.varlen import ScoreBias, is_flash
+from bei_core.engines.torch.models.layers import Layer, Rope, Weights, empty, fill
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
 
@@ -110,33 +111,36 @@ def to_fp8(x: Tensor, scale: Tensor | None) -> Tensor:
 
 
 class NormAndRope(nn.Module):
-    """Norms and rotary embedding of queries and keys."""
+    """Norms and rotary embedding of queries and keys, which torch.compile can make one kernel."""
 
-    def __init__(self, sizes: AttentionSizes, rope: Rope | None, dtype: torch.dtype) -> None:
+    def __init__(self, sizes: AttentionSizes, rope: Rope | None, rank: Rank) -> None:
         super().__init__()
-        self.rope = rope
-        self.q_norm, self.k_norm = (
-            None if sizes.eps is None else RmsNorm(sizes.head_size, sizes.eps, dtype, offset=sizes.offset) for _ in "qk"
-        )
+        self.rope, self.eps, self.offset = rope, sizes.eps, sizes.offset
+        self.num_heads = [rank.share(number, "attention heads") for number in (sizes.num_heads, sizes.num_kv_heads)]
+        rows = 0 if sizes.eps is None else sum(self.num_heads)
+        self.weight = empty(rows, sizes.head_size, dtype=torch.float32)  # of the norms, a row for each head
 
     @property
     def is_identity(self) -> bool:
         """Whether it changes nothing, as in BERT."""
-        return self.rope is None and self.q_norm is None
+        return self.rope is None and self.eps is None
 
     def load(self, weights: Weights, prefix: str) -> None:
         """Loads the norms, which only decoders have."""
-        for name, norm in (("q_norm", self.q_norm), ("k_norm", self.k_norm)):
-            if norm is not None:
-                norm.load(weights, prefix + name)
+        if self.eps is None:
+            return
+        for name, heads in zip(("q_norm", "k_norm"), self.weight.split(self.num_heads), strict=True):
+            layer = weights.layer(prefix + name)
+            for row in heads:
+                fill(row, layer, "weight", prefix + name)
+        self.weight.data += self.offset
 
-    def forward(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the queries [T, N, S] and keys [T, K, S] after norms and rotary embedding."""
-        if self.q_norm is not None and self.k_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        if self.rope is not None:
-            query, key = self.rope(query, position_ids), self.rope(key, position_ids)
-        return query, key
+    def forward(self, query_key: Tensor, position_ids: Tensor) -> Tensor:
+        """Returns queries and keys [T, N + K, S] after norms and rotary embedding, which are computed in f32."""
+        x = query_key.float()
+        if self.eps is not None:
+            x = F.rms_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+        return (x if self.rope is None else self.rope(x, position_ids)).to(query_key.dtype)
 
 
 def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefix: str) -> None:
@@ -157,12 +161,13 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes, self.score_bias, self.dtype = sizes, score_bias, kernels.dtype
-        heads = (sizes.num_heads, sizes.num_kv_heads, sizes.num_kv_heads)
-        self.widths = [kernels.rank.share(number, "attention heads") * sizes.head_size for number in heads]
-        width, size_qkv = sizes.num_heads * sizes.head_size, sum(heads) * sizes.head_size
+        width = sizes.num_heads * sizes.head_size
+        size_qkv = width + 2 * sizes.num_kv_heads * sizes.head_size
         self.qkv_proj = kernels.linear(sizes.hidden, size_qkv, sizes.part, bias=sizes.bias, fused="qkv", split="out")
         self.o_proj = kernels.linear(width, sizes.hidden, sizes.part, bias=sizes.out_bias, split="in")
-        self.norm_and_rope = NormAndRope(sizes, rope, kernels.dtype)
+        self.norm_and_rope: Any = NormAndRope(sizes, rope, kernels.rank)
+        self.num_heads, self.num_kv_heads = self.norm_and_rope.num_heads
+        self.handle = LAYERS.add(self)
 
     load = load_attention
 
@@ -172,7 +177,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """Returns [T, H] for x [T, H]."""
-        parts = self.qkv_proj(x).split(self.widths, -1)
-        query, key, value = (part.unflatten(-1, (-1, self.sizes.head_size)) for part in parts)
-        query, key = self.norm_and_rope(query, key, sequences.position_ids)
-        return self.o_proj(attend(query, key, value, sequences, self.sizes, self.score_bias).flatten(1))
+        heads = self.qkv_proj(x).unflatten(-1, (-1, self.sizes.head_size))
+        query_key, value = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], 1)
+        if not self.norm_and_rope.is_identity:
+            query_key = self.norm_and_rope(query_key, sequences.position_ids)
+        return self.o_proj(attention(query_key, value, self.handle, sequences.handle))

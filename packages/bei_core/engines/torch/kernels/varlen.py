@@ -33,7 +33,6 @@ _MAX_HEAD_SIZE = 256  # of FlashAttention
 _broken: list[Exception] = []  # the error of FlexAttention, which is then not tried again
 
 
-@torch.compiler.disable  # a layer's other operations are compiled around it
 def attend(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
 ) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
@@ -100,6 +101,7 @@ class _QueryKeyNorms(nn.Module):
         self.query.load(weights, prefix + "layer_norm_q")
         self.key.load(weights, prefix + "layer_norm_k")
 
-    def forward(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the queries and keys [T, N, S] after the norms."""
-        return self.query(query.flatten(1)).view_as(query), self.key(key.flatten(1)).view_as(key)
+    def forward(self, query_key: Tensor, position_ids: Tensor) -> Tensor:
+        """Returns the queries and keys [T, 2 N, S] after the norms."""
+        query, key = query_key.flatten(1).chunk(2, -1)
+        return torch.cat([self.query(query), self.key(key)], -1).view_as(query_key)

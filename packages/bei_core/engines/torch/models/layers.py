@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -148,14 +149,16 @@ class Rope(nn.Module):
         super().__init__()
         cos, sin = rope_tables(config, head_size, max_len, layer_type=layer_type)
         self.register_buffer("cos", torch.from_numpy(cos), persistent=False)
-        self.register_buffer("sin", torch.from_numpy(sin), persistent=False)
+        half = head_size // 2
+        self.register_buffer(
+            "sin", torch.from_numpy(np.concatenate([-sin[:, :half], sin[:, half:]], 1)), persistent=False
+        )
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Tensor:
-        """Returns queries or keys x [T, N, S] after rotation; element i of a head rotates with element i + S / 2."""
+        """Returns queries or keys x f32[T, N, S] after rotation; element i of a head rotates with element i + S / 2."""
         cos, sin = self.cos[position_ids][:, None], self.sin[position_ids][:, None]
-        first, second = x.float().chunk(2, -1)
-        rotated = torch.cat([-second, first], -1)
-        return (x * cos + rotated * sin).to(x.dtype)
+        swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)  # not torch.cat, which would be a kernel of its own
+        return x * cos + swapped * sin
 
 
 class Mlp(nn.Module):

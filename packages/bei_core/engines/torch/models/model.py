@@ -47,6 +47,7 @@ class Model(nn.Module):
         rows: Tensor | None = self.head.rows(self.transformer(sequences), sequences)
         return rows
 
+    @torch.inference_mode()
     def compute_batch(self, batch: Batch) -> None:
         """Computes a batch without a result, so that hooks of the layers can read their inputs."""
         self.compute(flatten(batch), batch.num_tokens, batch.max_len, False)

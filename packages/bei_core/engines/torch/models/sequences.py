@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -15,8 +17,27 @@ from bei_core.engines.batch import Batch
 
 _BLOCK = 128  # tokens of a block of FlexAttention's mask
 
+ObjectT = TypeVar("ObjectT")
 
-@dataclass(frozen=True)
+
+class Handles(Generic[ObjectT]):
+    """Gives objects handles, because operators of torch only take tensors. It keeps no object alive."""
+
+    def __init__(self) -> None:
+        self._objects: WeakValueDictionary[int, ObjectT] = WeakValueDictionary()
+        self._numbers = itertools.count()
+
+    def add(self, value: ObjectT) -> Tensor:
+        """Returns the handle of an object, i64[] on the host. As a tensor, it is an input of a compiled graph."""
+        number = next(self._numbers)
+        self._objects[number] = value
+        return torch.tensor(number, device="cpu")
+
+    def __getitem__(self, handle: Tensor) -> ObjectT:
+        return self._objects[int(handle)]
+
+
+@dataclass
 class Sequences:
     """`B` consecutive sequences among `T` tokens.
 
@@ -33,6 +54,9 @@ class Sequences:
     attn_metadata: Any = None  # TensorRT-LLM's own description of the batch
     block_masks: dict[tuple[bool, int | None], Any] = field(default_factory=dict)
     longest: int = 0  # a number of tokens that no sequence exceeds; 0: use the largest of `host_lengths`
+
+    def __post_init__(self) -> None:
+        self.handle = BATCHES.add(self)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
@@ -128,6 +152,9 @@ class Sequences:
 
     def _clamp(self, index: Tensor) -> Tensor:
         return index.long().clamp(0, len(self.pooled) - 1)
+
+
+BATCHES: Handles[Sequences] = Handles()  # those that are being computed
 
 
 def _listed(mask: Tensor) -> tuple[Tensor, Tensor]:
