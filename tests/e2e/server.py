@@ -190,8 +190,9 @@ def log_shown(server: Server) -> Iterator[Server]:
 
 
 def cache_of(factory: pytest.TempPathFactory) -> Path:
-    """One cache of built engines for the whole session."""
-    return factory.getbasetemp() / "engines-of-e2e"
+    """One cache of built engines for the whole run, which all workers of pytest share."""
+    folder = factory.getbasetemp()  # a worker's is in the folder of the run
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "engines-of-e2e"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -17,14 +17,15 @@ from bei_core.engines.openvino.quantize.graph import linear_matmuls
 from bei_core.models.kind import Kind
 from bei_core.models.modules import Classifier, Pooling
 from bei_core.models.pooling import PoolingMode
-from bei_core.models.spec import ModelSpec, read_spec
+from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Tokens
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES, OUTPUT_CASES
+from tests.golden.engines import spec_of
 
 FOLDERS = {case.folder.name: case.folder for case in (*CASES, *GROUP_CASES)}
 FOLDERS |= {case.folder.name: case.folder for case in (*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)}
 FOLDERS |= {case.folder.name: case.folder for case in OUTPUT_CASES}
-SPECS = {name: read_spec(resolve(str(folder))) for name, folder in FOLDERS.items()}
+SPECS = {name: spec_of(folder) for name, folder in FOLDERS.items()}
 ONE_TOKEN = [(PoolingMode.CLS,), (PoolingMode.LAST_TOKEN,)]
 EMBEDDERS = {
     spec.architecture: name

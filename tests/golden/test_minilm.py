@@ -10,6 +10,7 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
+from bei_core.engines.openvino import lone
 from bei_core.serving.service import Service
 from bei_core.tasks import Embed, Rows
 from tests.golden.cases import load_minilm
@@ -17,15 +18,18 @@ from tests.golden.tolerance import BF16, F32, Tolerance, compare
 
 REFERENCE = load_minilm()
 TEXTS = list(REFERENCE.texts)
+LENGTHS = (16, 64, 128)  # of the graphs for lone texts: compiling those of all lengths takes seconds
 
 
 @pytest.fixture(scope="module")
 def service(dtype: str, minilm: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     cache_dir = tmp_path_factory.mktemp(f"minilm-{dtype}")
     flags = {"model_id": str(minilm.folder), "dtype": dtype, "cache_dir": str(cache_dir)}
-    service = Service.open(Settings.load(flags, {}))
-    yield service
-    service.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lone, "LENGTHS", LENGTHS)
+        service = Service.open(Settings.load(flags, {}))
+        yield service
+        service.close()
 
 
 @pytest.fixture(scope="module")

@@ -22,11 +22,12 @@ from bei_core.tasks import EncodeOptions, Tokens
 from bei_core.text.templates import named_template
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES, OUTPUT_CASES
+from tests.golden.engines import spec_of
 
 FOLDERS = {case.folder.name: case.folder for case in (*CASES, *GROUP_CASES)} | {
     case.folder.name: case.folder for case in (*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
 }
-SHARING = sorted(name for name, folder in FOLDERS.items() if shares_prefixes(read_spec(resolve(str(folder)))))
+SHARING = sorted(name for name, folder in FOLDERS.items() if shares_prefixes(spec_of(folder)))
 
 
 @cache
@@ -70,7 +71,7 @@ def test_rerankers_embedders_and_sliding_windows_are_among_the_models_that_share
 
 
 def test_only_causal_models_share() -> None:
-    specs = {name: read_spec(resolve(str(folder))) for name, folder in FOLDERS.items()}
+    specs = {name: spec_of(folder) for name, folder in FOLDERS.items()}
     causal = {name for name, spec in specs.items() if family_of(spec.architecture).is_causal(spec.config)}
     assert {*SHARING} < causal < {*specs}  # the mean of a prefix would need the vectors of all its tokens
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,15 @@ FILES: dict[str, object] = {
 }
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C ends the programs that the test starts; those of a job in a shell's background would ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_ctrl_c_ends_a_download_although_the_hub_says_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked, ended = threading.Event(), threading.Event()
 
