@@ -121,7 +121,7 @@ class Calibration(Saved, frozen=True, kw_only=True):
         )
 
 
-def calibrate(options: Options, seconds: float = 5.0) -> Calibration:
+def calibrate(options: Options, seconds: float = 8.0) -> Calibration:
     """Returns the calibration of a running server; each number of clients is measured for about `seconds`.
 
     Raises BeiError if the server does not answer or has no metrics of batches.
