@@ -37,7 +37,7 @@ _NUM_THREADS = 2
 
 # How long, in seconds, a thread that runs Python code keeps the GIL after another thread has asked for it. In each turn
 # the event loop asks several times: with Python's 5 ms, a turn took 60 ms while a thread decoded a large body.
-_SWITCH_S = 0.001
+_SWITCH_S = 0.0025
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
