@@ -45,7 +45,7 @@ serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 79
 # A worker that has no tests left takes half of another's. Each computes on one thread, so that they do not wait for each other.
 WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-test: install  ## all tests but the longest: about 7 minutes on 2 processors
+test: install  ## all tests but the longest: about 8 minutes on 2 processors
 	scripts/test_envs.sh
 	$(WORKERS) $(ARGS)
 

@@ -16,7 +16,7 @@ from bei_core.http.server import run
 from bei_core.http.server.sockets import Sockets
 
 
-def test_a_thread_that_runs_python_code_leaves_the_lock_to_the_event_loop_within_a_millisecond(
+def test_a_thread_that_runs_python_code_leaves_the_lock_to_the_event_loop_within_2500_microseconds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With Python's 5 ms, the event loop stood still for 114 ms while the memory of a large body was counted."""
@@ -35,4 +35,4 @@ def test_a_thread_that_runs_python_code_leaves_the_lock_to_the_event_loop_within
         sys.setswitchinterval(before)
         gc.set_threshold(*threshold)
         gc.unfreeze()
-    assert intervals == [pytest.approx(0.001)]
+    assert intervals == [pytest.approx(0.0025)]
