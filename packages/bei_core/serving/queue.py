@@ -172,7 +172,9 @@ class Pending(Generic[OwnerT]):
         self._count(queued, -queued.num_items, -queued.num_tokens, -queued.num_tokens_in_line)
         queued.is_counted = False
         queued.following.clear()
-        if sum(map(len, self._classes.values())) > 2 * self.num_items + _MAX_LEFT:
+        if not self.num_items:  # then no batch is taken, which would remove them
+            self._classes.clear()
+        elif sum(map(len, self._classes.values())) > 2 * self.num_items + _MAX_LEFT:
             for heap in self._classes.values():
                 heap[:] = [entry for entry in heap if entry[3].is_counted]
                 heapq.heapify(heap)

@@ -77,3 +77,12 @@ def test_the_items_of_clients_who_left_do_not_fill_the_memory() -> None:
         pending.leave(queued)
     assert pending.num_items == 3
     assert len(pending.drain()) < 200
+
+
+def test_nothing_stays_when_the_last_client_has_left() -> None:
+    """No batch is taken from then on, which would remove the items."""
+    pending: Pending[Caller] = Pending(BUDGET)
+    both = [pending.put([Item(tokens_of_length(100), Caller(), 0, 0.0)] * size, 0.0) for size in (1, 20)]
+    for queued in both:
+        pending.leave(queued)
+    assert pending.drain() == []
