@@ -48,7 +48,6 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._exchange: Exchange | Refused | None = None
         self._unparsed = b""
-        self._is_queued = False  # whether the pool will call `parse_chunks`
         self._is_paused = False  # whether reading from the socket is paused
         self._writable = asyncio.Event()
         self._writable.set()
@@ -144,7 +143,6 @@ class Connection(asyncio.Protocol):
 
     def parse_chunks(self) -> int:
         """Parses buffered bytes of a chunked body; returns how many."""
-        self._is_queued = False
         num_bytes = len(self._unparsed)
         self._parse(takes_chunks=True)
         return num_bytes - len(self._unparsed)
@@ -219,9 +217,7 @@ class Connection(asyncio.Protocol):
                     break  # the client must read the replies to its earlier requests first
                 self._enter(Phase.HEAD, self._settings.header_timeout_s)
             if self._parser.is_chunked and not takes_chunks:
-                if not self._is_queued:
-                    self._is_queued = True
-                    self._pool.parse_later(self)
+                self._pool.parse_later(self)
                 break
             since, takes_chunks = at, False
             try:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Protocol
@@ -76,7 +76,7 @@ class Pool:
         self._connections: set[Member] = set()
         self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
-        self._chunked = deque[Member]()  # connections with buffered bytes of a chunked body
+        self._chunked: dict[Member, None] = {}  # connections with buffered bytes of a chunked body, the oldest first
         self._parses = False  # whether these bytes will be parsed in the next turn of the event loop
         self._rest_s = rest_s(settings.max_queue_wait_s)
         self._rests = False  # whether the event loop is about to sleep
@@ -130,7 +130,7 @@ class Pool:
 
         In one turn, few bytes of all connections are parsed: with chunks of one byte, 64 kB of them take 5 ms.
         """
-        self._chunked.append(connection)
+        self._chunked[connection] = None
         if not self._parses:
             self._parses = True
             self._loop.call_soon(self._parse_chunks)
@@ -173,8 +173,9 @@ class Pool:
     def _parse_chunks(self) -> None:
         num_bytes = 0
         try:
-            for _ in range(len(self._chunked)):
-                num_bytes += self._chunked.popleft().parse_chunks()
+            for connection in list(self._chunked):
+                del self._chunked[connection]
+                num_bytes += connection.parse_chunks()
                 if num_bytes >= MAX_CHUNKED_BYTES:
                     break
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import uvloop
@@ -64,7 +65,7 @@ async def test_an_error_in_the_chunks_of_one_connection_does_not_stop_those_of_t
 
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
     for parse_chunks in (broken, sound, broken, sound):
-        pool.parse_later(SimpleNamespace(parse_chunks=parse_chunks))
+        pool.parse_later(Mock(parse_chunks=parse_chunks))
     for _ in range(5):
         await asyncio.sleep(0)
     await pool.drain(0.0, 0.0)
