@@ -98,7 +98,7 @@ def test_msgpack_is_for_those_who_name_it(accept: str, media_type: str) -> None:
         ("*", None),
         ("identity", None),
         ("br", None),
-        ("gzip, deflate", None),  # httpx, requests, aiohttp, openai: nobody chose it
+        ("gzip, deflate", None),  # httpx, requests, aiohttp, openai: clients send it on their own
         ("gzip, deflate, br", None),
         ("gzip, deflate, br, zstd", "zstd"),
         ("gzip, deflate, zstd;q=0", None),

@@ -244,9 +244,9 @@ async def test_a_collector_that_is_not_there_is_not_noticed(
 ) -> None:
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "1")
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "0.1")
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # and does not listen
-        served = await make_served(f"http://127.0.0.1:{nobody.getsockname()[1]}")
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and does not listen
+        served = await make_served(f"http://127.0.0.1:{unheard.getsockname()[1]}")
         for _ in range(20):
             assert (await served.embed()).status_code == 200
         served.traces.close()
