@@ -16,6 +16,7 @@ from bei_core.http.routes import ROUTES
 from bei_core.http.ui import PAGES
 from bei_core.metrics import Metrics
 from bei_core.models.families import FAMILIES
+from bei_core.truss import init
 from scripts import make_routes_doc
 from tests.docs.documents import ROOT, code_in, table_rows
 from tests.golden.checkpoints import descriptions
@@ -140,3 +141,11 @@ def text_of(node: ast.Constant | ast.JoinedStr) -> str:
     """The text of a literal or of an f-string."""
     parts = [node] if isinstance(node, ast.Constant) else node.values
     return "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in parts)
+
+
+def test_the_gpu_page_installs_what_the_image_of_tensorrt_llm_lacks() -> None:
+    needed = {pinned.partition("==")[0] for pinned in (*init.REQUIREMENTS, *init.SERVER_REQUIREMENTS)}
+    commands = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8").partition("## First run with TensorRT-LLM")[2]
+    listed = next(line for line in commands.splitlines() if line.startswith("pip install"))
+    packages = listed.partition("#")[0].split()[2:]
+    assert packages == sorted(needed - init.IN_THE_GPU_IMAGE - {"openvino"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,18 @@ def test_a_model_below_the_quality_threshold_is_refused_with_its_figures(texts: 
     checkpoint = resolve(str(NAMED["gemma2-multilingual"].folder))
     with pytest.raises(QualityError, match=r"mean cosine 0\.\d+ .* required is mean cosine at least 1"):
         built(checkpoint, read_spec(checkpoint), **settings(texts, quality_mean_cosine=1.0))
+
+
+def test_a_build_gives_no_warnings_of_torch(texts: Path, built: Builder) -> None:
+    """Torch gives most of its warnings once in a process, unless it is told to give them always."""
+    checkpoint = resolve(str(NAMED["roberta-mean-normalize"].folder))
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            built(checkpoint, read_spec(checkpoint), **settings(texts, engine="torch"))
+    finally:
+        torch.set_warn_always(False)
 
 
 def test_the_manifest_has_the_quality_and_its_thresholds(texts: Path, built: Builder) -> None:

@@ -146,7 +146,8 @@ def _entries(tensors: Tensors, scales: Mapping[str, tuple[Tensor, Tensor]]) -> d
 
 def _quantized(tensors: Tensors, name: str, scale: Tensor) -> Entry:
     def read() -> npt.NDArray[np.uint8]:
-        rounded: npt.NDArray[np.uint8] = to_fp8(torch.from_numpy(tensors.f32(name)), scale).view(torch.uint8).numpy()
+        weight = StoredTensors(tensors, torch.device("cpu"))[name]
+        rounded: npt.NDArray[np.uint8] = to_fp8(weight, scale).view(torch.uint8).numpy()
         return rounded
 
     return Entry(name, "F8_E4M3", tuple(tensors.raw(name).shape), read)
