@@ -95,8 +95,9 @@ def padded(engine: Engine, tokens: list[Tokens]) -> Rows:
         hidden = engine._model.transformer(sequences)
         assert torch.isnan(hidden[-9:]).all()
         assert not torch.isnan(hidden[:-9]).any()
-        rows: Rows = engine._model.head.rows(hidden, sequences)[:-3].numpy()
-    return rows
+        rows = engine._model.head.rows(hidden, sequences)
+    assert rows is not None
+    return np.asarray(rows[:-3].numpy())
 
 
 def largest(actual: Rows, expected: Rows) -> float:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import F32Linear, activation
+from bei_core.engines.torch.models.heads import F32Layers, activation
 from bei_core.engines.torch.models.layers import Embedding, GatedMlp, RmsNorm, Rope, TransformerLayer, Weights
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.layouts import PROJECTION, DecoderSizes, DecoderSwitches
@@ -29,7 +29,7 @@ class Transformer(nn.Module):
             for number, layer_type in enumerate(sizes.layer_types)
         )
         self.norm = _norm(self.switches, sizes, kernels)
-        self.projection = F32Linear()
+        self.projection: F32Layers | None = None
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
@@ -37,7 +37,9 @@ class Transformer(nn.Module):
         for number, layer in enumerate(self.layers):
             layer.load(weights, f"layers.{number}.")
         self.norm.load(weights, "norm")
-        self.projection.load(weights.whole, PROJECTION, self.norm.weight.device)
+        names = [f"{PROJECTION}.{part}" for part in ("weight", "bias") if f"{PROJECTION}.{part}" in weights.whole]
+        if names:
+            self.projection = F32Layers({name: weights.whole[name] for name in names}, self.norm.weight.device)
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H], or [T, D] if the model projects them at the end. Token types are not used."""
@@ -47,7 +49,7 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = layer(x, sequences)
         x = self.norm(x)
-        return x if self.projection.weight is None else self.projection(x.float())
+        return x if self.projection is None else self.projection.linear(PROJECTION, x.float())
 
 
 class _Layer(TransformerLayer):

@@ -44,8 +44,7 @@ class Model(nn.Module):
 
     def rows(self, sequences: Sequences) -> Tensor | None:
         """f32[B, D]; None for a model that has token vectors only."""
-        rows: Tensor | None = self.head.rows(self.transformer(sequences), sequences)
-        return rows
+        return self.head.rows(self.transformer(sequences), sequences)
 
     @torch.inference_mode()
     def compute_batch(self, batch: Batch) -> None:
