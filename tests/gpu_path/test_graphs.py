@@ -98,7 +98,7 @@ def test_rows_by_graphs_are_those_of_transformers(name: str, built: Builder, mon
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
     engine: Any = built(checkpoint, spec, engine="torch", dtype="float32").engine
-    engine._graphs = Graphs(engine._model.rows, spec.max_seq_len)
+    engine._graphs = Graphs(engine._model, spec.max_seq_len)
     types = getattr(case, "type_ids", None) or [np.zeros_like(ids) for ids in case.ids]
     tokens = [Tokens(*both) for both in zip(case.ids, types, strict=True)]
     expected = case.logits if hasattr(case, "logits") else case.raw
@@ -138,7 +138,7 @@ def test_without_a_graph_the_engine_goes_on(
     checkpoint = resolve(str(case.folder))
     spec = read_spec(checkpoint)
     engine: Any = built(checkpoint, spec, engine="torch", dtype="float32").engine
-    engine._graphs = Graphs(engine._model.rows, spec.max_seq_len)
+    engine._graphs = Graphs(engine._model, spec.max_seq_len)
     caplog.clear()
     rows = [engine.forward(Batch.pack([Tokens(ids, np.zeros_like(ids))])) for ids in case.ids]
     compare(np.concatenate(rows), case.raw, F32)

@@ -103,5 +103,5 @@ def test_the_rows_of_a_graph_are_copied_before_the_next_batch_overwrites_them(
 
     monkeypatch.setattr(graphs, "record", record)
     monkeypatch.setattr(torch_engine, "record_event", wait)
-    engine._graphs = Graphs(engine._model.rows, engine.info.max_seq_len)
+    engine._graphs = Graphs(engine._model, engine.info.max_seq_len)
     run_by_two(engine)

@@ -25,7 +25,6 @@ from bei_core.engines.torch.batches import PackedEngine, Parts, check_device, ev
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
-from bei_core.engines.torch.models.sequences import flatten
 from bei_core.engines.torch.parallel import Compute, Workers
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
@@ -58,7 +57,7 @@ class TorchEngine(PackedEngine):
         except RuntimeError as error:  # too little memory, or a kernel that the GPU does not support
             raise EngineUnavailableError(f"torch cannot run {spec.architecture} on {self._device}: {error}") from error
         if workers is None and rows.shape[1] and model.is_graphable():
-            self._graphs = Graphs(model.rows, spec.max_seq_len)
+            self._graphs = Graphs(model, spec.max_seq_len)
         batch_tokens = _BATCH_TOKENS[self._device.type]
         self.info = EngineInfo(
             name="torch",
@@ -106,22 +105,13 @@ class TorchEngine(PackedEngine):
 
     def _launch(self, batch: Batch, with_tokens: bool) -> tuple[Tensor | None, Tensor | None]:
         """Returns what `Model.compute` does. A GPU has not computed it yet, and the next launch may overwrite it."""
-        rows = None if self._graphs is None or with_tokens else self._graphs.run(batch, self._upload)
+        rows = None if self._graphs is None or with_tokens else self._graphs.run(batch)
         if rows is not None:
             return rows, None
-        flat = self._stage(batch)
         if self._workers is not None:
-            self._workers.send(flat, batch.num_tokens, batch.max_len, with_tokens)
-        outputs: tuple[Tensor | None, Tensor | None] = self._model.compute(
-            flat, batch.num_tokens, batch.max_len, with_tokens
-        )
+            self._workers.send(batch, with_tokens)
+        outputs: tuple[Tensor | None, Tensor | None] = self._model.compute(batch, with_tokens)
         return outputs
-
-    def _upload(self, batch: Batch) -> Tensor:
-        return self._stage(batch).to(self._device, non_blocking=True)
-
-    def _stage(self, batch: Batch) -> Tensor:
-        return flatten(batch, pinned=self._device.type == "cuda")
 
 
 class Replicas(PackedEngine):

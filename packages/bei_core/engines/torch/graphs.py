@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from bei_core.engines.batch import Batch
-from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.engines.torch.models.model import Model
+from bei_core.engines.torch.models.sequences import Sequences, upload
 
 log = logging.getLogger(__name__)
 
@@ -63,24 +64,20 @@ class Shape(NamedTuple):
 
 
 class Graphs:
-    """Runs a function with CUDA graphs, one for each shape. All graphs share one pool of memory."""
+    """Runs `Model.rows` with CUDA graphs, one for each shape. All graphs share one pool of memory."""
 
-    def __init__(self, compute: Callable[[Sequences], Tensor], max_seq_len: int) -> None:
-        """`compute` is the function to capture; it returns f32[B, D] for B sequences."""
-        self._compute, self._max_seq_len = compute, max_seq_len
+    def __init__(self, model: Model, max_seq_len: int) -> None:
+        self._model, self._max_seq_len = model, max_seq_len
         self._recorded: dict[Shape, tuple[Tensor, Callable[[], None], Tensor]] = {}
         self._shared: Any = None  # by all graphs; see `record`
         self.is_enabled = True
 
-    def run(self, batch: Batch, upload: Callable[[Batch], Tensor]) -> Tensor | None:
-        """Returns the rows f32[B, D] of a batch, which the next call overwrites; None if no graph can run it.
-
-        `upload` returns the array of `flatten` for a batch, i32[4 T + B], on the device.
-        """
+    def run(self, batch: Batch) -> Tensor | None:
+        """Returns the rows f32[B, D] of a batch, which the next call overwrites; None if no graph can run it."""
         shape = Shape.of(batch, self._max_seq_len) if self.is_enabled else None
         if shape is None:
             return None
-        flat = upload(shape.pad(batch))
+        flat = upload(shape.pad(batch), self._model.device)
         try:
             found = self._recorded.get(shape) or self._record(shape, flat)
         except RuntimeError as error:
@@ -97,7 +94,7 @@ class Graphs:
 
         def compute() -> Tensor:
             lengths = static[4 * shape.tokens :]
-            return self._compute(Sequences.of(static, shape.tokens, lengths, shape.longest))
+            return self._model.rows(Sequences.of(static, shape.tokens, lengths, shape.longest))
 
         replay, rows, self._shared = record(compute, self._shared)
         self._recorded[shape] = static, replay, rows

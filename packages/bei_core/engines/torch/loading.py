@@ -155,7 +155,7 @@ def _compile(model: Model, folder: Path) -> None:
     for layer in model.transformer.layers:
         layer.forward = partial(compiled, layer)
     try:
-        model.compute_batch(TRIAL)
+        model.compute(TRIAL)
     except Exception as error:  # of many types: there is no compiler, or torch cannot make a kernel
         log.warning("layers are not compiled and slower, because torch.compile fails: %s", error)
         for layer in model.transformer.layers:

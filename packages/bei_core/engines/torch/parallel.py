@@ -19,16 +19,16 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from torch import Tensor
 
+from bei_core.engines.batch import Batch
 from bei_core.engines.torch.batches import DeviceLostError, check_device
 from bei_core.engines.torch.kernels.base import Rank
 from bei_core.errors import EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
-# Computes a batch from (array of `flatten` on the host, number of tokens, tokens of the longest sequence, with_tokens).
-Compute = Callable[[Tensor, int, int, bool], object]
+# Computes a batch; the second argument is `with_tokens`, see `Model.compute`.
+Compute = Callable[[Batch, bool], object]
 # Loads the share of a rank onto a device, and returns the function that computes a batch with it.
 Load = Callable[[Rank, torch.device], Compute]
 
@@ -85,12 +85,11 @@ class Workers:
                     f"a process of the divided model ended with status {process.exitcode}; see the log"
                 ) from None
 
-    def send(self, flat: Tensor, num_tokens: int, longest: int, with_tokens: bool) -> None:
+    def send(self, batch: Batch, with_tokens: bool) -> None:
         """Sends a batch to all processes, which then compute it. Raises DeviceLostError if a process has ended."""
         try:
             for pipe in self._pipes:
-                pipe.send((num_tokens, longest, with_tokens))
-                pipe.send_bytes(flat.numpy().data)
+                pipe.send((batch, with_tokens))
         except OSError as error:
             self.check(error)
             raise DeviceLostError("a process of the divided model no longer answers") from error
@@ -155,6 +154,4 @@ def work(load: Load, rank: Rank, device: torch.device, store: str, pipe: Connect
     pipe.send("")
     with suppress(EOFError, ConnectionError):
         while True:
-            num_tokens, longest, with_tokens = pipe.recv()
-            flat = torch.frombuffer(bytearray(pipe.recv_bytes()), dtype=torch.int32)
-            compute(flat, num_tokens, longest, with_tokens)
+            compute(*pipe.recv())

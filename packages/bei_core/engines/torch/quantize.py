@@ -122,7 +122,7 @@ def _scales(model: Model, parts: Sequence[str], batches: Sequence[Batch]) -> dic
 
     hooks = [each.register_forward_pre_hook(watch) for each in layers]
     for _, batch in with_progress(batches, "calibration"):
-        model.compute_batch(batch)
+        model.compute(batch)
     for hook in hooks:
         hook.remove()
     scales: dict[str, tuple[Tensor, Tensor]] = {}

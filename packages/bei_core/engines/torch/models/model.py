@@ -13,7 +13,7 @@ from bei_core.engines.torch.folder import HEAD_PREFIX, Facts
 from bei_core.engines.torch.kernels.base import Kernels
 from bei_core.engines.torch.models.heads import make_head
 from bei_core.engines.torch.models.layers import Weights
-from bei_core.engines.torch.models.sequences import Sequences, flatten
+from bei_core.engines.torch.models.sequences import Sequences, upload
 
 
 class Model(nn.Module):
@@ -47,20 +47,13 @@ class Model(nn.Module):
         return self.head.rows(self.transformer(sequences), sequences)
 
     @torch.inference_mode()
-    def compute_batch(self, batch: Batch) -> None:
-        """Computes a batch without a result, so that hooks of the layers can read their inputs."""
-        self.compute(flatten(batch), batch.num_tokens, batch.max_len, False)
-
-    @torch.inference_mode()
-    def compute(
-        self, flat: Tensor, num_tokens: int, longest: int, with_tokens: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Returns (rows f32[B, D], token vectors f32[T, E]) for an array of `flatten`.
+    def compute(self, batch: Batch, with_tokens: bool = False) -> tuple[Tensor | None, Tensor | None]:
+        """Returns (rows f32[B, D], token vectors f32[T, E]), which a GPU may not have computed yet.
 
         Each is None if the model has no such output; token vectors also without `with_tokens`.
         """
-        lengths = flat[4 * num_tokens :].tolist()
-        sequences = Sequences.of(flat.to(self.device, non_blocking=True), num_tokens, lengths, longest)
+        flat = upload(batch, self.device)
+        sequences = Sequences.of(flat, batch.num_tokens, batch.lengths.tolist(), batch.max_len)
         hidden = self.transformer(sequences)
         tokens = self.head.tokens(hidden, sequences) if with_tokens else None
         return self.head.rows(hidden, sequences), tokens

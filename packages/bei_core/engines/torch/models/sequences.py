@@ -169,6 +169,11 @@ def is_seen(distance: Tensor, *, causal: bool, window: Tensor | int | None) -> T
     return seen if window is None else seen & (distance.abs() < window)
 
 
+def upload(batch: Batch, device: torch.device) -> Tensor:
+    """Returns the array of `flatten` on a device; the host does not wait for the copy to a GPU."""
+    return flatten(batch, pinned=device.type == "cuda").to(device, non_blocking=True)
+
+
 def flatten(batch: Batch, *, pinned: bool = False) -> Tensor:
     """Returns i32[4 T + B] on the host: ids, types, positions, the pooling mask and lengths of a batch.
 
