@@ -37,7 +37,7 @@ Mask = Literal["full", "causal"]
 # PRECISIONS: the precision of the weights for each value of the setting `dtype`. DTYPES: the dtype in which layers
 # compute for each precision.
 PRECISIONS = {"auto": "bf16", "bfloat16": "bf16", "float16": "f16", "float32": "f32"}
-DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16", "fp4": "bfloat16"}
+DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "bfloat16"}
 
 # Files that BEI does not read, but other tools do: trtllm-serve, transformers, sentence-transformers.
 _COMPANION_FILES = (
@@ -62,8 +62,8 @@ _HEAD_TENSORS = (
 # hidden size is not a multiple of the number of heads, which "llama" refuses.
 _MODEL_TYPES = {"bert": "roberta", "decoder": "llama", "qwen3_bidirectional": "qwen3"}
 
-_QUANTIZED = ("F8_E4M3", "U8")
-_FLOAT_DTYPES = ("BF16", "F16", "F32", *_QUANTIZED)  # tensors of other dtypes are buffers, which the engine computes
+_FP8 = "F8_E4M3"
+_FLOAT_DTYPES = ("BF16", "F16", "F32", _FP8)  # tensors of other dtypes are buffers, which the engine computes
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,7 +207,7 @@ def write_weights(
     entries = dict[str, Entry]()
     for name in tensors.names():
         if not name.startswith(_HEAD_TENSORS) and tensors.dtype(name) in _FLOAT_DTYPES:
-            is_kept = tensors.dtype(name) in _QUANTIZED or name.endswith(("_scale", "_scale_2"))
+            is_kept = tensors.dtype(name) == _FP8 or name.endswith("_scale")
             entries[name] = Entry.of(name, tensors, None if is_kept else dtype)
     heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
     write_tensors(path, [*(entries | dict(replaced or {})).values(), *heads])

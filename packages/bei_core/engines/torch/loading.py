@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -36,34 +35,28 @@ _VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 # Types of devices on which layers may be compiled. Tests set it to {"cpu"}.
 COMPILED_ON = {"cuda"}
 
-# The lowest compute capability with matmuls of a precision: fp8 (e4m3) needs Ada or Hopper, fp4 (e2m1) Blackwell.
-_MIN_CAPABILITY = {"fp8": (8, 9), "fp4": (10, 0)}
+_MIN_FP8 = (8, 9)  # the lowest compute capability with matmuls in fp8 (e4m3): Ada and Hopper
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, each read and copied to the device at each access.
+    """The tensors of a checkpoint by name, each read and copied to the device at each access."""
 
-    `more` are tensors in memory, which are returned first and unchanged.
-    """
-
-    def __init__(self, tensors: Tensors, device: torch.device, more: Mapping[str, Tensor] | None = None) -> None:
-        self._tensors, self._device, self._more = tensors, device, more or {}
+    def __init__(self, tensors: Tensors, device: torch.device) -> None:
+        self._tensors, self._device = tensors, device
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._more:
-            return self._more[name]
         value = torch.from_numpy(np.array(self._tensors.raw(name)))
         dtype = _VIEWS.get(self._tensors.dtype(name))
         return (value if dtype is None else value.view(dtype)).to(self._device)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._more or name in self._tensors
+        return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
-        return itertools.chain(self._tensors, self._more)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._tensors) + len(self._more)
+        return len(self._tensors)
 
 
 def load_folder(
@@ -103,11 +96,10 @@ def check_gpu(precision: str, device: torch.device) -> None:
     """
     if device.type != "cuda" or supports(precision, device):
         return
-    needed, found = _MIN_CAPABILITY[precision], torch.cuda.get_device_capability(device)
+    major, minor = torch.cuda.get_device_capability(device)
     raise EngineUnavailableError(
-        f"{precision} needs a GPU of compute capability {needed[0]}.{needed[1]} (fp8: L4, L40S, H100 and newer; fp4: "
-        f"B200 and newer); {torch.cuda.get_device_name(device)} has {found[0]}.{found[1]}. For this GPU, build with "
-        "quantization_type no_quant"
+        f"{precision} needs a GPU of compute capability 8.9 (L4, L40S, H100 and newer); "
+        f"{torch.cuda.get_device_name(device)} has {major}.{minor}. For this GPU, build with quantization_type no_quant"
     )
 
 
@@ -115,8 +107,7 @@ def supports(precision: str, device: torch.device | None = None) -> bool:
     """Whether a GPU (by default the current one) has matmuls in this precision; false if torch finds no GPU."""
     if not torch.cuda.is_available():
         return False
-    capability: tuple[int, int] = torch.cuda.get_device_capability(device)
-    return capability >= _MIN_CAPABILITY.get(precision, (0, 0))
+    return precision != "fp8" or bool(torch.cuda.get_device_capability(device) >= _MIN_FP8)
 
 
 def tuning_folder(folder: Path, name: str = "") -> Path | None:

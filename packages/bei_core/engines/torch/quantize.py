@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     )
     heads = {HEAD_PREFIX + name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
     tensors = checkpoint.tensors()
-    model = load_model(facts, StoredTensors(tensors, device, heads), dtype, device)
+    everything = ChainMap(heads, StoredTensors(tensors, device))  # type: ignore[arg-type]  # it is only read
+    model = load_model(facts, everything, dtype, device)
     reference = _rows(TorchEngine(model, spec, dtype), held_out)
     entries = _entries(tensors, _scales(model, facts.quantized, calibration))
     del model

@@ -19,7 +19,7 @@ from bei_core.checkpoint import Tensors
 
 Array = npt.NDArray[Any]
 
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1, "U8": 1}
+_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 # The name of each dtype in a safetensors file, by its name in config.json.
 _NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
