@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.engines.tensorrt_llm.kernels import TensorRtLlmKernels
 from bei_core.engines.tensorrt_llm.packing import unpack_ids
-from bei_core.engines.torch.folder import Facts, class_names
+from bei_core.engines.torch.folder import Facts, class_name
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import Sequences
 
@@ -72,7 +72,6 @@ class PackedModel(nn.Module):
         return self.model.rows(sequences)
 
 
-def register() -> None:
-    """Registers PackedModel with TensorRT-LLM, under every class name that `class_name` may write to config.json."""
-    for name in class_names():
-        upstream("register_auto_model")(name)(PackedModel)
+def register(facts: Facts) -> None:
+    """Registers PackedModel with TensorRT-LLM, under the class name that config.json has for the model."""
+    upstream("register_auto_model")(class_name(facts))(PackedModel)

@@ -117,7 +117,7 @@ def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> Te
     check_gpu(manifest.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from bei_core.engines.tensorrt_llm.classes import register
 
-    register()
+    register(read_facts(folder))
     return TensorRtLlmEngine(folder, spec, manifest.precision, DTYPES[manifest.precision])
 
 

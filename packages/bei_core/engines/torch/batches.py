@@ -54,9 +54,9 @@ class Parts:
         A part that does not fit the memory is divided and run again. Raises the errors of `function`,
         torch.OutOfMemoryError if a single text does not fit the memory, and DeviceLostError.
         """
-        ranges = list(split(batch, max_items=self.max_items, max_tokens=self.max_tokens))
-        if len(ranges) > 1:
-            return [result for start, stop in ranges for result in self.run(function, part(batch, start, stop))]
+        parts = list(split(batch, max_items=self.max_items, max_tokens=self.max_tokens))
+        if len(parts) > 1:
+            return [result for each in parts for result in self.run(function, each)]
         try:
             return [function(batch)]
         except RuntimeError as error:
@@ -111,14 +111,11 @@ def even_parts(batch: Batch, count: int) -> list[Batch]:
     return [part(batch, start, stop) for start, stop in itertools.pairwise(edges)]
 
 
-def split(batch: Batch, *, max_items: int, max_tokens: int) -> Iterator[tuple[int, int]]:
-    """Yields ranges (start, stop) of sequences, each within both limits.
-
-    A sequence with more than `max_tokens` tokens has a range of its own.
-    """
+def split(batch: Batch, *, max_items: int, max_tokens: int) -> Iterator[Batch]:
+    """Yields parts of the batch within both limits, in order; a text of more than `max_tokens` tokens is a part."""
     start = 0
     for stop in range(1, len(batch) + 1):
         is_full = stop - start == max_items or stop == len(batch)
         if is_full or batch.cu_seqlens[stop + 1] - batch.cu_seqlens[start] > max_tokens:
-            yield start, stop
+            yield part(batch, start, stop)
             start = stop

@@ -25,7 +25,7 @@ from bei_core.engines.torch.batches import PackedEngine, Parts, check_device, ev
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
-from bei_core.engines.torch.parallel import Compute, Workers
+from bei_core.engines.torch.parallel import Workers
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -183,21 +183,15 @@ def load(
 
 
 def _divided(folder: Path, spec: ModelSpec, precision: str, devices: list[torch.device]) -> TorchEngine:
-    share = partial(load_share, folder, precision)
-    workers = Workers(share, devices)
+    load_share = partial(load_folder, folder, precision)
+    workers = Workers(load_share, devices)
     try:
-        model = load_folder(folder, precision, devices[0], workers.rank)
+        model = load_share(devices[0], workers.rank)
         workers.await_loaded()
         return TorchEngine(model, spec, precision, workers)
     except BaseException:
         workers.close()
         raise
-
-
-def load_share(folder: Path, precision: str, rank: Any, device: torch.device) -> Compute:
-    """Loads the share of one rank onto a device; returns the function that computes this share of a batch."""
-    compute: Compute = load_folder(folder, precision, device, rank).compute
-    return compute
 
 
 def _choose(devices: Sequence[int], tensor_parallel: int) -> list[torch.device]:

@@ -135,12 +135,6 @@ def class_name(facts: Facts) -> str:
     return f"Bei{name}{'Embedding' if facts.spec.classifier is None else 'ForSequenceClassification'}"
 
 
-def class_names() -> Iterator[str]:
-    """Yields every name that `class_name` can return."""
-    for name in (name for name, family in FAMILIES.items() if has_page(family)):
-        yield from (f"Bei{name}Embedding", f"Bei{name}ForSequenceClassification")
-
-
 def write_folder(
     folder: Path,
     checkpoint: Checkpoint,

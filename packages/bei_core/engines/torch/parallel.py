@@ -23,14 +23,13 @@ import torch.distributed
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch.batches import DeviceLostError, check_device
 from bei_core.engines.torch.kernels.base import Rank
+from bei_core.engines.torch.models.model import Model
 from bei_core.errors import EngineUnavailableError
 
 log = logging.getLogger(__name__)
 
-# Computes a batch; the second argument is `with_tokens`, see `Model.compute`.
-Compute = Callable[[Batch, bool], object]
-# Loads the share of a rank onto a device, and returns the function that computes a batch with it.
-Load = Callable[[Rank, torch.device], Compute]
+# Loads the share of a rank onto a device.
+Load = Callable[[torch.device, Rank], Model]
 
 _STOP_S = 10.0  # how long to wait for a process to end, before it is killed
 # How long a process waits for the others, to join and to add up results. Then it ends, because one of them has failed.
@@ -147,11 +146,11 @@ def work(load: Load, rank: Rank, device: torch.device, store: str, pipe: Connect
     pipe.send("")
     join(rank, device, store)
     try:
-        compute = load(rank, device)
+        model = load(device, rank)
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}")
         return
     pipe.send("")
     with suppress(EOFError, ConnectionError):
         while True:
-            compute(*pipe.recv())
+            model.compute(*pipe.recv())

@@ -27,7 +27,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import Calibration, Samples, encode, with_progress
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Comparison, Quality
-from bei_core.engines.torch.batches import part, split
+from bei_core.engines.torch.batches import split
 from bei_core.engines.torch.engine import TorchEngine
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts, head_tensors, write_folder
 from bei_core.engines.torch.kernels.torch import Linear, TorchKernels, to_fp8
@@ -102,7 +102,7 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
 
 def _batches(texts: Sequence[Any], facts: Facts, tokenizer: Path, max_seq_length: int) -> list[Batch]:
     batch = Batch.pack(encode(texts, facts.spec, tokenizer, max_seq_length))
-    return [part(batch, *both) for both in split(batch, max_items=len(batch), max_tokens=_BATCH_TOKENS)]
+    return list(split(batch, max_items=len(batch), max_tokens=_BATCH_TOKENS))
 
 
 def _rows(engine: TorchEngine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels, Rank, fits_fp8
-from bei_core.engines.torch.kernels.operator import LAYERS, attention
-from bei_core.engines.torch.kernels.varlen import ScoreBias, is_flash
+from bei_core.engines.torch.kernels.varlen import LAYERS, ScoreBias, attention, is_flash
 from bei_core.engines.torch.models.layers import Layer, Rope, Weights, empty, fill
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
