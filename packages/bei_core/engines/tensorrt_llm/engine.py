@@ -55,7 +55,8 @@ class TensorRtLlmEngine(PackedEngine):
         self._parts = Parts(self._max_num_tokens, MAX_BATCH_SIZE)
         facts = read_facts(folder)
         check_model(facts, dtype)
-        with _autotuner_cache(folder, self._limits(spec)):
+        limits = {"batch": MAX_BATCH_SIZE, "tokens": self._max_num_tokens, "length": spec.max_seq_len}
+        with _autotuner_cache(folder, limits):
             try:
                 self._llm = upstream("LLM")(
                     model=str(folder),
@@ -102,9 +103,6 @@ class TensorRtLlmEngine(PackedEngine):
         texts = [ids[start:stop] for start, stop in itertools.pairwise(cu_seqlens)]
         rows: Array = self._llm.encode(texts, return_raw_logits=True).float().numpy()
         return rows
-
-    def _limits(self, spec: ModelSpec) -> dict[str, int]:
-        return {"batch": MAX_BATCH_SIZE, "tokens": self._max_num_tokens, "length": spec.max_seq_len}
 
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TensorRtLlmEngine:

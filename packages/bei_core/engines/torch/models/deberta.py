@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
 from bei_core.engines.torch.models.heads import activation
-from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, TransformerLayer, Weights, empty, fill
+from bei_core.engines.torch.models.layers import (
+    Embedding,
+    LayerNorm,
+    Mlp,
+    StoredLayer,
+    TransformerLayer,
+    Weights,
+    empty,
+)
 from bei_core.engines.torch.models.relative import DisentangledBias, reach
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.deberta import DebertaSizes
@@ -51,7 +59,8 @@ class Transformer(nn.Module):
         for number, layer in enumerate(self.layers):
             layer.load(weights, f"encoder.layer.{number}.", positions)
         if self.conv is not None:
-            self.conv.load(weights)
+            self.conv.load(weights, "encoder.conv.conv")
+            self.conv.norm.load(weights, "encoder.conv.LayerNorm")
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H]."""
@@ -89,7 +98,7 @@ class _Layer(TransformerLayer):
         self.mlp_norm.load(weights, prefix + "output.LayerNorm")
 
 
-class _Convolution(nn.Module):
+class _Convolution(StoredLayer):
     """Adds a convolution over the tokens of each sequence (`ConvLayer` in transformers)."""
 
     def __init__(self, sizes: DebertaSizes, dtype: torch.dtype) -> None:
@@ -98,12 +107,6 @@ class _Convolution(nn.Module):
         self.weight = empty(sizes.hidden, sizes.hidden, sizes.kernel_size, dtype=dtype)
         self.bias = empty(sizes.hidden, dtype=dtype)
         self.norm = LayerNorm(sizes.hidden, sizes.eps, dtype)
-
-    def load(self, weights: Weights) -> None:
-        """Loads the convolution and its norm."""
-        for part, parameter in (("weight", self.weight), ("bias", self.bias)):
-            fill(parameter, weights.layer("encoder.conv.conv"), part, "encoder.conv.conv")
-        self.norm.load(weights, "encoder.conv.LayerNorm")
 
     def forward(self, x: Tensor, hidden: Tensor, sequences: Sequences) -> Tensor:
         """Returns [T, H]; `x` and `hidden` [T, H] are the input and the output of the first layer."""

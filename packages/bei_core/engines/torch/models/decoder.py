@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
@@ -24,12 +28,40 @@ class Transformer(nn.Module):
             layer_type: Rope(sizes.config, sizes.head_size, facts.spec.max_seq_len, layer_type)
             for layer_type in dict.fromkeys(sizes.layer_types)
         }
+        offset = 1.0 if self.switches.gemma else 0.0
+        make_norm = partial(RmsNorm, sizes.hidden, sizes.eps, kernels.dtype, offset=offset)
+        bias = bool(sizes.config.get("mlp_bias"))
         self.layers = nn.ModuleList(
-            _Layer(facts, self.switches, sizes, ropes[layer_type], kernels, number)
+            _Layer(
+                kernels.attention(self._attention_sizes(facts, layer_type), ropes[layer_type], number),
+                GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels, bias=bias),
+                make_norm,
+                is_gemma=self.switches.gemma,
+            )
             for number, layer_type in enumerate(sizes.layer_types)
         )
-        self.norm = _norm(self.switches, sizes, kernels)
+        self.norm = make_norm()
         self.projection: F32Layers | None = None
+
+    def _attention_sizes(self, facts: Facts, layer_type: str) -> AttentionSizes:
+        """Returns the sizes of the attention of a layer, without a window if it would cover the longest sequence."""
+        switches, sizes = self.switches, self.sizes
+        window, bias = sizes.window(switches, layer_type), bool(sizes.config.get("attention_bias"))
+        return AttentionSizes(
+            hidden=sizes.hidden,
+            num_heads=sizes.num_heads,
+            num_kv_heads=sizes.num_kv_heads,
+            head_size=sizes.head_size,
+            scale=sizes.scale,
+            max_len=facts.spec.max_seq_len,
+            bias=bias or switches.qkv_bias,
+            out_bias=bias,
+            causal=facts.mask == "causal",
+            eps=sizes.eps if switches.qk_norm else None,
+            offset=1.0 if switches.gemma else 0.0,
+            window=None if window is None or window >= facts.spec.max_seq_len else window,
+            soft_cap=sizes.soft_cap,
+        )
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
@@ -53,24 +85,9 @@ class Transformer(nn.Module):
 
 
 class _Layer(TransformerLayer):
-    def __init__(
-        self,
-        facts: Facts,
-        switches: DecoderSwitches,
-        sizes: DecoderSizes,
-        rope: Rope,
-        kernels: Kernels,
-        number: int,
-    ) -> None:
-        attention = _attention_sizes(facts, switches, sizes, sizes.layer_types[number])
-        bias = bool(sizes.config.get("mlp_bias"))
-        super().__init__(
-            kernels.attention(attention, rope, number),
-            GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels, bias=bias),
-            lambda: _norm(switches, sizes, kernels),
-            is_pre_norm=True,
-        )
-        self.out_norms = nn.ModuleList(self.make_norm() for _ in range(2 if switches.gemma else 0))
+    def __init__(self, attention: Any, mlp: nn.Module, make_norm: Callable[[], nn.Module], *, is_gemma: bool) -> None:
+        super().__init__(attention, mlp, make_norm, is_pre_norm=True)
+        self.out_norms = nn.ModuleList(make_norm() for _ in range(2 if is_gemma else 0))
 
     def load(self, weights: Weights, prefix: str) -> None:
         """Loads the layer. In Gemma, the norm that other families have before the MLP is after attention."""
@@ -88,27 +105,3 @@ class _Layer(TransformerLayer):
             return super().forward(x, sequences)
         x = x + self.out_norms[0](self.attention(self.attention_norm(x), sequences))
         return x + self.out_norms[1](self.mlp(self.mlp_norm(x)))
-
-
-def _norm(switches: DecoderSwitches, sizes: DecoderSizes, kernels: Kernels) -> RmsNorm:
-    return RmsNorm(sizes.hidden, sizes.eps, kernels.dtype, offset=1.0 if switches.gemma else 0.0)
-
-
-def _attention_sizes(facts: Facts, switches: DecoderSwitches, sizes: DecoderSizes, layer_type: str) -> AttentionSizes:
-    """Returns the sizes of the attention of a layer, without a window if it would cover the longest sequence."""
-    window, bias = sizes.window(switches, layer_type), bool(sizes.config.get("attention_bias"))
-    return AttentionSizes(
-        hidden=sizes.hidden,
-        num_heads=sizes.num_heads,
-        num_kv_heads=sizes.num_kv_heads,
-        head_size=sizes.head_size,
-        scale=sizes.scale,
-        max_len=facts.spec.max_seq_len,
-        bias=bias or switches.qkv_bias,
-        out_bias=bias,
-        causal=facts.mask == "causal",
-        eps=sizes.eps if switches.qk_norm else None,
-        offset=1.0 if switches.gemma else 0.0,
-        window=None if window is None or window >= facts.spec.max_seq_len else window,
-        soft_cap=sizes.soft_cap,
-    )

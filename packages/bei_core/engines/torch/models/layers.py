@@ -84,23 +84,29 @@ def fill(parameter: Any, tensors: Mapping[str, Tensor], part: str, where: str) -
     parameter.data.copy_(tensors[part][...])
 
 
-class Embedding(nn.Module):
+class StoredLayer(nn.Module):
+    """A module whose own parameters are the tensors of one layer of a checkpoint."""
+
+    def load(self, weights: Weights, name: str) -> None:
+        """Loads the layer `name`. Raises CheckpointError for a tensor that is missing or has the wrong shape."""
+        layer = weights.layer(name)
+        for part, parameter in self.named_parameters(recurse=False):
+            fill(parameter, layer, part, name)
+
+
+class Embedding(StoredLayer):
     """A lookup table of vectors."""
 
     def __init__(self, num_rows: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = empty(num_rows, width, dtype=dtype)
 
-    def load(self, weights: Weights, name: str) -> None:
-        """Loads the table."""
-        fill(self.weight, weights.layer(name), "weight", name)
-
     def forward(self, ids: Tensor) -> Tensor:
         """Returns [T, H] for ids i32[T]."""
         return F.embedding(ids, self.weight)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(StoredLayer):
     """LayerNorm (Ba et al. 2016)."""
 
     def __init__(self, width: int, eps: float, dtype: torch.dtype, *, bias: bool = True) -> None:
@@ -109,18 +115,12 @@ class LayerNorm(nn.Module):
         self.weight = empty(width, dtype=dtype)
         self.bias = empty(width, dtype=dtype) if bias else None
 
-    def load(self, weights: Weights, name: str) -> None:
-        """Loads weight and bias."""
-        fill(self.weight, weights.layer(name), "weight", name)
-        if self.bias is not None:
-            fill(self.bias, weights.layer(name), "bias", name)
-
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] of [..., H]."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-class RmsNorm(nn.Module):
+class RmsNorm(StoredLayer):
     """RMSNorm (Zhang and Sennrich 2019).
 
     Gemma scales by 1 + weight (`offset` 1). It then computes in f32, because bf16 is too coarse for this sum.
@@ -133,7 +133,7 @@ class RmsNorm(nn.Module):
 
     def load(self, weights: Weights, name: str) -> None:
         """Loads the weight."""
-        fill(self.weight, weights.layer(name), "weight", name)
+        super().load(weights, name)
         self.weight.data += self.offset
 
     def forward(self, x: Tensor) -> Tensor:
