@@ -13,6 +13,7 @@ from typing import Any
 from bei_core.errors import EngineUnavailableError
 
 VERSION = "1.4.0rc1"
+_INSTALL = f"pip install tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com"
 
 # For each name, the modules in which to look for it: first the module of version 1.4, then that of version 1.3.
 _MODULES: dict[str, tuple[str, ...]] = {
@@ -41,8 +42,7 @@ def upstream(name: str) -> Any:
         except (ModuleNotFoundError, AttributeError):
             continue
     raise EngineUnavailableError(
-        f"tensorrt_llm has no {name} in {' or '.join(_MODULES[name])}; the engine is written for {VERSION}: "
-        f"pip install tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com"
+        f"tensorrt_llm has no {name} in {' or '.join(_MODULES[name])}; the engine is written for {VERSION}: {_INSTALL}"
     )
 
 
@@ -57,7 +57,6 @@ def check_version() -> None:
         raise EngineUnavailableError(f"tensorrt_llm cannot be imported here: {fault}") from fault
     if found != VERSION:
         raise EngineUnavailableError(
-            f"tensorrt_llm {found} is installed and the engine is written for {VERSION}: "
-            f"pip install tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com, or use the image of "
-            "docs/gpu.md"
+            f"tensorrt_llm {found} is installed and the engine is written for {VERSION}: {_INSTALL}, or use the image "
+            "of docs/gpu.md"
         )
