@@ -173,9 +173,10 @@ def pack_rows(
 
 
 def _round_up_count(num_sequences: int) -> int:
-    """1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, ...: OpenVINO needs some milliseconds and 0.6 MB for each new B of a grid.
+    """1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, ...
 
-    A dummy sequence is the first token of the first row; its output row is dropped.
+    OpenVINO needs some milliseconds, and keeps 0.6 MB of memory, for each new B with the same R and L. A dummy sequence
+    is the first token of the first row; its output row is dropped.
     """
     power_of_two = 1 << (num_sequences - 1).bit_length()
     step = power_of_two if power_of_two <= 8 else max(8, power_of_two // 4)
