@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 # Engines that pad have packed rows of at least 64 tokens (engines/openvino/packing.py). Attention costs less in short
 # rows, but fewer texts fit together. With 80, less than 3% is padding for parts of 512 rows and more.
@@ -15,14 +15,16 @@ def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
 
     A batch with several packed rows has at most `budget` tokens, padding included. The longest texts come first, so
     that memory does not grow later. The same lengths give the same batches, so that a part that is computed again has
-    the same bits.
+    the same bits. Batches of the same kind of rows differ by at most one row, because the engine keeps memory for each
+    new shape of a batch.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index])):
         rows = _best_fit(list(indices), lengths, row_tokens)
-        size = max(1, budget // row_tokens)
-        for start in range(0, len(rows), size):
-            yield [index for row in rows[start : start + size] for index in row]
+        num_batches = -(-len(rows) // max(1, budget // row_tokens))
+        ends = [len(rows) * number // num_batches for number in range(num_batches + 1)]
+        for start, end in pairwise(ends):
+            yield [index for row in rows[start:end] for index in row]
 
 
 def _row_tokens(length: int) -> int:

@@ -17,6 +17,8 @@ _READ_BYTES = 1 << 20  # of a compressed column: by default, all groups of rows 
 # Types of columns that pyarrow can read but not select rows of, and those that they are copied as. Polars writes them.
 _COPIED_AS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
 
+_TEXT_TYPES = {"string", "large_string", "string_view", "null"}
+
 
 class _Columns(DataFile):
     """A file that stores columns in groups of rows. Reading its parts in order reads each group once."""
@@ -47,6 +49,12 @@ class _Columns(DataFile):
         """See `DataFile.schema`."""
         fields = [self.file_schema().field(column).remove_metadata() for column in columns]
         return pa.schema([each.with_type(_COPIED_AS.get(str(each.type), each.type)) for each in fields])
+
+    def type_instead_of_text(self, column: str) -> str | None:
+        """See `DataFile.type_instead_of_text`."""
+        kind = self.file_schema().field(column).type
+        values = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return None if str(values) in _TEXT_TYPES else str(kind)
 
     def splits(self, rows: int) -> Iterator[Split]:
         """See `DataFile.splits`."""

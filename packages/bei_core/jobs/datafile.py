@@ -54,6 +54,10 @@ class DataFile:
         """Returns the types of some of the columns; text, unless the format has types."""
         return pa.schema([(column, pa.string()) for column in columns])
 
+    def type_instead_of_text(self, column: str) -> str | None:
+        """Returns the type of a column that cannot have texts; None if it can. Types are known or sampled."""
+        return None
+
     def splits(self, rows: int) -> Iterator[Split]:
         """Yields the splits of the file in order, each of `rows` rows except the last."""
         raise NotImplementedError

@@ -72,13 +72,17 @@ class Reader:
             self._open.__exit__(None, None, None)
         self._open, self._file, self._path = None, None, ""
 
+    def exists(self) -> bool:
+        """Whether the location is a file or a folder that exists, or a glob."""
+        return any(mark in self._root for mark in "*?[") or self._files.exists(self._root)
+
     def list(self) -> dict[str, Mapping[str, Any]]:
         """Returns the files of known formats at the location (a file, a folder or a glob): versions by path."""
         files, path = self._files, self._root
-        if any(mark in path for mark in "*?["):
-            found = files.glob(path, detail=True)
-        elif files.isfile(path):
+        if files.isfile(path):  # also if its name has brackets
             found = {path: files.info(path)}
+        elif any(mark in path for mark in "*?["):
+            found = files.glob(path, detail=True)
         else:
             found = files.find(path, detail=True)
         return {name: _version(info) for name, info in sorted(found.items()) if format_of(name)}
@@ -91,6 +95,8 @@ def open_input(location: str, options: JobOptions) -> Input:
     """
     reader = Reader(location)
     files = reader.list()
+    if not files and not reader.exists():
+        raise ConfigError(f"{redact(location)} does not exist")
     if not files:
         raise ConfigError(f"{redact(location)} has no file of a known format; known are {known_formats()}")
     splits, schema = list[tuple[str, Split]](), pa.schema([])
@@ -109,13 +115,19 @@ def open_input(location: str, options: JobOptions) -> Input:
 
 
 def _planned(file: DataFile, options: JobOptions) -> tuple[pa.Schema, list[Split]]:
-    """Returns the types of the columns to copy, and the splits. Raises ConfigError if a column is missing or twice."""
+    """Returns the types of the columns to copy, and the splits.
+
+    Raises ConfigError if a column is missing or twice, or a column of texts has none.
+    """
     names = file.columns()
     for column in (*options.text_columns, *options.keep):
         if column not in names:
             raise ConfigError(f"{file.name} has no column {column!r}; it has {', '.join(names) or 'none'}")
         if names.count(column) > 1:
             raise ConfigError(f"{file.name} has {names.count(column)} columns {column!r}; rename all but one")
+    for column in options.text_columns:
+        if kind := file.type_instead_of_text(column):
+            raise ConfigError(f"{file.name}: the column {column!r} has no texts, but values of type {kind}")
     return file.schema(options.keep), list(file.splits(options.rows_per_part))
 
 

@@ -29,9 +29,15 @@ class Lines(DataFile):
     """A file of lines, plain or compressed."""
 
     def header_bytes(self) -> int:
-        """Returns the index of the byte at which the first row begins: after a byte order mark, if there is one."""
+        """Returns the index of the byte at which the first row begins: after a byte order mark, if there is one.
+
+        Raises ConfigError if it is the mark of UTF-16.
+        """
         self.file.seek(0)
-        return len(codecs.BOM_UTF8) if self.file.read(len(codecs.BOM_UTF8)) == codecs.BOM_UTF8 else 0
+        begin = self.file.read(len(codecs.BOM_UTF8))
+        if begin.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"{self.name} is in UTF-16; convert it to UTF-8")
+        return len(codecs.BOM_UTF8) if begin == codecs.BOM_UTF8 else 0
 
     def splits(self, rows: int) -> Iterator[Split]:
         """See `DataFile.splits`. Reads the whole file once."""
@@ -121,7 +127,12 @@ class JsonLinesFile(Lines):
         super().__init__(name, file)
         file.seek(self.header_bytes())
         lines = (file.readline(_MAX_ROW_BYTES) for _ in range(_SAMPLE_ROWS))
-        records = map(_json_object, takewhile(bool, lines))
+        first, records = b"", list[Mapping[str, object] | str]()
+        for line in takewhile(bool, lines):
+            first = first or line.strip()
+            records.append(_json_object(line))
+        if first.startswith(b"[") and (first[-1:] != b"]" or len(records) == 1):
+            raise ConfigError(f"{name} is a JSON array; write one object a line (jq -c '.[]')")
         self._sample = [record for record in records if not isinstance(record, str)]
 
     def columns(self) -> Sequence[str]:
@@ -139,6 +150,11 @@ class JsonLinesFile(Lines):
             raise ConfigError(
                 f"{self.name}: columns {', '.join(columns)} have values of several types or numbers of over 64 bits"
             ) from error
+
+    def type_instead_of_text(self, column: str) -> str | None:
+        """See `DataFile.type_instead_of_text`."""
+        kinds = {type(record.get(column)) for record in self._sample} - {type(None)}
+        return None if str in kinds or not kinds else " and ".join(sorted(kind.__name__ for kind in kinds))
 
     def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
         """See `Lines.records`."""
@@ -165,7 +181,9 @@ class CsvFile(Lines):
         csv.field_size_limit(_MAX_ROW_BYTES)
         file.seek(super().header_bytes())
         header = next(self._parsed(iter(file.readline, b"")), [])
-        self._names = [] if isinstance(header, str) else header
+        if isinstance(header, str):
+            raise ConfigError(f"{name}: the header is {header}")
+        self._names = header
 
     def header_bytes(self) -> int:
         """See `Lines.header_bytes`."""
@@ -203,7 +221,9 @@ class CsvFile(Lines):
 
     def _parsed(self, lines: Iterable[bytes]) -> Iterator[list[str] | str]:
         """Yields the values of each row, or the reason why it is not CSV (a str)."""
-        rows = csv.reader((line.decode("utf-8", "surrogateescape") for line in lines), delimiter=self.delimiter)
+        rows = csv.reader(
+            (line.decode("utf-8", "surrogateescape") for line in lines), delimiter=self.delimiter, strict=True
+        )
         while True:
             try:
                 yield next(rows)

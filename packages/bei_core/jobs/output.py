@@ -117,7 +117,9 @@ class Output:
                 raise ConfigError(f"{redact(self.folder.location)} has parts and no {JOB}; give an empty folder")
             self.folder.publish(JOB, _json(job))
             return
-        before = msgspec.json.decode(found)
+        before = _decoded(found)
+        if before is None:
+            raise ConfigError(f"{JOB} in {redact(self.folder.location)} is damaged; give another folder, or delete it")
         for name, value in msgspec.json.decode(_json(job)).items():
             if before.get(name) != value:
                 was, now = (_short(each) for each in _difference(before.get(name), value))
@@ -180,6 +182,14 @@ def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
 
 def _json(value: object) -> bytes:
     return msgspec.json.format(msgspec.json.encode(value, order="sorted"), indent=1) + b"\n"
+
+
+def _decoded(content: bytes) -> dict[str, Any] | None:
+    """Returns the object in JSON; None if there is none."""
+    try:
+        return msgspec.json.decode(content, type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _difference(before: Any, now: Any) -> tuple[Any, Any]:  # noqa: ANN401 - JSON

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
+from bei_core.errors import ConfigError
 from bei_core.jobs.inputs import Input, Part, open_input
 from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions
@@ -16,6 +17,7 @@ from bei_core.jobs.output import Folder, missing_parts, read_columns, write_mani
 from bei_core.jobs.report import Progress, Report
 from bei_core.jobs.sinks import check_client, commit, target_of
 from bei_core.jobs.sinks.base import VECTOR
+from bei_core.storage.backends import is_store, redact
 
 
 def embed(
@@ -38,6 +40,7 @@ def embed(
     if not isinstance(settings, Settings):
         settings = Settings.load(settings or {}, os.environ)
     options, folder = options or JobOptions(), Folder(str(output))
+    _check_apart(str(source), str(output))
     target = None if options.sink is None else target_of(options.sink)
     if target is not None:
         check_client(target)  # before an engine is built
@@ -57,6 +60,13 @@ def embed(
             commit(target, (read_columns(folder, part, [VECTOR]) for part in data.parts))
         write_manifest(folder, data.parts)
     return progress.report
+
+
+def _check_apart(source: str, output: str) -> None:
+    """Raises ConfigError if the output is in the input folder: a job that is resumed would read its own parts."""
+    outer, inner = (PurePosixPath(each if is_store(each) else Path(each).resolve()) for each in (source, output))
+    if inner.is_relative_to(outer):
+        raise ConfigError(f"the output {redact(output)} is in the input {redact(source)}; give a folder outside it")
 
 
 def _compute_here(

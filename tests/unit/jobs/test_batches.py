@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bei_core.bench.workload import texts
 from bei_core.engines.batch import Batch
-from bei_core.engines.openvino.packing import pack_rows
+from bei_core.engines.openvino.packing import PackedRows, pack_rows
 from bei_core.jobs.batches import plan_batches
 from bei_core.tasks import Tokens
 
@@ -35,13 +35,26 @@ def test_the_longest_text_is_in_the_first_batch(lengths: list[int]) -> None:
 @pytest.mark.parametrize("num_texts", [512, 1024, 4096])
 @pytest.mark.parametrize("workload", ["tiny", "short", "mixed", "long"])
 def test_less_than_3_percent_of_the_tokens_are_padding(workload: str, num_texts: int) -> None:
-    lengths = [2 + len(text.split()) * 4 // 3 for text in texts(workload, num_texts, 0)]  # about what a tokenizer gives
-    shares = [(padding(lengths, batch), batch) for batch in plan_batches(lengths, 1024)]
-    padded = sum(sum(lengths[index] for index in batch) / (1 - share) for share, batch in shares)
-    assert 1 - sum(lengths) / padded < 0.03
+    lengths = lengths_of(workload, num_texts)
+    assert 1 - sum(lengths) / sum(rows.input_ids.size for rows in packed(lengths)) < 0.03
 
 
-def padding(lengths: Sequence[int], batch: Sequence[int]) -> float:
-    """The share of padding as the CPU engine packs the batch."""
-    zeros = [np.zeros(lengths[index], np.int32) for index in batch]
-    return pack_rows(Batch.pack([Tokens(ids, ids) for ids in zeros])).padding_share
+def test_the_engine_meets_few_shapes_and_most_of_them_early() -> None:
+    lengths, seen, counts = lengths_of("short", 40 * 1024), set[object](), list[int]()
+    for first in range(0, len(lengths), 1024):
+        seen.update((rows.input_ids.shape, len(rows.starts)) for rows in packed(lengths[first : first + 1024]))
+        counts.append(len(seen))
+    assert counts[-1] <= 20
+    assert counts[-1] - counts[1] <= 8  # each takes about 0.6 MB in the engine
+
+
+def lengths_of(workload: str, num_texts: int) -> list[int]:
+    """The numbers of tokens of texts, about as a tokenizer gives them."""
+    return [2 + len(text.split()) * 4 // 3 for text in texts(workload, num_texts, 0)]
+
+
+def packed(lengths: Sequence[int]) -> Iterator[PackedRows]:
+    """The batches of a part as the CPU engine packs them."""
+    for batch in plan_batches(lengths, 1024):
+        zeros = [np.zeros(lengths[index], np.int32) for index in batch]
+        yield pack_rows(Batch.pack([Tokens(ids, ids) for ids in zeros]))

@@ -159,6 +159,28 @@ def test_the_folder_of_another_job_is_refused(
         run(source, tmp_path / "out", **changed)
 
 
+@pytest.mark.parametrize("content", [b"{not", b"[1]", b"\xff"])
+def test_a_damaged_description_of_a_job_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, content: bytes
+) -> None:
+    opens(monkeypatch)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "_job.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"_job\.json in .*out is damaged; give another folder, or delete it"):
+        run(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize("output", ["in", "in/out", "in/../in/out"])
+def test_an_output_in_the_input_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
+    opens(monkeypatch)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text('{"text": "the"}\n')
+    with pytest.raises(ConfigError, match=r"is in the input .*; give a folder outside it"):
+        run(tmp_path / "in", tmp_path / output)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
+    run(tmp_path / "in", tmp_path / "in2")
+
+
 def test_input_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
     opens(monkeypatch)
     run(source, tmp_path / "out")

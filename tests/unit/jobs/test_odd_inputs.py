@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,10 +133,62 @@ def test_bytes_that_are_no_text_are_errors_of_their_rows(tmp_path: Path) -> None
     assert rows.errors == {1: "not UTF-8: invalid start byte at byte 0 of the text"}
 
 
-def test_a_column_of_times_is_no_column_of_texts(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"text": pa.array([1, 2], pa.timestamp("ns"))}), tmp_path / "a.parquet")
-    _, (rows,) = opened(tmp_path / "a.parquet")
-    assert rows.errors == {0: "not a text but a value of type timestamp[ns]", 1: rows.errors[0]}
+@pytest.mark.parametrize("kind", [pa.timestamp("ns"), pa.int64(), pa.list_(pa.string()), pa.binary()], ids=str)
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_column_of_another_type_is_refused(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+    table = pa.table({"text": pa.array([None, None], kind)})
+    pq.write_table(table, tmp_path / name) if name == "a.parquet" else stream(tmp_path / name, table)
+    said = f"the column 'text' has no texts, but values of type {kind}".partition("<")[0]
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        open_input(str(tmp_path / name), JobOptions())
+
+
+def test_a_column_of_json_without_a_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": 1}\n{"text": null}\n{"text": [2]}\n')
+    with pytest.raises(ConfigError, match="the column 'text' has no texts, but values of type int and list"):
+        open_input(str(tmp_path / "a.jsonl"), JobOptions())
+    (tmp_path / "b.jsonl").write_text('{"text": 1}\n{"text": "two"}\n')
+    assert texts(opened(tmp_path / "b.jsonl")[1]) == [1, "two"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.csv", "a.txt", "a.jsonl"])
+def test_utf16_is_refused(tmp_path: Path, name: str, encoding: str) -> None:
+    text = "text\none\n" if encoding == "utf-16" else "\ufefftext\none\n"
+    (tmp_path / name).write_text(text, encoding=encoding)
+    with pytest.raises(ConfigError, match=rf"{name} is in UTF-16; convert it to UTF-8"):
+        open_input(str(tmp_path / name), JobOptions())
+
+
+@pytest.mark.parametrize("content", ['[\n {"text": "one"},\n {"text": "two"}\n]', '[{"text": "one"}]', "[\n"])
+def test_a_json_array_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"a\.json is a JSON array; write one object a line"):
+        open_input(str(tmp_path / "a.json"), JobOptions())
+
+
+def test_a_quotation_mark_that_is_not_closed_does_not_join_rows_silently(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('text,id\none,1\n"two,2\nthree,3\n')
+    _, (rows,) = opened(tmp_path / "a.csv")
+    assert rows.errors == {1: "not CSV: unexpected end of data"}
+    assert rows.texts[0][0] == "one"
+
+
+def test_a_header_that_is_not_csv_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"text,id\rone,1\r")
+    with pytest.raises(ConfigError, match=r"a\.csv: the header is not CSV: "):
+        open_input(str(tmp_path / "a.csv"), JobOptions())
+
+
+def test_a_file_whose_name_looks_like_a_glob(tmp_path: Path) -> None:
+    (tmp_path / "a[1].txt").write_text("one\n")
+    assert texts(opened(tmp_path / "a[1].txt")[1]) == ["one"]
+
+
+def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
+    for name, error in (("a.jsonl", "a.jsonl does not exist"), ("*.jsonl", "no file of a known format")):
+        with pytest.raises(ConfigError, match=error):
+            open_input(str(tmp_path / name), JobOptions())
 
 
 def test_a_file_without_bytes_among_others_has_no_rows(tmp_path: Path) -> None:
