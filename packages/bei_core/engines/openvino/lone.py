@@ -98,7 +98,7 @@ def least_padding(seen: Sequence[int], count: int) -> tuple[int, ...]:
     lengths, counts = zip(*sorted(Counter(seen).items()), strict=True)
     up_to = [0, *accumulate(counts)]  # number of texts before each length
     # For each length: the tokens of all texts up to it, with padding, and the lengths that they are padded to.
-    best = [(length * up_to[i + 1], (length,)) for i, length in enumerate(lengths)]
+    best: list[tuple[int, tuple[int, ...]]] = [(length * up_to[i + 1], (length,)) for i, length in enumerate(lengths)]
     for _ in range(count - 1):
         best = [
             min(
