@@ -5,11 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import openvino
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
@@ -18,8 +21,7 @@ from bei_core.engines.openvino import lone as lone_graphs
 from bei_core.engines.openvino.compiled import Graphs
 from bei_core.engines.openvino.engine import compile_properties
 from bei_core.engines.openvino.graph import ROWS, TOKENS, build_graph
-from bei_core.engines.openvino.lone import LENGTHS as LENGTHS_OF_LONE_TEXTS
-from bei_core.engines.openvino.lone import with_lone_graphs
+from bei_core.engines.openvino.lone import least_padding, with_lone_graphs
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.e2e.environments import ROOT
@@ -70,14 +72,16 @@ def test_an_engine_that_gets_lone_texts_compiles_graphs_for_them(
     assert engine.padding_share() == 1 - 5 / 16  # one row of 16
     engine._preparing.join()  # type: ignore[attr-defined]
     np.testing.assert_allclose(engine.forward(batch), before, rtol=1e-5, atol=1e-5)
-    assert engine.padding_share() == 1 - 5 / 8
+    assert engine.padding_share() == 0  # it has a graph of its own length
+    engine.forward(Batch.pack([text_of(17, 100)]))
+    assert engine.padding_share() == 1 - 17 / 24  # the next length
     np.testing.assert_allclose(engine.forward_tokens(batch)[0], before, rtol=1e-5, atol=1e-5)
     engine.close()
 
 
 def test_long_texts_that_come_alone_compile_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 1)
-    monkeypatch.setattr(openvino_engine, "LENGTHS", (8,))
+    monkeypatch.setattr(openvino_engine, "MAX_LENGTH", 8)
     checkpoint = resolve(str(CASES[0].folder))
     engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
     engine.forward(Batch.pack([text_of(9, 100)]))
@@ -89,6 +93,7 @@ def test_long_texts_that_come_alone_compile_nothing(tmp_path: Path, monkeypatch:
 
 SIGNALLED = """
 import os, signal, sys
+from itertools import combinations
 from pathlib import Path
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
@@ -115,13 +120,33 @@ def test_a_signal_is_handled_after_another_thread_has_replaced_the_graphs(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("max_bytes", "max_seq_len", "lengths"),
-    [(1 << 40, 512, LENGTHS_OF_LONE_TEXTS), (1 << 40, 30, (8, 16, 24)), (0, 512, ())],
+    ("max_bytes", "max_seq_len", "seen", "lengths"),
+    [
+        (1 << 40, 30, [], (8, 16, 24)),
+        (1 << 40, 30, [9, 10, 10], (8, 9, 10, 16, 24)),
+        (1 << 40, 30, [30], (8, 16, 24, 30)),
+        (0, 512, [9], ()),
+        (1 << 40, 7, [5], ()),
+    ],
 )
 def test_graphs_for_lone_texts_are_within_the_model_and_the_memory(
-    max_bytes: int, max_seq_len: int, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    max_bytes: int, max_seq_len: int, seen: list[int], lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lone_graphs, "_MAX_BYTES", max_bytes)
     checkpoint = resolve(str(CASES[0].folder))
     graph = build_graph(read_spec(checkpoint), checkpoint)
-    assert lone_graphs.lengths_for(graph, max_seq_len, shared=True) == lengths
+    assert lone_graphs.lengths_for(graph, max_seq_len, seen, shared=True) == lengths
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=8), st.integers(1, 4))
+def test_no_other_lengths_need_less_padding(seen: list[int], count: int) -> None:
+    lengths = least_padding(seen, count)
+    assert len(lengths) <= count
+    sizes = sorted(set(seen))
+    others = [(*few, sizes[-1]) for size in range(count) for few in combinations(sizes[:-1], size)]
+    assert padded(seen, lengths) == min(padded(seen, other) for other in others)
+
+
+def padded(seen: Sequence[int], lengths: Sequence[int]) -> int:
+    """The tokens of texts that are each padded to the next of the lengths."""
+    return sum(min(length for length in lengths if length >= size) for size in seen)

@@ -18,7 +18,7 @@ from tests.golden.tolerance import BF16, F32, Tolerance, compare
 
 REFERENCE = load_minilm()
 TEXTS = list(REFERENCE.texts)
-LENGTHS = (16, 64, 128)  # of the graphs for lone texts: compiling those of all lengths takes seconds
+NUM_LENGTHS = 3  # of the graphs for lone texts: compiling those of all lengths takes seconds
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def service(dtype: str, minilm: Checkpoint, tmp_path_factory: pytest.TempPathFac
     cache_dir = tmp_path_factory.mktemp(f"minilm-{dtype}")
     flags = {"model_id": str(minilm.folder), "dtype": dtype, "cache_dir": str(cache_dir)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lone, "LENGTHS", LENGTHS)
+        patch.setattr(lone, "_NUM_LENGTHS", NUM_LENGTHS)
         service = Service.open(Settings.load(flags, {}))
         yield service
         service.close()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -34,11 +34,16 @@ Bytes: TypeAlias = npt.NDArray[np.uint8]
 Places: TypeAlias = npt.NDArray[np.int64]
 
 # INLINE_BODY_BYTES: a body of at most this size is decoded on the event loop, which takes at most 0.5 ms for any
-# content. MAX_JSON_PIECE_BYTES: the size of a piece of a larger body; decoding a piece takes at most 10 ms.
+# content. MAX_WHOLE_BYTES: a body of at most this size is decoded at once on a thread, which holds the GIL for at most
+# 10 ms. MAX_JSON_PIECE_BYTES: the size of a piece of a larger body; decoding a piece takes at most 3 ms. It is smaller,
+# because there are many pieces: the event loop needs the GIL several times for a request, and waits each time.
 INLINE_BODY_BYTES = 8192
-MAX_JSON_PIECE_BYTES = 131_072
+MAX_WHOLE_BYTES = 131_072
+MAX_JSON_PIECE_BYTES = 32_768
 
-_FREED_PER_PIECE = 8192  # items of a list
+_ITEMS_PER_PIECE = 8192  # of a list, in one call that holds the GIL: at most 1 ms
+
+_CONTAINERS = (list, tuple, dict, msgspec.Struct)
 
 _WINDOW = 262_144  # bytes scanned in one step, so that the arrays fit in the CPU cache
 
@@ -56,7 +61,7 @@ def decode_large(raw: bytes, schema: type[ValueT]) -> ValueT:
 
     Raises PayloadTooLargeError if the body has too many values, and the same errors as `schemas.common.decode`.
     """
-    if len(raw) <= MAX_JSON_PIECE_BYTES:
+    if len(raw) <= MAX_WHOLE_BYTES:
         return decode(raw, schema)
     value = _Json(raw).value()
     return value if schema is object else convert(value, schema)
@@ -64,13 +69,13 @@ def decode_large(raw: bytes, schema: type[ValueT]) -> ValueT:
 
 def memory_of(value: object) -> int:
     """Estimates the memory of a decoded body, in bytes."""
-    size = sys.getsizeof(value, 0)
-    if isinstance(value, list | tuple):
-        return size + sum(map(memory_of, value))
-    if isinstance(value, dict):
-        return size + sum(map(memory_of, value.values()))
-    if isinstance(value, msgspec.Struct):
-        return size + sum(memory_of(getattr(value, name)) for name in value.__struct_fields__)
+    size, held = sys.getsizeof(value), [value]
+    while held:
+        items = _items(held.pop())
+        for start in range(0, len(items), _ITEMS_PER_PIECE):
+            piece = items[start : start + _ITEMS_PER_PIECE]
+            size += sum(map(sys.getsizeof, piece))
+            held += _containers(piece)
     return size
 
 
@@ -81,15 +86,26 @@ def free(held: list[Any]) -> None:
     """
     while held:
         value = held.pop()
-        if isinstance(value, msgspec.Struct):
-            held += (getattr(value, name) for name in value.__struct_fields__)
-        elif isinstance(value, dict):
-            held += value.values()
-        elif isinstance(value, list):
-            while value:
-                piece = value[-_FREED_PER_PIECE:]
-                del value[-_FREED_PER_PIECE:]
-                held += (item for item in piece if isinstance(item, list | dict))
+        if not isinstance(value, list):
+            held += _containers(_items(value))
+        while isinstance(value, list) and value:
+            held += _containers(value[-_ITEMS_PER_PIECE:])
+            del value[-_ITEMS_PER_PIECE:]
+
+
+def _items(value: object) -> Sequence[Any]:
+    """The values directly inside a decoded value; empty for a string or a number."""
+    if isinstance(value, msgspec.Struct):
+        return [getattr(value, name) for name in value.__struct_fields__]
+    if isinstance(value, dict):
+        return list(value.values())
+    return value if isinstance(value, list | tuple) else ()
+
+
+def _containers(items: Sequence[Any]) -> list[Any]:
+    """Those of the items that contain others. Fast if there are none: a body may have a million numbers."""
+    kinds = {kind for kind in set(map(type, items)) if issubclass(kind, _CONTAINERS)}
+    return [item for item in items if type(item) in kinds] if kinds else []
 
 
 class _Json:

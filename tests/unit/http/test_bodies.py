@@ -30,6 +30,7 @@ JSON = st.recursive(
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every body is cut."""
+    monkeypatch.setattr(bodies, "MAX_WHOLE_BYTES", 16)
     monkeypatch.setattr(bodies, "MAX_JSON_PIECE_BYTES", 16)
     monkeypatch.setattr(bodies, "_WINDOW", 7)
     monkeypatch.setattr(bodies, "_MAX_NAME", 100_000)
@@ -115,7 +116,7 @@ def test_a_body_over_the_limit_raises_payload_too_large() -> None:
 
 
 def test_a_body_is_freed_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "_FREED_PER_PIECE", 10)
+    monkeypatch.setattr(bodies, "_ITEMS_PER_PIECE", 10)
     freed = [0]
 
     class Value:

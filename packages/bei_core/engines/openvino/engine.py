@@ -20,7 +20,7 @@ from bei_core.engines.manifest import Manifest
 from bei_core.engines.openvino.compiled import Array, Graphs, Outputs, at_low_priority, core
 from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
-from bei_core.engines.openvino.lone import LENGTHS, lengths_for, with_lone_graphs
+from bei_core.engines.openvino.lone import MAX_LENGTH, lengths_for, with_lone_graphs
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.stored import drop_mapped_pages, keep_weights_narrow
 from bei_core.errors import EngineUnavailableError
@@ -37,7 +37,7 @@ BATCH_TOKENS = 1024
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
 _WIDE, _WIDE_BATCH_TOKENS = 8192, 256
 
-# After so many batches of one text that is short enough, graphs are compiled for them.
+# After so many batches of one text that is short enough, graphs are compiled for texts of such lengths.
 _LONE_TEXTS = 100
 
 _TEXT, _TWO_TEXTS = (
@@ -129,7 +129,7 @@ class OpenVinoEngine:
         widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._graphs = Graphs(compiled, self._pad_id)
         self._padding_share, self._num_shared = 0.0, 0
-        self._num_lone_texts = 0
+        self._lone_lengths: list[int] = []  # tokens of the first lone texts
         self._preparing: threading.Thread | None = None
         self.info = EngineInfo(
             name="openvino",
@@ -158,10 +158,10 @@ class OpenVinoEngine:
     def _infer(self, batch: Batch, wanted: str) -> Outputs:
         outputs = self._graphs.infer(batch, wanted)
         self._padding_share, self._num_shared = outputs.padding_share, outputs.num_shared
-        is_lone = len(batch) == 1 and batch.num_tokens <= LENGTHS[-1]
-        if is_lone and isinstance(self._model, Path) and self._num_lone_texts < _LONE_TEXTS:
-            self._num_lone_texts += 1
-            if self._num_lone_texts == _LONE_TEXTS:
+        is_lone = len(batch) == 1 and batch.num_tokens <= MAX_LENGTH
+        if is_lone and isinstance(self._model, Path) and len(self._lone_lengths) < _LONE_TEXTS:
+            self._lone_lengths.append(batch.num_tokens)
+            if len(self._lone_lengths) == _LONE_TEXTS:
                 self._preparing = threading.Thread(target=self._prepare, name="bei-lone-graphs")
                 self._preparing.start()
         return outputs
@@ -171,7 +171,8 @@ class OpenVinoEngine:
         try:
             started = time.perf_counter()
             dynamic = self._read()
-            lengths = lengths_for(dynamic, self.info.max_seq_len, shared=self.info.precision == "f32")
+            is_shared = self.info.precision == "f32"
+            lengths = lengths_for(dynamic, self.info.max_seq_len, self._lone_lengths, shared=is_shared)
             if not lengths or self.info.row_width > _WIDE:
                 return log.info("no graphs for single texts, which would take too much memory")
             graph = with_lone_graphs(dynamic, ROWS if self.info.row_width else TOKENS, lengths)

@@ -8,9 +8,10 @@ for any batch are branches of If operations of one model, because the plugin sha
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import openvino
@@ -22,8 +23,13 @@ from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, OUTPUT_INDICES
 from bei_core.engines.openvino.quantize.convolution import merge_transposes
 
-# Numbers of tokens that have a graph of their own; a lone text of another length is padded to the next.
-LENGTHS = (*range(8, 64, 8), *range(64, 129, 16))
+# The most tokens of a lone text that runs in a graph of its own length or of the next longer one.
+MAX_LENGTH = 128
+
+# A model has graphs for the lengths that pad its first lone texts least. Each of _USUAL counts as one of these texts,
+# so that other lengths, which may come later, are not padded much either.
+_NUM_LENGTHS = 16
+_USUAL = (*range(8, 64, 8), *range(64, MAX_LENGTH + 1, 16))
 
 # The most memory of all these graphs, and the memory that a graph takes for each matrix multiplication, with the
 # operations around it (measured).
@@ -65,11 +71,11 @@ class LoneInputs:
         return self._lengths[place]
 
 
-def lengths_for(dynamic: Model, max_seq_len: int, *, shared: bool) -> tuple[int, ...]:
-    """Returns the lengths whose graphs take at most about _MAX_BYTES together; empty if no graph fits.
+def lengths_for(dynamic: Model, max_seq_len: int, seen: Sequence[int], *, shared: bool) -> tuple[int, ...]:
+    """Returns the lengths that have a graph: those that pad lone texts with the lengths `seen` least.
 
-    `shared` says that all graphs use the same packed weights. Weights of 16 bits are never shared, because the plugin
-    widens them for each graph.
+    The graphs take at most about _MAX_BYTES together; empty if no graph fits. `shared` says that all graphs use the
+    same packed weights. Weights of 16 bits are never shared, because the plugin widens them for each graph.
     """
     nodes = dynamic.get_ops()
     constants = [node for node in nodes if node.get_type_name() == "Constant"]
@@ -77,11 +83,34 @@ def lengths_for(dynamic: Model, max_seq_len: int, *, shared: bool) -> tuple[int,
     if any(node.get_element_type() in {Type.bf16, Type.f16} for node in constants):
         weights, shared = [2 * size for size in weights], False
     num_matmuls = sum(node.get_type_name() in {"MatMul", "Convolution"} for node in nodes)
-    fitting = _MAX_BYTES // (num_matmuls * _BYTES_PER_MATMUL + (0 if shared else sum(weights)))
-    lengths = [length for length in LENGTHS if length <= max_seq_len]
-    if sum(weights) > _MAX_WEIGHTS or not lengths or not fitting:
+    num_fitting = _MAX_BYTES // (num_matmuls * _BYTES_PER_MATMUL + (0 if shared else sum(weights)))
+    usual = [length for length in _USUAL if length <= max_seq_len]
+    if sum(weights) > _MAX_WEIGHTS or not usual or not num_fitting:
         return ()
-    return tuple(lengths[:: -math.ceil(len(lengths) / fitting)][::-1])
+    return least_padding([*seen, *usual], min(_NUM_LENGTHS, num_fitting))
+
+
+def least_padding(seen: Sequence[int], count: int) -> tuple[int, ...]:
+    """Returns at most `count` of the lengths: those that need least padding if each text is padded to the next.
+
+    The longest is always one of them.
+    """
+    lengths, counts = zip(*sorted(Counter(seen).items()), strict=True)
+    up_to = [0, *accumulate(counts)]  # number of texts before each length
+    # For each length: the tokens of all texts up to it, with padding, and the lengths that they are padded to.
+    best: list[tuple[int, tuple[int, ...]]] = [(length * up_to[i + 1], (length,)) for i, length in enumerate(lengths)]
+    for _ in range(count - 1):
+        best = [
+            min(
+                [one]
+                + [
+                    (tokens + length * (up_to[i + 1] - up_to[j + 1]), (*chosen, length))
+                    for j, (tokens, chosen) in enumerate(best[:i])
+                ]
+            )
+            for i, (length, one) in enumerate(zip(lengths, best, strict=True))
+        ]
+    return best[-1][1]
 
 
 def with_lone_graphs(dynamic: Model, output: str, lengths: Sequence[int]) -> Model:
