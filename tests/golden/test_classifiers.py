@@ -16,6 +16,8 @@ from tests.golden.cases import CLASSIFICATION_CASES, ClassificationCase
 from tests.golden.engines import built
 from tests.golden.tolerance import LOGITS_BF16, LOGITS_F32, compare_logits
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 MAX_ABS = {"float32": LOGITS_F32, "bfloat16": LOGITS_BF16}
 
 

@@ -32,6 +32,8 @@ from tests.golden.cases import (
 from tests.golden.engines import built
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, check_order, compare, compare_logits
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 TOLERANCES = {"float32": F32, "bfloat16": BF16_WIDE}
 MARGINS = {"float32": 1e-4, "bfloat16": 0.05}  # of cosines that have an order
 MAX_ABS = {"float32": LOGITS_F32, "bfloat16": 2 * LOGITS_BF16}  # random decoders are as far off in torch's own bf16

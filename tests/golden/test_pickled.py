@@ -18,6 +18,8 @@ from tests.golden.checkpoints import made
 from tests.golden.engines import built
 from tests.torch_file import pickle_weights
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 IDS = CASES[0].ids[:8]  # every model here knows them
 
 

@@ -24,6 +24,8 @@ from tests.golden.checkpoints import CHECKPOINTS
 from tests.golden.engines import built
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, check_order, compare, compare_logits
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 PUBLISHED = CHECKPOINTS / "reference"
 # The names in the table, and in its links where the two differ.
 REPOSITORIES = (

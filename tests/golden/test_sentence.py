@@ -18,6 +18,8 @@ from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.sentence import EXPECTED, FOLDERS, PAIRS, TEXTS
 from tests.golden.tolerance import F32, compare
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 ARRAYS = load_file(EXPECTED)
 NAMES = {kind: [name for name, folder in FOLDERS.items() if folder.kind == kind] for kind in ("embedding", "sparse")}
 SCORED = [name for name, folder in FOLDERS.items() if folder.kind == "cross-encoder"]
