@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +21,9 @@ from bei_core.logs import TALKATIVE
 from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner
 from tests.fakes import SAFETY_S, FakeEngine
+
+if TYPE_CHECKING:
+    from tests.e2e.server import Server
 
 MINILM = Path(__file__).resolve().parents[1] / ".models" / "all-MiniLM-L6-v2"
 
@@ -49,6 +55,15 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
         gc.enable()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_certificates() -> Iterator[None]:
+    """Clients read no certificates of authorities, which takes 50 ms each time: no test speaks TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load_default_certs", "load_verify_locations"):
+            patch.setattr(ssl.SSLContext, name, lambda *args, **options: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
     """Undoes what a test, or a command that it runs, sets on the loggers of the process."""
@@ -66,6 +81,28 @@ def minilm() -> Checkpoint:
     if not MINILM.is_dir():
         pytest.fail(f"{MINILM} is missing; run `make install`")
     return resolve(str(MINILM))
+
+
+@pytest.fixture(scope="session")
+def server_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], Server]]:
+    """Servers that files share, one for each model, each started when a test first asks for it.
+
+    They have their defaults, except that small models compute in float32, and that requests are accepted although the
+    machine is busy with other work. A test that stops a server or measures its memory starts its own.
+    """
+    from tests.e2e.server import Server, cache_of  # most tests do not need it
+
+    folder, cache, known = tmp_path_factory.mktemp("servers"), cache_of(tmp_path_factory), dict[Path, Server]()
+    with ExitStack() as stack:
+
+        def make(model: Path) -> Server:
+            if model not in known:
+                settings = {"model_id": model, "dtype": None if model == MINILM else "float32"}
+                server = Server(folder / str(len(known)), cache, max_queue_wait_s=SAFETY_S, **settings)
+                known[model] = stack.enter_context(server)
+            return known[model]
+
+        yield make
 
 
 @pytest.fixture(scope="session", params=["float32", "bfloat16"])

@@ -6,9 +6,10 @@ import asyncio
 import random
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -17,6 +18,7 @@ import openai
 import psutil
 import pytest
 
+from tests.conftest import MINILM
 from tests.e2e.server import (
     ENDLESS,
     REFERENCE,
@@ -38,13 +40,6 @@ MAX_REQUESTS = 4
 
 
 @pytest.fixture(scope="module")
-def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder, cache = tmp_path_factory.mktemp("chaos") / "server", cache_of(tmp_path_factory)
-    with Server(folder, cache, max_queue_wait_s=SAFETY_S) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def _narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder, cache = tmp_path_factory.mktemp("narrow") / "server", cache_of(tmp_path_factory)
     # It refuses by number alone: the inputs of a client who has left count as work until the next batch.
@@ -53,9 +48,9 @@ def _narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def server(_server: Server) -> Iterator[Server]:
+def server(server_of: Callable[[Path], Server]) -> Iterator[Server]:
     """A server that accepts requests although the machine is busy; the fixture checks after each test that it works."""
-    yield from well_after(_server)
+    yield from well_after(server_of(MINILM))
 
 
 @pytest.fixture

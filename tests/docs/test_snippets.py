@@ -18,9 +18,7 @@ import subprocess
 import sys
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import metadata
 from pathlib import Path
 
@@ -42,11 +40,7 @@ os.environ["HAYSTACK_TELEMETRY_ENABLED"] = "False"  # it sends from the moment o
 # The clients' frameworks leave their connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
-MODELS: Mapping[int, dict[str, object]] = {
-    7997: {},
-    7998: {"model_id": GOLDEN / "bert-rerank-pad7", "dtype": "float32"},
-    7999: {"model_id": GOLDEN / "bert-topics-bf16-sharded", "dtype": "float32"},
-}
+MODELS = {7997: MINILM, 7998: GOLDEN / "bert-rerank-pad7", 7999: GOLDEN / "bert-topics-bf16-sharded"}
 BASETEN = {"embedder": 7997, "reranker": 7998}  # model-NAME.api.baseten.co stands for a port
 
 PYTHON = [block for block in blocks() if block.language == "python" and not block.reason]
@@ -63,18 +57,14 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def urls(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Iterator[dict[str, str]]:
+def urls(server_of: Callable[[Path], Server]) -> Iterator[dict[str, str]]:
     """What a document's addresses stand for."""
-    folder = tmp_path_factory.mktemp("docs")
-    with ExitStack() as stack, ThreadPoolExecutor() as pool:
-        servers = {port: Server(folder / str(port), cache_dir, **settings) for port, settings in MODELS.items()}
-        list(pool.map(stack.enter_context, servers.values()))  # they start side by side
-        found = {f"http://localhost:{port}": server.url for port, server in servers.items()}
-        for name, port in BASETEN.items():
-            place = f"https://model-{name}.api.baseten.co/environments/production/sync"
-            found[place] = found[f"http://localhost:{port}"]
-        yield found
-        gc.collect()  # what the clients left open is found here, not in another file's test
+    found = {f"http://localhost:{port}": server_of(model).url for port, model in MODELS.items()}
+    for name, port in BASETEN.items():
+        place = f"https://model-{name}.api.baseten.co/environments/production/sync"
+        found[place] = found[f"http://localhost:{port}"]
+    yield found
+    gc.collect()  # what the clients left open is found here, not in another file's test
 
 
 def placed(text: str, urls: Mapping[str, str]) -> str:

@@ -1,21 +1,20 @@
-"""The server that the tests here share."""
+"""The server of all-MiniLM-L6-v2 that the tests here share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.e2e.server import Server, cache_of, log_shown
-from tests.fakes import SAFETY_S
+from tests.conftest import MINILM
+from tests.e2e.server import Server, log_shown
 
 
 @pytest.fixture(scope="session")
-def _running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder, cache = tmp_path_factory.mktemp("bei") / "server", cache_of(tmp_path_factory)
-    with Server(folder, cache, max_queue_wait_s=SAFETY_S) as server:
-        yield server
+def _running(server_of: Callable[[Path], Server]) -> Server:
+    return server_of(MINILM)
 
 
 @pytest.fixture

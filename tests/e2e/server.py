@@ -32,6 +32,8 @@ WIDTH = 384
 MAX_TOKENS = 256
 NAME = "all-MiniLM-L6-v2"
 
+SHORT = [index for index, ids in enumerate(REFERENCE.ids) if 2 < len(ids) <= 20]  # of texts that take little time
+
 LONG = "word " * 300  # more tokens than the model takes
 SLOW = [LONG] * 16  # more than a tenth of a second of work
 ENDLESS = [LONG] * 256  # several seconds of work
@@ -65,6 +67,7 @@ class Server:
         self._settings = {**defaults, **settings}
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
+        self._tolerance: Tolerance | None = None
         self.port = 0
 
     def __enter__(self) -> Server:
@@ -163,7 +166,9 @@ class Server:
 
     def tolerance(self) -> Tolerance:
         """How close the server's vectors have to be to the reference."""
-        return {"f32": F32, "bf16": BF16}[self.get("/info").json()["model_dtype"]]
+        if self._tolerance is None:
+            self._tolerance = {"f32": F32, "bf16": BF16}[self.get("/info").json()["model_dtype"]]
+        return self._tolerance
 
     @property
     def _running(self) -> subprocess.Popen[bytes]:
@@ -196,11 +201,15 @@ def cache_of(factory: pytest.TempPathFactory) -> Path:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait until the condition holds. Raises AssertionError if it never does."""
-    limit = time.monotonic() + SAFETY_S
+    """Wait until the condition holds. Raises AssertionError if it never does.
+
+    The pauses become longer, because asking takes processor time from what the test waits for.
+    """
+    limit, pause_s = time.monotonic() + SAFETY_S, 0.005
     while not condition():
         assert time.monotonic() < limit, "what the test waits for never happened"
-        time.sleep(0.01)
+        time.sleep(pause_s)
+        pause_s = min(1.2 * pause_s, 0.05)
 
 
 def samples(text: str) -> list[tuple[str, dict[str, str], float]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cohere
@@ -20,7 +20,7 @@ from cohere.core.api_error import ApiError
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
-from tests.e2e.server import TEXTS, Server, cache_of, log_shown
+from tests.e2e.server import TEXTS, Server, log_shown
 from tests.golden.cases import GOLDEN
 
 if TYPE_CHECKING:
@@ -52,14 +52,9 @@ AsyncRanker: TypeAlias = Callable[[str], Awaitable[Scores]]
 
 
 @pytest.fixture(scope="module")
-def _servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
-    folder, cache = tmp_path_factory.mktemp("scores"), cache_of(tmp_path_factory)
-    with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(Server(folder / name, cache, model_id=model, dtype="float32"))
-            for name, model in MODELS.items()
-        }
-        gc.collect()  # what the clients left open is found here, not in somebody else's test
+def _servers(server_of: Callable[[Path], Server]) -> Iterator[dict[str, Server]]:
+    yield {name: server_of(model) for name, model in MODELS.items()}
+    gc.collect()  # what the clients left open is found here, not in somebody else's test
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import cohere
@@ -28,7 +29,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from pydantic import SecretStr
 
 from bei_core.tasks import Rows, l2_normalize
-from tests.e2e.server import REFERENCE, TEXTS, Server, cache_of, log_shown
+from tests.e2e.server import REFERENCE, SHORT, TEXTS, Server, log_shown
 from tests.golden.cases import GOLDEN
 from tests.golden.tolerance import F32, compare
 
@@ -48,7 +49,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 KEY = "any"
 NUM_MANY = [2_000, pytest.param(20_000, marks=pytest.mark.long)]  # texts
-SENT = TEXTS[2:72]  # more than any of these clients puts into one request by itself
+SENT = [TEXTS[index] for index in SHORT[:70]]  # more than any of these clients puts into one request by itself
 
 Embedder: TypeAlias = Callable[[str, list[str]], object]  # a server's address and texts to a row a text
 AsyncEmbedder: TypeAlias = Callable[[str, list[str]], Awaitable[object]]
@@ -67,18 +68,11 @@ def sent_rows(_running: Server) -> Rows:
     return direct(_running, SENT)
 
 
-@pytest.fixture(scope="module")
-def _tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    model = {"model_id": GOLDEN / "bert-cls-normalize", "dtype": "float32"}
-    with Server(tmp_path_factory.mktemp("tiny") / "server", cache_of(tmp_path_factory), **model) as server:
-        yield server
-
-
 @pytest.fixture
-def tiny(_tiny: Server) -> Iterator[Server]:
+def tiny(server_of: Callable[[Path], Server]) -> Iterator[Server]:
     """A server of a very small model."""
-    with log_shown(_tiny):
-        yield _tiny
+    with log_shown(server_of(GOLDEN / "bert-cls-normalize")) as server:
+        yield server
 
 
 def direct(server: Server, texts: Sequence[str], **options: object) -> Rows:
@@ -291,9 +285,10 @@ def test_hugging_faces_similarity(bei: Server, sent_rows: Rows) -> None:
 
 
 def test_performance_client_reports_usage(bei: Server) -> None:
-    reply = PerformanceClient(base_url=bei.url, api_key=KEY).embed(input=TEXTS, model="m")
-    assert [item.index for item in reply.data] == list(range(len(TEXTS)))
-    assert reply.usage.prompt_tokens == reply.usage.total_tokens == sum(map(len, REFERENCE.ids))
+    reply = PerformanceClient(base_url=bei.url, api_key=KEY).embed(input=SENT, model="m")
+    assert [item.index for item in reply.data] == list(range(len(SENT)))
+    num_tokens = sum(len(REFERENCE.ids[index]) for index in SHORT[:70])
+    assert reply.usage.prompt_tokens == reply.usage.total_tokens == num_tokens
     assert all(headers["x-compute-type"].startswith("cpu+") for headers in reply.response_headers)
 
 

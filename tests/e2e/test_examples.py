@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from bei_core.http.route import Route
 from bei_core.http.routes import ROUTES
 from bei_core.models.kind import Kind
 from tests.conftest import MINILM
-from tests.e2e.server import Server, cache_of
+from tests.e2e.server import Server
 from tests.golden.cases import GOLDEN
 
 jsonschema = pytest.importorskip("jsonschema", reason="it comes with schemathesis, which needs Python 3.11")
@@ -30,13 +30,8 @@ REPLIES = [route for route in ROUTES if route.reply is not None]
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Kind, Server]]:
-    folder, cache = tmp_path_factory.mktemp("examples"), cache_of(tmp_path_factory)
-    with ExitStack() as stack:
-        yield {
-            kind: stack.enter_context(Server(folder / kind.value, cache, dtype="float32", model_id=model))
-            for kind, model in MODELS.items()
-        }
+def servers(server_of: Callable[[Path], Server]) -> dict[Kind, Server]:
+    return {kind: server_of(model) for kind, model in MODELS.items()}
 
 
 @pytest.mark.parametrize("route", POSTS, ids=lambda route: route.path)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bei_core.tasks import Rows, l2_normalize
-from tests.e2e.server import LONG, MAX_TOKENS, NAME, REFERENCE, TEXTS, WIDTH, Server, samples, vectors
+from tests.e2e.server import LONG, MAX_TOKENS, NAME, REFERENCE, SHORT, TEXTS, WIDTH, Server, samples, vectors
 from tests.golden.tolerance import compare
 
 CLS, SEP = 101, 102
@@ -45,7 +45,7 @@ def embed(http: httpx.Client, inputs: object, **options: object) -> Rows:
     [
         (TEXTS[2], [2]),
         ([TEXTS[2]], [2]),
-        (TEXTS, list(range(len(TEXTS)))),
+        ([TEXTS[index] for index in SHORT], SHORT),
         (REFERENCE.ids[2].tolist(), [2]),
         ([REFERENCE.ids[2].tolist(), REFERENCE.ids[3].tolist()], [2, 3]),
         ([TEXTS[2], REFERENCE.ids[3].tolist(), TEXTS[4]], [2, 3, 4]),

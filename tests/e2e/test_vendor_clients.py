@@ -5,8 +5,7 @@ compared with what our own routes answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,7 +14,7 @@ import pytest
 
 from bei_core.tasks import Rows, l2_normalize
 from tests.e2e.environments import CLIENTS_VENDORS, run_in, run_in_node
-from tests.e2e.server import NAME, TEXTS, Server, cache_of
+from tests.e2e.server import NAME, TEXTS, Server
 from tests.golden.cases import GOLDEN
 from tests.golden.tolerance import F32, compare
 
@@ -34,14 +33,9 @@ Outcomes: TypeAlias = dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Server]]:
+def servers(server_of: Callable[[Path], Server]) -> dict[str, Server]:
     """A server of a model that embeds, of one with one label, and of one with twelve; all of them very small."""
-    folder, cache = tmp_path_factory.mktemp("vendors"), cache_of(tmp_path_factory)
-    with ExitStack() as stack:
-        yield {
-            name: stack.enter_context(Server(folder / name, cache, model_id=model, dtype="float32"))
-            for name, model in MODELS.items()
-        }
+    return {name: server_of(model) for name, model in MODELS.items()}
 
 
 @pytest.fixture(scope="module")
