@@ -46,11 +46,12 @@ def rows(output: str) -> list[str]:
     return [line for line in output.splitlines() if line.startswith("row ")]
 
 
-def test_eight_processes_on_an_empty_cache_build_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_processes", [4, pytest.param(8, marks=pytest.mark.long)])
+def test_processes_that_start_on_an_empty_cache_build_once(tmp_path: Path, num_processes: int) -> None:
     environ = environment(tmp_path, BEI_MODEL_ID=str(MODEL))
-    outputs = [finish(process) for process in [start(environ) for _ in range(8)]]
+    outputs = [finish(process) for process in [start(environ) for _ in range(num_processes)]]
     assert sum(output.count("engine built") for output in outputs) == 1
-    assert [output.count("engine loaded") for output in outputs] == [1] * 8
+    assert [output.count("engine loaded") for output in outputs] == [1] * num_processes
     assert len({row for output in outputs for row in rows(output)}) == 1
 
 

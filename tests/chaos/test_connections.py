@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,6 +31,15 @@ MAX_CONNECTIONS = 40
 MAX_BODY_BYTES = 8_000_000
 PING = b"GET /health/live HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST /embed HTTP/1.1\r\nhost: a\r\n"
+# The command that follows, with a server that logs at once why it ended connections, and not every ten seconds.
+LOGS_AT_ONCE = """
+import sys
+from bei_core.cli.main import main
+from bei_core.http.server import pool
+pool._NOTE_EVERY_S = 0.1
+del sys.argv[0]
+main()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,8 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "max_connections": MAX_CONNECTIONS,
         "max_body_bytes_in_flight": MAX_BODY_BYTES,
     }
-    with Server(tmp_path_factory.mktemp("limited") / "server", cache_of(tmp_path_factory), **limits) as server:
+    folder, cache = tmp_path_factory.mktemp("limited") / "server", cache_of(tmp_path_factory)
+    with Server(folder, cache, (sys.executable, "-c", LOGS_AT_ONCE), **limits) as server:
         assert server.post("/v1/embeddings", {"input": SLOW}).status_code == 200
         yield server
 
