@@ -116,7 +116,7 @@ def test_the_server_has_what_the_image_would_install_and_no_more(truss: Truss) -
 
 @pytest.mark.parametrize(
     ("options", "chosen"),
-    [({}, [*range(len(TEXTS))]), ({"encoding_format": "float"}, SHORT)],
+    [({}, [*range(0, len(TEXTS), 5)]), ({"encoding_format": "float"}, SHORT)],
     ids=["as base64", "as numbers"],
 )
 def test_the_openai_client_gets_the_models_vectors(

@@ -50,13 +50,14 @@ def open_(path: Path, *, max_seq_len: int = 16) -> TextTokenizer:
 
 @pytest.mark.parametrize("path", FILES, ids=[str(path.parent.name) for path in FILES])
 @pytest.mark.parametrize("prompt", [None, "query: "])
+@pytest.mark.parametrize("num_random", [3, pytest.param(8, marks=pytest.mark.long)])
 def test_the_tokens_are_those_of_the_whole_text(
-    monkeypatch: pytest.MonkeyPatch, path: Path, prompt: str | None
+    monkeypatch: pytest.MonkeyPatch, path: Path, prompt: str | None, num_random: int
 ) -> None:
     random_ = random.Random(1)
     texts = [
         "".join(random_.choice(WORDS) + random_.choice(["", " "]) for _ in range(random_.choice([30, 150])))
-        for _ in range(8)
+        for _ in range(num_random)
     ]
     texts += ["!" * 700, "a" * 700, " " * 300 + "b " * 500]
     tokenizer = open_(path)
