@@ -43,9 +43,10 @@ serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 79
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
 # The tests of a file share what its fixtures build, so they run in one worker. Each computes on one thread, so that they do not wait for each other.
-WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# There are more workers than processors, because a worker waits for the servers and processes that it starts.
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-test: install  ## all tests but the longest: about 8 minutes on 2 processors
+test: install  ## all tests but the longest: about 5 minutes on 2 processors
 	scripts/test_envs.sh
 	$(WORKERS) $(ARGS)
 
