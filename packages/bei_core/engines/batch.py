@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -49,15 +50,13 @@ class Batch:
     @classmethod
     def pack(cls, items: Sequence[Tokens]) -> Batch:
         """The sequences of `items`, in order. Raises ValueError if there are none, or if one is empty."""
-        lengths = np.fromiter((len(item.ids) for item in items), np.int32, len(items))
-        if not len(items) or lengths.min() == 0:
+        lengths = [len(item.ids) for item in items]
+        if not lengths or not min(lengths):
             raise ValueError("this is a bug: a batch holds at least one sequence, and none of them is empty")
-        cu_seqlens = np.zeros(len(items) + 1, np.int32)
-        np.cumsum(lengths, out=cu_seqlens[1:])
         return cls(
             input_ids=np.concatenate([item.ids for item in items]),
             type_ids=np.concatenate([item.type_ids for item in items]),
-            cu_seqlens=cu_seqlens,
-            max_len=int(lengths.max()),
-            skips=np.fromiter((item.skip for item in items), np.int32, len(items)),
+            cu_seqlens=np.array([0, *accumulate(lengths)], np.int32),
+            max_len=max(lengths),
+            skips=np.array([item.skip for item in items], np.int32),
         )
