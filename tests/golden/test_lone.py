@@ -93,7 +93,6 @@ def test_long_texts_that_come_alone_compile_nothing(tmp_path: Path, monkeypatch:
 
 SIGNALLED = """
 import os, signal, sys
-from itertools import combinations
 from pathlib import Path
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch

@@ -88,7 +88,8 @@ def free(held: list[Any]) -> None:
         value = held.pop()
         if not isinstance(value, list):
             held += _containers(_items(value))
-        while isinstance(value, list) and value:
+            continue
+        while value:
             held += _containers(value[-_ITEMS_PER_PIECE:])
             del value[-_ITEMS_PER_PIECE:]
 

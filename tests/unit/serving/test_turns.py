@@ -100,7 +100,7 @@ def test_a_turn_that_takes_too_long_is_over_for_those_who_wait() -> None:
         for thread in threads:
             thread.join(SAFETY_S)
         order.append("the slow one comes back")
-    with turns.taken(LIMIT_S):  # whose end is nobody else's
+    with turns.taken(LIMIT_S):  # the late end of the first turn does not end this one
         assert len(turns._line) == 1
     assert order == ["first", "second", "the slow one comes back"]
 
