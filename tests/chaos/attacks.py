@@ -55,8 +55,10 @@ ATTACKS = (
     Attack(
         "/decode of 10 M empty lists", "/decode", repeated('{"ids":[', "[]", 10_000_000, "]}"), (413,), "65536 lists"
     ),
-    Attack("/decode of 1 M ids", "/decode", repeated('{"ids":[', "1012", 1_000_000, "]}"), (200,)),
-    Attack("/detokenize of 1 M ids", "/detokenize", repeated('{"tokens":[', "1012", 1_000_000, "]}"), (200,)),
+    Attack("/decode of 1 M ids", "/decode", repeated('{"ids":[', "1012", 1_000_000, "]}"), (422,), "131072"),
+    Attack("/decode of 8 lists of 130,000 ids", "/decode", dumped(ids=[[1012] * 130_000] * 8), (200,)),
+    Attack("/detokenize of 1 M ids", "/detokenize", repeated('{"tokens":[', "1012", 1_000_000, "]}"), (422,), "131072"),
+    Attack("/detokenize of 130,000 ids", "/detokenize", dumped(tokens=[1012] * 130_000), (200,)),
     Attack(
         "16 M empty strings, gzip",
         "/embed",

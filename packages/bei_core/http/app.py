@@ -23,7 +23,7 @@ from bei_core.errors import (
     PayloadTooLargeError,
     RequestError,
 )
-from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large, free, inflated, joined, memory_of
+from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, decode_large, free, inflated, joined, memory_of
 from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
@@ -296,7 +296,7 @@ class App:
         route = call.route = call.route_of(body, service)
         if route.schema is None:
             raise TypeError(f"this is a bug: {route.path} has no schema")
-        return convert(body, route.schema)
+        return convert_large(body, route.schema) if call.is_large else convert(body, route.schema)
 
     def _chosen(self, call: Call) -> Service:
         """Returns the model that the request names, else the first model that can answer it. Raises NotFoundError."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias, TypeVar
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from bei_core.errors import MalformedBodyError, PayloadTooLargeError
+from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
 from bei_core.http.codings import inflated, joined
 from bei_core.http.limits import (
     MAX_JSON_CONTAINERS,
@@ -27,7 +28,7 @@ from bei_core.http.limits import (
 from bei_core.http.schemas.common import convert, decode
 
 # All functions on bodies that `app` needs.
-__all__ = ["INLINE_BODY_BYTES", "decode_large", "free", "inflated", "joined", "memory_of"]
+__all__ = ["INLINE_BODY_BYTES", "convert_large", "decode_large", "free", "inflated", "joined", "memory_of"]
 
 ValueT = TypeVar("ValueT")
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -64,7 +65,24 @@ def decode_large(raw: bytes, schema: type[ValueT]) -> ValueT:
     if len(raw) <= MAX_WHOLE_BYTES:
         return decode(raw, schema)
     value = _Json(raw).value()
-    return value if schema is object else convert(value, schema)
+    return value if schema is object else convert_large(value, schema)
+
+
+def convert_large(value: object, schema: type[ValueT]) -> ValueT:
+    """Converts a decoded body to `schema`, and its long lists in pieces; raises the same errors as `convert`.
+
+    msgspec holds the GIL until it returns: for 14 ms if the body has a million numbers.
+    """
+    kinds = {field.name: field.type for field in msgspec.structs.fields(schema)}  # type: ignore[arg-type]
+    given = value if isinstance(value, dict) else {}
+    lists = {name: items for name, items in given.items() if name in kinds and isinstance(items, list)}
+    try:
+        body = convert({**given, **{name: [] for name in lists}} if lists else value, schema)
+        for name, items in lists.items():
+            setattr(body, name, _converted(items, kinds[name]))
+    except ValidationError:
+        return convert(value, schema)  # its error names the place in the whole list
+    return body
 
 
 def memory_of(value: object) -> int:
@@ -94,6 +112,25 @@ def free(held: list[Any]) -> None:
             del value[-_ITEMS_PER_PIECE:]
 
 
+def _converted(items: list[Any], kind: Any) -> list[Any]:  # noqa: ANN401 - a type
+    """Converts a list to `kind`, which is the type of the whole list, by halves until they are small enough."""
+    size = len(items)
+    if size <= _ITEMS_PER_PIECE:
+        size += sum(map(len, _containers(items)))
+    if size > _ITEMS_PER_PIECE and len(items) > 1:
+        first, second = (_converted(half, kind) for half in _halves(items))
+        return first + second
+    if size > _ITEMS_PER_PIECE and isinstance(items[0], list):
+        first, second = (_converted([half], kind)[0] for half in _halves(items[0]))
+        return [first + second]
+    return convert(items, kind)
+
+
+def _halves(items: list[Any]) -> tuple[list[Any], list[Any]]:
+    middle = len(items) // 2
+    return items[:middle], items[middle:]
+
+
 def _items(value: object) -> Sequence[Any]:
     """The values directly inside a decoded value; empty for a string or a number."""
     if isinstance(value, msgspec.Struct):
@@ -110,11 +147,16 @@ def _containers(items: Sequence[Any]) -> list[Any]:
 
 
 class _Json:
-    """A JSON text, with the positions of the commas and brackets that are outside strings."""
+    """A JSON text, with the positions of the commas and brackets that are outside strings.
+
+    The loop that decodes the pieces calls no function of NumPy that releases the GIL, even for a moment: a thread that
+    waits for the GIL then begins its wait again (docs/decisions/024-bodies-in-pieces.md).
+    """
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
         self._places, self._depths = _scan(np.frombuffer(raw, np.uint8))
+        self._commas: dict[int, Places] = {}  # by depth
 
     def value(self) -> Any:  # noqa: ANN401 - any JSON value
         """Decodes the whole text. Raises MalformedBodyError, PayloadTooLargeError."""
@@ -124,7 +166,7 @@ class _Json:
         """Decodes the value at raw[start:stop]; `depth` is the number of lists and objects around it."""
         if stop - start <= MAX_JSON_PIECE_BYTES:
             return decode(self._raw[start:stop], object)
-        first, last = np.searchsorted(self._places, (start, stop))
+        first, last = bisect_left(self._places, start), bisect_left(self._places, stop)
         if first == last or self._raw[start : self._places[first]].strip():  # no container
             _check_text(stop - start)
             return decode(self._raw[start:stop], object)
@@ -132,9 +174,7 @@ class _Json:
         kind = self._raw[opening : opening + 1]
         if self._raw[closing : closing + 1] != _CLOSING.get(kind) or self._raw[closing + 1 : stop].strip():
             raise MalformedBodyError("the body is not JSON in UTF-8: its brackets do not match")
-        inside = slice(first + 1, last - 1)
-        commas = self._places[inside][self._depths[inside] == depth + 1]
-        parts = _grouped(opening + 1, closing, commas[_is_comma(self._raw, commas)])
+        parts = _grouped(opening + 1, closing, self._commas_at(depth + 1))
         return self._list(parts, depth + 1) if kind == b"[" else self._object(parts, depth + 1)
 
     def _list(self, parts: Iterator[tuple[int, int]], depth: int) -> list[Any]:
@@ -159,6 +199,13 @@ class _Json:
             found[decode(name[1], str)] = self._value(name.end(), stop, depth)
         return found
 
+    def _commas_at(self, depth: int) -> Places:
+        """Returns the positions of all commas with this number of lists and objects around them."""
+        if depth not in self._commas:
+            places = self._places[self._depths == depth]
+            self._commas[depth] = places[np.frombuffer(self._raw, np.uint8)[places] == _COMMA]
+        return self._commas[depth]
+
     def _piece(self, start: int, stop: int) -> bytes:
         """Returns raw[start:stop]: elements and the commas between them. Raises MalformedBodyError if it is empty."""
         piece = self._raw[start:stop]
@@ -167,22 +214,17 @@ class _Json:
         return piece
 
 
-def _is_comma(raw: bytes, places: Places) -> npt.NDArray[np.bool_]:
-    found: npt.NDArray[np.bool_] = np.frombuffer(raw, np.uint8)[places] == _COMMA
-    return found
-
-
 def _grouped(start: int, stop: int, commas: Places) -> Iterator[tuple[int, int]]:
-    """Cuts raw[start:stop] at commas; yields the start and end of each part.
+    """Cuts raw[start:stop] at those commas that are inside; yields the start and end of each part.
 
     A part has as many elements as fit in MAX_JSON_PIECE_BYTES, but at least one.
     """
     while stop - start > MAX_JSON_PIECE_BYTES:
-        after = int(np.searchsorted(commas, start))
-        if after == len(commas):
+        after = bisect_left(commas, start)
+        within = bisect_right(commas, start + MAX_JSON_PIECE_BYTES) - 1
+        comma = int(commas[max(within, after)]) if after < len(commas) else stop
+        if comma >= stop:
             break
-        within = int(np.searchsorted(commas, start + MAX_JSON_PIECE_BYTES, side="right")) - 1
-        comma = int(commas[max(within, after)])
         yield start, comma
         start = comma + 1
     yield start, stop

@@ -58,6 +58,9 @@ MAX_JSON_DEPTH = 64
 MAX_JSON_FIELDS = 8192  # of one large object
 MAX_JSON_TEXT_BYTES = 4_194_304
 
+# The most token ids of one text that /decode and /detokenize accept: the tokenizer holds the GIL while it reads them.
+MAX_DECODED_IDS = 131_072
+
 # The most characters that /tokenize accepts in one text and in one request, and the memory of one token in its reply,
 # in bytes.
 MAX_LISTED_TEXT_CHARS = 131_072

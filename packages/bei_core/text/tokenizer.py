@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Encoding
 
 from bei_core.errors import EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
 from bei_core.text.files import lowercase_first, open_tokenizer
 from bei_core.text.refusals import MAX_CHUNKS, empty_text, no_space, no_texts, too_many_chunks
-from bei_core.text.truncation import Indices, document_tokens, num_skipped, truncate_longest_first
+from bei_core.text.truncation import Indices, IntegerT, document_tokens, num_skipped, truncate_longest_first
 
 # In one turn of the event loop, requests with at most this many characters together are tokenized on it. That takes at
 # most 6 ms. The change to a thread and back would cost 50 us of processor time for each request
@@ -64,6 +66,7 @@ class TextTokenizer:
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
         self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
+        self._zeros = np.zeros(max_seq_len, np.int32)  # made once: it releases the GIL
         self._num_inline_chars = 0  # characters tokenized in this turn of the event loop
         # Whether the vocabulary has ids for which the model has no embedding.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
@@ -204,6 +207,9 @@ class TextTokenizer:
 
         Encodes the text again, without the cut of `_likely`, if that cut could have changed the tokens to keep.
         """
+        time.sleep(
+            0
+        )  # lets threads have the GIL that wait for it; the moments in which NumPy releases it are too short
         words = [word for word in encoding.word_ids if word is not None]
         if len(words) <= self.max_seq_len or words[self.max_seq_len] + _SETTLING_WORDS > words[-1]:
             (encoding,) = self._encode([self._prepared(text, options)], options, with_spans=options.spans)
@@ -289,7 +295,9 @@ class TextTokenizer:
         document = self._cut(text.text[text.start : text.stop], options)
         return Templated(head + document + tail, len(head), len(head) + len(document))
 
-    def _windows(self, document: Indices, num_fixed: int, options: EncodeOptions) -> list[Indices]:
+    def _windows(
+        self, document: npt.NDArray[IntegerT], num_fixed: int, options: EncodeOptions
+    ) -> list[npt.NDArray[IntegerT]]:
         """Returns the document's tokens in windows that fit beside `num_fixed` others; without `chunk`, one window.
 
         With `truncate: false`, the window is cut to `chunk_tokens` only. Raises ValidationError if it does not fit.
@@ -313,9 +321,8 @@ class TextTokenizer:
         if not len(ids):
             raise EmptyInputError("`inputs` cannot hold an empty list of token ids", param="inputs")
         self._check_ids(ids)
-        whole = np.array(ids, np.int32)
-        windows = self._windows(np.arange(len(whole)), 0, options)
-        return [Tokens(whole[each], np.zeros(len(each), np.int32)) for each in windows]
+        windows = self._windows(np.array(ids, np.int32), 0, options)
+        return [Tokens(each, self._zeros[: len(each)]) for each in windows]
 
     def _skip(self, options: EncodeOptions) -> int:
         """Returns how many tokens of the prompt pooling leaves out, counted as in sentence-transformers.

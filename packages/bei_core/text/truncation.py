@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,7 @@ import tokenizers
 from bei_core.tasks import Pair, Templated, TruncationSide
 
 Indices: TypeAlias = npt.NDArray[np.intp]
+IntegerT = TypeVar("IntegerT", bound=np.signedinteger[Any])
 
 
 def truncate_longest_first(parts: Sequence[int | None], limit: int, side: TruncationSide) -> Indices:

@@ -6,6 +6,7 @@ import gc
 import json
 import random
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, RequestError, ValidationError
 from bei_core.http import bodies
-from bei_core.http.bodies import decode_large, free, memory_of
+from bei_core.http.bodies import convert_large, decode_large, free, memory_of
 from bei_core.http.memory import limit_collections
-from bei_core.http.schemas.common import decode
+from bei_core.http.schemas.common import convert, decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
+from bei_core.http.schemas.tokens import DecodeRequest
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
@@ -100,6 +102,39 @@ def test_a_large_body_names_its_wrong_field_as_a_small_one_does() -> None:
         decode_large(msgspec.json.encode({"input": texts}), EmbeddingsRequest)
     with pytest.raises(ValidationError, match="input"):
         decode_large(msgspec.json.encode({"inputs": texts}), EmbeddingsRequest)
+
+
+INPUTS = st.text() | st.integers() | st.lists(st.integers() | st.text(), max_size=9) | st.none()
+
+
+@settings(deadline=None)
+@given(body=st.dictionaries(st.sampled_from(["ids", "model", "skip_special_tokens"]), INPUTS | st.lists(INPUTS)))
+@example(body={"ids": [[1] * 9, 2, [3] * 7]})
+@example(body={"ids": [[1, 2, 3, 4, "5"]]})
+def test_a_body_is_converted_in_pieces_as_in_one(body: dict[str, Any]) -> None:
+    def outcome_of(function: Callable[..., object]) -> object:
+        try:
+            return function(body, DecodeRequest)
+        except ValidationError as error:
+            return str(error), error.param
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bodies, "_ITEMS_PER_PIECE", 2)
+        assert outcome_of(convert_large) == outcome_of(convert)
+
+
+def test_no_call_converts_more_than_a_piece_of_a_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def counted(value: dict[str, Any] | list[Any], schema: type) -> object:
+        lists = value.values() if isinstance(value, dict) else [value]
+        sizes.append(sum(len(item) if isinstance(item, list) else 1 for items in lists for item in items))
+        return convert(value, schema)
+
+    monkeypatch.setattr(bodies, "convert", counted)
+    for ids in ([1] * 100_000, [[1] * 1000] * 100, [[1] * 100_000]):
+        convert_large({"ids": ids}, DecodeRequest)
+    assert max(sizes) <= 8192
 
 
 def test_memory_counts_what_strings_really_take() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from bei_core.errors import ValidationError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import BOOLEAN, INTEGER, STRING, any_of, array_of, nullable, object_of
-from bei_core.http.limits import BYTES_PER_SPAN, MAX_LISTED_CHARS, MAX_LISTED_TEXT_CHARS
+from bei_core.http.limits import BYTES_PER_SPAN, MAX_DECODED_IDS, MAX_LISTED_CHARS, MAX_LISTED_TEXT_CHARS
 from bei_core.http.replies import Deferred
 from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import NO_CHATS, Named, refuse, texts_of
@@ -86,6 +86,7 @@ async def decode(call: Call) -> Deferred | list[str]:
     def make() -> list[str]:
         lists = body.lists()
         call.service.model.check_num_inputs(len(lists))
+        _check_num_ids(max(map(len, lists), default=0), "ids")
         return [tokenizer.decode(ids, skip_special_tokens=skip) for ids in lists]
 
     return Deferred(0, make) if call.is_large else make()
@@ -93,9 +94,11 @@ async def decode(call: Call) -> Deferred | list[str]:
 
 async def detokenize(call: Call) -> Deferred | dict[str, str]:
     """Answers `POST /detokenize`: the text of token ids, with the special tokens."""
+    body: DetokenizeRequest = call.body
 
     def make() -> dict[str, str]:
-        return {"prompt": call.service.tokenizer.decode(call.body.tokens, skip_special_tokens=False)}
+        _check_num_ids(len(body.tokens), "tokens")
+        return {"prompt": call.service.tokenizer.decode(body.tokens, skip_special_tokens=False)}
 
     return Deferred(0, make) if call.is_large else make()
 
@@ -114,6 +117,15 @@ def _check_num_characters(longest: int, total: int) -> None:
             f"`inputs` has {total} characters, {longest} in the longest text; tokens are listed of at most "
             f"{MAX_LISTED_CHARS} characters, {MAX_LISTED_TEXT_CHARS} in one text",
             param="inputs",
+        )
+
+
+def _check_num_ids(longest: int, field: str) -> None:
+    """Raises ValidationError if one text has too many token ids to decode."""
+    if longest > MAX_DECODED_IDS:
+        raise ValidationError(
+            f"`{field}` has {longest} token ids of one text; at most {MAX_DECODED_IDS} are decoded, so split them",
+            param=field,
         )
 
 
