@@ -269,7 +269,7 @@ class App:
                 watcher.cancel()
         timings = call.timings if call.timings.num_inputs else None  # None for a route that did not run the model
         if timings is not None:
-            self.service.metrics.succeeded(timings)
+            asyncio.get_running_loop().call_soon(self.service.metrics.succeeded, timings)  # after the reply is sent
         return await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
 
     async def _decode_large(self, call: Call, raw: bytes) -> None:
