@@ -39,15 +39,14 @@ _broken: list[Exception] = []  # the error of FlexAttention, which is then not t
     "bei::attention", mutates_args=(), schema="(Tensor query_key, Tensor value, Tensor layer, Tensor batch) -> Tensor"
 )
 def attention(query_key: Tensor, value: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
-    """Returns [T, N * S] for queries and keys [T, N + K, S], values [T, K, S].
+    """`Attention.mix` as an operator of torch, for compiled layers.
 
-    `layer` and `batch` are the handles of an `Attention` in LAYERS, and of its `Sequences` in BATCHES. As it is an
-    operator of torch, into which torch.compile does not look, a compiled layer is one graph, and attention may choose
-    its kernel and loop over sequences on the host.
+    `layer` and `batch` are the handles of an `Attention` in LAYERS, and of its `Sequences` in BATCHES. torch.compile
+    does not look into an operator, so a compiled layer is one graph, and attention may choose its kernel and loop over
+    sequences on the host.
     """
-    found = LAYERS[layer]
-    query, key = query_key.split([found.num_heads, found.num_kv_heads], 1)
-    return attend(query, key, value, BATCHES[batch], found.sizes, found.score_bias).flatten(1).contiguous()
+    mixed: Tensor = LAYERS[layer].mix(query_key, value, BATCHES[batch])
+    return mixed
 
 
 @attention.register_fake
