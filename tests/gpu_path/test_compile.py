@@ -198,9 +198,7 @@ def test_compiled_flex_attention_follows_the_definition_and_is_compiled_once(mon
     monkeypatch.setattr(KernelArgs, "size", lambda args, name: _ended(names, args, name))
     varlen._compiled_flex.cache_clear()
     bias = DistanceBias(4, 512)
-    sizes = AttentionSizes(
-        256, 4, 2, 64, 0.125, 512, bias=False, out_bias=False, causal=True, window=100, soft_cap=50.0
-    )
+    sizes = AttentionSizes(256, 4, 2, 64, 0.125, bias=False, out_bias=False, causal=True, window=100, soft_cap=50.0)
     graphs = []
     for lengths in ([300, 1, 130], [77, 400]):
         batch = Batch.pack([Tokens(*np.zeros((2, length), np.int32)) for length in lengths])

@@ -6,22 +6,20 @@ import dataclasses
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import PackedEngine, Parts, check_device, even_parts
+from bei_core.engines.torch.batches import Array, PackedEngine, Parts, check_device, even_parts
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
@@ -30,9 +28,6 @@ from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
-
-Array = npt.NDArray[np.float32]
-ResultT = TypeVar("ResultT")
 
 # Tokens of a batch by type of device. More tokens would only add latency, without more throughput (docs/gpu.md).
 _BATCH_TOKENS = {"cuda": 16_384, "cpu": 1024}
@@ -71,14 +66,9 @@ class TorchEngine(PackedEngine):
             num_callers=2,
         )
 
-    def forward(self, batch: Batch) -> Array:
-        """Returns f32[B, D]; see `Engine.forward`. Token vectors are not copied to the host."""
-        return np.concatenate(self._parts.run(lambda part: self._compute(part, with_tokens=False)[0], batch))
-
-    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
-        """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
-        rows, tokens = zip(*self._parts.run(self._compute, batch), strict=True)
-        return np.concatenate(rows), np.concatenate(tokens)
+    def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
+        """See `PackedEngine.compute`. Token vectors are copied to the host only if they are asked for."""
+        return self._parts.run(partial(self._compute, with_tokens=with_tokens), batch)
 
     def close(self) -> None:
         """Frees the memory of the device and ends the workers."""
@@ -123,23 +113,17 @@ class Replicas(PackedEngine):
         one = engines[0].info
         self.info = dataclasses.replace(one, batch_tokens=one.batch_tokens * len(engines))
 
-    def forward(self, batch: Batch) -> Array:
-        """f32[B, D]; see `Engine.forward`."""
-        return np.concatenate(self._each(TorchEngine.forward, batch))
-
-    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
-        """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
-        rows, tokens = zip(*self._each(TorchEngine.forward_tokens, batch), strict=True)
-        return np.concatenate(rows), np.concatenate(tokens)
+    def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
+        """See `PackedEngine.compute`."""
+        parts = even_parts(batch, len(self._engines))
+        compute = partial(TorchEngine.compute, with_tokens=with_tokens)
+        return [result for results in self._pool.map(compute, self._engines, parts) for result in results]
 
     def close(self) -> None:
         """Frees the memory of all devices and ends the threads."""
         self._pool.shutdown()
         for engine in self._engines:
             engine.close()
-
-    def _each(self, forward: Callable[[TorchEngine, Batch], ResultT], batch: Batch) -> list[ResultT]:
-        return list(self._pool.map(forward, self._engines, even_parts(batch, len(self._engines))))
 
 
 def copy_to_host(rows: Tensor | None, count: int) -> Tensor:

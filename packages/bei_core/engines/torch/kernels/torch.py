@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels, Rank, fits_fp8
-from bei_core.engines.torch.kernels.varlen import LAYERS, ScoreBias, attend, attention, is_flash
+from bei_core.engines.torch.kernels.varlen import ScoreBias, attend, attention, is_flash
 from bei_core.engines.torch.models.layers import Layer, Rope, Weights, empty, fill
-from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.engines.torch.models.sequences import Sequences, handle_of
 from bei_core.errors import UnsupportedModelError
 
 
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         self.o_proj = kernels.linear(width, sizes.hidden, sizes.part, bias=sizes.out_bias, split="in")
         self.norm_and_rope: Any = NormAndRope(sizes, rope, kernels.rank)
         self.num_heads, self.num_kv_heads = self.norm_and_rope.num_heads
-        self.handle = LAYERS.add(self)
+        self.handle = handle_of(self)
 
     load = load_attention
 

@@ -20,15 +20,13 @@ from torch import Tensor
 
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.models.relative import DistanceBias, distances
-from bei_core.engines.torch.models.sequences import BATCHES, Handles, Sequences, is_seen
+from bei_core.engines.torch.models.sequences import Sequences, is_seen, object_of
 
 log = logging.getLogger(__name__)
 
 # Returns numbers f32[N, Q, L] to add to the attention scores of one sequence, from some of its queries [N, Q, S], its
 # keys [N, L, S] and the position of the first of these queries.
 ScoreBias = Callable[[Tensor, Tensor, int], Tensor]
-
-LAYERS: Handles[Any] = Handles()  # all attention layers of this process
 
 _QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of a long sequence
 _MAX_HEAD_SIZE = 256  # of FlashAttention
@@ -41,11 +39,10 @@ _broken: list[Exception] = []  # the error of FlexAttention, which is then not t
 def attention(query_key: Tensor, value: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
     """`Attention.mix` as an operator of torch, for compiled layers.
 
-    `layer` and `batch` are the handles of an `Attention` in LAYERS, and of its `Sequences` in BATCHES. torch.compile
-    does not look into an operator, so a compiled layer is one graph, and attention may choose its kernel and loop over
-    sequences on the host.
+    `layer` and `batch` are the handles of an `Attention` and its `Sequences`. torch.compile does not look into an
+    operator, so a compiled layer is one graph, and attention may choose its kernel and loop over sequences on the host.
     """
-    mixed: Tensor = LAYERS[layer].mix(query_key, value, BATCHES[batch])
+    mixed: Tensor = object_of(layer).mix(query_key, value, object_of(batch))
     return mixed
 
 

@@ -28,10 +28,9 @@ class Transformer(nn.Module):
         self.project = None
         if width != sizes.hidden:
             self.project = kernels.linear(width, sizes.hidden, "embeddings", bias=True)
-        max_len, self.score_bias = facts.spec.max_seq_len, None
-        if self.layouts[0].relative_attention is not None:
-            self.score_bias = DistanceBias(sizes.num_heads, max_len)
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len)
+        has_bias = self.layouts[0].relative_attention is not None
+        self.score_bias = DistanceBias(sizes.num_heads, facts.spec.max_seq_len) if has_bias else None
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads)
         self.layers = nn.ModuleList(
             _Layer(
                 kernels.attention(attention, None, layer, self.score_bias),

@@ -53,7 +53,6 @@ class Transformer(nn.Module):
             num_kv_heads=sizes.num_kv_heads,
             head_size=sizes.head_size,
             scale=sizes.scale,
-            max_len=facts.spec.max_seq_len,
             bias=bias or switches.qkv_bias,
             out_bias=bias,
             causal=facts.mask == "causal",

@@ -34,7 +34,7 @@ class Transformer(nn.Module):
         self.types = Embedding(num_types, hidden, kernels.dtype)
         self.norm = LayerNorm(hidden, eps, kernels.dtype)
         alibi = DistanceBias(num_heads, max_len)
-        sizes = AttentionSizes.of_encoder(hidden, num_heads, max_len)
+        sizes = AttentionSizes.of_encoder(hidden, num_heads)
         inner, gate = read_size(config, "intermediate_size"), activation(jina_gate(config))
         self.layers = nn.ModuleList(
             _Layer(

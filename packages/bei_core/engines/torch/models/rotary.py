@@ -48,8 +48,7 @@ class Transformer(nn.Module):
             for kind in dict.fromkeys(sizes.layer_types)
         }
         self.layers = nn.ModuleList(
-            _Layer(self.names, sizes, facts.spec.max_seq_len, ropes[kind], kernels, number)
-            for number, kind in enumerate(sizes.layer_types)
+            _Layer(self.names, sizes, ropes[kind], kernels, number) for number, kind in enumerate(sizes.layer_types)
         )
         self.final_norm = None if self.names.final_norm is None else _norm(sizes, kernels)
 
@@ -76,12 +75,10 @@ class Transformer(nn.Module):
 
 
 class _Layer(TransformerLayer):
-    def __init__(
-        self, names: RotaryNames, sizes: RotarySizes, max_len: int, rope: Rope, kernels: Kernels, number: int
-    ) -> None:
+    def __init__(self, names: RotaryNames, sizes: RotarySizes, rope: Rope, kernels: Kernels, number: int) -> None:
         window = sizes.window if sizes.layer_types[number] == SLIDING else None
         options: Any = {"bias": sizes.attention_bias, "out_bias": sizes.attention_bias, "window": window}
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len, **options)
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, **options)
         super().__init__(
             kernels.attention(attention, rope, number),
             _mlp(sizes, kernels, number),
