@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import sys
 import threading
@@ -115,9 +116,12 @@ class Replicas(PackedEngine):
 
     def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
         """See `PackedEngine.compute`."""
-        parts = even_parts(batch, len(self._engines))
-        compute = partial(TorchEngine.compute, with_tokens=with_tokens)
-        return [result for results in self._pool.map(compute, self._engines, parts) for result in results]
+
+        def compute(engine: TorchEngine, part: Batch) -> list[tuple[Array, Array]]:
+            return engine.compute(part, with_tokens=with_tokens)
+
+        parts = self._pool.map(compute, self._engines, even_parts(batch, len(self._engines)))
+        return list(itertools.chain.from_iterable(parts))
 
     def close(self) -> None:
         """Frees the memory of all devices and ends the threads."""
