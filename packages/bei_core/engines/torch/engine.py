@@ -49,7 +49,7 @@ class TorchEngine(PackedEngine):
         self._current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         self._graphs: Graphs | None = None
         try:
-            rows, tokens = self._compute(TRIAL)
+            rows, tokens = self._run(TRIAL)
         except RuntimeError as error:  # too little memory, or a kernel that the GPU does not support
             raise EngineUnavailableError(f"torch cannot run {spec.architecture} on {self._device}: {error}") from error
         if workers is None and rows.shape[1] and model.is_graphable():
@@ -69,7 +69,7 @@ class TorchEngine(PackedEngine):
 
     def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
         """See `PackedEngine.compute`. Token vectors are copied to the host only if they are asked for."""
-        return self._parts.run(partial(self._compute, with_tokens=with_tokens), batch)
+        return self._parts.run(partial(self._run, with_tokens=with_tokens), batch)
 
     def close(self) -> None:
         """Frees the memory of the device and ends the workers."""
@@ -80,7 +80,7 @@ class TorchEngine(PackedEngine):
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _compute(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
+    def _run(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
         """Returns f32[B, D] and f32[T, E].
 
         D or E is 0 if the model has no such output; E is also 0 without `with_tokens`. While the caller waits for its
