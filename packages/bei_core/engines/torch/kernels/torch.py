@@ -182,7 +182,7 @@ class Attention(nn.Module):
             query_key = self.norm_and_rope(query_key, sequences.position_ids)
         if torch.compiler.is_compiling():
             mixed = attention(query_key, value, self.handle, sequences.handle)
-        else:  # the operator would take 30 us of the host's time, and import the compiler at its first call
+        else:  # the operator costs time of the host, and imports the compiler at its first call
             mixed = self.mix(query_key, value, sequences)
         return self.o_proj(mixed)
 

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, TransformerLayer, Weights
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
@@ -34,7 +33,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(
                 kernels.attention(attention, None, layer, self.score_bias),
-                Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels),
+                Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
                 lambda: LayerNorm(sizes.hidden, sizes.eps, kernels.dtype),
             )
             for layer in range(sizes.num_layers)

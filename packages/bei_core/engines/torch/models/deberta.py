@@ -80,7 +80,7 @@ class _Layer(TransformerLayer):
         attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
         super().__init__(
             kernels.attention(attention, None, number, bias),
-            Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels),
+            Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
             lambda: LayerNorm(sizes.hidden, sizes.eps, kernels.dtype),
         )
         self.bias, self.dtype, self.own = bias, kernels.dtype, "" if sizes.shares_projections else "pos_"

@@ -104,11 +104,11 @@ class _Layer(TransformerLayer):
 
 def _mlp(sizes: RotarySizes, kernels: Kernels, number: int) -> nn.Module:
     """Returns the MLP of a layer: a gated one, a plain one, or experts (Nomic Embed v2)."""
-    act, experts = activation(sizes.activation), sizes.experts
+    shape, experts = (sizes.hidden, sizes.intermediate_size, sizes.activation), sizes.experts
     if experts is not None and number % experts.every == 1:
-        return Experts(sizes.hidden, sizes.intermediate_size, act, experts, kernels.dtype)
+        return Experts(*shape, experts, kernels.dtype)
     make = GatedMlp if sizes.is_gated else Mlp
-    return make(sizes.hidden, sizes.intermediate_size, act, kernels, bias=sizes.mlp_bias, out_bias=sizes.out_bias)
+    return make(*shape, kernels, bias=sizes.mlp_bias, out_bias=sizes.out_bias)
 
 
 class Experts(nn.Module):
@@ -118,9 +118,9 @@ class Experts(nn.Module):
     are fixed, as CUDA graphs need them.
     """
 
-    def __init__(self, hidden: int, inner: int, act: Any, sizes: ExpertSizes, dtype: torch.dtype) -> None:
+    def __init__(self, hidden: int, inner: int, act: str, sizes: ExpertSizes, dtype: torch.dtype) -> None:
         super().__init__()
-        self.sizes, self.act = sizes, act
+        self.sizes, self.act = sizes, activation(act)
         self.router = empty(sizes.count, hidden, dtype=dtype)
         self.w1, self.w2 = (empty(sizes.count * inner, hidden, dtype=dtype) for _ in range(2))
         self.bias = empty(hidden, dtype=dtype)

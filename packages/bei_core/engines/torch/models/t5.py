@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, GatedMlp, Mlp, RmsNorm, TransformerLayer, Weights
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
@@ -35,7 +34,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(
                 kernels.attention(sizes, None, layer, self.bias),
-                make_mlp(hidden, inner, activation(act), kernels, bias=False),
+                make_mlp(hidden, inner, act, kernels, bias=False),
                 lambda: RmsNorm(hidden, eps, kernels.dtype),
                 is_pre_norm=True,
             )
