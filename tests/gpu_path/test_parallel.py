@@ -159,7 +159,7 @@ def test_replicas_share_a_batch_and_keep_its_order(folder: Any) -> None:
     assert len(vectors) == sum(len(item) for item in tokens)
     check_one = both.forward(Batch.pack(tokens[:1]))
     np.testing.assert_allclose(check_one, rows[:1], atol=1e-6)
-    assert both.info.batch_tokens == 2 * engines[0].info.batch_tokens
+    assert (both.info.batch_tokens, both.info.num_replicas) == (2 * engines[0].info.batch_tokens, 2)
     both.close()
 
 

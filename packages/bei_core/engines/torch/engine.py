@@ -112,7 +112,8 @@ class Replicas(PackedEngine):
         self._engines = engines
         self._pool = ThreadPoolExecutor(len(engines) * engines[0].info.num_callers, "bei-gpu")
         one = engines[0].info
-        self.info = dataclasses.replace(one, batch_tokens=one.batch_tokens * len(engines))
+        count = len(engines)
+        self.info = dataclasses.replace(one, batch_tokens=one.batch_tokens * count, num_replicas=count)
 
     def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
         """See `PackedEngine.compute`."""
