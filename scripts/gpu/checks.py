@@ -77,7 +77,7 @@ def attention() -> Iterator[Result]:
     these batches that does not compile.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    plain = AttentionSizes(256, 4, 2, 64, 0.125, 512, bias=False, out_bias=False, causal=False)
+    plain = AttentionSizes(256, 4, 2, 64, 0.125, bias=False, out_bias=False, causal=False)
     rules = {
         "soft cap, causal, window": (replace(plain, causal=True, window=100, soft_cap=50.0), None),
         "biases by distance": (plain, DistanceBias(4, 512).to(device)),

@@ -18,7 +18,7 @@ from transformers import AutoModel
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.calibration import encode
 from bei_core.engines.torch.folder import WEIGHTS, Facts, copy_companions, head_tensors, write_config, write_weights
-from bei_core.engines.torch.models.heads import make_head
+from bei_core.engines.torch.models.heads import F32Layers, make_head
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.quantize import Scheme
 from bei_core.tasks import Rows, Text, Tokens
@@ -53,7 +53,7 @@ class Simulated:
         self.has_types = int(facts.spec.config.get("type_vocab_size") or 0) > 1
         self.head = make_head(facts.spec)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
-        self.head.load(tensors, torch.device("cpu"))
+        self.head.layers = F32Layers(tensors, torch.device("cpu"))
         texts: Sequence[Text] = scheme.samples.calibration
         tokens = encode(texts, facts.spec, tokenizer, scheme.calibration.max_seq_length)
         config = copy.deepcopy(mtq.FP8_DEFAULT_CFG)

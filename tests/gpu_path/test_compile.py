@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,25 @@ def test_a_layer_is_one_graph_for_all_layers_of_its_kind_and_all_lengths(
     for lengths in ([11], [7, 2, 5], [13]):
         engine.forward(Batch.pack([Tokens(*np.zeros((2, length), np.int32)) for length in lengths]))
     assert len(graphs) == KINDS[name]
+    for graph in graphs:  # attention is one operator, whatever kernel it chooses
+        assert [str(node.target) for node in graph.graph.nodes].count("bei.attention.default") == 1
+
+
+def test_layers_that_are_not_compiled_do_not_import_the_compiler(tmp_path: Path) -> None:
+    """Its import takes seconds. A model on a CPU, a divided one, or one with `torch_compile` false does not need it."""
+    checkpoint = resolve(str(NAMED["bert-cls-normalize"].folder))
+    write_folder(tmp_path, checkpoint, facts_of(read_spec(checkpoint)), "float32")
+    code = f"""
+import sys
+from pathlib import Path
+import torch
+from bei_core.engines.torch.loading import TRIAL, load_folder
+load_folder(Path({str(tmp_path)!r}), "f32", torch.device("cpu")).compute(TRIAL)
+print("torch._dynamo" in sys.modules)
+"""
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "packages")}
+    run = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own code
@@ -177,9 +198,7 @@ def test_compiled_flex_attention_follows_the_definition_and_is_compiled_once(mon
     monkeypatch.setattr(KernelArgs, "size", lambda args, name: _ended(names, args, name))
     varlen._compiled_flex.cache_clear()
     bias = DistanceBias(4, 512)
-    sizes = AttentionSizes(
-        256, 4, 2, 64, 0.125, 512, bias=False, out_bias=False, causal=True, window=100, soft_cap=50.0
-    )
+    sizes = AttentionSizes(256, 4, 2, 64, 0.125, bias=False, out_bias=False, causal=True, window=100, soft_cap=50.0)
     graphs = []
     for lengths in ([300, 1, 130], [77, 400]):
         batch = Batch.pack([Tokens(*np.zeros((2, length), np.int32)) for length in lengths])

@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch.folder import facts_of
-from bei_core.engines.torch.kernels import torch as torch_kernels
 from bei_core.engines.torch.kernels import varlen
 from bei_core.engines.torch.kernels.torch import TorchKernels
 from bei_core.engines.torch.models.model import Model
@@ -50,7 +49,6 @@ class Launches(TorchDispatchMode):
 def launched(name: str, monkeypatch: pytest.MonkeyPatch, num_sequences: int = 3) -> tuple[list[str], list[str]]:
     """The operations of a batch, and those of one layer, without torch.compile."""
     monkeypatch.setattr(varlen, "_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch_kernels, "attention", varlen.attention._init_fn)  # to see the operations in it
     facts = facts_of(read_spec(resolve(str(NAMED[name].folder))))
     batch = Batch.pack([Tokens(*np.zeros((2, 7), np.int32)) for _ in range(num_sequences)])
     host = flatten(batch)

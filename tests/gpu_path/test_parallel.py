@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 
 from bei_core.checkpoint import resolve
 from bei_core.config.settings import Settings
+from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.build import plan_build
 from bei_core.engines.cache import publish_engine
@@ -22,8 +24,11 @@ from bei_core.engines.torch import build
 from bei_core.engines.torch.batches import DeviceLostError
 from bei_core.engines.torch.engine import Replicas, load
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
+from bei_core.metrics import Metrics
 from bei_core.models.spec import read_spec
+from bei_core.serving.runner import Runner
 from bei_core.tasks import Tokens
+from tests.fakes import SAFETY_S, Clock
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES
 from tests.golden.tolerance import F32, LOGITS_F32, compare, compare_logits
 
@@ -154,8 +159,39 @@ def test_replicas_share_a_batch_and_keep_its_order(folder: Any) -> None:
     assert len(vectors) == sum(len(item) for item in tokens)
     check_one = both.forward(Batch.pack(tokens[:1]))
     np.testing.assert_allclose(check_one, rows[:1], atol=1e-6)
-    assert both.info.batch_tokens == 2 * engines[0].info.batch_tokens
+    assert (both.info.batch_tokens, both.info.num_replicas) == (2 * engines[0].info.batch_tokens, 2)
     both.close()
+
+
+class FakeCopy:
+    """A copy of a model on a GPU of its own, which takes 1 ms a token on a clock and always runs beside the other."""
+
+    info = EngineInfo("torch", "gpu", "bf16", row_width=1, max_seq_len=8, batch_tokens=64, num_callers=2)
+
+    def __init__(self, clock: Clock, both: threading.Barrier) -> None:
+        self.clock, self.both, self.sizes = clock, both, list[int]()
+
+    def compute(self, batch: Batch, *, with_tokens: bool) -> list[Any]:
+        self.sizes.append(batch.num_tokens)
+        if self.both.wait(SAFETY_S) == 0:
+            self.clock.now += 0.001 * batch.num_tokens
+        self.both.wait(SAFETY_S)
+        return [(batch.input_ids[batch.cu_seqlens[:-1]].astype(np.float32)[:, None], None)]
+
+
+async def test_the_server_measures_the_rate_of_all_copies_together() -> None:
+    """So the expected wait is right although the runner sees one engine and runs one batch at a time."""
+    clock, both = Clock(), threading.Barrier(2)
+    copies = [FakeCopy(clock, both) for _ in range(2)]
+    engine: Any = Replicas(copies)  # type: ignore[arg-type]
+    runner = Runner(engine, Metrics(), budget=engine.info.batch_tokens, clock=clock)
+    runner.start()
+    texts = [Tokens(np.full(8, number, np.int32), np.zeros(8, np.int32)) for number in range(48)]
+    ticket = await runner.submit(texts)
+    assert ticket.rows[:, 0].tolist() == list(range(48))
+    assert runner.close(SAFETY_S)
+    assert [copy.sizes for copy in copies] == [[64, 64, 64]] * 2  # three batches of 128 tokens
+    assert runner.admission.rate.tokens_per_s == pytest.approx(2000)
 
 
 def test_devices_that_are_not_there_are_refused(folder: Any) -> None:

@@ -17,7 +17,7 @@ from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 
 LENGTHS, SPARE, HEADS, KV_HEADS, SIZE = [5, 1, 17, 9], 4, 4, 2, 16
-PLAIN = AttentionSizes(HEADS * SIZE, HEADS, KV_HEADS, SIZE, 0.3, 64, bias=False, out_bias=False, causal=False)
+PLAIN = AttentionSizes(HEADS * SIZE, HEADS, KV_HEADS, SIZE, 0.3, bias=False, out_bias=False, causal=False)
 RULES = {
     "full": PLAIN,
     "causal": replace(PLAIN, causal=True),

@@ -31,6 +31,7 @@ class EngineInfo:
     token_width: int = 0  # E; 0 for a model that gives no rows of tokens
     shares_prefixes: bool = False  # whether first tokens that sequences of a batch share are computed once
     weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
+    num_replicas: int = 1  # copies of the model, which compute a batch together: `max_batch_tokens` is that of each
     num_callers: int = 1  # threads that may call it at a time; with 2, a batch is prepared while another one runs
 
     @property

@@ -58,6 +58,8 @@ class Service:
     ) -> None:
         self.spec = opened.spec
         self.engine = opened.engine.info
+        # Of a full batch, of which each copy of the model computes a part.
+        self.batch_tokens = min(settings.max_batch_tokens * self.engine.num_replicas, self.engine.batch_tokens)
         self.settings = settings
         self.revision = opened.manifest.revision
         self.metrics = metrics or Metrics()
@@ -70,7 +72,7 @@ class Service:
         self._runner = Runner(
             opened.engine,
             self.metrics,
-            budget=min(settings.max_batch_tokens, opened.engine.info.batch_tokens),
+            budget=self.batch_tokens,
             max_items=settings.max_batch_requests,
             max_queue_tokens=settings.max_queue_tokens,
             max_queue_wait_s=settings.max_queue_wait_s,

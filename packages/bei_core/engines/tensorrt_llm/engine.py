@@ -9,13 +9,10 @@ import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from bei_core.engines.base import EngineInfo
@@ -24,15 +21,13 @@ from bei_core.engines.manifest import Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
 from bei_core.engines.tensorrt_llm.packing import pack_ids
-from bei_core.engines.torch.batches import PackedEngine, Parts
+from bei_core.engines.torch.batches import Array, PackedEngine, Parts
 from bei_core.engines.torch.folder import DTYPES, read_facts
 from bei_core.engines.torch.loading import check_gpu, tuning_folder
 from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
-
-Array = npt.NDArray[np.float32]
 
 # The limits of one forward pass. This number of tokens keeps the largest GPU busy; more tokens would only add latency
 # (docs/gpu.md).
@@ -56,45 +51,41 @@ class TensorRtLlmEngine(PackedEngine):
         facts = read_facts(folder)
         check_model(facts, dtype)
         limits = {"batch": MAX_BATCH_SIZE, "tokens": self._max_num_tokens, "length": spec.max_seq_len}
-        with _autotuner_cache(folder, limits):
-            try:
-                self._llm = upstream("LLM")(
-                    model=str(folder),
-                    encode_only=True,
-                    skip_tokenizer_init=True,
-                    dtype=dtype,
-                    # TensorRT-LLM's fused attention kernels (TRTLLM) do not support f32.
-                    attn_backend="VANILLA" if dtype == "float32" else "TRTLLM",
-                    max_batch_size=MAX_BATCH_SIZE,
-                    max_num_tokens=self._max_num_tokens,
-                    max_seq_len=spec.max_seq_len,
-                    cuda_graph_config=None if needs_loop(facts) else _cuda_graphs(spec.max_seq_len),
-                )
-            except Exception as fault:
-                raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_gpu_hint()}") from fault
+        _set_autotuner_cache(folder, limits)
+        try:
+            self._llm = upstream("LLM")(
+                model=str(folder),
+                encode_only=True,
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                # TensorRT-LLM's fused attention kernels (TRTLLM) do not support f32.
+                attn_backend="VANILLA" if dtype == "float32" else "TRTLLM",
+                max_batch_size=MAX_BATCH_SIZE,
+                max_num_tokens=self._max_num_tokens,
+                max_seq_len=spec.max_seq_len,
+                cuda_graph_config=None if needs_loop(facts) else _cuda_graphs(spec.max_seq_len),
+            )
+        except Exception as fault:
+            raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_gpu_hint()}") from fault
         self.info = EngineInfo(
             name="tensorrt_llm",
             device="gpu",
             precision=precision,
-            row_width=self._encode(Batch.blank()).shape[1],
+            row_width=self._encode(Batch.blank())[0].shape[1],
             max_seq_len=spec.max_seq_len,
             batch_tokens=self._max_num_tokens,
         )
 
-    def forward(self, batch: Batch) -> Array:
-        """Returns f32[B, D]; see `Engine.forward`. Raises the errors of `Parts.run`."""
-        return np.concatenate(self._parts.run(self._encode, batch))
-
-    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
-        """Always raises NotImplementedError, because this engine only has rows of sequences (`token_width` is 0)."""
-        raise NotImplementedError("this is a bug: the GPU engine gives no rows of tokens, its token_width is 0")
+    def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
+        """See `PackedEngine.compute`. This engine only has rows of sequences: E is 0, as `token_width`."""
+        return self._parts.run(self._encode, batch)
 
     def close(self) -> None:
         """Shuts TensorRT-LLM down, which frees the memory of the GPU."""
         self._llm.shutdown()
 
-    def _encode(self, batch: Batch) -> Array:
-        """Returns f32[B, D].
+    def _encode(self, batch: Batch) -> tuple[Array, Array]:
+        """Returns f32[B, D] and f32[T, 0].
 
         `LLM.encode` only takes lists of ids, so all ids of the batch become one list, of which each sequence is a
         slice.
@@ -102,7 +93,7 @@ class TensorRtLlmEngine(PackedEngine):
         ids, cu_seqlens = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
         texts = [ids[start:stop] for start, stop in itertools.pairwise(cu_seqlens)]
         rows: Array = self._llm.encode(texts, return_raw_logits=True).float().numpy()
-        return rows
+        return rows, np.empty((batch.num_tokens, 0), np.float32)
 
 
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> TensorRtLlmEngine:
@@ -137,15 +128,13 @@ def _cuda_graphs(max_seq_len: int) -> Any:
     )
 
 
-@contextmanager
-def _autotuner_cache(folder: Path, limits: dict[str, int]) -> Iterator[None]:
-    """While the block runs, TensorRT-LLM saves which kernels it chooses, and reads what it saved at an earlier start.
+def _set_autotuner_cache(folder: Path, limits: dict[str, int]) -> None:
+    """Makes TensorRT-LLM save which kernels it chooses, and read what it saved at an earlier start.
 
     There is one file for each combination of `_runtime()` and `limits`. TensorRT-LLM reads its path from an environment
     variable.
     """
-    name, key = "TLLM_AUTOTUNER_CACHE_PATH", key_of({**_runtime(), **limits})
-    before = os.environ.get(name)
+    key = key_of({**_runtime(), **limits})
     path = (tuning_folder(folder) or Path(tempfile.gettempdir())) / f"{key}.json"
     log.info(
         "TensorRT-LLM loads %s: it captures CUDA graphs, and at the first start on a GPU chooses kernels. Both take "
@@ -153,13 +142,7 @@ def _autotuner_cache(folder: Path, limits: dict[str, int]) -> Iterator[None]:
         folder,
         path,
     )
-    os.environ[name] = str(path)
-    try:
-        yield
-    finally:
-        os.environ.pop(name)
-        if before is not None:
-            os.environ[name] = before
+    os.environ["TLLM_AUTOTUNER_CACHE_PATH"] = str(path)
 
 
 def _runtime() -> dict[str, object]:

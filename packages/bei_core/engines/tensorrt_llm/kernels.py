@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bei_core.engines.tensorrt_llm._compat import upstream
+from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
 from bei_core.engines.torch.kernels.torch import Attention, NormAndRope, load_attention
 from bei_core.engines.torch.models.layers import Rope
@@ -27,28 +27,23 @@ class TensorRtLlmKernels:
     It never divides a model among GPUs.
     """
 
-    def __init__(self, model_config: Any, dtype: torch.dtype, quantized: Sequence[str]) -> None:
-        """Sets the kernels up.
-
-        `model_config` is TensorRT-LLM's config of the model. `dtype` is that of the parameters. `quantized` are the
-        parts of the transformer whose linear layers are quantised.
-        """
-        self.model_config, self.dtype, self.quantized = model_config, dtype, frozenset(quantized)
-
     rank = Rank()
+
+    def __init__(self, model_config: Any, dtype: torch.dtype, facts: Facts) -> None:
+        """`model_config` is TensorRT-LLM's config of the model. `dtype` is that of the parameters."""
+        self.model_config, self.dtype, self.facts = model_config, dtype, facts
 
     def linear(
         self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
     ) -> Any:
         """Returns a Linear of TensorRT-LLM; see `Kernels.linear`. `split` has no effect."""
+        is_quantized = part in self.facts.quantized and fits_fp8(size_in, size_out)
         return _Linear(
             size_in,
             size_out,
             bias=bias,
             dtype=self.dtype,
-            quant_config=self.model_config.quant_config
-            if part in self.quantized and fits_fp8(size_in, size_out)
-            else None,
+            quant_config=self.model_config.quant_config if is_quantized else None,
             weights_loading_config=_WeightsLoadingConfig(weight_mode=getattr(_WeightMode, _MODES[fused])),
         )
 
@@ -61,30 +56,26 @@ class TensorRtLlmKernels:
             return Attention(sizes, rope, self, score_bias)
         return PackedAttention(sizes, rope, self, layer)
 
-    def attention_config(self, sizes: AttentionSizes) -> Any:
-        """Returns the config for TensorRT-LLM's Attention, without quantisation if this layer is not quantised."""
-        if sizes.part in self.quantized:
-            return self.model_config
-        plain = copy.copy(self.model_config)
-        plain.quant_config = type(self.model_config.quant_config)()
-        return plain
-
 
 class PackedAttention(_Attention):
     """TensorRT-LLM's attention without a KV cache. `apply_rope` adds the norms and the rotary embedding in torch."""
 
     def __init__(self, sizes: AttentionSizes, rope: Rope | None, kernels: TensorRtLlmKernels, layer: int) -> None:
+        config = kernels.model_config
+        if sizes.part not in kernels.facts.quantized:
+            config = copy.copy(config)
+            config.quant_config = type(config.quant_config)()
         super().__init__(
             hidden_size=sizes.hidden,
             num_attention_heads=sizes.num_heads,
             num_key_value_heads=sizes.num_kv_heads,
-            max_position_embeddings=sizes.max_len,
+            max_position_embeddings=kernels.facts.spec.max_seq_len,
             bias=sizes.bias,
             pos_embd_params=None,
             layer_idx=layer,
             dtype=kernels.dtype,
             dense_bias=sizes.out_bias,
-            config=kernels.attention_config(sizes),
+            config=config,
             q_scaling=sizes.head_size**-0.5 / sizes.scale,
         )
         self.size_of_head = sizes.head_size

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from bei_core.engines.batch import Batch
 
 log = logging.getLogger(__name__)
 
+Array = npt.NDArray[np.float32]
 ResultT = TypeVar("ResultT")
 
 
@@ -27,6 +29,19 @@ class DeviceLostError(BaseException):
 
 class PackedEngine:
     """The part of the engine contract that is the same for engines that pack sequences and share no prefixes."""
+
+    def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
+        """Returns (f32[B, D], f32[T, E]) of each part of the batch, in order; E is 0 without `with_tokens`."""
+        raise NotImplementedError
+
+    def forward(self, batch: Batch) -> Array:
+        """Returns f32[B, D]; see `Engine.forward`."""
+        return np.concatenate([rows for rows, _ in self.compute(batch, with_tokens=False)])
+
+    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
+        """Returns f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
+        rows, tokens = zip(*self.compute(batch, with_tokens=True), strict=True)
+        return np.concatenate(rows), np.concatenate(tokens)
 
     def padding_share(self) -> float:
         """Returns 0, because sequences are packed. The padding for CUDA graphs is not counted."""

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import PackedEngine, Parts, check_device, even_parts
+from bei_core.engines.torch.batches import Array, PackedEngine, Parts, check_device, even_parts
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
@@ -30,9 +29,6 @@ from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
-
-Array = npt.NDArray[np.float32]
-ResultT = TypeVar("ResultT")
 
 # Tokens of a batch by type of device. More tokens would only add latency, without more throughput (docs/gpu.md).
 _BATCH_TOKENS = {"cuda": 16_384, "cpu": 1024}
@@ -53,7 +49,7 @@ class TorchEngine(PackedEngine):
         self._current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         self._graphs: Graphs | None = None
         try:
-            rows, tokens = self._compute(TRIAL)
+            rows, tokens = self._run(TRIAL)
         except RuntimeError as error:  # too little memory, or a kernel that the GPU does not support
             raise EngineUnavailableError(f"torch cannot run {spec.architecture} on {self._device}: {error}") from error
         if workers is None and rows.shape[1] and model.is_graphable():
@@ -71,14 +67,9 @@ class TorchEngine(PackedEngine):
             num_callers=2,
         )
 
-    def forward(self, batch: Batch) -> Array:
-        """Returns f32[B, D]; see `Engine.forward`. Token vectors are not copied to the host."""
-        return np.concatenate(self._parts.run(lambda part: self._compute(part, with_tokens=False)[0], batch))
-
-    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
-        """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
-        rows, tokens = zip(*self._parts.run(self._compute, batch), strict=True)
-        return np.concatenate(rows), np.concatenate(tokens)
+    def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
+        """See `PackedEngine.compute`. Token vectors are copied to the host only if they are asked for."""
+        return self._parts.run(partial(self._run, with_tokens=with_tokens), batch)
 
     def close(self) -> None:
         """Frees the memory of the device and ends the workers."""
@@ -89,7 +80,7 @@ class TorchEngine(PackedEngine):
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _compute(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
+    def _run(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:
         """Returns f32[B, D] and f32[T, E].
 
         D or E is 0 if the model has no such output; E is also 0 without `with_tokens`. While the caller waits for its
@@ -121,25 +112,23 @@ class Replicas(PackedEngine):
         self._engines = engines
         self._pool = ThreadPoolExecutor(len(engines) * engines[0].info.num_callers, "bei-gpu")
         one = engines[0].info
-        self.info = dataclasses.replace(one, batch_tokens=one.batch_tokens * len(engines))
+        count = len(engines)
+        self.info = dataclasses.replace(one, batch_tokens=one.batch_tokens * count, num_replicas=count)
 
-    def forward(self, batch: Batch) -> Array:
-        """f32[B, D]; see `Engine.forward`."""
-        return np.concatenate(self._each(TorchEngine.forward, batch))
+    def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
+        """See `PackedEngine.compute`."""
 
-    def forward_tokens(self, batch: Batch) -> tuple[Array, Array]:
-        """f32[B, D] and f32[T, E]; see `Engine.forward_tokens`."""
-        rows, tokens = zip(*self._each(TorchEngine.forward_tokens, batch), strict=True)
-        return np.concatenate(rows), np.concatenate(tokens)
+        def compute(engine: TorchEngine, part: Batch) -> list[tuple[Array, Array]]:
+            return engine.compute(part, with_tokens=with_tokens)
+
+        parts = self._pool.map(compute, self._engines, even_parts(batch, len(self._engines)))
+        return list(itertools.chain.from_iterable(parts))
 
     def close(self) -> None:
         """Frees the memory of all devices and ends the threads."""
         self._pool.shutdown()
         for engine in self._engines:
             engine.close()
-
-    def _each(self, forward: Callable[[TorchEngine, Batch], ResultT], batch: Batch) -> list[ResultT]:
-        return list(self._pool.map(forward, self._engines, even_parts(batch, len(self._engines))))
 
 
 def copy_to_host(rows: Tensor | None, count: int) -> Tensor:

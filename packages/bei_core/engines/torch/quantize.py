@@ -13,6 +13,7 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,18 +139,16 @@ def _scales(model: Model, parts: Sequence[str], batches: Sequence[Batch]) -> dic
 
 def _entries(tensors: Tensors, scales: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, Entry]:
     """Returns entries for model.safetensors: quantised weights, which replace the checkpoint's, and their scales."""
-    entries = {}
-    for name, (of_weight, of_input) in scales.items():
-        entries[f"{name}.weight"] = _quantized(tensors, f"{name}.weight", of_weight)
-        entries[f"{name}.weight_scale"] = Entry.f32(f"{name}.weight_scale", of_weight.numpy())
-        entries[f"{name}.input_scale"] = Entry.f32(f"{name}.input_scale", of_input.numpy())
-    return entries
+    stored = StoredTensors(tensors, torch.device("cpu"))
 
+    def rounded(name: str, scale: Tensor) -> npt.NDArray[np.uint8]:
+        bits: npt.NDArray[np.uint8] = to_fp8(stored[name], scale).view(torch.uint8).numpy()
+        return bits
 
-def _quantized(tensors: Tensors, name: str, scale: Tensor) -> Entry:
-    def read() -> npt.NDArray[np.uint8]:
-        weight = StoredTensors(tensors, torch.device("cpu"))[name]
-        rounded: npt.NDArray[np.uint8] = to_fp8(weight, scale).view(torch.uint8).numpy()
-        return rounded
-
-    return Entry(name, "F8_E4M3", tuple(tensors.raw(name).shape), read)
+    entries = []
+    for layer, (of_weight, of_input) in scales.items():
+        name, read = f"{layer}.weight", partial(rounded, f"{layer}.weight", of_weight)
+        entries.append(Entry(name, "F8_E4M3", tuple(tensors.raw(name).shape), read))
+        entries.append(Entry.f32(f"{layer}.weight_scale", of_weight.numpy()))
+        entries.append(Entry.f32(f"{layer}.input_scale", of_input.numpy()))
+    return {entry.name: entry for entry in entries}

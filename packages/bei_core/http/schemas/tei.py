@@ -175,7 +175,7 @@ async def info(call: Call) -> Mapping[str, Any]:
         "max_concurrent_requests": settings.max_concurrent_requests,
         "max_input_length": service.tokenizer.max_seq_len,
         "max_batch_tokens": settings.max_batch_tokens,
-        "batch_tokens": min(settings.max_batch_tokens, service.engine.batch_tokens),  # of a full batch
+        "batch_tokens": service.batch_tokens,  # of a full batch
         "max_batch_requests": settings.max_batch_requests,
         "max_client_batch_size": settings.max_client_batch_size,
         "auto_truncate": settings.auto_truncate,

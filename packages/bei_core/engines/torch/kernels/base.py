@@ -19,7 +19,6 @@ class AttentionSizes:
     num_kv_heads: int  # K
     head_size: int  # S
     scale: float  # scores are query @ key * scale
-    max_len: int
     bias: bool  # of the linear layers for queries, keys and values
     out_bias: bool
     causal: bool
@@ -39,11 +38,11 @@ class AttentionSizes:
         return "attention" if fits_fp8(self.hidden, width, width + 2 * kv_width) else "attention in bf16"
 
     @classmethod
-    def of_encoder(cls, hidden: int, num_heads: int, max_len: int, **others: Any) -> AttentionSizes:
+    def of_encoder(cls, hidden: int, num_heads: int, **others: Any) -> AttentionSizes:
         """Returns the sizes of attention to all tokens, with heads of size H / N; `others` replace or add fields."""
         size = hidden // num_heads
         plain = {"scale": size**-0.5, "bias": True, "out_bias": True, "causal": False}
-        return cls(hidden, num_heads, num_heads, size, max_len=max_len, **{**plain, **others})
+        return cls(hidden, num_heads, num_heads, size, **{**plain, **others})
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels, Rank, fits_fp8
-from bei_core.engines.torch.kernels.varlen import LAYERS, ScoreBias, attention, is_flash
+from bei_core.engines.torch.kernels.varlen import ScoreBias, attend, attention, is_flash
 from bei_core.engines.torch.models.layers import Layer, Rope, Weights, empty, fill
-from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.engines.torch.models.sequences import Sequences, handle_of
 from bei_core.errors import UnsupportedModelError
 
 
@@ -166,7 +166,7 @@ class Attention(nn.Module):
         self.o_proj = kernels.linear(width, sizes.hidden, sizes.part, bias=sizes.out_bias, split="in")
         self.norm_and_rope: Any = NormAndRope(sizes, rope, kernels.rank)
         self.num_heads, self.num_kv_heads = self.norm_and_rope.num_heads
-        self.handle = LAYERS.add(self)
+        self.handle = handle_of(self)
 
     load = load_attention
 
@@ -180,4 +180,13 @@ class Attention(nn.Module):
         query_key, value = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], 1)
         if not self.norm_and_rope.is_identity:
             query_key = self.norm_and_rope(query_key, sequences.position_ids)
-        return self.o_proj(attention(query_key, value, self.handle, sequences.handle))
+        if torch.compiler.is_compiling():
+            mixed = attention(query_key, value, self.handle, sequences.handle)
+        else:  # the operator costs time of the host, and imports the compiler at its first call
+            mixed = self.mix(query_key, value, sequences)
+        return self.o_proj(mixed)
+
+    def mix(self, query_key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
+        """Returns [T, N * S], contiguous, for queries and keys [T, N + K, S], values [T, K, S]."""
+        query, key = query_key.split([self.num_heads, self.num_kv_heads], 1)
+        return attend(query, key, value, sequences, self.sizes, self.score_bias).flatten(1).contiguous()

@@ -20,15 +20,13 @@ from torch import Tensor
 
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.models.relative import DistanceBias, distances
-from bei_core.engines.torch.models.sequences import BATCHES, Handles, Sequences, is_seen
+from bei_core.engines.torch.models.sequences import Sequences, is_seen, object_of
 
 log = logging.getLogger(__name__)
 
 # Returns numbers f32[N, Q, L] to add to the attention scores of one sequence, from some of its queries [N, Q, S], its
 # keys [N, L, S] and the position of the first of these queries.
 ScoreBias = Callable[[Tensor, Tensor, int], Tensor]
-
-LAYERS: Handles[Any] = Handles()  # all attention layers of this process
 
 _QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of a long sequence
 _MAX_HEAD_SIZE = 256  # of FlashAttention
@@ -39,15 +37,13 @@ _broken: list[Exception] = []  # the error of FlexAttention, which is then not t
     "bei::attention", mutates_args=(), schema="(Tensor query_key, Tensor value, Tensor layer, Tensor batch) -> Tensor"
 )
 def attention(query_key: Tensor, value: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
-    """Returns [T, N * S] for queries and keys [T, N + K, S], values [T, K, S].
+    """`Attention.mix` as an operator of torch, for compiled layers.
 
-    `layer` and `batch` are the handles of an `Attention` in LAYERS, and of its `Sequences` in BATCHES. As it is an
-    operator of torch, into which torch.compile does not look, a compiled layer is one graph, and attention may choose
-    its kernel and loop over sequences on the host.
+    `layer` and `batch` are the handles of an `Attention` and its `Sequences`. torch.compile does not look into an
+    operator, so a compiled layer is one graph, and attention may choose its kernel and loop over sequences on the host.
     """
-    found = LAYERS[layer]
-    query, key = query_key.split([found.num_heads, found.num_kv_heads], 1)
-    return attend(query, key, value, BATCHES[batch], found.sizes, found.score_bias).flatten(1).contiguous()
+    mixed: Tensor = object_of(layer).mix(query_key, value, object_of(batch))
+    return mixed
 
 
 @attention.register_fake

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, LayerNorm, Mlp, TransformerLayer, Weights
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
@@ -28,14 +27,13 @@ class Transformer(nn.Module):
         self.project = None
         if width != sizes.hidden:
             self.project = kernels.linear(width, sizes.hidden, "embeddings", bias=True)
-        max_len, self.score_bias = facts.spec.max_seq_len, None
-        if self.layouts[0].relative_attention is not None:
-            self.score_bias = DistanceBias(sizes.num_heads, max_len)
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len)
+        has_bias = self.layouts[0].relative_attention is not None
+        self.score_bias = DistanceBias(sizes.num_heads, facts.spec.max_seq_len) if has_bias else None
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads)
         self.layers = nn.ModuleList(
             _Layer(
                 kernels.attention(attention, None, layer, self.score_bias),
-                Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels),
+                Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
                 lambda: LayerNorm(sizes.hidden, sizes.eps, kernels.dtype),
             )
             for layer in range(sizes.num_layers)

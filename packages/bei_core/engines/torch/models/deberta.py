@@ -37,9 +37,8 @@ class Transformer(nn.Module):
         if sizes.width != sizes.hidden:
             self.project = kernels.linear(sizes.width, sizes.hidden, "embeddings", bias=False)
         self.norm = LayerNorm(sizes.hidden, sizes.eps, kernels.dtype)
-        max_len = facts.spec.max_seq_len
-        rows = torch.from_numpy(sizes.rows(reach(max_len)))
-        self.layers = nn.ModuleList(_Layer(sizes, rows, max_len, kernels, layer) for layer in range(sizes.num_layers))
+        rows = torch.from_numpy(sizes.rows(reach(facts.spec.max_seq_len)))
+        self.layers = nn.ModuleList(_Layer(sizes, rows, kernels, layer) for layer in range(sizes.num_layers))
         self.conv = _Convolution(sizes, kernels.dtype) if sizes.kernel_size else None
 
     def load(self, weights: Weights) -> None:
@@ -76,12 +75,12 @@ class Transformer(nn.Module):
 
 
 class _Layer(TransformerLayer):
-    def __init__(self, sizes: DebertaSizes, rows: Tensor, max_len: int, kernels: Kernels, number: int) -> None:
+    def __init__(self, sizes: DebertaSizes, rows: Tensor, kernels: Kernels, number: int) -> None:
         bias = DisentangledBias(rows, sizes.num_heads, sizes.scale, sizes.kinds)
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len, scale=sizes.scale)
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
         super().__init__(
             kernels.attention(attention, None, number, bias),
-            Mlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels),
+            Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
             lambda: LayerNorm(sizes.hidden, sizes.eps, kernels.dtype),
         )
         self.bias, self.dtype, self.own = bias, kernels.dtype, "" if sizes.shares_projections else "pos_"

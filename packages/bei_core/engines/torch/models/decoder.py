@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import F32Layers, activation
+from bei_core.engines.torch.models.heads import F32Layers
 from bei_core.engines.torch.models.layers import Embedding, GatedMlp, RmsNorm, Rope, TransformerLayer, Weights
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.models.layouts import PROJECTION, DecoderSizes, DecoderSwitches
@@ -34,7 +34,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(
                 kernels.attention(self._attention_sizes(facts, layer_type), ropes[layer_type], number),
-                GatedMlp(sizes.hidden, sizes.intermediate_size, activation(sizes.activation), kernels, bias=bias),
+                GatedMlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels, bias=bias),
                 make_norm,
                 is_gemma=self.switches.gemma,
             )
@@ -53,7 +53,6 @@ class Transformer(nn.Module):
             num_kv_heads=sizes.num_kv_heads,
             head_size=sizes.head_size,
             scale=sizes.scale,
-            max_len=facts.spec.max_seq_len,
             bias=bias or switches.qkv_bias,
             out_bias=bias,
             causal=facts.mask == "causal",

@@ -82,21 +82,13 @@ def apply_module(module: Module, rows: Tensor, layers: F32Layers) -> Tensor:
     raise UnsupportedModelError(f"{type(module).__name__} cannot follow another module")
 
 
-class _Head:
-    """Makes the outputs of a model from its token vectors."""
-
-    layers: F32Layers
-
-    def load(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Loads the tensors that `folder.head_tensors` yields."""
-        self.layers = F32Layers(tensors, device)
-
-
-class VectorHead(_Head):
+class VectorHead:
     """Pooling and the modules after it, except a last Normalize, which belongs to the request (docs/decisions/005).
 
     Without pooling it is the head of ColBERT: it applies the modules to each token vector, then normalises it.
     """
+
+    layers: F32Layers  # the tensors that `folder.head_tensors` yields; set by `Model.load`
 
     def __init__(self, spec: ModelSpec) -> None:
         self.modes: tuple[PoolingMode, ...] = ()
@@ -129,8 +121,10 @@ class VectorHead(_Head):
         return rows
 
 
-class LogitsHead(_Head):
+class LogitsHead:
     """The head of a classifier of sequences or tokens, of a yes/no reranker, or of SPLADE (Formal et al. 2021)."""
+
+    layers: F32Layers  # as in VectorHead
 
     def __init__(self, spec: ModelSpec) -> None:
         self.config, self.classifier, head = spec.config, spec.classifier, head_of(spec)

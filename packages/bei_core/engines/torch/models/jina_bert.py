@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, GatedMlp, LayerNorm, TransformerLayer, Weights
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
@@ -34,8 +33,8 @@ class Transformer(nn.Module):
         self.types = Embedding(num_types, hidden, kernels.dtype)
         self.norm = LayerNorm(hidden, eps, kernels.dtype)
         alibi = DistanceBias(num_heads, max_len)
-        sizes = AttentionSizes.of_encoder(hidden, num_heads, max_len)
-        inner, gate = read_size(config, "intermediate_size"), activation(jina_gate(config))
+        sizes = AttentionSizes.of_encoder(hidden, num_heads)
+        inner, gate = read_size(config, "intermediate_size"), jina_gate(config)
         self.layers = nn.ModuleList(
             _Layer(
                 kernels.attention(sizes, None, layer, alibi),

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import Kernels
+from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import CheckpointError
 from bei_core.models.rope import rope_tables
@@ -167,11 +168,11 @@ class Mlp(nn.Module):
     num_joined, fused = 1, None  # see `Kernels.linear`
 
     def __init__(
-        self, hidden: int, inner: int, act: Any, kernels: Kernels, *, bias: bool = True, out_bias: bool | None = None
+        self, hidden: int, inner: int, act: str, kernels: Kernels, *, bias: bool = True, out_bias: bool | None = None
     ) -> None:
-        """`bias` is that of the first layers; `out_bias` that of the last one, by default the same."""
+        """`act` names the activation; `bias` is that of the first layers, and by default `out_bias` of the last."""
         super().__init__()
-        self.act = act
+        self.act = activation(act)
         width, out_bias = inner * self.num_joined, bias if out_bias is None else out_bias
         self.up_proj = kernels.linear(hidden, width, "mlp", bias=bias, fused=self.fused, split="out")
         self.down_proj = kernels.linear(inner, hidden, "mlp", bias=out_bias, split="in")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts
 from bei_core.engines.torch.kernels.base import Kernels
-from bei_core.engines.torch.models.heads import make_head
+from bei_core.engines.torch.models.heads import F32Layers, make_head
 from bei_core.engines.torch.models.layers import Weights
 from bei_core.engines.torch.models.sequences import Sequences, upload
 
@@ -36,7 +36,7 @@ class Model(nn.Module):
         """Loads model.safetensors. Raises CheckpointError for a tensor that is missing or of another shape."""
         self.transformer.load(Weights(tensors, anchor=self.family.anchor, prefixes=self.family.prefixes))
         heads = {name.removeprefix(HEAD_PREFIX): tensors[name] for name in tensors if name.startswith(HEAD_PREFIX)}
-        self.head.load(heads, self.device)
+        self.head.layers = F32Layers(heads, self.device)
 
     def is_graphable(self) -> bool:
         """Whether a CUDA graph can contain it: no layer loops over sequences on the host."""

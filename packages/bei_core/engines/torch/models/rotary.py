@@ -48,8 +48,7 @@ class Transformer(nn.Module):
             for kind in dict.fromkeys(sizes.layer_types)
         }
         self.layers = nn.ModuleList(
-            _Layer(self.names, sizes, facts.spec.max_seq_len, ropes[kind], kernels, number)
-            for number, kind in enumerate(sizes.layer_types)
+            _Layer(self.names, sizes, ropes[kind], kernels, number) for number, kind in enumerate(sizes.layer_types)
         )
         self.final_norm = None if self.names.final_norm is None else _norm(sizes, kernels)
 
@@ -76,12 +75,10 @@ class Transformer(nn.Module):
 
 
 class _Layer(TransformerLayer):
-    def __init__(
-        self, names: RotaryNames, sizes: RotarySizes, max_len: int, rope: Rope, kernels: Kernels, number: int
-    ) -> None:
+    def __init__(self, names: RotaryNames, sizes: RotarySizes, rope: Rope, kernels: Kernels, number: int) -> None:
         window = sizes.window if sizes.layer_types[number] == SLIDING else None
         options: Any = {"bias": sizes.attention_bias, "out_bias": sizes.attention_bias, "window": window}
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, max_len, **options)
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, **options)
         super().__init__(
             kernels.attention(attention, rope, number),
             _mlp(sizes, kernels, number),
@@ -107,11 +104,11 @@ class _Layer(TransformerLayer):
 
 def _mlp(sizes: RotarySizes, kernels: Kernels, number: int) -> nn.Module:
     """Returns the MLP of a layer: a gated one, a plain one, or experts (Nomic Embed v2)."""
-    act, experts = activation(sizes.activation), sizes.experts
+    shape, experts = (sizes.hidden, sizes.intermediate_size, sizes.activation), sizes.experts
     if experts is not None and number % experts.every == 1:
-        return Experts(sizes.hidden, sizes.intermediate_size, act, experts, kernels.dtype)
+        return Experts(*shape, experts, kernels.dtype)
     make = GatedMlp if sizes.is_gated else Mlp
-    return make(sizes.hidden, sizes.intermediate_size, act, kernels, bias=sizes.mlp_bias, out_bias=sizes.out_bias)
+    return make(*shape, kernels, bias=sizes.mlp_bias, out_bias=sizes.out_bias)
 
 
 class Experts(nn.Module):
@@ -121,9 +118,9 @@ class Experts(nn.Module):
     are fixed, as CUDA graphs need them.
     """
 
-    def __init__(self, hidden: int, inner: int, act: Any, sizes: ExpertSizes, dtype: torch.dtype) -> None:
+    def __init__(self, hidden: int, inner: int, act: str, sizes: ExpertSizes, dtype: torch.dtype) -> None:
         super().__init__()
-        self.sizes, self.act = sizes, act
+        self.sizes, self.act = sizes, activation(act)
         self.router = empty(sizes.count, hidden, dtype=dtype)
         self.w1, self.w2 = (empty(sizes.count * inner, hidden, dtype=dtype) for _ in range(2))
         self.bias = empty(hidden, dtype=dtype)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Generic, TypeVar
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -17,24 +16,19 @@ from bei_core.engines.batch import Batch
 
 _BLOCK = 128  # tokens of a block of FlexAttention's mask
 
-ObjectT = TypeVar("ObjectT")
+# Layers and batches of this process by their handles; it keeps none alive.
+_OBJECTS: WeakValueDictionary[int, Any] = WeakValueDictionary()
 
 
-class Handles(Generic[ObjectT]):
-    """Gives objects handles, because operators of torch only take tensors. It keeps no object alive."""
+def handle_of(value: object) -> Tensor:
+    """Returns the handle of an object, i64[] on the host, because operators of torch only take tensors."""
+    _OBJECTS[id(value)] = value
+    return torch.tensor(id(value), device="cpu")
 
-    def __init__(self) -> None:
-        self._objects: WeakValueDictionary[int, ObjectT] = WeakValueDictionary()
-        self._numbers = itertools.count()
 
-    def add(self, value: ObjectT) -> Tensor:
-        """Returns the handle of an object, i64[] on the host. As a tensor, it is an input of a compiled graph."""
-        number = next(self._numbers)
-        self._objects[number] = value
-        return torch.tensor(number, device="cpu")
-
-    def __getitem__(self, handle: Tensor) -> ObjectT:
-        return self._objects[int(handle)]
+def object_of(handle: Tensor) -> Any:
+    """Returns the object of a handle of `handle_of`, which must still exist."""
+    return _OBJECTS[int(handle)]
 
 
 @dataclass
@@ -56,7 +50,7 @@ class Sequences:
     longest: int = 0  # a number of tokens that no sequence exceeds; 0: use the largest of `host_lengths`
 
     def __post_init__(self) -> None:
-        self.handle = BATCHES.add(self)
+        self.handle = handle_of(self)
 
     @cached_property
     def cu_seqlens(self) -> Tensor:
@@ -152,9 +146,6 @@ class Sequences:
 
     def _clamp(self, index: Tensor) -> Tensor:
         return index.long().clamp(0, len(self.pooled) - 1)
-
-
-BATCHES: Handles[Sequences] = Handles()  # those that are being computed
 
 
 def _listed(mask: Tensor) -> tuple[Tensor, Tensor]:

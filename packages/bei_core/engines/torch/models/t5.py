@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
-from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.layers import Embedding, GatedMlp, Mlp, RmsNorm, TransformerLayer, Weights
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
@@ -27,7 +26,7 @@ class Transformer(nn.Module):
         hidden, inner, num_heads, size = (read_size(config, name) for name in ("d_model", "d_ff", "num_heads", "d_kv"))
         eps, (act, is_gated) = float(config.get("layer_norm_epsilon", 1e-6)), t5_activation(config)
         plain = {"bias": False, "out_bias": False, "causal": False}
-        sizes = AttentionSizes(hidden, num_heads, num_heads, size, scale=1.0, max_len=max_len, **plain)
+        sizes = AttentionSizes(hidden, num_heads, num_heads, size, scale=1.0, **plain)
         make_mlp = GatedMlp if is_gated else Mlp
         self.max_distance = read_size(config, "relative_attention_max_distance", default=128)
         self.words = Embedding(facts.spec.vocab_size, hidden, kernels.dtype)
@@ -35,7 +34,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(
             _Layer(
                 kernels.attention(sizes, None, layer, self.bias),
-                make_mlp(hidden, inner, activation(act), kernels, bias=False),
+                make_mlp(hidden, inner, act, kernels, bias=False),
                 lambda: RmsNorm(hidden, eps, kernels.dtype),
                 is_pre_norm=True,
             )
