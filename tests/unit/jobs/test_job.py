@@ -16,7 +16,7 @@ from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError, DiskError
 from bei_core.jobs import JobOptions, RayOptions, embed
 from bei_core.jobs.job import Job
-from bei_core.jobs.output import Folder, Output
+from bei_core.jobs.output import Folder
 from bei_core.models.modules import Classifier
 from tests.fakes import WIDTH, FakeEngine
 from tests.unit.cli.fake_model import opens
@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Path:
     return path
 
 
-def run(source: Path, output: Path, **options: Any) -> Any:  # noqa: ANN401
+def run(source: Path, output: Path | str, **options: Any) -> Any:  # noqa: ANN401
     options.setdefault("rows_per_part", 16)
     return embed(source, output, settings={"model_id": "owner/name"}, options=JobOptions(**options))
 
@@ -379,15 +379,24 @@ def test_the_command_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_output_in_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
     opens(monkeypatch)
     run(source, tmp_path / "local")
-    run(source, f"file://{tmp_path}/store")  # type: ignore[arg-type]
+    run(source, f"file://{tmp_path}/store")
     stored = contents(tmp_path / "store")
     assert stored == {name: content for name, content in contents(tmp_path / "local").items() if name != ".lock"}
 
 
-def test_parts_without_a_job_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "part-00000.parquet").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"has parts and no _job\.json"):
-        Output(Folder(str(tmp_path)), {}).begin({})
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize("name", ["part-00000.parquet", "thesis.txt"])
+def test_an_output_folder_with_other_files_is_refused_and_left_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, name: str, scheme: str
+) -> None:
+    opens(monkeypatch)
+    before = {name: b"mine", ".notes.tmp": b"mine, too"}
+    (tmp_path / "out").mkdir()
+    for each, content in before.items():
+        (tmp_path / "out" / each).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"out has files that are not the output of a job, such as {name}"):
+        run(source, f"{scheme}{tmp_path}/out")
+    assert contents(tmp_path / "out") == before
 
 
 def test_options_of_workers_are_refused_without_ray(tmp_path: Path) -> None:
