@@ -170,6 +170,19 @@ def test_a_local_folder_is_read_at_each_start(world: World, tmp_path: Path) -> N
     assert len(world.builds) == 2
 
 
+def test_an_engine_that_is_found_is_said_to_be_that_of_the_folder_that_the_user_gave(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for project in ("first", "second"):
+        checkpoint(tmp_path / project / "model")
+        monkeypatch.chdir(tmp_path / project)
+        start(world.settings(model_id="model"))
+    assert len(world.builds) == 1
+    (line,) = [message for message in caplog.messages if message.startswith("found the engine of ")]
+    assert line.startswith("found the engine of model at ")
+
+
 def test_of_a_local_folder_that_has_not_changed_the_tokenizer_is_not_made_again(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
