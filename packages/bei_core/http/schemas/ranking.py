@@ -69,7 +69,5 @@ def rank(
 
 
 def pairs_of(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns pairs of the query and each document. Raises EmptyInputError for an empty query."""
-    if not query and documents:
-        raise EmptyInputError("`query` cannot be empty", param="query")
+    """Returns pairs of the query and each document."""
     return [(query, document) for document in documents]
