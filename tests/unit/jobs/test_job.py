@@ -14,23 +14,15 @@ from click.testing import CliRunner, Result
 
 from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError, DiskError
-from bei_core.jobs import JobOptions, RayOptions, embed
+from bei_core.jobs import JobOptions, embed
 from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder
 from bei_core.models.modules import Classifier
 from tests.fakes import WIDTH, FakeEngine
 from tests.unit.cli.fake_model import opens
+from tests.unit.jobs.conftest import WORDS
 
-WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was"]
 LABELS = tuple(f"L{index}" for index in range(WIDTH))
-
-
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in.jsonl"
-    rows = [{"id": f"i{index}", "text": f"{WORDS[index % 12]} {WORDS[index // 12]} {index}"} for index in range(100)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def run(source: Path, output: Path | str, **options: Any) -> Any:  # noqa: ANN401
@@ -135,75 +127,6 @@ def test_a_full_disk_is_one_error_and_the_job_goes_on_after_it(
     assert not list((tmp_path / "out").glob(".*.tmp"))
     run(source, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def test_drafts_of_a_killed_process_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".part-00000.parquet.12345.tmp").write_bytes(b"half")
-    run(source, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.tmp"))
-    assert not list((tmp_path / "out").glob(".*.tmp"))
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [({"output_dtype": "bit"}, r'`options` was {"output_dtype":"float32"}'), ({"keep": ("id",)}, r"`input` was")],
-)
-def test_the_folder_of_another_job_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, changed: dict[str, Any], said: str
-) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "out")
-    with pytest.raises(ConfigError, match=f"is the output of another job: its {said}"):
-        run(source, tmp_path / "out", **changed)
-
-
-@pytest.mark.parametrize("content", [b"{not", b"[1]", b"\xff"])
-def test_a_damaged_description_of_a_job_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, content: bytes
-) -> None:
-    opens(monkeypatch)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "_job.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"_job\.json in .*out is damaged; give another folder, or delete it"):
-        run(source, tmp_path / "out")
-
-
-@pytest.mark.parametrize("output", ["in", "in/out", "in/../in/out"])
-def test_an_output_in_the_input_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
-    opens(monkeypatch)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.jsonl").write_text('{"text": "the"}\n')
-    with pytest.raises(ConfigError, match=r"is in the input .*; give a folder outside it"):
-        run(tmp_path / "in", tmp_path / output)
-    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
-    run(tmp_path / "in", tmp_path / "in2")
-
-
-def test_input_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "out")
-    with source.open("a") as file:
-        file.write('{"text": "more"}\n')
-    with pytest.raises(ConfigError, match="its `input` was"):
-        run(source, tmp_path / "out")
-
-
-def test_the_folder_of_another_job_that_is_done_is_refused_on_ray_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
-) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "out")
-    options = JobOptions(rows_per_part=16, output_dtype="int8")
-    with pytest.raises(ConfigError, match="is the output of another job"):
-        embed(source, tmp_path / "out", settings={"model_id": "owner/name"}, options=options, ray=RayOptions())
-
-
-def test_two_jobs_do_not_write_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    with Folder(str(tmp_path / "out")).locked(), pytest.raises(ConfigError, match="another job writes in"):
-        run(source, tmp_path / "out")
 
 
 def test_rows_without_a_text_are_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -374,29 +297,6 @@ def test_the_command_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("100 rows in 2 parts, 0 rejected; ")
     assert "2 parts were there" in command(*words).stdout
-
-
-def test_output_in_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "local")
-    run(source, f"file://{tmp_path}/store")
-    stored = contents(tmp_path / "store")
-    assert stored == {name: content for name, content in contents(tmp_path / "local").items() if name != ".lock"}
-
-
-@pytest.mark.parametrize("scheme", ["", "file://"])
-@pytest.mark.parametrize("name", ["part-00000.parquet", "thesis.txt"])
-def test_an_output_folder_with_other_files_is_refused_and_left_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, name: str, scheme: str
-) -> None:
-    opens(monkeypatch)
-    before = {name: b"mine", ".notes.tmp": b"mine, too"}
-    (tmp_path / "out").mkdir()
-    for each, content in before.items():
-        (tmp_path / "out" / each).write_bytes(content)
-    with pytest.raises(ConfigError, match=f"out has files that are not the output of a job, such as {name}"):
-        run(source, f"{scheme}{tmp_path}/out")
-    assert contents(tmp_path / "out") == before
 
 
 def test_options_of_workers_are_refused_without_ray(tmp_path: Path) -> None:
