@@ -165,7 +165,7 @@ def _log_skipped(paths: Iterable[str]) -> None:
     skipped = sorted(path for path in paths if not PurePosixPath(path).name.startswith(("_", ".")))
     if skipped:
         first = ", ".join(skipped[:3]) + ", …" * (len(skipped) > 3)
-        log.warning("skipping %d files of no known format: %s; known are %s", len(skipped), first, known_formats())
+        log.warning("skipping files of no known format (%d): %s; known are %s", len(skipped), first, known_formats())
 
 
 def _version(info: Mapping[str, Any]) -> Mapping[str, Any]:

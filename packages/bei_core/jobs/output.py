@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from bei_core.errors import ConfigError
 from bei_core.jobs.inputs import Part
 from bei_core.storage.backends import is_store, redact
-from bei_core.storage.cache import DRAFT, write_atomically
+from bei_core.storage.cache import TEMP_SUFFIX, write_atomically
 from bei_core.storage.errors import OUTPUT, translate_os_errors
-from bei_core.storage.locks import lock_file
+from bei_core.storage.locks import try_lock_file
 from bei_core.storage.objects import ObjectStore
 
 JOB, MANIFEST, _LOCK = "_job.json", "_manifest.json", ".lock"
@@ -62,12 +62,12 @@ class Folder:
         with translate_os_errors(self._path, OUTPUT):
             self._path.mkdir(parents=True, exist_ok=True)
         self._check_is_output()
-        with lock_file(self._path / _LOCK, 0) as taken:
+        with try_lock_file(self._path / _LOCK) as taken:
             if not taken:
                 raise ConfigError(f"another job writes in {self.location}")
-            self._remove_drafts()
+            self._remove_leftovers()
             yield
-            self._remove_drafts()
+            self._remove_leftovers()
 
     def _check_is_output(self) -> None:
         """Raises ConfigError if there are files and no _job.json. Hidden files do not count."""
@@ -78,10 +78,10 @@ class Folder:
                 "give a new or an empty folder"
             )
 
-    def _remove_drafts(self) -> None:
+    def _remove_leftovers(self) -> None:
         """Removes the unfinished files of processes that were killed."""
-        for draft in self._path.glob(f".*{DRAFT}"):
-            draft.unlink(missing_ok=True)
+        for leftover in self._path.glob(f".*{TEMP_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
 
     def names(self) -> set[str]:
         """Returns the names of the files in the folder."""

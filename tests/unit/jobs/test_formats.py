@@ -106,7 +106,7 @@ def test_files_of_no_known_format_among_others_are_named_in_one_line(
         (tmp_path / "sub" / name).write_text("")
     assert read(str(tmp_path), JobOptions()) == ["one", "one"]
     (line,) = caplog.messages
-    assert line.startswith(f"skipping 4 files of no known format: {tmp_path}/sub/README.md, ")
+    assert line.startswith(f"skipping files of no known format (4): {tmp_path}/sub/README.md, ")
     assert "/sub/b.jsonl.zst, " in line
 
 

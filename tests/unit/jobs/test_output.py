@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from tests.unit.cli.fake_model import opens
 from tests.unit.jobs.test_job import contents, run
 
 
-def test_drafts_of_a_killed_process_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+def test_unfinished_files_of_a_killed_process_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
     opens(monkeypatch)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / ".part-00000.parquet.12345.tmp").write_bytes(b"half")
@@ -77,10 +81,22 @@ def test_the_folder_of_another_job_that_is_done_is_refused_on_ray_too(
         embed(source, tmp_path / "out", settings={"model_id": "owner/name"}, options=options, ray=RayOptions())
 
 
-def test_two_jobs_do_not_write_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+def test_two_jobs_do_not_write_in_one_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     opens(monkeypatch)
     with Folder(str(tmp_path / "out")).locked(), pytest.raises(ConfigError, match="another job writes in"):
         run(source, tmp_path / "out")
+    assert not caplog.messages, "nothing waits"
+
+
+def test_a_job_writes_to_a_volume_without_locks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    opens(monkeypatch)
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert run(source, tmp_path / "out").num_rows == 100
 
 
 def test_output_in_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
