@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -249,6 +250,18 @@ def test_a_classifier_writes_labels_and_scores(monkeypatch: pytest.MonkeyPatch, 
     assert np.allclose(scores.sum(axis=1), 1)
     assert found["label"] == [LABELS[index] for index in scores.argmax(axis=1)]
     assert np.allclose(found["score"], scores.max(axis=1))
+
+
+def test_a_reranker_of_two_labels_has_the_score_that_the_server_gives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    engine = opens(monkeypatch, Classifier(("no", "yes"), "softmax"))
+    engine.info = dataclasses.replace(engine.info, row_width=2)
+    monkeypatch.setattr(engine, "forward", lambda batch: np.tile(np.float32([1, 3]), (len(batch.cu_seqlens) - 1, 1)))
+    settings = {"model_id": "owner/name", "rerank_template": "{query} {document}"}
+    options = JobOptions(job="rerank", query_column="id")
+    embed(source, tmp_path / "out", settings=settings, options=options)
+    assert np.allclose(table(tmp_path / "out")["score"], 1 / (1 + np.exp(-2.0))), "the sigmoid of the difference"
 
 
 @pytest.mark.parametrize("job", ["embed", "tokens", "classify"])
