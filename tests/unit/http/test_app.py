@@ -236,7 +236,7 @@ async def test_a_closed_server_answers_nothing_any_more(make_served: MakeServed,
     assert await served.status("/health") == 503
 
 
-async def test_what_is_too_late_is_not_run(make_served: MakeServed) -> None:
+async def test_a_request_past_its_deadline_is_not_run(make_served: MakeServed) -> None:
     served = await make_served()
     first = await served.occupied()
     late = [served.send([5], request_timeout_ms="0"), served.send([6], request_deadline_ms="1000")]

@@ -249,7 +249,7 @@ async def test_x_gzip_is_gzip(http: httpx.AsyncClient) -> None:
     assert reply.status_code == 200
 
 
-async def test_a_body_may_say_that_it_is_as_it_is(http: httpx.AsyncClient) -> None:
+async def test_the_coding_identity_means_no_coding(http: httpx.AsyncClient) -> None:
     for coding in ("identity", ""):
         assert (await http.post("/embed", content=BODY, headers={"content-encoding": coding})).status_code == 200
 

@@ -257,7 +257,9 @@ def test_a_reranker_of_two_labels_has_the_score_that_the_server_gives(
 ) -> None:
     engine = opens(monkeypatch, Classifier(("no", "yes"), "softmax"))
     engine.info = dataclasses.replace(engine.info, row_width=2)
-    monkeypatch.setattr(engine, "forward", lambda batch: np.tile(np.float32([1, 3]), (len(batch.cu_seqlens) - 1, 1)))
+    monkeypatch.setattr(
+        engine, "forward", lambda batch: np.tile(np.array([1, 3], np.float32), (len(batch.cu_seqlens) - 1, 1))
+    )
     settings = {"model_id": "owner/name", "rerank_template": "{query} {document}"}
     options = JobOptions(job="rerank", query_column="id")
     embed(source, tmp_path / "out", settings=settings, options=options)
