@@ -29,17 +29,20 @@ from bei_core.engines.openvino.engine import compile_properties
 from bei_core.serving.service import Service
 from bei_core.tasks import Embed, EncodeOptions, Tokens
 
+GEMM_SIZE = 2048  # rows and columns of the matrices of `gemm_peak`
+
 _REPEATS = 5
 _CLIENTS = 64
 
 
-def gemm_peak(precision: str, size: int = 2048) -> float:
+def gemm_peak(precision: str) -> float:
     """GFLOP/s of one large matmul in OpenVINO: an upper limit for the model's layers."""
-    left = op.parameter([size, size], np.float32)
-    matmul = op.matmul(left, op.constant(np.ones((size, size), np.float32)), False, True)
+    shape = (GEMM_SIZE, GEMM_SIZE)
+    left = op.parameter(shape, np.float32)
+    matmul = op.matmul(left, op.constant(np.ones(shape, np.float32)), False, True)
     model = openvino.Model([op.result(matmul)], [left], "gemm")
     request = openvino.Core().compile_model(model, "CPU", compile_properties(precision)).create_infer_request()
-    return 2 * size**3 / fastest_call(request, np.ones((size, size), np.float32)) / 1e9
+    return 2 * GEMM_SIZE**3 / fastest_call(request, np.ones(shape, np.float32)) / 1e9
 
 
 def fastest_call(request: openvino.InferRequest, array: npt.NDArray[np.float32]) -> float:

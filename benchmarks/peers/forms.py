@@ -41,10 +41,10 @@ class Forms:
         base = self.folder / (f"{model}-reranker" if rerank else model)
         found = base / form
         if not found.exists():
-            draft = base / f"{form}.part"
-            shutil.rmtree(draft, ignore_errors=True)
-            self._write(model, rerank, form, draft)
-            draft.rename(found)
+            staging = base / f"{form}.part"
+            shutil.rmtree(staging, ignore_errors=True)
+            self._write(model, rerank, form, staging)
+            staging.rename(found)
         return found
 
     def _write(self, model: str, rerank: bool, form: str, folder: Path) -> None:

@@ -17,7 +17,7 @@ from openvino import opset15 as op
 
 from bei_core.engines.openvino.engine import compile_properties, has_int8_dot_product
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
-from benchmarks.inprocess import fastest_call, gemm_peak
+from benchmarks.inprocess import GEMM_SIZE, fastest_call, gemm_peak
 
 T = TypeVar("T")
 
@@ -36,8 +36,9 @@ def has_bf16() -> bool:
     return "bf16" in Path("/proc/cpuinfo").read_text()
 
 
-def _int8_peak(size: int = 2048) -> float:
+def _int8_peak() -> float:
     """As `gemm_peak`, with 8-bit weights and activations, in the form in which our engine runs its linear layers."""
+    size = GEMM_SIZE
     x = op.parameter([1, size, size], np.float32, name="x")
     weight = op.convert(op.constant(np.full((size, size), 3, np.int8)), np.float32)
     scaled = op.multiply(weight, op.constant(np.full((size, 1), 0.01, np.float32)))
@@ -79,14 +80,18 @@ def wait_for_quiet() -> None:
             return
 
 
-def undisturbed(measure: Callable[[], T], tries: int = 2) -> tuple[T, float]:
-    """(result of `measure`, share of the CPU time that others used meanwhile); the last try counts in any case."""
-    for left in reversed(range(tries)):
-        wait_for_quiet()
-        busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
-        value = measure()
-        share = others_share(busy_seconds() - busy, own_seconds() - own, time.perf_counter() - start)
-        if share < MAX_OTHERS_SHARE or not left:
-            return value, share
+def undisturbed(measure: Callable[[], T]) -> tuple[T, float]:
+    """(result of `measure`, share of the CPU time that others used meanwhile); measured twice if they used much."""
+    value, share = _shared(measure)
+    if share >= MAX_OTHERS_SHARE:
         print(f"    other processes used {share:.0%} of the CPU time: measuring again", flush=True)
-    raise ValueError("`tries` must be at least 1")
+        value, share = _shared(measure)
+    return value, share
+
+
+def _shared(measure: Callable[[], T]) -> tuple[T, float]:
+    """(result of `measure`, which begins when the machine is quiet; share of the CPU time that others used)."""
+    wait_for_quiet()
+    busy, own, start = busy_seconds(), own_seconds(), time.perf_counter()
+    value = measure()
+    return value, others_share(busy_seconds() - busy, own_seconds() - own, time.perf_counter() - start)

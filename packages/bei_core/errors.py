@@ -9,6 +9,7 @@
     │   ├── NotFoundError             404  no such route or model
     │   ├── MethodNotAllowedError     405
     │   ├── PayloadTooLargeError      413  body larger than `payload_limit`
+    │   ├── UnknownCodingError        415  the content-encoding of the body is not known
     │   ├── ValidationError           422  wrong type, too long, bad dimensions, prompt or token ids
     │   ├── TokenizerError            422  the tokenizer refuses the text
     │   ├── WrongTaskError            424  the model cannot do this
@@ -105,6 +106,13 @@ class PayloadTooLargeError(RequestError):
 
     status = 413
     kind = "PayloadTooLarge"
+
+
+class UnknownCodingError(RequestError):
+    """The content-encoding of the body is not known."""
+
+    status = 415
+    kind = "Validation"
 
 
 class ValidationError(RequestError):

@@ -119,11 +119,13 @@ def test_metrics() -> None:
     assert listed == {line.split()[2] for line in Metrics().render().decode().splitlines() if line.startswith("# TYPE")}
 
 
-def test_log_lines_are_written_so() -> None:
-    """`<…>` in a document stands for what the program fills in."""
+@pytest.mark.parametrize(("page", "heading"), [("operations", "Log lines"), ("engines", "What the log says")])
+def test_log_lines_are_written_so(page: str, heading: str) -> None:
+    """`<…>` in a document, or `...`, stands for what the program fills in."""
     parts = [_PLACEHOLDER.split(text) for text in log_messages()]
     written = [re.compile(".+".join(map(re.escape, texts))) for texts in parts if len("".join(texts)) >= _TELLING]
-    listed = [line for row in table_rows(OPERATIONS, "Log lines") for line in code_in(row[0])]
+    rows = table_rows(ROOT / "docs" / f"{page}.md", heading)
+    listed = [line for row in rows if len(row) == 3 for line in code_in(row[0])]
     assert listed
     assert [line for line in listed if not any(pattern.fullmatch(line) for pattern in written)] == []
 

@@ -318,7 +318,7 @@ def test_errors_are_the_clients_own(ranker: Server, classifier: Server, tagger: 
         cohere.ClientV2(KEY, base_url=tagger.url).rerank(model="m", query=QUERY, documents=DOCUMENTS)
     assert raised.value.status_code == 424
     with pytest.raises(requests.HTTPError, match="Empty"):
-        PerformanceClient(base_url=ranker.url, api_key=KEY).rerank("", ["a", "b"])
+        PerformanceClient(base_url=ranker.url, api_key=KEY).rerank("", ["a", ""])
     for server, ask in ((classifier, "text_classification"), (tagger, "token_classification")):
         with pytest.raises(HfHubHTTPError, match="empty") as refused:
             getattr(InferenceClient(model=server.url), ask)("")

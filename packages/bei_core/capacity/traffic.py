@@ -27,14 +27,12 @@ def lengths_of(given: str, calibration: Calibration) -> list[int]:
     return _of_file(Path(given))
 
 
-def poisson(
-    phases: Iterable[tuple[float, float]], lengths: Sequence[int], seed: int = 0
-) -> Iterator[tuple[float, int]]:
+def poisson(phases: Iterable[tuple[float, float]], lengths: Sequence[int]) -> Iterator[tuple[float, int]]:
     """Yields pairs of arrival (seconds) and random length (tokens).
 
     `phases` are pairs of duration (seconds) and rate (requests per second), one after the other.
     """
-    draw, begin = random.Random(seed), 0.0  # noqa: S311, not for cryptography
+    draw, begin = random.Random(0), 0.0  # noqa: S311, not for cryptography
     for seconds, rate in phases:
         at, begin = begin, begin + seconds
         while rate > 0 and (at := at + draw.expovariate(rate)) < begin:

@@ -44,14 +44,11 @@ class LazyGroup(click.Group):
 
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
-    """Print the version and exit. It is 0 if bei_core is not installed as a package, as under Truss."""
+    """Print the version and exit."""
     if wanted and not ctx.resilient_parsing:
-        from importlib.metadata import PackageNotFoundError, version
+        from bei_core.http.version import bei_version
 
-        try:
-            click.echo(f"bei {version('bei-core')}")
-        except PackageNotFoundError:
-            click.echo("bei 0")
+        click.echo(f"bei {bei_version()}")
         ctx.exit()
 
 

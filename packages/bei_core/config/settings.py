@@ -199,7 +199,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     drain_timeout_s: Annotated[
         Positive, About("Maximum seconds from a signal to the end of the process.", bare=False)
     ] = 25.0
-    tokenization_workers: Annotated[Count | None, About("Threads that tokenize.", unset="1")] = None
+    tokenization_workers: Annotated[Count, About("Threads that tokenize.")] = 1
 
     hostname: Annotated[
         NonEmpty,

@@ -20,6 +20,7 @@ from bei_core.checkpoint.cache import source_caches
 from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Address, is_engine, read_manifest, verify
 from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
+from bei_core.storage.backends import redact
 from bei_core.storage.cache import Cache, Entry, Rank, Record, RecordType, evict, publish, staging_folder
 from bei_core.storage.errors import translate_os_errors
 from bei_core.storage.locks import Lease
@@ -36,7 +37,6 @@ class EngineRef(msgspec.Struct, frozen=True):
     """A ref to an engine, from the settings that decide which engine it is."""
 
     artifact: Address
-    source: str
     revision: str  # the branch's commit at the time when the ref was written
 
     def encode(self) -> bytes:
@@ -123,8 +123,11 @@ class EngineCache(Cache):
             raise
         return lease
 
-    def find_by_ref(self, key: str) -> Lease | None:
-        """A lease on the engine that a ref points to; None if there is no ref or the engine was evicted."""
+    def find_by_ref(self, key: str, model_id: str) -> Lease | None:
+        """A lease on the engine that a ref points to; None if there is no ref or the engine was evicted.
+
+        `model_id` is for the log: an engine serves all folders of the same content.
+        """
         try:
             ref = msgspec.json.decode(self.get_ref(key) or b"", type=EngineRef)
         except msgspec.DecodeError:
@@ -133,7 +136,7 @@ class EngineCache(Cache):
         if self.find(ref.artifact) is None:
             lease.release()
             return None
-        log.info("found the engine of %s at %s in the cache: %s", ref.source, ref.revision, lease.folder)
+        log.info("found the engine of %s at %s in the cache: %s", redact(model_id), ref.revision, lease.folder)
         return lease
 
     def quarantine_damaged(self, artifact: str) -> None:

@@ -107,7 +107,7 @@ def load(folder: Path, dtype: str | None = None, settings: Settings | None = Non
 
 
 def _read_tokenizer(path: Path, spec: ModelSpec, settings: Settings) -> TextTokenizer:
-    return open_model_tokenizer(path, spec, settings.max_batch_tokens, num_workers=settings.tokenization_workers or 1)
+    return open_model_tokenizer(path, spec, settings.max_batch_tokens, num_workers=settings.tokenization_workers)
 
 
 def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:

@@ -61,7 +61,7 @@ class EngineProvider:
         """
         key = self._request_key()
         with self.cache.lock(key):
-            found = None if self._settings.refresh else self.cache.find_by_ref(key)
+            found = None if self._settings.refresh else self.cache.find_by_ref(key, self._model_id)
             return found or self._fetch(key) or self._build(key)
 
     def build(self, target: Path) -> None:
@@ -111,8 +111,7 @@ class EngineProvider:
         engine = engine_at(self._model_id, self._settings.checkpoint_secret)
         if (manifest := engine.manifest()) is None:
             return None
-        ref = EngineRef(manifest.artifact, redact(self._model_id), manifest.revision)
-        return self._pull(key, ref, engine)
+        return self._pull(key, EngineRef(manifest.artifact, manifest.revision), engine)
 
     def _fetch_shared(self, key: str) -> Lease | None:
         if self._remote is None or (ref := self._remote.get_ref(key)) is None:
@@ -134,7 +133,7 @@ class EngineProvider:
                 release()  # the checkpoint is no longer needed and may be evicted
 
             lease = self.cache.obtain(build.manifest.artifact, fill)
-        ref = EngineRef(build.manifest.artifact, build.manifest.source, build.manifest.revision)
+        ref = EngineRef(build.manifest.artifact, build.manifest.revision)
         self.cache.set_ref(key, ref.encode())
         self._push(lease.folder, key, ref)
         return lease

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import time
 from collections.abc import Sequence
@@ -41,7 +42,8 @@ log = logging.getLogger(__name__)
 # client would cost more than it saves.
 _PATIENCE_S = 0.1
 
-_REQUEST_ID = b"x-baseten-request-id"  # a client's own request id; without it, the id is random
+# A client's own request id; the second header is that of Baseten's performance client. Without them, the id is random.
+_REQUEST_ID, _CUSTOMER_ID = b"x-baseten-request-id", b"x-baseten-customer-request-id"
 _MAX_ID = 128  # characters of a client's request id
 
 _IS_COMING = "bei.is_coming"  # key in the ASGI scope of a request that `refused_early` has accepted
@@ -98,7 +100,8 @@ class App:
         Raises only if the server cancels the request or the process ends.
         """
         headers = dict(request.scope["headers"][::-1])
-        request_id = headers.get(_REQUEST_ID, b"").decode("latin-1")[:_MAX_ID] or token_hex(8)
+        given_id = headers.get(_REQUEST_ID) or headers.get(_CUSTOMER_ID, b"")
+        request_id = given_id.decode("latin-1")[:_MAX_ID] or token_hex(8)
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
@@ -169,7 +172,7 @@ class App:
             scope[_IS_COMING] = True
             self._num_coming += 1
             return None
-        request_id = headers.get(_REQUEST_ID, b"").decode("latin-1")[:_MAX_ID]
+        request_id = (headers.get(_REQUEST_ID) or headers.get(_CUSTOMER_ID, b"")).decode("latin-1")[:_MAX_ID]
         if self._traces is not None or service.settings.access_log:
             request_id, route_of = request_id or token_hex(8), FIELD_ROUTER.route_of
             call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, route_of)
@@ -227,7 +230,7 @@ class App:
         if not HEADERS.isdisjoint(call.headers):  # read before the body, so that receiving the body counts too
             call.deadline, call.priority = read_deadline(call.headers), read_priority(call.headers)
         if route.schema is not None:
-            raw = await self._body(call)
+            raw = (await self._body(call)).removeprefix(codecs.BOM_UTF8)
             if len(raw) > INLINE_BODY_BYTES:
                 await self._decode_large(call, raw)
             else:

@@ -13,7 +13,7 @@ from typing import Any
 
 from starlette.types import Scope
 
-from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
+from bei_core.errors import MalformedBodyError, PayloadTooLargeError, UnknownCodingError
 from bei_core.http.limits import LARGE_BYTES, count_bytes
 
 if sys.version_info >= (3, 14):
@@ -47,15 +47,17 @@ async def compressed(body: bytes, coding: str) -> bytes | None:
 async def inflated(body: bytes, coding: str, limit: int, scope: Scope) -> bytes:
     """Returns the decompressed body.
 
-    Raises ValidationError for an unknown coding, MalformedBodyError if the body is not valid in this coding,
-    PayloadTooLargeError if it has more than `limit` bytes once decompressed, OverloadedError if the budget is exceeded.
+    Raises UnknownCodingError, MalformedBodyError if the body is not valid in this coding, PayloadTooLargeError if it
+    has more than `limit` bytes once decompressed, OverloadedError if the budget is exceeded.
     """
-    name = coding.strip().lower()
+    name = coding.strip().lower().replace("x-gzip", "gzip")  # its older name
     if name in {"", "identity"}:
         return body
     if name not in CODINGS:
         known = ", ".join((*CODINGS, "identity"))
-        raise ValidationError(f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding")
+        raise UnknownCodingError(
+            f"content-encoding {coding!r} is not known; known are {known}", param="content-encoding"
+        )
     decoder, parts, size = _Inflater(name), list[bytes](), 0
     while not decoder.is_complete:  # in steps, so that the budget is checked while memory grows
         part = await asyncio.to_thread(decoder.more, body)

@@ -18,6 +18,7 @@ _ERRORS = {
     "401": "the key is missing or wrong",
     "404": "the `model` of the body is not served",
     "413": "the body is larger than payload_limit",
+    "415": "the content-encoding of the body is not known",
     "422": "a field has the wrong type or value",
     "424": "the model cannot do this, or the engine failed",
     "429": "too much is waiting; see Retry-After",

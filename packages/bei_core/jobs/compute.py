@@ -208,11 +208,11 @@ class Worker:
         rows = np.array(outputs, np.float32).reshape(len(outputs), self._engine.info.row_width)
         if self.task == "embed":
             return {"embedding": self._embeddings(rows)}
-        task = Rank if self.task == "rerank" else Classify
-        finished: Any = task([], self._encode_options, self._model.scoring).finish(rows) if len(rows) else []
         if self.task == "rerank":
-            return {"score": pa.array([score for _, score in sorted(finished)], pa.float32())}
-        return _label_columns(np.reshape(finished, (len(rows), len(self._model.labels))), self._model.labels)
+            ranks = Rank([], self._encode_options, self._model.rank_scoring).finish(rows)
+            return {"score": pa.array([score for _, score in sorted(ranks)], pa.float32())}
+        finished = Classify([], self._encode_options, self._model.scoring).finish(rows)
+        return _label_columns(finished, self._model.labels)
 
     def _embeddings(self, rows: Rows) -> pa.Array:
         options = self._options

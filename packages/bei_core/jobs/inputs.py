@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -16,6 +18,8 @@ from bei_core.jobs.formats import format_of, known_formats
 from bei_core.jobs.options import JobOptions
 from bei_core.storage.backends import redact
 from bei_core.storage.objects import open_location
+
+log = logging.getLogger(__name__)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -77,7 +81,10 @@ class Reader:
         return any(mark in self._root for mark in "*?[") or self._files.exists(self._root)
 
     def list(self) -> dict[str, Mapping[str, Any]]:
-        """Returns the files of known formats at the location (a file, a folder or a glob): versions by path."""
+        """Returns the files of known formats at the location (a file, a folder or a glob): versions by path.
+
+        If there are others too, one line of the log says so.
+        """
         files, path = self._files, self._root
         if files.isfile(path):  # also if its name has brackets
             found = {path: files.info(path)}
@@ -85,7 +92,10 @@ class Reader:
             found = files.glob(path, detail=True)
         else:
             found = files.find(path, detail=True)
-        return {name: _version(info) for name, info in sorted(found.items()) if format_of(name)}
+        known = {name: _version(info) for name, info in sorted(found.items()) if format_of(name)}
+        if known:
+            _log_skipped(name for name, info in found.items() if name not in known and info["type"] == "file")
+        return known
 
 
 def open_input(location: str, options: JobOptions) -> Input:
@@ -148,6 +158,14 @@ def _without_nulls(schema: pa.Schema) -> pa.Schema:
 
 def _inline(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
+
+
+def _log_skipped(paths: Iterable[str]) -> None:
+    """Warns about files of no known format. Names that begin with `_` or `.` are those of files that are not data."""
+    skipped = sorted(path for path in paths if not PurePosixPath(path).name.startswith(("_", ".")))
+    if skipped:
+        first = ", ".join(skipped[:3]) + ", …" * (len(skipped) > 3)
+        log.warning("skipping files of no known format (%d): %s; known are %s", len(skipped), first, known_formats())
 
 
 def _version(info: Mapping[str, Any]) -> Mapping[str, Any]:

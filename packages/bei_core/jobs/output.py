@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 from bei_core.errors import ConfigError
 from bei_core.jobs.inputs import Part
 from bei_core.storage.backends import is_store, redact
-from bei_core.storage.cache import DRAFT, write_atomically
+from bei_core.storage.cache import TEMP_SUFFIX, write_atomically
 from bei_core.storage.errors import OUTPUT, translate_os_errors
-from bei_core.storage.locks import lock_file
+from bei_core.storage.locks import try_lock_file
 from bei_core.storage.objects import ObjectStore
 
 JOB, MANIFEST, _LOCK = "_job.json", "_manifest.json", ".lock"
@@ -52,24 +52,36 @@ class Folder:
     def locked(self) -> Iterator[None]:
         """Holds the lock of a local folder until the block ends; an object store has no lock.
 
-        Raises ConfigError if another process of this machine has the lock.
+        Raises ConfigError if the folder has files that are not those of a job, or another process of this machine has
+        the lock.
         """
         if self._store is not None:
+            self._check_is_output()
             yield
             return
         with translate_os_errors(self._path, OUTPUT):
             self._path.mkdir(parents=True, exist_ok=True)
-        with lock_file(self._path / _LOCK, 0) as taken:
+        self._check_is_output()
+        with try_lock_file(self._path / _LOCK) as taken:
             if not taken:
                 raise ConfigError(f"another job writes in {self.location}")
-            self._remove_drafts()
+            self._remove_leftovers()
             yield
-            self._remove_drafts()
+            self._remove_leftovers()
 
-    def _remove_drafts(self) -> None:
+    def _check_is_output(self) -> None:
+        """Raises ConfigError if there are files and no _job.json. Hidden files do not count."""
+        names = {name for name in self.names() if name and not name.startswith(".")}
+        if names and JOB not in names:
+            raise ConfigError(
+                f"{redact(self.location)} has files that are not the output of a job, such as {min(names)}; "
+                "give a new or an empty folder"
+            )
+
+    def _remove_leftovers(self) -> None:
         """Removes the unfinished files of processes that were killed."""
-        for draft in self._path.glob(f".*{DRAFT}"):
-            draft.unlink(missing_ok=True)
+        for leftover in self._path.glob(f".*{TEMP_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
 
     def names(self) -> set[str]:
         """Returns the names of the files in the folder."""
@@ -113,8 +125,6 @@ class Output:
         """Writes `job` to _job.json if there is none. Raises ConfigError if there is one that describes another job."""
         found = self.folder.read(JOB)
         if found is None:
-            if any(name.startswith("part-") for name in self.folder.names()):
-                raise ConfigError(f"{redact(self.folder.location)} has parts and no {JOB}; give an empty folder")
             self.folder.publish(JOB, _json(job))
             return
         before = _decoded(found)

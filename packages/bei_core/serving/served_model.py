@@ -46,6 +46,11 @@ class ServedModel:
     vocabulary: Vocabulary
     bge_m3: BgeM3 | None = None  # None for other models, and if the engine does not compute its layers
 
+    @property
+    def rank_scoring(self) -> Scoring:
+        """The scoring of a pair's one logit, which for the labels "no" and "yes" is the difference of their logits."""
+        return self.scoring if len(self.labels) == 1 else "sigmoid"
+
     def prompt(self, name: str) -> str:
         """Returns the text of a prompt by its name. Raises ValidationError for an unknown name."""
         if name not in self.prompts:

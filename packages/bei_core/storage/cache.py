@@ -31,7 +31,7 @@ from bei_core.storage.locks import Lease, LeaseFile, is_local, lock_file
 log = logging.getLogger(__name__)
 
 _TMP, _BAD = ".tmp-", ".bad-"
-DRAFT = ".tmp"  # the end of the name of a file that is being written
+TEMP_SUFFIX = ".tmp"  # of the name of a file that is being written
 
 
 class Rank(IntEnum):
@@ -253,17 +253,17 @@ def write_atomically(path: Path, content: bytes | memoryview, *, durable: bool =
     While it is written, its name is `.NAME.tmp`; only a process that is killed leaves such a file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=DRAFT, delete=False) as file:
-        draft = Path(file.name)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=TEMP_SUFFIX, delete=False) as file:
+        temporary = Path(file.name)
         try:
             file.write(content)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-            draft.chmod(0o644)  # other users may share the cache
-            draft.replace(path)
+            temporary.chmod(0o644)  # other users may share the cache
+            temporary.replace(path)
         except BaseException:
-            draft.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     if durable:
         _sync(path.parent)

@@ -124,6 +124,24 @@ def lock_file(path: Path, timeout_s: float) -> Iterator[bool]:
         os.close(handle)
 
 
+@contextmanager
+def try_lock_file(path: Path) -> Iterator[bool]:
+    """Take the exclusive lock of a file without waiting; yields False only if another process has it.
+
+    On a volume without locks it yields True. Raises OSError if the file can be neither created nor read.
+    """
+    handle = open_file(path)
+    try:
+        try:
+            granted = _lock(handle)
+        except OSError as error:
+            log.debug("no lock on %s: %s", path, error)
+            granted = True
+        yield granted
+    finally:
+        os.close(handle)
+
+
 def open_file(path: Path) -> int:
     """An open file descriptor for locking. The file and its folder are created if they do not exist."""
     try:

@@ -190,18 +190,18 @@ def test_a_process_that_gives_up_waiting_for_a_builder_leaves_its_staging_folder
 
 
 def test_a_ref_gives_its_engine_while_that_is_there(engines: EngineCache) -> None:
-    assert engines.find_by_ref("k") is None
-    engines.set_ref("k", EngineRef(A, "owner/name", "0" * 40).encode())
-    assert engines.find_by_ref("k") is None, "its engine is not there"
+    assert engines.find_by_ref("k", "owner/name") is None
+    engines.set_ref("k", EngineRef(A, "0" * 40).encode())
+    assert engines.find_by_ref("k", "owner/name") is None, "its engine is not there"
     engines.obtain(A, make(A)).release()
-    lease = engines.find_by_ref("k")
+    lease = engines.find_by_ref("k", "owner/name")
     assert lease is not None
     assert lease.folder == engines.folder(A)
     lease.release()
     (engines.root / ".requests" / "k").write_bytes(b'{"artifact"')
-    assert engines.find_by_ref("k") is None, "a half-written ref gives nothing"
-    engines.set_ref("k", EngineRef("../elsewhere", "owner/name", "0" * 40).encode())
-    assert engines.find_by_ref("k") is None, "anything but an address gives nothing"
+    assert engines.find_by_ref("k", "owner/name") is None, "a half-written ref gives nothing"
+    engines.set_ref("k", EngineRef("../elsewhere", "0" * 40).encode())
+    assert engines.find_by_ref("k", "owner/name") is None, "anything but an address gives nothing"
 
 
 # --- Damage
@@ -333,7 +333,7 @@ def test_of_two_processes_that_evict_at_once_only_one_evicts(
 def read_only(disk: EngineCache, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> EngineCache:
     """A cache with the engine A that refuses every write, also by root."""
     put(disk, A)
-    disk.set_ref("k", EngineRef(A, "owner/name", "0" * 40).encode())
+    disk.set_ref("k", EngineRef(A, "0" * 40).encode())
     real = os.open
 
     def refuse_writing(path: Any, flags: int, *rest: Any, **options: Any) -> int:  # noqa: ANN401
@@ -354,14 +354,14 @@ def read_only(disk: EngineCache, monkeypatch: pytest.MonkeyPatch, request: pytes
 
 def test_a_read_only_cache_still_serves_its_engines(read_only: EngineCache) -> None:
     with read_only.lock("k"):
-        lease = read_only.find_by_ref("k")
+        lease = read_only.find_by_ref("k", "owner/name")
     assert lease is not None
     assert lease.folder == read_only.folder(A)
     lease.release()
     read_only.obtain(A, refuse).release()
     assert [entry.folder.name for entry in read_only.entries()] == [A]
-    read_only.set_ref("other", EngineRef(A, "owner/name", "0" * 40).encode())
-    assert read_only.find_by_ref("other") is None
+    read_only.set_ref("other", EngineRef(A, "0" * 40).encode())
+    assert read_only.find_by_ref("other", "owner/name") is None
 
 
 def test_a_cache_that_cannot_be_written_says_which_setting_helps(read_only: EngineCache) -> None:

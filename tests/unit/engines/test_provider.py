@@ -170,14 +170,17 @@ def test_a_local_folder_is_read_at_each_start(world: World, tmp_path: Path) -> N
     assert len(world.builds) == 2
 
 
-def test_of_a_local_folder_that_has_not_changed_the_tokenizer_is_not_made_again(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_of_a_local_folder_with_known_content_the_tokenizer_is_not_made_again_and_its_own_name_is_logged(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked = {"model_id": str(checkpoint(tmp_path / "mine"))}
-    first = start(world.settings(**asked))
-    assert start(world.settings(**asked, refresh=True)) == first
+    caplog.set_level("INFO")
+    monkeypatch.chdir(checkpoint(tmp_path / "first" / "model").parent)
+    first = start(world.settings(model_id="model"))
+    assert start(world.settings(model_id="model", refresh=True)) == first
     monkeypatch.setattr("bei_core.engines.provider.plan_model", lambda *given: pytest.fail("the folder is read again"))
-    assert start(world.settings(**asked)) == first
+    monkeypatch.chdir(checkpoint(tmp_path / "second" / "model").parent)
+    assert start(world.settings(model_id="model")) == first
+    assert "found the engine of model at " in caplog.text
 
 
 def test_a_folder_that_has_gone_does_not_stand_for_a_repository_of_its_name(

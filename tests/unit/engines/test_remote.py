@@ -189,7 +189,7 @@ def test_a_bucket_is_not_made_by_a_misspelt_url(bucket: str, engine: Path) -> No
     with pytest.raises(CheckpointError, match="bucket does not exist"):
         misspelt.push(engine)
     with pytest.raises(CheckpointError, match="bucket does not exist"):
-        misspelt.set_ref("k", EngineRef(A, "owner/name", "0" * 40))
+        misspelt.set_ref("k", EngineRef(A, "0" * 40))
     assert not open_store(bucket)[0].exists(bucket + "x")
 
 
@@ -205,7 +205,7 @@ def test_one_client_serves_all_that_a_start_asks(remote: RemoteEngines, engine: 
         assert made == [], "nothing is made before it is needed"
         assert remote.get_ref("k") is None
         remote.push(engine)
-        remote.set_ref("k", EngineRef(A, "owner/name", "0" * 40))
+        remote.set_ref("k", EngineRef(A, "0" * 40))
         remote.engine(A).pull(tmp_path / "pulled", artifact=A)
         assert made == [remote.store.url]
         RemoteEngine(ObjectStore(remote.engine(A).url)).pull(tmp_path / "again")
@@ -332,8 +332,8 @@ def test_another_engine_in_the_place_of_one_is_refused(remote: RemoteEngines, en
 def test_a_request_is_remembered(remote: RemoteEngines) -> None:
     assert remote.get_ref("k") is None
     for revision in ("0" * 40, "1" * 40):
-        remote.set_ref("k", EngineRef(A, "owner/name", revision))
-        assert remote.get_ref("k") == EngineRef(A, "owner/name", revision)
+        remote.set_ref("k", EngineRef(A, revision))
+        assert remote.get_ref("k") == EngineRef(A, revision)
     assert remote.get_ref("other") is None
 
 
@@ -341,7 +341,7 @@ def test_a_request_is_remembered(remote: RemoteEngines) -> None:
 def test_a_damaged_ref_is_none_with_a_warning(
     remote: RemoteEngines, caplog: pytest.LogCaptureFixture, answer: bytes
 ) -> None:
-    remote.set_ref("k", EngineRef(A, "owner/name", "0" * 40))
+    remote.set_ref("k", EngineRef(A, "0" * 40))
     files, path = open_store(f"{remote.store.url}/requests/k.json")
     files.pipe_file(path, answer)
     assert remote.get_ref("k") is None

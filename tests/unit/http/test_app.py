@@ -236,7 +236,7 @@ async def test_a_closed_server_answers_nothing_any_more(make_served: MakeServed,
     assert await served.status("/health") == 503
 
 
-async def test_what_is_too_late_is_not_run(make_served: MakeServed) -> None:
+async def test_a_request_past_its_deadline_is_not_run(make_served: MakeServed) -> None:
     served = await make_served()
     first = await served.occupied()
     late = [served.send([5], request_timeout_ms="0"), served.send([6], request_deadline_ms="1000")]
@@ -311,6 +311,22 @@ async def test_the_access_log_has_a_line_for_each_request(
     assert first.startswith('POST /embed 200 request_id="one two')
     assert "inputs=1 tokens=2" in first
     assert second.startswith("POST /embed 422 ")
+
+
+@pytest.mark.parametrize("other", [{}, {"x-baseten-request-id": ""}, {"x-baseten-request-id": "mine"}])
+async def test_the_request_id_is_the_first_of_basetens_two(make_served: MakeServed, other: dict[str, str]) -> None:
+    served = await make_served()
+    headers = {"x-baseten-customer-request-id": "theirs", **other}
+    reply = await served.client.post("/embed", json={"inputs": [[5]]}, headers=headers)
+    assert reply.headers["x-request-id"] == (other.get("x-baseten-request-id") or "theirs")
+
+
+async def test_a_byte_order_mark_before_a_body_is_skipped(make_served: MakeServed) -> None:
+    served = await make_served()
+    for body in (b'{"inputs": [[5]]}', b'{"inputs": [[5]]}' + b" " * 200_000):
+        for path in ("/embed", "/"):
+            reply = await served.client.post(path, content=b"\xef\xbb\xbf" + body)
+            assert reply.status_code == 200, reply.text
 
 
 async def test_without_access_log_there_is_no_line_for_a_request(

@@ -53,7 +53,7 @@ def test_the_default_decides_where_two_would_do(default: str) -> None:
 
 
 @pytest.mark.parametrize("body", [b"5", b'"a"', b"null", b'["a"]'])
-def test_what_is_no_object_is_left_to_the_default_which_refuses_it(body: bytes) -> None:
+def test_a_body_that_is_no_object_goes_to_the_default_route_which_refuses_it(body: bytes) -> None:
     value = decode(body, object)
     assert path_of(value, TEI) == TEI
     with pytest.raises(ValidationError):

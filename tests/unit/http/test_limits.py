@@ -22,7 +22,7 @@ class Request:
         self.is_refused = True
 
 
-def test_what_is_released_is_free_again() -> None:
+def test_released_bytes_can_be_taken_again() -> None:
     budget = BodyBudget(100)
     request = Request(budget, 100)
     request.lease.release()

@@ -21,7 +21,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
-from bei_core.errors import MalformedBodyError, PayloadTooLargeError, ValidationError
+from bei_core.errors import MalformedBodyError, PayloadTooLargeError, UnknownCodingError
 from bei_core.http.app import App
 from bei_core.http.codings import compressed, inflated
 from bei_core.http.msgpack import packed
@@ -244,7 +244,12 @@ async def test_a_compressed_body_is_read(http: httpx.AsyncClient, coding: str) -
     assert by_fields.status_code == 200
 
 
-async def test_a_body_may_say_that_it_is_as_it_is(http: httpx.AsyncClient) -> None:
+async def test_x_gzip_is_gzip(http: httpx.AsyncClient) -> None:
+    reply = await http.post("/embed", content=gzip.compress(BODY), headers={"content-encoding": "x-gzip"})
+    assert reply.status_code == 200
+
+
+async def test_the_coding_identity_means_no_coding(http: httpx.AsyncClient) -> None:
     for coding in ("identity", ""):
         assert (await http.post("/embed", content=BODY, headers={"content-encoding": coding})).status_code == 200
 
@@ -291,8 +296,8 @@ async def test_a_window_larger_than_the_webs_is_refused() -> None:
 @pytest.mark.parametrize("coding", ["br", "deflate", "gzip, zstd"])
 async def test_an_unknown_coding_is_refused_with_the_known_ones(http: httpx.AsyncClient, coding: str) -> None:
     reply = await http.post("/embed", content=zlib.compress(BODY), headers={"content-encoding": coding})
-    assert reply.status_code == 422
+    assert reply.status_code == 415
     assert "zstd, gzip, identity" in reply.json()["error"]
-    with pytest.raises(ValidationError) as refusal:
+    with pytest.raises(UnknownCodingError) as refusal:
         await inflated(b"", coding, 1, {})
     assert refusal.value.param == "content-encoding"

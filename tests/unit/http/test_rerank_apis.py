@@ -184,7 +184,7 @@ async def test_nvidias_ranking_has_logits() -> None:
     ("path", "body", "named"),
     [
         ("/v1/reranking", {"query": QUERY, "input": []}, "`input` cannot be empty"),
-        ("/v1/reranking", {"query": "", "input": ["a"]}, "`query` cannot be empty"),
+        ("/v1/reranking", {"query": "", "input": ["a", ""]}, "`input` cannot hold an empty text"),
         ("/v1/ranking", {"query": {"text": QUERY}, "passages": []}, "`passages` cannot be empty"),
         ("/score", {"text_1": "a", "text_2": []}, "`text_2` cannot be empty"),
     ],

@@ -46,6 +46,13 @@ async def test_rerank_has_raw_scores_and_top_n() -> None:
     np.testing.assert_allclose([item["score"] for item in found], sorted(wanted)[::-1][:2], rtol=1e-6)
 
 
+async def test_a_pair_is_empty_only_if_both_texts_are() -> None:
+    async with serving(RERANKER) as client:
+        reply = await client.post("/rerank", json={"query": "", "texts": ["a b", "c"]})
+    assert reply.status_code == 200
+    assert len(reply.json()) == 2
+
+
 async def test_top_n_of_zero_is_all_and_an_empty_document_is_ranked() -> None:
     async with serving(RERANKER) as client:
         reply = await client.post("/rerank", json={"query": "q", "texts": [*TEXTS, ""], "top_n": 0})
@@ -145,7 +152,7 @@ async def test_what_the_model_does_not_do_is_a_424(classifier: Classifier | None
         ("/rerank", {"query": "q", "texts": ["a"], "documents": ["a"]}, 422, "documents"),
         ("/rerank", {"query": "q", "texts": []}, 400, "empty"),
         ("/rerank", {"query": "q", "texts": ["a"], "top_n": -1}, 422, "top_n"),
-        ("/rerank", {"query": "", "texts": ["a"]}, 400, "empty"),
+        ("/rerank", {"query": "", "texts": ["a", ""]}, 400, "empty"),
         ("/rerank", {"texts": ["a"]}, 422, "query"),
         ("/predict", {"inputs": []}, 400, "empty"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, 422, "pair"),

@@ -94,6 +94,22 @@ def test_a_folder_a_glob_or_a_file(tmp_path: Path, location: str) -> None:
     assert found == expected.get(location, ["a.jsonl", "c.jsonl", "sub/b.jsonl"])
 
 
+def test_files_of_no_known_format_among_others_are_named_in_one_line(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sub").mkdir()
+    for name in ("a.jsonl", "sub/b.jsonl", "_SUCCESS", ".a.crc"):
+        (tmp_path / name).write_text('{"text": "one"}\n')
+    assert read(f"{tmp_path}/*", JobOptions()) == ["one"]
+    assert not caplog.messages
+    for name in ("b.jsonl.zst", "c.parquet.gz", "README.md", "z.npy"):
+        (tmp_path / "sub" / name).write_text("")
+    assert read(str(tmp_path), JobOptions()) == ["one", "one"]
+    (line,) = caplog.messages
+    assert line.startswith(f"skipping files of no known format (4): {tmp_path}/sub/README.md, ")
+    assert "/sub/b.jsonl.zst, " in line
+
+
 def test_bad_lines_are_errors_of_their_rows(tmp_path: Path) -> None:
     written = ['{"text": "one", "id": 1}', "{oops", "[1]", '{"text": "four", "id": "x"}', '{"text": "five", "id": 5}']
     (tmp_path / "a.jsonl").write_bytes("\n".join(written).encode() + b'\n{"text": "\xff"}\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -14,26 +15,18 @@ from click.testing import CliRunner, Result
 
 from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError, DiskError
-from bei_core.jobs import JobOptions, RayOptions, embed
+from bei_core.jobs import JobOptions, embed
 from bei_core.jobs.job import Job
-from bei_core.jobs.output import Folder, Output
+from bei_core.jobs.output import Folder
 from bei_core.models.modules import Classifier
 from tests.fakes import WIDTH, FakeEngine
 from tests.unit.cli.fake_model import opens
+from tests.unit.jobs.conftest import WORDS
 
-WORDS = ["the", "of", "and", "to", "in", "a", "is", "that", "for", "it", "as", "was"]
 LABELS = tuple(f"L{index}" for index in range(WIDTH))
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    path = tmp_path / "in.jsonl"
-    rows = [{"id": f"i{index}", "text": f"{WORDS[index % 12]} {WORDS[index // 12]} {index}"} for index in range(100)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
-
-
-def run(source: Path, output: Path, **options: Any) -> Any:  # noqa: ANN401
+def run(source: Path, output: Path | str, **options: Any) -> Any:  # noqa: ANN401
     options.setdefault("rows_per_part", 16)
     return embed(source, output, settings={"model_id": "owner/name"}, options=JobOptions(**options))
 
@@ -135,75 +128,6 @@ def test_a_full_disk_is_one_error_and_the_job_goes_on_after_it(
     assert not list((tmp_path / "out").glob(".*.tmp"))
     run(source, tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def test_drafts_of_a_killed_process_are_removed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / ".part-00000.parquet.12345.tmp").write_bytes(b"half")
-    run(source, tmp_path / "out")
-    assert not list((tmp_path / "out").glob("*.tmp"))
-    assert not list((tmp_path / "out").glob(".*.tmp"))
-
-
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [({"output_dtype": "bit"}, r'`options` was {"output_dtype":"float32"}'), ({"keep": ("id",)}, r"`input` was")],
-)
-def test_the_folder_of_another_job_is_refused(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, changed: dict[str, Any], said: str
-) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "out")
-    with pytest.raises(ConfigError, match=f"is the output of another job: its {said}"):
-        run(source, tmp_path / "out", **changed)
-
-
-@pytest.mark.parametrize("content", [b"{not", b"[1]", b"\xff"])
-def test_a_damaged_description_of_a_job_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, content: bytes
-) -> None:
-    opens(monkeypatch)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "_job.json").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"_job\.json in .*out is damaged; give another folder, or delete it"):
-        run(source, tmp_path / "out")
-
-
-@pytest.mark.parametrize("output", ["in", "in/out", "in/../in/out"])
-def test_an_output_in_the_input_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: str) -> None:
-    opens(monkeypatch)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.jsonl").write_text('{"text": "the"}\n')
-    with pytest.raises(ConfigError, match=r"is in the input .*; give a folder outside it"):
-        run(tmp_path / "in", tmp_path / output)
-    assert [path.name for path in (tmp_path / "in").iterdir()] == ["a.jsonl"]
-    run(tmp_path / "in", tmp_path / "in2")
-
-
-def test_input_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "out")
-    with source.open("a") as file:
-        file.write('{"text": "more"}\n')
-    with pytest.raises(ConfigError, match="its `input` was"):
-        run(source, tmp_path / "out")
-
-
-def test_the_folder_of_another_job_that_is_done_is_refused_on_ray_too(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
-) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "out")
-    options = JobOptions(rows_per_part=16, output_dtype="int8")
-    with pytest.raises(ConfigError, match="is the output of another job"):
-        embed(source, tmp_path / "out", settings={"model_id": "owner/name"}, options=options, ray=RayOptions())
-
-
-def test_two_jobs_do_not_write_in_one_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    with Folder(str(tmp_path / "out")).locked(), pytest.raises(ConfigError, match="another job writes in"):
-        run(source, tmp_path / "out")
 
 
 def test_rows_without_a_text_are_listed_with_the_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -328,6 +252,20 @@ def test_a_classifier_writes_labels_and_scores(monkeypatch: pytest.MonkeyPatch, 
     assert np.allclose(found["score"], scores.max(axis=1))
 
 
+def test_a_reranker_of_two_labels_has_the_score_that_the_server_gives(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    engine = opens(monkeypatch, Classifier(("no", "yes"), "softmax"))
+    engine.info = dataclasses.replace(engine.info, row_width=2)
+    monkeypatch.setattr(
+        engine, "forward", lambda batch: np.tile(np.array([1, 3], np.float32), (len(batch.cu_seqlens) - 1, 1))
+    )
+    settings = {"model_id": "owner/name", "rerank_template": "{query} {document}"}
+    options = JobOptions(job="rerank", query_column="id")
+    embed(source, tmp_path / "out", settings=settings, options=options)
+    assert np.allclose(table(tmp_path / "out")["score"], 1 / (1 + np.exp(-2.0))), "the sigmoid of the difference"
+
+
 @pytest.mark.parametrize("job", ["embed", "tokens", "classify"])
 def test_a_part_without_a_text_has_the_columns_and_no_rows(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: str
@@ -374,20 +312,6 @@ def test_the_command_prints_what_was_done(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("100 rows in 2 parts, 0 rejected; ")
     assert "2 parts were there" in command(*words).stdout
-
-
-def test_output_in_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
-    opens(monkeypatch)
-    run(source, tmp_path / "local")
-    run(source, f"file://{tmp_path}/store")  # type: ignore[arg-type]
-    stored = contents(tmp_path / "store")
-    assert stored == {name: content for name, content in contents(tmp_path / "local").items() if name != ".lock"}
-
-
-def test_parts_without_a_job_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "part-00000.parquet").write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"has parts and no _job\.json"):
-        Output(Folder(str(tmp_path)), {}).begin({})
 
 
 def test_options_of_workers_are_refused_without_ray(tmp_path: Path) -> None:

@@ -11,9 +11,7 @@ from bei_core.engines.batch import Batch
 from bei_core.errors import BeiError, UnhealthyError
 from bei_core.tasks import Rows
 from tests.unit.cli.fake_model import opens
-from tests.unit.jobs.test_job import run, source
-
-__all__ = ["source"]
+from tests.unit.jobs.test_job import run
 
 
 def test_an_engine_whose_process_ends_ends_the_job_and_no_row_is_rejected(

@@ -9,9 +9,7 @@ import pytest
 
 from bei_core.errors import ConfigError
 from tests.unit.cli.fake_model import opens
-from tests.unit.jobs.test_job import run, source
-
-__all__ = ["source"]
+from tests.unit.jobs.test_job import run
 
 
 @pytest.mark.parametrize(

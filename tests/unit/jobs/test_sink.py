@@ -162,7 +162,9 @@ def test_chunks_of_a_text_have_keys_of_their_own(database: type[FakeSink], tmp_p
         ({"chunk_tokens": 8}, "`chunk_tokens` needs `chunk`"),
     ],
 )
-def test_a_sink_that_cannot_be_is_refused(tmp_path: Path, source: Path, options: dict[str, Any], said: str) -> None:
+def test_an_unknown_database_or_an_output_that_it_cannot_hold_is_refused(
+    tmp_path: Path, source: Path, options: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         run(source, tmp_path / "out", **options)
     assert not (tmp_path / "out" / "_job.json").exists()

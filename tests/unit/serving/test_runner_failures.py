@@ -69,7 +69,7 @@ async def test_nan_fails_the_request_it_belongs_to(make_runner: MakeRunner) -> N
 
 
 @pytest.mark.parametrize("row", [[np.inf, -np.inf], [np.nan, 0], [-np.inf, 0]], ids=str)
-async def test_what_is_not_finite_is_no_row(
+async def test_nan_and_infinity_are_errors_and_not_rows(
     make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, row: list[float]
 ) -> None:
     engine = FakeEngine()

@@ -83,7 +83,7 @@ def test_the_first_error_ends_all_downloads_and_partial_files_stay(
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_what_is_longer_than_listed_is_begun_again(tmp_path: Path) -> None:
+def test_a_partial_download_that_is_longer_than_the_file_is_started_again(tmp_path: Path) -> None:
     (tmp_path / "a.part").write_bytes(DATA * 2)
     fetch([remote("a")], tmp_path)
     assert (tmp_path / "a").read_bytes() == DATA

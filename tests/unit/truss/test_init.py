@@ -89,7 +89,9 @@ def test_there_are_no_other_examples() -> None:
 
 
 @pytest.mark.parametrize(("keys", "reason"), REFUSED)
-def test_what_is_for_no_encoder_is_refused_with_the_reason(tmp_path: Path, keys: dict[str, Any], reason: str) -> None:
+def test_a_block_that_is_not_for_an_encoder_is_refused_with_the_reason(
+    tmp_path: Path, keys: dict[str, Any], reason: str
+) -> None:
     config = config_of()
     config["trt_llm"]["build"] = {**config["trt_llm"]["build"], **keys}
     with pytest.raises(ConfigError, match=re.escape(reason)):

@@ -10,7 +10,7 @@ import msgspec
 from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.http.schemas.common import Common, refuse
 from bei_core.serving.served_model import ServedModel
-from bei_core.tasks import Rank, Scoring
+from bei_core.tasks import Rank
 
 Document: TypeAlias = str | dict[str, Any]  # a text, or an object that contains a text
 Flag: TypeAlias = bool | Literal["true", "false"]  # some clients send a string
@@ -63,13 +63,10 @@ def rank(
     if not pairs:
         raise EmptyInputError("`inputs` cannot be empty", param="inputs")
     refuse({"prompt_name": body.prompt_name and "is for single texts; a reranker reads pairs"})
-    # The score of two labels, "no" and "yes", is the difference of their logits, which is a logit itself.
-    scoring: Scoring = "none" if raw_scores else model.scoring if len(model.labels) == 1 else "sigmoid"
+    scoring = "none" if raw_scores else model.rank_scoring
     return Rank(model.pairs(pairs, instruction), body.encode_options(model), scoring, top_n or None)
 
 
 def pairs_of(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
-    """Returns pairs of the query and each document. Raises EmptyInputError for an empty query."""
-    if not query and documents:
-        raise EmptyInputError("`query` cannot be empty", param="query")
+    """Returns pairs of the query and each document."""
     return [(query, document) for document in documents]

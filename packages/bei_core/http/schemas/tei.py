@@ -179,7 +179,7 @@ async def info(call: Call) -> Mapping[str, Any]:
         "max_batch_requests": settings.max_batch_requests,
         "max_client_batch_size": settings.max_client_batch_size,
         "auto_truncate": settings.auto_truncate,
-        "tokenization_workers": settings.tokenization_workers or 1,
+        "tokenization_workers": settings.tokenization_workers,
         "version": bei_version(),
         "sha": None,  # the commit of the server and the label of its image; TEI's clients expect both fields
         "docker_label": None,
