@@ -24,6 +24,9 @@ SPARSE_LINEAR, COLBERT_LINEAR = "sparse_linear.pt", "colbert_linear.pt"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
+# The configuration of an adapter (PEFT), which transformers adds to the model. BEI reads it only to refuse the model.
+ADAPTER = "adapter_config.json"
+
 # What is fetched of a repository besides weights. Other pickles (*.bin, *.pt), formats and code are never fetched.
 _OF_A_MODEL = (
     "tokenizer.json",
@@ -38,6 +41,7 @@ _OF_A_MODEL = (
     "spm.model",
     "tokenizer.model",
     "sentence_*_config.json",
+    ADAPTER,
 )
 SMALL_FILES = (
     "config.json",

@@ -80,8 +80,15 @@ def scored(classifier: Classifier, config: Mapping[str, Any], activation_fn: str
     """Returns the classifier with the scoring that a CrossEncoder's files name: `activation_fn`, else config.json's.
 
     For a model with several labels, the files of a CrossEncoder always name Identity, but all other tools give their
-    softmax. So Identity changes nothing then.
+    softmax. So Identity changes nothing then. Raises UnsupportedModelError for another function, and for a yes/no
+    reranker whose logits have a soft cap.
     """
+    cap = config.get("final_logit_softcapping")
+    if classifier.yes_no_ids is not None and cap is not None:
+        raise UnsupportedModelError(
+            f"config.json: final_logit_softcapping {cap!r} (of {config['architectures'][0]}) is not supported for a "
+            "reranker that answers yes or no"
+        )
     path, file = activation_fn, "config_sentence_transformers.json"
     if path is None:
         named = config.get("sentence_transformers")

@@ -81,7 +81,7 @@ def temperature_of(head: Head, config: Config) -> float:
 
 def norm_eps(config: Config) -> float:
     """Returns the epsilon of the head's LayerNorm."""
-    return float(config.get("layer_norm_eps") or config.get("norm_eps") or 1e-12)
+    return float(config.get("norm_eps") or config.get("layer_norm_eps") or 1e-12)
 
 
 def yes_no_row(tensors: Tensors, ids: tuple[int | None, int], tied: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -52,16 +52,17 @@ def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[floa
     if given:
         given = given.get(layer_type, given)
         theta = given.get("rope_theta", config.get("rope_theta"))
-    elif layer_type == "sliding_attention" and _LOCAL & config.keys():
-        given = {}  # only layers with full attention are scaled
-        theta = next(config[name] for name in _LOCAL if name in config)
     else:
         given = config.get("rope_scaling") or {}
-        theta = next((config[name] for name in _THETAS if config.get(name) is not None), None)
+        names = _THETAS
+        if layer_type == "sliding_attention":
+            names = (_GEMMA_LOCAL, "local_rope_theta", *_THETAS)
+            given = {} if config.get(_GEMMA_LOCAL) is not None else given
+        theta = next((config[name] for name in names if config.get(name) is not None), None)
     return float(10_000.0 if theta is None else theta), given
 
 
-_LOCAL = {"rope_local_base_freq", "local_rope_theta"}
+_GEMMA_LOCAL = "rope_local_base_freq"  # Gemma 3 scales only layers with full attention, and ModernBERT all layers
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base")
 
 
@@ -73,6 +74,15 @@ def _unscaled(theta: float, head_size: int) -> Frequencies:
 
 _Scaled = tuple[Frequencies, float]  # and the factor of cosines and sines
 _Config = Mapping[str, Any]
+_ORIGINAL = "original_max_position_embeddings"
+
+
+def _number(values: _Config, name: str) -> float:
+    """Returns a number of config.json or of its rope scaling. Raises UnsupportedModelError unless it is above 0."""
+    value = values.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UnsupportedModelError(f"config.json: rope scaling needs a number above 0 as {name}; it is {value!r}")
+    return float(value)
 
 
 def _default(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
@@ -80,39 +90,50 @@ def _default(plain: Frequencies, theta: float, scaling: _Config, config: _Config
 
 
 def _linear(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
-    return plain / float(scaling["factor"]), 1.0
+    return plain / _number(scaling, "factor"), 1.0
 
 
 def _llama3(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
     """Divides low frequencies by the factor, keeps high ones, and interpolates between the two (Llama 3.1)."""
-    factor, low, high = (float(scaling[name]) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    rotations = float(scaling["original_max_position_embeddings"]) * plain / (2 * math.pi)
+    factor, low, high = (_number(scaling, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    rotations = _number(scaling, _ORIGINAL) * plain / (2 * math.pi)
     share = np.clip((rotations - low) / (high - low), 0, 1)
     return (1 - share) * plain / factor + share * plain, 1.0
 
 
 def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
     """YaRN (Peng et al. 2023)."""
-    factor, half = float(scaling["factor"]), len(plain)
-    original = scaling.get("original_max_position_embeddings") or config["max_position_embeddings"]
+    factor, half = _number(scaling, "factor"), len(plain)
+    original = _number(scaling, _ORIGINAL) if scaling.get(_ORIGINAL) else _number(config, "max_position_embeddings")
 
     def dimension(num_rotations: float) -> float:
-        return half * math.log(float(original) / (num_rotations * 2 * math.pi)) / math.log(theta)
+        return half * math.log(original / (num_rotations * 2 * math.pi)) / math.log(theta)
 
     low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * half - 1)
     ramp = np.clip((np.arange(half) - low) / max(high - low, 0.001), 0, 1)
-    attention = scaling.get("attention_factor") or 0.1 * math.log(factor) + 1.0
-    return plain / factor * ramp + plain * (1 - ramp), float(attention)
+    return plain / factor * ramp + plain * (1 - ramp), _yarn_factor(factor, scaling)
+
+
+def _yarn_factor(factor: float, scaling: _Config) -> float:
+    """Returns the factor of cosines and sines; `mscale` and `mscale_all_dim` (DeepSeek) count only together."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+
+    def grown(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    mscale, of_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    return grown(mscale) / grown(of_all) if mscale and of_all else grown(1.0)
 
 
 def _ntk(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
     """NTK scaling of GTE (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`), without its option `mixed_b`."""
     if scaling.get("mixed_b") is not None:
         raise UnsupportedModelError("rope scaling ntk with mixed_b is not supported")
-    factor, half = float(scaling["factor"]), len(plain)
+    factor, half = _number(scaling, "factor"), len(plain)
     return _unscaled(theta * factor, 2 * half) / factor ** (1 / half), 1.0
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import msgspec
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.errors import CheckpointError
+from bei_core.checkpoint.folder import ADAPTER
+from bei_core.errors import CheckpointError, UnsupportedModelError
+from bei_core.models.class_config import as_class_reads
 from bei_core.models.configuration import Config, architecture_of
 from bei_core.models.families import FAMILIES, family_name
 from bei_core.models.sentence.settings import TransformerSettings, read_settings
@@ -26,14 +28,25 @@ def read_config(
     """Returns the architecture and config.json, in which the transformer's settings replace values.
 
     A static model needs no config.json: what it would say is read from the tensors. Raises CheckpointError if the file,
-    its `architectures` or the table of a static model is missing.
+    its `architectures` or the table of a static model is missing, UnsupportedModelError for an adapter or code of the
+    repository.
     """
     if is_static:
         config = static_config(checkpoint)
     else:
+        _check_adapter(checkpoint)
         file = checkpoint.read_json(checkpoint.in_first_module("config.json"))
-        config = {**file, **transformer.config_args, **transformer.config_kwargs}
+        config = as_class_reads({**file, **transformer.config_args, **transformer.config_kwargs})
     return architecture_of(config), config
+
+
+def _check_adapter(checkpoint: Checkpoint) -> None:
+    """Raises UnsupportedModelError for an adapter: transformers adds it to the model, also beside whole weights."""
+    name = checkpoint.in_first_module(ADAPTER)
+    if (checkpoint.folder / name).is_file():
+        raise UnsupportedModelError(
+            f"{name}: adapters (PEFT) are not supported; merge this one into its model with peft's merge_and_unload()"
+        )
 
 
 class _TokenizerConfig(msgspec.Struct):

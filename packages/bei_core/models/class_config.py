@@ -1,0 +1,52 @@
+"""config.json as the class of transformers reads it: its defaults, and the values that it does not read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.configuration import Config, architecture_of
+from bei_core.models.families import FAMILIES, Family, family_name
+
+_GATED = {"feed_forward_proj": "gated-gelu"}
+
+# Values for keys that config.json may lack, by the beginning of the class name.
+_DEFAULTS: Mapping[str, Config] = {
+    "Gemma2": {"final_logit_softcapping": 30.0},
+    "ModernBert": {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0, "norm_eps": 1e-5},
+    "MT5": _GATED,
+    "MT5Encoder": _GATED,
+}
+
+# Values that are written in the code of a class, whatever config.json says.
+_CONSTANTS: Mapping[str, Config] = {"DistilBert": {"layer_norm_eps": 1e-12}}
+
+# Keys that say whether the attention of a decoder is causal.
+_DIRECTIONS = ("is_causal", "use_bidirectional_attention")
+
+
+def as_class_reads(config: Config) -> dict[str, Any]:
+    """Returns config.json with the values of its class; unchanged for an unknown class.
+
+    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code`.
+    """
+    name = family_name(architecture_of(config))
+    _check_own_code(config, FAMILIES.get(name))
+    return {**_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}
+
+
+def _check_own_code(config: Config, family: Family | None) -> None:
+    """Raises UnsupportedModelError for a decoder with code of its own, if config.json has none of `_DIRECTIONS`.
+
+    GritLM, gte-Qwen1.5 and models trained from gte-Qwen2 have the class names of transformers, and code whose attention
+    is not causal.
+    """
+    mapped = config.get("auto_map")
+    own = [str(name) for key, name in mapped.items() if key.startswith("AutoModel")] if isinstance(mapped, dict) else []
+    says_it = any(config.get(key) is not None for key in _DIRECTIONS)
+    if own and family is not None and family.page == "decoder" and not family.has_own_code and not says_it:
+        raise UnsupportedModelError(
+            f"config.json: auto_map names {own[0]}, code of the repository, which BEI does not run and whose attention "
+            "may go in both directions; add is_causal to config.json: false (such as for GritLM and gte-Qwen), or true"
+        )

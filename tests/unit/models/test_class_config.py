@@ -1,0 +1,125 @@
+"""What the classes of transformers assume beside config.json, and what is refused because other code computes it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.checkpoint.folder import is_small
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.class_config import as_class_reads
+from bei_core.models.families import family_of
+from bei_core.models.heads import norm_eps
+from bei_core.models.layouts import RotarySizes, t5_activation
+from bei_core.models.spec import ModelSpec, read_spec
+
+CONFIG: dict[str, Any] = {"architectures": ["BertModel"], "vocab_size": 10, "max_position_embeddings": 512}
+GRITLM = {"AutoModel": "modeling_gritlm7b.MistralModel", "AutoModelForCausalLM": "modeling_gritlm7b.MistralForCausalLM"}
+YES_NO: dict[str, Any] = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_LogitScore", "type": "sentence_transformers.cross_encoder.LogitScore"},
+    ],
+    "sentence_bert_config.json": {"transformer_task": "text-generation"},
+    "1_LogitScore/config.json": {"true_token_id": 2, "false_token_id": 3},
+}
+
+
+def spec_of(folder: Path, files: dict[str, Any], **config: Any) -> ModelSpec:  # noqa: ANN401
+    """The spec of a folder with these files."""
+    for name, content in {"config.json": {**CONFIG, **config}, **files}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return read_spec(Checkpoint(folder, str(folder), ""))
+
+
+def test_a_modernbert_whose_config_leaves_out_defaults_has_those_of_its_class(tmp_path: Path) -> None:
+    config = spec_of(tmp_path, {}, architectures=["ModernBertForMaskedLM"]).config
+    assert (config["global_rope_theta"], config["local_rope_theta"]) == (160_000.0, 10_000.0)
+    assert norm_eps(config) == 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["MT5EncoderModel", "MT5ForConditionalGeneration"])
+def test_mt5_has_gated_mlps_where_config_json_does_not_say_it(architecture: str) -> None:
+    assert t5_activation(as_class_reads({"architectures": [architecture]})) == ("gelu_new", True)
+    assert t5_activation(as_class_reads({"architectures": ["T5EncoderModel"]})) == ("relu", False)
+
+
+def test_a_value_of_config_json_replaces_a_default_also_if_it_is_null() -> None:
+    read = as_class_reads({"architectures": ["ModernBertModel"], "global_rope_theta": 5.0, "local_rope_theta": None})
+    assert (read["global_rope_theta"], read["local_rope_theta"]) == (5.0, None)
+
+
+def test_distilbert_ignores_layer_norm_eps_as_its_class_does() -> None:
+    assert as_class_reads({"architectures": ["DistilBertModel"], "layer_norm_eps": 1e-5})["layer_norm_eps"] == 1e-12
+    assert as_class_reads({"architectures": ["BertModel"], "layer_norm_eps": 1e-5})["layer_norm_eps"] == 1e-5
+
+
+def test_the_heads_of_modernbert_have_its_norm_eps() -> None:
+    assert norm_eps({"norm_eps": 0.1, "layer_norm_eps": 1e-5}) == 0.1
+    assert norm_eps({"layer_norm_eps": 1e-5}) == 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "Qwen2Model", "LlamaModel"])
+def test_a_decoder_with_code_of_its_own_is_refused_unless_it_says_in_which_directions_it_attends(
+    architecture: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"config\.json: auto_map names modeling_gritlm7b\.MistralModel, "):
+        spec_of(tmp_path, {}, architectures=[architecture], auto_map=GRITLM)
+    for says in ({"is_causal": False}, {"is_causal": True}, {"use_bidirectional_attention": True}):
+        assert spec_of(tmp_path, {}, architectures=[architecture], auto_map=GRITLM, **says).architecture == architecture
+    settings = {"sentence_bert_config.json": {"config_kwargs": {"is_causal": False}}}
+    assert spec_of(tmp_path, settings, architectures=[architecture], auto_map=GRITLM).config["is_causal"] is False
+
+
+@pytest.mark.parametrize(
+    ("architecture", "auto_map"),
+    [
+        ("LlamaBidirectionalModel", {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"}),
+        ("NewModel", {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}),  # an encoder
+        ("Qwen3Model", {"AutoTokenizer": ["tokenization.Tokenizer", None]}),
+        ("Qwen3Model", None),
+    ],
+)
+def test_code_of_a_known_class_or_of_no_class_is_not_refused(architecture: str, auto_map: object) -> None:
+    assert as_class_reads({"architectures": [architecture], "auto_map": auto_map})["auto_map"] == auto_map
+
+
+@pytest.mark.parametrize("place", ["", "0_Transformer/"])
+def test_an_adapter_beside_whole_weights_is_refused(place: str, tmp_path: Path) -> None:
+    modules = [{"idx": 0, "name": "0", "path": place.rstrip("/"), "type": "sentence_transformers.models.Transformer"}]
+    files = {"modules.json": modules, f"{place}config.json": CONFIG, f"{place}adapter_config.json": {"r": 4}}
+    with pytest.raises(UnsupportedModelError, match=rf"^{place}adapter_config\.json: adapters \(PEFT\) are not supp"):
+        spec_of(tmp_path, files)
+    assert is_small(f"{place}adapter_config.json")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "refused"),
+    [
+        ("Gemma2ForCausalLM", {}, "30.0 (of Gemma2ForCausalLM)"),
+        ("Gemma2ForCausalLM", {"final_logit_softcapping": 5}, "5 (of Gemma2ForCausalLM)"),
+        ("Gemma2ForCausalLM", {"final_logit_softcapping": None}, None),
+        ("Qwen3ForCausalLM", {}, None),
+    ],
+)
+def test_a_soft_cap_of_the_logits_of_a_yes_no_reranker_is_refused(
+    architecture: str, config: dict[str, Any], refused: str | None, tmp_path: Path
+) -> None:
+    if refused is None:
+        assert spec_of(tmp_path, YES_NO, architectures=[architecture], **config).classifier is not None
+        return
+    with pytest.raises(UnsupportedModelError) as error:
+        spec_of(tmp_path, YES_NO, architectures=[architecture], **config)
+    assert str(error.value).startswith(f"config.json: final_logit_softcapping {refused} is not supported")
+
+
+@pytest.mark.parametrize("setting", [{"causal": True}, {"use_rms_norm": True}, {"rotary_emb_scale_base": 512}])
+def test_what_nomic_bert_could_compute_otherwise_is_refused(setting: dict[str, Any]) -> None:
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
+    with pytest.raises(UnsupportedModelError, match=next(iter(setting))):
+        RotarySizes.of(family_of("NomicBertModel").layout, {**sizes, **setting})

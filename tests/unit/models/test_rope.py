@@ -1,0 +1,68 @@
+"""Rope scaling by config.json, as transformers computes it. The goldens prove the other forms."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.rope import frequencies_of
+
+YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
+# What `modeling_rope_utils` of transformers 4.57.6 gives for YARN with heads of size 8 and theta 10,000.
+YARN_FREQUENCIES = [1.0, 0.0125, 0.00125, 0.000125]
+MODERNBERT = {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0}
+GEMMA = {"rope_theta": 1e6, "rope_local_base_freq": 10_000.0}
+LINEAR = {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+LOCAL = np.array([1.0, 0.1, 0.01, 0.001])  # of theta 10,000
+
+
+@pytest.mark.parametrize(
+    ("more", "factor"),
+    [
+        ({"mscale": 0.7, "mscale_all_dim": 1.4}, 0.8872601282602985),
+        ({"mscale": 0.7}, 1.2079441541679836),  # it has no effect alone
+        ({}, 1.2079441541679836),
+        ({"attention_factor": 1.5}, 1.5),
+    ],
+)
+def test_yarn_scales_by_mscale_where_both_values_are_given(more: dict[str, float], factor: float) -> None:
+    frequencies, found = frequencies_of({"rope_scaling": {**YARN, **more}}, 8)
+    np.testing.assert_allclose(frequencies, YARN_FREQUENCIES, rtol=1e-6)
+    assert found == pytest.approx(factor, rel=1e-12)
+
+
+def test_yarn_that_shrinks_does_not_scale_cosines() -> None:
+    assert frequencies_of({"rope_scaling": {**YARN, "factor": 0.5}}, 8)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({**MODERNBERT, **LINEAR}, LOCAL / 4),  # ModernBERT scales all layers
+        ({**GEMMA, **LINEAR}, LOCAL),  # Gemma 3 scales only layers with full attention
+        ({**MODERNBERT, "global_rope_theta": 10_000.0, "local_rope_theta": None}, LOCAL),  # null: the other theta
+    ],
+)
+def test_layers_with_a_window_have_the_theta_and_the_scaling_of_their_family(
+    config: dict[str, Any], expected: list[float]
+) -> None:
+    frequencies, _ = frequencies_of(config, 8, layer_type="sliding_attention")
+    np.testing.assert_allclose(frequencies, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        ({"rope_scaling": {"type": "linear"}}, "factor; it is None"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor; it is '2'"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor; it is None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "max_position_embeddings; it is None"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 0}}, "factor; it is 0"),
+    ],
+)
+def test_a_scaling_without_its_numbers_is_refused_by_name(config: dict[str, Any], named: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"config\.json: rope scaling needs a number above 0 as " + named):
+        frequencies_of(config, 8)
