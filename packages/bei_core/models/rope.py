@@ -54,7 +54,7 @@ def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[floa
         theta = given.get("rope_theta", config.get("rope_theta"))
     else:
         given = config.get("rope_scaling") or {}
-        names = _THETAS
+        names: tuple[str, ...] = _THETAS
         if layer_type == "sliding_attention":
             names = (_GEMMA_LOCAL, "local_rope_theta", *_THETAS)
             given = {} if config.get(_GEMMA_LOCAL) is not None else given
