@@ -118,7 +118,7 @@ class RotaryNames:
     up_first: bool = True
     final_norm: str | None = None  # the last norm of a family whose norms come before attention and MLP (pre-norm)
     has_windows: bool = False  # layers with a sliding window, as in ModernBERT
-    only_first_type: bool = False  # the type embedding of every token is that of type 0
+    only_first_type: bool = False  # if there is one type embedding only, every token has it, of whatever type it is
     activation: tuple[str, str] = ("hidden_act", "gelu")  # the key in config.json that names it, and the default
     default_eps: float = 1e-12
     attention_bias: bool | str = False
