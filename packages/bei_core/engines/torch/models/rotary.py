@@ -67,7 +67,8 @@ class Transformer(nn.Module):
         """Returns token vectors [T, H]."""
         x = self.words(sequences.ids)
         if self.types is not None:
-            x = x + (self.types.weight[0] if self.names.only_first_type else self.types(sequences.type_ids))
+            is_only_row = self.names.only_first_type and len(self.types.weight) == 1
+            x = x + (self.types.weight[0] if is_only_row else self.types(sequences.type_ids))
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, sequences)
