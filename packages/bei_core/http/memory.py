@@ -24,21 +24,13 @@ def limit_collections() -> None:
     gc.set_threshold(_NUM_YOUNG, *gc.get_threshold()[1:])
 
 
-# musl and macOS do not have malloc_trim and do not need it.
-_malloc_trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
-
-
-def return_memory() -> None:
-    """Asks the C library to return freed memory. By default glibc returns only memory at the end of its heap."""
-    if _malloc_trim is not None:
-        _malloc_trim(0)
-
-
 class MemoryReturner:
-    """Returns the memory that large requests have freed."""
+    """Asks the C library to return freed memory. By default glibc returns only memory at the end of its heap."""
 
     def __init__(self) -> None:
         self._timer: asyncio.TimerHandle | None = None
+        # musl and macOS do not have malloc_trim and do not need it
+        self._trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def later(self) -> None:
         """Schedules the return of memory in one second. It runs on a thread, because it takes some milliseconds."""
@@ -48,4 +40,5 @@ class MemoryReturner:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
-        loop.run_in_executor(None, return_memory)
+        if self._trim is not None:
+            loop.run_in_executor(None, self._trim, 0)

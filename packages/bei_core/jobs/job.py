@@ -13,7 +13,6 @@ import pyarrow.compute as pc
 from bei_core.config.settings import Settings
 from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError
-from bei_core.http.memory import return_memory
 from bei_core.jobs.compute import Columns, Encoded, Worker
 from bei_core.jobs.datafile import Rows
 from bei_core.jobs.inputs import Input, Part, Reader
@@ -89,7 +88,6 @@ class Job:
         if self._sink is not None and len(table):
             self._sink.write(table)
         self.output.publish(part, table, encoded.rejected)
-        return_memory()  # else parts of slightly different sizes leave more and more gaps in it
 
     def close(self) -> None:
         """Closes the input and the vector database."""
