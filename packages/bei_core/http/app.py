@@ -337,7 +337,7 @@ class App:
         route = call.route or call.default
         if route is None:
             return error_response(error, format_of(call.path))
-        return error_response(error, route.errors, route.inputs)
+        return error_response(error, route.errors, route.inputs_of(call.body))
 
     def _count(self, error: RequestError) -> None:
         self.service.metrics.failed(error.kind.lower())

@@ -83,11 +83,16 @@ class Route:
     reply_example: Any = None  # a reply's body, for the documents; None: one that is made from `reply`
     errors: ErrorFormat = TEI
     inputs: str = "inputs"  # the name of the body's field with the inputs, used in error messages
+    other_inputs: tuple[str, ...] = ()  # fields that a body may have instead
     public: bool = False  # whether it needs no key
     aliases: tuple[str, ...] = ()  # other paths with the same meaning
     by_fields: bool = False  # whether the paths that take any body accept its body too
     default_for: tuple[Kind, ...] = ()  # kinds of model for which it is chosen if a body fits several routes
     takes_any: bool = False  # whether it takes any body: the body's fields decide which other route answers
+
+    def inputs_of(self, body: object) -> str:
+        """Returns the name of the field with the inputs in a body of this route; None is a body that was not read."""
+        return next((name for name in self.other_inputs if getattr(body, name, None) is not None), self.inputs)
 
 
 def prepare_schemas(routes: Iterable[Route]) -> None:

@@ -187,7 +187,18 @@ async def test_nvidias_ranking_has_logits() -> None:
         ("/v1/reranking", {"query": "", "input": ["a", ""]}, "`input` cannot hold an empty text"),
         ("/v1/ranking", {"query": {"text": QUERY}, "passages": []}, "`passages` cannot be empty"),
         ("/score", {"text_1": "a", "text_2": []}, "`text_2` cannot be empty"),
+        ("/score", {"queries": "a", "documents": []}, "`documents` cannot be empty"),
+        ("/v1/rerank", {"query": QUERY, "documents": []}, "`documents` cannot be empty"),
+        ("/v1/rerank", {"query": QUERY, "texts": []}, "`texts` cannot be empty"),
     ],
 )
 async def test_nothing_to_rank_is_a_400(path: str, body: object, named: str) -> None:
     assert named in (await reply_of(path, body, 400))["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/"])
+@pytest.mark.parametrize("name", ["texts", "documents"])
+async def test_an_error_names_the_field_that_was_given(path: str, name: str) -> None:
+    assert (await reply_of(path, {"query": QUERY, name: []}, 400))["error"] == f"`{name}` cannot be empty"
+    body: dict[str, Any] = {"query": QUERY, name: ["word " * 100], "truncate": False}
+    assert f"`{name}`" in (await reply_of(path, body, 422))["error"]

@@ -130,5 +130,6 @@ ROUTES = (
         reply=object_of(embeddings=_BY_TYPE, **_FIELDS),
         errors=OPENAI,
         inputs="texts",
+        other_inputs=("inputs",),
     ),
 )

@@ -192,6 +192,7 @@ ROUTES = (
         example={"query": "what grows", "texts": ["a stone", "a tree"]},
         reply=_REPLY,
         inputs="texts",
+        other_inputs=("documents",),
         by_fields=True,
     ),
     Route(
@@ -203,6 +204,7 @@ ROUTES = (
         reply=_REPLY,
         errors=OPENAI,
         inputs="documents",
+        other_inputs=("texts",),
     ),
     Route(
         "POST",
@@ -213,6 +215,7 @@ ROUTES = (
         reply=_REPLY,
         errors=OPENAI,
         inputs="documents",
+        other_inputs=("texts",),
     ),
     Route(
         "POST",
@@ -223,6 +226,7 @@ ROUTES = (
         reply=_REPLY,
         errors=OPENAI,
         inputs="documents",
+        other_inputs=("texts",),
     ),
     Route(
         "POST",
@@ -233,5 +237,6 @@ ROUTES = (
         reply=_REPLY,
         errors=OPENAI,
         inputs="documents",
+        other_inputs=("texts",),
     ),
 )

@@ -258,6 +258,7 @@ ROUTES = (
         reply=_list_of(score=NUMBER),
         errors=OPENAI,
         inputs="text_2",
+        other_inputs=("documents", "items", "data_2"),
         aliases=("/v1/score",),
     ),
     Route(
