@@ -16,6 +16,7 @@ APIS = (
     "tei",
     "cohere",
     "rerank",
+    "elastic",
     "mixedbread",
     "huggingface",
     "baseten",
@@ -23,6 +24,7 @@ APIS = (
     "vllm",
     "nvidia",
     "ollama",
+    "weaviate",
     "any_body",
     "probes",
 )

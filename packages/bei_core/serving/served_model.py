@@ -9,7 +9,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError, ValidationError, WrongTaskError
 from bei_core.models.kind import Kind
-from bei_core.models.modules import BgeM3
+from bei_core.models.modules import BgeM3, Pooling
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import EmbedAll, EmbedSparse, EncodeOptions, Pair, Scoring, Similarity, Text
@@ -37,6 +37,7 @@ class ServedModel:
     similarity: Similarity  # the function that compares two of its vectors
     normalizes: bool  # whether its vectors have length 1 according to its published configuration
     default_options: EncodeOptions  # the options of a request that sets none
+    pooling: str  # how its tokens' vectors become one vector, in TEI's names: `mean`, `cls`; `none` if they do not
     is_plain_mean: bool  # whether its vector is the mean of its tokens' vectors, with nothing after it but Normalize
     row_width: int  # D, numbers per input; 0 if it returns only rows per token
     token_width: int  # E, numbers per token; 0 if it returns no rows per token
@@ -134,6 +135,7 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
         default_options=EncodeOptions(
             truncate=settings.auto_truncate, prompt=_default_prompt(spec, settings), pool_prompt=spec.pools_prompt
         ),
+        pooling=_pooling(spec),
         is_plain_mean=[getattr(module, "modes", None) for module in spec.modules] == [(PoolingMode.MEAN,)],
         row_width=engine.row_width,
         token_width=engine.token_width,
@@ -143,6 +145,12 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
         vocabulary=vocabulary,
         bge_m3=bge_m3,
     )
+
+
+def _pooling(spec: ModelSpec) -> str:
+    """Returns TEI's names of the pooling modes, joined by "+"; "none" if there are none."""
+    modes = [mode.tei for module in spec.modules if isinstance(module, Pooling) for mode in module.modes]
+    return "+".join(modes) or "none"
 
 
 def _default_prompt(spec: ModelSpec, settings: Settings) -> str | None:

@@ -274,6 +274,23 @@ VECTORS = (
         },
     ),
     Request(
+        "Weaviate",  # weaviate/usecases/modulecomponents/clients/transformers: vecRequest and vecBatchRequest
+        "/weaviate/vectors",
+        "embedder",
+        {"texts": TEXTS},
+        {
+            "config": [
+                ({"pooling_strategy": "masked_mean"}, NO_EFFECT),  # the model's own
+                ({"pooling_strategy": "cls"}, REFUSED),
+                ({"task_type": "query"}, HONOURED),
+                ({"task_type": "passage"}, HONOURED),
+                ({"task_type": "other"}, REFUSED),
+                ({"dimensions": 3}, HONOURED),
+                ({"dimensions": 0}, REFUSED),
+            ]
+        },
+    ),
+    Request(
         "Ollama",  # ollama.Client.embed
         "/api/embed",
         "embedder",

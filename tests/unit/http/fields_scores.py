@@ -182,6 +182,27 @@ SCORES = (
         },
     ),
     Request(
+        "Elastic",  # elasticsearch's HuggingFaceRerankRequestEntity before it sent TEI's names
+        "/elastic/rerank",
+        "ranker",
+        RANK,
+        {"return_documents": (True, HONOURED), "top_n": (1, HONOURED), "max_chunks_per_doc": (3, REFUSED)},
+    ),
+    Request(
+        "Elastic",  # elasticsearch's HuggingFaceRerankRequestEntity
+        "/elastic/rerank",
+        "ranker",
+        {"texts": RANK["documents"], "query": "what colour"},
+        {"return_text": (True, HONOURED), "top_n": (1, HONOURED)},
+    ),
+    Request(
+        "Weaviate",  # weaviate/modules/reranker-transformers/clients: RankInput
+        "/weaviate/rerank",
+        "ranker",
+        RANK,
+        {"property": ("", NO_EFFECT)},
+    ),
+    Request(
         "Infinity",  # infinity_client.models.RerankInput
         "/infinity/rerank",
         "ranker",

@@ -196,7 +196,7 @@ async def test_nothing_to_rank_is_a_400(path: str, body: object, named: str) -> 
     assert named in (await reply_of(path, body, 400))["error"]["message"]
 
 
-@pytest.mark.parametrize("path", ["/rerank", "/"])
+@pytest.mark.parametrize("path", ["/rerank", "/", "/elastic/rerank"])
 @pytest.mark.parametrize("name", ["texts", "documents"])
 async def test_an_error_names_the_field_that_was_given(path: str, name: str) -> None:
     assert (await reply_of(path, {"query": QUERY, name: []}, 400))["error"] == f"`{name}` cannot be empty"

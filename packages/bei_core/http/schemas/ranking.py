@@ -67,6 +67,11 @@ def rank(
     return Rank(model.pairs(pairs, instruction), body.encode_options(model), scoring, top_n or None)
 
 
+def ranks(rows: Sequence[tuple[int, float]], texts: Sequence[str] | None) -> list[dict[str, Any]]:
+    """Returns the list that text-embeddings-inference replies with; `texts` are None if it has no texts."""
+    return [{"index": index, "score": score} | ({"text": texts[index]} if texts else {}) for index, score in rows]
+
+
 def pairs_of(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
     """Returns pairs of the query and each document."""
     return [(query, document) for document in documents]

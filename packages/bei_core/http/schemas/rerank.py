@@ -7,6 +7,7 @@ The fields of the body decide which API's reply is sent. If they are the same in
 | `texts` | text-embeddings-inference's |
 | `documents` with `top_k` or `truncation`; a path that starts with /voyage | Voyage's |
 | `documents` with `raw_scores`; a path that starts with /infinity | Infinity's |
+| a path that starts with /elastic | text-embeddings-inference's (`schemas/elastic`) |
 | other `documents` | that of Cohere, Jina and vLLM |
 """
 
@@ -23,7 +24,7 @@ from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
 from bei_core.http.schemas.common import USAGE, RequestContext, agreed, refuse, usage
-from bei_core.http.schemas.ranking import Document, Flag, TopN, is_set, pairs_of, passages_of, rank
+from bei_core.http.schemas.ranking import Document, Flag, TopN, is_set, pairs_of, passages_of, rank, ranks
 from bei_core.http.schemas.vllm import VllmOptions
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -97,7 +98,7 @@ class RerankRequest(VllmOptions, kw_only=True):
     def to_reply(self, result: Ranking, context: RequestContext) -> list[Any] | dict[str, Any]:
         """Returns the reply in the format of the API that the body belongs to, the best document first."""
         if self.texts is not None:
-            return _of_tei(self, result, self.texts)
+            return ranks(result.rows, self.texts if is_set(self.return_text) else None)
         if self.is_voyage or self.top_k is not None or self.truncation is not None:
             return _of_voyage(self, result, context)
         if self.is_infinity or self.raw_scores is not None:
@@ -121,14 +122,6 @@ class VoyageRerankRequest(RerankRequest):
     """`POST /voyage/v1/rerank`."""
 
     is_voyage = True
-
-
-def _of_tei(body: RerankRequest, result: Ranking, texts: list[str]) -> list[dict[str, Any]]:
-    """Returns the list that text-embeddings-inference replies with."""
-    with_text = is_set(body.return_text)
-    return [
-        {"index": index, "score": score} | ({"text": texts[index]} if with_text else {}) for index, score in result.rows
-    ]
 
 
 def _of_cohere(body: RerankRequest, result: Ranking, context: RequestContext) -> dict[str, Any]:

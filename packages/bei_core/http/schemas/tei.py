@@ -14,7 +14,6 @@ from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of
 from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
-from bei_core.models.modules import Pooling
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result, Service
 from bei_core.tasks import (
@@ -198,8 +197,7 @@ def _model_type(service: Service) -> Mapping[str, Any]:
     if labels:
         names = {str(index): label for index, label in enumerate(labels)}
         return {kind.tei_type: {"id2label": names, "label2id": {label: index for index, label in enumerate(labels)}}}
-    modes = [mode.tei for module in service.spec.modules if isinstance(module, Pooling) for mode in module.modes]
-    return {kind.tei_type: {"pooling": "splade" if kind is Kind.SPARSE else "+".join(modes) or "none"}}
+    return {kind.tei_type: {"pooling": "splade" if kind is Kind.SPARSE else service.model.pooling}}
 
 
 _M3_OUTPUTS = object_of(
@@ -208,7 +206,7 @@ _M3_OUTPUTS = object_of(
     colbert_vecs=nullable(array_of(array_of(array_of(NUMBER)))),
 )
 
-_MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
+MODEL_INFO = object_of(model_id=STRING, model_sha=nullable(STRING), model_dtype=STRING, model_type=OBJECT)
 
 ROUTES = (
     Route(
@@ -250,5 +248,5 @@ ROUTES = (
         reply=array_of(NUMBER),
         by_fields=True,
     ),
-    Route("GET", "/info", "what is served, and its limits", answer=info, reply=_MODEL_INFO),
+    Route("GET", "/info", "what is served, and its limits", answer=info, reply=MODEL_INFO),
 )
