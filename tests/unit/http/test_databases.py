@@ -150,8 +150,8 @@ async def test_weaviate_reads_vectors_of_several_texts(client: httpx.AsyncClient
     ("body", "named", "status"),
     [
         (
-            one("a", pooling_strategy="masked_mean"),
-            "`pooling_strategy` is masked_mean, and this model pools by cls",
+            one("a", pooling_strategy="last"),
+            "`pooling_strategy` is last, and this model pools by cls",
             422,
         ),
         (one("a", task_type="other"), "`task_type`", 422),
@@ -169,8 +169,10 @@ async def test_weaviate_reads_why_a_text_is_refused(
     assert named in (await ask(client, "/vectors", body, Vector, status)).error
 
 
-@pytest.mark.parametrize("strategy", ["", "cls"])
-async def test_the_models_own_pooling_may_be_named(client: httpx.AsyncClient, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", ["", "cls", "masked_mean"])
+async def test_the_models_own_pooling_may_be_named_and_is_meant_by_weaviates_default(
+    client: httpx.AsyncClient, strategy: str
+) -> None:
     found = await ask(client, "/vectors", one(TEXTS[0], pooling_strategy=strategy), Vector)
     assert same([found.vector], await embed(client, TEXTS[:1]))
 

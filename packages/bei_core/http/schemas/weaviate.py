@@ -25,9 +25,9 @@ from bei_core.tasks import Embed, Rank, Rows, check_dimensions
 
 
 class VectorsConfig(msgspec.Struct):
-    """The options of `/vectors`; an empty text means the model's own."""
+    """The options of `/vectors`."""
 
-    pooling_strategy: str | None = None  # Weaviate sends masked_mean unless the collection sets `poolingStrategy`
+    pooling_strategy: str | None = None
     task_type: str | None = None  # query or passage: chooses one of the model's prompts
     dimensions: int | None = None
 
@@ -82,10 +82,13 @@ class WeaviateRerankRequest(Common, kw_only=True):
 
 
 def _unlike(strategy: str, own: str) -> str:
-    """Returns why a pooling strategy is refused; "" if it is the model's own, or none is given."""
-    if strategy in {"", own} or (strategy, own) == ("masked_mean", "mean"):
+    """Returns why a pooling strategy is refused; "" if it is the model's own.
+
+    So is `masked_mean`, because Weaviate sends it for every collection that does not set another one.
+    """
+    if strategy in {"", "masked_mean", own}:
         return ""
-    return f"is {strategy}, and this model pools by {own}: set `poolingStrategy` of the collection to {own}"
+    return f"is {strategy}, and this model pools by {own}: leave `poolingStrategy` of the collection out"
 
 
 _SCORE = object_of(document=STRING, score=NUMBER)
