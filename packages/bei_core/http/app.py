@@ -272,7 +272,7 @@ class App:
                 watcher.cancel()
         timings = call.timings if call.timings.num_inputs else None  # None for a route that did not run the model
         if timings is not None:
-            asyncio.get_running_loop().call_soon(self.service.metrics.succeeded, timings)  # after the reply is sent
+            self.service.metrics.succeeded(timings)
         return await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
 
     async def _decode_large(self, call: Call, raw: bytes) -> None:
