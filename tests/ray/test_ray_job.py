@@ -127,6 +127,6 @@ def test_a_job_that_one_process_began_goes_on_with_ray(
 def test_an_error_of_a_worker_is_that_of_the_job(
     cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings
 ) -> None:
-    options = JobOptions(job="rerank", query_column="id")
+    options = JobOptions(job="rerank", query_column="text")
     with pytest.raises(ConfigError, match="is a model of kind embedding; it can do"):
         embed(source, tmp_path / "out", settings=settings, options=options, ray=RayOptions())
