@@ -118,7 +118,7 @@ class RotaryNames:
     up_first: bool = True
     final_norm: str | None = None  # the last norm of a family whose norms come before attention and MLP (pre-norm)
     has_windows: bool = False  # layers with a sliding window, as in ModernBERT
-    only_first_type: bool = False  # if there is one type embedding only, every token has it, of whatever type it is
+    only_first_type: bool = False  # see `has_one_type`
     activation: tuple[str, str] = ("hidden_act", "gelu")  # the key in config.json that names it, and the default
     default_eps: float = 1e-12
     attention_bias: bool | str = False
@@ -126,6 +126,10 @@ class RotaryNames:
     out_bias: bool | str = False  # of the MLP's last layer
     norm_bias: bool | str = True
     supported: Config = field(default_factory=dict)  # keys of config.json with the only value that the engines compute
+
+    def has_one_type(self, num_types: int) -> bool:
+        """Whether every token has the only type embedding, of whatever type the token is (GTE's class)."""
+        return self.only_first_type and num_types == 1
 
 
 _EPS = ("norm_eps", "layer_norm_epsilon", "layer_norm_eps")

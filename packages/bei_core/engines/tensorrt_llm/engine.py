@@ -9,6 +9,8 @@ import itertools
 import logging
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,22 +53,22 @@ class TensorRtLlmEngine(PackedEngine):
         facts = read_facts(folder)
         check_model(facts, dtype)
         limits = {"batch": MAX_BATCH_SIZE, "tokens": self._max_num_tokens, "length": spec.max_seq_len}
-        _set_autotuner_cache(folder, limits)
-        try:
-            self._llm = upstream("LLM")(
-                model=str(folder),
-                encode_only=True,
-                skip_tokenizer_init=True,
-                dtype=dtype,
-                # TensorRT-LLM's fused attention kernels (TRTLLM) do not support f32.
-                attn_backend="VANILLA" if dtype == "float32" else "TRTLLM",
-                max_batch_size=MAX_BATCH_SIZE,
-                max_num_tokens=self._max_num_tokens,
-                max_seq_len=spec.max_seq_len,
-                cuda_graph_config=None if needs_loop(facts) else _cuda_graphs(spec.max_seq_len),
-            )
-        except Exception as fault:
-            raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_gpu_hint()}") from fault
+        with _autotuner_cache(folder, limits):
+            try:
+                self._llm = upstream("LLM")(
+                    model=str(folder),
+                    encode_only=True,
+                    skip_tokenizer_init=True,
+                    dtype=dtype,
+                    # TensorRT-LLM's fused attention kernels (TRTLLM) do not support f32.
+                    attn_backend="VANILLA" if dtype == "float32" else "TRTLLM",
+                    max_batch_size=MAX_BATCH_SIZE,
+                    max_num_tokens=self._max_num_tokens,
+                    max_seq_len=spec.max_seq_len,
+                    cuda_graph_config=None if needs_loop(facts) else _cuda_graphs(spec.max_seq_len),
+                )
+            except Exception as fault:
+                raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_gpu_hint()}") from fault
         self.info = EngineInfo(
             name="tensorrt_llm",
             device="gpu",
@@ -77,7 +79,9 @@ class TensorRtLlmEngine(PackedEngine):
         )
 
     def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
-        """See `PackedEngine.compute`. This engine only has rows of sequences: E is 0, as `token_width`."""
+        """See `PackedEngine.compute`. Raises NotImplementedError with `with_tokens`: it only has rows of sequences."""
+        if with_tokens:
+            raise NotImplementedError("this is a bug: the GPU engine gives no rows of tokens, its token_width is 0")
         return self._parts.run(self._encode, batch)
 
     def close(self) -> None:
@@ -128,13 +132,15 @@ def _cuda_graphs(max_seq_len: int) -> Any:
     )
 
 
-def _set_autotuner_cache(folder: Path, limits: dict[str, int]) -> None:
-    """Makes TensorRT-LLM save which kernels it chooses, and read what it saved at an earlier start.
+@contextmanager
+def _autotuner_cache(folder: Path, limits: dict[str, int]) -> Iterator[None]:
+    """While the block runs, TensorRT-LLM saves which kernels it chooses, and reads what it saved at an earlier start.
 
     There is one file for each combination of `_runtime()` and `limits`. TensorRT-LLM reads its path from an environment
     variable.
     """
-    key = key_of({**_runtime(), **limits})
+    name, key = "TLLM_AUTOTUNER_CACHE_PATH", key_of({**_runtime(), **limits})
+    before = os.environ.get(name)
     path = (tuning_folder(folder) or Path(tempfile.gettempdir())) / f"{key}.json"
     log.info(
         "TensorRT-LLM loads %s: it captures CUDA graphs, and at the first start on a GPU chooses kernels. Both take "
@@ -142,7 +148,13 @@ def _set_autotuner_cache(folder: Path, limits: dict[str, int]) -> None:
         folder,
         path,
     )
-    os.environ["TLLM_AUTOTUNER_CACHE_PATH"] = str(path)
+    os.environ[name] = str(path)
+    try:
+        yield
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
 
 
 def _runtime() -> dict[str, object]:

@@ -51,9 +51,9 @@ class Transformer:
         return op.add(words, self._type_vectors(types, inputs))
 
     def _type_vectors(self, types: ops.Array, inputs: Inputs) -> Node:
-        """f32[H] for a table with one row, which GTE's class gives to every type; else f32[R, L, H]."""
-        is_only_row = self._names.only_first_type and len(types) == 1
-        return ops.constant(types[0]) if is_only_row else ops.embedding(types, inputs.type_ids)
+        """f32[H] if all tokens have the only type embedding, else f32[R, L, H]."""
+        has_one = self._names.has_one_type(len(types))
+        return ops.constant(types[0]) if has_one else ops.embedding(types, inputs.type_ids)
 
     def _mask_and_rope(self, layer_type: str, inputs: Inputs) -> tuple[Node, Rope]:
         mask = inputs.mask(window=self._sizes.window if layer_type == SLIDING else None)

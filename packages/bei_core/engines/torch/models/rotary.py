@@ -67,8 +67,8 @@ class Transformer(nn.Module):
         """Returns token vectors [T, H]."""
         x = self.words(sequences.ids)
         if self.types is not None:
-            is_only_row = self.names.only_first_type and len(self.types.weight) == 1
-            x = x + (self.types.weight[0] if is_only_row else self.types(sequences.type_ids))
+            has_one = self.names.has_one_type(len(self.types.weight))
+            x = x + (self.types.weight[0] if has_one else self.types(sequences.type_ids))
         x = self.norm(x)
         for layer in self.layers:
             x = layer(x, sequences)
