@@ -239,21 +239,29 @@ def openai_request(inputs: object) -> bytes:
 
 
 def read_reply(connection: socket.socket) -> httpx.Response | None:
-    """The next reply; None if the connection ends first. Raises AssertionError if it ends inside the reply."""
+    """The next reply; None if the connection ends first. Raises AssertionError if it ends inside the reply.
+
+    What came after it is lost: several replies on their way are read with `reply_of` and one file.
+    """
     with connection.makefile("rb") as file:
-        try:
-            head = file.readline()
-        except ConnectionResetError:
-            return None
-        if not head:
-            return None
-        lines = []
-        while line := file.readline().rstrip(b"\r\n"):
-            lines.append(line.partition(b": ")[::2])
-        size = int(dict(lines)[b"content-length"])
-        content = file.read(size)
-        assert len(content) == size, f"cut in the middle, after {head!r} and {len(content)} of {size} bytes"
-        return httpx.Response(int(head.split()[1]), headers=lines, content=content)
+        return reply_of(file)
+
+
+def reply_of(file: IO[bytes]) -> httpx.Response | None:
+    """As `read_reply`, from a connection's file."""
+    try:
+        head = file.readline()
+    except ConnectionResetError:
+        return None
+    if not head:
+        return None
+    lines = []
+    while line := file.readline().rstrip(b"\r\n"):
+        lines.append(line.partition(b": ")[::2])
+    size = int(dict(lines)[b"content-length"])
+    content = file.read(size)
+    assert len(content) == size, f"cut in the middle, after {head!r} and {len(content)} of {size} bytes"
+    return httpx.Response(int(head.split()[1]), headers=lines, content=content)
 
 
 def ask(connection: socket.socket, request: bytes) -> httpx.Response:

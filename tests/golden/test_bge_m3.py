@@ -30,7 +30,7 @@ IDS = np.split(ARRAYS["ids"], np.cumsum(ARRAYS["ids_counts"])[:-1])
 TERMS, WEIGHTS = (np.split(ARRAYS[name], np.cumsum(ARRAYS["terms_counts"])[:-1]) for name in ("terms", "weights"))
 COLBERT_VECTORS = np.split(ARRAYS["colbert"], np.cumsum(ARRAYS["ids_counts"] - 1)[:-1])
 TOLERANCES = {"float32": F32, "bfloat16": BF16_WIDE}
-MAX_ABS = {"float32": 1e-5, "bfloat16": 0.02}  # of the weight of a term, which is between 0 and 1
+MAX_ABS = {"float32": 1e-5, "bfloat16": 0.04}  # of the weight of a term, at most 1.2; torch's own bf16 is off by 0.024
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from tests.golden.tolerance import BF16, F32, LOGITS_BF16, LOGITS_F32, Tolerance, compare, compare_logits
+from tests.golden.tolerance import BF16, BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, Tolerance, compare, compare_logits
 
 Rows = npt.NDArray[np.float32]
 TOLERANCES = pytest.mark.parametrize("tolerance", [F32, BF16], ids=lambda tolerance: tolerance.name)
@@ -53,6 +53,15 @@ def test_a_turned_row_fails_beyond_the_cosine_limit(tolerance: Tolerance, passes
     compare(turned(expected, passes), expected, tolerance)
     with pytest.raises(AssertionError, match="6 of 6 rows"):
         compare(turned(expected, fails), expected, tolerance)
+
+
+def test_one_row_may_be_far_off_in_bf16_but_not_all() -> None:
+    expected = unit_rows()
+    actual = turned(expected, 0.99999)
+    actual[2] = turned(expected, 0.9985)[2]
+    compare(actual, expected, BF16_WIDE)
+    with pytest.raises(AssertionError, match=r"the mean cosine 0\.9985.* is outside bf16, wide"):
+        compare(turned(expected, 0.9985), expected, BF16_WIDE)
 
 
 def test_one_wrong_element_of_a_long_row_fails_f32() -> None:

@@ -15,7 +15,7 @@ Column = npt.NDArray[np.float64]  # [N]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits that every row has to keep, all of them.
+    """Limits that every row has to keep, all of them, and the mean of all rows.
 
     A cosine alone misses a wrong scale, a norm alone a wrong direction, and both one wrong element of a long vector.
     """
@@ -25,6 +25,7 @@ class Tolerance:
     max_abs: float
     max_norm_error: float  # of rows whose expected norm is 1
     max_scale_error: float  # of all others, relative to their expected norm
+    min_mean_cosine: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,11 @@ F32 = Tolerance("f32", min_cosine=0.99999, max_abs=1e-4, max_norm_error=1e-4, ma
 # A normalised row has norm 1 in any precision if the last division is done in f32. Without one, the error of the layers
 # before stays: torch's own bf16 is off by up to 5e-3 on the golden checkpoints.
 BF16 = Tolerance("bf16", min_cosine=0.9995, max_abs=math.inf, max_norm_error=1e-3, max_scale_error=1e-2)
-# Random decoders with large weights: torch's own bf16 comes as far from f32 on them.
-BF16_WIDE = dataclasses.replace(BF16, name="bf16, wide", min_cosine=0.999, max_norm_error=2e-3, max_scale_error=2e-2)
+# Random decoders with large weights. Single rows are ill-conditioned: with 16 seeds of each of four checkpoints,
+# torch's own bf16 has least cosines of 0.9966 to 0.9998 and means of 0.9997 to 0.9999. So the mean tells more.
+BF16_WIDE = dataclasses.replace(
+    BF16, name="bf16, wide", min_cosine=0.996, min_mean_cosine=0.9997, max_norm_error=2e-3, max_scale_error=2e-2
+)
 # Of logits, which have no length that would mean anything. torch's own bf16 is off by up to 0.07 on the golden
 # checkpoints, whose logits have deviations of 0.3 to 2.
 LOGITS_F32 = 2e-4
@@ -67,6 +71,10 @@ def compare(actual: Rows, expected: Rows, tolerance: Tolerance) -> Figures:
             f"row {row} is outside {tolerance.name}: cosine {cosine[row]:.7f} (>= {tolerance.min_cosine}), "
             f"max-abs {max_abs[row]:.3g} (<= {tolerance.max_abs:g}), norm error {norm_error[row]:.3g} "
             f"(<= {norm_limit[row]:g}); {broken} of {len(expected)} rows break a limit"
+        )
+    if cosine.mean() < tolerance.min_mean_cosine:
+        raise AssertionError(
+            f"the mean cosine {cosine.mean():.7f} is outside {tolerance.name} (>= {tolerance.min_mean_cosine})"
         )
     return Figures(float(cosine.min()), float(max_abs.max()), float(norm_error.max()))
 
