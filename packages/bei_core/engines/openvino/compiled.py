@@ -22,6 +22,9 @@ from bei_core.engines.openvino.models.blocks import KEY_NAMES
 from bei_core.engines.openvino.packing import Ints, pack_rows
 from bei_core.engines.prefixes import shared_prefixes
 
+# Rows that are wider are as wide as a vocabulary (SPLADE).
+_WIDE = 8192
+
 Array: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T")
 
@@ -45,7 +48,10 @@ class Graphs:
         self._inputs: list[Ints] = []  # of the last batch; they stay alive because the request has their addresses
         self._input_names = [name for port in compiled.inputs if (name := port.any_name) not in {LONE, CHOSEN}]
         self.shares_prefixes = KEY_NAMES[0] in self._input_names
-        self._names = {port.any_name for port in compiled.outputs}
+        widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
+        self._names = widths.keys()
+        self.row_width, self.token_width = widths.get(ROWS, 0), widths.get(TOKENS, 0)
+        self.is_wide = self.row_width > _WIDE
         self._lone = LoneInputs(lengths, pad_id) if lengths else None
         if self._lone is not None:
             for name, tensor in self._lone.tensors.items():
@@ -59,7 +65,9 @@ class Graphs:
             self._request.infer({}, share_inputs=True)
             return self._outputs(batch, wanted, slice(batch.num_tokens), length)
         prefixes = shared_prefixes(batch, pad_id=self._pad_id) if self.shares_prefixes else []
-        packed = pack_rows(batch, pad_id=self._pad_id, prefixes=prefixes, with_tokens=wanted == TOKENS)
+        packed = pack_rows(
+            batch, pad_id=self._pad_id, prefixes=prefixes, with_tokens=wanted == TOKENS, is_wide=self.is_wide
+        )
         self._inputs = packed.graph_inputs(self._input_names)
         self._request.infer(self._inputs, share_inputs=True)
         num_shared = batch.num_tokens - packed.num_tokens

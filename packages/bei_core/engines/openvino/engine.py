@@ -35,7 +35,7 @@ MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processo
 BATCH_TOKENS = 1024
 
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
-_WIDE, _WIDE_BATCH_TOKENS = 8192, 256
+_WIDE_BATCH_TOKENS = 256
 
 # After so many batches of one text that is short enough, graphs are compiled for texts of such lengths.
 _LONE_TEXTS = 100
@@ -126,7 +126,6 @@ class OpenVinoEngine:
         self._model, self._precision, self._quantised = model, precision, quantised
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
         compiled = self._open(manifest)
-        widths = {port.any_name: int(port.partial_shape[1].get_length()) for port in compiled.outputs}
         self._graphs = Graphs(compiled, self._pad_id)
         self._padding_share, self._num_shared = 0.0, 0
         self._lone_lengths: list[int] = []  # tokens of the first lone texts
@@ -135,10 +134,10 @@ class OpenVinoEngine:
             name="openvino",
             device="cpu",
             precision="int8" if quantised else precision,
-            row_width=widths.get(ROWS, 0),
+            row_width=self._graphs.row_width,
             max_seq_len=spec.max_seq_len,
-            batch_tokens=_WIDE_BATCH_TOKENS if widths.get(ROWS, 0) > _WIDE else BATCH_TOKENS,
-            token_width=widths.get(TOKENS, 0) - (spec.bge_m3 is not None),
+            batch_tokens=_WIDE_BATCH_TOKENS if self._graphs.is_wide else BATCH_TOKENS,
+            token_width=self._graphs.token_width - (spec.bge_m3 is not None),
             shares_prefixes=self._graphs.shares_prefixes,
             weighs_terms=spec.bge_m3 is not None,
         )
@@ -173,7 +172,7 @@ class OpenVinoEngine:
             dynamic = self._read()
             is_shared = self.info.precision == "f32"
             lengths = lengths_for(dynamic, self.info.max_seq_len, self._lone_lengths, shared=is_shared)
-            if not lengths or self.info.row_width > _WIDE:
+            if not lengths or self._graphs.is_wide:
                 return log.info("no graphs for single texts, which would take too much memory")
             graph = with_lone_graphs(dynamic, ROWS if self.info.row_width else TOKENS, lengths)
             graphs = Graphs(at_low_priority(lambda: self._compile(graph)), self._pad_id, lengths)

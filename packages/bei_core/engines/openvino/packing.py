@@ -128,11 +128,17 @@ class _Layout:
 
 
 def pack_rows(
-    batch: Batch, *, pad_id: int = 0, prefixes: Sequence[SharedPrefix] = (), with_tokens: bool = True
+    batch: Batch,
+    *,
+    pad_id: int = 0,
+    prefixes: Sequence[SharedPrefix] = (),
+    with_tokens: bool = True,
+    is_wide: bool = False,
 ) -> PackedRows:
     """The batch in packed rows, which share the prefixes if that is less work.
 
-    `with_tokens` says whether the vectors of tokens are wanted, too, and not only those of sequences.
+    `with_tokens` says whether the vectors of tokens are wanted, too, and not only those of sequences; `is_wide`, that
+    the output of a sequence is as wide as a vocabulary.
     `starts` and `lengths` may have dummy sequences at the end: see `_round_up_count`.
     """
     layouts = [_cheapest_layout(_Segments.of(batch, tried)) for tried in ([prefixes, ()] if prefixes else [()])]
@@ -155,7 +161,7 @@ def pack_rows(
     pooled = np.where(segments.lengths[: len(batch)] > 0, np.arange(len(batch)), segments.prefixes)
     before = np.where(pooled < len(batch), segments.shared, 0)  # tokens of the sequence before the pooled segment
     skips = np.maximum(batch.skips - before, 0)
-    num_dummies = _round_up_count(len(batch)) - len(batch)
+    num_dummies = _round_up_count(len(batch), is_wide=is_wide) - len(batch)
     return PackedRows(
         input_ids=scatter(batch.input_ids, pad_id),
         position_ids=scatter(positions, 0),
@@ -172,15 +178,15 @@ def pack_rows(
     )
 
 
-def _round_up_count(num_sequences: int) -> int:
-    """1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, ...
+def _round_up_count(num_sequences: int, *, is_wide: bool) -> int:
+    """The next power of 4; of 2, if the output of a sequence costs much because it is wide.
 
     OpenVINO needs some milliseconds, and keeps 0.6 MB of memory, for each new B with the same R and L. A dummy sequence
-    is the first token of the first row; its output row is dropped.
+    is the first token of the first row; its output row is dropped. It costs nothing to speak of: pooling, and where
+    pooling reads one token, the last layer of that token.
     """
-    power_of_two = 1 << (num_sequences - 1).bit_length()
-    step = power_of_two if power_of_two <= 8 else max(8, power_of_two // 4)
-    return -(-num_sequences // step) * step
+    bits = 1 if is_wide else 2
+    return 1 << -(-(num_sequences - 1).bit_length() // bits) * bits
 
 
 def _cheapest_layout(segments: _Segments) -> _Layout:
@@ -195,7 +201,9 @@ def _cheapest_layout(segments: _Segments) -> _Layout:
 
 
 def _round_up_length(num_tokens: int) -> int:
-    return -(-num_tokens // _ROW_LENGTH_STEP) * _ROW_LENGTH_STEP
+    """The next multiple of a step, which is 16 for up to 512 tokens, and 1/32 to 1/16 of longer rows."""
+    step = max(_ROW_LENGTH_STEP, (1 << (num_tokens - 1).bit_length()) // 32)
+    return -(-num_tokens // step) * step
 
 
 def _lay_out(segments: _Segments, row_length: int) -> _Layout:
