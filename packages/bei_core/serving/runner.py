@@ -98,7 +98,6 @@ class Runner:
         self.proven_at = -math.inf  # when the engine last returned a finite row
         self._failed_at = -math.inf  # when it last failed on an input
         self._num_computed = 0  # tokens that the engine has computed of the running batch
-        self._computed: list[Ticket] = []  # of the last batch; their event loops have not been told yet
         self.crashed: Future[str] = Future()  # gets the reason if the engine thread ends by an exception
         self._wake = threading.Condition()
         self._closing = False
@@ -245,8 +244,6 @@ class Runner:
                 log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
                 self._fail(taken.items, EngineError("the engine failed; see the server's log"))
             self.admission.running = Running()  # not reached after a BaseException: `_give_up` needs the items
-        if self._turns is not None or not self._pending.num_items:
-            self._tell_computed()
 
     def _turn_s(self) -> float:
         """Returns the longest time of a turn on the processors, in seconds; after it the next model gets its turn."""
@@ -258,7 +255,6 @@ class Runner:
         if len(items) > 1:
             inputs, places = _distinct(inputs)
         batch = Batch.pack(inputs)
-        self._tell_computed()
         started = self._clock()
         try:
             outputs = {item.owner.output for item in items}
@@ -301,6 +297,7 @@ class Runner:
         if any(finite):
             self.proven_at = now
         last: Ticket | None = None
+        done = []
         for place, (item, row, good) in enumerate(zip(items, rows, finite, strict=True)):
             ticket = item.owner
             if ticket is not last:
@@ -317,7 +314,8 @@ class Runner:
                 ticket.rows[item.index] = self._output(ticket.output, row, part, item.tokens)
             ticket.waiting -= 1
             if ticket.waiting == 0 or not good:
-                self._computed.append(ticket)
+                done.append(ticket)
+        self._tell(done)
 
     def _needs_tokens(self, outputs: Outputs) -> bool:
         """Whether one of the outputs is computed from the rows of tokens."""
@@ -344,15 +342,6 @@ class Runner:
             item.owner.abandoned = True
         self._tell([item.owner for item in items])
 
-    def _tell_computed(self) -> None:
-        """Settles the tickets of the last batch.
-
-        While the engine computes, it does not need the GIL. So they are settled when the next batch is about to run:
-        otherwise the event loop would write their replies, and hold the GIL, while the engine waits to begin.
-        """
-        computed, self._computed = self._computed, []
-        self._tell(computed)
-
     def _tell(self, tickets: Sequence[Ticket]) -> None:
         """Settles tickets on their event loops; wakes up each event loop once."""
         loops: dict[asyncio.AbstractEventLoop, list[Ticket]] = {}
@@ -375,7 +364,6 @@ class Runner:
             self._broken = why
             held, waiting = self.admission.running.items, self._pending.drain()
             self._wake.notify()
-        self._tell(self._computed)
         log.error("%s; failing %d items", why, len(held) + len(waiting))
         self._fail(held, EngineError(why))
         self._fail(waiting, UnhealthyError(why))
