@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from openvino import Core, Type
+from openvino import Core, Model, Output, Type
+from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
@@ -23,14 +24,16 @@ from bei_core.engines.openvino.quantize import parts
 from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls
 from bei_core.engines.openvino.quantize.parts import outputs, reference_rows
 from bei_core.engines.openvino.quantize.smoothquant import observe
+from bei_core.engines.openvino.quantize.weights import quantize_weights
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, QualityError
 from bei_core.models.kind import Kind
 from bei_core.models.spec import read_spec
-from bei_core.tasks import Tokens
-from tests.golden.cases import GOLDEN, load_minilm
+from bei_core.tasks import Rows, Tokens
+from tests.golden.cases import CASES, GOLDEN, GROUP_CASES, load_minilm
 from tests.golden.test_int8 import LOW, settings, tokens_of
 from tests.golden.texts import mixed_texts
+from tests.golden.tolerance import F32, compare
 
 TYPES = ("int8_weight_only", "fp4")
 NAMES = ("xlmr-rerank-f16", "modernbert-ner", "splade-bert", "gemma2-multilingual", "qwen3-yes-no-tied")
@@ -93,6 +96,28 @@ def test_a_text_gets_the_same_row_alone_and_in_a_batch(
     items = tokens_of(opened)[:8]
     together, alone = outputs(engine, [Batch.pack(items)]), outputs(engine, [Batch.pack([item]) for item in items])
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-4 * np.abs(alone).max())
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("name", ["bert-cls-normalize", "gemma2-multilingual"])
+def test_in_f32_only_weights_are_rounded(name: str, bits: int) -> None:
+    """On a processor with dot products of int8, the plugin rounds the layers' inputs to 8 bits, too, by default."""
+    case = next(case for case in (*CASES, *GROUP_CASES) if case.name == name)
+    checkpoint = resolve(str(case.folder))
+    spec = read_spec(checkpoint)
+    graph = build_graph(spec, checkpoint)
+    matmuls, batch = linear_matmuls(graph), Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids])
+    quantize_weights(graph, bits, mlp_only=False)
+    rows = OpenVinoEngine(graph, spec, "f32").forward(batch)
+    for matmul in matmuls:
+        matmul.input(1).replace_source_output(op.constant(value_of(matmul.input_value(1))).output(0))
+    compare(rows, OpenVinoEngine(graph, spec, "f32").forward(batch), F32)
+
+
+def value_of(output: Output) -> Rows:
+    """The value of an output that depends on constants only."""
+    compiled = Core().compile_model(Model([op.result(output)], []), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.array(compiled([])[0])
 
 
 def test_only_layers_of_the_mlp_are_in_4_bits_if_asked(texts: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def command() -> None:
         "python": lambda: sys.version.split()[0],
         "openvino": lambda: version("openvino"),
         "processors": _processors,
+        "instructions": _instructions,
         "precision of dtype auto": _precision,
         "gpu": _gpu,
         **{f"engine {name}": lambda name=name: _state(name) for name in ENGINES},  # type: ignore[misc]
@@ -72,6 +73,15 @@ def _processors() -> int:
     from bei_core.engines.openvino.engine import usable_cpus
 
     return usable_cpus()
+
+
+def _instructions() -> str:
+    """Those on which the speed of the CPU engine depends most, from the oldest to the newest."""
+    from bei_core.engines.openvino.engine import cpu_flags
+
+    known = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    flags = cpu_flags()
+    return ", ".join(name for name in known if name in flags) or "unknown"
 
 
 def _precision() -> str:

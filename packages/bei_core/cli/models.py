@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from bei_core.config.model_names import at_hub
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 
@@ -67,7 +68,7 @@ def list_models(**caches: Path | None) -> None:
 @click.argument("model")
 @_with_caches
 def show(model: str, **caches: Path | None) -> None:
-    """Describe MODEL, a name that `list` shows: its kind, its limits and where it lies."""
+    """Describe MODEL, a name that `list` shows, a folder or a page of the hub: its kind, its limits, where it lies."""
     from bei_core.checkpoint import Checkpoint
     from bei_core.engines.manifest import SPEC
     from bei_core.models.spec import load_spec, read_spec
@@ -75,7 +76,8 @@ def show(model: str, **caches: Path | None) -> None:
     found = _named(model, _settings(caches))
     first = found[0]
     has_spec = (first.folder / SPEC).is_file()
-    spec = load_spec(first.folder / SPEC) if has_spec else read_spec(Checkpoint(first.folder, model, first.revision))
+    checkpoint = Checkpoint(first.folder, first.source, first.revision)
+    spec = load_spec(first.folder / SPEC) if has_spec else read_spec(checkpoint)
     for name, value in _facts(spec).items():
         click.echo(f"{name}: {value}")
     for local in found:
@@ -91,8 +93,9 @@ def remove_model(model: str, **caches: Path | None) -> None:
     from bei_core.storage.cache import remove
 
     settings = _settings(caches)
-    entries = [local.entry for local in _named(model, settings) if local.entry is not None]
-    freed = remove_repository(model, settings.huggingface_hub_cache)
+    found = _named(model, settings)
+    entries = [local.entry for local in found if local.entry is not None]
+    freed = remove_repository(found[0].source, settings.huggingface_hub_cache)
     kept = [entry for entry in entries if not remove(entry)]
     freed += sum(entry.num_bytes for entry in entries if entry not in kept)
     click.echo(f"{freed / 1e6:.1f} MB removed")
@@ -123,10 +126,17 @@ def _found(settings: Settings) -> list[Local]:
 
 def _named(model: str, settings: Settings) -> Sequence[Local]:
     """What there is of a model, checkpoints first. Raises ConfigError if there is nothing."""
-    found = [local for local in _found(settings) if local.source == model]
-    if not found:
-        raise ConfigError(f"there is nothing of {model} on this machine; `bei models list` shows what there is")
-    return sorted(found, key=lambda local: local.what != "checkpoint")
+    everything = _found(settings)
+    for source in (model, _source_of(model)):
+        if found := [local for local in everything if local.source == source]:
+            return sorted(found, key=lambda local: local.what != "checkpoint")
+    raise ConfigError(f"there is nothing of {model} on this machine; `bei models list` shows what there is")
+
+
+def _source_of(model: str) -> str:
+    """The name by which the list has a `model_id`: the path of a folder, or the repository of a page of the hub."""
+    folder = Path(model.removeprefix("file://")).expanduser()
+    return str(folder.absolute()) if folder.is_dir() else str(at_hub(model, None)[0])
 
 
 def _facts(spec: ModelSpec) -> dict[str, str]:

@@ -101,6 +101,17 @@ def test_doctor_says_what_each_engine_lacks(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["gpu"] == "none"
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("fpu avx2 amx_int8 avx512_bf16", "avx2, avx512_bf16, amx_int8"), ("fpu sse2", "unknown"), ("", "unknown")],
+)
+def test_doctor_names_the_instructions_that_decide_the_speed(
+    monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
+) -> None:
+    monkeypatch.setattr("bei_core.engines.openvino.engine.cpu_flags", lambda: frozenset(flags.split()))
+    assert facts(run("doctor"))["instructions"] == expected
+
+
 def test_doctor_says_that_torch_runs_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in ("bei_core.cli.doctor.find_gpu", "bei_core.engines.registry.find_gpu"):
         monkeypatch.setattr(place, lambda: None)

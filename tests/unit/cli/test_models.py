@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copytree
 
 import pytest
 from click.testing import CliRunner, Result
@@ -89,6 +90,28 @@ def test_what_a_server_has_open_stays(hub: Hub, caches: tuple[str, ...]) -> None
     assert str(folder) in str(result.exception)
     assert folder.is_dir()
     lease.release()
+
+
+def test_a_folder_is_described_and_removed_by_the_path_that_serving_took(
+    caches: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list has the absolute path of a folder that was named by a relative one."""
+    copytree(FOLDER, tmp_path / "folder")
+    monkeypatch.chdir(tmp_path)
+    ok("embed", "--model-id", "folder", "--cache-dir", caches[1], "a text")
+    (line,) = ok("models", "list", *caches)
+    assert line.startswith(f"{tmp_path / 'folder'}  ")
+    assert ok("models", "show", "folder/", *caches)[0] == "kind: embedding"
+    assert ok("models", "rm", "./folder", *caches)[-1].endswith(" MB removed")
+    assert ok("models", "list", *caches) == []
+
+
+def test_the_page_of_a_repository_is_described_and_removed(hub: Hub, caches: tuple[str, ...]) -> None:
+    pull(hub, REPO, *caches)
+    page = f"https://huggingface.co/{REPO}"
+    assert ok("models", "show", page, *caches)[0] == "kind: embedding"
+    assert ok("models", "rm", page, *caches)[-1].endswith(" MB removed")
+    assert ok("models", "list", *caches) == []
 
 
 @pytest.mark.parametrize("words", [("show", REPO), ("rm", REPO)])
