@@ -9,13 +9,15 @@ from itertools import count
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED
 from bei_core.engines.open import load
-from bei_core.engines.openvino import compiled_cache
+from bei_core.engines.openvino import compiled_cache, engine
+from bei_core.engines.openvino.compiled import Graphs
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Rows, Tokens
@@ -65,6 +67,28 @@ def test_the_second_start_compiles_nothing_and_gives_the_same_rows(
     file.unlink()
     np.testing.assert_array_equal(kept, rows(folder))
     assert compiled == 2 * [folder / MODEL]
+
+
+def test_the_start_that_compiles_uses_a_model_that_has_run_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As each later start. The first batches decide how weights are packed, and so the last bits of later results."""
+    probed, used = list[openvino.CompiledModel](), list[openvino.CompiledModel]()
+
+    def probe(_: OpenVinoEngine, compiled: openvino.CompiledModel) -> list[Rows]:
+        probed.append(compiled)
+        return []
+
+    def graphs(compiled: openvino.CompiledModel, pad_id: int) -> Graphs:
+        used.append(compiled)
+        return Graphs(compiled, pad_id)
+
+    monkeypatch.setattr(OpenVinoEngine, "_probe", probe)
+    monkeypatch.setattr(engine, "Graphs", graphs)
+    engine_of(NAMES[0], tmp_path / "engine")
+    assert len(probed) == 2
+    assert len(used) == 1
+    assert all(used[0] is not each for each in probed)
 
 
 def test_a_compiled_model_of_another_file_is_not_used(tmp_path: Path, compiled: list[Path]) -> None:

@@ -22,6 +22,9 @@ from bei_core.engines.openvino.models.blocks import KEY_NAMES
 from bei_core.engines.openvino.packing import Ints, pack_rows
 from bei_core.engines.prefixes import shared_prefixes
 
+# How many kernels of each kind stay in memory after they ran, the last used ones (docs/decisions/004-packed-rows.md).
+NUM_CACHED_KERNELS = 64
+
 # Rows that are wider are as wide as a vocabulary (SPLADE).
 _WIDE = 8192
 
@@ -92,7 +95,10 @@ def core() -> openvino.Core:
     The CPU plugin gives the thread that loads it a stack for signal handlers, and frees that stack with the last model.
     If another thread freed the model, as when the graphs for lone texts replace the first ones, then the next signal,
     such as SIGTERM, would end the process with a segmentation fault. So the plugin is never unloaded.
+
+    The plugin's library for kernels, oneDNN, reads the size of its own cache from the environment.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(NUM_CACHED_KERNELS))
     return openvino.Core()
 
 

@@ -17,7 +17,7 @@ import openvino
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.openvino.compiled import Array, Graphs, Outputs, at_low_priority, core
+from bei_core.engines.openvino.compiled import NUM_CACHED_KERNELS, Array, Graphs, Outputs, at_low_priority, core
 from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import MAX_LENGTH, lengths_for, with_lone_graphs
@@ -91,6 +91,7 @@ def compile_properties(precision: str) -> dict[str, object]:
         "INFERENCE_NUM_THREADS": usable_cpus(),
         "ENABLE_CPU_PINNING": False,  # the event loop needs a processor, too
         "CACHE_MODE": "OPTIMIZE_SIZE",  # of an exported model: weights stay in model.bin
+        "CPU_RUNTIME_CACHE_CAPACITY": NUM_CACHED_KERNELS,
         # With weights in 8 or 4 bits and f32, the plugin would also round the inputs of linear layers to 8 bits, on
         # processors with dot products of int8 only: the quality would not be what was measured on another one.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0,
