@@ -110,8 +110,9 @@ class Replica:
         self._by_name = self._own_by_name()
 
     def __del__(self) -> None:
-        if getattr(self, "_traces", None) is not None:
-            self._traces.close()
+        traces: Traces | None = getattr(self, "_traces", None)
+        if traces is not None:
+            traces.close()
 
     async def __call__(self, request: Request) -> Response:
         """Answers any route of `bei serve`."""
