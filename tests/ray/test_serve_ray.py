@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,10 @@ from ray import serve
 
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.errors import ConfigError
-from bei_core.serve_ray import REFUSED, app, settings_of
+from bei_core.serve_ray import app
+from bei_core.serve_ray.deployment import REFUSED
+from bei_core.serve_ray.replica import settings_of
+from tests.collector import Collector
 from tests.fakes import SAFETY_S
 from tests.golden.cases import CASES, GOLDEN
 from tests.ray.local_cluster import LocalCluster, free_ports, lines_with
@@ -44,31 +45,14 @@ json_output access_log otlp_endpoint otlp_service_name"""
 WITHOUT_EFFECT = [name for name, setting in SETTINGS.items() if setting.about.no_effect]
 
 
-class Collector(BaseHTTPRequestHandler):
-    """Takes traces."""
-
-    bodies: list[bytes] = []  # noqa: RUF012
-
-    def do_POST(self) -> None:
-        """Take one batch of spans."""
-        self.bodies.append(self.rfile.read(int(self.headers["content-length"])))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Say nothing."""
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
 
 
 @pytest.fixture(scope="module")
-def collector() -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Collector)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory, collector: str) -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory, collector: Collector) -> Iterator[str]:
     cluster = LocalCluster(initialize_head=True, head_node_args={"num_cpus": 2})
     environment = {"env_vars": {"OTEL_BSP_SCHEDULE_DELAY": "200"}}
     ray.init(address=cluster.address, log_to_driver=False, runtime_env=environment)
@@ -83,7 +67,7 @@ def url(tmp_path_factory: pytest.TempPathFactory, collector: str) -> Iterator[st
         "json_output": "true",
         "log_level": "debug",
         "access_log": "true",
-        "otlp_endpoint": collector,
+        "otlp_endpoint": collector.url,
         "otlp_service_name": "on-ray",
     }
     (port,) = free_ports(1)
@@ -173,10 +157,12 @@ def test_requests_are_logged_as_json(url: str) -> None:
     assert [(line["logger"], line["path"], line["status"]) for line in found] == [("bei_core.access", "/embed", 200)]
 
 
-def test_traces_go_to_the_collector(url: str) -> None:
+def test_traces_go_to_the_collector(url: str, collector: Collector) -> None:
     post(f"{url}/embed", {"inputs": "one"}, {"x-baseten-request-id": "a-traced-request"})
     for _ in range(round(SAFETY_S / 0.1)):
-        if any(b"a-traced-request" in body and b"on-ray" in body for body in Collector.bodies):
+        found = [span for span in collector.spans if "a-traced-request" in span.attributes.values()]
+        if found:
+            assert [(span.name, span.resource["service.name"]) for span in found] == [("POST /embed", "on-ray")]
             return
         time.sleep(0.1)
     raise AssertionError("the span did not arrive")

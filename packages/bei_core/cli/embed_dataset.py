@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import click
@@ -9,12 +10,20 @@ import msgspec
 
 from bei_core.cli.flags import Command, flags_of, given_flags, load_settings, settings_flags
 from bei_core.errors import ConfigError
-from bei_core.jobs.options import JobOptions, RayOptions, check_settings
+from bei_core.jobs.options import SETTINGS_OF_SERVERS, JobOptions, RayOptions, check_settings
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
-@click.command(cls=Command, params=[*flags_of(JobOptions), *flags_of(RayOptions), *settings_flags()])
+def _flags_of_settings() -> Iterator[click.Parameter]:
+    """The flags of settings. `--help` does not show those of a server, which are refused with the reason."""
+    for flag in settings_flags():
+        if isinstance(flag, click.Option):
+            flag.hidden = flag.name in SETTINGS_OF_SERVERS
+        yield flag
+
+
+@click.command(cls=Command, params=[*flags_of(JobOptions), *flags_of(RayOptions), *_flags_of_settings()])
 @click.argument("source", metavar="INPUT")
 @click.option("--output", required=True, help="Folder or URL of a folder; a job that was stopped there goes on.")
 def command(source: str, output: str, **flags: object) -> None:

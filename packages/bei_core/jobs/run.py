@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path, PurePosixPath
-
-from fsspec.utils import glob_translate
+from pathlib import Path
 
 from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
@@ -21,7 +18,6 @@ from bei_core.jobs.report import Progress, Report
 from bei_core.jobs.sinks import check_target, commit, target_of
 from bei_core.jobs.sinks.base import VECTOR
 from bei_core.logs import configure_own_logging
-from bei_core.storage.backends import is_store, redact
 
 
 def embed(
@@ -42,7 +38,7 @@ def embed(
     Raises StartError if the job cannot start or continue.
     """
     settings, options, folder = _loaded(settings), options or JobOptions(), Folder(str(output))
-    _check_apart(str(source), str(output))
+    folder.check_apart(str(source))
     target = None if options.sink is None else target_of(options.sink)
     if target is not None:
         check_target(target, several_processes=ray is not None)  # before an engine is built
@@ -76,13 +72,6 @@ def _loaded(settings: Settings | Mapping[str, object] | None) -> Settings:
     if others:
         raise ConfigError(f"{len(others) + 1} models are given, and a job takes one")
     return first
-
-
-def _check_apart(source: str, output: str) -> None:
-    """Raises ConfigError if the output is in the input folder: a job that is resumed would read its own parts."""
-    outer, inner = (PurePosixPath(each if is_store(each) else Path(each).resolve()) for each in (source, output))
-    if inner.is_relative_to(outer) or re.match(glob_translate(str(outer)), str(inner / "part-00000.parquet")):
-        raise ConfigError(f"the output {redact(output)} is in the input {redact(source)}; give a folder outside it")
 
 
 def _compute_here(

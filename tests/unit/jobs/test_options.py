@@ -86,6 +86,12 @@ def test_a_setting_of_servers_is_refused(tmp_path: Path, name: str) -> None:
     assert str(result.exception) == said
 
 
+def test_the_help_has_the_flags_that_a_job_honours() -> None:
+    shown = command("--help").stdout
+    for name, setting in SETTINGS.items():
+        assert all((f"{flag} " in shown) == (name not in SETTINGS_OF_SERVERS) for flag in setting.flags[-1:]), name
+
+
 def test_a_variable_of_the_environment_for_servers_does_not_concern_a_job(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
 ) -> None:
