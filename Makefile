@@ -132,7 +132,7 @@ lock: install  ## resolve the dependencies again
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--group build -c requirements/dev.lock pyproject.toml -o requirements/serve.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
-		--extra ray pyproject.toml requirements/ray.txt -o requirements/ray.lock
+		--extra ray --extra otlp pyproject.toml requirements/ray.txt -o requirements/ray.lock
 	$(BIN)/uv pip compile -q --universal --python-version 3.10 --generate-hashes --no-header \
 		--extra lancedb --extra qdrant --extra faiss --extra pgvector --extra milvus pyproject.toml requirements/sinks.txt \
 		-o requirements/sinks.lock

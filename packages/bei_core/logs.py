@@ -61,6 +61,12 @@ def configure_own_logging(*, json_output: bool, level: str) -> None:
         _own.handlers, _own.propagate = [_handler(json_output=True)], False
 
 
+def configure_worker_logging(*, json_output: bool, level: str) -> None:
+    """Set up logging in a worker of Ray: as the worker's own handlers do it if it has some, else on standard error."""
+    configure = configure_own_logging if logging.getLogger().handlers else configure_logging
+    configure(json_output=json_output, level=level)
+
+
 def _handler(*, json_output: bool) -> logging.Handler:
     handler = BarAwareHandler(sys.stderr)
     plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import socket
+import time
+from pathlib import Path
 from typing import Any
 
+import ray
 from ray.cluster_utils import Cluster
+
+from tests.fakes import SAFETY_S
 
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 
@@ -34,3 +39,14 @@ class LocalCluster(Cluster):  # type: ignore[misc,unused-ignore]
     def add_node(self, **arguments: Any) -> Any:  # noqa: ANN401
         """See `Cluster.add_node`."""
         return super().add_node(**{**agent_ports(), "include_dashboard": False, **arguments})
+
+
+def lines_with(text: str) -> list[str]:
+    """The lines of the logs of workers that have a text, of which there is one at least."""
+    logs = Path(ray._private.worker._global_node.get_logs_dir_path())
+    for _ in range(round(SAFETY_S / 0.1)):
+        found = [line for path in logs.glob("worker-*.err") for line in path.read_text().splitlines() if text in line]
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"no line has {text}")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import ray
@@ -20,7 +21,7 @@ from bei_core.errors import ConfigError
 from bei_core.jobs import JobOptions, RayOptions, embed
 from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
-from tests.ray.local_cluster import LocalCluster
+from tests.ray.local_cluster import LocalCluster, lines_with
 
 NUM_ROWS = 2000
 OPTIONS = JobOptions(keep=("id",), rows_per_part=20)
@@ -128,5 +129,8 @@ def test_an_error_of_a_worker_is_that_of_the_job(
     cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings
 ) -> None:
     options = JobOptions(job="rerank", query_column="text")
+    settings = msgspec.structs.replace(settings, json_output=True)
     with pytest.raises(ConfigError, match="is a model of kind embedding; it can do"):
         embed(source, tmp_path / "out", settings=settings, options=options, ray=RayOptions())
+    logged = [json.loads(line) for line in lines_with("the worker stops") if line.startswith("{")]
+    assert [(line["level"], line["logger"]) for line in logged] == [("ERROR", "bei_core.jobs.ray_data")]

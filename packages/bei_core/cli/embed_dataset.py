@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TypeVar
 
 import click
 import msgspec
 
-from bei_core.cli.flags import Command, flags_of, given_flags, load_settings, one_model, settings_flags
+from bei_core.cli.flags import Command, flags_of, given_flags, load_settings, settings_flags
 from bei_core.errors import ConfigError
-from bei_core.jobs.options import JobOptions, RayOptions
+from bei_core.jobs.options import SETTINGS_OF_SERVERS, JobOptions, RayOptions, check_settings
 
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
 
-@click.command(cls=Command, params=[*flags_of(JobOptions), *flags_of(RayOptions), *settings_flags()])
+def _flags_of_settings() -> Iterator[click.Parameter]:
+    """The flags of settings. `--help` does not show those of a server, which are refused with the reason."""
+    for flag in settings_flags():
+        if isinstance(flag, click.Option):
+            flag.hidden = flag.name in SETTINGS_OF_SERVERS
+        yield flag
+
+
+@click.command(cls=Command, params=[*flags_of(JobOptions), *flags_of(RayOptions), *_flags_of_settings()])
 @click.argument("source", metavar="INPUT")
 @click.option("--output", required=True, help="Folder or URL of a folder; a job that was stopped there goes on.")
 def command(source: str, output: str, **flags: object) -> None:
@@ -25,13 +34,14 @@ def command(source: str, output: str, **flags: object) -> None:
     """
     options, ray = _taken(flags, JobOptions), _taken(flags, RayOptions)
     given = {name: value for name, value in flags.items() if name not in (*_names(JobOptions), *_names(RayOptions))}
-    if not flags["ray"] and (unused := given_flags(flags).keys() & set(_names(RayOptions))):
+    if flags["ray"] is None and (unused := given_flags(flags).keys() & set(_names(RayOptions))):
         raise ConfigError(f"without --ray a job has no workers; leave out {', '.join(sorted(unused))}")
-    settings = one_model(load_settings(given))
+    check_settings(given_flags(given))
+    settings = load_settings(given)
     try:
         from bei_core.jobs import embed
 
-        report = embed(source, output, settings=settings, options=options, ray=ray if flags["ray"] else None)
+        report = embed(source, output, settings=settings, options=options, ray=None if flags["ray"] is None else ray)
     except ImportError as error:
         remedy = "pip install 'bei-core[ray]'" if error.name == "ray" else "pip install 'bei-core[jobs]'"
         raise ConfigError(f"{error.name} is not installed; {remedy}") from error

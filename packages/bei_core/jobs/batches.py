@@ -10,26 +10,32 @@ from itertools import groupby, pairwise
 _ROW_TOKENS = 80
 
 
-def plan_batches(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+def plan_batches(
+    lengths: Sequence[int], budget: int, max_tokens: int = 1 << 31, max_items: int | None = None
+) -> Iterator[list[int]]:
     """Yields the batches of a part, each a list of indices into `lengths` (tokens per text).
 
-    A batch with several packed rows has at most `budget` tokens, padding included. The longest texts come first, so
-    that memory does not grow later. The same lengths give the same batches, so that a part that is computed again has
-    the same bits. Batches of the same kind of rows differ by at most one row, because the engine keeps memory for each
-    new shape of a batch.
+    A batch with several packed rows has at most `budget` tokens, padding included. A batch has at most `max_items`
+    texts, and at most `max_tokens` unless its only text has more. The longest texts come first, so that memory does not
+    grow later. The same lengths give the same batches, so that a part that is computed again has the same bits. Batches
+    of the same kind of rows differ by at most one row, because the engine keeps memory for each new shape of a batch.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
-    for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index])):
+    budget = min(budget, max_tokens)
+    for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index], max_tokens)):
         rows = _best_fit(list(indices), lengths, row_tokens)
         num_batches = -(-len(rows) // max(1, budget // row_tokens))
         ends = [len(rows) * number // num_batches for number in range(num_batches + 1)]
         for start, end in pairwise(ends):
-            yield [index for row in rows[start:end] for index in row]
+            batch = [index for row in rows[start:end] for index in row]
+            size = max_items or len(batch)
+            yield from (batch[first : first + size] for first in range(0, len(batch), size))
 
 
-def _row_tokens(length: int) -> int:
+def _row_tokens(length: int, max_tokens: int) -> int:
     """Returns the number of tokens of the packed row for a text of `length` tokens: 80, 128, 256, 512, ..."""
-    return _ROW_TOKENS if length <= _ROW_TOKENS else 1 << (length - 1).bit_length()
+    row_tokens = _ROW_TOKENS if length <= _ROW_TOKENS else 1 << (length - 1).bit_length()
+    return max(length, min(row_tokens, max_tokens))
 
 
 def _best_fit(indices: Sequence[int], lengths: Sequence[int], row_tokens: int) -> list[list[int]]:

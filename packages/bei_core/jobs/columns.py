@@ -14,8 +14,8 @@ from bei_core.jobs.datafile import DataFile, Rows, Split
 
 _READ_BYTES = 1 << 20  # of a compressed column: by default, all groups of rows that are still to come would be read
 
-# Types of columns that pyarrow can read but not select rows of, and those that they are copied as. Polars writes them.
-_COPIED_AS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
+# Types that pyarrow can read but not select rows of, and those that they are copied as. Polars writes them.
+_VIEWS = {"string_view": pa.large_string(), "binary_view": pa.large_binary()}
 
 _TEXT_TYPES = {"string", "large_string", "string_view", "null"}
 
@@ -48,7 +48,7 @@ class _Columns(DataFile):
     def schema(self, columns: Sequence[str]) -> pa.Schema:
         """See `DataFile.schema`."""
         fields = [self.file_schema().field(column).remove_metadata() for column in columns]
-        return pa.schema([each.with_type(_COPIED_AS.get(str(each.type), each.type)) for each in fields])
+        return pa.schema([each.with_type(_copied_as(each.type)) for each in fields])
 
     def type_instead_of_text(self, column: str) -> str | None:
         """See `DataFile.type_instead_of_text`."""
@@ -92,6 +92,20 @@ class _Columns(DataFile):
         batch = next(self._batches) if self._left is None else self._left
         self._left = batch.slice(limit) if len(batch) > limit else None
         return batch.slice(0, limit)
+
+
+def _copied_as(kind: pa.DataType) -> pa.DataType:
+    """Returns the type that a column is copied as: the same, but without views, also within lists and objects."""
+    if not any(view in str(kind) for view in _VIEWS):
+        return kind
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_copied_as(field.type)) for field in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(_copied_as(kind.key_type), _copied_as(kind.item_type))
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        item = kind.value_field.with_type(_copied_as(kind.value_type))
+        return pa.large_list(item) if pa.types.is_large_list(kind) else pa.list_(item, getattr(kind, "list_size", -1))
+    return _VIEWS.get(str(kind), kind)
 
 
 def _values(column: pa.ChunkedArray, errors: dict[int, str]) -> list[object]:

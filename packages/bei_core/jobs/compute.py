@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
@@ -69,13 +70,16 @@ class Encoded:
 class Worker:
     """One engine that computes parts, one after the other. `encode` may run on another thread than `run`."""
 
-    def __init__(self, engine: Engine, tokenizer: TextTokenizer, model: ServedModel, options: JobOptions) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: TextTokenizer, model: ServedModel, settings: Settings, options: JobOptions
+    ) -> None:
         """Raises ConfigError if the model cannot do the job."""
         self.task = _task_of(model, options)
         self._engine, self._tokenizer, self._model, self._options = engine, tokenizer, model, options
         self._encode_options = replace(
             model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
         )
+        self._limits = settings.max_batch_tokens * engine.info.num_replicas, settings.max_batch_requests
         self._num_padded: list[float] = []  # of each batch; see `Encoded`
 
     def columns(self) -> Columns:
@@ -107,7 +111,8 @@ class Worker:
         """
         outputs = list[Any]([None] * len(encoded.tokens))
         self._num_padded.clear()
-        batches = list(plan_batches([len(item.ids) for item in encoded.tokens], self._engine.info.batch_tokens))
+        lengths = [len(item.ids) for item in encoded.tokens]
+        batches = list(plan_batches(lengths, self._engine.info.batch_tokens, *self._limits))
         inputs = ([encoded.tokens[index] for index in batch] for batch in batches)
         for batch, found in zip(batches, self._forward_all(inputs), strict=True):
             for index, output in zip(batch, found, strict=True):
@@ -230,7 +235,7 @@ def _task_of(model: ServedModel, options: JobOptions) -> Task:
     if task not in able or (task == "tokens" and not model.token_width):
         can = ", ".join(able) or "none of the jobs"
         raise ConfigError(f"{model.name} is a model of kind {model.kind}; it can do: {can}")
-    options.check_columns(task)
+    options.check_for(task)
     if options.chunk and task not in {"embed", "sparse"}:
         raise ConfigError("chunk is for embeddings; a score of a part of a text is not the score of the text")
     if options.dimensions is not None:

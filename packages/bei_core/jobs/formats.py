@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
+from bei_core.jobs import compressed
 from bei_core.jobs.columns import ArrowFile, ParquetFile
 from bei_core.jobs.datafile import DataFile
 from bei_core.jobs.lines import CsvFile, JsonLinesFile, Lines, TextFile, TsvFile
 
 FORMATS: tuple[type[DataFile], ...] = (ParquetFile, ArrowFile, JsonLinesFile, CsvFile, TsvFile, TextFile)
-_COMPRESSED = (".gz", ".bz2", ".xz")
 
 
 def format_of(path: str) -> type[DataFile] | None:
     """The format of a file by the end of its name; None for another kind of file."""
-    name = path.lower()
-    for end in _COMPRESSED:
-        name = name.removesuffix(end)
+    name = compressed.without_end(path)
     found = next((each for each in FORMATS if name.endswith(each.extensions)), None)
     return None if found is None or (name != path.lower() and not issubclass(found, Lines)) else found
 
@@ -22,4 +20,4 @@ def format_of(path: str) -> type[DataFile] | None:
 def known_formats() -> str:
     """Returns the supported ends of file names in one line, for errors and help."""
     ends = ", ".join(end for each in FORMATS for end in each.extensions)
-    return f"{ends} (those of lines also with {', '.join(_COMPRESSED)})"
+    return f"{ends} (those of lines also with {', '.join(compressed.ENDS)})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -11,8 +11,10 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from bei_core.errors import ConfigError
+from bei_core.errors import CheckpointError, ConfigError
+from bei_core.jobs.compressed import decompressed
 from bei_core.jobs.datafile import DataFile, Rows, Split, translate_read_errors
 from bei_core.jobs.formats import format_of, known_formats
 from bei_core.jobs.options import JobOptions
@@ -48,8 +50,10 @@ class Input:
 class Reader:
     """Reads parts. It keeps the last file open, because parts mostly come in order."""
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, versions: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """`versions` are those that the files must have, by path; without them, any is read."""
         self._files, self._root = open_location(location)
+        self._versions = versions
         self._path = ""
         self._open: AbstractContextManager[Any] | None = None
         self._file: DataFile | None = None
@@ -58,17 +62,22 @@ class Reader:
         """Returns an open file of the data set. Raises ConfigError if its format is unknown."""
         if path != self._path or self._file is None:
             self.close()
-            self._open = self._files.open(path, "rb", compression="infer")
+            self._open = self._files.open(path, "rb")
             kind = format_of(path)
             if kind is None:
                 raise ConfigError(f"{path} is of no known format; known are {known_formats()}")
-            self._file, self._path = kind(path, self._open.__enter__()), path
+            self._file, self._path = kind(path, decompressed(path, self._open.__enter__())), path
         return self._file
 
     def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
-        """The rows of a part."""
+        """Returns the rows of a part. Raises CheckpointError if the file cannot be read, or is not what it was."""
         with translate_read_errors(part.path):
-            return self.file(part.path).read(part.split, options.text_columns, schema)
+            rows = self.file(part.path).read(part.split, options.text_columns, schema)
+            if self._versions is not None and _version(self._files.info(part.path)) != self._versions[part.path]:
+                raise CheckpointError(
+                    f"{part.path} has changed since the job began; start it in another folder, with a copy of the file"
+                )
+        return rows
 
     def close(self) -> None:
         """Close the open file."""
@@ -83,7 +92,7 @@ class Reader:
     def list(self) -> dict[str, Mapping[str, Any]]:
         """Returns the files of known formats at the location (a file, a folder or a glob): versions by path.
 
-        If there are others too, one line of the log says so.
+        Hidden files are left out. If there are files of other formats too, one line of the log says so.
         """
         files, path = self._files, self._root
         if files.isfile(path):  # also if its name has brackets
@@ -92,9 +101,15 @@ class Reader:
             found = files.glob(path, detail=True)
         else:
             found = files.find(path, detail=True)
-        known = {name: _version(info) for name, info in sorted(found.items()) if format_of(name)}
+        base = min((path.index(mark) for mark in "*?[" if mark in path and path not in found), default=len(path))
+        found = {
+            name: info
+            for name, info in sorted(found.items())
+            if info["type"] != "directory" and not _is_hidden(name[base:])
+        }
+        known = {name: _version(info) for name, info in found.items() if format_of(name)}
         if known:
-            _log_skipped(name for name, info in found.items() if name not in known and info["type"] == "file")
+            _log_skipped([name for name in found if name not in known])
         return known
 
 
@@ -111,6 +126,8 @@ def open_input(location: str, options: JobOptions) -> Input:
         raise ConfigError(f"{redact(location)} has no file of a known format; known are {known_formats()}")
     splits, schema = list[tuple[str, Split]](), pa.schema([])
     for path in files:
+        if not _is_unicode(path):
+            raise ConfigError(f"the name of the file {path!r} is not UTF-8; rename it")
         with translate_read_errors(path):
             file = reader.file(path)
             if len(files) > 1 and file.is_empty():
@@ -119,9 +136,11 @@ def open_input(location: str, options: JobOptions) -> Input:
         schema = _unified(schema, columns, path) if splits else columns
         splits += [(path, split) for split in found]
     reader.close()
+    schema = _without_nulls(schema)
+    _check_copied(schema)
     digits = max(5, len(str(len(splits) - 1)))
     parts = [Part(index, path, split, digits) for index, (path, split) in enumerate(splits)]
-    return Input(location, files, _without_nulls(schema), parts)
+    return Input(location, files, schema, parts)
 
 
 def _planned(file: DataFile, options: JobOptions) -> tuple[pa.Schema, list[Split]]:
@@ -142,9 +161,12 @@ def _planned(file: DataFile, options: JobOptions) -> tuple[pa.Schema, list[Split
 
 
 def _unified(before: pa.Schema, columns: pa.Schema, path: str) -> pa.Schema:
-    """Returns the types of the columns of all files. Raises ConfigError if a column has two types besides null."""
+    """Returns the types of the columns of all files; of two it is the wider one, such as int64 for int32 and int64.
+
+    Raises ConfigError if the values of a column have no type in common.
+    """
     try:
-        return pa.unify_schemas([before, columns])
+        return pa.unify_schemas([before, columns], promote_options="permissive")
     except pa.ArrowException as error:
         raise ConfigError(
             f"{path} has the columns {_inline(columns)}, the files before it {_inline(before)}"
@@ -156,13 +178,41 @@ def _without_nulls(schema: pa.Schema) -> pa.Schema:
     return pa.schema([each.with_type(pa.string()) if pa.types.is_null(each.type) else each for each in schema])
 
 
+def _check_copied(schema: pa.Schema) -> None:
+    """Raises ConfigError if pyarrow cannot copy a column: select its rows, and write them into Parquet."""
+    empty = schema.empty_table()
+    for column in schema.names:
+        try:
+            pq.write_table(empty.select([column]).take(pa.array([], pa.int64())), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            kind = schema.field(column).type
+            raise ConfigError(
+                f"`keep` has {column}, of the type {kind}, which cannot be copied into Parquet; leave it out"
+            ) from error
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _inline(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
 
 
-def _log_skipped(paths: Iterable[str]) -> None:
-    """Warns about files of no known format. Names that begin with `_` or `.` are those of files that are not data."""
-    skipped = sorted(path for path in paths if not PurePosixPath(path).name.startswith(("_", ".")))
+def _is_hidden(path: str) -> bool:
+    """Whether the name of a file or of one of its folders says that it is not data: it begins with `.` or `_`.
+
+    `path` is relative to the location of the data set. A folder such as `_day=1` is a partition, whose files are data.
+    """
+    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in PurePosixPath(path).parts)
+
+
+def _log_skipped(skipped: Sequence[str]) -> None:
+    """Warns about files of no known format."""
     if skipped:
         first = ", ".join(skipped[:3]) + ", …" * (len(skipped) > 3)
         log.warning("skipping files of no known format (%d): %s; known are %s", len(skipped), first, known_formats())

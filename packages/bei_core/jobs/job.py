@@ -10,7 +10,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bei_core.config.settings import Settings
+from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError
 from bei_core.jobs.compute import Columns, Encoded, Worker
@@ -41,13 +41,13 @@ class Job:
         """Raises ConfigError if the model cannot do the job, or the folder is another job's."""
         tokenizer = opened.read_tokenizer(settings)
         model = describe(opened, settings, tokenizer)
-        self.worker = Worker(opened.engine, tokenizer, model, options)
+        self.worker = Worker(opened.engine, tokenizer, model, settings, options)
         self.options, self.source = options, source
         columns = self.worker.columns()
         taken = {"file", "row", *columns}.intersection(options.keep)
         if taken:
             raise ConfigError(f"`keep` has {', '.join(sorted(taken))}, which the job writes itself; rename the column")
-        self._reader = Reader(source.location)
+        self._reader = Reader(source.location, source.files)
         prompt = model.default_options.prompt or ""
         identity = {
             "model": opened.manifest.source,
@@ -60,6 +60,10 @@ class Job:
             identity["labels"] = msgspec.json.encode(model.labels).decode()
         self.output = Output(folder, {**identity, "output_dtype": options.output_dtype})
         values = {**msgspec.to_builtins(options), "prompt": prompt, "truncate": settings.auto_truncate}
+        limits = ("max_batch_tokens", "max_batch_requests")  # other batches have other bits
+        values |= {
+            name: getattr(settings, name) for name in limits if getattr(settings, name) != SETTINGS[name].default
+        }
         target = sink_of(options, columns)
         if values.pop("sink"):
             values["sink"] = str(target)

@@ -17,12 +17,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from bei_core.errors import CheckpointError, ConfigError
+from bei_core.errors import ConfigError
 from bei_core.jobs.datafile import DataFile, Rows, Split
 
 _SCANNED_BYTES = 16 << 20  # per step of the search for line ends
 _SAMPLE_ROWS = 1000  # from which the columns of JSON and their types are inferred
 _MAX_ROW_BYTES = 64 << 20
+_NOT_CSV = b'"x"x\n'  # a line that ends a row with an error, also within quotation marks
 
 
 class Lines(DataFile):
@@ -41,20 +42,22 @@ class Lines(DataFile):
 
     def splits(self, rows: int) -> Iterator[Split]:
         """See `DataFile.splits`. Reads the whole file once."""
-        first, begin = 0, self.header_bytes()
-        end = begin
-        for number, end in enumerate(self.row_ends(begin), 1):
-            if number - first == rows:
-                yield Split(first, rows, begin, end)
+        first = number = 0
+        begin = end = self.header_bytes()
+        for row_end in self.row_ends(begin):
+            is_long = row_end - end > _MAX_ROW_BYTES  # a split of its own, which `read` rejects
+            if is_long and end > begin:
+                yield Split(first, number - first, begin, end)
+                first, begin = number, end
+            number, end = number + 1, row_end
+            if is_long or number - first == rows:
+                yield Split(first, number - first, begin, end)
                 first, begin = number, end
         if end > begin:
             yield Split(first, number - first, begin, end)
 
     def row_ends(self, position: int) -> Iterator[int]:
-        """Yields the index of the byte after each row from `position` on, in a file of any size.
-
-        Raises CheckpointError if a row is too long.
-        """
+        """Yields the index of the byte after each row from `position` on, in a file of any size."""
         self.file.seek(position)
         end = position
         while block := self.file.read(_SCANNED_BYTES):
@@ -62,23 +65,27 @@ class Lines(DataFile):
                 end = position + offset + 1
                 yield end
             position += len(block)
-            if position - end > _MAX_ROW_BYTES:
-                raise CheckpointError(f"{self.name}: the row at byte {end} is longer than {_MAX_ROW_BYTES} bytes")
         if position > end:  # the last line may lack a line end
             yield position
 
     def read(self, split: Split, texts: Sequence[str], kept: pa.Schema) -> Rows:
-        """See `DataFile.read`."""
-        self.file.seek(split.begin)
+        """See `DataFile.read`. A row that is too long is not read."""
         errors = dict[int, str]()
         records = list[Mapping[str, object]]()
-        for index, record in enumerate(self.records(self.file.read(split.end - split.begin))):
+        for index, record in enumerate(self._rows(split)):
             if isinstance(record, str):
                 errors[index] = record
             records.append({} if isinstance(record, str) else record)
         arrays = [_array(records, column, errors) for column in kept]
         found = [[record.get(name) for record in records] for name in texts]
         return Rows(found, pa.Table.from_arrays(arrays, schema=kept), errors)
+
+    def _rows(self, split: Split) -> Iterator[Mapping[str, object] | str]:
+        size = split.end - split.begin
+        if split.num_rows == 1 and size > _MAX_ROW_BYTES:
+            return iter([f"the row has {size} bytes; at most {_MAX_ROW_BYTES} are read"])
+        self.file.seek(split.begin)
+        return self.records(self.file.read(size))
 
     def records(self, content: bytes) -> Iterator[Mapping[str, object] | str]:
         """Yields the rows in `content`, which has whole lines: values by column, or why a row cannot be read."""
@@ -88,6 +95,14 @@ class Lines(DataFile):
 def _array(records: Sequence[Mapping[str, object]], column: pa.Field, errors: dict[int, str]) -> pa.Array:
     """Returns the values of a column. A value of another type becomes null, with the reason in `errors`."""
     values = [record.get(column.name) for record in records]
+    if pa.types.is_nested(column.type):
+        for index, value in enumerate(values):
+            key = _unknown_key(value, column.type)
+            if key is not None:
+                errors.setdefault(
+                    index, f"column {column.name!r} has the key {key!r}, which the first rows do not have"
+                )
+                values[index] = None
     try:
         return pa.array(values, column.type)
     except (pa.ArrowException, OverflowError):
@@ -98,6 +113,17 @@ def _array(records: Sequence[Mapping[str, object]], column: pa.Field, errors: di
                 errors.setdefault(index, f"column {column.name!r} is not of the type {column.type}")
                 values[index] = None
         return pa.array(values, column.type)
+
+
+def _unknown_key(value: object, kind: pa.DataType) -> str | None:
+    """Returns a key of an object that its type does not have, so that it would be lost; None if there is none."""
+    found: Iterator[str | None] = iter(())
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        names = {field.name: field.type for field in kind}
+        found = (_unknown_key(item, names[key]) if key in names else key for key, item in value.items())
+    elif isinstance(value, list) and pa.types.is_list(kind):
+        found = (_unknown_key(item, kind.value_type) for item in value)
+    return next((key for key in found if key is not None), None)
 
 
 class TextFile(Lines):
@@ -183,6 +209,8 @@ class CsvFile(Lines):
         header = next(self._parsed(iter(file.readline, b"")), [])
         if isinstance(header, str):
             raise ConfigError(f"{name}: the header is {header}")
+        if any(map(_is_escaped, header)):
+            raise ConfigError(f"{name}: the header is not UTF-8; convert the file to UTF-8")
         self._names = header
 
     def header_bytes(self) -> int:
@@ -198,10 +226,22 @@ class CsvFile(Lines):
             nonlocal end
             while line := self.file.readline(_MAX_ROW_BYTES):
                 end += len(line)
+                if len(line) == _MAX_ROW_BYTES and not line.endswith(b"\n"):
+                    end += self._skip_line()
+                    line = _NOT_CSV
                 yield line
 
         for _ in self._parsed(lines()):
             yield end
+
+    def _skip_line(self) -> int:
+        """Reads to the end of a line; returns the number of bytes."""
+        size = 0
+        while part := self.file.readline(_MAX_ROW_BYTES):
+            size += len(part)
+            if part.endswith(b"\n"):
+                break
+        return size
 
     def columns(self) -> Sequence[str]:
         """See `DataFile.columns`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, TypeAlias
 
 import msgspec
@@ -11,6 +12,22 @@ from bei_core.errors import ConfigError
 
 Task: TypeAlias = Literal["auto", "embed", "sparse", "tokens", "classify", "rerank"]
 OutputDtype: TypeAlias = Literal["float32", "float16", "int8", "bit"]
+
+# Settings of a server's requests, connections and replies. A job has none of these; it honours all other settings.
+_OF_SERVERS = """
+served_model_name max_client_batch_size max_concurrent_requests max_queue_tokens max_queue_wait_s hang_timeout_s
+payload_limit max_body_bytes_in_flight max_reply_bytes max_connections header_timeout_s body_timeout_s send_timeout_s
+keep_alive_timeout_s drain_timeout_s tokenization_workers hostname port uds_path health_port api_key api_key_file
+api_keys_file cors_allow_origin ui webserver_default_route access_log otlp_endpoint otlp_service_name disable_spans
+prometheus_port
+"""
+SETTINGS_OF_SERVERS = frozenset(_OF_SERVERS.split())
+
+
+def check_settings(given: Iterable[str]) -> None:
+    """Raises ConfigError if one of the settings that were given for a job is a server's."""
+    if names := sorted(SETTINGS_OF_SERVERS.intersection(given)):
+        raise ConfigError(f"a job has no server, which {', '.join(names)} would be for; leave out {', '.join(names)}")
 
 
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -49,11 +66,16 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigError("`chunk_tokens` needs `chunk`")
         if self.dimensions is not None and self.dimensions < 1:
             raise ConfigError("`dimensions` must be at least 1")
+        if len(set(self.keep)) < len(self.keep):
+            raise ConfigError(f"`keep` has a column twice: {', '.join(self.keep)}")
         if self.job != "auto":
-            self.check_columns(self.job)
+            self.check_for(self.job)
 
-    def check_columns(self, job: Task) -> None:
-        """Raises ConfigError unless there is a column of queries for a reranker, and none for any other job."""
+    def check_for(self, job: Task) -> None:
+        """Raises ConfigError for options that a job does not have: those of embeddings, and the column of queries."""
+        of_embeddings = {"output_dtype": "float32", "dimensions": None, "normalize": True}
+        if job != "embed" and (names := [name for name, no in of_embeddings.items() if getattr(self, name) != no]):
+            raise ConfigError(f"the job {job} takes no {', '.join(names)}; leave out what is for embeddings")
         if (job == "rerank") != (self.query_column is not None):
             needs = "needs" if job == "rerank" else "takes no"
             raise ConfigError(f"the job {job} {needs} query_column")
@@ -77,3 +99,7 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def __post_init__(self) -> None:
         if self.ray_workers < 1 or self.cpus_per_worker < 1:
             raise ConfigError("`ray_workers` and `cpus_per_worker` must be at least 1")
+        if not self.gpus_per_worker >= 0:
+            raise ConfigError("`gpus_per_worker` must be at least 0")
+        if not self.ray:
+            raise ConfigError("`ray` must be the address of a cluster, auto or local")

@@ -26,6 +26,7 @@ from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions
 from bei_core.jobs.output import Folder, missing_parts
 from bei_core.jobs.report import Report
+from bei_core.logs import configure_worker_logging
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class PartWorker:
     def __init__(self, settings: Settings, options: JobOptions, data: Input, output: str) -> None:
         """`data` comes without its parts: Ray can restart an actor only if its arguments are small."""
         self._settings, self._options, self._data, self._folder = settings, options, data, Folder(output)
+
+        configure_worker_logging(json_output=settings.json_output, level=settings.log_level)
 
     @cached_property
     def _job(self) -> Job:

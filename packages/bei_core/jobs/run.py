@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
 from bei_core.errors import ConfigError
 from bei_core.jobs.inputs import Input, Part, open_input
 from bei_core.jobs.job import Job
-from bei_core.jobs.options import JobOptions, RayOptions
+from bei_core.jobs.options import JobOptions, RayOptions, check_settings
 from bei_core.jobs.output import Folder, missing_parts, read_columns, write_manifest
 from bei_core.jobs.report import Progress, Report
-from bei_core.jobs.sinks import check_client, commit, target_of
+from bei_core.jobs.sinks import check_target, commit, target_of
 from bei_core.jobs.sinks.base import VECTOR
-from bei_core.storage.backends import is_store, redact
+from bei_core.logs import configure_own_logging
 
 
 def embed(
@@ -32,18 +32,16 @@ def embed(
 
     `source` is a file, a folder or a glob: a path, the URL of an object store, or `hf://datasets/…`. `output` is a
     folder or the URL of one; if it has the output of the same job, which was stopped, this job is resumed. `settings`
-    choose the model; a mapping is read like the flags of `bei serve`. With `ray`, the workers of a Ray cluster compute
-    the parts.
+    choose the model; a mapping is read like the flags of `bei embed-dataset`. With `ray`, the workers of a Ray cluster
+    compute the parts.
 
     Raises StartError if the job cannot start or continue.
     """
-    if not isinstance(settings, Settings):
-        settings = Settings.load(settings or {}, os.environ)
-    options, folder = options or JobOptions(), Folder(str(output))
-    _check_apart(str(source), str(output))
+    settings, options, folder = _loaded(settings), options or JobOptions(), Folder(str(output))
+    folder.check_apart(str(source))
     target = None if options.sink is None else target_of(options.sink)
     if target is not None:
-        check_client(target)  # before an engine is built
+        check_target(target, several_processes=ray is not None)  # before an engine is built
     with folder.locked():
         data = open_input(str(source), options)
         missing = missing_parts(folder, data.parts)
@@ -62,11 +60,18 @@ def embed(
     return progress.report
 
 
-def _check_apart(source: str, output: str) -> None:
-    """Raises ConfigError if the output is in the input folder: a job that is resumed would read its own parts."""
-    outer, inner = (PurePosixPath(each if is_store(each) else Path(each).resolve()) for each in (source, output))
-    if inner.is_relative_to(outer):
-        raise ConfigError(f"the output {redact(output)} is in the input {redact(source)}; give a folder outside it")
+def _loaded(settings: Settings | Mapping[str, object] | None) -> Settings:
+    """Returns the settings of the model of a job. Raises ConfigError for settings of a server, or several models."""
+    if not isinstance(settings, Settings):
+        given = {name: value for name, value in (settings or {}).items() if value is not None}
+        check_settings(given)
+        settings = Settings.load(given, os.environ)
+        if given.keys() & {"log_level", "json_output"}:
+            configure_own_logging(json_output=settings.json_output, level=settings.log_level)
+    first, *others = settings.each()
+    if others:
+        raise ConfigError(f"{len(others) + 1} models are given, and a job takes one")
+    return first
 
 
 def _compute_here(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -109,6 +110,13 @@ def _credentials(backend: Backend, url: str, secret: str) -> Options:
         return backend.credentials(values)
     except KeyError as error:
         raise CheckpointError(f"{redact(url)}: the secret has no {error.args[0]}; {takes}") from error
+
+
+def is_matched(path: str, pattern: str) -> bool:
+    """Whether a glob, as the file systems of `open_location` read it, has a path."""
+    from fsspec.utils import glob_translate
+
+    return re.match(glob_translate(pattern), path) is not None
 
 
 def open_location(location: str) -> tuple[FileSystem, str]:

@@ -26,6 +26,17 @@ def test_every_text_is_in_one_batch_of_at_most_the_budget_or_alone(lengths: list
         assert len(batch) == 1 or sum(lengths[index] for index in batch) <= max(budget, 128)
 
 
+@given(lengths=LENGTHS, max_tokens=st.integers(1, 700), max_items=st.integers(1, 9))
+def test_a_batch_has_at_most_the_tokens_and_texts_that_are_set(
+    lengths: list[int], max_tokens: int, max_items: int
+) -> None:
+    batches = list(plan_batches(lengths, 1024, max_tokens, max_items))
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= max_items
+        assert len(batch) == 1 or sum(lengths[index] for index in batch) <= max_tokens
+
+
 @given(lengths=LENGTHS)
 def test_the_longest_text_is_in_the_first_batch(lengths: list[int]) -> None:
     first = next(plan_batches(lengths, 1024), [])

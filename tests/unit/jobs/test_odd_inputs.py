@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,8 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from bei_core.errors import ConfigError
+from bei_core.errors import CheckpointError, ConfigError
+from bei_core.jobs import lines
 from bei_core.jobs.columns import ParquetFile
 from bei_core.jobs.datafile import Rows, Split
 from bei_core.jobs.inputs import Input, Reader, open_input
@@ -231,3 +233,111 @@ def test_names_of_parts_are_in_the_order_of_parts(tmp_path: Path) -> None:
     names = [part_name(part) for part in open_input(str(tmp_path / "a.txt"), JobOptions(rows_per_part=1)).parts]
     assert names == sorted(names)
     assert (names[0], names[-1]) == ("part-000000.parquet", "part-100000.parquet")
+
+
+LONG = [b"the", b"x" * 1000, b"of", b"y" * 2500]
+LONG_FILES = {
+    "a.txt": b"".join(line + b"\n" for line in LONG),
+    "a.jsonl": b"".join(b'{"text": "%s"}\n' % line for line in LONG),
+    "a.csv": b"text,id\n" + b"".join(b"%s,1\n" % line for line in LONG),
+}
+
+
+@pytest.mark.parametrize("name", LONG_FILES)
+@pytest.mark.parametrize("rows_per_part", [1, 2, 10])
+def test_a_row_that_is_too_long_is_an_error_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, rows_per_part: int
+) -> None:
+    monkeypatch.setattr(lines, "_MAX_ROW_BYTES", 100)
+    (tmp_path / name).write_bytes(LONG_FILES[name])
+    data, parts = opened(tmp_path / name, rows_per_part=rows_per_part)
+    assert texts(parts) == ["the", None, "of", None]
+    found = {
+        part.split.first + row: reason
+        for part, rows in zip(data.parts, parts, strict=True)
+        for row, reason in rows.errors.items()
+    }
+    assert list(found) == [1, 3]
+    assert all(reason.startswith("the row has ") and "at most 100 are read" in reason for reason in found.values())
+
+
+def test_hidden_files_of_a_folder_are_not_data(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "sub/b.jsonl", "_day=1/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'{{"text": "{name}"}}\n')
+    for name in ("._a.jsonl", "_rejected-00000.jsonl", ".ipynb_checkpoints/a.jsonl", "_temporary/0/a.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    assert texts(opened(tmp_path)[1]) == ["_day=1/c.jsonl", "a.jsonl", "sub/b.jsonl"]
+    assert texts(opened(tmp_path / "*.jsonl")[1]) == ["a.jsonl"]
+    (tmp_path / "_named.jsonl").write_text('{"text": "named"}\n')
+    assert texts(opened(tmp_path / "_named.jsonl")[1]) == ["named"]
+    assert texts(opened(tmp_path / "_name*.jsonl")[1]) == ["named"]
+
+
+def test_a_header_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes("text,prénom\nthe,x\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"a\.csv: the header is not UTF-8; convert the file to UTF-8"):
+        open_input(str(tmp_path / "a.csv"), JobOptions())
+
+
+def test_a_file_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.jsonl")).write_text('{"text": "the"}\n')
+    with pytest.raises(ConfigError, match=r"a\\udcff\.jsonl' is not UTF-8; rename it"):
+        open_input(str(tmp_path), JobOptions())
+
+
+def test_a_key_of_an_object_that_would_be_lost_is_an_error_of_its_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(lines, "_SAMPLE_ROWS", 2)
+    rows = [
+        '{"a": 1, "b": [{"c": 1}]}',
+        '{"a": null}',
+        '{"a": 1, "z": 2}',
+        '{"b": [{"c": 1}, {"y": 2}]}',
+        '{"b": []}',
+        "null",
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "the", "meta": {row}}}\n' for row in rows))
+    _, (found,) = opened(tmp_path / "a.jsonl", keep=("meta",))
+    assert found.errors == {
+        2: "column 'meta' has the key 'z', which the first rows do not have",
+        3: "column 'meta' has the key 'y', which the first rows do not have",
+    }
+    assert found.kept["meta"].to_pylist()[4:] == [{"a": None, "b": []}, None]
+
+
+def test_a_column_that_is_kept_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="`keep` has a column twice: id, id"):
+        JobOptions(keep=("id", "id"))
+
+
+@pytest.mark.parametrize("change", ["grows", "is replaced", "is deleted"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_file_that_changes_while_the_job_runs_is_named(tmp_path: Path, name: str, change: str) -> None:
+    table = pa.table({"text": ["the"] * 100})
+    path = tmp_path / name
+
+    def write() -> None:
+        if name == "a.parquet":
+            pq.write_table(table, path)
+        else:
+            path.write_text('{"text": "the"}\n' * 100)
+
+    write()
+    data = open_input(str(path), JobOptions(rows_per_part=10))
+    reader = Reader(str(path), data.files)
+    reader.read(data.parts[0], JobOptions(), data.schema)
+    if change == "grows":
+        with path.open("ab") as file:
+            file.write(b"more")
+    else:
+        path.unlink()
+    if change == "is replaced":
+        write()
+    with pytest.raises(
+        CheckpointError, match=f"{name} (has changed since the job began; start it in|cannot be read: )"
+    ):
+        reader.read(data.parts[1], JobOptions(), data.schema)
+    reader.close()

@@ -62,6 +62,12 @@ def test_an_output_in_the_input_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_
     run(tmp_path / "in", tmp_path / "in2")
 
 
+@pytest.mark.parametrize("source", ["*/*.parquet", "**/*.parquet", "o*/part-*"])
+def test_an_output_that_a_glob_of_the_input_has_is_refused(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ConfigError, match=r"is in the input .*; give a folder outside it"):
+        run(tmp_path / source, tmp_path / "out")
+
+
 def test_input_that_changed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
     opens(monkeypatch)
     run(source, tmp_path / "out")

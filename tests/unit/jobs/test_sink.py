@@ -182,3 +182,13 @@ def test_a_client_that_is_missing_is_named_with_its_extra(
 def test_a_target_has_a_table() -> None:
     assert target_of("lancedb:/data/x") == ("lancedb", "/data/x", "embeddings")
     assert target_of("pgvector:postgresql://me:pw@host/db#docs") == ("pgvector", "postgresql://me:pw@host/db", "docs")
+
+
+@pytest.mark.parametrize("file", ["", "no/such/folder/index.faiss"])
+def test_a_faiss_file_that_cannot_be_written_is_refused_before_an_engine_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, file: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", ModuleType("faiss"))
+    monkeypatch.delattr("bei_core.jobs.run.open_engine")
+    with pytest.raises(ConfigError, match="cannot be written; `sink` faiss:FILE needs a file in a folder that exists"):
+        run(source, tmp_path / "out", sink=f"faiss:{tmp_path / file}")

@@ -30,6 +30,8 @@ def target_of(sink: str) -> Target:
     location, _, table = rest.partition("#")
     if kind not in _CLASSES or not location:
         raise ConfigError(f"`sink` must be KIND:PATH or KIND:URL with a kind of {', '.join(_CLASSES)}, not {sink!r}")
+    if kind == "faiss" and table:
+        raise ConfigError(f"`sink` faiss writes one index into a file, and has no table; leave out #{table}")
     return Target(kind, location, table or "embeddings")
 
 
@@ -44,10 +46,15 @@ def sink_of(options: JobOptions, columns: Collection[str]) -> Target | None:
     return target_of(options.sink)
 
 
-def check_client(target: Target) -> None:
-    """Raises ConfigError, naming the extra, if the client of the database is not installed."""
+def check_target(target: Target, *, several_processes: bool) -> None:
+    """Raises ConfigError if the client of the database is not installed, or it cannot be written to.
+
+    `several_processes` says whether several processes are to write at a time.
+    """
+    if several_processes and target.kind in {"qdrant", "milvus"} and "://" not in target.location:
+        raise ConfigError(f"{target} is for one process; give the URL of a server for the workers of Ray")
     with translate_sink_errors(target):
-        _class_of(target)
+        _class_of(target).check(target)
 
 
 def open_sink(target: Target, empty: pa.Table) -> Sink:

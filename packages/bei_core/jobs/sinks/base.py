@@ -40,6 +40,10 @@ class Sink:
         self.target = target
         self.schema = schema
 
+    @staticmethod
+    def check(target: Target) -> None:
+        """Raises ConfigError if it is known, before a row is computed, that nothing can be written there."""
+
     def refusals(self, kept: pa.Table) -> dict[int, str]:
         """Returns why the database cannot hold rows with these values of the copied columns, by their number."""
         return {}

@@ -1,0 +1,142 @@
+"""Compressed files: read as a stream in bounded memory; what is damaged is named, and the published parts stay."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import lzma
+import tracemalloc
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import zstandard
+
+from bei_core.errors import CheckpointError, ConfigError
+from bei_core.jobs import JobOptions, embed
+from bei_core.jobs.compressed import decompressed
+from bei_core.jobs.inputs import Reader, open_input
+from bei_core.jobs.job import Job
+from tests.unit.cli.fake_model import opens
+from tests.unit.jobs.test_job import contents
+
+
+def lz4(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "lz4") as stream:
+        stream.write(content)
+    return bytes(sink.getvalue())
+
+
+def zst(content: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=True).compress(content)
+
+
+COMPRESS: Mapping[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zst,
+    ".lz4": lz4,
+}
+LINES = b"".join(b"the text %06d\n" % number for number in range(20_000))
+
+
+def texts_of(path: Path, **options: Any) -> list[object]:  # noqa: ANN401
+    chosen = JobOptions(**options)
+    data, reader = open_input(str(path), chosen), Reader(str(path))
+    found = [text for part in data.parts for text in reader.read(part, chosen, data.schema).texts[0]]
+    reader.close()
+    return found
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_several_frames_are_one_file(tmp_path: Path, end: str) -> None:
+    (tmp_path / f"a.txt{end}").write_bytes(COMPRESS[end](b"one\ntw") + COMPRESS[end](b"o\nthree\n"))
+    assert texts_of(tmp_path / f"a.txt{end}", rows_per_part=2) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_the_end_of_a_name_has_any_case(tmp_path: Path, end: str) -> None:
+    (tmp_path / f"A.TXT{end.upper()}").write_bytes(COMPRESS[end](b"one\n"))
+    assert texts_of(tmp_path / f"A.TXT{end.upper()}") == ["one"]
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_any_position_can_be_read(end: str) -> None:
+    file = decompressed(f"a.txt{end}", io.BytesIO(COMPRESS[end](LINES)))
+    for position in (0, 150_000, 30, 30, len(LINES) - 5, 0, len(LINES) + 10):
+        file.seek(position)
+        assert file.read(17) == LINES[position : position + 17]
+
+
+def broken(content: bytes, how: str) -> bytes:
+    middle = len(content) // 2
+    return {
+        "cut": content[:middle],
+        "cut at the end": content[:-1],
+        "changed": content[:middle]
+        + bytes(byte ^ 255 for byte in content[middle : middle + 9])
+        + content[middle + 9 :],
+        "not compressed": b"not compressed at all",
+    }[how]
+
+
+DAMAGES = ["cut", "cut at the end", "changed", "not compressed"]
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    # pyarrow writes lz4 without a checksum, so other bytes may be another content
+    [(end, how) for end in COMPRESS for how in DAMAGES if (end, how) != (".lz4", "changed")],
+)
+def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, end: str, how: str) -> None:
+    path = tmp_path / f"a.txt{end}"
+    path.write_bytes(broken(COMPRESS[end](LINES), how))
+    with pytest.raises(CheckpointError, match=rf"a\.txt\{end} cannot be read: ") as refused:
+        open_input(str(path), JobOptions())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_the_memory_does_not_grow_with_the_file(tmp_path: Path, end: str) -> None:
+    content = b"x" * 99 + b"\n"
+    (tmp_path / f"a.txt{end}").write_bytes(COMPRESS[end](content * 1_000_000))
+    reader, options = Reader(str(tmp_path / f"a.txt{end}")), JobOptions(rows_per_part=100_000)
+    tracemalloc.start()
+    try:
+        data = open_input(str(tmp_path / f"a.txt{end}"), options)
+        assert [part.split.num_rows for part in data.parts] == [100_000] * 10
+        assert tracemalloc.get_traced_memory()[1] < 80_000_000  # the file has 100 MB
+    finally:
+        tracemalloc.stop()
+    assert len(reader.read(data.parts[9], options, data.schema).texts[0]) == 100_000
+    reader.close()
+
+
+@pytest.mark.parametrize("end", COMPRESS)
+def test_what_is_published_stays_if_a_file_is_damaged_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str
+) -> None:
+    opens(monkeypatch)
+    path, compute, count = tmp_path / f"a.txt{end}", Job.compute, 0
+    path.write_bytes(whole := COMPRESS[end](b"the of\n" * 100))
+
+    def damaging(*arguments: Any) -> Any:  # noqa: ANN401
+        nonlocal count
+        count += 1
+        if count == 2:
+            path.write_bytes(whole[: len(whole) // 2])
+        return compute(*arguments)
+
+    options = JobOptions(rows_per_part=10)
+    with monkeypatch.context() as patched:
+        patched.setattr(Job, "compute", damaging)
+        with pytest.raises((CheckpointError, ConfigError), match=rf"a\.txt\{end} "):
+            embed(path, tmp_path / "out", settings={"model_id": "owner/name"}, options=options)
+    published = contents(tmp_path / "out")
+    assert "part-00000.parquet" in published
+    assert "_manifest.json" not in published
