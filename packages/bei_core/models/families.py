@@ -52,7 +52,8 @@ class Family:
 
     def first_position(self, config: Config) -> int:
         """Returns the row of the position table for a text's first token."""
-        return self.layout[0].first_position_of(config) if self.page == "bert" else 0
+        padding_id = self.layout[0].padding_id_of(config) if self.page == "bert" else None
+        return 0 if padding_id is None else padding_id + 1
 
     @property
     def anchors(self) -> tuple[str, ...]:
@@ -83,8 +84,7 @@ _BERT_HEADS = FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_B
 _MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", reads="classifier_pooling")
 _DECODER_HEADS = FamilyHeads(sequence=Head("score", reads="last non-padding token"), token=Head("score"))
 
-# Positions begin after the padding id.
-_ROBERTA = BertNames(first_position=None)
+_ROBERTA = BertNames(padding_id="pad_token_id")
 # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
 _ROBERTA_FLASH = BertNames(
     layer="encoder.layers.{}.",
@@ -95,7 +95,7 @@ _ROBERTA_FLASH = BertNames(
     down="mlp.fc2",
     out_norm="norm2",
     embeddings_norm="emb_ln",
-    first_position=None,
+    padding_id="pad_token_id",
 )
 _DISTILBERT = BertNames(
     layer="transformer.layer.{}.",
@@ -122,7 +122,7 @@ _MPNET = BertNames(
     value="attention.attn.v",
     attention_out="attention.attn.o",
     attention_norm="attention.LayerNorm",
-    first_position=2,  # transformers' MPNet ignores pad_token_id and uses 1
+    padding_id=1,  # transformers' MPNet ignores pad_token_id
     has_types=False,
     relative_attention="encoder.relative_attention_bias.weight",
 )
