@@ -6,18 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config, architecture_of
 from bei_core.models.families import FAMILIES, Family, family_name
-
-_GATED = {"feed_forward_proj": "gated-gelu"}
-
-# Values for keys that config.json may lack, by the beginning of the class name.
-_DEFAULTS: Mapping[str, Config] = {
-    "Gemma2": {"final_logit_softcapping": 30.0},
-    "ModernBert": {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0, "norm_eps": 1e-5},
-    "MT5": _GATED,
-    "MT5Encoder": _GATED,
-}
 
 # Values that are written in the code of a class, whatever config.json says.
 _CONSTANTS: Mapping[str, Config] = {"DistilBert": {"layer_norm_eps": 1e-12}}
@@ -31,9 +22,9 @@ def as_class_reads(config: Config) -> dict[str, Any]:
 
     Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code`.
     """
-    name = family_name(architecture_of(config))
+    name = family_name(architecture_of(config)) or architecture_of(config)
     _check_own_code(config, FAMILIES.get(name))
-    return {**_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}
+    return {**CLASS_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}
 
 
 def _check_own_code(config: Config, family: Family | None) -> None:

@@ -55,6 +55,10 @@ class Family:
         padding_id = self.layout[0].padding_id_of(config) if self.page == "bert" else None
         return 0 if padding_id is None else padding_id + 1
 
+    def has_position_table(self, config: Config) -> bool:
+        """Whether the checkpoint has an embedding for each position; else their number limits nothing."""
+        return self.page == "bert" or (self.page == "deberta" and bool(config.get("position_biased_input", True)))
+
     @property
     def anchors(self) -> tuple[str, ...]:
         """The names of the anchor with each prefix."""
@@ -253,7 +257,7 @@ def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: Rota
 
 
 _FAMILIES = (
-    _bert("bert", ("Bert", "HF_ColBERT"), _BERT_HEADS, BertNames()),
+    _bert("bert", ("Bert", "HF_ColBERT", "Contriever"), _BERT_HEADS, BertNames()),
     _bert(
         "electra",
         ("Electra",),
@@ -368,7 +372,7 @@ def family_of(architecture: str) -> Family:
 
     Raises UnsupportedModelError listing the known families.
     """
-    name = family_name(architecture) or architecture  # HF_ColBERT is ColBERT's own class around a BertModel
+    name = family_name(architecture) or architecture  # HF_ColBERT and Contriever are classes of other code: a BertModel
     if name not in FAMILIES:
         raise UnsupportedModelError(_unknown(architecture, name))
     return FAMILIES[name]

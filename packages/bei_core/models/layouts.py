@@ -338,7 +338,8 @@ def jina_gate(config: Config) -> str:
 
 
 T5_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # of the first layer, used by all layers
-T5_WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # a file has one of the two, or both with equal values
+# A file has one of the two, or both; if they differ, the class uses the encoder's.
+T5_WORDS = ("encoder.embed_tokens.weight", "shared.weight")
 
 
 def t5_activation(config: Config) -> tuple[str, bool]:
