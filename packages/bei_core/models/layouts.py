@@ -310,8 +310,11 @@ class DecoderSizes:
         if layer_type == FULL:
             return None
         window = int(self.config["sliding_window"])
-        # Bidirectional Gemma: `sliding_window` counts both sides together.
-        return window // 2 + 1 if self.bidirectional and switches.gemma else window
+        if not self.bidirectional:
+            return window
+        # Gemma 3: `sliding_window` counts both sides together. `is_causal` false: the distance `sliding_window` counts.
+        both_sides = switches.gemma and self.config.get("use_bidirectional_attention")
+        return window // 2 + 1 if both_sides else window + 1
 
 
 def _read_num_layers(config: Config) -> int:

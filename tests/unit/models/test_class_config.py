@@ -14,7 +14,7 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.class_config import as_class_reads
 from bei_core.models.families import family_of
 from bei_core.models.heads import norm_eps
-from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes, t5_activation
+from bei_core.models.layouts import SLIDING, BertSizes, DecoderSizes, RotarySizes, t5_activation
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec, read_spec
@@ -129,6 +129,46 @@ def test_a_decoder_with_code_of_its_own_is_refused_unless_it_says_in_which_direc
 )
 def test_code_of_a_known_class_or_of_no_class_is_not_refused(architecture: str, auto_map: object) -> None:
     assert as_class_reads({"architectures": [architecture], "auto_map": auto_map})["auto_map"] == auto_map
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3Model", "LlamaForCausalLM", "Gemma2Model"])
+def test_a_direction_that_the_class_ignores_is_refused(architecture: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=rf"use_bidirectional_attention has no effect in .* {architecture} "
+    ):
+        spec_of(tmp_path, {}, architectures=[architecture], use_bidirectional_attention=True)
+    for known in ("Gemma3TextModel", "Qwen3BidirectionalModel", "BertModel"):
+        read = as_class_reads({"architectures": [known], "use_bidirectional_attention": True})
+        assert read["use_bidirectional_attention"] is True
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "window"),
+    [
+        ("MistralModel", {}, 8),
+        ("MistralModel", {"is_causal": False}, 9),
+        ("Gemma3TextModel", {}, 8),
+        ("Gemma3TextModel", {"is_causal": False}, 9),
+        ("Gemma3TextModel", {"use_bidirectional_attention": True}, 5),
+    ],
+)
+def test_the_window_of_attention_in_both_directions_is_that_of_transformers(
+    architecture: str, config: dict[str, Any], window: int
+) -> None:
+    """`masking_utils.py`: causal masks have distances below sliding_window, bidirectional ones also this distance."""
+    layout = family_of(architecture).layout
+    sizes = DecoderSizes.of(layout, as_class_reads({"architectures": [architecture], "sliding_window": 8, **config}))
+    assert sizes.window(layout, SLIDING) == window
+
+
+def test_gemma_3_ignores_the_soft_cap_that_gemma_2_has() -> None:
+    caps = {
+        name: DecoderSizes.of(
+            family_of(name).layout, as_class_reads({"architectures": [name], "attn_logit_softcapping": 20.0})
+        ).soft_cap
+        for name in ("Gemma2Model", "Gemma3TextModel")
+    }
+    assert caps == {"Gemma2Model": 20.0, "Gemma3TextModel": None}
 
 
 @pytest.mark.parametrize("place", ["", "0_Transformer/"])
