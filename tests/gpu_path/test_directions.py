@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ NAMES = {case.architecture: case.name for case in GROUP_CASES}  # one checkpoint
     ],
 )
 def test_the_vectors_of_all_tokens_are_those_of_transformers(
-    architecture: str, config: dict[str, object], built: Builder, tmp_path: Path
+    architecture: str, config: dict[str, Any], built: Builder, tmp_path: Path
 ) -> None:
     checkpoint = changed(NAMES[architecture], tmp_path / "model", **config)
     engine = built(checkpoint, read_spec(checkpoint, pooling="mean"), engine="torch", dtype="float32").engine
