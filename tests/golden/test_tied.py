@@ -29,7 +29,7 @@ def rows(checkpoint: Checkpoint, name: str) -> Rows:
     return compiled(build_graph(spec, checkpoint)).infer(batch, ROWS).rows
 
 
-@pytest.mark.parametrize("case", OTHERS, ids=lambda case: case.target)
+@pytest.mark.parametrize("case", OTHERS, ids=lambda case: f"{case.name}-{case.target}")
 def test_a_file_with_both_gives_what_it_gives_without_the_other_one(case: Tied, tmp_path: Path) -> None:
     both = rows(with_both(case, tmp_path / "both"), case.name)
     one = shutil.copytree(tmp_path / "both", tmp_path / "one") / "model.safetensors"
@@ -37,7 +37,7 @@ def test_a_file_with_both_gives_what_it_gives_without_the_other_one(case: Tied, 
     np.testing.assert_array_equal(rows(resolve(str(one.parent)), case.name), both)
 
 
-@pytest.mark.parametrize("case", MATRICES, ids=lambda case: case.target)
+@pytest.mark.parametrize("case", MATRICES, ids=lambda case: f"{case.name}-{case.target}")
 def test_a_file_with_a_matrix_for_the_head_gives_what_it_gives_untied(case: Tied, tmp_path: Path) -> None:
     both = rows(with_both(case, tmp_path / "both"), case.name)
     path = tmp_path / "both" / "config.json"

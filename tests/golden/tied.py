@@ -26,7 +26,7 @@ class Tied:
 CASES = (
     Tied("splade-bert", "bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"),
     Tied("splade-bert", "cls.predictions.bias", "cls.predictions.decoder.bias"),
-    Tied("splade-camembert", "lm_head.bias", "lm_head.decoder.bias"),
+    Tied("splade-deberta-v3", "cls.predictions.bias", "cls.predictions.decoder.bias"),
     Tied("sentence-t5-dense-f16", "shared.weight", "encoder.embed_tokens.weight"),
 )
 

@@ -28,7 +28,7 @@ def expected(case: Tied, folder: Path, ids: Ids) -> Rows:
         return np.asarray(model(inputs).logits.amax(1).relu().log1p().numpy())
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.target)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.name}-{case.target}")
 def test_the_output_is_that_of_transformers(case: Tied, built: Builder, tmp_path: Path) -> None:
     checkpoint = with_both(case, tmp_path / "model")
     is_sparse = case.name.startswith("splade")
