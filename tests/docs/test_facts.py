@@ -33,7 +33,7 @@ _TELLING = 8  # characters of a message besides what is filled in; fewer would m
 # The first cell of each row of the table of families: the names in FAMILIES, and the files of tests/data/checkpoints.
 # The folders of static embeddings are in tests/golden/sentence.py.
 _FAMILY_ROWS = {
-    "Bert": ("Bert HF_ColBERT", "bert"),
+    "Bert": ("Bert HF_ColBERT Contriever", "bert"),
     "Roberta, XLM-Roberta": ("Roberta XLMRoberta", "roberta xlm-roberta"),
     "DistilBert": ("DistilBert", "distilbert"),
     "Camembert": ("Camembert", "camembert"),

@@ -6,21 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config, architecture_of
 from bei_core.models.families import FAMILIES, Family, family_name
 
-_GATED = {"feed_forward_proj": "gated-gelu"}
-
-# Values for keys that config.json may lack, by the beginning of the class name.
-_DEFAULTS: Mapping[str, Config] = {
-    "Gemma2": {"final_logit_softcapping": 30.0},
-    "ModernBert": {"global_rope_theta": 160_000.0, "local_rope_theta": 10_000.0, "norm_eps": 1e-5},
-    "MT5": _GATED,
-    "MT5Encoder": _GATED,
-}
-
 # Values that are written in the code of a class, whatever config.json says.
-_CONSTANTS: Mapping[str, Config] = {"DistilBert": {"layer_norm_eps": 1e-12}}
+_CONSTANTS: Mapping[str, Config] = {
+    "DistilBert": {"layer_norm_eps": 1e-12},
+    "Gemma3": {"attn_logit_softcapping": None},
+}
 
 # Keys that say whether the attention of a decoder is causal.
 _DIRECTIONS = ("is_causal", "use_bidirectional_attention")
@@ -29,11 +23,12 @@ _DIRECTIONS = ("is_causal", "use_bidirectional_attention")
 def as_class_reads(config: Config) -> dict[str, Any]:
     """Returns config.json with the values of its class; unchanged for an unknown class.
 
-    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code`.
+    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code` and `_check_direction`.
     """
-    name = family_name(architecture_of(config))
+    name = family_name(architecture_of(config)) or architecture_of(config)
     _check_own_code(config, FAMILIES.get(name))
-    return {**_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}
+    _check_direction(config, name)
+    return {**CLASS_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}
 
 
 def _check_own_code(config: Config, family: Family | None) -> None:
@@ -49,4 +44,16 @@ def _check_own_code(config: Config, family: Family | None) -> None:
         raise UnsupportedModelError(
             f"config.json: auto_map names {own[0]}, code of the repository, which BEI does not run and whose attention "
             "may go in both directions; add is_causal to config.json: false (such as for GritLM and gte-Qwen), or true"
+        )
+
+
+def _check_direction(config: Config, name: str) -> None:
+    """Raises UnsupportedModelError for `use_bidirectional_attention` if the class ignores it: all but Gemma 3's do."""
+    family = FAMILIES.get(name)
+    if family is None or family.page != "decoder" or family.has_own_code or name == "Gemma3" or config.get("auto_map"):
+        return
+    if config.get("use_bidirectional_attention"):
+        raise UnsupportedModelError(
+            f"config.json: use_bidirectional_attention has no effect in the class {architecture_of(config)} of "
+            "transformers, whose attention is causal; set is_causal to false if it is not to be, or remove the key"
         )

@@ -20,17 +20,19 @@ def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN40
     raise UnsupportedModelError(f"config.json has no `{name}`")
 
 
-def read_size(config: Config, name: str, *others: str, default: int | None = None, most: int = MAX_SIZE) -> int:
-    """Returns the size under the first of these keys. Raises UnsupportedModelError unless it is from 1 to `most`."""
+def read_size(
+    config: Config, name: str, *others: str, default: int | None = None, least: int = 1, most: int = MAX_SIZE
+) -> int:
+    """Returns the size under the first of these keys. Raises UnsupportedModelError unless it is `least` to `most`."""
     given = {known: config[known] for known in (name, *others) if config.get(known) is not None}
     if not given and default is not None:
         return default
     value = read_setting(config, name, *others)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise UnsupportedModelError(
-            f"config.json: {next(iter(given))} {value!r} is not a whole number from 1 to {most}"
+            f"config.json: {next(iter(given))} {value!r} is not a whole number from {least} to {most}"
         )
     return value
 

@@ -52,7 +52,12 @@ class Family:
 
     def first_position(self, config: Config) -> int:
         """Returns the row of the position table for a text's first token."""
-        return self.layout[0].first_position_of(config) if self.page == "bert" else 0
+        padding_id = self.layout[0].padding_id_of(config) if self.page == "bert" else None
+        return 0 if padding_id is None else padding_id + 1
+
+    def has_position_table(self, config: Config) -> bool:
+        """Whether the checkpoint has an embedding for each position; else their number limits nothing."""
+        return self.page == "bert" or (self.page == "deberta" and bool(config.get("position_biased_input", True)))
 
     @property
     def anchors(self) -> tuple[str, ...]:
@@ -83,8 +88,7 @@ _BERT_HEADS = FamilyHeads(Head("classifier", "bert.pooler.dense"), vocabulary=_B
 _MODERN = Head("classifier", "head.dense", "gelu", "classifier_activation", "head.norm", reads="classifier_pooling")
 _DECODER_HEADS = FamilyHeads(sequence=Head("score", reads="last non-padding token"), token=Head("score"))
 
-# Positions begin after the padding id.
-_ROBERTA = BertNames(first_position=None)
+_ROBERTA = BertNames(padding_id="pad_token_id")
 # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
 _ROBERTA_FLASH = BertNames(
     layer="encoder.layers.{}.",
@@ -95,7 +99,7 @@ _ROBERTA_FLASH = BertNames(
     down="mlp.fc2",
     out_norm="norm2",
     embeddings_norm="emb_ln",
-    first_position=None,
+    padding_id="pad_token_id",
 )
 _DISTILBERT = BertNames(
     layer="transformer.layer.{}.",
@@ -122,7 +126,7 @@ _MPNET = BertNames(
     value="attention.attn.v",
     attention_out="attention.attn.o",
     attention_norm="attention.LayerNorm",
-    first_position=2,  # transformers' MPNet ignores pad_token_id and uses 1
+    padding_id=1,  # transformers' MPNet ignores pad_token_id
     has_types=False,
     relative_attention="encoder.relative_attention_bias.weight",
 )
@@ -253,7 +257,7 @@ def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: Rota
 
 
 _FAMILIES = (
-    _bert("bert", ("Bert", "HF_ColBERT"), _BERT_HEADS, BertNames()),
+    _bert("bert", ("Bert", "HF_ColBERT", "Contriever"), _BERT_HEADS, BertNames()),
     _bert(
         "electra",
         ("Electra",),
@@ -368,7 +372,7 @@ def family_of(architecture: str) -> Family:
 
     Raises UnsupportedModelError listing the known families.
     """
-    name = family_name(architecture) or architecture  # HF_ColBERT is ColBERT's own class around a BertModel
+    name = family_name(architecture) or architecture  # HF_ColBERT and Contriever are classes of other code: a BertModel
     if name not in FAMILIES:
         raise UnsupportedModelError(_unknown(architecture, name))
     return FAMILIES[name]

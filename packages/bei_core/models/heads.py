@@ -84,15 +84,38 @@ def norm_eps(config: Config) -> float:
     return float(config.get("norm_eps") or config.get("layer_norm_eps") or 1e-12)
 
 
-def yes_no_row(tensors: Tensors, ids: tuple[int | None, int], tied: Sequence[str]) -> npt.NDArray[np.float32]:
+def yes_no_row(
+    tensors: Tensors, ids: tuple[int | None, int], words: Sequence[str], config: Config
+) -> npt.NDArray[np.float32]:
     """Returns f32[1, H]: the row of lm_head for "yes" minus the row for "no".
 
-    `ids` are the token ids of "no" (None: the row is 0) and of "yes". A model with tied weights has no lm_head; its
-    word embeddings, under one of the names `tied`, take its place.
+    `ids` are the token ids of "no" (None: the row is 0) and of "yes". `words` and the errors are as for
+    `output_weight`.
     """
-    name = first_of(tensors, ("lm_head.weight", *tied))
-    table, (no, yes) = tensors.f32(name), ids
+    table, (no, yes) = tensors.f32(output_weight(tensors, "lm_head.weight", words, config)), ids
     return np.ascontiguousarray((table[yes] if no is None else table[yes] - table[no])[None])
+
+
+def output_weight(tensors: Container[str], name: str, words: Sequence[str], config: Config) -> str:
+    """Returns the name of the matrix f32[V, H] that gives logits: `name`, else the word embeddings of a tied model.
+
+    A file of a tied model may have both. Then `name` is used, as in transformers 5, also if they differ. `words` are
+    the names under which there may be word embeddings. Raises CheckpointError if the file lacks the matrix.
+    """
+    if name not in tensors and not config.get("tie_word_embeddings", True):
+        raise CheckpointError(
+            f"the checkpoint has no tensor {name}, and tie_word_embeddings is false in config.json or by the class; "
+            "save the model with its head, or set it to true if the word embeddings are the matrix of the head"
+        )
+    return first_of(tensors, (name, *words))
+
+
+def output_bias(tensors: Container[str], head: Head) -> str | None:
+    """Returns the name of the bias of the head's last layer; None if it has none.
+
+    Where a file has both `head.bias` and the layer's own, they are tied and equal, else the layer's own is used.
+    """
+    return next((name for name in (f"{head.out}.bias", head.bias) if name is not None and name in tensors), None)
 
 
 def first_of(tensors: Container[str], names: Sequence[str]) -> str:

@@ -33,17 +33,19 @@ class BertNames:
     out_norm: str = "output.LayerNorm"
     embeddings_norm: str = "embeddings.LayerNorm"
     qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
-    first_position: int | None = 0  # row of the position table for a text's first token; None: pad_token_id + 1
+    # The id of the tokens that have no position, also inside a text: they have its row of the position table, and the
+    # positions of other tokens begin after this row. A string is the key in config.json; None: every token has one.
+    padding_id: int | str | None = None
     has_types: bool = True
     relative_attention: str | None = None  # tensor of bucketed relative position biases
     config_names: Mapping[str, str] = field(default_factory=dict)
 
-    def first_position_of(self, config: Config) -> int:
-        """Returns the row of the position table for a text's first token: `first_position`, or pad_token_id + 1."""
-        if self.first_position is not None:
-            return self.first_position
-        pad = config.get("pad_token_id")
-        return 2 if pad is None else int(pad) + 1
+    def padding_id_of(self, config: Config) -> int | None:
+        """Returns the id of the tokens without a position, which is 1 if config.json has none; None: all have one."""
+        if not isinstance(self.padding_id, str):
+            return self.padding_id
+        value = config.get(self.padding_id)
+        return 1 if value is None else read_size(config, self.padding_id, least=0)
 
     def read_setting(self, config: Config, name: str, default: object = None) -> Any:  # noqa: ANN401
         """Returns a value of config.json, by BERT's name of the key. Raises UnsupportedModelError if it is missing."""
@@ -67,7 +69,7 @@ class BertSizes:
     vocab_size: int
     num_types: int  # 0 for a family without token types
     num_positions: int  # rows of the position table
-    first_position: int  # row of the position table for a sequence's first token
+    padding_id: int | None  # see `BertNames.padding_id`
 
     @classmethod
     def of(cls, names: BertNames, config: Config) -> BertSizes:
@@ -95,7 +97,7 @@ class BertSizes:
             vocab_size=number("vocab_size"),
             num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
             num_positions=number("max_position_embeddings"),
-            first_position=names.first_position_of(config),
+            padding_id=names.padding_id_of(config),
         )
 
 
@@ -308,8 +310,11 @@ class DecoderSizes:
         if layer_type == FULL:
             return None
         window = int(self.config["sliding_window"])
-        # Bidirectional Gemma: `sliding_window` counts both sides together.
-        return window // 2 + 1 if self.bidirectional and switches.gemma else window
+        if not self.bidirectional:
+            return window
+        # Gemma 3: `sliding_window` counts both sides together. `is_causal` false: the distance `sliding_window` counts.
+        both_sides = switches.gemma and self.config.get("use_bidirectional_attention")
+        return window // 2 + 1 if both_sides else window + 1
 
 
 def _read_num_layers(config: Config) -> int:
@@ -336,7 +341,8 @@ def jina_gate(config: Config) -> str:
 
 
 T5_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # of the first layer, used by all layers
-T5_WORDS = ("shared.weight", "encoder.embed_tokens.weight")  # a file has one of the two, or both with equal values
+# A file has one of the two, or both; if they differ, the class uses the encoder's.
+T5_WORDS = ("encoder.embed_tokens.weight", "shared.weight")
 
 
 def t5_activation(config: Config) -> tuple[str, bool]:

@@ -46,6 +46,12 @@ def frequencies_of(
     return _SCALINGS[kind](_unscaled(theta, head_size), theta, scaling, config)
 
 
+def is_dynamic(config: Mapping[str, Any]) -> bool:
+    """Whether frequencies depend on the length of a text that is longer than the model's max_position_embeddings."""
+    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return "dynamic" in {scaling.get("rope_type"), scaling.get("type")}
+
+
 def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:
     """Returns theta and the scaling of one layer type, from `rope_parameters` (transformers 5) or older keys."""
     given = config.get("rope_parameters")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -13,6 +12,7 @@ from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.class_config import as_class_reads
 from bei_core.models.configuration import Config, architecture_of
 from bei_core.models.families import FAMILIES, family_name
+from bei_core.models.rope import is_dynamic
 from bei_core.models.sentence.settings import TransformerSettings, read_settings
 from bei_core.models.sentence.static import STATIC_TABLES, static_config, static_length
 
@@ -52,26 +52,44 @@ def _check_adapter(checkpoint: Checkpoint) -> None:
 class _TokenizerConfig(msgspec.Struct):
     """The limits in tokenizer_config.json."""
 
-    model_max_length: float | None = None  # 1e30 means no limit
+    model_max_length: float | None = None
     max_len: float | None = None  # its name in transformers 2
 
 
-def read_max_seq_len(checkpoint: Checkpoint, config: Config, transformer: TransformerSettings) -> int:
-    """Returns the most tokens of one input: sentence-transformers' limit, else the tokenizer's; at most the positions.
+_NO_LIMIT = 1e20  # as in transformers (`LARGE_INTEGER`)
 
-    Raises CheckpointError if no file has a limit, or if it is less than 1.
+
+def read_max_seq_len(checkpoint: Checkpoint, config: Config, transformer: TransformerSettings) -> int:
+    """Returns the most tokens of one input: sentence-transformers' limit, else the tokenizer's.
+
+    It is at most the number of positions, as far as `_is_within_positions`. Raises CheckpointError if no file has a
+    limit, or if it is less than 1.
     """
     if is_static_model(config):
         return static_length(checkpoint)
     name = checkpoint.in_first_module("tokenizer_config.json")
     tokenizer = read_settings(checkpoint, name, _TokenizerConfig, required=False)
     asked = transformer.max_length or tokenizer.model_max_length or tokenizer.max_len
-    limits = [int(limit) for limit in (asked, num_positions(config)) if limit and math.isfinite(limit)]
+    limits = [int(limit) for limit in (asked, num_positions(config)) if limit and limit < _NO_LIMIT]
+    if len(limits) > 1 and not _is_within_positions(config, is_asked=transformer.max_length is not None):
+        limits = limits[:1]
     if not limits:
         raise CheckpointError("neither sentence_bert_config.json, tokenizer_config.json nor config.json has a length")
     if min(limits) < 1:
         raise CheckpointError(f"a text may have {min(limits)} tokens, by {name} or config.json; expected at least 1")
     return min(limits)
+
+
+def _is_within_positions(config: Config, *, is_asked: bool) -> bool:
+    """Whether a text is no longer than the positions that config.json names.
+
+    sentence-transformers limits a length that it is asked for (`is_asked`) by nothing else, which fails for a table of
+    positions, and never limits T5, whose class knows no positions.
+    """
+    family = FAMILIES.get(family_name(architecture_of(config)))
+    if family is None or family.has_position_table(config) or is_dynamic(config):
+        return True
+    return family.page != "t5" and not is_asked
 
 
 def num_positions(config: Config) -> int | None:

@@ -14,7 +14,9 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.class_config import as_class_reads
 from bei_core.models.families import family_of
 from bei_core.models.heads import norm_eps
-from bei_core.models.layouts import RotarySizes, t5_activation
+from bei_core.models.layouts import SLIDING, BertSizes, DecoderSizes, RotarySizes, t5_activation
+from bei_core.models.modules import Pooling
+from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec, read_spec
 
 CONFIG: dict[str, Any] = {"architectures": ["BertModel"], "vocab_size": 10, "max_position_embeddings": 512}
@@ -47,6 +49,46 @@ def test_a_modernbert_whose_config_leaves_out_defaults_has_those_of_its_class(tm
 def test_mt5_has_gated_mlps_where_config_json_does_not_say_it(architecture: str) -> None:
     assert t5_activation(as_class_reads({"architectures": [architecture]})) == ("gelu_new", True)
     assert t5_activation(as_class_reads({"architectures": ["T5EncoderModel"]})) == ("relu", False)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["BertModel", "XLMRobertaForSequenceClassification", "MPNetModel", "ElectraModel"]
+)
+def test_a_config_without_sizes_and_activation_has_those_of_its_class(architecture: str, tmp_path: Path) -> None:
+    """Each class of BERT-like encoders has other sizes; only old files leave them out."""
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    config = read_spec(Checkpoint(tmp_path, "", "")).config
+    sizes = BertSizes.of(family_of(architecture).layout[0], config)
+    expected = (
+        (256, 1024, 30522)
+        if architecture == "ElectraModel"
+        else (768, 3072, 30527 if "MPNet" in architecture else 30522)
+    )
+    assert (sizes.hidden, sizes.intermediate_size, sizes.vocab_size) == expected
+    assert (sizes.activation, sizes.num_types, sizes.num_positions) == (
+        "gelu",
+        0 if "MPNet" in architecture else 2,
+        512,
+    )
+
+
+def test_contriever_is_a_bert_model_that_pools_the_mean(tmp_path: Path) -> None:
+    """facebook/contriever has no modules.json, and its architectures names a class of its authors' code."""
+    spec = spec_of(tmp_path, {}, architectures=["Contriever"], model_type="bert")
+    assert (family_of(spec.architecture).name, spec.modules) == ("bert", (Pooling((PoolingMode.MEAN,)),))
+
+
+def test_distilbert_without_an_activation_has_that_of_its_class() -> None:
+    sizes = BertSizes.of(family_of("DistilBertModel").layout[0], as_class_reads({"architectures": ["DistilBertModel"]}))
+    assert (sizes.hidden, sizes.num_layers, sizes.activation) == (768, 6, "gelu")
+
+
+def test_a_mistral_without_a_number_of_key_heads_has_8_and_a_llama_as_many_as_query_heads() -> None:
+    heads = {
+        name: DecoderSizes.of(family_of(name).layout, as_class_reads({"architectures": [name]})).num_kv_heads
+        for name in ("MistralModel", "LlamaModel", "Gemma2Model")
+    }
+    assert heads == {"MistralModel": 8, "LlamaModel": 32, "Gemma2Model": 4}
 
 
 def test_a_value_of_config_json_replaces_a_default_also_if_it_is_null() -> None:
@@ -87,6 +129,46 @@ def test_a_decoder_with_code_of_its_own_is_refused_unless_it_says_in_which_direc
 )
 def test_code_of_a_known_class_or_of_no_class_is_not_refused(architecture: str, auto_map: object) -> None:
     assert as_class_reads({"architectures": [architecture], "auto_map": auto_map})["auto_map"] == auto_map
+
+
+@pytest.mark.parametrize("architecture", ["Qwen3Model", "LlamaForCausalLM", "Gemma2Model"])
+def test_a_direction_that_the_class_ignores_is_refused(architecture: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=rf"use_bidirectional_attention has no effect in .* {architecture} "
+    ):
+        spec_of(tmp_path, {}, architectures=[architecture], use_bidirectional_attention=True)
+    for known in ("Gemma3TextModel", "Qwen3BidirectionalModel", "BertModel"):
+        read = as_class_reads({"architectures": [known], "use_bidirectional_attention": True})
+        assert read["use_bidirectional_attention"] is True
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "window"),
+    [
+        ("MistralModel", {}, 8),
+        ("MistralModel", {"is_causal": False}, 9),
+        ("Gemma3TextModel", {}, 8),
+        ("Gemma3TextModel", {"is_causal": False}, 9),
+        ("Gemma3TextModel", {"use_bidirectional_attention": True}, 5),
+    ],
+)
+def test_the_window_of_attention_in_both_directions_is_that_of_transformers(
+    architecture: str, config: dict[str, Any], window: int
+) -> None:
+    """`masking_utils.py`: causal masks have distances below sliding_window, bidirectional ones also this distance."""
+    layout = family_of(architecture).layout
+    sizes = DecoderSizes.of(layout, as_class_reads({"architectures": [architecture], "sliding_window": 8, **config}))
+    assert sizes.window(layout, SLIDING) == window
+
+
+def test_gemma_3_ignores_the_soft_cap_that_gemma_2_has() -> None:
+    caps = {
+        name: DecoderSizes.of(
+            family_of(name).layout, as_class_reads({"architectures": [name], "attn_logit_softcapping": 20.0})
+        ).soft_cap
+        for name in ("Gemma2Model", "Gemma3TextModel")
+    }
+    assert caps == {"Gemma2Model": 20.0, "Gemma3TextModel": None}
 
 
 @pytest.mark.parametrize("place", ["", "0_Transformer/"])

@@ -227,6 +227,35 @@ def test_the_length_is_that_of_sentence_transformers_within_the_position_table(
     assert spec_of(tmp_path, files).max_seq_len == length
 
 
+ASKED, FROM_TOKENIZER = ("sentence_bert_config.json", "max_seq_length"), ("tokenizer_config.json", "model_max_length")
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "config", "length"),
+    [
+        ("T5Encoder", ASKED, {"n_positions": 512}, 600),
+        ("T5Encoder", FROM_TOKENIZER, {"n_positions": 512}, 600),
+        ("T5Encoder", None, {"n_positions": 512}, 512),
+        ("Qwen3", ASKED, {}, 600),
+        ("Qwen3", FROM_TOKENIZER, {}, 512),
+        ("Qwen3", ASKED, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 512),
+        ("Qwen3", ASKED, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 512),
+        ("DebertaV2", ASKED, {"position_biased_input": False}, 600),
+        ("DebertaV2", ASKED, {}, 512),
+        ("MPNet", ASKED, {}, 510),
+    ],
+)
+def test_only_a_table_of_positions_limits_the_length_that_is_asked_for(
+    kind: str, asked: tuple[str, str] | None, config: dict[str, object], length: int, tmp_path: Path
+) -> None:
+    """sentence-transformers takes its max_seq_length as it is, and the tokenizer's within max_position_embeddings."""
+    files: dict[str, object] = {"tokenizer_config.json": {"model_max_length": 1e30}}
+    if asked is not None:
+        files[asked[0]] = {asked[1]: 600}
+    named = {"architectures": [f"{kind}Model"], **config}
+    assert spec_of(tmp_path, {"config.json": {**CONFIG, **named}, **files}).max_seq_len == length
+
+
 @pytest.mark.parametrize(
     ("kind", "pad", "length"),
     [
@@ -251,7 +280,8 @@ def test_families_that_count_positions_from_the_padding_id_have_fewer(
 
 
 def test_a_folder_that_names_no_length_is_refused(tmp_path: Path) -> None:
-    config = {name: value for name, value in CONFIG.items() if name != "max_position_embeddings"}
+    without = {name: value for name, value in CONFIG.items() if name != "max_position_embeddings"}
+    config = without | {"architectures": ["T5EncoderModel"]}
     with pytest.raises(CheckpointError, match="has a length"):
         spec_of(tmp_path, {"config.json": config})
 

@@ -94,7 +94,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
         pooled, tokens = ops.split_at(chosen, op.shape_of(index))
         keys.append(wanted)
     results = []
-    for name, x in _Heads(spec, checkpoint, weights, family, Spans(*spans)).outputs(tokens, pooled).items():
+    for name, x in _Heads(spec, checkpoint, family, Spans(*spans)).outputs(tokens, pooled).items():
         result = op.result(op.convert(x, Type.f32), name=name)
         result.output(0).set_names({name})
         results.append(result)
@@ -110,7 +110,6 @@ class _Heads:
 
     spec: ModelSpec
     checkpoint: Checkpoint
-    weights: Weights  # the transformer's
     family: Family
     spans: Spans
 
@@ -123,16 +122,15 @@ class _Heads:
         if isinstance(first, Classifier):
             return {TOKENS if pooled is None else ROWS: self._classify(first, tokens if pooled is None else pooled)}
         if isinstance(first, Splade):
-            table = self.weights.get(self.family.anchor, None, None)
             head = heads.known(self.family.heads.vocabulary, self.spec.architecture)
-            logits = heads.splade_logits(head, tokens, table, self.checkpoint, self.spec.config)
+            logits = heads.splade_logits(head, tokens, self.family.anchors, self.checkpoint, self.spec.config)
             return {ROWS: heads.splade(first, logits, self.spans)}
         found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)
         return {ROWS: self._apply(rest, pooled), TOKENS: found}
 
     def _classify(self, classifier: Classifier, x: Node) -> Node:
         if classifier.yes_no_ids is not None:
-            return heads.yes_no(classifier.yes_no_ids, x, self.checkpoint, self.family.anchors)
+            return heads.yes_no(classifier.yes_no_ids, x, self.checkpoint, self.family.anchors, self.spec.config)
         known = self.family.heads
         head = heads.known(known.token if classifier.per_token else known.sequence, self.spec.architecture)
         return heads.classify(classifier, head, x, self.checkpoint, self.spec.config)

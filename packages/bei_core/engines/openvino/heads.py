@@ -16,7 +16,16 @@ from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, pool, total
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.configuration import Config
-from bei_core.models.heads import Head, activation_of, norm_eps, pooling_of, temperature_of, yes_no_row
+from bei_core.models.heads import (
+    Head,
+    activation_of,
+    norm_eps,
+    output_bias,
+    output_weight,
+    pooling_of,
+    temperature_of,
+    yes_no_row,
+)
 from bei_core.models.modules import Classifier, Pooling, Splade
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
@@ -44,9 +53,9 @@ def known(head: Head | None, architecture: str) -> Head:
     return head
 
 
-def yes_no(ids: tuple[int | None, int], x: Node, checkpoint: Checkpoint, tied: Sequence[str]) -> Node:
+def yes_no(ids: tuple[int | None, int], x: Node, checkpoint: Checkpoint, words: Sequence[str], config: Config) -> Node:
     """Logits f32[B, 1] of pooled vectors f32[B, H]; see `models.heads.yes_no_row`."""
-    return ops.linear(x, yes_no_row(checkpoint.tensors(), ids, tied), None)
+    return ops.linear(x, yes_no_row(checkpoint.tensors(), ids, words, config), None)
 
 
 def classify(classifier: Classifier, head: Head, x: Node, checkpoint: Checkpoint, config: Config) -> Node:
@@ -57,18 +66,17 @@ def classify(classifier: Classifier, head: Head, x: Node, checkpoint: Checkpoint
     return logits if temperature == 1 else op.divide(logits, op.constant(np.float32(temperature)))
 
 
-def splade_logits(head: Head, x: Node, embeddings: ops.Array, checkpoint: Checkpoint, config: Config) -> Node:
+def splade_logits(head: Head, x: Node, words: Sequence[str], checkpoint: Checkpoint, config: Config) -> Node:
     """Logits f32[R * L, V] of a masked language model; `x` is f32[R * L, H].
 
-    `embeddings` f32[V, H] is the output matrix of a checkpoint with tied weights.
+    `words` and the errors are as for `models.heads.output_weight`.
     """
-    weights = Weights(checkpoint.tensors(), anchor=f"{head.dense}.weight", prefixes=("",))
-    layers, name = Layers(weights), f"{head.out}.weight"
-    table = weights.get(name, None, None) if name in weights else embeddings
-    bias = next((known for known in (head.bias, f"{head.out}.bias") if known and known in weights), None)
-    return ops.linear(
-        _before_out(head, x, layers, config), table, None if bias is None else weights.get(bias, len(table))
-    )
+    tensors = checkpoint.tensors()
+    weights = Weights(tensors, anchor=f"{head.dense}.weight", prefixes=("",))
+    table = weights.get(output_weight(tensors, f"{head.out}.weight", words, config), None, None)
+    bias = output_bias(tensors, head)
+    x = _before_out(head, x, Layers(weights), config)
+    return ops.linear(x, table, None if bias is None else weights.get(bias, len(table)))
 
 
 def splade(module: Splade, logits: Node, spans: Spans) -> Node:

@@ -157,6 +157,19 @@ def distances(position_ids: Node) -> Node:
     return op.convert(op.abs(difference), Type.f32)
 
 
+def count_up(counted: Node, position_ids: Node) -> Node:
+    """i32[R, L]: how many tokens of its sequence are counted, up to and with each token; 0 if it is not counted itself.
+
+    `counted` is bool[R, L]. The positions i32[R, L] count all tokens of a sequence from 0.
+    """
+    ones = op.convert(counted, Type.i32)
+    before = op.cumsum(ones, axis(1), exclusive=True)
+    starts = op.subtract(op.range(op.constant(np.int32(0)), row_length(ones), axis(1), Type.i32), position_ids)
+    # Not a Gather with batch_dims, which crashes the CPU plugin if the indices are a constant.
+    before = op.subtract(before, op.gather_elements(before, starts, axis=1))
+    return op.multiply(op.add(before, op.constant(np.int32(1))), ones)
+
+
 def shift_tokens(x: Node, segment_ids: Node, offset: int) -> Node:
     """f32[R, L, H]: `x[:, i + offset]` at index i; zeros if that is outside the row or in another sequence."""
     if offset == 0:

@@ -25,7 +25,7 @@ from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
-from bei_core.models.heads import Head, first_of, yes_no_row
+from bei_core.models.heads import Head, output_bias, output_weight, yes_no_row
 from bei_core.models.kind import Kind
 from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes, jina_gate
 from bei_core.models.modules import Dense, LayerNorm
@@ -130,8 +130,7 @@ def head_of(spec: ModelSpec) -> Head | None:
 
 def class_name(facts: Facts) -> str:
     """Returns the class name for config.json, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
-    architecture = facts.spec.architecture
-    name = "Bert" if architecture == "HF_ColBERT" else family_name(architecture)
+    name = family_name(facts.spec.architecture) or "Bert"
     return f"Bei{name}{'Embedding' if facts.spec.classifier is None else 'ForSequenceClassification'}"
 
 
@@ -211,7 +210,8 @@ def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Ar
     """Yields (name, f32 tensor) for each tensor of the modules or head, with the names that `models/heads` loads."""
     classifier, head = facts.spec.classifier, head_of(facts.spec)
     if classifier is not None and classifier.yes_no_ids is not None:
-        yield "out.weight", yes_no_row(checkpoint.tensors(), classifier.yes_no_ids, facts.of_family.anchors)
+        words, config = facts.of_family.anchors, facts.spec.config
+        yield "out.weight", yes_no_row(checkpoint.tensors(), classifier.yes_no_ids, words, config)
     elif head is not None:
         yield from _head(checkpoint, facts, head)
     for module in facts.spec.modules:
@@ -237,10 +237,10 @@ def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[st
     layers = {"dense": head.dense, "norm": head.norm, "out": head.out}
     for layer, part in product(layers, ("weight", "bias")):
         name = f"{layers[layer]}.{part}"
-        if name == f"{head.out}.bias" and head.bias is not None and head.bias in tensors:
-            name = head.bias
-        if name == f"{head.out}.weight" and facts.spec.kind is Kind.SPARSE and name not in tensors:
-            name = first_of(tensors, facts.of_family.anchors)
+        if name == f"{head.out}.bias":
+            name = output_bias(tensors, head) or name
+        if name == f"{head.out}.weight" and facts.spec.kind is Kind.SPARSE:
+            name = output_weight(tensors, name, facts.of_family.anchors, facts.spec.config)
         old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
         name = name if name in tensors else old
         if layers[layer] is not None and (part == "weight" or name in tensors):

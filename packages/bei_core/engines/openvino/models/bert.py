@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
 from openvino import Node
 from openvino import opset15 as op
 
@@ -41,13 +42,21 @@ class Transformer:
         project = "embeddings_project.weight" in self._weights  # ELECTRA's embeddings may be narrower than H
         width = None if project else self._sizes.hidden
         words = ops.embedding(self._weights.get(self._words, self._sizes.vocab_size, width), inputs.input_ids)
-        table = self._weights.get("embeddings.position_embeddings.weight", self._sizes.num_positions, width)
-        total = op.add(words, ops.embedding(table[self._sizes.first_position :], inputs.position_ids))
+        total = op.add(words, self._positions(inputs, width))
         if self._sizes.num_types:
             types = self._weights.get("embeddings.token_type_embeddings.weight", self._sizes.num_types, width)
             total = op.add(total, ops.embedding(types, inputs.type_ids))
         normed = self._norm(total, self._names.embeddings_norm)
         return self._linear(normed, "embeddings_project", None, self._sizes.hidden) if project else normed
+
+    def _positions(self, inputs: Inputs, width: int | None) -> Node:
+        """Position embeddings f32[R, L, width]."""
+        table = self._weights.get("embeddings.position_embeddings.weight", self._sizes.num_positions, width)
+        padding_id = self._sizes.padding_id
+        if padding_id is None:
+            return ops.embedding(table, inputs.position_ids)
+        has_position = op.not_equal(inputs.input_ids, op.constant(np.int32(padding_id)))
+        return ops.embedding(table[padding_id:], ops.count_up(has_position, inputs.position_ids))
 
     def _attention_bias(self, inputs: Inputs) -> Node:
         """The attention mask plus relative position biases (MPNet): f32[R, 1 or N, L, L]."""

@@ -57,7 +57,7 @@ class Transformer(nn.Module):
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H]."""
-        x = self.words(sequences.ids) + self.positions(sequences.position_ids + self.sizes.first_position)
+        x = self.words(sequences.ids) + self.positions(self._position_rows(sequences))
         if self.types is not None:
             x = x + self.types(sequences.type_ids)
         x = self.norm(x)
@@ -65,6 +65,13 @@ class Transformer(nn.Module):
         for layer in self.layers:
             x = layer(x, sequences)
         return x
+
+    def _position_rows(self, sequences: Sequences) -> Tensor:
+        """Returns i32[T]: the row of the position table for each token."""
+        padding_id = self.sizes.padding_id
+        if padding_id is None:
+            return sequences.position_ids
+        return sequences.count_up(sequences.ids != padding_id) + padding_id
 
 
 class _Layer(TransformerLayer):

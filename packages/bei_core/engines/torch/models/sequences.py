@@ -84,6 +84,16 @@ class Sequences:
         found = self.reduce(torch.where(real, index, -1)[:, None], "max")[:, 0]
         return torch.where(found < 0, self.first(), found.long())
 
+    def count_up(self, counted: Tensor) -> Tensor:
+        """Returns i32[T]: how many tokens of its sequence are counted, up to and with each token.
+
+        It is 0 for a token that is not `counted`, bool[T], and at most `position_ids` + 1 for any token.
+        """
+        ones = counted.int()
+        before = torch.cumsum(ones, 0, dtype=torch.int32) - ones
+        starts = torch.arange(len(ones), device=ones.device, dtype=torch.int32) - self.position_ids
+        return (before - before[starts.clamp(min=0)] + 1) * ones
+
     def reduce(self, x: Tensor, by: str) -> Tensor:
         """Returns f32[B, H]: the "sum" or "max" over the rows of each sequence, for x f32[T, H].
 

@@ -1,0 +1,49 @@
+"""The table of defaults of transformers' classes has those of the installed transformers."""
+
+from __future__ import annotations
+
+import pytest
+from transformers import AutoConfig
+
+from bei_core.models.class_defaults import CLASS_DEFAULTS
+from bei_core.models.configuration import Config
+from bei_core.models.families import FAMILIES
+from bei_core.models.layouts import DecoderSwitches
+
+TYPES = {
+    "HF_ColBERT": "bert",
+    "Contriever": "bert",
+    "XLMRoberta": "xlm-roberta",
+    "DebertaV2": "deberta-v2",
+    "T5Encoder": "t5",
+    "MT5Encoder": "mt5",
+    "Gemma3": "gemma3_text",
+}
+# Names of before transformers 5, under which published files have the theta of each type of layers.
+THETAS = {
+    "rope_theta": "full_attention",
+    "global_rope_theta": "full_attention",
+    "local_rope_theta": "sliding_attention",
+}
+UNKNOWN_HERE = {"Gte"}  # transformers has it since 5.6
+
+
+def value(config: object, key: str) -> object:
+    if key not in THETAS:
+        return getattr(config, key)
+    parameters: Config = config.rope_parameters  # type: ignore[attr-defined]
+    return parameters.get(THETAS[key], parameters)["rope_theta"]
+
+
+@pytest.mark.parametrize("name", CLASS_DEFAULTS.keys() - UNKNOWN_HERE)
+def test_defaults_are_those_of_the_class(name: str) -> None:
+    config = AutoConfig.for_model(TYPES.get(name, name.lower()))
+    defaults = CLASS_DEFAULTS[name]
+    assert {key: value(config, key) for key in defaults} == defaults
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name in CLASS_DEFAULTS])
+def test_a_key_has_one_default(name: str) -> None:
+    layout = FAMILIES[name].layout
+    of_layout = layout.defaults if isinstance(layout, DecoderSwitches) else {}
+    assert {key: CLASS_DEFAULTS[name].get(key, value) for key, value in of_layout.items()} == of_layout
