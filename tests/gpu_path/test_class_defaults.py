@@ -35,7 +35,7 @@ def value(config: object, key: str) -> object:
     return parameters.get(THETAS[key], parameters)["rope_theta"]
 
 
-@pytest.mark.parametrize("name", CLASS_DEFAULTS.keys() - UNKNOWN_HERE)
+@pytest.mark.parametrize("name", sorted(CLASS_DEFAULTS.keys() - UNKNOWN_HERE))
 def test_defaults_are_those_of_the_class(name: str) -> None:
     config = AutoConfig.for_model(TYPES.get(name, name.lower()))
     defaults = CLASS_DEFAULTS[name]
@@ -46,4 +46,4 @@ def test_defaults_are_those_of_the_class(name: str) -> None:
 def test_a_key_has_one_default(name: str) -> None:
     layout = FAMILIES[name].layout
     of_layout = layout.defaults if isinstance(layout, DecoderSwitches) else {}
-    assert {key: CLASS_DEFAULTS[name].get(key, value) for key, value in of_layout.items()} == of_layout
+    assert not of_layout.keys() & CLASS_DEFAULTS[name].keys()

@@ -72,18 +72,25 @@ def lease_checkpoint(model_id: str, root: Path) -> Iterator[Callable[[], None]]:
     There is no lease for local folders and for the hub, where nothing is evicted, and if the cache cannot be written.
     """
     is_fetched = "://" in model_id and not model_id.startswith("file://")
-    source = redact(model_id.rstrip("/") if is_store(model_id) else model_id)
     with ExitStack() as leases:
         if is_fetched:
             with suppress(DiskError):
-                leases.callback(SourceCache(root, source).lease("").release)
+                leases.callback(SourceCache(root, source_of(model_id)).lease("").release)
         yield leases.close
+
+
+def source_of(model_id: str) -> str:
+    """The name by which caches know a model: a folder's path, a URL without secrets, or a repository of the hub."""
+    folder = Path(model_id.removeprefix("file://")).expanduser()
+    if folder.is_dir():
+        return str(folder.absolute())
+    return redact(model_id.rstrip("/") if is_store(model_id) else model_id)
 
 
 def _local(folder: Path) -> Checkpoint:
     """A local folder, with the digest of its files as its revision."""
     try:
-        return Checkpoint(folder=folder, source=str(folder.absolute()), revision=local_digest(folder))
+        return Checkpoint(folder=folder, source=source_of(str(folder)), revision=local_digest(folder))
     except OSError as error:  # found here for every file, because the digest opens them all
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
 

@@ -125,18 +125,17 @@ def _found(settings: Settings) -> list[Local]:
 
 
 def _named(model: str, settings: Settings) -> Sequence[Local]:
-    """What there is of a model, checkpoints first. Raises ConfigError if there is nothing."""
+    """What there is of a model, checkpoints first. Raises ConfigError if there is nothing, or for one revision."""
+    from bei_core.checkpoint import source_of
+
     everything = _found(settings)
-    for source in (model, _source_of(model)):
+    repository, revision = at_hub(model, None)
+    for source in (model, source_of(str(repository))):
         if found := [local for local in everything if local.source == source]:
+            if revision:
+                raise ConfigError(f"{model} names one revision; give {source}, which means all of them")
             return sorted(found, key=lambda local: local.what != "checkpoint")
     raise ConfigError(f"there is nothing of {model} on this machine; `bei models list` shows what there is")
-
-
-def _source_of(model: str) -> str:
-    """The name by which the list has a `model_id`: the path of a folder, or the repository of a page of the hub."""
-    folder = Path(model.removeprefix("file://")).expanduser()
-    return str(folder.absolute()) if folder.is_dir() else str(at_hub(model, None)[0])
 
 
 def _facts(spec: ModelSpec) -> dict[str, str]:

@@ -25,7 +25,7 @@ def as_class_reads(config: Config) -> dict[str, Any]:
 
     Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code` and `_check_direction`.
     """
-    name = family_name(architecture_of(config)) or architecture_of(config)
+    name = family_name(architecture_of(config))
     _check_own_code(config, FAMILIES.get(name))
     _check_direction(config, name)
     return {**CLASS_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}

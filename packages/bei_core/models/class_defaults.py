@@ -44,8 +44,6 @@ _QWEN = {
     "vocab_size": 151936,
 }
 _GEMMA: Config = {
-    "head_dim": 256,
-    "hidden_activation": "gelu_pytorch_tanh",
     "hidden_size": 2304,
     "intermediate_size": 9216,
     "num_attention_heads": 8,

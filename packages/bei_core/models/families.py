@@ -362,7 +362,12 @@ _CLASS = re.compile(r"(\w+?)(?:Text)?(?:Model|For\w+)")
 
 
 def family_name(architecture: str) -> str:
-    """Returns the family in the name of a transformers class: "Llama" for "LlamaForCausalLM"; "" for other names."""
+    """Returns the family in the name of a transformers class: "Llama" for "LlamaForCausalLM"; "" for other names.
+
+    HF_ColBERT and Contriever, classes of other code, are families of their own.
+    """
+    if architecture in FAMILIES:
+        return architecture
     match = _CLASS.fullmatch(architecture)
     return match.group(1) if match else ""
 
@@ -372,7 +377,7 @@ def family_of(architecture: str) -> Family:
 
     Raises UnsupportedModelError listing the known families.
     """
-    name = family_name(architecture) or architecture  # HF_ColBERT and Contriever are classes of other code: a BertModel
+    name = family_name(architecture)
     if name not in FAMILIES:
         raise UnsupportedModelError(_unknown(architecture, name))
     return FAMILIES[name]

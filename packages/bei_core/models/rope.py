@@ -49,7 +49,8 @@ def frequencies_of(
 def is_dynamic(config: Mapping[str, Any]) -> bool:
     """Whether frequencies depend on the length of a text that is longer than the model's max_position_embeddings."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return "dynamic" in {scaling.get("rope_type"), scaling.get("type")}
+    of_layer_types = [each for each in scaling.values() if isinstance(each, Mapping)]
+    return any("dynamic" in {each.get("rope_type"), each.get("type")} for each in (scaling, *of_layer_types))
 
 
 def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:

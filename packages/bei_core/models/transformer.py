@@ -83,8 +83,8 @@ def read_max_seq_len(checkpoint: Checkpoint, config: Config, transformer: Transf
 def _is_within_positions(config: Config, *, is_asked: bool) -> bool:
     """Whether a text is no longer than the positions that config.json names.
 
-    sentence-transformers limits a length that it is asked for (`is_asked`) by nothing else, which fails for a table of
-    positions, and never limits T5, whose class knows no positions.
+    sentence-transformers takes a length that it is asked for (`is_asked`) as it is; beyond a table of positions it then
+    fails. It never limits T5, whose class knows no positions.
     """
     family = FAMILIES.get(family_name(architecture_of(config)))
     if family is None or family.has_position_table(config) or is_dynamic(config):

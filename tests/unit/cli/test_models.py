@@ -110,6 +110,9 @@ def test_the_page_of_a_repository_is_described_and_removed(hub: Hub, caches: tup
     pull(hub, REPO, *caches)
     page = f"https://huggingface.co/{REPO}"
     assert ok("models", "show", page, *caches)[0] == "kind: embedding"
+    result = run("models", "rm", f"{page}/tree/main", *caches)
+    assert result.exit_code == 1
+    assert f"names one revision; give {REPO}, which means all of them" in str(result.exception)
     assert ok("models", "rm", page, *caches)[-1].endswith(" MB removed")
     assert ok("models", "list", *caches) == []
 

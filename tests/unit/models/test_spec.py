@@ -240,6 +240,7 @@ ASKED, FROM_TOKENIZER = ("sentence_bert_config.json", "max_seq_length"), ("token
         ("Qwen3", FROM_TOKENIZER, {}, 512),
         ("Qwen3", ASKED, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, 512),
         ("Qwen3", ASKED, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 512),
+        ("Qwen3", ASKED, {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "factor": 2.0}}}, 512),
         ("DebertaV2", ASKED, {"position_biased_input": False}, 600),
         ("DebertaV2", ASKED, {}, 512),
         ("MPNet", ASKED, {}, 510),

@@ -96,7 +96,8 @@ def core() -> openvino.Core:
     If another thread freed the model, as when the graphs for lone texts replace the first ones, then the next signal,
     such as SIGTERM, would end the process with a segmentation fault. So the plugin is never unloaded.
 
-    The plugin's library for kernels, oneDNN, reads the size of its own cache from the environment.
+    The plugin's library for kernels, oneDNN, reads the size of its own cache from the environment. The variable is set
+    for the whole process and those that it starts, so other users of oneDNN in it have the same limit, too.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(NUM_CACHED_KERNELS))
     return openvino.Core()

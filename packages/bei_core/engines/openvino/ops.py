@@ -160,7 +160,8 @@ def distances(position_ids: Node) -> Node:
 def count_up(counted: Node, position_ids: Node) -> Node:
     """i32[R, L]: how many tokens of its sequence are counted, up to and with each token; 0 if it is not counted itself.
 
-    `counted` is bool[R, L]. The positions i32[R, L] count all tokens of a sequence from 0.
+    `counted` is bool[R, L]. The positions i32[R, L] count all tokens of a sequence from 0. Each sequence is whole in
+    its row: none shares a prefix.
     """
     ones = op.convert(counted, Type.i32)
     before = op.cumsum(ones, axis(1), exclusive=True)

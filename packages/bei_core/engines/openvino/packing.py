@@ -182,8 +182,8 @@ def _round_up_count(num_sequences: int, *, is_wide: bool) -> int:
     """The next power of 4; of 2, if the output of a sequence costs much because it is wide.
 
     OpenVINO needs some milliseconds, and keeps 0.6 MB of memory, for each new B with the same R and L. A dummy sequence
-    is the first token of the first row; its output row is dropped. It costs nothing to speak of: pooling, and where
-    pooling reads one token, the last layer of that token.
+    is the first token of the first row; its output row is dropped. It costs its pooling and, if pooling reads one
+    token, that token's last layer.
     """
     bits = 1 if is_wide else 2
     return 1 << -(-(num_sequences - 1).bit_length() // bits) * bits

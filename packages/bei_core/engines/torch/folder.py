@@ -85,7 +85,7 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
 
     Raises UnsupportedModelError if the model classes do not support the family, the head or a value of config.json.
     """
-    is_family = spec.architecture in FAMILIES or family_name(spec.architecture) in FAMILIES
+    is_family = family_name(spec.architecture) in FAMILIES
     if not is_family or not has_page(family_of(spec.architecture)):
         known = ", ".join(name for name, family in FAMILIES.items() if has_page(family))
         raise UnsupportedModelError(
@@ -130,7 +130,8 @@ def head_of(spec: ModelSpec) -> Head | None:
 
 def class_name(facts: Facts) -> str:
     """Returns the class name for config.json, such as BeiLlamaEmbedding or BeiLlamaForSequenceClassification."""
-    name = family_name(facts.spec.architecture) or "Bert"
+    architecture = facts.spec.architecture
+    name = "Bert" if architecture in FAMILIES else family_name(architecture)  # the classes of other code are BertModels
     return f"Bei{name}{'Embedding' if facts.spec.classifier is None else 'ForSequenceClassification'}"
 
 
