@@ -28,7 +28,6 @@ import psutil
 from bei_core.bench.workload import texts
 
 ROOT = Path(__file__).resolve().parents[1]
-ROWS_PER_PART = 128
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT / 'packages'}:{ROOT}", "RAY_USAGE_STATS_ENABLED": "0"}
 WORKER = "ray::MapWorker"  # how Ray names the processes of the actors
 START_S = 120.0
@@ -101,11 +100,11 @@ def write_halves(folder: Path, num_rows: int, workload: str) -> None:
 
 
 def start(
-    model: str, source: Path, output: Path, prefix: Sequence[str] = (), flags: Sequence[str] = ()
+    options: argparse.Namespace, source: Path, output: Path, prefix: Sequence[str] = (), flags: Sequence[str] = ()
 ) -> subprocess.Popen[bytes]:
     """Starts `bei embed-dataset`."""
     command = [*prefix, sys.executable, "-m", "bei_core.cli", "embed-dataset", str(source), "--output", str(output)]
-    command += ["--rows-per-part", str(ROWS_PER_PART), "--model-id", model, *flags]
+    command += ["--rows-per-part", str(options.rows_per_part), "--model-id", options.model, *flags]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
 
 
@@ -116,14 +115,14 @@ def sides(options: argparse.Namespace, folder: Path) -> list[Side]:
     for count in (1, 2):
         outputs = [folder / f"pinned-{count}-{half}" for half in range(count)]
         jobs = [
-            start(options.model, folder / f"in-{half}", output, ("taskset", "-c", str(half)))
+            start(options, folder / f"in-{half}", output, ("taskset", "-c", str(half)))
             for half, output in enumerate(outputs)
         ]
         found.append(Side(f"{count} pinned", jobs, outputs))
         found[-1].wait()
     for count in (1, 2):
         output = folder / f"ray-{count}"
-        job = start(options.model, folder / "in-*" / "*", output, flags=("--ray", "local", "--ray-workers", str(count)))
+        job = start(options, folder / "in-*" / "*", output, flags=("--ray", "local", "--ray-workers", str(count)))
         found.append(Side(f"{count} of Ray", [job], [output]))
         found[-1].wait()
     return found
@@ -140,7 +139,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     finally:
         for side in found:
             side.end()
-    rates = {side.name: np.array(side.num_parts) / np.array(side.seconds) * ROWS_PER_PART for side in found}
+    rates = {side.name: np.array(side.num_parts) / np.array(side.seconds) * options.rows_per_part for side in found}
     rates = {name: each[WARM_UP:] for name, each in rates.items()}
     for name, each in rates.items():
         print(f"{name}: {each.mean():.1f} rows/s in {len(each)} turns")
@@ -159,6 +158,7 @@ def main() -> None:
     parser.add_argument("--model", default=str(ROOT / ".models" / "all-MiniLM-L6-v2"))
     parser.add_argument("--workload", default="short")
     parser.add_argument("--rows", type=int, default=65_536)
+    parser.add_argument("--rows-per-part", type=int, default=128, help="about as many as a worker computes in a second")
     parser.add_argument("--turn-s", type=float, default=3.0)
     parser.add_argument("--seconds", type=float, default=180.0, help="no round begins later")
     with tempfile.TemporaryDirectory() as folder:
