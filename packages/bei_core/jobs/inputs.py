@@ -95,7 +95,7 @@ def open_input(location: str, options: JobOptions) -> Input:
     """
     reader = Reader(location)
     files = reader.list()
-    splits, schema = list[tuple[str, Split]](), pa.schema([])
+    splits, schema, exact = list[tuple[str, Split]](), pa.schema([]), dict[pa.Schema, str]()
     for path in files:
         if not _is_unicode(path):
             raise ConfigError(f"the name of the file {path!r} is not UTF-8; rename it")
@@ -105,8 +105,11 @@ def open_input(location: str, options: JobOptions) -> Input:
                 continue
             columns, found = _planned(file, options)
         schema = _unified(schema, columns, path) if splits else columns
+        if file.has_types:
+            exact.setdefault(columns, path)
         splits += [(path, split) for split in found]
     reader.close()
+    _check_exact(exact, schema)
     schema = _without_nulls(schema)
     _check_copied(schema)
     digits = max(5, len(str(len(splits) - 1)))
@@ -142,6 +145,30 @@ def _unified(before: pa.Schema, columns: pa.Schema, path: str) -> pa.Schema:
         raise ConfigError(
             f"{path} has the columns {_inline(columns)}, the files before it {_inline(before)}"
         ) from error
+
+
+def _check_exact(exact: Mapping[pa.Schema, str], schema: pa.Schema) -> None:
+    """Raises ConfigError if whole numbers of a file with types would become floats, which change those over 2^53.
+
+    `exact` maps the types of such files to the first file that has them, and `schema` has those of all files.
+    """
+    for columns, path in exact.items():
+        for column in columns:
+            wider = schema.field(column.name).type
+            if _becomes_float(column.type, wider):
+                raise ConfigError(
+                    f"`keep` has {column.name}, which is {column.type} in {path} and {wider} with the other files, so "
+                    "its whole numbers would change; write one type into all files, or leave the column out"
+                )
+
+
+def _becomes_float(kind: pa.DataType, wider: pa.DataType) -> bool:
+    """Whether integers or decimals of a type, also in lists and objects, are floats in the type that replaces it."""
+    if pa.types.is_struct(kind):
+        return any(_becomes_float(field.type, wider.field(field.name).type) for field in kind)
+    if kind.num_fields and wider.num_fields:
+        return any(_becomes_float(kind.field(i).type, wider.field(i).type) for i in range(kind.num_fields))
+    return pa.types.is_floating(wider) and (pa.types.is_integer(kind) or pa.types.is_decimal(kind))
 
 
 def _without_nulls(schema: pa.Schema) -> pa.Schema:
