@@ -21,8 +21,8 @@ def plan_batches(
     A batch with several packed rows has at most `budget` tokens, padding included. A batch has at most `max_items`
     texts, and at most `max_tokens` unless its only text has more. The longest texts come first, so that memory does not
     grow later. The same lengths give the same batches, so that a part that is computed again has the same bits. Batches
-    of the same kind of rows differ by at most one row, because the engine keeps memory for each new shape of a batch; one
-    with more than `max_items` texts is divided into parts that differ by at most one text.
+    of the same kind of rows differ by at most one row, because the engine keeps memory for each new shape of a batch.
+    One with more than `max_items` texts is divided into batches that differ by at most one text.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     budget = min(budget, max_tokens)
