@@ -173,7 +173,7 @@ def test_traces_go_to_the_collector(url: str, collector: Collector) -> None:
     [
         ({"max_replicas": "many"}, "an option of the deployment is wrong"),
         ({"min_replicas": 3, "max_replicas": 2}, "min_replicas 3 is more than max_replicas 2"),
-        ({"num_cpus": -1}, "an option of the deployment is wrong: .* `num_cpus`|num_cpus"),
+        ({"num_cpus": -1}, r"an option of the deployment is wrong: .*num_cpus"),
         ({"max_replica": 2}, "unknown argument max_replica; did you mean max_replicas"),
         ({"max_batch_tokens": "many"}, "max_batch_tokens is 'many': Expected `int`"),
         *((({name: "1"}), f"the argument {name} is refused, because Ray's proxy has") for name in REFUSED),

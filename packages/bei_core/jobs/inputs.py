@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bei_core.errors import CheckpointError, ConfigError
-from bei_core.jobs.compressed import decompressed
+from bei_core.jobs.compressed import open_decompressed
 from bei_core.jobs.datafile import DataFile, Rows, Split, translate_read_errors
 from bei_core.jobs.formats import format_of, known_formats
 from bei_core.jobs.listing import list_data, version_of
@@ -64,7 +64,7 @@ class Reader:
             kind = format_of(path)
             if kind is None:
                 raise ConfigError(f"{path} is of no known format; known are {known_formats()}")
-            self._file, self._path = kind(path, decompressed(path, self._open.__enter__())), path
+            self._file, self._path = kind(path, open_decompressed(path, self._open.__enter__())), path
         return self._file
 
     def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
@@ -168,7 +168,7 @@ def _becomes_float(kind: pa.DataType, wider: pa.DataType) -> bool:
         return any(_becomes_float(field.type, wider.field(field.name).type) for field in kind)
     if kind.num_fields and wider.num_fields:
         return any(_becomes_float(kind.field(i).type, wider.field(i).type) for i in range(kind.num_fields))
-    return pa.types.is_floating(wider) and (pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+    return bool(pa.types.is_floating(wider) and (pa.types.is_integer(kind) or pa.types.is_decimal(kind)))
 
 
 def _without_nulls(schema: pa.Schema) -> pa.Schema:

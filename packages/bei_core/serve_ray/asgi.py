@@ -17,7 +17,7 @@ def open_budget(limit: int) -> BodyBudget:
     return BodyBudget(limit, MemoryReturner().later)
 
 
-def application(services: list[Service], traces: Traces | None, budget: BodyBudget) -> tuple[App, ASGIApp]:
+def make_application(services: list[Service], traces: Traces | None, budget: BodyBudget) -> tuple[App, ASGIApp]:
     """Returns the App of some services, and the ASGI application that counts the bytes of bodies in the budget."""
     app, asgi = make_app(*services, traces=traces)
 

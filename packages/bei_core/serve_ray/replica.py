@@ -21,7 +21,7 @@ from bei_core.http.replies import error_response, format_of
 from bei_core.http.traces import Traces, open_traces
 from bei_core.logs import configure_worker_logging
 from bei_core.metrics import Metrics
-from bei_core.serve_ray.asgi import Reply, application, open_budget
+from bei_core.serve_ray.asgi import Reply, make_application, open_budget
 from bei_core.serving.service import Service
 from bei_core.storage.errors import TransientError
 
@@ -35,7 +35,7 @@ class LoadedModel:
 
     def __init__(self, settings: Settings, traces: Traces | None, budget: BodyBudget) -> None:
         self.services = Service.open_all(settings, Metrics())
-        self.app, self.asgi = application(self.services, traces, budget)
+        self.app, self.asgi = make_application(self.services, traces, budget)
 
     def __del__(self) -> None:
         for service in getattr(self, "services", ()):
@@ -105,7 +105,7 @@ class Replica:
         services = self._own.services
         if len(services) == 1:
             return dict.fromkeys(by_name(services), self._own.asgi)
-        apps = {each.name: application([each], self._traces, self._budget)[1] for each in services}
+        apps = {each.name: make_application([each], self._traces, self._budget)[1] for each in services}
         return {name: apps[service.name] for name, service in by_name(services).items()}
 
 

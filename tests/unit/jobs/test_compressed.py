@@ -17,7 +17,7 @@ import zstandard
 
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.jobs import JobOptions, embed
-from bei_core.jobs.compressed import decompressed
+from bei_core.jobs.compressed import open_decompressed
 from bei_core.jobs.inputs import Reader, open_input
 from bei_core.jobs.job import Job
 from tests.unit.cli.fake_model import opens
@@ -67,7 +67,7 @@ def test_the_end_of_a_name_has_any_case(tmp_path: Path, end: str) -> None:
 
 @pytest.mark.parametrize("end", COMPRESS)
 def test_any_position_can_be_read(end: str) -> None:
-    file = decompressed(f"a.txt{end}", io.BytesIO(COMPRESS[end](LINES)))
+    file = open_decompressed(f"a.txt{end}", io.BytesIO(COMPRESS[end](LINES)))
     for position in (0, 150_000, 30, 30, len(LINES) - 5, 0, len(LINES) + 10):
         file.seek(position)
         assert file.read(17) == LINES[position : position + 17]
