@@ -99,7 +99,8 @@ def test_objects_with_different_keys_have_the_keys_of_all_files(tmp_path: Path, 
     for name, row in zip(names, ({"n": 1}, {"m": "x", "n": 2}), strict=True):
         pq.write_table(pa.table({"text": ["the"], "meta": [row]}), tmp_path / f"{name}.parquet")
     rows = kept(opened(tmp_path, keep=("meta",))[1], "meta")
-    assert sorted(rows, key=lambda row: row["n"]) == [{"n": 1, "m": None}, {"n": 2, "m": "x"}]
+    expected = [{"n": 1, "m": None}, {"n": 2, "m": "x"}]
+    assert rows == (expected if names[0] == "a" else expected[::-1])
 
 
 def test_numbers_of_json_that_are_whole_in_one_file_only(tmp_path: Path) -> None:
