@@ -376,7 +376,7 @@ class App:
 
 
 def make_app(*services: Service, traces: Traces | None = None, kind: type[App] = App) -> tuple[App, ASGIApp]:
-    """Returns the App, and the ASGI application to run, which is the App with CORS if `cors_allow_origin` is set."""
+    """Returns the App, a `kind`, and the ASGI application to run: the App with CORS if `cors_allow_origin` is set."""
     app = kind(*services, traces=traces)
     origins = app.service.settings.cors_allow_origin
     return app, CORSMiddleware(

@@ -164,6 +164,8 @@ def _check_exact(exact: Mapping[pa.Schema, str], schema: pa.Schema) -> None:
 
 def _becomes_float(kind: pa.DataType, wider: pa.DataType) -> bool:
     """Whether integers or decimals of a type, also in lists and objects, are floats in the type that replaces it."""
+    if kind == wider:
+        return False
     if pa.types.is_struct(kind):
         return any(_becomes_float(field.type, wider.field(field.name).type) for field in kind)
     if kind.num_fields and wider.num_fields:

@@ -49,8 +49,8 @@ def _why_none(others: Sequence[str], folders: Sequence[str], hidden: Sequence[st
         return f"has only folders {_counted(folders)}; {instead}"
     if hidden and not others:
         return (
-            f"has only hidden files {_counted(hidden).replace(':', ',', 1)}; to read files whose names or folders "
-            "begin with . or _, name them in a glob, such as _*.parquet"
+            f"has only hidden files {_counted(hidden)}; to read files whose names or folders begin with . or _, name "
+            "them in a glob, such as _*.parquet"
         )
     return f"has no file of a known format; known are {known_formats()}"
 

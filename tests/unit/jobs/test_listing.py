@@ -106,7 +106,7 @@ def test_a_folder_behind_a_link_is_logged(tmp_path: Path, caplog: pytest.LogCapt
 @pytest.mark.parametrize(
     ("location", "said"),
     [
-        ("hidden", r"hidden has only hidden files \(2\), .*/hidden/\.b\.jsonl, .*/hidden/_a\.jsonl; .*name them"),
+        ("hidden", r"hidden has only hidden files \(2\): .*/hidden/\.b\.jsonl, .*/hidden/_a\.jsonl; .*name them"),
         ("hidden/*", r"hidden/\* has only hidden files \(2\)"),
         ("day*", r"day\* has only folders \(1\): .*/day1\.jsonl; give the files in them, such as .*/day\*/\*"),
         ("other", r"other has no file of a known format; known are "),
