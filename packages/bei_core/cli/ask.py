@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bei_core.cli.flags import OutputFile, load_settings, one_model, settings_flags
+from bei_core.cli.flags import OutputFile, load_settings, settings_flags
+from bei_core.config.one_model import one_model
 from bei_core.errors import ConfigError
 
 if TYPE_CHECKING:

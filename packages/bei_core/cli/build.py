@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from bei_core.cli.flags import Command, load_settings, one_model, settings_flags
+from bei_core.cli.flags import Command, load_settings, settings_flags
+from bei_core.config.one_model import one_model
 
 
 @click.command(cls=Command, params=settings_flags())

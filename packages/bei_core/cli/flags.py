@@ -13,7 +13,6 @@ from msgspec import Struct
 
 from bei_core.config.declaration import Declared, declared
 from bei_core.config.settings import Settings
-from bei_core.errors import ConfigError
 from bei_core.logs import configure_logging
 
 _TYPES: Mapping[type, click.ParamType[Any]] = {
@@ -107,14 +106,6 @@ def load_settings(flags: Mapping[str, object]) -> Settings:
     settings = Settings.load(given, os.environ, config if isinstance(config, Path) else None)
     configure_logging(json_output=settings.json_output, level=settings.log_level)
     return settings
-
-
-def one_model(settings: Settings) -> Settings:
-    """The settings of the only model. Raises ConfigError if there are several."""
-    first, *others = settings.each()
-    if others:
-        raise ConfigError(f"{len(others) + 1} models are given, and this takes one")
-    return first
 
 
 def _flag(field: Declared) -> click.Option:

@@ -375,9 +375,9 @@ class App:
         return await inflated(body, coding.decode("latin-1"), limit, call.request.scope)
 
 
-def make_app(*services: Service, traces: Traces | None = None) -> tuple[App, ASGIApp]:
-    """Returns the App, and the ASGI application to run, which is the App with CORS if `cors_allow_origin` is set."""
-    app = App(*services, traces=traces)
+def make_app(*services: Service, traces: Traces | None = None, kind: type[App] = App) -> tuple[App, ASGIApp]:
+    """Returns the App, a `kind`, and the ASGI application to run: the App with CORS if `cors_allow_origin` is set."""
+    app = kind(*services, traces=traces)
     origins = app.service.settings.cors_allow_origin
     return app, CORSMiddleware(
         app, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
+from typing import TypeVar
+
+T = TypeVar("T")
 
 # Engines that pad have packed rows of at least 64 tokens (engines/openvino/packing.py). Attention costs less in short
 # rows, but fewer texts fit together. With 80, less than 3% is padding for parts of 512 rows and more.
@@ -19,17 +22,22 @@ def plan_batches(
     texts, and at most `max_tokens` unless its only text has more. The longest texts come first, so that memory does not
     grow later. The same lengths give the same batches, so that a part that is computed again has the same bits. Batches
     of the same kind of rows differ by at most one row, because the engine keeps memory for each new shape of a batch.
+    One with more than `max_items` texts is divided into batches that differ by at most one text.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     budget = min(budget, max_tokens)
     for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index], max_tokens)):
         rows = _best_fit(list(indices), lengths, row_tokens)
         num_batches = -(-len(rows) // max(1, budget // row_tokens))
-        ends = [len(rows) * number // num_batches for number in range(num_batches + 1)]
-        for start, end in pairwise(ends):
-            batch = [index for row in rows[start:end] for index in row]
-            size = max_items or len(batch)
-            yield from (batch[first : first + size] for first in range(0, len(batch), size))
+        for part in _even_parts(rows, num_batches):
+            batch = [index for row in part for index in row]
+            yield from _even_parts(batch, -(-len(batch) // (max_items or len(batch))))
+
+
+def _even_parts(items: list[T], num_parts: int) -> Iterator[list[T]]:
+    """Yields the items in parts whose sizes differ by at most one."""
+    ends = [len(items) * number // num_parts for number in range(num_parts + 1)]
+    return (items[start:end] for start, end in pairwise(ends))
 
 
 def _row_tokens(length: int, max_tokens: int) -> int:

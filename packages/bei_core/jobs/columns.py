@@ -23,6 +23,8 @@ _TEXT_TYPES = {"string", "large_string", "string_view", "null"}
 class _Columns(DataFile):
     """A file that stores columns in groups of rows. Reading its parts in order reads each group once."""
 
+    has_types = True
+
     def __init__(self, name: str, file: BinaryIO) -> None:
         super().__init__(name, file)
         self._position = -1  # the row that is read next

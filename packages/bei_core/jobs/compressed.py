@@ -13,7 +13,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-_SKIPPED_BYTES = 1 << 20  # per step on the way to a position
+_BUFFER_BYTES = 1 << 20  # of a read, and of a step on the way to a position
 
 
 class _Shared(io.RawIOBase):
@@ -33,7 +33,8 @@ class _Shared(io.RawIOBase):
 
 
 class _Decompressed(io.RawIOBase):
-    """The content of a file that pyarrow decompresses, frame by frame. A position before the current one reads again.
+    """The content of a file that pyarrow decompresses, frame by frame. Seeking backwards decompresses again from
+    the start.
 
     Raises OSError for content that is damaged or ends too early.
     """
@@ -67,7 +68,7 @@ class _Decompressed(io.RawIOBase):
         if position < self._position:
             self._restart()
         while self._position < position:
-            content = self._stream.read(min(_SKIPPED_BYTES, position - self._position))
+            content = self._stream.read(min(_BUFFER_BYTES, position - self._position))
             if not content:
                 break
             self._position += len(content)
@@ -84,7 +85,7 @@ class _Decompressed(io.RawIOBase):
 
 
 def _by_pyarrow(codec: str, file: BinaryIO) -> BinaryIO:
-    return cast("BinaryIO", io.BufferedReader(_Decompressed(codec, file), _SKIPPED_BYTES))
+    return cast("BinaryIO", io.BufferedReader(_Decompressed(codec, file), _BUFFER_BYTES))
 
 
 _OPENERS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
@@ -95,16 +96,16 @@ _OPENERS: Mapping[str, Callable[[BinaryIO], BinaryIO]] = {
     ".lz4": partial(_by_pyarrow, "lz4"),
 }
 
-ENDS = tuple(_OPENERS)
+EXTENSIONS = tuple(_OPENERS)
 
 
-def without_end(path: str) -> str:
-    """Returns a path in lower case without the end of its name that says how the file is compressed."""
+def strip_extension(path: str) -> str:
+    """Returns a path in lower case without the extension that says how the file is compressed."""
     path = path.lower()
-    return next((path.removesuffix(end) for end in ENDS if path.endswith(end)), path)
+    return next((path.removesuffix(end) for end in EXTENSIONS if path.endswith(end)), path)
 
 
-def decompressed(path: str, file: BinaryIO) -> BinaryIO:
-    """Returns the content of a file, decompressed as the end of its name says."""
+def open_decompressed(path: str, file: BinaryIO) -> BinaryIO:
+    """Returns the content of a file, decompressed as its extension says."""
     opener = _OPENERS.get(PurePosixPath(path.lower()).suffix)
     return file if opener is None else opener(file)

@@ -36,6 +36,7 @@ class DataFile:
     """One open file of a data set. Subclasses are the formats."""
 
     extensions: ClassVar[tuple[str, ...]]
+    has_types: ClassVar[bool] = False  # whether the file says the types of its columns
 
     def __init__(self, name: str, file: BinaryIO) -> None:
         self.name = name

@@ -12,12 +12,12 @@ FORMATS: tuple[type[DataFile], ...] = (ParquetFile, ArrowFile, JsonLinesFile, Cs
 
 def format_of(path: str) -> type[DataFile] | None:
     """The format of a file by the end of its name; None for another kind of file."""
-    name = compressed.without_end(path)
+    name = compressed.strip_extension(path)
     found = next((each for each in FORMATS if name.endswith(each.extensions)), None)
     return None if found is None or (name != path.lower() and not issubclass(found, Lines)) else found
 
 
 def known_formats() -> str:
-    """Returns the supported ends of file names in one line, for errors and help."""
-    ends = ", ".join(end for each in FORMATS for end in each.extensions)
-    return f"{ends} (those of lines also with {', '.join(compressed.ENDS)})"
+    """Returns the supported extensions in one line, for errors and help."""
+    found = ", ".join(end for each in FORMATS for end in each.extensions)
+    return f"{found} (those of lines also with {', '.join(compressed.EXTENSIONS)})"

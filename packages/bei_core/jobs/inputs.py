@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
@@ -14,14 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bei_core.errors import CheckpointError, ConfigError
-from bei_core.jobs.compressed import decompressed
+from bei_core.jobs.compressed import open_decompressed
 from bei_core.jobs.datafile import DataFile, Rows, Split, translate_read_errors
 from bei_core.jobs.formats import format_of, known_formats
+from bei_core.jobs.listing import list_data, version_of
 from bei_core.jobs.options import JobOptions
 from bei_core.storage.backends import redact
 from bei_core.storage.objects import open_location
-
-log = logging.getLogger(__name__)
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -53,6 +50,7 @@ class Reader:
     def __init__(self, location: str, versions: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """`versions` are those that the files must have, by path; without them, any is read."""
         self._files, self._root = open_location(location)
+        self._location = location
         self._versions = versions
         self._path = ""
         self._open: AbstractContextManager[Any] | None = None
@@ -66,14 +64,14 @@ class Reader:
             kind = format_of(path)
             if kind is None:
                 raise ConfigError(f"{path} is of no known format; known are {known_formats()}")
-            self._file, self._path = kind(path, decompressed(path, self._open.__enter__())), path
+            self._file, self._path = kind(path, open_decompressed(path, self._open.__enter__())), path
         return self._file
 
     def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
         """Returns the rows of a part. Raises CheckpointError if the file cannot be read, or is not what it was."""
         with translate_read_errors(part.path):
             rows = self.file(part.path).read(part.split, options.text_columns, schema)
-            if self._versions is not None and _version(self._files.info(part.path)) != self._versions[part.path]:
+            if self._versions is not None and version_of(self._files.info(part.path)) != self._versions[part.path]:
                 raise CheckpointError(
                     f"{part.path} has changed since the job began; start it in another folder, with a copy of the file"
                 )
@@ -85,32 +83,9 @@ class Reader:
             self._open.__exit__(None, None, None)
         self._open, self._file, self._path = None, None, ""
 
-    def exists(self) -> bool:
-        """Whether the location is a file or a folder that exists, or a glob."""
-        return any(mark in self._root for mark in "*?[") or self._files.exists(self._root)
-
     def list(self) -> dict[str, Mapping[str, Any]]:
-        """Returns the files of known formats at the location (a file, a folder or a glob): versions by path.
-
-        Hidden files are left out. If there are files of other formats too, one line of the log says so.
-        """
-        files, path = self._files, self._root
-        if files.isfile(path):  # also if its name has brackets
-            found = {path: files.info(path)}
-        elif any(mark in path for mark in "*?["):
-            found = files.glob(path, detail=True)
-        else:
-            found = files.find(path, detail=True)
-        base = min((path.index(mark) for mark in "*?[" if mark in path and path not in found), default=len(path))
-        found = {
-            name: info
-            for name, info in sorted(found.items())
-            if info["type"] != "directory" and not _is_hidden(name[base:])
-        }
-        known = {name: _version(info) for name, info in found.items() if format_of(name)}
-        if known:
-            _log_skipped([name for name in found if name not in known])
-        return known
+        """Returns the files at the location: versions by path. Raises ConfigError if there is none; see `list_data`."""
+        return list_data(self._files, self._root, self._location)
 
 
 def open_input(location: str, options: JobOptions) -> Input:
@@ -120,11 +95,7 @@ def open_input(location: str, options: JobOptions) -> Input:
     """
     reader = Reader(location)
     files = reader.list()
-    if not files and not reader.exists():
-        raise ConfigError(f"{redact(location)} does not exist")
-    if not files:
-        raise ConfigError(f"{redact(location)} has no file of a known format; known are {known_formats()}")
-    splits, schema = list[tuple[str, Split]](), pa.schema([])
+    splits, schema, exact = list[tuple[str, Split]](), pa.schema([]), dict[pa.Schema, str]()
     for path in files:
         if not _is_unicode(path):
             raise ConfigError(f"the name of the file {path!r} is not UTF-8; rename it")
@@ -134,8 +105,11 @@ def open_input(location: str, options: JobOptions) -> Input:
                 continue
             columns, found = _planned(file, options)
         schema = _unified(schema, columns, path) if splits else columns
+        if file.has_types:
+            exact.setdefault(columns, path)
         splits += [(path, split) for split in found]
     reader.close()
+    _check_exact(exact, schema)
     schema = _without_nulls(schema)
     _check_copied(schema)
     digits = max(5, len(str(len(splits) - 1)))
@@ -173,6 +147,32 @@ def _unified(before: pa.Schema, columns: pa.Schema, path: str) -> pa.Schema:
         ) from error
 
 
+def _check_exact(exact: Mapping[pa.Schema, str], schema: pa.Schema) -> None:
+    """Raises ConfigError if whole numbers of a file with types would become floats, which change those over 2^53.
+
+    `exact` maps the types of such files to the first file that has them, and `schema` has those of all files.
+    """
+    for columns, path in exact.items():
+        for column in columns:
+            wider = schema.field(column.name).type
+            if _becomes_float(column.type, wider):
+                raise ConfigError(
+                    f"`keep` has {column.name}, which is {column.type} in {path} and {wider} with the other files, so "
+                    "its whole numbers would change; write one type into all files, or leave the column out"
+                )
+
+
+def _becomes_float(kind: pa.DataType, wider: pa.DataType) -> bool:
+    """Whether integers or decimals of a type, also in lists and objects, are floats in the type that replaces it."""
+    if kind == wider:
+        return False
+    if pa.types.is_struct(kind):
+        return any(_becomes_float(field.type, wider.field(field.name).type) for field in kind)
+    if kind.num_fields and wider.num_fields:
+        return any(_becomes_float(kind.field(i).type, wider.field(i).type) for i in range(kind.num_fields))
+    return bool(pa.types.is_floating(wider) and (pa.types.is_integer(kind) or pa.types.is_decimal(kind)))
+
+
 def _without_nulls(schema: pa.Schema) -> pa.Schema:
     """Returns the types with text in place of null, the type of a column whose first values are all null."""
     return pa.schema([each.with_type(pa.string()) if pa.types.is_null(each.type) else each for each in schema])
@@ -201,24 +201,3 @@ def _is_unicode(text: str) -> bool:
 
 def _inline(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in schema)
-
-
-def _is_hidden(path: str) -> bool:
-    """Whether the name of a file or of one of its folders says that it is not data: it begins with `.` or `_`.
-
-    `path` is relative to the location of the data set. A folder such as `_day=1` is a partition, whose files are data.
-    """
-    return any(part.startswith(".") or (part.startswith("_") and "=" not in part) for part in PurePosixPath(path).parts)
-
-
-def _log_skipped(skipped: Sequence[str]) -> None:
-    """Warns about files of no known format."""
-    if skipped:
-        first = ", ".join(skipped[:3]) + ", …" * (len(skipped) > 3)
-        log.warning("skipping files of no known format (%d): %s; known are %s", len(skipped), first, known_formats())
-
-
-def _version(info: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Returns what differs between versions of a file: its size, and its tag or time of change."""
-    tags = ("ETag", "etag", "md5Hash", "generation", "blob_id", "mtime")
-    return {"size": info["size"], **{tag: str(info[tag]) for tag in tags if info.get(tag)}}

@@ -20,10 +20,12 @@ import pyarrow as pa
 from bei_core.errors import ConfigError
 from bei_core.jobs.datafile import DataFile, Rows, Split
 
-_SCANNED_BYTES = 16 << 20  # per step of the search for line ends
+_SCANNED_BYTES = 4 << 20  # per step of the search for line ends
 _SAMPLE_ROWS = 1000  # from which the columns of JSON and their types are inferred
 _MAX_ROW_BYTES = 64 << 20
-_NOT_CSV = b'"x"x\n'  # a line that ends a row with an error, also within quotation marks
+# A line that ends a row with an error, also within quotation marks. It replaces a line of CSV that is too long. If that
+# line begins a field in quotation marks that goes on in later lines, these are read as rows.
+_NOT_CSV = b'"x"x\n'
 
 
 class Lines(DataFile):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import fields
 
 from bei_core.errors import ConfigError
 
@@ -23,11 +24,13 @@ prometheus_port
 """
 SETTINGS_OF_SERVERS = frozenset(_OF_SERVERS.split())
 
+_OF_EMBEDDINGS = {"output_dtype", "dimensions", "normalize"}  # options
+
 
 def check_settings(given: Iterable[str]) -> None:
     """Raises ConfigError if one of the settings that were given for a job is a server's."""
     if names := sorted(SETTINGS_OF_SERVERS.intersection(given)):
-        raise ConfigError(f"a job has no server, which {', '.join(names)} would be for; leave out {', '.join(names)}")
+        raise ConfigError(f"a job takes no settings of a server; leave out {', '.join(names)}")
 
 
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,8 +76,8 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def check_for(self, job: Task) -> None:
         """Raises ConfigError for options that a job does not have: those of embeddings, and the column of queries."""
-        of_embeddings = {"output_dtype": "float32", "dimensions": None, "normalize": True}
-        if job != "embed" and (names := [name for name, no in of_embeddings.items() if getattr(self, name) != no]):
+        given = [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+        if job != "embed" and (names := [name for name in given if name in _OF_EMBEDDINGS]):
             raise ConfigError(f"the job {job} takes no {', '.join(names)}; leave out what is for embeddings")
         if (job == "rerank") != (self.query_column is not None):
             needs = "needs" if job == "rerank" else "takes no"

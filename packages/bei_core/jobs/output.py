@@ -25,7 +25,7 @@ from bei_core.storage.backends import is_store, redact
 from bei_core.storage.cache import TEMP_SUFFIX, write_atomically
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import try_lock_file
-from bei_core.storage.objects import ObjectStore, is_matched
+from bei_core.storage.objects import ObjectStore, matches_glob
 
 JOB, MANIFEST, _LOCK = "_job.json", "_manifest.json", ".lock"
 
@@ -48,12 +48,12 @@ class Folder:
         self._store = ObjectStore(location) if is_store(location) else None
         self._path = Path(location)
 
-    def check_apart(self, source: str) -> None:
+    def check_outside(self, source: str) -> None:
         """Raises ConfigError if the folder is in the input: a job that is resumed would read its own parts."""
         outer, inner = (
             PurePosixPath(each if is_store(each) else Path(each).resolve()) for each in (source, self.location)
         )
-        if inner.is_relative_to(outer) or is_matched(str(inner / "part-00000.parquet"), str(outer)):
+        if inner.is_relative_to(outer) or matches_glob(str(inner / "part-00000.parquet"), str(outer)):
             raise ConfigError(
                 f"the output {redact(self.location)} is in the input {redact(source)}; give a folder outside it"
             )

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from bei_core.config.one_model import one_model
 from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
-from bei_core.errors import ConfigError
 from bei_core.jobs.inputs import Input, Part, open_input
 from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions, check_settings
@@ -38,7 +38,7 @@ def embed(
     Raises StartError if the job cannot start or continue.
     """
     settings, options, folder = _loaded(settings), options or JobOptions(), Folder(str(output))
-    folder.check_apart(str(source))
+    folder.check_outside(str(source))
     target = None if options.sink is None else target_of(options.sink)
     if target is not None:
         check_target(target, several_processes=ray is not None)  # before an engine is built
@@ -68,10 +68,7 @@ def _loaded(settings: Settings | Mapping[str, object] | None) -> Settings:
         settings = Settings.load(given, os.environ)
         if given.keys() & {"log_level", "json_output"}:
             configure_own_logging(json_output=settings.json_output, level=settings.log_level)
-    first, *others = settings.each()
-    if others:
-        raise ConfigError(f"{len(others) + 1} models are given, and a job takes one")
-    return first
+    return one_model(settings)
 
 
 def _compute_here(

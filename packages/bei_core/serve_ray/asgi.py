@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bei_core.errors import RequestError
 from bei_core.http.app import App, make_app
 from bei_core.http.limits import LEASE, BodyBudget, BodyLease
 from bei_core.http.memory import MemoryReturner
+from bei_core.http.route import Call
 from bei_core.http.traces import Traces
 from bei_core.serving.service import Service
+
+_ERROR = "bei.error"  # key in the ASGI scope of a request that is refused
 
 
 def open_budget(limit: int) -> BodyBudget:
@@ -17,7 +23,7 @@ def open_budget(limit: int) -> BodyBudget:
     return BodyBudget(limit, MemoryReturner().later)
 
 
-def application(services: list[Service], traces: Traces | None, budget: BodyBudget) -> tuple[App, ASGIApp]:
+def make_application(services: list[Service], traces: Traces | None, budget: BodyBudget) -> tuple[App, ASGIApp]:
     """Returns the App of some services, and the ASGI application that counts the bytes of bodies in the budget."""
     app, asgi = make_app(*services, traces=traces)
 
@@ -36,6 +42,27 @@ def application(services: list[Service], traces: Traces | None, budget: BodyBudg
             lease.release()
 
     return app, counting
+
+
+class _RefusingApp(App):
+    """Answers each request with the error in its scope, with the headers, log line and trace of any other reply."""
+
+    async def _answer(self, call: Call) -> Response:
+        error: RequestError = call.request.scope[_ERROR]
+        raise error
+
+
+def make_refusal(services: list[Service], traces: Traces | None) -> Callable[[RequestError], ASGIApp]:
+    """Returns a function that returns the ASGI application that answers with an error, as the App of some services."""
+    _, asgi = make_app(*services, traces=traces, kind=_RefusingApp)
+
+    def refusal(error: RequestError) -> ASGIApp:
+        async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+            await asgi({**scope, _ERROR: error}, receive, send)
+
+        return refuse
+
+    return refusal
 
 
 class Reply(Response):

@@ -17,11 +17,10 @@ from bei_core.errors import DiskError, NotFoundError, RequestError, StartError, 
 from bei_core.http.keys import Keys
 from bei_core.http.limits import BodyBudget
 from bei_core.http.naming import by_name
-from bei_core.http.replies import error_response, format_of
 from bei_core.http.traces import Traces, open_traces
 from bei_core.logs import configure_worker_logging
 from bei_core.metrics import Metrics
-from bei_core.serve_ray.asgi import Reply, application, open_budget
+from bei_core.serve_ray.asgi import Reply, make_application, make_refusal, open_budget
 from bei_core.serving.service import Service
 from bei_core.storage.errors import TransientError
 
@@ -35,7 +34,7 @@ class LoadedModel:
 
     def __init__(self, settings: Settings, traces: Traces | None, budget: BodyBudget) -> None:
         self.services = Service.open_all(settings, Metrics())
-        self.app, self.asgi = application(self.services, traces, budget)
+        self.app, self.asgi = make_application(self.services, traces, budget)
 
     def __del__(self) -> None:
         for service in getattr(self, "services", ()):
@@ -53,6 +52,7 @@ class Replica:
         self._budget = open_budget(settings.max_body_bytes_in_flight)
         self._own = LoadedModel(settings, self._traces, self._budget)
         self._by_name = self._own_by_name()
+        self._refusal = make_refusal(self._own.services, self._traces)
 
     def __del__(self) -> None:
         traces: Traces | None = getattr(self, "_traces", None)
@@ -64,7 +64,7 @@ class Replica:
         try:
             return Reply(await self._chosen(request))
         except RequestError as error:
-            return error_response(error, format_of(request.scope["path"]))
+            return Reply(self._refusal(error))
 
     @serve.multiplexed(max_num_models_per_replica=_NUM_MODELS)  # type: ignore[untyped-decorator,unused-ignore]
     async def model(self, model_id: str) -> LoadedModel:
@@ -105,7 +105,7 @@ class Replica:
         services = self._own.services
         if len(services) == 1:
             return dict.fromkeys(by_name(services), self._own.asgi)
-        apps = {each.name: application([each], self._traces, self._budget)[1] for each in services}
+        apps = {each.name: make_application([each], self._traces, self._budget)[1] for each in services}
         return {name: apps[service.name] for name, service in by_name(services).items()}
 
 

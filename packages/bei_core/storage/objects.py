@@ -112,8 +112,8 @@ def _credentials(backend: Backend, url: str, secret: str) -> Options:
         raise CheckpointError(f"{redact(url)}: the secret has no {error.args[0]}; {takes}") from error
 
 
-def is_matched(path: str, pattern: str) -> bool:
-    """Whether a glob, as the file systems of `open_location` read it, has a path."""
+def matches_glob(path: str, pattern: str) -> bool:
+    """Whether the glob `pattern` matches `path`, by the rules of fsspec."""
     from fsspec.utils import glob_translate
 
     return re.match(glob_translate(pattern), path) is not None

@@ -81,7 +81,7 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
         (["pull"], "no model is given"),
         (["serve", "--hostname", ""], "--hostname is ''"),
         (["serve", "--trt-llm", "{"], "trt_llm is not JSON"),
-        (["build", "--model", "a", "--model", "b", "--output", "x"], "2 models are given, and this takes one"),
+        (["build", "--model", "a", "--model", "b", "--output", "x"], "2 models are given; give one"),
         (["bench", "--num-requests", "0"], "`num_requests` must be at least 1"),
         (["truss", "init", "there", "--from", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
     ],

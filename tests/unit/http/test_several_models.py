@@ -304,5 +304,5 @@ def test_a_command_line_repeats_the_flag(monkeypatch: pytest.MonkeyPatch, flag: 
 
 
 def test_a_command_for_one_model_refuses_several() -> None:
-    with pytest.raises(ConfigError, match="2 models are given, and this takes one"):
+    with pytest.raises(ConfigError, match="2 models are given; give one"):
         CliRunner().invoke(cli.app, ["embed", "--model", "a", "--model", "b", "text"], catch_exceptions=False)

@@ -37,6 +37,11 @@ def test_a_batch_has_at_most_the_tokens_and_texts_that_are_set(
         assert len(batch) == 1 or sum(lengths[index] for index in batch) <= max_tokens
 
 
+@pytest.mark.parametrize(("num_texts", "sizes"), [(341, [170, 171]), (256, [256]), (600, [200, 200, 200])])
+def test_a_batch_of_too_many_texts_is_divided_evenly(num_texts: int, sizes: list[int]) -> None:
+    assert [len(batch) for batch in plan_batches([3] * num_texts, 4096, max_items=256)] == sizes
+
+
 @given(lengths=LENGTHS)
 def test_the_longest_text_is_in_the_first_batch(lengths: list[int]) -> None:
     first = next(plan_batches(lengths, 1024), [])

@@ -16,8 +16,8 @@ import pytest
 import zstandard
 
 from bei_core.errors import CheckpointError, ConfigError
-from bei_core.jobs import JobOptions, embed
-from bei_core.jobs.compressed import decompressed
+from bei_core.jobs import JobOptions, compressed, embed
+from bei_core.jobs.compressed import open_decompressed
 from bei_core.jobs.inputs import Reader, open_input
 from bei_core.jobs.job import Job
 from tests.unit.cli.fake_model import opens
@@ -67,7 +67,7 @@ def test_the_end_of_a_name_has_any_case(tmp_path: Path, end: str) -> None:
 
 @pytest.mark.parametrize("end", COMPRESS)
 def test_any_position_can_be_read(end: str) -> None:
-    file = decompressed(f"a.txt{end}", io.BytesIO(COMPRESS[end](LINES)))
+    file = open_decompressed(f"a.txt{end}", io.BytesIO(COMPRESS[end](LINES)))
     for position in (0, 150_000, 30, 30, len(LINES) - 5, 0, len(LINES) + 10):
         file.seek(position)
         assert file.read(17) == LINES[position : position + 17]
@@ -102,17 +102,27 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, end: str, how: str)
 
 
 @pytest.mark.parametrize("end", COMPRESS)
-def test_the_memory_does_not_grow_with_the_file(tmp_path: Path, end: str) -> None:
-    content = b"x" * 99 + b"\n"
-    (tmp_path / f"a.txt{end}").write_bytes(COMPRESS[end](content * 1_000_000))
-    reader, options = Reader(str(tmp_path / f"a.txt{end}")), JobOptions(rows_per_part=100_000)
+def test_the_memory_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
+    path, options = tmp_path / f"a.txt{end}", JobOptions(rows_per_part=100_000)
+    path.write_bytes(COMPRESS[end]((b"x" * 99 + b"\n") * 10_000) * 100)
+    readinto, before, of_pyarrow = compressed._Decompressed.readinto, pa.total_allocated_bytes(), list[int]()
+
+    def measured(self: compressed._Decompressed, buffer: memoryview) -> int:
+        size = readinto(self, buffer)
+        of_pyarrow.append(pa.total_allocated_bytes() - before)  # tracemalloc does not see it
+        return size
+
+    monkeypatch.setattr(compressed._Decompressed, "readinto", measured)
     tracemalloc.start()
     try:
-        data = open_input(str(tmp_path / f"a.txt{end}"), options)
+        data = open_input(str(path), options)
         assert [part.split.num_rows for part in data.parts] == [100_000] * 10
-        assert tracemalloc.get_traced_memory()[1] < 80_000_000  # the file has 100 MB
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000  # the file has 100 MB
     finally:
         tracemalloc.stop()
+    assert bool(of_pyarrow) == (end in {".zst", ".lz4"})
+    assert max(of_pyarrow, default=0) < 10_000_000
+    reader = Reader(str(path))
     assert len(reader.read(data.parts[9], options, data.schema).texts[0]) == 100_000
     reader.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from bei_core.errors import ConfigError
 from bei_core.jobs.inputs import open_input
 from bei_core.jobs.options import JobOptions
-from tests.unit.jobs.test_odd_inputs import kept, opened, stream
+from tests.unit.jobs.test_odd_inputs import kept, opened, stream, texts
 
 NOT_COPIED = {
     "interval": pa.array([(1, 2, 3)], pa.month_day_nano_interval()),
@@ -53,7 +54,7 @@ def test_views_in_lists_and_objects_are_copied(tmp_path: Path, name: str, kind: 
     ("first", "second", "both"),
     [
         (pa.int32(), pa.int64(), pa.int64()),
-        (pa.int64(), pa.float64(), pa.float64()),
+        (pa.float32(), pa.float64(), pa.float64()),
         (pa.large_string(), pa.string(), pa.large_string()),
         (pa.list_(pa.float32()), pa.list_(pa.float64()), pa.list_(pa.float64())),
     ],
@@ -67,6 +68,39 @@ def test_files_whose_types_have_one_in_common_are_one_data_set(
         pq.write_table(pa.table({"text": ["the"], "copy": pa.array(value, kind)}), tmp_path / name)
     data, parts = opened(tmp_path, keep=("copy",))
     assert (data.schema.field("copy").type, kept(parts, "copy")) == (both, value * 2)
+
+
+OF_INTEGERS = {
+    "integer": (pa.int64(), pa.float64(), 2**53 + 1, 0.5),
+    "small integer": (pa.int8(), pa.float64(), 1, 0.5),
+    "decimal": (pa.decimal128(20, 2), pa.float64(), 1, 0.5),
+    "list": (pa.list_(pa.int64()), pa.list_(pa.float64()), [2**53 + 1], [0.5]),
+    "object": (pa.struct([("n", pa.int64())]), pa.struct([("n", pa.float64())]), {"n": 2**53 + 1}, {"n": 0.5}),
+    "map": (pa.map_(pa.string(), pa.int64()), pa.map_(pa.string(), pa.float64()), [("k", 2**53 + 1)], [("k", 0.5)]),
+}
+
+
+@pytest.mark.parametrize("kind", OF_INTEGERS)
+@pytest.mark.parametrize("names", [("a.parquet", "b.parquet"), ("b.arrow", "a.arrow")], ids=str)
+def test_whole_numbers_that_would_become_floats_are_refused(tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
+    whole, floating, number, value = OF_INTEGERS[kind]
+    for name, of, each in zip(names, (whole, floating), (number, value), strict=True):
+        table = pa.table({"text": ["the"], "id": pa.array([each], of)})
+        pq.write_table(table, tmp_path / name) if name.endswith("parquet") else stream(tmp_path / name, table)
+    kinds = [re.escape(str(each).partition("<")[0]) for each in (whole, floating)]
+    said = rf"`keep` has id, which is {kinds[0]}.* in {tmp_path / names[0]} and {kinds[1]}.* with the other files"
+    with pytest.raises(ConfigError, match=said):
+        open_input(str(tmp_path), JobOptions(keep=("id",)))
+    assert texts(opened(tmp_path)[1]) == ["the", "the"]
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")], ids=str)
+def test_objects_with_different_keys_have_the_keys_of_all_files(tmp_path: Path, names: tuple[str, str]) -> None:
+    for name, row in zip(names, ({"n": 1}, {"m": "x", "n": 2}), strict=True):
+        pq.write_table(pa.table({"text": ["the"], "meta": [row]}), tmp_path / f"{name}.parquet")
+    rows = kept(opened(tmp_path, keep=("meta",))[1], "meta")
+    expected = [{"n": 1, "m": None}, {"n": 2, "m": "x"}]
+    assert rows == (expected if names[0] == "a" else expected[::-1])
 
 
 def test_numbers_of_json_that_are_whole_in_one_file_only(tmp_path: Path) -> None:

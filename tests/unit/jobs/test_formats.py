@@ -110,7 +110,7 @@ def test_files_of_no_known_format_among_others_are_named_in_one_line(
     (tmp_path / "sub").mkdir()
     for name in ("a.jsonl", "sub/b.jsonl", "_SUCCESS", ".a.crc"):
         (tmp_path / name).write_text('{"text": "one"}\n')
-    assert read(f"{tmp_path}/*", JobOptions()) == ["one"]
+    assert read(f"{tmp_path}/*.jsonl", JobOptions()) == ["one"]
     assert not caplog.messages
     for name in ("b.jsonl.zip", "c.parquet.gz", "README.md", "z.npy"):
         (tmp_path / "sub" / name).write_text("")

@@ -70,7 +70,7 @@ def test_every_setting_is_honoured_or_refused() -> None:
 
 @pytest.mark.parametrize("name", sorted(SETTINGS_OF_SERVERS))
 def test_a_setting_of_servers_is_refused(tmp_path: Path, name: str) -> None:
-    said = f"a job has no server, which {name} would be for; leave out {name}"
+    said = f"a job takes no settings of a server; leave out {name}"
     with pytest.raises(ConfigError, match=said):
         embed("a.jsonl", tmp_path / "out", settings={"model_id": "owner/name", name: "1"})
     setting = SETTINGS[name]
@@ -115,7 +115,7 @@ def test_batches_have_the_size_of_the_settings(
 
 
 def test_several_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="2 models are given, and a job takes one"):
+    with pytest.raises(ConfigError, match="2 models are given; give one"):
         embed("a.jsonl", tmp_path / "out", settings={"models": ["a/b", "c/d"]})
 
 
