@@ -180,7 +180,7 @@ class OpenVinoEngine:
         try:
             started = time.perf_counter()
             dynamic = self._read()
-            is_shared = self.info.precision in {"f32", "bf16"}
+            is_shared = self.info.precision == "f32"  # bf16 shares, too, but more lengths gain nothing there
             lengths = lengths_for(dynamic, self.info.max_seq_len, self._lone_lengths, shared=is_shared)
             if not lengths or self._graphs.is_wide:
                 return log.info("no graphs for single texts, which would take too much memory")
