@@ -29,8 +29,9 @@ def list_data(files: FileSystem, root: str, location: str) -> dict[str, Mapping[
         raise ConfigError(f"{redact(location)} does not exist")
     shown = {name: info for name, info in sorted(listed.items()) if not is_hidden(name, pattern)}
     found = {name: _of_target(files, name, info) for name, info in shown.items()}
-    known = {name: version_of(info) for name, info in found.items() if info["type"] != "directory" and format_of(name)}
-    others = [name for name, info in found.items() if info["type"] != "directory" and name not in known]
+    candidates = {name: info for name, info in found.items() if info["type"] != "directory"}
+    known = {name: version_of(info) for name, info in candidates.items() if format_of(name)}
+    others = [name for name in candidates if name not in known]
     folders = _unread_folders(found)
     instead = f"give the files in them, such as {folders[0] if '**' in pattern else root}/*" if folders else ""
     if known and others:

@@ -40,7 +40,6 @@ class PartWorker:
     def __init__(self, settings: Settings, options: JobOptions, data: Input, output: str) -> None:
         """`data` comes without its parts: Ray can restart an actor only if its arguments are small."""
         self._settings, self._options, self._data, self._folder = settings, options, data, Folder(output)
-
         configure_worker_logging(json_output=settings.json_output, level=settings.log_level)
 
     @cached_property

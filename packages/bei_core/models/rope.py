@@ -40,7 +40,7 @@ def frequencies_of(
     if head_size % 2:
         raise UnsupportedModelError(f"attention heads of size {head_size}: rotary embedding needs an even size")
     theta, scaling = _theta_and_scaling(config, layer_type)
-    kind = str(scaling.get("rope_type") or scaling.get("type") or "default")
+    kind = _kind(scaling)
     if kind not in _SCALINGS:
         raise UnsupportedModelError(f"rope scaling {kind!r} is not supported; known are {', '.join(sorted(_SCALINGS))}")
     return _SCALINGS[kind](_unscaled(theta, head_size), theta, scaling, config)
@@ -50,7 +50,12 @@ def is_dynamic(config: Mapping[str, Any]) -> bool:
     """Whether frequencies depend on the length of a text that is longer than the model's max_position_embeddings."""
     scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
     of_layer_types = [each for each in scaling.values() if isinstance(each, Mapping)]
-    return any("dynamic" in {each.get("rope_type"), each.get("type")} for each in (scaling, *of_layer_types))
+    return any(_kind(each) == "dynamic" for each in (scaling, *of_layer_types))
+
+
+def _kind(scaling: Mapping[str, Any]) -> str:
+    """Returns the name of a scaling: a key of `_SCALINGS`, unless it is unknown."""
+    return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
 def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:
