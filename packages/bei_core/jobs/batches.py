@@ -53,12 +53,20 @@ def _best_fit(indices: Sequence[int], lengths: Sequence[int], row_tokens: int) -
     """
     rows: list[list[int]] = []
     with_space: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # row numbers, by the row's free tokens
+    spaces = 0  # bit n is set if `with_space[n]` is not empty
     for index in indices:
         length = lengths[index]
-        space = next((left for left in range(length, row_tokens) if with_space[left]), row_tokens)
-        if space == row_tokens:
-            rows.append([])
-        row = len(rows) - 1 if space == row_tokens else with_space[space].pop()
-        rows[row].append(index)
-        with_space[space - length].append(row)
+        enough = spaces >> length << length
+        if enough:
+            space = (enough & -enough).bit_length() - 1  # the lowest bit
+            row = with_space[space].pop()
+            if not with_space[space]:
+                spaces ^= 1 << space
+            rows[row].append(index)
+        else:
+            space, row = row_tokens, len(rows)
+            rows.append([index])
+        if space > length:
+            with_space[space - length].append(row)
+            spaces |= 1 << space - length
     return rows

@@ -88,16 +88,11 @@ class Worker:
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
         """Returns the tokens of the rows of a part. `texts` has one list per text column."""
-        encoded = Encoded()
-        good = dict[int, Text]()
-        for row, values in enumerate(zip(*texts, strict=True)):
-            reason = _reason_against(values)
-            if reason:
-                encoded.rejected[row] = reason
-            else:
-                good[row] = self._input(values)
-        rows = list(good)
-        for row, tokens in zip(rows, self._tokens(list(good.values())), strict=True):
+        encoded = Encoded(rejected=_reasons_against(texts))
+        rows = [row for row in range(len(texts[0])) if row not in encoded.rejected]
+        values = zip(*([column[row] for row in rows] for column in texts), strict=True)
+        inputs = [self._model.pair(*map(str, each)) if len(each) > 1 else str(each[0]) for each in values]
+        for row, tokens in zip(rows, self._tokens(inputs), strict=True):
             if isinstance(tokens, str):
                 encoded.rejected[row] = tokens
             else:
@@ -126,11 +121,6 @@ class Worker:
         done = Encoded(tokens, owners, rejected, sum(self._num_padded))
         columns = _span_columns(done) if self._options.chunk else {}
         return done, {**columns, **self._finished([outputs[index] for index in kept])}
-
-    def _input(self, values: Sequence[object]) -> Text:
-        """The model's input for the values of the text columns of a row."""
-        texts = [str(value) for value in values]
-        return texts[0] if len(texts) == 1 else self._model.pair(*texts)
 
     def _tokens(self, inputs: list[Text]) -> Iterator[Sequence[Tokens] | str]:
         """Yields the tokens of each input, one entry per chunk, or the reason why it cannot be encoded (a str)."""
@@ -169,10 +159,11 @@ class Worker:
         of_tokens = self.task == "tokens" or (self.task == "sparse" and self._engine.info.weighs_terms)
         try:
             if of_tokens:
-                _, token_rows = self._engine.forward_tokens(batch)
-                outputs = np.split(token_rows, batch.cu_seqlens[1:-1])
+                _, rows = self._engine.forward_tokens(batch)
+                outputs = np.split(rows, batch.cu_seqlens[1:-1])
             else:
-                outputs = list(self._engine.forward(batch))
+                rows = self._engine.forward(batch)
+                outputs = list(rows)
         except UnhealthyError as error:  # while its process is started again, it would fail on every text
             raise BeiError("the process of the engine has ended; see the log, and start the job again") from error
         except Exception:
@@ -182,8 +173,11 @@ class Worker:
                 return ["the engine failed on this text; see the log"]
             return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
         self._num_padded.append(batch.num_tokens / (1 - self._engine.padding_share()))
+        is_finite = np.isfinite(rows).all()
         return [
-            self._output(output, item) if np.isfinite(output).all() else "the model gave NaN or infinity for this text"
+            self._output(output, item)
+            if is_finite or np.isfinite(output).all()
+            else "the model gave NaN or infinity for this text"
             for output, item in zip(outputs, items, strict=False)
         ]
 
@@ -244,6 +238,14 @@ def _task_of(model: ServedModel, options: JobOptions) -> Task:
         except RequestError as error:
             raise ConfigError(str(error)) from error
     return task
+
+
+def _reasons_against(texts: Sequence[Sequence[object]]) -> dict[int, str]:
+    """Returns the reason for each row that is rejected, by row number. `texts` has one list per text column."""
+    if all(all(column) and set(map(type, column)) == {str} for column in texts):  # the usual case, 2 us a row faster
+        return {}
+    reasons = enumerate(map(_reason_against, zip(*texts, strict=True)))
+    return {row: reason for row, reason in reasons if reason}
 
 
 def _reason_against(values: Sequence[object]) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,22 +14,18 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding
 
-from bei_core.errors import EmptyInputError, TokenizerError, ValidationError
+from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
 from bei_core.text.files import lowercase_first, open_tokenizer
-from bei_core.text.refusals import MAX_CHUNKS, empty_text, no_space, no_texts, too_many_chunks
+from bei_core.text.library import encode
+from bei_core.text.refusals import MAX_CHUNKS, check_ids, empty_text, no_space, no_texts, too_many_chunks
 from bei_core.text.truncation import Indices, IntegerT, document_tokens, num_skipped, truncate_longest_first
+from bei_core.text.words import Frame, IdsOfWords, Words
 
 # In one turn of the event loop, requests with at most this many characters together are tokenized on it. That takes at
 # most 6 ms. The change to a thread and back would cost 50 us of processor time for each request
 # (docs/decisions/003-tokenize-in-place.md).
 INLINE_CHARS = 4096
-
-# Limits of one call into Rust, so that a huge request does not delay the others; a token takes 100 bytes in the call.
-_TEXTS_PER_CALL = 64
-_CHARS_PER_CALL = 262_144
-
-_IDS_PER_CHECK = 65_536  # of a long list of ids, because `min` and `max` hold the GIL
 
 # The most characters that a token has in any vocabulary (as in text-embeddings-inference). A text with more characters
 # per token of the model's limit is cut before it is tokenized.
@@ -70,6 +67,7 @@ class TextTokenizer:
         self._num_inline_chars = 0  # characters tokenized in this turn of the event loop
         # Whether the vocabulary has ids for which the model has no embedding.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
+        self._words = None if self._has_unknown_ids else Words.of(self._tokenizer)
         self._skips: dict[tuple[str, bool], int] = {}  # by prompt and `add_special_tokens`
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
@@ -101,9 +99,32 @@ class TextTokenizer:
         plain = [text for text in texts if isinstance(text, str) or type(text) is Pair]
         if len(plain) < len(texts):  # token ids and filled templates are encoded one by one
             alone = (self.encode_now if isinstance(text, str | Pair) else self._encode_special for text in texts)
-            return [encode([text], options)[0] for encode, text in zip(alone, texts, strict=True)]
+            return [function([text], options)[0] for function, text in zip(alone, texts, strict=True)]
         if not all(any(text) if isinstance(text, Pair) else text for text in plain):
             raise empty_text()
+        found = self._from_words(plain, options)
+        left = [text for text, tokens in zip(plain, found, strict=True) if tokens is None]
+        others = iter(self._from_library(left, options) if left else ())
+        return [next(others) if tokens is None else tokens for tokens in found]
+
+    def _from_words(self, texts: Sequence[str | Pair], options: EncodeOptions) -> list[Tokens | None]:
+        """Returns the tokens of each text by its words; None for a text that the library has to encode as a whole."""
+        words, prompt = self._words, options.prompt or ""
+        if words is None or options.spans or (prompt and not options.pool_prompt):
+            return [None] * len(texts)
+        sides = [(prompt + text,) if isinstance(text, str) else text for text in texts]
+        short = [sum(map(len, each)) <= self._likely_chars for each in sides]
+        split = [[side.split(" ") for side in each] for each in compress(sides, short)]
+        known: IdsOfWords = words.known
+        needed = {word for each in split for side in each for word in side}
+        if any(word not in known for word in needed):
+            known = words.learn(needed)
+        limit = min(self.max_seq_len, options.max_tokens or self.max_seq_len)
+        found = (_joined(each, known, words.frames[len(each), options.add_special_tokens], limit) for each in split)
+        return [next(found) if is_short else None for is_short in short]
+
+    def _from_library(self, plain: list[str | Pair], options: EncodeOptions) -> list[Tokens]:
+        """Returns the tokens of each text, which the library encodes as a whole; raises the errors of `encode_now`."""
         prompt, longest = options.prompt or "", self._likely_chars
         prepared = [
             prompt + text if isinstance(text, str) and len(text) <= longest else self._likely(text, options)
@@ -169,7 +190,7 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids. Raises ValidationError for unknown ids."""
-        self._check_ids(ids)
+        check_ids(ids, self.vocab_size)
         (text,) = self._tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
         return str(text)
 
@@ -178,22 +199,8 @@ class TextTokenizer:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _encode(self, texts: list[str | Pair], options: EncodeOptions, *, with_spans: bool) -> Iterator[Encoding]:
-        """Yields the encoding of each text, with offsets if `with_spans`. Raises TokenizerError if the library fails.
-
-        Encodings are large, so only those of one call into Rust are in memory at a time. Even a single text uses the
-        batch functions, because `Tokenizer.encode` holds Python's global lock (GIL) while it runs.
-        """
-        encode = self._tokenizer.encode_batch if with_spans else self._tokenizer.encode_batch_fast
-        for group in [texts] if len(texts) == 1 else _calls(texts):
-            try:
-                encodings = encode(group, add_special_tokens=options.add_special_tokens)
-            except BaseException as fault:  # the library raises bare Exception, and a panic in Rust is not an Exception
-                if isinstance(fault, KeyboardInterrupt | SystemExit):
-                    raise
-                raise TokenizerError(f"the tokenizer refused the text: {fault}", param="inputs") from fault
-            encodings.reverse()
-            while encodings:  # freed one by one: to free 64 of 4,000 tokens at once holds the GIL for 20 ms
-                yield encodings.pop()
+        """Yields the encoding of each text by the library, see `library.encode`."""
+        return encode(self._tokenizer, texts, add_special_tokens=options.add_special_tokens, with_spans=with_spans)
 
     def _likely(self, text: str | Pair, options: EncodeOptions) -> str | Pair:
         """Returns the part of a long text to encode first: its start if its end may be truncated, else all of it."""
@@ -207,9 +214,7 @@ class TextTokenizer:
 
         Encodes the text again, without the cut of `_likely`, if that cut could have changed the tokens to keep.
         """
-        time.sleep(
-            0
-        )  # lets threads have the GIL that wait for it; the moments in which NumPy releases it are too short
+        time.sleep(0)  # threads that wait for the GIL have it; the moments in which NumPy releases it are too short
         words = [word for word in encoding.word_ids if word is not None]
         if len(words) <= self.max_seq_len or words[self.max_seq_len] + _SETTLING_WORDS > words[-1]:
             (encoding,) = self._encode([self._prepared(text, options)], options, with_spans=options.spans)
@@ -320,7 +325,7 @@ class TextTokenizer:
         """Returns the chunks of token ids, which are used unchanged."""
         if not len(ids):
             raise EmptyInputError("`inputs` cannot hold an empty list of token ids", param="inputs")
-        self._check_ids(ids)
+        check_ids(ids, self.vocab_size)
         windows = self._windows(np.array(ids, np.int32), 0, options)
         return [Tokens(each, self._zeros[: len(each)]) for each in windows]
 
@@ -366,16 +371,7 @@ class TextTokenizer:
         if not ids:
             raise EmptyInputError("the text has no tokens", param="inputs")
         if self._has_unknown_ids:
-            self._check_ids(ids)
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        pieces = [ids[start : start + _IDS_PER_CHECK] for start in range(0, len(ids), _IDS_PER_CHECK)]
-        least, most = min(map(min, pieces), default=0), max(map(max, pieces), default=0)
-        worst = most if least >= 0 else least
-        if not 0 <= worst < self.vocab_size:
-            raise ValidationError(
-                f"token id {worst} is not in the vocabulary (0 to {self.vocab_size - 1})", param="inputs"
-            )
+            check_ids(ids, self.vocab_size)
 
     def _refuse_too_long(self, length: int | str, options: EncodeOptions) -> None:
         if not options.truncate:
@@ -386,14 +382,18 @@ class TextTokenizer:
             )
 
 
-def _calls(texts: Sequence[str | Pair]) -> Iterator[list[str | Pair]]:
-    """Yields the texts in groups; each group is for one call into Rust."""
-    group, size = list[str | Pair](), 0
-    for text in texts:
-        length = len(text) if isinstance(text, str) else num_characters(text)
-        if group and (len(group) == _TEXTS_PER_CALL or size + length > _CHARS_PER_CALL):
-            yield group
-            group, size = [], 0
-        group.append(text)
-        size += length
-    yield group
+def _joined(sides: Sequence[Sequence[str]], known: IdsOfWords, frame: Frame, limit: int) -> Tokens | None:
+    """Returns the tokens of the words of a text or a pair; None if there are none, or more than `limit`."""
+    ids = [*frame.before]
+    for word in sides[0]:
+        ids += known[word]
+    ids += frame.between
+    num_first = len(ids)
+    for word in sides[-1] if len(sides) == 2 else ():
+        ids += known[word]
+    ids += frame.after
+    if not 0 < len(ids) <= limit:
+        return None
+    type_ids = np.zeros(len(ids), np.int32)
+    type_ids[num_first:] = frame.second_type
+    return Tokens(np.array(ids, np.int32), type_ids)

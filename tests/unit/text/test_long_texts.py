@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from bei_core.tasks import EncodeOptions, TruncationSide
-from bei_core.text import tokenizer as module
+from bei_core.text import library
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import GOLDEN
 
@@ -90,7 +90,7 @@ def test_no_more_is_tokenized_than_decides(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_call_has_few_texts_and_characters() -> None:
     texts: list[str] = ["a" * 100_000] * 5 + ["b"] * 100
-    calls = list(module._calls(texts))
+    calls = list(library._calls(texts))
     assert [text for call in calls for text in call] == texts
     assert [len(call) for call in calls] == [2, 2, 64, 37]
-    assert list(module._calls(["c" * 10**6])) == [["c" * 10**6]]
+    assert list(library._calls(["c" * 10**6])) == [["c" * 10**6]]
