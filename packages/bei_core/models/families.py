@@ -48,7 +48,7 @@ class Family:
     layout: Any = None  # how it differs from other families with the same page; a class of models/layouts.py
     prefixes: tuple[str, ...] = ("", "model.")  # which a checkpoint may put before the names of tensors
     anchor: str = "embed_tokens.weight"  # the tensor (without prefix) by which the prefix is found: word embeddings
-    has_own_code: bool = False  # transformers has no class for it: its checkpoints come with code
+    has_own_code: bool = False  # its checkpoints come with code, because most releases of transformers lack the class
 
     def first_position(self, config: Config) -> int:
         """Returns the row of the position table for a text's first token."""
@@ -190,6 +190,21 @@ _GTE = RotaryNames(
     out_bias=True,
     supported={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
 )
+_JINA_V3 = RotaryNames(
+    words="embeddings.word_embeddings",
+    embedding_norm="emb_ln",
+    layer="encoder.layers.{}.",
+    qkv="mixer.Wqkv",
+    out="mixer.out_proj",
+    attention_norm="norm1",
+    gate_up=(),
+    down="mlp.fc2",
+    mlp_norm="norm2",
+    default_eps=1e-5,
+    attention_bias=True,
+    mlp_bias=True,
+    out_bias=True,
+)
 _MISTRAL = DecoderSwitches(is_sliding=every_layer, defaults={"sliding_window": 4096})
 _QWEN2 = DecoderSwitches(is_sliding=upper_layers, qkv_bias=True, defaults={"sliding_window": 4096})
 _QWEN3 = DecoderSwitches(is_sliding=upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128})
@@ -294,6 +309,7 @@ _FAMILIES = (
     _rotary(
         "gte", ("Gte",), FamilyHeads(Head("classifier", "gte.pooler.dense")), _GTE, "new.", "gte."
     ),  # in transformers
+    _rotary("jina_embeddings_v3", ("JinaEmbeddingsV3",), _ROBERTA_HEADS, _JINA_V3, "roberta."),
     Family(
         name="deberta",
         classes=("DebertaV2",),
@@ -342,6 +358,7 @@ _FAMILIES = (
         anchor="embeddings",
     ),
     _decoder("llama", ("Llama",), DecoderSwitches()),
+    _decoder("eurobert", ("EuroBert",), DecoderSwitches(bidirectional=True), FamilyHeads(), has_own_code=True),
     _decoder("mistral", ("Mistral",), _MISTRAL),
     _decoder("qwen2", ("Qwen2",), _QWEN2),
     _decoder("qwen3", ("Qwen3",), _QWEN3),

@@ -114,7 +114,7 @@ class RotaryNames:
     qkv: str
     out: str
     attention_norm: str
-    gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both
+    gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both; empty if MLPs are plain
     down: str
     mlp_norm: str
     up_first: bool = True
@@ -193,7 +193,7 @@ class RotarySizes:
             intermediate_size=read_size(config, "n_inner", "intermediate_size"),
             eps=next((float(config[name]) for name in _EPS if config.get(name)), names.default_eps),
             activation={"swiglu": "silu"}.get(activation, activation),
-            is_gated=config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts"),
+            is_gated=_is_gated(names, config),
             experts=ExpertSizes.of(config),
             layer_types=tuple(_layer_type(names, config, layer) for layer in range(num_layers)),
             window=int(config.get("local_attention") or 128) // 2 + 1,  # `local_attention` counts both sides
@@ -202,6 +202,12 @@ class RotarySizes:
             out_bias=is_set(names.out_bias),
             norm_bias=is_set(names.norm_bias),
         )
+
+
+def _is_gated(names: RotaryNames, config: Config) -> bool:
+    """Whether MLPs have gates: always or never, but in NomicBERT by its activation."""
+    has_gates = config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts")
+    return bool(names.gate_up) and has_gates
 
 
 def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:

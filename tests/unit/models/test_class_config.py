@@ -17,6 +17,7 @@ from bei_core.models.heads import norm_eps
 from bei_core.models.layouts import SLIDING, BertSizes, DecoderSizes, RotarySizes, t5_activation
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
+from bei_core.models.rope import frequencies_of
 from bei_core.models.spec import ModelSpec, read_spec
 
 CONFIG: dict[str, Any] = {"architectures": ["BertModel"], "vocab_size": 10, "max_position_embeddings": 512}
@@ -96,6 +97,20 @@ def test_a_value_of_config_json_replaces_a_default_also_if_it_is_null() -> None:
     assert (read["global_rope_theta"], read["local_rope_theta"]) == (5.0, None)
 
 
+@pytest.mark.parametrize(
+    ("config", "theta"),
+    [
+        ({}, 1000.0),
+        ({"rotary_emb_base": 10_000}, 10_000.0),
+        ({"rope_theta": 500.0}, 500.0),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}, 300.0),
+    ],
+)
+def test_nomic_bert_has_the_theta_of_its_class_unless_a_key_names_one(config: dict[str, Any], theta: float) -> None:
+    frequencies, _ = frequencies_of(as_class_reads({"architectures": ["NomicBertModel"], **config}), 4)
+    assert frequencies[1] == pytest.approx(theta**-0.5)
+
+
 def test_distilbert_ignores_layer_norm_eps_as_its_class_does() -> None:
     assert as_class_reads({"architectures": ["DistilBertModel"], "layer_norm_eps": 1e-5})["layer_norm_eps"] == 1e-12
     assert as_class_reads({"architectures": ["BertModel"], "layer_norm_eps": 1e-5})["layer_norm_eps"] == 1e-5
@@ -123,6 +138,7 @@ def test_a_decoder_with_code_of_its_own_is_refused_unless_it_says_in_which_direc
     [
         ("LlamaBidirectionalModel", {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"}),
         ("NewModel", {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}),  # an encoder
+        ("EuroBertModel", {"AutoModel": "modeling_eurobert.EuroBertModel"}),
         ("Qwen3Model", {"AutoTokenizer": ["tokenization.Tokenizer", None]}),
         ("Qwen3Model", None),
     ],
