@@ -79,7 +79,7 @@ class BertSizes:
         """
         if config.get("is_decoder"):
             raise UnsupportedModelError("config.json: is_decoder true (attention to earlier tokens) is not supported")
-        if config.get("position_embedding_type", "absolute") != "absolute":
+        if (config.get("position_embedding_type") or "absolute") != "absolute":
             raise UnsupportedModelError(
                 f"position_embedding_type {config['position_embedding_type']!r} is not supported"
             )
@@ -248,7 +248,7 @@ def even_layers(config: Config, layer: int) -> bool:
 
 def all_but_every_sixth_layer(config: Config, layer: int) -> bool:
     """Whether the layer is not the last in its group of six. For Gemma 3."""
-    every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+    every = int(config.get("sliding_window_pattern") or 6)  # transformers ignores the saved `_sliding_window_pattern`
     return _by_layer_types(config, layer, (layer + 1) % every != 0)
 
 

@@ -32,7 +32,7 @@ def warnings_of(settings: Settings, precision: str, caplog: pytest.LogCaptureFix
 def test_a_quantised_folder_says_that_another_dtype_is_not_that_of_its_weights(
     precision: str, dtype: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert warnings_of(Settings(dtype=dtype), precision, caplog) == [
+    assert warnings_of(Settings.load({"dtype": dtype}, {}), precision, caplog) == [
         f"engine has weights in {precision}, whatever dtype is: {dtype} is only the type of what is not quantised. For "
         f"a model in {dtype} build it again with quantization_type no_quant"
     ]

@@ -221,3 +221,42 @@ def test_what_nomic_bert_could_compute_otherwise_is_refused(setting: dict[str, A
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
     with pytest.raises(UnsupportedModelError, match=next(iter(setting))):
         RotarySizes.of(family_of("NomicBertModel").layout, {**sizes, **setting})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"),
+    [
+        ("BertModel", "roberta"),
+        ("RobertaForMaskedLM", "bert"),
+        ("LlamaModel", "mistral"),
+        ("Gemma2Model", "gemma3_text"),
+    ],
+)
+def test_a_model_type_of_another_family_is_refused(architecture: str, model_type: str) -> None:
+    """transformers would load the class of model_type, whatever `architectures` says."""
+    with pytest.raises(
+        UnsupportedModelError, match=f"model_type is '{model_type}', but architectures is {architecture}"
+    ):
+        as_class_reads({"architectures": [architecture], "model_type": model_type})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"),
+    [
+        ("XLMRobertaModel", "roberta"),
+        ("Gemma3TextModel", "gemma3_text"),
+        ("Gemma3ForConditionalGeneration", "gemma3"),
+        ("Contriever", "bert"),
+        ("DebertaV2Model", "deberta-v2"),
+        ("MT5EncoderModel", "mt5"),
+        ("LlamaBidirectionalModel", "llama_bidirec"),
+        ("BertModel", None),
+    ],
+)
+def test_a_model_type_of_the_same_family_or_an_unknown_one_is_not_refused(architecture: str, model_type: str) -> None:
+    assert as_class_reads({"architectures": [architecture], "model_type": model_type})["model_type"] == model_type
+
+
+def test_a_null_position_embedding_type_is_absolute() -> None:
+    config = as_class_reads({"architectures": ["BertModel"], "position_embedding_type": None})
+    assert BertSizes.of(family_of("BertModel").layout[0], config).num_positions == 512
