@@ -18,11 +18,14 @@ TYPES = {
     "T5Encoder": "t5",
     "MT5Encoder": "mt5",
     "Gemma3": "gemma3_text",
+    "NomicBert": "nomic_bert",
+    "JinaEmbeddingsV3": "jina_embeddings_v3",
 }
 # Names of before transformers 5, under which published files have the theta of each type of layers.
 THETAS = {
     "rope_theta": "full_attention",
     "global_rope_theta": "full_attention",
+    "rotary_emb_base": "full_attention",
     "local_rope_theta": "sliding_attention",
 }
 UNKNOWN_HERE = {"Gte"}  # transformers has it since 5.6

@@ -35,6 +35,12 @@ def check_folder(settings: Settings, folder: Path, manifest: Manifest) -> None:
         raise ConfigError(f"{folder} is built for {manifest.engine}, not for {settings.engine}")
     if settings.dtype not in ("auto", *_DTYPES.get(manifest.precision, ())):
         raise ConfigError(f"{folder} has weights in {manifest.precision}; build it again for {settings.dtype}")
+    if manifest.quality is not None and settings.dtype not in {"auto", "int8"} and settings.quantization_type is None:
+        log.warning(
+            "%s has weights in %s, whatever dtype is: %s is only the type of what is not quantised. For a model in %s "
+            "build it again with quantization_type no_quant",
+            *(folder, manifest.precision, settings.dtype, settings.dtype),
+        )
     if settings.pooling is not None and not read_spec(folder).pools_by(settings.pooling):
         raise ConfigError(f"{folder} is built with another pooling; build it again for {settings.pooling}")
     template = chosen_template(settings.rerank_template, None)

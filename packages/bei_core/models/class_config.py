@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,15 +20,20 @@ _CONSTANTS: Mapping[str, Config] = {
 # Keys that say whether the attention of a decoder is causal.
 _DIRECTIONS = ("is_causal", "use_bidirectional_attention")
 
+# The families by the model types of transformers, which are the names of classes: "xlm-roberta", "gemma3_text".
+_BY_TYPE = {name.lower(): family for name, family in FAMILIES.items()}
+
 
 def as_class_reads(config: Config) -> dict[str, Any]:
     """Returns config.json with the values of its class; unchanged for an unknown class.
 
-    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code` and `_check_direction`.
+    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code`, `_check_direction`
+    and `_check_model_type`.
     """
     name = family_name(architecture_of(config))
     _check_own_code(config, FAMILIES.get(name))
     _check_direction(config, name)
+    _check_model_type(config, FAMILIES.get(name))
     return {**CLASS_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}
 
 
@@ -57,3 +63,18 @@ def _check_direction(config: Config, name: str) -> None:
             f"config.json: use_bidirectional_attention has no effect in the class {architecture_of(config)} of "
             "transformers, whose attention is causal; set is_causal to false if it is not to be, or remove the key"
         )
+
+
+def _check_model_type(config: Config, family: Family | None) -> None:
+    """Raises UnsupportedModelError for a `model_type` of another family than the class.
+
+    transformers loads the class of `model_type`. Models with code of their own may have any.
+    """
+    kind = config.get("model_type")
+    known = _BY_TYPE.get(re.sub("_text$|[-_]", "", str(kind)))
+    if None in (family, known) or known is family or config.get("auto_map"):
+        return
+    raise UnsupportedModelError(
+        f"config.json: model_type is {kind!r}, but architectures is {architecture_of(config)}, of another family; "
+        "correct the one that is wrong"
+    )

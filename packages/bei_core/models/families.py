@@ -27,6 +27,7 @@ from bei_core.models.layouts import (
     every_layer,
     upper_layers,
 )
+from bei_core.models.rotary_layouts import GTE, JINA_V3, MODERNBERT, NOMIC
 
 _WORDS = "embeddings.word_embeddings.weight"
 
@@ -48,7 +49,7 @@ class Family:
     layout: Any = None  # how it differs from other families with the same page; a class of models/layouts.py
     prefixes: tuple[str, ...] = ("", "model.")  # which a checkpoint may put before the names of tensors
     anchor: str = "embed_tokens.weight"  # the tensor (without prefix) by which the prefix is found: word embeddings
-    has_own_code: bool = False  # transformers has no class for it: its checkpoints come with code
+    has_own_code: bool = False  # its checkpoints come with code, because most releases of transformers lack the class
 
     def first_position(self, config: Config) -> int:
         """Returns the row of the position table for a text's first token."""
@@ -129,66 +130,6 @@ _MPNET = BertNames(
     padding_id=1,  # transformers' MPNet ignores pad_token_id
     has_types=False,
     relative_attention="encoder.relative_attention_bias.weight",
-)
-_MODERNBERT = RotaryNames(
-    words="embeddings.tok_embeddings",
-    embedding_norm="embeddings.norm",
-    layer="layers.{}.",
-    qkv="attn.Wqkv",
-    out="attn.Wo",
-    attention_norm="attn_norm",
-    gate_up=("mlp.Wi",),
-    down="mlp.Wo",
-    mlp_norm="mlp_norm",
-    up_first=False,
-    final_norm="final_norm",
-    has_windows=True,
-    activation=("hidden_activation", "gelu"),
-    default_eps=1e-5,
-    attention_bias="attention_bias",
-    mlp_bias="mlp_bias",
-    out_bias="mlp_bias",
-    norm_bias="norm_bias",
-)
-_NOMIC = RotaryNames(
-    words="embeddings.word_embeddings",
-    embedding_norm="emb_ln",
-    layer="encoder.layers.{}.",
-    qkv="attn.Wqkv",
-    out="attn.out_proj",
-    attention_norm="norm1",
-    gate_up=("mlp.fc11", "mlp.fc12"),
-    down="mlp.fc2",
-    mlp_norm="norm2",
-    activation=("activation_function", "swiglu"),
-    supported={
-        "prenorm": False,
-        "parallel_block": False,
-        "rotary_emb_fraction": 1.0,
-        "rotary_emb_interleaved": False,
-        "rotary_scaling_factor": None,
-        "rotary_emb_scale_base": None,
-        "causal": False,
-        "use_rms_norm": False,
-        "num_shared_experts": 0,
-        "moe_normalize_expert_weights": False,
-        "expert_choice_router": False,
-    },
-)
-_GTE = RotaryNames(
-    words="embeddings.word_embeddings",
-    embedding_norm="embeddings.LayerNorm",
-    layer="encoder.layer.{}.",
-    qkv="attention.qkv_proj",
-    out="attention.o_proj",
-    attention_norm="attn_ln",
-    gate_up=("mlp.up_gate_proj",),
-    down="mlp.down_proj",
-    mlp_norm="mlp_ln",
-    only_first_type=True,
-    attention_bias=True,
-    out_bias=True,
-    supported={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
 )
 _MISTRAL = DecoderSwitches(is_sliding=every_layer, defaults={"sliding_window": 4096})
 _QWEN2 = DecoderSwitches(is_sliding=upper_layers, qkv_bias=True, defaults={"sliding_window": 4096})
@@ -286,14 +227,15 @@ _FAMILIES = (
         "modernbert",
         ("ModernBert",),
         FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
-        _MODERNBERT,
+        MODERNBERT,
         "model.",
     ),
-    _rotary("nomic", ("NomicBert",), _BERT_HEADS, _NOMIC, "bert.", "nomic_bert."),
-    _rotary("new", ("New",), FamilyHeads(Head("classifier", "new.pooler.dense")), _GTE, "new.", "gte."),
+    _rotary("nomic", ("NomicBert",), _BERT_HEADS, NOMIC, "bert.", "nomic_bert."),
+    _rotary("new", ("New",), FamilyHeads(Head("classifier", "new.pooler.dense")), GTE, "new.", "gte."),
     _rotary(
-        "gte", ("Gte",), FamilyHeads(Head("classifier", "gte.pooler.dense")), _GTE, "new.", "gte."
+        "gte", ("Gte",), FamilyHeads(Head("classifier", "gte.pooler.dense")), GTE, "new.", "gte."
     ),  # in transformers
+    _rotary("jina_embeddings_v3", ("JinaEmbeddingsV3",), _ROBERTA_HEADS, JINA_V3, "roberta."),
     Family(
         name="deberta",
         classes=("DebertaV2",),
@@ -342,6 +284,7 @@ _FAMILIES = (
         anchor="embeddings",
     ),
     _decoder("llama", ("Llama",), DecoderSwitches()),
+    _decoder("eurobert", ("EuroBert",), DecoderSwitches(bidirectional=True), FamilyHeads(), has_own_code=True),
     _decoder("mistral", ("Mistral",), _MISTRAL),
     _decoder("qwen2", ("Qwen2",), _QWEN2),
     _decoder("qwen3", ("Qwen3",), _QWEN3),

@@ -79,7 +79,7 @@ class BertSizes:
         """
         if config.get("is_decoder"):
             raise UnsupportedModelError("config.json: is_decoder true (attention to earlier tokens) is not supported")
-        if config.get("position_embedding_type", "absolute") != "absolute":
+        if (config.get("position_embedding_type") or "absolute") != "absolute":
             raise UnsupportedModelError(
                 f"position_embedding_type {config['position_embedding_type']!r} is not supported"
             )
@@ -114,7 +114,7 @@ class RotaryNames:
     qkv: str
     out: str
     attention_norm: str
-    gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both
+    gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both; empty if MLPs are plain
     down: str
     mlp_norm: str
     up_first: bool = True
@@ -193,7 +193,7 @@ class RotarySizes:
             intermediate_size=read_size(config, "n_inner", "intermediate_size"),
             eps=next((float(config[name]) for name in _EPS if config.get(name)), names.default_eps),
             activation={"swiglu": "silu"}.get(activation, activation),
-            is_gated=config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts"),
+            is_gated=_is_gated(names, config),
             experts=ExpertSizes.of(config),
             layer_types=tuple(_layer_type(names, config, layer) for layer in range(num_layers)),
             window=int(config.get("local_attention") or 128) // 2 + 1,  # `local_attention` counts both sides
@@ -202,6 +202,12 @@ class RotarySizes:
             out_bias=is_set(names.out_bias),
             norm_bias=is_set(names.norm_bias),
         )
+
+
+def _is_gated(names: RotaryNames, config: Config) -> bool:
+    """Whether MLPs have gates: always or never, but in NomicBERT by its activation."""
+    has_gates = config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts")
+    return bool(names.gate_up) and has_gates
 
 
 def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:
@@ -242,7 +248,7 @@ def even_layers(config: Config, layer: int) -> bool:
 
 def all_but_every_sixth_layer(config: Config, layer: int) -> bool:
     """Whether the layer is not the last in its group of six. For Gemma 3."""
-    every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
+    every = int(config.get("sliding_window_pattern") or 6)  # transformers ignores the saved `_sliding_window_pattern`
     return _by_layer_types(config, layer, (layer + 1) % every != 0)
 
 

@@ -48,9 +48,8 @@ def frequencies_of(
 
 def is_dynamic(config: Mapping[str, Any]) -> bool:
     """Whether frequencies depend on the length of a text that is longer than the model's max_position_embeddings."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    of_layer_types = [each for each in scaling.values() if isinstance(each, Mapping)]
-    return any(_kind(each) == "dynamic" for each in (scaling, *of_layer_types))
+    scalings = (_theta_and_scaling(config, layer_type)[1] for layer_type in ("full_attention", "sliding_attention"))
+    return any(_kind(scaling) == "dynamic" for scaling in scalings)
 
 
 def _kind(scaling: Mapping[str, Any]) -> str:
@@ -59,19 +58,22 @@ def _kind(scaling: Mapping[str, Any]) -> str:
 
 
 def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:
-    """Returns theta and the scaling of one layer type, from `rope_parameters` (transformers 5) or older keys."""
-    given = config.get("rope_parameters")
-    if given:
-        given = given.get(layer_type, given)
-        theta = given.get("rope_theta", config.get("rope_theta"))
+    """Returns theta and the scaling of one layer type, from `rope_parameters` (transformers 5) and older keys.
+
+    As in transformers, `rope_scaling` replaces `rope_parameters`, but is added to those of each layer type. Both may
+    have a theta, which comes before that of older keys.
+    """
+    parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    is_local = layer_type == "sliding_attention"
+    if is_local and config.get(_GEMMA_LOCAL) is not None:
+        scaling = {}
+    if layer_type in parameters:
+        parameters = {**parameters[layer_type], **scaling}
     else:
-        given = config.get("rope_scaling") or {}
-        names: tuple[str, ...] = _THETAS
-        if layer_type == "sliding_attention":
-            names = (_GEMMA_LOCAL, "local_rope_theta", *_THETAS)
-            given = {} if config.get(_GEMMA_LOCAL) is not None else given
-        theta = next((config[name] for name in names if config.get(name) is not None), None)
-    return float(10_000.0 if theta is None else theta), given
+        parameters = scaling.get(layer_type, scaling) or parameters
+    names = (_GEMMA_LOCAL, "local_rope_theta", *_THETAS) if is_local else _THETAS
+    thetas = (parameters.get("rope_theta"), *(config.get(name) for name in names))
+    return float(next((theta for theta in thetas if theta is not None), 10_000.0)), parameters
 
 
 _GEMMA_LOCAL = "rope_local_base_freq"  # Gemma 3 scales only layers with full attention, and ModernBERT all layers

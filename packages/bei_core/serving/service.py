@@ -148,7 +148,7 @@ class Service:
         self._runner.start()
         self.metrics.watch_queue(lambda: self._runner.num_items, self._wait_s)
         seconds = time.perf_counter() - started
-        log.info("ready to serve %s (%s), warmed up in %.2f s", self.name, self.engine.compute_type, seconds)
+        log.info("warmed up %s (%s) in %.2f s", self.name, self.engine.compute_type, seconds)
 
     async def run(
         self,

@@ -36,6 +36,13 @@ def test_embed_writes_a_line_for_each_text(monkeypatch: pytest.MonkeyPatch) -> N
     assert rows.shape == (2, WIDTH)
 
 
+def test_the_log_of_a_command_that_serves_nothing_says_nothing_of_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    opens(monkeypatch)
+    log = run("embed", "one").stderr
+    assert "warmed up owner/name" in log
+    assert "serve" not in log
+
+
 def test_more_texts_than_one_request_has_are_embedded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opens(monkeypatch)
     file = tmp_path / "texts"

@@ -17,6 +17,7 @@ from bei_core.models.heads import norm_eps
 from bei_core.models.layouts import SLIDING, BertSizes, DecoderSizes, RotarySizes, t5_activation
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
+from bei_core.models.rope import frequencies_of
 from bei_core.models.spec import ModelSpec, read_spec
 
 CONFIG: dict[str, Any] = {"architectures": ["BertModel"], "vocab_size": 10, "max_position_embeddings": 512}
@@ -96,6 +97,20 @@ def test_a_value_of_config_json_replaces_a_default_also_if_it_is_null() -> None:
     assert (read["global_rope_theta"], read["local_rope_theta"]) == (5.0, None)
 
 
+@pytest.mark.parametrize(
+    ("config", "theta"),
+    [
+        ({}, 1000.0),
+        ({"rotary_emb_base": 10_000}, 10_000.0),
+        ({"rope_theta": 500.0}, 500.0),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 300.0}}, 300.0),
+    ],
+)
+def test_nomic_bert_has_the_theta_of_its_class_unless_a_key_names_one(config: dict[str, Any], theta: float) -> None:
+    frequencies, _ = frequencies_of(as_class_reads({"architectures": ["NomicBertModel"], **config}), 4)
+    assert frequencies[1] == pytest.approx(theta**-0.5)
+
+
 def test_distilbert_ignores_layer_norm_eps_as_its_class_does() -> None:
     assert as_class_reads({"architectures": ["DistilBertModel"], "layer_norm_eps": 1e-5})["layer_norm_eps"] == 1e-12
     assert as_class_reads({"architectures": ["BertModel"], "layer_norm_eps": 1e-5})["layer_norm_eps"] == 1e-5
@@ -123,6 +138,7 @@ def test_a_decoder_with_code_of_its_own_is_refused_unless_it_says_in_which_direc
     [
         ("LlamaBidirectionalModel", {"AutoModel": "llama_bidirectional_model.LlamaBidirectionalModel"}),
         ("NewModel", {"AutoModel": "Alibaba-NLP/new-impl--modeling.NewModel"}),  # an encoder
+        ("EuroBertModel", {"AutoModel": "modeling_eurobert.EuroBertModel"}),
         ("Qwen3Model", {"AutoTokenizer": ["tokenization.Tokenizer", None]}),
         ("Qwen3Model", None),
     ],
@@ -205,3 +221,42 @@ def test_what_nomic_bert_could_compute_otherwise_is_refused(setting: dict[str, A
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
     with pytest.raises(UnsupportedModelError, match=next(iter(setting))):
         RotarySizes.of(family_of("NomicBertModel").layout, {**sizes, **setting})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"),
+    [
+        ("BertModel", "roberta"),
+        ("RobertaForMaskedLM", "bert"),
+        ("LlamaModel", "mistral"),
+        ("Gemma2Model", "gemma3_text"),
+    ],
+)
+def test_a_model_type_of_another_family_is_refused(architecture: str, model_type: str) -> None:
+    """transformers would load the class of model_type, whatever `architectures` says."""
+    with pytest.raises(
+        UnsupportedModelError, match=f"model_type is '{model_type}', but architectures is {architecture}"
+    ):
+        as_class_reads({"architectures": [architecture], "model_type": model_type})
+
+
+@pytest.mark.parametrize(
+    ("architecture", "model_type"),
+    [
+        ("XLMRobertaModel", "roberta"),
+        ("Gemma3TextModel", "gemma3_text"),
+        ("Gemma3ForConditionalGeneration", "gemma3"),
+        ("Contriever", "bert"),
+        ("DebertaV2Model", "deberta-v2"),
+        ("MT5EncoderModel", "mt5"),
+        ("LlamaBidirectionalModel", "llama_bidirec"),
+        ("BertModel", None),
+    ],
+)
+def test_a_model_type_of_the_same_family_or_an_unknown_one_is_not_refused(architecture: str, model_type: str) -> None:
+    assert as_class_reads({"architectures": [architecture], "model_type": model_type})["model_type"] == model_type
+
+
+def test_a_null_position_embedding_type_is_absolute() -> None:
+    config = as_class_reads({"architectures": ["BertModel"], "position_embedding_type": None})
+    assert BertSizes.of(family_of("BertModel").layout[0], config).num_positions == 512

@@ -26,6 +26,7 @@ from tests.unit.models.test_spec import CONFIG, MEAN, modules, pooled, spec_of
         ({"pooling_mode": "lasttoken"}, ("lasttoken",)),
         ({"pooling_mode": ["max", "cls"]}, ("max", "cls")),
         ({"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True}, ("max",)),
+        ({"pooling_mode_cls_token": True, "pooling_mode_max_tokens": None}, ("cls",)),
         ({"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": True}, ("cls", "mean")),
         ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": False}, ("mean",)),
         ({"pooling_mode": "mean", "pooling_mode_cls_token": True}, ("mean",)),

@@ -54,6 +54,23 @@ def test_layers_with_a_window_have_the_theta_and_the_scaling_of_their_family(
 
 
 @pytest.mark.parametrize(
+    ("config", "theta"),
+    [
+        ({"rope_theta": 99.0, "rope_parameters": {"rope_theta": 777.0}}, 777.0),
+        ({"rope_theta": 99.0, "rope_parameters": {"rope_type": "default"}}, 99.0),
+        ({"rope_theta": 99.0, "rope_scaling": {"rope_type": "default", "rope_theta": 777.0}}, 777.0),
+        ({"rope_scaling": {"rope_theta": 55.0}, "rope_parameters": {"rope_theta": 777.0}}, 55.0),
+        ({"rope_theta": 99.0, "rope_scaling": {"type": "default"}, "rope_parameters": {"rope_theta": 777.0}}, 99.0),
+        ({"rope_theta": 99.0, "rope_parameters": None, "rope_scaling": None}, 99.0),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 777.0}}, "rope_scaling": {"type": "default"}}, 777.0),
+    ],
+)
+def test_theta_is_that_of_transformers_where_several_keys_may_name_it(config: dict[str, Any], theta: float) -> None:
+    frequencies, _ = frequencies_of(config, 4)
+    assert frequencies[1] == pytest.approx(theta**-0.5)
+
+
+@pytest.mark.parametrize(
     ("config", "named"),
     [
         ({"rope_scaling": {"type": "linear"}}, "factor; it is None"),

@@ -22,7 +22,6 @@ BY_NAME = {case.name: case for case in CASES}
 
 CONFIG: dict[str, object] = {
     "architectures": ["BertModel"],
-    "model_type": "bert",
     "hidden_size": 8,
     "num_hidden_layers": 1,
     "vocab_size": 10,
@@ -269,15 +268,12 @@ def test_only_a_table_of_positions_limits_the_length_that_is_asked_for(
         ("Bert", 0, 514),
     ],
 )
-@pytest.mark.parametrize("model_type", [{}, {"model_type": "bert"}])
 def test_families_that_count_positions_from_the_padding_id_have_fewer(
-    tmp_path: Path, kind: str, pad: int | None, length: int, model_type: dict[str, object]
+    tmp_path: Path, kind: str, pad: int | None, length: int
 ) -> None:
     """The class says how positions are counted; older config.json files have no model_type."""
-    without = {name: value for name, value in CONFIG.items() if name != "model_type"}
     named = {"architectures": [f"{kind}Model"], "max_position_embeddings": 514, "pad_token_id": pad}
-    config = {**without, **model_type, **named}
-    assert spec_of(tmp_path, {"config.json": config}).max_seq_len == length
+    assert spec_of(tmp_path, {"config.json": {**CONFIG, **named}}).max_seq_len == length
 
 
 def test_a_folder_that_names_no_length_is_refused(tmp_path: Path) -> None:

@@ -152,7 +152,7 @@ def _pooling(checkpoint: Checkpoint, folder: str) -> Pooling:
     names = config.pooling_mode
     if names is None:
         for mode in PoolingMode:
-            if not isinstance(flags.get(mode.flag, False), bool):
+            if not isinstance(flags.get(mode.flag), bool | None):
                 raise CheckpointError(f"{name}: {mode.flag} {flags[mode.flag]!r} is not true or false")
         names = [mode for mode in PoolingMode if flags.get(mode.flag)] or [PoolingMode.MEAN]
     modes = tuple(PoolingMode.named(name) for name in ([names] if isinstance(names, str) else names))

@@ -86,10 +86,10 @@ class Transformer:
         if f"{router}.weight" in self._layers.weights:
             shares = route(x, self._layers, router, read_size(self._config, "moe_top_k"))
             return mix_experts(x, self._layers, prefix + "mlp.experts", shares, self._sizes.activation)
-        if f"{prefix}{names.gate_up[0]}.weight" in self._layers.weights:
+        if names.gate_up and f"{prefix}{names.gate_up[0]}.weight" in self._layers.weights:
             y = self._gated(x, prefix)
         else:
-            y = self._layers.linear(x, prefix + "mlp.fc1", hidden, inner)
+            y = self._layers.linear(x, prefix + "mlp.fc1", hidden, inner, bias=self._sizes.mlp_bias)
             y = ops.activation(self._sizes.activation)(y)
         return self._layers.linear(y, prefix + names.down, inner, hidden, bias=self._sizes.out_bias)
 

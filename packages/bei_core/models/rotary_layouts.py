@@ -1,0 +1,81 @@
+"""The layouts of encoders with rotary positions, by the names of the published checkpoints."""
+
+from __future__ import annotations
+
+from bei_core.models.layouts import RotaryNames
+
+MODERNBERT = RotaryNames(
+    words="embeddings.tok_embeddings",
+    embedding_norm="embeddings.norm",
+    layer="layers.{}.",
+    qkv="attn.Wqkv",
+    out="attn.Wo",
+    attention_norm="attn_norm",
+    gate_up=("mlp.Wi",),
+    down="mlp.Wo",
+    mlp_norm="mlp_norm",
+    up_first=False,
+    final_norm="final_norm",
+    has_windows=True,
+    activation=("hidden_activation", "gelu"),
+    default_eps=1e-5,
+    attention_bias="attention_bias",
+    mlp_bias="mlp_bias",
+    out_bias="mlp_bias",
+    norm_bias="norm_bias",
+)
+NOMIC = RotaryNames(
+    words="embeddings.word_embeddings",
+    embedding_norm="emb_ln",
+    layer="encoder.layers.{}.",
+    qkv="attn.Wqkv",
+    out="attn.out_proj",
+    attention_norm="norm1",
+    gate_up=("mlp.fc11", "mlp.fc12"),
+    down="mlp.fc2",
+    mlp_norm="norm2",
+    activation=("activation_function", "swiglu"),
+    supported={
+        "prenorm": False,
+        "parallel_block": False,
+        "rotary_emb_fraction": 1.0,
+        "rotary_emb_interleaved": False,
+        "rotary_scaling_factor": None,
+        "rotary_emb_scale_base": None,
+        "causal": False,
+        "use_rms_norm": False,
+        "num_shared_experts": 0,
+        "moe_normalize_expert_weights": False,
+        "expert_choice_router": False,
+    },
+)
+GTE = RotaryNames(
+    words="embeddings.word_embeddings",
+    embedding_norm="embeddings.LayerNorm",
+    layer="encoder.layer.{}.",
+    qkv="attention.qkv_proj",
+    out="attention.o_proj",
+    attention_norm="attn_ln",
+    gate_up=("mlp.up_gate_proj",),
+    down="mlp.down_proj",
+    mlp_norm="mlp_ln",
+    only_first_type=True,
+    attention_bias=True,
+    out_bias=True,
+    supported={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
+)
+JINA_V3 = RotaryNames(
+    words="embeddings.word_embeddings",
+    embedding_norm="emb_ln",
+    layer="encoder.layers.{}.",
+    qkv="mixer.Wqkv",
+    out="mixer.out_proj",
+    attention_norm="norm1",
+    gate_up=(),
+    down="mlp.fc2",
+    mlp_norm="norm2",
+    default_eps=1e-5,
+    attention_bias=True,
+    mlp_bias=True,
+    out_bias=True,
+)
