@@ -107,7 +107,10 @@ class TransformerLayer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The base of the pages: tables of embeddings and a loop over layers. A page adds `layers`, and loads it all."""
+    """The base of the pages: tables of embeddings and a loop over layers.
+
+    A page adds the layers and norms, and has a method `load(weights)` that loads it all.
+    """
 
     layers: Any  # nn.ModuleList
 
