@@ -42,7 +42,10 @@ class Kernels:
     def attention(
         self, sizes: AttentionSizes, rope: nn.Module | None, layer: int, score_bias: ScoreBias | None = None
     ) -> Any:
-        """Returns a module with `load(weights, prefix, names)` and `forward(x, sequences)`, from [T, H] to [T, H]."""
+        """Returns a module with `load(weights, prefix, names)` and `forward(x, sequences)`, from [T, H] to [T, H].
+
+        `rope` is a `Rope` or None. `score_bias` returns numbers that are added to the attention scores.
+        """
         if self.rank.size > 1 and score_bias is not None:
             raise UnsupportedModelError("attention with relative positions cannot be divided among GPUs")
         return Attention(sizes, rope, self, score_bias)
