@@ -40,7 +40,7 @@ def batches(draw: st.DrawFn) -> Batch:
 
 @given(batches())
 def test_unpack_ids_is_the_inverse_of_pack_ids(batch: Batch) -> None:
-    ids, types, pooled = unpack_ids(torch.from_numpy(pack_ids(batch, VOCABULARY)), VOCABULARY)
+    ids, types, pooled = unpack_ids(pack_ids(batch, VOCABULARY), VOCABULARY)
     assert ids.numpy().tolist() == batch.input_ids.tolist()
     assert types.numpy().tolist() == batch.type_ids.tolist()
     expected = [at >= skip for length, skip in zip(batch.lengths, batch.skips, strict=True) for at in range(length)]

@@ -96,7 +96,7 @@ class TensorRtLlmEngine(PackedEngine):
         """
         ids, cu_seqlens = pack_ids(batch, self._vocab_size).tolist(), batch.cu_seqlens.tolist()
         texts = [ids[start:stop] for start, stop in itertools.pairwise(cu_seqlens)]
-        rows: Array = self._llm.encode(texts, return_raw_logits=True).float().numpy()
+        rows = self._llm.encode(texts, return_raw_logits=True).float().numpy()
         return rows, np.empty((batch.num_tokens, 0), np.float32)
 
 

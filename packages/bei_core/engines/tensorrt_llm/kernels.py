@@ -6,13 +6,13 @@ import copy
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.engines.torch.folder import Facts
-from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
-from bei_core.engines.torch.kernels.torch import Attention, NormAndRope, load_attention
-from bei_core.engines.torch.models.layers import Rope
+from bei_core.engines.torch.kernels.base import AttentionSizes, fits_fp8
+from bei_core.engines.torch.kernels.torch import Kernels, NormAndRope, load_attention
+from bei_core.engines.torch.kernels.varlen import ScoreBias
 from bei_core.engines.torch.models.sequences import Sequences
 
 _Linear, _WeightMode, _WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
@@ -21,17 +21,13 @@ _Mask: Any = upstream("PredefinedAttentionMask")
 _MODES = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_LINEAR"}
 
 
-class TensorRtLlmKernels:
-    """Makes linear layers and attention of TensorRT-LLM; see the protocol `Kernels` in `engines/torch/kernels/base.py`.
-
-    It never divides a model among GPUs.
-    """
-
-    rank = Rank()
+class TensorRtLlmKernels(Kernels):
+    """Makes linear layers and attention of TensorRT-LLM. It never divides a model among GPUs."""
 
     def __init__(self, model_config: Any, dtype: torch.dtype, facts: Facts) -> None:
         """`model_config` is TensorRT-LLM's config of the model. `dtype` is that of the parameters."""
-        self.model_config, self.dtype, self.facts = model_config, dtype, facts
+        super().__init__(dtype)
+        self.model_config, self.facts = model_config, facts
 
     def linear(
         self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
@@ -47,20 +43,22 @@ class TensorRtLlmKernels:
             weights_loading_config=_WeightsLoadingConfig(weight_mode=getattr(_WeightMode, _MODES[fused])),
         )
 
-    def attention(self, sizes: AttentionSizes, rope: Any, layer: int, score_bias: Any = None) -> Any:
+    def attention(
+        self, sizes: AttentionSizes, rope: nn.Module | None, layer: int, score_bias: ScoreBias | None = None
+    ) -> Any:
         """Returns an Attention of TensorRT-LLM; see `Kernels.attention`.
 
         For a layer with soft-capped scores, a window or a bias of scores, it is the `Attention` in plain torch instead.
         """
-        if sizes.soft_cap is not None or sizes.window is not None or score_bias is not None:
-            return Attention(sizes, rope, self, score_bias)
-        return PackedAttention(sizes, rope, self, layer)
+        if sizes.is_plain and score_bias is None:
+            return PackedAttention(sizes, rope, self, layer)
+        return super().attention(sizes, rope, layer, score_bias)
 
 
 class PackedAttention(_Attention):
     """TensorRT-LLM's attention without a KV cache. `apply_rope` adds the norms and the rotary embedding in torch."""
 
-    def __init__(self, sizes: AttentionSizes, rope: Rope | None, kernels: TensorRtLlmKernels, layer: int) -> None:
+    def __init__(self, sizes: AttentionSizes, rope: nn.Module | None, kernels: TensorRtLlmKernels, layer: int) -> None:
         config = kernels.model_config
         if sizes.part not in kernels.facts.quantized:
             config = copy.copy(config)
@@ -103,10 +101,9 @@ class PackedAttention(_Attention):
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """Returns [T, H] for x [T, H]; the layers of `engines/torch/models` call it with these arguments."""
-        mixed: Tensor = super().forward(
+        return super().forward(
             position_ids=sequences.position_ids[None],
             hidden_states=x,
             attn_metadata=sequences.attn_metadata,
             attention_mask=self.mask,
         )
-        return mixed

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from bei_core.engines.torch.folder import Facts, attention_sizes
+from bei_core.engines.torch.folder import Facts, attention_of
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family
 from bei_core.models.kind import Kind
-from bei_core.models.layouts import DecoderSizes
 
 # The sizes of attention heads for which TensorRT-LLM's fused attention has kernels. They must be checked here, because
 # for any other size TensorRT-LLM ends the process (its `AttentionOp::initialize` throws, but is noexcept).
@@ -28,13 +27,13 @@ def check_model(facts: Facts, dtype: str) -> None:
             f"the TensorRT-LLM engine does not run {what}; it runs {known} as {', '.join(_KINDS)}. Others may: "
             "--engine torch or --engine openvino"
         )
-    size = attention_sizes(facts)[2]
     # TensorRT-LLM's attention for f32 (VANILLA) takes heads of any size. So does the attention in plain torch.
-    if dtype != "float32" and size not in HEAD_SIZES and not all(_has_own_attention(facts)):
-        raise UnsupportedModelError(
-            f"{spec.architecture} has attention heads of size {size}, for which TensorRT-LLM has no kernel; it has "
-            f"{', '.join(map(str, sorted(HEAD_SIZES)))}. Use --engine torch"
-        )
+    for each in attention_of(facts).values() if dtype != "float32" else ():
+        if each.is_plain and each.head_size not in HEAD_SIZES:
+            raise UnsupportedModelError(
+                f"{spec.architecture} has attention heads of size {each.head_size}, for which TensorRT-LLM has no "
+                f"kernel; it has {', '.join(map(str, sorted(HEAD_SIZES)))}. Use --engine torch"
+            )
 
 
 def runs(family: Family) -> bool:
@@ -46,18 +45,4 @@ def runs(family: Family) -> bool:
 
 def needs_loop(facts: Facts) -> bool:
     """Whether a layer has the attention in plain torch, which may loop over sequences, so CUDA graphs are not used."""
-    return any(_has_own_attention(facts))
-
-
-def _has_own_attention(facts: Facts) -> list[bool]:
-    """Returns for each type of layer whether its attention is the one in plain torch.
-
-    This is so for soft-capped scores, and for a window that is shorter than the longest sequence.
-    """
-    if facts.of_family.page == "bert":
-        return [False]
-    switches = facts.of_family.layout
-    sizes = DecoderSizes.of(switches, facts.spec.config)
-    windows = [sizes.window(switches, layer_type) for layer_type in set(sizes.layer_types)]
-    is_capped = sizes.soft_cap is not None
-    return [is_capped or (window is not None and window < facts.spec.max_seq_len) for window in windows]
+    return not all(sizes.is_plain for sizes in attention_of(facts).values())

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.torch.models.sequences import flatten
 
 
-def pack_ids(batch: Batch, vocab_size: int) -> npt.NDArray[np.int32]:
+def pack_ids(batch: Batch, vocab_size: int) -> Tensor:
     """Returns i32[T]: id + vocab_size * (type + 2 * is_skipped), which `unpack_ids` unpacks.
 
     Token types must be 0 or 1. `is_skipped` is 1 for a token that pooling leaves out: the first `batch.skips` tokens of
     each sequence, which are its prompt.
     """
-    positions = np.arange(batch.num_tokens) - np.repeat(batch.cu_seqlens[:-1], batch.lengths)
-    is_skipped = positions < np.repeat(batch.skips, batch.lengths)
-    packed: npt.NDArray[np.int32] = batch.input_ids + vocab_size * (batch.type_ids + 2 * is_skipped)
-    return packed.astype(np.int32, copy=False)
+    ids, type_ids, _, pooled = flatten(batch)[: 4 * batch.num_tokens].view(4, -1)
+    return ids + vocab_size * (type_ids + 2 * (1 - pooled))
 
 
 def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -101,8 +101,7 @@ class TorchEngine(PackedEngine):
             return rows, None
         if self._workers is not None:
             self._workers.send(batch, with_tokens)
-        outputs: tuple[Tensor | None, Tensor | None] = self._model.compute(batch, with_tokens)
-        return outputs
+        return self._model.compute(batch, with_tokens)
 
 
 class Replicas(PackedEngine):

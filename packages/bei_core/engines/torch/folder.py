@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -21,13 +22,14 @@ import numpy.typing as npt
 
 from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
+from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
 from bei_core.models.heads import Head, output_bias, output_weight, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.layouts import BertSizes, DecoderSizes, RotarySizes, jina_gate
+from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes, jina_gate
 from bei_core.models.modules import Dense, LayerNorm
 from bei_core.models.spec import ModelSpec
 
@@ -175,8 +177,9 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
         config["model_type"] = _MODEL_TYPES.get(family.name, _MODEL_TYPES[family.page])
     if family.page in {"bert", "decoder"}:
         # TensorRT-LLM's Attention reads these three keys. BERT's own config.json only has the first one.
-        names = ("num_attention_heads", "num_key_value_heads", "head_dim")
-        config |= dict(zip(names, attention_sizes(facts), strict=True))
+        sizes = next(iter(attention_of(facts).values()))
+        config |= {"num_attention_heads": sizes.num_heads, "num_key_value_heads": sizes.num_kv_heads}
+        config["head_dim"] = sizes.head_size
     config |= {**(more or {}), "bei": msgspec.to_builtins(facts)}
     (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
 
@@ -248,14 +251,32 @@ def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[st
             yield f"{layer}.{part}", tensors.f32(name)
 
 
-def attention_sizes(facts: Facts) -> tuple[int, int, int]:
-    """Returns (number of query heads, number of key and value heads, size of a head).
+def attention_of(facts: Facts) -> dict[str, AttentionSizes]:
+    """Returns the attention of each type of layer, for BERT-like encoders and decoders.
 
-    Only for BERT-like encoders and decoders.
+    A layer has no window if that would cover the longest sequence.
     """
-    family, config = facts.of_family, facts.spec.config
-    if family.page == "bert":
-        bert = BertSizes.of(family.layout[0], config)
-        return bert.num_heads, bert.num_heads, bert.hidden // bert.num_heads
-    sizes = DecoderSizes.of(family.layout, config)
-    return sizes.num_heads, sizes.num_kv_heads, sizes.head_size
+    layout, config = facts.of_family.layout, facts.spec.config
+    if facts.of_family.page == "bert":
+        bert = BertSizes.of(layout[0], config)
+        return {FULL: AttentionSizes.of_encoder(bert.hidden, bert.num_heads)}
+    sizes = DecoderSizes.of(layout, config)
+    bias = bool(sizes.config.get("attention_bias"))
+    plain = AttentionSizes(
+        hidden=sizes.hidden,
+        num_heads=sizes.num_heads,
+        num_kv_heads=sizes.num_kv_heads,
+        head_size=sizes.head_size,
+        scale=sizes.scale,
+        bias=bias or layout.qkv_bias,
+        out_bias=bias,
+        causal=facts.mask == "causal",
+        eps=sizes.eps if layout.qk_norm else None,
+        offset=1.0 if layout.gemma else 0.0,
+        soft_cap=sizes.soft_cap,
+    )
+    windows = {layer_type: sizes.window(layout, layer_type) for layer_type in dict.fromkeys(sizes.layer_types)}
+    return {
+        layer_type: replace(plain, window=None if window is None or window >= facts.spec.max_seq_len else window)
+        for layer_type, window in windows.items()
+    }

@@ -18,7 +18,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED
 from bei_core.engines.torch.folder import DTYPES, Facts, read_facts
 from bei_core.engines.torch.kernels.base import Rank
-from bei_core.engines.torch.kernels.torch import TorchKernels
+from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models.model import Model
 from bei_core.errors import EngineUnavailableError
 from bei_core.tasks import Tokens
@@ -83,7 +83,7 @@ def load_model(
 ) -> Model:
     """Returns a model with these tensors on the device, in torch's `dtype` of that name ("bfloat16"…)."""
     with device:
-        model = Model(facts, TorchKernels(getattr(torch, dtype), rank))
+        model = Model(facts, Kernels(getattr(torch, dtype), rank))
     model.load(tensors)
     model.to(device).eval()
     return model

@@ -31,7 +31,7 @@ from bei_core.engines.quality import Bar, Comparison, Quality
 from bei_core.engines.torch.batches import split
 from bei_core.engines.torch.engine import TorchEngine
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts, head_tensors, write_folder
-from bei_core.engines.torch.kernels.torch import Linear, TorchKernels, to_fp8
+from bei_core.engines.torch.kernels.torch import Kernels, Linear, to_fp8
 from bei_core.engines.torch.loading import StoredTensors, load_folder, load_model, supports
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.tensorfile import Entry
@@ -65,7 +65,7 @@ def built_with(facts: Facts) -> dict[str, str]:
     A linear layer of a quantised part stays in bf16 if fp8 does not support its sizes (`fits_fp8`).
     """
     with torch.device("meta"):
-        model = Model(facts, TorchKernels(torch.bfloat16))
+        model = Model(facts, Kernels(torch.bfloat16))
     of_parts = {name: each for name, each in model.named_modules() if isinstance(each, Linear)}
     names = [name for name, each in of_parts.items() if each.part in facts.quantized and not each.fits_fp8]
     plain = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
@@ -142,8 +142,7 @@ def _entries(tensors: Tensors, scales: Mapping[str, tuple[Tensor, Tensor]]) -> d
     stored = StoredTensors(tensors, torch.device("cpu"))
 
     def rounded(name: str, scale: Tensor) -> npt.NDArray[np.uint8]:
-        bits: npt.NDArray[np.uint8] = to_fp8(stored[name], scale).view(torch.uint8).numpy()
-        return bits
+        return to_fp8(stored[name], scale).view(torch.uint8).numpy()
 
     entries = []
     for layer, (of_weight, of_input) in scales.items():

@@ -1,11 +1,9 @@
-"""`Kernels`, the protocol of a set of kernels: it makes the linear layers and the attention of a model class."""
+"""What a set of kernels is asked for: the sizes of attention, and the share of a model that a process computes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import torch
+from typing import Any
 
 from bei_core.errors import UnsupportedModelError
 
@@ -26,6 +24,11 @@ class AttentionSizes:
     offset: float = 0.0  # added to the weights of these norms
     window: int | None = None  # a query attends to keys less than this many positions away
     soft_cap: float | None = None  # scores become soft_cap * tanh(score / soft_cap)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether queries attend to all keys of their sequence (or all before them), with scores as they are."""
+        return self.window is None and self.soft_cap is None
 
     @property
     def part(self) -> str:
@@ -57,33 +60,6 @@ class Rank:
         if size % self.size:
             raise UnsupportedModelError(f"{size} {what} cannot be divided among {self.size} GPUs")
         return size // self.size
-
-
-class Kernels(Protocol):
-    """Makes the layers that take most of the time, for which optimised kernels exist: linear layers and attention."""
-
-    dtype: torch.dtype  # of the parameters and of token vectors between layers
-    rank: Rank
-
-    def linear(
-        self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
-    ) -> Any:
-        """Returns a module that maps [T, size_in] to [T, size_out] and has a method `load_weights(layers)`.
-
-        `part` names the part of the transformer ("attention", "mlp", "embeddings"), which decides whether the layer is
-        quantised. `fused` ("qkv", "gate_up") is set if several layers of the checkpoint are joined in the module. If a
-        model is divided among GPUs, each GPU has a share of the weight's rows (`split` "out"), of its columns ("in"),
-        or the whole weight (None).
-        """
-        ...
-
-    def attention(self, sizes: AttentionSizes, rope: Any, layer: int, score_bias: Any = None) -> Any:
-        """Returns a module with `load(weights, names, prefix)` and `forward(x, sequences)`, from [T, H] to [T, H].
-
-        `rope` is a `Rope` or None. `score_bias`, if given, returns the numbers [N, L, L] to add to the attention scores
-        of one sequence, from its queries and keys [N, L, S].
-        """
-        ...
 
 
 def fits_fp8(*sizes: int) -> bool:

@@ -10,27 +10,42 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels, Rank, fits_fp8
+from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
 from bei_core.engines.torch.kernels.varlen import ScoreBias, attend, attention, is_flash
-from bei_core.engines.torch.models.layers import Layer, Rope, Weights, empty, fill
 from bei_core.engines.torch.models.sequences import Sequences, handle_of
+from bei_core.engines.torch.models.weights import Layer, LayerNames, Weights, empty, fill
 from bei_core.errors import UnsupportedModelError
 
 
-class TorchKernels:
-    """The set of kernels in plain torch. It can divide a model among GPUs."""
+class Kernels:
+    """Makes the layers that take most of the time, for which optimised kernels exist: linear layers and attention.
+
+    Those of this class are in plain torch, and can divide a model among GPUs. A subclass has other kernels.
+    """
 
     def __init__(self, dtype: torch.dtype, rank: Rank | None = None) -> None:
+        """`dtype` is that of the parameters and of token vectors between layers."""
         self.dtype, self.rank = dtype, rank or Rank()
 
     def linear(
         self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
     ) -> Any:
-        """See `Kernels.linear`."""
+        """Returns a module that maps [T, size_in] to [T, size_out] and has a method `load_weights(layers)`.
+
+        `part` names the part of the transformer ("attention", "mlp", "embeddings"), which decides whether the layer is
+        quantised. `fused` ("qkv", "gate_up") is set if several layers of the checkpoint are joined in the module. If a
+        model is divided among GPUs, each GPU has a share of the weight's rows (`split` "out"), of its columns ("in"),
+        or the whole weight (None).
+        """
         return Linear(size_in, size_out, part, self, bias=bias, split=split)
 
-    def attention(self, sizes: AttentionSizes, rope: Any, layer: int, score_bias: Any = None) -> Any:
-        """See `Kernels.attention`."""
+    def attention(
+        self, sizes: AttentionSizes, rope: nn.Module | None, layer: int, score_bias: ScoreBias | None = None
+    ) -> Any:
+        """Returns a module with `load(weights, prefix, names)` and `forward(x, sequences)`, from [T, H] to [T, H].
+
+        `rope` is a `Rope` or None. `score_bias` returns numbers that are added to the attention scores.
+        """
         if self.rank.size > 1 and score_bias is not None:
             raise UnsupportedModelError("attention with relative positions cannot be divided among GPUs")
         return Attention(sizes, rope, self, score_bias)
@@ -43,7 +58,7 @@ class Linear(nn.Module):
     """
 
     def __init__(
-        self, size_in: int, size_out: int, part: str, kernels: TorchKernels, *, bias: bool, split: str | None = None
+        self, size_in: int, size_out: int, part: str, kernels: Kernels, *, bias: bool, split: str | None = None
     ) -> None:
         super().__init__()
         self.split, self.rank = split, kernels.rank
@@ -66,25 +81,25 @@ class Linear(nn.Module):
         if self.bias is None and "bias" in layers[0]:
             self.bias = empty(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
         if "weight_scale" in layers[0]:
-            self.weight_scale = torch.stack([layer["weight_scale"][...].float() for layer in layers]).amax()
-            self.input_scale = torch.stack([layer["input_scale"][...].float() for layer in layers]).amax()
+            self.weight_scale = torch.stack([layer["weight_scale"].float() for layer in layers]).amax()
+            self.input_scale = torch.stack([layer["input_scale"].float() for layer in layers]).amax()
             self.weight = empty(*self.weight.shape, dtype=torch.float8_e4m3fn, device=self.weight.device)
         weights = [self._share(self._rescaled(layer), self.split) for layer in layers if "weight" in layer]
-        joined = {"weight": torch.cat(weights)} if weights else {}
+        joined = Layer(self.layers[0], {"weight": torch.cat(weights)} if weights else {})
         if "bias" in layers[0]:
             rows = self.split if self.split == "out" else None
-            joined["bias"] = torch.cat([self._share(layer["bias"][...], rows) for layer in layers])
-        fill(self.weight, joined, "weight", self.layers[0])
+            joined["bias"] = torch.cat([self._share(layer["bias"], rows) for layer in layers])
+        fill(self.weight, joined, "weight")
         if self.bias is not None:
-            fill(self.bias, joined, "bias", self.layers[0])
+            fill(self.bias, joined, "bias")
 
     def _share(self, tensor: Tensor, split: str | None) -> Tensor:
         return tensor if split is None else tensor.chunk(self.rank.size, int(split == "in"))[self.rank.number]
 
     def _rescaled(self, layer: Layer) -> Tensor:
         """Returns the weight of a layer, in e4m3 for the scale that all joined layers share if it is quantised."""
-        if self.weight_scale is None or layer["weight_scale"][...] == self.weight_scale:
-            return layer["weight"][...]
+        if self.weight_scale is None or layer["weight_scale"] == self.weight_scale:
+            return layer["weight"]
         return to_fp8(layer.f32_weight(), self.weight_scale)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -112,7 +127,7 @@ def to_fp8(x: Tensor, scale: Tensor | None) -> Tensor:
 class NormAndRope(nn.Module):
     """Norms and rotary embedding of queries and keys, which torch.compile can make one kernel."""
 
-    def __init__(self, sizes: AttentionSizes, rope: Rope | None, rank: Rank) -> None:
+    def __init__(self, sizes: AttentionSizes, rope: nn.Module | None, rank: Rank) -> None:
         super().__init__()
         self.rope, self.eps, self.offset = rope, sizes.eps, sizes.offset
         self.num_heads = [rank.share(number, "attention heads") for number in (sizes.num_heads, sizes.num_kv_heads)]
@@ -131,8 +146,8 @@ class NormAndRope(nn.Module):
         for name, heads in zip(("q_norm", "k_norm"), self.weight.split(self.num_heads), strict=True):
             layer = weights.layer(prefix + name)
             for row in heads:
-                fill(row, layer, "weight", prefix + name)
-        self.weight.data += self.offset
+                fill(row, layer, "weight")
+        self.weight += self.offset
 
     def forward(self, query_key: Tensor, position_ids: Tensor) -> Tensor:
         """Returns queries and keys [T, N + K, S] after norms and rotary embedding, which are computed in f32."""
@@ -142,21 +157,18 @@ class NormAndRope(nn.Module):
         return (x if self.rope is None else self.rope(x, position_ids)).to(query_key.dtype)
 
 
-def load_attention(attention: Any, weights: Weights, names: Sequence[str], prefix: str) -> None:
-    """Loads `qkv_proj` and `o_proj` from the layers `names`, and the norms under `prefix`.
-
-    The last name is that of `o_proj`. The others are query, key and value, or one layer with three equal parts.
-    """
-    attention.qkv_proj.load_weights(weights.layers(names[:-1], 3))
-    attention.o_proj.load_weights([weights.layer(names[-1])])
-    attention.norm_and_rope.load(weights, prefix)
+def load_attention(attention: Any, weights: Weights, prefix: str, names: LayerNames) -> None:
+    """Loads `qkv_proj`, `o_proj` and `norm_and_rope` of an attention; its tensors have a prefix before the names."""
+    attention.qkv_proj.load_weights(weights.layers([prefix + name for name in names.qkv], 3))
+    attention.o_proj.load_weights([weights.layer(prefix + names.out)])
+    attention.norm_and_rope.load(weights, prefix + names.qk_norms)
 
 
 class Attention(nn.Module):
     """Attention within each sequence of a packed batch, in torch. Its linear layers come from any set of kernels."""
 
     def __init__(
-        self, sizes: AttentionSizes, rope: Rope | None, kernels: Kernels, score_bias: ScoreBias | None
+        self, sizes: AttentionSizes, rope: nn.Module | None, kernels: Kernels, score_bias: ScoreBias | None
     ) -> None:
         super().__init__()
         self.sizes, self.score_bias, self.dtype = sizes, score_bias, kernels.dtype

@@ -42,8 +42,7 @@ def attention(query_key: Tensor, value: Tensor, layer: Tensor, batch: Tensor) ->
     `layer` and `batch` are the handles of an `Attention` and its `Sequences`. torch.compile does not look into an
     operator, so a compiled layer is one graph, and attention may choose its kernel and loop over sequences on the host.
     """
-    mixed: Tensor = object_of(layer).mix(query_key, value, object_of(batch))
-    return mixed
+    return object_of(layer).mix(query_key, value, object_of(batch))
 
 
 @attention.register_fake
@@ -87,8 +86,7 @@ def is_flex(query: Tensor, sizes: AttentionSizes, bias: ScoreBias | None) -> boo
 
 @functools.cache
 def _capability(device: torch.device) -> tuple[int, int]:
-    found: tuple[int, int] = torch.cuda.get_device_capability(device)
-    return found
+    return torch.cuda.get_device_capability(device)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:
@@ -100,12 +98,10 @@ def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes
     if (varlen := _find_varlen()) is not None:
         # Also for models without grouped queries: without this argument, torch 2.14 takes cuDNN's attention on Hopper,
         # which makes a plan for each new shape of a batch.
-        result: Tensor = varlen(*packed, scale=sizes.scale, window_size=(left, right), enable_gqa=True)
-        return result
+        return varlen(*packed, scale=sizes.scale, window_size=(left, right), enable_gqa=True)
     sides = {} if sizes.window is None else {"window_size_left": left, "window_size_right": right}
     causal = sizes.causal and sizes.window is None
-    result = torch.ops.aten._flash_attention_forward(*packed, 0.0, causal, False, scale=sizes.scale, **sides)[0]
-    return result
+    return torch.ops.aten._flash_attention_forward(*packed, 0.0, causal, False, scale=sizes.scale, **sides)[0]
 
 
 @functools.cache
@@ -140,7 +136,7 @@ def flex(
         return score if cap is None else cap * torch.tanh(score / cap)
 
     mask = sequences.block_mask(causal=sizes.causal, window=sizes.window)
-    mixed: Tensor = _compiled_flex()(*heads, score_mod=change, block_mask=mask, scale=sizes.scale, enable_gqa=True)
+    mixed = _compiled_flex()(*heads, score_mod=change, block_mask=mask, scale=sizes.scale, enable_gqa=True)
     return mixed[0].transpose(0, 1)
 
 
@@ -152,9 +148,7 @@ def _number(value: float, device: torch.device) -> Tensor:
 @functools.cache
 def _compiled_flex() -> Callable[..., Any]:
     """Returns FlexAttention as a fused kernel. Without `torch.compile` it would compute all T x T scores."""
-    attention: Callable[..., Any] = importlib.import_module("torch.nn.attention.flex_attention").flex_attention
-    compiled: Callable[..., Any] = torch.compile(attention, dynamic=True)
-    return compiled
+    return torch.compile(importlib.import_module("torch.nn.attention.flex_attention").flex_attention, dynamic=True)
 
 
 def by_sequence(
@@ -174,7 +168,7 @@ def by_sequence(
 
 def _attend_alone(query: Tensor, key: Tensor, value: Tensor, sizes: AttentionSizes, bias: ScoreBias | None) -> Tensor:
     """Returns [N, L, S] for the queries [N, L, S], keys and values [K, L, S] of one sequence."""
-    if sizes.window is None and sizes.soft_cap is None and bias is None:
+    if sizes.is_plain and bias is None:
         return _sdpa(query, key, value, sizes, is_causal=sizes.causal)
     times = sizes.num_heads // sizes.num_kv_heads
     key, value = (x.repeat_interleave(times, 0) for x in (key, value))

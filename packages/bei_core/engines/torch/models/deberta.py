@@ -2,116 +2,88 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from bei_core.engines.torch.folder import Facts
-from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
+from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.kernels.torch import Kernels
+from bei_core.engines.torch.models import layers
+from bei_core.engines.torch.models.bert import layer_names
 from bei_core.engines.torch.models.heads import activation
-from bei_core.engines.torch.models.layers import (
-    Embedding,
-    LayerNorm,
-    Mlp,
-    StoredLayer,
-    TransformerLayer,
-    Weights,
-    empty,
-)
 from bei_core.engines.torch.models.relative import DisentangledBias, reach
 from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.engines.torch.models.weights import Weights
 from bei_core.models.deberta import DebertaSizes
+from bei_core.models.layouts import BertNames
+
+_LAYER = "encoder.layer.{}."
+_SELF = "attention.self."
+_NAMES = layer_names(BertNames(query=f"{_SELF}query_proj", key=f"{_SELF}key_proj", value=f"{_SELF}value_proj"))
 
 
-class Transformer(nn.Module):
+class Transformer(layers.Transformer):
     """Token vectors of packed sequences."""
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
-        super().__init__()
-        self.sizes = sizes = DebertaSizes.of(facts.spec.config)
-        self.words = Embedding(facts.spec.vocab_size, sizes.width, kernels.dtype)
-        self.positions, self.types = (
-            Embedding(count, sizes.width, kernels.dtype) if count else None
-            for count in (sizes.num_positions, sizes.num_types)
+        sizes = DebertaSizes.of(facts.spec.config)
+        super().__init__(
+            kernels, sizes.width, words=facts.spec.vocab_size, positions=sizes.num_positions, types=sizes.num_types
         )
+        self.sizes, self.dtype = sizes, kernels.dtype
         self.project = None
         if sizes.width != sizes.hidden:
             self.project = kernels.linear(sizes.width, sizes.hidden, "embeddings", bias=False)
-        self.norm = LayerNorm(sizes.hidden, sizes.eps, kernels.dtype)
+        self.projected_norm = self._make_norm()
         rows = torch.from_numpy(sizes.rows(reach(facts.spec.max_seq_len)))
-        self.layers = nn.ModuleList(_Layer(sizes, rows, kernels, layer) for layer in range(sizes.num_layers))
-        self.conv = _Convolution(sizes, kernels.dtype) if sizes.kernel_size else None
+        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
+        biases = [DisentangledBias(rows, sizes) for _ in range(sizes.num_layers)]
+        self.layers = nn.ModuleList(
+            layers.TransformerLayer(
+                kernels.attention(attention, None, layer, bias),
+                layers.Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
+                self._make_norm,
+            )
+            for layer, bias in enumerate(biases)
+        )
+        self.conv: Any = None
+        if (size := sizes.kernel_size) > 0:
+            self.conv = nn.Conv1d(sizes.hidden, sizes.hidden, size, padding=size // 2, dtype=kernels.dtype)
+            self.conv_act, self.conv_norm = activation(sizes.kernel_activation), self._make_norm()
+
+    def _make_norm(self) -> nn.LayerNorm:
+        return nn.LayerNorm(self.sizes.hidden, self.sizes.eps, dtype=self.dtype)
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
-        named = {"word": self.words, "position": self.positions, "token_type": self.types}
-        for name, table in named.items():
-            if table is not None:
-                table.load(weights, f"embeddings.{name}_embeddings")
+        self.load_named(weights, _LAYER, _NAMES)
         if self.project is not None:
             self.project.load_weights([weights.layer("embeddings.embed_proj")])
-        self.norm.load(weights, "embeddings.LayerNorm")
+        weights.load(self.projected_norm, "embeddings.LayerNorm")
         positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * self.sizes.span].float()
         if self.sizes.norms_positions:
-            norm = LayerNorm(self.sizes.hidden, self.sizes.eps, torch.float32).to(positions.device)
-            norm.load(weights, "encoder.LayerNorm")
+            norm = self._make_norm().to(positions)  # in f32, where the positions are
+            weights.load(norm, "encoder.LayerNorm")
             positions = norm(positions)
         for number, layer in enumerate(self.layers):
-            layer.load(weights, f"encoder.layer.{number}.", positions)
+            layer.attention.score_bias.load(weights, positions, _LAYER.format(number) + _SELF, self.dtype)
         if self.conv is not None:
-            self.conv.load(weights, "encoder.conv.conv")
-            self.conv.norm.load(weights, "encoder.conv.LayerNorm")
+            weights.load(self.conv, "encoder.conv.conv")
+            weights.load(self.conv_norm, "encoder.conv.LayerNorm")
+
+    def embed(self, sequences: Sequences) -> Tensor:
+        """Returns the input of the first layer, [T, H]."""
+        x = super().embed(sequences)
+        return self.projected_norm(x if self.project is None else self.project(x))
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """Returns token vectors [T, H]."""
-        x = self.words(sequences.ids)
-        x = x if self.positions is None else x + self.positions(sequences.position_ids)
-        x = x if self.types is None else x + self.types(sequences.type_ids)
-        x = first = self.norm(x if self.project is None else self.project(x))
+        """Returns token vectors [T, H]; `ConvLayer` is a convolution after the first layer."""
+        first = x = self.embed(sequences)
         for number, layer in enumerate(self.layers):
             x = layer(x, sequences)
             if number == 0 and self.conv is not None:
-                x = self.conv(first, x, sequences)
+                mixed = sequences.map(lambda rows: self.conv(rows.T).T, first)  # of each sequence by itself
+                x = self.conv_norm(x + self.conv_act(mixed))
         return x
-
-
-class _Layer(TransformerLayer):
-    def __init__(self, sizes: DebertaSizes, rows: Tensor, kernels: Kernels, number: int) -> None:
-        bias = DisentangledBias(rows, sizes.num_heads, sizes.scale, sizes.kinds)
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
-        super().__init__(
-            kernels.attention(attention, None, number, bias),
-            Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
-            lambda: LayerNorm(sizes.hidden, sizes.eps, kernels.dtype),
-        )
-        self.bias, self.dtype, self.own = bias, kernels.dtype, "" if sizes.shares_projections else "pos_"
-
-    def load(self, weights: Weights, prefix: str, positions: Tensor) -> None:
-        """Loads the layer; `positions` is the table f32[2 * P, H] of relative positions."""
-        attention = f"{prefix}attention.self."
-        names = [f"{attention}{name}_proj" for name in ("query", "key", "value")]
-        self.attention.load(weights, [*names, f"{prefix}attention.output.dense"], prefix)
-        projections = {"c2p": f"{attention}{self.own}key_proj", "p2c": f"{attention}{self.own}query_proj"}
-        self.bias.load(weights, positions, projections, self.dtype)
-        self.attention_norm.load(weights, prefix + "attention.output.LayerNorm")
-        self.mlp.load(weights, [prefix + "intermediate.dense"], prefix + "output.dense")
-        self.mlp_norm.load(weights, prefix + "output.LayerNorm")
-
-
-class _Convolution(StoredLayer):
-    """Adds a convolution over the tokens of each sequence (`ConvLayer` in transformers)."""
-
-    def __init__(self, sizes: DebertaSizes, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.act = activation(sizes.kernel_activation)
-        self.weight = empty(sizes.hidden, sizes.hidden, sizes.kernel_size, dtype=dtype)
-        self.bias = empty(sizes.hidden, dtype=dtype)
-        self.norm = LayerNorm(sizes.hidden, sizes.eps, dtype)
-
-    def forward(self, x: Tensor, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """Returns [T, H]; `x` and `hidden` [T, H] are the input and the output of the first layer."""
-
-        def convolve(rows: Tensor) -> Tensor:
-            mixed = nn.functional.conv1d(rows.T[None], self.weight, self.bias, padding=self.weight.shape[2] // 2)
-            return mixed[0].T
-
-        return self.norm(hidden + self.act(sequences.map(convolve, x)))

@@ -2,105 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from bei_core.engines.torch.folder import Facts
-from bei_core.engines.torch.kernels.base import AttentionSizes, Kernels
+from bei_core.engines.torch.folder import Facts, attention_of
+from bei_core.engines.torch.kernels.torch import Kernels
+from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.heads import F32Layers
-from bei_core.engines.torch.models.layers import Embedding, GatedMlp, RmsNorm, Rope, TransformerLayer, Weights
 from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.engines.torch.models.weights import LayerNames, Weights
 from bei_core.models.layouts import PROJECTION, DecoderSizes, DecoderSwitches
 
+_NAMES = LayerNames(
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    out="self_attn.o_proj",
+    attention_norm="input_layernorm",
+    up=("mlp.gate_proj", "mlp.up_proj"),
+    down="mlp.down_proj",
+    mlp_norm="post_attention_layernorm",
+    qk_norms="self_attn.",
+)
+# In Gemma, the norm that other families have before the MLP is after attention.
+_GEMMA_NAMES = replace(
+    _NAMES,
+    mlp_norm="pre_feedforward_layernorm",
+    attention_out_norm="post_attention_layernorm",
+    mlp_out_norm="post_feedforward_layernorm",
+)
 
-class Transformer(nn.Module):
-    """Token vectors of packed sequences."""
+
+class Transformer(layers.Transformer):
+    """Token vectors of packed sequences; [T, D] if the model projects them at the end. Token types are not used."""
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
-        super().__init__()
-        self.switches: DecoderSwitches = facts.of_family.layout
-        self.sizes = sizes = DecoderSizes.of(self.switches, facts.spec.config)
-        self.embed_tokens = Embedding(facts.spec.vocab_size, sizes.hidden, kernels.dtype)
+        switches: DecoderSwitches = facts.of_family.layout
+        sizes, attention = DecoderSizes.of(switches, facts.spec.config), attention_of(facts)
+        super().__init__(kernels, sizes.hidden, words=facts.spec.vocab_size)
+        self.is_gemma, self.hidden = switches.gemma, sizes.hidden
         ropes = {
-            layer_type: Rope(sizes.config, sizes.head_size, facts.spec.max_seq_len, layer_type)
-            for layer_type in dict.fromkeys(sizes.layer_types)
+            layer_type: layers.Rope(sizes.config, sizes.head_size, facts.spec.max_seq_len, layer_type)
+            for layer_type in attention
         }
-        offset = 1.0 if self.switches.gemma else 0.0
-        make_norm = partial(RmsNorm, sizes.hidden, sizes.eps, kernels.dtype, offset=offset)
-        bias = bool(sizes.config.get("mlp_bias"))
+        make_norm = partial(nn.RMSNorm, sizes.hidden, sizes.eps, dtype=kernels.dtype)
+        if switches.gemma:
+            make_norm = partial(_GemmaNorm, sizes.hidden, sizes.eps, dtype=torch.float32)
+        act, bias = sizes.activation, bool(sizes.config.get("mlp_bias"))
         self.layers = nn.ModuleList(
-            _Layer(
-                kernels.attention(self._attention_sizes(facts, layer_type), ropes[layer_type], number),
-                GatedMlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels, bias=bias),
+            layers.TransformerLayer(
+                kernels.attention(attention[layer_type], ropes[layer_type], number),
+                layers.Mlp(sizes.hidden, sizes.intermediate_size, act, kernels, gated=True, bias=bias),
                 make_norm,
-                is_gemma=self.switches.gemma,
+                is_pre_norm=True,
             )
             for number, layer_type in enumerate(sizes.layer_types)
         )
-        self.norm = make_norm()
+        self.final_norm = make_norm()
+        if switches.gemma:
+            for layer in self.layers:
+                layer.attention_out_norm, layer.mlp_out_norm = make_norm(), make_norm()
         self.projection: F32Layers | None = None
-
-    def _attention_sizes(self, facts: Facts, layer_type: str) -> AttentionSizes:
-        """Returns the sizes of the attention of a layer, without a window if it would cover the longest sequence."""
-        switches, sizes = self.switches, self.sizes
-        window, bias = sizes.window(switches, layer_type), bool(sizes.config.get("attention_bias"))
-        return AttentionSizes(
-            hidden=sizes.hidden,
-            num_heads=sizes.num_heads,
-            num_kv_heads=sizes.num_kv_heads,
-            head_size=sizes.head_size,
-            scale=sizes.scale,
-            bias=bias or switches.qkv_bias,
-            out_bias=bias,
-            causal=facts.mask == "causal",
-            eps=sizes.eps if switches.qk_norm else None,
-            offset=1.0 if switches.gemma else 0.0,
-            window=None if window is None or window >= facts.spec.max_seq_len else window,
-            soft_cap=sizes.soft_cap,
-        )
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
-        self.embed_tokens.load(weights, "embed_tokens")
-        for number, layer in enumerate(self.layers):
-            layer.load(weights, f"layers.{number}.")
-        self.norm.load(weights, "norm")
-        names = [f"{PROJECTION}.{part}" for part in ("weight", "bias") if f"{PROJECTION}.{part}" in weights.whole]
-        if names:
-            self.projection = F32Layers({name: weights.whole[name] for name in names}, self.norm.weight.device)
+        names = _GEMMA_NAMES if self.is_gemma else _NAMES
+        self.load_named(weights, "layers.{}.", names, words="embed_tokens", final_norm="norm")
+        for module in self.modules():
+            if isinstance(module, _GemmaNorm):
+                module.weight += 1
+        projection = (f"{PROJECTION}.{part}" for part in ("weight", "bias"))
+        if tensors := {name: weights.whole[name] for name in projection if name in weights.whole}:
+            self.projection = F32Layers(tensors, self.final_norm.weight.device)
+
+    def embed(self, sequences: Sequences) -> Tensor:
+        """Returns the input of the first layer, [T, H]."""
+        x = super().embed(sequences)
+        return x * self.hidden**0.5 if self.is_gemma else x
 
     def forward(self, sequences: Sequences) -> Tensor:
-        """Returns token vectors [T, H], or [T, D] if the model projects them at the end. Token types are not used."""
-        x = self.embed_tokens(sequences.ids)
-        if self.switches.gemma:
-            x = x * self.sizes.hidden**0.5
-        for layer in self.layers:
-            x = layer(x, sequences)
-        x = self.norm(x)
+        """Returns token vectors [T, H] or [T, D]."""
+        x = super().forward(sequences)
         return x if self.projection is None else self.projection.linear(PROJECTION, x.float())
 
 
-class _Layer(TransformerLayer):
-    def __init__(self, attention: Any, mlp: nn.Module, make_norm: Callable[[], nn.Module], *, is_gemma: bool) -> None:
-        super().__init__(attention, mlp, make_norm, is_pre_norm=True)
-        self.out_norms = nn.ModuleList(make_norm() for _ in range(2 if is_gemma else 0))
+class _GemmaNorm(nn.RMSNorm):
+    """RMSNorm that scales by 1 + the weight of the checkpoint, in f32, because bf16 is too coarse for this sum."""
 
-    def load(self, weights: Weights, prefix: str) -> None:
-        """Loads the layer. In Gemma, the norm that other families have before the MLP is after attention."""
-        layers = [f"{prefix}self_attn.{name}_proj" for name in "qkvo"]
-        self.attention.load(weights, layers, f"{prefix}self_attn.")
-        self.mlp.load(weights, (f"{prefix}mlp.gate_proj", f"{prefix}mlp.up_proj"), f"{prefix}mlp.down_proj")
-        names = ["input_layernorm", "post_attention_layernorm"]
-        if self.out_norms:
-            names = ["input_layernorm", "pre_feedforward_layernorm", names[1], "post_feedforward_layernorm"]
-        for name, norm in zip(names, (self.attention_norm, self.mlp_norm, *self.out_norms), strict=True):
-            norm.load(weights, prefix + name)
-
-    def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
-        if not self.out_norms:
-            return super().forward(x, sequences)
-        x = x + self.out_norms[0](self.attention(self.attention_norm(x), sequences))
-        return x + self.out_norms[1](self.mlp(self.mlp_norm(x)))
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] of [..., H]."""
+        return super().forward(x.float()).to(x.dtype)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts
-from bei_core.engines.torch.kernels.base import Kernels
+from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models.heads import F32Layers, make_head
-from bei_core.engines.torch.models.layers import Weights
 from bei_core.engines.torch.models.sequences import Sequences, upload
+from bei_core.engines.torch.models.weights import Weights
 
 
 class Model(nn.Module):
@@ -29,8 +29,7 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         """The device of the parameters."""
-        device: torch.device = next(self.transformer.parameters()).device
-        return device
+        return next(self.transformer.parameters()).device
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Loads model.safetensors. Raises CheckpointError for a tensor that is missing or of another shape."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bei_core.engines.torch.models.layers import Weights
+from bei_core.engines.torch.models.weights import Weights
+from bei_core.models.deberta import DebertaSizes
 from bei_core.models.distances import alibi_slopes, relative_buckets
 
 
@@ -45,26 +46,27 @@ class DistanceBias(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, start: int) -> Tensor:
         """Returns f32[N, Q, L]; see `ScoreBias`."""
-        found: Tensor = self.biases[:, distances(query, key, start) + self.max_len - 1]
-        return found
+        return self.biases[:, distances(query, key, start) + self.max_len - 1]
 
 
 class DisentangledBias(nn.Module):
     """DeBERTa's scores of content with relative position, for one layer. P is the number of positions each way."""
 
-    def __init__(self, rows: Tensor, num_heads: int, scale: float, kinds: frozenset[str]) -> None:
+    def __init__(self, rows: Tensor, sizes: DebertaSizes) -> None:
         """`rows` i64[2 * max_len - 1] are rows of the position table by query - key + max_len - 1."""
         super().__init__()
-        self.num_heads, self.scale, self.kinds = num_heads, scale, kinds
+        self.num_heads, self.scale, self.kinds = sizes.num_heads, sizes.scale, sizes.kinds
+        own = "" if sizes.shares_projections else "pos_"
+        self.projections = {"c2p": f"{own}key_proj", "p2c": f"{own}query_proj"}
         self.register_buffer("rows", rows, persistent=False)
 
-    def load(self, weights: Weights, table: Tensor, names: dict[str, str], dtype: torch.dtype) -> None:
-        """Projects the position table f32[2 * P, H] with the layer `names[kind]` for each kind.
+    def load(self, weights: Weights, table: Tensor, prefix: str, dtype: torch.dtype) -> None:
+        """Projects the position table f32[2 * P, H] with a layer under `prefix` for each kind.
 
         This is done once, because the result is the same for all batches.
         """
         for kind in self.kinds:
-            layer = weights.layer(names[kind])
+            layer = weights.layer(prefix + self.projections[kind])
             projected = nn.functional.linear(table, layer.f32_weight(), layer["bias"].float())
             heads = projected.unflatten(-1, (self.num_heads, -1)).transpose(0, 1)
             self.register_buffer(kind, heads.to(dtype), persistent=False)

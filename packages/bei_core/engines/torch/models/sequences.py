@@ -166,7 +166,7 @@ def _listed(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def is_seen(distance: Tensor, *, causal: bool, window: Tensor | int | None) -> Tensor:
     """Returns bool[...]: whether a query attends to a key of its sequence, by its position minus that of the key."""
-    seen: Tensor = (distance >= 0) | (not causal)
+    seen = (distance >= 0) | (not causal)
     return seen if window is None else seen & (distance.abs() < window)
 
 

@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
     def split_qkv(self, q: Tensor, k: Any = None, v: Any = None) -> tuple[Tensor, Any, Any]:
         if k is None and v is None:
-            return q.split([self.q_size, self.kv_size, self.kv_size], dim=-1)  # type: ignore[no-any-return]
+            return q.split([self.q_size, self.kv_size, self.kv_size], dim=-1)
         return q, k, v
 
     def apply_rope(self, q: Tensor, k: Any, v: Any, position_ids: Tensor) -> tuple[Tensor, Any, Any]:

@@ -1,0 +1,99 @@
+"""The tensors of a checkpoint, grouped by layer, and how they become the parameters of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bei_core.errors import CheckpointError
+from bei_core.models.heads import first_of
+
+# Names of LayerNorm's tensors in checkpoints converted from TensorFlow.
+_OLD_NAMES = {"gamma": "weight", "beta": "bias"}
+
+
+@dataclass(frozen=True)
+class LayerNames:
+    """The names that a checkpoint has for the layers within one layer of a transformer, without their prefix."""
+
+    qkv: tuple[str, ...]  # query, key and value, or one layer with three equal parts
+    out: str  # of attention
+    attention_norm: str
+    up: tuple[str, ...]  # the first of the MLP: one, or gate and up, or one layer that has both
+    down: str
+    mlp_norm: str
+    qk_norms: str = ""  # the prefix of the norms of queries and keys
+    attention_out_norm: str = ""
+    mlp_out_norm: str = ""
+
+
+class Layer(dict[str, Tensor]):
+    """The tensors of one layer of a checkpoint, by the last part of their names, such as "weight" or "weight_scale"."""
+
+    def __init__(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__(tensors)
+        self.name = name  # the whole name in the checkpoint
+
+    def f32_weight(self) -> Tensor:
+        """Returns the weight in f32. For a quantised layer it is multiplied by its scale."""
+        weight = self["weight"].float()
+        return weight * self["weight_scale"].float() if "weight_scale" in self else weight
+
+    def split(self, count: int) -> list[Layer]:
+        """Returns the `count` layers that are joined in this one; each has the same number of rows of the weight."""
+        chunks = {part: x.chunk(count) if x.ndim else [x] * count for part, x in self.items()}  # a scale is for all
+        return [Layer(self.name, {part: chunks[part][number] for part in chunks}) for number in range(count)]
+
+
+class Weights:
+    """A checkpoint's tensors under one prefix, grouped by layer."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], *, anchor: str, prefixes: Sequence[str]) -> None:
+        """Uses the first of `prefixes` under which the tensor `anchor` exists; raises CheckpointError if none fits."""
+        prefix = first_of(tensors, [prefix + anchor for prefix in prefixes]).removesuffix(anchor)
+        self.whole, self._prefix = tensors, prefix  # by their whole names, with the prefix
+        self._layers: dict[str, dict[str, str]] = {}
+        for name in tensors:
+            if name.startswith(prefix):
+                layer, _, part = name.removeprefix(prefix).rpartition(".")
+                self._layers.setdefault(layer, {})[_OLD_NAMES.get(part, part)] = name
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._layers
+
+    def layer(self, name: str) -> Layer:
+        """Reads the tensors of a layer. Raises CheckpointError if there are none."""
+        if name not in self._layers:
+            raise CheckpointError(f"the checkpoint has no tensors of {name}")
+        # TensorRT-LLM may give slices of a file, which [...] reads.
+        return Layer(self._prefix + name, {part: self.whole[known][...] for part, known in self._layers[name].items()})
+
+    def layers(self, names: Sequence[str], count: int) -> list[Layer]:
+        """Returns the layers `names`; a single name is a layer in which `count` layers are joined, and is split."""
+        found = [self.layer(name) for name in names]
+        return found[0].split(count) if len(found) == 1 else found
+
+    def load(self, module: nn.Module, name: str) -> None:
+        """Copies the layer `name` into the module's own parameters; nothing is read for a module without any.
+
+        Raises CheckpointError for a tensor that is missing or has the wrong shape.
+        """
+        for part, parameter in module.named_parameters(recurse=False):
+            fill(parameter, self.layer(name), part)
+
+
+def empty(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -> Any:
+    """Returns a parameter with undefined values, which `fill` overwrites."""
+    return nn.Parameter(torch.empty(*shape, dtype=dtype, device=device), requires_grad=False)
+
+
+def fill(parameter: Any, layer: Layer, part: str) -> None:
+    """Copies a tensor of a layer into a parameter. Raises CheckpointError if it is missing or has another shape."""
+    if part not in layer or layer[part].shape != parameter.shape:
+        found = tuple(layer[part].shape) if part in layer else "missing"
+        raise CheckpointError(f"tensor {layer.name}.{part} is {found}; config.json implies {tuple(parameter.shape)}")
+    parameter.requires_grad_(False).copy_(layer[part])
