@@ -20,13 +20,11 @@ def command(**flags: object) -> None:
 
     Every setting is also an environment variable (BEI_PORT) and a key of config.yaml (docs/settings.md).
     """
-    from bei_core.http.memory import limit_heaps
     from bei_core.http.server.sockets import bind
     from bei_core.http.traces import open_traces
     from bei_core.serving.service import Service
 
     settings = load_settings(flags)
-    limit_heaps()
     if given := settings.without_effect():
         log.info("settings without effect: %s", "; ".join(given))
     # Before an engine is built, so that a port in use or a missing package is reported at once.

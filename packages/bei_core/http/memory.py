@@ -1,39 +1,16 @@
-"""Garbage collections of a server, and the return of freed memory to the operating system."""
+"""Garbage collections of a server, and the return of memory that large requests have freed to the operating system."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import gc
-import os
 from collections.abc import Callable
 from typing import Any
 
 _DELAY_S = 1.0  # delay after a large request; one call serves all large requests that end within it
 
 _NUM_YOUNG = 10_000  # new objects that can hold others after which a collection begins
-
-# Parameters of glibc's mallopt(3), their values, and the environment variables that set them.
-_MALLOPT = (
-    (-1, 1 << 18, "MALLOC_TRIM_THRESHOLD_"),  # free bytes at the end of a heap, from which they are returned
-    (-3, 1 << 18, "MALLOC_MMAP_THRESHOLD_"),  # blocks of so many bytes are returned when they are freed
-    (-8, 2, "MALLOC_ARENA_MAX"),  # heaps that the threads share
-)
-
-
-def limit_heaps() -> None:
-    """Makes glibc keep less freed memory. To be called before threads start; other C libraries have no such limits.
-
-    By default, glibc takes a block that is as large as one freed before from a heap, where small blocks that stay keep
-    it from being returned: replies and rows of megabytes let the memory of a server grow for an hour. A variable in the
-    environment comes first.
-    """
-    mallopt: Callable[[int, int], int] | None = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:  # musl and macOS do not have it
-        return
-    for parameter, value, variable in _MALLOPT:
-        if variable not in os.environ:
-            mallopt(parameter, value)
 
 
 def limit_collections() -> None:
