@@ -379,7 +379,8 @@ async def test_a_panic_of_the_tokenizer_is_an_error_of_that_request_alone(
     caplog.set_level(logging.CRITICAL)
     served = await make_served()
     with monkeypatch.context() as patch:
-        patch.setattr(served.service.tokenizer, "_tokenizer", Panicking())
+        for user in (served.service.tokenizer, served.service.tokenizer._words):
+            patch.setattr(user, "_tokenizer", Panicking())
         for _ in range(3):
             reply = await served.client.post(path, json=body)
             assert (reply.status_code, reply.json()["error_type"]) == (status, kind)
