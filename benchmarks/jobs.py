@@ -36,7 +36,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
 from bei_core.jobs.batches import plan_batches
 from bei_core.jobs.inputs import open_input
-from bei_core.jobs.job import Job
+from bei_core.jobs.job import Job, shorten_pauses
 from bei_core.jobs.options import JobOptions
 from bei_core.jobs.output import Folder
 
@@ -81,6 +81,7 @@ class Turns:
 
 def run_side(side: str, options: argparse.Namespace, folder: Path, connection: Connection) -> None:
     """The process of a side: opens the engine, and computes part after part, each in a turn of its own."""
+    shorten_pauses()
     settings = Settings.load({"model_id": options.model, "dtype": options.dtype}, os.environ)
     opened, chosen = open_engine(settings), JobOptions(keep=("id",), rows_per_part=options.rows_per_part)
     data, output, turns = open_input(str(folder / "in.jsonl"), chosen), folder / side, Turns(connection)

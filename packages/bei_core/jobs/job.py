@@ -6,7 +6,6 @@ import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -107,7 +106,7 @@ class Job:
 
     def run(self, parts: Sequence[Part]) -> Iterator[Report]:
         """Computes and publishes parts; yields a report for each."""
-        with _short_pauses(), ThreadPoolExecutor(1, "bei-write") as writer:
+        with ThreadPoolExecutor(1, "bei-write") as writer:
             written: Future[None] | None = None
             for prepared in _ahead(self.prepare, parts):
                 encoded, columns = self.compute(prepared)
@@ -120,21 +119,14 @@ class Job:
                 written.result()
 
 
-@contextmanager
-def _short_pauses() -> Iterator[None]:
-    """Lets the engine's thread wait less for the others while a job runs.
+def shorten_pauses() -> None:
+    """Lets the engine's thread wait less for the others from now on. For a process that does nothing but jobs.
 
     Before each batch it needs the global lock (GIL), for which it waits 5 ms by default while a part is read; a batch
     takes 25 ms. Collections of garbage would visit the tokens of three parts again and again, and find nothing.
     """
-    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(_SWITCH_S)
-    gc.set_threshold(_NUM_YOUNG, *thresholds[1:])
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-        gc.set_threshold(*thresholds)
+    gc.set_threshold(_NUM_YOUNG, *gc.get_threshold()[1:])
 
 
 def _table(path: str, rows: pa.Array, kept: pa.Table, columns: Columns) -> pa.Table:

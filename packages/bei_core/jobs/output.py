@@ -161,16 +161,14 @@ class Output:
         counts = {"bei.rows": str(part.split.num_rows), "bei.rejected": str(len(rejected))}
         sink = pa.BufferOutputStream()
         table = table.replace_schema_metadata({**self._metadata, **counts})
-        counted = _columns_without_floats(table.schema)
-        pq.write_table(table, sink, compression="zstd", use_dictionary=counted, write_statistics=counted)
+        pq.write_table(table, sink, compression="zstd", use_dictionary=_dictionary_columns(table.schema))
         self.folder.publish(part_name(part), sink.getvalue())
 
 
-def _columns_without_floats(schema: pa.Schema) -> list[str]:
-    """Returns the columns, by their path in a Parquet file, that get a dictionary and statistics: all but floats.
+def _dictionary_columns(schema: pa.Schema) -> list[str]:
+    """Returns the columns, by their path in a Parquet file, whose values go into a dictionary: all but those of floats.
 
-    A dictionary for the numbers of vectors takes as long as the rest of the file and makes it larger, and nobody looks
-    for a vector by its least and greatest numbers, which take a fifth of the rest.
+    A dictionary for the numbers of vectors takes as long as the rest of the file, and makes the file larger.
     """
     found = list[str]()
     for column in schema:

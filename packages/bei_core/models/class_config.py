@@ -43,8 +43,7 @@ def _check_own_code(config: Config, family: Family | None) -> None:
     GritLM, gte-Qwen1.5 and models trained from gte-Qwen2 have the class names of transformers, and code whose attention
     is not causal.
     """
-    mapped = config.get("auto_map")
-    own = [str(name) for key, name in mapped.items() if key.startswith("AutoModel")] if isinstance(mapped, dict) else []
+    own = _own_code(config)
     says_it = any(config.get(key) is not None for key in _DIRECTIONS)
     if own and family is not None and family.page == "decoder" and not family.has_own_code and not says_it:
         raise UnsupportedModelError(
@@ -53,10 +52,18 @@ def _check_own_code(config: Config, family: Family | None) -> None:
         )
 
 
+def _own_code(config: Config) -> list[str]:
+    """Returns the model classes of the repository's own code that config.json names."""
+    mapped = config.get("auto_map")
+    return (
+        [str(name) for key, name in mapped.items() if key.startswith("AutoModel")] if isinstance(mapped, dict) else []
+    )
+
+
 def _check_direction(config: Config, name: str) -> None:
     """Raises UnsupportedModelError for `use_bidirectional_attention` if the class ignores it: all but Gemma 3's do."""
     family = FAMILIES.get(name)
-    if family is None or family.page != "decoder" or family.has_own_code or name == "Gemma3" or config.get("auto_map"):
+    if family is None or family.page != "decoder" or family.has_own_code or name == "Gemma3" or _own_code(config):
         return
     if config.get("use_bidirectional_attention"):
         raise UnsupportedModelError(
@@ -66,15 +73,15 @@ def _check_direction(config: Config, name: str) -> None:
 
 
 def _check_model_type(config: Config, family: Family | None) -> None:
-    """Raises UnsupportedModelError for a `model_type` of another family than the class.
+    """Raises UnsupportedModelError for a `model_type` of another family than the class, if it is one that BEI knows.
 
     transformers loads the class of `model_type`. Models with code of their own may have any.
     """
-    kind = config.get("model_type")
-    known = _BY_TYPE.get(re.sub("_text$|[-_]", "", str(kind)))
-    if None in (family, known) or known is family or config.get("auto_map"):
+    model_type = config.get("model_type")
+    known = _BY_TYPE.get(re.sub("_text$|[-_]", "", str(model_type)))
+    if family is None or known is None or known is family or family.has_own_code or _own_code(config):
         return
     raise UnsupportedModelError(
-        f"config.json: model_type is {kind!r}, but architectures is {architecture_of(config)}, of another family; "
-        "correct the one that is wrong"
+        f"config.json: model_type is {model_type!r}, but architectures is {architecture_of(config)}, which is of "
+        "another family; correct the one that is wrong"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tokenizers
-from tokenizers.normalizers import Lowercase
+from tokenizers.normalizers import Lowercase, Normalizer
 from tokenizers.normalizers import Sequence as NormalizerSequence
 
 from bei_core.errors import CheckpointError
@@ -26,7 +26,9 @@ def open_tokenizer(path: Path) -> tokenizers.Tokenizer:
         ) from (fault)
 
 
-def lowercase_first(tokenizer: tokenizers.Tokenizer) -> NormalizerSequence:
-    """Returns the tokenizer's normalizer with lower-casing before it, as sentence-transformers builds it."""
-    present = tokenizer.normalizer
+def lowercase_first(tokenizer: tokenizers.Tokenizer) -> Normalizer:
+    """Returns the tokenizer's normalizer, with lower-casing before it unless it does that, as sentence-transformers."""
+    present: Normalizer | None = tokenizer.normalizer
+    if present is not None and (getattr(present, "lowercase", False) or "Lowercase" in repr(present)):
+        return present
     return NormalizerSequence([Lowercase()] if present is None else [Lowercase(), present])

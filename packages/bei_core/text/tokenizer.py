@@ -17,10 +17,10 @@ from tokenizers import Encoding
 from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
 from bei_core.text.files import lowercase_first, open_tokenizer
-from bei_core.text.library import encode
+from bei_core.text.library import calls, encode
 from bei_core.text.refusals import MAX_CHUNKS, check_ids, empty_text, no_space, no_texts, too_many_chunks
 from bei_core.text.truncation import Indices, IntegerT, document_tokens, num_skipped, truncate_longest_first
-from bei_core.text.words import Frame, IdsOfWords, Words
+from bei_core.text.words import LONG_TOKEN, LONG_WORD, Frame, IdsOfWords, Words
 
 # In one turn of the event loop, requests with at most this many characters together are tokenized on it. That takes at
 # most 6 ms. The change to a thread and back would cost 50 us of processor time for each request
@@ -58,7 +58,7 @@ class TextTokenizer:
         self._side = TruncationSide(str(truncation.get("direction", "right")).lower())  # if the request names none
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()  # `_truncated` does it, because each request chooses the side
-        if lower_case and "Lowercase" not in repr(self._tokenizer.normalizer):
+        if lower_case:
             self._tokenizer.normalizer = lowercase_first(self._tokenizer)
         self.max_seq_len = max_seq_len
         self.vocab_size = vocab_size
@@ -102,7 +102,8 @@ class TextTokenizer:
             return [function([text], options)[0] for function, text in zip(alone, texts, strict=True)]
         if not all(any(text) if isinstance(text, Pair) else text for text in plain):
             raise empty_text()
-        found = self._from_words(plain, options)
+        groups = [plain] if len(plain) == 1 else calls(plain)  # the words of one are in memory at a time
+        found = [tokens for group in groups for tokens in self._from_words(group, options)]
         left = [text for text, tokens in zip(plain, found, strict=True) if tokens is None]
         others = iter(self._from_library(left, options) if left else ())
         return [next(others) if tokens is None else tokens for tokens in found]
@@ -113,15 +114,15 @@ class TextTokenizer:
         if words is None or options.spans or (prompt and not options.pool_prompt):
             return [None] * len(texts)
         sides = [(prompt + text,) if isinstance(text, str) else text for text in texts]
-        short = [sum(map(len, each)) <= self._likely_chars for each in sides]
-        split = [[side.split(" ") for side in each] for each in compress(sides, short)]
-        known: IdsOfWords = words.known
-        needed = {word for each in split for side in each for word in side}
-        if any(word not in known for word in needed):
-            known = words.learn(needed)
         limit = min(self.max_seq_len, options.max_tokens or self.max_seq_len)
-        found = (_joined(each, known, words.frames[len(each), options.add_special_tokens], limit) for each in split)
-        return [next(found) if is_short else None for is_short in short]
+        sizes = [(sum(map(len, each)), sum(side.count(" ") + 1 for side in each)) for each in sides]
+        able = [num <= limit and chars <= min(limit * LONG_TOKEN, num * LONG_WORD) for chars, num in sizes]
+        split = [[side.split(" ") for side in each] for each in compress(sides, able)]
+        needed = {word for each in split for side in each for word in side}
+        known = words.known
+        ids: IdsOfWords = known if all(word in known for word in needed) else words.learn(needed)
+        found = (_joined(each, ids, words.frames[len(each), options.add_special_tokens], limit) for each in split)
+        return [next(found) if is_able else None for is_able in able]
 
     def _from_library(self, plain: list[str | Pair], options: EncodeOptions) -> list[Tokens]:
         """Returns the tokens of each text, which the library encodes as a whole; raises the errors of `encode_now`."""
@@ -214,7 +215,7 @@ class TextTokenizer:
 
         Encodes the text again, without the cut of `_likely`, if that cut could have changed the tokens to keep.
         """
-        time.sleep(0)  # threads that wait for the GIL have it; the moments in which NumPy releases it are too short
+        time.sleep(0)  # lets other threads take the GIL; the moments in which NumPy releases it are too short
         words = [word for word in encoding.word_ids if word is not None]
         if len(words) <= self.max_seq_len or words[self.max_seq_len] + _SETTLING_WORDS > words[-1]:
             (encoding,) = self._encode([self._prepared(text, options)], options, with_spans=options.spans)

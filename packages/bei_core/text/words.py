@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 from tokenizers import Tokenizer
@@ -20,6 +21,10 @@ _WORDS_PER_TEXT = 64
 # Punctuation, which is always a token of its own, and which no other character becomes when it is normalized. The first
 # of these that is in the vocabulary separates new words.
 MARKS = "|~^,."
+
+# A text with more characters per token of the limit, or per word, is not for `Words`: it will be truncated, or has no
+# spaces, such as Chinese.
+LONG_TOKEN, LONG_WORD = 6, 16
 
 IdsOfWords: TypeAlias = Mapping[str, Sequence[int]]
 
@@ -70,7 +75,8 @@ class Words:
         known = self.known  # another thread may replace it
         found = self._tokenized([word for word in words if word not in known])
         ids = {word: found[word] if word in found else known[word] for word in words}
-        short: dict[str, Sequence[int]] = {word: each for word, each in found.items() if len(word) <= _WORD_CHARS}
+        kept = islice(((word, each) for word, each in found.items() if len(word) <= _WORD_CHARS), _NUM_WORDS)
+        short: dict[str, Sequence[int]] = dict(kept)
         if len(known) + len(short) > _NUM_WORDS:
             self.known = short
         else:
@@ -89,15 +95,17 @@ class Words:
         found = dict[str, list[int]]()
         for group, encoding in zip(groups, encode(self._tokenizer, texts, add_special_tokens=False), strict=True):
             ids = [encoding.ids] if len(group) == 1 else _split(encoding.ids, self._mark_id)
+            if len(ids) != len(group):  # a word has become the mark, which none is known to do
+                ids = [each.ids for each in encode(self._tokenizer, group, add_special_tokens=False)]
             found.update(zip(group, ids, strict=True))
         return found
 
 
-def _split(ids: Sequence[int], separator: int | None) -> list[list[int]]:
-    """Returns what is before, between and after the separators."""
+def _split(ids: Sequence[int], mark: int | None) -> list[list[int]]:
+    """Returns what is before, between and after the marks."""
     found = [list[int]()]
     for id_ in ids:
-        if id_ == separator:
+        if id_ == mark:
             found.append([])
         else:
             found[-1].append(id_)

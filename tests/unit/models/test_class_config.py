@@ -250,11 +250,20 @@ def test_a_model_type_of_another_family_is_refused(architecture: str, model_type
         ("DebertaV2Model", "deberta-v2"),
         ("MT5EncoderModel", "mt5"),
         ("LlamaBidirectionalModel", "llama_bidirec"),
+        ("LlamaBidirectionalModel", "llama"),  # its code may be removed from the folder
+        ("JinaBertForMaskedLM", "bert"),
+        ("Qwen3BidirectionalModel", "qwen3"),
         ("BertModel", None),
     ],
 )
 def test_a_model_type_of_the_same_family_or_an_unknown_one_is_not_refused(architecture: str, model_type: str) -> None:
     assert as_class_reads({"architectures": [architecture], "model_type": model_type})["model_type"] == model_type
+
+
+def test_code_for_the_tokenizer_alone_is_no_reason_for_another_model_type() -> None:
+    config = {"architectures": ["BertModel"], "model_type": "roberta", "auto_map": {"AutoTokenizer": "code.Tokenizer"}}
+    with pytest.raises(UnsupportedModelError, match="model_type is 'roberta'"):
+        as_class_reads(config)
 
 
 def test_a_null_position_embedding_type_is_absolute() -> None:

@@ -90,7 +90,7 @@ def test_no_more_is_tokenized_than_decides(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_call_has_few_texts_and_characters() -> None:
     texts: list[str] = ["a" * 100_000] * 5 + ["b"] * 100
-    calls = list(library._calls(texts))
+    calls = list(library.calls(texts))
     assert [text for call in calls for text in call] == texts
     assert [len(call) for call in calls] == [2, 2, 64, 37]
-    assert list(library._calls(["c" * 10**6])) == [["c" * 10**6]]
+    assert list(library.calls(["c" * 10**6])) == [["c" * 10**6]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from bei_core.text import words
 from bei_core.text.files import open_tokenizer
 from bei_core.text.published import canonical_tokenizer
 from bei_core.text.tokenizer import TextTokenizer
-from bei_core.text.words import MARKS, Words
+from bei_core.text.words import MARKS, IdsOfWords, Words
 from tests.conftest import MINILM
 from tests.golden.cases import CASES
 from tests.golden.test_tokenizers import NAMES, unpack
@@ -159,6 +159,40 @@ def test_texts_that_do_not_fit_are_truncated_as_a_whole() -> None:
         assert len(ids_of(tokenizer, text, PLAIN)[0]) == 8
 
 
+@pytest.mark.parametrize("text", ["one two three four five six seven", "word" * 20, "語" * 20])
+def test_texts_that_will_be_truncated_and_those_without_spaces_are_not_learned(text: str) -> None:
+    tokenizer = opened(MINILM / "tokenizer.json", max_seq_len=6)
+    ids_of(tokenizer, text, PLAIN)
+    assert tokenizer._words is not None
+    assert not tokenizer._words.known
+
+
+def test_words_of_a_large_request_are_in_memory_a_group_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = opened(MINILM / "tokenizer.json")
+    assert tokenizer._words is not None
+    learn, counts = tokenizer._words.learn, list[int]()
+
+    def counting(needed: Collection[str]) -> IdsOfWords:
+        counts.append(len(needed))
+        return learn(needed)
+
+    monkeypatch.setattr(tokenizer._words, "learn", counting)
+    tokenizer.encode_now([f"word {number}" for number in range(1000)], PLAIN)
+    assert max(counts) <= 65
+
+
+def test_a_word_that_becomes_the_mark_is_tokenized_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(words, "MARKS", ";")
+    tokenizer = opened(MINILM / "tokenizer.json")
+    text = "a Greek question mark \u037e is a semicolon"
+    assert ids_of(tokenizer, text, PLAIN) == ids_of(tokenizer, text, replace(PLAIN, spans=True))
+
+
+def test_a_folder_that_lowercases_already_keeps_its_words() -> None:
+    tokenizer = TextTokenizer(MINILM / "tokenizer.json", max_seq_len=64, vocab_size=10**6, lower_case=True)
+    assert tokenizer._words is not None
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(words, "_NUM_WORDS", 100)
     found = Words.of(opened_by_library(MINILM / "tokenizer.json"))
@@ -168,6 +202,8 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert found.learn([*new, "x" * 33]).keys() == {*new, "x" * 33}
         assert len(found.known) <= 100
         assert "x" * 33 not in found.known
+    assert len(found.learn([f"n{number}" for number in range(300)])) == 300
+    assert len(found.known) == 100
     assert found.learn(["0", "serving"])["serving"] == [3529]  # "0" was forgotten
 
 
@@ -181,12 +217,10 @@ def test_several_threads_learn_at_a_time(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_no_other_character_becomes_a_mark() -> None:
-    normalizer = BertNormalizer()
-    for mark in MARKS:
-        others = (chr(code) for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
-        text = "".join(each for each in others if each != mark)
-        assert mark not in normalizer.normalize_str(text)
-        assert mark not in unicodedata.normalize("NFD", text)
+    codes = (code for code in range(sys.maxunicode + 1) if not 0xD800 <= code < 0xE000)
+    others = "".join(each for each in map(chr, codes) if each not in MARKS)
+    assert not set(MARKS) & set(BertNormalizer().normalize_str(others))
+    assert not set(MARKS) & set(unicodedata.normalize("NFD", others))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 ModernBERT (Warner et al. 2024) is pre-norm, and two thirds of its layers have a sliding window; Nomic Embed (Nussbaum
 et al. 2024) and mGTE (Zhang et al. 2024) are post-norm. Nomic Embed v2 (Nussbaum and Duderstadt 2025) has plain MLPs,
-and experts in every second layer. `models/families.py` has the names of the tensors.
+and experts in every second layer. `models/rotary_layouts.py` has the names of the tensors.
 """
 
 from __future__ import annotations

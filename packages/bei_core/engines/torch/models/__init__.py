@@ -1,1 +1,1 @@
-"""The model classes, in torch. A set of kernels (`kernels/base.py`) makes their linear layers and their attention."""
+"""The model classes, in torch. A set of kernels (`kernels/torch.py`) makes their linear layers and their attention."""
