@@ -1,4 +1,4 @@
-"""Garbage collections of a server, and the return of memory that large requests have freed to the operating system."""
+"""Garbage collections of a server or a job, and the return of freed memory to the operating system."""
 
 from __future__ import annotations
 

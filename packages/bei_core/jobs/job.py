@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError
+from bei_core.http.memory import limit_collections
 from bei_core.jobs.compute import Columns, Encoded, Worker
 from bei_core.jobs.datafile import Rows
 from bei_core.jobs.inputs import Input, Part, Reader
@@ -25,7 +25,6 @@ from bei_core.jobs.sinks import open_sink, sink_of
 from bei_core.serving.served_model import describe
 
 _SWITCH_S = 0.0005  # how long a thread that runs Python code keeps the GIL after another one has asked for it
-_NUM_YOUNG = 50_000  # new objects that can hold others after which a collection begins
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -126,7 +125,7 @@ def shorten_pauses() -> None:
     takes 25 ms. Collections of garbage would visit the tokens of three parts again and again, and find nothing.
     """
     sys.setswitchinterval(_SWITCH_S)
-    gc.set_threshold(_NUM_YOUNG, *gc.get_threshold()[1:])
+    limit_collections()
 
 
 def _table(path: str, rows: pa.Array, kept: pa.Table, columns: Columns) -> pa.Table:

@@ -23,7 +23,7 @@ def encode(
     functions, because `Tokenizer.encode` holds Python's global lock (GIL) while it runs.
     """
     encode_batch = tokenizer.encode_batch if with_spans else tokenizer.encode_batch_fast
-    for group in [texts] if len(texts) == 1 else calls(texts):
+    for group in calls(texts):
         try:
             encodings = encode_batch(group, add_special_tokens=add_special_tokens)
         except BaseException as fault:  # the library raises bare Exception, and a panic in Rust is not an Exception

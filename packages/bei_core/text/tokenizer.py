@@ -102,18 +102,17 @@ class TextTokenizer:
             return [function([text], options)[0] for function, text in zip(alone, texts, strict=True)]
         if not all(any(text) if isinstance(text, Pair) else text for text in plain):
             raise empty_text()
+        if self._words is None or options.spans or (options.prompt and not options.pool_prompt):
+            return self._from_library(plain, options)
         groups = [plain] if len(plain) == 1 else calls(plain)  # the words of one are in memory at a time
-        found = [tokens for group in groups for tokens in self._from_words(group, options)]
+        found = [tokens for group in groups for tokens in self._from_words(self._words, group, options)]
         left = [text for text, tokens in zip(plain, found, strict=True) if tokens is None]
         others = iter(self._from_library(left, options) if left else ())
         return [next(others) if tokens is None else tokens for tokens in found]
 
-    def _from_words(self, texts: Sequence[str | Pair], options: EncodeOptions) -> list[Tokens | None]:
+    def _from_words(self, words: Words, texts: Sequence[str | Pair], options: EncodeOptions) -> list[Tokens | None]:
         """Returns the tokens of each text by its words; None for a text that the library has to encode as a whole."""
-        words, prompt = self._words, options.prompt or ""
-        if words is None or options.spans or (prompt and not options.pool_prompt):
-            return [None] * len(texts)
-        sides = [(prompt + text,) if isinstance(text, str) else text for text in texts]
+        sides = [((options.prompt or "") + text,) if isinstance(text, str) else text for text in texts]
         limit = min(self.max_seq_len, options.max_tokens or self.max_seq_len)
         sizes = [(sum(map(len, each)), sum(side.count(" ") + 1 for side in each)) for each in sides]
         able = [num <= limit and chars <= min(limit * LONG_TOKEN, num * LONG_WORD) for chars, num in sizes]
