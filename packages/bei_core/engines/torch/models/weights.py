@@ -83,9 +83,10 @@ class Weights:
         Raises CheckpointError for a tensor that is missing or has the wrong shape.
         """
         parameters = dict(module.named_parameters(recurse=False))
-        layer = self.layer(name) if parameters else Layer(name, {})
-        for part, parameter in parameters.items():
-            fill(parameter, layer, part)
+        if parameters:
+            layer = self.layer(name)
+            for part, parameter in parameters.items():
+                fill(parameter, layer, part)
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -> Any:
