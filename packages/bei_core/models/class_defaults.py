@@ -1,7 +1,6 @@
 """The values that a class of transformers has for keys which config.json lacks; transformers 5, `configuration_*.py`.
 
-Only keys that BEI reads, and that are not of `DecoderSwitches.defaults`. A value in config.json replaces them, also if
-it is null.
+Only keys that BEI reads. A value in config.json replaces them, also if it is null.
 """
 
 from __future__ import annotations
@@ -41,15 +40,20 @@ _QWEN = {
     "intermediate_size": 22016,
     "max_position_embeddings": 32768,
     "num_key_value_heads": 32,
+    "sliding_window": 4096,
     "vocab_size": 151936,
 }
 _GEMMA: Config = {
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
     "hidden_size": 2304,
     "intermediate_size": 9216,
     "num_attention_heads": 8,
     "num_hidden_layers": 26,
     "num_key_value_heads": 4,
+    "query_pre_attn_scalar": 256,
     "rms_norm_eps": 1e-6,
+    "sliding_window": 4096,
 }
 
 # By the beginning of the class name.
@@ -140,16 +144,25 @@ CLASS_DEFAULTS: Mapping[str, Config] = {
         "intermediate_size": 14336,
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
+        "sliding_window": 4096,
         "vocab_size": 32000,
     },
     "Qwen2": _QWEN,
-    "Qwen3": _QWEN,
+    "Qwen3": {**_QWEN, "head_dim": 128},
+    "Qwen3Bidirectional": {"head_dim": 128, "sliding_window": 4096},
     "Gemma2": {
         **_GEMMA,
+        "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
         "max_position_embeddings": 8192,
         "rope_theta": 10_000.0,
         "vocab_size": 256000,
     },
-    "Gemma3": {**_GEMMA, "max_position_embeddings": 131072, "vocab_size": 262208},
+    "Gemma3": {
+        **_GEMMA,
+        "max_position_embeddings": 131072,
+        "rope_local_base_freq": 10_000.0,
+        "rope_theta": 1_000_000.0,
+        "vocab_size": 262208,
+    },
 }

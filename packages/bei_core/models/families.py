@@ -131,24 +131,7 @@ _MPNET = BertNames(
     has_types=False,
     relative_attention="encoder.relative_attention_bias.weight",
 )
-_MISTRAL = DecoderSwitches(is_sliding=every_layer, defaults={"sliding_window": 4096})
-_QWEN2 = DecoderSwitches(is_sliding=upper_layers, qkv_bias=True, defaults={"sliding_window": 4096})
-_QWEN3 = DecoderSwitches(is_sliding=upper_layers, qk_norm=True, defaults={"sliding_window": 4096, "head_dim": 128})
-_GEMMA_DEFAULTS = {
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-    "sliding_window": 4096,
-    "hidden_activation": "gelu_pytorch_tanh",
-}
-_GEMMA2 = DecoderSwitches(
-    is_sliding=even_layers, gemma=True, defaults={**_GEMMA_DEFAULTS, "attn_logit_softcapping": 50.0}
-)
-_GEMMA3 = DecoderSwitches(
-    is_sliding=all_but_every_sixth_layer,
-    qk_norm=True,
-    gemma=True,
-    defaults={**_GEMMA_DEFAULTS, "rope_theta": 1e6, "rope_local_base_freq": 1e4},
-)
+_QWEN3 = DecoderSwitches(is_sliding=upper_layers, qk_norm=True)
 
 
 def _bert(name: str, classes: tuple[str, ...], heads: FamilyHeads, *layouts: BertNames) -> Family:
@@ -285,11 +268,15 @@ _FAMILIES = (
     ),
     _decoder("llama", ("Llama",), DecoderSwitches()),
     _decoder("eurobert", ("EuroBert",), DecoderSwitches(bidirectional=True), FamilyHeads(), has_own_code=True),
-    _decoder("mistral", ("Mistral",), _MISTRAL),
-    _decoder("qwen2", ("Qwen2",), _QWEN2),
+    _decoder("mistral", ("Mistral",), DecoderSwitches(is_sliding=every_layer)),
+    _decoder("qwen2", ("Qwen2",), DecoderSwitches(is_sliding=upper_layers, qkv_bias=True)),
     _decoder("qwen3", ("Qwen3",), _QWEN3),
-    _decoder("gemma2", ("Gemma2",), _GEMMA2),
-    _decoder("gemma3_text", ("Gemma3",), _GEMMA3),
+    _decoder("gemma2", ("Gemma2",), DecoderSwitches(is_sliding=even_layers, gemma=True)),
+    _decoder(
+        "gemma3_text",
+        ("Gemma3",),
+        DecoderSwitches(is_sliding=all_but_every_sixth_layer, qk_norm=True, gemma=True),
+    ),
     _decoder(
         "llama_bidirectional",
         ("LlamaBidirectional",),

@@ -226,7 +226,6 @@ class DecoderSwitches:
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
     bidirectional: bool = False  # attention is never causal, whatever config.json says
-    defaults: Config = field(default_factory=dict)  # transformers' defaults for keys that config.json may lack
 
 
 def every_layer(config: Config, layer: int) -> bool:
@@ -266,7 +265,7 @@ PROJECTION = "linear"
 class DecoderSizes:
     """Sizes of a decoder, from config.json."""
 
-    config: Config  # with the family's defaults
+    config: Config
     hidden: int
     num_layers: int
     num_heads: int  # query heads
@@ -283,7 +282,6 @@ class DecoderSizes:
     @classmethod
     def of(cls, switches: DecoderSwitches, config: Config) -> DecoderSizes:
         """Reads config.json. Raises UnsupportedModelError for a size that is missing or impossible."""
-        config = {**switches.defaults, **config}
         hidden, num_heads = read_size(config, "hidden_size"), read_size(config, "num_attention_heads")
         head_size = read_size(config, "head_dim", default=hidden // num_heads)
         num_kv_heads = read_size(config, "num_key_value_heads", default=num_heads)

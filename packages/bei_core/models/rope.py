@@ -61,22 +61,24 @@ def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[floa
     """Returns theta and the scaling of one layer type, from `rope_parameters` (transformers 5) and older keys.
 
     As in transformers, `rope_scaling` replaces `rope_parameters`, but is added to those of each layer type. Both may
-    have a theta, which comes before that of older keys.
+    have a theta, which comes before that of older keys. A class whose layer types have a theta each ignores
+    `rope_parameters` that are not of a layer type.
     """
     parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     is_local = layer_type == "sliding_attention"
     if is_local and config.get(_GEMMA_LOCAL) is not None:
         scaling = {}
-    if layer_type in parameters:
-        parameters = {**parameters[layer_type], **scaling}
+    if layer_type in parameters or any(name in config for name in _LOCAL_THETAS):
+        parameters = {**parameters.get(layer_type, {}), **scaling}
     else:
         parameters = scaling.get(layer_type, scaling) or parameters
-    names = (_GEMMA_LOCAL, "local_rope_theta", *_THETAS) if is_local else _THETAS
+    names = (*_LOCAL_THETAS, *_THETAS) if is_local else _THETAS
     thetas = (parameters.get("rope_theta"), *(config.get(name) for name in names))
     return float(next((theta for theta in thetas if theta is not None), 10_000.0)), parameters
 
 
 _GEMMA_LOCAL = "rope_local_base_freq"  # Gemma 3 scales only layers with full attention, and ModernBERT all layers
+_LOCAL_THETAS = (_GEMMA_LOCAL, "local_rope_theta")
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.class_config import as_class_reads
 from bei_core.models.rope import frequencies_of
 
 YARN: dict[str, Any] = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16}
@@ -51,6 +52,25 @@ def test_layers_with_a_window_have_the_theta_and_the_scaling_of_their_family(
 ) -> None:
     frequencies, _ = frequencies_of(config, 8, layer_type="sliding_attention")
     np.testing.assert_allclose(frequencies, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "thetas"),
+    [
+        ("Gemma3TextModel", {}, (1e6, 1e4)),
+        ("Gemma3TextModel", {"rope_theta": 777.0, "rope_local_base_freq": 55.0}, (777.0, 55.0)),
+        ("ModernBertModel", {}, (160_000.0, 1e4)),
+    ],
+)
+def test_rope_parameters_of_no_layer_type_are_ignored_by_classes_with_two_thetas(
+    architecture: str, config: dict[str, Any], thetas: tuple[float, float]
+) -> None:
+    """So does transformers 5 for Gemma 3, and transformers 4 for both; transformers 5 refuses such a ModernBERT."""
+    flat = {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0}
+    config = as_class_reads({"architectures": [architecture], "rope_parameters": flat, **config})
+    for layer_type, theta in zip(("full_attention", "sliding_attention"), thetas, strict=True):
+        frequencies, _ = frequencies_of(config, 4, layer_type=layer_type)
+        assert frequencies[1] == pytest.approx(theta**-0.5)
 
 
 @pytest.mark.parametrize(
