@@ -61,6 +61,7 @@ CLASS_DEFAULTS: Mapping[str, Config] = {
     "Bert": _BERT,
     "HF_ColBERT": _BERT,
     "Contriever": _BERT,
+    "Ernie": _BERT,
     "Camembert": _BERT,
     "XLMRoberta": _BERT,
     "Roberta": {**_BERT, "vocab_size": 50265},

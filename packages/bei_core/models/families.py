@@ -27,7 +27,7 @@ from bei_core.models.layouts import (
     every_layer,
     upper_layers,
 )
-from bei_core.models.rotary_layouts import GTE, JINA_V3, MODERNBERT, NOMIC
+from bei_core.models.rotary_layouts import GTE, JINA_V3, MODERNBERT, NOMIC, native
 
 _WORDS = "embeddings.word_embeddings.weight"
 
@@ -167,21 +167,30 @@ def _decoder(
     )
 
 
-def _rotary(name: str, classes: tuple[str, ...], heads: FamilyHeads, names: RotaryNames, *prefixes: str) -> Family:
+def _rotary(
+    name: str, classes: tuple[str, ...], heads: FamilyHeads, layouts: tuple[RotaryNames, ...], *prefixes: str
+) -> Family:
+    """Returns a family of encoders with rotary positions; a checkpoint has the tensor names of one of the layouts."""
     return Family(
         name=name,
         classes=classes,
         page="rotary",
         heads=heads,
         is_causal=_never,
-        layout=names,
+        layout=layouts,
         prefixes=("", *prefixes),
-        anchor=f"{names.words}.weight",
+        anchor=f"{layouts[0].words}.weight",
     )
 
 
 _FAMILIES = (
     _bert("bert", ("Bert", "HF_ColBERT", "Contriever"), _BERT_HEADS, BertNames()),
+    _bert(
+        "ernie",
+        ("Ernie",),
+        replace(_BERT_HEADS, sequence=Head("classifier", "ernie.pooler.dense")),
+        BertNames(has_task_types=True),
+    ),
     _bert(
         "electra",
         ("Electra",),
@@ -210,15 +219,28 @@ _FAMILIES = (
         "modernbert",
         ("ModernBert",),
         FamilyHeads(_MODERN, _MODERN, replace(_MODERN, out="decoder")),
-        MODERNBERT,
+        (MODERNBERT,),
         "model.",
     ),
-    _rotary("nomic", ("NomicBert",), _BERT_HEADS, NOMIC, "bert.", "nomic_bert."),
-    _rotary("new", ("New",), FamilyHeads(Head("classifier", "new.pooler.dense")), GTE, "new.", "gte."),
     _rotary(
-        "gte", ("Gte",), FamilyHeads(Head("classifier", "gte.pooler.dense")), GTE, "new.", "gte."
-    ),  # in transformers
-    _rotary("jina_embeddings_v3", ("JinaEmbeddingsV3",), _ROBERTA_HEADS, JINA_V3, "roberta."),
+        "nomic",
+        ("NomicBert",),
+        replace(
+            _BERT_HEADS, sequence=Head("classifier", "bert.pooler.dense", dense_elsewhere="nomic_bert.pooler.dense")
+        ),
+        (NOMIC, native(NOMIC)),
+        "bert.",
+        "nomic_bert.",
+    ),
+    _rotary(
+        "new",
+        ("New", "Gte"),  # of its authors' code, and of transformers
+        FamilyHeads(Head("classifier", "new.pooler.dense", dense_elsewhere="gte.pooler.dense")),
+        (GTE, native(GTE)),
+        "new.",
+        "gte.",
+    ),
+    _rotary("jina_embeddings_v3", ("JinaEmbeddingsV3",), _ROBERTA_HEADS, (JINA_V3, native(JINA_V3)), "roberta."),
     Family(
         name="deberta",
         classes=("DebertaV2",),

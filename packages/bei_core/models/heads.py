@@ -37,6 +37,11 @@ class Head:
     # are the keys under which config.json names the pooling.
     reads: Literal["cls", "classifier_pooling", "pooling", "last non-padding token"] = "cls"
     temperature: str | None = None  # key in config.json of a number that the logits are divided by
+    dense_elsewhere: str | None = None  # the name of `dense` in files that another class of the family wrote
+
+    def dense_in(self, tensors: Container[str]) -> str | None:
+        """Returns the name that `dense` has in a checkpoint; None for a head without it."""
+        return self.dense_elsewhere if f"{self.dense_elsewhere}.weight" in tensors else self.dense
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import MAX_LAYERS, Config, read_size
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
+TASK_TYPES = "embeddings.task_type_embeddings.weight"  # of ERNIE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,7 @@ class BertNames:
     # positions of other tokens begin after this row. A string is the key in config.json; None: every token has one.
     padding_id: int | str | None = None
     has_types: bool = True
+    has_task_types: bool = False  # see `BertSizes.has_task_type`
     relative_attention: str | None = None  # tensor of bucketed relative position biases
     config_names: Mapping[str, str] = field(default_factory=dict)
 
@@ -68,6 +70,7 @@ class BertSizes:
     activation: str
     vocab_size: int
     num_types: int  # 0 for a family without token types
+    has_task_type: bool  # whether each token also has the embedding of the first task type (ERNIE)
     num_positions: int  # rows of the position table
     padding_id: int | None  # see `BertNames.padding_id`
 
@@ -96,6 +99,7 @@ class BertSizes:
             activation=str(names.read_setting(config, "hidden_act")),
             vocab_size=number("vocab_size"),
             num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
+            has_task_type=names.has_task_types and bool(config.get("use_task_id")),
             num_positions=number("max_position_embeddings"),
             padding_id=names.padding_id_of(config),
         )
@@ -111,7 +115,7 @@ class RotaryNames:
     words: str
     embedding_norm: str
     layer: str
-    qkv: str
+    qkv: tuple[str, ...]  # the names of three layers, or of one layer for queries, keys and values
     out: str
     attention_norm: str
     gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both; empty if MLPs are plain
@@ -128,6 +132,11 @@ class RotaryNames:
     out_bias: bool | str = False  # of the MLP's last layer
     norm_bias: bool | str = True
     supported: Config = field(default_factory=dict)  # keys of config.json with the only value that the engines compute
+
+    @property
+    def first_out(self) -> str:
+        """The last layer of the first attention, by which the layout of a checkpoint is found."""
+        return self.layer.format(0) + self.out
 
     def has_one_type(self, num_types: int) -> bool:
         """Whether every token has the only type embedding, of whatever type the token is (GTE's class)."""

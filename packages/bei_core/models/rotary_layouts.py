@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bei_core.models.layouts import RotaryNames
 
 MODERNBERT = RotaryNames(
     words="embeddings.tok_embeddings",
     embedding_norm="embeddings.norm",
     layer="layers.{}.",
-    qkv="attn.Wqkv",
+    qkv=("attn.Wqkv",),
     out="attn.Wo",
     attention_norm="attn_norm",
     gate_up=("mlp.Wi",),
@@ -28,7 +30,7 @@ NOMIC = RotaryNames(
     words="embeddings.word_embeddings",
     embedding_norm="emb_ln",
     layer="encoder.layers.{}.",
-    qkv="attn.Wqkv",
+    qkv=("attn.Wqkv",),
     out="attn.out_proj",
     attention_norm="norm1",
     gate_up=("mlp.fc11", "mlp.fc12"),
@@ -53,7 +55,7 @@ GTE = RotaryNames(
     words="embeddings.word_embeddings",
     embedding_norm="embeddings.LayerNorm",
     layer="encoder.layer.{}.",
-    qkv="attention.qkv_proj",
+    qkv=("attention.qkv_proj",),
     out="attention.o_proj",
     attention_norm="attn_ln",
     gate_up=("mlp.up_gate_proj",),
@@ -68,7 +70,7 @@ JINA_V3 = RotaryNames(
     words="embeddings.word_embeddings",
     embedding_norm="emb_ln",
     layer="encoder.layers.{}.",
-    qkv="mixer.Wqkv",
+    qkv=("mixer.Wqkv",),
     out="mixer.out_proj",
     attention_norm="norm1",
     gate_up=(),
@@ -79,3 +81,22 @@ JINA_V3 = RotaryNames(
     mlp_bias=True,
     out_bias=True,
 )
+
+
+def native(names: RotaryNames) -> RotaryNames:
+    """Returns the layout with the names of transformers' own class, as `save_original_format=False` writes them.
+
+    transformers also keeps these names when it saves a model that it read from such a file.
+    """
+    gated = bool(names.gate_up)
+    return replace(
+        names,
+        embedding_norm="embeddings.LayerNorm",
+        layer="layers.{}.",
+        qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        out="self_attn.o_proj",
+        attention_norm="post_attention_layernorm",
+        gate_up=("mlp.up_proj", "mlp.gate_proj") if gated else (),
+        down="mlp.down_proj" if gated else names.down,
+        mlp_norm="post_mlp_layernorm",
+    )

@@ -220,7 +220,7 @@ def test_a_soft_cap_of_the_logits_of_a_yes_no_reranker_is_refused(
 def test_what_nomic_bert_could_compute_otherwise_is_refused(setting: dict[str, Any]) -> None:
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
     with pytest.raises(UnsupportedModelError, match=next(iter(setting))):
-        RotarySizes.of(family_of("NomicBertModel").layout, {**sizes, **setting})
+        RotarySizes.of(family_of("NomicBertModel").layout[0], {**sizes, **setting})
 
 
 @pytest.mark.parametrize(
@@ -253,6 +253,9 @@ def test_a_model_type_of_another_family_is_refused(architecture: str, model_type
         ("LlamaBidirectionalModel", "llama"),  # its code may be removed from the folder
         ("JinaBertForMaskedLM", "bert"),
         ("Qwen3BidirectionalModel", "qwen3"),
+        ("GteModel", "new"),
+        ("NewModel", "gte"),
+        ("ErnieModel", "ernie"),
         ("BertModel", None),
     ],
 )

@@ -110,6 +110,6 @@ def _linear(x: Node, checkpoint: Checkpoint, file: str, size: int | None) -> Nod
 
 def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
     """f32[..., H]: the head's layers before its last one."""
-    if head.dense is not None:
-        x = ops.activation(activation_of(head, config))(layers.linear(x, head.dense, None, None))
+    if (dense := head.dense_in(layers.weights)) is not None:
+        x = ops.activation(activation_of(head, config))(layers.linear(x, dense, None, None))
     return x if head.norm is None else layers.layer_norm(x, head.norm, norm_eps(config), bias=False)

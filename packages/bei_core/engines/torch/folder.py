@@ -100,7 +100,7 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
         case "bert":
             BertSizes.of(family.layout[0], spec.config)
         case "rotary":
-            RotarySizes.of(family.layout, spec.config)
+            RotarySizes.of(family.layout[0], spec.config)
         case "jina_bert":
             jina_gate(spec.config)
         case "deberta":
@@ -238,7 +238,7 @@ def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[st
     If SPLADE's output weight is not in the checkpoint, it is the table of word embeddings.
     """
     tensors = checkpoint.tensors()
-    layers = {"dense": head.dense, "norm": head.norm, "out": head.out}
+    layers = {"dense": head.dense_in(tensors), "norm": head.norm, "out": head.out}
     for layer, part in product(layers, ("weight", "bias")):
         name = f"{layers[layer]}.{part}"
         if name == f"{head.out}.bias":

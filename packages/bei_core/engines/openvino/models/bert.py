@@ -13,7 +13,7 @@ from bei_core.engines.openvino.models.blocks import Inputs, Layers, multi_head_a
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.models.configuration import Config
 from bei_core.models.families import Family
-from bei_core.models.layouts import BertNames, BertSizes
+from bei_core.models.layouts import TASK_TYPES, BertNames, BertSizes
 
 
 class Transformer:
@@ -45,6 +45,8 @@ class Transformer:
         total = op.add(words, self._positions(inputs, width))
         if self._sizes.num_types:
             types = self._weights.get("embeddings.token_type_embeddings.weight", self._sizes.num_types, width)
+            if self._sizes.has_task_type:
+                types = types + self._weights.get(TASK_TYPES, None, width)[0]
             total = op.add(total, ops.embedding(types, inputs.type_ids))
         normed = self._norm(total, self._names.embeddings_norm)
         return self._linear(normed, "embeddings_project", None, self._sizes.hidden) if project else normed

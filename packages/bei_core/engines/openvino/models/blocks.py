@@ -109,6 +109,12 @@ class Layers:
             start += size
         return parts
 
+    def linears(self, x: Node, names: Sequence[str], sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
+        """The outputs of several layers, f32[..., size] each; a single name is a fused layer of all of them."""
+        if len(names) == 1:
+            return self.split_linear(x, names[0], sizes, bias=bias)
+        return [self.linear(x, name, None, size, bias=bias) for name, size in zip(names, sizes, strict=True)]
+
     def layer_norm(self, x: Node, name: str, eps: float, *, bias: bool = True) -> Node:
         """LayerNorm of [..., H]."""
         return ops.layer_norm(x, self.weights.get(f"{name}.weight", None), self._bias(name, None, bias), eps)

@@ -26,7 +26,8 @@ class Transformer:
     """The graph of one checkpoint."""
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
-        self._names: RotaryNames = family.layout
+        layouts: tuple[RotaryNames, ...] = family.layout
+        self._names = next((known for known in layouts if f"{known.first_out}.weight" in weights), layouts[0])
         self._sizes = RotarySizes.of(self._names, config)
         self._config, self._max_len = config, max_len
         self._words, self._layers = family.anchor, Layers(weights)
@@ -75,7 +76,7 @@ class Transformer:
 
     def _attention(self, x: Node, prefix: str, mask: Node, rope: Rope) -> Node:
         width, bias = self._sizes.hidden, self._sizes.attention_bias
-        parts = self._layers.split_linear(x, prefix + self._names.qkv, (width,) * 3, bias=bias)
+        parts = self._layers.linears(x, [prefix + name for name in self._names.qkv], (width,) * 3, bias=bias)
         attended = multi_head_attention(self._heads.split(parts), self._heads, mask, rope=rope)
         return self._layers.linear(attended, prefix + self._names.out, width, width, bias=bias)
 
@@ -95,11 +96,7 @@ class Transformer:
 
     def _gated(self, x: Node, prefix: str) -> Node:
         names, bias = [prefix + name for name in self._names.gate_up], self._sizes.mlp_bias
-        hidden, inner = self._sizes.hidden, self._sizes.intermediate_size
-        if len(names) == 1:
-            first, second = self._layers.split_linear(x, names[0], (inner, inner), bias=bias)
-        else:
-            first, second = (self._layers.linear(x, name, hidden, inner, bias=bias) for name in names)
+        first, second = self._layers.linears(x, names, (self._sizes.intermediate_size,) * 2, bias=bias)
         up, gate = (first, second) if self._names.up_first else (second, first)
         return gated_activation(gate, up, self._sizes.activation)
 

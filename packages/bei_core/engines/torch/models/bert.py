@@ -12,7 +12,7 @@ from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import LayerNames, Weights
-from bei_core.models.layouts import FULL, BertNames, BertSizes
+from bei_core.models.layouts import FULL, TASK_TYPES, BertNames, BertSizes
 
 
 class Transformer(layers.Transformer):
@@ -23,7 +23,7 @@ class Transformer(layers.Transformer):
         sizes = BertSizes.of(layouts[0], facts.spec.config)
         width = int(facts.spec.config.get("embedding_size") or sizes.hidden)  # narrower than H in some ELECTRA models
         super().__init__(kernels, width, words=sizes.vocab_size, positions=sizes.num_positions, types=sizes.num_types)
-        self.layouts, self.padding_id = layouts, sizes.padding_id
+        self.layouts, self.padding_id, self.has_task_type = layouts, sizes.padding_id, sizes.has_task_type
         self.norm = nn.LayerNorm(width, sizes.eps, dtype=kernels.dtype)
         self.project = None
         if width != sizes.hidden:
@@ -44,6 +44,9 @@ class Transformer(layers.Transformer):
         fits = (known for known in self.layouts if known.embeddings_norm in weights)
         names = next(fits, self.layouts[0])
         self.load_named(weights, names.layer, layer_names(names), norm=names.embeddings_norm)
+        if self.has_task_type:
+            types = self.tables["token_type"].weight
+            types += weights.layer(TASK_TYPES.removesuffix(".weight"))["weight"][0].to(types)
         if self.project is not None:
             self.project.load_weights([weights.layer("embeddings_project")])
         if self.score_bias is not None and names.relative_attention is not None:

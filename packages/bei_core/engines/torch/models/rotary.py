@@ -28,11 +28,12 @@ class Transformer(layers.Transformer):
 
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         config = facts.spec.config
-        names: RotaryNames = facts.of_family.layout
+        self.layouts: tuple[RotaryNames, ...] = facts.of_family.layout
+        names = self.layouts[0]
         sizes = RotarySizes.of(names, config)
         num_types = 0 if names.has_windows else int(config.get("type_vocab_size") or 0)  # ModernBERT has none
         super().__init__(kernels, sizes.hidden, words=facts.spec.vocab_size, types=num_types)
-        self.names, self.has_one_type, self.is_gated = names, names.has_one_type(num_types), sizes.is_gated
+        self.has_one_type, self.is_gated = names.has_one_type(num_types), sizes.is_gated
         make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, bias=sizes.norm_bias, dtype=kernels.dtype)
         self.norm = make_norm()
         shape, biases = (
@@ -57,10 +58,10 @@ class Transformer(layers.Transformer):
             self.layers[0].attention_norm = nn.Identity()  # ModernBERT's embeddings are normed already
 
     def load(self, weights: Weights) -> None:
-        """Loads all layers."""
-        names = self.names
+        """Loads all layers, with the names of the first layout whose tensors the checkpoint has."""
+        names = next((known for known in self.layouts if known.first_out in weights), self.layouts[0])
         up = names.gate_up if self.is_gated else ("mlp.fc1",)
-        in_layer = LayerNames((names.qkv,), names.out, names.attention_norm, up, names.down, names.mlp_norm)
+        in_layer = LayerNames(names.qkv, names.out, names.attention_norm, up, names.down, names.mlp_norm)
         norms = {"norm": names.embedding_norm, "final_norm": names.final_norm}
         self.load_named(weights, names.layer, in_layer, words=names.words, **norms)
 
