@@ -34,6 +34,7 @@ _TELLING = 8  # characters of a message besides what is filled in; fewer would m
 # The folders of static embeddings are in tests/golden/sentence.py.
 _FAMILY_ROWS = {
     "Bert": ("Bert HF_ColBERT Contriever", "bert"),
+    "ERNIE": ("Ernie", "ernie"),
     "Roberta, XLM-Roberta": ("Roberta XLMRoberta", "roberta xlm-roberta"),
     "DistilBert": ("DistilBert", "distilbert"),
     "Camembert": ("Camembert", "camembert"),
@@ -41,7 +42,7 @@ _FAMILY_ROWS = {
     "Electra": ("Electra", "electra"),
     "ModernBert": ("ModernBert", "modernbert"),
     "Deberta-v2, -v3": ("DebertaV2", "deberta-v2"),
-    "GTE": ("New Gte", "new"),
+    "GTE": ("New Gte", "new gte"),
     "NomicBert": ("NomicBert", "nomic_bert"),
     "NomicBert with experts": ("NomicBert", "nomic_moe"),
     "JinaBert": ("JinaBert", "jina_bert"),

@@ -35,7 +35,7 @@ def with_native_names(name: str, folder: Path) -> Checkpoint:
     checkpoint = resolve(str(shutil.copytree(GOLDEN / name, folder)))
     stored = checkpoint.tensors()
     is_gated = any("fc12" in each or "up_gate" in each for each in stored)
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for old in stored:
         new = re.sub(r"fc2\b", "down_proj", old) if is_gated else old
         for pattern, replacement in _NAMES.items():

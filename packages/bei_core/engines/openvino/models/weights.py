@@ -31,8 +31,8 @@ class Weights:
         tried = ", ".join(prefix + anchor for prefix in prefixes)
         raise CheckpointError(f"the checkpoint has none of these tensors: {tried}")
 
-    def __contains__(self, name: str) -> bool:
-        return self._find(name) is not None
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) is not None
 
     def get(self, name: str, *shape: int | None) -> npt.NDArray[np.float32]:
         """The tensor, f32[shape]; None means any size. Raises CheckpointError if it is missing or of another shape."""
