@@ -125,7 +125,7 @@ def read_spec(
         modules=tuple(modules[:-1] if normalize else modules),
         normalize=normalize,
         max_seq_len=read_max_seq_len(checkpoint, config, transformer),
-        do_lower_case=transformer.do_lower_case,
+        do_lower_case=bool(transformer.do_lower_case),
         prompts=settings.served_prompts,
         default_prompt_name=settings.default_prompt_name,
         similarity=settings.similarity,

@@ -63,6 +63,12 @@ def test_a_setting_that_replaces_the_pooling_still_leaves_out_the_prompt(tmp_pat
         spec_of(tmp_path, {**modules("Pooling"), **pooling}, pooling="cls")
 
 
+def test_an_include_prompt_that_is_null_leaves_out_the_prompt(tmp_path: Path) -> None:
+    """In sentence-transformers, too: it asks `not include_prompt`."""
+    spec = spec_of(tmp_path, {**modules("Pooling"), "1_Pooling/config.json": {"include_prompt": None}})
+    assert spec.modules == (Pooling((PoolingMode.MEAN,), include_prompt=False),)
+
+
 def test_a_setting_for_a_model_with_a_vector_per_token_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="pooling mean is for models with one vector per text"):
         spec_of(tmp_path, {"config.json": {**CONFIG, "architectures": ["HF_ColBERT"]}}, pooling="mean")

@@ -41,7 +41,7 @@ def of_type(name: str) -> list[dict[str, Any]]:
         ({TRANSFORMER: {"max_seq_length": -1}}, f"{TRANSFORMER}: max_seq_length: expected `int` >= 1"),
         ({TRANSFORMER: {"max_seq_length": 0}}, f"{TRANSFORMER}: max_seq_length: expected `int` >= 1"),
         ({TRANSFORMER: {"max_seq_length": float("inf")}}, f"{TRANSFORMER}: max_seq_length: expected `int | null`"),
-        ({TRANSFORMER: {"do_lower_case": "yes"}}, f"{TRANSFORMER}: do_lower_case: expected `bool`, got `str`"),
+        ({TRANSFORMER: {"do_lower_case": "yes"}}, f"{TRANSFORMER}: do_lower_case: expected `bool | null`, got `str`"),
         ({TRANSFORMER: []}, f"{TRANSFORMER} is not a JSON object"),
         ({TRANSFORMER: {"transformer_task": "retrieval"}}, f"{TRANSFORMER}: transformer_task 'retrieval' is not supp"),
         ({TRANSFORMER: {"modality_config": 3}}, f"{TRANSFORMER}: modality_config: expected `object | null`"),
@@ -124,7 +124,10 @@ def of_type(name: str) -> list[dict[str, Any]]:
             "config_sentence_transformers.json: default_prompt_name is not supported for a CrossEncoder",
         ),
         ({"1_Pooling/config.json": {"pooling_mode": 3}}, "1_Pooling/config.json: pooling_mode: expected `str | array"),
-        ({"1_Pooling/config.json": {"include_prompt": "no"}}, "1_Pooling/config.json: include_prompt: expected `bool`"),
+        (
+            {"1_Pooling/config.json": {"include_prompt": "no"}},
+            "1_Pooling/config.json: include_prompt: expected `bool | null`",
+        ),
         (
             {"1_Pooling/config.json": {"pooling_mode_mean_tokens": "false"}},
             "1_Pooling/config.json: pooling_mode_mean_tokens 'false' is not true or false",

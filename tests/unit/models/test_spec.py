@@ -302,6 +302,7 @@ def test_a_prompt_without_text_is_a_prompt(tmp_path: Path) -> None:
 def test_lower_casing_is_read(tmp_path: Path) -> None:
     assert spec_of(tmp_path, {"sentence_bert_config.json": {"do_lower_case": True}}).do_lower_case
     assert not spec_of(tmp_path, {"sentence_bert_config.json": {}}).do_lower_case
+    assert spec_of(tmp_path, {"sentence_bert_config.json": {"do_lower_case": None}}).do_lower_case is False
 
 
 # --- Missing and malformed files

@@ -143,7 +143,7 @@ class _PoolingConfig(msgspec.Struct, frozen=True):
     """`1_Pooling/config.json` of sentence-transformers >= 5.4; older files have a flag for each mode."""
 
     pooling_mode: str | list[str] | None = None
-    include_prompt: bool = True
+    include_prompt: bool | None = True  # null counts as false
 
 
 def _pooling(checkpoint: Checkpoint, folder: str) -> Pooling:
@@ -158,7 +158,7 @@ def _pooling(checkpoint: Checkpoint, folder: str) -> Pooling:
     modes = tuple(PoolingMode.named(name) for name in ([names] if isinstance(names, str) else names))
     if not config.include_prompt and any(mode.by_position for mode in modes):
         raise UnsupportedModelError(f"{name}: include_prompt false is not supported with {'+'.join(modes)}")
-    return Pooling(modes, config.include_prompt)
+    return Pooling(modes, bool(config.include_prompt))
 
 
 class _DenseConfig(msgspec.Struct, frozen=True):

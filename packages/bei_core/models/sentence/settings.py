@@ -36,7 +36,7 @@ class TransformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`sentence_bert_config.json`."""
 
     max_seq_length: Count | None = None
-    do_lower_case: bool = False
+    do_lower_case: bool | None = False
     transformer_task: str | None = None
     modality_config: dict[str, Options] | None = None
     processing_kwargs: dict[str, Options] | None = None
