@@ -69,7 +69,7 @@ def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[floa
     if is_local and config.get(_GEMMA_LOCAL) is not None:
         scaling = {}
     if layer_type in parameters or any(name in config for name in _LOCAL_THETAS):
-        parameters = {**parameters.get(layer_type, {}), **scaling}
+        parameters = {**(parameters.get(layer_type) or {}), **scaling}
     else:
         parameters = scaling.get(layer_type, scaling) or parameters
     names = (*_LOCAL_THETAS, *_THETAS) if is_local else _THETAS

@@ -1,4 +1,4 @@
-"""The layouts of encoders with rotary positions, by the names of the published checkpoints."""
+"""The layouts of encoders with rotary positions, by the names of the published checkpoints and of transformers."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_rope_parameters_of_no_layer_type_are_ignored_by_classes_with_two_thetas
     architecture: str, config: dict[str, Any], thetas: tuple[float, float]
 ) -> None:
     """So does transformers 5 for Gemma 3, and transformers 4 for both; transformers 5 refuses such a ModernBERT."""
-    flat = {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0}
+    flat = {"rope_type": "linear", "factor": 8.0, "rope_theta": 500.0, "full_attention": None}
     config = as_class_reads({"architectures": [architecture], "rope_parameters": flat, **config})
     for layer_type, theta in zip(("full_attention", "sliding_attention"), thetas, strict=True):
         frequencies, _ = frequencies_of(config, 4, layer_type=layer_type)

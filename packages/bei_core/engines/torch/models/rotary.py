@@ -1,7 +1,7 @@
 """Encoders with rotary positions: ModernBERT, NomicBERT (v1.5, and v2 with experts), GTE (`NewModel`).
 
 Source: transformers 5.23, `models/{modernbert,nomic_bert,gte}/modeling_*.py`. `models/rotary_layouts.py` has the
-names of the tensors, which are those of the published checkpoints.
+names of the tensors.
 """
 
 from __future__ import annotations
