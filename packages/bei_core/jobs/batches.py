@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import TypeVar
 
+from bei_core.engines.best_fit import best_fit
+
 T = TypeVar("T")
 
 # Engines that pad have packed rows of at least 64 tokens (engines/openvino/packing.py). Attention costs less in short
@@ -27,7 +29,7 @@ def plan_batches(
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     budget = min(budget, max_tokens)
     for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index], max_tokens)):
-        rows = _best_fit(list(indices), lengths, row_tokens)
+        rows = best_fit(indices, lengths, row_tokens)
         num_batches = -(-len(rows) // max(1, budget // row_tokens))
         for part in _even_parts(rows, num_batches):
             batch = [index for row in part for index in row]
@@ -44,29 +46,3 @@ def _row_tokens(length: int, max_tokens: int) -> int:
     """Returns the number of tokens of the packed row for a text of `length` tokens: 80, 128, 256, 512, ..."""
     row_tokens = _ROW_TOKENS if length <= _ROW_TOKENS else 1 << (length - 1).bit_length()
     return max(length, min(row_tokens, max_tokens))
-
-
-def _best_fit(indices: Sequence[int], lengths: Sequence[int], row_tokens: int) -> list[list[int]]:
-    """Returns the packed rows, each a list of indices: every text goes into the fullest row that has space for it.
-
-    `indices` are in descending order of length.
-    """
-    rows: list[list[int]] = []
-    with_space: list[list[int]] = [[] for _ in range(row_tokens + 1)]  # row numbers, by the row's free tokens
-    spaces = 0  # bit n is set if `with_space[n]` is not empty
-    for index in indices:
-        length = lengths[index]
-        enough = spaces >> length << length
-        if enough:
-            space = (enough & -enough).bit_length() - 1  # the lowest bit
-            row = with_space[space].pop()
-            if not with_space[space]:
-                spaces ^= 1 << space
-            rows[row].append(index)
-        else:
-            space, row = row_tokens, len(rows)
-            rows.append([index])
-        if space > length:
-            with_space[space - length].append(row)
-            spaces |= 1 << space - length
-    return rows

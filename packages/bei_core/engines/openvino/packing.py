@@ -13,12 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.best_fit import best_fit
 from bei_core.engines.openvino.models.blocks import INPUT_NAMES
 from bei_core.engines.prefixes import SharedPrefix
 
@@ -79,6 +79,8 @@ class _Segments:
 
     def order(self) -> list[int]:
         """The segments with tokens, the longest first; those with the same prefix come one after the other."""
+        if not self.shared.any():
+            return np.argsort(-self.lengths, kind="stable").tolist()  # type: ignore[no-any-return]
         num_sequences = len(self.prefixes)
         groups = [*np.where(self.shared > 0, self.prefixes, 0).tolist(), *range(num_sequences, len(self.lengths))]
         lengths: list[int] = self.lengths.tolist()
@@ -98,30 +100,34 @@ class _Layout:
     @property
     def num_outside(self) -> int:
         """Number of tokens of other rows for each row, rounded up to have few different shapes."""
+        if not any(self.outside):
+            return 0
         return _round_up_length(max(int(self.segments.lengths[prefixes].sum()) for prefixes in self.outside))
 
     @property
     def cost(self) -> float:
         """The work, as a number of tokens without attention."""
-        num_keys = self.row_length + self.num_outside
-        return len(self.rows) * self.row_length * (1 + num_keys / _ATTENTION_COST_LENGTH)
+        return _cost(len(self.rows), self.row_length, self.num_outside)
 
     def starts(self) -> Ints:
         """i32[number of segments]: the flat index of each segment's first token."""
-        starts = np.zeros(len(self.segments.lengths), np.int32)
+        lengths: list[int] = self.segments.lengths.tolist()
+        starts = [0] * len(lengths)
         for row, segments in enumerate(self.rows):
-            ends = row * self.row_length + np.cumsum([0, *self.segments.lengths[segments[:-1]]])
-            starts[segments] = ends
-        return starts
+            start = row * self.row_length
+            for segment in segments:
+                starts[segment] = start
+                start += lengths[segment]
+        return np.array(starts, np.int32)
 
     def outside_tokens(self, starts: Ints) -> tuple[Ints, Ints]:
         """i32[R, O] twice: flat index and segment id of the tokens of other rows; 0 and -1 after the last one."""
         indices = np.zeros((len(self.rows), self.num_outside), np.int32)
         segment_ids = np.full_like(indices, -1)
         for row, prefixes in enumerate(self.outside):
-            lengths = self.segments.lengths[prefixes]
-            ends = np.cumsum([0, *lengths])
-            for prefix, (start, stop) in zip(prefixes, pairwise(ends), strict=True):
+            stop = 0
+            for prefix in prefixes:
+                start, stop = stop, stop + int(self.segments.lengths[prefix])
                 indices[row, start:stop] = np.arange(starts[prefix], starts[prefix] + stop - start)
                 segment_ids[row, start:stop] = prefix
         return indices, segment_ids
@@ -192,12 +198,21 @@ def _round_up_count(num_sequences: int, *, is_wide: bool) -> int:
 def _cheapest_layout(segments: _Segments) -> _Layout:
     """The layout with the least work: longer rows have less padding, but cost more attention."""
     num_tokens, longest = int(segments.lengths.sum()), int(segments.lengths.max())
+    order, lengths = segments.order(), segments.lengths.tolist()
     if num_tokens <= PREFERRED_ROW_LENGTH:
-        return _lay_out(segments, _round_up_length(num_tokens))
+        return _lay_out(segments, order, lengths, _round_up_length(num_tokens))
     preferred = _SHARING_ROW_LENGTH if segments.shared.any() else PREFERRED_ROW_LENGTH
     shortest = max(_MIN_ROW_LENGTH, _round_up_length(longest))
-    tried = range(shortest, max(preferred, shortest) + 1, _ROW_LENGTH_STEP)
-    return min((_lay_out(segments, row_length) for row_length in tried), key=lambda layout: layout.cost)
+    best = _lay_out(segments, order, lengths, shortest)
+    for row_length in range(shortest + _ROW_LENGTH_STEP, preferred + 1, _ROW_LENGTH_STEP):
+        if _cost(-(-num_tokens // row_length), row_length, 0) < best.cost:  # of rows without padding
+            best = min(best, _lay_out(segments, order, lengths, row_length), key=lambda layout: layout.cost)
+    return best
+
+
+def _cost(num_rows: int, row_length: int, num_outside: int) -> float:
+    """The work of packed rows, as a number of tokens without attention."""
+    return num_rows * row_length * (1 + (row_length + num_outside) / _ATTENTION_COST_LENGTH)
 
 
 def _round_up_length(num_tokens: int) -> int:
@@ -206,22 +221,10 @@ def _round_up_length(num_tokens: int) -> int:
     return -(-num_tokens // step) * step
 
 
-def _lay_out(segments: _Segments, row_length: int) -> _Layout:
-    """Places the longest segment first, and each one in the first row that has enough space left (first fit).
-
-    With one prefix or none, it needs at most 11/9 of the fewest possible rows, plus 6/9 (Dósa 2007).
-    """
-    lengths: list[int] = segments.lengths.tolist()
-    filled: list[int] = []
-    rows: list[list[int]] = []
-    for segment in segments.order():
-        length = lengths[segment]
-        row = next((row for row, used in enumerate(filled) if used + length <= row_length), len(filled))
-        if row == len(filled):
-            filled.append(0)
-            rows.append([])
-        rows[row].append(segment)
-        filled[row] += length
+def _lay_out(segments: _Segments, order: Sequence[int], lengths: Sequence[int], row_length: int) -> _Layout:
+    rows = best_fit(order, lengths, row_length)
+    if not segments.shared.any():
+        return _Layout(segments, row_length, rows, [])
     prefixes: list[int] = segments.prefixes.tolist()
     outside = [{prefixes[segment] for segment in row if segment < len(prefixes)} - {*row} for row in rows]
     return _Layout(segments, row_length, rows, [sorted(each) for each in outside])
