@@ -19,7 +19,9 @@ import signal
 import struct
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -83,7 +85,7 @@ def run_side(side: str, options: argparse.Namespace, folder: Path, connection: C
     """The process of a side: opens the engine, and computes part after part, each in a turn of its own."""
     shorten_pauses()
     settings = Settings.load({"model_id": options.model, "dtype": options.dtype}, os.environ)
-    opened, chosen = open_engine(settings), JobOptions(keep=("id",), rows_per_part=options.rows_per_part)
+    opened, chosen = open_engine(settings, for_job=True), JobOptions(keep=("id",), rows_per_part=options.rows_per_part)
     data, output, turns = open_input(str(folder / "in.jsonl"), chosen), folder / side, Turns(connection)
     output.mkdir()
     job = Job(opened, settings, chosen, data, Folder(str(output)))
@@ -93,13 +95,13 @@ def run_side(side: str, options: argparse.Namespace, folder: Path, connection: C
             turns.end(report.num_tokens, report.num_padded)
             turns.begin()
         return
+    pool = ThreadPoolExecutor(opened.engine.info.num_callers)
     for part in data.parts[:: options.every]:
         tokens = job.prepare(part).encoded.tokens
         planned = plan_batches([len(each.ids) for each in tokens], opened.engine.info.batch_tokens)
         batches = [Batch.pack([tokens[index] for index in batch]) for batch in planned]
         turns.begin()
-        for batch in batches:
-            opened.engine.forward(batch)
+        deque(pool.map(opened.engine.forward, batches), maxlen=0)
         turns.end(sum(batch.num_tokens for batch in batches), 0.0)
     turns.begin()
 

@@ -32,7 +32,7 @@ class EngineInfo:
     shares_prefixes: bool = False  # whether first tokens that sequences of a batch share are computed once
     weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
     num_replicas: int = 1  # copies of the model, which compute a batch together: `max_batch_tokens` is that of each
-    num_callers: int = 1  # threads that may call it at a time; with 2, a batch is prepared while another one runs
+    num_callers: int = 1  # threads that may call it at a time
 
     @property
     def compute_type(self) -> str:
@@ -64,11 +64,11 @@ class Engine(Protocol):
         ...
 
     def padding_share(self) -> float:
-        """Share (0 to 1) of padding in the last batch's tokens together with the padding."""
+        """Share (0 to 1) of padding in the tokens and padding of the last batch of this thread."""
         ...
 
     def num_shared_tokens(self) -> int:
-        """Number of the last batch's tokens that were not computed, because sequences share their first tokens."""
+        """Number of tokens of the last batch of this thread that were not computed, because sequences share them."""
         ...
 
     def close(self) -> None:

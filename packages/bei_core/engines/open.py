@@ -48,20 +48,21 @@ class Opened:
             self.lease.release()
 
 
-def open_engine(settings: Settings) -> Opened:
+def open_engine(settings: Settings, *, for_job: bool = False) -> Opened:
     """The engine of `settings.model_id`, loaded from its folder or from the cache, and built if necessary.
 
-    A damaged engine in the cache is quarantined and built again. Raises ConfigError, CheckpointError,
-    UnsupportedModelError, DiskError, EngineUnavailableError, QualityError.
+    With `for_job`, it is one for many batches that are all there, and may take longer for a single one. A damaged
+    engine in the cache is quarantined and built again. Raises ConfigError, CheckpointError, UnsupportedModelError,
+    DiskError, EngineUnavailableError, QualityError.
     """
     if settings.model_id and is_engine(folder := Path(settings.model_id)):
-        return _open_folder(settings, folder)
+        return _open_folder(settings, folder, for_job)
     provider = EngineProvider(settings)
     try:
-        return _open_cached(settings, provider)
+        return _open_cached(settings, provider, for_job)
     except EngineCorruptError as error:
         log.error("%s; it is quarantined and will be built again", error)
-        return _open_cached(settings, provider)
+        return _open_cached(settings, provider, for_job)
 
 
 def build_engine(settings: Settings, target: Path | None = None) -> Path:
@@ -75,11 +76,11 @@ def build_engine(settings: Settings, target: Path | None = None) -> Path:
     return lease.folder
 
 
-def load(folder: Path, dtype: str | None = None, settings: Settings | None = None) -> Opened:
+def load(folder: Path, dtype: str | None = None, settings: Settings | None = None, *, for_job: bool = False) -> Opened:
     """Load the engine in a folder and check every file. Without `dtype`, it computes in the dtype it was built for.
 
     `settings` say how it is started, and whether a file is read again that has not changed since it was checked; with
-    them, the tokenizer is read, too.
+    them, the tokenizer is read, too. `for_job` is that of `open_engine`.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, DiskError,
     EngineUnavailableError.
@@ -87,7 +88,7 @@ def load(folder: Path, dtype: str | None = None, settings: Settings | None = Non
     started = time.perf_counter()
     manifest = read_manifest(folder)
     check = check_once if settings is not None and settings.verify == "once" else check_digests
-    start = start_here if settings is None else start_for(settings)
+    start = start_here if settings is None else start_for(settings, for_job=for_job)
     with ThreadPoolExecutor(2) as pool:  # in parallel, because each may take as long as loading the engine
         intact = pool.submit(check, folder, manifest)
         try:
@@ -110,7 +111,7 @@ def _read_tokenizer(path: Path, spec: ModelSpec, settings: Settings) -> TextToke
     return open_model_tokenizer(path, spec, settings.max_batch_tokens, num_workers=settings.tokenization_workers)
 
 
-def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
+def _open_cached(settings: Settings, provider: EngineProvider, for_job: bool) -> Opened:
     """The engine in the cache; its manifest names the `model_id` of the settings as its source.
 
     Quarantines a damaged engine and raises EngineCorruptError.
@@ -118,7 +119,7 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
     lease = provider.get()
     try:
         # The settings' dtype may differ from the dtype for which the engine was built.
-        opened = _load_checked(settings, lease.folder, settings.dtype)
+        opened = _load_checked(settings, lease.folder, settings.dtype, for_job)
     except BaseException as error:
         lease.release()
         if not isinstance(error, CheckpointError):
@@ -129,17 +130,17 @@ def _open_cached(settings: Settings, provider: EngineProvider) -> Opened:
     return replace(opened, manifest=named, lease=lease)
 
 
-def _open_folder(settings: Settings, folder: Path) -> Opened:
+def _open_folder(settings: Settings, folder: Path, for_job: bool) -> Opened:
     """The engine in the folder `settings.model_id`. Raises ConfigError if it does not suit the other settings."""
     manifest = read_manifest(folder)
     check_folder(settings, folder, manifest)
     dtype = None if settings.dtype == "auto" else settings.dtype
-    return _load_checked(settings, folder, dtype)
+    return _load_checked(settings, folder, dtype, for_job)
 
 
-def _load_checked(settings: Settings, folder: Path, dtype: str | None) -> Opened:
+def _load_checked(settings: Settings, folder: Path, dtype: str | None, for_job: bool) -> Opened:
     """As `load`, for an engine that suits the settings. Raises ConfigError, QualityError, and what `load` raises."""
-    opened = load(folder, dtype, settings)
+    opened = load(folder, dtype, settings, for_job=for_job)
     try:
         check_quality(settings, opened.spec, opened.manifest)
     except StartError:

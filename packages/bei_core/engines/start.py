@@ -15,7 +15,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.manifest import SPEC, Manifest, read_manifest
 from bei_core.engines.process import EngineProcess
-from bei_core.engines.registry import TORCH, load_loader
+from bei_core.engines.registry import OPENVINO, TORCH, load_loader
 from bei_core.errors import EngineCorruptError
 from bei_core.logs import configure_logging
 from bei_core.models.spec import ModelSpec, load_spec
@@ -23,26 +23,30 @@ from bei_core.models.spec import ModelSpec, load_spec
 log = logging.getLogger(__name__)
 
 Start: TypeAlias = Callable[[Path, str], Engine]  # (folder, dtype)
+Options: TypeAlias = Mapping[str, Mapping[str, object]]  # of each engine, arguments of its `load`
 
 
-def start_here(folder: Path, dtype: str, options: Mapping[str, object] = MappingProxyType({})) -> Engine:
-    """The engine in a folder, in this process. `options` are for the torch engine.
+def start_here(folder: Path, dtype: str, options: Options = MappingProxyType({})) -> Engine:
+    """The engine in a folder, in this process.
 
     Raises CheckpointError for a folder that is no engine, EngineCorruptError for a damaged one, EngineUnavailableError.
     """
     manifest = read_manifest(folder)
-    if manifest.engine != TORCH:
-        options = {}
-    return load_loader(manifest.engine)(folder, read_spec(folder), manifest, dtype=dtype, **options)
+    given = options.get(manifest.engine, {})
+    return load_loader(manifest.engine)(folder, read_spec(folder), manifest, dtype=dtype, **given)
 
 
-def start_for(settings: Settings) -> Start:
-    """The function that starts an engine as the settings say."""
-    options = {
-        "devices": tuple(map(int, settings.devices)),
-        "tensor_parallel": settings.tensor_parallel_size,
-        "compiled": settings.torch_compile,
+def start_for(settings: Settings, *, for_job: bool = False) -> Start:
+    """The function that starts an engine as the settings say; `for_job` is that of `open_engine`."""
+    options: dict[str, dict[str, object]] = {
+        TORCH: {
+            "devices": tuple(map(int, settings.devices)),
+            "tensor_parallel": settings.tensor_parallel_size,
+            "compiled": settings.torch_compile,
+        }
     }
+    if for_job and not settings.engine_process:  # another process gets one batch at a time
+        options[OPENVINO] = {"for_job": True}
     if not settings.engine_process:
         return partial(start_here, options=options)
     start = partial(_start_there, json_output=settings.json_output, log_level=settings.log_level)
@@ -50,7 +54,7 @@ def start_for(settings: Settings) -> Start:
 
 
 def _start_there(
-    folder: Path, dtype: str, options: Mapping[str, object], manifest: Manifest, *, json_output: bool, log_level: str
+    folder: Path, dtype: str, options: Options, manifest: Manifest, *, json_output: bool, log_level: str
 ) -> Engine:
     """As `start_here`, in a new process, whose logging is not set up.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -67,8 +67,23 @@ class Encoded:
         return sum(len(item.ids) for item in self.tokens)
 
 
+class Computed(NamedTuple):
+    """The outputs of a batch: for each of its entries what the engine gave, or the reason why there is nothing."""
+
+    outputs: list[Any]
+    num_padded: float  # tokens that the engine computed, padding included
+
+
+class Started(NamedTuple):
+    """A part that the engine computes."""
+
+    encoded: Encoded
+    batches: list[list[int]]  # entries of `encoded`, by index
+    running: list[Future[Computed]]  # of each batch
+
+
 class Worker:
-    """One engine that computes parts, one after the other. `encode` may run on another thread than `run`."""
+    """One engine that computes parts. Each method may run on a thread of its own."""
 
     def __init__(
         self, engine: Engine, tokenizer: TextTokenizer, model: ServedModel, settings: Settings, options: JobOptions
@@ -80,11 +95,10 @@ class Worker:
             model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
         )
         self._limits = settings.max_batch_tokens * engine.info.num_replicas, settings.max_batch_requests
-        self._num_padded: list[float] = []  # of each batch; see `Encoded`
 
     def columns(self) -> Columns:
         """Returns the output columns of no rows: their names and types."""
-        return self.run(Encoded())[1]
+        return self.finish(Started(Encoded(), [], []))[1]
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
         """Returns the tokens of the rows of a part. `texts` has one list per text column."""
@@ -99,18 +113,28 @@ class Worker:
                 encoded.add(row, tokens)
         return encoded
 
-    def run(self, encoded: Encoded) -> tuple[Encoded, Columns]:
-        """Returns the entries that have an output row, and the output columns, with one row per entry.
+    def open_pool(self) -> ThreadPoolExecutor:
+        """Returns the threads that call the engine, as many as may call it at a time."""
+        return ThreadPoolExecutor(self._engine.info.num_callers, "bei-engine")
 
-        All entries of an input row are rejected if the engine fails on one of them, or gives NaN or infinity for it.
-        """
-        outputs = list[Any]([None] * len(encoded.tokens))
-        self._num_padded.clear()
+    def start(self, encoded: Encoded, pool: Executor) -> Started:
+        """Gives the batches of a part to the threads of `open_pool`. They run after those of the parts before."""
         lengths = [len(item.ids) for item in encoded.tokens]
         batches = list(plan_batches(lengths, self._engine.info.batch_tokens, *self._limits))
         inputs = ([encoded.tokens[index] for index in batch] for batch in batches)
-        for batch, found in zip(batches, self._forward_all(inputs), strict=True):
-            for index, output in zip(batch, found, strict=True):
+        return Started(encoded, batches, [pool.submit(self._forward, each) for each in inputs])
+
+    def finish(self, started: Started) -> tuple[Encoded, Columns]:
+        """Waits for a part. Returns the entries that have an output row, and the output columns, a row per entry.
+
+        All entries of an input row are rejected if the engine fails on one of them, or gives NaN or infinity for it.
+        """
+        encoded, num_padded = started.encoded, 0.0
+        outputs = list[Any]([None] * len(encoded.tokens))
+        for batch, running in zip(started.batches, started.running, strict=True):
+            found = running.result()
+            num_padded += found.num_padded
+            for index, output in zip(batch, found.outputs, strict=True):
                 outputs[index] = output
         rejected = dict(encoded.rejected)
         for owner, output in zip(encoded.owners, outputs, strict=True):
@@ -118,7 +142,7 @@ class Worker:
                 rejected[owner] = output
         kept = [index for index, owner in enumerate(encoded.owners) if owner not in rejected]
         tokens, owners = [encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept]
-        done = Encoded(tokens, owners, rejected, sum(self._num_padded))
+        done = Encoded(tokens, owners, rejected, num_padded)
         columns = _span_columns(done) if self._options.chunk else {}
         return done, {**columns, **self._finished([outputs[index] for index in kept])}
 
@@ -139,18 +163,7 @@ class Worker:
             except RequestError as error:
                 yield str(error)
 
-    def _forward_all(self, batches: Iterable[Sequence[Tokens]]) -> Iterator[list[Any]]:
-        """Yields the outputs of each batch. An engine with several callers prepares a batch while another one runs."""
-        if self._engine.info.num_callers == 1:
-            yield from map(self._forward, batches)
-            return
-        pool = ThreadPoolExecutor(self._engine.info.num_callers, "bei-engine")
-        try:
-            yield from pool.map(self._forward, batches)
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _forward(self, items: Sequence[Tokens]) -> list[Any]:
+    def _forward(self, items: Sequence[Tokens]) -> Computed:
         """Returns one output per item: its row, its terms or the rows of its tokens; if it has none, the reason."""
         # During a job, the CPU engine may begin to run batches of one short text by another graph, which gives other
         # bits. So such a text is run twice in one batch.
@@ -170,16 +183,17 @@ class Worker:
             log.warning("the engine failed on a batch of %d; running its halves", len(items), exc_info=True)
             if len(items) == 1:
                 self._check_engine()
-                return ["the engine failed on this text; see the log"]
-            return self._forward(items[: len(items) // 2]) + self._forward(items[len(items) // 2 :])
-        self._num_padded.append(batch.num_tokens / (1 - self._engine.padding_share()))
+                return Computed(["the engine failed on this text; see the log"], 0.0)
+            halves = [self._forward(half) for half in (items[: len(items) // 2], items[len(items) // 2 :])]
+            return Computed(halves[0].outputs + halves[1].outputs, halves[0].num_padded + halves[1].num_padded)
         is_finite = np.isfinite(rows).all()
-        return [
+        found = [
             self._output(output, item)
             if is_finite or np.isfinite(output).all()
             else "the model gave NaN or infinity for this text"
             for output, item in zip(outputs, items, strict=False)
         ]
+        return Computed(found, batch.num_tokens / (1 - self._engine.padding_share()))
 
     def _check_engine(self) -> None:
         """Raises BeiError if the engine fails on a short text too. A broken engine must not reject all rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -84,10 +84,6 @@ class Job:
             encoded.rejected.update(self._sink.refusals(rows.kept))
         return Prepared(part, rows, encoded)
 
-    def compute(self, prepared: Prepared) -> tuple[Encoded, Columns]:
-        """Returns the entries of a part and its output columns, see `Worker.run`. Only one thread may call this."""
-        return self.worker.run(prepared.encoded)
-
     def publish(self, prepared: Prepared, encoded: Encoded, columns: Columns) -> None:
         """Writes the output of a part: into the vector database if there is one, and then as a file."""
         part, owners = prepared.part, pa.array(encoded.owners, pa.int64())
@@ -105,15 +101,22 @@ class Job:
 
     def run(self, parts: Sequence[Part]) -> Iterator[Report]:
         """Computes and publishes parts; yields a report for each."""
+        written: Future[None] | None = None
+        pool = self.worker.open_pool()
+        prepared = _ahead(self.prepare, parts)
+        # Batches of the next part wait in the pool, so that the engine need not wait while a part is finished.
+        started = _one_ahead((each, self.worker.start(each.encoded, pool)) for each in prepared)
         with ThreadPoolExecutor(1, "bei-write") as writer:
-            written: Future[None] | None = None
-            for prepared in _ahead(self.prepare, parts):
-                encoded, columns = self.compute(prepared)
-                if written is not None:
-                    written.result()  # at most one part waits to be written, and an error ends the job
-                written = writer.submit(self.publish, prepared, encoded, columns)
-                num_rows, num_tokens = prepared.part.split.num_rows, prepared.encoded.num_tokens
-                yield Report(1, num_rows, len(encoded.rejected), num_tokens, encoded.num_padded)
+            try:
+                for each, running in started:
+                    encoded, columns = self.worker.finish(running)
+                    if written is not None:
+                        written.result()  # at most one part waits to be written, and an error ends the job
+                    written = writer.submit(self.publish, each, encoded, columns)
+                    num_rows, num_tokens = each.part.split.num_rows, each.encoded.num_tokens
+                    yield Report(1, num_rows, len(encoded.rejected), num_tokens, encoded.num_padded)
+            finally:
+                pool.shutdown(cancel_futures=True)
             if written is not None:
                 written.result()
 
@@ -134,14 +137,20 @@ def _table(path: str, rows: pa.Array, kept: pa.Table, columns: Columns) -> pa.Ta
     return pa.table({**head, **dict(zip(kept.column_names, kept.columns, strict=True)), **columns})
 
 
-def _ahead(function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> Iterator[ResultT]:
+def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
     """Works like `map`, but a thread computes the next result while the caller uses the last one."""
     with ThreadPoolExecutor(1, "bei-read") as reader:
-        coming: Future[ResultT] | None = None
+        yield from (coming.result() for coming in _one_ahead(reader.submit(function, item) for item in items))
+
+
+def _one_ahead(items: Iterable[ItemT]) -> Iterator[ItemT]:
+    """Yields each item after it has taken the next one, or after the next one could not be made."""
+    last: list[ItemT] = []
+    try:
         for item in items:
-            following = reader.submit(function, item)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+            yield from last
+            last = [item]
+    except Exception:
+        yield from last
+        raise
+    yield from last

@@ -46,7 +46,7 @@ class PartWorker:
     @cached_property
     def _job(self) -> Job:
         """The open job. The first actor that needs the engine builds it, in the cache or the engine store."""
-        return Job(open_engine(self._settings), self._settings, self._options, self._data, self._folder)
+        return Job(open_engine(self._settings, for_job=True), self._settings, self._options, self._data, self._folder)
 
     def __call__(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """Computes the parts in `batch["part"]` (JSON) that are not published.

@@ -74,7 +74,7 @@ def _loaded(settings: Settings | Mapping[str, object] | None) -> Settings:
 def _compute_here(
     settings: Settings, options: JobOptions, data: Input, folder: Folder, missing: Sequence[Part]
 ) -> Iterator[Report]:
-    opened = open_engine(settings)
+    opened = open_engine(settings, for_job=True)
     try:
         with closing(Job(opened, settings, options, data, folder)) as job:
             yield from job.run(missing)

@@ -25,5 +25,5 @@ def opens(monkeypatch: pytest.MonkeyPatch, *modules: Module) -> FakeEngine:
     made = Manifest(engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32)
     opened = Opened(engine, spec, FOLDER / "tokenizer.json", made)
     for module in ("serving.service", "jobs.run"):
-        monkeypatch.setattr(f"bei_core.{module}.open_engine", lambda settings: opened)
+        monkeypatch.setattr(f"bei_core.{module}.open_engine", lambda settings, **_: opened)
     return engine

@@ -18,8 +18,8 @@ import zstandard
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.jobs import JobOptions, compressed, embed
 from bei_core.jobs.compressed import open_decompressed
+from bei_core.jobs.compute import Worker
 from bei_core.jobs.inputs import Reader, open_input
-from bei_core.jobs.job import Job
 from tests.unit.cli.fake_model import opens
 from tests.unit.jobs.test_job import contents
 
@@ -132,7 +132,7 @@ def test_what_is_published_stays_if_a_file_is_damaged_meanwhile(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str
 ) -> None:
     opens(monkeypatch)
-    path, compute, count = tmp_path / f"a.txt{end}", Job.compute, 0
+    path, finish, count = tmp_path / f"a.txt{end}", Worker.finish, 0
     path.write_bytes(whole := COMPRESS[end](b"the of\n" * 100))
 
     def damaging(*arguments: Any) -> Any:  # noqa: ANN401
@@ -140,11 +140,11 @@ def test_what_is_published_stays_if_a_file_is_damaged_meanwhile(
         count += 1
         if count == 2:
             path.write_bytes(whole[: len(whole) // 2])
-        return compute(*arguments)
+        return finish(*arguments)
 
     options = JobOptions(rows_per_part=10)
     with monkeypatch.context() as patched:
-        patched.setattr(Job, "compute", damaging)
+        patched.setattr(Worker, "finish", damaging)
         with pytest.raises((CheckpointError, ConfigError), match=rf"a\.txt\{end} "):
             embed(path, tmp_path / "out", settings={"model_id": "owner/name"}, options=options)
     published = contents(tmp_path / "out")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 from bei_core.cli import main as cli
 from bei_core.errors import BeiError, ConfigError, DiskError
 from bei_core.jobs import JobOptions, embed
+from bei_core.jobs.compute import Worker
 from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder
 from bei_core.models.modules import Classifier
@@ -71,25 +73,24 @@ def test_metadata_names_the_model_and_the_precision(
     assert metadata[b"bei.output_dtype"] == b"int8"
 
 
-@pytest.mark.parametrize("stage", ["prepare", "compute", "publish"])
+@pytest.mark.parametrize("stage", [Job.prepare, Worker.start, Worker.finish, Job.publish])
 @pytest.mark.parametrize("at", range(7))
 def test_a_job_that_is_stopped_and_started_again_writes_the_same_bytes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, stage: str, at: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, stage: Callable[..., Any], at: int
 ) -> None:
     opens(monkeypatch)
     run(source, tmp_path / "whole", keep=("id",))
     count = 0
-    method = getattr(Job, stage)
 
     def stopping(*args: Any) -> Any:  # noqa: ANN401
         nonlocal count
         count += 1
         if count == at + 1:
             raise KeyboardInterrupt
-        return method(*args)
+        return stage(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Job, stage, stopping)
+        patched.setattr(Worker if stage in {Worker.start, Worker.finish} else Job, stage.__name__, stopping)
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path / "stopped", keep=("id",))
     before = contents(tmp_path / "stopped")

@@ -10,6 +10,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import openvino
@@ -83,11 +84,11 @@ def cpu_flags() -> frozenset[str]:
     return frozenset(flags.group(1).split() if flags else ())
 
 
-def compile_properties(precision: str) -> dict[str, object]:
-    """Settings for OpenVINO: one batch runs at a time, on all processors."""
+def compile_properties(precision: str, num_streams: int = 1) -> dict[str, object]:
+    """Settings for OpenVINO: so many batches run at a time, each on its share of all processors."""
     return {
         "INFERENCE_PRECISION_HINT": precision,
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": num_streams,
         "INFERENCE_NUM_THREADS": usable_cpus(),
         "ENABLE_CPU_PINNING": False,  # the event loop needs a processor, too
         "CACHE_MODE": "OPTIMIZE_SIZE",  # of an exported model: weights stay in model.bin
@@ -114,6 +115,13 @@ def usable_cpus() -> int:
         return allowed
 
 
+class _Last(threading.local):
+    """What is known of a thread's last batch."""
+
+    padding_share = 0.0
+    num_shared = 0
+
+
 class OpenVinoEngine:
     """A model on the CPU, compiled from a file or from a graph.
 
@@ -122,6 +130,8 @@ class OpenVinoEngine:
     without VNNI, these layers become convolutions; a graph that was passed in is changed in place. After
     `_LONE_TEXTS` short lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`). With
     `manifest`, that of the file's folder, the compiled model is kept for the next start.
+
+    With several streams, as many threads may call the engine at a time, and it compiles no graphs for lone texts.
     """
 
     def __init__(
@@ -132,28 +142,34 @@ class OpenVinoEngine:
         *,
         quantised: bool = False,
         manifest: Manifest | None = None,
+        num_streams: int = 1,
     ) -> None:
-        self._model, self._precision, self._quantised = model, precision, quantised
+        self._model, self._quantised = model, quantised
+        self._properties = compile_properties(precision, num_streams)
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
         compiled = self._open(manifest)
-        self._graphs = Graphs(compiled, self._pad_id)
-        self._padding_share, self._num_shared = 0.0, 0
+        graphs = [Graphs(compiled, self._pad_id) for _ in range(num_streams)]
+        self._idle: SimpleQueue[Graphs] = SimpleQueue()  # those that run no batch
+        self._last = _Last()
         self._lone_lengths: list[int] = []  # tokens of the first lone texts
         self._preparing: threading.Thread | None = None
         self.info = EngineInfo(
             name="openvino",
             device="cpu",
             precision="int8" if quantised else precision,
-            row_width=self._graphs.row_width,
+            row_width=graphs[0].row_width,
             max_seq_len=spec.max_seq_len,
-            batch_tokens=_WIDE_BATCH_TOKENS if self._graphs.is_wide else BATCH_TOKENS,
-            token_width=self._graphs.token_width - (spec.bge_m3 is not None),
-            shares_prefixes=self._graphs.shares_prefixes,
+            batch_tokens=_WIDE_BATCH_TOKENS if graphs[0].is_wide else BATCH_TOKENS,
+            token_width=graphs[0].token_width - (spec.bge_m3 is not None),
+            shares_prefixes=graphs[0].shares_prefixes,
             weighs_terms=spec.bge_m3 is not None,
+            num_callers=num_streams,
         )
-        if isinstance(model, Path):
-            self._graphs.infer(_TWO_TEXTS, ROWS)  # packs the weights
-            drop_mapped_pages(model.with_suffix(".bin"))
+        for each in graphs:
+            if isinstance(model, Path):
+                each.infer(_TWO_TEXTS, ROWS)  # packs the weights, which all streams use
+                drop_mapped_pages(model.with_suffix(".bin"))
+            self._idle.put(each)
 
     def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`."""
@@ -165,9 +181,13 @@ class OpenVinoEngine:
         return output.rows, output.tokens
 
     def _infer(self, batch: Batch, wanted: str) -> Outputs:
-        outputs = self._graphs.infer(batch, wanted)
-        self._padding_share, self._num_shared = outputs.padding_share, outputs.num_shared
-        is_lone = len(batch) == 1 and batch.num_tokens <= MAX_LENGTH
+        graphs = self._idle.get()
+        try:
+            outputs = graphs.infer(batch, wanted)
+        finally:
+            self._idle.put(graphs)
+        self._last.padding_share, self._last.num_shared = outputs.padding_share, outputs.num_shared
+        is_lone = len(batch) == 1 and batch.num_tokens <= MAX_LENGTH and self.info.num_callers == 1
         if is_lone and isinstance(self._model, Path) and len(self._lone_lengths) < _LONE_TEXTS:
             self._lone_lengths.append(batch.num_tokens)
             if len(self._lone_lengths) == _LONE_TEXTS:
@@ -182,7 +202,7 @@ class OpenVinoEngine:
             dynamic = self._read()
             is_shared = self.info.precision == "f32"  # bf16 shares, too, but more lengths gain nothing there
             lengths = lengths_for(dynamic, self.info.max_seq_len, self._lone_lengths, shared=is_shared)
-            if not lengths or self._graphs.is_wide:
+            if not lengths or self.info.batch_tokens == _WIDE_BATCH_TOKENS:
                 return log.info("no graphs for single texts, which would take too much memory")
             graph = with_lone_graphs(dynamic, ROWS if self.info.row_width else TOKENS, lengths)
             graphs = Graphs(at_low_priority(lambda: self._compile(graph)), self._pad_id, lengths)
@@ -190,30 +210,32 @@ class OpenVinoEngine:
             drop_mapped_pages(self._model.with_suffix(".bin"))
         except (EngineUnavailableError, RuntimeError):
             return log.warning("no graphs for single texts, which run slower without them", exc_info=True)
-        self._graphs = graphs
+        self._idle.get()  # waits for the batch that runs
+        self._idle.put(graphs)
         return log.info(
             "compiled graphs for single texts of up to %d tokens in %.1f s", lengths[-1], time.perf_counter() - started
         )
 
     def padding_share(self) -> float:
         """See `Engine.padding_share`."""
-        return self._padding_share
+        return self._last.padding_share
 
     def num_shared_tokens(self) -> int:
         """See `Engine.num_shared_tokens`."""
-        return self._num_shared
+        return self._last.num_shared
 
     def close(self) -> None:
         """Free the compiled model. Waits for the thread that compiles graphs for lone texts."""
         if self._preparing is not None:
             self._preparing.join()
-        del self._graphs
+        for _ in range(self.info.num_callers):
+            self._idle.get()
 
     def _open(self, manifest: Manifest | None) -> openvino.CompiledModel:
         """The model for any batch, compiled now or at an earlier start. Raises EngineUnavailableError, OSError."""
         if manifest is None or not isinstance(self._model, Path):
             return self._compile(self._read())
-        cache = CompiledCache(self._model, manifest, compile_properties(self._precision))
+        cache = CompiledCache(self._model, manifest, self._properties)
         if cache.is_known_to_fail:
             return self._compile(self._read())
         return cache.load() or cache.keep(lambda: self._compile(self._read()), self._probe)
@@ -233,7 +255,7 @@ class OpenVinoEngine:
             graph = core().read_model(self._model) if isinstance(self._model, Path) else self._model
             if self._quantised and not has_int8_dot_product():
                 matmuls_to_convolutions(graph)
-            keep_weights_narrow(graph, self._precision)
+            keep_weights_narrow(graph, str(self._properties["INFERENCE_PRECISION_HINT"]))
         except RuntimeError as fault:
             raise self._unavailable(fault) from fault
         return graph
@@ -241,7 +263,7 @@ class OpenVinoEngine:
     def _compile(self, graph: openvino.Model) -> openvino.CompiledModel:
         """Raises EngineUnavailableError."""
         try:
-            return core().compile_model(graph, "CPU", compile_properties(self._precision))
+            return core().compile_model(graph, "CPU", self._properties)
         except RuntimeError as fault:
             raise self._unavailable(fault) from fault
 
@@ -249,10 +271,14 @@ class OpenVinoEngine:
         return EngineUnavailableError(f"OpenVINO cannot load the engine {self._model}: {fault}; build the engine again")
 
 
-def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> OpenVinoEngine:
+def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str, for_job: bool = False) -> OpenVinoEngine:
     """The engine in an engine folder, computing in `dtype`.
 
-    Raises EngineUnavailableError if the processor does not support the dtype.
+    For a job, each processor computes a batch of its own: a batch takes longer, and all of them less. Raises
+    EngineUnavailableError if the processor does not support the dtype.
     """
     quantised = manifest.precision == "int8"
-    return OpenVinoEngine(folder / MODEL, spec, precision_for(dtype), quantised=quantised, manifest=manifest)
+    precision, num_streams = precision_for(dtype), usable_cpus() if for_job else 1
+    return OpenVinoEngine(
+        folder / MODEL, spec, precision, quantised=quantised, manifest=manifest, num_streams=num_streams
+    )
