@@ -8,7 +8,9 @@ import gc
 from collections.abc import Callable
 from typing import Any
 
-_DELAY_S = 1.0  # delay after a large request; one call serves all large requests that end within it
+from bei_core.http.limits import BodyBudget
+
+_DELAY_S = 1.0  # delay after a large request; one call serves all requests that end within it
 
 _NUM_YOUNG = 10_000  # new objects that can hold others after which a collection begins
 
@@ -24,16 +26,27 @@ def limit_collections() -> None:
     gc.set_threshold(_NUM_YOUNG, *gc.get_threshold()[1:])
 
 
+def open_budget(limit: int) -> BodyBudget:
+    """Returns a budget of `limit` bytes. After large requests, freed memory is returned to the operating system."""
+    budget = BodyBudget(limit)
+    budget.on_large_release = MemoryReturner(lambda: budget.num_bytes > 0).later
+    return budget
+
+
 class MemoryReturner:
     """Asks the C library to return freed memory. By default glibc returns only memory at the end of its heap."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_busy: Callable[[], bool]) -> None:
+        self._is_busy = is_busy
         self._timer: asyncio.TimerHandle | None = None
         # musl and macOS do not have malloc_trim and do not need it
         self._trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
 
     def later(self) -> None:
-        """Schedules the return of memory in one second. It runs on a thread, because it takes some milliseconds."""
+        """Schedules the return of memory in one second, and each second again while requests are in progress.
+
+        Small requests, too, use again what has been returned. It runs on a thread, because it takes some milliseconds.
+        """
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(_DELAY_S, self._begin, loop)
@@ -42,3 +55,5 @@ class MemoryReturner:
         self._timer = None
         if self._trim is not None:
             loop.run_in_executor(None, self._trim, 0)
+        if self._is_busy():
+            self.later()

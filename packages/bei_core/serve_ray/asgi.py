@@ -10,17 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bei_core.errors import RequestError
 from bei_core.http.app import App, make_app
 from bei_core.http.limits import LEASE, BodyBudget, BodyLease
-from bei_core.http.memory import MemoryReturner
 from bei_core.http.route import Call
 from bei_core.http.traces import Traces
 from bei_core.serving.service import Service
 
 _ERROR = "bei.error"  # key in the ASGI scope of a request that is refused
-
-
-def open_budget(limit: int) -> BodyBudget:
-    """Returns a budget of `limit` bytes for the bodies of all requests of a replica."""
-    return BodyBudget(limit, MemoryReturner().later)
 
 
 def make_application(services: list[Service], traces: Traces | None, budget: BodyBudget) -> tuple[App, ASGIApp]:

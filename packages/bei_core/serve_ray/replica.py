@@ -16,11 +16,12 @@ from bei_core.config.settings import SETTINGS, Settings
 from bei_core.errors import DiskError, NotFoundError, RequestError, StartError, UnauthorizedError, UnhealthyError
 from bei_core.http.keys import Keys
 from bei_core.http.limits import BodyBudget
+from bei_core.http.memory import open_budget
 from bei_core.http.naming import by_name
 from bei_core.http.traces import Traces, open_traces
 from bei_core.logs import configure_worker_logging
 from bei_core.metrics import Metrics
-from bei_core.serve_ray.asgi import Reply, make_application, make_refusal, open_budget
+from bei_core.serve_ray.asgi import Reply, make_application, make_refusal
 from bei_core.serving.service import Service
 from bei_core.storage.errors import TransientError
 

@@ -21,8 +21,8 @@ from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, EngineCrashedError, NotFoundError
 from bei_core.http.app import App, make_app
 from bei_core.http.error_format import TEI
-from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S, BodyBudget
-from bei_core.http.memory import MemoryReturner, limit_collections
+from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S
+from bei_core.http.memory import limit_collections, open_budget
 from bei_core.http.replies import error_response
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.pool import Pool
@@ -94,7 +94,7 @@ class _Server:
         loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"))
         for service in self._app.services:
             service.crashed.add_done_callback(partial(self._end_on_crash, told, loop))
-        budget = BodyBudget(settings.max_body_bytes_in_flight, MemoryReturner().later)
+        budget = open_budget(settings.max_body_bytes_in_flight)
         early = () if settings.cors_allow_origin else (self._app.refused_early,)  # these replies have no CORS headers
         pool = Pool(self._asgi, settings, budget, max_connections(settings), *early)
         probes = Pool(only_probes(self._asgi), settings, budget, MAX_HEALTH_CONNECTIONS)

@@ -1,0 +1,67 @@
+"""Freed memory is returned after a large request, and as long as other requests use it again."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+
+import pytest
+
+from bei_core.http import memory
+from bei_core.http.limits import LARGE_BYTES, BodyLease
+from bei_core.http.memory import open_budget
+from tests.fakes import SAFETY_S
+
+
+class FakeC:
+    """The C library, with the number of times that it returned memory."""
+
+    num_calls = 0
+
+    def malloc_trim(self, padding: int) -> int:
+        """Does nothing; returns what the C library does if it has returned memory."""
+        assert padding == 0
+        self.num_calls += 1
+        return 1
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> FakeC:
+    library = FakeC()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    monkeypatch.setattr(memory, "_DELAY_S", 0.01)
+    return library
+
+
+async def wait_for_calls(library: FakeC, count: int) -> None:
+    async with asyncio.timeout(SAFETY_S):
+        while library.num_calls < count:
+            await asyncio.sleep(0.001)
+
+
+def test_memory_is_returned_until_no_request_is_in_progress(library: FakeC) -> None:
+    async def scenario() -> None:
+        budget = open_budget(10 * LARGE_BYTES)
+        large, small = BodyLease(budget, lambda: None), BodyLease(budget, lambda: None)
+        large.grow(LARGE_BYTES + 1)
+        small.grow(1)
+        large.release()
+        await wait_for_calls(library, 3)
+        small.release()
+        count = library.num_calls
+        await wait_for_calls(library, count + 1)
+        await asyncio.sleep(0.1)
+        assert library.num_calls <= count + 2  # one may have been under way
+
+    asyncio.run(scenario())
+
+
+def test_small_requests_return_no_memory(library: FakeC) -> None:
+    async def scenario() -> None:
+        small = BodyLease(open_budget(LARGE_BYTES), lambda: None)
+        small.grow(LARGE_BYTES)
+        small.release()
+        await asyncio.sleep(0.05)
+
+    asyncio.run(scenario())
+    assert library.num_calls == 0
