@@ -12,6 +12,13 @@ from bei_core.http.limits import BodyBudget
 
 _DELAY_S = 1.0  # delay after a large request; one call serves all requests that end within it
 
+# Parameters of glibc's malloc, from malloc.h, and their values in bytes. The free memory at the end of a thread's heap is
+# kept up to the first, also by malloc_trim. By default glibc raises both: after a block of 30 MB, the first to 60 MB.
+_HEAP_LIMITS = {
+    -1: 1 << 20,  # M_TRIM_THRESHOLD
+    -3: 32 << 20,  # M_MMAP_THRESHOLD, the most that it can be: larger blocks are outside the heaps
+}
+
 _NUM_YOUNG = 10_000  # new objects that can hold others after which a collection begins
 
 
@@ -39,8 +46,12 @@ class MemoryReturner:
     def __init__(self, is_busy: Callable[[], bool]) -> None:
         self._is_busy = is_busy
         self._timer: asyncio.TimerHandle | None = None
+        library = ctypes.CDLL(None)
         # musl and macOS do not have malloc_trim and do not need it
-        self._trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        self._trim: Callable[[int], Any] | None = getattr(library, "malloc_trim", None)
+        if self._trim is not None:
+            for parameter, value in _HEAP_LIMITS.items():
+                library.mallopt(parameter, value)
 
     def later(self) -> None:
         """Schedules the return of memory in one second, and each second again while requests are in progress.

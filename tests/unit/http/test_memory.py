@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import subprocess
+import sys
 
 import pytest
 
@@ -11,6 +13,29 @@ from bei_core.http import memory
 from bei_core.http.limits import LARGE_BYTES, BodyLease
 from bei_core.http.memory import open_budget
 from tests.fakes import SAFETY_S
+
+# A freed block of 30 MB raises the limits of glibc. Then the heap of a thread grows by 24 MB, which are freed again.
+THREAD = """
+import ctypes, threading
+from bei_core.http.memory import MemoryReturner
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+def work():
+    blocks = [b"x" * 200_000 for _ in range(120)]
+    blocks.clear()
+
+b"x" * int("30_000_000")
+MemoryReturner(lambda: False)
+before = resident()
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+ctypes.CDLL(None).malloc_trim(0)
+print(resident() - before)
+"""
 
 
 class FakeC:
@@ -22,6 +47,10 @@ class FakeC:
         """Does nothing; returns what the C library does if it has returned memory."""
         assert padding == 0
         self.num_calls += 1
+        return 1
+
+    def mallopt(self, parameter: int, value: int) -> int:
+        """Does nothing; returns what the C library does if it has set a parameter."""
         return 1
 
 
@@ -65,3 +94,8 @@ def test_small_requests_return_no_memory(library: FakeC) -> None:
 
     asyncio.run(scenario())
     assert library.num_calls == 0
+
+
+def test_the_end_of_the_heap_of_a_thread_is_returned() -> None:
+    program = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, check=True)
+    assert int(program.stdout) < 4_000_000
