@@ -12,7 +12,7 @@ from bei_core.http.limits import BodyBudget
 
 _DELAY_S = 1.0  # delay after a large request; one call serves all requests that end within it
 
-# Parameters of glibc's malloc, from malloc.h, and their values in bytes. The free memory at the end of a thread's heap is
+# Parameters of glibc's malloc, from malloc.h, and their values in bytes. Free memory at the end of a thread's heap is
 # kept up to the first, also by malloc_trim. By default glibc raises both: after a block of 30 MB, the first to 60 MB.
 _HEAP_LIMITS = {
     -1: 1 << 20,  # M_TRIM_THRESHOLD
