@@ -95,7 +95,7 @@ def run_side(side: str, options: argparse.Namespace, folder: Path, connection: C
             turns.end(report.num_tokens, report.num_padded)
             turns.begin()
         return
-    pool = ThreadPoolExecutor(opened.engine.info.num_callers)
+    pool = ThreadPoolExecutor(opened.engine.info.num_callers)  # its threads end with the process, which is killed
     for part in data.parts[:: options.every]:
         tokens = job.prepare(part).encoded.tokens
         planned = plan_batches([len(each.ids) for each in tokens], opened.engine.info.batch_tokens)

@@ -29,8 +29,9 @@ NUM_STREAMS = 3
 
 @pytest.fixture
 def engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> openvino_engine.OpenVinoEngine:
-    """An engine for jobs on three processors."""
-    monkeypatch.setattr(openvino_engine, "usable_cpus", lambda: NUM_STREAMS)
+    """An engine for jobs on seven processors, of which no more than three compute a batch each."""
+    monkeypatch.setattr(openvino_engine, "usable_cpus", lambda: 7)
+    monkeypatch.setattr(openvino_engine, "_MAX_STREAMS", NUM_STREAMS)
     checkpoint = resolve(str(CASE.folder))
     built(checkpoint, read_spec(checkpoint), tmp_path / "engine")
     settings = Settings.load({"model_id": str(tmp_path / "engine")}, {})
@@ -57,6 +58,7 @@ def test_batches_that_run_at_the_same_time_get_what_they_get_alone(
         found = list(pool.map(engine.forward, batches, timeout=SAFETY_S))
     for one, other in zip(found, alone, strict=False):
         assert np.array_equal(one, other)
+    engine.close()
 
 
 def test_each_thread_is_told_the_padding_of_its_own_batch(engine: openvino_engine.OpenVinoEngine) -> None:

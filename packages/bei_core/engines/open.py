@@ -51,9 +51,9 @@ class Opened:
 def open_engine(settings: Settings, *, for_job: bool = False) -> Opened:
     """The engine of `settings.model_id`, loaded from its folder or from the cache, and built if necessary.
 
-    With `for_job`, it is one for many batches that are all there, and may take longer for a single one. A damaged
-    engine in the cache is quarantined and built again. Raises ConfigError, CheckpointError, UnsupportedModelError,
-    DiskError, EngineUnavailableError, QualityError.
+    With `for_job`, it has more throughput for a job, whose batches are known in advance, and takes longer for each. A
+    damaged engine in the cache is quarantined and built again. Raises ConfigError, CheckpointError,
+    UnsupportedModelError, DiskError, EngineUnavailableError, QualityError.
     """
     if settings.model_id and is_engine(folder := Path(settings.model_id)):
         return _open_folder(settings, folder, for_job)

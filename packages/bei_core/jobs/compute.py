@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -79,11 +80,11 @@ class Started(NamedTuple):
 
     encoded: Encoded
     batches: list[list[int]]  # entries of `encoded`, by index
-    running: list[Future[Computed]]  # of each batch
+    running: deque[Future[Computed]]  # of each batch; `finish` takes them
 
 
 class Worker:
-    """One engine that computes parts. Each method may run on a thread of its own."""
+    """One engine that computes parts. `encode`, `start` and `finish` may each run on a thread, part after part."""
 
     def __init__(
         self, engine: Engine, tokenizer: TextTokenizer, model: ServedModel, settings: Settings, options: JobOptions
@@ -98,7 +99,7 @@ class Worker:
 
     def columns(self) -> Columns:
         """Returns the output columns of no rows: their names and types."""
-        return self.finish(Started(Encoded(), [], []))[1]
+        return self.finish(Started(Encoded(), [], deque()))[1]
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
         """Returns the tokens of the rows of a part. `texts` has one list per text column."""
@@ -122,7 +123,7 @@ class Worker:
         lengths = [len(item.ids) for item in encoded.tokens]
         batches = list(plan_batches(lengths, self._engine.info.batch_tokens, *self._limits))
         inputs = ([encoded.tokens[index] for index in batch] for batch in batches)
-        return Started(encoded, batches, [pool.submit(self._forward, each) for each in inputs])
+        return Started(encoded, batches, deque(pool.submit(self._forward, each) for each in inputs))
 
     def finish(self, started: Started) -> tuple[Encoded, Columns]:
         """Waits for a part. Returns the entries that have an output row, and the output columns, a row per entry.
@@ -131,8 +132,8 @@ class Worker:
         """
         encoded, num_padded = started.encoded, 0.0
         outputs = list[Any]([None] * len(encoded.tokens))
-        for batch, running in zip(started.batches, started.running, strict=True):
-            found = running.result()
+        for batch in started.batches:
+            found = started.running.popleft().result()  # not kept, so that the outputs are freed
             num_padded += found.num_padded
             for index, output in zip(batch, found.outputs, strict=True):
                 outputs[index] = output

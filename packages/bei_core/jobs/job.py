@@ -1,4 +1,4 @@
-"""Runs a bulk job on one engine: one thread reads and tokenizes parts, one computes them, and one publishes them."""
+"""Runs a bulk job on one engine: one thread reads and tokenizes parts, some compute them, and one publishes them."""
 
 from __future__ import annotations
 
@@ -122,9 +122,9 @@ class Job:
 
 
 def shorten_pauses() -> None:
-    """Lets the engine's thread wait less for the others from now on. For a process that does nothing but jobs.
+    """Lets the engine's threads wait less for the others from now on. For a process that does nothing but jobs.
 
-    Before each batch it needs the global lock (GIL), for which it waits 5 ms by default while a part is read; a batch
+    Before each batch they need the global lock (GIL), for which they wait 5 ms by default while a part is read; a batch
     takes 25 ms. Collections of garbage would visit the tokens of three parts again and again, and find nothing.
     """
     sys.setswitchinterval(_SWITCH_S)

@@ -10,6 +10,7 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config, architecture_of
 from bei_core.models.families import FAMILIES, Family, family_name
+from bei_core.models.rope import LOCAL_THETAS
 
 # Values that are written in the code of a class, whatever config.json says.
 _CONSTANTS: Mapping[str, Config] = {
@@ -25,7 +26,9 @@ _BY_TYPE = {name.lower(): family for name, family in FAMILIES.items()}
 
 
 def as_class_reads(config: Config) -> dict[str, Any]:
-    """Returns config.json with the values of its class; unchanged for an unknown class.
+    """Returns config.json with the values of its class, and without thetas that it ignores.
+
+    For an unknown class, nothing is changed.
 
     Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code`, `_check_direction`
     and `_check_model_type`.
@@ -34,7 +37,11 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     _check_own_code(config, FAMILIES.get(name))
     _check_direction(config, name)
     _check_model_type(config, FAMILIES.get(name))
-    return {**CLASS_DEFAULTS.get(name, {}), **config, **_CONSTANTS.get(name, {})}
+    defaults = CLASS_DEFAULTS.get(name)
+    if defaults is None:
+        return {**config}
+    read = {key: value for key, value in config.items() if key in defaults or key not in LOCAL_THETAS}
+    return {**defaults, **read, **_CONSTANTS.get(name, {})}
 
 
 def _check_own_code(config: Config, family: Family | None) -> None:

@@ -188,7 +188,7 @@ _FAMILIES = (
     _bert(
         "ernie",
         ("Ernie",),
-        replace(_BERT_HEADS, sequence=Head("classifier", "ernie.pooler.dense")),
+        replace(_BERT_HEADS, sequence=Head("classifier", "ernie.pooler.dense"), token=None, vocabulary=None),
         BertNames(has_task_types=True),
     ),
     _bert(

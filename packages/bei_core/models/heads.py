@@ -41,7 +41,8 @@ class Head:
 
     def dense_in(self, tensors: Container[str]) -> str | None:
         """Returns the name that `dense` has in a checkpoint; None for a head without it."""
-        return self.dense_elsewhere if f"{self.dense_elsewhere}.weight" in tensors else self.dense
+        is_elsewhere = self.dense_elsewhere is not None and f"{self.dense_elsewhere}.weight" in tensors
+        return self.dense_elsewhere if is_elsewhere else self.dense
 
 
 @dataclass(frozen=True, slots=True)

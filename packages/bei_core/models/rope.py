@@ -68,17 +68,17 @@ def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[floa
     is_local = layer_type == "sliding_attention"
     if is_local and config.get(_GEMMA_LOCAL) is not None:
         scaling = {}
-    if layer_type in parameters or any(name in config for name in _LOCAL_THETAS):
+    if layer_type in parameters or any(name in config for name in LOCAL_THETAS):
         parameters = {**(parameters.get(layer_type) or {}), **scaling}
     else:
         parameters = scaling.get(layer_type, scaling) or parameters
-    names = (*_LOCAL_THETAS, *_THETAS) if is_local else _THETAS
+    names = (*LOCAL_THETAS, *_THETAS) if is_local else _THETAS
     thetas = (parameters.get("rope_theta"), *(config.get(name) for name in names))
     return float(next((theta for theta in thetas if theta is not None), 10_000.0)), parameters
 
 
 _GEMMA_LOCAL = "rope_local_base_freq"  # Gemma 3 scales only layers with full attention, and ModernBERT all layers
-_LOCAL_THETAS = (_GEMMA_LOCAL, "local_rope_theta")
+LOCAL_THETAS = (_GEMMA_LOCAL, "local_rope_theta")  # only classes whose layer types have a theta each read them
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base")
 
 

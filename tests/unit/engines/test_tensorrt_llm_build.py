@@ -91,6 +91,18 @@ def test_config_names_our_class_and_holds_the_whole_spec(tmp_path: Path) -> None
     assert (facts.spec, facts.mask, facts.quantized) == (spec, "causal", ())
 
 
+def test_a_folder_of_an_older_version_has_the_values_of_its_class(tmp_path: Path) -> None:
+    folder = built(QWEN, tmp_path / "engine")
+    facts = read_facts(folder)
+    content = json.loads((folder / "config.json").read_bytes())
+    for key in ("rms_norm_eps", "sliding_window"):
+        content["bei"]["spec"]["config"].pop(key, None)
+    (folder / "config.json").write_text(json.dumps(content))
+    config = read_facts(folder).spec.config
+    assert (config["rms_norm_eps"], config["sliding_window"]) == (1e-6, 4096)
+    assert read_facts(folder).spec.architecture == facts.spec.architecture
+
+
 def test_a_window_or_a_cap_needs_attention_of_our_own() -> None:
     names = ("mistral-window-last", "gemma2-multilingual", "qwen3-embedding")
     facts = [facts_of(read_spec(resolve(str(GOLDEN / name)))) for name in names]

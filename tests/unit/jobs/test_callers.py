@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bei_core.engines.batch import Batch
+from bei_core.jobs.compute import Columns, Encoded, Started, Worker
 from bei_core.tasks import Rows
 from tests.fakes import SAFETY_S
 from tests.unit.cli.fake_model import opens
 from tests.unit.jobs.test_job import run, table
+
+
+def test_the_outputs_of_a_part_are_not_kept_while_the_next_one_is_computed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"text": "the"}\n' * 30)
+    opens(monkeypatch)
+    finish, num_finished = Worker.finish, 0
+
+    def finish_and_check(worker: Worker, started: Started) -> tuple[Encoded, Columns]:
+        nonlocal num_finished
+        done = finish(worker, started)
+        assert started.batches
+        assert not started.running
+        num_finished += 1
+        return done
+
+    monkeypatch.setattr(Worker, "columns", lambda worker: finish(worker, Started(Encoded(), [], deque()))[1])
+    monkeypatch.setattr(Worker, "finish", finish_and_check)
+    run(source, tmp_path / "out", rows_per_part=10)
+    assert num_finished == 3
 
 
 def test_an_engine_with_two_callers_gets_a_batch_while_another_one_runs(

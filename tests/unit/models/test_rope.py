@@ -73,6 +73,15 @@ def test_rope_parameters_of_no_layer_type_are_ignored_by_classes_with_two_thetas
         assert frequencies[1] == pytest.approx(theta**-0.5)
 
 
+@pytest.mark.parametrize("key", ["local_rope_theta", "rope_local_base_freq"])
+@pytest.mark.parametrize("architecture", ["LlamaModel", "Qwen3Model", "MistralModel"])
+@pytest.mark.parametrize("given", [{"rope_theta": 777.0}, {"rope_parameters": {"rope_theta": 777.0}}])
+def test_a_class_with_one_theta_ignores_another_one(given: dict[str, Any], architecture: str, key: str) -> None:
+    config = as_class_reads({"architectures": [architecture], key: 3.0, **given})
+    for layer_type in ("full_attention", "sliding_attention"):
+        assert frequencies_of(config, 4, layer_type=layer_type)[0][1] == pytest.approx(777**-0.5)
+
+
 @pytest.mark.parametrize(
     ("config", "theta"),
     [

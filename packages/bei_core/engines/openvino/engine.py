@@ -38,6 +38,10 @@ BATCH_TOKENS = 1024
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
 _WIDE_BATCH_TOKENS = 256
 
+# A job has at most so many streams: with many processors, its parts have too few batches for a stream on each of them,
+# and each stream takes memory for a batch.
+_MAX_STREAMS = 8
+
 # After so many batches of one text that is short enough, graphs are compiled for texts of such lengths.
 _LONE_TEXTS = 100
 
@@ -85,7 +89,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def compile_properties(precision: str, num_streams: int = 1) -> dict[str, object]:
-    """Settings for OpenVINO: so many batches run at a time, each on its share of all processors."""
+    """Settings for OpenVINO: `num_streams` batches run at a time, each on its share of all processors."""
     return {
         "INFERENCE_PRECISION_HINT": precision,
         "NUM_STREAMS": num_streams,
@@ -115,7 +119,7 @@ def usable_cpus() -> int:
         return allowed
 
 
-class _Last(threading.local):
+class _LastBatch(threading.local):
     """What is known of a thread's last batch."""
 
     padding_share = 0.0
@@ -150,7 +154,7 @@ class OpenVinoEngine:
         compiled = self._open(manifest)
         graphs = [Graphs(compiled, self._pad_id) for _ in range(num_streams)]
         self._idle: SimpleQueue[Graphs] = SimpleQueue()  # those that run no batch
-        self._last = _Last()
+        self._last = _LastBatch()
         self._lone_lengths: list[int] = []  # tokens of the first lone texts
         self._preparing: threading.Thread | None = None
         self.info = EngineInfo(
@@ -167,7 +171,7 @@ class OpenVinoEngine:
         )
         for each in graphs:
             if isinstance(model, Path):
-                each.infer(_TWO_TEXTS, ROWS)  # packs the weights, which all streams use
+                each.infer(_TWO_TEXTS, ROWS)  # the first one packs the weights
                 drop_mapped_pages(model.with_suffix(".bin"))
             self._idle.put(each)
 
@@ -181,11 +185,12 @@ class OpenVinoEngine:
         return output.rows, output.tokens
 
     def _infer(self, batch: Batch, wanted: str) -> Outputs:
-        graphs = self._idle.get()
+        idle = self._idle
+        graphs = idle.get()
         try:
             outputs = graphs.infer(batch, wanted)
         finally:
-            self._idle.put(graphs)
+            idle.put(graphs)
         self._last.padding_share, self._last.num_shared = outputs.padding_share, outputs.num_shared
         is_lone = len(batch) == 1 and batch.num_tokens <= MAX_LENGTH and self.info.num_callers == 1
         if is_lone and isinstance(self._model, Path) and len(self._lone_lengths) < _LONE_TEXTS:
@@ -228,8 +233,7 @@ class OpenVinoEngine:
         """Free the compiled model. Waits for the thread that compiles graphs for lone texts."""
         if self._preparing is not None:
             self._preparing.join()
-        for _ in range(self.info.num_callers):
-            self._idle.get()
+        del self._idle
 
     def _open(self, manifest: Manifest | None) -> openvino.CompiledModel:
         """The model for any batch, compiled now or at an earlier start. Raises EngineUnavailableError, OSError."""
@@ -274,11 +278,11 @@ class OpenVinoEngine:
 def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str, for_job: bool = False) -> OpenVinoEngine:
     """The engine in an engine folder, computing in `dtype`.
 
-    For a job, each processor computes a batch of its own: a batch takes longer, and all of them less. Raises
-    EngineUnavailableError if the processor does not support the dtype.
+    For a job, several batches are computed at a time, each by its share of the processors: a batch takes longer, and
+    all of them less. Raises EngineUnavailableError if the processor does not support the dtype.
     """
     quantised = manifest.precision == "int8"
-    precision, num_streams = precision_for(dtype), usable_cpus() if for_job else 1
+    precision, num_streams = precision_for(dtype), min(usable_cpus(), _MAX_STREAMS) if for_job else 1
     return OpenVinoEngine(
         folder / MODEL, spec, precision, quantised=quantised, manifest=manifest, num_streams=num_streams
     )

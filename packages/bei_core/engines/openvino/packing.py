@@ -79,7 +79,7 @@ class _Segments:
 
     def order(self) -> list[int]:
         """The segments with tokens, the longest first; those with the same prefix come one after the other."""
-        if not self.shared.any():
+        if not self.shared.any():  # then all have tokens
             return np.argsort(-self.lengths, kind="stable").tolist()  # type: ignore[no-any-return]
         num_sequences = len(self.prefixes)
         groups = [*np.where(self.shared > 0, self.prefixes, 0).tolist(), *range(num_sequences, len(self.lengths))]

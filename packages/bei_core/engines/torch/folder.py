@@ -25,6 +25,7 @@ from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import FAMILIES, Family, family_name, family_of
 from bei_core.models.heads import Head, output_bias, output_weight, yes_no_row
@@ -185,8 +186,14 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
 
 
 def read_facts(folder: Path) -> Facts:
-    """Returns the facts that config.json of an engine folder contains."""
-    return msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
+    """Returns the facts that config.json of an engine folder contains.
+
+    In a folder of an older version, config.json may lack values of the model's class.
+    """
+    facts = msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
+    defaults = CLASS_DEFAULTS.get(family_name(facts.spec.architecture), {})
+    spec = msgspec.structs.replace(facts.spec, config={**defaults, **facts.spec.config})
+    return msgspec.structs.replace(facts, spec=spec)
 
 
 def write_weights(
