@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config
 from bei_core.models.heads import FamilyHeads, Head
 from bei_core.models.layouts import (
@@ -345,3 +346,8 @@ def _unknown(architecture: str, name: str) -> str:
         "names the family: LlamaModel, LlamaForCausalLM and LlamaForSequenceClassification are of the family Llama. "
         f"All families: {', '.join(sorted(FAMILIES))}"
     )
+
+
+def with_class_defaults(architecture: str, config: Config) -> Config:
+    """Returns config.json with the values of the class for keys that it lacks."""
+    return {**CLASS_DEFAULTS.get(family_name(architecture), {}), **config}

@@ -25,9 +25,8 @@ from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.deberta import DebertaSizes
-from bei_core.models.families import FAMILIES, Family, family_name, family_of
+from bei_core.models.families import FAMILIES, Family, family_name, family_of, with_class_defaults
 from bei_core.models.heads import Head, output_bias, output_weight, yes_no_row
 from bei_core.models.kind import Kind
 from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes, jina_gate
@@ -186,14 +185,11 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
 
 
 def read_facts(folder: Path) -> Facts:
-    """Returns the facts that config.json of an engine folder contains.
-
-    In a folder of an older version, config.json may lack values of the model's class.
-    """
+    """Returns the facts that config.json of an engine folder contains."""
     facts = msgspec.convert(msgspec.json.decode((folder / CONFIG).read_bytes())["bei"], Facts)
-    defaults = CLASS_DEFAULTS.get(family_name(facts.spec.architecture), {})
-    spec = msgspec.structs.replace(facts.spec, config={**defaults, **facts.spec.config})
-    return msgspec.structs.replace(facts, spec=spec)
+    spec = facts.spec  # of an older version, its config may lack values of the class
+    config = with_class_defaults(spec.architecture, spec.config)
+    return msgspec.structs.replace(facts, spec=msgspec.structs.replace(spec, config=config))
 
 
 def write_weights(
