@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.best_fit import best_fit
 from bei_core.engines.openvino.packing import PREFERRED_ROW_LENGTH, PackedRows, pack_rows
 from bei_core.engines.prefixes import shared_prefixes
 from bei_core.tasks import Tokens
@@ -130,9 +131,26 @@ def test_many_short_sequences_need_little_padding(sizes: list[int]) -> None:
 
 
 @given(st.lists(st.integers(1, PREFERRED_ROW_LENGTH), min_size=1, max_size=7))
-def test_there_are_at_most_half_more_than_the_fewest_rows(sizes: list[int]) -> None:
+def test_there_are_at_most_11_9_of_the_fewest_rows_plus_6_9(sizes: list[int]) -> None:
     packed = pack_rows(batch_of(sizes))
+    assert packed.input_ids.shape[0] <= 11 / 9 * fewest_rows(tuple(sizes), packed.input_ids.shape[1]) + 6 / 9
     assert packed.input_ids.shape[0] <= 3 / 2 * fewest_rows(tuple(sizes), packed.input_ids.shape[1])
+
+
+@given(st.lists(st.integers(1, 40), max_size=60))
+def test_every_sequence_is_in_the_fullest_row_with_space_for_it(sizes: list[int]) -> None:
+    order = sorted(range(len(sizes)), key=lambda item: -sizes[item])
+    row_of = {item: row for row, items in enumerate(best_fit(order, sizes, 40)) for item in items}
+    assert sorted(row_of) == sorted(order)
+    filled: list[int] = []
+    for item in order:
+        with_space = [used for used in filled if used + sizes[item] <= 40]
+        if row_of[item] == len(filled):
+            assert not with_space
+            filled.append(0)
+        else:
+            assert filled[row_of[item]] == max(with_space)
+        filled[row_of[item]] += sizes[item]
 
 
 @given(batches())

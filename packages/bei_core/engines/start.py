@@ -45,9 +45,9 @@ def start_for(settings: Settings, *, for_job: bool = False) -> Start:
             "compiled": settings.torch_compile,
         }
     }
-    if for_job and not settings.engine_process:  # another process gets one batch at a time
-        options[OPENVINO] = {"for_job": True}
     if not settings.engine_process:
+        if for_job:  # not for another process, which gets one batch at a time
+            options[OPENVINO] = {"for_job": True}
         return partial(start_here, options=options)
     start = partial(_start_there, json_output=settings.json_output, log_level=settings.log_level)
     return lambda folder, dtype: EngineProcess(partial(start, folder, dtype, options, read_manifest(folder)))

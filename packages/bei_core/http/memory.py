@@ -58,13 +58,12 @@ class MemoryReturner:
 
         Small requests, too, use again what has been returned. It runs on a thread, because it takes some milliseconds.
         """
-        if self._timer is None:
+        if self._timer is None and self._trim is not None:
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(_DELAY_S, self._begin, loop)
+            self._timer = loop.call_later(_DELAY_S, self._begin, loop, self._trim)
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin(self, loop: asyncio.AbstractEventLoop, trim: Callable[[int], Any]) -> None:
         self._timer = None
-        if self._trim is not None:
-            loop.run_in_executor(None, self._trim, 0)
+        loop.run_in_executor(None, trim, 0)
         if self._is_busy():
             self.later()

@@ -9,7 +9,7 @@ from typing import Any
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config, architecture_of
-from bei_core.models.families import FAMILIES, Family, family_name
+from bei_core.models.families import FAMILIES, Family, family_name, with_class_defaults
 from bei_core.models.rope import LOCAL_THETAS
 
 # Values that are written in the code of a class, whatever config.json says.
@@ -33,15 +33,14 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code`, `_check_direction`
     and `_check_model_type`.
     """
-    name = family_name(architecture_of(config))
+    architecture = architecture_of(config)
+    name = family_name(architecture)
     _check_own_code(config, FAMILIES.get(name))
     _check_direction(config, name)
     _check_model_type(config, FAMILIES.get(name))
-    defaults = CLASS_DEFAULTS.get(name)
-    if defaults is None:
-        return {**config}
-    read = {key: value for key, value in config.items() if key in defaults or key not in LOCAL_THETAS}
-    return {**defaults, **read, **_CONSTANTS.get(name, {})}
+    ignored = () if name not in CLASS_DEFAULTS else LOCAL_THETAS - CLASS_DEFAULTS[name].keys()
+    read = {key: value for key, value in config.items() if key not in ignored}
+    return {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
 
 
 def _check_own_code(config: Config, family: Family | None) -> None:

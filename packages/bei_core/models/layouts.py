@@ -8,9 +8,9 @@ sizes. `models/families.py` has the table of families. Source: transformers 5.23
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import MAX_LAYERS, Config, read_size
@@ -41,6 +41,11 @@ class BertNames:
     has_task_types: bool = False  # see `BertSizes.has_task_type`
     relative_attention: str | None = None  # tensor of bucketed relative position biases
     config_names: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def telling_layer(self) -> str:
+        """The norm of the embeddings; see `find_layout`."""
+        return self.embeddings_norm
 
     def padding_id_of(self, config: Config) -> int | None:
         """Returns the id of the tokens without a position, which is 1 if config.json has none; None: all have one."""
@@ -134,8 +139,8 @@ class RotaryNames:
     supported: Config = field(default_factory=dict)  # keys of config.json with the only value that the engines compute
 
     @property
-    def first_out(self) -> str:
-        """The last layer of the first attention, by which the layout of a checkpoint is found."""
+    def telling_layer(self) -> str:
+        """The last layer of the first attention; see `find_layout`."""
         return self.layer.format(0) + self.out
 
     def has_one_type(self, num_types: int) -> bool:
@@ -226,6 +231,9 @@ def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:
     return SLIDING if _by_layer_types(config, layer, layer % every != 0) else FULL
 
 
+NamesT = TypeVar("NamesT", BertNames, RotaryNames)
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderSwitches:
     """The layout of decoders: how a family differs from Llama."""
@@ -235,6 +243,11 @@ class DecoderSwitches:
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
     bidirectional: bool = False  # attention is never causal, whatever config.json says
+
+
+def find_layout(layouts: Sequence[NamesT], has_layer: Callable[[str], bool]) -> NamesT:
+    """Returns the layout whose telling layer a checkpoint has; the first one if it has none of them."""
+    return next((known for known in layouts if has_layer(known.telling_layer)), layouts[0])
 
 
 def every_layer(config: Config, layer: int) -> bool:

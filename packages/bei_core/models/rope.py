@@ -72,13 +72,14 @@ def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[floa
         parameters = {**(parameters.get(layer_type) or {}), **scaling}
     else:
         parameters = scaling.get(layer_type, scaling) or parameters
-    names = (*LOCAL_THETAS, *_THETAS) if is_local else _THETAS
+    names = (_GEMMA_LOCAL, _OTHER_LOCAL, *_THETAS) if is_local else _THETAS
     thetas = (parameters.get("rope_theta"), *(config.get(name) for name in names))
     return float(next((theta for theta in thetas if theta is not None), 10_000.0)), parameters
 
 
 _GEMMA_LOCAL = "rope_local_base_freq"  # Gemma 3 scales only layers with full attention, and ModernBERT all layers
-LOCAL_THETAS = (_GEMMA_LOCAL, "local_rope_theta")  # only classes whose layer types have a theta each read them
+_OTHER_LOCAL = "local_rope_theta"
+LOCAL_THETAS = frozenset({_GEMMA_LOCAL, _OTHER_LOCAL})  # only classes whose layer types have a theta each read them
 _THETAS = ("rope_theta", "global_rope_theta", "rotary_emb_base")
 
 

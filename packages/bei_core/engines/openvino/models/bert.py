@@ -13,7 +13,7 @@ from bei_core.engines.openvino.models.blocks import Inputs, Layers, multi_head_a
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.models.configuration import Config
 from bei_core.models.families import Family
-from bei_core.models.layouts import TASK_TYPES, BertNames, BertSizes
+from bei_core.models.layouts import TASK_TYPES, BertNames, BertSizes, find_layout
 
 
 class Transformer:
@@ -21,8 +21,7 @@ class Transformer:
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         layouts: tuple[BertNames, ...] = family.layout
-        fits = (known for known in layouts if f"{known.embeddings_norm}.weight" in weights)
-        self._names = names = next(fits, layouts[0])
+        self._names = names = find_layout(layouts, lambda layer: f"{layer}.weight" in weights)
         self._words, self._max_len = family.anchor, max_len
         self._sizes = BertSizes.of(names, config)
         self._weights = weights

@@ -17,7 +17,7 @@ from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import Rope, make_ropes
 from bei_core.models.configuration import Config, read_size
 from bei_core.models.families import Family
-from bei_core.models.layouts import SLIDING, RotaryNames, RotarySizes
+from bei_core.models.layouts import SLIDING, RotaryNames, RotarySizes, find_layout
 
 _TYPES = "embeddings.token_type_embeddings.weight"
 
@@ -27,7 +27,7 @@ class Transformer:
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
         layouts: tuple[RotaryNames, ...] = family.layout
-        self._names = next((known for known in layouts if f"{known.first_out}.weight" in weights), layouts[0])
+        self._names = find_layout(layouts, lambda layer: f"{layer}.weight" in weights)
         self._sizes = RotarySizes.of(self._names, config)
         self._config, self._max_len = config, max_len
         self._words, self._layers = family.anchor, Layers(weights)

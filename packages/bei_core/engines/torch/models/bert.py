@@ -12,7 +12,7 @@ from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import LayerNames, Weights
-from bei_core.models.layouts import FULL, TASK_TYPES, BertNames, BertSizes
+from bei_core.models.layouts import FULL, TASK_TYPES, BertNames, BertSizes, find_layout
 
 
 class Transformer(layers.Transformer):
@@ -41,8 +41,7 @@ class Transformer(layers.Transformer):
 
     def load(self, weights: Weights) -> None:
         """Loads all layers, with the names of the first layout whose tensors the checkpoint has."""
-        fits = (known for known in self.layouts if known.embeddings_norm in weights)
-        names = next(fits, self.layouts[0])
+        names = find_layout(self.layouts, weights.__contains__)
         self.load_named(weights, names.layer, layer_names(names), norm=names.embeddings_norm)
         if self.has_task_type:
             types = self.tables["token_type"].weight

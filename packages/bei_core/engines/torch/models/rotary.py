@@ -20,7 +20,7 @@ from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import LayerNames, Weights, empty, fill
-from bei_core.models.layouts import SLIDING, ExpertSizes, RotaryNames, RotarySizes
+from bei_core.models.layouts import SLIDING, ExpertSizes, RotaryNames, RotarySizes, find_layout
 
 
 class Transformer(layers.Transformer):
@@ -59,7 +59,7 @@ class Transformer(layers.Transformer):
 
     def load(self, weights: Weights) -> None:
         """Loads all layers, with the names of the first layout whose tensors the checkpoint has."""
-        names = next((known for known in self.layouts if known.first_out in weights), self.layouts[0])
+        names = find_layout(self.layouts, weights.__contains__)
         up = names.gate_up if self.is_gated else ("mlp.fc1",)
         in_layer = LayerNames(names.qkv, names.out, names.attention_norm, up, names.down, names.mlp_norm)
         norms = {"norm": names.embedding_norm, "final_norm": names.final_norm}
