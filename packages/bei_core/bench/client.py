@@ -90,13 +90,16 @@ def _run_child(child: subprocess.Popen[bytes], load: Load, at_start: Callable[[]
     answer = child.stdout.read()
     if child.wait() != 0:
         raise _failure(child)
-    return msgspec.msgpack.decode(answer, type=Outcome)
+    try:
+        return msgspec.msgpack.decode(answer, type=Outcome)
+    except msgspec.DecodeError as fault:
+        raise _failure(child, f" and {len(answer)} bytes that are no outcome ({fault})") from None
 
 
-def _failure(child: subprocess.Popen[bytes]) -> LoadError:
+def _failure(child: subprocess.Popen[bytes], answer: str = "") -> LoadError:
     """Returns an error with the child's exit status and stderr, after the child has ended."""
     message = child.stderr.read().decode(errors="replace").strip() if child.stderr else ""
-    return LoadError(f"the load generator ended with exit status {child.wait()}: {message or 'no message'}")
+    return LoadError(f"the load generator ended with exit status {child.wait()}{answer}: {message or 'no message'}")
 
 
 class _Connection(asyncio.Protocol):

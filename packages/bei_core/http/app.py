@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from secrets import token_hex
+from random import getrandbits
 
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
@@ -101,7 +101,7 @@ class App:
         """
         headers = dict(request.scope["headers"][::-1])
         given_id = headers.get(_REQUEST_ID) or headers.get(_CUSTOMER_ID, b"")
-        request_id = given_id.decode("latin-1")[:_MAX_ID] or token_hex(8)
+        request_id = given_id.decode("latin-1")[:_MAX_ID] or f"{getrandbits(64):016x}"
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
@@ -174,7 +174,7 @@ class App:
             return None
         request_id = (headers.get(_REQUEST_ID) or headers.get(_CUSTOMER_ID, b"")).decode("latin-1")[:_MAX_ID]
         if self._traces is not None or service.settings.access_log:
-            request_id, route_of = request_id or token_hex(8), FIELD_ROUTER.route_of
+            request_id, route_of = request_id or f"{getrandbits(64):016x}", FIELD_ROUTER.route_of
             call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, route_of)
             self._record(call, 429, refusal.error)
         return replace(refusal, request_id=request_id) if request_id else refusal

@@ -14,6 +14,10 @@ from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, 
 # of low priority are refused first and those of high priority last.
 _SHARES = {"high": 1.0, "normal": 0.8, "low": 0.5}
 
+# After its arrival, a request is refused only beyond so many times that wait: the expected wait changes by some percent
+# while a request is read and tokenized, and to refuse it only then costs nearly as much as to answer it.
+_TOLERANCE = 1.05
+
 # A batch takes at most this fraction of the longest allowed wait, because a request waits for the rest of the running
 # batch, for one batch that may always wait, and for its own batch.
 _BATCH_SHARE = 1 / 3
@@ -77,18 +81,21 @@ class Admission:
         pending, num_batches = self._pending, 2 if priority in self._refused else 1
         average = pending.num_tokens / max(1, pending.num_items)
         try:
-            self.check_line(now, priority, num_batches * self.budget + int(num_coming * average))
+            self._check_line(now, _SHARES[priority], num_batches * self.budget + int(num_coming * average))
         except OverloadedError:
             self._refused.add(priority)
             raise
         self._refused.discard(priority)
 
-    def check_line(self, now: float, priority: str, num_tokens: int | None = None) -> None:
-        """Raises OverloadedError if `num_tokens` tokens (by default a batch) would be computed too late."""
+    def check_line(self, now: float, priority: str) -> None:
+        """Raises OverloadedError if a batch of this priority would be computed too late."""
+        self._check_line(now, _TOLERANCE * _SHARES[priority], self.budget)
+
+    def _check_line(self, now: float, share: float, num_tokens: int) -> None:
+        """Raises OverloadedError if `num_tokens` tokens would take more than this share of the longest allowed wait."""
         if self._pending.num_tokens_ahead(now) >= self.budget:
             wait_s = self.wait_s(now)
-            end_s = wait_s + self.expected_s(self.budget if num_tokens is None else num_tokens)
-            if end_s > self._max_wait_s * _SHARES[priority]:
+            if wait_s + self.expected_s(num_tokens) > self._max_wait_s * share:
                 raise overloaded(f"the requests that wait already take {wait_s:.1f} s", "queue_wait", wait_s)
 
     def check(self, num_tokens: int, now: float, priority: str, deadline: float | None) -> None:

@@ -82,6 +82,7 @@ class Service:
         )
         self._operation = "embed" if self.model.kind.tei_type == "embedding" else "predict"
         self._num_requests = 0
+        self._num_unqueued = 0  # inputs of requests that wait for their tokens
         self._draining = False
 
     @classmethod
@@ -172,7 +173,11 @@ class Service:
         self._num_requests += 1
         try:
             started = time.perf_counter()
-            tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
+            self._num_unqueued += count
+            try:
+                tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
+            finally:
+                self._num_unqueued -= count
             timings.tokenization_s = time.perf_counter() - started
             timings.operation = self._operation
             timings.num_inputs, timings.num_tokens = count, sum(len(item.ids) for item in tokens)
@@ -210,7 +215,7 @@ class Service:
         if num_coming is None:
             admission.check_line(now, priority)
         else:
-            admission.check_arrival(now, priority, num_coming)
+            admission.check_arrival(now, priority, num_coming + self._num_unqueued)
 
     async def check(self) -> None:
         """Raises UnhealthyError if the model does not work. Sends a probe if the engine's last row is older than 5 s.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -204,6 +205,16 @@ def test_requests_to_a_closed_port_are_connect_errors() -> None:
 def test_the_error_of_a_failed_load_generator_has_its_message() -> None:
     with pytest.raises(LoadError, match="Invalid argument"):
         drive(load(1, 1, cpus=[1023]))
+
+
+def test_an_answer_of_the_load_generator_that_breaks_off_is_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = (
+        "import os, sys; sys.stdin.buffer.read(8); print('ready', flush=True); os.write(2, b'why'); os.write(1, b'x')"
+    )
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **flags: popen([*command[:-1], script], **flags))
+    with pytest.raises(LoadError, match=r"exit status 0 and 1 bytes that are no outcome \(.*\): why"):
+        drive(load(1, 1))
 
 
 def test_arrivals_depend_only_on_the_seed() -> None:

@@ -34,6 +34,8 @@ from bei_core.models.kind import Kind
 from bei_core.models.spec import read_spec
 from bei_core.serving.queue import ServiceRate
 from bei_core.serving.service import Service
+from bei_core.tasks import EncodeOptions, Text
+from bei_core.text.tokenizer import Tokenized
 from tests.conftest import MINILM
 from tests.fakes import SAFETY_S, FakeEngine, at_rest, entered
 from tests.golden.cases import GOLDEN
@@ -330,6 +332,35 @@ async def test_requests_that_arrive_together_are_not_all_accepted_for_the_space_
     assert (sent[0]["status"], served.app._num_coming) == (400, 0)
     served.engine.release()
     assert {(await task).status_code for task in (first, waiting)} == {200}
+
+
+async def test_requests_that_wait_for_their_tokens_take_space_in_the_line(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 8 times the capacity 340 requests a second were accepted while others waited for the tokenizer's thread."""
+    served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
+    served.service._runner.admission.rate = ServiceRate()
+    served.service._runner.admission.rate.add(48, 4.0)
+    first = await occupied(served)
+    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
+    while served.service._runner.num_items < 1:
+        await asyncio.sleep(0.001)
+    begun, ended, tokenize = asyncio.Event(), asyncio.Event(), served.service.tokenizer.tokenize
+
+    async def held(texts: list[Text], options: EncodeOptions) -> Tokenized:
+        begun.set()
+        await ended.wait()
+        return await tokenize(texts, options)
+
+    monkeypatch.setattr(served.service.tokenizer, "tokenize", held)
+    accepted = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
+    await begun.wait()
+    scope = {"type": "http", "method": "POST", "path": "/embed", "headers": []}
+    assert served.app._num_coming == 0
+    assert served.app.refused_early(scope) is not None
+    ended.set()
+    served.engine.release()
+    assert {(await task).status_code for task in (first, waiting, accepted)} == {200}
 
 
 async def test_a_deadline_counts_from_the_arrival_and_its_504_does_not_wait(make_served: MakeServed) -> None:

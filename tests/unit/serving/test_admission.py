@@ -347,3 +347,19 @@ def test_requests_that_are_accepted_and_not_queued_yet_count() -> None:
     with pytest.raises(OverloadedError):
         simulation.admission.check_arrival(0.0, "normal", num_coming=4 * BUDGET // LENGTH)
     simulation.admission.check_line(0.0, "normal")
+
+
+def test_after_its_arrival_a_request_is_not_refused_for_a_few_percent() -> None:
+    """The expected wait changes while a request is read; to refuse it then would cost as much as to answer it."""
+    simulation = Simulation(max_wait_s=1.0)
+    while simulation.offer(Request(0.0), LENGTH):
+        pass
+    admission, seconds = simulation.admission, FIXED_S + BUDGET * TOKEN_S
+    admission.check_line(0.0, "normal")
+    for _ in range(20):
+        admission.rate.add(BUDGET, 1.02 * seconds)
+    admission.check_line(0.0, "normal")
+    for _ in range(20):
+        admission.rate.add(BUDGET, 1.1 * seconds)
+    with pytest.raises(OverloadedError):
+        admission.check_line(0.0, "normal")

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import tokenizers
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, EmptyInputError, TokenizerError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TruncationSide
+from bei_core.text import tokenizer as tokenizer_module
 from bei_core.text.tokenizer import INLINE_CHARS, TextTokenizer
 from tests.golden.cases import CASES, Case, load_minilm
 from tests.golden.texts import mixed_texts
@@ -277,6 +279,27 @@ async def test_many_short_requests_of_one_turn_are_encoded_off_the_event_loop(
     threads.clear()
     await bert.tokenize([text], options)
     assert threads == [True]
+
+
+@pytest.mark.parametrize(("seconds", "num_inline"), [(0.00001, 100), (0.001, 6)])
+async def test_requests_of_one_turn_are_encoded_on_the_event_loop_for_6_ms(
+    bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch, seconds: float, num_inline: int
+) -> None:
+    """Under overload 90 requests are accepted in one turn: by their characters alone, 60 of them changed the thread."""
+    threads, encode, now = list[bool](), bert.encode_now, 0.0
+
+    def encode_now(texts: list[Text], how: EncodeOptions) -> list[Tokens]:
+        nonlocal now
+        threads.append(threading.current_thread() is threading.main_thread())
+        now += seconds * threads[-1]
+        return encode(texts, how)
+
+    monkeypatch.setattr(bert, "encode_now", encode_now)
+    monkeypatch.setattr(tokenizer_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    for _ in range(2):  # in the second turn as in the first
+        threads.clear()
+        await asyncio.gather(*(bert.tokenize(list[Text](["word " * 20]), PLAIN) for _ in range(100)))
+        assert (threads.count(True), len(threads)) == (num_inline, 100)
 
 
 def test_encodings_are_freed_one_by_one(bert: TextTokenizer) -> None:
