@@ -24,6 +24,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import make_app
+from bei_core.http.disconnects import WATCH, Watch
 from bei_core.models.spec import read_spec
 from bei_core.serving.service import Service
 from tests.fakes import FakeEngine
@@ -38,6 +39,7 @@ SCOPE: Scope = {
     "path": "/v1/embeddings",
     "query_string": b"",
     "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())],
+    "extensions": {WATCH: Watch()},  # as `bei serve` does
 }
 INNER = re.compile(r"(\.<locals>)?\.<(genexpr|listcomp|dictcomp|setcomp|lambda)>")
 

@@ -299,13 +299,14 @@ def main() -> None:
     if load.cpus:
         os.sched_setaffinity(0, load.cpus)
 
-    def go() -> None:
-        sys.stdout.buffer.write(_READY)
-        sys.stdout.buffer.flush()
-        sys.stdin.buffer.readline()
+    with open(sys.stdout.fileno(), "wb", closefd=False) as output:  # sys.stdout may be unbuffered and write only a part
 
-    sys.stdout.buffer.write(msgspec.msgpack.encode(_run(load, go)))
-    sys.stdout.buffer.flush()
+        def go() -> None:
+            output.write(_READY)
+            output.flush()
+            sys.stdin.buffer.readline()
+
+        output.write(msgspec.msgpack.encode(_run(load, go)))
 
 
 def _run(load: Load, go: Callable[[], object]) -> Outcome:

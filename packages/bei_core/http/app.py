@@ -25,6 +25,7 @@ from bei_core.errors import (
     RequestError,
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, decode_large, free, inflated, joined, memory_of
+from bei_core.http.disconnects import WATCH, ReceivingWatch
 from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
@@ -37,10 +38,6 @@ from bei_core.http.urgency import HEADERS, read_deadline, read_priority
 from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
-
-# Seconds. A request that takes longer is cancelled if its client disconnects. For a shorter request, watching the
-# client would cost more than it saves.
-_PATIENCE_S = 0.1
 
 # A client's own request id; the second header is that of Baseten's performance client. Without them, the id is random.
 _REQUEST_ID, _CUSTOMER_ID = b"x-baseten-request-id", b"x-baseten-customer-request-id"
@@ -117,7 +114,7 @@ class App:
         except ClientDisconnect:
             response = self._left()
         except asyncio.CancelledError:
-            if not getattr(request.state, "left", False):
+            if call.watch is None or not call.watch.left:
                 raise
             response = self._left()
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
@@ -243,10 +240,11 @@ class App:
 
     async def _run(self, call: Call) -> Response:
         """Returns the reply to a call whose body is decoded. Cancels the current task if the client disconnects."""
-        service, route, watchers = call.service, call.route, list[asyncio.Task[None]]()
-        timer = asyncio.get_running_loop().call_later(
-            _PATIENCE_S, _watch, call.request, watchers, asyncio.current_task()
-        )
+        service, route, receiving = call.service, call.route, None
+        call.watch = call.request.scope.get("extensions", {}).get(WATCH)
+        if call.watch is None:
+            call.watch = receiving = ReceivingWatch(call.request)
+        call.watch.task = asyncio.current_task()
         try:
             if route is not None and route.answer is not None:
                 value = await route.answer(call)
@@ -267,9 +265,9 @@ class App:
             if isinstance(value, Deferred):
                 call.count_bytes(value.num_bytes)
         finally:
-            timer.cancel()
-            for watcher in watchers:
-                watcher.cancel()
+            call.watch.task = None
+            if receiving is not None:
+                receiving.close()
         timings = call.timings if call.timings.num_inputs else None  # None for a route that did not run the model
         if timings is not None:
             self.service.metrics.succeeded(timings)
@@ -382,16 +380,3 @@ def make_app(*services: Service, traces: Traces | None = None, kind: type[App] =
     return app, CORSMiddleware(
         app, origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"]
     ) if origins else app
-
-
-def _watch(request: Request, watchers: list[asyncio.Task[None]], task: asyncio.Task[None] | None) -> None:
-    """Starts an asyncio task that cancels `task` when the client disconnects, and appends it to `watchers`."""
-
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        request.state.left = True
-        if task is not None:
-            task.cancel()
-
-    watchers.append(asyncio.ensure_future(watch()))

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from starlette.requests import Request
 
+from bei_core.http.disconnects import Watch
 from bei_core.http.error_format import TEI, ErrorFormat
 from bei_core.http.json_schema import JsonSchema
 from bei_core.http.keys import Client
@@ -39,6 +40,7 @@ class Call:
     client: Client | None = None  # the client whose API key it has; None: no key is needed, or it is wrong
     deadline: float | None = None  # seconds on the clock of time.monotonic
     priority: str = "normal"
+    watch: Watch | None = None  # None: the model does not run yet
     timings: Timings = field(default_factory=Timings)
 
     def count_bytes(self, num_bytes: int) -> None:

@@ -110,7 +110,8 @@ class Pending(Generic[OwnerT]):
     Varghese 1995). So a small request waits for one quantum of each large request, and large requests advance equally
     fast. If the line is long, the next items do not join its end but precede it: the ranks of the quanta of all large
     requests together are at least a quantum's time / _LARGE_SHARE apart, so that a flood of small requests leaves half
-    of the engine to the large ones.
+    of the engine to the large ones. That begins with the arrival of a large request: its first items wait for the line,
+    and meanwhile `num_tokens_ahead` leaves the places of its next ones free.
 
     A batch starts with the oldest item of the line, continues with items of the same length class, oldest first, and is
     then filled with the oldest items of other classes. So no item starves: if there are `W` tokens ahead of an item
@@ -132,8 +133,8 @@ class Pending(Generic[OwnerT]):
         self.num_items = 0  # in the queue, without those of clients who left
         self.num_tokens = 0  # tokens of these items
         self.num_tokens_in_line = 0  # tokens of the items that are in the line
-        self._next_turn = math.inf  # the rank at which the next items of large requests join the line, at the latest
-        self._turn_s = math.inf  # seconds between two of these ranks
+        self._turn = 0.0  # the rank of the last items of large requests that joined the line, or of the first request
+        self._turn_s = math.inf  # seconds from this rank to that of the next ones, at the latest
 
     def __len__(self) -> int:
         return self.num_items
@@ -145,13 +146,13 @@ class Pending(Generic[OwnerT]):
 
     def num_tokens_ahead(self, now: float) -> int:
         """Returns the number of tokens that run before an item that is queued now: of the line, and what joins it."""
-        num_turns = max(0.0, now - self._next_turn) / self._turn_s
+        num_turns = max(0.0, now - self._turn - self._turn_s) / self._turn_s
         return self.num_tokens_in_line + min(self.num_tokens_outside, math.ceil(num_turns * self._quantum))
 
     def put(self, items: Sequence[Item[OwnerT]], now: float) -> Queued[OwnerT]:
         """Adds the items of one request, after the items of the same rank. Returns the argument for `leave`."""
         if not self.num_tokens_outside:
-            self._next_turn = math.inf
+            self._turn = now
         num_tokens = sum([len(item.tokens.ids) for item in items])
         queued: Queued[OwnerT] = Queued(now, len(items), num_tokens)
         self.num_items += len(items)
@@ -197,6 +198,8 @@ class Pending(Generic[OwnerT]):
         """
         taken: Taken[OwnerT] = Taken([], [])
         cost = BatchCost()
+        if self.num_tokens_outside:
+            self._turn_s = (expected_s(self._quantum) or math.inf) / _LARGE_SHARE
         classes = [key for key in self._classes if self._head(key, now, taken.expired) is not None]
         for key in sorted(classes, key=lambda key: self._classes[key][0][:2]):  # the class with the oldest item first
             while (item := self._head(key, now, taken.expired)) is not None:
@@ -211,10 +214,8 @@ class Pending(Generic[OwnerT]):
                 queued.num_tokens_in_line -= len(ids)
                 taken.items.append(item)
                 if item is queued.last:
-                    self._turn_s = (expected_s(self._quantum) or math.inf) / _LARGE_SHARE
-                    turn = min(now, self._next_turn)
-                    self._next_turn = turn + self._turn_s
-                    self._enter(queued, turn)
+                    self._turn = min(now, self._turn + self._turn_s)
+                    self._enter(queued, self._turn)
         self.num_items -= len(taken.items)
         self.num_tokens -= taken.num_tokens
         self.num_tokens_in_line -= taken.num_tokens

@@ -217,6 +217,19 @@ def test_an_answer_of_the_load_generator_that_breaks_off_is_its_error(monkeypatc
         drive(load(1, 1))
 
 
+def test_the_answer_is_whole_if_the_output_is_not_buffered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with PYTHONUNBUFFERED in a container: a write that a signal interrupts writes a part, and says how much."""
+    script = (
+        "import signal; signal.signal(signal.SIGALRM, lambda *_: None); "
+        "signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005); from bei_core.bench import client; "
+        "client._run = lambda load, go: go() or client.Outcome(latencies_ms=[1.0] * 500_000); client.main(); "
+        "signal.setitimer(signal.ITIMER_REAL, 0)"
+    )
+    popen = subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **flags: popen([command[0], "-u", "-c", script], **flags))
+    assert len(drive(load(1, 1)).latencies_ms) == 500_000
+
+
 def test_arrivals_depend_only_on_the_seed() -> None:
     first, again, other = (list(arrivals(100.0, 2000, seed)) for seed in (1, 1, 2))
     assert first == again != other

@@ -419,3 +419,23 @@ async def test_a_panic_of_the_tokenizer_is_an_error_of_that_request_alone(
     await at_rest()
     for inputs in ("text", "text " * 2000):
         assert (await served.client.post("/embed", json={"inputs": inputs})).status_code == 200
+
+
+async def test_a_client_that_leaves_makes_space_without_a_task_that_watches_it(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A timer and a task for each request that waits took 5% of a processor at 8 times the capacity."""
+    monkeypatch.setattr(app_module, "ReceivingWatch", None)
+    served = await make_served()
+    first = await occupied(served)
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    body = b'{"inputs": [[5]]}'
+    writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    for num_items in (1, 0):
+        async with asyncio.timeout(SAFETY_S):
+            while served.service._runner.num_items != num_items:
+                await asyncio.sleep(0.001)
+        writer.close()
+    assert "bei_request_cancelled_total 1.0" in (await served.client.get("/metrics")).text
+    await assert_it_accepts_again(served, first)
+    assert [5] not in served.engine.seen[:-1], "the one that left does not run"

@@ -20,6 +20,7 @@ import msgspec
 from starlette.types import Scope
 
 from bei_core.errors import OverloadedError
+from bei_core.http.disconnects import WATCH
 from bei_core.http.limits import LEASE, LINGER_S, MAX_UNPARSED_BYTES, MAX_UNREAD_BODY_BYTES, BodyLease
 from bei_core.http.replies import Refusal
 from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused
@@ -254,9 +255,9 @@ class Connection(asyncio.Protocol):
         if (refusal := self._pool.refused_early(scope)) is not None:
             return self._refuse_early(refusal)
         lease = BodyLease(self._pool.budget, self._refuse_for_another)
-        scope["extensions"] = {LEASE: lease}
         parser = self._parser
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
+        scope["extensions"] = {LEASE: lease, WATCH: exchange.watch}
         self._pool.start(exchange.run(self._pool.app))
         self._pool.rest_if_overloaded()
         return exchange

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from starlette.types import ASGIApp, Message, Scope
 
+from bei_core.http.disconnects import Watch
 from bei_core.http.limits import BodyLease
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Exchange:
     __slots__ = (
         "_body", "_changed", "_expects_continue", "_gone", "_handed_over", "_head", "_is_chunked", "_left", "_link",
         "_sends_body", "is_complete", "is_replied", "is_started", "keep_alive", "lease", "scope",
+        "watch",
     )  # fmt: skip
 
     def __init__(self, link: Link, scope: Scope, lease: BodyLease, *, keep_alive: bool, expects_continue: bool) -> None:
@@ -64,6 +66,7 @@ class Exchange:
         self.is_complete = False  # the whole request is received
         self.is_started = False  # the application has begun to reply
         self.is_replied = False  # the whole reply is written
+        self.watch = Watch()
         self._link = link
         self._expects_continue = expects_continue
         self._gone = False  # the client has disconnected, or the server has refused the request
@@ -100,6 +103,7 @@ class Exchange:
         self._gone = True
         self._body.clear()
         self._wake()
+        self.watch.leave()
 
     async def run(self, app: ASGIApp) -> None:
         """Runs the application. If it raises an error, `Link.failed` replies or closes."""
