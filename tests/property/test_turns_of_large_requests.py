@@ -10,12 +10,15 @@ from hypothesis import strategies as st
 from tests.property.test_queue import BUDGET, Queue, put_request
 
 
-@given(st.integers(1, 6), st.floats(0.01, 1.0), st.floats(0.0, 5.0))
-def test_no_number_of_large_requests_starves_a_small_one(num_large: int, quantum_s: float, line_s: float) -> None:
+@given(st.integers(1, 6), st.floats(0.01, 1.0), st.floats(0.0, 5.0), st.booleans())
+def test_no_number_of_large_requests_starves_a_small_one(
+    num_large: int, quantum_s: float, line_s: float, has_begun: bool
+) -> None:
     queue = Queue()
     for _ in range(num_large):
         put_request(queue, *[128] * 400)
-    queue.pending.take(BUDGET, queue.now, expected_s=lambda _: quantum_s)
+    if has_begun:
+        queue.pending.take(BUDGET, queue.now, expected_s=lambda _: quantum_s)
     queue.now += line_s  # nothing ran for so long, so that the quanta may precede all that comes now
     (small,) = put_request(queue, 128)
     quanta = num_large + math.ceil(line_s / (2 * quantum_s)) + 1  # in the line, and with a rank before that of the item

@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import httptools
@@ -70,6 +71,8 @@ def drive(load: Load, at_start: Callable[[], object] = lambda: None) -> Outcome:
         try:
             return _run_child(child, load, at_start)
         except BrokenPipeError:
+            with suppress(BrokenPipeError):  # to close it sends again what the child has not read
+                child.stdin.close()  # type: ignore[union-attr]  # a pipe
             raise _failure(child) from None
         finally:
             child.kill()  # has no effect on a child that has ended

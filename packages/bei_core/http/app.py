@@ -25,7 +25,6 @@ from bei_core.errors import (
     RequestError,
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, decode_large, free, inflated, joined, memory_of
-from bei_core.http.disconnects import WATCH, ReceivingWatch
 from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
@@ -240,11 +239,10 @@ class App:
 
     async def _run(self, call: Call) -> Response:
         """Returns the reply to a call whose body is decoded. Cancels the current task if the client disconnects."""
-        service, route, receiving = call.service, call.route, None
-        call.watch = call.request.scope.get("extensions", {}).get(WATCH)
-        if call.watch is None:
-            call.watch = receiving = ReceivingWatch(call.request)
-        call.watch.task = asyncio.current_task()
+        service, route, watch = call.service, call.route, call.watch or call.receive_disconnect()
+        watch.task = asyncio.current_task()
+        if watch.left:  # while the body was decoded
+            raise ClientDisconnect
         try:
             if route is not None and route.answer is not None:
                 value = await route.answer(call)
@@ -265,9 +263,9 @@ class App:
             if isinstance(value, Deferred):
                 call.count_bytes(value.num_bytes)
         finally:
-            call.watch.task = None
-            if receiving is not None:
-                receiving.close()
+            watch.task = None
+            if call.receiver is not None:
+                call.receiver.close()
         timings = call.timings if call.timings.num_inputs else None  # None for a route that did not run the model
         if timings is not None:
             self.service.metrics.succeeded(timings)

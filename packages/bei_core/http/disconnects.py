@@ -9,25 +9,26 @@ from starlette.requests import Request
 # The key of a request's Watch among the extensions of its ASGI scope.
 WATCH = "bei.watch"
 
-# Seconds. A shorter request is not watched where that takes a task: to watch it would cost more than it saves.
+# Seconds. `ReceivingWatch` does not watch shorter requests, because its task costs more than it saves for them.
 _PATIENCE_S = 0.1
 
 
 class Watch:
-    """What to cancel when the client of a request disconnects. `bei serve` calls `leave`."""
+    """Cancels the task that answers a request when its client disconnects. `bei serve` calls `leave`."""
 
-    task: asyncio.Task[None] | None = None  # None: the request needs no cancelling, now or any more
-    left: bool = False  # the client has disconnected, and the task is cancelled for that reason
+    task: asyncio.Task[None] | None = None  # None: there is nothing to cancel
+    left: bool = False  # whether the client has disconnected, or the server has refused the rest of its request
 
     def leave(self) -> None:
         """Cancels the task, once."""
-        if self.task is not None and not self.left:
+        if not self.left:
             self.left = True
-            self.task.cancel()
+            if self.task is not None:
+                self.task.cancel()
 
 
 class ReceivingWatch(Watch):
-    """A watch for other servers: after a moment, a task of its own waits for their message `http.disconnect`."""
+    """A watch for other servers: a task of its own waits for their message `http.disconnect`."""
 
     def __init__(self, request: Request) -> None:
         self._request = request

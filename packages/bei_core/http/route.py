@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 from starlette.requests import Request
 
-from bei_core.http.disconnects import Watch
+from bei_core.http.disconnects import WATCH, ReceivingWatch, Watch
 from bei_core.http.error_format import TEI, ErrorFormat
 from bei_core.http.json_schema import JsonSchema
 from bei_core.http.keys import Client
@@ -40,12 +40,23 @@ class Call:
     client: Client | None = None  # the client whose API key it has; None: no key is needed, or it is wrong
     deadline: float | None = None  # seconds on the clock of time.monotonic
     priority: str = "normal"
-    watch: Watch | None = None  # None: the model does not run yet
+    receiver: ReceivingWatch | None = None  # watches the client if the server does not
     timings: Timings = field(default_factory=Timings)
 
     def count_bytes(self, num_bytes: int) -> None:
         """Adds bytes to the memory of the request; see `limits.count_bytes`."""
         count_bytes(self.request.scope, num_bytes)
+
+    @property
+    def watch(self) -> Watch | None:
+        """Cancels the task that answers the request if the client disconnects; None if nothing watches the client."""
+        watch: Watch | None = self.request.scope.get("extensions", {}).get(WATCH, self.receiver)
+        return watch
+
+    def receive_disconnect(self) -> Watch:
+        """Watches the client by the messages of the server. Call `receiver.close` afterwards."""
+        self.receiver = ReceivingWatch(self.request)
+        return self.receiver
 
     def log(self, status: int) -> None:
         """Writes the request's line of the access log."""

@@ -14,8 +14,8 @@ from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, 
 # of low priority are refused first and those of high priority last.
 _SHARES = {"high": 1.0, "normal": 0.8, "low": 0.5}
 
-# After its arrival, a request is refused only beyond so many times that wait: the expected wait changes by some percent
-# while a request is read and tokenized, and to refuse it only then costs nearly as much as to answer it.
+# A request that is not refused on arrival is refused later only if the wait is longer by this factor. The expected wait
+# changes by some percent while a request is read and tokenized, and a late refusal costs nearly as much as an answer.
 _TOLERANCE = 1.05
 
 # A batch takes at most this fraction of the longest allowed wait, because a request waits for the rest of the running
@@ -59,6 +59,12 @@ class Admission:
     def has_line(self) -> bool:
         """Whether at least one full batch of tokens waits in the line. Until then, no request is refused on arrival."""
         return self._pending.num_tokens_in_line >= self.budget
+
+    @property
+    def num_inputs_of_batch(self) -> int:
+        """How many inputs make a full batch, by their average length in the queue; 1 if none waits."""
+        pending = self._pending
+        return max(1, self.budget * pending.num_items // pending.num_tokens) if pending.num_tokens else 1
 
     def expected_s(self, num_tokens: int) -> float:
         """Returns the expected time to compute `num_tokens` tokens, in seconds."""

@@ -208,13 +208,14 @@ class Pending(Generic[OwnerT]):
                 if taken.items and (with_item.num_tokens > budget or len(taken.items) == max_items):
                     break
                 cost = with_item
-                queued = heapq.heappop(self._classes[key])[3]
+                rank, _, _, queued = heapq.heappop(self._classes[key])
                 queued.num_items -= 1
                 queued.num_tokens -= len(ids)
                 queued.num_tokens_in_line -= len(ids)
                 taken.items.append(item)
                 if item is queued.last:
-                    self._turn = min(now, self._turn + self._turn_s)
+                    place = rank + queued.arrived - item.rank  # what arrived before is served
+                    self._turn = min(now, max(self._turn, place) + self._turn_s)
                     self._enter(queued, self._turn)
         self.num_items -= len(taken.items)
         self.num_tokens -= taken.num_tokens

@@ -82,7 +82,7 @@ class Service:
         )
         self._operation = "embed" if self.model.kind.tei_type == "embedding" else "predict"
         self._num_requests = 0
-        self._num_unqueued = 0  # inputs of requests that wait for their tokens
+        self._num_unqueued = 0  # inputs of requests that wait for their tokens; of each at most a batch, as in the line
         self._draining = False
 
     @classmethod
@@ -173,11 +173,12 @@ class Service:
         self._num_requests += 1
         try:
             started = time.perf_counter()
-            self._num_unqueued += count
+            space = count if count == 1 else min(count, self._runner.admission.num_inputs_of_batch)
+            self._num_unqueued += space
             try:
                 tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
             finally:
-                self._num_unqueued -= count
+                self._num_unqueued -= space
             timings.tokenization_s = time.perf_counter() - started
             timings.operation = self._operation
             timings.num_inputs, timings.num_tokens = count, sum(len(item.ids) for item in tokens)
@@ -206,7 +207,7 @@ class Service:
         """Raises OverloadedError if the next request of this priority must be refused, whatever it contains.
 
         `num_coming` is given for a request that has just arrived: the number of requests that were accepted on arrival
-        and have not called `run` yet.
+        and whose task has not begun.
         """
         admission, now = self._runner.admission, time.monotonic()
         if self._num_requests >= self.settings.max_concurrent_requests:

@@ -22,11 +22,10 @@ from bei_core.text.refusals import MAX_CHUNKS, check_ids, empty_text, no_space, 
 from bei_core.text.truncation import Indices, IntegerT, document_tokens, num_skipped, truncate_longest_first
 from bei_core.text.words import LONG_TOKEN, LONG_WORD, Frame, IdsOfWords, Words
 
-# A request with at most this many characters is tokenized on the event loop, if all such requests take at most so long,
-# in seconds, in one turn of it. The change to a thread and back would cost 50 us of processor time for each request
-# (docs/decisions/003-tokenize-in-place.md).
+# A request with at most INLINE_CHARS characters is tokenized on the event loop, until those of one turn have taken
+# _INLINE_S. The change to a thread and back would cost 50 us for each (docs/decisions/003-tokenize-in-place.md).
 INLINE_CHARS = 4096
-_INLINE_S = 0.006  # what so many characters take at most
+_INLINE_S = 0.006  # the most seconds that INLINE_CHARS characters take
 
 # The most characters that a token has in any vocabulary (as in text-embeddings-inference). A text with more characters
 # per token of the model's limit is cut before it is tokenized.
@@ -65,7 +64,7 @@ class TextTokenizer:
         self.vocab_size = vocab_size
         self._max_chars, self._likely_chars = max_seq_len * _CHARS_PER_TOKEN, max_seq_len * _LIKELY_CHARS_PER_TOKEN
         self._zeros = np.zeros(max_seq_len, np.int32)  # made once: it releases the GIL
-        self._inline_s = 0.0  # processor time of tokenizing in this turn of the event loop, in seconds
+        self._inline_s = 0.0  # seconds of tokenizing in this turn of the event loop
         # Whether the vocabulary has ids for which the model has no embedding.
         self._has_unknown_ids = max(self._tokenizer.get_vocab().values(), default=0) >= vocab_size
         self._words = None if self._has_unknown_ids else Words.of(self._tokenizer)
@@ -84,11 +83,11 @@ class TextTokenizer:
                 return Tokenized(*await loop.run_in_executor(self._pool, self.chunk_now, texts, options))
             return Tokenized(await loop.run_in_executor(self._pool, self.encode_now, texts, options), None)
         loop.call_soon(setattr, self, "_inline_s", 0.0)  # in the next turn of the loop
-        began = time.thread_time()
+        began = time.perf_counter()
         try:
             return Tokenized(*self.chunk_now(texts, options) if chunks else (self.encode_now(texts, options), None))
         finally:
-            self._inline_s += time.thread_time() - began
+            self._inline_s += time.perf_counter() - began
 
     def encode_now(self, texts: Sequence[Text], options: EncodeOptions) -> list[Tokens]:
         """Returns the tokens of each text, truncated if it is too long. Runs on the caller's thread.

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -207,14 +208,22 @@ def test_the_error_of_a_failed_load_generator_has_its_message() -> None:
         drive(load(1, 1, cpus=[1023]))
 
 
-def test_an_answer_of_the_load_generator_that_breaks_off_is_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_load_generator_that_ends_without_an_answer_is_an_error(monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
     script = (
-        "import os, sys; sys.stdin.buffer.read(8); print('ready', flush=True); os.write(2, b'why'); os.write(1, b'x')"
+        "import os, sys\nprint('ready', flush=True)\nos.write(2, b'why')\n"
+        f"while {reads} and not sys.stdin.buffer.readline().endswith(b'go\\n'): pass\nos.write(1, b'x')"
     )
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda command, **flags: popen([*command[:-1], script], **flags))
-    with pytest.raises(LoadError, match=r"exit status 0 and 1 bytes that are no outcome \(.*\): why"):
-        drive(load(1, 1))
+    children, popen = list[subprocess.Popen[bytes]](), subprocess.Popen
+
+    def start(command: list[str], **flags: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - Popen's
+        children.append(popen([*command[:-1], script], **flags))
+        return children[0]
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    message = r" and 1 bytes that are no outcome \(.*\): why" if reads else ": why"
+    with pytest.raises(LoadError, match=f"exit status 0{message}$"):
+        drive(load(1, 1), at_start=lambda: reads or children[0].wait())
 
 
 def test_the_answer_is_whole_if_the_output_is_not_buffered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,108 +7,33 @@ import json
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import NamedTuple
 
-import httpx
 import pytest
 import tokenizers
-from starlette.types import Message, Scope
+from starlette.types import Scope
 
-from bei_core.checkpoint import Checkpoint
-from bei_core.config.settings import Settings
-from bei_core.engines.manifest import Manifest
-from bei_core.engines.open import Opened
 from bei_core.http import app as app_module
-from bei_core.http.app import App, make_app
-from bei_core.http.limits import MAX_REST_S, BodyBudget
+from bei_core.http.app import App
+from bei_core.http.limits import MAX_REST_S
 from bei_core.http.replies import Refusal
 from bei_core.http.server import pool as pool_module
 from bei_core.http.server.connection import Connection, Phase
-from bei_core.http.server.pool import Pool
 from bei_core.http.server.refused_heads import RefusedHeads
 from bei_core.models.kind import Kind
-from bei_core.models.spec import read_spec
 from bei_core.serving.queue import ServiceRate
-from bei_core.serving.service import Service
-from bei_core.tasks import EncodeOptions, Text
-from bei_core.text.tokenizer import Tokenized
 from tests.conftest import MINILM
-from tests.fakes import SAFETY_S, FakeEngine, at_rest, entered
-from tests.golden.cases import GOLDEN
-
-FOLDER = GOLDEN / "bert-cls-normalize"
-
-
-class Served(NamedTuple):
-    """An application on a port, with a client."""
-
-    app: App
-    service: Service
-    engine: FakeEngine
-    client: httpx.AsyncClient
-    pool: Pool
-    port: int
-
-
-MakeServed = Callable[..., Awaitable[Served]]
-
-
-@asynccontextmanager
-async def listening(app: App, settings: Settings) -> AsyncIterator[tuple[Pool, int]]:
-    """The application on a port of its own, as `bei serve` has it."""
-    pool = Pool(app, settings, BodyBudget(settings.max_body_bytes_in_flight), 100, app.refused_early)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(pool), "127.0.0.1", 0)
-    try:
-        yield pool, server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        await pool.drain(0.0, 0.0)
+from tests.fakes import SAFETY_S, at_rest, entered
+from tests.unit.http.overloaded import MakeServed, Served, assert_it_accepts_again, occupied, servers
 
 
 @pytest.fixture
 async def make_served() -> AsyncIterator[MakeServed]:
     """Starts servers over fake engines, and closes them."""
-    async with AsyncExitStack() as stack:
-
-        async def make(**flags: object) -> Served:
-            engine = FakeEngine(max_seq_len=48)
-            spec = read_spec(Checkpoint(folder=FOLDER, source="owner/name", revision="1" * 40))
-            manifest = Manifest(
-                engine="fake", precision="f32", source="owner/name", revision="1" * 40, artifact="0" * 32
-            )
-            opened = Opened(engine, spec, FOLDER / "tokenizer.json", manifest)
-            settings = Settings.load({"model_id": "owner/name", **flags}, {})
-            service = Service(opened, settings)
-            service.start()
-            stack.callback(service.close, SAFETY_S)
-            stack.callback(engine.release)
-            while engine.entered.acquire(blocking=False):
-                pass
-            app, _ = make_app(service)
-            pool, port = await stack.enter_async_context(listening(app, settings))
-            client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=SAFETY_S)
-            return Served(app, service, engine, await stack.enter_async_context(client), pool, port)
-
+    async with servers() as make:
         yield make
-
-
-async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
-    """A request that keeps the engine busy until it is released."""
-    served.engine.hold()
-    task = asyncio.create_task(served.client.post("/embed", json={"inputs": [[9]]}))
-    await entered(served.engine)
-    return task
-
-
-async def assert_it_accepts_again(served: Served, first: asyncio.Task[httpx.Response]) -> None:
-    """Lets the engine go on: the first request and a new one get their answers."""
-    served.engine.release()
-    assert (await first).status_code == 200
-    assert (await served.client.post("/embed", json={"inputs": [[5]]})).status_code == 200
 
 
 SHAPES = [
@@ -308,61 +233,6 @@ async def test_a_long_queue_refuses_early_and_says_for_how_long(make_served: Mak
     assert {(await task).status_code for task in (first, *waiting, urgent)} == {200}
 
 
-async def test_requests_that_arrive_together_are_not_all_accepted_for_the_space_of_one(make_served: MakeServed) -> None:
-    served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
-    served.service._runner.admission.rate = ServiceRate()
-    served.service._runner.admission.rate.add(48, 4.0)
-    first = await occupied(served)
-    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
-    while served.service._runner.num_items < 1:
-        await asyncio.sleep(0.001)
-    scopes = [{"type": "http", "method": "POST", "path": "/embed", "headers": []} for _ in range(3)]
-    refusals = [served.app.refused_early(scope) for scope in scopes]
-    assert [refusal is not None for refusal in refusals] == [False, True, True]
-    assert served.app._num_coming == 1
-    sent: list[Message] = []
-
-    async def receive() -> Message:
-        return {"type": "http.request", "body": b'{"inputs": []}', "more_body": False}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await served.app(scopes[0], receive, send)
-    assert (sent[0]["status"], served.app._num_coming) == (400, 0)
-    served.engine.release()
-    assert {(await task).status_code for task in (first, waiting)} == {200}
-
-
-async def test_requests_that_wait_for_their_tokens_take_space_in_the_line(
-    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """At 8 times the capacity 340 requests a second were accepted while others waited for the tokenizer's thread."""
-    served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
-    served.service._runner.admission.rate = ServiceRate()
-    served.service._runner.admission.rate.add(48, 4.0)
-    first = await occupied(served)
-    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
-    while served.service._runner.num_items < 1:
-        await asyncio.sleep(0.001)
-    begun, ended, tokenize = asyncio.Event(), asyncio.Event(), served.service.tokenizer.tokenize
-
-    async def held(texts: list[Text], options: EncodeOptions) -> Tokenized:
-        begun.set()
-        await ended.wait()
-        return await tokenize(texts, options)
-
-    monkeypatch.setattr(served.service.tokenizer, "tokenize", held)
-    accepted = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
-    await begun.wait()
-    scope = {"type": "http", "method": "POST", "path": "/embed", "headers": []}
-    assert served.app._num_coming == 0
-    assert served.app.refused_early(scope) is not None
-    ended.set()
-    served.engine.release()
-    assert {(await task).status_code for task in (first, waiting, accepted)} == {200}
-
-
 async def test_a_deadline_counts_from_the_arrival_and_its_504_does_not_wait(make_served: MakeServed) -> None:
     served = await make_served()
     first = await occupied(served)
@@ -419,23 +289,3 @@ async def test_a_panic_of_the_tokenizer_is_an_error_of_that_request_alone(
     await at_rest()
     for inputs in ("text", "text " * 2000):
         assert (await served.client.post("/embed", json={"inputs": inputs})).status_code == 200
-
-
-async def test_a_client_that_leaves_makes_space_without_a_task_that_watches_it(
-    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A timer and a task for each request that waits took 5% of a processor at 8 times the capacity."""
-    monkeypatch.setattr(app_module, "ReceivingWatch", None)
-    served = await make_served()
-    first = await occupied(served)
-    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    body = b'{"inputs": [[5]]}'
-    writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
-    for num_items in (1, 0):
-        async with asyncio.timeout(SAFETY_S):
-            while served.service._runner.num_items != num_items:
-                await asyncio.sleep(0.001)
-        writer.close()
-    assert "bei_request_cancelled_total 1.0" in (await served.client.get("/metrics")).text
-    await assert_it_accepts_again(served, first)
-    assert [5] not in served.engine.seen[:-1], "the one that left does not run"

@@ -59,6 +59,25 @@ def test_beside_a_flood_large_requests_get_half_of_the_engine(token_s: float) ->
     assert num_small >= 0.35 * capacity(token_s) * simulation.now, "and the small ones get the other half"
 
 
+def test_large_requests_that_take_less_than_their_half_do_not_save_it_for_later() -> None:
+    """After a minute of them, the next large request had the engine alone for 10 s."""
+    simulation, begin_s, later = Simulation(5 * MAX_WAIT_S, token_s=SLOW_TOKEN_S), 60.0, Request(math.inf)
+    coming = poisson(0.4 * capacity(SLOW_TOKEN_S) * LENGTH / (5 * LONG), begin_s)
+    for arrived in poisson(3 * capacity(SLOW_TOKEN_S), begin_s + 24.0):
+        if coming and arrived >= coming[0]:
+            simulation.offer(Request(coming.pop(0)), *[LONG] * 5)
+        if arrived >= begin_s and later.arrived == math.inf:
+            request = Request(arrived)
+            later = request if simulation.offer(request, *[LONG] * 2 * COUNT) else later
+        simulation.offer(Request(arrived), LENGTH)
+    simulation.drain()
+    assert later.ended < math.inf
+    ends = [request.ended for request in simulation.done if request is not later and request.ended > begin_s]
+    for begin in range(18):
+        num_small = sum(begin_s + begin <= end < begin_s + begin + 6.0 for end in ends)
+        assert num_small >= 0.35 * 6.0 * capacity(SLOW_TOKEN_S)
+
+
 def test_large_requests_are_accepted_beside_each_other_and_share_the_engine() -> None:
     simulation = Simulation(2 * MAX_WAIT_S, token_s=SLOW_TOKEN_S)
     large = [Request(0.0) for _ in range(4)]
