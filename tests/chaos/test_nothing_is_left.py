@@ -15,7 +15,7 @@ from bei_core.serving.runner import Ticket
 from tests.e2e.server import request_bytes
 from tests.fakes import SAFETY_S
 from tests.unit.http import test_overload
-from tests.unit.http.test_overload import MakeServed, Served
+from tests.unit.http.overloaded import MakeServed, Served
 
 make_served = test_overload.make_served
 

@@ -355,7 +355,11 @@ async def test_a_large_body_is_freed_on_a_thread_when_nothing_refers_to_it(
         inputs = held.pop().inputs
         freed.append((threading.current_thread() is threading.main_thread(), len(gc.get_referrers(inputs))))
 
+    async def to_thread(function: Callable[..., Any], *arguments: Any) -> Any:  # noqa: ANN401 - those of `function`
+        return function(*arguments)  # a thread may refer to its last result for a moment longer
+
     monkeypatch.setattr("bei_core.http.app.free", free)
+    monkeypatch.setattr(asyncio, "to_thread", to_thread)
     served = await make_served()
     reply = await served.client.post("/embed", json={"inputs": [text] * 2, "unknown": "a" * INLINE_BODY_BYTES})
     assert reply.status_code == status
