@@ -71,7 +71,7 @@ def drive(load: Load, at_start: Callable[[], object] = lambda: None) -> Outcome:
         try:
             return _run_child(child, load, at_start)
         except BrokenPipeError:
-            with suppress(BrokenPipeError):  # to close it sends again what the child has not read
+            with suppress(BrokenPipeError):  # the `with` above would send the rest once more
                 child.stdin.close()  # type: ignore[union-attr]  # a pipe
             raise _failure(child) from None
         finally:

@@ -241,9 +241,9 @@ class App:
         """Returns the reply to a call whose body is decoded. Cancels the current task if the client disconnects."""
         service, route, watch = call.service, call.route, call.watch or call.receive_disconnect()
         watch.task = asyncio.current_task()
-        if watch.left:  # while the body was decoded
-            raise ClientDisconnect
         try:
+            if watch.left:  # while the body was decoded
+                raise ClientDisconnect
             if route is not None and route.answer is not None:
                 value = await route.answer(call)
             else:

@@ -55,8 +55,7 @@ class Exchange:
 
     __slots__ = (
         "_body", "_changed", "_expects_continue", "_gone", "_handed_over", "_head", "_is_chunked", "_left", "_link",
-        "_sends_body", "is_complete", "is_replied", "is_started", "keep_alive", "lease", "scope",
-        "watch",
+        "_sends_body", "is_complete", "is_replied", "is_started", "keep_alive", "lease", "scope", "watch",
     )  # fmt: skip
 
     def __init__(self, link: Link, scope: Scope, lease: BodyLease, *, keep_alive: bool, expects_continue: bool) -> None:
