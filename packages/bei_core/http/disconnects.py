@@ -1,4 +1,4 @@
-"""Cancels the task that answers a request when its client disconnects, because nobody would read the reply."""
+"""Cancels the task that answers a request when its client disconnects: the reply would not be read."""
 
 from __future__ import annotations
 

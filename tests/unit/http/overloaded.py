@@ -18,6 +18,7 @@ from bei_core.http.limits import BodyBudget
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.pool import Pool
 from bei_core.models.spec import read_spec
+from bei_core.serving.queue import ServiceRate
 from bei_core.serving.service import Service
 from tests.fakes import SAFETY_S, FakeEngine, entered
 from tests.golden.cases import GOLDEN
@@ -84,6 +85,21 @@ async def occupied(served: Served) -> asyncio.Task[httpx.Response]:
     task = asyncio.create_task(served.client.post("/embed", json={"inputs": [[9]]}))
     await entered(served.engine)
     return task
+
+
+async def lined_up(served: Served, *lengths: int) -> tuple[asyncio.Task[httpx.Response], ...]:
+    """The request of `occupied`, and requests of so many tokens that wait in the line behind it."""
+    first = await occupied(served)
+    waiting = [asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * each]})) for each in lengths]
+    while served.service._runner.num_items < len(lengths):
+        await asyncio.sleep(0.001)
+    return first, *waiting
+
+
+def set_rate(served: Served, num_tokens: int, seconds: float) -> None:
+    """Lets the server expect that a batch of `num_tokens` takes so many seconds."""
+    served.service._runner.admission.rate = ServiceRate()
+    served.service._runner.admission.rate.add(num_tokens, seconds)
 
 
 async def assert_it_accepts_again(served: Served, first: asyncio.Task[httpx.Response]) -> None:

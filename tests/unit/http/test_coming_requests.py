@@ -14,11 +14,18 @@ from starlette.types import Message
 from bei_core.http import app as app_module
 from bei_core.http import route as route_module
 from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large
-from bei_core.serving.queue import ServiceRate
 from bei_core.tasks import EncodeOptions, Text
 from bei_core.text.tokenizer import Tokenized
 from tests.fakes import SAFETY_S
-from tests.unit.http.overloaded import MakeServed, assert_it_accepts_again, occupied, servers
+from tests.unit.http.overloaded import (
+    MakeServed,
+    Served,
+    assert_it_accepts_again,
+    lined_up,
+    occupied,
+    servers,
+    set_rate,
+)
 
 
 @pytest.fixture
@@ -28,14 +35,30 @@ async def make_served() -> AsyncIterator[MakeServed]:
         yield make
 
 
+def hold_tokenizer(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:
+    """From now on texts wait for the second event before they are tokenized; the first one is set by then."""
+    begun, ended, tokenize = asyncio.Event(), asyncio.Event(), served.service.tokenizer.tokenize
+
+    async def held(texts: list[Text], options: EncodeOptions) -> Tokenized:
+        begun.set()
+        await ended.wait()
+        return await tokenize(texts, options)
+
+    monkeypatch.setattr(served.service.tokenizer, "tokenize", held)
+    return begun, ended
+
+
+async def send_raw(served: Served, body: bytes) -> asyncio.StreamWriter:
+    """Sends a request on a connection of its own, which the test closes."""
+    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    return writer
+
+
 async def test_requests_that_arrive_together_are_not_all_accepted_for_the_space_of_one(make_served: MakeServed) -> None:
     served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
-    served.service._runner.admission.rate = ServiceRate()
-    served.service._runner.admission.rate.add(48, 4.0)
-    first = await occupied(served)
-    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
-    while served.service._runner.num_items < 1:
-        await asyncio.sleep(0.001)
+    set_rate(served, 48, 4.0)
+    first, waiting = await lined_up(served, 48)
     scopes = [{"type": "http", "method": "POST", "path": "/embed", "headers": []} for _ in range(3)]
     refusals = [served.app.refused_early(scope) for scope in scopes]
     assert [refusal is not None for refusal in refusals] == [False, True, True]
@@ -59,20 +82,9 @@ async def test_requests_that_wait_for_their_tokens_take_space_in_the_line(
 ) -> None:
     """At 8 times the capacity 340 requests a second were accepted while others waited for the tokenizer's thread."""
     served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
-    served.service._runner.admission.rate = ServiceRate()
-    served.service._runner.admission.rate.add(48, 4.0)
-    first = await occupied(served)
-    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
-    while served.service._runner.num_items < 1:
-        await asyncio.sleep(0.001)
-    begun, ended, tokenize = asyncio.Event(), asyncio.Event(), served.service.tokenizer.tokenize
-
-    async def held(texts: list[Text], options: EncodeOptions) -> Tokenized:
-        begun.set()
-        await ended.wait()
-        return await tokenize(texts, options)
-
-    monkeypatch.setattr(served.service.tokenizer, "tokenize", held)
+    set_rate(served, 48, 4.0)
+    first, waiting = await lined_up(served, 48)
+    begun, ended = hold_tokenizer(served, monkeypatch)
     accepted = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
     await begun.wait()
     scope = {"type": "http", "method": "POST", "path": "/embed", "headers": []}
@@ -90,9 +102,7 @@ async def test_a_client_that_leaves_makes_space_without_a_task_that_watches_it(
     monkeypatch.setattr(route_module, "ReceivingWatch", None)
     served = await make_served()
     first = await occupied(served)
-    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    body = b'{"inputs": [[5]]}'
-    writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    writer = await send_raw(served, b'{"inputs": [[5]]}')
     for num_items in (1, 0):
         async with asyncio.timeout(SAFETY_S):
             while served.service._runner.num_items != num_items:
@@ -116,9 +126,7 @@ async def test_a_client_that_leaves_while_its_body_is_decoded_takes_no_space(
         return decode_large(*arguments)
 
     monkeypatch.setattr(app_module, "decode_large", decode)
-    _, writer = await asyncio.open_connection("127.0.0.1", served.port)
-    body = json.dumps({"inputs": [[5]], "unknown": "a" * INLINE_BODY_BYTES}).encode()
-    writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+    writer = await send_raw(served, json.dumps({"inputs": [[5]], "unknown": "a" * INLINE_BODY_BYTES}).encode())
     await asyncio.to_thread(begun.wait, SAFETY_S)
     writer.close()
     async with asyncio.timeout(SAFETY_S):
@@ -136,18 +144,8 @@ async def test_a_request_of_many_inputs_takes_at_most_the_space_of_a_batch_while
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
-    first = await occupied(served)
-    begun, ended, tokenize = asyncio.Event(), asyncio.Event(), served.service.tokenizer.tokenize
-
-    async def held(texts: list[Text], options: EncodeOptions) -> Tokenized:
-        begun.set()
-        await ended.wait()
-        return await tokenize(texts, options)
-
-    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 12]}))
-    while served.service._runner.num_items < 1:
-        await asyncio.sleep(0.001)
-    monkeypatch.setattr(served.service.tokenizer, "tokenize", held)
+    first, waiting = await lined_up(served, 12)
+    begun, ended = hold_tokenizer(served, monkeypatch)
     accepted = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 12] * 30}))
     await begun.wait()
     assert served.service._num_unqueued == 48 // 12

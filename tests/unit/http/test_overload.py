@@ -23,10 +23,17 @@ from bei_core.http.server import pool as pool_module
 from bei_core.http.server.connection import Connection, Phase
 from bei_core.http.server.refused_heads import RefusedHeads
 from bei_core.models.kind import Kind
-from bei_core.serving.queue import ServiceRate
 from tests.conftest import MINILM
 from tests.fakes import SAFETY_S, at_rest, entered
-from tests.unit.http.overloaded import MakeServed, Served, assert_it_accepts_again, occupied, servers
+from tests.unit.http.overloaded import (
+    MakeServed,
+    Served,
+    assert_it_accepts_again,
+    lined_up,
+    occupied,
+    servers,
+    set_rate,
+)
 
 
 @pytest.fixture
@@ -82,12 +89,8 @@ async def test_the_event_loop_sleeps_once_after_requests_that_arrive_together(
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served = await make_served(max_queue_wait_s=4.0, max_batch_tokens=48)
-    served.service._runner.admission.rate = ServiceRate()
-    served.service._runner.admission.rate.add(48, 4.0)
-    first = await occupied(served)
-    waiting = asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]}))
-    while served.service._runner.num_items < 1:
-        await asyncio.sleep(0.001)
+    set_rate(served, 48, 4.0)
+    first, waiting = await lined_up(served, 48)
     slept: list[float] = []
     monkeypatch.setattr(pool_module, "time", SimpleNamespace(sleep=slept.append))
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
@@ -214,12 +217,8 @@ async def test_a_full_server_reports_a_wrong_key_or_priority_first(
 
 async def test_a_long_queue_refuses_early_and_says_for_how_long(make_served: MakeServed) -> None:
     served = await make_served(max_queue_wait_s=14.0, max_batch_tokens=48)
-    served.service._runner.admission.rate = ServiceRate()
-    served.service._runner.admission.rate.add(48, 4.0)
-    first = await occupied(served)
-    waiting = [asyncio.create_task(served.client.post("/embed", json={"inputs": [[5] * 48]})) for _ in range(2)]
-    while served.service._runner.num_items < 2:
-        await asyncio.sleep(0.001)
+    set_rate(served, 48, 4.0)
+    first, *waiting = await lined_up(served, 48, 48)
     reply = await served.client.post("/embed", content=b"{no json")
     assert reply.status_code == 429
     assert int(reply.headers["retry-after"]) >= 8
