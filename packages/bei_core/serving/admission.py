@@ -63,8 +63,8 @@ class Admission:
     @property
     def num_inputs_of_batch(self) -> int:
         """How many inputs make a full batch, by their average length in the queue; 1 if none waits."""
-        pending = self._pending
-        return max(1, self.budget * pending.num_items // pending.num_tokens) if pending.num_tokens else 1
+        num_items, num_tokens = self._pending.num_items, self._pending.num_tokens  # the engine's thread changes them
+        return max(1, self.budget * num_items // max(1, num_tokens)) if num_items else 1
 
     def expected_s(self, num_tokens: int) -> float:
         """Returns the expected time to compute `num_tokens` tokens, in seconds."""

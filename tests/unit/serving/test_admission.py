@@ -363,3 +363,18 @@ def test_after_its_arrival_a_request_is_not_refused_for_a_few_percent() -> None:
         admission.rate.add(BUDGET, 1.1 * seconds)
     with pytest.raises(OverloadedError):
         admission.check_line(0.0, "normal")
+
+
+def test_the_inputs_of_a_batch_are_a_number_while_the_engine_empties_the_queue() -> None:
+    class Emptied:
+        """A queue that is emptied after its tokens were read once."""
+
+        num_items, left = 4, [0, 0, 48]
+
+        @property
+        def num_tokens(self) -> int:
+            return self.left.pop()
+
+    admission = Admission(Emptied(), budget=BUDGET)  # type: ignore[arg-type]  # all that is read of it
+    assert admission.num_inputs_of_batch == 4 * BUDGET // 48
+    assert admission.num_inputs_of_batch >= 1
