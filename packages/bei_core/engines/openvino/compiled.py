@@ -17,6 +17,7 @@ import openvino
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino.graph import ROWS, TOKENS
+from bei_core.engines.openvino.huge_pages import move_later
 from bei_core.engines.openvino.lone import CHOSEN, LONE, LoneInputs
 from bei_core.engines.openvino.models.blocks import KEY_NAMES
 from bei_core.engines.openvino.packing import Ints, pack_rows
@@ -27,6 +28,9 @@ NUM_CACHED_KERNELS = 64
 
 # Rows that are wider are as wide as a vocabulary (SPLADE).
 _WIDE = 8192
+
+# After so many tokens, and each time it has computed ten times as many, a model moves its memory to huge pages.
+_TOKENS_IN_USE = 10_000
 
 Array: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T")
@@ -48,6 +52,7 @@ class Graphs:
     def __init__(self, compiled: openvino.CompiledModel, pad_id: int, lengths: Sequence[int] = ()) -> None:
         self._request = compiled.create_infer_request()
         self._pad_id = pad_id
+        self._num_tokens, self._next_move = 0, _TOKENS_IN_USE  # tokens of all batches
         self._inputs: list[Ints] = []  # of the last batch; they stay alive because the request has their addresses
         self._input_names = [name for port in compiled.inputs if (name := port.any_name) not in {LONE, CHOSEN}]
         self.shares_prefixes = KEY_NAMES[0] in self._input_names
@@ -62,6 +67,10 @@ class Graphs:
 
     def infer(self, batch: Batch, wanted: str) -> Outputs:
         """Runs a batch and returns its rows (`wanted` is ROWS), or its rows and token rows (TOKENS)."""
+        self._num_tokens += batch.num_tokens
+        if self._num_tokens >= self._next_move:
+            self._next_move *= 10
+            move_later()
         has_graph = wanted == ROWS or ROWS not in self._names
         length = self._lone.choose(batch if has_graph else None) if self._lone is not None else 0
         if length:
