@@ -2,7 +2,7 @@
 
 Prints a table and writes results/lone.{md,json}. Servers and the loop of onnxruntime run in turns on the same texts, so
 quote the ratios. The loop has no HTTP, no tokenizer and no queue; its environment is made on the first run. A server is
-measured when it has compiled its graphs for lone texts.
+measured when it has compiled its graphs for lone texts and moved its memory to huge pages.
 
     lone.py [--model FOLDER] [--texts N] [--rounds N] [--dtypes float32,int8] [--baseline CHECKOUT]
 """
@@ -38,7 +38,8 @@ _ROOT = Path(__file__).parents[1]
 _PEER = _ROOT / ".venv-onnxruntime"
 _SCRIPT = str(Path(__file__).with_name("lone_onnx.py"))
 _FILES = {"float32": ("f32",), "int8": ("int8", "int8_channel")}
-_WARM_UP = 150  # more lone texts than the engine waits for before it compiles graphs for them
+_FOR_GRAPHS = 150  # more lone texts than the engine waits for before it compiles graphs for them
+_WARM_UP = 350  # these, and more texts than these graphs wait for before they move their memory to huge pages
 _HEADERS = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "infer": "x-inference-time"}
 
 
@@ -89,9 +90,10 @@ def served(name: str, checkout: Path, model: str, given: Sequence[str], dtype: s
     with _package_of(checkout), server(model, dtype) as (url, _):
         address = urlsplit(url)
         with socket.create_connection((address.hostname, address.port)) as connection:
-            for text in given[:_WARM_UP]:
-                _ask(connection, text)
-            _wait_until_idle()
+            for part in (given[:_FOR_GRAPHS], given[_FOR_GRAPHS:_WARM_UP]):
+                for text in part:
+                    _ask(connection, text)
+                _wait_until_idle()
             answers = [_ask(connection, text) for text in given[_WARM_UP:]]
     took = [total for total, _ in answers]
     stages = {stage: statistics.median(each[stage] for _, each in answers) for stage in answers[0][1]}

@@ -30,7 +30,7 @@ NUM_CACHED_KERNELS = 64
 _WIDE = 8192
 
 # After so many tokens, and each time it has computed ten times as many, a model moves its memory to huge pages.
-_TOKENS_IN_USE = 10_000
+_TOKENS_IN_USE = 4_000
 
 Array: TypeAlias = npt.NDArray[np.float32]
 T = TypeVar("T")
