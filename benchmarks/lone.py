@@ -39,7 +39,7 @@ _PEER = _ROOT / ".venv-onnxruntime"
 _SCRIPT = str(Path(__file__).with_name("lone_onnx.py"))
 _FILES = {"float32": ("f32",), "int8": ("int8", "int8_channel")}
 _FOR_GRAPHS = 150  # more lone texts than the engine waits for before it compiles graphs for them
-_WARM_UP = 350  # these, and more texts than these graphs wait for before they move their memory to huge pages
+_WARM_UP = 350  # these, and more than the 4,000 tokens after which these graphs are moved to huge pages
 _HEADERS = {"tokenize": "x-tokenization-time", "queue": "x-queue-time", "infer": "x-inference-time"}
 
 

@@ -1,10 +1,10 @@
-"""Memory in huge pages: what is full is moved, what is not stays as small as it is, and nothing changes its content."""
+"""Memory in huge pages: ranges that are all in use are moved, others are not, and no content changes."""
 
 from __future__ import annotations
 
 import ctypes
 import mmap
-import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,33 +14,32 @@ import pytest
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import compiled, huge_pages
-from bei_core.engines.openvino.huge_pages import move_to_huge_pages
+from bei_core.engines.openvino.huge_pages import move_later, move_to_huge_pages
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
 from tests.golden.cases import CASES
 from tests.golden.engines import built
 
 HUGE = 2 << 20
+PAGES = HUGE // mmap.PAGESIZE
+
+Memory = npt.NDArray[np.uint8]
 
 
-class Kernel:
-    """A C library that notes the advice about memory, and supports MADV_COLLAPSE or does not."""
+def memory_of(flags: int = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) -> Memory:
+    """Memory of 8 huge pages, aligned to them, of which nothing is in use; [range, page, byte].
 
-    def __init__(self, *, collapses: bool) -> None:
-        self.collapses = collapses
-        self.advice: list[tuple[int, int]] = []  # address, advice
-        self.mincore = ctypes.CDLL(None).mincore
-
-    def madvise(self, address: ctypes.c_void_p, size: ctypes.c_size_t, advice: int) -> int:
-        assert size.value == HUGE
-        self.advice.append((address.value or 0, advice))
-        return 0 if self.collapses or advice == 14 else -1
+    No system gives it huge pages by itself.
+    """
+    mapped = np.frombuffer(mmap.mmap(-1, 9 * HUGE, flags), np.uint8)
+    start = -mapped.ctypes.data % HUGE
+    memory = mapped[start : start + 8 * HUGE].reshape(8, PAGES, -1)
+    advise(memory, mmap.MADV_NOHUGEPAGE)
+    return memory
 
 
-@pytest.fixture
-def memory() -> npt.NDArray[np.uint8]:
-    """Private memory of 16 MB, of which nothing is in use."""
-    return np.frombuffer(mmap.mmap(-1, 8 * HUGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+def advise(memory: Memory, advice: int) -> None:
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(memory.ctypes.data), ctypes.c_size_t(memory.nbytes), advice)
 
 
 @pytest.fixture
@@ -52,84 +51,134 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def moved(memory: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch, *, collapses: bool = True) -> list[int]:
-    """What is advised for each aligned range of `memory`, in order: all advice, range by range."""
-    kernel = Kernel(collapses=collapses)
+def moved(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The ranges of `memory` that are moved, by a system that moves all."""
+    addresses = set[int]()
     with monkeypatch.context() as patch:
-        patch.setattr(ctypes, "CDLL", lambda _: kernel)
+        patch.setattr(huge_pages, "_is_moved", lambda address, _size: not addresses.add(address))
         move_to_huge_pages()
-    start = memory.ctypes.data
-    return [advice for address, advice in kernel.advice if start <= address < start + memory.nbytes]
+    places = ((address - memory.ctypes.data) / HUGE for address in sorted(addresses))
+    return [int(place) for place in places if 0 <= place < len(memory) and place.is_integer()]
 
 
-def test_only_full_ranges_are_moved(
-    memory: npt.NDArray[np.uint8], system: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_ranges_that_are_all_in_use_are_moved(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_of()
     assert moved(memory, monkeypatch) == []
-    memory[:: 2 * mmap.PAGESIZE] = 1  # every other page
+    memory[0], memory[1:7, 1:], memory[7] = 1, 1, 1
+    assert moved(memory, monkeypatch) == [0, 7]
+    memory[2:4, 0, 5] = 1
+    assert moved(memory, monkeypatch) == [0, 2, 3, 7]
+
+
+def test_large_memory_is_looked_at_in_pieces(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages, "_RANGES_AT_ONCE", 3)
+    memory = memory_of()
+    memory[:] = 1
+    assert moved(memory, monkeypatch) == list(range(8))
+
+
+def test_memory_that_was_only_read_is_not_moved(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_of()
+    assert not memory.any()  # every page is the system's page of zeros
     assert moved(memory, monkeypatch) == []
+
+
+def test_shared_memory_is_not_moved(system: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = memory_of(mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
     memory[:] = 1
-    assert len(moved(memory, monkeypatch)) in {7, 8}  # its first and last range may be shared with a neighbour
-    assert set(moved(memory, monkeypatch)) == {25}
+    assert moved(memory, monkeypatch) == []
 
 
-def test_an_older_kernel_is_asked_to_move_them_later(
-    memory: npt.NDArray[np.uint8], system: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        pytest.param("enabled", "always madvise [never]\n", id="denied"),
+        pytest.param("hugepages-2048kB/enabled", "always inherit madvise [never]\n", id="denied-for-this-size"),
+        pytest.param("hpage_pmd_size", f"{512 << 20}\n", id="too-large"),
+        pytest.param("hpage_pmd_size", "\n", id="unknown"),
+    ],
+)
+def test_nothing_is_moved_where_huge_pages_are_denied_or_too_large(
+    file: str, content: str, system: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    memory = memory_of()
     memory[:] = 1
-    advice = moved(memory, monkeypatch, collapses=False)
-    assert set(zip(advice[::2], advice[1::2], strict=True)) == {(25, 14)}
-
-
-@pytest.mark.parametrize("enabled", ["always madvise [never]\n", None], ids=["denied", "no-such-system"])
-def test_nothing_is_moved_where_huge_pages_are_denied(
-    enabled: str | None, memory: npt.NDArray[np.uint8], system: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (system / "enabled").write_text(enabled) if enabled else (system / "enabled").unlink()
-    memory[:] = 1
+    assert moved(memory, monkeypatch) != []
+    (system / file).parent.mkdir(exist_ok=True)
+    (system / file).write_text(content)
     assert moved(memory, monkeypatch) == []
     assert move_to_huge_pages() == 0
 
 
-def test_nothing_is_moved_where_the_system_does_not_list_memory(
-    system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nothing_is_moved_without_such_a_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages, "_SYSTEM", tmp_path / "none")
+    assert move_to_huge_pages() == 0
+
+
+def test_a_system_that_does_not_list_memory_is_no_failure(
+    system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(huge_pages, "_PROCESS", tmp_path / "none")
-    assert move_to_huge_pages() == 0
+    with pytest.raises(OSError, match="pagemap"):
+        move_to_huge_pages()
+    with caplog.at_level("DEBUG"):
+        for _ in range(3):  # the place of one that failed is free again
+            move_later()
+            join()
+    assert [record.message for record in caplog.records].count("no memory was moved to huge pages") == 3
 
 
-def test_a_range_that_is_gone_is_passed_over() -> None:
-    gone = mmap.mmap(-1, HUGE)
-    address = np.frombuffer(gone, np.uint8).ctypes.data
-    gone.close()
-    assert huge_pages._pages_in_use(address, HUGE).size == 0
+def test_at_most_one_pass_waits_for_the_one_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    join()
+    started, go_on, num_passes = threading.Event(), threading.Event(), list[int]()
+
+    def run() -> int:
+        num_passes.append(1)
+        started.set()
+        go_on.wait()
+        return 0
+
+    monkeypatch.setattr(huge_pages, "move_to_huge_pages", run)
+    move_later()
+    started.wait()
+    for _ in range(5):
+        move_later()
+    go_on.set()
+    join()
+    assert len(num_passes) == 2
 
 
-def test_content_stays_and_the_process_does_not_grow(memory: npt.NDArray[np.uint8]) -> None:
-    content = np.random.default_rng(0).integers(0, 255, memory.nbytes // 2, np.uint8)
-    memory[: len(content)] = content
-    memory[len(content) :: 2 * mmap.PAGESIZE] = 1
-    before = resident(memory)
+def test_content_stays_and_what_is_not_in_use_is_not_filled() -> None:
+    memory = memory_of()
+    memory[:4] = np.random.default_rng(0).integers(0, 255, memory[:4].shape, np.uint8)
+    memory[4:, ::2] = 1
+    advise(memory, mmap.MADV_HUGEPAGE)
+    content = memory[:4].copy()
     num_bytes = move_to_huge_pages()
-    np.testing.assert_array_equal(memory[: len(content)], content)
-    assert resident(memory) < before + HUGE  # all ranges of which every other page is in use would be 4 MB
+    np.testing.assert_array_equal(memory[:4], content)
+    assert num_in_memory(memory[:4]) == 4 * PAGES
+    assert num_in_memory(memory[4:]) == 2 * PAGES
+    is_known = ctypes.CDLL(None).madvise(None, ctypes.c_size_t(0), 25) == 0
     assert num_bytes % HUGE == 0
+    assert (num_bytes > 0) == (is_known and huge_pages._huge_page_size() > 0)
 
 
-def resident(memory: npt.NDArray[np.uint8]) -> int:
-    """Bytes of the mapping with `memory` that are in use."""
-    entries = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)[1:]
-    for entry in entries:
-        start, end = (int(part, 16) for part in entry.split(maxsplit=1)[0].split("-"))
-        if start <= memory.ctypes.data < end:
-            found = re.search(r"^Rss: +(\d+) kB", entry, re.MULTILINE)
-            assert found is not None
-            return int(found[1]) << 10
-    raise AssertionError("the memory is not mapped")
+def num_in_memory(memory: Memory) -> int:
+    """How many pages of `memory` are in memory."""
+    with Path("/proc/self/pagemap").open("rb") as entries:
+        entries.seek(memory.ctypes.data // mmap.PAGESIZE * 8)
+        return int((np.frombuffer(entries.read(memory.nbytes // mmap.PAGESIZE * 8), np.uint64) >> 63).sum())
+
+
+def join() -> None:
+    """Waits for all passes."""
+    for thread in threading.enumerate():
+        if thread.name == "bei-huge-pages":
+            thread.join()
 
 
 def test_an_engine_in_use_moves_its_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
+    calls = list[int]()
     monkeypatch.setattr(compiled, "move_later", lambda: calls.append(1))
     monkeypatch.setattr(compiled, "_TOKENS_IN_USE", 1000)
     checkpoint = resolve(str(CASES[0].folder))

@@ -29,7 +29,8 @@ NUM_CACHED_KERNELS = 64
 # Rows that are wider are as wide as a vocabulary (SPLADE).
 _WIDE = 8192
 
-# After so many tokens, and each time it has computed ten times as many, a model moves its memory to huge pages.
+# After so many tokens of a model, and at each tenfold number, the process's memory is moved to huge pages. The warm-up
+# of a server has up to 3,200 tokens.
 _TOKENS_IN_USE = 4_000
 
 Array: TypeAlias = npt.NDArray[np.float32]

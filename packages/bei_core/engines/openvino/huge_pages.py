@@ -1,8 +1,8 @@
-"""Moves memory of this process that is full to huge pages (2 MB each on x86).
+"""Moves private memory of this process to huge pages (2 MB each on x86), where all of it is in use.
 
-A batch reads all weights and writes all activations. These are more pages of 4 KB than the processor keeps addresses
-of (its TLB), and each miss is expensive in a virtual machine (docs/decisions/039-huge-pages.md). Most systems give huge
-pages to a process only if it asks for them.
+A batch reads all weights and writes all activations. These are more pages of 4 KB than the processor's TLB has entries
+for, and each miss is expensive in a virtual machine (docs/decisions/039-huge-pages.md). Most systems give huge pages to
+a process only if it asks for them.
 """
 
 from __future__ import annotations
@@ -10,89 +10,98 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
+import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 log = logging.getLogger(__name__)
 
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
 _PROCESS = Path("/proc/self")
 
-_ADVICE_COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1: move these pages to a huge page now
-_ADVICE_HUGE = 14  # MADV_HUGEPAGE: the kernel may move them later
+_COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1: move these pages to a huge page now
 
-# Only a range of which this share is in use is moved, so that the process does not get larger by more than the rest.
-_MIN_SHARE = 0.9
+# A larger page (512 MB on Arm with pages of 64 KB) would stop the process for long while it is moved.
+_MAX_SIZE = 32 << 20
 
-_PAUSES = 3  # after each move, the thread sleeps for so many times its duration
+# Lines of /proc/self/maps that are private memory without a file.
+_PRIVATE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw-p \w+ [\w:]+ 0 *(?:\[heap\]|\[anon:.*\])?$", re.MULTILINE)
 
+# An entry of /proc/self/pagemap has these two bits if the page is in memory, and mapped by this process only. The zero
+# page, and pages that a process shares with the one that it was forked from, do not have the second.
+_OWN = np.uint64(1 << 63 | 1 << 56)
+
+_RANGES_AT_ONCE = 64  # that are looked at before they are moved
+_PAUSES = 9  # after each move, the thread sleeps for so many times its duration: it takes a tenth of a processor
+
+_passes = threading.BoundedSemaphore(2)  # one that runs, and one that waits for it
 _one_at_a_time = threading.Lock()
 
 
 def move_later() -> None:
-    """Starts a thread that moves the memory of this process to huge pages."""
-    threading.Thread(target=_move, name="bei-huge-pages", daemon=True).start()
+    """Starts a thread that moves the memory of this process to huge pages, unless one is waiting already."""
+    if _passes.acquire(blocking=False):
+        try:
+            threading.Thread(target=_move, name="bei-huge-pages", daemon=True).start()
+        except RuntimeError:  # no more threads are allowed
+            _passes.release()
 
 
 def move_to_huge_pages() -> int:
-    """Moves each full range of private memory to a huge page. Returns the number of bytes in ranges that were moved.
+    """Moves each range of private memory whose pages are all in use to a huge page.
 
-    Ranges that already are huge pages count, too. Returns 0 where the system has no huge pages or denies them.
+    Returns the number of bytes that are in huge pages then, with those that were already: 0 if the system has none,
+    denies them, or is older than Linux 6.1. Raises OSError if the system does not list the memory of the process.
     """
-    size, library, moved = _huge_page_size(), ctypes.CDLL(None), 0
+    size, moved = _huge_page_size(), 0
     for address in _full_ranges(size) if size else ():
         started = time.perf_counter()
-        if not library.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _ADVICE_COLLAPSE):
-            moved += size
-        else:  # an older kernel, or no huge page is free
-            library.madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _ADVICE_HUGE)
+        moved += size * _is_moved(address, size)
         time.sleep(_PAUSES * (time.perf_counter() - started))
     return moved
 
 
+def _is_moved(address: int, size: int) -> bool:
+    """Moves a range to a huge page, unless it is in one already. Returns whether it is in one then."""
+    return not ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _COLLAPSE)
+
+
 def _move() -> None:
-    with _one_at_a_time:
-        started = time.perf_counter()
-        moved = move_to_huge_pages()
-    log.debug("%d MB of memory are in huge pages, after %.1f s", moved >> 20, time.perf_counter() - started)
+    try:
+        with _one_at_a_time:
+            started = time.perf_counter()
+            moved = move_to_huge_pages()
+        log.debug("%d MB of memory are in huge pages, after %.1f s", moved >> 20, time.perf_counter() - started)
+    except OSError:
+        log.debug("no memory was moved to huge pages", exc_info=True)
+    finally:
+        _passes.release()
 
 
 def _huge_page_size() -> int:
-    """Bytes of a huge page; 0 if the system has none or denies them."""
-    try:
-        if "[never]" in (_SYSTEM / "enabled").read_text():
-            return 0
-        return int((_SYSTEM / "hpage_pmd_size").read_text())
-    except (OSError, ValueError):
-        return 0
+    """Bytes of a huge page; 0 if the system has none, denies them, or has very large ones only."""
+    with suppress(OSError, ValueError):
+        size = int((_SYSTEM / "hpage_pmd_size").read_text())
+        files = [_SYSTEM / "enabled", _SYSTEM / f"hugepages-{size >> 10}kB" / "enabled"]
+        if size <= _MAX_SIZE and not any("[never]" in file.read_text() for file in files if file.exists()):
+            return size
+    return 0
 
 
 def _full_ranges(size: int) -> Iterator[int]:
-    """Addresses of the ranges of `size` bytes, aligned to it, of private memory that are in use."""
-    try:
-        lines = [line.split(maxsplit=5) for line in (_PROCESS / "maps").read_text().splitlines()]
-    except OSError:
-        return
-    for address, permissions, *_, inode, name in (line if len(line) == 6 else [*line, ""] for line in lines):
-        if permissions != "rw-p" or inode != "0" or not (name in {"", "[heap]"} or name.startswith("[anon:")):
-            continue
-        start, end = (int(part, 16) for part in address.split("-"))
-        first = -(-start // size) * size
-        in_use = _pages_in_use(first, (end - first) // size * size)
-        shares = in_use.reshape(-1, size // mmap.PAGESIZE).mean(1)
-        yield from (first + int(index) * size for index in np.flatnonzero(shares >= _MIN_SHARE))
-
-
-def _pages_in_use(start: int, num_bytes: int) -> npt.NDArray[np.uint8]:
-    """For each page of a range, 1 if it is in memory, else 0; empty if the range no longer exists."""
-    found = np.zeros(max(num_bytes, 0) // mmap.PAGESIZE, np.uint8)
-    if len(found) and ctypes.CDLL(None).mincore(
-        ctypes.c_void_p(start), ctypes.c_size_t(num_bytes), found.ctypes.data_as(ctypes.c_void_p)
-    ):
-        return found[:0]
-    return found & np.uint8(1)
+    """Addresses of the ranges of `size` bytes, aligned to it, that this process alone uses, and all pages of them."""
+    num_pages, step = size // mmap.PAGESIZE, _RANGES_AT_ONCE * size
+    with (_PROCESS / "pagemap").open("rb", buffering=0) as entries:
+        for line in _PRIVATE.finditer((_PROCESS / "maps").read_bytes()):
+            start, end = -(-int(line[1], 16) // size) * size, int(line[2], 16) // size * size
+            for first in range(start, end, step):
+                entries.seek(first // mmap.PAGESIZE * 8)
+                content = entries.read((min(first + step, end) - first) // mmap.PAGESIZE * 8)
+                pages = np.frombuffer(content, np.uint64)[: len(content) // 8 // num_pages * num_pages]
+                is_full = (pages.reshape(-1, num_pages) & _OWN == _OWN).all(axis=1)
+                yield from (first + int(index) * size for index in np.flatnonzero(is_full))
