@@ -54,8 +54,13 @@ def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def moved(memory: Memory, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ranges of `memory` that are moved, by a system that moves all."""
     addresses = set[int]()
+
+    def move(address: int, _size: int) -> bool:
+        addresses.add(address)
+        return True
+
     with monkeypatch.context() as patch:
-        patch.setattr(huge_pages, "_is_moved", lambda address, _size: not addresses.add(address))
+        patch.setattr(huge_pages, "_is_moved", move)
         move_to_huge_pages()
     places = ((address - memory.ctypes.data) / HUGE for address in sorted(addresses))
     return [int(place) for place in places if 0 <= place < len(memory) and place.is_integer()]
