@@ -94,7 +94,7 @@ def _huge_page_size() -> int:
 
 
 def _full_ranges(size: int) -> Iterator[int]:
-    """Addresses of the ranges of `size` bytes, aligned to it, that this process alone uses, and all pages of them."""
+    """Addresses of ranges of `size` bytes, aligned to it, of private memory that this process alone has all in use."""
     num_pages, step = size // mmap.PAGESIZE, _RANGES_AT_ONCE * size
     with (_PROCESS / "pagemap").open("rb", buffering=0) as entries:
         for line in _PRIVATE.finditer((_PROCESS / "maps").read_bytes()):
