@@ -103,8 +103,8 @@ def test_a_damaged_file_is_named_in_one_line(tmp_path: Path, end: str, how: str)
 
 @pytest.mark.parametrize("end", COMPRESS)
 def test_the_memory_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
-    path, options = tmp_path / f"a.txt{end}", JobOptions(rows_per_part=50_000)
-    path.write_bytes(COMPRESS[end]((b"x" * 99 + b"\n") * 10_000) * 40)
+    path, options = tmp_path / f"a.txt{end}", JobOptions(rows_per_part=100_000)
+    path.write_bytes(COMPRESS[end]((b"x" * 99 + b"\n") * 10_000) * 100)
     readinto, before, of_pyarrow = compressed._Decompressed.readinto, pa.total_allocated_bytes(), list[int]()
 
     def measured(self: compressed._Decompressed, buffer: memoryview) -> int:
@@ -116,14 +116,14 @@ def test_the_memory_does_not_grow_with_the_file(monkeypatch: pytest.MonkeyPatch,
     tracemalloc.start()
     try:
         data = open_input(str(path), options)
-        assert [part.split.num_rows for part in data.parts] == [50_000] * 8
-        assert tracemalloc.get_traced_memory()[1] < 26_000_000  # the file has 40 MB
+        assert [part.split.num_rows for part in data.parts] == [100_000] * 10
+        assert tracemalloc.get_traced_memory()[1] < 40_000_000  # the file has 100 MB
     finally:
         tracemalloc.stop()
     assert bool(of_pyarrow) == (end in {".zst", ".lz4"})
     assert max(of_pyarrow, default=0) < 10_000_000
     reader = Reader(str(path))
-    assert len(reader.read(data.parts[7], options, data.schema).texts[0]) == 50_000
+    assert len(reader.read(data.parts[9], options, data.schema).texts[0]) == 100_000
     reader.close()
 
 
