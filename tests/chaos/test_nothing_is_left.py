@@ -14,10 +14,10 @@ from bei_core.serving.queue import Item
 from bei_core.serving.runner import Ticket
 from tests.e2e.server import request_bytes
 from tests.fakes import SAFETY_S
-from tests.unit.http import test_overload
+from tests.unit.http import conftest
 from tests.unit.http.overloaded import MakeServed, Served
 
-make_served = test_overload.make_served
+make_served = conftest.make_served
 
 NUM_REQUESTS = 150
 

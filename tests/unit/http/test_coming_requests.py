@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -23,16 +22,8 @@ from tests.unit.http.overloaded import (
     assert_it_accepts_again,
     lined_up,
     occupied,
-    servers,
     set_rate,
 )
-
-
-@pytest.fixture
-async def make_served() -> AsyncIterator[MakeServed]:
-    """Starts servers over fake engines, and closes them."""
-    async with servers() as make:
-        yield make
 
 
 def hold_tokenizer(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Event, asyncio.Event]:

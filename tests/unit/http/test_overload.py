@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -31,17 +31,8 @@ from tests.unit.http.overloaded import (
     assert_it_accepts_again,
     lined_up,
     occupied,
-    servers,
     set_rate,
 )
-
-
-@pytest.fixture
-async def make_served() -> AsyncIterator[MakeServed]:
-    """Starts servers over fake engines, and closes them."""
-    async with servers() as make:
-        yield make
-
 
 SHAPES = [
     ("/embed", lambda reply: reply["error_type"]),
