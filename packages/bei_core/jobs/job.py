@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple, TypeVar
 
@@ -27,7 +27,6 @@ from bei_core.serving.served_model import describe
 _SWITCH_S = 0.0005  # how long a thread that runs Python code keeps the GIL after another one has asked for it
 
 ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
 
 
 class Prepared(NamedTuple):
@@ -103,10 +102,12 @@ class Job:
         """Computes and publishes parts; yields a report for each."""
         written: Future[None] | None = None
         pool = self.worker.open_pool()
-        prepared = _ahead(self.prepare, parts)
-        # Batches of the next part wait in the pool, so that the engine need not wait while a part is finished.
-        started = _one_ahead((each, self.worker.start(each.encoded, pool)) for each in prepared)
-        with ThreadPoolExecutor(1, "bei-write") as writer:
+        # The threads end with this block: a generator that is left behind may be closed by any thread, even by its own.
+        with ThreadPoolExecutor(1, "bei-read") as reader, ThreadPoolExecutor(1, "bei-write") as writer:
+            reading = _one_ahead(reader.submit(self.prepare, part) for part in parts)
+            prepared = (each.result() for each in reading)
+            # Batches of the next part wait in the pool, so that the engine need not wait while a part is finished.
+            started = _one_ahead((each, self.worker.start(each.encoded, pool)) for each in prepared)
             try:
                 for each, running in started:
                     encoded, columns = self.worker.finish(running)
@@ -135,12 +136,6 @@ def _table(path: str, rows: pa.Array, kept: pa.Table, columns: Columns) -> pa.Ta
     """Returns the output of a part: file and number of each row, then the columns that are kept, then `columns`."""
     head = {"file": pa.array([path] * len(rows), pa.string()), "row": rows}
     return pa.table({**head, **dict(zip(kept.column_names, kept.columns, strict=True)), **columns})
-
-
-def _ahead(function: Callable[[ItemT], ResultT], items: Iterable[ItemT]) -> Iterator[ResultT]:
-    """Works like `map`, but a thread computes the next result while the caller uses the last one."""
-    with ThreadPoolExecutor(1, "bei-read") as reader:
-        yield from (coming.result() for coming in _one_ahead(reader.submit(function, item) for item in items))
 
 
 def _one_ahead(items: Iterable[ItemT]) -> Iterator[ItemT]:

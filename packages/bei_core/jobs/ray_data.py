@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -76,7 +76,7 @@ def compute_on_ray(
     data: Input,
     folder: Folder,
     missing: Sequence[Part],
-) -> Iterator[Report]:
+) -> Generator[Report, None, None]:
     """Computes parts on a cluster; yields reports in any order. Raises the BeiError that a worker raised."""
     if not ray.is_initialized():
         ray.init(address=ray_options.ray, log_to_driver=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -52,8 +52,9 @@ def embed(
                 from bei_core.jobs.ray_data import compute_on_ray
 
                 computed = compute_on_ray(ray, settings, options, data, folder, missing)
-            for report in computed:
-                progress.add(report)
+            with closing(computed):  # when interrupted, nothing is written after the folder's lock is gone
+                for report in computed:
+                    progress.add(report)
         if target is not None and data.parts:
             commit(target, (read_columns(folder, part, [VECTOR]) for part in data.parts))
         write_manifest(folder, data.parts)
@@ -73,7 +74,7 @@ def _loaded(settings: Settings | Mapping[str, object] | None) -> Settings:
 
 def _compute_here(
     settings: Settings, options: JobOptions, data: Input, folder: Folder, missing: Sequence[Part]
-) -> Iterator[Report]:
+) -> Generator[Report, None, None]:
     opened = open_engine(settings, for_job=True)
     try:
         with closing(Job(opened, settings, options, data, folder)) as job:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from bei_core.jobs import JobOptions, embed
 from bei_core.jobs.compute import Worker
 from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder
+from bei_core.jobs.report import Progress
 from bei_core.models.modules import Classifier
 from tests.fakes import WIDTH, FakeEngine
 from tests.unit.cli.fake_model import opens
@@ -73,13 +74,17 @@ def test_metadata_names_the_model_and_the_precision(
     assert metadata[b"bei.output_dtype"] == b"int8"
 
 
-@pytest.mark.parametrize("stage", [Job.prepare, Worker.start, Worker.finish, Job.publish])
+@pytest.mark.parametrize(
+    ("owner", "stage"),
+    [(Job, "prepare"), (Worker, "start"), (Worker, "finish"), (Job, "publish"), (Progress, "add")],
+)
 @pytest.mark.parametrize("at", range(7))
 def test_a_job_that_is_stopped_and_started_again_writes_the_same_bytes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, stage: Callable[..., Any], at: int
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, owner: type, stage: str, at: int
 ) -> None:
     opens(monkeypatch)
     run(source, tmp_path / "whole", keep=("id",))
+    function = getattr(owner, stage)
     count = 0
 
     def stopping(*args: Any) -> Any:  # noqa: ANN401
@@ -87,12 +92,13 @@ def test_a_job_that_is_stopped_and_started_again_writes_the_same_bytes(
         count += 1
         if count == at + 1:
             raise KeyboardInterrupt
-        return stage(*args)
+        return function(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Worker if stage in {Worker.start, Worker.finish} else Job, stage.__name__, stopping)
+        patched.setattr(owner, stage, stopping)
         with pytest.raises(KeyboardInterrupt):
             run(source, tmp_path / "stopped", keep=("id",))
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("bei-")]
     before = contents(tmp_path / "stopped")
     report = run(source, tmp_path / "stopped", keep=("id",))
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
