@@ -41,23 +41,28 @@ class Transformer:
         project = "embeddings_project.weight" in self._weights  # ELECTRA's embeddings may be narrower than H
         width = None if project else self._sizes.hidden
         words = ops.embedding(self._weights.get(self._words, self._sizes.vocab_size, width), inputs.input_ids)
-        total = op.add(words, self._positions(inputs, width))
-        if self._sizes.num_types:
-            types = self._weights.get("embeddings.token_type_embeddings.weight", self._sizes.num_types, width)
-            if self._sizes.has_task_type:
-                types = types + self._weights.get(TASK_TYPES, None, width)[0]
-            total = op.add(total, ops.embedding(types, inputs.type_ids))
-        normed = self._norm(total, self._names.embeddings_norm)
+        normed = self._norm(op.add(words, self._positions(inputs, width)), self._names.embeddings_norm)
         return self._linear(normed, "embeddings_project", None, self._sizes.hidden) if project else normed
 
     def _positions(self, inputs: Inputs, width: int | None) -> Node:
-        """Position embeddings f32[R, L, width]."""
+        """Position embeddings plus type embeddings, f32[R, L, width].
+
+        One table has a row for each type and position, because a lookup takes as long as a small linear layer.
+        """
         table = self._weights.get("embeddings.position_embeddings.weight", self._sizes.num_positions, width)
-        padding_id = self._sizes.padding_id
-        if padding_id is None:
-            return ops.embedding(table, inputs.position_ids)
-        has_position = op.not_equal(inputs.input_ids, op.constant(np.int32(padding_id)))
-        return ops.embedding(table[padding_id:], ops.count_up(has_position, inputs.position_ids))
+        positions, padding_id = inputs.position_ids, self._sizes.padding_id
+        if padding_id is not None:
+            table = table[padding_id:]
+            has_position = op.not_equal(inputs.input_ids, op.constant(np.int32(padding_id)))
+            positions = ops.count_up(has_position, positions)
+        if not self._sizes.num_types:
+            return ops.embedding(table, positions)
+        types = self._weights.get("embeddings.token_type_embeddings.weight", self._sizes.num_types, width)
+        if self._sizes.has_task_type:
+            types = types + self._weights.get(TASK_TYPES, None, width)[0]
+        if len(types) > 1:  # the only type is that of every token
+            positions = op.add(positions, op.multiply(inputs.type_ids, op.constant(np.int32(len(table)))))
+        return ops.embedding((types[:, None] + table).reshape(-1, table.shape[1]), positions)
 
     def _attention_bias(self, inputs: Inputs) -> Node:
         """The attention mask plus relative position biases (MPNet): f32[R, 1 or N, L, L]."""
