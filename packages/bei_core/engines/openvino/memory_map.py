@@ -36,4 +36,4 @@ def ranges() -> Iterator[Range]:
 
 def name_of(file: Path) -> bytes:
     """The name of a range that maps this file. Names need not be UTF-8."""
-    return os.fsencode(file.resolve()).replace(b"\n", rb"\012")
+    return os.path.realpath(os.fsencode(file)).replace(b"\n", rb"\012")
