@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import re
+import shutil
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -21,6 +24,7 @@ from bei_core.engines.openvino.compiled import Graphs
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Rows, Tokens
+from tests import disks
 from tests.golden.cases import GOLDEN
 from tests.golden.engines import built
 
@@ -112,17 +116,81 @@ def test_a_damaged_compiled_model_is_compiled_again(
     assert len(compiled) == 2
 
 
-def test_an_engine_starts_without_space_for_the_compiled_model(
+@pytest.fixture
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[openvino.CompiledModel]:
+    """The compiled models that were run to compare them."""
+    found = list[openvino.CompiledModel]()
+
+    def probe(
+        engine: OpenVinoEngine,
+        compiled: openvino.CompiledModel,
+        real: Callable[..., list[Rows]] = OpenVinoEngine._probe,
+    ) -> list[Rows]:
+        found.append(compiled)
+        return real(engine, compiled)
+
+    monkeypatch.setattr(OpenVinoEngine, "_probe", probe)
+    return found
+
+
+def lines_about_tuned(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.message for record in caplog.records if TUNED in record.message and record.levelno >= logging.INFO]
+
+
+def test_a_start_from_a_folder_that_cannot_be_written_only_compiles_and_says_so_once(
+    tmp_path: Path, compiled: list[Path], probed: list[openvino.CompiledModel], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    kept = rows(folder)
+    shutil.rmtree(folder / TUNED)
+    (folder / TUNED).symlink_to("/proc")  # where not even root can create a file
+    compiled.clear()
+    probed.clear()
+    caplog.clear()
+    found = rows(folder)
+    assert (len(compiled), len(probed)) == (1, 0)
+    np.testing.assert_array_equal(found, kept)
+    (line,) = lines_about_tuned(caplog)
+    assert line.startswith(f"the compiled model is not kept, and each start compiles it until {folder / TUNED} can be")
+
+
+def test_a_start_from_a_full_disk_only_compiles_and_says_so_once(
+    tmp_path: Path,
+    compiled: list[Path],
+    probed: list[openvino.CompiledModel],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    kept = rows(folder)
+    shutil.rmtree(folder / TUNED)
+    compiled.clear()
+    probed.clear()
+    caplog.clear()
+    monkeypatch.setattr(disks, "CAPACITY", 32 << 10)
+    with disks.small_disk(folder / TUNED):
+        found = rows(folder)
+        assert not list((folder / TUNED).glob("*compiled*"))
+    assert (len(compiled), len(probed)) == (1, 0)
+    np.testing.assert_array_equal(found, kept)
+    (line,) = lines_about_tuned(caplog)
+    assert re.search(disks.FULL, line)
+
+
+def test_an_engine_starts_if_the_disk_is_full_only_when_the_compiled_model_is_written(
     tmp_path: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(path: Path, content: bytes) -> None:
-        raise OSError("No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(compiled_cache, "write_atomically", refuse)
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO)
     rows(engine_of(NAMES[0], tmp_path / "engine"))
     assert len(compiled) == 2
-    assert "the compiled model is not kept in" in caplog.text
+    assert all(line.endswith("can be written: No space left on device") for line in lines_about_tuned(caplog))
+    assert len(lines_about_tuned(caplog)) == 2
 
 
 def test_a_compiled_model_that_computes_something_else_when_it_is_read_is_not_kept(

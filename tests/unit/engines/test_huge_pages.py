@@ -123,8 +123,8 @@ def test_nothing_is_moved_without_such_a_system(tmp_path: Path, monkeypatch: pyt
 def test_a_system_that_does_not_list_memory_is_no_failure(
     system: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(huge_pages, "_PROCESS", tmp_path / "none")
-    with pytest.raises(OSError, match="pagemap"):
+    monkeypatch.setattr(huge_pages, "_PAGES", tmp_path / "none")
+    with pytest.raises(OSError, match="none"):
         move_to_huge_pages()
     with caplog.at_level("DEBUG"):
         for _ in range(3):  # the place of one that failed is free again

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from openvino import Model, Node, Type
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.engines.openvino import ops, stored
+from bei_core.engines.openvino import memory_map, ops, stored
 from bei_core.engines.openvino.stored import StoredTensor, drop_mapped_pages, keep_weights_narrow, stored_tensor
 from tests.golden.weights import BYTES, encode, safetensors
 
@@ -82,10 +83,80 @@ def test_numpy_computes_with_the_values_in_f32(tmp_path: Path) -> None:
         assert np.asarray(found).dtype == np.float32
 
 
-def test_a_mapped_file_is_still_there_after_its_pages_are_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "mapped"
-    path.write_bytes(bytes(range(256)) * 64)
+def address_of(node: Node) -> int:
+    """Where the bits of a weight are in memory."""
+    while node.get_type_name() != "Constant":
+        node = node.input_value(0).get_node()
+    return int(node.data.ctypes.data)
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_a_linear_layer_is_not_copied(dtype: str, tmp_path: Path) -> None:
+    tensors = checkpoint_of(tmp_path, dtype, w=np.ones((96, 64), np.float32)).tensors()
+    weight, mapped = cast("Array", stored_tensor(tensors, "w")), tensors.raw("w")
+    assert address_of(ops.constant(weight)) == mapped.ctypes.data
+    assert address_of(ops.constant(weight[32:64])) == mapped[32:64].ctypes.data  # a part of a fused layer
+
+
+@pytest.mark.parametrize(("dtype", "num_rows"), [("BF16", 1 << 14), ("F16", 1 << 14), ("F32", 1 << 14), ("F32", 4)])
+def test_a_table_is_not_copied(dtype: str, num_rows: int, tmp_path: Path) -> None:
+    tensors = checkpoint_of(tmp_path, dtype, w=np.ones((num_rows, 4), np.float32)).tensors()
+    ids = op.parameter([-1, -1], Type.i32)
+    rows = ops.embedding(cast("Array", stored_tensor(tensors, "w")), ids)
+    nodes = Model([op.result(rows)], [ids], "m").get_ops()
+    constants = {address_of(node) for node in nodes if node.get_type_name() == "Constant"}
+    assert tensors.raw("w").ctypes.data in constants
+
+
+def test_a_weight_that_is_not_in_a_mapped_file_is_copied() -> None:
+    """Nothing else would keep its memory as long as the graph."""
+    values = np.ones((96, 64), np.float32)
+    for given in (values, values[32:64], values.view(np.uint32).view(np.float32)):
+        assert address_of(StoredTensor(given, Type.f32).constant()) != given.ctypes.data
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped"),
+    [
+        pytest.param("model.bin", "model.bin", id="file"),
+        pytest.param("model.safetensors", "", id="folder"),
+        pytest.param("0_Transformer/pytorch_model.bin", "", id="folder-of-the-first-module"),
+        pytest.param("caf\udce9/line\nbreak.safetensors", "", id="not-utf-8"),
+    ],
+)
+def test_the_pages_of_mapped_weights_are_dropped_and_read_again(name: str, dropped: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(bytes(range(256)) * 256)
     mapped = np.memmap(path, np.uint8, mode="r")
     before = int(mapped.sum())
-    drop_mapped_pages(path)
+    assert num_in_memory(mapped) == mapped.nbytes // mmap.PAGESIZE
+    drop_mapped_pages(tmp_path / dropped)
+    assert num_in_memory(mapped) == 0
     assert int(mapped.sum()) == before
+
+
+def test_weights_of_a_repository_of_the_hub_are_dropped(tmp_path: Path) -> None:
+    """Its files are links to a folder of contents."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    (tmp_path / "blobs" / "0a1b").write_bytes(bytes(1 << 16))
+    (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/0a1b")
+    mapped = np.memmap(tmp_path / "snapshot" / "model.safetensors", np.uint8, mode="r")
+    assert mapped.sum() == 0
+    drop_mapped_pages(tmp_path / "snapshot")
+    assert num_in_memory(mapped) == 0
+
+
+def num_in_memory(mapped: npt.NDArray[np.uint8]) -> int:
+    """How many pages of mapped memory this process has."""
+    with Path("/proc/self/pagemap").open("rb") as entries:
+        entries.seek(mapped.ctypes.data // mmap.PAGESIZE * 8)
+        return int((np.frombuffer(entries.read(mapped.nbytes // mmap.PAGESIZE * 8), np.uint64) >> 63).sum())
+
+
+def test_nothing_is_dropped_on_a_system_that_does_not_list_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_map, "_MAPS", tmp_path / "none")
+    drop_mapped_pages(tmp_path)

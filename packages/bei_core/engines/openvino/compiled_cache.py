@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeAlias
 
@@ -77,15 +79,19 @@ class CompiledCache:
     def keep(self, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:
         """Compiles a model and keeps it for the next start, if a model read from what is kept gives the same arrays.
 
-        `probe` runs a compiled model. Two models are never in memory at once. Without permission or space, the next
-        start compiles again. Raises what `compile_` raises.
+        `probe` runs a compiled model. Two models are never in memory at once. Without permission or space, the model is
+        compiled only, as at each later start, and the log says why. Raises what `compile_` raises.
 
         The model that comes back has run nothing, as at the next start: the first batches decide how the plugin packs
         weights, and so the last bits of all later results.
         """
         compiled = compile_()
+        if not self._can_write(0):
+            return compiled
         content = compiled.export_model().getvalue()
         if len(content) <= _MAX_BYTES:
+            if not self._can_write(len(content)):
+                return compiled
             expected = probe(compiled)
             del compiled
             if self._is_equal(content, probe, expected):
@@ -107,8 +113,31 @@ class CompiledCache:
         """Raises RuntimeError if OpenVINO cannot read it."""
         return core().import_model(content, "CPU", {**self._properties, "WEIGHTS_PATH": str(self._weights)})
 
+    def _can_write(self, num_bytes: int) -> bool:
+        """Whether the folder takes a new file of this size. The file is written, and deleted at once.
+
+        A look at permissions would not do: root passes it, and on a read-only mount and a full disk everyone does.
+        """
+        with self._explained():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._path.parent) as file:
+                file.write(bytes(num_bytes))
+                file.flush()
+                return True
+        return False
+
     def _write(self, content: bytes) -> None:
-        try:
+        with self._explained():
             write_atomically(self._path, content)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Suppresses an OSError, and says in the log what it means."""
+        try:
+            yield
         except OSError as fault:
-            log.debug("the compiled model is not kept in %s: %s", self._path, fault)
+            log.info(
+                "the compiled model is not kept, and each start compiles it until %s can be written: %s",
+                self._path.parent,
+                fault.strerror or fault,
+            )

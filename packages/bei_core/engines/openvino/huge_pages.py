@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import mmap
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -19,18 +18,17 @@ from pathlib import Path
 
 import numpy as np
 
+from bei_core.engines.openvino.memory_map import ranges
+
 log = logging.getLogger(__name__)
 
 _SYSTEM = Path("/sys/kernel/mm/transparent_hugepage")
-_PROCESS = Path("/proc/self")
+_PAGES = Path("/proc/self/pagemap")
 
 _COLLAPSE = 25  # MADV_COLLAPSE of Linux 6.1: move these pages to a huge page now
 
 # A larger page (512 MB on Arm with pages of 64 KB) would stop the process for long while it is moved.
 _MAX_SIZE = 32 << 20
-
-# Lines of /proc/self/maps that are private memory without a file.
-_PRIVATE = re.compile(rb"^([0-9a-f]+)-([0-9a-f]+) rw-p \w+ [\w:]+ 0 *(?:\[heap\]|\[anon:.*\])?$", re.MULTILINE)
 
 # An entry of /proc/self/pagemap has these two bits if the page is in memory, and mapped by this process only. The zero
 # page, and pages that a process shares with the one that it was forked from, do not have the second.
@@ -96,9 +94,9 @@ def _huge_page_size() -> int:
 def _full_ranges(size: int) -> Iterator[int]:
     """Addresses of ranges of `size` bytes, aligned to it, of private memory that this process alone has all in use."""
     num_pages, step = size // mmap.PAGESIZE, _RANGES_AT_ONCE * size
-    with (_PROCESS / "pagemap").open("rb", buffering=0) as entries:
-        for line in _PRIVATE.finditer((_PROCESS / "maps").read_bytes()):
-            start, end = -(-int(line[1], 16) // size) * size, int(line[2], 16) // size * size
+    with _PAGES.open("rb", buffering=0) as entries:
+        for memory in filter(lambda each: each.is_private, ranges()):
+            start, end = -(-memory.start // size) * size, memory.end // size * size
             for first in range(start, end, step):
                 entries.seek(first // mmap.PAGESIZE * 8)
                 content = entries.read((min(first + step, end) - first) // mmap.PAGESIZE * 8)

@@ -12,6 +12,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from openvino import Model, Node, Type
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Tensors
+from bei_core.engines.openvino.memory_map import name_of, ranges
 
 Array = npt.NDArray[Any]
 
@@ -34,6 +36,9 @@ _MIN_NARROW_ROWS = 16384
 
 # An f32 engine widens its 16-bit weights when it is loaded if they have at most this many bytes in total.
 _MAX_WIDENED_BYTES = 256 << 20
+
+# The files of a checkpoint that are mapped: safetensors, and pickles of PyTorch.
+_MAPPED_FILES = (".safetensors", ".bin")
 
 _ONE_IN_BF16 = 0x3F80
 
@@ -99,7 +104,7 @@ class StoredTensor(NDArrayOperatorsMixin):
         gathered as bytes, and each pair of bytes is then an index into a table of all 65,536 values.
         """
         if self.kind not in _NARROW or len(self) < _MIN_NARROW_ROWS:
-            return op.gather(op.constant(np.ascontiguousarray(self)), ids, _axis(0))
+            return op.gather(_constant(np.asarray(self), Type.f32, self.shape), ids, _axis(0))
         table = _constant(self.bits, Type.u8, (*self.shape, 2))
         low_and_high = op.transpose(op.gather(table, ids, _axis(0)), op.constant(np.array([3, 0, 1, 2], np.int64)))
         low, high = (op.convert(half, Type.i32) for half in op.split(low_and_high, _axis(0), 2).outputs())
@@ -175,19 +180,17 @@ def keep_weights_narrow(graph: Model, precision: str) -> None:
 
 
 def drop_mapped_pages(path: Path) -> None:
-    """Free this process's memory for a mapped file, or for all mapped files of a folder.
+    """Free this process's memory for a mapped file, or for all mapped weights in a folder and the folders in it.
 
     If a page is used again, the system maps it again.
     """
-    try:
-        lines = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines()]
-    except OSError:  # another system than Linux
-        return
-    files = {str(each.resolve()) for each in (path.iterdir() if path.is_dir() else [path])}
-    for address, permissions, *_, name in (line for line in lines if len(line) == 6):
-        if name in files and "w" not in permissions:
-            start, end = (int(part, 16) for part in address.split("-"))
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+    files = [file for file in path.rglob("*") if file.suffix in _MAPPED_FILES] if path.is_dir() else [path]
+    names = {name_of(file) for file in files}
+    with suppress(OSError):  # another system than Linux
+        for mapped in ranges():
+            if mapped.name in names and b"w" not in mapped.permissions:
+                size = ctypes.c_size_t(mapped.end - mapped.start)
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(mapped.start), size, mmap.MADV_DONTNEED)
 
 
 def save(model: Model, path: Path) -> None:
@@ -205,10 +208,21 @@ def save(model: Model, path: Path) -> None:
 
 
 def _constant(bits: Array, kind: Type, shape: tuple[int, ...]) -> Node:
-    """A constant of these bits. It shares the memory of a mapped file; other bits are copied."""
+    """A constant of these bits. It shares the memory of a mapped file, which it does not keep mapped.
+
+    Other bits are copied, and so are those of a mapped file that are not contiguous.
+    """
     whole = np.ascontiguousarray(bits)
     tensor = openvino.Tensor(whole, openvino.Shape(shape), kind)
-    return op.constant(tensor, shared_memory=isinstance(whole.base, mmap.mmap))
+    return op.constant(tensor, shared_memory=_is_mapped(whole))
+
+
+def _is_mapped(array: Array) -> bool:
+    """Whether an array is a mapped file, or a view of one: also a view of a view."""
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return isinstance(owner, mmap.mmap)
 
 
 def _axis(value: int) -> Node:
