@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import openvino
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bei_core.checkpoint import resolve
+from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import engine as openvino_engine
 from bei_core.engines.openvino import lone as lone_graphs
@@ -23,8 +26,10 @@ from bei_core.engines.openvino.engine import compile_properties
 from bei_core.engines.openvino.graph import ROWS, TOKENS, build_graph
 from bei_core.engines.openvino.lone import least_padding, with_lone_graphs
 from bei_core.models.spec import read_spec
-from bei_core.tasks import Tokens
+from bei_core.serving.service import Service
+from bei_core.tasks import Embed, Tokens
 from tests.e2e.environments import ROOT
+from tests.fakes import SAFETY_S
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES
 from tests.golden.engines import built
 
@@ -88,6 +93,87 @@ def test_long_texts_that_come_alone_compile_nothing(tmp_path: Path, monkeypatch:
     assert engine._preparing is None  # type: ignore[attr-defined]
     engine.forward(Batch.pack([text_of(8, 100)]))
     assert engine._preparing is not None  # type: ignore[attr-defined]
+    engine.close()
+
+
+async def test_the_warm_up_and_probes_of_a_server_are_no_lone_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 2)
+    monkeypatch.setattr("bei_core.serving.service._PROVEN_S", -1.0)  # every health check sends a probe
+    checkpoint = resolve(str(CASES[0].folder))
+    opened = built(checkpoint, read_spec(checkpoint), tmp_path / "engine")
+    service = Service(opened, Settings.load({}, {}))
+    service.start()
+    for _ in range(3):
+        await service.check()
+    await service.run(Embed(["one text"]))
+    assert opened.engine._preparing is None  # type: ignore[attr-defined]
+    await service.run(Embed(["another text"]))
+    assert opened.engine._preparing is not None  # type: ignore[attr-defined]
+    service.close(SAFETY_S)
+
+
+class WatchedQueue(SimpleQueue[Graphs]):
+    """Records at each `put` whether an object is still alive."""
+
+    def __init__(self, watched: weakref.ref[Graphs]) -> None:
+        self.watched, self.was_alive = watched, list[bool]()
+
+    def put(self, item: Graphs, *_: object) -> None:
+        self.was_alive.append(self.watched() is not None)
+        super().put(item)
+
+
+def test_the_next_batch_does_not_wait_until_the_replaced_graphs_are_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 1)
+    checkpoint = resolve(str(CASES[0].folder))
+    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    first = engine._idle.get()  # type: ignore[attr-defined]
+    idle = engine._idle = WatchedQueue(weakref.ref(first))  # type: ignore[attr-defined]
+    idle.put(first)
+    del first
+    engine.forward(Batch.pack([text_of(5, 100)]))
+    engine._preparing.join()  # type: ignore[attr-defined]
+    assert idle.was_alive == [True] * 3  # at the start, after the batch, and when the new graphs came
+    assert idle.watched() is None
+    engine.close()
+
+
+@pytest.mark.parametrize("name", ["model.xml", "model.bin"])
+@pytest.mark.parametrize("when", ["before", "meanwhile", "deleted"])
+def test_an_engine_whose_folder_was_replaced_goes_on_with_the_graphs_that_it_has(
+    name: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 2)
+    checkpoint = resolve(str(CASES[0].folder))
+    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    batch, file = Batch.pack([text_of(5, 100)]), tmp_path / "engine" / name
+    before = engine.forward(batch)
+
+    def replace_file() -> None:
+        other = file.with_suffix(".new")
+        other.write_bytes(file.read_bytes())
+        other.replace(file)
+
+    def compile_meanwhile(work: Callable[[], object]) -> object:
+        replace_file()
+        return work()
+
+    if when == "meanwhile":
+        monkeypatch.setattr(openvino_engine, "at_low_priority", compile_meanwhile)
+    elif when == "before":
+        replace_file()
+    else:
+        file.unlink()
+    engine.forward(batch)
+    engine._preparing.join()  # type: ignore[attr-defined]
+    assert np.array_equal(engine.forward(batch), before)
+    assert engine.padding_share() == 1 - 5 / 16  # the graph for any batch
+    (line,) = [record.getMessage() for record in caplog.records if "single texts" in record.getMessage()]
+    assert line.endswith(f"{tmp_path / 'engine'} was replaced or deleted; start the server again to serve it")
     engine.close()
 
 

@@ -46,9 +46,9 @@ class Replica:
         self._calibration = calibration
         self._answered = answered
         self._refused = refused
-        self._budget = calibration.max_batch_tokens
-        self._pending: Pending[Request] = Pending(self._budget)
-        self._admission = Admission(self._pending, budget=self._budget, max_wait_s=max_wait_s)
+        budget = calibration.max_batch_tokens
+        self._pending: Pending[Request] = Pending(budget)
+        self._admission = Admission(self._pending, budget=budget, max_wait_s=max_wait_s)
         self._loop_free_at = env.now
         self._phase_s = phase_s
         self._wake = env.event()
@@ -91,7 +91,7 @@ class Replica:
             if not self._pending.num_items:
                 self._wake = self._env.event()
                 yield self._wake
-            taken = self._pending.take(self._budget, self._env.now)
+            taken = self._pending.take(self._admission.budget, self._env.now)
             seconds = self._calibration.batch_s(taken.num_tokens, self._env.now + self._phase_s)
             self._admission.running = Running(taken.items, taken.num_tokens, self._env.now)
             yield self._env.timeout(seconds)

@@ -42,6 +42,11 @@ class Batch:
         """Number of tokens of each sequence, i32[B]."""
         return np.diff(self.cu_seqlens)
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether all token ids are 0, as in the batches that warm an engine up or probe it, and in no text."""
+        return not self.input_ids.any()
+
     @classmethod
     def blank(cls) -> Batch:
         """One sequence of one token with id 0, to try an engine with."""

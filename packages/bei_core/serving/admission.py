@@ -104,8 +104,8 @@ class Admission:
             if wait_s + self.expected_s(num_tokens) > self._max_wait_s * share:
                 raise overloaded(f"the requests that wait already take {wait_s:.1f} s", "queue_wait", wait_s)
 
-    def check(self, num_tokens: int, now: float, priority: str, deadline: float | None) -> None:
-        """Raises OverloadedError if a request of `num_tokens` tokens should be refused.
+    def check(self, num_tokens: int, now: float, priority: str, deadline: float | None, num_items: int = 1) -> None:
+        """Raises OverloadedError if a request of `num_tokens` tokens in `num_items` items should be refused.
 
         The reasons are a too long wait, too many tokens in the queue, or an expected end after its deadline. `now` and
         `deadline` are in seconds on the same clock.
@@ -114,16 +114,16 @@ class Admission:
         waiting = self._pending.num_tokens
         if self._max_tokens is not None and waiting + num_tokens > self._max_tokens:
             raise overloaded(f"{waiting} tokens are waiting already", "queue_tokens", self.expected_s(waiting))
-        if deadline is not None and (late_s := self._late_s(num_tokens, now, priority, deadline)) > 0:
+        if deadline is not None and (late_s := self._late_s(num_tokens, num_items, now, priority, deadline)) > 0:
             raise overloaded(f"the request would end {late_s:.2f} s after its deadline", "deadline", late_s)
 
-    def _late_s(self, num_tokens: int, now: float, priority: str, deadline: float) -> float:
+    def _late_s(self, num_tokens: int, num_items: int, now: float, priority: str, deadline: float) -> float:
         """Returns the seconds from its deadline to the expected end of a request; negative if it ends before it.
 
-        A request larger than one batch waits again for each of its batches, but in total at most as long as everything
-        in the queue takes. A small request ends when the whole batch that contains it ends.
+        A request larger than one batch waits again for each of its batches, of which an item is in one, but in total at
+        most as long as everything in the queue takes. A small request ends when the whole batch that contains it ends.
         """
-        line_s, num_turns = self.wait_s(now), -(-num_tokens // self._max_budget)
+        line_s, num_turns = self.wait_s(now), min(num_items, -(-num_tokens // self._max_budget))
         wait_s = min(num_turns * line_s, line_s + self.expected_s(self._pending.num_tokens))
         batch = min(self.budget, self._pending.num_tokens_in_line + num_tokens)
         own_s = self.expected_s(max(num_tokens, batch))

@@ -94,6 +94,7 @@ class Queued(Generic[OwnerT]):
     num_items: int
     num_tokens: int
     num_tokens_in_line: int = 0
+    num_tokens_of_turn: int = 0  # of the items that joined the line last
     following: list[Item[OwnerT]] = field(default_factory=list)  # not in the line yet; the next one is the last
     last: Item[OwnerT] | None = None  # the item in the line that the next items follow when it leaves
     is_counted: bool = True  # False: the client has left, and the queue's numbers do not include this request
@@ -106,22 +107,26 @@ class Pending(Generic[OwnerT]):
     """The queue of inputs.
 
     The queue consists of a line and of items that wait to join it. A request has at most about `quantum` tokens in the
-    line at a time; its next items join the end of the line when these have left it (deficit round robin, Shreedhar and
-    Varghese 1995). So a small request waits for one quantum of each large request, and large requests advance equally
-    fast. If the line is long, the next items do not join its end but precede it: the ranks of the quanta of all large
-    requests together are at least a quantum's time / _LARGE_SHARE apart, so that a flood of small requests leaves half
-    of the engine to the large ones. That begins with the arrival of a large request: its first items wait for the line,
-    and meanwhile `num_tokens_ahead` leaves the places of its next ones free.
+    line at a time, or one item if that is longer: its turn. Its next items join the end of the line when these have
+    left it (deficit round robin, Shreedhar and Varghese 1995). So a small request waits for one turn of each large
+    request, and large requests advance equally fast. If the line is long, the next items do not join its end but
+    precede it: the ranks of the turns of all large requests together are at least the time of a turn's tokens /
+    _LARGE_SHARE apart, so that a flood of small requests and the large ones each get half of the engine. That begins
+    with the arrival of a large request: its first items wait for the line, and meanwhile `num_tokens_ahead` leaves the
+    places of its next ones free.
 
     A batch starts with the oldest item of the line, continues with items of the same length class, oldest first, and is
     then filled with the oldest items of other classes. So no item starves: if there are `W` tokens ahead of an item
     when it joins the line or that precede it later, no item has more than `L` tokens, and there are `K` length classes,
-    the item leaves within `W // (budget - L + 1) + K` batches; with `max_items` set and `N` such items, within
-    `N // max_items` more. What precedes it later is limited too, because each quantum gets a higher rank than the last.
+    the item leaves within `W // (budget - L + 1) + K` batches if `L` is at most the budget, and for any `L` within
+    `4 * W // budget + K`, if the budget is at least 2 * SHORTEST_CLASS; with `max_items` set and `N` such items, within
+    `N // max_items` more. What precedes it later is limited too, because each turn gets a higher rank than the last.
 
     Proof: a batch that leaves without it starts with an older item of some class. Either the batch takes more than
     `budget - L` tokens or `max_items` items that are older, or it takes all older items of that class, which can happen
-    once for each other class. If another item overtakes it by a head start, the count begins again.
+    once for each other class. In a class whose items have at most half as many tokens as the budget, more than
+    `budget - L` is more than half of the budget; in every other class, one item has more than a quarter of the budget.
+    If another item overtakes it by a head start, the count begins again.
     (tests/property/test_queue.py, test_turns_of_large_requests.py)
     """
 
@@ -134,7 +139,7 @@ class Pending(Generic[OwnerT]):
         self.num_tokens = 0  # tokens of these items
         self.num_tokens_in_line = 0  # tokens of the items that are in the line
         self._turn = 0.0  # the rank of the last items of large requests that joined the line, or of the first request
-        self._turn_s = math.inf  # seconds from this rank to that of the next ones, at the latest
+        self._turn_s = math.inf  # seconds from this rank to that of the next ones, after a turn of a quantum
 
     def __len__(self) -> int:
         return self.num_items
@@ -215,7 +220,8 @@ class Pending(Generic[OwnerT]):
                 taken.items.append(item)
                 if item is queued.last:
                     place = rank + queued.arrived - item.rank  # what arrived before is served
-                    self._turn = min(now, max(self._turn, place) + self._turn_s)
+                    turn_s = self._turn_s * queued.num_tokens_of_turn / self._quantum
+                    self._turn = min(now, max(self._turn, place) + turn_s)
                     self._enter(queued, self._turn)
         self.num_items -= len(taken.items)
         self.num_tokens -= taken.num_tokens
@@ -246,7 +252,8 @@ class Pending(Generic[OwnerT]):
             heapq.heappush(self._classes.setdefault(item.length_class, []), entry)
             self._sequence += 1
         queued.last = item if following else None
-        self._count(queued, 0, 0, self._quantum - space)
+        queued.num_tokens_of_turn = self._quantum - space
+        self._count(queued, 0, 0, queued.num_tokens_of_turn)
 
     def _head(self, key: int, now: float, expired: list[Item[OwnerT]]) -> Item[OwnerT] | None:
         """Returns the oldest item of a length class that can run; None if there is none.

@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 _WATCH_S = 1.0  # how often the watchdog checks for a hang
 
 # A batch counts as hanging if it takes longer than _HANG_FACTOR times the expected time and longer than
-# `hang_timeout_s`. A batch loses its turn on the processors after _HANG_FACTOR times the expected time of a full batch,
-# but not before _LEAST_TURN_S seconds.
+# `hang_timeout_s`. A batch loses its turn on the processors after _HANG_FACTOR times the expected time of a full batch
+# or of the longest text, but not before _LEAST_TURN_S seconds.
 _HANG_FACTOR = 10.0
 _LEAST_TURN_S = 1.0
 
@@ -85,7 +85,7 @@ class Runner:
     ) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._budget = max(budget, engine.info.max_seq_len)
+        self._budget = budget
         self._max_items = max_items
         self._turns = turns
         self._hang_s = hang_s
@@ -142,7 +142,7 @@ class Runner:
                 if self.broken or self._closing:
                     raise UnhealthyError(self._broken or "the server is shutting down")
                 if self._pending.num_items and not is_probe:
-                    self.admission.check(sum(map(len, tokens)), now, priority, deadline)
+                    self.admission.check(sum(map(len, tokens)), now, priority, deadline, len(tokens))
                 items = [Item(item, ticket, i, rank, deadline) for i, item in enumerate(tokens)]
                 queued = self._pending.put(items, now)
                 self._wake.notify()
@@ -247,7 +247,8 @@ class Runner:
 
     def _turn_s(self) -> float:
         """Returns the longest time of a turn on the processors, in seconds; after it the next model gets its turn."""
-        return max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(self._budget))
+        most = max(self._budget, self._engine.info.max_seq_len)  # of a batch: a longer text than `budget` runs alone
+        return max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(most))
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
         """Runs a batch and settles its items. If it fails, runs its halves, so that only the faulty items fail."""

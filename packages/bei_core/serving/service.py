@@ -34,7 +34,8 @@ _PROVEN_S = 5.0
 # How long a health check waits for the engine's answer to a probe.
 _PROBE_WAIT_S = 0.05
 
-# The warm-up batches, each a list of text lengths in tokens: first the shapes of single requests, then a full batch.
+# The warm-up batches, each a list of text lengths in tokens: first the shapes of single requests, then a full batch,
+# with fewer tokens if the server's batches have fewer.
 # Batches for which _WARM_UP_S are too short are left out: a kernel is created in milliseconds, but a large model runs
 # it for seconds, and the server accepts no request until the warm-up ends.
 _WARM_UP = ([15], [127], *([16 * step - 1] for step in range(2, 8)), [128] * 8)
@@ -134,7 +135,8 @@ class Service:
         started = time.perf_counter()
         engine, admission, batches = self._opened.engine, self._runner.admission, list[Batch]()
         for lengths in _WARM_UP:  # so that no request waits for the creation of kernels
-            batch = Batch.pack([_blank(min(length, engine.info.max_seq_len)) for length in lengths])
+            longest, count = min(engine.info.max_seq_len, self.batch_tokens), max(1, self.batch_tokens // lengths[0])
+            batch = Batch.pack([_blank(min(length, longest)) for length in lengths[:count]])
             if time.perf_counter() - started + 2 * admission.expected_s(batch.num_tokens) > _WARM_UP_S:
                 continue
             began = time.perf_counter()

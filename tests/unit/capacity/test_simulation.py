@@ -110,6 +110,14 @@ def test_requests_that_would_wait_too_long_are_refused() -> None:
     assert result.percentile_ms(99) < 4_000
 
 
+def test_a_batch_takes_at_most_a_third_of_the_longest_wait_as_in_the_server() -> None:
+    requests = [(0.0, 100), *((0.001 * index, 100) for index in range(1, 6))]
+    server = msgspec.structs.replace(SERVER, per_batch_s=0.0)
+    latencies = simulate(server, requests, scaling=ONE, max_wait_s=0.9).latency_s
+    ends = sorted(at + latency for (at, _), latency in zip(requests, latencies, strict=True))
+    assert ends == pytest.approx([0.1, 0.4, 0.4, 0.4, 0.6, 0.6])
+
+
 def test_a_seed_gives_the_same_result_again() -> None:
     def again(seed: int) -> list[float]:
         two = Scaling(min_replica=2, max_replica=2)

@@ -152,11 +152,12 @@ async def test_a_batch_has_at_most_max_items(make_runner: MakeRunner) -> None:
     assert [len(batch) for batch in engine.batches] == [3, 3, 3, 1]
 
 
-async def test_the_longest_sequence_of_the_model_fits_whatever_the_budget(make_runner: MakeRunner) -> None:
+async def test_a_text_longer_than_the_budget_runs_alone_and_others_keep_the_budget(make_runner: MakeRunner) -> None:
     engine = FakeEngine(max_seq_len=100)
     runner = make_runner(engine, budget=10)
-    await runner.submit([tokens_of_length(100), tokens_of_length(50), tokens_of_length(50, 1)])
-    assert [len(batch) for batch in engine.batches] == [1, 2]
+    tokens = [tokens_of_length(100), *(tokens_of_length(5, index) for index in range(4))]
+    assert np.array_equal((await runner.submit(tokens)).rows, rows_of(tokens))
+    assert sorted([len(ids) for ids in batch] for batch in engine.batches) == [[5, 5], [5, 5], [100]]
 
 
 @pytest.mark.parametrize(("seconds", "first"), [(0.9, 2), (1.1, 1)])

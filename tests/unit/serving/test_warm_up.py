@@ -21,7 +21,7 @@ from tests.unit.serving.test_service import opened
 def test_the_warm_up_leaves_out_batches_that_would_take_long(
     seconds_per_token: float, sizes: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = FakeEngine(max_seq_len=512)
+    engine = FakeEngine(max_seq_len=1024)
 
     def now() -> float:
         return seconds_per_token * sum(map(len, engine.seen))
@@ -41,6 +41,15 @@ def test_the_engine_is_warmed_up_before_the_first_request() -> None:
     service.start()
     assert engine.batches
     assert max(len(ids) for ids in engine.seen) <= 48  # the longest that the engine takes
+    service.close(SAFETY_S)
+
+
+@pytest.mark.parametrize("size", [300, 100])
+def test_no_batch_of_the_warm_up_has_more_tokens_than_one_of_requests(size: int) -> None:
+    engine = FakeEngine(max_seq_len=1024)
+    service = Service(opened(engine, None), Settings.load({"max_batch_tokens": size}, {}))
+    service.start()
+    assert max(sum(map(len, batch)) for batch in engine.batches) == (256 if size == 300 else 100)
     service.close(SAFETY_S)
 
 

@@ -24,7 +24,7 @@ from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import MAX_LENGTH, lengths_for, with_lone_graphs
 from bei_core.engines.openvino.stored import drop_mapped_pages
-from bei_core.errors import EngineUnavailableError
+from bei_core.errors import EngineCorruptError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Tokens
 
@@ -42,7 +42,8 @@ _WIDE_BATCH_TOKENS = 256
 # and each stream takes memory for a batch.
 _MAX_STREAMS = 8
 
-# After so many batches of one text that is short enough, graphs are compiled for texts of such lengths.
+# After so many batches of one text that is short enough, graphs are compiled for texts of such lengths. Those of the
+# warm-up and of health checks do not count: a server without requests would compile graphs for their lengths.
 _LONE_TEXTS = 100
 
 _TEXT, _TWO_TEXTS = (
@@ -151,6 +152,7 @@ class OpenVinoEngine:
         self._model, self._quantised = model, quantised
         self._properties = compile_properties(precision, num_streams)
         self._pad_id = int(spec.config.get("pad_token_id") or 0)
+        self._loaded = self._stamps()
         compiled = self._open(manifest)
         graphs = [Graphs(compiled, self._pad_id) for _ in range(num_streams)]
         self._idle: SimpleQueue[Graphs] = SimpleQueue()  # those that run no batch
@@ -192,18 +194,24 @@ class OpenVinoEngine:
         finally:
             idle.put(graphs)
         self._last.padding_share, self._last.num_shared = outputs.padding_share, outputs.num_shared
-        is_lone = len(batch) == 1 and batch.num_tokens <= MAX_LENGTH and self.info.num_callers == 1
-        if is_lone and isinstance(self._model, Path) and len(self._lone_lengths) < _LONE_TEXTS:
-            self._lone_lengths.append(batch.num_tokens)
-            if len(self._lone_lengths) == _LONE_TEXTS:
-                self._preparing = threading.Thread(target=self._prepare, name="bei-lone-graphs")
-                self._preparing.start()
+        if len(batch) == 1 and len(self._lone_lengths) < _LONE_TEXTS:
+            self._count(batch)
         return outputs
+
+    def _count(self, batch: Batch) -> None:
+        """Counts a lone text, if it is short and from a user. The last one that counts starts the compilation."""
+        if batch.num_tokens > MAX_LENGTH or batch.is_blank or self.info.num_callers > 1 or not self._loaded:
+            return
+        self._lone_lengths.append(batch.num_tokens)
+        if len(self._lone_lengths) == _LONE_TEXTS:
+            self._preparing = threading.Thread(target=self._prepare, name="bei-lone-graphs")
+            self._preparing.start()
 
     def _prepare(self) -> None:
         """Replaces the graphs by those with fixed shapes for lone texts, unless they would take too much memory."""
         try:
             started = time.perf_counter()
+            self._check_files()
             dynamic = self._read()
             is_shared = self.info.precision == "f32"  # bf16 shares, too, but more lengths gain nothing there
             lengths = lengths_for(dynamic, self.info.max_seq_len, self._lone_lengths, shared=is_shared)
@@ -213,13 +221,35 @@ class OpenVinoEngine:
             graphs = Graphs(at_low_priority(lambda: self._compile(graph)), self._pad_id, lengths)
             graphs.infer(_TWO_TEXTS, ROWS)  # packs the weights of the graph for any batch
             drop_mapped_pages(self._model.with_suffix(".bin"))
+            self._check_files()  # again, because they were read meanwhile
+        except EngineCorruptError as fault:
+            return log.warning("no graphs for single texts, which run slower without them: %s", fault)
         except (EngineUnavailableError, RuntimeError):
             return log.warning("no graphs for single texts, which run slower without them", exc_info=True)
-        self._idle.get()  # waits for the batch that runs
+        before = self._idle.get()  # waits for the batch that runs
         self._idle.put(graphs)
-        return log.info(
+        log.info(
             "compiled graphs for single texts of up to %d tokens in %.1f s", lengths[-1], time.perf_counter() - started
         )
+        del before  # last, because to free the old model takes 0.1 s, in which the next batches run
+        return None
+
+    def _stamps(self) -> list[tuple[int, int, int]]:
+        """Inode, size and time of modification of the model's two files; empty if there are no such files."""
+        if not isinstance(self._model, Path):
+            return []
+        try:
+            found = [path.stat() for path in (self._model, self._model.with_suffix(".bin"))]
+        except OSError:
+            return []
+        return [(at.st_ino, at.st_size, at.st_mtime_ns) for at in found]
+
+    def _check_files(self) -> None:
+        """Raises EngineCorruptError if the files are not those that were loaded: they may be those of another model."""
+        if self._stamps() != self._loaded:
+            raise EngineCorruptError(
+                f"{self._model.parent} was replaced or deleted; start the server again to serve it"
+            )
 
     def padding_share(self) -> float:
         """See `Engine.padding_share`."""
