@@ -21,7 +21,7 @@ def adapt(graph: Model, precision: str, *, as_convolutions: bool) -> None:
 
 
 def _narrow_norms(graph: Model) -> None:
-    """Marks each LayerNorm but the last one, and the sum before it if nothing else reads that sum, to be in bf16.
+    """Marks each LayerNorm but the last one, and the sums before it that nothing else reads, to be in bf16.
 
     The plugin keeps in f32 what follows the last matrix multiplication, and finds it from the outputs back: along the
     residual connections as far as the first layer. So all sums and norms were in f32, with conversions before and after
@@ -30,9 +30,15 @@ def _narrow_norms(graph: Model) -> None:
     """
     for norm in [node for node in graph.get_ordered_ops() if node.get_type_name() == "MVN"][:-1]:
         total = norm.input_value(0).get_node()
-        is_sum = total.get_type_name() == "Add" and _only_reader(total) is not None
-        for node in [*([total] if is_sum else []), norm, *_scale_and_shift(norm)]:
+        for node in [*_sums_before(total), norm, *_scale_and_shift(norm)]:
             node.get_rt_info()[_IN_BF16] = "YES"
+
+
+def _sums_before(node: Node) -> list[Node]:
+    """A sum and those that it adds up, such as that of a bias: all that nothing else reads."""
+    if node.get_type_name() != "Add" or _only_reader(node) is None:
+        return []
+    return [node, *(each for source in node.input_values() for each in _sums_before(source.get_node()))]
 
 
 def _scale_and_shift(norm: Node) -> list[Node]:
