@@ -36,11 +36,13 @@ class FragileEngine(FakeEngine):
 
 
 def load_unless(folder: str) -> FragileEngine:
-    """The engine; the process ends if there is a file `broken` in the folder."""
+    """The engine; the process ends if there is a file `broken` in the folder, and hangs if there is a file `hangs`."""
     if os.path.exists(os.path.join(folder, "broken")):
         os._exit(7)
     with open(os.path.join(folder, "pids"), "a") as file:
         file.write(f"{os.getpid()}\n")
+    if os.path.exists(os.path.join(folder, "hangs")):
+        threading.Event().wait()
     return FragileEngine()
 
 

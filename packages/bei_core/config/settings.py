@@ -178,7 +178,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = False
     payload_limit: Annotated[Count, About("Maximum bytes of a request's body.")] = 32_000_000
     max_body_bytes_in_flight: Annotated[
-        Count, About("Maximum bytes of all requests' bodies in memory; more get status 429.", bare=False)
+        Count, About("Maximum bytes of all bodies and unread replies in memory; more get status 429.", bare=False)
     ] = 536_870_912
     max_reply_bytes: Annotated[
         Count, About("Maximum bytes of a reply with vectors of tokens; a request for more gets status 422.", bare=False)
@@ -191,7 +191,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 10.0
     body_timeout_s: Annotated[Positive, About("Seconds for the whole body of a request to arrive.", bare=False)] = 60.0
     send_timeout_s: Annotated[
-        Positive, About("Seconds in which a client must take some bytes of its reply.", bare=False)
+        Positive, About("Seconds in which a client must read its reply, or 1 KB of it for each of them.", bare=False)
     ] = 60.0
     keep_alive_timeout_s: Annotated[
         Positive, About("Seconds that an idle connection stays open; more than a load balancer's 60.", bare=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import logging
+import math
 import signal
 import subprocess
 import sys
@@ -51,6 +52,11 @@ _END_S = 1.0  # how long a process may take to end after it has closed its pipe
 
 _MAX_WARM_UP_S = 60.0  # a process that takes longer to warm up is killed
 
+# A process after the first one is killed if it has not loaded the engine after _LOAD_FACTOR times the seconds that the
+# first one took, and after _MIN_LOAD_S seconds. The first one may take any time: nothing says how large the model is.
+_LOAD_FACTOR = 10.0
+_MIN_LOAD_S = 120.0
+
 _OUTAGE = "the process of the engine has ended and is started again"
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -80,9 +86,15 @@ class _Child:
         with suppress(ConnectionError):  # the process has ended already, which `wait_loaded` reports
             self.pipe.send(load)
 
-    def wait_loaded(self) -> EngineInfo:
-        """Waits until the engine is loaded. Raises the StartError of the load, or EngineUnavailableError."""
+    def wait_loaded(self, limit_s: float) -> EngineInfo:
+        """Waits until the engine is loaded. Raises the StartError of the load, or EngineUnavailableError.
+
+        Kills the process after `limit_s` seconds.
+        """
         try:
+            if not self.pipe.poll(None if limit_s == math.inf else limit_s):
+                log.error("the process of the engine has not loaded it within %.0f s; it is killed", limit_s)
+                self.process.kill()
             reply = self.pipe.recv()
         except (EOFError, ConnectionError):
             raise EngineUnavailableError(
@@ -140,6 +152,7 @@ class EngineProcess:
         self._child: _Child | None = None
         self._computing: _Child | None = None  # the process that computes a batch now
         self._padding_share, self._num_shared_tokens = 0.0, 0
+        self._max_load_s = math.inf  # of the first process; then it is known how long a load takes
         self._closing = threading.Event()
         first: Future[EngineInfo] = Future()
         self._supervisor = threading.Thread(
@@ -223,7 +236,9 @@ class EngineProcess:
         child = self._child = _Child(self._load)
         if self._closing.is_set():
             child.process.kill()
-        info = child.wait_loaded()
+        info = child.wait_loaded(self._max_load_s)
+        if not first.done():
+            self._max_load_s = max(_MIN_LOAD_S, _LOAD_FACTOR * (time.monotonic() - began))
         child.warm_up(self.warm_up)
         if first.done():
             log.info("the engine is ready again, after %.1f s", time.monotonic() - began)

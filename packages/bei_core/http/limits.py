@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +36,16 @@ _REST_SHARE = 1 / 80
 
 # How long after such a refusal the event loop also sleeps after requests that it accepts, in seconds.
 OVERLOAD_S = 0.5
+
+# A client that has to read its reply must take at least so many bytes a second, over any `send_timeout_s`.
+MIN_READ_BYTES_PER_S = 1024
+
+# If other requests need memory, a client makes way that has not read the next part of its reply, of 1 MB at most, for
+# so many seconds.
+SLOW_READ_S = 10.0
+
+# The most bytes of replies that wait in each connection without being counted in the budget.
+MAX_UNCOUNTED_BYTES = 16_384
 
 # How long idle connections stay open after the signal to stop, so that requests already in the network get a reply.
 ON_ITS_WAY_S = 0.25
@@ -80,33 +92,54 @@ def rest_s(max_queue_wait_s: float) -> float:
 
 
 class BodyBudget:
-    """Counts the bytes of all request bodies and large replies in memory, and keeps them at most at `limit`."""
+    """Counts the bytes of all request bodies and unread replies in memory, and keeps them at most at `limit`."""
 
-    def __init__(self, limit: int, on_large_release: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        limit: int,
+        on_large_release: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.limit = limit
         self.on_large_release = on_large_release
         self.num_bytes = 0
         self.incomplete: set[BodyLease] = set()  # leases of requests whose body is not complete
+        self._unread: dict[BodyLease, float] = {}  # of clients that have to read, since when; the longest wait first
+        self._clock = clock
 
     def error(self) -> OverloadedError:
         """Returns the error for a request whose body exceeds the budget."""
         return OverloadedError(f"the bodies of the requests in progress have {self.limit} bytes already; try again")
 
-    def make_room(self, lease: BodyLease) -> None:
-        """Refuses incomplete requests, the largest first, until the total is within the limit.
+    def wait_for(self, lease: BodyLease) -> None:
+        """Notes that the client of a lease has to read from now on, until `has_read`."""
+        self._unread[lease] = self._clock()
 
-        Raises OverloadedError if no incomplete request is larger than `lease`.
+    def has_read(self, lease: BodyLease) -> None:
+        """Notes that the client of a lease has read enough, or has left."""
+        self._unread.pop(lease, None)
+
+    def make_room(self, lease: BodyLease) -> None:
+        """Refuses others until the total is within the limit.
+
+        First clients that read slowly, the longest wait first, then incomplete requests, the largest first. Raises
+        OverloadedError if no client reads slowly and no incomplete request is larger than `lease`.
         """
         while self.num_bytes > self.limit:
-            largest = max(self.incomplete, key=lambda other: other.num_bytes, default=lease)
-            if largest.num_bytes <= lease.num_bytes:
-                raise self.error()
-            largest.release()
-            largest.refuse()
+            unread, since = next(iter(self._unread.items()), (lease, math.inf))
+            if self._clock() - since >= SLOW_READ_S:
+                other = unread
+                self.has_read(other)
+            else:
+                other = max(self.incomplete, key=lambda each: each.num_bytes, default=lease)
+                if other.num_bytes <= lease.num_bytes:
+                    raise self.error()
+            other.release()
+            other.refuse()
 
 
 class BodyLease:
-    """The bytes that one request takes from the budget."""
+    """The bytes that one request, or what waits to be sent on a connection, takes from the budget."""
 
     __slots__ = ("_budget", "_released", "num_bytes", "refuse")
 
@@ -114,7 +147,7 @@ class BodyLease:
         self._budget = budget
         self._released = False
         self.num_bytes = 0
-        self.refuse = refuse  # replies 429; called only while the request is incomplete
+        self.refuse = refuse  # replies 429, if the request is incomplete; closes the connection of a slow reader
         budget.incomplete.add(self)
 
     def grow(self, num_bytes: int) -> None:
@@ -129,6 +162,13 @@ class BodyLease:
                 self._add(-num_bytes)
                 raise
 
+    def shrink(self, num_bytes: int) -> None:
+        """Returns all but `num_bytes` to the budget; does nothing if the lease has no more."""
+        if num_bytes < self.num_bytes:
+            if self.num_bytes > LARGE_BYTES:
+                self._budget.on_large_release()
+            self._add(num_bytes - self.num_bytes)
+
     def complete(self) -> None:
         """Marks the body as complete: from now on the request is not refused to make space for another one."""
         self._budget.incomplete.discard(self)
@@ -136,9 +176,7 @@ class BodyLease:
     def release(self) -> None:
         """Returns all bytes to the budget; later calls of `grow` do nothing."""
         self.complete()
-        if self.num_bytes > LARGE_BYTES:
-            self._budget.on_large_release()
-        self._add(-self.num_bytes)
+        self.shrink(0)
         self._released = True
 
     def _add(self, num_bytes: int) -> None:
@@ -154,3 +192,10 @@ def count_bytes(scope: Mapping[str, Any], num_bytes: int) -> None:
     lease = scope.get("extensions", {}).get(LEASE)
     if lease is not None:
         lease.grow(num_bytes)
+
+
+def hold_bytes(scope: Mapping[str, Any], num_bytes: int) -> None:
+    """Counts `num_bytes` for the reply that is encoded, at most what was counted for its request until now."""
+    lease = scope.get("extensions", {}).get(LEASE)
+    if lease is not None:
+        lease.shrink(num_bytes)

@@ -15,9 +15,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError, UnauthorizedError
-from bei_core.http.codings import CODINGS, compressed
+from bei_core.http.codings import CODINGS, compressed, joined
 from bei_core.http.error_format import OPENAI, TEI, ErrorFormat
-from bei_core.http.limits import rest_s
+from bei_core.http.limits import hold_bytes, rest_s
 from bei_core.http.msgpack import list_head, object_head, packed
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
@@ -89,16 +89,22 @@ async def complete(
     if media_type != JSON:
         headers |= _VARY
     named: str | None = media_type
+    parts: list[bytes] = []
     if isinstance(value, Plain):
         body, named = value
     elif isinstance(value, Deferred):
-        body = await asyncio.to_thread(_encode, value.make, media_type)
+        parts = await asyncio.to_thread(_encode, value.make, media_type)
+        body = parts.pop() if len(parts) == 1 else b""
     else:
         body = _FORMATS[media_type].encode(value)
-    if coding is not None and (smaller := await compressed(body, coding)) is not None:
-        body = smaller
-        headers |= {"content-encoding": coding, **_VARY}
-    return (Response if len(body) <= _PART else _InParts)(body, headers=headers, media_type=named)
+    if coding is not None:
+        whole = await joined(parts, sum(map(len, parts))) if parts else body
+        if (smaller := await compressed(whole, coding)) is not None:
+            body, parts = smaller, []
+            headers |= {"content-encoding": coding, **_VARY}
+    if parts or len(body) > _PART:
+        return _InParts(parts or [body], headers, named)
+    return Response(body, headers=headers, media_type=named)
 
 
 def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inputs") -> Response:
@@ -153,17 +159,26 @@ def num_numbers(rows: object) -> int:
 
 
 class _InParts(Response):
-    """A large reply, sent in parts: each after the client has read the one before, so that only one is buffered.
+    """A large reply, sent in parts: each after the client has read the one before, and freed when it is sent.
 
-    The request's BodyLease ends when the last part is sent.
+    The request's BodyLease has the bytes that are not sent yet, and ends when the last part is sent.
     """
+
+    def __init__(self, parts: list[bytes], headers: Mapping[str, str], media_type: str | None) -> None:
+        self._parts = parts[::-1]  # the next one is the last
+        self._num_unsent = sum(map(len, parts))
+        super().__init__(None, headers={**headers, "content-length": str(self._num_unsent)}, media_type=media_type)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the reply."""
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        for start in range(0, len(self.body), _PART):
-            part = bytes(self.body[start : start + _PART])
-            await send({"type": "http.response.body", "body": part, "more_body": start + _PART < len(self.body)})
+        while self._parts:
+            part = self._parts.pop()
+            for start in range(0, len(part), _PART):
+                hold_bytes(scope, self._num_unsent)
+                body = part[start : start + _PART]
+                self._num_unsent -= len(body)
+                await send({"type": "http.response.body", "body": body, "more_body": self._num_unsent > 0})
 
 
 class _Format(NamedTuple):
@@ -191,8 +206,16 @@ _FORMATS = {
 }
 
 
-def _encode(make: Callable[[], object], media_type: str) -> bytes:
-    return b"".join(_pieces(make(), _FORMATS[media_type]))
+def _encode(make: Callable[[], object], media_type: str) -> list[bytes]:
+    """Returns the bytes of a value in parts of at most _PART; a larger piece is a part of its own."""
+    parts, held, size = list[bytes](), list[bytes](), 0
+    for piece in _pieces(make(), _FORMATS[media_type]):
+        if held and size + len(piece) > _PART:
+            parts.append(b"".join(held))
+            held, size = [], 0
+        held.append(piece)
+        size += len(piece)
+    return [*parts, b"".join(held)]
 
 
 def _pieces(value: object, form: _Format) -> Iterator[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
@@ -99,6 +98,8 @@ class Queued(Generic[OwnerT]):
     last: Item[OwnerT] | None = None  # the item in the line that the next items follow when it leaves
     is_counted: bool = True  # False: the client has left, and the queue's numbers do not include this request
 
+
+_Batches: TypeAlias = tuple[tuple[int, float], ...]  # number of tokens and seconds of each
 
 _Entry: TypeAlias = "tuple[float, int, Item[OwnerT], Queued[OwnerT]]"  # of the line: rank, sequence number, item
 
@@ -285,33 +286,36 @@ class ServiceRate:
 
     The time is that of the tokens that were computed: repeated texts of a batch are computed once, and so are shared
     prefixes. Of the tokens that wait, the largest share of the last batches is expected to be computed.
+
+    One thread calls `add`; any thread may read meanwhile. So what is read is replaced, never changed in place.
     """
 
     def __init__(self) -> None:
-        self._batches = [deque[tuple[int, float]](maxlen=_NUM_BATCHES) for _ in range(64)]
-        self._recent = deque[tuple[int, float]](maxlen=_NUM_RECENT)
-        self._shares = deque([1.0], maxlen=_NUM_SHARES)  # computed tokens of all tokens of a batch
+        self._batches: list[_Batches] = [()] * 64  # by size: the tokens of each batch and its seconds
+        self._recent: _Batches = ()
+        self._shares: tuple[float, ...] = (1.0,)  # computed tokens of all tokens of a batch
         self._is_fitted = True
-        self._per_batch_s = self._per_token_s = self._recent_per_token_s = 0.0
+        self._fitted = (0.0, 0.0)  # seconds of a batch and of a token
+        self._recent_per_token_s = 0.0
 
     def add(self, num_tokens: int, seconds: float, num_computed: int | None = None) -> None:
         """Records that a batch of `num_tokens` tokens took `seconds`; `num_computed` (default: all) were computed."""
         num_computed = num_tokens if num_computed is None else num_computed
-        self._shares.append(num_computed / num_tokens)
-        num_tokens = num_computed
-        self._batches[num_tokens.bit_length()].append((num_tokens, seconds))
-        if num_tokens >= _MIN_RECENT:
-            self._recent.append((num_tokens, seconds))
+        self._shares = (*self._shares[1 - _NUM_SHARES :], num_computed / num_tokens)
+        batch, size = (num_computed, seconds), num_computed.bit_length()
+        self._batches[size] = (*self._batches[size][1 - _NUM_BATCHES :], batch)
+        if num_computed >= _MIN_RECENT:
+            self._recent = (*self._recent[1 - _NUM_RECENT :], batch)
             self._recent_per_token_s = median(each_s / num for num, each_s in self._recent)
         self._is_fitted = False
 
     def seconds(self, num_tokens: int, budget: int) -> float:
         """Returns the expected seconds for `num_tokens` tokens in batches of `budget`; 0 before the first batch."""
         if not self._is_fitted:
-            self._is_fitted = True
-            self._fit([batch for size in self._batches for batch in size])
-        num_computed = num_tokens * max(self._shares)
-        return -(-num_tokens // budget) * self._per_batch_s + num_computed * self._per_token_s
+            self._is_fitted = True  # before the batches are read: a batch that ends meanwhile is fitted next time
+            self._fitted = _fit([batch for size in self._batches for batch in size], self._recent)
+        per_batch_s, per_token_s = self._fitted
+        return -(-num_tokens // budget) * per_batch_s + num_tokens * max(self._shares) * per_token_s
 
     @property
     def tokens_per_s(self) -> float:
@@ -322,17 +326,21 @@ class ServiceRate:
         """
         return 1 / self._recent_per_token_s if self._recent_per_token_s else math.inf
 
-    def _fit(self, batches: Sequence[tuple[int, float]]) -> None:
-        """Fits the two times by least squares (both at least 0), then scales both to the most recent batches."""
-        typical = median(seconds / num_tokens for num_tokens, seconds in batches)
-        tokens = [num_tokens for num_tokens, _ in batches]
-        times = [min(seconds, _MAX_SURPRISE * typical * num_tokens) for num_tokens, seconds in batches]
-        mean_tokens, mean_time = fmean(tokens), fmean(times)
-        spread = sum((num_tokens - mean_tokens) ** 2 for num_tokens in tokens)
-        slope = mean_time / mean_tokens
-        if spread:
-            products = ((n - mean_tokens) * time for n, time in zip(tokens, times, strict=True))
-            slope = min(max(sum(products) / spread, 0.0), slope)
-        fixed = mean_time - slope * mean_tokens
-        ratios = [seconds / (fixed + slope * num_tokens) for num_tokens, seconds in self._recent] or [1.0]
-        self._per_token_s, self._per_batch_s = median(ratios) * slope, median(ratios) * fixed
+
+def _fit(batches: Sequence[tuple[int, float]], recent: _Batches) -> tuple[float, float]:
+    """Returns the seconds of a batch and of a token: fitted by least squares, both at least 0, and scaled to `recent`.
+
+    Each batch is its number of tokens and its seconds.
+    """
+    typical = median(seconds / num_tokens for num_tokens, seconds in batches)
+    tokens = [num_tokens for num_tokens, _ in batches]
+    times = [min(seconds, _MAX_SURPRISE * typical * num_tokens) for num_tokens, seconds in batches]
+    mean_tokens, mean_time = fmean(tokens), fmean(times)
+    spread = sum((num_tokens - mean_tokens) ** 2 for num_tokens in tokens)
+    slope = mean_time / mean_tokens
+    if spread:
+        products = ((n - mean_tokens) * time for n, time in zip(tokens, times, strict=True))
+        slope = min(max(sum(products) / spread, 0.0), slope)
+    fixed = mean_time - slope * mean_tokens
+    factor = median([seconds / (fixed + slope * num_tokens) for num_tokens, seconds in recent] or [1.0])
+    return factor * fixed, factor * slope

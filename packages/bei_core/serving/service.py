@@ -178,7 +178,7 @@ class Service:
             space = count if count == 1 else min(count, self._runner.admission.num_inputs_of_batch)
             self._num_unqueued += space
             try:
-                tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options)
+                tokens, owners = await self.tokenizer.tokenize(task.inputs, task.options, deadline)
             finally:
                 self._num_unqueued -= space
             timings.tokenization_s = time.perf_counter() - started

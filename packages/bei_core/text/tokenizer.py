@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +19,7 @@ from bei_core.text.library import calls, encode
 from bei_core.text.refusals import MAX_CHUNKS, check_ids, empty_text, no_space, no_texts, too_many_chunks
 from bei_core.text.truncation import Indices, IntegerT, document_tokens, num_skipped, truncate_longest_first
 from bei_core.text.words import LONG_TOKEN, LONG_WORD, Frame, IdsOfWords, Words
+from bei_core.text.workers import Tokenized, Workers
 
 # A request with at most INLINE_CHARS characters is tokenized on the event loop, until those of one turn have taken
 # _INLINE_S. The change to a thread and back would cost 50 us for each (docs/decisions/003-tokenize-in-place.md).
@@ -38,13 +37,6 @@ _LIKELY_CHARS_PER_TOKEN = 16
 _SETTLING_WORDS = 32
 
 _MAX_CHUNKED_CHARS = 1_000_000  # of a text to chunk, which is tokenized as a whole; takes 2 s and 200 MB of memory
-
-
-class Tokenized(NamedTuple):
-    """The tokens of a request's texts, in order."""
-
-    tokens: list[Tokens]
-    owners: Indices | None  # [chunks], ascending: the text of each chunk; None: one entry per text
 
 
 class TextTokenizer:
@@ -71,17 +63,20 @@ class TextTokenizer:
         self._skips: dict[tuple[str, bool], int] = {}  # by prompt and `add_special_tokens`
         added = self._tokenizer.get_added_tokens_decoder().items()
         self._special_ids = {id_ for id_, token in added if token.special}
-        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="bei-tokenize")
+        self._workers = Workers(num_workers)
 
-    async def tokenize(self, texts: Sequence[Text], options: EncodeOptions) -> Tokenized:
-        """Returns the tokens of each text, truncated or chunked; raises the errors of `encode_now` and `chunk_now`."""
+    async def tokenize(self, texts: Sequence[Text], options: EncodeOptions, deadline: float | None = None) -> Tokenized:
+        """Returns the tokens of each text, truncated or chunked.
+
+        Raises the errors of `encode_now` and `chunk_now`, and DeadlineExceededError at `deadline`, in seconds on the
+        clock of time.monotonic, if the texts are tokenized on a thread.
+        """
         size = sum(num_characters(text) if isinstance(text, Pair | Templated) else len(text) for text in texts)
-        loop = asyncio.get_running_loop()
         chunks = options.chunk or options.chunk_tokens is not None
         if self._inline_s + _INLINE_S * size / INLINE_CHARS > _INLINE_S:
-            if chunks:
-                return Tokenized(*await loop.run_in_executor(self._pool, self.chunk_now, texts, options))
-            return Tokenized(await loop.run_in_executor(self._pool, self.encode_now, texts, options), None)
+            encode = self.chunk_now if chunks else lambda part, options: (self.encode_now(part, options), None)
+            return await self._workers.tokenize(encode, texts, options, deadline)
+        loop = asyncio.get_running_loop()
         loop.call_soon(setattr, self, "_inline_s", 0.0)  # in the next turn of the loop
         began = time.perf_counter()
         try:
@@ -197,7 +192,7 @@ class TextTokenizer:
 
     def close(self) -> None:
         """Ends the worker threads."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._workers.close()
 
     def _encode(self, texts: list[str | Pair], options: EncodeOptions, *, with_spans: bool) -> Iterator[Encoding]:
         """Yields the encoding of each text by the library, see `library.encode`."""

@@ -18,7 +18,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.process import PROGRAM, EngineProcess, EngineProcessError
 from bei_core.errors import EngineUnavailableError, UnhealthyError
 from tests.e2e.server import wait_until
-from tests.fakes import rows_of, tokens_of
+from tests.fakes import SAFETY_S, rows_of, tokens_of
 from tests.fragile import ENDING, HANGING, KILLED, RAISING, load_unless, unavailable
 
 GOOD = [tokens_of(1, 2, 3), tokens_of(4)]
@@ -137,6 +137,22 @@ def test_a_new_process_is_ready_only_after_its_warm_up(
     engine.warm_up = [BATCH]
     wait_until(lambda: bool(restarts))
     assert restarts == [3]
+    assert np.array_equal(engine.forward(BATCH), rows_of(GOOD))
+
+
+def test_a_new_process_that_hangs_while_it_loads_is_killed(
+    engine: EngineProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was waited for without a limit: the server answered 503 until somebody started it again."""
+    assert engine._max_load_s >= 120
+    monkeypatch.setattr(engine, "_max_load_s", 0.1)
+    (tmp_path / "hangs").touch()
+    os.kill(pids(tmp_path)[0], signal.SIGKILL)
+    wait_until(lambda: "is not started again yet" in caplog.text)
+    assert "has not loaded it within" in caplog.text
+    engine._max_load_s = SAFETY_S
+    (tmp_path / "hangs").unlink()
+    wait_until(lambda: engine.outage is None)
     assert np.array_equal(engine.forward(BATCH), rows_of(GOOD))
 
 

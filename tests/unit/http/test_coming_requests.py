@@ -14,7 +14,7 @@ from bei_core.http import app as app_module
 from bei_core.http import route as route_module
 from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large
 from bei_core.tasks import EncodeOptions, Text
-from bei_core.text.tokenizer import Tokenized
+from bei_core.text.workers import Tokenized
 from tests.fakes import SAFETY_S
 from tests.unit.http.overloaded import (
     MakeServed,
@@ -30,10 +30,10 @@ def hold_tokenizer(served: Served, monkeypatch: pytest.MonkeyPatch) -> tuple[asy
     """From now on texts wait for the second event before they are tokenized; the first one is set by then."""
     begun, ended, tokenize = asyncio.Event(), asyncio.Event(), served.service.tokenizer.tokenize
 
-    async def held(texts: list[Text], options: EncodeOptions) -> Tokenized:
+    async def held(texts: list[Text], options: EncodeOptions, deadline: float | None) -> Tokenized:
         begun.set()
         await ended.wait()
-        return await tokenize(texts, options)
+        return await tokenize(texts, options, deadline)
 
     monkeypatch.setattr(served.service.tokenizer, "tokenize", held)
     return begun, ended

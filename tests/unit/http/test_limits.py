@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import pytest
 
 from bei_core.errors import OverloadedError
-from bei_core.http.limits import LEASE, BodyBudget, BodyLease, count_bytes
+from bei_core.http.limits import LEASE, SLOW_READ_S, BodyBudget, BodyLease, count_bytes, hold_bytes
 
 
 class Request:
@@ -61,6 +63,23 @@ def test_complete_bodies_are_not_refused_for_others() -> None:
     assert not complete.is_refused
 
 
+def test_clients_that_read_slowly_make_way_before_incomplete_requests() -> None:
+    clock = Mock(return_value=0.0)
+    budget = BodyBudget(100, clock=clock)
+    slowest, slow, quick = (Request(budget, 20, is_complete=True) for _ in range(3))
+    for request in (slowest, slow, quick):
+        clock.return_value += 1.0
+        budget.wait_for(request.lease)
+    incomplete = Request(budget, 40)
+    clock.return_value = 2.0 + SLOW_READ_S
+    budget.has_read(slow.lease)
+    budget.wait_for(slow.lease)  # it has read a part
+    Request(budget, 10)
+    assert [each.is_refused for each in (slowest, slow, quick, incomplete)] == [True, False, False, False]
+    Request(budget, 35)
+    assert [each.is_refused for each in (slowest, slow, quick, incomplete)] == [True, False, False, True]
+
+
 def test_the_application_counts_the_memory_of_decoded_bodies() -> None:
     budget = BodyBudget(100)
     request = Request(budget, 10, is_complete=True)
@@ -70,5 +89,9 @@ def test_the_application_counts_the_memory_of_decoded_bodies() -> None:
     with pytest.raises(OverloadedError):
         count_bytes(scope, 11)
     count_bytes({}, 1_000_000)  # a server without a budget
+    hold_bytes(scope, 70)
+    hold_bytes(scope, 200)  # what is encoded is more than was counted for it, which cannot be refused any more
+    hold_bytes({}, 1_000_000)
+    assert budget.num_bytes == 70
     request.lease.release()
     assert budget.num_bytes == 0

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from bei_core.http.server import pool as pool_module
 from bei_core.http.server.connection import Connection, Phase
 from bei_core.http.server.refused_heads import RefusedHeads
 from bei_core.models.kind import Kind
+from bei_core.tasks import EncodeOptions, Text, Tokens
 from tests.conftest import MINILM
 from tests.fakes import SAFETY_S, at_rest, entered
 from tests.unit.http.overloaded import (
@@ -230,6 +232,26 @@ async def test_a_deadline_counts_from_the_arrival_and_its_504_does_not_wait(make
     assert (late.status_code, late.json()["error_type"]) == (504, "DeadlineExceeded")
     assert not first.done()
     served.engine.release()
+    assert (await first).status_code == 200
+
+
+async def test_a_504_does_not_wait_until_other_requests_are_tokenized(
+    make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, going_on, body = await make_served(), threading.Event(), {"inputs": "a " * 3000}
+    tokenizer = served.service.tokenizer
+    encode = tokenizer.encode_now
+
+    def encode_now(texts: list[Text], how: EncodeOptions) -> list[Tokens]:
+        assert going_on.wait(SAFETY_S)
+        return encode(texts, how)
+
+    monkeypatch.setattr(tokenizer, "encode_now", encode_now)
+    first = asyncio.create_task(served.client.post("/embed", json=body))
+    late = await served.client.post("/embed", json=body, headers={"request-timeout-ms": "50"})
+    assert (late.status_code, late.json()["error_type"]) == (504, "DeadlineExceeded")
+    assert not first.done()
+    going_on.set()
     assert (await first).status_code == 200
 
 

@@ -324,6 +324,26 @@ def test_a_process_that_was_stopped_does_not_spoil_the_estimate() -> None:
     assert rate.seconds(BUDGET, BUDGET) < 2 * (FIXED_S + BUDGET * TOKEN_S)
 
 
+def test_a_batch_may_end_while_the_event_loop_asks_for_the_rate() -> None:
+    """The engine's thread adds a batch at any moment: the event loop found changed lists and closed a connection."""
+    rate, ends = ServiceRate(), False
+
+    class Seconds(float):
+        def __truediv__(self, other: float) -> float:
+            nonlocal ends
+            if ends:
+                ends = False
+                rate.add(BUDGET, FIXED_S + BUDGET * TOKEN_S)
+                ends = True
+            return float(self) / other
+
+    for size in (100, 200, 500, 1000):
+        rate.add(size, Seconds(FIXED_S + size * TOKEN_S))
+    ends = True
+    rate.seconds(BUDGET, BUDGET)
+    assert rate.seconds(BUDGET, BUDGET) == pytest.approx(FIXED_S + BUDGET * TOKEN_S, rel=0.01)
+
+
 def test_after_a_refusal_requests_are_accepted_once_a_whole_batch_fits_into_the_line() -> None:
     simulation = Simulation(max_wait_s=1.0)
     while simulation.offer(Request(0.0), LENGTH):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,12 @@ from typing import Any
 import pytest
 
 from bei_core.checkpoint import Checkpoint
+from bei_core.errors import DeadlineExceededError, ValidationError
 from bei_core.tasks import EncodeOptions, Text, Tokens
 from bei_core.text import tokenizer as tokenizer_module
+from bei_core.text import workers
 from bei_core.text.tokenizer import INLINE_CHARS, TextTokenizer
+from tests.fakes import SAFETY_S
 from tests.unit.text.test_tokenizer import PLAIN, ids_of, tokenizer_of
 
 
@@ -38,6 +42,7 @@ async def test_long_requests_are_encoded_off_the_event_loop_and_alike(
     short, long = ["word"], ["word " * 100] * (INLINE_CHARS // 500 + 1)
     assert ids_of((await bert.tokenize(short, PLAIN)).tokens) == ids_of(bert.encode_now(short, PLAIN))
     threads.clear()
+    await asyncio.sleep(0)  # in a new turn of the event loop, which has time left
     await bert.tokenize(short, PLAIN)
     tokens, _ = await bert.tokenize(long, PLAIN)
     assert threads == [True, False]
@@ -88,3 +93,65 @@ async def test_requests_of_one_turn_are_encoded_on_the_event_loop_for_6_ms(
         threads.clear()
         await asyncio.gather(*(bert.tokenize(list[Text](["word " * 20]), PLAIN) for _ in range(100)))
         assert (threads.count(True), len(threads)) == (num_inline, 100)
+
+
+def held(bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Text], threading.Event]:
+    """The first text of each call of `encode_now`, and an event: until it is set, no call returns."""
+    called, going_on, encode = list[Text](), threading.Event(), bert.encode_now
+
+    def encode_now(texts: list[Text], how: EncodeOptions) -> list[Tokens]:
+        called.append(texts[0])
+        assert going_on.wait(SAFETY_S)
+        return encode(texts, how)
+
+    monkeypatch.setattr(bert, "encode_now", encode_now)
+    return called, going_on
+
+
+async def test_other_requests_are_tokenized_between_the_pieces_of_a_large_one(
+    bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rerank request of 40 KB, whose query is tokenized with each document, held up all others for 10 s."""
+    monkeypatch.setattr(workers, "_PIECE_CHARS", INLINE_CHARS)
+    texts: list[Text] = [letter * INLINE_CHARS for letter in "abcdef"]
+    alone = bert.encode_now(texts, PLAIN)
+    called, going_on = held(bert, monkeypatch)
+    large = asyncio.create_task(bert.tokenize(texts, PLAIN))
+    await asyncio.sleep(0)
+    small = asyncio.create_task(bert.tokenize(["z" * (INLINE_CHARS + 1)], PLAIN))
+    await asyncio.sleep(0)
+    going_on.set()
+    await small
+    assert ids_of((await large).tokens) == ids_of(alone)
+    assert [str(text)[0] for text in called] == ["a", "z", "b", "c", "d", "e", "f"]
+
+
+async def test_the_deadline_counts_while_a_request_waits_for_its_tokens(
+    bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "_PIECE_CHARS", INLINE_CHARS)
+    called, going_on = held(bert, monkeypatch)
+    large = asyncio.create_task(bert.tokenize(["a" * (INLINE_CHARS + 1)] * 3, PLAIN, time.monotonic() + 0.05))
+    other = asyncio.create_task(bert.tokenize(["z" * (INLINE_CHARS + 1)] * 3, PLAIN, time.monotonic() + 0.05))
+    for task in (large, other):
+        with pytest.raises(DeadlineExceededError, match="while its texts were tokenized"):
+            await asyncio.wait_for(task, SAFETY_S)
+    assert not going_on.is_set()
+    going_on.set()
+    await bert.tokenize(["y" * (INLINE_CHARS + 1)], PLAIN)
+    assert [str(text)[0] for text in called] == ["a", "y"], "the rest is left out"
+
+
+async def test_chunks_of_pieces_are_those_of_the_whole_request(
+    bert: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, texts = EncodeOptions(chunk=True, chunk_tokens=9), ["a b c " * count for count in range(1, 60)]
+    chunks, owners = bert.chunk_now(texts, options)
+    monkeypatch.setattr(workers, "_PIECE_CHARS", 1000)
+    found = await bert.tokenize(texts, options)
+    assert ids_of(found.tokens) == ids_of(chunks)
+    assert found.owners is not None
+    assert found.owners.tolist() == owners.tolist()
+    monkeypatch.setattr(workers, "MAX_CHUNKS", len(chunks) - len(texts) - 1)
+    with pytest.raises(ValidationError, match="chunks"):
+        await bert.tokenize(texts, options)

@@ -7,6 +7,7 @@ socket buffers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Sequence
 from enum import Enum
@@ -16,16 +17,26 @@ from typing import Any
 from urllib.parse import unquote
 
 import httptools
-import msgspec
 from starlette.types import Scope
 
 from bei_core.errors import OverloadedError
 from bei_core.http.disconnects import WATCH
-from bei_core.http.limits import LEASE, LINGER_S, MAX_UNPARSED_BYTES, MAX_UNREAD_BODY_BYTES, BodyLease
+from bei_core.http.limits import (
+    LEASE,
+    LINGER_S,
+    MAX_UNCOUNTED_BYTES,
+    MAX_UNPARSED_BYTES,
+    MAX_UNREAD_BODY_BYTES,
+    MIN_READ_BYTES_PER_S,
+    BodyLease,
+)
 from bei_core.http.replies import Refusal
-from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused
+from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused, error_reply
 from bei_core.http.server.parser import HttpError, RequestParser
 from bei_core.http.server.pool import Pool
+from bei_core.http.server.unread import Unread
+
+log = logging.getLogger(__name__)
 
 
 class Phase(Enum):
@@ -52,13 +63,13 @@ class Connection(asyncio.Protocol):
         self._is_paused = False  # whether reading from the socket is paused
         self._writable = asyncio.Event()
         self._writable.set()
-        self._num_unsent = -1  # bytes in the write buffer at the last check; -1: not checked yet
 
     # asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Adds the new connection to the pool, which refuses it if too many are open."""
         self._transport = transport  # type: ignore[assignment]
+        self._transport.set_write_buffer_limits(MAX_UNCOUNTED_BYTES)
         self._wait_in(Phase.IDLE)
         self._pool.add(self)
 
@@ -81,17 +92,24 @@ class Connection(asyncio.Protocol):
         """Cleans up after the connection is closed."""
         self._leave()
         self._pool.remove(self)
+        if "_unread" in self.__dict__:
+            self._unread.close()
         if "_parser" in self.__dict__:
             self._parser.close()
 
     def pause_writing(self) -> None:
-        """Makes the application wait, because the client reads too slowly; starts the timeout for a stalled client."""
+        """Makes the application wait until the client has read more; starts the timeout for a stalled client.
+
+        From now on the bytes that wait to be sent count in the budget.
+        """
         self._writable.clear()
         if self.phase in _TIMEOUT_WHEN_READ:
             self._enter(self.phase, self._pool.stall_s)
+        self._unread.begin()
 
     def resume_writing(self) -> None:
         """Lets the application continue, because the client has read enough; ends the timeout for a stalled client."""
+        self._unread.end()
         self._writable.set()
         if self.phase in _TIMEOUT_WHEN_READ:
             self._wait_in(self.phase)
@@ -183,7 +201,7 @@ class Connection(asyncio.Protocol):
                 return self.abort()
         self._pool.note(f"{status}: {message}")
         if not is_late:
-            self.write([_error(status, message, kind, retry_after_s, self._pool.date)])
+            self.write([error_reply(status, message, kind, retry_after_s, self._pool.date)])
         self._linger()
         return None
 
@@ -194,12 +212,16 @@ class Connection(asyncio.Protocol):
         return RequestParser()
 
     @cached_property
+    def _unread(self) -> Unread:
+        return Unread(self._transport, self._pool.budget, self._make_way)
+
+    @cached_property
     def _addresses(self) -> tuple[tuple[Any, ...] | None, ...]:
         """The addresses of the server and the client, for the ASGI scope."""
         return tuple(_address(self._transport.get_extra_info(name)) for name in ("sockname", "peername"))
 
     def _enter(self, phase: Phase, timeout_s: float) -> None:
-        self.phase, self.deadline, self._num_unsent = phase, self._pool.now() + timeout_s, -1
+        self.phase, self.deadline = phase, self._pool.now() + timeout_s
 
     def _wait_in(self, phase: Phase) -> None:
         """Enters IDLE or REPLY; uses the shorter timeout for a stalled client if it still has to read."""
@@ -230,6 +252,9 @@ class Connection(asyncio.Protocol):
                 self.refuse(fault.status, fault.message, kind=fault.kind)
             except OverloadedError as fault:
                 self.refuse(429, fault.message, kind=fault.kind, retry_after_s=fault.retry_after_s)
+            except Exception:  # asyncio would close the connection without a reply
+                log.exception("this is a bug: a request failed before the application began")
+                self.failed()
         self._unparsed = b"" if self.phase is Phase.CLOSING else data[at:]
         self._pause_or_resume()
 
@@ -317,6 +342,14 @@ class Connection(asyncio.Protocol):
         error = self._pool.budget.error()
         self.refuse(429, error.message, kind=error.kind, retry_after_s=error.retry_after_s)
 
+    def _make_way(self) -> None:
+        """Closes the connection at once and returns its bytes to the budget, because other requests need them."""
+        self._pool.note("the client reads its reply slowly, and other requests need the memory")
+        if isinstance(self._exchange, Exchange):
+            self._exchange.lease.release()
+        self._unread.close()
+        self.abort()
+
     def _pause_or_resume(self) -> None:
         """Pauses reading from the socket while enough bytes are buffered, and resumes it afterwards."""
         num_unread = self._exchange.num_unread if self._exchange is not None else 0
@@ -341,13 +374,12 @@ class Connection(asyncio.Protocol):
             self._exchange.leave()
 
     def _abort_unless_read(self) -> None:
-        """Closes at once if the client has read nothing of the reply since the last check."""
-        num_unsent = self._transport.get_write_buffer_size()
-        if num_unsent and num_unsent != self._num_unsent:
-            self._num_unsent, self.deadline = num_unsent, self._pool.now() + self._pool.stall_s
-            return
-        if num_unsent:
-            self._pool.note("the client reads nothing of its reply")
+        """Closes at once if the client has read too little of the reply since the last check."""
+        if self._transport.get_write_buffer_size():
+            if self._unread.is_read(self._pool.now()):
+                self.deadline = self._pool.now() + self._pool.stall_s
+                return
+            self._pool.note(f"the client reads less than {MIN_READ_BYTES_PER_S} bytes of its reply a second")
         self.abort()
 
 
@@ -358,18 +390,3 @@ _TIMEOUT_WHEN_READ = frozenset({Phase.REPLY, Phase.IDLE})  # phases with another
 def _address(name: object) -> tuple[Any, ...] | None:
     """Returns host and port for the ASGI scope; None for a unix socket."""
     return name[:2] if isinstance(name, tuple) else None
-
-
-def _error(status: int, message: str, kind: str, retry_after_s: int | None, date: bytes) -> bytes:
-    """Returns the bytes of a whole error reply, in the format for errors without a route."""
-    body = msgspec.json.encode({"error": message, "error_type": kind})
-    lines = [
-        STATUS_LINES[status],
-        date,
-        b"content-type: application/json\r\n",
-        b"content-length: %d\r\n" % len(body),
-        b"" if retry_after_s is None else b"retry-after: %d\r\n" % retry_after_s,
-        b"connection: close\r\n\r\n",
-        body,
-    ]
-    return b"".join(lines)

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Protocol
 
+import msgspec
 from starlette.types import ASGIApp, Message, Scope
 
 from bei_core.http.disconnects import Watch
@@ -175,6 +176,7 @@ class Exchange:
         self._head = b""
         if self._sends_body:
             parts += self._framed(body, more=more)
+        self.lease.shrink(max(0, self.lease.num_bytes - len(body)) if more else 0)  # the connection counts it
         if parts:
             self._link.write(parts)
         if not more:
@@ -216,3 +218,18 @@ class Refused:
 
     def leave(self) -> None:
         """The client has disconnected."""
+
+
+def error_reply(status: int, message: str, kind: str, retry_after_s: int | None, date: bytes) -> bytes:
+    """Returns the bytes of a whole error reply, in the format for errors without a route."""
+    body = msgspec.json.encode({"error": message, "error_type": kind})
+    lines = [
+        STATUS_LINES[status],
+        date,
+        b"content-type: application/json\r\n",
+        b"content-length: %d\r\n" % len(body),
+        b"" if retry_after_s is None else b"retry-after: %d\r\n" % retry_after_s,
+        b"connection: close\r\n\r\n",
+        body,
+    ]
+    return b"".join(lines)

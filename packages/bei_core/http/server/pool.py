@@ -67,7 +67,7 @@ class Pool:
         self.refused_heads = RefusedHeads()
         self.budget = budget
         self.is_draining = False
-        self.stall_s = settings.send_timeout_s  # how long a client may read nothing of its reply
+        self.stall_s = settings.send_timeout_s  # how long a client may read too little of its reply
         self.date = b""
         self.app = app
         self._max_connections = max_connections
@@ -213,7 +213,11 @@ class Pool:
             self._set_date()
             now = self.now()
             for connection in [connection for connection in self._connections if connection.deadline <= now]:
-                connection.expire()
+                try:
+                    connection.expire()
+                except Exception:  # without this task, no connection would ever expire
+                    log.exception("this is a bug: a connection past its deadline could not be ended in order")
+                    connection.abort()
             if self._notes and now >= self._noted_at + _NOTE_EVERY_S:
                 self._log_notes()
 

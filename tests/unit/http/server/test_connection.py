@@ -109,6 +109,17 @@ async def test_an_application_that_fails_is_answered_for(app: App, caplog: pytes
     assert "this is a bug" in caplog.text
 
 
+async def test_an_error_before_the_application_begins_is_answered_for(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(scope: Scope) -> None:
+        raise ValueError("no reason")
+
+    async with served(sends(START, body())) as (client, pool):
+        pool.refused_early = broken
+        reply = await received(client, GET, closing=False)
+    assert reply.startswith(b"HTTP/1.1 500 ")
+    assert "this is a bug" in caplog.text
+
+
 CUT = {
     "too short": sends(START, body(b"o")),
     "too long": sends(START, body(b"oki")),
