@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.chaos.attacks import ATTACKS, Attack
+from tests.chaos.attacks import ATTACKS, GZIP, Attack
 from tests.e2e.server import Server, ask, cache_of, log_shown, request_bytes
 
 REFUSED = [attack for attack in ATTACKS if 200 not in attack.statuses]
 MAX_GROWTH = 200_000_000  # bytes; the body itself and twice the places of its commas
+
+BUDGET = 128_000_000  # bytes of all bodies
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +37,41 @@ def test_too_much_is_refused_with_its_limit(server: Server, attack: Attack) -> N
         assert psutil.Process(server.pid).memory_info().rss - before < MAX_GROWTH
         assert server.get("/health/live").status_code == 200
         assert "Traceback" not in server.log
+
+
+@pytest.mark.parametrize("kind", ["one text", pytest.param("eight texts", marks=pytest.mark.long)])
+def test_many_small_bodies_that_become_large_stay_within_the_budget(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, kind: str
+) -> None:
+    """60 requests at once of 30 kB, which are 1.9 GB once decompressed: few of them are, and the others get 429.
+
+    A body is in memory twice when its parts are joined.
+    """
+    content = b'{"inputs":' + (b'"%b"' % (b"a" * 31_900_000) if kind == "one text" else _list_of(8, 3_900_000)) + b"}"
+    request = request_bytes("/embed", gzip.compress(content, 9), *GZIP)
+    assert len(request) < 35_000
+    limited = Server(tmp_path / "server", cache_of(tmp_path_factory), max_body_bytes_in_flight=BUDGET)
+
+    def send(_: int) -> int:
+        with limited.connect() as connection:
+            return ask(connection, request).status_code
+
+    with limited as server, log_shown(server), ThreadPoolExecutor(60) as pool:
+        before = peak = psutil.Process(server.pid).memory_info().rss
+        replies = [pool.submit(send, number) for number in range(60)]
+        while not all(reply.done() for reply in replies):
+            time.sleep(0.005)
+            peak = max(peak, psutil.Process(server.pid).memory_info().rss)
+        statuses = Counter(reply.result() for reply in replies)
+        print(f"{dict(statuses)}; memory grew by {(peak - before) / 1e6:.0f} MB")
+        assert set(statuses) == {429, 413 if kind == "one text" else 200}
+        assert peak - before < 3 * BUDGET
+        assert server.post("/embed", {"inputs": "a"}).status_code == 200
+
+
+def _list_of(count: int, size: int) -> bytes:
+    """JSON of a list of `count` texts."""
+    return b"[" + b",".join([b'"%b"' % (b"a" * size)] * count) + b"]"
 
 
 def test_memory_of_a_large_request_is_given_back(server: Server) -> None:
