@@ -5,7 +5,8 @@
     make chaos ARGS="--seconds 6 --no-large"    shorter loads, and no requests that are computed for long
     make chaos-quick                            a minute: requests and faults, whose replies no slow machine changes
 
-Ends with status 1 if a reply was wrong or lost or a test failed; a time or size beyond its bound is only in the table.
+Ends with status 1 if a reply was wrong or lost or a test failed; a time or size beyond its bound is only in the table,
+which says so in its head.
 """
 
 from __future__ import annotations
@@ -16,17 +17,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 import msgspec
 import psutil
 
 from benchmarks.chaos import attacks, load, proofs
-from benchmarks.chaos.table import RESULTS, Row, save
+from benchmarks.chaos.table import RESULTS, Row, save, with_errors
 from tests.chaos.attacks import ATTACKS
 from tests.e2e.server import Server
 
 ORDER = (*load.ORDER, *attacks.ORDER, attacks.FAULTS, *proofs.ORDER)
+
+Measurement: TypeAlias = tuple[str, Callable[[], Row]]  # the name of a row, and what measures it
 
 
 class Options(argparse.Namespace):
@@ -40,7 +45,7 @@ class Options(argparse.Namespace):
     output: Path
 
 
-def loads(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable[[], Row]]:
+def loads(chosen: set[str], options: Options, folder: Path) -> Iterator[Measurement]:
     """The rows of overload, on one server."""
     if chosen.isdisjoint(load.ORDER):
         return
@@ -48,36 +53,37 @@ def loads(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable
         loaded.measure_peak(min(20.0, options.seconds))
         for overload in load.OVERLOADS:
             if overload.name in chosen:
-                yield lambda overload=overload: loaded.overload(overload, options.seconds)  # type: ignore[misc]
+                yield overload.name, partial(loaded.overload, overload, options.seconds)
         if load.LATE in chosen:
-            yield lambda: loaded.deadlines(min(30.0, options.seconds))
+            yield load.LATE, partial(loaded.deadlines, min(30.0, options.seconds))
 
 
-def requests(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable[[], Row]]:
+def requests(chosen: set[str], options: Options, folder: Path) -> Iterator[Measurement]:
     """The rows of single attacks, on one server."""
     if chosen.isdisjoint(attacks.ORDER):
         return
     with Server(folder / "server", folder / "cache") as server:
         if attacks.QUIET in chosen:
-            yield lambda: attacks.quiet(server)
+            yield attacks.QUIET, partial(attacks.quiet, server)
         for attack in ATTACKS:
             if attack.name in chosen and (options.large or 200 not in attack.statuses):
-                yield lambda attack=attack: attacks.send(server, attack)  # type: ignore[misc]
+                yield attack.name, partial(attacks.send, server, attack)
         if attacks.HELD in chosen:
-            yield lambda: attacks.hold(server)
+            yield attacks.HELD, partial(attacks.hold, server)
         if attacks.LARGE in chosen and options.large:
-            yield lambda: attacks.large(server)
+            yield attacks.LARGE, partial(attacks.large, server)
 
 
-def rows(chosen: set[str], options: Options, folder: Path) -> Iterator[Callable[[], Row]]:
+def rows(chosen: set[str], options: Options, folder: Path) -> Iterator[Measurement]:
     """What measures each chosen row, in turn; servers run while their rows are measured."""
     yield from loads(chosen, options, folder)
     yield from requests(chosen, options, folder)
     if attacks.FAULTS in chosen:
-        yield lambda: attacks.faults(folder, options.seed, 2000 if options.seconds >= 60 else 200)
+        num_requests = 2000 if options.seconds >= 60 else 200
+        yield attacks.FAULTS, partial(attacks.faults, folder, options.seed, num_requests)
     for name in proofs.ORDER:
         if name in chosen:
-            yield lambda name=name: proofs.prove(name)  # type: ignore[misc]
+            yield name, partial(proofs.prove, name)
 
 
 def main() -> None:
@@ -93,9 +99,10 @@ def main() -> None:
     chosen = {name for name in (attacks.QUICK if options.quick else ORDER) if re.search(options.only, name)}
     is_broken = False
     with tempfile.TemporaryDirectory() as name:
-        for measure in rows(chosen, options, Path(name)):
+        for row_name, measure in rows(chosen, options, Path(name)):
             load_average = psutil.getloadavg()[0]
-            row = msgspec.structs.replace(measure(), date=time.strftime("%Y-%m-%d"), load=load_average)
+            row = with_errors(row_name, measure)
+            row = msgspec.structs.replace(row, date=time.strftime("%Y-%m-%d"), load=load_average)
             print(row.line, end="", flush=True)
             save(options.output, [row], ORDER)
             is_broken = is_broken or row.is_broken

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -57,12 +58,15 @@ def watched(server: Server, request: bytes = LIVE, every_s: float = 0.005) -> It
 
 @contextmanager
 def running(client: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Runs `client` on a thread during the block; it has to return when its event is set."""
+    """Runs `client` on a thread during the block; it has to return when its event is set.
+
+    Raises what `client` raised: what it saw until then says nothing about the rest of the block.
+    """
     done = threading.Event()
-    thread = threading.Thread(target=client, args=(done,))
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(client, done)
+        try:
+            yield
+        finally:
+            done.set()
+        ended.result()

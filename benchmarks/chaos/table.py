@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -11,6 +12,9 @@ RESULTS = Path(__file__).parents[1] / "results" / "chaos.md"
 _HEAD = """# Attacks
 
 Written by `make chaos`; `benchmarks/chaos/` says how each row is measured. {num_passing} of {num_rows} rows hold.
+
+`make chaos` ends with status 1 only for a reply that is wrong or lost, a probe that fails, or a test that fails.
+A time or an amount of memory beyond its bound depends on the machine and its load: it is **no** here, with status 0.
 
 | attack | must | measured | holds | date | load |
 |---|---|---|---|---|--:|
@@ -33,6 +37,16 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         """The row in Markdown."""
         holds = "yes" if self.holds else "**no**"
         return f"| {self.name} | {self.must} | {self.measured} | {holds} | {self.date} | {self.load:.1f} |\n"
+
+
+def with_errors(name: str, measure: Callable[[], Row]) -> Row:
+    """What `measure` returns; if a client or a probe of it fails, a broken row, in place of an older result."""
+    try:
+        return measure()
+    except Exception as error:
+        traceback.print_exc()
+        measured = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        return Row(name=name, must="every probe is answered", measured=measured, holds=False, is_broken=True)
 
 
 def save(path: Path, rows: Sequence[Row], order: Sequence[str]) -> None:

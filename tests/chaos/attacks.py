@@ -19,6 +19,7 @@ class Attack(NamedTuple):
     statuses: tuple[int, ...]  # those that it may get
     limit: str = ""  # a part of the error, which names the limit
     headers: tuple[str, ...] = ()
+    max_growth_mb: int = 200  # of the server's memory, at most, until the reply
 
 
 def dumped(**fields: object) -> Callable[[], bytes]:
@@ -86,6 +87,7 @@ ATTACKS = (
         "/embed",
         dumped(inputs=["a" * 3_900_000 + "😀"] * 8),
         (200,),
+        max_growth_mb=300,
     ),
     Attack(
         "/vertex of 1,024 texts of 4,000 characters",
@@ -108,7 +110,13 @@ ATTACKS = (
         GZIP,
     ),
     Attack("512 texts of 62,000 `!`", "/embed", dumped(inputs=["!" * 62_000] * 512), (200,)),
-    Attack("a text of 240,000 tokens in chunks", "/embed", dumped(inputs="a " * 240_000, chunk=True), (200, 429)),
+    Attack(
+        "a text of 240,000 tokens in chunks",
+        "/embed",
+        dumped(inputs="a " * 240_000, chunk=True),
+        (200, 429),
+        max_growth_mb=300,
+    ),
     Attack(
         "/embed_all of 1,024 long texts", "/embed_all", dumped(inputs=["long " * 300] * 1024), (422,), "max_reply_bytes"
     ),

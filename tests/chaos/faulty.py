@@ -1,4 +1,8 @@
-"""`bei serve` with faults at its seams, of a seed: the engine, the tokenizer, the disk, the engine store, the clock.
+"""`bei serve` with faults at its seams, of a seed: the engine, the tokenizer, the disk, the clock.
+
+The faults begin when the server listens, because earlier ones may end it. A line `fault in SEAM` says that there was
+one. The disk's are those of what a server does there while it serves: it writes log lines, and reads `api_keys_file`
+again after a change.
 
 python -m tests.chaos.faulty SEED serve --model-id ...
 """
@@ -6,23 +10,28 @@ python -m tests.chaos.faulty SEED serve --model-id ...
 from __future__ import annotations
 
 import errno
-import os
 import random
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, TextIO
 
 from bei_core.cli.main import main
 from bei_core.engines.openvino.engine import OpenVinoEngine
+from bei_core.http import keys
 from bei_core.text import files, tokenizer
 
-# The part of the calls that fail, once the server is warm.
+# The part of the calls that fail.
 ENGINE = 0.1
 TOKENIZER = 0.05
-CLOCK = 0.2
-DISK = 0.3
+CLOCK = 0.5
+LOG = 0.3
+FILES = 0.3
+
+JUMP_S = 3600.0  # of the clock, forward or back, for one reading of it
+SEAMS = ("engine", "tokenizer", "log", "files", "clock")
 
 
 class EngineFaultError(Exception):
@@ -33,11 +42,48 @@ class RustPanicError(BaseException):
     """A panic of the tokenizer. Like pyo3_runtime.PanicException, it is a BaseException and not an Exception."""
 
 
+class Faults:
+    """Decides by the seed which calls fail, and tells it."""
+
+    def __init__(self, seed: int) -> None:
+        self.is_serving = False
+        self._output = sys.stderr
+        self._random = {seam: random.Random(f"{seed} {seam}") for seam in SEAMS}
+
+    def strikes(self, seam: str, share: float) -> bool:
+        """Whether this call fails."""
+        found = self.is_serving and self._random[seam].random() < share
+        if found:
+            self._output.write(f"fault in {seam}\n")
+        return found
+
+    def jump_s(self) -> float:
+        """The error of the clock for one reading."""
+        return self._random["clock"].choice([-JUMP_S, JUMP_S]) if self.strikes("clock", CLOCK) else 0.0
+
+
+class FullDisk:
+    """The standard error, in a file on a disk that is full now and then."""
+
+    def __init__(self, output: TextIO, faults: Faults) -> None:
+        self.output, self.faults = output, faults
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the stream has
+        return getattr(self.output, name)
+
+    def write(self, text: str) -> int:
+        """Write or raise OSError."""
+        if self.faults.strikes("log", LOG):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.faults.is_serving |= "listening on" in text
+        return self.output.write(text)
+
+
 class FaultyTokenizer:
     """A tokenizer whose calls into Rust panic now and then."""
 
-    def __init__(self, tokenizer: object, random_: random.Random) -> None:
-        vars(self)["inner"], vars(self)["random"] = tokenizer, random_
+    def __init__(self, tokenizer: object, faults: Faults) -> None:
+        vars(self)["inner"], vars(self)["faults"] = tokenizer, faults
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the tokenizer has
         found = getattr(self.inner, name)
@@ -45,7 +91,7 @@ class FaultyTokenizer:
 
     def call(self, encode: Callable[..., object], *arguments: object, **options: object) -> object:
         """Return the encodings or panic."""
-        if self.random.random() < TOKENIZER:
+        if self.faults.strikes("tokenizer", TOKENIZER):
             raise RustPanicError("index out of bounds")
         return encode(*arguments, **options)
 
@@ -54,27 +100,26 @@ class FaultyTokenizer:
 
 
 def inject(seed: int) -> None:
-    """Install the faults. The engine's faults begin after its warm-up, because a fault there would end the server."""
-    engine, disk, clock = (random.Random(f"{seed} {seam}") for seam in ("engine", "disk", "clock"))
-    forward, num_batches, open_tokenizer = OpenVinoEngine.forward, [0], files.open_tokenizer
+    """Install the faults."""
+    faults = Faults(seed)
+    forward, open_tokenizer, read_text, now = OpenVinoEngine.forward, files.open_tokenizer, Path.read_text, time.time
 
     def forward_or_fail(self: OpenVinoEngine, batch: Any) -> Any:  # noqa: ANN401
-        num_batches[0] += 1
-        if num_batches[0] > 50 and engine.random() < ENGINE:
+        if faults.strikes("engine", ENGINE):
             raise EngineFaultError("the runtime has failed")
         return forward(self, batch)
 
-    def touch_or_fail(*arguments: Any, **options: Any) -> None:  # noqa: ANN401
-        if disk.random() < DISK:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        touch(*arguments, **options)
+    def read_or_fail(self: Path, *arguments: Any, **options: Any) -> str:  # noqa: ANN401
+        if faults.strikes("files", FILES):
+            raise OSError(errno.EIO, "Input/output error")
+        return read_text(self, *arguments, **options)
 
-    touch, now = os.utime, time.time
-    os.utime = touch_or_fail
+    sys.stderr = FullDisk(sys.stderr, faults)
+    Path.read_text = read_or_fail  # type: ignore[method-assign]
+    vars(keys)["_RELOAD_S"] = 0.0  # looks for a change at each request
     OpenVinoEngine.forward = forward_or_fail  # type: ignore[method-assign]
-    panics = random.Random(f"{seed} tokenizer")
-    vars(tokenizer)["open_tokenizer"] = lambda path: FaultyTokenizer(open_tokenizer(path), panics)
-    time.time = lambda: now() + (clock.choice([-3600.0, 3600.0]) if clock.random() < CLOCK else 0.0)
+    vars(tokenizer)["open_tokenizer"] = lambda path: FaultyTokenizer(open_tokenizer(path), faults)
+    time.time = lambda: now() + faults.jump_s()
 
 
 if __name__ == "__main__":

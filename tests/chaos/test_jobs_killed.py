@@ -1,12 +1,15 @@
-"""A bulk job that is killed again and again ends with the bytes of one that was left alone; all kinds of models."""
+"""A bulk job that is killed again and again, or whose disk is full, ends with the bytes of one that was left alone.
+
+And all kinds of models.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,15 +21,19 @@ import pytest
 
 from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
+from bei_core.errors import DiskError
 from bei_core.jobs import JobOptions, embed
 from bei_core.jobs.options import Task
 from bei_core.serving.service import Service
 from bei_core.tasks import Embed, EmbedSparse, Text
+from tests.chaos.job_process import contents
 from tests.chaos.test_cache_processes import ROOT, environment
+from tests.disks import CAPACITY, FULL, limited, small_disk
+from tests.fakes import SAFETY_S
 from tests.golden import bge_m3
 from tests.golden.cases import GOLDEN
+from tests.unit.cli.fake_model import opens
 
-NUM_KILLS = int(os.environ.get("BEI_TEST_KILLS", "6"))
 NUM_ROWS = 600
 
 
@@ -39,40 +46,39 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+@pytest.mark.parametrize("num_kills", [3, pytest.param(20, marks=pytest.mark.long)])
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(tmp_path: Path, source: Path, num_kills: int) -> None:
+    environ = environment(tmp_path / "cache", BEI_MODEL_ID=str(GOLDEN / "bert-cls-normalize"))
+    output = tmp_path / "output"
+    command = [sys.executable, "-m", "tests.chaos.job_process", "1", str(num_kills), str(source), str(output)]
+    done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True, timeout=3 * SAFETY_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    num_parts = [int(found) for found in re.findall(r"^killed with (\d+) parts$", done.stdout, re.MULTILINE)]
+    assert len(num_parts) == num_kills, done.stdout
+    assert any(0 < number < NUM_ROWS / 10 for number in num_parts), "none of them came while parts were written"
+    assert pq.read_table(output)["id"].to_pylist() == [index for index in range(NUM_ROWS) if index not in {7, 500}]
 
 
-@pytest.mark.parametrize("num_kills", [1, pytest.param(NUM_KILLS, marks=pytest.mark.long)])
-def test_killed_many_times_it_ends_with_the_same_bytes(tmp_path: Path, source: Path, num_kills: int) -> None:
-    model = str(GOLDEN / "bert-cls-normalize")
-    environ = environment(tmp_path / "cache")
-    words = ["--model-id", model, "--keep", "id", "--rows-per-part", "10"]
-    command = [sys.executable, "-m", "bei_core.cli", "embed-dataset", str(source), *words]
-
-    def finished(output: Path) -> None:
-        done = subprocess.run(
-            [*command, "--output", str(output)], env=environ, cwd=ROOT, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-
-    finished(tmp_path / "whole")
-    killed, rng, kills = tmp_path / "killed", random.Random(0), 0
-    while kills < num_kills and not (killed / "_manifest.json").exists():
-        process = subprocess.Popen(
-            [*command, "--output", str(killed)], env=environ, cwd=ROOT, stderr=subprocess.DEVNULL
-        )
-        before = len(list(killed.glob("part-*"))) if killed.exists() else 0
-        wanted = before + rng.randint(0, 4)
-        while process.poll() is None and (not killed.exists() or len(list(killed.glob("part-*"))) < wanted):
-            os.sched_yield()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        kills += 1
-    assert kills == num_kills
-    finished(killed)
-    assert contents(killed) == contents(tmp_path / "whole")
-    assert pq.read_table(killed)["id"].to_pylist() == [index for index in range(NUM_ROWS) if index not in {7, 500}]
+@pytest.mark.parametrize("kind", ["a small disk", "a limit"])
+def test_a_job_goes_on_after_its_disk_was_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The second part is larger than the disk. When the output is on a larger disk, the job ends there."""
+    opens(monkeypatch)
+    source, random_ = tmp_path / "in.jsonl", random.Random(0)
+    rows = [{"text": "the", "id": random_.randbytes(20 if index < 8 else CAPACITY // 4).hex()} for index in range(16)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings, options = {"model_id": "owner/name"}, JobOptions(keep=("id",), rows_per_part=8)
+    embed(source, tmp_path / "whole", settings=settings, options=options)
+    with small_disk(tmp_path / "disk") if kind == "a small disk" else limited():
+        output = tmp_path / "disk" / "output"
+        with pytest.raises(DiskError, match=f"{output}.*{FULL}"):
+            embed(source, output, settings=settings, options=options)
+        names = {path.name for path in output.iterdir()}
+        shutil.copytree(output, tmp_path / "larger")
+    assert "part-00000.parquet" in names
+    assert not [name for name in names if "00001" in name or name.endswith(".tmp")]
+    report = embed(source, tmp_path / "larger", settings=settings, options=options)
+    assert (report.num_parts_before, report.num_parts) == (1, 1)
+    assert contents(tmp_path / "larger") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from tests.conftest import MINILM
-from tests.e2e.server import Server, log_shown
+from tests.e2e.server import Server, no_bugs
 
 
 @pytest.fixture(scope="session")
@@ -19,8 +19,11 @@ def _running(server_of: Callable[[Path], Server]) -> Server:
 
 @pytest.fixture
 def bei(_running: Server) -> Iterator[Server]:
-    """`bei serve` with its defaults, except that it accepts requests although the machine is busy with other work."""
-    with log_shown(_running):
+    """`bei serve` with its defaults, except that it accepts requests although the machine is busy with other work.
+
+    The test fails if the server logs an error meanwhile.
+    """
+    with no_bugs(_running):
         yield _running
 
 

@@ -41,6 +41,8 @@ ENDLESS = [LONG] * 256  # several seconds of work
 _LISTENS = re.compile(r"listening on (?:http://127\.0\.0\.1:(\d+)|unix:)")
 _LISTENS_FOR_HEALTH = re.compile(r"health checks and metrics on http://127\.0\.0\.1:(\d+)")
 
+_BUG = re.compile(r"^\S+ \S+ (ERROR|CRITICAL) |^Traceback |^Fatal Python error|^thread '.*' panicked|never awaited")
+
 
 class Server:
     """The process, ready to answer inside the `with` block and killed at its end at the latest.
@@ -192,6 +194,23 @@ def log_shown(server: Server) -> Iterator[Server]:
         yield server
     finally:
         print(server.log[already:])
+
+
+@contextmanager
+def no_bugs(server: Server) -> Iterator[Server]:
+    """As `log_shown`; raises AssertionError if the server logged an error or a traceback inside the block.
+
+    A client cannot see all bugs: the reply to an exception that nothing handles has status 424, which is documented.
+    """
+    already = len(server.log)
+    with log_shown(server):
+        yield server
+        assert not (found := bugs(server.log[already:])), "\n".join(found)
+
+
+def bugs(log: str) -> list[str]:
+    """The lines of a server's log that say that something is wrong in the server."""
+    return [line for line in log.splitlines() if _BUG.search(line)]
 
 
 def cache_of(factory: pytest.TempPathFactory) -> Path:

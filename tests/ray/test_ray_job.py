@@ -1,13 +1,17 @@
-"""A job on a Ray cluster writes the bytes of the job of one process, also if workers and nodes are killed meanwhile."""
+"""A job on a Ray cluster writes the bytes of the job of one process, also if workers, nodes or the driver end."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -23,8 +27,10 @@ from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
 from tests.ray.local_cluster import LocalCluster, lines_with
 
+ROOT = Path(__file__).resolve().parents[2]
 NUM_ROWS = 2000
 OPTIONS = JobOptions(keep=("id",), rows_per_part=20)
+NUM_PARTS = NUM_ROWS // OPTIONS.rows_per_part
 WORKER = "ray::MapWorker"  # how Ray names the processes of the actors
 
 
@@ -67,22 +73,45 @@ def cluster() -> Iterator[LocalCluster]:
     cluster.shutdown()
 
 
-def during(output: Path, share: float, action: Callable[[], object]) -> threading.Thread:
-    """Starts a thread that does `action` when a share of the parts is there."""
+def num_parts(output: Path) -> int:
+    return len(list(output.glob("part-*")))
+
+
+@contextmanager
+def during(output: Path, share: float, action: Callable[[], object]) -> Iterator[None]:
+    """Does `action` on a thread when a share of the parts is there. Raises AssertionError if the block ends before."""
+    ended = threading.Event()
 
     def wait() -> None:
-        while len(list(output.glob("part-*"))) < share * NUM_ROWS / OPTIONS.rows_per_part:
-            time.sleep(0.01)
+        while num_parts(output) < share * NUM_PARTS:
+            assert not ended.wait(0.01), "the job ended before"
+        assert num_parts(output) < NUM_PARTS, "the job was done already"
         action()
 
-    thread = threading.Thread(target=wait)
-    thread.start()
-    return thread
+    with ThreadPoolExecutor(1) as pool:
+        acted = pool.submit(wait)
+        try:
+            yield
+        finally:
+            ended.set()
+        acted.result()
 
 
-def kill_a_worker() -> None:
-    workers = [each for each in psutil.process_iter(["name", "cmdline"]) if WORKER in " ".join(each.info["cmdline"])]
-    os.kill(workers[0].pid, signal.SIGKILL)
+def workers() -> set[int]:
+    """The processes of the actors of this cluster."""
+    ours = psutil.Process().children(recursive=True)
+    found = set[int]()
+    for process in ours:
+        with suppress(psutil.Error):  # it has ended
+            found |= {process.pid} if WORKER in " ".join(process.cmdline()) else set()
+    return found
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    limit = time.monotonic() + SAFETY_S
+    while not condition():
+        assert time.monotonic() < limit, "what the test waits for never happened"
+        time.sleep(0.05)
 
 
 def test_two_nodes_write_the_same_bytes(
@@ -93,12 +122,32 @@ def test_two_nodes_write_the_same_bytes(
     assert (report.num_rows, report.num_rejected) == (NUM_ROWS, 1)
 
 
+@pytest.mark.parametrize("num_killed", [1, 2])
 def test_a_worker_that_is_killed_is_replaced(
-    cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
+    cluster: LocalCluster,
+    tmp_path: Path,
+    source: Path,
+    settings: Settings,
+    expected: dict[str, bytes],
+    num_killed: int,
 ) -> None:
-    killer = during(tmp_path / "out", 0.2, kill_a_worker)
-    embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
-    killer.join()
+    """If both are killed, nothing goes on unless Ray starts others."""
+    killed, left = list[int](), set[int]()
+
+    def kill() -> None:
+        before = workers()
+        assert len(before) == 2
+        killed.extend(sorted(before)[:num_killed])
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: len(workers() - before) >= num_killed)
+        left.update(workers())
+
+    wait_until(lambda: not workers())  # of the test before
+    with during(tmp_path / "out", 0.2, kill):
+        embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
+    assert len(killed) == num_killed
+    assert left.isdisjoint(killed)
     assert contents(tmp_path / "out") == expected
 
 
@@ -106,12 +155,33 @@ def test_a_node_that_is_lost_does_not_stop_the_job(
     cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
 ) -> None:
     lost = next(node for node in cluster.list_all_nodes() if node is not cluster.head_node)
-    killer = during(tmp_path / "out", 0.2, lambda: cluster.remove_node(lost, allow_graceful=False))
-    embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
-    killer.join()
+    with during(tmp_path / "out", 0.2, lambda: cluster.remove_node(lost, allow_graceful=False)):
+        embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
+    assert lost not in cluster.list_all_nodes()
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes(timeout=SAFETY_S)
     assert contents(tmp_path / "out") == expected
+
+
+def test_a_driver_that_is_killed_and_started_again_writes_the_same_bytes(
+    cluster: LocalCluster, tmp_path: Path, source: Path, settings: Settings, expected: dict[str, bytes]
+) -> None:
+    output = tmp_path / "out"
+    words = ["--model-id", str(settings.model_id), "--cache-dir", str(settings.cache_dir), "--output", str(output)]
+    words += ["--keep", "id", "--rows-per-part", str(OPTIONS.rows_per_part)]
+    words += ["--ray", cluster.address, "--ray-workers", "2"]
+    command = [sys.executable, "-m", "bei_core.cli", "embed-dataset", str(source), *words]
+    driver = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    wait_until(lambda: num_parts(output) >= 0.2 * NUM_PARTS or driver.poll() is not None)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    wait_until(lambda: not workers())  # they end with their driver
+    num_before = num_parts(output)
+    assert 0 < num_before < NUM_PARTS
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{num_before} parts were there" in done.stdout, done.stdout
+    assert contents(output) == expected
 
 
 def test_a_job_that_one_process_began_goes_on_with_ray(
