@@ -165,14 +165,16 @@ def load(
     if chosen[0].type == "cpu":
         log.warning("torch finds no GPU, so this model runs on the CPU, where engine: openvino is much faster")
     if tensor_parallel > 1:
-        return _divided(folder, spec, manifest.precision, chosen)
-    models = [load_folder(folder, manifest.precision, device, compiled=compiled) for device in chosen]
+        return _divided(folder, spec, manifest.precision, chosen, may_compile=compiled)
+    models = [load_folder(folder, manifest.precision, device, compiled=True, may_compile=compiled) for device in chosen]
     engines = [TorchEngine(model, spec, manifest.precision) for model in models]
     return engines[0] if len(engines) == 1 else Replicas(engines)
 
 
-def _divided(folder: Path, spec: ModelSpec, precision: str, devices: list[torch.device]) -> TorchEngine:
-    load_share = partial(load_folder, folder, precision)
+def _divided(
+    folder: Path, spec: ModelSpec, precision: str, devices: list[torch.device], *, may_compile: bool
+) -> TorchEngine:
+    load_share = partial(load_folder, folder, precision, may_compile=may_compile)
     workers = Workers(load_share, devices)
     try:
         model = load_share(devices[0], workers.rank)

@@ -60,11 +60,11 @@ class Workers:
         try:
             started.result()
             self._read_replies()  # each is about to join
-        except EngineUnavailableError:
+            use(devices[0])
+            join(self.rank, devices[0], store)
+        except BaseException:
             self._end()
             raise
-        use(devices[0])
-        join(self.rank, devices[0], store)
 
     def await_loaded(self) -> None:
         """Waits until all processes have loaded their shares. Raises EngineUnavailableError if one cannot."""
@@ -132,8 +132,9 @@ class Workers:
         return DeviceLostError(f"a batch of the divided model failed in the process of rank 0: {error}")
 
     def close(self) -> None:
-        """Ends the processes and leaves the group."""
+        """Ends the processes and leaves the group, first by `abort`, because NCCL may wait for the other processes."""
         self._end()
+        abort()
         torch.distributed.destroy_process_group()
 
     def _end(self) -> None:
