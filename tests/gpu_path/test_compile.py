@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from torch._inductor.utils import run_and_get_code
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch import loading
+from bei_core.engines.torch.engine import load
 from bei_core.engines.torch.folder import facts_of, write_folder
 from bei_core.engines.torch.kernels import varlen
 from bei_core.engines.torch.kernels.base import AttentionSizes
@@ -39,6 +43,7 @@ NAMED = {case.name: case for case in (*CASES, *GROUP_CASES)}
 @pytest.fixture(autouse=True)
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(loading, "COMPILED_ON", {"cpu"})
+    monkeypatch.setattr(loading, "_USER_SET_CACHE", False)  # torch's compiler sets the variables when it is imported
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")  # so that what the engine sets is undone
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     torch._dynamo.reset()
@@ -160,7 +165,7 @@ def test_compiled_layers_give_the_rows_of_transformers(
     opened = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32")
     assert "torch.compile fails" not in caplog.text
     model = opened.engine._model  # type: ignore[attr-defined]
-    assert all("forward" in vars(layer) for layer in model.transformer.layers)
+    assert "run" in vars(model.transformer)
     compare(np.concatenate([opened.engine.forward(batch) for batch in batches(case)]), case.raw, F32)
     whole = Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids])
     compare(opened.engine.forward(whole), case.raw, F32)
@@ -169,7 +174,60 @@ def test_compiled_layers_give_the_rows_of_transformers(
     new = next(length for length in range(3, 100) if length not in lengths)
     opened.engine.forward(Batch.pack([Tokens(np.ones(new, np.int32), np.zeros(new, np.int32))]))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == known  # a new length compiles nothing
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(opened.tokenizer.parent / ".tuned" / "torch")
+    assert any((opened.tokenizer.parent / ".tuned" / "torch").rglob("*.so"))
+
+
+def test_kernels_of_each_model_are_saved_in_its_own_folder(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So each of them is served alone without compiling again. Torch sets both variables itself, too."""
+    found = list[tuple[str, str | None]]()
+
+    def compile_(function: Any, **_: object) -> Any:
+        def run(*given: Any) -> Any:
+            if cache := os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+                found.append((cache, os.environ.get("TRITON_CACHE_DIR")))
+                os.environ["TRITON_CACHE_DIR"] = cache
+            return function(*given)
+
+        return run
+
+    monkeypatch.setattr("torch.compile", compile_)
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    for name in ("bert-cls-normalize", "distilbert-mean"):
+        checkpoint = resolve(str(NAMED[name].folder))
+        opened = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32")
+        own = str(opened.tokenizer.parent / ".tuned" / "torch")
+        assert found[0] == (own, None)
+        assert set(found[1:]) == {(own, own)}
+        assert not {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"} & os.environ.keys()
+        found.clear()
+
+
+def test_without_torch_compile_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither layers nor FlexAttention, which Gemma 2 has on a GPU."""
+    monkeypatch.setattr("torch.compile", lambda *_, **__: pytest.fail("something is compiled"))
+    monkeypatch.setattr(varlen, "is_flex", lambda *_: True)
+    varlen._compiled_flex.cache_clear()
+    case = NAMED["gemma2-multilingual"]
+    checkpoint = resolve(str(case.folder))
+    write_folder(tmp_path, checkpoint, facts_of(spec := read_spec(checkpoint)), "float32")
+    manifest: Any = SimpleNamespace(precision="f32")
+    engine = load(tmp_path, spec, manifest, dtype="auto", compiled=False)
+    compare(np.concatenate([engine.forward(batch) for batch in batches(case)]), case.raw, F32)
+
+
+def test_a_closed_engine_keeps_no_memory_also_before_garbage_is_collected(
+    built: Builder, graphs: list[torch.fx.GraphModule]
+) -> None:
+    checkpoint = resolve(str(NAMED["bert-cls-normalize"].folder))
+    engine: Any = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
+    weights = [weakref.ref(layer.mlp.up_proj) for layer in engine._model.transformer.layers]
+    assert graphs
+    gc.disable()
+    try:
+        engine.close()
+        assert [each() for each in weights] == [None] * len(weights)
+    finally:
+        gc.enable()
 
 
 def test_the_engine_runs_uncompiled_if_the_compiler_fails(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -144,6 +146,60 @@ def test_without_a_graph_the_engine_goes_on(
     compare(np.concatenate(rows), case.raw, F32)
     (record,) = caplog.records
     assert "CUDA graphs are not used" in record.getMessage()
+
+
+@pytest.mark.parametrize("ends_with_an_error", [False, True])
+def test_too_little_memory_for_a_graph_leaves_those_that_exist_in_use(
+    ends_with_an_error: bool, built: Builder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    emulation, sizes = Emulation(), list[int]()
+
+    def fail(compute: Callable[[], Tensor], shared: object) -> Any:
+        sizes.append(len(compute()))
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:  # as `torch.cuda.graph` does at the end of its block
+            if ends_with_an_error:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    case = NAMED["bert-cls-normalize"]
+    checkpoint = resolve(str(case.folder))
+    spec = read_spec(checkpoint)
+    engine: Any = built(checkpoint, spec, engine="torch", dtype="float32").engine
+    engine._graphs = Graphs(engine._model, spec.max_seq_len)
+    tokens = [Tokens(ids, np.zeros_like(ids)) for ids in case.ids]
+    caplog.clear()
+    for capture in (emulation, fail, fail):  # one text with a graph, then three, for which there is none
+        monkeypatch.setattr(graphs, "record", capture)
+        size = 1 if capture is emulation else 3
+        rows = np.concatenate([engine.forward(Batch.pack(tokens[:1])), engine.forward(Batch.pack(tokens[:size]))])
+        compare(rows[1:], case.raw[:size], F32)
+    assert (emulation.recorded, emulation.replayed, len(sizes)) == (1, 4, 1)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("no more CUDA graphs are captured (slower for short texts): the GPU's memory")
+    assert engine._parts.max_tokens > 1000, "a graph's memory says nothing about the batches"
+
+
+def test_graphs_that_are_not_used_keep_no_memory(built: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Any:
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    case = NAMED["bert-cls-normalize"]
+    checkpoint = resolve(str(case.folder))
+    engine: Any = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
+    engine._graphs = Graphs(engine._model, engine.info.max_seq_len)
+    results = []
+
+    def record(compute: Callable[[], Tensor], shared: object) -> tuple[Callable[[], None], Tensor, object]:
+        replay, rows, pool = Emulation()(compute, shared)
+        results.append(weakref.ref(rows))
+        return replay, rows, pool
+
+    for size, capture in ((1, record), (3, fail)):
+        monkeypatch.setattr(graphs, "record", capture)
+        engine.forward(Batch.pack([Tokens(ids, np.zeros_like(ids)) for ids in case.ids[:size]]))
+    gc.collect()
+    assert [reference() for reference in results] == [None]
 
 
 class FakeCuda:

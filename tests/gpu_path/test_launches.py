@@ -55,9 +55,10 @@ def launched(name: str, monkeypatch: pytest.MonkeyPatch, num_sequences: int = 3)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.inference_mode():
         with torch.device("cuda"):
             model = Model(facts, Kernels(torch.bfloat16))
-        for module in model.modules():
-            for key, buffer in module._buffers.items():
-                module._buffers[key] = torch.empty_like(buffer, device="cuda")
+        for module in model.modules():  # weights of linear layers are on no device yet, and some buffers on the host
+            for tensors in (module._parameters, module._buffers):
+                found = {key: tensor for key, tensor in tensors.items() if tensor is not None}
+                tensors.update({key: torch.empty_like(tensor, device="cuda") for key, tensor in found.items()})
         flat = torch.empty_like(host, device="cuda")
         sequences = Sequences.of(flat, batch.num_tokens, batch.lengths.tolist(), batch.max_len)
         with Launches() as whole:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.build import plan_build
 from bei_core.engines.cache import publish_engine
 from bei_core.engines.manifest import read_manifest
-from bei_core.engines.torch import build
+from bei_core.engines.torch import build, parallel
 from bei_core.engines.torch.batches import DeviceLostError
 from bei_core.engines.torch.engine import Replicas, load
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
@@ -28,9 +30,11 @@ from bei_core.metrics import Metrics
 from bei_core.models.spec import read_spec
 from bei_core.serving.runner import Runner
 from bei_core.tasks import Tokens
+from tests.e2e.server import wait_until
 from tests.fakes import SAFETY_S, Clock
 from tests.golden.cases import CASES, CLASSIFICATION_CASES, GROUP_CASES, GROUP_CLASSIFICATION_CASES
 from tests.golden.tolerance import F32, LOGITS_F32, compare, compare_logits
+from tests.unit.engines.test_process import is_running
 
 EVERY: tuple[Any, ...] = (*CASES, *GROUP_CASES, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES)
 NAMED = {case.name: case for case in EVERY}
@@ -118,6 +122,47 @@ def test_a_process_that_ends_makes_the_engine_broken(divided: Any) -> None:
         engine.forward(batch)
 
 
+def test_a_process_that_ends_is_noticed_while_a_gpu_waits_for_its_results(
+    divided: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL's kernels wait for ever, and when the group is aborted they end with undefined results. gloo raises."""
+    engine, is_aborted, is_waiting = divided(DIVIDED[0]), threading.Event(), threading.Event()
+
+    def wait(_: Any) -> None:
+        is_waiting.set()
+        assert is_aborted.wait(SAFETY_S)
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", wait)
+    monkeypatch.setattr(parallel, "abort", is_aborted.set)
+    (process,) = engine._workers._processes
+    killer = threading.Thread(target=lambda: is_waiting.wait(SAFETY_S) and process.kill())
+    killer.start()
+    with pytest.raises(DeviceLostError, match="a process of the divided model ended with status -9"):
+        engine.forward(Batch.pack(tokens_of(NAMED[DIVIDED[0]])))
+    killer.join()
+
+
+def test_the_group_of_the_installed_torch_can_be_aborted(divided: Any) -> None:
+    divided(DIVIDED[0])
+    parallel.abort()
+
+
+def test_no_process_is_left_if_rank_0_is_killed(folder: Any) -> None:
+    """Also one that does not notice it, because it waits for a GPU; here it is stopped."""
+    program = (
+        "import os, signal, sys, time; from pathlib import Path; from tests.gpu_path.test_parallel import opened;"
+        "engine = opened(Path(sys.argv[1]), tensor_parallel=2); (process,) = engine._workers._processes;"
+        "os.kill(process.pid, signal.SIGSTOP); print(process.pid, flush=True); time.sleep(1000)"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", program, folder(DIVIDED[0])]
+    with subprocess.Popen(command, env=environ, stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        pid = int(server.stdout.readline())
+        server.kill()
+    wait_until(lambda: not is_running(pid))
+
+
 def test_processes_ignore_the_signals_of_a_terminal_and_a_supervisor(divided: Any) -> None:
     """Which may come to all processes, while the server still answers requests."""
     engine = divided(DIVIDED[0])
@@ -127,18 +172,35 @@ def test_processes_ignore_the_signals_of_a_terminal_and_a_supervisor(divided: An
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(process.pid, number)
     np.testing.assert_allclose(engine.forward(batch), expected, atol=1e-6)
-    assert process.is_alive()
+    assert process.poll() is None
 
 
-def test_too_little_memory_makes_a_divided_model_broken(divided: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+FAILURES = {
+    "a GPU of the divided model is full; set max_batch_tokens lower: no memory": torch.OutOfMemoryError("no memory"),
+    "failed in the process of rank 0: CUBLAS_STATUS_EXECUTION_FAILED": RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"),
+    "failed in the process of rank 0: index 9": IndexError("index 9"),
+}
+
+
+@pytest.mark.parametrize("told", FAILURES)
+def test_any_error_in_a_batch_makes_a_divided_model_broken(
+    told: str, divided: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A process that stops at one layer, and another at a later one, would add up results of different layers."""
     engine = divided(DIVIDED[0])
 
     def fail(*_: Any) -> Any:
-        raise torch.OutOfMemoryError("no memory")
+        raise FAILURES[told]
 
     monkeypatch.setattr(engine._model.transformer.layers[1], "forward", fail)
-    with pytest.raises(DeviceLostError, match="a GPU of the divided model is full; set max_batch_tokens lower"):
+    with pytest.raises(DeviceLostError, match=told):
+        engine.forward(Batch.pack(tokens_of(NAMED[DIVIDED[0]])))
+
+
+def test_an_error_in_another_process_makes_a_divided_model_broken(divided: Any) -> None:
+    engine = divided(DIVIDED[0])
+    engine._workers.send("no batch", False)
+    with pytest.raises(DeviceLostError, match="a process of the divided model ended with status 1; see the log"):
         engine.forward(Batch.pack(tokens_of(NAMED[DIVIDED[0]])))
 
 

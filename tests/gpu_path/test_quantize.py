@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
@@ -21,6 +22,7 @@ from bei_core.engines.tensorrt_llm import build, limits
 from bei_core.engines.torch import quantize
 from bei_core.engines.torch.engine import TorchEngine
 from bei_core.engines.torch.folder import CONFIG, facts_of, read_facts
+from bei_core.engines.torch.kernels.torch import Linear
 from bei_core.engines.torch.loading import load_folder
 from bei_core.errors import ConfigError, EngineUnavailableError, QualityError
 from bei_core.models.families import family_name
@@ -83,10 +85,34 @@ def tokens_of(case: Any) -> list[Tokens]:
     return [Tokens(*both) for both in zip(case.ids, types, strict=True)]
 
 
+class Made(TorchDispatchMode):
+    """Records (dtype, shape) of every tensor that is made with memory while it is active."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors = set[tuple[torch.dtype, torch.Size]]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and not result.is_meta:
+            self.tensors.add((result.dtype, result.shape))
+        return result
+
+
 def tensors_of(opened: Opened) -> dict[str, str]:
     """The dtype of each tensor of an engine folder."""
     tensors = resolve(str(opened.tokenizer.parent)).tensors()
     return {name: tensors.dtype(name) for name in tensors.names()}
+
+
+def test_an_fp8_model_is_loaded_without_the_memory_of_its_weights_in_bf16(texts: Path, built: Builder) -> None:
+    checkpoint = resolve(str(NAMED["qwen3-embedding"].folder))
+    opened = built(checkpoint, read_spec(checkpoint), **settings(texts, engine="torch"))
+    with Made() as made:
+        model = load_folder(opened.tokenizer.parent, "fp8", torch.device("cpu"))
+    weights = {layer.weight.shape for layer in model.modules() if isinstance(layer, Linear)}
+    assert {(torch.float8_e4m3fn, shape) for shape in weights} <= made.tensors
+    assert not {(torch.bfloat16, shape) for shape in weights} & made.tensors
 
 
 @pytest.mark.parametrize("engine", ["torch", "tensorrt_llm"])

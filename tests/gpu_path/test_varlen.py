@@ -66,7 +66,7 @@ def expected(sizes: AttentionSizes, bias: DistanceBias | None = None) -> Tensor:
 def test_one_sequence_at_a_time_follows_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {**RULES, **CAPPED}[name]
     monkeypatch.setattr(varlen, "_QUERY_BLOCK", 4)
-    mixed = varlen.attend(*packed(), sizes, None)
+    mixed = varlen.attend(*packed(), sizes, None, varlen.Flex())
     torch.testing.assert_close(mixed[:-SPARE], expected(sizes))
     assert torch.isnan(mixed[-SPARE:]).all()
 
@@ -107,7 +107,7 @@ BIASED = {name: sizes for name, sizes in {**RULES, **CAPPED}.items() if "window"
 def test_biases_by_distance_follow_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks of queries of one sequence, of which each knows its position."""
     monkeypatch.setattr(varlen, "_QUERY_BLOCK", 4)
-    mixed = varlen.attend(*packed(), BIASED[name], ALIBI)
+    mixed = varlen.attend(*packed(), BIASED[name], ALIBI, varlen.Flex())
     torch.testing.assert_close(mixed[:-SPARE], expected(BIASED[name], ALIBI))
 
 
@@ -152,16 +152,17 @@ def test_attention_goes_on_without_flex_attention_if_torch_cannot_run_it(
     def fail() -> Any:
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(varlen, "_broken", [])
-    monkeypatch.setattr(varlen, "is_flex", lambda *_: not varlen._broken)
+    monkeypatch.setattr(varlen, "is_flex", lambda *_: True)
     monkeypatch.setattr(varlen, "_compiled_flex", fail)
+    flex, of_another_model = varlen.Flex(), varlen.Flex()
     for _ in range(2):
-        mixed = varlen.attend(*packed(), CAPPED["full, capped"], None)
+        mixed = varlen.attend(*packed(), CAPPED["full, capped"], None, flex)
         torch.testing.assert_close(mixed[:-SPARE], expected(CAPPED["full, capped"]))
     (record,) = caplog.records
     assert (
         "FlexAttention is not used and attention is slower, because torch cannot run it: no compiler" in record.message
     )
+    assert (flex.is_used, of_another_model.is_used) == (False, True)
 
 
 def test_too_little_memory_for_flex_attention_is_no_reason_to_go_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,8 +172,8 @@ def test_too_little_memory_for_flex_attention_is_no_reason_to_go_on_without_it(m
     monkeypatch.setattr(varlen, "is_flex", lambda *_: True)
     monkeypatch.setattr(varlen, "_compiled_flex", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        varlen.attend(*packed(), CAPPED["full, capped"], None)
-    assert not varlen._broken
+        varlen.attend(*packed(), CAPPED["full, capped"], None, flex := varlen.Flex())
+    assert flex.is_used
 
 
 def emulated_varlen_attn(

@@ -10,7 +10,7 @@ from importlib.metadata import version
 import click
 
 from bei_core.config.settings import Settings
-from bei_core.engines.registry import ENGINES, OPENVINO, choose, find_gpu, require
+from bei_core.engines.registry import ENGINES, OPENVINO, candidates, find_gpu, require
 from bei_core.errors import BeiError
 
 
@@ -26,7 +26,7 @@ def command() -> None:
         "precision of dtype auto": _precision,
         "gpu": _gpu,
         **{f"engine {name}": lambda name=name: _state(name) for name in ENGINES},  # type: ignore[misc]
-        "engine of auto": lambda: choose("auto"),
+        "engine of auto": lambda: ", else ".join(candidates("auto")),
         "cache": lambda: Settings.load({}, os.environ).cache_dir,
     }
     for name, fact in facts.items():
@@ -47,7 +47,7 @@ def _state(engine: str) -> str:
     """Whether an engine can run on this machine, and if not, why."""
     kind, gpu = ENGINES[engine], find_gpu()
     no_gpu = "no NVIDIA GPU is found" if gpu is None and kind.min_capability is not None else None
-    reason_against = no_gpu if gpu is None else kind.reason_against(gpu)
+    reason_against = no_gpu if gpu is None else kind.reason_against(gpu) or kind.fault()
     reasons = [no_gpu if not kind.runs_without_gpu else None, _fault(engine)]
     if any(reasons):
         return f"cannot run: {'; '.join(filter(None, reasons))}"

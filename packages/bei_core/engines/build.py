@@ -6,7 +6,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from bei_core.engines.base import Plan
 from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import SCHEMA, SPEC, TOKENIZER, Manifest, key_of, seal
 from bei_core.engines.quality_report import REPORT
-from bei_core.errors import ConfigError
+from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.models.sentence.modules import read_pipeline
 from bei_core.models.sentence.settings import read_transformer
 from bei_core.models.spec import ModelSpec, read_spec, save_spec
@@ -59,17 +59,34 @@ def request_facts(builder: Builder, settings: Settings) -> dict[str, object]:
     return {"schema": SCHEMA, "tokenizer": RULES, "facts": builder.facts(settings)}
 
 
-def plan_model(builder: Builder, settings: Settings, root: Path, checkpoint: Checkpoint | None = None) -> Build:
-    """The build of the settings' model. Without `checkpoint`, it is fetched into `root` if necessary.
+def reason_not_to_build(builder: Builder, spec: ModelSpec, settings: Settings) -> str | None:
+    """Why an engine cannot be built for a model with these settings; None if it can."""
+    try:
+        builder.check(spec, settings)
+    except (UnsupportedModelError, ConfigError, EngineUnavailableError) as error:
+        return str(error)
+    return None
 
-    Raises CheckpointError, DiskError, UnsupportedModelError, ConfigError, and as the builder's `plan`.
+
+def plan_model(
+    builders: Sequence[Builder], settings: Settings, root: Path, checkpoint: Checkpoint | None = None
+) -> Build:
+    """The build of the settings' model by the first builder that can; raises the errors of the last one if none can.
+
+    Without `checkpoint`, it is fetched into `root` if necessary. Raises CheckpointError, DiskError,
+    UnsupportedModelError, ConfigError, and as the builder's `plan`.
     """
     if settings.trt_llm is not None and (ignored := settings.trt_llm.ignored()):
         log.warning("trt_llm keys without effect: %s", ", ".join(ignored))
     checkpoint = checkpoint or fetch_checkpoint(settings, root)
     template = chosen_template(settings.rerank_template, None)
     spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
-    return plan_build(builder, checkpoint, spec, settings)
+    for builder in builders[:-1]:
+        reason = reason_not_to_build(builder, spec, settings)
+        if reason is None:
+            return plan_build(builder, checkpoint, spec, settings)
+        log.info("another engine is built for %s: %s", checkpoint.source, reason)
+    return plan_build(builders[-1], checkpoint, spec, settings)
 
 
 def model_id_of(settings: Settings) -> str:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, TypeAlias
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Load: TypeAlias = Callable[[], Engine]
+Run: TypeAlias = Callable[[Connection], object]
 
 # The program of the process. It has the server's sys.path, and no folder of its own before it. It ignores SIGINT and
 # SIGTERM from the start: a supervisor may send them to all processes, and the server answers what it has accepted.
@@ -66,25 +68,35 @@ class EngineProcessError(Exception):
     """The engine raised an error in its process, which goes on; the text is the traceback."""
 
 
+def start_process(run: Run) -> tuple[subprocess.Popen[bytes], Connection]:
+    """Starts a process that calls `run`, which must be picklable, with its end of a pipe; returns it and our end.
+
+    Linux kills it when the thread that called this function ends. Raises EngineUnavailableError if the system starts no
+    process.
+    """
+    ours, theirs = Pipe()
+    path = [folder for folder in sys.path if isinstance(folder, str)]  # Python ignores others, such as a Path
+    program = PROGRAM.format(path=path, fd=theirs.fileno())
+    try:
+        process = subprocess.Popen(  # noqa: S603 - our own program
+            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+        )
+    except OSError as fault:
+        raise EngineUnavailableError(f"the process of the engine cannot be started: {fault.strerror}") from fault
+    finally:
+        theirs.close()
+    with suppress(ConnectionError):  # the process has ended already, which the next `recv` reports
+        ours.send(run)
+    return process, ours
+
+
 class _Child:
     """One process. `is_ready` is True from the warm-up of its engine until its end is noticed."""
 
     def __init__(self, load: Load) -> None:
         """Raises EngineUnavailableError if the system starts no process."""
         self.is_ready = False
-        self.pipe, theirs = Pipe()
-        path = [folder for folder in sys.path if isinstance(folder, str)]  # Python ignores others, such as a Path
-        program = PROGRAM.format(path=path, fd=theirs.fileno())
-        try:
-            self.process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-c", program], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-            )
-        except OSError as fault:
-            raise EngineUnavailableError(f"the process of the engine cannot be started: {fault.strerror}") from fault
-        finally:
-            theirs.close()
-        with suppress(ConnectionError):  # the process has ended already, which `wait_loaded` reports
-            self.pipe.send(load)
+        self.process, self.pipe = start_process(partial(_serve, load))
 
     def wait_loaded(self, limit_s: float) -> EngineInfo:
         """Waits until the engine is loaded. Raises the StartError of the load, or EngineUnavailableError.
@@ -251,20 +263,27 @@ class EngineProcess:
 
 
 def main(fd: int) -> None:
-    """The program of the process: loads the engine, then computes batches until the server closes the pipe or ends."""
-    if sys.platform == "linux":  # also if it hangs when the server ends
+    """The program of the process: calls the function that the server sends, until the server closes the pipe or ends.
+
+    Linux kills the process when the server ends, also if it hangs.
+    """
+    if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     faulthandler.enable()
     pipe = Connection(fd)
     with suppress(EOFError, ConnectionError):
-        load: Load = pipe.recv()
-        try:
-            engine = load()
-        except StartError as error:
-            return pipe.send(error)
-        pipe.send(replace(engine.info, num_callers=1))  # there is one pipe
-        while True:
-            pipe.send(_reply(engine, *pipe.recv()))
+        pipe.recv()(pipe)
+
+
+def _serve(load: Load, pipe: Connection) -> None:
+    """Loads the engine, then computes batches."""
+    try:
+        engine = load()
+    except StartError as error:
+        return pipe.send(error)
+    pipe.send(replace(engine.info, num_callers=1))  # there is one pipe
+    while True:
+        pipe.send(_reply(engine, *pipe.recv()))
 
 
 def _reply(engine: Engine, method: str, batch: Batch) -> object:

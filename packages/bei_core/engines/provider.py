@@ -15,7 +15,7 @@ from bei_core.engines.build import Build, model_id_of, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
 from bei_core.engines.manifest import is_engine, key_of, read_manifest
-from bei_core.engines.registry import choose, load_builder
+from bei_core.engines.registry import candidates, load_builder
 from bei_core.engines.remote import RemoteEngine, RemoteEngines, engine_at
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.storage.backends import is_store, redact, store_examples
@@ -42,8 +42,9 @@ class EngineProvider:
                 f"such as {store_examples()}"
             )
         self._settings = settings
-        self._engine = choose(settings.engine, to_run=to_run)
-        self._builder = load_builder(self._engine)
+        with_devices = bool(settings.devices) or settings.tensor_parallel_size > 1
+        self._engines = candidates(settings.engine, with_devices=with_devices, to_run=to_run)
+        self._builders = [load_builder(name) for name in self._engines]
         self.cache = EngineCache.of(settings)
         self._checkpoints = settings.cache_dir / "checkpoints"
         self._checkpoint = checkpoint
@@ -59,10 +60,13 @@ class EngineProvider:
 
         Raises CheckpointError, DiskError, UnsupportedModelError, QualityError.
         """
-        key = self._request_key()
-        with self.cache.lock(key):
-            found = None if self._settings.refresh else self.cache.find_by_ref(key, self._model_id)
-            return found or self._fetch(key) or self._build(key)
+        keys = self._request_keys()
+        with self.cache.lock(keys[0]):
+            for key in keys:
+                found = None if self._settings.refresh else self.cache.find_by_ref(key, self._model_id)
+                if (lease := found or self._fetch(key)) is not None:
+                    return lease
+            return self._build(keys)
 
     def build(self, target: Path) -> None:
         """Build the engine in the folder `target`, unless it already has this engine. Raises as `get`, and ConfigError.
@@ -70,7 +74,7 @@ class EngineProvider:
         ConfigError is for a folder with any other content.
         """
         with lease_checkpoint(self._model_id, self._checkpoints):
-            build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
+            build = plan_model(self._builders, self._settings, self._checkpoints, self._checkpoint)
             with translate_os_errors(target, OUTPUT):
                 if is_engine(target):
                     if read_manifest(target).artifact != build.manifest.artifact:
@@ -80,10 +84,12 @@ class EngineProvider:
                 else:
                     publish_engine(target, build.fill)
 
-    def _request_key(self) -> str:
-        """The key of refs: a hash of the settings and versions that decide the engine, without the checkpoint.
+    def _request_keys(self) -> list[str]:
+        """The keys of refs: hashes of the settings and versions that decide the engine, without the checkpoint.
 
-        Local files may change under the same name, so a digest of their content is part of the key.
+        The first is that of the preferred engine. A second one is that of another engine which is built because the
+        preferred one cannot serve the model. Local files may change under the same name, so a digest of their content
+        is part of the keys.
         """
         parts: dict[str, object] = {
             name: getattr(self._settings, name) for name, one in SETTINGS.items() if one.about.decides_engine
@@ -92,8 +98,11 @@ class EngineProvider:
             parts["quantization"] = self._quantization
         if self._local:
             parts["content"] = [_content_digest(name) for name in self._local]
-        facts = request_facts(self._builder, self._settings)
-        return key_of({"engine": self._engine, **facts, **parts})
+        facts = [request_facts(builder, self._settings) for builder in self._builders]
+        keys = [key_of({"engine": self._engines[0], **facts[0], **parts})]
+        if len(self._engines) > 1:
+            keys.append(key_of({"engine": self._engines, "facts": facts, **parts}))
+        return keys
 
     def _fetch(self, key: str) -> Lease | None:
         """A lease on an engine from an object store: at the URL `model_id`, or by a ref of a replica; else None."""
@@ -123,10 +132,10 @@ class EngineProvider:
         self.cache.set_ref(key, ref.encode())
         return lease
 
-    def _build(self, key: str) -> Lease:
+    def _build(self, keys: list[str]) -> Lease:
         """A lease on the engine of the checkpoint: from the cache, else pulled from the object store, else built."""
         with lease_checkpoint(self._model_id, self._checkpoints) as release:
-            build = plan_model(self._builder, self._settings, self._checkpoints, self._checkpoint)
+            build = plan_model(self._builders, self._settings, self._checkpoints, self._checkpoint)
 
             def fill(folder: Path) -> None:
                 self._pull_or_build(folder, build)
@@ -134,6 +143,7 @@ class EngineProvider:
 
             lease = self.cache.obtain(build.manifest.artifact, fill)
         ref = EngineRef(build.manifest.artifact, build.manifest.revision)
+        key = keys[0] if build.manifest.engine == self._engines[0] else keys[-1]
         self.cache.set_ref(key, ref.encode())
         self._push(lease.folder, key, ref)
         return lease

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -9,14 +10,15 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
-from bei_core.engines.build import Builder
-from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
+from bei_core.engines.build import Builder, reason_not_to_build
+from bei_core.errors import EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -44,19 +46,26 @@ class EngineKind:
     min_capability: tuple[int, int] | None = None  # for `auto`: of the oldest supported card; None if it is for CPUs
     cards: str = ""  # the same in words
     runs_without_gpu: bool = False  # also on older cards, if the settings name this engine
+    takes_devices: bool = False  # the settings `devices` and `tensor_parallel_size`
+    trial: str = ""  # a program in Python that fails if the installed package cannot use the GPU
 
     def is_installed(self) -> bool:
         """Whether the engine's package is installed."""
         return importlib.util.find_spec(self.name) is not None
 
     def reason_against(self, gpu: Gpu) -> str | None:
-        """Why `auto` does not choose the engine for a GPU; None if it may."""
+        """Why `auto` does not choose the engine for a GPU; None if it may. The trial is not run."""
         if self.min_capability is not None and gpu.capability < self.min_capability:
             return f"{self.title} supports {self.cards}"
         return None if self.is_installed() else f"{self.title} is not installed: {self.install}"
 
+    def fault(self) -> str | None:
+        """Why the installed package cannot use the GPU, found by the trial in a process of its own; None if it can."""
+        reason = _run_trial(self.trial) if self.trial else None
+        return None if reason is None else f"{self.title} cannot use it: {reason}"
 
-# `auto` takes the first engine with `min_capability` that can run on this machine's GPU, else the CPU engine.
+
+# `auto` takes the first engine with `min_capability` that can run the model on this machine's GPU, else the CPU engine.
 ENGINES = {
     kind.name: kind
     for kind in (
@@ -79,25 +88,30 @@ ENGINES = {
             min_capability=(8, 0),  # of FlashAttention and bf16
             cards="compute capability 8.0 (Ampere) and newer",
             runs_without_gpu=True,
+            takes_devices=True,
+            trial="import torch; torch.cuda.init()",  # fails for a wheel for CPUs, and for a driver that is too old
         ),
     )
 }
 
 _TIMEOUT_S = 10.0
+_TRIAL_TIMEOUT_S = 120.0  # to import torch from a slow disk
 _CARD = re.compile(r"(?P<name>.+),\s*(?P<major>\d+)\.(?P<minor>\d+)$", re.MULTILINE)
 
 
-def choose(engine: str, *, to_run: bool = True) -> str:
-    """The name of the engine for the setting `engine`, which is a name or `auto`.
+def candidates(engine: str, *, with_devices: bool = False, to_run: bool = True) -> list[str]:
+    """The names of the engines for the setting `engine`, the preferred one first.
 
-    Raises EngineUnavailableError for an unknown name. With `to_run`, also if the engine's package is missing.
+    For `auto`, they are those that can run on this machine's GPU (and have the settings `devices` and
+    `tensor_parallel_size`, if `with_devices`), else the CPU engine. Raises EngineUnavailableError for an unknown name.
+    With `to_run`, also if the engine's package is missing.
     """
     if engine == "auto":
-        return _best()
+        return _usable(with_devices=with_devices)
     _kind(engine)
     if to_run:
         require(engine)
-    return engine
+    return [engine]
 
 
 def require(engine: str) -> None:
@@ -125,10 +139,9 @@ def load_loader(engine: str) -> Callable[..., Engine]:
 def reason_not_to_serve(engine: str, spec: ModelSpec, settings: Settings) -> str | None:
     """Why an engine cannot serve a model with these settings, on any machine; None if it can."""
     try:
-        load_builder(engine).check(spec, settings)
-    except (UnsupportedModelError, ConfigError, EngineUnavailableError) as error:
+        return reason_not_to_build(load_builder(engine), spec, settings)
+    except EngineUnavailableError as error:
         return str(error)
-    return None
 
 
 def find_gpu() -> Gpu | None:
@@ -157,17 +170,24 @@ def find_gpu() -> Gpu | None:
     return Gpu(found["name"], (int(found["major"]), int(found["minor"])))
 
 
-def _best() -> str:
-    """The first engine that can run on this machine's GPU; else the CPU engine, with a warning if there is a GPU."""
+def _usable(*, with_devices: bool) -> list[str]:
+    """The engines that can run on this machine's GPU; else the CPU engine, with a warning if there is a GPU."""
     gpu = find_gpu()
     if gpu is None:
-        return OPENVINO
-    reasons = []
+        return [OPENVINO]
+    reasons, usable = [], list[str]()
     for kind in (kind for kind in ENGINES.values() if kind.min_capability is not None):
         reason = kind.reason_against(gpu)
+        if with_devices and not kind.takes_devices:
+            reason = f"{kind.title} has no settings devices and tensor_parallel_size"
+        if reason is None and not usable:  # without a trial after the first, because TensorRT-LLM needs torch
+            reason = kind.fault()
         if reason is None:
-            return kind.name
-        reasons.append(reason)
+            usable.append(kind.name)
+        else:
+            reasons.append(reason)
+    if usable:
+        return usable
     log.warning(
         "%s (compute capability %d.%d) is not used, and the CPU engine runs instead: %s; set engine=%s to silence this",
         gpu.name,
@@ -175,7 +195,22 @@ def _best() -> str:
         "; ".join(reasons),
         OPENVINO,
     )
-    return OPENVINO
+    return [OPENVINO]
+
+
+@functools.cache
+def _run_trial(program: str) -> str | None:
+    """The last line that a program in Python prints if it fails; None if it succeeds. It has this sys.path."""
+    path = [folder for folder in sys.path if isinstance(folder, str)]
+    command = [sys.executable, "-W", "ignore", "-c", f"import sys; sys.path[:] = {path!r}; {program}"]
+    try:
+        subprocess.run(command, capture_output=True, timeout=_TRIAL_TIMEOUT_S, check=True)  # noqa: S603
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else str(error)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return None
 
 
 def _kind(engine: str) -> EngineKind:

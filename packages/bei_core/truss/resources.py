@@ -77,15 +77,16 @@ def resources_for(
 ) -> tuple[dict[str, Any], list[str]]:
     """Returns Truss's `resources` for a model, and notes for its user. A card or memory that is too small is replaced.
 
-    Raises ConfigError if no card has enough memory. An `instance_type` decides everything at Baseten, so with one the
-    resources stay as they are.
+    Raises ConfigError if no card has enough memory, or if a model is to be divided among more GPUs than there are. An
+    `instance_type` decides everything at Baseten, so with one the resources stay as they are.
     """
     if "instance_type" in given:
         return dict(given), []
     if engine == OPENVINO:
         return _cpu_resources(given, model, settings)
+    idle = _idle_gpus(str(given["accelerator"]), settings.tensor_parallel_size) if engine == TORCH else []
     if model is None:
-        return dict(given), []
+        return dict(given), idle
     name, _, count = str(given["accelerator"]).partition(":")
     shares = settings.tensor_parallel_size if engine == TORCH else 1
     card, notes = _card_for(name, model, settings, shares)
@@ -95,7 +96,24 @@ def resources_for(
             f"one; --engine {TORCH} uses all"
         )
     memory = _memory(given, _HOST_FACTOR * 2 * model.num_params / GIB + _HOST_EXTRA_GIB, _LEAST_GPU_HOST_GIB)
-    return {**given, "accelerator": f"{card}:{count}" if count else card, "memory": memory}, notes
+    return {**given, "accelerator": f"{card}:{count}" if count else card, "memory": memory}, notes + idle
+
+
+def _idle_gpus(accelerator: str, shares: int) -> list[str]:
+    """Returns a note if a model divided among `shares` GPUs leaves others idle. Raises ConfigError if it needs more."""
+    name, _, given = accelerator.partition(":")
+    count = int(given) if given.isdigit() else 1
+    if shares > count:
+        raise ConfigError(
+            f"tensor_parallel_count {shares} needs {shares} GPUs, and resources.accelerator {accelerator} is {count}; "
+            f"write {name}:{shares}, or a tensor_parallel_count of at most {count}"
+        )
+    if 1 < shares < count:
+        return [
+            f"tensor_parallel_count {shares} uses {shares} of the {count} GPUs of resources.accelerator {accelerator}; "
+            f"write {name}:{shares}, or tensor_parallel_count {count}"
+        ]
+    return []
 
 
 def gpu_bytes(model: Described, shares: int = 1) -> float:

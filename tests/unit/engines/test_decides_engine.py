@@ -32,7 +32,8 @@ HARMLESS = {"cache_dir", "hf_token", "checkpoint_secret", "huggingface_hub_cache
 
 def key_of(**changed: Any) -> str:  # noqa: ANN401 - as Settings takes them
     provider = EngineProvider(Settings(**{"model_id": "owner/model", "engine": "openvino", **changed}))
-    return provider._request_key()
+    (key,) = provider._request_keys()
+    return key
 
 
 def settings_read(path: Path) -> set[str]:

@@ -80,7 +80,7 @@ class World:
 
         return Plan(engine="openvino", precision="f32", artifact={"graph": self.VERSION}, fill=fill)
 
-    def load(self, folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> FakeEngine:
+    def load(self, folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str, **_: object) -> FakeEngine:
         self.dtypes.append(dtype)
         self.engines.append(FakeEngine())
         if (folder / "model.bin").read_bytes() == b"bad!":

@@ -10,12 +10,20 @@ from pathlib import Path
 import pytest
 
 from bei_core.engines import registry
-from bei_core.engines.registry import OPENVINO, TENSORRT_LLM, TORCH, Gpu, choose, find_gpu, require
+from bei_core.engines.registry import OPENVINO, TENSORRT_LLM, TORCH, Gpu, candidates, find_gpu, require
 from bei_core.errors import EngineUnavailableError
 
 H100, A10, T4 = "NVIDIA H100 80GB HBM3, 9.0", "NVIDIA A10G, 8.6", "Tesla T4, 7.5"
 
 SetUp = Callable[..., None]
+
+# A package torch whose `torch.cuda.init` raises an error, or nothing if it is None.
+FAKE_TORCH = """
+class cuda:
+    def init():
+        if (error := {}) is not None:
+            raise error
+"""
 
 
 @pytest.fixture
@@ -31,6 +39,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SetUp:
             (folder / "nvidia-smi").chmod(0o755)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin" if script else str(folder))
+        (tmp_path / "torch.py").write_text(FAKE_TORCH.format("None") if TORCH in installed else "raise ImportError")
+        monkeypatch.syspath_prepend(tmp_path)
+        registry._run_trial.cache_clear()
         monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if name in installed else None)
 
     return set_up
@@ -78,7 +89,7 @@ def test_a_driver_that_lists_no_gpu_causes_a_warning(
     machine(script, installed=(OPENVINO, TENSORRT_LLM))
     if "sleep" in script:
         monkeypatch.setattr(registry, "_TIMEOUT_S", 0.1)
-    assert choose("auto") == OPENVINO
+    assert candidates("auto") == [OPENVINO]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith("nvidia-smi lists no GPU, so none is used: ")
@@ -91,7 +102,7 @@ def test_cards_that_cuda_may_not_use_are_not_there(
 ) -> None:
     machine(says(H100), installed=(OPENVINO, TENSORRT_LLM))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert choose("auto") == OPENVINO
+    assert candidates("auto") == [OPENVINO]
     assert not caplog.records
 
 
@@ -129,23 +140,58 @@ def test_auto_is_tensorrt_llm_where_card_and_package_are(
     machine: SetUp, caplog: pytest.LogCaptureFixture, card: str
 ) -> None:
     machine(says(card), installed=(OPENVINO, TENSORRT_LLM))
-    assert choose("auto") == TENSORRT_LLM
+    assert candidates("auto") == [TENSORRT_LLM]
     assert not caplog.records
 
 
-def test_auto_is_torch_where_only_that_is_installed(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_prefers_tensorrt_llm_to_torch(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
     machine(says(H100), installed=(OPENVINO, TORCH))
-    assert choose("auto") == TORCH
+    assert candidates("auto") == [TORCH]
     machine(says(H100), installed=(OPENVINO, TORCH, TENSORRT_LLM))
-    assert choose("auto") == TENSORRT_LLM
+    assert candidates("auto") == [TENSORRT_LLM, TORCH]
     machine(None, installed=(OPENVINO, TORCH))
-    assert choose("auto") == OPENVINO
+    assert candidates("auto") == [OPENVINO]
     assert not caplog.records
+
+
+def test_auto_is_torch_with_the_settings_that_only_torch_has(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
+    machine(says(H100), installed=(OPENVINO, TORCH, TENSORRT_LLM))
+    assert candidates("auto", with_devices=True) == [TORCH]
+    assert not caplog.records
+    machine(says(H100), installed=(OPENVINO, TENSORRT_LLM))
+    assert candidates("auto", with_devices=True) == [OPENVINO]
+    assert "TensorRT-LLM has no settings devices and tensor_parallel_size; torch is not installed" in caplog.text
+
+
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12020)."
+
+
+@pytest.mark.parametrize(
+    ("torch", "said"),
+    [
+        (FAKE_TORCH.format("AssertionError('Torch not compiled with CUDA enabled')"), "Torch not compiled with CUDA"),
+        (FAKE_TORCH.format(f"RuntimeError('{OLD_DRIVER}')"), OLD_DRIVER),
+        ("raise ImportError('libcudart.so.13: cannot open shared object file')", "libcudart.so.13: cannot open"),
+        ("import os; os._exit(3)", "returned non-zero exit status 3"),
+    ],
+)
+def test_torch_that_cannot_use_the_gpu_is_not_chosen(
+    machine: SetUp, tmp_path: Path, caplog: pytest.LogCaptureFixture, torch: str, said: str
+) -> None:
+    """On the CPU the engine openvino is much faster."""
+    machine(says(H100), installed=(OPENVINO, TORCH))
+    (tmp_path / "torch.py").write_text(torch)
+    assert candidates("auto") == [OPENVINO]
+    (record,) = caplog.records
+    assert record.message.startswith("NVIDIA H100 80GB HBM3 (compute capability 9.0) is not used")
+    assert "torch cannot use it: " in record.message
+    assert said in record.message
+    assert candidates(TORCH) == [TORCH], "by name it runs on the CPU"
 
 
 def test_auto_is_the_cpu_where_there_is_no_card(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
     machine(None, installed=(OPENVINO, TENSORRT_LLM))
-    assert choose("auto") == OPENVINO
+    assert candidates("auto") == [OPENVINO]
     assert not caplog.records
 
 
@@ -163,13 +209,13 @@ def test_a_gpu_that_is_not_used_causes_a_warning(
     machine: SetUp, caplog: pytest.LogCaptureFixture, card: str, installed: tuple[str, ...], said: str
 ) -> None:
     machine(says(card), installed)
-    assert choose("auto") == OPENVINO
+    assert candidates("auto") == [OPENVINO]
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.message.startswith(said)
     assert record.message.endswith("; set engine=openvino to silence this")
     caplog.clear()
-    assert choose("openvino") == OPENVINO
+    assert candidates("openvino") == [OPENVINO]
     assert not caplog.records
 
 
@@ -188,14 +234,14 @@ def test_the_error_for_an_engine_without_its_package_has_the_install_command(
     machine: SetUp, engine: str, command: str
 ) -> None:
     machine(says(H100), installed=())
-    for ask in (choose, require):
+    for ask in (candidates, require):
         with pytest.raises(EngineUnavailableError, match=f"the {engine} engine needs the package {engine}: {command}"):
             ask(engine)
     machine(says(H100), installed=(engine,))
-    assert choose(engine) == engine
+    assert candidates(engine) == [engine]
 
 
 def test_an_unknown_name_lists_the_known_ones(machine: SetUp) -> None:
     machine(None)
     with pytest.raises(EngineUnavailableError, match="engine 'onnx' is not one of openvino, tensorrt_llm, torch"):
-        choose("onnx")
+        candidates("onnx")

@@ -15,7 +15,7 @@ from bei_core.checkpoint import resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.manifest import verify
 from bei_core.engines.open import build_engine, open_engine
-from bei_core.engines.registry import choose
+from bei_core.engines.registry import candidates
 from bei_core.engines.tensorrt_llm import build, limits
 from bei_core.engines.torch.folder import facts_of, read_facts
 from bei_core.engines.torch.tensorfile import Entry, to_bf16, write_tensors
@@ -150,7 +150,7 @@ def test_fp8_without_torch_names_the_command_that_installs_it(engine: str, tmp_p
 
 
 def test_to_build_needs_no_package_and_to_run_does(tmp_path: Path) -> None:
-    assert choose("tensorrt_llm", to_run=False) == "tensorrt_llm"
+    assert candidates("tensorrt_llm", to_run=False) == ["tensorrt_llm"]
     folder = built(QWEN, tmp_path / "engine")
     with pytest.raises(EngineUnavailableError, match="needs the package tensorrt_llm"):
         open_engine(settings(folder))

@@ -374,6 +374,24 @@ def test_torch_uses_all_gpus_of_the_accelerator() -> None:
     assert (settings.devices, settings.tensor_parallel_size) == ((), 4)
 
 
+@pytest.mark.parametrize("repo", ["BAAI/bge-m3", "owner/unknown"])
+def test_a_model_is_not_divided_among_more_gpus_than_there_are_and_idle_ones_are_named(repo: str) -> None:
+    given = given_for(repo, "H100")
+    given["trt_llm"]["build"]["tensor_parallel_count"] = 2
+    with pytest.raises(
+        ConfigError, match=r"needs 2 GPUs, and resources\.accelerator H100 is 1; write H100:2, or a tensor"
+    ):
+        target_of(given, "torch")
+    given["resources"]["accelerator"] = "H100:4"
+    _, notes = target_of(given, "torch")
+    assert notes[-1] == (
+        "tensor_parallel_count 2 uses 2 of the 4 GPUs of resources.accelerator H100:4; write H100:2, or "
+        "tensor_parallel_count 4"
+    )
+    given["resources"] = {"instance_type": "H100:2x", "accelerator": "H100"}
+    target_of(given, "torch")
+
+
 def test_the_documents_say_how_many_examples_come_out_how() -> None:
     counts = Counter(re.split("[ :]", row["comes_out_as"])[0] for row in ENCODERS)
     table = (ROOT / "docs" / "truss.md").read_text()

@@ -20,7 +20,7 @@ from torch import Tensor
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import Array, PackedEngine, Parts, check_device, even_parts
+from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, check_device, even_parts
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
@@ -43,14 +43,14 @@ class TorchEngine(PackedEngine):
     def __init__(self, model: Model, spec: ModelSpec, precision: str, workers: Workers | None = None) -> None:
         self._model, self._device, self._workers = model, model.device, workers
         self._launching = threading.Lock()
-        check = partial(check_device, device=self._device) if workers is None else workers.check
-        self._parts = Parts(sys.maxsize, sys.maxsize, check)
+        self._guard = nullcontext if workers is None else workers.errors_are_fatal
+        self._parts = Parts(sys.maxsize, sys.maxsize, partial(check_device, device=self._device))
         # Makes the GPU of this engine the current one of torch, so that kernels, streams and graphs are made for it.
         self._current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         self._graphs: Graphs | None = None
         try:
             rows, tokens = self._run(TRIAL)
-        except RuntimeError as error:  # too little memory, or a kernel that the GPU does not support
+        except (RuntimeError, DeviceLostError) as error:  # too little memory, or a kernel that the GPU does not support
             raise EngineUnavailableError(f"torch cannot run {spec.architecture} on {self._device}: {error}") from error
         if workers is None and rows.shape[1] and model.is_graphable():
             self._graphs = Graphs(model, spec.max_seq_len)
@@ -86,12 +86,13 @@ class TorchEngine(PackedEngine):
         D or E is 0 if the model has no such output; E is also 0 without `with_tokens`. While the caller waits for its
         results, another caller launches the next batch. It runs after this one, because both use the same stream.
         """
-        with self._launching, self._current:
-            rows, tokens = self._launch(batch, with_tokens)
-            results = copy_to_host(rows, len(batch)), copy_to_host(tokens, batch.num_tokens)
-            end = record_event(self._device)
-        if end is not None:
-            end.synchronize()
+        with self._guard():
+            with self._launching, self._current:
+                rows, tokens = self._launch(batch, with_tokens)
+                results = copy_to_host(rows, len(batch)), copy_to_host(tokens, batch.num_tokens)
+                end = record_event(self._device)
+            if end is not None:
+                end.synchronize()
         return results[0].numpy(), results[1].numpy()
 
     def _launch(self, batch: Batch, with_tokens: bool) -> tuple[Tensor | None, Tensor | None]:
@@ -164,14 +165,16 @@ def load(
     if chosen[0].type == "cpu":
         log.warning("torch finds no GPU, so this model runs on the CPU, where engine: openvino is much faster")
     if tensor_parallel > 1:
-        return _divided(folder, spec, manifest.precision, chosen)
-    models = [load_folder(folder, manifest.precision, device, compiled=compiled) for device in chosen]
+        return _divided(folder, spec, manifest.precision, chosen, may_compile=compiled)
+    models = [load_folder(folder, manifest.precision, device, compiled=True, may_compile=compiled) for device in chosen]
     engines = [TorchEngine(model, spec, manifest.precision) for model in models]
     return engines[0] if len(engines) == 1 else Replicas(engines)
 
 
-def _divided(folder: Path, spec: ModelSpec, precision: str, devices: list[torch.device]) -> TorchEngine:
-    load_share = partial(load_folder, folder, precision)
+def _divided(
+    folder: Path, spec: ModelSpec, precision: str, devices: list[torch.device], *, may_compile: bool
+) -> TorchEngine:
+    load_share = partial(load_folder, folder, precision, may_compile=may_compile)
     workers = Workers(load_share, devices)
     try:
         model = load_share(devices[0], workers.rank)

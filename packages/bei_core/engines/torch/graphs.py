@@ -22,7 +22,7 @@ from bei_core.engines.torch.models.sequences import Sequences, upload
 log = logging.getLogger(__name__)
 
 # Sizes of the graphs: numbers of texts, of tokens, and of tokens of the longest text. A graph is captured when a batch
-# first needs its shape. The warm-up of a server runs batches of the most frequent shapes.
+# first needs its shape: in a request, unless the short warm-up of the server had it.
 _TEXTS = (1, 2, 4, 8)
 _TOKENS = (16, 32, 64, 128, 256, 512, 1024)
 _LONGEST = (32, 128, 512)
@@ -70,24 +70,39 @@ class Graphs:
         self._model, self._max_seq_len = model, max_seq_len
         self._recorded: dict[Shape, tuple[Tensor, Callable[[], None], Tensor]] = {}
         self._shared: Any = None  # by all graphs; see `record`
-        self.is_enabled = True
+        self._captures = True  # whether graphs are captured for new shapes
 
     def run(self, batch: Batch) -> Tensor | None:
-        """Returns the rows f32[B, D] of a batch, which the next call overwrites; None if no graph can run it."""
-        shape = Shape.of(batch, self._max_seq_len) if self.is_enabled else None
-        if shape is None:
+        """Returns the rows f32[B, D] of a batch, which the next call overwrites; None if no graph can run it.
+
+        After an error in a capture no more graphs are captured. If it is too little memory, the batch may still fit
+        without a graph, and the graphs that exist are used; after any other error none is.
+        """
+        shape = Shape.of(batch, self._max_seq_len)
+        if shape is None or not (self._captures or shape in self._recorded):
             return None
         flat = upload(shape.pad(batch), self._model.device)
         try:
             found = self._recorded.get(shape) or self._record(shape, flat)
         except RuntimeError as error:
-            self.is_enabled = False
-            log.warning("CUDA graphs are not used, because one cannot be captured (slower for short texts): %s", error)
+            self._stop(error)
             return None
         static, replay, rows = found
         static.copy_(flat)
         replay()
         return rows[: len(batch)]
+
+    def _stop(self, error: RuntimeError) -> None:
+        self._captures = False
+        # An error within a capture may be followed by one of its end.
+        if any(isinstance(each, torch.OutOfMemoryError) for each in (error, error.__context__)):
+            log.warning(
+                "no more CUDA graphs are captured (slower for short texts): the GPU's memory is full: %s", error
+            )
+            return
+        self._recorded.clear()
+        self._shared = None
+        log.warning("CUDA graphs are not used, because one cannot be captured (slower for short texts): %s", error)
 
     def _record(self, shape: Shape, flat: Tensor) -> tuple[Tensor, Callable[[], None], Tensor]:
         static = flat.clone()

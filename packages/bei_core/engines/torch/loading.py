@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator, Mapping
-from functools import partial
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FunctionType
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from bei_core.engines.manifest import TUNED
 from bei_core.engines.torch.folder import DTYPES, Facts, read_facts
 from bei_core.engines.torch.kernels.base import Rank
 from bei_core.engines.torch.kernels.torch import Kernels
+from bei_core.engines.torch.models.layers import run_layer
 from bei_core.engines.torch.models.model import Model
 from bei_core.errors import EngineUnavailableError
 from bei_core.tasks import Tokens
@@ -34,6 +36,12 @@ _VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
 
 # Types of devices on which layers may be compiled. Tests set it to {"cpu"}.
 COMPILED_ON = {"cuda"}
+
+# Environment variables for the folders in which torch and Triton save kernels. They belong to the process, so one model
+# at a time is compiled. Torch sets them, too: what the user has set is what they are before.
+_CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+_USER_SET_CACHE = any(name in os.environ for name in _CACHES)
+_COMPILING = threading.Lock()
 
 _MIN_FP8 = (8, 9)  # the lowest compute capability with matmuls in fp8 (e4m3): Ada and Hopper
 
@@ -60,18 +68,24 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def load_folder(
-    folder: Path, precision: str, device: torch.device, rank: Rank | None = None, *, compiled: bool = False
+    folder: Path,
+    precision: str,
+    device: torch.device,
+    rank: Rank | None = None,
+    *,
+    compiled: bool = False,
+    may_compile: bool = True,
 ) -> Model:
-    """Loads the model of an engine folder onto a device, or the share of `rank`; `compiled` has an effect on GPUs only.
+    """Loads the model of an engine folder onto a device, or the share of `rank`.
 
-    Raises EngineUnavailableError if the device cannot run it, and CheckpointError for a tensor that is missing or has
+    On a GPU, `compiled` makes torch compile the layers, and without `may_compile` it compiles nothing. Raises
+    EngineUnavailableError if the device cannot run the model, and CheckpointError for a tensor that is missing or has
     the wrong shape.
     """
     try:
-        model = load_model(
-            read_facts(folder), StoredTensors(resolve(str(folder)).tensors(), device), DTYPES[precision], device, rank
-        )
-        if compiled and device.type in COMPILED_ON:
+        stored = StoredTensors(resolve(str(folder)).tensors(), device)
+        model = load_model(read_facts(folder), stored, DTYPES[precision], device, rank, may_compile=may_compile)
+        if compiled and may_compile and device.type in COMPILED_ON:
             _compile(model, folder)
     except RuntimeError as error:  # too little memory, or a driver of the wrong version
         raise EngineUnavailableError(f"torch cannot load {folder} on {device}: {error}") from error
@@ -79,11 +93,17 @@ def load_folder(
 
 
 def load_model(
-    facts: Facts, tensors: Mapping[str, Tensor], dtype: str, device: torch.device, rank: Rank | None = None
+    facts: Facts,
+    tensors: Mapping[str, Tensor],
+    dtype: str,
+    device: torch.device,
+    rank: Rank | None = None,
+    *,
+    may_compile: bool = True,
 ) -> Model:
     """Returns a model with these tensors on the device, in torch's `dtype` of that name ("bfloat16"…)."""
     with device:
-        model = Model(facts, Kernels(getattr(torch, dtype), rank))
+        model = Model(facts, Kernels(getattr(torch, dtype), rank, may_compile=may_compile))
     model.load(tensors)
     model.to(device).eval()
     return model
@@ -128,26 +148,38 @@ def tuning_folder(folder: Path, name: str = "") -> Path | None:
     return made
 
 
+@contextmanager
+def _saved_kernels(folder: Path) -> Iterator[None]:
+    """While the block runs, torch saves the kernels that it compiles in the engine folder, or takes them from there.
+
+    Not if the engine folder is not writable, or if the user has set the folder for all models.
+    """
+    cache = None if _USER_SET_CACHE else tuning_folder(folder, "torch")
+    with _COMPILING:
+        before = {name: os.environ.pop(name, None) for name in _CACHES} if cache is not None else {}
+        if cache is not None:
+            os.environ[_CACHES[0]] = str(cache)  # torch derives the second from the first
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
 def _compile(model: Model, folder: Path) -> None:
     """Makes torch compile each layer into fused kernels for any number of tokens, and runs the model once to do so.
 
     If the compilation fails, the layers run without it and a warning is logged.
     """
-    if (cache := tuning_folder(folder, "torch")) is not None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
-
-    def run(layer: Any, *inputs: Any) -> Any:
-        return type(layer).forward(layer, *inputs)
-
     # Torch compiles the same code at most `recompile_limit` times, then runs it uncompiled. Code of its own keeps the
     # model from the limit of other models.
-    run.__code__ = run.__code__.replace()
-    compiled = torch.compile(run, dynamic=True)
-    for layer in model.transformer.layers:
-        layer.forward = partial(compiled, layer)
+    run = FunctionType(run_layer.__code__.replace(), run_layer.__globals__)
+    model.transformer.run = torch.compile(run, dynamic=True)
     try:
-        model.compute(TRIAL)
+        with _saved_kernels(folder):
+            model.compute(TRIAL)
     except Exception as error:  # of many types: there is no compiler, or torch cannot make a kernel
         log.warning("layers are not compiled and slower, because torch.compile fails: %s", error)
-        for layer in model.transformer.layers:
-            del layer.forward
+        del model.transformer.run

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
-from bei_core.engines.torch.kernels.varlen import ScoreBias, attend, attention, is_flash
+from bei_core.engines.torch.kernels.varlen import Flex, ScoreBias, attend, attention, is_flash
 from bei_core.engines.torch.models.sequences import Sequences, handle_of
 from bei_core.engines.torch.models.weights import Layer, LayerNames, Weights, empty, fill
 from bei_core.errors import UnsupportedModelError
@@ -23,9 +23,9 @@ class Kernels:
     Those of this class are in plain torch, and can divide a model among GPUs. A subclass has other kernels.
     """
 
-    def __init__(self, dtype: torch.dtype, rank: Rank | None = None) -> None:
-        """`dtype` is that of the parameters and of token vectors between layers."""
-        self.dtype, self.rank = dtype, rank or Rank()
+    def __init__(self, dtype: torch.dtype, rank: Rank | None = None, *, may_compile: bool = True) -> None:
+        """`dtype` is that of the parameters and of token vectors between layers; FlexAttention needs `may_compile`."""
+        self.dtype, self.rank, self.flex = dtype, rank or Rank(), Flex(may_compile)
 
     def linear(
         self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
@@ -66,8 +66,10 @@ class Linear(nn.Module):
         self.fits_fp8 = not in_bf16 and fits_fp8(size_in, size_out)
         size_out = self.rank.share(size_out, "rows of a linear layer") if split == "out" else size_out
         size_in = self.rank.share(size_in, "columns of a linear layer") if split == "in" else size_in
-        self.weight = empty(size_out, size_in, dtype=kernels.dtype)
-        self.bias = empty(size_out, dtype=kernels.dtype) if bias else None
+        self.dtype = kernels.dtype  # of weight and bias, unless the weight is quantised
+        # Without memory until the checkpoint says whether the weight is quantised.
+        self.weight = empty(size_out, size_in, dtype=self.dtype, device=torch.device("meta"))
+        self.bias = empty(size_out, dtype=self.dtype, device=torch.device("meta")) if bias else None
         self.layers: tuple[str, ...] = ()  # their names in the checkpoint
         self.weight_scale: Tensor | None = None  # f32[]; None: the weight is not quantised
         self.input_scale: Tensor | None = None
@@ -78,20 +80,19 @@ class Linear(nn.Module):
         Raises CheckpointError for a tensor that is missing or has the wrong shape.
         """
         self.layers = tuple(dict.fromkeys(layer.name for layer in layers))
-        if self.bias is None and "bias" in layers[0]:
-            self.bias = empty(len(self.weight), dtype=self.weight.dtype, device=self.weight.device)
+        dtype = self.dtype
         if "weight_scale" in layers[0]:
             self.weight_scale = torch.stack([layer["weight_scale"].float() for layer in layers]).amax()
             self.input_scale = torch.stack([layer["input_scale"].float() for layer in layers]).amax()
-            self.weight = empty(*self.weight.shape, dtype=torch.float8_e4m3fn, device=self.weight.device)
+            dtype = torch.float8_e4m3fn
         weights = [self._share(self._rescaled(layer), self.split) for layer in layers if "weight" in layer]
         joined = Layer(self.layers[0], {"weight": torch.cat(weights)} if weights else {})
         if "bias" in layers[0]:
             rows = self.split if self.split == "out" else None
             joined["bias"] = torch.cat([self._share(layer["bias"], rows) for layer in layers])
-        fill(self.weight, joined, "weight")
-        if self.bias is not None:
-            fill(self.bias, joined, "bias")
+        self.weight = joined.parameter("weight", self.weight.shape, dtype)
+        if self.bias is not None or "bias" in joined:
+            self.bias = joined.parameter("bias", self.weight.shape[:1], self.dtype)
 
     def _share(self, tensor: Tensor, split: str | None) -> Tensor:
         return tensor if split is None else tensor.chunk(self.rank.size, int(split == "in"))[self.rank.number]
@@ -171,7 +172,7 @@ class Attention(nn.Module):
         self, sizes: AttentionSizes, rope: nn.Module | None, kernels: Kernels, score_bias: ScoreBias | None
     ) -> None:
         super().__init__()
-        self.sizes, self.score_bias, self.dtype = sizes, score_bias, kernels.dtype
+        self.sizes, self.score_bias, self.dtype, self.flex = sizes, score_bias, kernels.dtype, kernels.flex
         width = sizes.num_heads * sizes.head_size
         size_qkv = width + 2 * sizes.num_kv_heads * sizes.head_size
         self.qkv_proj = kernels.linear(sizes.hidden, size_qkv, sizes.part, bias=sizes.bias, fused="qkv", split="out")
@@ -201,4 +202,5 @@ class Attention(nn.Module):
     def mix(self, query_key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
         """Returns [T, N * S], contiguous, for queries and keys [T, N + K, S], values [T, K, S]."""
         query, key = query_key.split([self.num_heads, self.num_kv_heads], 1)
-        return attend(query, key, value, sequences, self.sizes, self.score_bias).flatten(1).contiguous()
+        mixed = attend(query, key, value, sequences, self.sizes, self.score_bias, self.flex)
+        return mixed.flatten(1).contiguous()

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,7 +31,13 @@ ScoreBias = Callable[[Tensor, Tensor, int], Tensor]
 
 _QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of a long sequence
 _MAX_HEAD_SIZE = 256  # of FlashAttention
-_broken: list[Exception] = []  # the error of FlexAttention, which is then not tried again
+
+
+@dataclass
+class Flex:
+    """Whether a model uses FlexAttention: not without torch.compile, and not after it has failed."""
+
+    is_used: bool = True
 
 
 @torch.library.custom_op(
@@ -52,7 +59,13 @@ def _(query_key: Tensor, value: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    sequences: Sequences,
+    sizes: AttentionSizes,
+    bias: ScoreBias | None,
+    of_model: Flex,
 ) -> Tensor:
     """Returns [T, N, S] for queries [T, N, S], keys and values [T, K, S].
 
@@ -60,13 +73,13 @@ def attend(
     """
     if is_flash(query.device, query.dtype, sizes, bias):
         return flash(query, key, value, sequences, sizes)
-    if is_flex(query, sizes, bias):
+    if of_model.is_used and is_flex(query, sizes, bias):
         try:
             return flex(query, key, value, sequences, sizes, bias)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of many types: there is no compiler, or torch cannot make the kernel
-            _broken.append(error)
+            of_model.is_used = False
             log.warning("FlexAttention is not used and attention is slower, because torch cannot run it: %s", error)
     return by_sequence(query, key, value, sequences, sizes, bias)
 
@@ -81,7 +94,7 @@ def is_flash(device: torch.device, dtype: torch.dtype, sizes: AttentionSizes, bi
 def is_flex(query: Tensor, sizes: AttentionSizes, bias: ScoreBias | None) -> bool:
     """Whether FlexAttention computes this attention, for which `is_flash` is false: a soft cap, a bias by distance."""
     has_scores = sizes.soft_cap is not None if bias is None else isinstance(bias, DistanceBias)
-    return has_scores and query.is_cuda and query.dtype != torch.float32 and not _broken
+    return has_scores and query.is_cuda and query.dtype != torch.float32
 
 
 @functools.cache

@@ -82,7 +82,7 @@ class Transformer(layers.Transformer):
         """Returns token vectors [T, H]; `ConvLayer` is a convolution after the first layer."""
         first = x = self.embed(sequences)
         for number, layer in enumerate(self.layers):
-            x = layer(x, sequences)
+            x = self.run(layer, x, sequences)
             if number == 0 and self.conv is not None:
                 mixed = sequences.map(lambda rows: self.conv(rows.T).T, first)  # of each sequence by itself
                 x = self.conv_norm(x + self.conv_act(mixed))

@@ -106,6 +106,11 @@ class TransformerLayer(nn.Module):
         return self.mlp_norm(x + self.mlp(x))
 
 
+def run_layer(layer: Any, *inputs: Any) -> Any:
+    """Runs a layer. torch.compile takes this function, because a layer that held its compiled self would be a cycle."""
+    return layer(*inputs)
+
+
 class Transformer(nn.Module):
     """The base of the pages: tables of embeddings and a loop over layers.
 
@@ -113,6 +118,7 @@ class Transformer(nn.Module):
     """
 
     layers: Any  # nn.ModuleList
+    run: Any = staticmethod(run_layer)  # or the same compiled
 
     def __init__(self, kernels: Kernels, width: int, *, words: int, positions: int = 0, types: int = 0) -> None:
         """`width` is that of the tables; the numbers are their rows. There is no table of 0 rows."""
@@ -158,5 +164,5 @@ class Transformer(nn.Module):
         """Returns token vectors [T, H]."""
         x = self.embed(sequences)
         for layer in self.layers:
-            x = layer(x, sequences)
+            x = self.run(layer, x, sequences)
         return x if self.final_norm is None else self.final_norm(x)

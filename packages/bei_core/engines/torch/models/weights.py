@@ -43,6 +43,16 @@ class Layer(dict[str, Tensor]):
         weight = self["weight"].float()
         return weight * self["weight_scale"].float() if "weight_scale" in self else weight
 
+    def parameter(self, part: str, shape: torch.Size, dtype: torch.dtype) -> nn.Parameter:
+        """Returns a tensor of the layer as a parameter.
+
+        Raises CheckpointError if it is missing or has another shape.
+        """
+        if part not in self or self[part].shape != shape:
+            found = tuple(self[part].shape) if part in self else "missing"
+            raise CheckpointError(f"tensor {self.name}.{part} is {found}; config.json implies {tuple(shape)}")
+        return nn.Parameter(self[part].to(dtype), requires_grad=False)
+
     def split(self, count: int) -> list[Layer]:
         """Returns the `count` layers that are joined in this one; each has the same number of rows of the weight."""
         chunks = {part: x.chunk(count) if x.ndim else [x] * count for part, x in self.items()}  # a scale is for all
@@ -96,7 +106,4 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device | None = None) -
 
 def fill(parameter: Any, layer: Layer, part: str) -> None:
     """Copies a tensor of a layer into a parameter. Raises CheckpointError if it is missing or has another shape."""
-    if part not in layer or layer[part].shape != parameter.shape:
-        found = tuple(layer[part].shape) if part in layer else "missing"
-        raise CheckpointError(f"tensor {layer.name}.{part} is {found}; config.json implies {tuple(parameter.shape)}")
-    parameter.requires_grad_(False).copy_(layer[part])
+    parameter.requires_grad_(False).copy_(layer.parameter(part, parameter.shape, parameter.dtype))

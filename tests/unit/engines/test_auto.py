@@ -1,0 +1,72 @@
+"""`engine: auto` takes another engine if the preferred one cannot serve the model; on the world of test_provider."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import msgspec
+import pytest
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.config.settings import Settings
+from bei_core.engines import provider
+from bei_core.engines.base import Plan
+from bei_core.engines.remote import RemoteEngines
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.spec import ModelSpec
+from tests.unit.engines import test_provider
+from tests.unit.engines.test_provider import REPO, World, start
+
+world, remote = test_provider.world, test_provider.remote
+
+
+class Refusing:
+    """A builder that builds an engine of `name` as the world does, or refuses every model."""
+
+    def __init__(self, world: World, name: str, why: str | None) -> None:
+        self.world, self.name, self.why, self.facts = world, name, why, world.facts
+
+    def check(self, spec: ModelSpec, settings: Settings) -> None:
+        if self.why is not None:
+            raise UnsupportedModelError(self.why)
+
+    def plan(self, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
+        self.check(spec, settings)
+        made = dataclasses.replace(self.world.plan(checkpoint, spec, settings), engine=self.name)
+        return dataclasses.replace(made, artifact={**made.artifact, "of": self.name})
+
+
+@pytest.fixture
+def two_engines(world: World, monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """Why each engine for GPUs refuses the model; `auto` prefers tensorrt_llm."""
+    reasons: dict[str, str | None] = {"tensorrt_llm": None, "torch": None}
+    monkeypatch.setattr(provider, "load_builder", lambda name: Refusing(world, name, reasons[name]))
+    monkeypatch.setattr(provider, "candidates", lambda engine, **_: list(reasons) if engine == "auto" else [engine])
+    return reasons
+
+
+def test_auto_serves_a_model_with_the_first_engine_that_can(
+    world: World, two_engines: dict[str, str | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    assert start(world.settings(engine="auto")).engine == "tensorrt_llm"
+    two_engines["tensorrt_llm"] = "it does not run ModernBertModel"
+    other = world.elsewhere(engine="auto")
+    assert start(other).engine == "torch"
+    assert f"another engine is built for {REPO}: it does not run ModernBertModel" in caplog.text
+    world.is_cut_off = True
+    assert start(other).engine == "torch", "the later start needs no hub"
+    two_engines["torch"] = "it does not either"
+    world.is_cut_off = False
+    with pytest.raises(UnsupportedModelError, match="it does not either"):
+        start(world.elsewhere(engine="auto"))
+
+
+def test_the_preferred_engine_serves_where_another_one_did_by_its_name(
+    world: World, two_engines: dict[str, str | None], remote: RemoteEngines
+) -> None:
+    settings = world.settings(engine="torch", engine_store=remote.store.url)
+    assert start(settings).engine == "torch"
+    assert start(msgspec.structs.replace(settings, engine="auto")).engine == "tensorrt_llm"
+    world.is_cut_off = True
+    assert start(world.elsewhere(engine="auto", engine_store=remote.store.url)).engine == "tensorrt_llm"
