@@ -298,6 +298,21 @@ def test_every_product_fits_16_bits_on_the_texts_and_begins_at_zero(name: str, t
     assert np.concatenate(largest).max() == 127 > np.concatenate(largest).min(), "some rows need room and some do not"
 
 
+def test_a_layer_whose_input_is_zero_in_all_texts_gives_its_bias() -> None:
+    checkpoint = resolve(str(FOLDERS["bert-mean-cls-list"]))
+    spec = read_spec(checkpoint)
+    graph = build_graph(spec, checkpoint)
+    name = "encoder.layer.0.output.dense"
+    (dead,) = [node for node in linear_matmuls(graph) if node.get_friendly_name() == name]
+    zero = op.multiply(dead.input_value(0), op.constant(np.float32(0)))
+    dead.input(0).replace_source_output(zero.output(0))
+    batches = calibration_batches(encode(mixed_texts()[:24], spec, checkpoint.folder / "tokenizer.json", 64))
+    expected = rows_of(OpenVinoEngine(graph.clone(), spec, "f32"), batches)
+    quantize(graph, batches, alpha=None, mlp_only=False)
+    found = rows_of(OpenVinoEngine(graph, spec, "f32", quantised=True), batches)
+    assert measure(expected, found, Kind.EMBEDDING).min_cosine > 0.98
+
+
 def test_smoothing_alone_changes_no_row(minilm: Checkpoint) -> None:
     spec = read_spec(minilm)
     items = encode(mixed_texts()[:24], spec, minilm.folder / "tokenizer.json", 64)

@@ -147,7 +147,7 @@ def with_progress(items: Sequence[T], what: str, unit: str = "batches") -> Itera
     started = logged = time.monotonic()
     for number, item in enumerate(tqdm(items, desc=what, unit=f" {unit}", file=sys.stderr, disable=not has_bar)):
         now = time.monotonic()
-        if not has_bar and now - logged >= _EVERY_S:
+        if not has_bar and number and now - logged >= _EVERY_S:
             logged = now
             left = (now - started) / number * (len(items) - number)
             log.info("%s: %d of %d %s, about %.0f s left", what, number, len(items), unit, left)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from bei_core.engines.calibration import (
     first_inputs,
     quantization_of,
     read_samples,
+    with_progress,
 )
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec, read_spec
@@ -174,3 +177,13 @@ def test_trusss_block_says_how_to_calibrate_where_it_quantises() -> None:
 def test_the_first_inputs_are_taken_until_they_have_enough_tokens(max_tokens: float, least: int, count: int) -> None:
     inputs = [Tokens(np.zeros(10, np.int32), np.zeros(10, np.int32))] * 5
     assert len(first_inputs(inputs, max_tokens, least)) == count
+
+
+def test_progress_says_what_is_left_also_if_the_process_was_paused_before_the_first_item(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+    monkeypatch.setattr(time, "monotonic", iter((0.0, 11.0, 12.0, 16.0)).__next__)
+    caplog.set_level("INFO")
+    assert list(with_progress("abc", "calibrating")) == [(0, "a"), (1, "b"), (2, "c")]
+    assert [record.message for record in caplog.records] == ["calibrating: 1 of 3 batches, about 24 s left"]

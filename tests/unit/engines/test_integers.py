@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bei_core.engines.openvino.quantize.headroom import quantize_with_headroom
+from bei_core.engines.openvino.quantize.headroom import levels, quantize_with_headroom
+from bei_core.engines.openvino.quantize.smoothquant import SharedInput, SmoothedInput
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -46,3 +47,12 @@ def test_a_row_of_zeros_is_zero() -> None:
     integers, steps = quantize_with_headroom(np.zeros((1, 4), np.float32), np.zeros(4), np.full(4, 255))
     assert not integers.any()
     assert np.isfinite(steps).all()
+
+
+def test_an_activation_that_is_zero_in_all_texts_has_a_range() -> None:
+    zeros = np.zeros((3, 4), np.float32)
+    low, high = SharedInput([], zeros, zeros, zeros).range_of(np.ones(4, np.float32))
+    assert low == 0 < high
+    lowest, highest = levels(SmoothedInput(0.0, zeros[0], zeros[0]), low, high)
+    assert not lowest.any()
+    assert not highest.any()

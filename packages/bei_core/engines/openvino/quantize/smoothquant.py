@@ -62,9 +62,12 @@ class SharedInput:
         return [stored_values(matmul.input_value(1).get_node()) for matmul in self.matmuls]
 
     def range_of(self, scale: Array) -> tuple[float, float]:
-        """(low, high) that int8 represents after the division by `scale`: the mean of the batches' ranges, with 0."""
+        """(low, high) that int8 represents after the division by `scale`: the mean of the batches' ranges, with 0.
+
+        It is (0, 1) for an activation that is zero in all batches, of which nothing is known.
+        """
         low, high = (self.lows / scale).min(1).mean(), (self.highs / scale).max(1).mean()
-        return min(float(low), 0.0), max(float(high), 0.0)
+        return (min(float(low), 0.0), max(float(high), 0.0)) if low or high else (0.0, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
