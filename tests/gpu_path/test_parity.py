@@ -261,6 +261,17 @@ def test_every_required_family_has_models_for_the_fused_attention_of_tensorrt_ll
         check_model(facts, "bfloat16")
         if any(sizes.is_plain for sizes in attention_of(facts).values()):
             fused.add((family_name(case.architecture), type(case)))
-    required = {"Llama", "Qwen2", "Qwen3", "Gemma3", "Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "DistilBert"}
+    required = {
+        "Llama",
+        "Qwen2",
+        "Qwen3",
+        "Gemma3",
+        "Bert",
+        "Roberta",
+        "XLMRoberta",
+        "Camembert",
+        "Electra",
+        "DistilBert",
+    }
     assert fused >= {(family, kind) for family in required for kind in (Case, ClassificationCase)}
     assert ("Mistral", ClassificationCase) in fused  # the embedding model has a sliding window
