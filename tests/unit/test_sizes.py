@@ -1,4 +1,4 @@
-"""Limits on sizes: half of the functions <= 10 lines, 90% <= 30, none > 60; files <= 400 lines; tests/data <= 4.5 MB."""
+"""Limits on sizes: half of functions <= 10 lines, 90% <= 30, none > 60; files <= 400 lines; tests/data <= 4.5 MB."""
 
 from __future__ import annotations
 
