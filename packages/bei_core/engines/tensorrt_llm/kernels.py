@@ -63,7 +63,7 @@ class TensorRtLlmKernels(Kernels):
 def fused_rope(sizes: AttentionSizes, rope: nn.Module | None, kernels: TensorRtLlmKernels) -> Any:
     """Returns the rotary embedding that TensorRT-LLM's attention kernel is to apply; None if torch has to.
 
-    The kernel counts positions from 0 in each sequence, and cannot normalise queries and keys before. It is not used for
+    The kernel counts positions from 0 in each sequence, and cannot normalise queries and keys. It is not used for
     full masks and scaled frequencies, which TensorRT-LLM's own classes do not show without a KV cache, nor for f32.
     """
     if rope is None or sizes.eps is not None or not sizes.causal or kernels.dtype == torch.float32:
