@@ -25,12 +25,20 @@ from bei_core.errors import EngineUnavailableError
 from bei_core.models.rope import rope_tables
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
-from tests.golden.cases import CASES, GROUP_CASES, HEAD_CASES, HEAD_CLASSIFICATION_CASES
+from tests.golden.cases import (
+    CASES,
+    GROUP_CASES,
+    HEAD_CASES,
+    HEAD_CLASSIFICATION_CASES,
+    Case,
+    ClassificationCase,
+)
 from tests.gpu_path.conftest import IS_REAL, Builder
 
 SNAPSHOT = json.loads((Path(__file__).parent / "signatures.json").read_text())
 ENTRIES: dict[str, dict[str, Any]] = SNAPSHOT["entries"]
-CASE_OF = {case.name: case for case in (*CASES, *GROUP_CASES, *HEAD_CASES, *HEAD_CLASSIFICATION_CASES)}
+_ALL: tuple[Case | ClassificationCase, ...] = (*CASES, *GROUP_CASES, *HEAD_CASES, *HEAD_CLASSIFICATION_CASES)
+CASE_OF = {case.name: case for case in _ALL}
 # A model with CUDA graphs, query and key norms, and gated MLPs; one with a window; one with token types; one whose
 # rotary embedding is fused.
 USERS = ("qwen3-embedding", "gemma2-multilingual", "bert-cls-normalize", "qwen2-heads-32")

@@ -256,7 +256,8 @@ def test_every_required_family_has_a_case() -> None:
 def test_every_required_family_has_models_for_the_fused_attention_of_tensorrt_llm() -> None:
     """Other heads would end the process. Gemma 2 has soft-capped scores, so its attention is torch's."""
     fused = set()
-    for case in (*HEAD_CASES, *HEAD_CLASSIFICATION_CASES):
+    cases: list[Case | ClassificationCase] = [*HEAD_CASES, *HEAD_CLASSIFICATION_CASES]
+    for case in cases:
         facts = facts_of(read_spec(resolve(str(case.folder))))
         check_model(facts, "bfloat16")
         if any(sizes.is_plain for sizes in attention_of(facts).values()):
