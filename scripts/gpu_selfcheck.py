@@ -28,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "packages")]
 
 from bei_core.engines.tensorrt_llm._compat import check_version  # noqa: E402
 from scripts.gpu import models, units  # noqa: E402
-from scripts.gpu.report import Findings, Result  # noqa: E402
+from scripts.gpu.report import BEGINS, PARITY, Findings, Result  # noqa: E402
 
 MODELS = "bert-large,xlm-r-568m,mistral-7b"
 QUICK_S, UNIT_S = 9 * 60 - 20.0, 1800.0  # 20 seconds to end the last unit and to write the report
@@ -59,8 +59,11 @@ def main() -> int:
     gpu = find_gpu(shim=options.shim, engine=options.engine)
     with tempfile.TemporaryDirectory(prefix="bei-selfcheck-", dir=options.folder) as temporary:
         findings = check(options, Findings(card=gpu, has_gpu=not options.shim, versions=versions()), Path(temporary))
-    for failed in findings.failed:
-        print(f"FAILED {failed.what}: {failed.figures}")
+    for result in findings.failed:
+        print(f"FAILED {result.what}: {result.figures}")
+    for result in findings.skipped:
+        print(f"NOT RUN {result.what}: {result.skipped}")
+    print(findings.summary())
     return int(bool(findings.failed))
 
 
@@ -76,6 +79,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, help="where to keep models meanwhile; 7B models need 45 GB")
     parser.add_argument("--shim", action="store_true", help="run without a GPU, to test this script")
     parser.add_argument("--unit", help=argparse.SUPPRESS)  # given to the process of a unit
+    parser.add_argument("--start", type=int, default=0, help=argparse.SUPPRESS)  # the number of its first check
     options = parser.parse_args()
     options.folders = dict(each.split("=", 1) for each in options.models.split(",") if "=" in each)
     options.models = [each.partition("=")[0] for each in options.models.split(",")]
@@ -124,45 +128,92 @@ def check(options: argparse.Namespace, findings: Findings, temporary: Path) -> F
     until = time.monotonic() + (QUICK_S if options.quick else float("inf"))
     for unit in units.names(options):
         for result in run_unit(unit, min(UNIT_S, until - time.monotonic()), temporary):
-            print(
-                f"{unit}: {result.what} {result.figures} {'' if result.passed is None else result.passed}", flush=True
-            )
-            findings.results.append(result)
+            outcome = f"not run: {result.skipped}" if result.skipped else "" if result.passed is None else result.passed
+            print(f"{unit}: {result.what} {result.figures} {outcome}", flush=True)
+            findings.results.append(msgspec.structs.replace(result, unit=unit))
             findings.write(folder, name)
     print(f"written: {folder / name}.md")
     return findings
 
 
 def run_unit(unit: str, limit_s: float, folder: Path) -> Iterator[Result]:
-    """Runs a unit in a process of its own and yields its results, and one more if it fails or takes too long."""
-    if limit_s <= 0:
-        yield Result(section="Units", what=unit, figures={"result": "not run, because no time was left"})
-        return
-    command = [sys.executable, *sys.argv, "--unit", unit, "--folder", str(folder)]
-    started = time.monotonic()
-    with (folder / "errors.txt").open("w+", encoding="utf-8") as errors, watch_card(folder) as card:
-        options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
-        with subprocess.Popen(command, start_new_session=True, **options) as process:
-            timer = threading.Timer(limit_s, _end, [process.pid])
-            timer.start()
-            try:
-                for line in filter(lambda line: line.startswith("{"), process.stdout or ()):
-                    yield msgspec.json.decode(line, type=Result)
-                status = process.wait()
-            finally:
-                timer.cancel()
-                _end(process.pid)  # what it started, too
-        errors.seek(0)
-        last = [line for line in errors.read().splitlines() if line.strip()][-1:]
-    figures = {"seconds": f"{time.monotonic() - started:.0f}", **card}
-    if status == 0:
-        yield Result(section="Units", what=unit, figures=figures)
-        return
-    is_out_of_time = status == -signal.SIGKILL and limit_s < UNIT_S
-    is_missing = bool(last) and "ModuleNotFoundError" in last[0]
-    known = "not finished, because no time was left" if is_out_of_time else "not installed" if is_missing else ""
-    figures["result"] = known or " ".join([f"status {status}", *last])[:300]
-    yield Result(section="Units", what=unit, figures=figures, passed=None if known else False)
+    """Runs a unit in a process of its own and yields its results, and one more with its time and the card's figures.
+
+    If a kernel ends the process in one of several checks, another process runs the checks after it.
+    """
+    until, start = time.monotonic() + limit_s, 0
+    while True:
+        if (left := until - time.monotonic()) <= 0:
+            yield Result(section="Units", what=unit, skipped="no time was left")
+            return
+        process = UnitProcess([*sys.argv, "--unit", unit, "--folder", str(folder), "--start", str(start)], folder)
+        yield from process.results(left)
+        if not process.is_aborted:
+            yield process.end(unit, limit_s)
+            return
+        yield Result(section=PARITY, what=process.current, figures={"error": process.error()}, passed=False)
+        start += process.num_results + 1
+
+
+class UnitProcess:
+    """The process of a unit."""
+
+    def __init__(self, arguments: Sequence[str], folder: Path) -> None:
+        self._command, self._folder = [sys.executable, *arguments], folder
+        self._status, self._started, self._is_late = 0, time.monotonic(), False
+        self._card: dict[str, str] = {}
+        self.num_results, self.current = 0, ""  # the check that runs, "" if the unit names none
+
+    def results(self, limit_s: float) -> Iterator[Result]:
+        """Runs the process, for at most `limit_s` seconds, and yields its results."""
+        with (
+            (self._folder / "errors.txt").open("w", encoding="utf-8") as errors,
+            watch_card(self._folder) as self._card,
+        ):
+            options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": errors, "text": True}
+            with subprocess.Popen(self._command, start_new_session=True, **options) as process:
+                timer = threading.Timer(limit_s, self._end_late, [process.pid])
+                timer.start()
+                try:
+                    yield from self._read(process.stdout or ())
+                    self._status = process.wait()
+                finally:
+                    timer.cancel()
+                    _end(process.pid)  # what it started, too
+
+    def _read(self, lines: Iterable[str]) -> Iterator[Result]:
+        for line in lines:
+            if line.startswith(BEGINS):
+                self.current = line.removeprefix(BEGINS).strip()
+            elif line.startswith("{"):
+                self.num_results, self.current = self.num_results + 1, ""
+                yield msgspec.json.decode(line, type=Result)
+
+    def _end_late(self, pid: int) -> None:
+        self._is_late = True
+        _end(pid)
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether the process ended, not by us, in a check that has a name."""
+        return self._status != 0 and not self._is_late and bool(self.current)
+
+    def error(self) -> str:
+        """Returns the status and the last line of the errors."""
+        lines = (self._folder / "errors.txt").read_text(encoding="utf-8").splitlines()
+        return " ".join([f"status {self._status}", *[line for line in lines if line.strip()][-1:]])[:300]
+
+    def end(self, unit: str, limit_s: float) -> Result:
+        """Returns the row of the unit. It is a failed check if the process failed or took longer than allowed."""
+        figures = {"seconds": f"{time.monotonic() - self._started:.0f}", **self._card}
+        if self._status == 0:
+            return Result(section="Units", what=unit, figures=figures)
+        error = self.error()
+        skipped = "not installed" if "ModuleNotFoundError" in error else ""
+        if self._is_late and limit_s < UNIT_S:
+            skipped = "not finished, because no time was left"
+        figures |= {} if skipped else {"result": error}
+        return Result(section="Units", what=unit, figures=figures, passed=None if skipped else False, skipped=skipped)
 
 
 def _end(pid: int) -> None:

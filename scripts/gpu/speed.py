@@ -11,11 +11,12 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -30,12 +31,22 @@ from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.tasks import EncodeOptions, Tokens
 from scripts.gpu.report import Result
 
+Features = Mapping[str, Any]  # token ids, a mask and more, of a padded batch
+
 _START_S = 300.0
-_WORKLOADS = {"512 tokens": "long", "mixed lengths": "mixed"}
+_WORKLOADS = {"512 tokens": ("long", 40), "mixed lengths": ("mixed", 600)}  # kind of texts, and their number per round
+_MAX_TOKENS = 16_384  # in a padded batch of the other libraries, as in a batch of the engines
+
+
+class Card(msgspec.Struct, frozen=True):
+    """What the card reaches."""
+
+    flops: dict[str, float]  # FLOP/s of matmuls, by precision
+    bandwidth: float  # of memory, bytes/s
 
 
 def measure_card(folder: Path) -> Result:
-    """Measures the peak of matmuls in bf16 and fp8 and the bandwidth of memory; writes the peaks to `card.json`."""
+    """Measures the peak of matmuls in bf16 and fp8 and the bandwidth of memory; writes them to `card.json`."""
     has_gpu = torch.cuda.is_available()
     size, device = (8192, "cuda") if has_gpu else (256, "cpu")
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
@@ -44,11 +55,19 @@ def measure_card(folder: Path) -> Result:
         low, one = a.to(torch.float8_e4m3fn), torch.ones((), device=device)
         options: dict[str, Any] = {"scale_a": one, "scale_b": one, "out_dtype": torch.bfloat16}
         peaks["fp8"] = 2 * size**3 / _seconds(lambda: torch._scaled_mm(low, low.t(), **options))
-    (folder / "card.json").write_text(json.dumps(peaks))
     block = torch.empty((1 << 30) if has_gpu else (1 << 20), dtype=torch.uint8, device=device)
-    bandwidth = 2 * len(block) / _seconds(block.clone)
+    card = Card(peaks, 2 * len(block) / _seconds(block.clone))
+    (folder / "card.json").write_bytes(msgspec.json.encode(card))
     figures = {f"{name} matmul, TFLOP/s": f"{peak / 1e12:.4g}" for name, peak in peaks.items()}
-    return Result(section="The card", what="measured", figures={**figures, "memory, GB/s": f"{bandwidth / 1e9:.4g}"})
+    return Result(
+        section="The card", what="measured", figures={**figures, "memory, GB/s": f"{card.bandwidth / 1e9:.4g}"}
+    )
+
+
+def read_card(folder: Path) -> Card | None:
+    """Returns what `measure_card` measured; None if it failed or did not run."""
+    file = folder / "card.json"
+    return msgspec.json.decode(file.read_bytes(), type=Card) if file.is_file() else None
 
 
 def _seconds(function: Callable[[], object], *, rounds: int = 20) -> float:
@@ -63,45 +82,70 @@ def _seconds(function: Callable[[], object], *, rounds: int = 20) -> float:
     return float(np.median(times[3:]))
 
 
-def flops_per_token(spec: ModelSpec, length: float) -> float:
-    """Returns the FLOPs of all matmuls per token, in sequences of `length` tokens."""
+def num_weights(spec: ModelSpec) -> float:
+    """Returns the number of weights of all linear layers in the transformer."""
     facts = facts_of(spec)
-    family = facts.of_family
-    if family.page == "bert":
-        bert = BertSizes.of(family.layout[0], spec.config)
-        return (
-            2.0
-            * bert.num_layers
-            * (4 * bert.hidden**2 + 2 * bert.hidden * bert.intermediate_size + 2 * length * bert.hidden)
-        )
-    sizes = DecoderSizes.of(family.layout, spec.config)
+    if facts.of_family.page == "bert":
+        bert = BertSizes.of(facts.of_family.layout[0], spec.config)
+        return bert.num_layers * (4.0 * bert.hidden**2 + 2 * bert.hidden * bert.intermediate_size)
+    sizes = DecoderSizes.of(facts.of_family.layout, spec.config)
     width, kv_width = sizes.num_heads * sizes.head_size, sizes.num_kv_heads * sizes.head_size
+    return float(sizes.num_layers * sizes.hidden * (2 * width + 2 * kv_width + 3 * sizes.intermediate_size))
+
+
+def attention_flops(spec: ModelSpec, length: float) -> float:
+    """Returns the FLOPs of attention per token, in sequences of `length` tokens."""
+    facts = facts_of(spec)
     num_keys = length if facts.mask == "full" else length / 2  # that a query attends to, on average
-    linear = sizes.hidden * (2 * width + 2 * kv_width + 3 * sizes.intermediate_size)
-    return 2.0 * sizes.num_layers * (linear + 2 * num_keys * width)
+    if facts.of_family.page == "bert":
+        bert = BertSizes.of(facts.of_family.layout[0], spec.config)
+        return 4.0 * bert.num_layers * num_keys * bert.hidden
+    sizes = DecoderSizes.of(facts.of_family.layout, spec.config)
+    return 4.0 * sizes.num_layers * num_keys * sizes.num_heads * sizes.head_size
+
+
+def roofline(spec: ModelSpec, lengths: Sequence[int], precision: str, card: Card) -> float:
+    """Returns the seconds that a batch of sequences takes on the card at least, by its measured peaks.
+
+    It is the longer of two times: that of the matmuls (attention in bf16, the linear layers in `precision`), and that
+    of reading the weights of the linear layers once.
+    """
+    weights, peak = num_weights(spec), card.flops.get(precision, card.flops["bf16"])
+    attention = sum(length * attention_flops(spec, length) for length in lengths)
+    compute = 2 * weights * sum(lengths) / peak + attention / card.flops["bf16"]
+    return max(compute, weights * (1 if precision == "fp8" else 2) / card.bandwidth)
 
 
 def engine_alone(opened: Opened, what: str, folder: Path, *, rounds: int) -> Iterator[Result]:
-    """Measures 1, 8 and 32 short texts at a time, then full batches of real texts; yields both rows."""
+    """Measures 1, 8 and 32 short texts at a time, then full batches of real texts; yields both rows.
+
+    Each with its share of the card's roofline: the time of `roofline` divided by the measured time.
+    """
     encode = open_model_tokenizer(opened.tokenizer, opened.spec, 512).encode_now
+    card, precision = read_card(folder), opened.engine.info.precision
+
+    def share(batches: Sequence[Batch], seconds: float) -> str:
+        if card is None:
+            return ""
+        least = sum(roofline(opened.spec, batch.lengths.tolist(), precision, card) for batch in batches)
+        return f"{least / seconds:.1%}"
+
     short, latencies = encode(texts("short", 32, 0), EncodeOptions()), {}
     for count in (1, 8, 32):
         batch = Batch.pack(short[:count])
-        times = [_run(opened, [batch]) * 1000 for _ in range(10 * rounds)][rounds:]
-        latencies[f"{count} short, p50 / p99 ms"] = f"{np.quantile(times, 0.5):.2f} / {np.quantile(times, 0.99):.2f}"
+        times = [_run(opened, [batch]) for _ in range(10 * rounds)][rounds:]
+        p50, p99 = np.quantile(times, (0.5, 0.99))
+        latencies[f"{count} short, p50 / p99 ms"] = f"{p50 * 1000:.2f} / {p99 * 1000:.2f}"
+        latencies[f"{count} short, of roofline"] = share([batch], p50)
     yield Result(section="The engine alone: latency", what=what, figures=latencies)
-    peaks, precision = json.loads((folder / "card.json").read_text()), opened.engine.info.precision
     figures = {}
-    for name, kind in _WORKLOADS.items():
-        items = encode(texts(kind, (40 if kind == "long" else 600) * rounds, 0), EncodeOptions())
+    for name, (kind, number) in _WORKLOADS.items():
+        items = encode(texts(kind, number * rounds, 0), EncodeOptions())
         batches = full_batches(items, opened.engine.info.batch_tokens)[:rounds]
         _run(opened, batches)
-        num_tokens = sum(batch.num_tokens for batch in batches)
-        rate = num_tokens / float(np.median([_run(opened, batches) for _ in range(3)]))
-        mean = sum(batch.num_tokens for batch in batches) / sum(map(len, batches))
-        peak = peaks.get(precision, peaks["bf16"])
-        figures[f"{name}, tokens/s"] = f"{rate:,.0f}"
-        figures[f"{name}, of matmul peak"] = f"{rate * flops_per_token(opened.spec, mean) / peak:.1%}"
+        seconds = float(np.median([_run(opened, batches) for _ in range(3)]))
+        figures[f"{name}, tokens/s"] = f"{sum(batch.num_tokens for batch in batches) / seconds:,.0f}"
+        figures[f"{name}, of roofline"] = share(batches, seconds)
     yield Result(section="The engine alone: throughput", what=what, figures=figures)
 
 
@@ -182,39 +226,73 @@ def _first_answer(url: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def transformers_alone(model: Path, what: str, *, rounds: int) -> Result:
-    """Measures transformers' class in f16 with SDPA, on batches of padded texts sorted by length."""
+    """Measures transformers' class with SDPA and mean pooling, from token ids to vectors on the host."""
     from transformers import AutoModel, PreTrainedTokenizerFast
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.float16 if device == "cuda" else torch.float32
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(model / "tokenizer.json"), pad_token="[PAD]")
-    module = AutoModel.from_pretrained(model, dtype=dtype, attn_implementation="sdpa").to(device).eval()
-    figures = {}
-    for name, kind in _WORKLOADS.items():
-        given = sorted(texts(kind, 64 * rounds, 0), key=len)
-        total = sum(len(ids) for ids in tokenizer(given, truncation=True, max_length=512)["input_ids"])
+    module = AutoModel.from_pretrained(model, dtype=_dtype(), attn_implementation="sdpa").to(_device()).eval()
 
-        def compute(given: list[str] = given) -> None:
-            for start in range(0, len(given), 32):
-                options: dict[str, Any] = {"padding": True, "truncation": True, "max_length": 512}
-                batch = tokenizer(given[start : start + 32], return_tensors="pt", **options).to(device)
-                module(batch["input_ids"], attention_mask=batch["attention_mask"])
+    def embed(features: Features) -> torch.Tensor:
+        mask = features["attention_mask"]
+        hidden = module(features["input_ids"], attention_mask=mask).last_hidden_state
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
-        with torch.inference_mode():
-            figures[f"{name}, tokens/s"] = f"{total / _seconds(compute, rounds=3):,.0f}"
-    return Result(section="Other libraries, in one process", what=f"transformers, {what}", figures=figures)
+    def tokenize(given: list[str]) -> Features:
+        return dict(tokenizer(given, padding=True, truncation=True, max_length=512, return_tensors="pt"))
+
+    return _library(f"transformers with sdpa, {what}", tokenize, embed, rounds=rounds)
 
 
 def sentence_transformers_alone(model: Path, what: str, *, rounds: int) -> Result:
-    """Measures `SentenceTransformer.encode` in f16."""
+    """Measures the modules of a SentenceTransformer with SDPA, from token ids to vectors on the host."""
     from sentence_transformers import SentenceTransformer
 
-    module = SentenceTransformer(str(model))
-    module = module.half() if torch.cuda.is_available() else module
+    options: dict[str, Any] = {"attn_implementation": "sdpa", "dtype": _dtype()}
+    module = SentenceTransformer(str(model), device=_device(), model_kwargs=options)
+    tokenize = module.preprocess if hasattr(module, "preprocess") else module.tokenize  # before version 6
+    return _library(
+        f"sentence-transformers with sdpa, {what}",
+        tokenize,
+        lambda features: module(dict(features))["sentence_embedding"],
+        rounds=rounds,
+    )
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _dtype() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+
+
+def _library(
+    what: str,
+    tokenize: Callable[[list[str]], Features],
+    embed: Callable[[Features], torch.Tensor],
+    *,
+    rounds: int,
+) -> Result:
+    """Measures `embed` on the texts of the engines, sorted by length, in padded batches.
+
+    As with the engines, tokenizing is not measured, and copying vectors to the host is.
+    """
     figures = {}
-    for name, kind in _WORKLOADS.items():
-        given = texts(kind, 64 * rounds, 0)
-        total = sum(len(ids) for ids in module.tokenizer(given, truncation=True, max_length=512)["input_ids"])
-        seconds = _seconds(lambda given=given: module.encode(given, batch_size=32), rounds=3)  # type: ignore[misc]
-        figures[f"{name}, tokens/s"] = f"{total / seconds:,.0f}"
-    return Result(section="Other libraries, in one process", what=f"sentence-transformers, {what}", figures=figures)
+    for name, (kind, number) in _WORKLOADS.items():
+        given = sorted(texts(kind, number * rounds, 0), key=len, reverse=True)
+        size = max(1, _MAX_TOKENS // _longest(tokenize(given[:1])))
+        batches = [tokenize(given[start : start + size]) for start in range(0, len(given), size)]
+        num_tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
+
+        def compute(batches: list[Features] = batches) -> None:
+            for batch in batches:
+                embed({name: value.to(_device()) for name, value in batch.items() if hasattr(value, "to")}).cpu()
+
+        with torch.inference_mode():
+            figures[f"{name}, tokens/s"] = f"{num_tokens / _seconds(compute, rounds=3):,.0f}"
+    return Result(section="Other libraries, in one process, bf16", what=what, figures=figures)
+
+
+def _longest(features: Features) -> int:
+    """Returns the length of a padded batch."""
+    return int(features["attention_mask"].shape[1])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bei_core.engines.open import Opened, load
+from bei_core.engines.quality import Quality
 from bei_core.engines.torch.folder import has_page
 from bei_core.engines.torch.loading import supports
 from bei_core.models.families import FAMILIES
@@ -52,7 +53,7 @@ def _card(options: Namespace, folder: Path) -> Iterator[Result]:
 def _parity(options: Namespace, folder: Path, page: str) -> Iterator[Result]:
     from scripts.gpu import checks  # makes the golden checkpoints, which takes seconds
 
-    yield from checks.parity(page, folder / "parity", options.engine, every=options.every)
+    yield from checks.parity(page, folder / "parity", options.engine, every=options.every, start=options.start)
     shutil.rmtree(folder / "parity", ignore_errors=True)
 
 
@@ -64,14 +65,23 @@ def _flex(options: Namespace, folder: Path) -> Iterator[Result]:
 
 def _alone(options: Namespace, folder: Path, model: str, precision: str) -> Iterator[Result]:
     if _is_refused(options, precision):
-        yield Result(section="The engine alone: throughput", what=model, figures={"fp8": "not supported by this card"})
+        skipped = "the card does not support fp8"
+        yield Result(section="The engine alone: throughput", what=f"{model} fp8", skipped=skipped)
         return
     with _opened(options, folder, model, precision) as opened:
         if opened.manifest.quality is not None:
-            figures = {"quality": str(opened.manifest.quality)}
-            passed = True if model in options.folders else None  # of a model with random weights it says little
-            yield Result(section="fp8 compared with bf16, on real texts", what=model, figures=figures, passed=passed)
+            yield _quality(opened.manifest.quality, model, is_real=model in options.folders)
         yield from speed.engine_alone(opened, f"{model} {precision}", folder, rounds=options.rounds)
+
+
+def _quality(quality: Quality, model: str, *, is_real: bool) -> Result:
+    """Returns the row of an fp8 engine that was built; a real model below the usual thresholds is not built."""
+    least = quality.bar.mean_cosine if quality.bar else 0.0
+    gate = (
+        f"mean cosine at least {least:g}" if is_real else "none: random weights; --models NAME=FOLDER has the real one"
+    )
+    figures = {"quality": str(quality), "gate": gate}
+    return Result(section="fp8 compared with bf16, on real texts", what=model, figures=figures, passed=is_real or None)
 
 
 def _is_refused(options: Namespace, precision: str) -> bool:
@@ -119,7 +129,7 @@ def _opened(options: Namespace, folder: Path, model: str, precision: str) -> Ite
     if precision == "fp8":
         settings = {"quantization_type": "fp8", "calib_size": options.calib_size}
         if model not in options.folders:
-            settings["quality_mean_cosine"] = 0.01
+            settings["quality_mean_cosine"] = 0.01  # random weights have no quality that could be lost
     if place.is_dir():
         opened = load(place)
     else:

@@ -207,4 +207,6 @@ CASES = load_cases("base")
 CLASSIFICATION_CASES = load_classification_cases("base")
 GROUP_CASES = load_cases(*FAMILIES)
 GROUP_CLASSIFICATION_CASES = load_classification_cases(*FAMILIES)
+HEAD_CASES = load_cases("heads")  # attention heads of 32 and 64, for which TensorRT-LLM's fused attention has kernels
+HEAD_CLASSIFICATION_CASES = load_classification_cases("heads")
 OUTPUT_CASES = load_outputs()

@@ -30,7 +30,7 @@ CHECKPOINTS = DATA / "checkpoints"
 TOKENIZERS = DATA / "tokenizers"
 WEIGHTS = Path(__file__).with_name("weights.py")
 MADE = ROOT / "build" / "checkpoints"
-GROUPS = ("base", "encoders", "decoders", "reference")
+GROUPS = ("base", "encoders", "decoders", "heads", "reference")
 TENSOR = re.compile(r"(F32|F16|BF16|I64)\[(\d+(?:,\d+)*)\]")
 LAYERS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # {0..2}: layers 0, 1 and 2
 

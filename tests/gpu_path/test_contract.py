@@ -22,16 +22,26 @@ from bei_core.engines.registry import require
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.classes import PackedModel
 from bei_core.errors import EngineUnavailableError
+from bei_core.models.rope import rope_tables
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
-from tests.golden.cases import CASES, GROUP_CASES
+from tests.golden.cases import (
+    CASES,
+    GROUP_CASES,
+    HEAD_CASES,
+    HEAD_CLASSIFICATION_CASES,
+    Case,
+    ClassificationCase,
+)
 from tests.gpu_path.conftest import IS_REAL, Builder
 
 SNAPSHOT = json.loads((Path(__file__).parent / "signatures.json").read_text())
 ENTRIES: dict[str, dict[str, Any]] = SNAPSHOT["entries"]
-CASE_OF = {case.name: case for case in (*CASES, *GROUP_CASES)}
-# A model with CUDA graphs, query and key norms, and gated MLPs; one with a window; one with token types.
-USERS = ("qwen3-embedding", "gemma2-multilingual", "bert-cls-normalize")
+_ALL: tuple[Case | ClassificationCase, ...] = (*CASES, *GROUP_CASES, *HEAD_CASES, *HEAD_CLASSIFICATION_CASES)
+CASE_OF = {case.name: case for case in _ALL}
+# A model with CUDA graphs, query and key norms, and gated MLPs; one with a window; one with token types; one whose
+# rotary embedding is fused.
+USERS = ("qwen3-embedding", "gemma2-multilingual", "bert-cls-normalize", "qwen2-heads-32")
 
 only_on_shim = pytest.mark.skipif(IS_REAL, reason="the stand-in notes its calls; the real one is held to the snapshot")
 
@@ -70,7 +80,7 @@ def test_every_call_binds_to_the_documented_signature(built: Builder) -> None:
         assert set(rest) <= set(ENTRIES[name].get("fields", ())), f"{name} is given {sorted(rest)}"
     counts = Counter(name for name, _, _ in CALLS)
     expected = {"LLM", "LLM.encode", "EncodeCudaGraphConfig", "register_auto_model", "Attention", "Attention.forward"}
-    assert expected | {"Linear", "Linear.load_weights"} <= counts.keys()
+    assert expected | {"Linear", "Linear.load_weights", "RopeParams", "PositionalEmbeddingParams"} <= counts.keys()
     assert counts["LLM"] == len(USERS)
 
 
@@ -139,9 +149,34 @@ def test_another_version_is_refused_with_the_command_that_installs_the_right_one
         check_version()
 
 
-def test_the_error_for_a_name_that_has_moved_lists_the_modules_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "bei_core.engines.tensorrt_llm._compat._MODULES", {"Linear": ("tensorrt_llm.nowhere", "tensorrt_llm")}
-    )
-    with pytest.raises(EngineUnavailableError, match=r"no Linear in tensorrt_llm\.nowhere or tensorrt_llm"):
-        upstream("Linear")
+def test_the_error_for_a_name_that_has_moved_says_where_it_was_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("tensorrt_llm.nowhere", "tensorrt_llm"):
+        monkeypatch.setattr("bei_core.engines.tensorrt_llm._compat._MODULES", {"Linear": module})
+        with pytest.raises(EngineUnavailableError, match=rf"no Linear in {module};"):
+            upstream("Linear")
+
+
+@only_on_shim
+@pytest.mark.parametrize(
+    ("name", "dtype", "is_fused"),
+    [
+        ("qwen2-heads-32", "bfloat16", True),
+        ("mistral-scores-heads-64", "bfloat16", True),
+        ("mistral-scores-heads-64", "float32", False),
+        ("llama-heads-32", "bfloat16", False),  # llama3's scaling of frequencies
+        ("qwen3-heads-32", "bfloat16", False),  # norms of queries and keys
+        ("qwen2-gte-both-ways", "bfloat16", False),
+    ],
+)
+def test_the_kernel_gets_the_rotary_embedding_of_a_causal_decoder(
+    name: str, dtype: str, is_fused: bool, built: Builder
+) -> None:
+    """Its table is that of our own rotary embedding, which equals transformers' (test_parity.py)."""
+    checkpoint = resolve(str(CASE_OF[name].folder))
+    spec = read_spec(checkpoint)
+    attention = built(checkpoint, spec, dtype=dtype).engine._llm.model.model.transformer.layers[0].attention  # type: ignore[attr-defined]
+    assert (attention.rope is not None, attention.norm_and_rope.rope is None) == (is_fused, is_fused)
+    if is_fused:
+        cos, sin = rope_tables(spec.config, attention.head_dim, spec.max_seq_len)
+        for ours, table in zip((cos, sin), attention.rope.tables(), strict=True):
+            np.testing.assert_allclose(table.numpy(), ours[:, : attention.head_dim // 2], atol=1e-6)

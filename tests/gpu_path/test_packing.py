@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm import engine as engines
-from bei_core.engines.tensorrt_llm.packing import pack_ids, unpack_ids
+from bei_core.engines.tensorrt_llm.classes import unpack_ids
+from bei_core.engines.tensorrt_llm.engine import pack_ids
 from bei_core.engines.torch.batches import split
 from bei_core.engines.torch.models.pooling import POOLINGS, pool
 from bei_core.engines.torch.models.sequences import Sequences

@@ -18,7 +18,7 @@ from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm.limits import check_model
 from bei_core.engines.torch.engine import TorchEngine
-from bei_core.engines.torch.folder import facts_of
+from bei_core.engines.torch.folder import attention_of, facts_of
 from bei_core.engines.torch.models.sequences import Sequences, flatten
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_name
@@ -31,6 +31,8 @@ from tests.golden.cases import (
     CLASSIFICATION_CASES,
     GROUP_CASES,
     GROUP_CLASSIFICATION_CASES,
+    HEAD_CASES,
+    HEAD_CLASSIFICATION_CASES,
     OUTPUT_CASES,
     Case,
     ClassificationCase,
@@ -65,8 +67,8 @@ def on_each_engine(cases: Iterable[Any]) -> list[Any]:
     ]
 
 
-EMBEDDERS = [case for case in (*CASES, *GROUP_CASES) if case.name != EXCLUDED]
-CLASSIFIERS = [*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES]
+EMBEDDERS = [case for case in (*CASES, *GROUP_CASES, *HEAD_CASES) if case.name != EXCLUDED]
+CLASSIFIERS = [*CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES, *HEAD_CLASSIFICATION_CASES]
 ANSWERERS = [case for case in OUTPUT_CASES if case.kind == "yes_no"]
 OTHER_OUTPUTS = [case for case in OUTPUT_CASES if case.kind != "yes_no"]
 OTHERS = [case for case in (*CASES, *GROUP_CASES) if not runs("tensorrt_llm", case.folder)]
@@ -249,3 +251,28 @@ def test_every_required_family_has_a_case() -> None:
     required = {"Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2", "Bert", "Roberta", "XLMRoberta"}
     assert required <= embedding
     assert required <= scoring
+
+
+def test_every_required_family_has_models_for_the_fused_attention_of_tensorrt_llm() -> None:
+    """Other heads would end the process. Gemma 2 has soft-capped scores, so its attention is torch's."""
+    fused = set()
+    cases: list[Case | ClassificationCase] = [*HEAD_CASES, *HEAD_CLASSIFICATION_CASES]
+    for case in cases:
+        facts = facts_of(read_spec(resolve(str(case.folder))))
+        check_model(facts, "bfloat16")
+        if any(sizes.is_plain for sizes in attention_of(facts).values()):
+            fused.add((family_name(case.architecture), type(case)))
+    required = {
+        "Llama",
+        "Qwen2",
+        "Qwen3",
+        "Gemma3",
+        "Bert",
+        "Roberta",
+        "XLMRoberta",
+        "Camembert",
+        "Electra",
+        "DistilBert",
+    }
+    assert fused >= {(family, kind) for family in required for kind in (Case, ClassificationCase)}
+    assert ("Mistral", ClassificationCase) in fused  # the embedding model has a sliding window

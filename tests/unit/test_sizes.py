@@ -1,4 +1,4 @@
-"""Limits on sizes: half of the functions <= 10 lines, 90% <= 30, none > 60; files <= 400 lines; tests/data <= 4 MB."""
+"""Limits on sizes: half of functions <= 10 lines, 90% <= 30, none > 60; files <= 400 lines; tests/data <= 4.5 MB."""
 
 from __future__ import annotations
 
@@ -62,4 +62,4 @@ def test_the_engine_contract_fits_one_screen() -> None:
 def test_the_data_of_tests_is_small() -> None:
     sizes = [path.stat().st_size for path in (REPOSITORY / "tests" / "data").rglob("*") if path.is_file()]
     assert len(sizes) <= 300
-    assert sum(sizes) <= 4_000_000
+    assert sum(sizes) <= 4_500_000

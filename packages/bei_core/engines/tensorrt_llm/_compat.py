@@ -15,35 +15,33 @@ from bei_core.errors import EngineUnavailableError
 VERSION = "1.4.0rc1"
 _INSTALL = f"pip install tensorrt-llm=={VERSION} --extra-index-url https://pypi.nvidia.com"
 
-# For each name, the modules in which to look for it: first the module of version 1.4, then that of version 1.3.
-_MODULES: dict[str, tuple[str, ...]] = {
-    "LLM": ("tensorrt_llm",),
-    "EncodeCudaGraphConfig": ("tensorrt_llm.llmapi", "tensorrt_llm.llmapi.llm_args"),
-    "Attention": ("tensorrt_llm._torch.attention.attention", "tensorrt_llm._torch.modules.attention"),
-    "PredefinedAttentionMask": (
-        "tensorrt_llm._torch.attention.backends.interface",
-        "tensorrt_llm._torch.attention_backend.interface",
-    ),
-    "Linear": ("tensorrt_llm._torch.modules.linear",),
-    "WeightMode": ("tensorrt_llm._torch.modules.linear",),
-    "WeightsLoadingConfig": ("tensorrt_llm._torch.modules.linear",),
-    "register_auto_model": ("tensorrt_llm._torch.models.modeling_utils",),
+# The module of each name.
+_MODULES = {
+    "LLM": "tensorrt_llm",
+    "EncodeCudaGraphConfig": "tensorrt_llm.llmapi",
+    "Attention": "tensorrt_llm._torch.attention.attention",
+    "PredefinedAttentionMask": "tensorrt_llm._torch.attention.backends.interface",
+    "PositionalEmbeddingParams": "tensorrt_llm._torch.attention.backends.interface",
+    "PositionEmbeddingType": "tensorrt_llm._torch.attention.backends.interface",
+    "RopeParams": "tensorrt_llm._torch.attention.backends.interface",
+    "Linear": "tensorrt_llm._torch.modules.linear",
+    "WeightMode": "tensorrt_llm._torch.modules.linear",
+    "WeightsLoadingConfig": "tensorrt_llm._torch.modules.linear",
+    "register_auto_model": "tensorrt_llm._torch.models.modeling_utils",
 }
 
 
 def upstream(name: str) -> Any:
     """Returns the class or function `name` of TensorRT-LLM; `name` is a key of `_MODULES`.
 
-    Raises EngineUnavailableError if the package is not installed or if no module of `_MODULES[name]` has the name.
+    Raises EngineUnavailableError if the package is not installed or if the module does not have the name.
     """
-    for module in _MODULES[name]:
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ModuleNotFoundError, AttributeError):
-            continue
-    raise EngineUnavailableError(
-        f"tensorrt_llm has no {name} in {' or '.join(_MODULES[name])}; the engine is written for {VERSION}: {_INSTALL}"
-    )
+    try:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    except (ModuleNotFoundError, AttributeError) as fault:
+        raise EngineUnavailableError(
+            f"tensorrt_llm has no {name} in {_MODULES[name]}; the engine is written for {VERSION}: {_INSTALL}"
+        ) from fault
 
 
 def check_version() -> None:

@@ -1,7 +1,7 @@
 """`PackedModel`, the model class that TensorRT-LLM loads and calls. config.json names it under `architectures`.
 
 `forward` takes packed sequences and returns f32[B, D]. The token ids also contain the token types and the pooling mask
-(`packing.pack_ids`), because with CUDA graphs, some versions of TensorRT-LLM accept no inputs besides token ids.
+(`engine.pack_ids`), because with CUDA graphs, some versions of TensorRT-LLM accept no inputs besides token ids.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.engines.tensorrt_llm.kernels import TensorRtLlmKernels
-from bei_core.engines.tensorrt_llm.packing import unpack_ids
 from bei_core.engines.torch.folder import Facts, class_name
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import Sequences
@@ -70,6 +69,12 @@ class PackedModel(nn.Module):
         lengths = attn_metadata.seq_lens_cuda
         sequences = Sequences(ids, type_ids, positions, pooled, lengths, attn_metadata.seq_lens, attn_metadata)
         return self.model.rows(sequences)
+
+
+def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns (ids i32[T], types i32[T], pooling mask bool[T]), from the i32[T] that `engine.pack_ids` made."""
+    flags = packed // vocab_size
+    return packed % vocab_size, flags % 2, flags < 2
 
 
 def register(facts: Facts) -> None:

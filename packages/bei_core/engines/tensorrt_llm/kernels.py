@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,10 +15,14 @@ from bei_core.engines.torch.kernels.base import AttentionSizes, fits_fp8
 from bei_core.engines.torch.kernels.torch import Kernels, NormAndRope, load_attention
 from bei_core.engines.torch.kernels.varlen import ScoreBias
 from bei_core.engines.torch.models.sequences import Sequences
+from bei_core.models.rope import frequencies_of
 
 _Linear, _WeightMode, _WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
 _Attention: Any = upstream("Attention")
 _Mask: Any = upstream("PredefinedAttentionMask")
+_RopeParams: Any = upstream("RopeParams")
+_PositionalEmbeddingParams: Any = upstream("PositionalEmbeddingParams")
+_PositionEmbeddingType: Any = upstream("PositionEmbeddingType")
 _MODES = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_LINEAR"}
 
 
@@ -55,11 +60,30 @@ class TensorRtLlmKernels(Kernels):
         return super().attention(sizes, rope, layer, score_bias)
 
 
+def fused_rope(sizes: AttentionSizes, rope: nn.Module | None, kernels: TensorRtLlmKernels) -> Any:
+    """Returns the rotary embedding that TensorRT-LLM's attention kernel is to apply; None if torch has to.
+
+    The kernel counts positions from 0 in each sequence, and cannot normalise queries and keys. It is not used for
+    full masks and scaled frequencies, which TensorRT-LLM's own classes do not show without a KV cache, nor for f32.
+    """
+    if rope is None or sizes.eps is not None or not sizes.causal or kernels.dtype == torch.float32:
+        return None
+    frequencies, factor = frequencies_of(kernels.facts.spec.config, sizes.head_size)
+    theta = float(frequencies[1] ** (-sizes.head_size / 2))
+    if factor != 1 or not np.allclose(frequencies, theta ** -np.linspace(0, 1, len(frequencies), endpoint=False)):
+        return None
+    params = _RopeParams(dim=sizes.head_size, theta=theta, max_positions=kernels.facts.spec.max_seq_len)
+    return _PositionalEmbeddingParams(type=_PositionEmbeddingType.rope_gpt_neox, rope=params)
+
+
 class PackedAttention(_Attention):
-    """TensorRT-LLM's attention without a KV cache. `apply_rope` adds the norms and the rotary embedding in torch."""
+    """TensorRT-LLM's attention without a KV cache.
+
+    If its kernel does not apply the rotary embedding (`fused_rope`), `apply_rope` does in torch, after the norms.
+    """
 
     def __init__(self, sizes: AttentionSizes, rope: nn.Module | None, kernels: TensorRtLlmKernels, layer: int) -> None:
-        config = kernels.model_config
+        config, fused = kernels.model_config, fused_rope(sizes, rope, kernels)
         if sizes.part not in kernels.facts.quantized:
             config = copy.copy(config)
             config.quant_config = type(config.quant_config)()
@@ -69,7 +93,7 @@ class PackedAttention(_Attention):
             num_key_value_heads=sizes.num_kv_heads,
             max_position_embeddings=kernels.facts.spec.max_seq_len,
             bias=sizes.bias,
-            pos_embd_params=None,
+            pos_embd_params=fused,
             layer_idx=layer,
             dtype=kernels.dtype,
             dense_bias=sizes.out_bias,
@@ -77,7 +101,7 @@ class PackedAttention(_Attention):
             q_scaling=sizes.head_size**-0.5 / sizes.scale,
         )
         self.size_of_head = sizes.head_size
-        self.norm_and_rope = NormAndRope(sizes, rope, kernels.rank)
+        self.norm_and_rope = NormAndRope(sizes, None if fused else rope, kernels.rank)
         self.mask = _Mask.CAUSAL if sizes.causal else _Mask.FULL
 
     load = load_attention

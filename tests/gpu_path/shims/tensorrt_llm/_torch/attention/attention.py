@@ -6,7 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tensorrt_llm._torch.attention.backends.interface import AttentionMetadata, PredefinedAttentionMask
+from tensorrt_llm._torch.attention.backends.interface import (
+    AttentionMetadata,
+    PositionEmbeddingType,
+    PredefinedAttentionMask,
+    RopeParams,
+)
 from tensorrt_llm._torch.modules.linear import Linear, WeightMode, WeightsLoadingConfig
 from tensorrt_llm.calls import record
 
@@ -23,8 +28,7 @@ class Attention(nn.Module):
         self.head_dim = head_dim if isinstance(head_dim, int) else kwargs["hidden_size"] // self.num_heads
         self.q_size, self.kv_size = self.num_heads * self.head_dim, self.num_key_value_heads * self.head_dim
         self.q_scaling = kwargs.get("q_scaling", 1.0)
-        if kwargs.get("pos_embd_params") is not None:
-            raise NotImplementedError("the stand-in has no rotary embedding")
+        self.rope = self._fused_rope(kwargs)
         common = {"dtype": kwargs["dtype"], "quant_config": config.get_quant_config()}
         self.qkv_proj = Linear(
             kwargs["hidden_size"],
@@ -34,6 +38,23 @@ class Attention(nn.Module):
             **common,
         )
         self.o_proj = Linear(self.q_size, kwargs["hidden_size"], bias=kwargs["dense_bias"], **common)
+
+    def _fused_rope(self, kwargs: dict[str, Any]) -> RopeParams | None:
+        """The rotary embedding that the kernel applies; VANILLA, the attention for f32, has none."""
+        params = kwargs.get("pos_embd_params")
+        if params is None:
+            return None
+        if kwargs["dtype"] == torch.float32 or params.type != PositionEmbeddingType.rope_gpt_neox:
+            raise NotImplementedError("the stand-in's kernel applies rotary embedding as GPT-NeoX does, and not in f32")
+        return params.rope
+
+    def _rotate(self, heads: Tensor) -> Tensor:
+        """[1, N, L, S] for f32[1, N, L, S]: element i of a head rotates with element i + S / 2, at positions from 0."""
+        if self.rope is None:
+            return heads
+        cos, sin = (table[: heads.shape[-2]] for table in self.rope.tables())
+        first, second = heads.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
     def split_qkv(self, q: Tensor, k: Any = None, v: Any = None) -> tuple[Tensor, Any, Any]:
         if k is None and v is None:
@@ -66,6 +87,7 @@ class Attention(nn.Module):
         if not len(query):
             return query
         heads = [part.view(len(part), -1, self.head_dim).transpose(0, 1).float()[None] for part in (query, key, value)]
+        heads[:2] = (self._rotate(part).to(query.dtype).float() for part in heads[:2])
         scale = self.head_dim**-0.5 / self.q_scaling
         mixed = F.scaled_dot_product_attention(*heads, is_causal=causal, scale=scale, enable_gqa=True)
         return mixed[0].transpose(0, 1).reshape(len(query), -1).to(query.dtype)

@@ -6,10 +6,42 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from tensorrt_llm.calls import record
+
 
 class PredefinedAttentionMask(str, Enum):
     CAUSAL = "causal"
     FULL = "full"
+
+
+class PositionEmbeddingType(Enum):
+    learned_absolute = 0
+    rope_gpt_neox = 2
+
+
+@dataclass(kw_only=True, unsafe_hash=True)
+class RopeParams:
+    dim: int = 0
+    theta: float = 10000.0
+    max_positions: int = 1024
+
+    def __post_init__(self) -> None:
+        record("RopeParams", (), vars(self))
+
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, f32[max_positions, dim / 2]."""
+        frequencies = self.theta ** -(torch.arange(0, self.dim, 2, dtype=torch.float64) / self.dim)
+        angles = torch.arange(self.max_positions)[:, None] * frequencies
+        return angles.cos().float(), angles.sin().float()
+
+
+@dataclass(kw_only=True, frozen=True)
+class PositionalEmbeddingParams:
+    type: PositionEmbeddingType
+    rope: RopeParams | None = None
+
+    def __post_init__(self) -> None:
+        record("PositionalEmbeddingParams", (), vars(self))
 
 
 @dataclass
