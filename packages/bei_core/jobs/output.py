@@ -45,7 +45,7 @@ class Folder:
     """A local folder or a folder of an object store, in which files appear whole or not at all."""
 
     def __init__(self, location: str) -> None:
-        """Raises ConfigError for a URL that is neither of a folder nor of an object store that outlives the process."""
+        """Raises StartError for a URL of neither a folder nor an object store, or of one that ends with the process."""
         self.location = absolute_location(location)
         self._store = ObjectStore(location) if "://" in self.location else None
         self._path = Path(self.location)
