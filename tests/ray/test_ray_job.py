@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -23,6 +26,9 @@ from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
 from bei_core.jobs import JobOptions, RayOptions, embed
+from bei_core.jobs.inputs import open_input
+from bei_core.jobs.output import Folder
+from bei_core.jobs.ray_data import PartWorker
 from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
 from tests.ray.local_cluster import LocalCluster, lines_with
@@ -193,6 +199,34 @@ def test_a_job_that_one_process_began_goes_on_with_ray(
     report = embed(source, tmp_path / "out", settings=settings, options=OPTIONS, ray=RayOptions(ray_workers=2))
     assert contents(tmp_path / "out") == expected
     assert (report.num_parts, report.num_parts_before) == (2, 98)
+
+
+def test_relative_paths_are_those_of_the_process_that_starts_the_job(
+    cluster: LocalCluster,
+    monkeypatch: pytest.MonkeyPatch,
+    source: Path,
+    settings: Settings,
+    expected: dict[str, bytes],
+) -> None:
+    """The working folder of workers is that of `ray start`."""
+    monkeypatch.chdir(source.parent)
+    options = msgspec.structs.replace(settings, model_id=os.path.relpath(settings.model_id or ""))
+    embed(source.name, "relative/out", settings=options, options=OPTIONS, ray=RayOptions(ray_workers=2))
+    found = contents(source.parent / "relative" / "out")
+    assert found.keys() == expected.keys()
+    assert found["_manifest.json"] == expected["_manifest.json"]
+
+
+def test_a_worker_that_does_not_share_the_folder_names_its_node(
+    tmp_path: Path, source: Path, settings: Settings
+) -> None:
+    data = open_input(str(source), OPTIONS)
+    (tmp_path / "out").mkdir()  # of another job, on this node
+    worker = PartWorker(settings, OPTIONS, data, str(tmp_path / "out"))
+    with Folder(str(tmp_path / "elsewhere")).locked():
+        found = worker({"part": np.array([msgspec.json.encode(data.parts[0]).decode()], object)})
+    error = pickle.loads(found["result"][0])
+    assert str(error).startswith(f"{tmp_path}/out on this node ({socket.gethostname()}) is not the folder of the node")
 
 
 def test_an_error_of_a_worker_is_that_of_the_job(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +21,7 @@ from bei_core.errors import BeiError
 from bei_core.jobs import JobOptions, embed
 from bei_core.jobs.output import Output
 from bei_core.jobs.report import Report
+from bei_core.jobs.sinks import check_target, open_sink, target_of
 from tests.unit.cli.fake_model import opens
 
 NUM_ROWS = 50
@@ -154,6 +160,84 @@ def test_a_row_that_postgresql_cannot_hold_is_rejected(
     assert reasons == [f"column {name!r} has a NUL character, which PostgreSQL cannot hold" for name in ("id", "tags")]
 
 
+def not_utf8(count: int, *rows: int) -> pa.Array:
+    """A column of texts of which some are not UTF-8."""
+    return pa.array([b"\xff\xfe" if row in rows else b"fine" for row in range(count)]).view(pa.string())
+
+
+def rejected(output: Path) -> dict[int, str]:
+    lines = (output / "_rejected-00000.jsonl").read_text().splitlines()
+    return {row["row"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def test_rows_that_jsonb_cannot_hold_are_rejected(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, postgres: str
+) -> None:
+    opens(monkeypatch)
+    columns = {"text": WORDS[:4], "id": not_utf8(4, 2), "tags": [[1.5], [math.nan], [1.0], [-math.inf]]}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    run(tmp_path / "in.parquet", tmp_path / "out", f"pgvector:{postgres}#numbers")
+    assert rejected(tmp_path / "out") == {
+        1: "column 'tags' has NaN or infinity, which jsonb cannot hold",
+        2: "column 'id' is not UTF-8",
+        3: "column 'tags' has NaN or infinity, which jsonb cannot hold",
+    }
+    assert pq.read_table(tmp_path / "out")["row"].to_pylist() == [0]
+
+
+@pytest.mark.parametrize("kind", ["qdrant", "milvus"])
+def test_a_kept_text_that_is_not_utf8_or_too_long_is_a_rejected_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str
+) -> None:
+    opens(monkeypatch)
+    long = ["x" * 70_000 if row == 1 else "x" for row in range(4)]
+    pq.write_table(pa.table({"text": WORDS[:4], "id": not_utf8(4, 2), "tags": long}), tmp_path / "in.parquet")
+    location = str(tmp_path / ("milvus.db" if kind == "milvus" else "qdrant"))
+    run(tmp_path / "in.parquet", tmp_path / "out", f"{kind}:{location}#docs")
+    reasons = {2: "column 'id' is not UTF-8"}
+    if kind == "milvus":
+        reasons[1] = "the kept columns have 70023 bytes as JSON; with Milvus, 60000 at most"
+    assert rejected(tmp_path / "out") == reasons
+    assert sorted(READERS[kind](location, "docs")) == [row for row in range(4) if row not in reasons]
+
+
+def empty_part(width: int = 2) -> pa.Table:
+    columns: dict[str, pa.Array] = {
+        "file": pa.array([], pa.string()),
+        "row": pa.array([], pa.int64()),
+        "embedding": pa.array([], pa.list_(pa.float32(), width)),
+    }
+    return pa.table(columns)
+
+
+def test_workers_that_create_a_table_at_a_time_all_open_it(postgres: str) -> None:
+    barrier = threading.Barrier(8)
+
+    def opened(table: str) -> None:
+        barrier.wait()
+        open_sink(target_of(f"pgvector:{postgres}#{table}"), empty_part()).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        for number in range(10):
+            list(pool.map(opened, [f"race{number}"] * 8))
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("qdrant", "QdrantClient.collection_exists"), ("milvus", "MilvusClient.has_collection")]
+)
+def test_a_collection_that_another_worker_creates_meanwhile_is_opened(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, method: str
+) -> None:
+    name, _, function = method.partition(".")
+    client = getattr(importlib.import_module({"qdrant": "qdrant_client", "milvus": "pymilvus"}[kind]), name)
+    exists, answers = getattr(client, function), [False]
+    target = target_of(f"{kind}:{tmp_path / ('milvus.db' if kind == 'milvus' else 'qdrant')}#docs")
+    open_sink(target, empty_part()).close()
+    monkeypatch.setattr(client, function, lambda *given: answers.pop() if answers else exists(*given))
+    open_sink(target, empty_part()).close()
+    assert not answers
+
+
 def test_an_index_of_faiss_has_the_rows_of_the_output(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
 ) -> None:
@@ -166,6 +250,16 @@ def test_an_index_of_faiss_has_the_rows_of_the_output(
     index = faiss.read_index(str(tmp_path / "index.faiss"))
     assert np.array_equal(index.reconstruct_n(0, index.ntotal), vectors)
     assert index.search(vectors[17:18], 1)[1].tolist() == [[17]]
+
+
+def test_a_folder_of_lancedb_that_a_worker_does_not_share_is_refused(tmp_path: Path) -> None:
+    target = target_of(f"lancedb:{tmp_path}/lance")
+    empty = empty_part()
+    with pytest.raises(BeiError, match=r"lance#embeddings is not on this node .*does not share the folder"):
+        open_sink(target, empty)
+    assert not (tmp_path / "lance").exists()
+    check_target(target, several_processes=True)
+    open_sink(target, empty)
 
 
 @pytest.mark.parametrize("sink", ["qdrant:http://127.0.0.1:9", "pgvector:postgresql://me:secret@127.0.0.1:9/x"])

@@ -68,6 +68,13 @@ class Encoded:
         return sum(len(item.ids) for item in self.tokens)
 
 
+class Limits(NamedTuple):
+    """The limits of a batch, by the names of their settings. The engine's copies share a batch."""
+
+    max_batch_tokens: int
+    max_batch_requests: int | None
+
+
 class Computed(NamedTuple):
     """The outputs of a batch: for each of its entries what the engine gave, or the reason why there is nothing."""
 
@@ -95,7 +102,7 @@ class Worker:
         self._encode_options = replace(
             model.default_options, chunk=options.chunk, chunk_tokens=options.chunk_tokens, spans=options.chunk
         )
-        self._limits = settings.max_batch_tokens * engine.info.num_replicas, settings.max_batch_requests
+        self.limits = Limits(settings.max_batch_tokens * engine.info.num_replicas, settings.max_batch_requests)
 
     def columns(self) -> Columns:
         """Returns the output columns of no rows: their names and types."""
@@ -121,7 +128,7 @@ class Worker:
     def start(self, encoded: Encoded, pool: Executor) -> Started:
         """Gives the batches of a part to the threads of `open_pool`. They run after those of the parts before."""
         lengths = [len(item.ids) for item in encoded.tokens]
-        batches = list(plan_batches(lengths, self._engine.info.batch_tokens, *self._limits))
+        batches = list(plan_batches(lengths, self._engine.info.batch_tokens, *self.limits))
         inputs = ([encoded.tokens[index] for index in batch] for batch in batches)
         return Started(encoded, batches, deque(pool.submit(self._forward, each) for each in inputs))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from bei_core.jobs.formats import format_of, known_formats
 from bei_core.jobs.listing import list_data, version_of
 from bei_core.jobs.options import JobOptions
 from bei_core.storage.backends import redact
-from bei_core.storage.objects import open_location
+from bei_core.storage.errors import TransientError, retry_transient, translate_store_errors
+from bei_core.storage.objects import StoreFile, absolute_location, open_location
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -51,6 +52,7 @@ class Reader:
         """`versions` are those that the files must have, by path; without them, any is read."""
         self._files, self._root = open_location(location)
         self._location = location
+        self._scheme = location.partition("://")[0] if "://" in location else ""  # "" for paths of this machine
         self._versions = versions
         self._path = ""
         self._open: AbstractContextManager[Any] | None = None
@@ -60,22 +62,42 @@ class Reader:
         """Returns an open file of the data set. Raises ConfigError if its format is unknown."""
         if path != self._path or self._file is None:
             self.close()
-            self._open = self._files.open(path, "rb")
             kind = format_of(path)
             if kind is None:
                 raise ConfigError(f"{path} is of no known format; known are {known_formats()}")
-            self._file, self._path = kind(path, open_decompressed(path, self._open.__enter__())), path
+            with self._translated(path):
+                self._open = self._files.open(path, "rb")
+                file = self._open.__enter__()
+            if self._scheme:
+                file = StoreFile(file, f"{self._scheme}://{path}")
+            self._file, self._path = kind(path, open_decompressed(path, file)), path
         return self._file
 
     def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
-        """Returns the rows of a part. Raises CheckpointError if the file cannot be read, or is not what it was."""
-        with translate_read_errors(part.path):
-            rows = self.file(part.path).read(part.split, options.text_columns, schema)
-            if self._versions is not None and version_of(self._files.info(part.path)) != self._versions[part.path]:
-                raise CheckpointError(
-                    f"{part.path} has changed since the job began; start it in another folder, with a copy of the file"
-                )
+        """Returns the rows of a part. If a store fails, it is tried again.
+
+        Raises CheckpointError if the file cannot be read, or is not what it was.
+        """
+        return retry_transient(lambda: self._read(part, options, schema), part.path)
+
+    def _read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
+        try:
+            with translate_read_errors(part.path):
+                rows = self.file(part.path).read(part.split, options.text_columns, schema)
+                with self._translated(part.path):
+                    version = version_of(self._files.info(part.path))
+        except TransientError:
+            self.close()  # what its reader holds may end within a row
+            raise
+        if self._versions is not None and version != self._versions[part.path]:
+            raise CheckpointError(
+                f"{part.path} has changed since the job began; start it in another folder, with a copy of the file"
+            )
         return rows
+
+    def _translated(self, path: str) -> AbstractContextManager[None]:
+        """Translates what the driver of a store raises in the block; other locations have no driver."""
+        return translate_store_errors(f"{self._scheme}://{path}") if self._scheme else nullcontext()
 
     def close(self) -> None:
         """Close the open file."""
@@ -85,7 +107,8 @@ class Reader:
 
     def list(self) -> dict[str, Mapping[str, Any]]:
         """Returns the files at the location: versions by path. Raises ConfigError if there is none; see `list_data`."""
-        return list_data(self._files, self._root, self._location)
+        with self._translated(self._root):
+            return list_data(self._files, self._root, self._location)
 
 
 def open_input(location: str, options: JobOptions) -> Input:
@@ -93,6 +116,7 @@ def open_input(location: str, options: JobOptions) -> Input:
 
     Raises ConfigError if there is no file or a column is missing, CheckpointError if a file cannot be read.
     """
+    location = absolute_location(location)
     reader = Reader(location)
     files = reader.list()
     splits, schema, exact = list[tuple[str, Split]](), pa.schema([]), dict[pa.Schema, str]()

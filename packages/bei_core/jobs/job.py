@@ -63,16 +63,18 @@ class Job:
             identity["labels"] = msgspec.json.encode(model.labels).decode()
         self.output = Output(folder, {**identity, "output_dtype": options.output_dtype})
         values = {**msgspec.to_builtins(options), "prompt": prompt, "truncate": settings.auto_truncate}
-        limits = ("max_batch_tokens", "max_batch_requests")  # other batches have other bits
-        values |= {
-            name: getattr(settings, name) for name in limits if getattr(settings, name) != SETTINGS[name].default
-        }
+        limits = self.worker.limits._asdict()  # other batches have other bits
+        values |= {name: limit for name, limit in limits.items() if limit != SETTINGS[name].default}
+        if self.worker.task == "rerank" and model.template is not None:
+            values["rerank_template"] = model.template.fill("{query}", "{document}").text
         target = sink_of(options, columns)
         if values.pop("sink"):
             values["sink"] = str(target)
-        self.output.begin({"format": 1, "input": source.identity(), "model": identity, "options": values})
+        described = {"format": 1, "input": source.identity(), "model": identity, "options": values}
+        self.output.check(described)
         empty = _table("", pa.array([], pa.int64()), source.schema.empty_table(), columns)
         self._sink = None if target is None else open_sink(target, empty)
+        self.output.begin(described)  # after the database was opened, so that another one can be given if it fails
 
     def prepare(self, part: Part) -> Prepared:
         """Reads and tokenizes a part."""

@@ -10,6 +10,7 @@ Readers of Parquet folders skip names that begin with `_` or `.`.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -19,13 +20,13 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bei_core.errors import ConfigError
+from bei_core.errors import BeiError, ConfigError
 from bei_core.jobs.inputs import Part
-from bei_core.storage.backends import is_store, redact
+from bei_core.storage.backends import Memory, backend_of, redact
 from bei_core.storage.cache import TEMP_SUFFIX, write_atomically
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import try_lock_file
-from bei_core.storage.objects import ObjectStore, matches_glob
+from bei_core.storage.objects import ObjectStore, absolute_location, matches_glob
 
 JOB, MANIFEST, _LOCK = "_job.json", "_manifest.json", ".lock"
 
@@ -44,14 +45,18 @@ class Folder:
     """A local folder or a folder of an object store, in which files appear whole or not at all."""
 
     def __init__(self, location: str) -> None:
-        self.location = location
-        self._store = ObjectStore(location) if is_store(location) else None
-        self._path = Path(location)
+        """Raises StartError for a URL of neither a folder nor an object store, or of one that ends with the process."""
+        self.location = absolute_location(location)
+        self._store = ObjectStore(location) if "://" in self.location else None
+        self._path = Path(self.location)
+        if self._store is not None and isinstance(backend_of(location), Memory):
+            raise ConfigError(f"{redact(location)} ends with this process; give a folder or an object store")
 
     def check_outside(self, source: str) -> None:
         """Raises ConfigError if the folder is in the input: a job that is resumed would read its own parts."""
         outer, inner = (
-            PurePosixPath(each if is_store(each) else Path(each).resolve()) for each in (source, self.location)
+            PurePosixPath(each if "://" in each else Path(each).resolve())
+            for each in (absolute_location(source), self.location)
         )
         if inner.is_relative_to(outer) or matches_glob(str(inner / "part-00000.parquet"), str(outer)):
             raise ConfigError(
@@ -78,6 +83,14 @@ class Folder:
             self._remove_leftovers()
             yield
             self._remove_leftovers()
+
+    def check_shared(self) -> None:
+        """Raises BeiError if a local folder has no lock file, so that of the process that began the job is another."""
+        if self._store is None and not (self._path / _LOCK).exists():
+            raise BeiError(
+                f"{self.location} on this node ({socket.gethostname()}) is not the folder of the node that began the "
+                "job; give a folder that all nodes share, or an object store"
+            )
 
     def _check_is_output(self) -> None:
         """Raises ConfigError if there are files and no _job.json. Hidden files do not count."""
@@ -132,10 +145,14 @@ class Output:
         self._metadata = {f"bei.{name}": value for name, value in metadata.items()}
 
     def begin(self, job: Mapping[str, Any]) -> None:
-        """Writes `job` to _job.json if there is none. Raises ConfigError if there is one that describes another job."""
+        """Writes `job` to _job.json if there is none; see `check`."""
+        if self.folder.read(JOB) is None:
+            self.folder.publish(JOB, _json(job))
+
+    def check(self, job: Mapping[str, Any]) -> None:
+        """Raises ConfigError if there is a _job.json that describes another job."""
         found = self.folder.read(JOB)
         if found is None:
-            self.folder.publish(JOB, _json(job))
             return
         before = _decoded(found)
         if before is None:
@@ -192,7 +209,13 @@ def read_columns(folder: Folder, part: Part, columns: Sequence[str]) -> pa.Table
 
 
 def write_manifest(folder: Folder, parts: Sequence[Part]) -> None:
-    """Writes _manifest.json with all parts. All of them must be published before."""
+    """Writes _manifest.json with all parts. Raises BeiError if one of them is not in the folder."""
+    if missing := missing_parts(folder, parts):
+        raise BeiError(
+            f"{redact(folder.location)} has no {part_name(missing[0])} ({len(missing)} of {len(parts)} parts are "
+            "missing), although it was written: workers on nodes that do not share this folder write into their own; "
+            "give a shared folder or an object store, and start the job again"
+        )
     listed = [
         {"name": part_name(part), "file": part.path, "first_row": part.split.first, "rows": part.split.num_rows}
         for part in parts

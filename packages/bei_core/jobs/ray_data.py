@@ -27,6 +27,7 @@ from bei_core.jobs.options import JobOptions, RayOptions
 from bei_core.jobs.output import Folder, missing_parts
 from bei_core.jobs.report import Report
 from bei_core.logs import configure_worker_logging
+from bei_core.storage.errors import retry_transient
 
 log = logging.getLogger(__name__)
 
@@ -63,8 +64,10 @@ class PartWorker:
         return {"result": np.array([pickle.dumps(result)], object)}
 
     def _compute(self, parts: Sequence[Part]) -> Report:
+        self._folder.check_shared()
         total = Report()
-        for report in self._job.run(missing_parts(self._folder, parts)):
+        missing = retry_transient(lambda: missing_parts(self._folder, parts), self._folder.location)
+        for report in self._job.run(missing):
             total.add(report)
         return total
 

@@ -7,6 +7,8 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from bei_core.config.one_model import one_model
 from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
@@ -15,7 +17,7 @@ from bei_core.jobs.job import Job
 from bei_core.jobs.options import JobOptions, RayOptions, check_settings
 from bei_core.jobs.output import Folder, missing_parts, read_columns, write_manifest
 from bei_core.jobs.report import Progress, Report
-from bei_core.jobs.sinks import check_target, commit, target_of
+from bei_core.jobs.sinks import absolute_sink, check_target, commit, target_of
 from bei_core.jobs.sinks.base import VECTOR
 from bei_core.logs import configure_own_logging
 
@@ -38,6 +40,8 @@ def embed(
     Raises StartError if the job cannot start or continue.
     """
     settings, options, folder = _loaded(settings), options or JobOptions(), Folder(str(output))
+    if options.sink is not None:
+        options = replace(options, sink=absolute_sink(options.sink))
     folder.check_outside(str(source))
     target = None if options.sink is None else target_of(options.sink)
     if target is not None:
@@ -69,7 +73,16 @@ def _loaded(settings: Settings | Mapping[str, object] | None) -> Settings:
         settings = Settings.load(given, os.environ)
         if given.keys() & {"log_level", "json_output"}:
             configure_own_logging(json_output=settings.json_output, level=settings.log_level)
-    return one_model(settings)
+    return _with_absolute_paths(one_model(settings))
+
+
+def _with_absolute_paths(settings: Settings) -> Settings:
+    """Returns settings that mean the same in the working folder of another process."""
+    model_id = settings.model_id
+    folder = Path((model_id or "").removeprefix("file://")).expanduser()
+    if model_id and folder.is_dir():
+        model_id = str(folder.absolute())
+    return replace(settings, model_id=model_id, cache_dir=settings.cache_dir.absolute())
 
 
 def _compute_here(

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from bei_core.errors import BeiError, CheckpointError, DiskError
-from bei_core.storage.backends import backend_of, redact
+from bei_core.storage.backends import find_backend, redact
 
+log = logging.getLogger(__name__)
+
+ResultT = TypeVar("ResultT")
+
+_PAUSES_S = (0.5, 2.0, 5.0)  # before the second, third and fourth try
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _DENIED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -69,6 +76,21 @@ def translate_store_errors(url: str, secret: str | None = None) -> Iterator[None
         raise CheckpointError(f"{redact(url)}: {denied}{said}. {_credentials_help(url, secret)}") from error
 
 
+def retry_transient(call: Callable[[], ResultT], what: str) -> ResultT:
+    """Returns what `call` returns. After a TransientError it is called again, after growing pauses; four times at most.
+
+    `what` names the object for the log. It gets only the class of the error, whose text may have a signed URL.
+    """
+    for pause_s in _PAUSES_S:
+        try:
+            return call()
+        except TransientError as error:
+            reason = type(error.__cause__ or error).__name__
+            log.warning("%s: no answer (%s); trying again in %g s", redact(what), reason, pause_s)
+            time.sleep(pause_s)
+    return call()
+
+
 def disk_error(error: OSError, folder: Path, advice: Advice = CACHE) -> DiskError:
     """The DiskError for an OSError that was raised while `folder` was read or written."""
     # If the disk is full, the error's own names do not help: the file that was written is removed, and the error of a
@@ -123,8 +145,8 @@ def _is_about_credentials(error: BaseException) -> bool:
 
 def _credentials_help(url: str, secret: str | None) -> str:
     """What to do if a store denies access, for an error text."""
-    backend = backend_of(url)
-    if not backend.package:
+    backend = find_backend(url)
+    if backend is None or not backend.package:
         return "Check that this user may read and write there"
     given = "the secret that was given" if secret else "no secret was given, so the SDK's own credentials were tried"
     form = f"{backend.name} takes {backend.credentials_form}"

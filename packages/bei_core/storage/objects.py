@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from bei_core.errors import CheckpointError
+from bei_core.errors import CheckpointError, ConfigError
 from bei_core.storage.backends import Backend, FileSystem, Options, backend_of, redact
-from bei_core.storage.errors import DriverMissingError, decode_secret, translate_store_errors
+from bei_core.storage.errors import DriverMissingError, decode_secret, retry_transient, translate_store_errors
 
 
 class ObjectStore:
@@ -44,9 +45,13 @@ class ObjectStore:
                 return None
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a small file."""
-        with self._open(name) as (files, path):
-            files.pipe_file(path, content)
+        """Write a small file. If it fails, it is tried again."""
+
+        def put() -> None:
+            with self._open(name) as (files, path):
+                files.pipe_file(path, content)
+
+        retry_transient(put, f"{self.url}/{name}")
 
     def upload(self, local: Path, name: str) -> None:
         """Copy a local file into the store."""
@@ -54,9 +59,13 @@ class ObjectStore:
             files.put_file(str(local), path)
 
     def delete(self, name: str) -> None:
-        """Delete a file, if it exists."""
-        with self._open(name) as (files, path), suppress(FileNotFoundError):
-            files.rm_file(path)
+        """Delete a file, if it exists. If it fails, it is tried again."""
+
+        def remove() -> None:
+            with self._open(name) as (files, path), suppress(FileNotFoundError):
+                files.rm_file(path)
+
+        retry_transient(remove, f"{self.url}/{name}")
 
     def md5_of(self, info: Mapping[str, Any]) -> str | None:
         """The MD5 of a file's content, in hex, from what `list` says of the file; None if the store does not say."""
@@ -117,6 +126,54 @@ def matches_glob(path: str, pattern: str) -> bool:
     from fsspec.utils import glob_translate
 
     return re.match(glob_translate(pattern), path) is not None
+
+
+def absolute_location(location: str) -> str:
+    """Returns a location that does not depend on the working folder: an absolute path, or a URL of other machines.
+
+    `file://` and `local://` are paths of this machine. Raises ConfigError if the path after them is relative.
+    """
+    scheme, is_url, path = location.partition("://")
+    if is_url and scheme.lower() not in {"file", "local"}:
+        return location
+    if is_url and not path.startswith("/"):
+        raise ConfigError(f"{location} has no absolute path; write {scheme}:///folder")
+    return str(Path(path if is_url else location).absolute())
+
+
+class StoreFile(io.RawIOBase):
+    """An open file of a store. What its driver raises becomes a CheckpointError, as in `translate_store_errors`."""
+
+    def __init__(self, file: BinaryIO, url: str) -> None:
+        super().__init__()
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        """See `io.IOBase.readable`."""
+        return True
+
+    def seekable(self) -> bool:
+        """See `io.IOBase.seekable`."""
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        """See `io.RawIOBase.read`."""
+        with translate_store_errors(self._url):
+            return self._file.read(size)
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """See `io.RawIOBase.readinto`."""
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """See `io.IOBase.seek`."""
+        return self._file.seek(position, whence)
+
+    def tell(self) -> int:
+        """See `io.IOBase.tell`."""
+        return self._file.tell()
 
 
 def open_location(location: str) -> tuple[FileSystem, str]:

@@ -29,7 +29,7 @@ from tests.unit.jobs.conftest import WORDS
 LABELS = tuple(f"L{index}" for index in range(WIDTH))
 
 
-def run(source: Path, output: Path | str, **options: Any) -> Any:  # noqa: ANN401
+def run(source: Path | str, output: Path | str, **options: Any) -> Any:  # noqa: ANN401
     options.setdefault("rows_per_part", 16)
     return embed(source, output, settings={"model_id": "owner/name"}, options=JobOptions(**options))
 
@@ -113,8 +113,9 @@ def test_a_job_that_is_done_computes_nothing(monkeypatch: pytest.MonkeyPatch, tm
     assert len(engine.batches) == num_batches
 
 
+@pytest.mark.parametrize("scheme", ["", "file://"])
 def test_a_full_disk_is_one_error_and_the_job_goes_on_after_it(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, scheme: str
 ) -> None:
     opens(monkeypatch)
     run(source, tmp_path / "whole")
@@ -131,9 +132,9 @@ def test_a_full_disk_is_one_error_and_the_job_goes_on_after_it(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", full)
         with pytest.raises(DiskError, match="No space left"):
-            run(source, tmp_path / "out")
+            run(source, f"{scheme}{tmp_path}/out")
     assert not list((tmp_path / "out").glob(".*.tmp"))
-    run(source, tmp_path / "out")
+    run(source, f"{scheme}{tmp_path}/out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
@@ -271,6 +272,10 @@ def test_a_reranker_of_two_labels_has_the_score_that_the_server_gives(
     options = JobOptions(job="rerank", query_column="id")
     embed(source, tmp_path / "out", settings=settings, options=options)
     assert np.allclose(table(tmp_path / "out")["score"], 1 / (1 + np.exp(-2.0))), "the sigmoid of the difference"
+    (tmp_path / "out" / "part-00000.parquet").unlink()
+    settings["rerank_template"] = "{document} {query}"
+    with pytest.raises(ConfigError, match=r'its `options` was {"rerank_template":"{query} {document}"}, not'):
+        embed(source, tmp_path / "out", settings=settings, options=options)
 
 
 @pytest.mark.parametrize("job", ["embed", "tokens", "classify"])

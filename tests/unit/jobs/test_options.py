@@ -142,6 +142,9 @@ def test_options_of_workers_are_checked(options: dict[str, Any], said: str) -> N
 
 @pytest.mark.parametrize("sink", ["qdrant:folder", "milvus:file.db"])
 def test_a_database_for_one_process_is_refused_on_ray(tmp_path: Path, source: Path, sink: str) -> None:
-    with pytest.raises(ConfigError, match=f"{sink}#embeddings is for one process; give the URL of a server"):
+    kind, path = sink.split(":")
+    with pytest.raises(
+        ConfigError, match=f"{kind}:{Path.cwd()}/{path}#embeddings is for one process; give the URL of a server"
+    ):
         embed(source, tmp_path / "out", settings={"model_id": "o/n"}, options=JobOptions(sink=sink), ray=RayOptions())
     assert not (tmp_path / "out").exists() or not contents(tmp_path / "out")

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
-from bei_core.errors import ConfigError
+from bei_core.errors import BeiError, ConfigError, StartError
 from bei_core.jobs import JobOptions, RayOptions, embed
-from bei_core.jobs.output import Folder
+from bei_core.jobs.inputs import Part
+from bei_core.jobs.output import Folder, Output
 from tests.unit.cli.fake_model import opens
 from tests.unit.jobs.test_job import contents, run
 
@@ -105,12 +107,30 @@ def test_a_job_writes_to_a_volume_without_locks(monkeypatch: pytest.MonkeyPatch,
     assert run(source, tmp_path / "out").num_rows == 100
 
 
-def test_output_in_an_object_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:
+@pytest.mark.parametrize("scheme", ["file", "local", "FILE"])
+def test_the_url_of_a_folder_is_that_folder_with_its_lock_and_its_renames(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, scheme: str
+) -> None:
     opens(monkeypatch)
-    run(source, tmp_path / "local")
-    run(source, f"file://{tmp_path}/store")
-    stored = contents(tmp_path / "store")
-    assert stored == {name: content for name, content in contents(tmp_path / "local").items() if name != ".lock"}
+    run(source, tmp_path / "out")
+    url = f"{scheme}://{tmp_path}/out"
+    assert run(f"{scheme}://{source}", url).num_parts_before == 7, "it is the same job"
+    with Folder(url).locked(), pytest.raises(ConfigError, match="another job writes in"):
+        run(source, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("memory://out", "memory://out ends with this process; give a folder or an object store"),
+        ("sftp://host/out", "sftp://host/out: no object store has this scheme; known are s3"),
+        ("hf://datasets/a/b", "no object store has this scheme"),
+        ("file://out", "file://out has no absolute path; write file:///folder"),
+    ],
+)
+def test_a_url_where_files_would_not_stay_whole_is_refused(tmp_path: Path, url: str, said: str) -> None:
+    with pytest.raises(StartError, match=said):
+        run(tmp_path / "in.jsonl", url)
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -126,3 +146,37 @@ def test_an_output_folder_with_other_files_is_refused_and_left_alone(
     with pytest.raises(ConfigError, match=f"out has files that are not the output of a job, such as {name}"):
         run(source, f"{scheme}{tmp_path}/out")
     assert contents(tmp_path / "out") == before
+
+
+def test_a_job_of_which_a_part_is_missing_at_the_end_fails_and_has_no_manifest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    opens(monkeypatch)
+    publish = Output.publish
+
+    def elsewhere(output: Output, part: Part, table: pa.Table, rejected: dict[int, str]) -> None:
+        if part.index != 5:
+            publish(output, part, table, rejected)
+
+    monkeypatch.setattr(Output, "publish", elsewhere)
+    with pytest.raises(
+        BeiError,
+        match=r"out has no part-00005\.parquet \(1 of 7 parts are missing\).* do not share this folder",
+    ):
+        run(source, tmp_path / "out")
+    assert not (tmp_path / "out" / "_manifest.json").exists()
+    monkeypatch.undo()
+    opens(monkeypatch)
+    assert run(source, tmp_path / "out").num_parts == 1
+    assert (tmp_path / "out" / "_manifest.json").exists()
+
+
+def test_relative_paths_are_those_of_the_working_folder_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
+) -> None:
+    """So a job that was begun by relative paths is the same job by absolute ones."""
+    opens(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    run("in.jsonl", "out")
+    monkeypatch.chdir("/")
+    assert run(source, tmp_path / "out").num_parts_before == 7

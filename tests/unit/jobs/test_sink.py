@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,8 +18,8 @@ from bei_core.errors import BeiError, ConfigError
 from bei_core.jobs import JobOptions, embed
 from bei_core.jobs.output import Output
 from bei_core.jobs.report import Report
-from bei_core.jobs.sinks import target_of
-from bei_core.jobs.sinks.base import Sink, Target
+from bei_core.jobs.sinks import absolute_sink, target_of
+from bei_core.jobs.sinks.base import Sink, Target, records_of
 from tests.fakes import WIDTH
 from tests.unit.cli.fake_model import opens
 
@@ -86,6 +87,20 @@ def test_each_row_has_its_own_key_although_ids_are_the_same(
     assert database.committed == [3, 4, 4, 4, 4]
 
 
+def test_a_database_that_cannot_be_opened_does_not_make_the_corrected_command_another_job(
+    monkeypatch: pytest.MonkeyPatch, database: type[FakeSink], tmp_path: Path, source: Path
+) -> None:
+    def refuse(sink: FakeSink, target: Target, schema: pa.Schema) -> None:
+        raise ConnectionError("no such host")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(database, "__init__", refuse)
+        with pytest.raises(BeiError, match="no such host"):
+            run(source, tmp_path / "out", sink="qdrant:http://hots")
+    run(source, tmp_path / "out", sink="qdrant:http://host")
+    assert len(database.rows) == 19
+
+
 @pytest.mark.parametrize("at", [1, 3, 5])
 def test_a_job_that_is_stopped_and_started_again_writes_each_row_once(
     monkeypatch: pytest.MonkeyPatch, database: type[FakeSink], tmp_path: Path, source: Path, at: int
@@ -139,6 +154,16 @@ def test_rows_that_the_database_cannot_hold_are_rejected_with_the_reason(
     assert (json.loads(line)["row"], json.loads(line)["reason"]) == (5, "ends with !")
 
 
+def test_a_request_has_less_bytes_than_a_server_takes() -> None:
+    """Qdrant takes 32 MB by default; 512 vectors of 4,096 numbers have 44 MB."""
+    vectors = np.random.default_rng(0).standard_normal((600, 4096), np.float32)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 4096)
+    table = pa.table({"row": range(600), "text": ["x" * 20_000] * 600, "embedding": column})
+    requests = list(records_of(table))
+    assert max(len(json.dumps(records)) for records in requests) < 20 << 20
+    assert [record["row"] for records in requests for record in records] == list(range(600))
+
+
 def test_another_database_is_another_job(tmp_path: Path, source: Path) -> None:
     run(source, tmp_path / "out")
     with pytest.raises(ConfigError, match="is the output of another job: its `options` was"):
@@ -181,6 +206,9 @@ def test_a_client_that_is_missing_is_named_with_its_extra(
 
 def test_a_target_has_a_table() -> None:
     assert target_of("lancedb:/data/x") == ("lancedb", "/data/x", "embeddings")
+    assert absolute_sink("pgvector:host=h dbname=d#docs") == "pgvector:host=h dbname=d#docs"
+    assert absolute_sink("milvus:http://host:19530#docs") == "milvus:http://host:19530#docs"
+    assert absolute_sink("lancedb:lance#docs") == f"lancedb:{Path.cwd()}/lance#docs"
     assert target_of("pgvector:postgresql://me:pw@host/db#docs") == ("pgvector", "postgresql://me:pw@host/db", "docs")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from importlib import import_module
+from pathlib import Path
 
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ _CLASSES = {
     "pgvector": "PgVector",
     "milvus": "Milvus",
 }
+_OF_FILES = {"lancedb", "qdrant", "faiss", "milvus"}  # their locations may be paths
 
 
 def target_of(sink: str) -> Target:
@@ -33,6 +35,14 @@ def target_of(sink: str) -> Target:
     if kind == "faiss" and table:
         raise ConfigError(f"`sink` faiss writes one index into a file, and has no table; leave out #{table}")
     return Target(kind, location, table or "embeddings")
+
+
+def absolute_sink(sink: str) -> str:
+    """Returns KIND:PATH#TABLE with an absolute path, and any other text as it is."""
+    kind, _, rest = sink.partition(":")
+    path, mark, table = rest.partition("#")
+    is_path = kind in _OF_FILES and path and "://" not in path
+    return f"{kind}:{Path(path).absolute()}{mark}{table}" if is_path else sink
 
 
 def sink_of(options: JobOptions, columns: Collection[str]) -> Target | None:

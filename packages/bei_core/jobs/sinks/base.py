@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -18,7 +18,9 @@ from bei_core.tasks import Rows
 KEY, VECTOR = "key", "embedding"
 
 _KEYS = UUID("6f3b1a52-6d0b-4d4c-9a55-0f6f5b1f8f0e")  # the namespace of the keys
-_ROWS = 512  # of a request to a server
+_ROWS = 512  # of a request to a server, at most
+_BYTES = 16 << 20  # of a request, about; Qdrant takes 32 MB at most by default, Milvus 64 MB
+_NUMBER_BYTES = 22  # of a number of a vector in JSON
 
 
 class Target(NamedTuple):
@@ -86,10 +88,73 @@ def vectors_of(table: pa.Table) -> Rows:
     return np.concatenate(chunks).astype(np.float32, copy=False)
 
 
+class JsonSink(Sink):
+    """A table whose rows are sent as objects of JSON's types; see `records_of`."""
+
+    def refusals(self, kept: pa.Table) -> dict[int, str]:
+        """See `Sink.refusals`."""
+        reasons = ((row, self._reason_against(kept, row, values)) for row, values in enumerate(_rows_of(kept)))
+        return {row: reason for row, reason in reasons if reason}
+
+    def reason_against(self, values: dict[str, Any]) -> str:
+        """Returns why the database cannot hold a row with these values of the copied columns; "" if it can."""
+        return ""
+
+    def _reason_against(self, kept: pa.Table, row: int, values: dict[str, Any] | None) -> str:
+        if values is not None:
+            return self.reason_against(values)
+        return f"column {_not_utf8(kept.slice(row, 1))!r} is not UTF-8"
+
+
+def create_once(create: Callable[[], object], exists: Callable[[], bool]) -> None:
+    """Creates a table if it does not exist. Several workers may do so at a time; one creates it, the others fail."""
+    if exists():
+        return
+    try:
+        create()
+    except Exception:
+        if not exists():
+            raise
+
+
 def records_of(table: pa.Table) -> Iterator[list[dict[str, Any]]]:
-    """Yields the rows as objects of JSON's types, some hundred at a time."""
-    for batch in table.to_batches(_ROWS):
-        yield msgspec.to_builtins(batch.to_pylist())
+    """Yields the rows as objects of JSON's types, as many as a request may have."""
+    num_bytes = len(table) * table[VECTOR].type.list_size * _NUMBER_BYTES + table.drop_columns([VECTOR]).nbytes
+    if len(table) > _ROWS or (num_bytes > _BYTES and len(table) > 1):
+        half = len(table) // 2
+        yield from records_of(table.slice(0, half))
+        yield from records_of(table.slice(half))
+    elif len(table):
+        yield msgspec.to_builtins(table.to_pylist())
+
+
+def holds(value: object, test: Callable[[object], bool]) -> bool:
+    """Whether a test is true of a value, or of a key or value within it."""
+    if isinstance(value, Mapping):
+        return any(holds(each, test) for each in value.items())
+    if isinstance(value, list | tuple):
+        return any(holds(each, test) for each in value)
+    return test(value)
+
+
+def _rows_of(kept: pa.Table) -> Iterator[dict[str, Any] | None]:
+    """Yields the values of each row by column; None for a row with text that is not UTF-8."""
+    try:
+        yield from kept.to_pylist()
+    except UnicodeDecodeError:
+        for row in range(len(kept)):
+            each = kept.slice(row, 1)
+            yield None if _not_utf8(each) else each.to_pylist()[0]
+
+
+def _not_utf8(row: pa.Table) -> str:
+    """Returns the name of the first column with text that is not UTF-8; "" if there is none."""
+    for name in row.column_names:
+        try:
+            row[name].to_pylist()
+        except UnicodeDecodeError:
+            return str(name)
+    return ""
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from typing import Any
 
 import msgspec
 import psycopg
@@ -10,7 +11,9 @@ import pyarrow as pa
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
-from bei_core.jobs.sinks.base import KEY, VECTOR, Sink, Target, records_of
+from bei_core.jobs.sinks.base import KEY, VECTOR, JsonSink, Target, holds, records_of
+
+_CREATING = 0x6265695F6A6F6273  # the number of the lock, "bei_jobs"
 
 _TYPES = (
     (pa.types.is_boolean, "boolean"),
@@ -24,7 +27,7 @@ _TYPES = (
 )
 
 
-class PgVector(Sink):
+class PgVector(JsonSink):
     """A table of PostgreSQL, with the columns of the output; those of nested and rare types are JSON."""
 
     def __init__(self, target: Target, schema: pa.Schema) -> None:
@@ -35,6 +38,8 @@ class PgVector(Sink):
         names = {name: sql.Identifier(name) for name in self._types}
         columns = [sql.SQL("{} " + kind).format(names[name]) for name, kind in self._types.items()]  # type: ignore[arg-type,unused-ignore]
         with self._connection.transaction():
+            # IF NOT EXISTS fails if another worker creates the same at this time, so they do it one after the other.
+            self._connection.execute("SELECT pg_advisory_xact_lock(%s)", [_CREATING])
             self._connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
             self._connection.execute(
                 sql.SQL("CREATE TABLE IF NOT EXISTS {} ({})").format(
@@ -49,15 +54,14 @@ class PgVector(Sink):
             sql.SQL(", ").join(sql.SQL("{0} = EXCLUDED.{0}").format(name) for name in names.values()),
         )
 
-    def refusals(self, kept: pa.Table) -> dict[int, str]:
-        """See `Sink.refusals`."""
-        return {
-            row: f"column {name!r} has a NUL character, which PostgreSQL cannot hold"
-            for name in kept.column_names
-            if self._types[name] in {"text", "jsonb"}
-            for row, value in enumerate(kept[name].to_pylist())
-            if _has_nul(value)
-        }
+    def reason_against(self, values: dict[str, Any]) -> str:
+        """See `JsonSink.reason_against`."""
+        for name, value in values.items():
+            if self._types[name] in {"text", "jsonb"} and holds(value, _is_with_nul):
+                return f"column {name!r} has a NUL character, which PostgreSQL cannot hold"
+            if self._types[name] == "jsonb" and holds(value, _is_not_finite):
+                return f"column {name!r} has NaN or infinity, which jsonb cannot hold"
+        return ""
 
     def upsert(self, rows: pa.Table) -> None:
         """See `Sink.upsert`. A part is one transaction."""
@@ -78,12 +82,12 @@ class PgVector(Sink):
         return Jsonb(value) if self._types[name] == "jsonb" and value is not None else value
 
 
-def _has_nul(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_nul, value.items()))
-    if isinstance(value, list | tuple):
-        return any(map(_has_nul, value))
+def _is_with_nul(value: object) -> bool:
     return isinstance(value, str) and "\0" in value
+
+
+def _is_not_finite(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _type_of(kind: pa.DataType) -> str:

@@ -7,10 +7,10 @@ import os
 import pyarrow as pa
 from qdrant_client import QdrantClient, models
 
-from bei_core.jobs.sinks.base import KEY, VECTOR, Sink, Target, records_of
+from bei_core.jobs.sinks.base import KEY, VECTOR, JsonSink, Target, create_once, records_of
 
 
-class Qdrant(Sink):
+class Qdrant(JsonSink):
     """A collection of Qdrant. The columns of the output, without the vectors, are the payload."""
 
     def __init__(self, target: Target, schema: pa.Schema) -> None:
@@ -18,9 +18,11 @@ class Qdrant(Sink):
         is_server = "://" in target.location
         place = {"url": target.location, "api_key": os.environ.get("QDRANT_API_KEY")} if is_server else {}
         self._client = QdrantClient(**(place or {"path": target.location}))
-        if not self._client.collection_exists(target.table):
-            vectors = models.VectorParams(size=self.width, distance=models.Distance.COSINE)
-            self._client.create_collection(target.table, vectors_config=vectors)
+        vectors = models.VectorParams(size=self.width, distance=models.Distance.COSINE)
+        create_once(
+            lambda: self._client.create_collection(target.table, vectors_config=vectors),
+            lambda: self._client.collection_exists(target.table),
+        )
 
     def upsert(self, rows: pa.Table) -> None:
         """See `Sink.upsert`."""
