@@ -27,12 +27,13 @@ class EngineInfo:
     precision: str  # of the matrix multiplications: "f32", "bf16", "int8", "fp8"
     row_width: int  # D; 0 for a model that gives rows of tokens only
     max_seq_len: int  # the longest sequence `forward` takes, in tokens
-    batch_tokens: int  # a batch with more tokens only takes longer: it gives no more throughput
+    batch_tokens: int  # of a full batch: a larger one takes longer, and gives little more throughput or none
     token_width: int = 0  # E; 0 for a model that gives no rows of tokens
     shares_prefixes: bool = False  # whether first tokens that sequences of a batch share are computed once
     weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
     num_replicas: int = 1  # copies of the model, which compute a batch together: `max_batch_tokens` is that of each
     num_callers: int = 1  # threads that may call it at a time
+    most_batch_tokens: int = 0  # of a batch under a long line, for a little more throughput; 0: `batch_tokens`
 
     @property
     def compute_type(self) -> str:

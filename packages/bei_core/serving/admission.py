@@ -22,6 +22,9 @@ _TOLERANCE = 1.05
 # batch, for one batch that may always wait, and for its own batch.
 _BATCH_SHARE = 1 / 3
 
+# A batch takes at most this fraction of the line, if it is larger than a full batch.
+_LINE_SHARE = 1 / 4
+
 # OpenAI's client ignores a longer Retry-After.
 _MAX_RETRY_AFTER_S = 60
 
@@ -39,21 +42,27 @@ class Admission:
     """Decides whether a request is accepted, by its expected wait and the limits of the server and the request."""
 
     def __init__(
-        self, pending: Pending[Any], *, budget: int, max_wait_s: float = math.inf, max_tokens: int | None = None
+        self,
+        pending: Pending[Any],
+        *,
+        budget: int,
+        most: int = 0,
+        max_wait_s: float = math.inf,
+        max_tokens: int | None = None,
     ) -> None:
+        """`budget` tokens are a full batch; a batch under a long line has up to `most`."""
         self.rate = ServiceRate()
         self.running = Running()
         self._pending = pending
-        self._max_budget = budget
+        self._full, self._most = budget, max(budget, most)
         self._max_wait_s = max_wait_s
         self._max_tokens = max_tokens
         self._refused: set[str] = set()  # priorities whose last request was refused because of the line
 
     @property
     def budget(self) -> int:
-        """The most tokens of the next batch: fewer if a full batch would take too much of the longest allowed wait."""
-        fitting = max(SHORTEST_CLASS, _BATCH_SHARE * self._max_wait_s * self.rate.tokens_per_s)
-        return int(min(self._max_budget, fitting))
+        """The most tokens of the next batch: of a full one, or of a larger one under a long line."""
+        return self._fitting(min(self._most, max(self._full, _LINE_SHARE * self._pending.num_tokens_in_line)))
 
     @property
     def has_line(self) -> bool:
@@ -64,7 +73,11 @@ class Admission:
     def num_inputs_of_batch(self) -> int:
         """How many inputs make a full batch, by their average length in the queue; 1 if none waits."""
         num_items, num_tokens = self._pending.num_items, self._pending.num_tokens  # the engine's thread changes them
-        return max(1, self.budget * num_items // max(1, num_tokens)) if num_items else 1
+        return max(1, self._fitting(self._full) * num_items // max(1, num_tokens)) if num_items else 1
+
+    def _fitting(self, num_tokens: float) -> int:
+        """Returns the number of tokens of a batch, less if it would take too much of the longest allowed wait."""
+        return int(min(num_tokens, max(SHORTEST_CLASS, _BATCH_SHARE * self._max_wait_s * self.rate.tokens_per_s)))
 
     def expected_s(self, num_tokens: int) -> float:
         """Returns the expected time to compute `num_tokens` tokens, in seconds."""
@@ -81,13 +94,14 @@ class Admission:
         """Raises OverloadedError if a request that has just arrived should be refused, whatever it contains.
 
         `num_coming` other requests are accepted and not queued yet; each counts as one input of average length. After a
-        refusal, all requests of this priority are refused until there is space in the line for a whole batch. So
+        refusal, all requests of this priority are refused until there is space in the line for a full batch. So
         requests are accepted in groups, which takes less of the processors than one here and one there.
         """
-        pending, num_batches = self._pending, 2 if priority in self._refused else 1
+        pending, batch = self._pending, self.budget
+        group = self._fitting(self._full) if priority in self._refused else 0
         average = pending.num_tokens / max(1, pending.num_items)
         try:
-            self._check_line(now, _SHARES[priority], num_batches * self.budget + int(num_coming * average))
+            self._check_line(now, _SHARES[priority], batch + group + int(num_coming * average))
         except OverloadedError:
             self._refused.add(priority)
             raise
@@ -123,7 +137,7 @@ class Admission:
         A request larger than one batch waits again for each of its batches, of which an item is in one, but in total at
         most as long as everything in the queue takes. A small request ends when the whole batch that contains it ends.
         """
-        line_s, num_turns = self.wait_s(now), min(num_items, -(-num_tokens // self._max_budget))
+        line_s, num_turns = self.wait_s(now), min(num_items, -(-num_tokens // self._full))
         wait_s = min(num_turns * line_s, line_s + self.expected_s(self._pending.num_tokens))
         batch = min(self.budget, self._pending.num_tokens_in_line + num_tokens)
         own_s = self.expected_s(max(num_tokens, batch))

@@ -75,6 +75,7 @@ class Runner:
         metrics: Metrics,
         *,
         budget: int,
+        most: int = 0,
         max_items: int | None = None,
         max_queue_tokens: int | None = None,
         max_queue_wait_s: float = math.inf,
@@ -85,15 +86,15 @@ class Runner:
     ) -> None:
         self._engine = engine
         self._metrics = metrics
-        self._budget = budget
+        self._longest = max(budget, most, engine.info.max_seq_len)  # tokens of a batch: a long text runs alone
         self._max_items = max_items
         self._turns = turns
         self._hang_s = hang_s
         self._kill_engine = kill_engine  # ends the running batch with UnhealthyError; None: nothing can end it
         self._clock = clock
-        self._pending: Pending[Ticket] = Pending(self._budget, shares_prefixes=engine.info.shares_prefixes)
+        self._pending: Pending[Ticket] = Pending(budget, shares_prefixes=engine.info.shares_prefixes)
         self.admission = Admission(
-            self._pending, budget=self._budget, max_wait_s=max_queue_wait_s, max_tokens=max_queue_tokens
+            self._pending, budget=budget, most=most, max_wait_s=max_queue_wait_s, max_tokens=max_queue_tokens
         )
         self.proven_at = -math.inf  # when the engine last returned a finite row
         self._failed_at = -math.inf  # when it last failed on an input
@@ -247,8 +248,7 @@ class Runner:
 
     def _turn_s(self) -> float:
         """Returns the longest time of a turn on the processors, in seconds; after it the next model gets its turn."""
-        most = max(self._budget, self._engine.info.max_seq_len)  # of a batch: a longer text than `budget` runs alone
-        return max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(most))
+        return max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(self._longest))
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
         """Runs a batch and settles its items. If it fails, runs its halves, so that only the faulty items fail."""

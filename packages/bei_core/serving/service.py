@@ -60,7 +60,8 @@ class Service:
         self.spec = opened.spec
         self.engine = opened.engine.info
         # Of a full batch, of which each copy of the model computes a part.
-        self.batch_tokens = min(settings.max_batch_tokens * self.engine.num_replicas, self.engine.batch_tokens)
+        limit = settings.max_batch_tokens * self.engine.num_replicas
+        self.batch_tokens = min(limit, self.engine.batch_tokens)
         self.settings = settings
         self.revision = opened.manifest.revision
         self.metrics = metrics or Metrics()
@@ -74,6 +75,7 @@ class Service:
             opened.engine,
             self.metrics,
             budget=self.batch_tokens,
+            most=min(limit, self.engine.most_batch_tokens),
             max_items=settings.max_batch_requests,
             max_queue_tokens=settings.max_queue_tokens,
             max_queue_wait_s=settings.max_queue_wait_s,

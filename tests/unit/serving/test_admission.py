@@ -45,6 +45,7 @@ class Simulation:
     max_wait_s: float = math.inf
     max_tokens: int | None = None
     token_s: float = TOKEN_S
+    most: int = 0
     now: float = 0.0
     pending: Pending[Request] = field(default_factory=lambda: Pending(BUDGET))
     done: list[Request] = field(default_factory=list)
@@ -56,8 +57,9 @@ class Simulation:
     _running: list[Item[Request]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.admission = Admission(self.pending, budget=BUDGET, max_wait_s=self.max_wait_s, max_tokens=self.max_tokens)
-
+        self.admission = Admission(
+            self.pending, budget=BUDGET, most=self.most, max_wait_s=self.max_wait_s, max_tokens=self.max_tokens
+        )
         for size in (1, 128, BUDGET):  # the warm-up
             self.admission.rate.add(size, FIXED_S + self.token_s * size)
 
@@ -135,8 +137,11 @@ def waits(simulation: Simulation) -> list[float]:
     ("load", "max_wait_s"),
     [(0.5, 1.0), (1.0, 0.25), (5.0, 0.25), (5.0, 2.0), pytest.param(8.0, 1.0, marks=pytest.mark.long)],
 )
-def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(load: float, max_wait_s: float) -> None:
-    simulation, seconds = Simulation(max_wait_s), 6.0
+@pytest.mark.parametrize("most", [0, 4 * BUDGET])
+def test_goodput_is_that_of_full_batches_and_the_wait_is_bounded_under_any_load(
+    load: float, max_wait_s: float, most: int
+) -> None:
+    simulation, seconds = Simulation(max_wait_s, most=most), 6.0
     for arrived in poisson(load * CAPACITY, seconds):
         simulation.offer(Request(arrived), LENGTH)
     in_time = sum(request.ended <= seconds for request in simulation.done)
@@ -226,6 +231,23 @@ def test_a_batch_takes_a_third_of_the_longest_wait_and_grows_again_when_a_slow_t
     assert budgets[0] == pytest.approx(0.25 / 3 / TOKEN_S, rel=0.1)
     assert budgets[1] == SHORTEST_CLASS, "a third would be fewer tokens"
     assert budgets[2] == pytest.approx(budgets[0], rel=0.1)
+
+
+def test_batches_are_larger_under_a_long_line_and_a_quarter_of_it_at_most() -> None:
+    simulation = Simulation(most=4 * BUDGET)
+    simulation.offer(Request(0.0), LENGTH)
+    for _ in range(24 * BUDGET // LENGTH):
+        simulation.offer(Request(0.0), LENGTH)
+    lines, sizes = list[int](), list[int]()
+    while simulation.pending.num_items:
+        lines.append(simulation.pending.num_tokens_in_line)
+        simulation.advance(simulation.now + simulation.admission.expected_s(1))
+        while simulation.pending.num_tokens_in_line == lines[-1]:
+            simulation.advance(simulation.now + FIXED_S)
+        sizes.append(simulation.admission.running.num_tokens)
+    wanted = [min(4 * BUDGET, max(BUDGET, line / 4)) for line in lines]
+    assert sizes[:-1] == [pytest.approx(each, abs=LENGTH) for each in wanted[:-1]]
+    assert max(sizes) > 3.9 * BUDGET
 
 
 def test_before_the_first_batch_nothing_is_known_and_nothing_refused() -> None:

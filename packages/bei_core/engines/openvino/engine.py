@@ -35,6 +35,10 @@ MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processo
 # Larger batches give no more throughput on two cores (docs/decisions/004-packed-rows.md).
 BATCH_TOKENS = 1024
 
+# But they give some percent more where weights take long to read: with bf16, and with models of real size. So batches
+# are larger under a long line, where a text waits for several (docs/decisions/041-batches-under-a-long-line.md).
+MOST_BATCH_TOKENS = 2 * BATCH_TOKENS
+
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
 _WIDE_BATCH_TOKENS = 256
 
@@ -170,6 +174,7 @@ class OpenVinoEngine:
             shares_prefixes=graphs[0].shares_prefixes,
             weighs_terms=spec.bge_m3 is not None,
             num_callers=num_streams,
+            most_batch_tokens=0 if graphs[0].is_wide else MOST_BATCH_TOKENS,
         )
         for each in graphs:
             if isinstance(model, Path):
