@@ -244,14 +244,13 @@ def test_only_transposes_after_convolutions_change_for_fixed_shapes(built: Calla
 
 
 def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(model: Model, precision: str, *, as_convolutions: bool) -> None:
-        assert as_convolutions
+    def refuse(model: Model) -> None:
         raise RuntimeError("no such kernel")
 
     opened = built("bert-mean-cls-list")
     path = opened.tokenizer.parent / MODEL
     monkeypatch.setattr(engine, "has_int8_dot_product", lambda: False)
-    monkeypatch.setattr(engine, "adapt", refuse)
+    monkeypatch.setattr(engine, "matmuls_to_convolutions", refuse)
     with pytest.raises(
         EngineUnavailableError,
         match=f"^OpenVINO cannot load the engine {path}: no such kernel; build the engine again$",

@@ -44,7 +44,7 @@ class Batch:
 
     @property
     def is_blank(self) -> bool:
-        """Whether all token ids are 0, as in the batches that warm an engine up or probe it, and in no text."""
+        """Whether all token ids are 0, as in the batches that warm an engine up or probe it, and in hardly any text."""
         return not self.input_ids.any()
 
     @classmethod

@@ -98,9 +98,10 @@ async def complete(
     else:
         body = _FORMATS[media_type].encode(value)
     if coding is not None:
-        whole = await joined(parts, sum(map(len, parts))) if parts else body
-        if (smaller := await compressed(whole, coding)) is not None:
-            body, parts = smaller, []
+        if parts:
+            body, parts = await joined(parts, sum(map(len, parts))), []
+        if (smaller := await compressed(body, coding)) is not None:
+            body = smaller
             headers |= {"content-encoding": coding, **_VARY}
     if parts or len(body) > _PART:
         return _InParts(parts or [body], headers, named)

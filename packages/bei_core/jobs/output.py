@@ -24,7 +24,7 @@ from bei_core.errors import BeiError, ConfigError
 from bei_core.jobs.inputs import Part
 from bei_core.storage.backends import Memory, backend_of, redact
 from bei_core.storage.cache import TEMP_SUFFIX, write_atomically
-from bei_core.storage.errors import OUTPUT, translate_os_errors
+from bei_core.storage.errors import OUTPUT, retry_transient, translate_os_errors
 from bei_core.storage.locks import try_lock_file
 from bei_core.storage.objects import ObjectStore, absolute_location, matches_glob
 
@@ -109,14 +109,15 @@ class Folder:
     def names(self) -> set[str]:
         """Returns the names of the files in the folder."""
         if self._store is not None:
-            return set(self._store.list())
+            return set(retry_transient(self._store.list, self.location))
         with translate_os_errors(self._path, OUTPUT):
             return {path.name for path in self._path.iterdir()}
 
     def read(self, name: str) -> bytes | None:
         """Returns the content of a file; None if it does not exist."""
-        if self._store is not None:
-            return self._store.read(name)
+        store = self._store
+        if store is not None:
+            return retry_transient(lambda: store.read(name), f"{self.location}/{name}")
         path = self._path / name
         with translate_os_errors(self._path, OUTPUT):
             return path.read_bytes() if path.exists() else None

@@ -27,7 +27,6 @@ from bei_core.jobs.options import JobOptions, RayOptions
 from bei_core.jobs.output import Folder, missing_parts
 from bei_core.jobs.report import Report
 from bei_core.logs import configure_worker_logging
-from bei_core.storage.errors import retry_transient
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +65,7 @@ class PartWorker:
     def _compute(self, parts: Sequence[Part]) -> Report:
         self._folder.check_shared()
         total = Report()
-        missing = retry_transient(lambda: missing_parts(self._folder, parts), self._folder.location)
-        for report in self._job.run(missing):
+        for report in self._job.run(missing_parts(self._folder, parts)):
             total.add(report)
         return total
 

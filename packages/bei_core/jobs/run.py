@@ -78,11 +78,15 @@ def _loaded(settings: Settings | Mapping[str, object] | None) -> Settings:
 
 def _with_absolute_paths(settings: Settings) -> Settings:
     """Returns settings that mean the same in the working folder of another process."""
-    model_id = settings.model_id
-    folder = Path((model_id or "").removeprefix("file://")).expanduser()
-    if model_id and folder.is_dir():
-        model_id = str(folder.absolute())
-    return replace(settings, model_id=model_id, cache_dir=settings.cache_dir.absolute())
+    model_id, texts, hub = settings.model_id or "", Path(settings.calib_dataset), settings.huggingface_hub_cache
+    folder = Path(model_id.removeprefix("file://")).expanduser()
+    return replace(
+        settings,
+        model_id=str(folder.absolute()) if model_id and folder.is_dir() else settings.model_id,
+        cache_dir=settings.cache_dir.absolute(),
+        huggingface_hub_cache=None if hub is None else hub.absolute(),
+        calib_dataset=str(texts.absolute()) if texts.is_file() else settings.calib_dataset,
+    )
 
 
 def _compute_here(

@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from bei_core.errors import DeadlineExceededError
+from bei_core.errors import DeadlineExceededError, UnhealthyError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, num_characters
 from bei_core.text.refusals import MAX_CHUNKS, too_many_chunks
 from bei_core.text.truncation import Indices
@@ -35,17 +35,21 @@ class Workers:
 
     def __init__(self, num_threads: int) -> None:
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="bei-tokenize")
+        self._is_closed = False
 
     async def tokenize(
         self, encode: Encode, texts: Sequence[Text], options: EncodeOptions, deadline: float | None
     ) -> Tokenized:
         """Returns what `encode` returns for all texts; it is called on a thread, with some of them at a time.
 
-        Raises the errors of `encode`, ValidationError for too many chunks, and DeadlineExceededError at `deadline`, in
-        seconds on the clock of time.monotonic: then the texts that are left are not tokenized.
+        Raises the errors of `encode`, ValidationError for too many chunks, UnhealthyError after `close`, and
+        DeadlineExceededError at `deadline`, in seconds on the clock of time.monotonic. Then the texts that are left are
+        not tokenized.
         """
         loop, tokens, owners, count = asyncio.get_running_loop(), list[Tokens](), list[Indices](), 0
         for piece in _pieces(texts):
+            if self._is_closed:
+                raise UnhealthyError("the server is shutting down")
             future = loop.run_in_executor(self._pool, encode, piece, options)
             try:
                 found, of_texts = await (
@@ -63,7 +67,8 @@ class Workers:
         return Tokenized(tokens, np.concatenate(owners) if owners else None)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads. The rest of a request that is tokenized in pieces gets UnhealthyError."""
+        self._is_closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 

@@ -219,37 +219,6 @@ def test_one_batch_may_always_wait_however_slow_the_engine_is() -> None:
     assert accepted == math.ceil(SHORTEST_CLASS / 100)
 
 
-def test_a_batch_takes_a_third_of_the_longest_wait_and_grows_again_when_a_slow_time_is_over() -> None:
-    simulation = Simulation(max_wait_s=0.25)
-    budgets = []
-    for token_s in (TOKEN_S, 8 * TOKEN_S, TOKEN_S):
-        simulation.token_s = token_s
-        start = simulation.now
-        for arrived in poisson(3 * CAPACITY, 3.0):
-            simulation.offer(Request(start + arrived), LENGTH)
-        budgets.append(simulation.admission.budget)
-    assert budgets[0] == pytest.approx(0.25 / 3 / TOKEN_S, rel=0.1)
-    assert budgets[1] == SHORTEST_CLASS, "a third would be fewer tokens"
-    assert budgets[2] == pytest.approx(budgets[0], rel=0.1)
-
-
-def test_batches_are_larger_under_a_long_line_and_a_quarter_of_it_at_most() -> None:
-    simulation = Simulation(most=4 * BUDGET)
-    simulation.offer(Request(0.0), LENGTH)
-    for _ in range(24 * BUDGET // LENGTH):
-        simulation.offer(Request(0.0), LENGTH)
-    lines, sizes = list[int](), list[int]()
-    while simulation.pending.num_items:
-        lines.append(simulation.pending.num_tokens_in_line)
-        simulation.advance(simulation.now + simulation.admission.expected_s(1))
-        while simulation.pending.num_tokens_in_line == lines[-1]:
-            simulation.advance(simulation.now + FIXED_S)
-        sizes.append(simulation.admission.running.num_tokens)
-    wanted = [min(4 * BUDGET, max(BUDGET, line / 4)) for line in lines]
-    assert sizes[:-1] == [pytest.approx(each, abs=LENGTH) for each in wanted[:-1]]
-    assert max(sizes) > 3.9 * BUDGET
-
-
 def test_before_the_first_batch_nothing_is_known_and_nothing_refused() -> None:
     pending: Pending[Request] = Pending(BUDGET)
     admission = Admission(pending, budget=BUDGET, max_wait_s=0.1)

@@ -344,7 +344,9 @@ class Connection(asyncio.Protocol):
 
     def _make_way(self) -> None:
         """Closes the connection at once and returns its bytes to the budget, because other requests need them."""
-        self._pool.note("the client reads its reply slowly, and other requests need the memory")
+        self._pool.note(
+            "the client has not read its reply, and there is no memory to keep it (max_body_bytes_in_flight)"
+        )
         if isinstance(self._exchange, Exchange):
             self._exchange.lease.release()
         self._unread.close()

@@ -41,7 +41,7 @@ def absolute_sink(sink: str) -> str:
     """Returns KIND:PATH#TABLE with an absolute path, and any other text as it is."""
     kind, _, rest = sink.partition(":")
     path, mark, table = rest.partition("#")
-    is_path = kind in _OF_FILES and path and "://" not in path
+    is_path = kind in _OF_FILES and path and "://" not in path and path != ":memory:"
     return f"{kind}:{Path(path).absolute()}{mark}{table}" if is_path else sink
 
 
