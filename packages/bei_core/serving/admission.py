@@ -61,8 +61,13 @@ class Admission:
 
     @property
     def budget(self) -> int:
-        """The most tokens of the next batch: of a full one, or of a larger one under a long line."""
-        return self._fitting(min(self._most, max(self._full, _LINE_SHARE * self._pending.num_tokens_in_line)))
+        """The most tokens of the next batch.
+
+        A full batch, or more under a long line, or less if that would take too much of the longest allowed wait.
+        """
+        wanted = max(self._full, _LINE_SHARE * self._pending.num_tokens_in_line)
+        fitting = max(SHORTEST_CLASS, _BATCH_SHARE * self._max_wait_s * self.rate.tokens_per_s)
+        return int(min(wanted, self._most, fitting))
 
     @property
     def has_line(self) -> bool:
@@ -73,11 +78,7 @@ class Admission:
     def num_inputs_of_batch(self) -> int:
         """How many inputs make a full batch, by their average length in the queue; 1 if none waits."""
         num_items, num_tokens = self._pending.num_items, self._pending.num_tokens  # the engine's thread changes them
-        return max(1, self._fitting(self._full) * num_items // max(1, num_tokens)) if num_items else 1
-
-    def _fitting(self, num_tokens: float) -> int:
-        """Returns the number of tokens of a batch, less if it would take too much of the longest allowed wait."""
-        return int(min(num_tokens, max(SHORTEST_CLASS, _BATCH_SHARE * self._max_wait_s * self.rate.tokens_per_s)))
+        return max(1, min(self._full, self.budget) * num_items // max(1, num_tokens)) if num_items else 1
 
     def expected_s(self, num_tokens: int) -> float:
         """Returns the expected time to compute `num_tokens` tokens, in seconds."""
@@ -98,7 +99,7 @@ class Admission:
         requests are accepted in groups, which takes less of the processors than one here and one there.
         """
         pending, batch = self._pending, self.budget
-        group = self._fitting(self._full) if priority in self._refused else 0
+        group = min(self._full, batch) if priority in self._refused else 0
         average = pending.num_tokens / max(1, pending.num_items)
         try:
             self._check_line(now, _SHARES[priority], batch + group + int(num_coming * average))

@@ -380,7 +380,7 @@ def test_the_inputs_of_a_batch_are_a_number_while_the_engine_empties_the_queue()
     class Emptied:
         """A queue that is emptied after its tokens were read once."""
 
-        num_items, left = 4, [0, 0, 48]
+        num_items, num_tokens_in_line, left = 4, 48, [0, 0, 48]
 
         @property
         def num_tokens(self) -> int:
