@@ -25,7 +25,7 @@ import msgspec
 
 from bei_core.checkpoint.folder import Checkpoint
 from bei_core.errors import CheckpointError
-from bei_core.storage.cache import Cache, Rank, Record, RecordType, files_of
+from bei_core.storage.cache import BAD, TMP, Cache, Rank, Record, RecordType, files_of
 from bei_core.storage.errors import translate_os_errors
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class CheckpointRecords(RecordType):
 
     def name_of(self, folder: str) -> str | None:
         """The folder's own name, also for leftovers: all of a source share one lease."""
-        is_ours = _REVISION.fullmatch(folder) or folder.startswith((_PARTIAL, ".bad-", ".tmp-"))
+        is_ours = _REVISION.fullmatch(folder) or folder.startswith((_PARTIAL, BAD, TMP))
         return folder if is_ours else None
 
     def describe(self, folder: Path) -> Record:

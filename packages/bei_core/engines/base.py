@@ -22,9 +22,9 @@ from bei_core.engines.quality import Quality
 class EngineInfo:
     """What the runner, the metrics and `/info` may know about an engine."""
 
-    name: str  # "openvino", "tensorrt_llm"
+    name: str  # "openvino", "torch", "tensorrt_llm"
     device: str  # "cpu", "gpu"
-    precision: str  # of the matrix multiplications: "f32", "bf16", "int8", "fp8"
+    precision: str  # of the matrix multiplications: "f32", "bf16", "f16", "int8", "fp8", or as in `Plan`
     row_width: int  # D; 0 for a model that gives rows of tokens only
     max_seq_len: int  # the longest sequence `forward` takes, in tokens
     batch_tokens: int  # of a full batch: a larger one takes longer, and gives little more throughput or none
@@ -81,8 +81,8 @@ class Engine(Protocol):
 class Plan:
     """The plan of a build: what the engine will be, and the function that builds it."""
 
-    engine: str  # "openvino", "tensorrt_llm"
-    precision: str  # of its weights: "f32", "bf16", "int8", "fp8"
+    engine: str  # "openvino", "torch", "tensorrt_llm"
+    precision: str  # of its weights: "f32", "bf16", "f16", "int8", "int8_weight_only", "int4_weight_only", "fp8"
     artifact: Mapping[str, object]  # everything that decides its output, besides the checkpoint and the spec
     fill: Callable[[Path], Quality | None]  # writes its files into a folder; returns the quality if it is quantised
     built_with: Mapping[str, str] = field(default_factory=dict)  # versions of packages, only for information

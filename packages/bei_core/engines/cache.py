@@ -21,7 +21,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Address, is_engine, read_manifest, verify
 from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
 from bei_core.storage.backends import redact
-from bei_core.storage.cache import Cache, Entry, Rank, Record, RecordType, evict, publish, staging_folder
+from bei_core.storage.cache import BAD, TMP, Cache, Entry, Rank, Record, RecordType, evict, publish, staging_folder
 from bei_core.storage.errors import translate_os_errors
 from bei_core.storage.locks import Lease
 
@@ -78,7 +78,7 @@ class EngineRecords(RecordType):
 
     def expires_by_age(self, folder: str, *, local: bool) -> bool:
         """True for quarantined engines, and for staging folders on network volumes, where a build may be running."""
-        return folder.startswith(".bad-") or (folder.startswith(".tmp-") and not local)
+        return folder.startswith(BAD) or (folder.startswith(TMP) and not local)
 
 
 class EngineCache(Cache):
@@ -155,13 +155,13 @@ class EngineCache(Cache):
         return sorted(entries, key=lambda entry: entry.used_at)
 
     def evict(self, max_bytes: int | None = None) -> list[Entry]:
-        """Remove leftovers; then, until the rest fits, checkpoints and then engines, the least recently used first.
+        """Remove leftovers, then checkpoints, then engines, the least recently used first, until the rest fits.
 
-        Checkpoints are evicted before engines, because a start with a built engine does not need the checkpoint.
-        Returns the removed entries. Raises DiskError.
+        Without `max_bytes`, only leftovers are removed. Checkpoints are evicted before engines, because a start with a
+        built engine does not need the checkpoint. Returns the removed entries. Raises DiskError.
         """
         with translate_os_errors(self.root):
-            return evict([self, *self._sources()], self.max_bytes if max_bytes is None else max_bytes)
+            return evict([self, *self._sources()], max_bytes)
 
     def _sources(self) -> list[Cache]:
         if self.checkpoints is None:
@@ -171,13 +171,13 @@ class EngineCache(Cache):
 
     def _create(self, artifact: str, fill: Fill, *, is_only_builder: bool) -> None:
         if is_only_builder:  # without a lock, another process may be building in these folders
-            for staging in self.root.glob(f".tmp-{artifact}-*"):
+            for staging in self.root.glob(f"{TMP}{artifact}-*"):
                 shutil.rmtree(staging, ignore_errors=True)
         with translate_os_errors(self.root), staging_folder(self.folder(artifact)) as staging:
             fill(staging)
             self.publish(artifact, staging)
         try:
-            self.evict()
+            self.evict(self.max_bytes)
         except DiskError as error:
             log.warning("eviction failed: %s", error)
 

@@ -25,7 +25,6 @@ _DTYPES = {
     "bf16": ("bfloat16",),
     "f16": ("float16",),
     "fp8": ("bfloat16",),
-    "fp4": ("bfloat16",),
 }
 
 

@@ -45,8 +45,8 @@ class FileEntry(msgspec.Struct, frozen=True):
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an engine was built from, and its files."""
 
-    engine: str  # "openvino", "tensorrt_llm"
-    precision: str  # of the weights: "f32", "bf16", "int8", "int8_weight_only", "int4_weight_only", "fp8"
+    engine: str  # "openvino", "torch", "tensorrt_llm"
+    precision: str  # of the weights: "f32", "bf16", "f16", "int8", "int8_weight_only", "int4_weight_only", "fp8"
     mlp_only: bool | None = None  # of a quantised engine: whether attention's layers are not; None: not recorded
     dtype: str = "auto"  # of the computation, if the settings of the server have none
     source: str  # repository or folder of the checkpoint

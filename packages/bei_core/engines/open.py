@@ -100,7 +100,7 @@ def load(folder: Path, dtype: str | None = None, settings: Settings | None = Non
             raise
         try:
             intact.result()
-        except EngineCorruptError:
+        except BaseException:
             engine.close()
             raise
     log.info("engine loaded %s in %.2f s (%s)", folder, time.perf_counter() - started, engine.info.compute_type)

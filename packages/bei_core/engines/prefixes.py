@@ -36,7 +36,7 @@ class SharedPrefix:
 
 @dataclass(slots=True)
 class _Run:
-    """Neighbours in sorted order, from `start`, with `length` first tokens in common; `found` are prefixes in it."""
+    """Sequences from `start` in sorted order, with `length` first tokens in common; `found` are prefixes in it."""
 
     length: int
     start: int
@@ -59,7 +59,7 @@ def shared_prefixes(batch: Batch, *, pad_id: int) -> list[SharedPrefix]:
 class BatchCost(NamedTuple):
     """The number of tokens that a batch costs an engine that shares prefixes, which grows item by item.
 
-    Neighbours with the same first tokens are a run, in which these count once.
+    Adjacent sequences with the same first tokens are a run, in which these count once.
     """
 
     num_tokens: int = 0

@@ -210,7 +210,7 @@ class Worker:
             self._engine.forward(Batch.pack([*probe, *probe]))
         except Exception as error:
             raise BeiError(
-                f"the engine fails on every text ({error}); mend the cause and start the job again"
+                f"the engine fails on every text ({error}); fix the cause and start the job again"
             ) from error
 
     def _output(self, output: Rows, item: Tokens) -> Any:  # noqa: ANN401

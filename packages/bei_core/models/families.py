@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config
 from bei_core.models.heads import FamilyHeads, Head
 from bei_core.models.layouts import (
-    PROJECTION,
     BertNames,
     DecoderSizes,
     DecoderSwitches,
@@ -65,13 +64,6 @@ class Family:
     def anchors(self) -> tuple[str, ...]:
         """The names of the anchor with each prefix."""
         return tuple(prefix + self.anchor for prefix in self.prefixes)
-
-    def has_own_code_in(self, tensors: Container[str]) -> bool:
-        """Whether transformers' class would ignore some of these tensors, so that the checkpoint comes with code."""
-        own = [f"{PROJECTION}.weight"] if self.page == "decoder" else []
-        if self.page == "bert":  # transformers reads the first layout only
-            own = [f"{prefix}{names.embeddings_norm}.weight" for names in self.layout[1:] for prefix in self.prefixes]
-        return self.has_own_code or any(name in tensors for name in own)
 
 
 _ROBERTA_HEADS = FamilyHeads(

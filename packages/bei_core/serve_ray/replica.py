@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.errors import DiskError, NotFoundError, RequestError, StartError, UnauthorizedError, UnhealthyError
@@ -31,15 +32,19 @@ _NUM_MODELS = 4  # the most models of one replica, besides its own
 
 
 class LoadedModel:
-    """A model that a replica has loaded. Ray drops the least recently used one when there are too many."""
+    """A model that a replica has loaded, as an ASGI application.
+
+    Ray drops the least recently used one when there are too many. It is closed when no request refers to it any more.
+    """
 
     def __init__(self, settings: Settings, traces: Traces | None, budget: BodyBudget) -> None:
         self.services = Service.open_all(settings, Metrics())
-        self.app, self.asgi = make_application(self.services, traces, budget)
+        self.app, self._asgi = make_application(self.services, traces, budget)
+        weakref.finalize(self, _close, self.services)  # not `__del__`, which Ray calls although requests still wait
 
-    def __del__(self) -> None:
-        for service in getattr(self, "services", ()):
-            service.close()
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+        await self._asgi(scope, receive, send)
 
 
 class Replica:
@@ -91,9 +96,9 @@ class Replica:
         """
         model_id = serve.get_multiplexed_model_id()
         if not model_id or not self._has_key(request):
-            return self._own.asgi
+            return self._own
         known = self._by_name.get(model_id)
-        return known or (await self.model(model_id)).asgi
+        return known or await self.model(model_id)
 
     def _has_key(self, request: Request) -> bool:
         try:
@@ -105,9 +110,14 @@ class Replica:
         """Maps the names of the replica's own models to their applications."""
         services = self._own.services
         if len(services) == 1:
-            return dict.fromkeys(by_name(services), self._own.asgi)
+            return dict.fromkeys(by_name(services), self._own)
         apps = {each.name: make_application([each], self._traces, self._budget)[1] for each in services}
         return {name: apps[service.name] for name, service in by_name(services).items()}
+
+
+def _close(services: Sequence[Service]) -> None:
+    for service in services:
+        service.close()
 
 
 def settings_of(settings: Settings, model_id: str) -> Settings:

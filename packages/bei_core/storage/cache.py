@@ -30,7 +30,7 @@ from bei_core.storage.locks import Lease, LeaseFile, is_local, lock_file
 
 log = logging.getLogger(__name__)
 
-_TMP, _BAD = ".tmp-", ".bad-"
+TMP, BAD = ".tmp-", ".bad-"
 TEMP_SUFFIX = ".tmp"  # of the name of a file that is being written
 
 
@@ -157,7 +157,7 @@ class Cache:
     def quarantine(self, name: str) -> None:
         """Rename a damaged entry, so that it can be created again. It is evicted a day later."""
         try:
-            moved = self.folder(name).rename(self.root / f"{_BAD}{name}-{uuid.uuid4().hex}")
+            moved = self.folder(name).rename(self.root / f"{BAD}{name}-{uuid.uuid4().hex}")
             log.warning("%s is damaged; it is quarantined as %s", self.folder(name), moved.name)
             with suppress(OSError):
                 os.utime(moved)  # its age counts from now
@@ -225,7 +225,7 @@ def evict(caches: Iterable[Cache], max_bytes: int | None) -> list[Entry]:
 def staging_folder(target: Path) -> Iterator[Path]:
     """A new folder beside `target`, to be published there. It is removed at the end of the block if it still exists."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{_TMP}{target.name}-", dir=target.parent))
+    staging = Path(tempfile.mkdtemp(prefix=f"{TMP}{target.name}-", dir=target.parent))
     try:
         yield staging
     finally:
@@ -281,7 +281,7 @@ def remove(entry: Entry) -> bool:
             return False
         doomed = entry.folder
         if not doomed.name.startswith("."):  # renamed first, so that no process reads an entry that is half removed
-            doomed = doomed.with_name(f"{_TMP}{doomed.name}-{uuid.uuid4().hex}")
+            doomed = doomed.with_name(f"{TMP}{doomed.name}-{uuid.uuid4().hex}")
             try:
                 entry.folder.rename(doomed)
             except OSError as error:  # another process has removed it, or it belongs to another user

@@ -122,6 +122,8 @@ def make(source: Path, output: Path, *, docker_server: bool = False, cpu: bool =
     that cannot be read, or whose `trt_llm` block is not for an encoder; UnsupportedModelError, CheckpointError and
     ConfigError for a model that the engine cannot serve.
     """
+    if cpu and engine not in ("auto", OPENVINO):
+        raise ConfigError(f"--cpu means --engine {OPENVINO}; give one of --cpu and --engine {engine}")
     given = dict(read_yaml(source))
     if not isinstance(given.get("trt_llm"), Mapping):
         raise ConfigError(

@@ -42,7 +42,7 @@ _UNITS = {
     "Gi": GIB,
     "Ti": 1 << 40,
 }
-_QUANTITY = re.compile(r"([0-9.]+)\s*([KMGT]i?|)")
+_QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]*)?)\s*([KMGT]i?|)")
 
 
 def pick_engine(spec: ModelSpec, settings: Settings, candidates: Sequence[str]) -> str:

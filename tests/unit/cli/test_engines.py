@@ -158,6 +158,14 @@ def test_prune_without_a_size_removes_only_leftovers(engines: EngineCache) -> No
     assert {entry.folder.name for entry in engines.entries()} == {A, B}
 
 
+def test_prune_without_a_size_does_not_use_the_servers_limit(
+    engines: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BEI_CACHE_SIZE_GB", "0.000001")
+    assert run("prune").stdout == "0.0 MB removed\n"
+    assert {entry.folder.name for entry in engines.entries()} == {A, B}
+
+
 def test_prune_to_a_size_removes_checkpoints_first(engines: EngineCache, tmp_path: Path) -> None:
     folder = fetch(tmp_path / "cache" / "checkpoints", "1" * 64, 1e9)
     assert run("prune").stdout == "0.0 MB removed\n"

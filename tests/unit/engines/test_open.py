@@ -13,7 +13,7 @@ import pytest
 from bei_core.engines import start as starting
 from bei_core.engines.manifest import MANIFEST, Manifest, seal
 from bei_core.engines.open import build_engine, open_engine
-from bei_core.errors import ConfigError, EngineCorruptError
+from bei_core.errors import ConfigError, DiskError, EngineCorruptError
 from tests.unit.engines.test_provider import World, start, world
 
 __all__ = ["world"]
@@ -50,6 +50,18 @@ def test_an_engine_that_does_not_suit_the_settings_is_closed(world: World, tmp_p
         with pytest.raises(ConfigError):
             open_engine(settings)
         assert world.engines.pop().is_closed
+
+
+def test_an_engine_whose_files_cannot_be_read_is_closed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(folder: Path, manifest: Manifest) -> None:
+        raise DiskError(f"{folder}: Input/output error")
+
+    build_engine(world.settings())
+    monkeypatch.setattr("bei_core.engines.open.check_once", fail)
+    monkeypatch.setattr("bei_core.engines.open.check_digests", fail)
+    with pytest.raises(DiskError, match="Input/output error"):
+        open_engine(world.settings())
+    assert world.engines.pop().is_closed
 
 
 def test_the_tokenizer_is_read_while_the_engine_is_loaded(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,11 @@ def test_elsewhere_it_has_a_copy_of_the_packages(tmp_path: Path) -> None:
     assert "external_package_dirs" not in yaml.safe_load(files["config.yaml"])
 
 
+def test_processors_and_an_engine_for_gpus_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--cpu means --engine openvino; give one of --cpu and --engine torch$"):
+        make(MINILM, tmp_path / "out", cpu=True, engine="torch")
+
+
 def test_what_the_config_says_of_other_things_stays() -> None:
     given = config_of(
         secrets={"hf_access_token": None},

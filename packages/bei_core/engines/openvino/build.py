@@ -11,7 +11,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.calibration import quantization_of, read_samples
 from bei_core.engines.openvino.engine import MODEL, precision_for
-from bei_core.engines.openvino.graph import build_graph, check_spec
+from bei_core.engines.openvino.graph import build_graph, family_for
 from bei_core.engines.openvino.quantize.build import QuantizedBuild
 from bei_core.engines.openvino.stored import save
 from bei_core.engines.quality import bar_of
@@ -37,7 +37,7 @@ def facts(settings: Settings) -> Mapping[str, object]:
 
 def check(spec: ModelSpec, settings: Settings) -> None:
     """Raises UnsupportedModelError."""
-    check_spec(spec)
+    family_for(spec)
 
 
 def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:

@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 # Part of the file's name. Increment it when a graph is changed in another way after it is read.
 _VERSION = 1
 
-# Larger files are not kept: the plugin has changed so many weights that they would be in memory twice.
+# Larger files are not written: the plugin has changed so many weights that they would be in memory twice.
 _MAX_BYTES = 32 << 20
 
 _DIGEST_BYTES = 32
 
 
 class CompiledCache:
-    """The file of one compiled model: the SHA-256 of what the plugin wrote, and that. Empty if it cannot be kept."""
+    """The file of one compiled model: the SHA-256 of what the plugin wrote, and that. Empty if it cannot be stored."""
 
     def __init__(self, model: Path, manifest: Manifest, properties: Mapping[str, object]) -> None:
         """`model` is the file of the graph in the folder of `manifest`. Raises OSError if it cannot be read."""
@@ -57,7 +57,7 @@ class CompiledCache:
 
     @property
     def is_known_to_fail(self) -> bool:
-        """Whether `open` found earlier that the compiled model cannot be kept."""
+        """Whether `open` found earlier that the compiled model cannot be stored."""
         try:
             return self._path.stat().st_size == 0
         except OSError:
@@ -76,8 +76,8 @@ class CompiledCache:
             log.warning("%s is not used, and the model is compiled: %s", self._path, fault)
             return None
 
-    def keep(self, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:
-        """Compiles a model and keeps it for the next start, if a model read from what is kept gives the same arrays.
+    def store(self, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:
+        """Compiles a model and stores it for the next start, if the model read from the file gives the same arrays.
 
         `probe` runs a compiled model. Two models are never in memory at once. Without permission or space, the model is
         compiled only, as at each later start, and the log says why. Raises what `compile_` raises.
@@ -97,7 +97,7 @@ class CompiledCache:
             if self._is_equal(content, probe, expected):
                 self._write(hashlib.sha256(content).digest() + content)
                 return self._imported(content)
-            log.info("OpenVINO cannot keep the compiled model of %s, so each start compiles it", self._path.parent)
+            log.info("OpenVINO cannot store the compiled model of %s, so each start compiles it", self._path.parent)
             compiled = compile_()
         self._write(b"")
         return compiled
@@ -137,7 +137,7 @@ class CompiledCache:
             yield
         except OSError as fault:
             log.info(
-                "the compiled model is not kept, and each start compiles it until %s can be written: %s",
+                "the compiled model is not stored, and each start compiles it until %s can be written: %s",
                 self._path.parent,
                 fault.strerror or fault,
             )

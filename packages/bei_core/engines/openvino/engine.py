@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 
 MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processor
 
-# Larger batches give no more throughput on two cores (docs/decisions/004-packed-rows.md).
+# Of a full batch. With small models, larger batches give no more throughput (docs/decisions/004-packed-rows.md).
 BATCH_TOKENS = 1024
 
-# But they give some percent more where weights take long to read: with bf16, and with models of real size. So batches
-# are larger under a long line, where a text waits for several (docs/decisions/041-batches-under-a-long-line.md).
+# Under a long line, where a text waits for several batches. With bf16 and with models of real size, whose weights take
+# long to read, such batches give some percent more (docs/decisions/041-batches-under-a-long-line.md).
 MOST_BATCH_TOKENS = 2 * BATCH_TOKENS
 
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
@@ -221,16 +221,19 @@ class OpenVinoEngine:
             is_shared = self.info.precision == "f32"  # bf16 shares, too, but more lengths gain nothing there
             lengths = lengths_for(dynamic, self.info.max_seq_len, self._lone_lengths, shared=is_shared)
             if not lengths or self.info.batch_tokens == _WIDE_BATCH_TOKENS:
-                return log.info("no graphs for single texts, which would take too much memory")
+                log.info("no graphs for single texts, which would take too much memory")
+                return
             graph = with_lone_graphs(dynamic, ROWS if self.info.row_width else TOKENS, lengths)
             graphs = Graphs(at_low_priority(lambda: self._compile(graph)), self._pad_id, lengths)
             graphs.infer(_TWO_TEXTS, ROWS)  # packs the weights of the graph for any batch
             drop_mapped_pages(self._model.with_suffix(".bin"))
             self._check_files()  # again, because they were read meanwhile
         except EngineCorruptError as fault:
-            return log.warning("no graphs for single texts, which run slower without them: %s", fault)
+            log.warning("no graphs for single texts, which run slower without them: %s", fault)
+            return
         except (EngineUnavailableError, RuntimeError):
-            return log.warning("no graphs for single texts, which run slower without them", exc_info=True)
+            log.warning("no graphs for single texts, which run slower without them", exc_info=True)
+            return
         before = self._idle.get()  # waits for the batch that runs
         self._idle.put(graphs)
         log.info(
@@ -277,7 +280,7 @@ class OpenVinoEngine:
         cache = CompiledCache(self._model, manifest, self._properties)
         if cache.is_known_to_fail:
             return self._compile(self._read())
-        return cache.load() or cache.keep(lambda: self._compile(self._read()), self._probe)
+        return cache.load() or cache.store(lambda: self._compile(self._read()), self._probe)
 
     def _probe(self, compiled: openvino.CompiledModel) -> list[Array]:
         """All outputs of a compiled model for a text, and for two texts of different lengths."""

@@ -45,7 +45,7 @@ MAX_LENGTH = 1 << 21  # in tokens; limits the memory of position tables, which h
 TOKEN_VECTORS = "token_vectors"  # noqa: S105 - no secret
 
 
-def check_spec(spec: ModelSpec) -> Family:
+def family_for(spec: ModelSpec) -> Family:
     """The model's family. Raises UnsupportedModelError for an unknown one, or an input that is too long."""
     if spec.max_seq_len > MAX_LENGTH:
         raise UnsupportedModelError(
@@ -73,7 +73,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
 
     Raises UnsupportedModelError, and CheckpointError for a tensor that is missing or has the wrong shape.
     """
-    family = check_spec(spec)
+    family = family_for(spec)
     rows = [op.parameter([-1, -1], Type.i32, name=name) for name in INPUT_NAMES[:4]]
     spans = [op.parameter([-1], Type.i32, name=name) for name in INPUT_NAMES[4:]]
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)

@@ -50,11 +50,6 @@ class PackedRows:
     output_indices: Ints  # flat index of each token whose vector is an output: all [R * L] or none [0]
     num_tokens: int  # tokens in the rows without padding: a shared prefix counts once
 
-    @property
-    def padding_share(self) -> float:
-        """Share (0 to 1) of the rows' tokens that are padding."""
-        return 1.0 - self.num_tokens / self.input_ids.size
-
     def graph_inputs(self, names: Sequence[str] = INPUT_NAMES) -> list[Ints]:
         """The arrays of a graph's inputs, by their names."""
         return [getattr(self, name) for name in names]

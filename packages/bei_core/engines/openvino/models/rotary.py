@@ -85,7 +85,7 @@ class Transformer:
         names, hidden, inner = self._names, self._sizes.hidden, self._sizes.intermediate_size
         router = prefix + "mlp.router.layer"
         if f"{router}.weight" in self._layers.weights:
-            shares = route(x, self._layers, router, read_size(self._config, "moe_top_k"))
+            shares = route(x, self._layers, router, read_size(self._config, "moe_top_k", default=2))
             return mix_experts(x, self._layers, prefix + "mlp.experts", shares, self._sizes.activation)
         if names.gate_up and f"{prefix}{names.gate_up[0]}.weight" in self._layers.weights:
             y = self._gated(x, prefix)

@@ -1,6 +1,6 @@
 """int8 weights that do not saturate on any processor.
 
-x86 without VNNI multiplies int8 with `vpmaddubsw`, which adds the products of two neighbouring channels in 16 bits and
+x86 without VNNI multiplies int8 with `vpmaddubsw`, which adds the products of two adjacent channels in 16 bits and
 saturates. The usual remedy, "narrow range", takes one bit from all weights. Most rows do not need that: the weights of
 a row and the ranges of its input channels limit these sums. So each row gets the smallest scale that leaves enough
 headroom, and one engine serves every processor. The ranges come from the calibration texts; on other texts a few sums
@@ -24,7 +24,7 @@ def quantize_with_headroom(weights: Array, low: Array, high: Array) -> tuple[Arr
     """(integers i8[out, in], steps f32[out, 1]), whose product approximates `weights` f32[out, in].
 
     `low` and `high` [in] are the range of each channel of the quantised activation, within 0 to 255. For activations in
-    that range, no sum of two neighbouring products overflows 16 bits.
+    that range, no sum of two adjacent products overflows 16 bits.
     """
     steps = np.abs(weights).max(1, keepdims=True) / _MAX_WEIGHT
     steps = np.where(steps == 0, 1, steps)
