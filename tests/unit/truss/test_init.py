@@ -25,6 +25,7 @@ from bei_core.truss.init import (
     configured,
     make,
 )
+from bei_core.truss.resources import parse_quantity
 
 ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data" / "baseten"
@@ -218,3 +219,9 @@ def test_a_server_in_a_container_reads_secrets_where_baseten_puts_them(
     config = saved(tmp_path, config_of(secrets={"hf_access_token": None, "api_key": None}))
     settings = Settings.load({}, {}, config)
     assert (settings.hf_token, settings.api_key) == ("t", None)
+
+
+@pytest.mark.parametrize("text", ["1.2.3Gi", ".Gi", "Gi", "1e3", "-1Gi", "1 Gib"])
+def test_an_amount_of_memory_that_is_no_quantity_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a quantity such as 10Gi"):
+        parse_quantity(text)

@@ -50,12 +50,6 @@ FILES: dict[str, object] = {
 }
 
 
-@pytest.mark.parametrize("text", ["1.2.3Gi", ".Gi", "Gi", "1e3", "-1Gi", "1 Gib"])
-def test_an_amount_of_memory_that_is_no_quantity_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="is not a quantity such as 10Gi"):
-        parse_quantity(text)
-
-
 def given_for(
     repo: str,
     accelerator: str = "L4",
