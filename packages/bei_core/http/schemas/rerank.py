@@ -39,6 +39,7 @@ class RerankRequest(VllmOptions, kw_only=True):
 
     kinds = (Kind.RERANKER,)
     returns_documents: ClassVar[bool] = True  # whether Cohere's reply has the documents if nothing is said
+    cohere_version: ClassVar[str] = "1"
     is_infinity: ClassVar[bool] = False
     is_voyage: ClassVar[bool] = False
 
@@ -109,7 +110,7 @@ class RerankRequest(VllmOptions, kw_only=True):
 class CohereV2RerankRequest(RerankRequest):
     """`POST /v2/rerank`: Cohere's second version returns no documents."""
 
-    returns_documents = False
+    returns_documents, cohere_version = False, "2"
 
 
 class InfinityRerankRequest(RerankRequest):
@@ -130,7 +131,7 @@ def _of_cohere(body: RerankRequest, result: Ranking, context: RequestContext) ->
         "id": context.request_id,
         "model": body.model or context.model.name,
         "results": _results(body, result, body.returns_documents, lambda text: {"text": text}),
-        "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
+        "meta": {"api_version": {"version": body.cohere_version}, "billed_units": {"search_units": 1}},
         "usage": usage(result.timings),
     }
 
