@@ -107,7 +107,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({}, "texts"),
         ({"texts": ["a"], "inputs": [{"content": [{"type": "text", "text": "a"}]}]}, "texts"),
         ({"texts": ["a"], "embedding_types": ["int4"]}, "embedding_types"),
-        ({"texts": ["a"], "output_dimension": WIDTH + 1}, "dimensions"),
+        ({"texts": ["a"], "output_dimension": WIDTH + 1}, "output_dimension"),
         ({"texts": ["a"], "truncate": "MIDDLE"}, "truncate"),
         ({"texts": ["a"], "input_type": "unheard of"}, "input_type"),
     ],
