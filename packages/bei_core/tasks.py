@@ -387,10 +387,10 @@ def similarities(row: Rows, others: Rows, similarity: Similarity) -> Rows:
     return -distances
 
 
-def check_dimensions(dimensions: int, width: int) -> None:
-    """Raises ValidationError unless `dimensions` is in 1..`width`, the width of the model's rows."""
+def check_dimensions(dimensions: int, width: int, field: str = "dimensions") -> None:
+    """Raises ValidationError, naming the field, unless `dimensions` is in 1..`width`, the width of the model's rows."""
     if not 1 <= dimensions <= width:
-        raise ValidationError(f"`dimensions` must be between 1 and {width}, got {dimensions}", param="dimensions")
+        raise ValidationError(f"`{field}` must be between 1 and {width}, got {dimensions}", param=field)
 
 
 def l2_normalize(rows: Rows) -> Rows:

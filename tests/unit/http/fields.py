@@ -252,7 +252,10 @@ VECTORS = (
         "/embed",
         "embedder",
         {"inputs": TEXTS},
-        {"encoding_format": [("base64", REFUSED), ("float", NO_EFFECT)]},
+        {
+            "encoding_format": [("base64", REFUSED), ("float", NO_EFFECT)],
+            "parameters": [({"normalize": False}, REFUSED), ({}, NO_EFFECT)],
+        },
     ),
     Request(
         "Vertex",

@@ -153,6 +153,7 @@ SCORES = (
                 ({"candidate_labels": ["a", "b"]}, REFUSED),
                 ({"hypothesis_template": "a {}"}, REFUSED),
                 ({"multi_label": True}, REFUSED),
+                ({"max_length": 2}, REFUSED),
             ]
         },
     ),
@@ -166,6 +167,7 @@ SCORES = (
                 ({"aggregation_strategy": "none"}, HONOURED),
                 ({"ignore_labels": []}, HONOURED),
                 ({"stride": 8}, REFUSED),
+                ({"max_length": 2}, REFUSED),
             ]
         },
     ),

@@ -264,7 +264,7 @@ async def test_truncation_that_is_turned_off_refuses_a_long_text(
         ({"encoding_format": "bytes"}, "encoding_format"),
         ({"embedding_type": "int4"}, "embedding_type"),
         ({"output_dtype": "base64"}, "output_dtype"),
-        ({"output_dimension": WIDTH + 1}, "dimensions"),
+        ({"output_dimension": WIDTH + 1}, "output_dimension"),
         ({"embedding_type": "int8", "output_dtype": "binary"}, "output_dtype"),
         ({"output_dimension": 2, "dimensions": 3}, "output_dimension"),
         ({"normalize": True, "normalized": False}, "normalized"),

@@ -56,6 +56,30 @@ async def test_v2_replies_by_type_always(client: httpx.AsyncClient) -> None:
     assert reply["meta"]["api_version"] == {"version": "2"}
 
 
+@pytest.mark.parametrize(("path", "body"), [(V2, {"texts": TEXTS}), ("/v1/embeddings", {"input": TEXTS})])
+async def test_a_wrong_number_of_dimensions_is_refused_by_the_name_that_was_given(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any]
+) -> None:
+    reply = await client.post(path, json={**body, "output_dimension": 5000})
+    assert reply.status_code == 422
+    assert f"`output_dimension` must be between 1 and {WIDTH}, got 5000" in reply.text
+
+
+async def test_an_unknown_value_is_refused_with_those_that_are_known(client: httpx.AsyncClient) -> None:
+    for path, body, message in (
+        (
+            "/v1/embeddings",
+            {"input": "a", "encoding_format": "hex"},
+            "'hex' - at `$.encoding_format`; known are float, base64",
+        ),
+        (V2, {"texts": ["a"], "embedding_types": ["hex"]}, "'hex' - at `$.embedding_types[0]`; known are float, int8"),
+        ("/embed", {"inputs": "a", "truncate": "MIDDLE"}, "'MIDDLE' - at `$.truncate`; known are NONE, START, END"),
+    ):
+        reply = await client.post(path, json=body)
+        assert reply.status_code == 422
+        assert message in reply.text
+
+
 async def test_v2_takes_inputs_of_one_text_each(client: httpx.AsyncClient) -> None:
     inputs = [{"content": [{"type": "text", "text": text}]} for text in TEXTS]
     reply = await ask(client, V2, inputs=inputs, input_type="clustering")
@@ -83,7 +107,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}
         ({}, "texts"),
         ({"texts": ["a"], "inputs": [{"content": [{"type": "text", "text": "a"}]}]}, "texts"),
         ({"texts": ["a"], "embedding_types": ["int4"]}, "embedding_types"),
-        ({"texts": ["a"], "output_dimension": WIDTH + 1}, "dimensions"),
+        ({"texts": ["a"], "output_dimension": WIDTH + 1}, "output_dimension"),
         ({"texts": ["a"], "truncate": "MIDDLE"}, "truncate"),
         ({"texts": ["a"], "input_type": "unheard of"}, "input_type"),
     ],
@@ -133,7 +157,9 @@ async def test_ollamas_models(client: httpx.AsyncClient) -> None:
     (model,) = (await client.get("/api/tags")).json()["models"]
     assert (model["name"], model["model"]) == (MODEL, MODEL)
     shown = await ask(client, "/api/show", model=f"{MODEL}:latest")
-    assert (shown["capabilities"], shown["model_info"]["embedding_length"]) == (["embedding"], WIDTH)
+    family = shown["details"]["family"]
+    info = {"general.architecture": family, f"{family}.context_length": 48, f"{family}.embedding_length": WIDTH}
+    assert (shown["capabilities"], shown["model_info"]) == (["embedding"], info)
     missing = await client.post("/api/show", json={"name": "another"})
     assert (missing.status_code, missing.json()) == (404, {"error": "model 'another' not found"})
     assert (await client.get("/api/version")).json().keys() == {"version"}

@@ -54,6 +54,20 @@ async def test_fields_and_paths_decide_whose_reply_it_is(
     assert reply["usage"]["total_tokens"] == reply["usage"]["prompt_tokens"] > 0
 
 
+async def test_either_name_asks_for_the_texts() -> None:
+    reply = await reply_of("/v2/rerank", BODY | {"return_text": True})
+    assert [item["document"]["text"] for item in reply["results"]] == [TEXTS[index] for index in ORDER]
+    found = await reply_of("/rerank", {"query": QUERY, "texts": TEXTS, "return_documents": "true"})
+    assert [item["text"] for item in found] == [TEXTS[index] for index in ORDER]
+    refused = await reply_of("/rerank", BODY | {"return_text": True, "return_documents": False}, 422)
+    assert "`return_text` and `return_documents` mean the same and differ" in refused["error"]
+
+
+async def test_coheres_replies_name_their_version() -> None:
+    for path, version in (("/rerank", "1"), ("/v1/rerank", "1"), ("/v2/rerank", "2")):
+        assert (await reply_of(path, BODY))["meta"]["api_version"] == {"version": version}
+
+
 async def test_infinitys_and_voyages_objects_name_themselves() -> None:
     assert (await reply_of("/infinity/rerank", BODY))["object"] == "rerank"
     assert (await reply_of("/voyage/v1/rerank", BODY))["object"] == "list"

@@ -20,7 +20,7 @@ from bei_core.text.ner import Entity, Strategy, drop_ignored, find_entities
 _OUTSIDE = ("O",)  # the label of a token outside of any entity
 
 
-class TokenParameters(msgspec.Struct):
+class TokenParameters(msgspec.Struct, forbid_unknown_fields=True):
     """What Hugging Face's clients send for a token classification pipeline."""
 
     aggregation_strategy: Strategy = "simple"

@@ -72,7 +72,7 @@ class CohereEmbedRequest(Common, kw_only=True):
         name = prompt_name(self.input_type, model) if self.input_type else None
         options = replace(self.encode_options(model, prompt_name=name), max_tokens=self.max_tokens)
         if self.output_dimension is not None:
-            check_dimensions(self.output_dimension, model.row_width)  # before any work
+            check_dimensions(self.output_dimension, model.row_width, "output_dimension")  # before any work
         return Embed(texts, options, dimensions=self.output_dimension)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:

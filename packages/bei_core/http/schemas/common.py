@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -113,7 +113,7 @@ def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
     try:
         return msgspec.json.decode(raw, type=schema)
     except _FAULTS as fault:
-        raise _body_error(fault, is_chat=_MESSAGES.search(raw) is not None) from fault
+        raise _body_error(fault, schema, is_chat=_MESSAGES.search(raw) is not None) from fault
 
 
 def convert(value: object, schema: type[ValueT]) -> ValueT:
@@ -121,7 +121,7 @@ def convert(value: object, schema: type[ValueT]) -> ValueT:
     try:
         return msgspec.convert(value, schema)
     except _FAULTS as fault:
-        raise _body_error(fault) from fault
+        raise _body_error(fault, schema) from fault
 
 
 def inputs_of(value: Input, field: str) -> list[Text]:
@@ -191,13 +191,24 @@ def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
     return found.get(first)
 
 
-def _body_error(fault: Exception, *, is_chat: bool = False) -> RequestError:
+def _body_error(fault: Exception, schema: type[Any], *, is_chat: bool = False) -> RequestError:
     """Returns the error for a body that msgspec rejects; `is_chat` says that it has vLLM's `messages`."""
     if is_chat and "missing required field" in str(fault):
         return ValidationError(f"`messages` {NO_CHATS}", param="messages")
     if isinstance(fault, msgspec.ValidationError):
         field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
-        return ValidationError(str(fault), param=field.group(1) if field else None)
+        name = field.group(1) if field else None
+        kinds = [each.type for each in msgspec.structs.fields(schema) if each.encode_name == name]
+        known = ", ".join(dict.fromkeys(value for kind in kinds for value in _literals(kind)))
+        is_of_known = known and str(fault).startswith("Invalid enum value")
+        return ValidationError(f"{fault}; known are {known}" if is_of_known else str(fault), param=name)
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
     return MalformedBodyError(f"the body is not JSON in UTF-8: {fault}")
+
+
+def _literals(kind: Any) -> list[str]:  # noqa: ANN401 - a type
+    """Returns the texts that a field of this type may have, besides any others; also those in a list."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [value for part in get_args(kind) for value in _literals(part)]

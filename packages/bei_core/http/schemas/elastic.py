@@ -11,7 +11,7 @@ from typing import Any
 from bei_core.http.json_schema import INTEGER, NUMBER, STRING, array_of, object_of
 from bei_core.http.route import Route
 from bei_core.http.schemas.common import RequestContext
-from bei_core.http.schemas.ranking import is_set, ranks
+from bei_core.http.schemas.ranking import ranks
 from bei_core.http.schemas.rerank import Ranking, RerankRequest
 
 
@@ -20,8 +20,7 @@ class ElasticRerankRequest(RerankRequest):
 
     def to_reply(self, result: Ranking, context: RequestContext) -> list[Any]:
         """Returns the list, the best document first, with texts if `return_text` or `return_documents` is true."""
-        with_text = is_set(self.return_text) or is_set(self.return_documents)
-        return ranks(result.rows, self.passages if with_text else None)
+        return ranks(result.rows, self.passages if self.asks_for_texts else None)
 
 
 ROUTES = (

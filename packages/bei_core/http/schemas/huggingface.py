@@ -20,7 +20,7 @@ from bei_core.tasks import Classify, Pair, Rows
 Inputs: TypeAlias = str | list[str | list[str]]
 
 
-class LabelParameters(msgspec.Struct):
+class LabelParameters(msgspec.Struct, forbid_unknown_fields=True):
     """What Hugging Face's clients send for a text classification pipeline."""
 
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None

@@ -103,7 +103,9 @@ async def show(call: Call) -> dict[str, Any]:
     service = by_name(call.services).get(name)
     if service is None:
         raise NotFoundError(f"model '{name}' not found", param="model")
-    info = {"general.architecture": service.model.kind.value, "embedding_length": service.model.row_width}
+    family = _family(service)
+    sizes = {"context_length": service.engine.max_seq_len, "embedding_length": service.model.row_width}
+    info = {"general.architecture": family, **{f"{family}.{name}": size for name, size in sizes.items()}}
     facts = {"modelfile": "", "parameters": "", "template": "", "modified_at": _UNKNOWN_TIME, "model_info": info}
     capabilities = ["embedding"] if service.model.kind is Kind.EMBEDDING else []
     return {"details": _details(service), "capabilities": capabilities, **facts}
@@ -128,9 +130,14 @@ def _model(service: Service) -> dict[str, Any]:
 
 def _details(service: Service) -> dict[str, Any]:
     """Returns the `details` of a model."""
-    family = {"family": service.model.kind.value, "families": [service.model.kind.value]}
+    family = {"family": _family(service), "families": [_family(service)]}
     sizes = {"parameter_size": "", "quantization_level": service.engine.precision}
     return {"parent_model": "", "format": service.engine.name, **family, **sizes}
+
+
+def _family(service: Service) -> str:
+    """Returns the `model_type` of config.json, such as bert; a model without one has that of its kind."""
+    return str(service.spec.config.get("model_type") or service.model.kind.value)
 
 
 _VECTOR = array_of(NUMBER)

@@ -41,7 +41,9 @@ class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
         else:
             options, dimensions, normalize = self.all_options(model), self.width, self.has_unit_length
         if dimensions is not None:
-            check_dimensions(dimensions, model.row_width)  # before any work
+            check_dimensions(
+                dimensions, model.row_width, "dimensions" if self.dimensions else "output_dimension"
+            )  # before any work
         if self.late_chunking:
             return late_task(inputs, options, model)
         return Embed(inputs, options, normalize, dimensions)

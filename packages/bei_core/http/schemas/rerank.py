@@ -39,6 +39,7 @@ class RerankRequest(VllmOptions, kw_only=True):
 
     kinds = (Kind.RERANKER,)
     returns_documents: ClassVar[bool] = True  # whether Cohere's reply has the documents if nothing is said
+    cohere_version: ClassVar[str] = "1"
     is_infinity: ClassVar[bool] = False
     is_voyage: ClassVar[bool] = False
 
@@ -49,7 +50,7 @@ class RerankRequest(VllmOptions, kw_only=True):
     top_n: TopN | None = None
     top_k: TopN | None = None  # Voyage's name of it
     raw_scores: Flag | None = None
-    return_text: Flag = False
+    return_text: Flag | None = None
     return_documents: Flag | None = None
     rank_fields: list[str] | None = None  # Cohere's: the field of a document that has its text
     max_chunks_per_doc: int | None = None  # Cohere's
@@ -68,8 +69,17 @@ class RerankRequest(VllmOptions, kw_only=True):
             return self.texts
         return passages_of(self.documents or (), self.rank_fields)
 
+    @property
+    def asks_for_texts(self) -> bool | None:
+        """Whether the reply is to have the texts, by TEI's or Cohere's name. Raises ValidationError if they differ."""
+        names = ("return_text", "return_documents")
+        flags = {name: getattr(self, name) for name in names}
+        asked: bool | None = agreed(**{name: None if flag is None else is_set(flag) for name, flag in flags.items()})
+        return asked
+
     def to_task(self, model: ServedModel) -> Rank:
-        """Returns the task. Raises ValidationError for an option that is not supported."""
+        """Returns the task. Raises ValidationError for an option that is not supported or contradicts another one."""
+        self.asks_for_texts  # noqa: B018 - raises before the model runs
         limits_chunks = self.max_chunks_per_doc is not None
         best = "is not supported; with `chunk: true` the best chunk of a document counts"
         refuse(
@@ -98,7 +108,7 @@ class RerankRequest(VllmOptions, kw_only=True):
     def to_reply(self, result: Ranking, context: RequestContext) -> list[Any] | dict[str, Any]:
         """Returns the reply in the format of the API that the body belongs to, the best document first."""
         if self.texts is not None:
-            return ranks(result.rows, self.texts if is_set(self.return_text) else None)
+            return ranks(result.rows, self.texts if self.asks_for_texts else None)
         if self.is_voyage or self.top_k is not None or self.truncation is not None:
             return _of_voyage(self, result, context)
         if self.is_infinity or self.raw_scores is not None:
@@ -109,7 +119,7 @@ class RerankRequest(VllmOptions, kw_only=True):
 class CohereV2RerankRequest(RerankRequest):
     """`POST /v2/rerank`: Cohere's second version returns no documents."""
 
-    returns_documents = False
+    returns_documents, cohere_version = False, "2"
 
 
 class InfinityRerankRequest(RerankRequest):
@@ -130,7 +140,7 @@ def _of_cohere(body: RerankRequest, result: Ranking, context: RequestContext) ->
         "id": context.request_id,
         "model": body.model or context.model.name,
         "results": _results(body, result, body.returns_documents, lambda text: {"text": text}),
-        "meta": {"api_version": {"version": "1"}, "billed_units": {"search_units": 1}},
+        "meta": {"api_version": {"version": body.cohere_version}, "billed_units": {"search_units": 1}},
         "usage": usage(result.timings),
     }
 
@@ -161,7 +171,7 @@ def _results(
     body: RerankRequest, result: Ranking, default: bool, document: Callable[[str], object]
 ) -> list[dict[str, Any]]:
     """Returns the results, with their documents if `return_documents` is true; `default` is its default."""
-    texts = body.passages if is_set(body.return_documents, default) else None
+    texts = body.passages if is_set(body.asks_for_texts, default) else None
     return [
         {"index": index, "relevance_score": score} | ({"document": document(texts[index])} if texts else {})
         for index, score in result.rows
