@@ -82,7 +82,7 @@ def packaged() -> dict[str, list[Pair]]:
 
 def vectors(model: str, dtype: Dtype, texts: Sequence[str]) -> tuple[dict[str, npt.NDArray[np.float32]], Manifest]:
     """The vector of each text, and the manifest of the engine."""
-    opened = load(build_engine(Settings(model_id=model, dtype=dtype)))
+    opened = load(build_engine(Settings(model_id=model, dtype=dtype)), dtype)
     spec = opened.spec
     tokenizer = TextTokenizer(opened.tokenizer, max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     batches = calibration_batches(tokenizer.encode_now(texts, EncodeOptions()))
