@@ -143,7 +143,7 @@ def measure(reference: Array, candidate: Array, kind: Kind) -> Quality:
         max_abs=float(np.abs(reference - candidate).max()),
         norm_ratio=float(_ratio(candidate_norms, norms).mean()),
         top_label_agreement=float((reference.argmax(1) == candidate.argmax(1)).mean()) if has_labels else None,
-        rank_correlation=_rank_correlation(reference, candidate) if has_scores else None,
+        rank_correlation=rank_correlation(reference, candidate) if has_scores else None,
     )
 
 
@@ -163,7 +163,7 @@ def _ratio(numerator: Array, denominator: Array) -> Array:
     return ratios
 
 
-def _rank_correlation(reference: Array, candidate: Array) -> float:
+def rank_correlation(reference: Array, candidate: Array) -> float:
     """Mean over columns of Spearman's rho, with mean ranks for equal values; NaN if a value is not finite."""
     if not np.isfinite(candidate).all():
         return float("nan")

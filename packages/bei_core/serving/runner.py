@@ -35,6 +35,9 @@ _WATCH_S = 1.0  # how often the watchdog checks for a hang
 _HANG_FACTOR = 10.0
 _LEAST_TURN_S = 1.0
 
+# How many requests are answered in one turn of the event loop, so that a health check waits for few of them.
+_MAX_RESOLVED = 16
+
 
 @dataclass(slots=True, eq=False)
 class Ticket:
@@ -379,5 +382,8 @@ def _distinct(inputs: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
 
 
 def _resolve(tickets: Sequence[Ticket]) -> None:
-    for ticket in tickets:
+    """Settles the first tickets now and the others in the next turns of the event loop, which reads in between."""
+    for ticket in tickets[:_MAX_RESOLVED]:
         ticket.resolve()
+    if len(tickets) > _MAX_RESOLVED:
+        asyncio.get_running_loop().call_soon(_resolve, tickets[_MAX_RESOLVED:])

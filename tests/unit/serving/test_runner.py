@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
@@ -143,6 +144,26 @@ async def test_what_comes_while_the_engine_is_busy_shares_the_next_batch(make_ru
     await ended(*tasks)
     assert engine.batches == [[[0]], [[index] for index in range(1, 21)]]
     assert (runner.num_items, runner.num_tokens) == (0, 0)
+
+
+async def test_few_requests_of_a_batch_are_answered_in_one_turn_of_the_event_loop(make_runner: MakeRunner) -> None:
+    engine, turn, ends = FakeEngine(), 0, list[int]()
+    runner = make_runner(engine)
+
+    async def request(index: int) -> None:
+        await runner.submit([tokens_of(index)])
+        ends.append(turn)
+
+    with engine.held():
+        tasks = submitted(runner, [tokens_of(0)])
+        await entered(engine)
+        others = [asyncio.ensure_future(request(index)) for index in range(1, 61)]
+        await at_rest()
+    while len(ends) < 60:
+        turn += 1
+        await asyncio.sleep(0)
+    assert max(Counter(ends).values()) < 30
+    await asyncio.gather(*tasks, *others)
 
 
 async def test_a_batch_has_at_most_max_items(make_runner: MakeRunner) -> None:

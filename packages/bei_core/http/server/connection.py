@@ -283,8 +283,7 @@ class Connection(asyncio.Protocol):
         parser = self._parser
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
         scope["extensions"] = {LEASE: lease, WATCH: exchange.watch}
-        self._pool.start(exchange.run(self._pool.app))
-        self._pool.rest_if_overloaded()
+        self._pool.start(exchange.run(self._pool.app), is_small=scope["method"] == "GET")
         return exchange
 
     def _refuse_early(self, refusal: Refusal) -> Refused:

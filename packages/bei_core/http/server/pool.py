@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
 from typing import Protocol
@@ -28,6 +28,9 @@ from bei_core.http.server.refused_heads import RefusedHeads
 log = logging.getLogger(__name__)
 
 _NOTE_EVERY_S = 10.0
+
+# Under overload, how many requests begin in one turn of the event loop. A health check waits for such a turn or two.
+_MAX_STARTED = 16
 
 
 class Member(Protocol):
@@ -76,11 +79,12 @@ class Pool:
         self._connections: set[Member] = set()
         self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
+        self._later: deque[Coroutine[None, None, None]] = deque()  # to start in the next turns of the event loop
         self._chunked: dict[Member, None] = {}  # connections with buffered bytes of a chunked body, the oldest first
         self._parses = False  # whether these bytes will be parsed in the next turn of the event loop
         self._rest_s = rest_s(settings.max_queue_wait_s)
         self._rests = False  # whether the event loop is about to sleep
-        self._accepts = False  # whether a connection was added since the event loop was last about to sleep
+        self._has_work = False  # whether connections or requests came since the event loop was last about to sleep
         self._rests_until = -math.inf
         self._notes: Counter[str] = Counter()
         self._noted_at = -_NOTE_EVERY_S
@@ -94,7 +98,7 @@ class Pool:
     def add(self, connection: Member) -> None:
         """Adds a connection. If too many are open, closes the one that is idle for longest, else refuses this one."""
         self._connections.add(connection)
-        self._accepts = True
+        self._has_work = True
         num_over = len(self._connections) - self._max_connections
         if num_over <= 0 or self._close_longest_idle():
             self._waiting[connection] = None
@@ -115,8 +119,28 @@ class Pool:
         """Marks a connection as having a request in progress."""
         self._waiting.pop(connection, None)
 
-    def start(self, work: Coroutine[None, None, None]) -> None:
-        """Starts a task that answers a request."""
+    def start(self, work: Coroutine[None, None, None], *, is_small: bool) -> None:
+        """Starts a task that answers a request.
+
+        If requests are refused, the event loop rests after those that are accepted. They come in groups of a batch, and
+        few of them start in one turn of the event loop, the small ones (health checks) first.
+        """
+        if not self._later and self.now() >= self._rests_until:
+            return self._start(work)
+        if not self._later:
+            self._has_work = True
+            self._loop.call_soon(self._start_some)
+        (self._later.appendleft if is_small else self._later.append)(work)
+        return self._rest_soon()
+
+    def _start_some(self) -> None:
+        self._has_work = True
+        for _ in range(min(_MAX_STARTED, len(self._later))):
+            self._start(self._later.popleft())
+        if self._later:
+            self._loop.call_soon(self._start_some)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -138,13 +162,7 @@ class Pool:
     def refused(self) -> None:
         """Lets the event loop rest, now and after each request of the next moments; call it after a refusal."""
         self._rests_until = self.now() + OVERLOAD_S
-        self.rest_if_overloaded()
-
-    def rest_if_overloaded(self) -> None:
-        """Lets the event loop sleep for a moment after it has handled all that has arrived, if requests are refused."""
-        if not self._rests and self.now() < self._rests_until:
-            self._rests = True
-            self._loop.call_soon(self._loop.call_soon, self._rest)  # not before uvloop has sent the replies
+        self._rest_soon()
 
     def note(self, what: str) -> None:
         """Counts a connection that the server has ended, by reason; the counts are logged together."""
@@ -194,10 +212,16 @@ class Pool:
         oldest.abort()
         return True
 
+    def _rest_soon(self) -> None:
+        """Lets the event loop sleep for a moment after it has handled all that has arrived."""
+        if not self._rests:
+            self._rests = True
+            self._loop.call_soon(self._loop.call_soon, self._rest)  # not before uvloop has sent the replies
+
     def _rest(self) -> None:
-        """Sleeps, unless more connections may wait: uvloop accepts one each time that it looks for events."""
-        if self._accepts:
-            self._accepts = False
+        """Sleeps, unless connections or requests may wait: uvloop accepts one each time that it looks for events."""
+        if self._has_work:
+            self._has_work = False
             self._loop.call_soon(self._rest)
             return
         time.sleep(self._rest_s)

@@ -7,6 +7,7 @@ import socket
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import uvloop
 from starlette.types import Receive, Scope, Send
@@ -70,3 +71,28 @@ async def test_an_error_in_the_chunks_of_one_connection_does_not_stop_those_of_t
         await asyncio.sleep(0)
     await pool.drain(0.0, 0.0)
     assert parsed == ["broken", "sound"] * 2
+
+
+async def test_few_requests_of_a_group_begin_in_one_turn_and_health_checks_first() -> None:
+    """Under overload; the event loop reads between such turns."""
+    begun, pool = list[str](), Pool(ok, Settings(model_id="a"), BodyBudget(1_000_000), 10)
+
+    async def begin(name: str) -> None:
+        begun.append(name)
+
+    def start(*names: str) -> None:
+        for name in names:
+            pool.start(begin(name), is_small=name == "health")
+
+    start("before")
+    await asyncio.sleep(0)
+    assert begun == ["before"], "without overload, at once"
+    pool.refused()
+    start(*["embed"] * NUM_CLIENTS, "health")
+    num_begun = list[int]()
+    while len(begun) < 2 + NUM_CLIENTS:
+        await asyncio.sleep(0)
+        num_begun.append(len(begun))
+    assert max(np.diff([1, *num_begun])) < NUM_CLIENTS / 2
+    assert begun[1] == "health"
+    await pool.drain(0.0, 0.0)
