@@ -43,7 +43,7 @@ class EmbedRequest(Common):
 
     def to_task(self, model: ServedModel) -> Embed:
         """Returns the task."""
-        inputs, options = inputs_of(self.inputs, "inputs"), self.encode_options(model)
+        inputs, options = inputs_of(self.inputs), self.encode_options(model)
         if self.dimensions is not None:
             check_dimensions(self.dimensions, model.row_width)  # before any work
         return Embed(inputs, options, self.normalize, self.dimensions)
@@ -66,7 +66,7 @@ class EmbedAllRequest(Common):
 
     def to_task(self, model: ServedModel) -> EmbedAll | Several:
         """Returns the task."""
-        inputs, options = inputs_of(self.inputs, "inputs"), self.encode_options(model)
+        inputs, options = inputs_of(self.inputs), self.encode_options(model)
         if not self._is_several:
             return model.embed_all(inputs, options)
         if model.bge_m3 is None:
@@ -118,7 +118,7 @@ class EmbedSparseRequest(Common):
 
     def to_task(self, model: ServedModel) -> EmbedSparse:
         """Returns the task."""
-        return model.embed_sparse(inputs_of(self.inputs, "inputs"), self.encode_options(model))
+        return model.embed_sparse(inputs_of(self.inputs), self.encode_options(model))
 
     def to_reply(self, result: Result[list[Sparse]], context: RequestContext) -> list[list[dict[str, Any]]]:
         """Returns `[[{index, value}]]`, one list per text, sorted by index."""
