@@ -14,6 +14,7 @@ from bei_core.config.settings import Settings
 from bei_core.serve_ray import replica
 from bei_core.serve_ray.asgi import Reply
 from bei_core.serve_ray.replica import LoadedModel
+from bei_core.serving.service import Service
 
 
 class CountingService:
@@ -33,7 +34,7 @@ async def test_a_model_that_ray_drops_is_closed_when_its_requests_have_ended(mon
         asked.set()
         await may_answer.wait()
 
-    monkeypatch.setattr(replica.Service, "open_all", lambda *_: [service])
+    monkeypatch.setattr(Service, "open_all", lambda *_: [service])
     monkeypatch.setattr(replica, "make_application", lambda *_: (None, answer))
     unused: Any = None
     ray = MagicMock(models=OrderedDict(name=LoadedModel(Settings(model_id="m"), unused, unused)))

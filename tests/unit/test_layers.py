@@ -15,7 +15,7 @@ PACKAGES = Path(__file__).resolve().parents[2] / "packages"
 # Lowest first. The rooms of one line know nothing of each other. A module belongs to the longest name that it starts
 # with, so `engines.provider` is a room of its own above the engines that it chooses among.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "bfloat16"),
     ("tasks", "metrics", "logs", "bench", "storage", "models.pooling"),  # the setting `pooling` is made of the table
     ("config", "text"),
     ("checkpoint",),

@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from bei_core.bfloat16 import from_bf16
 from bei_core.checkpoint.files import parse_json
 from bei_core.errors import CheckpointError
 
@@ -92,9 +93,7 @@ class Tensors(Mapping[str, Array]):
         """
         dtype, array = self.dtype(name), self.raw(name)
         if dtype == "BF16":
-            wide = array.astype(np.uint32)
-            wide <<= np.uint32(16)  # bfloat16 is the upper half of a float32
-            return wide.view(np.float32)
+            return from_bf16(array)
         if dtype in {"F16", "F32", "F64"}:
             return array.astype(np.float32, copy=False)
         raise CheckpointError(f"{self._source}: {name} is {dtype}, not one of BF16, F16, F32, F64")

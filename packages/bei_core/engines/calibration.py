@@ -23,6 +23,7 @@ import msgspec
 
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError
+from bei_core.models.kind import Kind
 from bei_core.models.spec import ModelSpec
 from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.tasks import EncodeOptions, Pair, Text, Tokens
@@ -161,7 +162,8 @@ def _inputs(texts: Sequence[str], spec: ModelSpec) -> Iterator[Text]:
     """
     pair: Callable[[str, str], Text] = Pair if spec.template is None else spec.template.fill
     for index, text in enumerate(texts):
-        if spec.kind == "reranker" or spec.template is not None or (spec.kind == "classifier" and index % 2):
+        is_second = spec.kind is Kind.CLASSIFIER and index % 2
+        if spec.kind is Kind.RERANKER or spec.template is not None or is_second:
             yield pair(_first_words(texts[index - 1], 12), text)
         else:
             yield text

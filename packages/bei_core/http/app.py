@@ -26,7 +26,7 @@ from bei_core.errors import (
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, decode_large, free, inflated, joined, memory_of
 from bei_core.http.keys import Keys
-from bei_core.http.naming import by_name, without_input_type
+from bei_core.http.naming import Names
 from bei_core.http.openapi import documents
 from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of, valid_s
 from bei_core.http.route import Call, Route, prepare_schemas
@@ -46,8 +46,6 @@ _IS_COMING = "bei.is_coming"  # key in the ASGI scope of a request that `refused
 
 _GONE = 499  # nginx's status "client closed request"; it appears in logs only
 
-_NO_MODEL = frozenset({None, "", "not-required"})  # Baseten's clients send "not-required" where a name is mandatory
-
 
 class App:
     """An ASGI application that serves one or several models. Other servers, such as Truss, call `respond` directly."""
@@ -59,7 +57,7 @@ class App:
         self._traces = traces
         keys = Keys(self.service.settings)
         self._keys = keys if keys else None
-        self._by_name = by_name(services)
+        self._names = Names(services)
         routes = (*ROUTES, *documents(with_pages=self.service.settings.ui))
         prepare_schemas(routes)
         self._routes: dict[tuple[str, str], Route] = {
@@ -101,9 +99,7 @@ class App:
         path = path.rstrip("/") or "/"
         place = "GET" if method == "HEAD" else method
         route = self._routes.get((place, path)) or self._routes.get((place, self._template(path)))
-        call = Call(
-            request, method, path, headers, request_id, self.services, self.service, route, FIELD_ROUTER.route_of
-        )
+        call = Call(request, method, path, headers, request_id, self._names, self.service, route, FIELD_ROUTER.route_of)
         error: RequestError | None = None
         try:
             response = await self._answer(call)
@@ -171,7 +167,7 @@ class App:
         request_id = (headers.get(_REQUEST_ID) or headers.get(_CUSTOMER_ID, b"")).decode("latin-1")[:_MAX_ID]
         if self._traces is not None or service.settings.access_log:
             request_id, route_of = request_id or f"{getrandbits(64):016x}", FIELD_ROUTER.route_of
-            call = Call(Request(scope), method, path, headers, request_id, self.services, service, route, route_of)
+            call = Call(Request(scope), method, path, headers, request_id, self._names, service, route, route_of)
             self._record(call, 429, refusal.error)
         return replace(refusal, request_id=request_id) if request_id else refusal
 
@@ -202,9 +198,8 @@ class App:
         return refusal
 
     async def check(self) -> None:
-        """Checks every model. Raises UnhealthyError if one of them does not answer."""
-        for service in self.services:
-            await service.check()
+        """Checks every model. Raises UnhealthyError if one of them does not work."""
+        await Service.check_all(self.services)
 
     def drain(self) -> None:
         """Starts draining: from now on health checks fail, and every reply closes its connection."""
@@ -253,7 +248,8 @@ class App:
                     model.check_kind(body.kinds)
                 task = body.to_task(model) if not call.is_large else await asyncio.to_thread(body.to_task, model)
                 result = await service.run(task, deadline=call.deadline, priority=call.priority, timings=call.timings)
-                context = RequestContext(model, call.request_id, call.request.scope.get("path") in self._any_body)
+                path = str(call.request.scope.get("path")).rstrip("/") or "/"  # Truss's is not the one of the route
+                context = RequestContext(model, call.request_id, path in self._any_body)
                 inputs, tokens = call.timings.num_inputs, call.timings.num_tokens
                 size = inputs * model.row_width if task.output == "rows" else tokens * (model.token_width or 64)
                 if call.is_large or size > INLINE_NUMBERS:
@@ -267,9 +263,10 @@ class App:
             if call.receiver is not None:
                 call.receiver.close()
         timings = call.timings if call.timings.num_inputs else None  # None for a route that did not run the model
-        if timings is not None:
+        response = await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
+        if timings is not None:  # a request whose large reply cannot be made has failed
             self.service.metrics.succeeded(timings)
-        return await complete(value, call.request.scope["headers"], timings, service.model.compute_type)
+        return response
 
     async def _decode_large(self, call: Call, raw: bytes) -> None:
         """Decodes a large body on a thread into `call.body`.
@@ -290,7 +287,7 @@ class App:
 
     def _converted(self, call: Call, body: object) -> object:
         """Chooses the route by the fields of a decoded body, sets `call.route`, and returns the body in its schema."""
-        service = self._named(body.get("model") if isinstance(body, dict) else None) or self.service
+        service = self._names.chosen(body.get("model") if isinstance(body, dict) else None) or self.service
         call.default = FIELD_ROUTER.default(service)
         route = call.route = call.route_of(body, service)
         if route.schema is None:
@@ -300,20 +297,10 @@ class App:
     def _chosen(self, call: Call) -> Service:
         """Returns the model that the request names, else the first model that can answer it. Raises NotFoundError."""
         route, body = call.route, call.body
-        named = self._named(call.request.query_params.get("model") if body is None else body.model)
+        named = self._names.chosen(call.request.query_params.get("model") if body is None else body.model)
         if named is not None or route is None or route.schema is None or not route.schema.kinds:
             return named or self.service
         return self._candidates(route)[0]
-
-    def _named(self, name: object) -> Service | None:
-        """Returns the model with this name; None if no name is given. Raises NotFoundError if it is not served."""
-        if len(self.services) == 1 or not isinstance(name, str) or name in _NO_MODEL:
-            return None
-        named = self._by_name.get(name) or self._by_name.get(without_input_type(name))
-        if named is None:
-            known = ", ".join(service.name for service in self.services)
-            raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
-        return named
 
     def _unrouted(self, call: Call) -> RequestError:
         """Returns the error for an unknown path (404), or for a known path with another method (405)."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bei_core.errors import ConfigError
+from bei_core.errors import ConfigError, NotFoundError
 from bei_core.serving.service import Service
 from bei_core.storage.backends import redact
 
 # NVIDIA's clients of OpenAI's API put the input type behind the name of the model, because they cannot send the field.
 INPUT_TYPES = ("-query", "-passage")
 
-
-def without_input_type(name: str) -> str:
-    """Returns a model's name without the input type at its end."""
-    return name.rpartition("-")[0] if name.endswith(INPUT_TYPES) else name
+_NO_MODEL = frozenset({"", "not-required"})  # Baseten's clients send "not-required" where a name is mandatory
 
 
 def by_name(services: Sequence[Service]) -> dict[str, Service]:
@@ -35,3 +32,32 @@ def by_name(services: Sequence[Service]) -> dict[str, Service]:
             if aliases.count(alias) == 1:
                 found.setdefault(alias, service)
     return found
+
+
+class Names:
+    """The models of a server, by the names that clients may use. Raises ConfigError as `by_name` does."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.services = services
+        self._by_name = by_name(services)
+
+    def chosen(self, name: object) -> Service | None:
+        """Returns the model that the `model` of a request chooses; None if it chooses none, as where there is only one.
+
+        Raises NotFoundError for a name that is not served.
+        """
+        is_name = len(self.services) > 1 and isinstance(name, str) and name not in _NO_MODEL
+        return self.find(str(name)) if is_name else None
+
+    def get(self, name: str) -> Service | None:
+        """Returns the model with this name, which may end with an input type of NVIDIA's; None if there is none."""
+        found = self._by_name.get(name)
+        return self._by_name.get(name.rpartition("-")[0]) if found is None and name.endswith(INPUT_TYPES) else found
+
+    def find(self, name: str) -> Service:
+        """Returns the model with this name, as `get` does. Raises NotFoundError if there is none."""
+        found = self.get(name)
+        if found is None:
+            known = ", ".join(service.name for service in self.services)
+            raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
+        return found

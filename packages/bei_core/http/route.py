@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ from bei_core.http.error_format import TEI, ErrorFormat
 from bei_core.http.json_schema import JsonSchema
 from bei_core.http.keys import Client
 from bei_core.http.limits import count_bytes
+from bei_core.http.naming import Names
 from bei_core.http.schemas.common import Named
 from bei_core.logs import log_access
 from bei_core.metrics import Timings
@@ -30,7 +31,7 @@ class Call:
     path: str
     headers: Mapping[bytes, bytes]  # the first value if a header is repeated
     request_id: str  # the client's or a random one; the reply's body and headers share it
-    services: Sequence[Service]  # all models of the server
+    names: Names  # of all models of the server
     service: Service  # the model that answers the request
     route: Route | None  # None: not known yet, or no route matches
     route_of: Callable[[object, Service], Route]  # chooses the route by the fields of a decoded body

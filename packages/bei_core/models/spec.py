@@ -61,6 +61,11 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
         pools = any(isinstance(module, Pooling) for module in self.modules)
         return Kind.EMBEDDING if pools else Kind.LATE_INTERACTION
 
+    @property
+    def is_late_interaction(self) -> bool:
+        """Whether the model gives vectors of tokens only."""
+        return self.kind is Kind.LATE_INTERACTION
+
     def pools_by(self, name: str) -> bool:
         """Whether the setting `pooling` with this value would give the same model; it has no effect on a classifier."""
         if name == SPLADE:

@@ -16,7 +16,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
 from bei_core.engines.process import EngineProcess
-from bei_core.errors import EngineUnavailableError, UnhealthyError
+from bei_core.errors import EngineError, EngineUnavailableError, UnhealthyError
 from bei_core.metrics import Metrics, Timings
 from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
@@ -234,13 +234,23 @@ class Service:
             raise UnhealthyError(self._runner.broken)
         if self._process is not None and self._process.outage is not None:
             raise UnhealthyError(self._process.outage)
-        if time.monotonic() - self._runner.proven_at <= _PROVEN_S:
+        began = time.monotonic()
+        if began - self._runner.proven_at <= _PROVEN_S:
             return
         try:
             await asyncio.wait_for(self._runner.submit([_blank(1)], priority="high", is_probe=True), _PROBE_WAIT_S)
         except asyncio.TimeoutError:
             if self._runner.is_failing:
                 raise UnhealthyError("the engine fails on everything; see the server's log") from None
+        except EngineError as error:
+            if self._runner.proven_at < began:  # no other input gave a row in the meantime
+                raise UnhealthyError(f"the engine fails on everything: {error.message}") from None
+
+    @staticmethod
+    async def check_all(services: Sequence[Service]) -> None:
+        """Checks every model of a server. Raises UnhealthyError if one of them does not work."""
+        for service in services:
+            await service.check()
 
     def _wait_s(self) -> float:
         return self._runner.admission.wait_s(time.monotonic())

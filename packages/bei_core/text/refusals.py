@@ -26,6 +26,16 @@ def no_space() -> ValidationError:
     return ValidationError("the query or prompt leaves no tokens for the text; shorten the query", param="inputs")
 
 
+def too_long(max_tokens: int, length: int | str) -> ValidationError:
+    """Returns the error for an input of more than `max_tokens` tokens that may not be truncated.
+
+    text-embeddings-inference says "less than" too, though an input may have exactly so many tokens. Its clients read
+    this sentence.
+    """
+    message = f"`inputs` must have less than {max_tokens} tokens. Given: {length}; shorten it or set `truncate` to true"
+    return ValidationError(message, param="inputs")
+
+
 def too_many_chunks() -> ValidationError:
     """Returns the error for a request with more than MAX_CHUNKS further chunks."""
     limit = f"a request may have at most {MAX_CHUNKS} more chunks than texts"

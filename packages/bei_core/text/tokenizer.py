@@ -16,7 +16,7 @@ from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, TokenSpan, TruncationSide, num_characters
 from bei_core.text.files import lowercase_first, open_tokenizer
 from bei_core.text.library import calls, encode
-from bei_core.text.refusals import MAX_CHUNKS, check_ids, empty_text, no_space, no_texts, too_many_chunks
+from bei_core.text.refusals import MAX_CHUNKS, check_ids, empty_text, no_space, no_texts, too_long, too_many_chunks
 from bei_core.text.truncation import Indices, IntegerT, document_tokens, num_skipped, truncate_longest_first
 from bei_core.text.words import LONG_TOKEN, LONG_WORD, Frame, IdsOfWords, Words
 from bei_core.text.workers import Tokenized, Workers
@@ -223,7 +223,7 @@ class TextTokenizer:
             self._check_encoded(ids)
         if isinstance(text, Pair):
             skip = 0  # a pair has no prompt
-        limit = min(self.max_seq_len, options.max_tokens or self.max_seq_len)
+        limit = self._limit_of(options)
         if len(ids) > limit:
             self._refuse_too_long(len(ids), options)
             kept = truncate_longest_first(encoding.sequence_ids, limit, self._side_of(options))
@@ -303,7 +303,7 @@ class TextTokenizer:
 
         With `truncate: false`, the window is cut to `chunk_tokens` only. Raises ValidationError if it does not fit.
         """
-        space = min(self.max_seq_len, options.max_tokens or self.max_seq_len) - num_fixed
+        space = self._limit_of(options) - num_fixed
         wanted = min(len(document), options.chunk_tokens or len(document))
         if space < min(1, len(document)):
             raise no_space()
@@ -369,13 +369,13 @@ class TextTokenizer:
         if self._has_unknown_ids:
             check_ids(ids, self.vocab_size)
 
+    def _limit_of(self, options: EncodeOptions) -> int:
+        """Returns the most tokens of an input: the model's limit, or the request's own if it is lower."""
+        return min(self.max_seq_len, options.max_tokens or self.max_seq_len)
+
     def _refuse_too_long(self, length: int | str, options: EncodeOptions) -> None:
         if not options.truncate:
-            raise ValidationError(
-                f"`inputs` must have less than {self.max_seq_len} tokens. Given: {length}; "
-                "shorten it or set `truncate` to true",
-                param="inputs",
-            )
+            raise too_long(self._limit_of(options), length)
 
 
 def _joined(sides: Sequence[Sequence[str]], known: IdsOfWords, frame: Frame, limit: int) -> Tokens | None:

@@ -47,10 +47,14 @@ class Workers:
         not tokenized.
         """
         loop, tokens, owners, count = asyncio.get_running_loop(), list[Tokens](), list[Indices](), 0
+
+        def work(piece: Sequence[Text]) -> tuple[list[Tokens], Indices | None]:
+            self._check_open()  # again, because the piece has waited for the thread
+            return encode(piece, options)
+
         for piece in _pieces(texts):
-            if self._is_closed:
-                raise UnhealthyError("the server is shutting down")
-            future = loop.run_in_executor(self._pool, encode, piece, options)
+            self._check_open()
+            future = loop.run_in_executor(self._pool, work, piece)
             try:
                 found, of_texts = await (
                     future if deadline is None else asyncio.wait_for(future, deadline - time.monotonic())
@@ -67,9 +71,14 @@ class Workers:
         return Tokenized(tokens, np.concatenate(owners) if owners else None)
 
     def close(self) -> None:
-        """Ends the threads. The rest of a request that is tokenized in pieces gets UnhealthyError."""
+        """Ends the threads after the pieces that they tokenize now. Requests with other pieces get UnhealthyError."""
         self._is_closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)  # `cancel_futures` would look as if the client had left
+
+    def _check_open(self) -> None:
+        """Raises UnhealthyError after `close`."""
+        if self._is_closed:
+            raise UnhealthyError("the server is shutting down")
 
 
 def _size(text: Text) -> int:

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors import safe_open
 
 from bei_core.checkpoint import resolve
@@ -18,7 +16,7 @@ from bei_core.engines.open import build_engine, open_engine
 from bei_core.engines.registry import candidates
 from bei_core.engines.tensorrt_llm import build, limits
 from bei_core.engines.torch.folder import facts_of, read_facts
-from bei_core.engines.torch.tensorfile import Entry, to_bf16, write_tensors
+from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.models.spec import read_spec
 from tests.golden.cases import GOLDEN
@@ -41,19 +39,6 @@ def settings(model: Path, **given: object) -> Settings:
 
 def built(model: Path, folder: Path, **given: object) -> Path:
     return build_engine(settings(model, **given), folder)
-
-
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=0, max_value=2.0**120))
-def test_bf16_is_the_nearest_of_its_numbers(value: float) -> None:
-    bits = int(to_bf16(np.array([value], np.float32))[0])
-    around = np.array([max(bits - 1, 0), bits, bits + 1], np.uint32) << np.uint32(16)
-    errors = np.abs(around.view(np.float32).astype(np.float64) - value)
-    assert errors[1] == errors.min()
-    assert int(to_bf16(np.array([-value], np.float32))[0]) == bits | 0x8000
-
-
-def test_bf16_keeps_nan_infinity_and_negative_zero() -> None:
-    assert to_bf16(np.array([np.nan, np.inf, -np.inf, -0.0], np.float32)).tolist() == [0x7FC0, 0x7F80, 0xFF80, 0x8000]
 
 
 def test_a_file_is_read_by_the_format_s_own_reader(tmp_path: Path) -> None:

@@ -313,3 +313,42 @@ async def test_only_a_body_with_the_field_messages_is_told_about_chats(
 )
 async def test_what_changes_nothing_is_accepted(client: httpx.AsyncClient, options: dict[str, object]) -> None:
     assert same(await vectors(client, None, **options), await embed(client))
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"embedding_type": "int8", "output_dtype": "binary"}, "output_dtype"),
+        ({"encoding_format": "int8", "encoding_type": "ubinary"}, "encoding_type"),
+        ({"encoding_format": ["float", "int8"], "embedding_type": "int8"}, "encoding_format"),
+        ({"encoding_format": ["float", "int8"], "output_dtype": "float"}, "encoding_format"),
+        ({"encoding_format": []}, "encoding_format"),
+    ],
+    ids=str,
+)
+async def test_formats_that_contradict_each_other_are_refused_before_the_model_runs(
+    client: httpx.AsyncClient, engine: FakeEngine, options: dict[str, object], param: str
+) -> None:
+    reply = await client.post("/v1/embeddings", json={"input": "a", **options})
+    assert (reply.status_code, reply.json().get("error", {}).get("param")) == (422, param), reply.text
+    assert engine.batches == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {"input": "a", "input_type": "query"}),
+        ("/v1/embeddings", {"input": "a", "task": "retrieval.query"}),
+        ("/v1/embeddings", {"input": "a", "model": "any-query"}),
+        ("/v2/embed", {"texts": ["a"], "input_type": "search_query"}),
+        ("/vectors", {"text": "a", "config": {"task_type": "query"}}),
+    ],
+    ids=str,
+)
+async def test_an_input_type_and_the_name_of_another_prompt_are_refused(
+    client: httpx.AsyncClient, path: str, body: dict[str, object]
+) -> None:
+    reply = await client.post(path, json=body | {"prompt_name": "passage"})
+    assert reply.status_code == 422, reply.text
+    assert "`prompt_name` and the input type name two prompts, 'passage' and 'query'" in reply.text
+    assert (await client.post(path, json=body | {"prompt_name": "query"})).status_code == 200

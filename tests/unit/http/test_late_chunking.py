@@ -69,3 +69,20 @@ async def test_what_cannot_be_read_as_one_text_is_refused(
     async with embedder() as client:
         error = await asked(client, texts, 422, **options)
     assert (error["param"], named in error["message"]) == (param, True), error
+
+
+async def counted(client: httpx.AsyncClient, name: str) -> float:
+    """The sum of a metric over its labels."""
+    lines = (await client.get("/metrics")).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name}{{"))
+
+
+async def test_a_large_request_that_fails_when_its_reply_is_made_counts_as_a_failure_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bei_core.http.app.INLINE_NUMBERS", 0)  # every reply is made on a thread
+    async with embedder() as client:
+        await asked(client, ["a", " "], 422)
+        assert (await counted(client, "te_request_success"), await counted(client, "te_request_failure")) == (0, 1)
+        await asked(client, ["a", "b"])
+        assert (await counted(client, "te_request_success"), await counted(client, "te_request_failure")) == (1, 1)

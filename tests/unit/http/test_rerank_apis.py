@@ -144,7 +144,7 @@ async def test_truncate_prompt_tokens_limits_the_whole_pair() -> None:
     assert same["usage"] == whole["usage"]
 
 
-@pytest.mark.parametrize("fields", [{"truncate_prompt_tokens": -1, "truncate": False}, {"truncation": True}])
+@pytest.mark.parametrize("fields", [{"truncate_prompt_tokens": -1, "truncate": True}, {"truncation": True}])
 async def test_options_that_truncate(fields: dict[str, Any]) -> None:
     await reply_of("/v1/rerank", {"query": QUERY, "documents": ["word " * 100], **fields})
 

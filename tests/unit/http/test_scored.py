@@ -97,6 +97,21 @@ async def test_predict_of_many_inputs_keeps_their_order() -> None:
     np.testing.assert_allclose([[item["score"] for item in one] for one in found], wanted, rtol=1e-6)
 
 
+async def test_raw_scores_with_an_activation_are_refused() -> None:
+    async with serving(CLASSIFIER) as client:
+        for function, status in (("softmax", 422), ("sigmoid", 422), ("none", 200)):
+            body = {"inputs": "red", "raw_scores": True, "parameters": {"function_to_apply": function}}
+            reply = await client.post("/predict", json=body)
+            assert (reply.status_code, "`raw_scores` is true" in reply.text) == (status, status == 422)
+
+
+@pytest.mark.parametrize("name", ["return_text", "return_documents"])
+async def test_rerank_of_texts_returns_them_by_either_name(name: str) -> None:
+    async with serving(RERANKER) as client:
+        found = (await client.post("/rerank", json={"query": "q", "texts": TEXTS, name: True})).json()
+    assert [item["text"] for item in found] == [TEXTS[item["index"]] for item in found]
+
+
 async def test_classify_has_infinitys_list_object() -> None:
     async with serving(CLASSIFIER) as client:
         reply = (await client.post("/classify", json={"input": ["red", "blue"], "model": "m"})).json()

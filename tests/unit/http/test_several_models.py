@@ -23,6 +23,7 @@ from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.http.app import App
+from bei_core.http.naming import by_name
 from bei_core.http.server.sockets import Sockets
 from bei_core.metrics import Metrics
 from bei_core.models.modules import Classifier
@@ -199,6 +200,27 @@ async def test_all_are_listed_and_each_described(http: httpx.AsyncClient) -> Non
     assert (await http.get("/info", params={"model": "other"})).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["two", "b/second", "second", "two-query", "second-passage"])
+async def test_a_model_is_found_by_every_name_that_a_body_may_have(http: httpx.AsyncClient, name: str) -> None:
+    replies = [await http.get(f"/v1/models/{name}"), await http.post("/api/show", json={"model": f"{name}:latest"})]
+    assert [reply.status_code for reply in replies] == [200, 200]
+    assert replies[0].json()["id"] == "two"
+
+
+async def test_instances_of_vertex_go_to_the_model_that_the_body_names(stage: Stage, http: httpx.AsyncClient) -> None:
+    instances = [{"input": "a", "model": "two"}, {"input": "b"}]
+    reply = await http.post("/vertex", json={"instances": instances})
+    assert (reply.status_code, "an instance names the model 'two'" in reply.text) == (422, True)
+    assert used(stage) == []
+    assert (await http.post("/vertex", json={"instances": instances, "model": "b/second"})).status_code == 200
+    assert used(stage) == ["b/second"]
+
+
+async def test_a_name_with_an_unknown_end_is_not_found(http: httpx.AsyncClient) -> None:
+    replies = [await http.get("/v1/models/two-other"), await http.post("/api/show", json={"model": "two-other"})]
+    assert [reply.status_code for reply in replies] == [404, 404]
+
+
 async def test_health_needs_every_model(http: httpx.AsyncClient, services: list[Service]) -> None:
     assert (await http.get("/health")).status_code == 200
     services[2]._runner._give_up("a test broke it")
@@ -252,7 +274,7 @@ def test_two_of_one_name_are_refused(services: list[Service]) -> None:
 
 def test_a_last_part_that_two_models_share_is_not_a_name(stage: Stage) -> None:
     found = Service.open_all(Settings.load({"models": ["a/first", "d/first"]}, {}))
-    assert set(App(*found)._by_name) == {"a/first", "d/first"}
+    assert set(by_name(found)) == {"a/first", "d/first"}
     for service in found:
         service.close(SAFETY_S)
 

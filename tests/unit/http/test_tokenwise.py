@@ -34,6 +34,8 @@ LABELS = ("O", "B-PER", "I-PER")
 NER = Classifier(LABELS, "softmax", per_token=True)
 POOLING = Pooling(modes=(PoolingMode.CLS,))
 MAX_SEQ_LEN = 48
+TWO_STRATEGIES = {"aggregation_strategy": "max", "parameters": {"aggregation_strategy": "first"}}
+TWO_IGNORED = {"ignore_labels": list[str](), "parameters": {"ignore_labels": ["O"]}}
 
 
 def token_rows(ids: Any) -> Rows:  # noqa: ANN401 - an array or a list
@@ -189,7 +191,7 @@ async def test_aggregated_entities_have_basetens_fields_and_transformers() -> No
     assert usual == [[entity for entity in one if entity["entity_group"] != "O"] for one in found]
 
 
-@pytest.mark.parametrize("path", ["/", "/invocations"])
+@pytest.mark.parametrize("path", ["/", "/invocations", "/invocations/"])
 async def test_hugging_faces_clients_get_the_pipelines_shape(path: str) -> None:
     text = "green fields and more red"
     async with serving(NER, webserver_default_route="/predict_tokens") as client:
@@ -264,6 +266,8 @@ async def test_what_the_model_does_not_do_is_a_424(
         ("/predict_tokens", {"inputs": ["a", ["b", "c"]]}, 422, "list of 2"),
         ("/predict_tokens", {"inputs": "a", "aggregation_strategy": "best"}, 422, "aggregation_strategy"),
         ("/predict_tokens", {"inputs": "a", "parameters": {"ignore_labels": "O"}}, 422, "ignore_labels"),
+        ("/predict_tokens", {"inputs": "a", **TWO_STRATEGIES}, 422, "`parameters.aggregation_strategy` mean the same"),
+        ("/predict_tokens", {"inputs": "a", **TWO_IGNORED}, 422, "`parameters.ignore_labels` mean the same"),
         ("/vertex", {"instances": []}, 400, "instances"),
         ("/vertex", {"instances": {}}, 422, "instances"),
         ("/vertex", {"instances": [{"inputs": "a"}, {"text": "b"}]}, 422, "text"),

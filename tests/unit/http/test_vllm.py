@@ -129,3 +129,68 @@ async def test_classify_has_infinitys_shape_otherwise(options: dict[str, Any]) -
     reply = await reply_of(CLASSIFIER, "/classify", {"input": ["red", "blue"], **options})
     assert reply["object"] == "classify"
     assert [[label["label"] for label in item] for item in reply["data"]] == [["negative", "neutral", "positive"]] * 2
+
+
+BODIES: list[tuple[Classifier | None, str, dict[str, Any]]] = [
+    (None, "/v1/embeddings", {"input": TEXTS}),
+    (None, "/pooling", {"input": TEXTS}),
+    (CLASSIFIER, "/classify", {"input": TEXTS}),
+    (RERANKER, "/score", {"text_1": "what colour", "text_2": TEXTS}),
+    (RERANKER, "/v1/rerank", {"query": "what colour", "documents": TEXTS}),
+]
+
+
+@pytest.mark.parametrize(("classifier", "path", "body"), BODIES, ids=[path for _, path, _ in BODIES])
+@pytest.mark.parametrize(
+    ("options", "param", "message"),
+    [
+        ({"truncation_direction": "Right", "truncation_side": "left"}, "truncation_side", "give one of them"),
+        ({"truncate": "START", "truncation_side": "right"}, "truncation_side", "give one of them"),
+        ({"truncate": "END", "truncation_direction": "Left"}, "truncation_direction", "give one of them"),
+        ({"truncate": False, "truncate_prompt_tokens": 5}, "truncate_prompt_tokens", "give one of them"),
+        ({"truncate": "NONE", "truncate_prompt_tokens": -1}, "truncate_prompt_tokens", "give one of them"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "must be -1 or at least 1"),
+        ({"truncation_side": "left", "truncation_direction": "up"}, "truncation_direction", "must be Left or Right"),
+        ({"padding": "max_length"}, "padding", "can only be do_not_pad"),
+        ({"messages": []}, "messages", "apply the chat template"),
+    ],
+    ids=str,
+)
+async def test_every_route_refuses_options_that_contradict_each_other_in_the_same_words(
+    classifier: Classifier | None, path: str, body: dict[str, Any], options: dict[str, Any], param: str, message: str
+) -> None:
+    error = (await reply_of(classifier, path, body | options, 422))["error"]
+    assert (error["param"], message in error["message"]) == (param, True), error
+
+
+@pytest.mark.parametrize(("classifier", "path", "body"), BODIES, ids=[path for _, path, _ in BODIES])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"truncation_direction": "Left", "truncation_side": "left"},
+        {"truncate": "START", "truncation_side": "left", "truncation_direction": "LEFT"},
+        {"truncate": "END", "truncate_prompt_tokens": 5},
+        {"truncate": True, "truncate_prompt_tokens": -1},
+        {"truncate": "NONE", "truncation_direction": "Right"},
+    ],
+    ids=str,
+)
+async def test_every_route_takes_two_names_of_one_option_that_agree(
+    classifier: Classifier | None, path: str, body: dict[str, Any], options: dict[str, Any]
+) -> None:
+    await reply_of(classifier, path, body | options)
+
+
+@pytest.mark.parametrize(("classifier", "path", "body"), BODIES[1:], ids=[path for _, path, _ in BODIES[1:]])
+async def test_names_of_the_activation_that_differ_are_refused(
+    classifier: Classifier | None, path: str, body: dict[str, Any]
+) -> None:
+    error = (await reply_of(classifier, path, body | {"use_activation": True, "softmax": False}, 422))["error"]
+    assert error["param"] == "softmax"
+
+
+@pytest.mark.parametrize("other", ["queries", "documents", "items", "data_1", "data_2"])
+async def test_a_third_side_of_a_score_is_refused(other: str) -> None:
+    body = {"text_1": "what colour", "text_2": TEXTS, other: TEXTS}
+    error = (await reply_of(RERANKER, "/score", body, 422))["error"]
+    assert (error["param"], "excludes `text_1` and `text_2`" in error["message"]) == (other, True)

@@ -288,7 +288,7 @@ async def test_health_runs_the_engine_if_the_last_row_is_old_and_reports_its_err
     engine = FakeEngine(max_seq_len=48)
     service = make_service(engine)
     engine.num_failures = 1
-    with pytest.raises(RequestError):
+    with pytest.raises(UnhealthyError, match="fails on everything"):
         await service.check()
     await service.check()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.errors import DeadlineExceededError, ValidationError
+from bei_core.errors import DeadlineExceededError, UnhealthyError, ValidationError
 from bei_core.tasks import EncodeOptions, Text, Tokens
 from bei_core.text import tokenizer as tokenizer_module
 from bei_core.text import workers
@@ -155,3 +155,25 @@ async def test_chunks_of_pieces_are_those_of_the_whole_request(
     monkeypatch.setattr(workers, "MAX_CHUNKS", len(chunks) - len(texts) - 1)
     with pytest.raises(ValidationError, match="chunks"):
         await bert.tokenize(texts, options)
+
+
+async def test_requests_that_wait_for_the_thread_when_it_is_closed_are_told_so(
+    minilm: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under Ray the event loop runs on: a CancelledError there ends the request without a reply."""
+    bert = tokenizer_of.__wrapped__(minilm.folder)  # one of its own, because it is closed
+    called, going_on = held(bert, monkeypatch)
+    texts: list[Text] = ["a" * (INLINE_CHARS + 1)]
+    running, waiting, with_deadline = (
+        asyncio.create_task(bert.tokenize(texts, PLAIN, deadline))
+        for deadline in (None, None, time.monotonic() + SAFETY_S)
+    )
+    while not called:
+        await asyncio.sleep(0)
+    bert.close()
+    going_on.set()
+    assert len((await asyncio.wait_for(running, SAFETY_S)).tokens) == 1
+    for task in (waiting, with_deadline):
+        with pytest.raises(UnhealthyError, match="shutting down"):
+            await asyncio.wait_for(task, SAFETY_S)
+    assert len(called) == 1, "the texts of the others are not tokenized"

@@ -132,6 +132,13 @@ def test_a_text_that_is_too_long_is_refused_where_it_may_not_be_cut(minilm: Chec
     assert len(tokenizer.encode_now(["one two"], REFUSE)[0]) == 4  # exactly as long as may be
 
 
+@pytest.mark.parametrize("text", ["one two three four", [5, 6, 7, 8, 9, 10], Pair("one two", "three four")])
+def test_a_text_over_the_requests_own_limit_is_refused_with_this_limit(minilm: Checkpoint, text: Text) -> None:
+    options = EncodeOptions(truncate=False, max_tokens=5)
+    with pytest.raises(ValidationError, match=r"less than 5 tokens\. Given: [67];"):
+        tokenizer_of(minilm.folder, 512).encode_now([text], options)
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_a_text_of_megabytes_is_cut_before_it_is_tokenized_and_alike(minilm: Checkpoint, side: str) -> None:
     tokenizer, words = tokenizer_of(minilm.folder, 16), [f"word{index}" for index in range(200)]

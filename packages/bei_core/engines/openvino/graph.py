@@ -64,7 +64,7 @@ def shares_prefixes(spec: ModelSpec) -> bool:
     if isinstance(first, Pooling):
         one_token = first.modes == ("lasttoken",)
     else:
-        one_token = isinstance(first, Classifier) or spec.kind == "late-interaction"
+        one_token = isinstance(first, Classifier) or spec.is_late_interaction
     return one_token and family.is_causal(spec.config)
 
 
@@ -116,7 +116,7 @@ class _Heads:
     def outputs(self, tokens: Node, pooled: Node | None) -> dict[str, Node]:
         """The graph's outputs by name, of token vectors f32[R * L, H] and pooled vectors f32[B, H], if any."""
         modules = self.spec.modules
-        if self.spec.kind == "late-interaction":
+        if self.spec.is_late_interaction:
             return {TOKENS: ops.l2_normalize(self._apply(modules, tokens))}
         first, *rest = modules
         if isinstance(first, Classifier):

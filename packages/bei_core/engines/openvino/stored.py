@@ -23,6 +23,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from openvino import Model, Node, Type
 from openvino import opset15 as op
 
+from bei_core.bfloat16 import from_bf16
 from bei_core.checkpoint import Tensors
 from bei_core.engines.openvino.memory_map import name_of, ranges
 
@@ -124,9 +125,7 @@ def stored_tensor(tensors: Tensors, name: str) -> StoredTensor | npt.NDArray[np.
 def widen(bits: Array, kind: Type) -> npt.NDArray[np.float32]:
     """The f32 values of a StoredTensor's bits. If they are f32, returns the same array."""
     if kind == Type.bf16:
-        wide = bits.astype(np.uint32)
-        wide <<= np.uint32(16)  # bfloat16 is the upper half of a float32
-        return wide.view(np.float32)
+        return from_bf16(bits)
     return bits.view(np.float16).astype(np.float32) if kind == Type.f16 else bits
 
 

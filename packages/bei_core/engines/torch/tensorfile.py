@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bei_core.bfloat16 import to_bf16
 from bei_core.checkpoint import Tensors
 
 Array = npt.NDArray[Any]
@@ -76,10 +77,3 @@ def _cast(values: npt.NDArray[np.float32], dtype: str) -> Array:
         with np.errstate(over="ignore"):  # values beyond the range of f16 become infinite, as in torch
             return values.astype(np.float16)
     return to_bf16(values)
-
-
-def to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Returns u16[...]: the bits of each value rounded to the nearest bfloat16, with ties to even."""
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)

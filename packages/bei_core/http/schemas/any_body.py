@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bei_core.errors import EmptyInputError
+from bei_core.errors import EmptyInputError, ValidationError
 from bei_core.http.json_schema import ANY, array_of, object_of
 from bei_core.http.replies import BYTES_PER_NUMBER, Deferred, num_numbers
 from bei_core.http.route import Call, Route
@@ -50,6 +50,9 @@ def _bodies(call: Call) -> list[tuple[Body, Task[Any]]]:
     for instance in call.body.instances:
         schema: Any = call.route_of(instance, call.service).schema
         body: Body = convert(instance, schema)
+        if call.names.chosen(body.model) not in (None, call.service):
+            message = f"an instance names the model {body.model!r}; name one model for all, beside `instances`"
+            raise ValidationError(message, param="model")
         model.check_kind(body.kinds)
         found.append((body, body.to_task(model)))
         count += len(found[-1][1].inputs)

@@ -7,15 +7,16 @@ from typing import Any
 
 import msgspec
 
-from bei_core.errors import EmptyInputError, ValidationError
+from bei_core.errors import ValidationError
 from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of, map_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import Common, RequestContext, refuse
+from bei_core.http.schemas.common import Common, RequestContext, agreed, refuse
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
 from bei_core.tasks import ClassifyTokens, TokenRows, TokenSpan
 from bei_core.text.ner import Entity, Strategy, drop_ignored, find_entities
+from bei_core.text.refusals import no_texts
 
 _OUTSIDE = ("O",)  # the label of a token outside of any entity
 
@@ -23,7 +24,7 @@ _OUTSIDE = ("O",)  # the label of a token outside of any entity
 class TokenParameters(msgspec.Struct, forbid_unknown_fields=True):
     """What Hugging Face's clients send for a token classification pipeline."""
 
-    aggregation_strategy: Strategy = "simple"
+    aggregation_strategy: Strategy | None = None  # "simple" by default
     ignore_labels: list[str] | None = None  # "O" by default
     stride: int | None = None
 
@@ -44,14 +45,16 @@ class PredictTokensRequest(Common):
         """The texts, one per input. Raises EmptyInputError for none, ValidationError for an input of several texts."""
         items = [self.inputs] if isinstance(self.inputs, str) else self.inputs
         if not items:
-            raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+            raise no_texts()
         wrong = [len(item) for item in items if not isinstance(item, str) and len(item) != 1]
         if wrong:
             raise ValidationError(f"an input is a text or a list of one, got a list of {wrong[0]}", param="inputs")
         return [item if isinstance(item, str) else item[0] for item in items]
 
     def to_task(self, model: ServedModel) -> ClassifyTokens:
-        """Returns the task."""
+        """Returns the task. Raises ValidationError for options that are not supported or contradict each other."""
+        for name in ("aggregation_strategy", "ignore_labels"):
+            self._agreed(name)
         stride = self.parameters.stride if self.parameters else None
         refuse({"stride": stride and "is not supported; split a text that is too long, and send its parts"})
         options = self.encode_options(model, spans=True)
@@ -77,15 +80,17 @@ class PredictTokensRequest(Common):
 
     def _strategy(self, as_pipeline: bool) -> Strategy:
         """Returns how to group tokens into entities."""
-        if self.aggregation_strategy is not None:
-            return self.aggregation_strategy
-        return (self.parameters or TokenParameters()).aggregation_strategy if as_pipeline else "none"
+        asked: Strategy | None = self._agreed("aggregation_strategy")
+        return asked or ("simple" if as_pipeline else "none")
 
     def _ignored(self) -> Collection[str]:
         """Returns the labels of the entities to leave out."""
-        asked = self.parameters.ignore_labels if self.parameters else None
-        asked = self.ignore_labels if asked is None else asked
+        asked: list[str] | None = self._agreed("ignore_labels")
         return _OUTSIDE if asked is None else asked
+
+    def _agreed(self, name: str) -> Any:  # noqa: ANN401 - the type of the field
+        """Returns a field that may be in `parameters` too. Raises ValidationError if the two differ."""
+        return agreed(**{name: getattr(self, name), f"parameters.{name}": getattr(self.parameters, name, None)})
 
     def _scored(self, tokens: Sequence[TokenSpan], rows: TokenRows, labels: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yields each token with the score of its best label or, with `raw_scores`, the scores of all labels."""

@@ -9,13 +9,14 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeV
 
 import msgspec
 
-from bei_core.errors import EmptyInputError, MalformedBodyError, RequestError, ValidationError
+from bei_core.errors import MalformedBodyError, RequestError, ValidationError
 from bei_core.http.json_schema import INTEGER, NUMBER, STRING, array_of, object_of
 from bei_core.metrics import Timings
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
 from bei_core.tasks import Classify, EncodeOptions, Pair, Rows, Scoring, Task, Text, TruncationSide, best_first
+from bei_core.text.refusals import no_texts
 
 ValueT = TypeVar("ValueT")
 
@@ -33,6 +34,7 @@ _MESSAGES = re.compile(rb'"messages"\s*:')
 _FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
 _FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 _SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
+_CUT_SIDES = {"END": TruncationSide.RIGHT, "START": TruncationSide.LEFT}  # by `truncate`
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,7 @@ class Body(Protocol):
     """A body that the model answers: the schema of a route whose `answer` is None."""
 
     kinds: ClassVar[tuple[Kind, ...]]
+    model: Any  # as in `Named`
 
     def to_task(self, model: ServedModel) -> Task[Any]:
         """Returns the task of the body. Raises a RequestError if the body is not valid for the model."""
@@ -76,25 +79,28 @@ class Common(Named, kw_only=True):
     max_tokens_per_doc: Annotated[int, msgspec.Meta(ge=1)] | None = None
     add_special_tokens: bool | None = None  # vLLM's name; true
 
+    @property
+    def truncates(self) -> bool | None:
+        """Whether `truncate` asks to truncate texts that are too long; None if it is not given."""
+        return None if self.truncate is None else self.truncate not in (False, "NONE")
+
     def encode_options(
         self, model: ServedModel, *, prompt_name: str | None = None, spans: bool = False
     ) -> EncodeOptions:
-        """Returns the options to tokenize the texts. Raises ValidationError for an unknown prompt or side."""
-        side = None if self.truncation_direction is None else _SIDES.get(self.truncation_direction.lower())
-        if side is None and self.truncation_direction is not None:
-            raise ValidationError(
-                f"`truncation_direction` must be Left or Right, got {self.truncation_direction!r}",
-                param="truncation_direction",
-            )
-        default, truncate, name = model.default_options, self.truncate, prompt_name or self.prompt_name
-        if truncate is None:
-            truncate = default.truncate
-        elif isinstance(truncate, str):
-            side = TruncationSide.LEFT if truncate == "START" else TruncationSide.RIGHT
-            truncate = truncate != "NONE"
+        """Returns the options to tokenize the texts; `prompt_name` is the prompt of an input type.
+
+        Raises ValidationError for an unknown prompt or side, and for two names of one option that differ.
+        """
+        default, truncates, name = model.default_options, self.truncates, prompt_name or self.prompt_name
+        if prompt_name and self.prompt_name and self.prompt_name != prompt_name:
+            message = f"`prompt_name` and the input type name two prompts, {self.prompt_name!r} and {prompt_name!r}"
+            raise ValidationError(message, param="prompt_name")
+        side = None
+        if truncates is not None or self.truncation_direction is not None:
+            side = side_of(self.truncate, truncation_direction=self.truncation_direction)
         prompt = default.prompt if name is None else model.prompt(name)
         return EncodeOptions(
-            truncate,
+            default.truncate if truncates is None else truncates,
             side,
             prompt,
             default.pool_prompt,
@@ -124,17 +130,20 @@ def convert(value: object, schema: type[ValueT]) -> ValueT:
         raise _body_error(fault, schema) from fault
 
 
-def inputs_of(value: Input, field: str) -> list[Text]:
-    """Returns the inputs of a body. A list of numbers is one input: the token ids of one text."""
+def inputs_of(value: Input) -> list[Text]:
+    """Returns the inputs of a body. A list of numbers is one input: the token ids of one text.
+
+    Raises EmptyInputError if there are none, ValidationError if token ids and texts are mixed.
+    """
     if isinstance(value, str):
         return [value]
     if not value:
-        raise EmptyInputError(f"`{field}` cannot be empty", param=field)
+        raise no_texts()
     numbers = sum(isinstance(item, int) for item in value)
     if numbers == 0:
         return value  # type: ignore[return-value]
     if numbers < len(value):
-        raise ValidationError(f"`{field}` mixes token ids with texts; put the ids of each text in a list", param=field)
+        raise ValidationError("`inputs` mixes token ids with texts; put the ids of each text in a list", param="inputs")
     return [value]  # type: ignore[list-item]
 
 
@@ -142,7 +151,7 @@ def texts_of(value: str | Sequence[str]) -> list[str]:
     """Returns one or several texts as a list. Raises EmptyInputError if there are none."""
     texts = [value] if isinstance(value, str) else list(value)
     if not texts:
-        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+        raise no_texts()
     return texts
 
 
@@ -152,7 +161,7 @@ def classify(items: Sequence[str | list[str]], options: EncodeOptions, scoring: 
     Raises EmptyInputError if there are none, ValidationError for a list of another length.
     """
     if not items:
-        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+        raise no_texts()
     return Classify([_text_or_pair(item) for item in items], options, scoring)
 
 
@@ -189,6 +198,19 @@ def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
         if value != found[first]:
             raise ValidationError(f"`{first}` and `{name}` mean the same and differ; give one of them", param=name)
     return found.get(first)
+
+
+def side_of(truncate: Truncate | None, **named: str | None) -> TruncationSide | None:
+    """Returns the end at which a text that is too long loses tokens; None if neither `truncate` nor a field names it.
+
+    Raises ValidationError for a field that is neither left nor right, in any case, and for fields that differ.
+    """
+    for name, value in named.items():
+        if value is not None and value.lower() not in _SIDES:
+            raise ValidationError(f"`{name}` must be Left or Right, got {value!r}", param=name)
+    sides = {name: None if value is None else _SIDES[value.lower()] for name, value in named.items()}
+    side: TruncationSide | None = agreed(truncate=_CUT_SIDES.get(str(truncate)), **sides)
+    return side
 
 
 def _body_error(fault: Exception, schema: type[Any], *, is_chat: bool = False) -> RequestError:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from operator import attrgetter
-from typing import Annotated, Any, Literal, TypeAlias
-
-import msgspec
+from typing import Any, Literal, TypeAlias
 
 from bei_core.errors import ValidationError
 from bei_core.http.naming import INPUT_TYPES
-from bei_core.http.schemas.common import NO_CHATS, Common, agreed, refuse
+from bei_core.http.schemas.common import Common, agreed, refuse
 from bei_core.http.schemas.vectors import Precision, as_base64, as_lists, prompt_name
+from bei_core.http.schemas.vllm_options import VllmEncoding
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import EncodeOptions, Rows
@@ -26,7 +25,7 @@ Format: TypeAlias = Literal["float", "base64", "float16", "int8", "uint8", "bina
 _F32 = (None, "float", "base64")  # the formats of f32
 
 
-class EmbeddingOptions(Common, kw_only=True):
+class EmbeddingOptions(VllmEncoding, kw_only=True):
     """The options of a request for embeddings; None is the default of each."""
 
     kinds = (Kind.EMBEDDING,)
@@ -39,10 +38,6 @@ class EmbeddingOptions(Common, kw_only=True):
     use_activation: bool | None = None  # vLLM's name of `normalize`
     prompt: str | None = None  # mixedbread: a text put before each input
     task: str | None = None  # Jina's name of `input_type`
-    truncation: bool | None = None  # Voyage's name of `truncate`
-    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None  # vLLM; -1: as many as the model takes
-    truncation_side: Literal["left", "right"] | None = None  # vLLM's name of `truncation_direction`
-    padding: Literal["max_length", "do_not_pad"] | None = None  # vLLM
     output_dimension: int | None = None  # Voyage's name of `dimensions`
     output_dtype: Literal["float", "int8", "uint8", "binary", "ubinary"] | None = None  # Voyage
     embedding_type: Format | None = None  # Jina, NVIDIA
@@ -52,7 +47,6 @@ class EmbeddingOptions(Common, kw_only=True):
     late_chunking: bool | None = None  # Jina: all inputs are read as one text, and each gets the mean of its tokens
     return_multivector: bool | None = None  # Jina
     modality: str | list[str] | None = None  # NVIDIA
-    messages: Any = None  # vLLM
 
     @property
     def is_plain(self) -> bool:
@@ -75,16 +69,12 @@ class EmbeddingOptions(Common, kw_only=True):
         """Returns the options to tokenize the texts. Raises ValidationError for an option that is not supported."""
         self._refuse_unsupported()
         agreed(input_type=self.input_type, task=self.task)
-        limit = self.truncate_prompt_tokens
+        if not isinstance(self.encoding_format, list):
+            self._precision(self.encoding_format)  # before any work
         if self.prompt is not None and (self.input_type or self.task or self.prompt_name):
             raise ValidationError("`prompt` excludes `prompt_name`, `input_type` and `task`", param="prompt")
-        truncate = agreed(truncate=self.truncate, truncation=self.truncation, truncate_prompt_tokens=limit and True)
-        given = self.truncation_direction and self.truncation_direction.lower()
-        side = agreed(truncation_direction=given, truncation_side=self.truncation_side)
-        common = msgspec.structs.replace(self, truncate=truncate, truncation_direction=side)
-        options = common.encode_options(model, prompt_name=self.prompt_of_type(model))
-        prompt = options.prompt if self.prompt is None else self.prompt
-        return replace(options, prompt=prompt, max_tokens=None if limit == -1 else limit)
+        options = self.encode_options(model, prompt_name=self.prompt_of_type(model))
+        return options if self.prompt is None else replace(options, prompt=self.prompt)
 
     def prompt_of_type(self, model: ServedModel) -> str | None:
         """Returns the name of the prompt that `input_type`, `task` or the model's name chooses; None for no prompt."""
@@ -105,30 +95,39 @@ class EmbeddingOptions(Common, kw_only=True):
 
     def _written_as(self, rows: Rows, name: Format | None) -> Sequence[Any]:
         """Returns the rows as lists of numbers or in base64; `name` is one format of `encoding_format`."""
+        precision = self._precision(name)
+        if "base64" not in (name, self.embedding_type, self.encoding_type):
+            return as_lists(rows, precision)
+        if precision == "float" and self.embed_dtype in ("float16", "bfloat16"):
+            precision = self.embed_dtype
+        return as_base64(rows, precision, ">" if self.endianness == "big" else "<")
+
+    def _precision(self, name: Format | None) -> Precision:
+        """Returns the type of the numbers; `name` is one format of `encoding_format`.
+
+        Raises ValidationError if two fields name different types.
+        """
         given = {
             "encoding_format": name,
             "embedding_type": self.embedding_type,
             "encoding_type": self.encoding_type,
             "output_dtype": self.output_dtype,
         }
-        other = {field: None if value in _F32 else value for field, value in given.items()}
-        precision: Precision = agreed(**other) or "float"
-        if "base64" not in given.values():
-            return as_lists(rows, precision)
-        if precision == "float" and self.embed_dtype in ("float16", "bfloat16"):
-            precision = self.embed_dtype
-        return as_base64(rows, precision, ">" if self.endianness == "big" else "<")
+        precision: Precision | None
+        precision = agreed(**{field: None if value in _F32 else value for field, value in given.items()})
+        return precision or "float"
 
     def _refuse_unsupported(self) -> None:
         """Raises ValidationError for an option that is not supported and would change the vectors."""
         modalities = [self.modality] if isinstance(self.modality, str) else self.modality or ()
+        others = (self.embedding_type, self.encoding_type, self.output_dtype)
+        is_mixed = isinstance(self.encoding_format, list) and any(others)
         refuse(
             {
-                "messages": self.messages is not None and NO_CHATS,
                 "return_multivector": self.return_multivector and "is not supported; /embed_all has vectors of tokens",
-                "padding": self.padding == "max_length" and "can only be do_not_pad",
                 "modality": any(kind != "text" for kind in modalities) and "can only be text",
-                "truncate_prompt_tokens": self.truncate_prompt_tokens == 0 and "must be -1 or more than 0",
+                "encoding_format": (self.encoding_format == [] and "must have at least one format")
+                or (is_mixed and "as a list excludes `embedding_type`, `encoding_type` and `output_dtype`"),
             }
         )
 

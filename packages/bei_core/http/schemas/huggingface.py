@@ -55,6 +55,8 @@ class PredictRequest(Common):
         if self.parameters is not None:
             self.parameters.check()
         scoring = self.parameters.function_to_apply if self.parameters else None
+        contradicts = self.raw_scores and scoring not in (None, "none")
+        refuse({"raw_scores": contradicts and f"is true, and `function_to_apply` is {scoring}; give one of them"})
         task = classify(items, self.encode_options(model), scoring or ("none" if self.raw_scores else model.scoring))
         if self.prompt_name is not None and any(isinstance(item, Pair) for item in task.inputs):
             raise ValidationError("`prompt_name` is for single texts, not for pairs", param="prompt_name")

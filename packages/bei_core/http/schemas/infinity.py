@@ -10,13 +10,14 @@ from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of,
 from bei_core.http.route import Route
 from bei_core.http.schemas import vllm
 from bei_core.http.schemas.common import LABELS, USAGE, Input, RequestContext, inputs_of, labelled, usage
+from bei_core.http.schemas.vllm_options import VllmOptions
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
 from bei_core.tasks import Classify, Rows
 
 
-class ClassifyRequest(vllm.VllmOptions, kw_only=True):
+class ClassifyRequest(VllmOptions, kw_only=True):
     """`POST /classify`: the reply is vLLM's if the body has a field of vLLM's, else Infinity's."""
 
     kinds = (Kind.CLASSIFIER, Kind.RERANKER)
@@ -29,7 +30,7 @@ class ClassifyRequest(vllm.VllmOptions, kw_only=True):
     def to_task(self, model: ServedModel) -> Classify:
         """Returns the task."""
         scoring = "none" if self.raw_scores or not self.activates else model.scoring
-        return Classify(inputs_of(self.input, "input"), self.encode_options(model), scoring)
+        return Classify(inputs_of(self.input), self.encode_options(model), scoring)
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
         """Returns a list object: `[{label, score}]` per text, or in vLLM's format the best label and all scores."""

@@ -10,7 +10,6 @@ import msgspec
 from bei_core.errors import NotFoundError
 from bei_core.http.error_format import OLLAMA
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, array_of, object_of
-from bei_core.http.naming import by_name
 from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import Common, Named, RequestContext, texts_of
 from bei_core.http.schemas.vectors import as_lists
@@ -90,19 +89,22 @@ class ShowRequest(Named, kw_only=True):
     model: str | None = None
     name: str | None = None  # of older clients
 
+    def __post_init__(self) -> None:
+        """Takes either name, without the tag that Ollama's clients may add."""
+        self.model = (self.model or self.name or "").removesuffix(":latest")
+
 
 async def tags(call: Call) -> dict[str, Any]:
     """Answers `GET /api/tags` with the served models."""
-    return {"models": [_model(service) for service in call.services]}
+    return {"models": [_model(service) for service in call.names.services]}
 
 
 async def show(call: Call) -> dict[str, Any]:
     """Answers `POST /api/show` with one served model. Raises NotFoundError for a model that is not served."""
     body: ShowRequest = call.body
-    name = (body.model or body.name or "").removesuffix(":latest")
-    service = by_name(call.services).get(name)
+    service = call.names.get(body.model or "")
     if service is None:
-        raise NotFoundError(f"model '{name}' not found", param="model")
+        raise NotFoundError(f"model '{body.model}' not found", param="model")
     family = _family(service)
     sizes = {"context_length": service.engine.max_seq_len, "embedding_length": service.model.row_width}
     info = {"general.architecture": family, **{f"{family}.{name}": size for name, size in sizes.items()}}

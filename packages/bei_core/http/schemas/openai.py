@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from bei_core.errors import NotFoundError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
-from bei_core.http.naming import INPUT_TYPES, by_name
+from bei_core.http.naming import INPUT_TYPES
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas.common import USAGE, Input, RequestContext, inputs_of, usage
+from bei_core.http.schemas.common import USAGE, Common, Input, RequestContext, inputs_of, usage
 from bei_core.http.schemas.embedding_options import EmbeddingOptions
 from bei_core.http.schemas.late_chunking import late_rows, late_task
 from bei_core.http.schemas.vectors import as_base64
@@ -33,10 +32,11 @@ class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
 
     def to_task(self, model: ServedModel) -> Embed | EmbedAll:
         """Returns the task."""
-        inputs = inputs_of(self.input, "input")
+        inputs = inputs_of(self.input)
         if self.is_plain:
             is_typed = self.input_type or (self.model or "").endswith(INPUT_TYPES)
-            options = self.encode_options(model, prompt_name=self.prompt_of_type(model) if is_typed else None)
+            name = self.prompt_of_type(model) if is_typed else None
+            options = Common.encode_options(self, model, prompt_name=name)  # no option of `VllmEncoding` is given
             dimensions, normalize = self.dimensions or None, True
         else:
             options, dimensions, normalize = self.all_options(model), self.width, self.has_unit_length
@@ -71,23 +71,18 @@ class EmbeddingsRequest(EmbeddingOptions, kw_only=True):
 
     def _late(self, result: Result[Any]) -> Rows:
         """Returns f32[N, D]: the vectors of `late_chunking`."""
-        texts = [text for text in inputs_of(self.input, "input") if isinstance(text, str)]
+        texts = [text for text in inputs_of(self.input) if isinstance(text, str)]
         return Embed(texts, normalize=self.has_unit_length, dimensions=self.width).finish(late_rows(result, texts))
 
 
 async def models(call: Call) -> dict[str, Any]:
     """Answers `GET /v1/models` with the served models."""
-    return {"object": "list", "data": [_model(service) for service in call.services]}
+    return {"object": "list", "data": [_model(service) for service in call.names.services]}
 
 
 async def model(call: Call) -> dict[str, Any]:
     """Answers `GET /v1/models/{id}`. Raises NotFoundError for a model that is not served."""
-    name = call.path.partition("/models/")[2]
-    service = by_name(call.services).get(name)
-    if service is None:
-        known = ", ".join(each.name for each in call.services)
-        raise NotFoundError(f"there is no model {name!r}; known are {known}", param="model")
-    return _model(service)
+    return _model(call.names.find(call.path.partition("/models/")[2]))
 
 
 def _model(service: Service) -> dict[str, Any]:

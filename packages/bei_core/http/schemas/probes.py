@@ -8,12 +8,12 @@ from bei_core import metrics
 from bei_core.http.json_schema import NUMBER, object_of
 from bei_core.http.replies import Plain
 from bei_core.http.route import Call, Route
+from bei_core.serving.service import Service
 
 
 async def health(call: Call) -> dict[str, float]:
     """Answers `GET /health`: 200 if every model answers."""
-    for service in call.services:
-        await service.check()
+    await Service.check_all(call.names.services)
     return {"unix": time.time()}  # read by Infinity's client
 
 

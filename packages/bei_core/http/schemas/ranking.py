@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import msgspec
 
-from bei_core.errors import EmptyInputError, ValidationError
+from bei_core.errors import ValidationError
 from bei_core.http.schemas.common import Common, refuse
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import Rank
+from bei_core.text.refusals import no_texts
 
 Document: TypeAlias = str | dict[str, Any]  # a text, or an object that contains a text
 Flag: TypeAlias = bool | Literal["true", "false"]  # some clients send a string
@@ -61,7 +62,7 @@ def rank(
     Raises EmptyInputError if there are none, ValidationError for a prompt, which no pair has.
     """
     if not pairs:
-        raise EmptyInputError("`inputs` cannot be empty", param="inputs")
+        raise no_texts()
     refuse({"prompt_name": body.prompt_name and "is for single texts; a reranker reads pairs"})
     scoring = "none" if raw_scores else model.rank_scoring
     return Rank(model.pairs(pairs, instruction), body.encode_options(model), scoring, top_n or None)

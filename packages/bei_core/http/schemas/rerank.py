@@ -17,19 +17,17 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeAlias
 
-import msgspec
-
 from bei_core.errors import ValidationError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
 from bei_core.http.schemas.common import USAGE, RequestContext, agreed, refuse, usage
 from bei_core.http.schemas.ranking import Document, Flag, TopN, is_set, pairs_of, passages_of, rank, ranks
-from bei_core.http.schemas.vllm import VllmOptions
+from bei_core.http.schemas.vllm_options import VllmOptions
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
-from bei_core.tasks import EncodeOptions, Rank
+from bei_core.tasks import Rank
 
 Ranking: TypeAlias = Result[list[tuple[int, float]]]  # index and score, the best first
 
@@ -57,7 +55,6 @@ class RerankRequest(VllmOptions, kw_only=True):
     relevant_spans: bool | None = None  # Cohere's
     return_embeddings: bool | None = None  # Jina's
     max_tokens_per_query: int | None = None  # vLLM's
-    truncation: bool | None = None  # Voyage's `truncate`
     instruction: str | None = None  # for a model whose template has one
 
     @property
@@ -98,12 +95,6 @@ class RerankRequest(VllmOptions, kw_only=True):
             raw_scores=is_set(self.raw_scores) or not self.activates,
             instruction=self.instruction,
         )
-
-    def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
-        """Returns the options to tokenize the texts."""
-        truncate = agreed(truncate=self.truncate, truncation=self.truncation)
-        common = self if self.truncation is None else msgspec.structs.replace(self, truncate=truncate, truncation=None)
-        return VllmOptions.encode_options(common, model, **options)
 
     def to_reply(self, result: Ranking, context: RequestContext) -> list[Any] | dict[str, Any]:
         """Returns the reply in the format of the API that the body belongs to, the best document first."""

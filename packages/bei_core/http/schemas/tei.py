@@ -45,7 +45,7 @@ class EmbedRequest(Common):
     def to_task(self, model: ServedModel) -> Embed:
         """Returns the task. Raises ValidationError for an option that is not supported."""
         refuse({"parameters": self.parameters and "is not supported; put the options beside `inputs`"})
-        inputs, options = inputs_of(self.inputs, "inputs"), self.encode_options(model)
+        inputs, options = inputs_of(self.inputs), self.encode_options(model)
         if self.dimensions is not None:
             check_dimensions(self.dimensions, model.row_width)  # before any work
         return Embed(inputs, options, self.normalize, self.dimensions)
@@ -68,7 +68,7 @@ class EmbedAllRequest(Common):
 
     def to_task(self, model: ServedModel) -> EmbedAll | Several:
         """Returns the task."""
-        inputs, options = inputs_of(self.inputs, "inputs"), self.encode_options(model)
+        inputs, options = inputs_of(self.inputs), self.encode_options(model)
         if not self._is_several:
             return model.embed_all(inputs, options)
         if model.bge_m3 is None:
@@ -120,7 +120,7 @@ class EmbedSparseRequest(Common):
 
     def to_task(self, model: ServedModel) -> EmbedSparse:
         """Returns the task."""
-        return model.embed_sparse(inputs_of(self.inputs, "inputs"), self.encode_options(model))
+        return model.embed_sparse(inputs_of(self.inputs), self.encode_options(model))
 
     def to_reply(self, result: Result[list[Sparse]], context: RequestContext) -> list[list[dict[str, Any]]]:
         """Returns `[[{index, value}]]`, one list per text, sorted by index."""

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from bei_core.bfloat16 import to_bf16
 from bei_core.errors import ValidationError
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import Rows
@@ -45,8 +46,7 @@ def quantize(rows: Rows, precision: Precision) -> Array:
     if precision == "float16":
         return rows.astype(np.float16)
     if precision == "bfloat16":
-        bits = rows.astype(np.float32, copy=False).view(np.uint32)
-        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)  # to the nearest, ties to even
+        return to_bf16(rows)
     if precision in {"int8", "uint8"}:
         largest = np.abs(rows).max(axis=1, keepdims=True).astype(np.float64)  # 127 / the smallest f32 overflows f32
         scaled = np.rint(rows * (127 / np.where(largest > 0, largest, 1)))

@@ -1,13 +1,11 @@
-"""vLLM's API of pooling models: `/score`, `/pooling`, its reply of `/classify`, and the options of its routes."""
+"""vLLM's API of pooling models: `/score`, `/pooling`, and its reply of `/classify`."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -15,8 +13,9 @@ from bei_core.errors import ValidationError, WrongTaskError
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import ANY, INTEGER, NUMBER, STRING, array_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import NO_CHATS, USAGE, Common, Input, RequestContext, inputs_of, refuse, usage
+from bei_core.http.schemas.common import USAGE, Input, RequestContext, inputs_of, refuse, usage
 from bei_core.http.schemas.ranking import Document, passages_of, rank
+from bei_core.http.schemas.vllm_options import VllmOptions
 from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3
 from bei_core.serving.served_model import ServedModel
@@ -26,11 +25,9 @@ from bei_core.tasks import (
     ClassifyTokens,
     Compute,
     Embed,
-    EncodeOptions,
     Rank,
     Rows,
     Task,
-    TruncationSide,
     l2_normalize,
 )
 
@@ -45,58 +42,6 @@ _TASKS: Mapping[TaskName, Sequence[Kind]] = {
     "classify": (Kind.CLASSIFIER, Kind.RERANKER),
     "token_classify": (Kind.TOKEN_CLASSIFIER, Kind.SPARSE),  # bge-m3's weights of terms
 }
-
-
-class VllmOptions(Common, kw_only=True):
-    """The options of vLLM's routes that change a result."""
-
-    truncate_prompt_tokens: Annotated[int, msgspec.Meta(ge=-1)] | None = None  # -1: as many as the model takes
-    truncation_side: Literal["left", "right"] | None = None
-    use_activation: bool | None = None  # False: logits instead of probabilities, vectors that are not normalised
-    activation: bool | None = None  # older names of it
-    softmax: bool | None = None
-    padding: Literal["max_length", "do_not_pad"] | None = None
-    chat_template: str | None = None
-    messages: Any = None
-
-    @property
-    def is_vllm(self) -> bool:
-        """Whether the body has a field that only vLLM's clients send."""
-        return any(getattr(self, name) is not None for name in _OPTIONS)
-
-    @property
-    def activates(self) -> bool:
-        """Whether to apply the model's activation."""
-        return False not in (self.use_activation, self.activation, self.softmax)
-
-    def encode_options(self, model: ServedModel, **options: Any) -> EncodeOptions:  # noqa: ANN401
-        """Returns the options to tokenize the texts. Raises ValidationError for an option that is not supported."""
-        template = self.chat_template is not None
-        refuse(
-            {
-                "chat_template": template and "is not supported; the server's rerank_template is used",
-                "messages": self.messages is not None and NO_CHATS,
-                "padding": self.padding == "max_length" and "can only be do_not_pad",
-                "truncate_prompt_tokens": self.truncate_prompt_tokens == 0 and "must be -1 or at least 1",
-            }
-        )
-        found = super().encode_options(model, **options)
-        if self.truncation_side is not None:
-            found = replace(found, side=TruncationSide(self.truncation_side))
-        if self.truncate_prompt_tokens is None:
-            return found
-        limit = None if self.truncate_prompt_tokens < 0 else self.truncate_prompt_tokens
-        return replace(found, truncate=True, max_tokens=limit)
-
-
-_OPTIONS = (
-    "truncate_prompt_tokens",
-    "truncation_side",
-    "use_activation",
-    "activation",
-    "softmax",
-    "add_special_tokens",
-)
 
 
 class ScoreRequest(VllmOptions, kw_only=True):
@@ -117,7 +62,7 @@ class ScoreRequest(VllmOptions, kw_only=True):
     def pairs(self) -> list[tuple[str, str]]:
         """Returns the pairs of texts: one text with each of several, or the texts of two lists in order.
 
-        Raises ValidationError if a side is missing or their lengths do not fit.
+        Raises ValidationError if a side is missing, if more than two are given, or if their lengths do not fit.
         """
         for names in _SIDES:
             first, second = (_texts(getattr(self, name)) for name in names)
@@ -125,6 +70,8 @@ class ScoreRequest(VllmOptions, kw_only=True):
                 break
         else:
             raise ValidationError("give `text_1` and `text_2`, or `queries` and `documents`", param="text_1")
+        others = {name for pair in _SIDES for name in pair if getattr(self, name) is not None}.difference(names)
+        refuse(dict.fromkeys(sorted(others), f"excludes `{names[0]}` and `{names[1]}`"))
         if len(first) not in {1, len(second)}:
             raise ValidationError(
                 f"`{names[0]}` must have one text or as many as `{names[1]}`, got {len(first)} and {len(second)}",
@@ -176,7 +123,7 @@ class PoolingRequest(VllmOptions, kw_only=True):
         task = self.task or _own_task(model.kind)
         if model.roles.isdisjoint(_TASKS[task]):
             raise WrongTaskError(f"{model.name} is a model of kind {model.kind}, which does not do `task: {task}`")
-        inputs, options = inputs_of(self.input, "input"), self.encode_options(model)
+        inputs, options = inputs_of(self.input), self.encode_options(model)
         scoring = model.scoring if self.activates else "none"
         if task == "embed":
             return Embed(inputs, options, normalize=self.activates)
