@@ -29,7 +29,7 @@ from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import FAMILIES, Family, family_name, family_of, with_class_defaults
 from bei_core.models.heads import Head, output_bias, output_weight, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes, jina_gate
+from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes
 from bei_core.models.modules import Dense, LayerNorm
 from bei_core.models.spec import ModelSpec
 
@@ -101,8 +101,6 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
             BertSizes.of(family.layout[0], spec.config)
         case "rotary":
             RotarySizes.of(family.layout[0], spec.config)
-        case "jina_bert":
-            jina_gate(spec.config)
         case "deberta":
             DebertaSizes.of(spec.config)
     return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)

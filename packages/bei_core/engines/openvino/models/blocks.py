@@ -109,11 +109,13 @@ class Layers:
             start += size
         return parts
 
-    def linears(self, x: Node, names: Sequence[str], sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
+    def linears(
+        self, x: Node, names: Sequence[str], sizes: tuple[int, ...], *, size_in: int | None = None, bias: bool = False
+    ) -> list[Node]:
         """The outputs of several layers, f32[..., size] each; a single name is a fused layer of all of them."""
         if len(names) == 1:
             return self.split_linear(x, names[0], sizes, bias=bias)
-        return [self.linear(x, name, None, size, bias=bias) for name, size in zip(names, sizes, strict=True)]
+        return [self.linear(x, name, size_in, size, bias=bias) for name, size in zip(names, sizes, strict=True)]
 
     def layer_norm(self, x: Node, name: str, eps: float, *, bias: bool = True) -> Node:
         """LayerNorm of [..., H]."""

@@ -11,7 +11,6 @@ from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models import layers
-from bei_core.engines.torch.models.bert import layer_names
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.relative import DisentangledBias, reach
 from bei_core.engines.torch.models.sequences import Sequences
@@ -19,9 +18,8 @@ from bei_core.engines.torch.models.weights import Weights
 from bei_core.models.deberta import DebertaSizes
 from bei_core.models.layouts import BertNames
 
-_LAYER = "encoder.layer.{}."
 _SELF = "attention.self."
-_NAMES = layer_names(BertNames(query=f"{_SELF}query_proj", key=f"{_SELF}key_proj", value=f"{_SELF}value_proj"))
+_NAMES = BertNames(qkv=(f"{_SELF}query_proj", f"{_SELF}key_proj", f"{_SELF}value_proj"))
 
 
 class Transformer(layers.Transformer):
@@ -58,7 +56,7 @@ class Transformer(layers.Transformer):
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
-        self.load_named(weights, _LAYER, _NAMES)
+        self.load_named(weights, _NAMES)
         if self.project is not None:
             self.project.load_weights([weights.layer("embeddings.embed_proj")])
         weights.load(self.projected_norm, "embeddings.LayerNorm")
@@ -68,7 +66,7 @@ class Transformer(layers.Transformer):
             weights.load(norm, "encoder.LayerNorm")
             positions = norm(positions)
         for number, layer in enumerate(self.layers):
-            layer.attention.score_bias.load(weights, positions, _LAYER.format(number) + _SELF, self.dtype)
+            layer.attention.score_bias.load(weights, positions, _NAMES.layer.format(number) + _SELF, self.dtype)
         if self.conv is not None:
             weights.load(self.conv, "encoder.conv.conv")
             weights.load(self.conv_norm, "encoder.conv.LayerNorm")
