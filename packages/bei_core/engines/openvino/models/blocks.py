@@ -94,7 +94,7 @@ class Layers:
     def linear(self, x: Node, name: str, size_in: int | None, size_out: int | None, *, bias: bool = False) -> Node:
         """f32[..., size_out] of `x` [..., size_in]; a size of None is not checked."""
         weight = self.weights.get(f"{name}.weight", size_out, size_in)
-        return ops.linear(x, weight, self._bias(name, size_out, bias), name)
+        return ops.linear(x, weight, self._bias(name, len(weight), bias), name)
 
     def split_linear(self, x: Node, name: str, sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
         """The output of a fused layer (such as Wqkv) in parts of these sizes, computed by one matmul for each part.
