@@ -20,7 +20,7 @@ from torch import Tensor
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, check_device, even_parts
+from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, check_device
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
 from bei_core.engines.torch.models.model import Model
@@ -121,7 +121,7 @@ class Replicas(PackedEngine):
         def compute(engine: TorchEngine, part: Batch) -> list[tuple[Array, Array]]:
             return engine.compute(part, with_tokens=with_tokens)
 
-        parts = self._pool.map(compute, self._engines, even_parts(batch, len(self._engines)))
+        parts = self._pool.map(compute, self._engines, batch.even_parts(len(self._engines)))
         return list(itertools.chain.from_iterable(parts))
 
     def close(self) -> None:
