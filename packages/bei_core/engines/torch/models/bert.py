@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,9 @@ class Transformer(layers.Transformer):
         self.layouts, self.padding_id, self.has_task_type = layouts, sizes.padding_id, sizes.has_task_type
         self.norm = nn.LayerNorm(width, sizes.eps, dtype=kernels.dtype)
         self.make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, dtype=kernels.dtype)
-        self.project = None
+        self.project_normed: Any = nn.Identity()
         if width != sizes.hidden:
-            self.project = kernels.linear(width, sizes.hidden, "embeddings", bias=True)
+            self.project_normed = kernels.linear(width, sizes.hidden, "embeddings", bias=True)
         gated = layouts[0].has_alibi
         has_bias = gated or layouts[0].relative_attention is not None
         self.score_bias = DistanceBias(sizes.num_heads, facts.spec.max_seq_len) if has_bias else None
@@ -54,8 +55,8 @@ class Transformer(layers.Transformer):
         if self.has_task_type:
             types = self.tables["token_type"].weight
             types += weights.layer(TASK_TYPES.removesuffix(".weight"))["weight"][0].to(types)
-        if self.project is not None:
-            self.project.load_weights([weights.layer("embeddings_project")])
+        if not isinstance(self.project_normed, nn.Identity):
+            self.project_normed.load_weights([weights.layer("embeddings_project")])
         if self.score_bias is not None and names.relative_attention is not None:
             self.score_bias.load(weights, names.relative_attention.removesuffix(".weight"))
 
@@ -63,8 +64,7 @@ class Transformer(layers.Transformer):
         """Returns the input of the first layer, [T, H]."""
         if (first := self.padding_id) is not None:  # such tokens have its row of the position table
             sequences = replace(sequences, position_ids=sequences.count_up(sequences.ids != first) + first)
-        x = super().embed(sequences)
-        return x if self.project is None else self.project(x)
+        return self.project_normed(super().embed(sequences))
 
 
 class _QueryKeyNorms(nn.Module):

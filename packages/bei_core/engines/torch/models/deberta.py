@@ -31,10 +31,9 @@ class Transformer(layers.Transformer):
             kernels, sizes.width, words=facts.spec.vocab_size, positions=sizes.num_positions, types=sizes.num_types
         )
         self.sizes, self.dtype = sizes, kernels.dtype
-        self.project = None
         if sizes.width != sizes.hidden:
             self.project = kernels.linear(sizes.width, sizes.hidden, "embeddings", bias=False)
-        self.projected_norm = self._make_norm()
+        self.norm = self._make_norm()
         rows = torch.from_numpy(sizes.rows(reach(facts.spec.max_seq_len)))
         attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
         biases = [DisentangledBias(rows, sizes) for _ in range(sizes.num_layers)]
@@ -57,9 +56,8 @@ class Transformer(layers.Transformer):
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
         self.load_named(weights, _NAMES)
-        if self.project is not None:
+        if self.sizes.width != self.sizes.hidden:
             self.project.load_weights([weights.layer("embeddings.embed_proj")])
-        weights.load(self.projected_norm, "embeddings.LayerNorm")
         positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * self.sizes.span].float()
         if self.sizes.norms_positions:
             norm = self._make_norm().to(positions)  # in f32, where the positions are
@@ -70,11 +68,6 @@ class Transformer(layers.Transformer):
         if self.conv is not None:
             weights.load(self.conv, "encoder.conv.conv")
             weights.load(self.conv_norm, "encoder.conv.LayerNorm")
-
-    def embed(self, sequences: Sequences) -> Tensor:
-        """Returns the input of the first layer, [T, H]."""
-        x = super().embed(sequences)
-        return self.projected_norm(x if self.project is None else self.project(x))
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H]; `ConvLayer` is a convolution after the first layer."""

@@ -126,7 +126,8 @@ class Transformer(nn.Module):
     def __init__(self, kernels: Kernels, width: int, *, words: int, positions: int = 0, types: int = 0) -> None:
         """`width` is that of the tables; the numbers are their rows. There is no table of 0 rows."""
         super().__init__()
-        self.norm: nn.Module = nn.Identity()  # of the embeddings
+        self.project: Any = nn.Identity()  # of the embeddings, before their norm
+        self.norm: nn.Module = nn.Identity()
         self.final_norm: nn.Module = nn.Identity()
         numbers = {"word": words, "position": positions, "token_type": types}
         self.tables = nn.ModuleDict(
@@ -147,9 +148,9 @@ class Transformer(nn.Module):
         weights.load(self.final_norm, names.final_norm or "")
 
     def embed(self, sequences: Sequences) -> Tensor:
-        """Returns the input of the first layer; here [T, width], the sum of each token's rows of the tables, normed."""
+        """Returns the input of the first layer: the sum of each token's rows of the tables, projected and normed."""
         rows = {"word": sequences.ids, "position": sequences.position_ids, "token_type": sequences.type_ids}
-        return self.norm(reduce(torch.add, (table(rows[name]) for name, table in self.tables.items())))
+        return self.norm(self.project(reduce(torch.add, (table(rows[name]) for name, table in self.tables.items()))))
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H]."""

@@ -20,7 +20,7 @@ from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import Weights, empty, fill
-from bei_core.models.layouts import SLIDING, ExpertSizes, RotaryNames, RotarySizes, find_layout
+from bei_core.models.layouts import FULL, SLIDING, ExpertSizes, RotaryNames, RotarySizes, find_layout
 from bei_core.models.tensor_names import TensorNames
 
 
@@ -37,14 +37,13 @@ class Transformer(layers.Transformer):
         self.has_one_type, self.is_gated = names.has_one_type(num_types), sizes.is_gated
         make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, bias=sizes.norm_bias, dtype=kernels.dtype)
         self.norm = make_norm()
-        shape, biases = (
-            (sizes.hidden, sizes.num_heads),
-            {"bias": sizes.attention_bias, "out_bias": sizes.attention_bias},
-        )
-        windows = {kind: sizes.window if kind == SLIDING else None for kind in dict.fromkeys(sizes.layer_types)}
-        attention = {kind: AttentionSizes.of_encoder(*shape, **biases, window=windows[kind]) for kind in windows}
-        head_size, max_len = sizes.hidden // sizes.num_heads, facts.spec.max_seq_len
-        ropes = {kind: layers.Rope(config, head_size, max_len, kind) for kind in windows}
+        bias = sizes.attention_bias
+        full = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, bias=bias, out_bias=bias)
+        attention = {FULL: full, SLIDING: replace(full, window=sizes.window)}
+        ropes = {
+            kind: layers.Rope(config, full.head_size, facts.spec.max_seq_len, kind)
+            for kind in dict.fromkeys(sizes.layer_types)
+        }
         self.layers = nn.ModuleList(
             layers.TransformerLayer(
                 kernels.attention(attention[kind], ropes[kind], number),
