@@ -87,9 +87,11 @@ class BertSizes:
         """
         if config.get("is_decoder"):
             raise UnsupportedModelError("config.json: is_decoder true (attention to earlier tokens) is not supported")
-        wanted = config.get("position_embedding_type") or "absolute"
-        if wanted != ("alibi" if names.has_alibi else "absolute"):
-            raise UnsupportedModelError(f"config.json: position_embedding_type {wanted!r} is not supported")
+        found, known = config.get("position_embedding_type") or "absolute", "alibi" if names.has_alibi else "absolute"
+        if found != known:
+            raise UnsupportedModelError(
+                f"config.json: position_embedding_type {found!r} is not supported, only {known!r}"
+            )
 
         def number(name: str, default: int | None = None) -> int:
             return read_size(config, names.config_names.get(name, name), default=default)
