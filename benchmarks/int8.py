@@ -22,12 +22,12 @@ from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
+from bei_core.engines.calibration import calibration_batches
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened, build_engine, load
 from bei_core.engines.openvino.engine import MODEL, compile_properties, has_int8_dot_product, precision_for, usable_cpus
 from bei_core.engines.openvino.packing import pack_rows
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
-from bei_core.engines.openvino.quantize.graph import calibration_batches
 from bei_core.tasks import EncodeOptions
 from bei_core.text.tokenizer import TextTokenizer
 

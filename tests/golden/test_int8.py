@@ -16,15 +16,14 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.build import plan_build
-from bei_core.engines.calibration import Calibration, encode, read_samples
+from bei_core.engines.calibration import Calibration, calibration_batches, encode, outputs, read_samples
 from bei_core.engines.open import Opened, build_engine, load, open_engine
 from bei_core.engines.openvino import build, engine
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import ROWS, build_graph
 from bei_core.engines.openvino.lone import with_lone_graphs
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions, merge_transposes
-from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls, make_names_unique, quantize
-from bei_core.engines.openvino.quantize.parts import outputs
+from bei_core.engines.openvino.quantize.graph import linear_matmuls, make_names_unique, quantize
 from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, best_scale, observe
 from bei_core.engines.quality import measure
 from bei_core.errors import ConfigError, EngineUnavailableError, QualityError

@@ -15,14 +15,14 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.build import plan_build
-from bei_core.engines.calibration import encode
+from bei_core.engines.calibration import calibration_batches, encode, outputs
 from bei_core.engines.open import Opened, build_engine, load, open_engine
 from bei_core.engines.openvino import build
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
 from bei_core.engines.openvino.quantize import parts
-from bei_core.engines.openvino.quantize.graph import calibration_batches, linear_matmuls
-from bei_core.engines.openvino.quantize.parts import outputs, reference_rows
+from bei_core.engines.openvino.quantize.graph import linear_matmuls
+from bei_core.engines.openvino.quantize.parts import reference_rows
 from bei_core.engines.openvino.quantize.smoothquant import observe
 from bei_core.engines.openvino.quantize.weights import quantize_weights
 from bei_core.engines.quality import measure

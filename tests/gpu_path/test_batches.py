@@ -12,7 +12,7 @@ import torch
 
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
-from bei_core.engines.torch.batches import DeviceLostError, Parts, even_parts
+from bei_core.engines.torch.batches import DeviceLostError, Parts
 from bei_core.errors import BeiError
 from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner
@@ -122,12 +122,3 @@ def test_the_error_of_a_lost_gpu_says_what_has_to_be_done(monkeypatch: pytest.Mo
     lose_card(monkeypatch)
     with pytest.raises(DeviceLostError, match="the GPU failed and needs a new process: CUDA error"):
         LostCard().forward(Batch.pack(tokens_of(3)))
-
-
-@pytest.mark.parametrize("lengths", [(1,), (5, 5), (9, 1, 1, 1), (1, 1, 1, 9), (3, 1, 4, 1, 5, 9, 2, 6)])
-def test_even_parts_have_every_text_once_and_in_order(lengths: tuple[int, ...]) -> None:
-    batch = Batch.pack(tokens_of(*lengths))
-    parts = even_parts(batch, 3)
-    assert 1 <= len(parts) <= 3
-    assert np.concatenate([part.input_ids for part in parts]).tolist() == batch.input_ids.tolist()
-    assert [length for part in parts for length in part.lengths.tolist()] == list(lengths)

@@ -135,7 +135,7 @@ def test_all_operations_between_two_matmuls_are_one_kernel(
         if precision == "fp8" and isinstance(layer, Linear):
             layer.input_scale = layer.weight_scale = torch.ones(())
             layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
-    _, (code,) = run_and_get_code(loading._compile, model, tmp_path)
+    _, (code,) = run_and_get_code(loading.compile_layers, model, tmp_path)
     found = re.findall(r"^ +(cpp_fused_\w+)\(", code, re.MULTILINE)
     assert len(found) == kernels
     rotary = [kernel for kernel in found if "_flip_" in kernel]

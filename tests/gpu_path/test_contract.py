@@ -39,9 +39,9 @@ SNAPSHOT = json.loads((Path(__file__).parent / "signatures.json").read_text())
 ENTRIES: dict[str, dict[str, Any]] = SNAPSHOT["entries"]
 _ALL: tuple[Case | ClassificationCase, ...] = (*CASES, *GROUP_CASES, *HEAD_CASES, *HEAD_CLASSIFICATION_CASES)
 CASE_OF = {case.name: case for case in _ALL}
-# A model with CUDA graphs, query and key norms, and gated MLPs; one with a window; one with token types; one whose
-# rotary embedding is fused.
-USERS = ("qwen3-embedding", "gemma2-multilingual", "bert-cls-normalize", "qwen2-heads-32")
+# A model with CUDA graphs, query and key norms, and gated MLPs; one with a window; one with token types; two whose
+# rotary embedding is fused, the second with scaled frequencies.
+USERS = ("qwen3-embedding", "gemma2-multilingual", "bert-cls-normalize", "qwen2-heads-32", "llama-heads-32")
 
 only_on_shim = pytest.mark.skipif(IS_REAL, reason="the stand-in notes its calls; the real one is held to the snapshot")
 
@@ -163,7 +163,7 @@ def test_the_error_for_a_name_that_has_moved_says_where_it_was_expected(monkeypa
         ("qwen2-heads-32", "bfloat16", True),
         ("mistral-scores-heads-64", "bfloat16", True),
         ("mistral-scores-heads-64", "float32", False),
-        ("llama-heads-32", "bfloat16", False),  # llama3's scaling of frequencies
+        ("llama-heads-32", "bfloat16", True),  # llama3's scaling of frequencies
         ("qwen3-heads-32", "bfloat16", False),  # norms of queries and keys
         ("qwen2-gte-both-ways", "bfloat16", False),
     ],

@@ -16,7 +16,6 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm import engine as engines
 from bei_core.engines.tensorrt_llm.classes import unpack_ids
 from bei_core.engines.tensorrt_llm.engine import pack_ids
-from bei_core.engines.torch.batches import split
 from bei_core.engines.torch.models.pooling import POOLINGS, pool
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import EngineUnavailableError
@@ -46,18 +45,6 @@ def test_unpack_ids_is_the_inverse_of_pack_ids(batch: Batch) -> None:
     assert types.numpy().tolist() == batch.type_ids.tolist()
     expected = [at >= skip for length, skip in zip(batch.lengths, batch.skips, strict=True) for at in range(length)]
     assert pooled.numpy().tolist() == expected
-
-
-@given(batches(), st.integers(1, 4), st.integers(1, 20))
-def test_a_batch_is_split_in_order_within_both_limits(batch: Batch, max_items: int, max_tokens: int) -> None:
-    parts = list(split(batch, max_items=max_items, max_tokens=max_tokens))
-    for name in ("input_ids", "type_ids", "lengths", "skips"):
-        joined = np.concatenate([getattr(part, name) for part in parts])
-        assert joined.tolist() == getattr(batch, name).tolist()
-    for part in parts:
-        assert len(part) <= max_items
-        assert len(part) == 1 or part.num_tokens <= max_tokens
-        assert part.max_len == part.lengths.max()
 
 
 def sequences_of(lengths: list[int], num_tokens: int) -> Sequences:

@@ -9,9 +9,9 @@ Letters for shapes, the same in every engine:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -65,3 +65,29 @@ class Batch:
             max_len=max(lengths),
             skips=np.array([item.skip for item in items], np.int32),
         )
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Returns a batch of the sequences from `start` to `stop` (excluded), as views of this batch's token arrays."""
+        first, last = self.cu_seqlens[start], self.cu_seqlens[stop]
+        return Batch(
+            input_ids=self.input_ids[first:last],
+            type_ids=self.type_ids[first:last],
+            cu_seqlens=self.cu_seqlens[start : stop + 1] - first,
+            max_len=int(self.lengths[start:stop].max()),
+            skips=self.skips[start:stop],
+        )
+
+    def even_parts(self, count: int) -> list[Batch]:
+        """Returns at most `count` parts of the batch with about the same number of tokens, in order."""
+        ends = np.searchsorted(self.cu_seqlens, np.arange(1, count) * self.num_tokens / count)
+        edges = np.unique([0, *ends, len(self)]).tolist()
+        return [self.part(start, stop) for start, stop in pairwise(edges)]
+
+    def split(self, *, max_items: int, max_tokens: int) -> Iterator[Batch]:
+        """Yields parts of the batch within both limits, in order; a text of more than `max_tokens` tokens is a part."""
+        start = 0
+        for stop in range(1, len(self) + 1):
+            is_full = stop - start == max_items or stop == len(self)
+            if is_full or self.cu_seqlens[stop + 1] - self.cu_seqlens[start] > max_tokens:
+                yield self.part(start, stop)
+                start = stop

@@ -71,7 +71,7 @@ def reason_not_to_build(builder: Builder, spec: ModelSpec, settings: Settings) -
 def plan_model(
     builders: Sequence[Builder], settings: Settings, root: Path, checkpoint: Checkpoint | None = None
 ) -> Build:
-    """The build of the settings' model by the first builder that can; raises the errors of the last one if none can.
+    """The build of the settings' model by the first builder that supports it; settings must suit this builder.
 
     Without `checkpoint`, it is fetched into `root` if necessary. Raises CheckpointError, DiskError,
     UnsupportedModelError, ConfigError, and as the builder's `plan`.
@@ -82,10 +82,12 @@ def plan_model(
     template = chosen_template(settings.rerank_template, None)
     spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
     for builder in builders[:-1]:
-        reason = reason_not_to_build(builder, spec, settings)
-        if reason is None:
+        try:
+            builder.check(spec, settings)
+        except UnsupportedModelError as error:
+            log.info("another engine is built for %s: %s", checkpoint.source, error)
+        else:
             return plan_build(builder, checkpoint, spec, settings)
-        log.info("another engine is built for %s: %s", checkpoint.source, reason)
     return plan_build(builders[-1], checkpoint, spec, settings)
 
 

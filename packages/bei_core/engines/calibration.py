@@ -20,8 +20,12 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from bei_core.config.settings import Settings
+from bei_core.engines.base import Engine
+from bei_core.engines.batch import Batch
 from bei_core.errors import ConfigError
 from bei_core.models.kind import Kind
 from bei_core.models.spec import ModelSpec
@@ -39,6 +43,7 @@ NUM_HELD_OUT = 256  # held-out texts; at most a quarter of a file
 _MIN_TEXTS = 16  # of a file; with fewer texts the measured quality would mean nothing
 _FIELDS = ("text", "article", "document")  # of a line in a .jsonl file; the first one that exists is the text
 _EVERY_S = 10.0  # between log lines of progress
+_CALIBRATION_TOKENS = 512  # of a batch. Another size gives other ranges: that of an activation is a mean over batches
 _SHAPES = (0, 1, 1, 2, 4)  # number of texts joined into an input, in turn; 0: the first words of a text, as a query
 
 
@@ -138,6 +143,26 @@ def first_inputs(inputs: Sequence[Tokens], max_tokens: float, least: int) -> Seq
     """The first inputs, until they have `max_tokens` tokens together; at least `least` inputs."""
     before = accumulate(map(len, inputs), initial=0)
     return inputs[: max(least, sum(num < max_tokens for num in before))]
+
+
+def calibration_batches(items: Sequence[Tokens], budget: int = _CALIBRATION_TOKENS) -> list[Batch]:
+    """The items in order, in batches of at most `budget` tokens; a longer item has a batch of its own."""
+    batches: list[list[Tokens]] = [[]]
+    left = budget
+    for item in items:
+        if batches[-1] and len(item) > left:
+            batches.append([])
+            left = budget
+        batches[-1].append(item)
+        left -= len(item)
+    return [Batch.pack(batch) for batch in batches]
+
+
+def outputs(engine: Engine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
+    """f32[B, D] of all batches together, or f32[T, E] for a model that gives rows of tokens only."""
+    run = engine.forward if engine.info.row_width else lambda batch: engine.forward_tokens(batch)[1]
+    what = f"held-out texts in {engine.info.precision}"
+    return np.concatenate([run(batch) for _, batch in with_progress(batches, what)])
 
 
 def with_progress(items: Sequence[T], what: str, unit: str = "batches") -> Iterator[tuple[int, T]]:

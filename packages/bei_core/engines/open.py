@@ -126,6 +126,7 @@ def _open_cached(settings: Settings, provider: EngineProvider, for_job: bool) ->
             raise
         provider.cache.quarantine_damaged(lease.folder.name)
         raise EngineCorruptError(str(error)) from error
+    provider.report_fallback(opened.manifest)
     named = msgspec.structs.replace(opened.manifest, source=redact(settings.model_id or ""))
     return replace(opened, manifest=named, lease=lease)
 

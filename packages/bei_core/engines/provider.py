@@ -14,8 +14,8 @@ from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.build import Build, model_id_of, plan_model, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.manifest import is_engine, key_of, read_manifest
-from bei_core.engines.registry import candidates, load_builder
+from bei_core.engines.manifest import Manifest, is_engine, key_of, read_manifest
+from bei_core.engines.registry import OPENVINO, candidates, load_builder
 from bei_core.engines.remote import RemoteEngine, RemoteEngines, engine_at
 from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
 from bei_core.storage.backends import is_store, redact, store_examples
@@ -68,6 +68,16 @@ class EngineProvider:
                     return lease
             return self._build(keys)
 
+    def report_fallback(self, manifest: Manifest) -> None:
+        """Log a warning if the engine is for CPUs, although there is a GPU: no engine for it supports the model."""
+        if manifest.engine == OPENVINO != self._engines[0]:
+            name = redact(self._model_id)
+            log.warning(
+                "%s runs on the CPU, because no engine for the GPU serves it; set engine=%s to silence this",
+                name,
+                OPENVINO,
+            )
+
     def build(self, target: Path) -> None:
         """Build the engine in the folder `target`, unless it already has this engine. Raises as `get`, and ConfigError.
 
@@ -87,8 +97,8 @@ class EngineProvider:
     def _request_keys(self) -> list[str]:
         """The keys of refs: hashes of the settings and versions that decide the engine, without the checkpoint.
 
-        The first is that of the preferred engine. A second one is that of another engine which is built because the
-        preferred one cannot serve the model. Local files may change under the same name, so a digest of their content
+        The first is that of the preferred engine. A second one is that of another engine which is built because those
+        before it cannot serve the model. Local files may change under the same name, so a digest of their content
         is part of the keys.
         """
         parts: dict[str, object] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from bei_core.engines.quality_report import REPORT, write_report
 from bei_core.errors import QualityError
 from bei_core.models.kind import Kind
 from bei_core.tasks import Text
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -123,7 +126,9 @@ class Comparison:
         ]
         by_text = list(zip(self.by_text().tolist(), self.texts, strict=True))
         write_report(folder / REPORT, title, figures, cosines_of(self.reference, self.candidate), by_text)
-        return quality.check(bar)
+        checked = quality.check(bar)
+        log.info("quality of %s compared with f32: %s", title, checked)
+        return checked
 
 
 def measure(reference: Array, candidate: Array, kind: Kind) -> Quality:

@@ -102,8 +102,9 @@ _CARD = re.compile(r"(?P<name>.+),\s*(?P<major>\d+)\.(?P<minor>\d+)$", re.MULTIL
 def candidates(engine: str, *, with_devices: bool = False, to_run: bool = True) -> list[str]:
     """The names of the engines for the setting `engine`, the preferred one first.
 
-    For `auto`, they are those that can run on this machine's GPU (and have the settings `devices` and
-    `tensor_parallel_size`, if `with_devices`), else the CPU engine. Raises EngineUnavailableError for an unknown name.
+    For `auto`, they are those that can run on this machine's GPU and then, if it is installed, the CPU engine, for
+    models that they do not support. `with_devices`, they are those that have the settings `devices` and
+    `tensor_parallel_size`. If none can, it is the CPU engine alone. Raises EngineUnavailableError for an unknown name.
     With `to_run`, also if the engine's package is missing.
     """
     if engine == "auto":
@@ -171,7 +172,7 @@ def find_gpu() -> Gpu | None:
 
 
 def _usable(*, with_devices: bool) -> list[str]:
-    """The engines that can run on this machine's GPU; else the CPU engine, with a warning if there is a GPU."""
+    """The engines of `candidates` for `auto`; there is a warning if there is a GPU and none of them can use it."""
     gpu = find_gpu()
     if gpu is None:
         return [OPENVINO]
@@ -187,7 +188,7 @@ def _usable(*, with_devices: bool) -> list[str]:
         else:
             reasons.append(reason)
     if usable:
-        return usable
+        return [*usable, OPENVINO] if _kind(OPENVINO).is_installed() and not with_devices else usable
     log.warning(
         "%s (compute capability %d.%d) is not used, and the CPU engine runs instead: %s; set engine=%s to silence this",
         gpu.name,

@@ -58,7 +58,9 @@ class Family:
 
     def has_position_table(self, config: Config) -> bool:
         """Whether the checkpoint has an embedding for each position; else their number limits nothing."""
-        return self.page == "bert" or (self.page == "deberta" and bool(config.get("position_biased_input", True)))
+        if self.page == "bert":
+            return not self.layout[0].has_alibi
+        return self.page == "deberta" and bool(config.get("position_biased_input", True))
 
     @property
     def anchors(self) -> tuple[str, ...]:
@@ -86,25 +88,23 @@ _ROBERTA = BertNames(padding_id="pad_token_id")
 # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
 _ROBERTA_FLASH = BertNames(
     layer="encoder.layers.{}.",
-    qkv="mixer.Wqkv",
-    attention_out="mixer.out_proj",
+    qkv=("mixer.Wqkv",),
+    out="mixer.out_proj",
     attention_norm="norm1",
-    up="mlp.fc1",
+    up=("mlp.fc1",),
     down="mlp.fc2",
-    out_norm="norm2",
-    embeddings_norm="emb_ln",
+    mlp_norm="norm2",
+    embedding_norm="emb_ln",
     padding_id="pad_token_id",
 )
 _DISTILBERT = BertNames(
     layer="transformer.layer.{}.",
-    query="attention.q_lin",
-    key="attention.k_lin",
-    value="attention.v_lin",
-    attention_out="attention.out_lin",
+    qkv=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
+    out="attention.out_lin",
     attention_norm="sa_layer_norm",
-    up="ffn.lin1",
+    up=("ffn.lin1",),
     down="ffn.lin2",
-    out_norm="output_layer_norm",
+    mlp_norm="output_layer_norm",
     has_types=False,
     config_names={
         "hidden_size": "dim",
@@ -115,14 +115,25 @@ _DISTILBERT = BertNames(
     },
 )
 _MPNET = BertNames(
-    query="attention.attn.q",
-    key="attention.attn.k",
-    value="attention.attn.v",
-    attention_out="attention.attn.o",
+    qkv=("attention.attn.q", "attention.attn.k", "attention.attn.v"),
+    out="attention.attn.o",
     attention_norm="attention.LayerNorm",
     padding_id=1,  # transformers' MPNet ignores pad_token_id
     has_types=False,
     relative_attention="encoder.relative_attention_bias.weight",
+)
+# JinaBERT v2 (Günther et al. 2023). Two published classes have this name: `jinaai/jina-bert-implementation`
+# (jina-embeddings-v2, jina-reranker-v1) and `jinaai/jina-bert-v2-qk-post-norm` (jina-embeddings-v2-base-code), which
+# also has norms of queries and keys, and one more residual connection and norm around attention.
+_JINA_BERT = BertNames(up=("mlp.gated_layers",), down="mlp.wo", mlp_norm="mlp.layernorm", has_alibi=True)
+_JINA_BERT_CODE = BertNames(
+    up=("mlp.up_gated_layer",),
+    up_first=True,
+    down="mlp.down_layer",
+    mlp_norm="layer_norm_2",
+    qk_norms="attention.self.layer_norm_",
+    attention_out_norm="layer_norm_1",
+    has_alibi=True,
 )
 _QWEN3 = DecoderSwitches(is_sliding=upper_layers, qk_norm=True)
 
@@ -243,14 +254,9 @@ _FAMILIES = (
         prefixes=("", "deberta."),
         anchor=_WORDS,
     ),
-    Family(
-        name="jina_bert",
-        classes=("JinaBert",),
-        page="jina_bert",
-        heads=_BERT_HEADS,
-        is_causal=_never,
+    replace(
+        _bert("jina_bert", ("JinaBert",), _BERT_HEADS, _JINA_BERT, _JINA_BERT_CODE),
         prefixes=("", "bert."),
-        anchor=_WORDS,
         has_own_code=True,
     ),
     Family(

@@ -14,38 +14,38 @@ from typing import Any, TypeVar
 
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import MAX_LAYERS, Config, read_size
+from bei_core.models.tensor_names import GEMMA, LLAMA, TensorNames
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
 TASK_TYPES = "embeddings.task_type_embeddings.weight"  # of ERNIE
 
 
-@dataclass(frozen=True, slots=True)
-class BertNames:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BertNames(TensorNames):
     """The layout of BERT-like encoders: the names of a family's tensors and settings."""
 
+    embedding_norm: str = "embeddings.LayerNorm"
     layer: str = "encoder.layer.{}."
-    query: str = "attention.self.query"
-    key: str = "attention.self.key"
-    value: str = "attention.self.value"
-    attention_out: str = "attention.output.dense"
+    qkv: tuple[str, ...] = ("attention.self.query", "attention.self.key", "attention.self.value")
+    out: str = "attention.output.dense"
     attention_norm: str = "attention.output.LayerNorm"
-    up: str = "intermediate.dense"
+    up: tuple[str, ...] = ("intermediate.dense",)
     down: str = "output.dense"
-    out_norm: str = "output.LayerNorm"
-    embeddings_norm: str = "embeddings.LayerNorm"
-    qkv: str | None = None  # the fused layer that some checkpoints have instead of query, key and value
+    mlp_norm: str = "output.LayerNorm"
     # The id of the tokens that have no position, also inside a text: they have its row of the position table, and the
     # positions of other tokens begin after this row. A string is the key in config.json; None: every token has one.
     padding_id: int | str | None = None
     has_types: bool = True
     has_task_types: bool = False  # see `BertSizes.has_task_type`
     relative_attention: str | None = None  # tensor of bucketed relative position biases
+    # JinaBERT: attention has ALiBi, so there is no position table, and MLPs have gates.
+    has_alibi: bool = False
     config_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def telling_layer(self) -> str:
-        """The norm of the embeddings; see `find_layout`."""
-        return self.embeddings_norm
+        """The first layer of the first MLP; see `find_layout`."""
+        return self.layer.format(0) + self.up[0]
 
     def padding_id_of(self, config: Config) -> int | None:
         """Returns the id of the tokens without a position, which is 1 if config.json has none; None: all have one."""
@@ -76,20 +76,21 @@ class BertSizes:
     vocab_size: int
     num_types: int  # 0 for a family without token types
     has_task_type: bool  # whether each token also has the embedding of the first task type (ERNIE)
-    num_positions: int  # rows of the position table
+    num_positions: int  # rows of the position table; 0 for a family without it
     padding_id: int | None  # see `BertNames.padding_id`
 
     @classmethod
     def of(cls, names: BertNames, config: Config) -> BertSizes:
         """Reads config.json.
 
-        Raises UnsupportedModelError for a missing size, a relative position embedding, or causal attention.
+        Raises UnsupportedModelError for a missing size, another position embedding, or causal attention.
         """
         if config.get("is_decoder"):
             raise UnsupportedModelError("config.json: is_decoder true (attention to earlier tokens) is not supported")
-        if (config.get("position_embedding_type") or "absolute") != "absolute":
+        found, known = config.get("position_embedding_type") or "absolute", "alibi" if names.has_alibi else "absolute"
+        if found != known:
             raise UnsupportedModelError(
-                f"position_embedding_type {config['position_embedding_type']!r} is not supported"
+                f"config.json: position_embedding_type {found!r} is not supported, only {known!r}"
             )
 
         def number(name: str, default: int | None = None) -> int:
@@ -101,33 +102,24 @@ class BertSizes:
             num_heads=number("num_attention_heads"),
             intermediate_size=number("intermediate_size"),
             eps=float(names.read_setting(config, "layer_norm_eps", 1e-12)),
-            activation=str(names.read_setting(config, "hidden_act")),
+            activation=_jina_gate(config) if names.has_alibi else str(names.read_setting(config, "hidden_act")),
             vocab_size=number("vocab_size"),
             num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
             has_task_type=names.has_task_types and bool(config.get("use_task_id")),
-            num_positions=number("max_position_embeddings"),
+            num_positions=0 if names.has_alibi else number("max_position_embeddings"),
             padding_id=names.padding_id_of(config),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class RotaryNames:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryNames(TensorNames):
     """The layout of encoders with rotary positions and gated MLPs: names of tensors, and differences between families.
 
-    A bias exists always (True), never (False), or if config.json has a true value under this key (a string).
+    A bias exists always (True), never (False), or if config.json has a true value under this key (a string). `up` is
+    empty if MLPs are always plain.
     """
 
-    words: str
-    embedding_norm: str
-    layer: str
-    qkv: tuple[str, ...]  # the names of three layers, or of one layer for queries, keys and values
-    out: str
-    attention_norm: str
-    gate_up: tuple[str, ...]  # the names of two layers, or of one layer for both; empty if MLPs are plain
-    down: str
-    mlp_norm: str
     up_first: bool = True
-    final_norm: str | None = None  # the last norm of a family whose norms come before attention and MLP (pre-norm)
     has_windows: bool = False  # layers with a sliding window, as in ModernBERT
     only_first_type: bool = False  # see `has_one_type`
     activation: tuple[str, str] = ("hidden_act", "gelu")  # the key in config.json that names it, and the default
@@ -221,7 +213,7 @@ class RotarySizes:
 def _is_gated(names: RotaryNames, config: Config) -> bool:
     """Whether MLPs have gates: always or never, but in NomicBERT by its activation."""
     has_gates = config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts")
-    return bool(names.gate_up) and has_gates
+    return bool(names.up) and has_gates
 
 
 def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:
@@ -243,6 +235,11 @@ class DecoderSwitches:
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
     bidirectional: bool = False  # attention is never causal, whatever config.json says
+
+    @property
+    def names(self) -> TensorNames:
+        """The names of the layers in checkpoints."""
+        return GEMMA if self.gemma else LLAMA
 
 
 def find_layout(layouts: Sequence[NamesT], has_layer: Callable[[str], bool]) -> NamesT:
@@ -355,13 +352,12 @@ def _read_num_layers(config: Config) -> int:
 _JINA_GATES = {"geglu": "gelu", "reglu": "relu"}  # `feed_forward_type` to the activation of the gate
 
 
-def jina_gate(config: Config) -> str:
-    """Returns the activation of JinaBERT's gated MLPs. Raises UnsupportedModelError without ALiBi or gates."""
+def _jina_gate(config: Config) -> str:
+    """Returns the activation of JinaBERT's gated MLPs. Raises UnsupportedModelError for MLPs without gates."""
     feed_forward = str(config.get("feed_forward_type", "geglu"))
-    if config.get("position_embedding_type") != "alibi" or feed_forward not in _JINA_GATES:
+    if feed_forward not in _JINA_GATES:
         raise UnsupportedModelError(
-            f"config.json: position_embedding_type {config.get('position_embedding_type')!r} with "
-            f"feed_forward_type {feed_forward!r} is not supported; JinaBERT needs 'alibi' and one of {[*_JINA_GATES]}"
+            f"config.json: feed_forward_type {feed_forward!r} is not supported; JinaBERT needs one of {[*_JINA_GATES]}"
         )
     return _JINA_GATES[feed_forward]
 

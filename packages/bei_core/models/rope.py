@@ -39,8 +39,7 @@ def frequencies_of(
     """
     if head_size % 2:
         raise UnsupportedModelError(f"attention heads of size {head_size}: rotary embedding needs an even size")
-    theta, scaling = _theta_and_scaling(config, layer_type)
-    kind = _kind(scaling)
+    kind, theta, scaling = rope_settings(config, layer_type=layer_type)
     if kind not in _SCALINGS:
         raise UnsupportedModelError(f"rope scaling {kind!r} is not supported; known are {', '.join(sorted(_SCALINGS))}")
     return _SCALINGS[kind](_unscaled(theta, head_size), theta, scaling, config)
@@ -48,13 +47,16 @@ def frequencies_of(
 
 def is_dynamic(config: Mapping[str, Any]) -> bool:
     """Whether frequencies depend on the length of a text that is longer than the model's max_position_embeddings."""
-    scalings = (_theta_and_scaling(config, layer_type)[1] for layer_type in ("full_attention", "sliding_attention"))
-    return any(_kind(scaling) == "dynamic" for scaling in scalings)
+    types = ("full_attention", "sliding_attention")
+    return any(rope_settings(config, layer_type=layer_type)[0] == "dynamic" for layer_type in types)
 
 
-def _kind(scaling: Mapping[str, Any]) -> str:
-    """Returns the name of a scaling: a key of `_SCALINGS`, unless it is unknown."""
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+def rope_settings(
+    config: Mapping[str, Any], *, layer_type: str = "full_attention"
+) -> tuple[str, float, Mapping[str, Any]]:
+    """Returns (name of the scaling, theta, values of the scaling); the name is a key of `_SCALINGS` if it is known."""
+    theta, scaling = _theta_and_scaling(config, layer_type)
+    return str(scaling.get("rope_type") or scaling.get("type") or "default"), theta, scaling
 
 
 def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:

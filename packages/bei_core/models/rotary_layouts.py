@@ -13,7 +13,7 @@ MODERNBERT = RotaryNames(
     qkv=("attn.Wqkv",),
     out="attn.Wo",
     attention_norm="attn_norm",
-    gate_up=("mlp.Wi",),
+    up=("mlp.Wi",),
     down="mlp.Wo",
     mlp_norm="mlp_norm",
     up_first=False,
@@ -27,13 +27,12 @@ MODERNBERT = RotaryNames(
     norm_bias="norm_bias",
 )
 NOMIC = RotaryNames(
-    words="embeddings.word_embeddings",
     embedding_norm="emb_ln",
     layer="encoder.layers.{}.",
     qkv=("attn.Wqkv",),
     out="attn.out_proj",
     attention_norm="norm1",
-    gate_up=("mlp.fc11", "mlp.fc12"),
+    up=("mlp.fc11", "mlp.fc12"),
     down="mlp.fc2",
     mlp_norm="norm2",
     activation=("activation_function", "swiglu"),
@@ -52,13 +51,12 @@ NOMIC = RotaryNames(
     },
 )
 GTE = RotaryNames(
-    words="embeddings.word_embeddings",
     embedding_norm="embeddings.LayerNorm",
     layer="encoder.layer.{}.",
     qkv=("attention.qkv_proj",),
     out="attention.o_proj",
     attention_norm="attn_ln",
-    gate_up=("mlp.up_gate_proj",),
+    up=("mlp.up_gate_proj",),
     down="mlp.down_proj",
     mlp_norm="mlp_ln",
     only_first_type=True,
@@ -67,13 +65,12 @@ GTE = RotaryNames(
     supported={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
 )
 JINA_V3 = RotaryNames(
-    words="embeddings.word_embeddings",
     embedding_norm="emb_ln",
     layer="encoder.layers.{}.",
     qkv=("mixer.Wqkv",),
     out="mixer.out_proj",
     attention_norm="norm1",
-    gate_up=(),
+    up=(),
     down="mlp.fc2",
     mlp_norm="norm2",
     default_eps=1e-5,
@@ -88,7 +85,7 @@ def native(names: RotaryNames) -> RotaryNames:
 
     transformers also keeps these names when it saves a model that it read from such a file.
     """
-    gated = bool(names.gate_up)
+    gated = bool(names.up)
     return replace(
         names,
         embedding_norm="embeddings.LayerNorm",
@@ -96,7 +93,7 @@ def native(names: RotaryNames) -> RotaryNames:
         qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         out="self_attn.o_proj",
         attention_norm="post_attention_layernorm",
-        gate_up=("mlp.up_proj", "mlp.gate_proj") if gated else (),
+        up=("mlp.up_proj", "mlp.gate_proj") if gated else (),
         down="mlp.down_proj" if gated else names.down,
         mlp_norm="post_mlp_layernorm",
     )

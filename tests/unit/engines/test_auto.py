@@ -12,7 +12,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines import provider
 from bei_core.engines.base import Plan
 from bei_core.engines.remote import RemoteEngines
-from bei_core.errors import UnsupportedModelError
+from bei_core.errors import EngineUnavailableError, UnsupportedModelError
 from bei_core.models.spec import ModelSpec
 from tests.unit.engines import test_provider
 from tests.unit.engines.test_provider import REPO, World, start
@@ -60,6 +60,41 @@ def test_auto_serves_a_model_with_the_first_engine_that_can(
     world.is_cut_off = False
     with pytest.raises(UnsupportedModelError, match="it does not either"):
         start(world.elsewhere(engine="auto"))
+
+
+NO_LAYERS = "the torch engine does not run StaticEmbedding"
+
+
+def test_auto_serves_a_model_that_no_gpu_engine_serves_on_the_cpu_with_a_warning_at_each_start(
+    world: World, two_engines: dict[str, str | None], remote: RemoteEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_engines |= {"tensorrt_llm": NO_LAYERS, "torch": NO_LAYERS, "openvino": None}
+    caplog.set_level("INFO")
+    settings = world.settings(engine="auto", engine_store=remote.store.url)
+    assert start(settings).engine == "openvino"
+    assert f"another engine is built for {REPO}: {NO_LAYERS}" in caplog.text
+    world.is_cut_off = True
+    for again in (settings, world.elsewhere(engine="auto", engine_store=remote.store.url)):
+        caplog.clear()
+        assert start(again).engine == "openvino", "the later start, and another replica, need no hub"
+        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+            f"{REPO} runs on the CPU, because no engine for the GPU serves it; set engine=openvino to silence this"
+        ]
+
+
+def test_auto_does_not_leave_the_gpu_for_settings_that_its_engines_refuse(
+    world: World, two_engines: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error says what can be changed. A CPU that takes fp4 for 4-bit weights may be no choice for a large model."""
+    two_engines["openvino"] = None
+
+    def refuse(self: Refusing, spec: ModelSpec, settings: Settings) -> None:
+        if self.name != "openvino":
+            raise EngineUnavailableError("engines for GPUs are not built in fp4; use fp8")
+
+    monkeypatch.setattr(Refusing, "check", refuse)
+    with pytest.raises(EngineUnavailableError, match="not built in fp4; use fp8"):
+        start(world.settings(engine="auto", quantization_type="fp4"))
 
 
 def test_the_preferred_engine_serves_where_another_one_did_by_its_name(

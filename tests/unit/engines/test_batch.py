@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from bei_core.engines.batch import Batch
 from bei_core.tasks import Tokens
 from tests.fakes import tokens_of
-from tests.strategies import token_sequences
+from tests.strategies import batches, token_sequences
 
 
 @given(st.lists(token_sequences(), min_size=1, max_size=20))
@@ -36,3 +36,24 @@ def test_arrays_are_flat_and_32_bit(items: list[Tokens]) -> None:
 def test_nothing_to_run_is_a_bug_of_the_caller(items: list[Tokens]) -> None:
     with pytest.raises(ValueError, match="this is a bug"):
         Batch.pack(items)
+
+
+@given(batches(max_items=9, max_len=12), st.integers(1, 4), st.integers(1, 20))
+def test_a_batch_is_split_in_order_within_both_limits(batch: Batch, max_items: int, max_tokens: int) -> None:
+    parts = list(batch.split(max_items=max_items, max_tokens=max_tokens))
+    for name in ("input_ids", "type_ids", "lengths", "skips"):
+        joined = np.concatenate([getattr(part, name) for part in parts])
+        assert joined.tolist() == getattr(batch, name).tolist()
+    for part in parts:
+        assert len(part) <= max_items
+        assert len(part) == 1 or part.num_tokens <= max_tokens
+        assert part.max_len == part.lengths.max()
+
+
+@pytest.mark.parametrize("lengths", [(1,), (5, 5), (9, 1, 1, 1), (1, 1, 1, 9), (3, 1, 4, 1, 5, 9, 2, 6)])
+def test_even_parts_have_every_text_once_and_in_order(lengths: tuple[int, ...]) -> None:
+    batch = Batch.pack([tokens_of(*range(length)) for length in lengths])
+    parts = batch.even_parts(3)
+    assert 1 <= len(parts) <= 3
+    assert np.concatenate([part.input_ids for part in parts]).tolist() == batch.input_ids.tolist()
+    assert [length for part in parts for length in part.lengths.tolist()] == list(lengths)

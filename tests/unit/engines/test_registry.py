@@ -140,15 +140,17 @@ def test_auto_is_tensorrt_llm_where_card_and_package_are(
     machine: SetUp, caplog: pytest.LogCaptureFixture, card: str
 ) -> None:
     machine(says(card), installed=(OPENVINO, TENSORRT_LLM))
-    assert candidates("auto") == [TENSORRT_LLM]
+    assert candidates("auto") == [TENSORRT_LLM, OPENVINO]
     assert not caplog.records
 
 
 def test_auto_prefers_tensorrt_llm_to_torch(machine: SetUp, caplog: pytest.LogCaptureFixture) -> None:
     machine(says(H100), installed=(OPENVINO, TORCH))
-    assert candidates("auto") == [TORCH]
+    assert candidates("auto") == [TORCH, OPENVINO]
     machine(says(H100), installed=(OPENVINO, TORCH, TENSORRT_LLM))
-    assert candidates("auto") == [TENSORRT_LLM, TORCH]
+    assert candidates("auto") == [TENSORRT_LLM, TORCH, OPENVINO]
+    machine(says(H100), installed=(TORCH,))
+    assert candidates("auto") == [TORCH], "a GPU's image may lack the package of the CPU engine"
     machine(None, installed=(OPENVINO, TORCH))
     assert candidates("auto") == [OPENVINO]
     assert not caplog.records

@@ -11,3 +11,27 @@ from bei_core.models.layouts import BertNames, BertSizes
 def test_causal_attention_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match=r"config\.json: is_decoder true"):
         BertSizes.of(BertNames(), {"is_decoder": True})
+
+
+@pytest.mark.parametrize(
+    ("names", "config", "refused"),
+    [
+        (
+            BertNames(),
+            {"position_embedding_type": "relative_key"},
+            "position_embedding_type 'relative_key'.*'absolute'",
+        ),
+        (BertNames(has_alibi=True), {}, "position_embedding_type 'absolute' is not supported, only 'alibi'"),
+        (
+            BertNames(has_alibi=True),
+            {"position_embedding_type": "alibi", "feed_forward_type": "original"},
+            "feed_forward_type 'original' is not supported; JinaBERT needs one of .'geglu', 'reglu'.",
+        ),
+    ],
+)
+def test_other_positions_and_mlps_are_refused_with_those_that_are_known(
+    names: BertNames, config: dict[str, object], refused: str
+) -> None:
+    sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+    with pytest.raises(UnsupportedModelError, match=rf"config\.json: {refused}"):
+        BertSizes.of(names, {**dict.fromkeys(sizes, 8), **config})

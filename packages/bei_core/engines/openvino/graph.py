@@ -83,7 +83,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     width = tokens.get_output_partial_shape(0)[2].get_length()
     tokens = op.reshape(tokens, ops.ints(-1, width), False)
     ids = op.reshape(rows[0], ops.ints(-1), False)
-    modes = heads.pooling_modes(spec, family.heads.sequence)
+    modes = heads.pooling_modes(spec)
     index = pooled_token(modes, ids, Spans(*spans), spec.config)
     if index is None:
         tokens.set_friendly_name(TOKEN_VECTORS)
@@ -93,8 +93,8 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
         chosen = op.gather(tokens, op.concat([index, wanted], 0), ops.axis(0), name=TOKEN_VECTORS)
         pooled, tokens = ops.split_at(chosen, op.shape_of(index))
         keys.append(wanted)
-    results = []
-    for name, x in _Heads(spec, checkpoint, family, Spans(*spans)).outputs(tokens, pooled).items():
+    results, layers = [], heads.head_layers(spec, checkpoint)
+    for name, x in _Heads(spec, checkpoint, layers, Spans(*spans)).outputs(tokens, pooled).items():
         result = op.result(op.convert(x, Type.f32), name=name)
         result.output(0).set_names({name})
         results.append(result)
@@ -110,7 +110,7 @@ class _Heads:
 
     spec: ModelSpec
     checkpoint: Checkpoint
-    family: Family
+    layers: Layers  # of modules and head
     spans: Spans
 
     def outputs(self, tokens: Node, pooled: Node | None) -> dict[str, Node]:
@@ -120,20 +120,14 @@ class _Heads:
             return {TOKENS: ops.l2_normalize(self._apply(modules, tokens))}
         first, *rest = modules
         if isinstance(first, Classifier):
-            return {TOKENS if pooled is None else ROWS: self._classify(first, tokens if pooled is None else pooled)}
+            return {TOKENS if pooled is None else ROWS: self._logits(tokens if pooled is None else pooled)}
         if isinstance(first, Splade):
-            head = heads.known(self.family.heads.vocabulary, self.spec.architecture)
-            logits = heads.splade_logits(head, tokens, self.family.anchors, self.checkpoint, self.spec.config)
-            return {ROWS: heads.splade(first, logits, self.spans)}
+            return {ROWS: heads.splade(first, self._logits(tokens), self.spans)}
         found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)
         return {ROWS: self._apply(rest, pooled), TOKENS: found}
 
-    def _classify(self, classifier: Classifier, x: Node) -> Node:
-        if classifier.yes_no_ids is not None:
-            return heads.yes_no(classifier.yes_no_ids, x, self.checkpoint, self.family.anchors, self.spec.config)
-        known = self.family.heads
-        head = heads.known(known.token if classifier.per_token else known.sequence, self.spec.architecture)
-        return heads.classify(classifier, head, x, self.checkpoint, self.spec.config)
+    def _logits(self, x: Node) -> Node:
+        return heads.logits(self.spec, x, self.layers, self.checkpoint)
 
     def _apply(self, modules: Sequence[Module], x: Node) -> Node:
         """The output of the modules after pooling, applied one after the other."""
@@ -143,8 +137,7 @@ class _Heads:
             elif isinstance(module, Normalize):
                 x = ops.l2_normalize(x)
             elif isinstance(module, LayerNorm):
-                weights = Weights(self.checkpoint.tensors(module.folder), anchor="norm.weight", prefixes=("",))
-                x = Layers(weights).layer_norm(x, "norm", LAYER_NORM_EPS)
+                x = self.layers.layer_norm(x, f"{module.folder}.norm", LAYER_NORM_EPS)
             elif isinstance(module, Truncate):
                 x = op.slice(x, ops.ints(0), ops.ints(module.dimensions), ops.ints(1), ops.ints(-1))
             else:
@@ -153,11 +146,10 @@ class _Heads:
 
     def _dense(self, module: Dense, x: Node) -> Node:
         """f32[..., out]: a Dense module (sentence-transformers 6.2, `base/modules/dense.py`)."""
-        name = module.tensor
-        weights = Weights(self.checkpoint.tensors(module.folder), anchor=f"{name}.weight", prefixes=("",))
-        bias = weights.get(f"{name}.bias", None) if module.bias else None
-        y = ops.activation(module.activation)(ops.linear(x, weights.get(f"{name}.weight", None, None), bias))
+        y = self.layers.linear(x, f"{module.folder}.linear", None, None, bias=module.bias)
+        y = ops.activation(module.activation)(y)
         if not module.residual:
             return y
-        residual = "residual.weight"
-        return op.add(y, ops.linear(x, weights.get(residual, None, None), None) if residual in weights else x)
+        residual = f"{module.folder}.residual"
+        has_weight = f"{residual}.weight" in self.layers.weights
+        return op.add(y, self.layers.linear(x, residual, None, None) if has_weight else x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from openvino import Node
@@ -12,71 +12,49 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
-from bei_core.engines.openvino.models.weights import Weights
+from bei_core.engines.openvino.models.weights import HeadWeights, Weights
 from bei_core.engines.openvino.pooling import Spans, pool, total
-from bei_core.errors import CheckpointError, UnsupportedModelError
-from bei_core.models.configuration import Config
-from bei_core.models.heads import (
-    Head,
-    activation_of,
-    norm_eps,
-    output_bias,
-    output_weight,
-    pooling_of,
-    temperature_of,
-    yes_no_row,
-)
+from bei_core.errors import CheckpointError
+from bei_core.models.head_tensors import find_head_tensors, find_yes_no_row, head_of
+from bei_core.models.heads import activation_of, norm_eps, pooling_of, temperature_of
 from bei_core.models.modules import Classifier, Pooling, Splade
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
 
-def pooling_modes(spec: ModelSpec, head: Head | None) -> tuple[PoolingMode | None, ...]:
+def pooling_modes(spec: ModelSpec) -> tuple[PoolingMode | None, ...]:
     """How token vectors become the vector of a sequence; empty if they do not, None as in `models.heads.pooling_of`.
 
-    `head` is that of the family's sequence classifiers. Raises as `known`.
+    Raises as `head_of`.
     """
-    first = spec.modules[0]
+    first, head = spec.modules[0], head_of(spec)
     if isinstance(first, Pooling):
         return first.modes
     if not isinstance(first, Classifier) or first.per_token:
         return ()
-    if first.yes_no_ids is not None:
-        return (PoolingMode.LAST_TOKEN,)
-    return (pooling_of(known(head, spec.architecture), spec.config),)
+    return (PoolingMode.LAST_TOKEN if head is None else pooling_of(head, spec.config),)
 
 
-def known(head: Head | None, architecture: str) -> Head:
-    """The head. Raises UnsupportedModelError if there is none."""
-    if head is None:
-        raise UnsupportedModelError(f"the head of {architecture} is not supported")
-    return head
+def head_layers(spec: ModelSpec, checkpoint: Checkpoint) -> Layers:
+    """The layers of modules and head by the names of `find_head_tensors`."""
+    return Layers(HeadWeights(find_head_tensors(checkpoint, spec)))
 
 
-def yes_no(ids: tuple[int | None, int], x: Node, checkpoint: Checkpoint, words: Sequence[str], config: Config) -> Node:
-    """Logits f32[B, 1] of pooled vectors f32[B, H]; see `models.heads.yes_no_row`."""
-    return ops.linear(x, yes_no_row(checkpoint.tensors(), ids, words, config), None)
+def logits(spec: ModelSpec, x: Node, layers: Layers, checkpoint: Checkpoint) -> Node:
+    """Logits f32[..., C] of vectors f32[..., H]: of a classifier (pooled vectors or token vectors), or of SPLADE.
 
-
-def classify(classifier: Classifier, head: Head, x: Node, checkpoint: Checkpoint, config: Config) -> Node:
-    """Logits f32[B, C] of pooled vectors f32[B, H], or f32[R * L, C] of token vectors f32[R * L, H]."""
-    layers = Layers(Weights(checkpoint.tensors(), anchor=f"{head.out}.weight", prefixes=("",)))
-    logits = layers.linear(_before_out(head, x, layers, config), head.out, None, len(classifier.labels))
-    temperature = temperature_of(head, config)
-    return logits if temperature == 1 else op.divide(logits, op.constant(np.float32(temperature)))
-
-
-def splade_logits(head: Head, x: Node, words: Sequence[str], checkpoint: Checkpoint, config: Config) -> Node:
-    """Logits f32[R * L, V] of a masked language model; `x` is f32[R * L, H].
-
-    `words` and the errors are as for `models.heads.output_weight`.
+    Raises as `models.heads.yes_no_row` for a reranker that answers "yes" or "no".
     """
-    tensors = checkpoint.tensors()
-    weights = Weights(tensors, anchor=f"{head.dense}.weight", prefixes=("",))
-    table = weights.get(output_weight(tensors, f"{head.out}.weight", words, config), None, None)
-    bias = output_bias(tensors, head)
-    x = _before_out(head, x, Layers(weights), config)
-    return ops.linear(x, table, None if bias is None else weights.get(bias, len(table)))
+    head, config = head_of(spec), spec.config
+    if head is None:  # of a yes/no reranker
+        return ops.linear(x, cast("ops.Array", find_yes_no_row(checkpoint, spec)), None)
+    if head.dense is not None:
+        x = ops.activation(activation_of(head, config))(layers.linear(x, "dense", None, None))
+    if head.norm is not None:
+        x = layers.layer_norm(x, "norm", norm_eps(config), bias=False)
+    found = layers.linear(x, "out", None, None if spec.classifier is None else len(spec.classifier.labels))
+    temperature = temperature_of(head, config)
+    return found if temperature == 1 else op.divide(found, op.constant(np.float32(temperature)))
 
 
 def splade(module: Splade, logits: Node, spans: Spans) -> Node:
@@ -106,10 +84,3 @@ def _linear(x: Node, checkpoint: Checkpoint, file: str, size: int | None) -> Nod
         return ops.linear(x, weight, weights.get("bias", len(weight)))
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
-
-
-def _before_out(head: Head, x: Node, layers: Layers, config: Config) -> Node:
-    """f32[..., H]: the head's layers before its last one."""
-    if (dense := head.dense_in(layers.weights)) is not None:
-        x = ops.activation(activation_of(head, config))(layers.linear(x, dense, None, None))
-    return x if head.norm is None else layers.layer_norm(x, head.norm, norm_eps(config), bias=False)

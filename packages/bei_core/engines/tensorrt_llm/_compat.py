@@ -24,6 +24,7 @@ _MODULES = {
     "PositionalEmbeddingParams": "tensorrt_llm._torch.attention.backends.interface",
     "PositionEmbeddingType": "tensorrt_llm._torch.attention.backends.interface",
     "RopeParams": "tensorrt_llm._torch.attention.backends.interface",
+    "RotaryScalingType": "tensorrt_llm.functional",
     "Linear": "tensorrt_llm._torch.modules.linear",
     "WeightMode": "tensorrt_llm._torch.modules.linear",
     "WeightsLoadingConfig": "tensorrt_llm._torch.modules.linear",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,12 +14,13 @@ from bei_core.engines.torch.kernels.base import AttentionSizes, fits_fp8
 from bei_core.engines.torch.kernels.torch import Kernels, NormAndRope, load_attention
 from bei_core.engines.torch.kernels.varlen import ScoreBias
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.models.rope import frequencies_of
+from bei_core.models.rope import rope_settings
 
 _Linear, _WeightMode, _WeightsLoadingConfig = (upstream(n) for n in ("Linear", "WeightMode", "WeightsLoadingConfig"))
 _Attention: Any = upstream("Attention")
 _Mask: Any = upstream("PredefinedAttentionMask")
 _RopeParams: Any = upstream("RopeParams")
+_RotaryScalingType: Any = upstream("RotaryScalingType")
 _PositionalEmbeddingParams: Any = upstream("PositionalEmbeddingParams")
 _PositionEmbeddingType: Any = upstream("PositionEmbeddingType")
 _MODES = {None: "VANILLA", "qkv": "FUSED_QKV_LINEAR", "gate_up": "FUSED_GATE_UP_LINEAR"}
@@ -63,16 +63,21 @@ class TensorRtLlmKernels(Kernels):
 def fused_rope(sizes: AttentionSizes, rope: nn.Module | None, kernels: TensorRtLlmKernels) -> Any:
     """Returns the rotary embedding that TensorRT-LLM's attention kernel is to apply; None if torch has to.
 
-    The kernel counts positions from 0 in each sequence, and cannot normalise queries and keys. It is not used for
-    full masks and scaled frequencies, which TensorRT-LLM's own classes do not show without a KV cache, nor for f32.
+    The kernel counts positions from 0 in each sequence, and cannot normalise queries and keys. Its frequencies are
+    unscaled, or scaled as those of Llama 3. It is not used for full masks, which TensorRT-LLM's own classes do not show
+    without a KV cache, nor for f32.
     """
     if rope is None or sizes.eps is not None or not sizes.causal or kernels.dtype == torch.float32:
         return None
-    frequencies, factor = frequencies_of(kernels.facts.spec.config, sizes.head_size)
-    theta = float(frequencies[1] ** (-sizes.head_size / 2))
-    if factor != 1 or not np.allclose(frequencies, theta ** -np.linspace(0, 1, len(frequencies), endpoint=False)):
+    kind, theta, scaling = rope_settings(kernels.facts.spec.config)
+    if kind not in {"default", "dynamic", "llama3"}:  # dynamic: unscaled up to the model's length
         return None
-    params = _RopeParams(dim=sizes.head_size, theta=theta, max_positions=kernels.facts.spec.max_seq_len)
+    scaled: dict[str, Any] = {}
+    if kind == "llama3":
+        scaled = {name: scaling[name] for name in ("low_freq_factor", "high_freq_factor")}
+        scaled |= {"scale_type": _RotaryScalingType.llama3, "scale": scaling["factor"]}
+        scaled["original_max_positions"] = scaling["original_max_position_embeddings"]
+    params = _RopeParams(dim=sizes.head_size, theta=theta, max_positions=kernels.facts.spec.max_seq_len, **scaled)
     return _PositionalEmbeddingParams(type=_PositionEmbeddingType.rope_gpt_neox, rope=params)
 
 

@@ -37,9 +37,9 @@ def check_model(facts: Facts, dtype: str) -> None:
 
 
 def runs(family: Family) -> bool:
-    """Whether the engine can run a family. TensorRT-LLM's attention cannot add MPNet's bias of scores."""
+    """Whether the engine can run a family. TensorRT-LLM's attention cannot add biases of scores (MPNet, JinaBERT)."""
     if family.page == "bert":
-        return all(names.relative_attention is None for names in family.layout)
+        return not any(names.relative_attention or names.has_alibi for names in family.layout)
     return family.page == "decoder"
 
 

@@ -1,10 +1,9 @@
-"""Splits a batch into parts that fit the limits and the memory of a GPU, and detects a GPU that has failed."""
+"""Runs a batch in parts that fit the limits and the memory of a GPU, and detects a GPU that has failed."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
@@ -69,7 +68,7 @@ class Parts:
         A part that does not fit the memory is divided and run again. Raises the errors of `function`,
         torch.OutOfMemoryError if a single text does not fit the memory, and DeviceLostError.
         """
-        parts = list(split(batch, max_items=self.max_items, max_tokens=self.max_tokens))
+        parts = list(batch.split(max_items=self.max_items, max_tokens=self.max_tokens))
         if len(parts) > 1:
             return [result for each in parts for result in self.run(function, each)]
         try:
@@ -105,32 +104,3 @@ def check_device(error: Exception, device: torch.device | None = None) -> None:
         torch.cuda.synchronize(device)
     except RuntimeError as repeated:
         raise DeviceLostError(f"the GPU failed and needs a new process: {repeated}") from error
-
-
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    """Returns a batch of the sequences from `start` to `stop` (excluded), as views of the batch's token arrays."""
-    first, last = batch.cu_seqlens[start], batch.cu_seqlens[stop]
-    return Batch(
-        input_ids=batch.input_ids[first:last],
-        type_ids=batch.type_ids[first:last],
-        cu_seqlens=batch.cu_seqlens[start : stop + 1] - first,
-        max_len=int(batch.lengths[start:stop].max()),
-        skips=batch.skips[start:stop],
-    )
-
-
-def even_parts(batch: Batch, count: int) -> list[Batch]:
-    """Returns at most `count` parts of the batch with about the same number of tokens, in order."""
-    ends = np.searchsorted(batch.cu_seqlens, np.arange(1, count) * batch.num_tokens / count)
-    edges = np.unique([0, *ends, len(batch)]).tolist()
-    return [part(batch, start, stop) for start, stop in itertools.pairwise(edges)]
-
-
-def split(batch: Batch, *, max_items: int, max_tokens: int) -> Iterator[Batch]:
-    """Yields parts of the batch within both limits, in order; a text of more than `max_tokens` tokens is a part."""
-    start = 0
-    for stop in range(1, len(batch) + 1):
-        is_full = stop - start == max_items or stop == len(batch)
-        if is_full or batch.cu_seqlens[stop + 1] - batch.cu_seqlens[start] > max_tokens:
-            yield part(batch, start, stop)
-            start = stop

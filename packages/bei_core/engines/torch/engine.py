@@ -20,9 +20,9 @@ from torch import Tensor
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, check_device, even_parts
+from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, check_device
 from bei_core.engines.torch.graphs import Graphs
-from bei_core.engines.torch.loading import TRIAL, check_gpu, load_folder
+from bei_core.engines.torch.loading import TRIAL, check_gpu, compile_layers, load_folder
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.parallel import Workers
 from bei_core.errors import ConfigError, EngineUnavailableError
@@ -121,7 +121,7 @@ class Replicas(PackedEngine):
         def compute(engine: TorchEngine, part: Batch) -> list[tuple[Array, Array]]:
             return engine.compute(part, with_tokens=with_tokens)
 
-        parts = self._pool.map(compute, self._engines, even_parts(batch, len(self._engines)))
+        parts = self._pool.map(compute, self._engines, batch.even_parts(len(self._engines)))
         return list(itertools.chain.from_iterable(parts))
 
     def close(self) -> None:
@@ -166,7 +166,9 @@ def load(
         log.warning("torch finds no GPU, so this model runs on the CPU, where engine: openvino is much faster")
     if tensor_parallel > 1:
         return _divided(folder, spec, manifest.precision, chosen, may_compile=compiled)
-    models = [load_folder(folder, manifest.precision, device, compiled=True, may_compile=compiled) for device in chosen]
+    models = [load_folder(folder, manifest.precision, device, may_compile=compiled) for device in chosen]
+    for model in models if compiled else ():
+        compile_layers(model, folder)
     engines = [TorchEngine(model, spec, manifest.precision) for model in models]
     return engines[0] if len(engines) == 1 else Replicas(engines)
 

@@ -27,10 +27,8 @@ from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import FAMILIES, Family, family_name, family_of, with_class_defaults
-from bei_core.models.heads import Head, output_bias, output_weight, yes_no_row
-from bei_core.models.kind import Kind
-from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes, jina_gate
-from bei_core.models.modules import Dense, LayerNorm
+from bei_core.models.head_tensors import find_head_tensors, find_yes_no_row, head_of
+from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes
 from bei_core.models.spec import ModelSpec
 
 Array = npt.NDArray[Any]
@@ -101,8 +99,6 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
             BertSizes.of(family.layout[0], spec.config)
         case "rotary":
             RotarySizes.of(family.layout[0], spec.config)
-        case "jina_bert":
-            jina_gate(spec.config)
         case "deberta":
             DebertaSizes.of(spec.config)
     return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)
@@ -111,23 +107,6 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
 def has_page(family: Family) -> bool:
     """Whether a module `models/PAGE.py` computes the layers of the family."""
     return find_spec(f"{__package__}.models.{family.page}") is not None
-
-
-def head_of(spec: ModelSpec) -> Head | None:
-    """Returns the layers of the head of a classifier or of SPLADE.
-
-    None for an embedding model, for a model with token vectors (ColBERT), and for a reranker that answers "yes" or
-    "no". Raises UnsupportedModelError if the family has no such head.
-    """
-    classifier, heads = spec.classifier, family_of(spec.architecture).heads
-    if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or (
-        classifier is not None and classifier.yes_no_ids is not None
-    ):
-        return None
-    head = heads.vocabulary if classifier is None else heads.token if classifier.per_token else heads.sequence
-    if head is None:
-        raise UnsupportedModelError(f"the head of {spec.architecture} is not supported")
-    return head
 
 
 def class_name(facts: Facts) -> str:
@@ -215,43 +194,13 @@ def write_weights(
 
 def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:
     """Yields (name, f32 tensor) for each tensor of the modules or head, with the names that `models/heads` loads."""
-    classifier, head = facts.spec.classifier, head_of(facts.spec)
-    if classifier is not None and classifier.yes_no_ids is not None:
-        words, config = facts.of_family.anchors, facts.spec.config
-        yield "out.weight", yes_no_row(checkpoint.tensors(), classifier.yes_no_ids, words, config)
-    elif head is not None:
-        yield from _head(checkpoint, facts, head)
-    for module in facts.spec.modules:
-        if isinstance(module, Dense):
-            tensors = checkpoint.tensors(module.folder)
-            for name in (f"{module.tensor}.weight", f"{module.tensor}.bias", "residual.weight"):
-                if name in tensors and (module.bias or not name.endswith(".bias")):
-                    yield f"{module.folder}.{name.replace(module.tensor, 'linear', 1)}", tensors.f32(name)
-        elif isinstance(module, LayerNorm):
-            for name in ("norm.weight", "norm.bias"):
-                yield f"{module.folder}.{name}", checkpoint.tensors(module.folder).f32(name)
-    for file in (COLBERT_LINEAR, SPARSE_LINEAR) if facts.spec.bge_m3 is not None else ():
-        for part in ("weight", "bias"):
-            yield f"{file}.{part}", checkpoint.pickled(file).f32(part)
-
-
-def _head(checkpoint: Checkpoint, facts: Facts, head: Head) -> Iterator[tuple[str, Array]]:
-    """Yields (name, f32 tensor) for the head of a classifier or of SPLADE.
-
-    If SPLADE's output weight is not in the checkpoint, it is the table of word embeddings.
-    """
-    tensors = checkpoint.tensors()
-    layers = {"dense": head.dense_in(tensors), "norm": head.norm, "out": head.out}
-    for layer, part in product(layers, ("weight", "bias")):
-        name = f"{layers[layer]}.{part}"
-        if name == f"{head.out}.bias":
-            name = output_bias(tensors, head) or name
-        if name == f"{head.out}.weight" and facts.spec.kind is Kind.SPARSE:
-            name = output_weight(tensors, name, facts.of_family.anchors, facts.spec.config)
-        old = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
-        name = name if name in tensors else old
-        if layers[layer] is not None and (part == "weight" or name in tensors):
-            yield f"{layer}.{part}", tensors.f32(name)
+    spec = facts.spec
+    for name, (tensors, stored) in find_head_tensors(checkpoint, spec).items():
+        yield name, tensors.f32(stored)
+    if (row := find_yes_no_row(checkpoint, spec)) is not None:
+        yield "out.weight", row
+    for file, part in product((COLBERT_LINEAR, SPARSE_LINEAR), ("weight", "bias")) if spec.bge_m3 is not None else ():
+        yield f"{file}.{part}", checkpoint.pickled(file).f32(part)
 
 
 def attention_of(facts: Facts) -> dict[str, AttentionSizes]:

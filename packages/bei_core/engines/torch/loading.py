@@ -68,28 +68,18 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 def load_folder(
-    folder: Path,
-    precision: str,
-    device: torch.device,
-    rank: Rank | None = None,
-    *,
-    compiled: bool = False,
-    may_compile: bool = True,
+    folder: Path, precision: str, device: torch.device, rank: Rank | None = None, *, may_compile: bool = True
 ) -> Model:
-    """Loads the model of an engine folder onto a device, or the share of `rank`.
+    """Loads the model of an engine folder onto a device, or the share of `rank`; FlexAttention needs `may_compile`.
 
-    On a GPU, `compiled` makes torch compile the layers, and without `may_compile` it compiles nothing. Raises
-    EngineUnavailableError if the device cannot run the model, and CheckpointError for a tensor that is missing or has
-    the wrong shape.
+    Raises EngineUnavailableError if the device cannot run the model, and CheckpointError for a tensor that is missing
+    or has the wrong shape.
     """
     try:
         stored = StoredTensors(resolve(str(folder)).tensors(), device)
-        model = load_model(read_facts(folder), stored, DTYPES[precision], device, rank, may_compile=may_compile)
-        if compiled and may_compile and device.type in COMPILED_ON:
-            _compile(model, folder)
+        return load_model(read_facts(folder), stored, DTYPES[precision], device, rank, may_compile=may_compile)
     except RuntimeError as error:  # too little memory, or a driver of the wrong version
         raise EngineUnavailableError(f"torch cannot load {folder} on {device}: {error}") from error
-    return model
 
 
 def load_model(
@@ -168,11 +158,13 @@ def _saved_kernels(folder: Path) -> Iterator[None]:
                     os.environ[name] = value
 
 
-def _compile(model: Model, folder: Path) -> None:
+def compile_layers(model: Model, folder: Path) -> None:
     """Makes torch compile each layer into fused kernels for any number of tokens, and runs the model once to do so.
 
-    If the compilation fails, the layers run without it and a warning is logged.
+    On a GPU only. If the compilation fails, the layers run without it and a warning is logged.
     """
+    if model.device.type not in COMPILED_ON:
+        return
     # Torch compiles the same code at most `recompile_limit` times, then runs it uncompiled. Code of its own keeps the
     # model from the limit of other models.
     run = FunctionType(run_layer.__code__.replace(), run_layer.__globals__)

@@ -8,14 +8,12 @@ embeddings are not quantised. Tensors and their names follow NVIDIA's modelopt, 
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,18 +23,15 @@ from torch import Tensor
 
 from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.engines.batch import Batch
-from bei_core.engines.calibration import Calibration, Samples, encode, with_progress
+from bei_core.engines.calibration import Calibration, Samples, calibration_batches, encode, outputs, with_progress
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Comparison, Quality
-from bei_core.engines.torch.batches import split
 from bei_core.engines.torch.engine import TorchEngine
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts, head_tensors, write_folder
 from bei_core.engines.torch.kernels.torch import Kernels, Linear, to_fp8
 from bei_core.engines.torch.loading import StoredTensors, load_folder, load_model, supports
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.tensorfile import Entry
-
-log = logging.getLogger(__name__)
 
 _QUANT_CONFIG = "hf_quant_config.json"  # tells TensorRT-LLM how the weights are quantised
 _ALGORITHM: dict[str, object] = {"quant_algo": "FP8", "kv_cache_quant_algo": None, "exclude_modules": []}
@@ -80,14 +75,14 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     device = torch.device("cuda" if supports("fp8") else "cpu")
     spec, dtype = facts.spec, "bfloat16" if device.type == "cuda" else "float32"
     held_out, calibration = (
-        _batches(texts, facts, folder / TOKENIZER, scheme.calibration.max_seq_length)
+        calibration_batches(encode(texts, spec, folder / TOKENIZER, scheme.calibration.max_seq_length), _BATCH_TOKENS)
         for texts in (scheme.samples.held_out, scheme.samples.calibration)
     )
     heads = {HEAD_PREFIX + name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
     tensors = checkpoint.tensors()
     everything = ChainMap(heads, StoredTensors(tensors, device))  # type: ignore[arg-type]  # it is only read
     model = load_model(facts, everything, dtype, device)
-    reference = _rows(TorchEngine(model, spec, dtype), held_out)
+    reference = outputs(TorchEngine(model, spec, dtype), held_out)
     entries = _entries(tensors, _scales(model, facts.quantized, calibration))
     del model
     config = {"quantization_config": {"quant_method": "modelopt", **_ALGORITHM}}
@@ -95,21 +90,8 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     (folder / _QUANT_CONFIG).write_text(json.dumps({"producer": {"name": "bei"}, "quantization": _ALGORITHM}))
     engine = TorchEngine(load_folder(folder, "fp8", device), spec, "fp8")
     per_text = None if engine.info.row_width else [int(count) for batch in held_out for count in batch.lengths]
-    found = Comparison(scheme.samples.held_out, reference, _rows(engine, held_out), per_text)
-    quality = found.check(spec.kind, scheme.bar, folder, f"{checkpoint.source} in fp8")
-    log.info("quality of %s in fp8: %s", checkpoint.source, quality)
-    return quality
-
-
-def _batches(texts: Sequence[Any], facts: Facts, tokenizer: Path, max_seq_length: int) -> list[Batch]:
-    batch = Batch.pack(encode(texts, facts.spec, tokenizer, max_seq_length))
-    return list(split(batch, max_items=len(batch), max_tokens=_BATCH_TOKENS))
-
-
-def _rows(engine: TorchEngine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
-    """Returns the rows f32[B, D] of all batches; for a model with token vectors only, the rows f32[T, E]."""
-    has_rows = engine.info.row_width > 0
-    return np.concatenate([engine.forward(each) if has_rows else engine.forward_tokens(each)[1] for each in batches])
+    found = Comparison(scheme.samples.held_out, reference, outputs(engine, held_out), per_text)
+    return found.check(spec.kind, scheme.bar, folder, f"{checkpoint.source} in fp8")
 
 
 def _scales(model: Model, parts: Sequence[str], batches: Sequence[Batch]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -94,7 +94,7 @@ class Layers:
     def linear(self, x: Node, name: str, size_in: int | None, size_out: int | None, *, bias: bool = False) -> Node:
         """f32[..., size_out] of `x` [..., size_in]; a size of None is not checked."""
         weight = self.weights.get(f"{name}.weight", size_out, size_in)
-        return ops.linear(x, weight, self._bias(name, size_out, bias), name)
+        return ops.linear(x, weight, self._bias(name, len(weight), bias), name)
 
     def split_linear(self, x: Node, name: str, sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
         """The output of a fused layer (such as Wqkv) in parts of these sizes, computed by one matmul for each part.
@@ -109,11 +109,13 @@ class Layers:
             start += size
         return parts
 
-    def linears(self, x: Node, names: Sequence[str], sizes: tuple[int, ...], *, bias: bool = False) -> list[Node]:
+    def linears(
+        self, x: Node, names: Sequence[str], sizes: tuple[int, ...], *, size_in: int | None = None, bias: bool = False
+    ) -> list[Node]:
         """The outputs of several layers, f32[..., size] each; a single name is a fused layer of all of them."""
         if len(names) == 1:
             return self.split_linear(x, names[0], sizes, bias=bias)
-        return [self.linear(x, name, None, size, bias=bias) for name, size in zip(names, sizes, strict=True)]
+        return [self.linear(x, name, size_in, size, bias=bias) for name, size in zip(names, sizes, strict=True)]
 
     def layer_norm(self, x: Node, name: str, eps: float, *, bias: bool = True) -> Node:
         """LayerNorm of [..., H]."""

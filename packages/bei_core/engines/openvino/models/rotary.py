@@ -87,7 +87,7 @@ class Transformer:
         if f"{router}.weight" in self._layers.weights:
             shares = route(x, self._layers, router, read_size(self._config, "moe_top_k", default=2))
             return mix_experts(x, self._layers, prefix + "mlp.experts", shares, self._sizes.activation)
-        if names.gate_up and f"{prefix}{names.gate_up[0]}.weight" in self._layers.weights:
+        if names.up and f"{prefix}{names.up[0]}.weight" in self._layers.weights:
             y = self._gated(x, prefix)
         else:
             y = self._layers.linear(x, prefix + "mlp.fc1", hidden, inner, bias=self._sizes.mlp_bias)
@@ -95,7 +95,7 @@ class Transformer:
         return self._layers.linear(y, prefix + names.down, inner, hidden, bias=self._sizes.out_bias)
 
     def _gated(self, x: Node, prefix: str) -> Node:
-        names, bias = [prefix + name for name in self._names.gate_up], self._sizes.mlp_bias
+        names, bias = [prefix + name for name in self._names.up], self._sizes.mlp_bias
         first, second = self._layers.linears(x, names, (self._sizes.intermediate_size,) * 2, bias=bias)
         up, gate = (first, second) if self._names.up_first else (second, first)
         return gated_activation(gate, up, self._sizes.activation)

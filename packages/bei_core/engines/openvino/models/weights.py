@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, cast
 
@@ -12,6 +12,8 @@ import numpy.typing as npt
 from bei_core.checkpoint import Tensors
 from bei_core.engines.openvino.stored import stored_tensor
 from bei_core.errors import CheckpointError
+from bei_core.models.head_tensors import StoredAt
+from bei_core.models.heads import first_of
 
 # Names of LayerNorm's tensors in checkpoints converted from TensorFlow.
 _OLD_NAMES = ((".weight", ".gamma"), (".bias", ".beta"))
@@ -24,12 +26,7 @@ class Weights:
         """Use the first of `prefixes` under which the tensor `anchor` exists. Raises CheckpointError if none fits."""
         self._tensors = tensors
         self._names = frozenset(tensors.names())
-        for prefix in prefixes:
-            if prefix + anchor in self._names:
-                self._prefix = prefix
-                return
-        tried = ", ".join(prefix + anchor for prefix in prefixes)
-        raise CheckpointError(f"the checkpoint has none of these tensors: {tried}")
+        self._prefix = first_of(self._names, [prefix + anchor for prefix in prefixes]).removesuffix(anchor)
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) is not None
@@ -39,11 +36,11 @@ class Weights:
         found = self._find(name)
         if found is None:
             raise CheckpointError(f"the checkpoint has no tensor {self._prefix}{name}")
-        stored = self._tensors.raw(found).shape
+        stored = found.tensors.raw(found.name).shape
         if len(shape) != len(stored) or any(n is not None and n != m for n, m in zip(shape, stored, strict=True)):
             expected = tuple("any" if size is None else size for size in shape)
-            raise CheckpointError(f"tensor {found} has shape {stored}; config.json implies {expected}")
-        return cast("npt.NDArray[np.float32]", stored_tensor(self._tensors, found))
+            raise CheckpointError(f"tensor {found.name} has shape {stored}; config.json implies {expected}")
+        return cast("npt.NDArray[np.float32]", stored_tensor(*found))
 
     def ints(self, name: str) -> npt.NDArray[np.integer[Any]]:
         """A tensor of integers. Raises CheckpointError if it is missing or not of integers."""
@@ -58,6 +55,17 @@ class Weights:
         whole._prefix = ""
         return whole
 
-    def _find(self, name: str) -> str | None:
+    def _find(self, name: str) -> StoredAt | None:
         spellings = [name] + [name.replace(new, old) for new, old in _OLD_NAMES if name.endswith(new)]
-        return next((self._prefix + spelling for spelling in spellings if self._prefix + spelling in self._names), None)
+        names = (self._prefix + spelling for spelling in spellings)
+        return next((StoredAt(self._tensors, found) for found in names if found in self._names), None)
+
+
+class HeadWeights(Weights):
+    """The tensors that `find_head_tensors` has found, by its names."""
+
+    def __init__(self, found: Mapping[str, StoredAt]) -> None:
+        self._found, self._prefix = found, ""
+
+    def _find(self, name: str) -> StoredAt | None:
+        return self._found.get(name)

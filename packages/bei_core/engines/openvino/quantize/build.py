@@ -11,12 +11,12 @@ from pathlib import Path
 import openvino
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.engines.calibration import Quantization, Samples, encode, first_inputs
+from bei_core.engines.calibration import Quantization, Samples, calibration_batches, encode, first_inputs, outputs
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.openvino.engine import BATCH_TOKENS, MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.engines.openvino.quantize.graph import calibration_batches, num_linear_weights, quantize
-from bei_core.engines.openvino.quantize.parts import outputs, reference_rows
+from bei_core.engines.openvino.quantize.graph import num_linear_weights, quantize
+from bei_core.engines.openvino.quantize.parts import reference_rows
 from bei_core.engines.openvino.quantize.weights import quantize_weights
 from bei_core.engines.openvino.stored import save
 from bei_core.engines.quality import Bar, Comparison, Quality, min_texts
@@ -67,9 +67,7 @@ class QuantizedBuild:
         per_text = None if engine.info.row_width else [len(item) for item in held_out]
         found = Comparison(self.samples.held_out[: len(held_out)], reference, outputs(engine, batches), per_text)
         precision = self.quantization.cpu_precision
-        quality = found.check(self.spec.kind, self.bar, folder, f"{self.checkpoint.source} in {precision}")
-        log.info("quality of %s compared with f32: %s", precision, quality)
-        return quality
+        return found.check(self.spec.kind, self.bar, folder, f"{self.checkpoint.source} in {precision}")
 
     def _encode(self, texts: Sequence[Text], folder: Path, max_tokens: float) -> Sequence[Tokens]:
         encoded = encode(texts, self.spec, folder / TOKENIZER, self.quantization.calibration.max_seq_length)

@@ -31,14 +31,10 @@ from bei_core.engines.openvino.quantize.parts import downstream
 from bei_core.engines.openvino.quantize.smoothquant import ALPHAS, SharedInput, SmoothedInput, best_scale, observe
 from bei_core.engines.openvino.stored import StoredTensor, is_weight, values_of
 from bei_core.errors import UnsupportedModelError
-from bei_core.tasks import Tokens
 
 Array = npt.NDArray[Any]
 
 log = logging.getLogger(__name__)
-
-# Tokens of a calibration batch. Another size gives other ranges: an activation's range is the mean over the batches.
-CALIBRATION_TOKENS = 512
 
 
 def quantize(
@@ -124,19 +120,6 @@ def linear_matmuls(graph: Model, *, mlp_only: bool = False) -> list[Node]:
 def num_linear_weights(graph: Model) -> int:
     """Number of weights in the transformer's linear layers."""
     return sum(math.prod(matmul.input_value(1).get_shape()) for matmul in linear_matmuls(graph))
-
-
-def calibration_batches(items: Sequence[Tokens], budget: int = CALIBRATION_TOKENS) -> list[Batch]:
-    """The items in order, in batches of at most `budget` tokens; a longer item has a batch of its own."""
-    batches: list[list[Tokens]] = [[]]
-    left = budget
-    for item in items:
-        if batches[-1] and len(item) > left:
-            batches.append([])
-            left = budget
-        batches[-1].append(item)
-        left -= len(item)
-    return [Batch.pack(batch) for batch in batches]
 
 
 def make_names_unique(graph: Model) -> None:

@@ -18,7 +18,6 @@ import openvino
 from openvino import Model, Node
 from openvino import opset15 as op
 
-from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.calibration import with_progress
 from bei_core.engines.openvino.compiled import core
@@ -64,13 +63,6 @@ def reference_rows(graph: Model, batches: Sequence[Batch]) -> npt.NDArray[np.flo
             batch = batches[number]
             rows[number] = value[: len(batch)] if ROWS in names else value[pack_rows(batch).token_indices]
     return np.concatenate(rows)
-
-
-def outputs(engine: Engine, batches: Sequence[Batch]) -> npt.NDArray[np.float32]:
-    """f32[B, D] of all batches together, or f32[T, E] for a model that gives rows of tokens only."""
-    run = engine.forward if engine.info.row_width else lambda batch: engine.forward_tokens(batch)[1]
-    what = f"held-out texts in {engine.info.precision}"
-    return np.concatenate([run(batch) for _, batch in with_progress(batches, what)])
 
 
 def run_in_parts(graph: Model, batches: Sequence[Batch], what: str) -> Iterator[tuple[int, int, Array]]:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
 from bei_core.engines.torch.kernels.varlen import Flex, ScoreBias, attend, attention, is_flash
 from bei_core.engines.torch.models.sequences import Sequences, handle_of
-from bei_core.engines.torch.models.weights import Layer, LayerNames, Weights, empty, fill
+from bei_core.engines.torch.models.weights import Layer, Weights, empty, fill
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.tensor_names import TensorNames
 
 
 class Kernels:
@@ -158,7 +159,7 @@ class NormAndRope(nn.Module):
         return (x if self.rope is None else self.rope(x, position_ids)).to(query_key.dtype)
 
 
-def load_attention(attention: Any, weights: Weights, prefix: str, names: LayerNames) -> None:
+def load_attention(attention: Any, weights: Weights, prefix: str, names: TensorNames) -> None:
     """Loads `qkv_proj`, `o_proj` and `norm_and_rope` of an attention; its tensors have a prefix before the names."""
     attention.qkv_proj.load_weights(weights.layers([prefix + name for name in names.qkv], 3))
     attention.o_proj.load_weights([weights.layer(prefix + names.out)])

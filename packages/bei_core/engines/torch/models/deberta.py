@@ -11,7 +11,6 @@ from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models import layers
-from bei_core.engines.torch.models.bert import layer_names
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.relative import DisentangledBias, reach
 from bei_core.engines.torch.models.sequences import Sequences
@@ -19,9 +18,8 @@ from bei_core.engines.torch.models.weights import Weights
 from bei_core.models.deberta import DebertaSizes
 from bei_core.models.layouts import BertNames
 
-_LAYER = "encoder.layer.{}."
 _SELF = "attention.self."
-_NAMES = layer_names(BertNames(query=f"{_SELF}query_proj", key=f"{_SELF}key_proj", value=f"{_SELF}value_proj"))
+_NAMES = BertNames(qkv=(f"{_SELF}query_proj", f"{_SELF}key_proj", f"{_SELF}value_proj"))
 
 
 class Transformer(layers.Transformer):
@@ -33,10 +31,9 @@ class Transformer(layers.Transformer):
             kernels, sizes.width, words=facts.spec.vocab_size, positions=sizes.num_positions, types=sizes.num_types
         )
         self.sizes, self.dtype = sizes, kernels.dtype
-        self.project = None
         if sizes.width != sizes.hidden:
             self.project = kernels.linear(sizes.width, sizes.hidden, "embeddings", bias=False)
-        self.projected_norm = self._make_norm()
+        self.norm = self._make_norm()
         rows = torch.from_numpy(sizes.rows(reach(facts.spec.max_seq_len)))
         attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
         biases = [DisentangledBias(rows, sizes) for _ in range(sizes.num_layers)]
@@ -58,25 +55,19 @@ class Transformer(layers.Transformer):
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
-        self.load_named(weights, _LAYER, _NAMES)
-        if self.project is not None:
+        self.load_named(weights, _NAMES)
+        if self.sizes.width != self.sizes.hidden:
             self.project.load_weights([weights.layer("embeddings.embed_proj")])
-        weights.load(self.projected_norm, "embeddings.LayerNorm")
         positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * self.sizes.span].float()
         if self.sizes.norms_positions:
             norm = self._make_norm().to(positions)  # in f32, where the positions are
             weights.load(norm, "encoder.LayerNorm")
             positions = norm(positions)
         for number, layer in enumerate(self.layers):
-            layer.attention.score_bias.load(weights, positions, _LAYER.format(number) + _SELF, self.dtype)
+            layer.attention.score_bias.load(weights, positions, _NAMES.layer.format(number) + _SELF, self.dtype)
         if self.conv is not None:
             weights.load(self.conv, "encoder.conv.conv")
             weights.load(self.conv_norm, "encoder.conv.LayerNorm")
-
-    def embed(self, sequences: Sequences) -> Tensor:
-        """Returns the input of the first layer, [T, H]."""
-        x = super().embed(sequences)
-        return self.projected_norm(x if self.project is None else self.project(x))
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H]; `ConvLayer` is a convolution after the first layer."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -13,25 +12,8 @@ from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.heads import F32Layers
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.engines.torch.models.weights import LayerNames, Weights
+from bei_core.engines.torch.models.weights import Weights
 from bei_core.models.layouts import PROJECTION, DecoderSizes, DecoderSwitches
-
-_NAMES = LayerNames(
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    out="self_attn.o_proj",
-    attention_norm="input_layernorm",
-    up=("mlp.gate_proj", "mlp.up_proj"),
-    down="mlp.down_proj",
-    mlp_norm="post_attention_layernorm",
-    qk_norms="self_attn.",
-)
-# In Gemma, the norm that other families have before the MLP is after attention.
-_GEMMA_NAMES = replace(
-    _NAMES,
-    mlp_norm="pre_feedforward_layernorm",
-    attention_out_norm="post_attention_layernorm",
-    mlp_out_norm="post_feedforward_layernorm",
-)
 
 
 class Transformer(layers.Transformer):
@@ -41,7 +23,7 @@ class Transformer(layers.Transformer):
         switches: DecoderSwitches = facts.of_family.layout
         sizes, attention = DecoderSizes.of(switches, facts.spec.config), attention_of(facts)
         super().__init__(kernels, sizes.hidden, words=facts.spec.vocab_size)
-        self.is_gemma, self.hidden = switches.gemma, sizes.hidden
+        self.switches, self.hidden = switches, sizes.hidden
         ropes = {
             layer_type: layers.Rope(sizes.config, sizes.head_size, facts.spec.max_seq_len, layer_type)
             for layer_type in attention
@@ -67,8 +49,7 @@ class Transformer(layers.Transformer):
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
-        names = _GEMMA_NAMES if self.is_gemma else _NAMES
-        self.load_named(weights, "layers.{}.", names, words="embed_tokens", final_norm="norm")
+        self.load_named(weights, self.switches.names)
         for module in self.modules():
             if isinstance(module, _GemmaNorm):
                 module.weight += 1
@@ -79,7 +60,7 @@ class Transformer(layers.Transformer):
     def embed(self, sequences: Sequences) -> Tensor:
         """Returns the input of the first layer, [T, H]."""
         x = super().embed(sequences)
-        return x * self.hidden**0.5 if self.is_gemma else x
+        return x * self.hidden**0.5 if self.switches.gemma else x
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H] or [T, D]."""

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
-from bei_core.engines.torch.folder import head_of
 from bei_core.engines.torch.models.pooling import pool, sums
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.head_tensors import head_of
 from bei_core.models.heads import ACTIVATION_ALIASES, activation_of, norm_eps, pooling_of, temperature_of
 from bei_core.models.kind import Kind
 from bei_core.models.modules import LAYER_NORM_EPS, Dense, LayerNorm, Module, Normalize, Pooling, Splade, Truncate

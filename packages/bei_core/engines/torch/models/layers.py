@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.engines.torch.models.weights import LayerNames, Weights
+from bei_core.engines.torch.models.weights import Weights
 from bei_core.models.rope import rope_tables
+from bei_core.models.tensor_names import TensorNames
 
 
 class Rope(nn.Module):
@@ -40,8 +41,6 @@ class Rope(nn.Module):
 class Mlp(nn.Module):
     """down(act(up(x))); with a gate, down(act(gate(x)) * up(x)) (Shazeer 2020, "GLU Variants Improve Transformer")."""
 
-    up_first = False  # whether the checkpoint has up before gate
-
     def __init__(
         self,
         hidden: int,
@@ -55,13 +54,14 @@ class Mlp(nn.Module):
     ) -> None:
         """`act` names the activation; `bias` is that of the first layers, and by default `out_bias` of the last."""
         super().__init__()
-        self.act, self.num_joined = activation(act), 2 if gated else 1
+        self.act, self.num_joined, self.up_first = activation(act), 2 if gated else 1, False
         out_bias, fused = bias if out_bias is None else out_bias, "gate_up" if gated else None
         self.up_proj = kernels.linear(hidden, inner * self.num_joined, "mlp", bias=bias, fused=fused, split="out")
         self.down_proj = kernels.linear(inner, hidden, "mlp", bias=out_bias, split="in")
 
-    def load(self, weights: Weights, prefix: str, names: LayerNames) -> None:
+    def load(self, weights: Weights, prefix: str, names: TensorNames) -> None:
         """Loads the linear layers."""
+        self.up_first = names.up_first
         self.up_proj.load_weights(weights.layers([prefix + name for name in names.up], self.num_joined))
         self.down_proj.load_weights([weights.layer(prefix + names.down)])
 
@@ -78,19 +78,20 @@ class Mlp(nn.Module):
 class TransformerLayer(nn.Module):
     """Attention and an MLP, each with a residual connection.
 
-    Norms are after the sums, or before attention and MLP (`is_pre_norm`). Gemma also has norms after these two.
+    Norms are after the sums, or before attention and MLP (`is_pre_norm`). Gemma also has norms after these two, and the
+    code model of JinaBERT adds the layer's input once more after attention (`repeats_residual`), before a norm.
     """
 
     def __init__(
         self, attention: Any, mlp: Any, make_norm: Callable[[], nn.Module], *, is_pre_norm: bool = False
     ) -> None:
         super().__init__()
-        self.attention, self.mlp, self.make_norm, self.is_pre_norm = attention, mlp, make_norm, is_pre_norm
+        self.attention, self.mlp, self.is_pre_norm, self.repeats_residual = attention, mlp, is_pre_norm, False
         self.attention_norm, self.mlp_norm = make_norm(), make_norm()
         self.attention_out_norm: nn.Module = nn.Identity()
         self.mlp_out_norm: nn.Module = nn.Identity()
 
-    def load(self, weights: Weights, prefix: str, names: LayerNames) -> None:
+    def load(self, weights: Weights, prefix: str, names: TensorNames) -> None:
         """Loads the layer, whose tensors have a prefix before the names."""
         self.attention.load(weights, prefix, names)
         self.mlp.load(weights, prefix, names)
@@ -102,8 +103,10 @@ class TransformerLayer(nn.Module):
         if self.is_pre_norm:
             x = x + self.attention_out_norm(self.attention(self.attention_norm(x), sequences))
             return x + self.mlp_out_norm(self.mlp(self.mlp_norm(x)))
-        x = self.attention_norm(x + self.attention(x, sequences))
-        return self.mlp_norm(x + self.mlp(x))
+        mixed = self.attention_norm(x + self.attention(x, sequences))
+        if self.repeats_residual:
+            mixed = self.attention_out_norm(x + mixed)
+        return self.mlp_norm(mixed + self.mlp(mixed))
 
 
 def run_layer(layer: Any, *inputs: Any) -> Any:
@@ -123,8 +126,9 @@ class Transformer(nn.Module):
     def __init__(self, kernels: Kernels, width: int, *, words: int, positions: int = 0, types: int = 0) -> None:
         """`width` is that of the tables; the numbers are their rows. There is no table of 0 rows."""
         super().__init__()
-        self.norm: Any = None  # of the embeddings
-        self.final_norm: Any = None
+        self.project: Any = nn.Identity()  # of the embeddings, before their norm
+        self.norm: nn.Module = nn.Identity()
+        self.final_norm: nn.Module = nn.Identity()
         numbers = {"word": words, "position": positions, "token_type": types}
         self.tables = nn.ModuleDict(
             {
@@ -134,35 +138,23 @@ class Transformer(nn.Module):
             }
         )
 
-    def load_named(
-        self,
-        weights: Weights,
-        prefix: str,
-        names: LayerNames,
-        *,
-        words: str = "embeddings.word_embeddings",
-        norm: str | None = None,
-        final_norm: str | None = None,
-    ) -> None:
-        """Loads tables, norms and layers, by their names; the `prefix` of a layer has {} for its number."""
+    def load_named(self, weights: Weights, names: TensorNames) -> None:
+        """Loads tables, norms and layers, by their names."""
         for name, table in self.tables.items():
-            weights.load(table, words if name == "word" else f"embeddings.{name}_embeddings")
-        if norm is not None:
-            weights.load(self.norm, norm)
+            weights.load(table, names.words if name == "word" else f"embeddings.{name}_embeddings")
         for number, layer in enumerate(self.layers):
-            layer.load(weights, prefix.format(number), names)
-        if final_norm is not None:
-            weights.load(self.final_norm, final_norm)
+            layer.load(weights, names.layer.format(number), names)
+        weights.load(self.norm, names.embedding_norm)
+        weights.load(self.final_norm, names.final_norm or "")
 
     def embed(self, sequences: Sequences) -> Tensor:
-        """Returns the input of the first layer; here [T, width], the sum of each token's rows of the tables, normed."""
+        """Returns the input of the first layer: the sum of each token's rows of the tables, projected and normed."""
         rows = {"word": sequences.ids, "position": sequences.position_ids, "token_type": sequences.type_ids}
-        x = reduce(torch.add, (table(rows[name]) for name, table in self.tables.items()))
-        return x if self.norm is None else self.norm(x)
+        return self.norm(self.project(reduce(torch.add, (table(rows[name]) for name, table in self.tables.items()))))
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns token vectors [T, H]."""
         x = self.embed(sequences)
         for layer in self.layers:
             x = self.run(layer, x, sequences)
-        return x if self.final_norm is None else self.final_norm(x)
+        return self.final_norm(x)

@@ -19,8 +19,9 @@ from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.sequences import Sequences
-from bei_core.engines.torch.models.weights import LayerNames, Weights, empty, fill
-from bei_core.models.layouts import SLIDING, ExpertSizes, RotaryNames, RotarySizes, find_layout
+from bei_core.engines.torch.models.weights import Weights, empty, fill
+from bei_core.models.layouts import FULL, SLIDING, ExpertSizes, RotaryNames, RotarySizes, find_layout
+from bei_core.models.tensor_names import TensorNames
 
 
 class Transformer(layers.Transformer):
@@ -36,18 +37,17 @@ class Transformer(layers.Transformer):
         self.has_one_type, self.is_gated = names.has_one_type(num_types), sizes.is_gated
         make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, bias=sizes.norm_bias, dtype=kernels.dtype)
         self.norm = make_norm()
-        shape, biases = (
-            (sizes.hidden, sizes.num_heads),
-            {"bias": sizes.attention_bias, "out_bias": sizes.attention_bias},
-        )
-        windows = {kind: sizes.window if kind == SLIDING else None for kind in dict.fromkeys(sizes.layer_types)}
-        attention = {kind: AttentionSizes.of_encoder(*shape, **biases, window=windows[kind]) for kind in windows}
-        head_size, max_len = sizes.hidden // sizes.num_heads, facts.spec.max_seq_len
-        ropes = {kind: layers.Rope(config, head_size, max_len, kind) for kind in windows}
+        bias = sizes.attention_bias
+        full = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, bias=bias, out_bias=bias)
+        attention = {FULL: full, SLIDING: replace(full, window=sizes.window)}
+        ropes = {
+            kind: layers.Rope(config, full.head_size, facts.spec.max_seq_len, kind)
+            for kind in dict.fromkeys(sizes.layer_types)
+        }
         self.layers = nn.ModuleList(
             layers.TransformerLayer(
                 kernels.attention(attention[kind], ropes[kind], number),
-                _mlp(names, sizes, kernels, number),
+                _mlp(sizes, kernels, number),
                 make_norm,
                 is_pre_norm=names.final_norm is not None,
             )
@@ -60,10 +60,7 @@ class Transformer(layers.Transformer):
     def load(self, weights: Weights) -> None:
         """Loads all layers, with the names of the first layout whose tensors the checkpoint has."""
         names = find_layout(self.layouts, weights.__contains__)
-        up = names.gate_up if self.is_gated else ("mlp.fc1",)
-        in_layer = LayerNames(names.qkv, names.out, names.attention_norm, up, names.down, names.mlp_norm)
-        norms = {"norm": names.embedding_norm, "final_norm": names.final_norm}
-        self.load_named(weights, names.layer, in_layer, words=names.words, **norms)
+        self.load_named(weights, names if self.is_gated else replace(names, up=("mlp.fc1",)))
 
     def embed(self, sequences: Sequences) -> Tensor:
         """Returns the input of the first layer, [T, H]."""
@@ -72,14 +69,12 @@ class Transformer(layers.Transformer):
         return super().embed(sequences)
 
 
-def _mlp(names: RotaryNames, sizes: RotarySizes, kernels: Kernels, number: int) -> nn.Module:
+def _mlp(sizes: RotarySizes, kernels: Kernels, number: int) -> nn.Module:
     """Returns the MLP of a layer: a gated one, a plain one, or experts (Nomic Embed v2)."""
     shape, experts = (sizes.hidden, sizes.intermediate_size, sizes.activation), sizes.experts
     if experts is not None and number % experts.every == 1:
         return Experts(*shape, experts, kernels.dtype)
-    mlp = layers.Mlp(*shape, kernels, gated=sizes.is_gated, bias=sizes.mlp_bias, out_bias=sizes.out_bias)
-    mlp.up_first = names.up_first
-    return mlp
+    return layers.Mlp(*shape, kernels, gated=sizes.is_gated, bias=sizes.mlp_bias, out_bias=sizes.out_bias)
 
 
 class Experts(nn.Module):
@@ -96,7 +91,7 @@ class Experts(nn.Module):
         self.w1, self.w2 = (empty(sizes.count * inner, hidden, dtype=dtype) for _ in range(2))
         self.bias = empty(hidden, dtype=dtype)
 
-    def load(self, weights: Weights, prefix: str, names: LayerNames) -> None:
+    def load(self, weights: Weights, prefix: str, names: TensorNames) -> None:
         """Loads router and experts, which are beside the linear layers that other layers have."""
         mlp = prefix + names.up[0].rpartition(".")[0]
         fill(self.router, weights.layer(f"{mlp}.router.layer"), "weight")

@@ -14,10 +14,11 @@ from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.relative import DistanceBias
-from bei_core.engines.torch.models.weights import LayerNames, Weights
+from bei_core.engines.torch.models.weights import Weights
 from bei_core.models.configuration import read_size
 from bei_core.models.heads import first_of
 from bei_core.models.layouts import T5_BIAS, T5_WORDS, t5_activation
+from bei_core.models.tensor_names import TensorNames
 
 
 class Transformer(layers.Transformer):
@@ -47,9 +48,16 @@ class Transformer(layers.Transformer):
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
         self.bias.load(weights, T5_BIAS, self.max_distance)
-        query, key, value, out = (f"0.SelfAttention.{name}" for name in "qkvo")
-        mlp = "1.DenseReluDense."
-        up = (mlp + "wi_0", mlp + "wi_1") if self.is_gated else (mlp + "wi",)
-        names = LayerNames((query, key, value), out, "0.layer_norm", up, mlp + "wo", "1.layer_norm")
-        words = first_of(weights.whole, T5_WORDS).removesuffix(".weight")
-        self.load_named(weights, "encoder.block.{}.layer.", names, words=words, final_norm="encoder.final_layer_norm")
+        attention, mlp = "0.SelfAttention.", "1.DenseReluDense."
+        names = TensorNames(
+            words=first_of(weights.whole, T5_WORDS).removesuffix(".weight"),
+            layer="encoder.block.{}.layer.",
+            qkv=(attention + "q", attention + "k", attention + "v"),
+            out=attention + "o",
+            attention_norm="0.layer_norm",
+            up=(mlp + "wi_0", mlp + "wi_1") if self.is_gated else (mlp + "wi",),
+            down=mlp + "wo",
+            mlp_norm="1.layer_norm",
+            final_norm="encoder.final_layer_norm",
+        )
+        self.load_named(weights, names)

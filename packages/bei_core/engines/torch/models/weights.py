@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,21 +13,6 @@ from bei_core.models.heads import first_of
 
 # Names of LayerNorm's tensors in checkpoints converted from TensorFlow.
 _OLD_NAMES = {"gamma": "weight", "beta": "bias"}
-
-
-@dataclass(frozen=True)
-class LayerNames:
-    """The names that a checkpoint has for the layers within one layer of a transformer, without their prefix."""
-
-    qkv: tuple[str, ...]  # query, key and value, or one layer with three equal parts
-    out: str  # of attention
-    attention_norm: str
-    up: tuple[str, ...]  # the first of the MLP: one, or gate and up, or one layer that has both
-    down: str
-    mlp_norm: str
-    qk_norms: str = ""  # the prefix of the norms of queries and keys
-    attention_out_norm: str = ""
-    mlp_out_norm: str = ""
 
 
 class Layer(dict[str, Tensor]):
