@@ -27,9 +27,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.config.settings import Settings
+from bei_core.engines.calibration import calibration_batches, outputs
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import build_engine, load
-from bei_core.engines.openvino.quantize.graph import calibration_batches
 from bei_core.engines.quality import cosines_of, rank_correlation
 from bei_core.tasks import EncodeOptions
 from bei_core.text.tokenizer import TextTokenizer
@@ -86,7 +86,7 @@ def vectors(model: str, dtype: Dtype, texts: Sequence[str]) -> tuple[dict[str, n
     spec = opened.spec
     tokenizer = TextTokenizer(opened.tokenizer, max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
     batches = calibration_batches(tokenizer.encode_now(texts, EncodeOptions()))
-    rows = np.concatenate([opened.engine.forward(batch) for batch in batches])
+    rows = outputs(opened.engine, batches)
     return dict(zip(texts, rows, strict=True)), opened.manifest
 
 
