@@ -175,9 +175,14 @@ class _Unchunked:
 
     __slots__ = ()
 
+    def __post_init__(self) -> None:
+        """Raises ValidationError if texts are to be divided."""
+        if self.options.chunk:  # type: ignore[attr-defined]
+            raise ValidationError("`chunk` works for dense embeddings and for scores only", param="chunk")
+
     def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
-        """Raises ValidationError."""
-        raise ValidationError("`chunk` works for dense embeddings and for scores only", param="chunk")
+        """Never called, because no input has several chunks."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,3 +92,9 @@ def test_several_tasks_share_one_encoding_and_each_gets_its_own_output() -> None
     assert [each.tolist() for each in of_tokens] == [[[2]], []]
     with pytest.raises(ValidationError, match="`chunk` works for dense"):
         task.join([], np.zeros(0, np.intp), rows())
+
+
+def test_chunks_that_cannot_be_combined_are_refused_before_the_model_runs() -> None:
+    for task in (EmbedAll, EmbedSparse):
+        with pytest.raises(ValidationError, match="`chunk` works for dense embeddings and for scores only"):
+            task(["a"], EncodeOptions(chunk=True))

@@ -114,6 +114,7 @@ SCORES = (
             "use_activation": (False, HONOURED),
             "chat_template": ("{{ a }}", REFUSED),
             "instruction": ("find colours", REFUSED),
+            "max_tokens_per_query": (3, REFUSED),
         },
     ),
     Request(

@@ -220,7 +220,8 @@ def _body_error(fault: Exception, schema: type[Any], *, is_chat: bool = False) -
     if isinstance(fault, msgspec.ValidationError):
         field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
         name = field.group(1) if field else None
-        kinds = [each.type for each in msgspec.structs.fields(schema) if each.encode_name == name]
+        fields = msgspec.structs.fields(schema) if isinstance(schema, msgspec.StructMeta) else ()
+        kinds = [each.type for each in fields if each.encode_name == name]
         known = ", ".join(dict.fromkeys(value for kind in kinds for value in _literals(kind)))
         is_of_known = known and str(fault).startswith("Invalid enum value")
         return ValidationError(f"{fault}; known are {known}" if is_of_known else str(fault), param=name)

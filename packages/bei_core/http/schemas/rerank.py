@@ -54,7 +54,6 @@ class RerankRequest(VllmOptions, kw_only=True):
     max_chunks_per_doc: int | None = None  # Cohere's
     relevant_spans: bool | None = None  # Cohere's
     return_embeddings: bool | None = None  # Jina's
-    max_tokens_per_query: int | None = None  # vLLM's
     instruction: str | None = None  # for a model whose template has one
 
     @property
@@ -82,7 +81,6 @@ class RerankRequest(VllmOptions, kw_only=True):
         refuse(
             {
                 "max_chunks_per_doc": limits_chunks and best,
-                "max_tokens_per_query": self.max_tokens_per_query and "is not supported",
                 "relevant_spans": self.relevant_spans and "is not supported",
                 "return_embeddings": self.return_embeddings and "is not supported: a reranker gives no vectors",
             }

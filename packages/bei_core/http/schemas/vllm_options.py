@@ -53,6 +53,7 @@ class VllmOptions(VllmEncoding, kw_only=True):
     activation: bool | None = None  # older names of it
     softmax: bool | None = None
     chat_template: str | None = None
+    max_tokens_per_query: int | None = None
 
     @property
     def is_vllm(self) -> bool:
@@ -70,7 +71,12 @@ class VllmOptions(VllmEncoding, kw_only=True):
     ) -> EncodeOptions:
         """Returns the options to tokenize the texts. Raises ValidationError as `VllmEncoding` does."""
         template = self.chat_template is not None
-        refuse({"chat_template": template and "is not supported; the server's rerank_template is used"})
+        refuse(
+            {
+                "chat_template": template and "is not supported; the server's rerank_template is used",
+                "max_tokens_per_query": self.max_tokens_per_query and "is not supported",
+            }
+        )
         return super().encode_options(model, prompt_name=prompt_name, spans=spans)
 
 
