@@ -24,7 +24,7 @@ from bei_core.errors import (
     PayloadTooLargeError,
     RequestError,
 )
-from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, decode_large, free, inflated, joined, memory_of
+from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, free, inflated, joined, measure, memory_of
 from bei_core.http.keys import Keys
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
@@ -274,19 +274,19 @@ class App:
     async def _decode_large(self, call: Call, raw: bytes) -> None:
         """Decodes a large body on a thread into `call.body`.
 
-        Afterwards the budget of bytes counts the memory of the decoded body instead of the length of `raw`. Raises the
-        same errors as `decode_large`, and OverloadedError if the budget is exceeded.
+        The budget of bytes counts the memory of the decoded body before that is taken, and then instead of `raw`.
+        Raises the same errors as `Undecoded`, and OverloadedError if the budget is exceeded.
         """
-        schema = call.route.schema if call.route else None
+        schema, call.is_large = call.route.schema if call.route else None, True
+        undecoded = await measure(raw)
+        counted = undecoded.num_bytes
+        call.count_bytes(counted)
 
         def work() -> int:
-            call.body = (
-                self._converted(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
-            )
+            call.body = undecoded.decode(schema) if schema else self._converted(call, undecoded.decode(object))
             return memory_of(call.body)
 
-        call.is_large = True
-        call.count_bytes(await asyncio.to_thread(work) - len(raw))
+        call.count_bytes(await asyncio.to_thread(work) - counted - len(raw))
 
     def _converted(self, call: Call, body: object) -> object:
         """Chooses the route by the fields of a decoded body, sets `call.route`, and returns the body in its schema."""
