@@ -33,7 +33,7 @@ from bei_core.http.route import Call, Route, prepare_schemas
 from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.traces import Traces
-from bei_core.http.urgency import HEADERS, read_deadline, read_priority
+from bei_core.http.urgency import HEADERS, is_retry, read_deadline, read_priority
 from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class App:
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
-        self._refusals: dict[tuple[str, str], Refusal] = {}  # the newest refusal by path and priority
+        self._refusals: dict[tuple[str, str, bool], Refusal] = {}  # the newest by path, priority and whether a retry
         self._num_coming = 0  # requests that `refused_early` has accepted and whose task has not begun
         self._templates = [
             (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
@@ -163,7 +163,7 @@ class App:
             priority = read_priority(headers)
         except RequestError:  # `respond` finds the same error again and sends it
             return None
-        refusal = self._refusal(route, priority, services)
+        refusal = self._refusal(route, priority, services, again=is_retry(headers))
         if refusal is None:
             scope[_IS_COMING] = True
             self._num_coming += 1
@@ -180,16 +180,16 @@ class App:
         kinds = route.schema.kinds if route.schema is not None else ()
         return tuple(each for each in self.services if not each.model.roles.isdisjoint(kinds)) or self.services
 
-    def _refusal(self, route: Route, priority: str, services: Sequence[Service]) -> Refusal | None:
-        """Returns the newest refusal of a route and priority, if it is still valid or all models refuse again."""
-        now = time.monotonic()
-        refusal = self._refusals.get((route.path, priority))
+    def _refusal(self, route: Route, priority: str, services: Sequence[Service], *, again: bool) -> Refusal | None:
+        """Returns the newest refusal of the same kind, if it is still valid or all models refuse; `again`: a retry."""
+        now, kind = time.monotonic(), (route.path, priority, again)
+        refusal = self._refusals.get(kind)
         if refusal is not None and now < refusal.until:
             return refusal
         faults: list[OverloadedError] = []
         for service in services:
             try:
-                service.check_load(priority, self._num_coming)
+                service.check_load(priority, self._num_coming, is_retry=again)
             except OverloadedError as fault:
                 faults.append(fault)
             else:
@@ -198,7 +198,7 @@ class App:
         response = error_response(soonest, route.errors, route.inputs)
         until = now + valid_s(self.service.settings.max_queue_wait_s)
         refusal = Refusal.of(soonest, response, until, self._count)
-        self._refusals[route.path, priority] = refusal
+        self._refusals[kind] = refusal
         return refusal
 
     async def check(self) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
+from random import uniform
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,8 @@ _ITEMS_PER_PIECE = 2048  # of an iterator
 BYTES_PER_NUMBER = 16  # at most: four bytes of f32, and its digits in JSON
 
 _PART = 1_048_576  # the most bytes of a reply in one ASGI message
+
+_MAX_RETRY_AFTER_S = 60  # OpenAI's client ignored a longer one for years
 
 _SHOWN = 1000  # the most characters of an error message
 
@@ -119,12 +122,23 @@ def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inpu
     message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # a message may quote the request
     headers = {}
     if isinstance(error, OverloadedError):
-        headers["retry-after"] = str(error.retry_after_s)
+        headers |= retry_after(error.retry_after_s)
     if isinstance(error, MethodNotAllowedError):
         headers["allow"] = error.allow
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(errors.body(error, message, param)), error.status, headers, JSON)
+
+
+def retry_after(seconds: int) -> dict[str, str]:
+    """Returns the headers that say when to come again: after `seconds` to half as much more, at random.
+
+    So clients that are refused together do not come back together. Clients with OpenAI's SDK wait exactly as long as
+    the header says, and read the one with milliseconds first.
+    """
+    longest = min(1.5 * seconds, _MAX_RETRY_AFTER_S)
+    wait_s = uniform(min(seconds, longest / 1.5), longest)  # noqa: S311 - no secret
+    return {"retry-after": f"{wait_s:.0f}", "retry-after-ms": f"{1e3 * wait_s:.0f}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +157,13 @@ class Refusal:
         cls, error: OverloadedError, response: Response, until: float, count: Callable[[OverloadedError], None]
     ) -> Refusal:
         """Renders a response."""
-        headers = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
+        kept = (header for header in response.raw_headers if not header[0].startswith(b"retry-after"))
+        headers = b"".join(b"%b: %b\r\n" % header for header in kept)
         return cls(error, headers, bytes(response.body), until, count)
+
+    def retry_after(self) -> bytes:
+        """Returns the lines of the headers that say when to come again, for one reply."""
+        return "".join(f"{name}: {value}\r\n" for name, value in retry_after(self.error.retry_after_s).items()).encode()
 
 
 def valid_s(max_queue_wait_s: float) -> float:

@@ -207,7 +207,7 @@ class Service:
         """Whether the load is so high that the next request may be refused; `check_load` decides."""
         return self._runner.admission.has_line or self._num_requests >= self.settings.max_concurrent_requests
 
-    def check_load(self, priority: str, num_coming: int | None = None) -> None:
+    def check_load(self, priority: str, num_coming: int | None = None, *, is_retry: bool = False) -> None:
         """Raises OverloadedError if the next request of this priority must be refused, whatever it contains.
 
         `num_coming` is given for a request that has just arrived: the number of requests that were accepted on arrival
@@ -220,7 +220,7 @@ class Service:
         if num_coming is None:
             admission.check_line(now, priority)
         else:
-            admission.check_arrival(now, priority, num_coming + self._num_unqueued)
+            admission.check_arrival(now, priority, num_coming + self._num_unqueued, is_retry=is_retry)
 
     async def check(self) -> None:
         """Raises UnhealthyError if the model does not work. Sends a probe if the engine's last row is older than 5 s.

@@ -299,8 +299,9 @@ class Connection(asyncio.Protocol):
         refusal.count(refusal.error)
         request_id = b"x-request-id: %b\r\n" % (refusal.request_id or f"{getrandbits(64):016x}").encode("latin-1")
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
-        self.write([STATUS_LINES[429], self._pool.date, refusal.headers, request_id, end, refusal.body])
-        if refusal.error.cause == "queue_wait":  # the engine has work for longer than the event loop rests
+        head = [STATUS_LINES[429], self._pool.date, refusal.headers, refusal.retry_after(), request_id, end]
+        self.write([*head, refusal.body])
+        if refusal.error.cause in _FROM_THE_LINE:  # the engine has work for longer than the event loop rests
             self._pool.refused()
 
     def _end_exchange(self) -> None:
@@ -385,6 +386,7 @@ class Connection(asyncio.Protocol):
         self.abort()
 
 
+_FROM_THE_LINE = frozenset({"queue_wait", "retry_budget"})  # causes of refusals
 _TAKES_NOTHING = frozenset({Phase.REPLY, Phase.CLOSING})
 _TIMEOUT_WHEN_READ = frozenset({Phase.REPLY, Phase.IDLE})  # phases with another timeout while the client must read
 
