@@ -26,9 +26,19 @@ from bei_core.errors import (
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, free, inflated, joined, measure, memory_of
 from bei_core.http.keys import Keys
+from bei_core.http.limits import BYTES_PER_NUMBER
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
-from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of, valid_s
+from bei_core.http.replies import (
+    INLINE_NUMBERS,
+    UNCOUNTED_NUMBERS,
+    Deferred,
+    Refusal,
+    complete,
+    error_response,
+    format_of,
+    valid_s,
+)
 from bei_core.http.route import Call, Route, prepare_schemas
 from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
@@ -252,7 +262,9 @@ class App:
                 if model.roles.isdisjoint(body.kinds):
                     model.check_kind(body.kinds)
                 task = body.to_task(model) if not call.is_large else await asyncio.to_thread(body.to_task, model)
-                result = await service.run(task, deadline=call.deadline, priority=call.priority, timings=call.timings)
+                result = await service.run(
+                    task, deadline=call.deadline, priority=call.priority, timings=call.timings, reserve=call.reserve
+                )
                 context = RequestContext(model, call.request_id, call.request.scope.get("path") in self._any_body)
                 inputs, tokens = call.timings.num_inputs, call.timings.num_tokens
                 size = inputs * model.row_width if task.output == "rows" else tokens * (model.token_width or 64)
@@ -260,8 +272,10 @@ class App:
                     value = Deferred.of(result, partial(body.to_reply, result, context))
                 else:
                     value = body.to_reply(result, context)
+                    if size > UNCOUNTED_NUMBERS:  # so that a 429 is possible if there is no memory to keep the reply
+                        call.count_bytes(BYTES_PER_NUMBER * size - call.num_reserved)
             if isinstance(value, Deferred):
-                call.count_bytes(value.num_bytes)
+                call.count_bytes(value.num_bytes - call.num_reserved)
         finally:
             watch.task = None
             if call.receiver is not None:
@@ -364,7 +378,7 @@ class App:
                 raise PayloadTooLargeError(f"the body is larger than {limit} bytes")
             if part:
                 parts.append(part)
-        body = parts[0] if len(parts) == 1 else await joined(parts, size)
+        body = parts[0] if len(parts) == 1 else await joined(parts, size, call.request.scope)
         coding = call.headers.get(b"content-encoding")
         if coding is None:
             return body

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -22,7 +22,7 @@ from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
 from bei_core.serving.served_model import describe
 from bei_core.serving.turns import Turns
-from bei_core.tasks import Task, Tokens, asks_for, num_characters
+from bei_core.tasks import Outputs, Task, Tokens, asks_for, num_characters
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +162,11 @@ class Service:
         deadline: float | None = None,
         priority: str = "normal",
         timings: Timings | None = None,
+        reserve: Callable[[int], None] | None = None,
     ) -> Result[ResultT]:
         """Runs a task and returns its result. `deadline` is in seconds on the clock of `time.monotonic`.
 
+        `reserve` is called with the bytes of a large result before it is computed, and may raise OverloadedError.
         Raises a RequestError: EmptyInputError, ValidationError, TokenizerError, OverloadedError, DeadlineExceededError,
         EngineError, UnhealthyError.
         """
@@ -191,6 +193,8 @@ class Service:
             )
             if task.output != "rows" and asks_for(task.output, "tokens"):
                 self.model.check_num_token_rows(timings.num_tokens)
+            if reserve is not None and (len(tokens) > 1 or task.output != "rows"):
+                reserve(self._num_bytes(task.output, timings.num_tokens, len(tokens)))
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
         finally:
             self._num_requests -= 1
@@ -201,6 +205,11 @@ class Service:
         result = Result(task.finish(rows), timings, tokens)
         timings.result_s = time.perf_counter() - started
         return result
+
+    def _num_bytes(self, output: Outputs, num_tokens: int, num_rows: int) -> int:
+        """Returns the memory of the rows f32[B, D] and f32[T, E] of a result, in bytes; sparse ones take little."""
+        rows = num_rows * self.model.row_width if asks_for(output, "rows") else 0
+        return 4 * (rows + (num_tokens * self.model.token_width if asks_for(output, "tokens") else 0))
 
     @property
     def is_busy(self) -> bool:

@@ -19,7 +19,7 @@ from starlette.types import Scope
 from bei_core.http import app as app_module
 from bei_core.http.app import App
 from bei_core.http.limits import MAX_REST_S
-from bei_core.http.replies import Refusal, retry_after
+from bei_core.http.replies import UNCOUNTED_NUMBERS, Refusal, retry_after
 from bei_core.http.server import pool as pool_module
 from bei_core.http.server.connection import Connection, Phase
 from bei_core.http.server.refused_heads import RefusedHeads
@@ -27,7 +27,7 @@ from bei_core.http.urgency import is_retry
 from bei_core.models.kind import Kind
 from bei_core.tasks import EncodeOptions, Text, Tokens
 from tests.conftest import MINILM
-from tests.fakes import SAFETY_S, at_rest, entered
+from tests.fakes import SAFETY_S, WIDTH, at_rest, entered
 from tests.unit.http.overloaded import (
     MakeServed,
     Served,
@@ -304,6 +304,41 @@ async def test_a_504_does_not_wait_until_other_requests_are_tokenized(
     assert not first.done()
     going_on.set()
     assert (await first).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "num_bytes"), [("/embed", 4 * WIDTH), ("/embed_all", 4 * 2)])
+async def test_a_large_result_is_counted_before_it_is_computed_and_else_refused(
+    make_served: MakeServed, path: str, num_bytes: int
+) -> None:
+    """20 requests of `/embed_all` held 77 MB of rows each, which counted nowhere until the last was computed."""
+    count, limit = 1000, 400_000
+    result = num_bytes * count
+    served = await make_served(max_body_bytes_in_flight=limit, max_batch_tokens=48)
+    served.engine.hold()
+    body = {"inputs": [[5]] * count}
+    tasks = [asyncio.create_task(served.client.post(path, json=body)) for _ in range(1 + limit // result)]
+    async with asyncio.timeout(SAFETY_S):
+        service = served.service
+        while service._num_unqueued or sum(task.done() for task in tasks) + service._num_requests < len(tasks):
+            await asyncio.sleep(0.001)
+    assert limit - 5 * result < served.pool.budget.num_bytes <= limit
+    num_refused = sum(task.done() for task in tasks)
+    assert num_refused
+    served.engine.release()
+    statuses = [(await task).status_code for task in tasks]
+    assert statuses.count(429) == num_refused, "what is accepted is answered"
+    assert statuses.count(200) == len(tasks) - num_refused
+    assert served.pool.budget.num_bytes == 0
+
+
+async def test_a_reply_that_nothing_can_hold_is_a_429_and_no_closed_connection(make_served: MakeServed) -> None:
+    served = await make_served(max_body_bytes_in_flight=20_000)
+    small, large = ([[5]] * (each * UNCOUNTED_NUMBERS // WIDTH) for each in (1, 2))
+    for inputs, status in ((small, 200), (large, 429), (small, 200)):
+        reply = await served.client.post("/embed", json={"inputs": inputs})
+        assert reply.status_code == status, reply.text
+    assert int(reply.headers["content-length"]) < 20_000
+    assert served.pool.budget.num_bytes == 0
 
 
 # --- Panics of the tokenizer

@@ -9,7 +9,8 @@ from typing import Any
 
 from bei_core.errors import EmptyInputError
 from bei_core.http.json_schema import ANY, array_of, object_of
-from bei_core.http.replies import BYTES_PER_NUMBER, Deferred, num_numbers
+from bei_core.http.limits import BYTES_PER_NUMBER
+from bei_core.http.replies import Deferred, num_numbers
 from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import Body, Named, RequestContext, convert, refuse
 from bei_core.metrics import Timings
@@ -74,7 +75,9 @@ async def _run_all(call: Call, tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
             timings.append(Timings())
             parts = [tasks[place] for place in places]
             task = parts[0] if len(parts) == 1 else _joint(parts)
-            result = await call.service.run(task, deadline=call.deadline, priority=call.priority, timings=timings[-1])
+            result = await call.service.run(
+                task, deadline=call.deadline, priority=call.priority, timings=timings[-1], reserve=call.reserve
+            )
             found = [result] if len(parts) == 1 else await asyncio.to_thread(_split, result, parts)
             results.update(zip(places, found, strict=True))
 
