@@ -18,6 +18,7 @@ from bei_core.checkpoint.tensors import entries
 from bei_core.engines.manifest import parse_manifest
 from bei_core.errors import StartError
 from bei_core.text.files import open_tokenizer
+from tests.corpus import kept
 
 few = settings(
     max_examples=settings().max_examples * 3 // 2,
@@ -138,8 +139,17 @@ def refusal(read: Callable[[], object]) -> str | None:
 @few
 @given(header=mutated(HEADER), size=st.none() | st.sampled_from([0, 1, 2**20, 2**63 - 1, 2**64 - 1]))
 def test_a_header_of_tensors(tmp_path: Path, header: bytes, size: int | None) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header) if size is None else size) + header + bytes(8))
+    check_tensors(tmp_path, struct.pack("<Q", len(header) if size is None else size) + header + bytes(8))
+
+
+@kept("safetensors")
+def test_a_kept_file_of_tensors(tmp_path: Path, content: bytes) -> None:
+    check_tensors(tmp_path, content)
+
+
+def check_tensors(folder: Path, content: bytes) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(content)
     message = refusal(lambda: entries(path))
     assert message is None or ("model.safetensors" in message and "\n" not in message)
 
@@ -147,7 +157,16 @@ def test_a_header_of_tensors(tmp_path: Path, header: bytes, size: int | None) ->
 @few
 @given(content=mutated(TOKENIZER))
 def test_a_tokenizer(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "tokenizer.json"
+    check_tokenizer(tmp_path, content)
+
+
+@kept("tokenizer")
+def test_a_kept_tokenizer(tmp_path: Path, content: bytes) -> None:
+    check_tokenizer(tmp_path, content)
+
+
+def check_tokenizer(folder: Path, content: bytes) -> None:
+    path = folder / "tokenizer.json"
     path.write_bytes(content)
     message = refusal(lambda: open_tokenizer(path))
     assert message is None or ("tokenizer.json" in message and "\n" not in message)
@@ -156,6 +175,15 @@ def test_a_tokenizer(tmp_path: Path, content: bytes) -> None:
 @few
 @given(content=mutated(MANIFEST))
 def test_a_manifest(content: bytes) -> None:
+    check_manifest(content)
+
+
+@kept("manifest")
+def test_a_kept_manifest(content: bytes) -> None:
+    check_manifest(content)
+
+
+def check_manifest(content: bytes) -> None:
     message = refusal(lambda: parse_manifest(content, "folder/manifest.json"))
     assert message is None or ("manifest.json" in message and "\n" not in message)
 
@@ -190,6 +218,15 @@ def archives(draw: st.DrawFn) -> bytes:
 @few
 @given(content=archives())
 def test_an_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    check_archive(tmp_path_factory, content)
+
+
+@kept("tar")
+def test_a_kept_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    check_archive(tmp_path_factory, content)
+
+
+def check_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("archive")
     (folder / "m.tar").write_bytes(content)
     outside = set(folder.parent.iterdir())
