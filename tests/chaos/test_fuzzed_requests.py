@@ -24,9 +24,9 @@ def test_a_kept_body_is_answered_on_every_route(server: Server, content: bytes) 
     large = content + b" " * 200_000
     with no_bugs(server), server.connect() as connection:
         for path in PATHS:
-            small, padded = (ask(connection, request_bytes(path, body)).status_code for body in (content, large))
-            assert small == padded
-            assert small in {200, 400, 413, 422, 424}
+            statuses = {ask(connection, request_bytes(path, body)).status_code for body in (content, large)}
+            # Of several faults, a body in pieces may be refused for another one.
+            assert statuses == {200} or statuses <= {400, 413, 422, 424}
 
 
 @kept("requests")

@@ -121,7 +121,7 @@ def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inpu
     if param == "inputs":
         message, param = message.replace("`inputs`", f"`{inputs}`"), inputs
     message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # a message may quote the request
-    headers = {}
+    headers: dict[str, str] = {}
     if isinstance(error, OverloadedError):
         headers |= retry_after(error.retry_after_s)
     if isinstance(error, MethodNotAllowedError):
