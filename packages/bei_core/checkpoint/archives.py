@@ -33,7 +33,7 @@ _EXTENSIONS = frozenset(
 )
 _MAX_EXTENSIONS = 1 << 20  # bytes of such headers for one member, and of those for the whole archive
 
-
+# Errors of the system because of a member's name.
 _OF_NAMES = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
 _SHOWN = 300  # characters of a name in an error
 

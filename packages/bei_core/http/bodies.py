@@ -276,7 +276,8 @@ def _scan(data: Bytes) -> tuple[Places, npt.NDArray[np.int32], int]:
         num_values += len(found) - opened  # each comma and each closing bracket counts as one value
         _check_counts(num_values, num_containers)
         num_quotes += int(np.count_nonzero(quotes))
-        texts.add(data, start, stop, found, np.flatnonzero(escaped & (window == _UNICODE)))
+        at = np.flatnonzero(escaped)
+        texts.add(data, start, stop, found, at[window[at] == _UNICODE])
         inside, start = int(quoted[-1]), stop
     depths = np.cumsum(np.concatenate(steps), dtype=np.int32)
     _check_depths(depths, is_open=bool(inside))
