@@ -142,6 +142,11 @@ def retry_after(seconds: int) -> dict[str, str]:
     return {"retry-after": f"{wait_s:.0f}", "retry-after-ms": f"{1e3 * wait_s:.0f}"}
 
 
+def retry_lines(seconds: int) -> bytes:
+    """Returns `retry_after` as lines of a head."""
+    return "".join(f"{name}: {value}\r\n" for name, value in retry_after(seconds).items()).encode()
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The reply to every request of a path and priority, until `until` on the clock of time.monotonic."""
@@ -161,10 +166,6 @@ class Refusal:
         kept = (header for header in response.raw_headers if not header[0].startswith(b"retry-after"))
         headers = b"".join(b"%b: %b\r\n" % header for header in kept)
         return cls(error, headers, bytes(response.body), until, count)
-
-    def retry_after(self) -> bytes:
-        """Returns the lines of the headers that say when to come again, for one reply."""
-        return "".join(f"{name}: {value}\r\n" for name, value in retry_after(self.error.retry_after_s).items()).encode()
 
 
 def valid_s(max_queue_wait_s: float) -> float:

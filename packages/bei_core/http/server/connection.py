@@ -30,7 +30,7 @@ from bei_core.http.limits import (
     MIN_READ_BYTES_PER_S,
     BodyLease,
 )
-from bei_core.http.replies import Refusal
+from bei_core.http.replies import Refusal, retry_lines
 from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused, error_reply
 from bei_core.http.server.parser import HttpError, RequestParser
 from bei_core.http.server.pool import Pool
@@ -299,7 +299,8 @@ class Connection(asyncio.Protocol):
         refusal.count(refusal.error)
         request_id = b"x-request-id: %b\r\n" % (refusal.request_id or f"{getrandbits(64):016x}").encode("latin-1")
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
-        head = [STATUS_LINES[429], self._pool.date, refusal.headers, refusal.retry_after(), request_id, end]
+        when = retry_lines(refusal.error.retry_after_s)
+        head = [STATUS_LINES[429], self._pool.date, refusal.headers, when, request_id, end]
         self.write([*head, refusal.body])
         if refusal.error.cause in _FROM_THE_LINE:  # the engine has work for longer than the event loop rests
             self._pool.refused()

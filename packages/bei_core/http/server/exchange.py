@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Scope
 
 from bei_core.http.disconnects import Watch
 from bei_core.http.limits import BodyLease
+from bei_core.http.replies import retry_lines
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ def error_reply(status: int, message: str, kind: str, retry_after_s: int | None,
         date,
         b"content-type: application/json\r\n",
         b"content-length: %d\r\n" % len(body),
-        b"" if retry_after_s is None else b"retry-after: %d\r\n" % retry_after_s,
+        b"" if retry_after_s is None else retry_lines(retry_after_s),
         b"connection: close\r\n\r\n",
         body,
     ]
