@@ -18,66 +18,13 @@ from bei_core.checkpoint.tensors import entries
 from bei_core.engines.manifest import parse_manifest
 from bei_core.errors import StartError
 from bei_core.text.files import open_tokenizer
-from tests.corpus import kept
+from tests.corpus import ARCHIVES, HEADER, MANIFEST, MANIFESTS, SAFETENSORS, TOKENIZER, TOKENIZERS, kept
 
 few = settings(
     max_examples=settings().max_examples * 3 // 2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-TOKENIZER = {
-    "version": "1.0",
-    "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
-    "padding": {
-        "strategy": "BatchLongest",
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": 0,
-        "pad_type_id": 0,
-        "pad_token": "[PAD]",
-    },
-    "added_tokens": [
-        {
-            "id": 0,
-            "content": "[PAD]",
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-    ],
-    "normalizer": {
-        "type": "Sequence",
-        "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}],
-    },
-    "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\s"}, "behavior": "Isolated", "invert": False},
-    "post_processor": {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "[PAD]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"[PAD]": {"id": "[PAD]", "ids": [0], "tokens": ["[PAD]"]}},
-    },
-    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-    "model": {
-        "type": "WordPiece",
-        "unk_token": "[PAD]",
-        "continuing_subword_prefix": "##",
-        "max_input_chars_per_word": 9,
-        "vocab": {"[PAD]": 0, "a": 1},
-    },
-}
-
-HEADER = {"a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}}
-MANIFEST = {
-    "engine": "fake",
-    "precision": "int8",
-    "source": "owner/name",
-    "revision": "0" * 40,
-    "artifact": "a" * 32,
-    "files": {"model.bin": {"size": 1, "blake2b": "0" * 64}},
-}
 
 JSON_LEAVES = (
     st.none()
@@ -142,7 +89,7 @@ def test_a_header_of_tensors(tmp_path: Path, header: bytes, size: int | None) ->
     check_tensors(tmp_path, struct.pack("<Q", len(header) if size is None else size) + header + bytes(8))
 
 
-@kept("safetensors")
+@kept(SAFETENSORS)
 def test_a_kept_file_of_tensors(tmp_path: Path, content: bytes) -> None:
     check_tensors(tmp_path, content)
 
@@ -160,7 +107,7 @@ def test_a_tokenizer(tmp_path: Path, content: bytes) -> None:
     check_tokenizer(tmp_path, content)
 
 
-@kept("tokenizer")
+@kept(TOKENIZERS)
 def test_a_kept_tokenizer(tmp_path: Path, content: bytes) -> None:
     check_tokenizer(tmp_path, content)
 
@@ -178,7 +125,7 @@ def test_a_manifest(content: bytes) -> None:
     check_manifest(content)
 
 
-@kept("manifest")
+@kept(MANIFESTS)
 def test_a_kept_manifest(content: bytes) -> None:
     check_manifest(content)
 
@@ -221,7 +168,7 @@ def test_an_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) ->
     check_archive(tmp_path_factory, content)
 
 
-@kept("tar")
+@kept(ARCHIVES)
 def test_a_kept_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     check_archive(tmp_path_factory, content)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.corpus import kept
+from tests.corpus import BODIES, REQUESTS, kept
 from tests.e2e.server import Server, ask, cache_of, no_bugs, read_reply, request_bytes
 
 PATHS = ("/embed", "/v1/embeddings", "/rerank", "/tokenize", "/decode", "/similarity", "/", "/vertex", "/v2/embed")
@@ -19,7 +19,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-@kept("bodies")
+@kept(BODIES)
 def test_a_kept_body_is_answered_on_every_route(server: Server, content: bytes) -> None:
     large = content + b" " * 200_000
     with no_bugs(server), server.connect() as connection:
@@ -29,7 +29,7 @@ def test_a_kept_body_is_answered_on_every_route(server: Server, content: bytes) 
             assert statuses == {200} or statuses <= {400, 413, 422, 424}
 
 
-@kept("requests")
+@kept(REQUESTS)
 def test_a_kept_request_is_answered_or_its_connection_closed(server: Server, content: bytes) -> None:
     with no_bugs(server), server.connect() as connection:
         connection.sendall(content)

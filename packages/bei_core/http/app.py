@@ -26,10 +26,10 @@ from bei_core.errors import (
 )
 from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, free, inflated, joined, measure, memory_of
 from bei_core.http.keys import Keys
-from bei_core.http.limits import BYTES_PER_NUMBER
 from bei_core.http.naming import by_name, without_input_type
 from bei_core.http.openapi import documents
 from bei_core.http.replies import (
+    BYTES_PER_NUMBER,
     INLINE_NUMBERS,
     UNCOUNTED_NUMBERS,
     Deferred,
@@ -273,9 +273,9 @@ class App:
                 else:
                     value = body.to_reply(result, context)
                     if size > UNCOUNTED_NUMBERS:  # so that a 429 is possible if there is no memory to keep the reply
-                        call.count_bytes(BYTES_PER_NUMBER * size - call.num_reserved)
+                        call.count_reply(BYTES_PER_NUMBER * size)
             if isinstance(value, Deferred):
-                call.count_bytes(value.num_bytes - call.num_reserved)
+                call.count_reply(value.num_bytes)
         finally:
             watch.task = None
             if call.receiver is not None:

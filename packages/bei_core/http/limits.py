@@ -79,9 +79,6 @@ MAX_LISTED_TEXT_CHARS = 131_072
 MAX_LISTED_CHARS = 1_000_000
 BYTES_PER_SPAN = 500
 
-# The most memory of a number of a result and its reply, in bytes: four of f32, and its digits in JSON.
-BYTES_PER_NUMBER = 16
-
 # Bytes. After a request that used more memory than this, freed memory is returned to the operating system.
 LARGE_BYTES = 1_048_576
 

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError, UnauthorizedError
 from bei_core.http.codings import CODINGS, compressed, joined
 from bei_core.http.error_format import OPENAI, TEI, ErrorFormat
-from bei_core.http.limits import BYTES_PER_NUMBER, MAX_UNCOUNTED_BYTES, hold_bytes, rest_s
+from bei_core.http.limits import MAX_UNCOUNTED_BYTES, hold_bytes, rest_s
 from bei_core.http.msgpack import list_head, object_head, packed
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
@@ -36,6 +36,8 @@ _VARY = {"vary": "accept, accept-encoding"}  # added to a reply whose format dep
 INLINE_NUMBERS = 32_768
 
 _ITEMS_PER_PIECE = 2048  # of an iterator
+
+BYTES_PER_NUMBER = 16  # at most: four bytes of f32, and its digits in JSON
 
 # A reply with at most this many numbers counts in no budget while it is made.
 UNCOUNTED_NUMBERS = MAX_UNCOUNTED_BYTES // BYTES_PER_NUMBER

@@ -13,7 +13,8 @@ from bei_core.http.disconnects import WATCH, ReceivingWatch, Watch
 from bei_core.http.error_format import TEI, ErrorFormat
 from bei_core.http.json_schema import JsonSchema
 from bei_core.http.keys import Client
-from bei_core.http.limits import BYTES_PER_NUMBER, count_bytes
+from bei_core.http.limits import count_bytes
+from bei_core.http.replies import BYTES_PER_NUMBER
 from bei_core.http.schemas.common import Named
 from bei_core.logs import log_access
 from bei_core.metrics import Timings
@@ -53,6 +54,10 @@ class Call:
         self.count_bytes(reply)
         self.count_bytes(num_bytes - reply)
         self.num_reserved += num_bytes
+
+    def count_reply(self, num_bytes: int) -> None:
+        """Adds the bytes of a reply and its result to the memory of the request, in place of those of `reserve`."""
+        self.count_bytes(num_bytes - self.num_reserved)
 
     def count_bytes(self, num_bytes: int) -> None:
         """Adds bytes to the memory of the request; see `limits.count_bytes`."""

@@ -21,7 +21,7 @@ from bei_core.http.memory import limit_collections
 from bei_core.http.schemas.common import convert, decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
 from bei_core.http.schemas.tokens import DecodeRequest
-from tests.corpus import kept
+from tests.corpus import BODIES, kept
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
@@ -79,7 +79,7 @@ def test_what_is_not_json_is_refused_in_pieces_too(value: object, seed: int) -> 
 
 
 @pytest.mark.usefixtures("small_pieces")
-@kept("bodies")
+@kept(BODIES)
 def test_a_kept_body_is_decoded_in_pieces_as_in_one(content: bytes) -> None:
     assert repr(outcome(content, large=True)) == repr(outcome(content, large=False))
 

@@ -9,8 +9,7 @@ from typing import Any
 
 from bei_core.errors import EmptyInputError
 from bei_core.http.json_schema import ANY, array_of, object_of
-from bei_core.http.limits import BYTES_PER_NUMBER
-from bei_core.http.replies import Deferred, num_numbers
+from bei_core.http.replies import BYTES_PER_NUMBER, Deferred, num_numbers
 from bei_core.http.route import Call, Route
 from bei_core.http.schemas.common import Body, Named, RequestContext, convert, refuse
 from bei_core.metrics import Timings

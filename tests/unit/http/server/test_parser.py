@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from bei_core.http.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from bei_core.http.server.parser import HttpError, RequestParser
-from tests.corpus import kept
+from tests import corpus
 
 REQUESTS = [
     b"GET /a?b=c HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -117,7 +117,7 @@ def test_small_chunks_are_no_framing_without_end() -> None:
     assert read(RequestParser(), [content]) == [(b"/", b"x" * 50_000)]
 
 
-@kept("requests")
+@corpus.kept(corpus.REQUESTS)
 def test_a_kept_request_is_read_in_single_bytes_as_in_one_piece(content: bytes) -> None:
     def outcome(pieces: list[bytes]) -> object:
         try:
