@@ -44,7 +44,7 @@ MIN_READ_BYTES_PER_S = 1024
 # so many seconds.
 SLOW_READ_S = 10.0
 
-# The most bytes of replies that wait in each connection without being counted in the budget.
+# The most bytes of a head, and of replies that wait, in each connection without being counted in the budget.
 MAX_UNCOUNTED_BYTES = 16_384
 
 # How long idle connections stay open after the signal to stop, so that requests already in the network get a reply.

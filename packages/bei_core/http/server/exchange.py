@@ -6,14 +6,17 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import unquote
 
+import httptools
 import msgspec
 from starlette.types import ASGIApp, Message, Scope
 
 from bei_core.http.disconnects import Watch
 from bei_core.http.limits import BodyLease
 from bei_core.http.replies import retry_lines
+from bei_core.http.server.parser import HttpError, RequestParser
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +222,29 @@ class Refused:
 
     def leave(self) -> None:
         """The client has disconnected."""
+
+
+def scope_of(parser: RequestParser, server: tuple[Any, ...] | None, client: tuple[Any, ...] | None) -> Scope:
+    """Returns the ASGI scope of a request whose head is parsed. Raises HttpError if its URL is not valid."""
+    try:
+        url = httptools.parse_url(parser.url)
+        path = url.path.decode("ascii")
+    except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as fault:
+        raise HttpError(400, "the URL of the request is not valid") from fault
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": parser.version,
+        "server": server,
+        "client": client,
+        "scheme": "http",
+        "root_path": "",
+        "method": parser.method.decode("ascii"),
+        "path": unquote(path) if "%" in path else path,
+        "raw_path": url.path,
+        "query_string": url.query or b"",
+        "headers": parser.headers,
+    }
 
 
 def error_reply(status: int, message: str, kind: str, retry_after_s: int | None, date: bytes) -> bytes:

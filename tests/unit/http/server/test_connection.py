@@ -239,3 +239,49 @@ async def test_few_bytes_of_chunked_bodies_are_parsed_in_one_turn_of_the_event_l
     assert all(reply.result().endswith(b"\r\n\r\nok") for reply in replies)
     assert sum(parsed.values()) > 10 * 40_000 * 6
     assert max(parsed.values()) <= 2 * MAX_CHUNKED_BYTES + 10 * len(head)
+
+
+HEADS = {
+    "one header": b"GET / HTTP/1.1\r\na: " + b"b" * 60_000,
+    "URL": b"GET /" + b"a" * 60_000,
+    "many headers": b"GET / HTTP/1.1\r\n" + b"".join(b"%d:\r\n" % number for number in range(250)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "too late"])
+async def test_large_heads_that_are_not_complete_count_in_the_budget(head: bytes, *, leaves: bool) -> None:
+    """16,384 clients without a key could hold 2 GB for `header_timeout_s`."""
+    count = 100
+    async with served(sends(START, body())) as (first, pool), AsyncExitStack() as stack:
+        address = first[1].get_extra_info("peername")
+        clients = [await asyncio.open_connection(*address) for _ in range(count - 1)]
+        for _, writer in clients:
+            stack.callback(writer.close)
+            writer.write(head)
+        budget = pool.budget
+        async with asyncio.timeout(SAFETY_S):
+            while not (len(pool._notes) or pool._noted_at > 0) and budget.num_bytes < 30_000 * (count - 1):
+                await asyncio.sleep(0.001)
+        assert 500_000 < budget.num_bytes <= budget.limit
+        if leaves:
+            for _, writer in clients:
+                writer.close()
+        async with asyncio.timeout(SAFETY_S):
+            while budget.num_bytes:
+                await asyncio.sleep(0.01)
+        assert not budget.incomplete
+
+
+async def test_a_large_head_counts_until_its_request_ends() -> None:
+    seen: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(pool.budget.num_bytes)
+        await sends(START, body())(scope, receive, send)
+
+    async with served(app) as (client, pool):
+        assert (await received(client, HEADS["one header"] + b"\r\n\r\n")).count(b"\r\n\r\nok") == 2
+        assert seen[0] > 120_000
+        assert seen[1] == 0
+        assert not pool.budget.num_bytes
