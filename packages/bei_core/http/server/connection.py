@@ -291,11 +291,16 @@ class Connection(asyncio.Protocol):
         scope = scope_of(self._parser, *self._addresses)
         self._enter(Phase.BODY, self._settings.body_timeout_s)
         self._pool.begin(self)
+        parser, head, self._head = self._parser, self._head, None
         if (refusal := self._pool.refused_early(scope)) is not None:
-            self._release_head()
-            return self._refuse_early(refusal)
-        lease, self._head = self._head or BodyLease(self._pool.budget, self._refuse_for_another), None
-        parser = self._parser
+            refused = self._refuse_early(refusal)
+            if head is not None:
+                parser.forget_head()
+                head.release()
+            return refused
+        lease = head or BodyLease(self._pool.budget, self._refuse_for_another)
+        if head is not None:
+            parser.forget_head()
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
         scope["extensions"] = {LEASE: lease, WATCH: exchange.watch}
         self._pool.start(exchange.run(self._pool.app))

@@ -70,6 +70,10 @@ class RequestParser:
             self._check(end - at)
         return end
 
+    def forget_head(self) -> None:
+        """Lets go of the head, which would otherwise stay in memory until the next request."""
+        self.url, self.head, self.headers = b"", b"", []
+
     def close(self) -> None:
         """Deletes the httptools parser, to break its reference cycle with this object."""
         del self._parser

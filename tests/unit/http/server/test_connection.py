@@ -274,14 +274,19 @@ async def test_large_heads_that_are_not_complete_count_in_the_budget(head: bytes
 
 
 async def test_a_large_head_counts_until_its_request_ends() -> None:
-    seen: list[int] = []
+    seen, held = list[int](), list[int]()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.append(pool.budget.num_bytes)
+        (connection,) = pool._connections
+        assert isinstance(connection, Connection)
+        held.append(sum(len(value) for _, value in connection._parser.headers))
+        assert len(scope["headers"]) == 1
         await sends(START, body())(scope, receive, send)
 
     async with served(app) as (client, pool):
         assert (await received(client, HEADS["one header"] + b"\r\n\r\n")).count(b"\r\n\r\nok") == 2
+        assert held[0] == 0, "an idle connection would hold it until the next request"
         assert seen[0] > 120_000
         assert seen[1] == 0
         assert not pool.budget.num_bytes
