@@ -235,6 +235,7 @@ BODIES: dict[str, bytes] = {
     "utf-16": '{"inputs":["a"]}'.encode("utf-16"),
     "line-breaks-in-a-text": b'{"inputs":["a\r\nb"]}',
     "spaces-of-unicode": b'{"inputs":\xc2\xa0["a"]}',
+    "spaces-in-an-empty-list": b'{"inputs":["a"],"x":[' + b" " * 100 + b'],"y":{' + b"\r\n" * 50 + b"}}",
     "only-spaces": b" " * 100,
     "nothing": b"",
     "emoji-after-ascii": ('{"inputs":["' + "a" * 100 + '😀"]}').encode(),

@@ -198,6 +198,8 @@ class _Json:
         kind = self._raw[opening : opening + 1]
         if self._raw[closing : closing + 1] != _CLOSING.get(kind) or self._raw[closing + 1 : stop].strip():
             raise MalformedBodyError("the body is not JSON in UTF-8: its brackets do not match")
+        if last - first == 2 and not self._raw[opening + 1 : closing].strip():  # spaces only
+            return decode(kind + _CLOSING[kind], object)
         parts = _grouped(opening + 1, closing, self._commas_at(depth + 1))
         return self._list(parts, depth + 1) if kind == b"[" else self._object(parts, depth + 1)
 
