@@ -14,7 +14,7 @@ import msgspec
 from starlette.types import ASGIApp, Message, Scope
 
 from bei_core.http.disconnects import Watch
-from bei_core.http.limits import BodyLease
+from bei_core.http.limits import MAX_URL_BYTES, BodyLease
 from bei_core.http.replies import retry_lines
 from bei_core.http.server.parser import HttpError, RequestParser
 
@@ -225,7 +225,9 @@ class Refused:
 
 
 def scope_of(parser: RequestParser, server: tuple[Any, ...] | None, client: tuple[Any, ...] | None) -> Scope:
-    """Returns the ASGI scope of a request whose head is parsed. Raises HttpError if its URL is not valid."""
+    """Returns the ASGI scope of a request whose head is parsed. Raises HttpError for a bad or too long URL."""
+    if len(parser.url) > MAX_URL_BYTES:
+        raise HttpError(414, f"the URL of the request has {len(parser.url)} bytes; at most {MAX_URL_BYTES} are read")
     try:
         url = httptools.parse_url(parser.url)
         path = url.path.decode("ascii")

@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from bei_core.config.settings import Settings
-from bei_core.http.limits import MAX_CHUNKED_BYTES, BodyBudget
+from bei_core.http.limits import MAX_CHUNKED_BYTES, MAX_URL_BYTES, BodyBudget
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.parser import RequestParser
 from bei_core.http.server.pool import Pool
@@ -290,3 +290,12 @@ async def test_a_large_head_counts_until_its_request_ends() -> None:
         assert seen[0] > 120_000
         assert seen[1] == 0
         assert not pool.budget.num_bytes
+
+
+@pytest.mark.parametrize(("size", "status"), [(MAX_URL_BYTES, 200), (MAX_URL_BYTES + 1, 414)])
+async def test_a_url_has_a_largest_size(size: int, status: int) -> None:
+    async with served(sends(START, body())) as (client, _):
+        url = b"/?" + b"a" * (size - 2)
+        reply = await received(client, b"GET " + url + b" HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"at most 8192" in reply) is (status == 414)
