@@ -272,6 +272,7 @@ REQUESTS: dict[str, bytes] = {
     "url-absolute": b"GET http://b/health HTTP/1.1\r\nhost: a\r\n\r\n",
     "url-of-60000-bytes": b"GET /?" + b"a=b&" * 15_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
     "formats-60000": b"GET /health HTTP/1.1\r\nhost: a\r\naccept: " + b"," * 60_000 + b"\r\n\r\n",
+    "url-without-a-path": b"GET http://b HTTP/1.1\r\nhost: a\r\n\r\n",
     "url-empty": b"GET  HTTP/1.1\r\nhost: a\r\n\r\n",
     "method-unknown": b"HELLO / HTTP/1.1\r\nhost: a\r\n\r\n",
     "offer-of-another-protocol-with-a-body": _POST

@@ -230,7 +230,8 @@ def scope_of(parser: RequestParser, server: tuple[Any, ...] | None, client: tupl
         raise HttpError(414, f"the URL of the request has {len(parser.url)} bytes; at most {MAX_URL_BYTES} are read")
     try:
         url = httptools.parse_url(parser.url)
-        path = url.path.decode("ascii")
+        raw_path = url.path or b"/"  # http://host has none
+        path = raw_path.decode("ascii")
     except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as fault:
         raise HttpError(400, "the URL of the request is not valid") from fault
     return {
@@ -243,7 +244,7 @@ def scope_of(parser: RequestParser, server: tuple[Any, ...] | None, client: tupl
         "root_path": "",
         "method": parser.method.decode("ascii"),
         "path": unquote(path) if "%" in path else path,
-        "raw_path": url.path,
+        "raw_path": raw_path,
         "query_string": url.query or b"",
         "headers": parser.headers,
     }

@@ -299,3 +299,19 @@ async def test_a_url_has_a_largest_size(size: int, status: int) -> None:
         reply = await received(client, b"GET " + url + b" HTTP/1.1\r\nhost: a\r\n\r\n")
     assert reply.startswith(b"HTTP/1.1 %d " % status)
     assert (b"at most 8192" in reply) is (status == 414)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"), [(b"http://b", "/"), (b"http://b?c", "/"), (b"http://b/c%20d", "/c d"), (b"*", "*")]
+)
+async def test_an_absolute_url_is_its_path(url: bytes, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    paths: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope["path"])
+        await sends(START, body())(scope, receive, send)
+
+    async with served(app) as (client, _):
+        assert (await received(client, b"OPTIONS " + url + b" HTTP/1.1\r\nhost: a\r\n\r\n")).count(b" 200 OK") == 2
+    assert paths == [path, "/last"]
+    assert "bug" not in caplog.text
