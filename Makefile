@@ -98,7 +98,7 @@ check: install  ## format, lint, types, known vulnerabilities of the dependencie
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python scripts/audit.py requirements/serve.lock requirements/dev.lock
+	$(BIN)/python scripts/audit.py requirements/*.lock
 
 format: install  ## rewrite to the project's format
 	$(BIN)/ruff format .

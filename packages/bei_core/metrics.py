@@ -32,7 +32,7 @@ _COUNTS = tuple(float(2**power) for power in range(15))
 _TEI_COUNTERS = re.compile(rb"^# TYPE (te_(?:request|embed|predict)_(?:count|success|failure)) gauge$", re.MULTILINE)
 
 # The limits because of which a request gets status 429.
-CAUSES = ("queue_wait", "queue_tokens", "concurrency", "deadline", "body_bytes")
+CAUSES = ("queue_wait", "queue_tokens", "concurrency", "deadline", "body_bytes", "retry_budget")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -18,65 +18,13 @@ from bei_core.checkpoint.tensors import entries
 from bei_core.engines.manifest import parse_manifest
 from bei_core.errors import StartError
 from bei_core.text.files import open_tokenizer
+from tests.corpus import ARCHIVES, HEADER, MANIFEST, MANIFESTS, SAFETENSORS, TOKENIZER, TOKENIZERS, kept
 
 few = settings(
     max_examples=settings().max_examples * 3 // 2,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-
-TOKENIZER = {
-    "version": "1.0",
-    "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
-    "padding": {
-        "strategy": "BatchLongest",
-        "direction": "Right",
-        "pad_to_multiple_of": None,
-        "pad_id": 0,
-        "pad_type_id": 0,
-        "pad_token": "[PAD]",
-    },
-    "added_tokens": [
-        {
-            "id": 0,
-            "content": "[PAD]",
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-    ],
-    "normalizer": {
-        "type": "Sequence",
-        "normalizers": [{"type": "NFC"}, {"type": "Replace", "pattern": {"Regex": "a+"}, "content": "a"}],
-    },
-    "pre_tokenizer": {"type": "Split", "pattern": {"Regex": "\\s"}, "behavior": "Isolated", "invert": False},
-    "post_processor": {
-        "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "[PAD]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"[PAD]": {"id": "[PAD]", "ids": [0], "tokens": ["[PAD]"]}},
-    },
-    "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
-    "model": {
-        "type": "WordPiece",
-        "unk_token": "[PAD]",
-        "continuing_subword_prefix": "##",
-        "max_input_chars_per_word": 9,
-        "vocab": {"[PAD]": 0, "a": 1},
-    },
-}
-
-HEADER = {"a": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}, "__metadata__": {"format": "pt"}}
-MANIFEST = {
-    "engine": "fake",
-    "precision": "int8",
-    "source": "owner/name",
-    "revision": "0" * 40,
-    "artifact": "a" * 32,
-    "files": {"model.bin": {"size": 1, "blake2b": "0" * 64}},
-}
 
 JSON_LEAVES = (
     st.none()
@@ -138,8 +86,17 @@ def refusal(read: Callable[[], object]) -> str | None:
 @few
 @given(header=mutated(HEADER), size=st.none() | st.sampled_from([0, 1, 2**20, 2**63 - 1, 2**64 - 1]))
 def test_a_header_of_tensors(tmp_path: Path, header: bytes, size: int | None) -> None:
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header) if size is None else size) + header + bytes(8))
+    check_tensors(tmp_path, struct.pack("<Q", len(header) if size is None else size) + header + bytes(8))
+
+
+@kept(SAFETENSORS)
+def test_a_kept_file_of_tensors(tmp_path: Path, content: bytes) -> None:
+    check_tensors(tmp_path, content)
+
+
+def check_tensors(folder: Path, content: bytes) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(content)
     message = refusal(lambda: entries(path))
     assert message is None or ("model.safetensors" in message and "\n" not in message)
 
@@ -147,7 +104,16 @@ def test_a_header_of_tensors(tmp_path: Path, header: bytes, size: int | None) ->
 @few
 @given(content=mutated(TOKENIZER))
 def test_a_tokenizer(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "tokenizer.json"
+    check_tokenizer(tmp_path, content)
+
+
+@kept(TOKENIZERS)
+def test_a_kept_tokenizer(tmp_path: Path, content: bytes) -> None:
+    check_tokenizer(tmp_path, content)
+
+
+def check_tokenizer(folder: Path, content: bytes) -> None:
+    path = folder / "tokenizer.json"
     path.write_bytes(content)
     message = refusal(lambda: open_tokenizer(path))
     assert message is None or ("tokenizer.json" in message and "\n" not in message)
@@ -156,6 +122,15 @@ def test_a_tokenizer(tmp_path: Path, content: bytes) -> None:
 @few
 @given(content=mutated(MANIFEST))
 def test_a_manifest(content: bytes) -> None:
+    check_manifest(content)
+
+
+@kept(MANIFESTS)
+def test_a_kept_manifest(content: bytes) -> None:
+    check_manifest(content)
+
+
+def check_manifest(content: bytes) -> None:
     message = refusal(lambda: parse_manifest(content, "folder/manifest.json"))
     assert message is None or ("manifest.json" in message and "\n" not in message)
 
@@ -190,6 +165,15 @@ def archives(draw: st.DrawFn) -> bytes:
 @few
 @given(content=archives())
 def test_an_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    check_archive(tmp_path_factory, content)
+
+
+@kept(ARCHIVES)
+def test_a_kept_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    check_archive(tmp_path_factory, content)
+
+
+def check_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.mktemp("archive")
     (folder / "m.tar").write_bytes(content)
     outside = set(folder.parent.iterdir())

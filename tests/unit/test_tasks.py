@@ -90,11 +90,14 @@ def test_several_tasks_share_one_encoding_and_each_gets_its_own_output() -> None
     vectors, of_tokens = task.finish([(rows((3, 4))[0], rows((1,), (2,))), (rows((0, 2))[0], rows((5,)))])
     np.testing.assert_allclose(vectors, [(0.6, 0.8), (0, 1)], rtol=1e-6)
     assert [each.tolist() for each in of_tokens] == [[[2]], []]
-    with pytest.raises(ValidationError, match="`chunk` works for dense"):
-        task.join([], np.zeros(0, np.intp), rows())
 
 
 def test_chunks_that_cannot_be_combined_are_refused_before_the_model_runs() -> None:
-    for task in (EmbedAll, EmbedSparse):
+    options = EncodeOptions(chunk=True)
+    for make in (
+        lambda: EmbedAll(["a"], options),
+        lambda: EmbedSparse(["a"], options),
+        lambda: Several((Embed(["a"], options),)),
+    ):
         with pytest.raises(ValidationError, match="`chunk` works for dense embeddings and for scores only"):
-            task(["a"], EncodeOptions(chunk=True))
+            make()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tarfile
 import zlib
@@ -31,6 +32,10 @@ _EXTENSIONS = frozenset(
     }
 )
 _MAX_EXTENSIONS = 1 << 20  # bytes of such headers for one member, and of those for the whole archive
+
+# Errors of the system because of a member's name.
+_OF_NAMES = frozenset({errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG})
+_SHOWN = 300  # characters of a name in an error
 
 
 class _RefusedError(Exception):
@@ -158,9 +163,18 @@ def _may_be_wanted(name: str) -> bool:
 
 
 def _write(content: IO[bytes] | None, size: int, path: Path, what: str) -> None:
-    """Write a member. Raises CheckpointError if it has fewer bytes than `size`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("xb") as file:
+    """Write a member. Raises CheckpointError if it has fewer bytes than `size`, or if no file can have its name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        target = path.open("xb")
+    except OSError as error:
+        if error.errno not in _OF_NAMES:
+            raise
+        raise CheckpointError(
+            f"{what[:_SHOWN]} cannot be written ({error.strerror}): its name is too long, or a file and a folder have "
+            "the same name"
+        ) from error
+    with target as file:
         if content is not None:
             shutil.copyfileobj(content, file, 1 << 20)
         if file.tell() != size:

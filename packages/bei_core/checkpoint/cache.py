@@ -26,7 +26,7 @@ import msgspec
 from bei_core.checkpoint.folder import Checkpoint
 from bei_core.errors import CheckpointError
 from bei_core.storage.cache import BAD, TMP, Cache, Rank, Record, RecordType, files_of
-from bei_core.storage.errors import translate_os_errors
+from bei_core.storage.errors import decode_record, translate_os_errors
 
 log = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ def source_caches(root: Path) -> list[Cache]:
 
 
 def _read_source(folder: Path) -> Source:
-    return msgspec.json.decode((folder / SOURCE).read_bytes(), type=Source)
+    return decode_record((folder / SOURCE).read_bytes(), Source)
 
 
 def _is_abandoned(partial: Path) -> bool:

@@ -27,7 +27,9 @@ def load_json(path: Path) -> Json:
 def parse_json(text: bytes, path: Path) -> Json:
     """The value of a JSON text, in which transformers may write NaN and Infinity. Raises CheckpointError."""
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        found = json.loads(text, object_pairs_hook=_unique)
+        json.dumps(found, ensure_ascii=False).encode()  # not possible for half of a surrogate pair
+        return found
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from error
 

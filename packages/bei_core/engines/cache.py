@@ -22,7 +22,7 @@ from bei_core.engines.manifest import Address, is_engine, read_manifest, verify
 from bei_core.errors import CheckpointError, DiskError, EngineCorruptError
 from bei_core.storage.backends import redact
 from bei_core.storage.cache import BAD, TMP, Cache, Entry, Rank, Record, RecordType, evict, publish, staging_folder
-from bei_core.storage.errors import translate_os_errors
+from bei_core.storage.errors import decode_record, translate_os_errors
 from bei_core.storage.locks import Lease
 
 log = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class EngineCache(Cache):
         `model_id` is for the log: an engine serves all folders of the same content.
         """
         try:
-            ref = msgspec.json.decode(self.get_ref(key) or b"", type=EngineRef)
+            ref = decode_record(self.get_ref(key) or b"", EngineRef)
         except msgspec.DecodeError:
             return None
         lease = self.lease(ref.artifact)

@@ -19,7 +19,7 @@ import msgspec
 from bei_core.engines.quality import Quality
 from bei_core.errors import CheckpointError, EngineCorruptError
 from bei_core.storage.cache import files_of, write_atomically
-from bei_core.storage.errors import disk_error
+from bei_core.storage.errors import decode_record, disk_error
 from bei_core.storage.transfer import digest_of
 
 log = logging.getLogger(__name__)
@@ -112,9 +112,9 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     Raises EngineCorruptError, and CheckpointError if another version of BEI wrote it.
     """
     try:
-        schema = msgspec.json.decode(content, type=_Schema).schema
-        manifest = msgspec.json.decode(content, type=_Sealed).manifest if schema == SCHEMA else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        schema = decode_record(content, _Schema).schema
+        manifest = decode_record(content, _Sealed).manifest if schema == SCHEMA else None
+    except msgspec.DecodeError as error:
         raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} is not a manifest: {error}") from error
     if manifest is None:
         raise CheckpointError(f"{where} was built by another version of BEI (schema {schema}); build it again")
@@ -203,6 +203,6 @@ def _stamps(folder: Path, manifest: Manifest) -> _Stamps | None:
 def _recorded(folder: Path) -> _Stamps | None:
     """The stamps at the last check; None if they are not recorded."""
     try:
-        return msgspec.json.decode((folder / _VERIFIED).read_bytes(), type=_Stamps)
+        return decode_record((folder / _VERIFIED).read_bytes(), _Stamps)
     except (OSError, msgspec.MsgspecError):
         return None

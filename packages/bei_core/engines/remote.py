@@ -21,6 +21,7 @@ from bei_core.engines.cache import EngineRef
 from bei_core.engines.manifest import MANIFEST, Manifest, check_digests, parse_manifest, read_manifest, verify
 from bei_core.errors import CheckpointError, EngineCorruptError
 from bei_core.storage.backends import redact
+from bei_core.storage.errors import decode_record
 from bei_core.storage.objects import ObjectStore
 from bei_core.storage.progress import rate
 from bei_core.storage.transfer import RemoteFile, fetch, in_blocks
@@ -144,7 +145,7 @@ class RemoteEngines:
         name = f"requests/{key}.json"
         content = self.store.read(name)
         try:
-            return None if content is None else msgspec.json.decode(content, type=EngineRef)
+            return None if content is None else decode_record(content, EngineRef)
         except msgspec.DecodeError as error:
             log.warning("%s: %s is damaged and is ignored: %s", redact(self.store.url), name, error)
             return None

@@ -24,16 +24,26 @@ from bei_core.errors import (
     PayloadTooLargeError,
     RequestError,
 )
-from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, decode_large, free, inflated, joined, memory_of
+from bei_core.http.bodies import INLINE_BODY_BYTES, convert_large, free, inflated, joined, measure, memory_of
 from bei_core.http.keys import Keys
 from bei_core.http.naming import Names
 from bei_core.http.openapi import documents
-from bei_core.http.replies import INLINE_NUMBERS, Deferred, Refusal, complete, error_response, format_of, valid_s
+from bei_core.http.replies import (
+    BYTES_PER_NUMBER,
+    INLINE_NUMBERS,
+    UNCOUNTED_NUMBERS,
+    Deferred,
+    Refusal,
+    complete,
+    error_response,
+    format_of,
+    valid_s,
+)
 from bei_core.http.route import Call, Route, prepare_schemas
 from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.traces import Traces
-from bei_core.http.urgency import HEADERS, read_deadline, read_priority
+from bei_core.http.urgency import HEADERS, is_retry, read_deadline, read_priority
 from bei_core.serving.service import Service
 
 log = logging.getLogger(__name__)
@@ -67,7 +77,7 @@ class App:
         self._methods: dict[str, list[str]] = {}
         for route in routes:
             self._methods.setdefault(route.path, []).append(route.method)
-        self._refusals: dict[tuple[str, str], Refusal] = {}  # the newest refusal by path and priority
+        self._refusals: dict[tuple[str, str, bool], Refusal] = {}  # the newest by path, priority and whether a retry
         self._num_coming = 0  # requests that `refused_early` has accepted and whose task has not begun
         self._templates = [
             (path.partition("{")[0], path.partition("}")[2], path) for path in self._methods if "{" in path
@@ -159,7 +169,7 @@ class App:
             priority = read_priority(headers)
         except RequestError:  # `respond` finds the same error again and sends it
             return None
-        refusal = self._refusal(route, priority, services)
+        refusal = self._refusal(route, priority, services, again=is_retry(headers))
         if refusal is None:
             scope[_IS_COMING] = True
             self._num_coming += 1
@@ -176,16 +186,16 @@ class App:
         kinds = route.schema.kinds if route.schema is not None else ()
         return tuple(each for each in self.services if not each.model.roles.isdisjoint(kinds)) or self.services
 
-    def _refusal(self, route: Route, priority: str, services: Sequence[Service]) -> Refusal | None:
-        """Returns the newest refusal of a route and priority, if it is still valid or all models refuse again."""
-        now = time.monotonic()
-        refusal = self._refusals.get((route.path, priority))
+    def _refusal(self, route: Route, priority: str, services: Sequence[Service], *, again: bool) -> Refusal | None:
+        """Returns the newest refusal of the same kind, if it is still valid or all models refuse; `again`: a retry."""
+        now, kind = time.monotonic(), (route.path, priority, again)
+        refusal = self._refusals.get(kind)
         if refusal is not None and now < refusal.until:
             return refusal
         faults: list[OverloadedError] = []
         for service in services:
             try:
-                service.check_load(priority, self._num_coming)
+                service.check_load(priority, self._num_coming, is_retry=again)
             except OverloadedError as fault:
                 faults.append(fault)
             else:
@@ -194,7 +204,7 @@ class App:
         response = error_response(soonest, route.errors, route.inputs)
         until = now + valid_s(self.service.settings.max_queue_wait_s)
         refusal = Refusal.of(soonest, response, until, self._count)
-        self._refusals[route.path, priority] = refusal
+        self._refusals[kind] = refusal
         return refusal
 
     async def check(self) -> None:
@@ -247,7 +257,9 @@ class App:
                 if model.roles.isdisjoint(body.kinds):
                     model.check_kind(body.kinds)
                 task = body.to_task(model) if not call.is_large else await asyncio.to_thread(body.to_task, model)
-                result = await service.run(task, deadline=call.deadline, priority=call.priority, timings=call.timings)
+                result = await service.run(
+                    task, deadline=call.deadline, priority=call.priority, timings=call.timings, reserve=call.reserve
+                )
                 path = str(call.request.scope.get("path")).rstrip("/") or "/"  # Truss's is not the one of the route
                 context = RequestContext(model, call.request_id, path in self._any_body)
                 inputs, tokens = call.timings.num_inputs, call.timings.num_tokens
@@ -256,8 +268,10 @@ class App:
                     value = Deferred.of(result, partial(body.to_reply, result, context))
                 else:
                     value = body.to_reply(result, context)
+                    if size > UNCOUNTED_NUMBERS:  # so that a 429 is possible if there is no memory to keep the reply
+                        call.count_reply(BYTES_PER_NUMBER * size)
             if isinstance(value, Deferred):
-                call.count_bytes(value.num_bytes)
+                call.count_reply(value.num_bytes)
         finally:
             watch.task = None
             if call.receiver is not None:
@@ -271,19 +285,19 @@ class App:
     async def _decode_large(self, call: Call, raw: bytes) -> None:
         """Decodes a large body on a thread into `call.body`.
 
-        Afterwards the budget of bytes counts the memory of the decoded body instead of the length of `raw`. Raises the
-        same errors as `decode_large`, and OverloadedError if the budget is exceeded.
+        The budget of bytes counts the memory of the decoded body before that is taken, and then instead of `raw`.
+        Raises the same errors as `Undecoded`, and OverloadedError if the budget is exceeded.
         """
-        schema = call.route.schema if call.route else None
+        schema, call.is_large = call.route.schema if call.route else None, True
+        undecoded = await measure(raw)
+        counted = undecoded.num_bytes
+        call.count_bytes(counted)
 
         def work() -> int:
-            call.body = (
-                self._converted(call, decode_large(raw, object)) if schema is None else decode_large(raw, schema)
-            )
+            call.body = undecoded.decode(schema) if schema else self._converted(call, undecoded.decode(object))
             return memory_of(call.body)
 
-        call.is_large = True
-        call.count_bytes(await asyncio.to_thread(work) - len(raw))
+        call.count_bytes(await asyncio.to_thread(work) - counted - len(raw))
 
     def _converted(self, call: Call, body: object) -> object:
         """Chooses the route by the fields of a decoded body, sets `call.route`, and returns the body in its schema."""
@@ -351,7 +365,7 @@ class App:
                 raise PayloadTooLargeError(f"the body is larger than {limit} bytes")
             if part:
                 parts.append(part)
-        body = parts[0] if len(parts) == 1 else await joined(parts, size)
+        body = parts[0] if len(parts) == 1 else await joined(parts, size, call.request.scope)
         coding = call.headers.get(b"content-encoding")
         if coding is None:
             return body

@@ -6,6 +6,7 @@ is therefore cut at commas into pieces of bounded size. NumPy finds the commas, 
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
 from bisect import bisect_left, bisect_right
@@ -28,7 +29,7 @@ from bei_core.http.limits import (
 from bei_core.http.schemas.common import convert, decode
 
 # All functions on bodies that `app` needs.
-__all__ = ["INLINE_BODY_BYTES", "convert_large", "decode_large", "free", "inflated", "joined", "memory_of"]
+__all__ = ["INLINE_BODY_BYTES", "Undecoded", "convert_large", "free", "inflated", "joined", "measure", "memory_of"]
 
 ValueT = TypeVar("ValueT")
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -48,24 +49,46 @@ _CONTAINERS = (list, tuple, dict, msgspec.Struct)
 
 _WINDOW = 262_144  # bytes scanned in one step, so that the arrays fit in the CPU cache
 
-_QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+_QUOTE, _BACKSLASH, _COMMA, _UNICODE = b'"\\,u'
 _STEPS = np.zeros(256, np.int8)  # i8[256], indexed by byte: the change in nesting depth
 _STEPS[list(b"[{")], _STEPS[list(b"]}")] = 1, -1
 _CLOSING = {b"[": b"]", b"{": b"}"}
+
+# u8[256]: how many bytes a character takes in memory, by its first byte in UTF-8; 0 for the other bytes.
+_WIDTHS = np.repeat(np.array([1, 0, 1, 2, 4], np.uint8), [0x80, 0x40, 4, 0x2C, 0x10])
+
+# The most memory in bytes, without its characters, of a number and its place in a list, of a text, and of a list or an
+# object with few fields.
+_VALUE_BYTES, _TEXT_BYTES, _CONTAINER_BYTES = 48, 80, 256
 
 _MAX_NAME = 1024  # the most bytes of a field name if the value of the field is large
 _NAME = re.compile(rb'\s*("(?:[^"\\]|\\.)*")\s*:\s*')
 
 
-def decode_large(raw: bytes, schema: type[ValueT]) -> ValueT:
-    """Decodes a JSON body of any size into `schema`. Call it on a thread.
+class Undecoded:
+    """A JSON body of any size, not decoded yet, and the memory that it will take."""
 
-    Raises PayloadTooLargeError if the body has too many values, and the same errors as `schemas.common.decode`.
-    """
-    if len(raw) <= MAX_WHOLE_BYTES:
-        return decode(raw, schema)
-    value = _Json(raw).value()
-    return value if schema is object else convert_large(value, schema)
+    def __init__(self, raw: bytes) -> None:
+        """Scans a body that is decoded in pieces. Raises PayloadTooLargeError, MalformedBodyError."""
+        self._raw = raw
+        self._pieces = _Json(raw) if len(raw) > MAX_WHOLE_BYTES else None
+
+    @property
+    def num_bytes(self) -> int:
+        """The most memory that the decoded body and its scan take, in bytes; 0 for a body that is decoded at once."""
+        return 0 if self._pieces is None else self._pieces.num_bytes
+
+    def decode(self, schema: type[ValueT]) -> ValueT:
+        """Decodes the body into `schema`. Call it on a thread. Raises the same errors as `schemas.common.decode`."""
+        if self._pieces is None:
+            return decode(self._raw, schema)
+        value = self._pieces.value()
+        return value if schema is object else convert_large(value, schema)
+
+
+async def measure(raw: bytes) -> Undecoded:
+    """Returns the body, ready to decode. Scans a large one on a thread. Raises the same errors as `Undecoded`."""
+    return Undecoded(raw) if len(raw) <= MAX_WHOLE_BYTES else await asyncio.to_thread(Undecoded, raw)
 
 
 def convert_large(value: object, schema: type[ValueT]) -> ValueT:
@@ -155,7 +178,8 @@ class _Json:
 
     def __init__(self, raw: bytes) -> None:
         self._raw = raw
-        self._places, self._depths = _scan(np.frombuffer(raw, np.uint8))
+        self._places, self._depths, self.num_bytes = _scan(np.frombuffer(raw, np.uint8))
+        self.num_bytes += self._places.nbytes + self._depths.nbytes
         self._commas: dict[int, Places] = {}  # by depth
 
     def value(self) -> Any:  # noqa: ANN401 - any JSON value
@@ -174,6 +198,8 @@ class _Json:
         kind = self._raw[opening : opening + 1]
         if self._raw[closing : closing + 1] != _CLOSING.get(kind) or self._raw[closing + 1 : stop].strip():
             raise MalformedBodyError("the body is not JSON in UTF-8: its brackets do not match")
+        if last - first == 2 and not self._raw[opening + 1 : closing].strip():  # spaces only
+            return decode(kind + _CLOSING[kind], object)
         parts = _grouped(opening + 1, closing, self._commas_at(depth + 1))
         return self._list(parts, depth + 1) if kind == b"[" else self._object(parts, depth + 1)
 
@@ -230,17 +256,20 @@ def _grouped(start: int, stop: int, commas: Places) -> Iterator[tuple[int, int]]
     yield start, stop
 
 
-def _scan(data: Bytes) -> tuple[Places, npt.NDArray[np.int32]]:
+def _scan(data: Bytes) -> tuple[Places, npt.NDArray[np.int32], int]:
     """Finds the commas and brackets outside strings: their positions i64[M], and the depth i32[M] after each of them.
 
-    Raises PayloadTooLargeError if there are too many, MalformedBodyError if a string or bracket is not closed.
+    The third result is the most memory of the decoded value, in bytes. Raises PayloadTooLargeError if there are too
+    many, MalformedBodyError if a string or bracket is not closed.
     """
     places, steps, inside, start = [], [], 0, 0
-    num_values, num_containers = 1, 0
+    num_values, num_containers, num_quotes, texts = 1, 0, 0, _TextMemory()
     while start < len(data):
         stop = _window_end(data, start)
         window = data[start:stop]
-        quoted = np.bitwise_xor.accumulate((window == _QUOTE) & ~_escaped(window)).view(np.uint8) ^ inside
+        escaped = _escaped(window)
+        quotes = (window == _QUOTE) & ~escaped
+        quoted = np.bitwise_xor.accumulate(quotes).view(np.uint8) ^ inside
         found = np.flatnonzero(((window == _COMMA) | (_STEPS[window] != 0)) & (quoted == 0))
         places.append(found + start)
         steps.append(_STEPS[window[found]])
@@ -248,13 +277,53 @@ def _scan(data: Bytes) -> tuple[Places, npt.NDArray[np.int32]]:
         num_containers += opened
         num_values += len(found) - opened  # each comma and each closing bracket counts as one value
         _check_counts(num_values, num_containers)
+        num_quotes += int(np.count_nonzero(quotes))
+        at = np.flatnonzero(escaped)
+        texts.add(data, start, stop, found, at[window[at] == _UNICODE])
         inside, start = int(quoted[-1]), stop
     depths = np.cumsum(np.concatenate(steps), dtype=np.int32)
-    if inside or (len(depths) and (depths[-1] != 0 or depths.min() < 0)):
-        raise MalformedBodyError("the body is not JSON in UTF-8: it ends inside a string, a list or an object")
-    if len(depths) and depths.max() > MAX_JSON_DEPTH:
-        raise MalformedBodyError("the body is nested too deeply")
-    return np.concatenate(places), depths
+    _check_depths(depths, is_open=bool(inside))
+    num_bytes = _VALUE_BYTES * num_values + _TEXT_BYTES * (num_quotes // 2) + _CONTAINER_BYTES * num_containers
+    return np.concatenate(places), depths, num_bytes + texts.num_bytes
+
+
+class _TextMemory:
+    """The memory of the characters of decoded texts: Python stores all of a text as wide as its widest character.
+
+    A part between two commas or brackets has at most one text and its name.
+    """
+
+    def __init__(self) -> None:
+        self._ended = 0  # bytes of the parts that have ended
+        self._num_chars, self._width = 0, 1  # of the part that continues in the next window
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of all windows until now."""
+        return self._ended + self._num_chars * self._width
+
+    def add(self, data: Bytes, start: int, stop: int, cuts: Places, escapes: Places) -> None:
+        """Adds the window data[start:stop], cut before `cuts`; each of `escapes` is the u of an escaped character."""
+        window, firsts = data[start:stop], np.concatenate([[0], cuts])
+        num_chars, widths = np.diff(firsts, append=len(window)), np.ones(len(firsts), np.int64)
+        if len(escapes) or window.max() >= 0x80:
+            each = _WIDTHS[window]
+            for step in (-1, 1, 2, 3, 4):  # these bytes and the u are one character
+                each[np.minimum(escapes + step, len(each) - 1)] = 0
+            each[escapes] = _escaped_widths(data, escapes + start)
+            num_chars = np.add.reduceat(each != 0, firsts, dtype=np.int64)
+            widths = np.maximum.reduceat(each, firsts).astype(np.int64)
+        num_chars[0] += self._num_chars
+        widths[0] = max(widths[0], self._width)
+        self._ended += int(num_chars[:-1] @ widths[:-1])
+        self._num_chars, self._width = int(num_chars[-1]), int(widths[-1])
+
+
+def _escaped_widths(data: Bytes, escapes: Places) -> Bytes:
+    """Returns u8[N]: how wide each escaped character is, by its first two digits; of a surrogate pair 4 and 2."""
+    first, second = (data[np.minimum(escapes + step, len(data) - 1)] | 0x20 for step in (1, 2))
+    is_pair = (first == ord("d")) & np.isin(second, list(b"89ab"))
+    return np.where(is_pair, 4, np.where((first == ord("0")) & (second == ord("0")), 1, 2)).astype(np.uint8)
 
 
 def _window_end(data: Bytes, start: int) -> int:
@@ -282,6 +351,13 @@ def _escaped(window: Bytes) -> npt.NDArray[np.bool_]:
         after = lasts[(lasts - firsts) % 2 == 0] + 1
         escaped[after[after < len(window)]] = True
     return escaped
+
+
+def _check_depths(depths: npt.NDArray[np.int32], *, is_open: bool) -> None:
+    if is_open or (len(depths) and (depths[-1] != 0 or depths.min() < 0)):
+        raise MalformedBodyError("the body is not JSON in UTF-8: it ends inside a string, a list or an object")
+    if len(depths) and depths.max() > MAX_JSON_DEPTH:
+        raise MalformedBodyError("the body is nested too deeply")
 
 
 def _check_counts(num_values: int, num_containers: int) -> None:

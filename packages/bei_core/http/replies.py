@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
+from random import uniform
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from bei_core.errors import MethodNotAllowedError, OverloadedError, RequestError, UnauthorizedError
 from bei_core.http.codings import CODINGS, compressed, joined
 from bei_core.http.error_format import OPENAI, TEI, ErrorFormat
-from bei_core.http.limits import hold_bytes, rest_s
+from bei_core.http.limits import MAX_UNCOUNTED_BYTES, hold_bytes, rest_s
 from bei_core.http.msgpack import list_head, object_head, packed
 from bei_core.metrics import Timings
 from bei_core.serving.service import Result
@@ -38,7 +39,14 @@ _ITEMS_PER_PIECE = 2048  # of an iterator
 
 BYTES_PER_NUMBER = 16  # at most: four bytes of f32, and its digits in JSON
 
+# A reply with at most this many numbers counts in no budget while it is made.
+UNCOUNTED_NUMBERS = MAX_UNCOUNTED_BYTES // BYTES_PER_NUMBER
+
 _PART = 1_048_576  # the most bytes of a reply in one ASGI message
+
+_MAX_ACCEPT = 1024  # bytes of the headers that ask for a format; those of browsers have 200
+
+_MAX_RETRY_AFTER_S = 60  # OpenAI's client ignored a longer one for years
 
 _SHOWN = 1000  # the most characters of an error message
 
@@ -117,14 +125,30 @@ def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inpu
     if param == "inputs":
         message, param = message.replace("`inputs`", f"`{inputs}`"), inputs
     message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # a message may quote the request
-    headers = {}
+    headers: dict[str, str] = {}
     if isinstance(error, OverloadedError):
-        headers["retry-after"] = str(error.retry_after_s)
+        headers |= retry_after(error.retry_after_s)
     if isinstance(error, MethodNotAllowedError):
         headers["allow"] = error.allow
     if isinstance(error, UnauthorizedError):
         headers["www-authenticate"] = "Bearer"
     return Response(orjson.dumps(errors.body(error, message, param)), error.status, headers, JSON)
+
+
+def retry_after(seconds: int) -> dict[str, str]:
+    """Returns the headers that say when to come again: after `seconds` to half as much more, at random.
+
+    So clients that are refused together do not come back together. Clients with OpenAI's SDK wait exactly as long as
+    the header says, and read the one with milliseconds first.
+    """
+    longest = min(1.5 * seconds, _MAX_RETRY_AFTER_S)
+    wait_s = uniform(min(seconds, longest / 1.5), longest)  # noqa: S311 - no secret
+    return {"retry-after": f"{wait_s:.0f}", "retry-after-ms": f"{1e3 * wait_s:.0f}"}
+
+
+def retry_lines(seconds: int) -> bytes:
+    """Returns `retry_after` as lines of a head."""
+    return "".join(f"{name}: {value}\r\n" for name, value in retry_after(seconds).items()).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +167,8 @@ class Refusal:
         cls, error: OverloadedError, response: Response, until: float, count: Callable[[OverloadedError], None]
     ) -> Refusal:
         """Renders a response."""
-        headers = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
+        kept = (header for header in response.raw_headers if not header[0].startswith(b"retry-after"))
+        headers = b"".join(b"%b: %b\r\n" % header for header in kept)
         return cls(error, headers, bytes(response.body), until, count)
 
 
@@ -325,9 +350,12 @@ def _coding(accepted: Mapping[str, float]) -> str | None:
 
 
 def _qualities(header: bytes) -> dict[str, float]:
-    """Parses an Accept or Accept-Encoding header: maps each name to its quality value; 0 means refused."""
+    """Parses an Accept or Accept-Encoding header: maps each name to its quality value; 0 means refused.
+
+    Reads its first _MAX_ACCEPT bytes: 60 kB of commas would hold up the event loop for 28 ms, before a key is checked.
+    """
     found = {}
-    for part in header.decode("latin-1").lower().split(","):
+    for part in header[:_MAX_ACCEPT].decode("latin-1").lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
         given = [text.partition("=")[2] for text in parameters if text.startswith("q=")]
         if name:

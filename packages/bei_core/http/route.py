@@ -15,6 +15,7 @@ from bei_core.http.json_schema import JsonSchema
 from bei_core.http.keys import Client
 from bei_core.http.limits import count_bytes
 from bei_core.http.naming import Names
+from bei_core.http.replies import BYTES_PER_NUMBER
 from bei_core.http.schemas.common import Named
 from bei_core.logs import log_access
 from bei_core.metrics import Timings
@@ -43,6 +44,21 @@ class Call:
     priority: str = "normal"
     receiver: ReceivingWatch | None = None  # watches the client if the server does not
     timings: Timings = field(default_factory=Timings)
+    num_reserved: int = 0  # bytes of the model's result, which were counted before it was computed
+
+    def reserve(self, num_bytes: int) -> None:
+        """Adds bytes of the model's result to the memory of the request; see `limits.count_bytes`.
+
+        Raises OverloadedError also if there is no space for the reply, so that a result is not computed in vain.
+        """
+        reply = num_bytes * BYTES_PER_NUMBER // 4
+        self.count_bytes(reply)
+        self.count_bytes(num_bytes - reply)
+        self.num_reserved += num_bytes
+
+    def count_reply(self, num_bytes: int) -> None:
+        """Adds the bytes of a reply and its result to the memory of the request, in place of those of `reserve`."""
+        self.count_bytes(num_bytes - self.num_reserved)
 
     def count_bytes(self, num_bytes: int) -> None:
         """Adds bytes to the memory of the request; see `limits.count_bytes`."""

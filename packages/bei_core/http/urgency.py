@@ -1,4 +1,4 @@
-"""Reads the request headers that set a deadline and a priority."""
+"""Reads the request headers that set a deadline and a priority, and those that mark a retry."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from bei_core.errors import ValidationError
 from bei_core.serving.queue import HEAD_START_S
 
 HEADERS = frozenset({b"request-timeout-ms", b"request-deadline-ms", b"x-priority"})
+
+# Headers that number the attempts, with the number of the first attempt: the SDKs made by Stainless (of OpenAI,
+# Anthropic, mixedbread), and Envoy with `include_request_attempt_count`.
+_FIRST_ATTEMPTS = {b"x-stainless-retry-count": 0, b"x-envoy-attempt-count": 1}
 
 
 def read_deadline(headers: Mapping[bytes, bytes]) -> float | None:
@@ -38,3 +42,9 @@ def read_priority(headers: Mapping[bytes, bytes]) -> str:
     if name not in HEAD_START_S:
         raise ValidationError(f"x-priority must be one of {', '.join(HEAD_START_S)}, got {name!r}", param="x-priority")
     return name
+
+
+def is_retry(headers: Mapping[bytes, bytes]) -> bool:
+    """Returns whether a header says that the request was sent before. Ignores a value that is not a number."""
+    given = ((headers.get(name, b""), first) for name, first in _FIRST_ATTEMPTS.items())
+    return any(value.isdigit() and value.lstrip(b"0") not in {b"", b"%d" % first} for value, first in given)

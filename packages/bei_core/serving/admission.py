@@ -9,10 +9,14 @@ from typing import Any
 
 from bei_core.errors import OverloadedError
 from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, ServiceRate
+from bei_core.serving.retries import RetryBudget
 
 # By priority: a request is refused if the expected wait exceeds this fraction of the longest allowed wait. So requests
 # of low priority are refused first and those of high priority last.
 _SHARES = {"high": 1.0, "normal": 0.8, "low": 0.5}
+
+# A retry beyond the retry budget is refused if the expected wait exceeds this fraction of what its priority allows.
+_RETRY_SHARE = 0.6
 
 # A request that is not refused on arrival is refused later only if the wait is longer by this factor. The expected wait
 # changes by some percent while a request is read and tokenized, and a late refusal costs nearly as much as an answer.
@@ -57,7 +61,9 @@ class Admission:
         self._full, self._most = budget, max(budget, most)
         self._max_wait_s = max_wait_s
         self._max_tokens = max_tokens
-        self._refused: set[str] = set()  # priorities whose last request was refused because of the line
+        self._retries = RetryBudget()
+        # Priorities whose last request was refused because of the line; with True, those of retries beyond the budget.
+        self._refused: set[tuple[str, bool]] = set()
 
     @property
     def budget(self) -> int:
@@ -91,22 +97,31 @@ class Admission:
             left_s = max(0.0, running.started + self.expected_s(running.num_tokens) - now)
         return left_s + self.expected_s(self._pending.num_tokens_ahead(now))
 
-    def check_arrival(self, now: float, priority: str, num_coming: int) -> None:
+    def check_arrival(self, now: float, priority: str, num_coming: int, *, is_retry: bool = False) -> None:
         """Raises OverloadedError if a request that has just arrived should be refused, whatever it contains.
 
         `num_coming` other requests are accepted and not queued yet; each counts as one input of average length. After a
         refusal, all requests of this priority are refused until there is space in the line for a full batch. So
-        requests are accepted in groups, which takes less of the processors than one here and one there.
+        requests are accepted in groups, which takes less of the processors than one here and one there. A retry is
+        told to come again after twice the wait.
         """
-        pending, batch = self._pending, self.budget
-        group = min(self._full, batch) if priority in self._refused else 0
+        pending, batch, is_beyond = self._pending, self.budget, is_retry and self._retries.is_spent
+        group = min(self._full, batch) if (priority, is_beyond) in self._refused else 0
         average = pending.num_tokens / max(1, pending.num_items)
         try:
-            self._check_line(now, _SHARES[priority], batch + group + int(num_coming * average))
+            share = _SHARES[priority] * (_RETRY_SHARE if is_beyond else 1)
+            self._check_line(now, share, batch + group + int(num_coming * average))
         except OverloadedError:
-            self._refused.add(priority)
+            self._refused.add((priority, is_beyond))
+            if is_retry:
+                raise self._retry_refusal(now, is_beyond=is_beyond) from None
             raise
-        self._refused.discard(priority)
+        self._refused.discard((priority, is_beyond))
+        self._retries.accepted(is_retry=is_retry)
+
+    def _retry_refusal(self, now: float, *, is_beyond: bool) -> OverloadedError:
+        wait_s, cause = self.wait_s(now), "retry_budget" if is_beyond else "queue_wait"
+        return overloaded(f"the requests that wait already take {wait_s:.1f} s, and this is a retry", cause, 2 * wait_s)
 
     def check_line(self, now: float, priority: str) -> None:
         """Raises OverloadedError if a batch of this priority would be computed too late."""

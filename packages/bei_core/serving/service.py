@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -22,7 +22,7 @@ from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
 from bei_core.serving.served_model import describe
 from bei_core.serving.turns import Turns
-from bei_core.tasks import Task, Tokens, asks_for, num_characters
+from bei_core.tasks import Outputs, Task, Tokens, asks_for, num_characters
 
 log = logging.getLogger(__name__)
 
@@ -162,9 +162,11 @@ class Service:
         deadline: float | None = None,
         priority: str = "normal",
         timings: Timings | None = None,
+        reserve: Callable[[int], None] | None = None,
     ) -> Result[ResultT]:
         """Runs a task and returns its result. `deadline` is in seconds on the clock of `time.monotonic`.
 
+        `reserve` is called with the bytes of a large result before it is computed, and may raise OverloadedError.
         Raises a RequestError: EmptyInputError, ValidationError, TokenizerError, OverloadedError, DeadlineExceededError,
         EngineError, UnhealthyError.
         """
@@ -191,6 +193,8 @@ class Service:
             )
             if task.output != "rows" and asks_for(task.output, "tokens"):
                 self.model.check_num_token_rows(timings.num_tokens)
+            if reserve is not None and (len(tokens) > 1 or task.output != "rows"):
+                reserve(self._num_bytes(task.output, timings.num_tokens, len(tokens)))
             ticket = await self._runner.submit(tokens, output=task.output, deadline=deadline, priority=priority)
         finally:
             self._num_requests -= 1
@@ -202,12 +206,17 @@ class Service:
         timings.result_s = time.perf_counter() - started
         return result
 
+    def _num_bytes(self, output: Outputs, num_tokens: int, num_rows: int) -> int:
+        """Returns the memory of the rows f32[B, D] and f32[T, E] of a result, in bytes; sparse ones take little."""
+        rows = num_rows * self.model.row_width if asks_for(output, "rows") else 0
+        return 4 * (rows + (num_tokens * self.model.token_width if asks_for(output, "tokens") else 0))
+
     @property
     def is_busy(self) -> bool:
         """Whether the load is so high that the next request may be refused; `check_load` decides."""
         return self._runner.admission.has_line or self._num_requests >= self.settings.max_concurrent_requests
 
-    def check_load(self, priority: str, num_coming: int | None = None) -> None:
+    def check_load(self, priority: str, num_coming: int | None = None, *, is_retry: bool = False) -> None:
         """Raises OverloadedError if the next request of this priority must be refused, whatever it contains.
 
         `num_coming` is given for a request that has just arrived: the number of requests that were accepted on arrival
@@ -220,7 +229,7 @@ class Service:
         if num_coming is None:
             admission.check_line(now, priority)
         else:
-            admission.check_arrival(now, priority, num_coming + self._num_unqueued)
+            admission.check_arrival(now, priority, num_coming + self._num_unqueued, is_retry=is_retry)
 
     async def check(self) -> None:
         """Raises UnhealthyError if the model does not work. Sends a probe if the engine's last row is older than 5 s.

@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import msgspec
+
 from bei_core.errors import BeiError, CheckpointError, DiskError
 from bei_core.storage.backends import find_backend, redact
 
 log = logging.getLogger(__name__)
 
 ResultT = TypeVar("ResultT")
+
+RecordT = TypeVar("RecordT")
 
 _PAUSES_S = (0.5, 2.0, 5.0)  # before the second, third and fourth try
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -34,6 +38,14 @@ class DriverMissingError(CheckpointError):
     """The package that reads an object store is not installed. The text has the pip command."""
 
     exit_status = 69  # EX_UNAVAILABLE
+
+
+def decode_record(content: bytes, schema: type[RecordT]) -> RecordT:
+    """Returns the JSON of a file that BEI writes. Raises msgspec.DecodeError for any fault of a damaged one."""
+    try:
+        return msgspec.json.decode(content, type=schema)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
 
 
 class Advice(NamedTuple):

@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 
 from bei_core.errors import MalformedBodyError, PayloadTooLargeError, RequestError, ValidationError
 from bei_core.http import bodies
-from bei_core.http.bodies import convert_large, decode_large, free, memory_of
+from bei_core.http.bodies import Undecoded, convert_large, free, memory_of
 from bei_core.http.memory import limit_collections
 from bei_core.http.schemas.common import convert, decode
 from bei_core.http.schemas.openai import EmbeddingsRequest
 from bei_core.http.schemas.tokens import DecodeRequest
+from tests.corpus import BODIES, kept
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(),
@@ -36,6 +37,10 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MAX_JSON_PIECE_BYTES", 16)
     monkeypatch.setattr(bodies, "_WINDOW", 7)
     monkeypatch.setattr(bodies, "_MAX_NAME", 100_000)
+
+
+def decode_large(raw: bytes, schema: Any) -> Any:  # noqa: ANN401 - of the schema
+    return Undecoded(raw).decode(schema)
 
 
 def outcome(raw: bytes, large: bool) -> object:
@@ -71,6 +76,12 @@ def test_what_is_not_json_is_refused_in_pieces_too(value: object, seed: int) -> 
             [b"", b",", b"]", b"[", b"}", b"{", b'"', b"\\", b":"]
         )
     assert outcome(bytes(raw), large=True) == outcome(bytes(raw), large=False)
+
+
+@pytest.mark.usefixtures("small_pieces")
+@kept(BODIES)
+def test_a_kept_body_is_decoded_in_pieces_as_in_one(content: bytes) -> None:
+    assert repr(outcome(content, large=True)) == repr(outcome(content, large=False))
 
 
 @pytest.mark.parametrize(
@@ -135,6 +146,34 @@ def test_no_call_converts_more_than_a_piece_of_a_list(monkeypatch: pytest.Monkey
     for ids in ([1] * 100_000, [[1] * 1000] * 100, [[1] * 100_000]):
         convert_large({"ids": ids}, DecodeRequest)
     assert max(sizes) <= 8192
+
+
+@pytest.mark.usefixtures("small_pieces")
+@settings(max_examples=3 * settings().max_examples, deadline=None)
+@given(value=JSON | st.lists(st.text(st.sampled_from('a"\\u0é中😀'))), ascii_only=st.booleans())
+@example(value=["a" * 40 + "😀", "b" * 40], ascii_only=False)
+@example(value=["\\u", "\\" * 7 + "u0041"], ascii_only=True)
+def test_the_memory_of_a_body_is_known_before_it_is_decoded(value: object, ascii_only: bool) -> None:
+    raw = b" " * 20 + json.dumps(value, ensure_ascii=ascii_only).encode("utf-8", "replace")
+    assert Undecoded(raw).num_bytes >= memory_of(decode(raw, object))
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [
+        ["word " * 800] * 100,
+        ["Grüße " * 800] * 100,
+        ["中文 " * 800] * 100,
+        ["a" * 4000 + "😀", "b" * 40_000] * 10,
+        [list(range(1000, 2000))] * 100,
+    ],
+    ids=["ASCII", "Latin-1", "Chinese", "an emoji in some", "ids"],
+)
+def test_a_body_is_counted_as_little_more_than_it_takes(value: object, ascii_only: bool) -> None:
+    raw = json.dumps({"inputs": value}, ensure_ascii=ascii_only).encode()
+    memory = memory_of(decode(raw, object))
+    assert memory <= Undecoded(raw).num_bytes < 2.5 * memory
 
 
 def test_memory_counts_what_strings_really_take() -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from bei_core.http import app as app_module
 from bei_core.http import route as route_module
-from bei_core.http.bodies import INLINE_BODY_BYTES, decode_large
+from bei_core.http.bodies import INLINE_BODY_BYTES, Undecoded
 from bei_core.tasks import EncodeOptions, Text
 from bei_core.text.workers import Tokenized
 from tests.fakes import SAFETY_S
@@ -109,14 +108,14 @@ async def test_a_client_that_leaves_while_its_body_is_decoded_takes_no_space(
 ) -> None:
     served = await make_served()
     first = await occupied(served)
-    begun, ended = threading.Event(), threading.Event()
+    begun, ended, decode_body = threading.Event(), threading.Event(), Undecoded.decode
 
-    def decode(*arguments: Any) -> object:  # noqa: ANN401 - those of `decode_large`
+    def decode(*arguments: Any) -> object:  # noqa: ANN401 - those of `Undecoded.decode`
         begun.set()
         assert ended.wait(SAFETY_S)
-        return decode_large(*arguments)
+        return decode_body(*arguments)
 
-    monkeypatch.setattr(app_module, "decode_large", decode)
+    monkeypatch.setattr(Undecoded, "decode", decode)
     writer = await send_raw(served, json.dumps({"inputs": [[5]], "unknown": "a" * INLINE_BODY_BYTES}).encode())
     await asyncio.to_thread(begun.wait, SAFETY_S)
     writer.close()

@@ -19,14 +19,15 @@ from starlette.types import Scope
 from bei_core.http import app as app_module
 from bei_core.http.app import App
 from bei_core.http.limits import MAX_REST_S
-from bei_core.http.replies import Refusal
+from bei_core.http.replies import UNCOUNTED_NUMBERS, Refusal, retry_after
 from bei_core.http.server import pool as pool_module
 from bei_core.http.server.connection import Connection, Phase
 from bei_core.http.server.refused_heads import RefusedHeads
+from bei_core.http.urgency import is_retry
 from bei_core.models.kind import Kind
 from bei_core.tasks import EncodeOptions, Text, Tokens
 from tests.conftest import MINILM
-from tests.fakes import SAFETY_S, at_rest, entered
+from tests.fakes import SAFETY_S, WIDTH, at_rest, entered
 from tests.unit.http.overloaded import (
     MakeServed,
     Served,
@@ -121,6 +122,7 @@ async def test_a_repeated_head_is_refused_without_parsing_until_the_refusal_is_n
     replies = [await served.client.post("/embed", json={"inputs": [[5] * count]}) for count in (1, 2, 3)]
     assert len(parsed) == 1
     assert [(reply.status_code, reply.headers["retry-after"]) for reply in replies] == [(429, "1")] * 3
+    assert len({reply.headers["retry-after-ms"] for reply in replies}) > 1
     assert len({reply.headers["x-request-id"] for reply in replies}) == 3
     for number in (1, 2):
         mine = {"x-baseten-request-id": "mine"}
@@ -225,6 +227,55 @@ async def test_a_long_queue_refuses_early_and_says_for_how_long(make_served: Mak
     assert {(await task).status_code for task in (first, *waiting, urgent)} == {200}
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("x-stainless-retry-count", "0", False),
+        ("x-stainless-retry-count", "2", True),
+        ("x-envoy-attempt-count", "1", False),
+        ("x-envoy-attempt-count", "02", True),
+        ("x-envoy-attempt-count", "0", False),
+        ("x-stainless-retry-count", "-1", False),
+        ("x-stainless-retry-count", "²", False),
+        ("x-stainless-retry-count", "9" * 60_000, True),
+    ],
+)
+def test_a_retry_is_known_by_what_clients_send(name: str, value: str, expected: bool) -> None:
+    assert is_retry({name.encode(): value.encode("latin-1")}) is expected
+
+
+async def test_under_overload_retries_beyond_their_budget_are_refused_and_first_attempts_are_not(
+    make_served: MakeServed,
+) -> None:
+    served = await make_served(max_queue_wait_s=12.0, max_batch_tokens=48)
+    set_rate(served, 48, 4.0)
+    first, *waiting = await lined_up(served, 48)
+    for _ in range(10):
+        served.service._runner.admission._retries.accepted(is_retry=True)
+    retry = {"x-stainless-retry-count": "1"}
+    for number in (1, 2):
+        reply = await served.client.post("/embed", json={"inputs": [[6]]}, headers=retry)
+        assert reply.status_code == 429
+        assert int(reply.headers["retry-after"]) >= 8
+        text = (await served.client.get("/metrics")).text
+        assert f'bei_request_refused_total{{cause="retry_budget"}} {number}.0' in text
+    other = asyncio.create_task(served.client.post("/embed", json={"inputs": [[6]]}))
+    while served.service._runner.num_items < 2:
+        await asyncio.sleep(0.001)
+    served.engine.release()
+    assert {(await task).status_code for task in (first, *waiting, other)} == {200}
+
+
+@pytest.mark.parametrize(("seconds", "longest"), [(1, 1.5), (10, 15), (50, 60), (60, 60)])
+def test_clients_that_are_refused_together_do_not_come_back_together(seconds: int, longest: float) -> None:
+    found = [retry_after(seconds) for _ in range(300)]
+    waits = [int(headers["retry-after-ms"]) / 1e3 for headers in found]
+    assert min(waits) >= min(seconds, 40)
+    assert max(waits) <= longest
+    assert len(set(waits)) > 100
+    assert all(abs(float(headers["retry-after"]) - wait) <= 0.5 for headers, wait in zip(found, waits, strict=True))
+
+
 async def test_a_deadline_counts_from_the_arrival_and_its_504_does_not_wait(make_served: MakeServed) -> None:
     served = await make_served()
     first = await occupied(served)
@@ -253,6 +304,41 @@ async def test_a_504_does_not_wait_until_other_requests_are_tokenized(
     assert not first.done()
     going_on.set()
     assert (await first).status_code == 200
+
+
+@pytest.mark.parametrize(("path", "num_bytes"), [("/embed", 4 * WIDTH), ("/embed_all", 4 * 2)])
+async def test_a_large_result_is_counted_before_it_is_computed_and_else_refused(
+    make_served: MakeServed, path: str, num_bytes: int
+) -> None:
+    """20 requests of `/embed_all` held 77 MB of rows each, which counted nowhere until the last was computed."""
+    count, limit = 1000, 400_000
+    result = num_bytes * count
+    served = await make_served(max_body_bytes_in_flight=limit, max_batch_tokens=48)
+    served.engine.hold()
+    body = {"inputs": [[5]] * count}
+    tasks = [asyncio.create_task(served.client.post(path, json=body)) for _ in range(1 + limit // result)]
+    async with asyncio.timeout(SAFETY_S):
+        service = served.service
+        while service._num_unqueued or sum(task.done() for task in tasks) + service._num_requests < len(tasks):
+            await asyncio.sleep(0.001)
+    assert limit - 5 * result < served.pool.budget.num_bytes <= limit
+    num_refused = sum(task.done() for task in tasks)
+    assert num_refused
+    served.engine.release()
+    statuses = [(await task).status_code for task in tasks]
+    assert statuses.count(429) == num_refused, "what is accepted is answered"
+    assert statuses.count(200) == len(tasks) - num_refused
+    assert served.pool.budget.num_bytes == 0
+
+
+async def test_a_reply_that_nothing_can_hold_is_a_429_and_no_closed_connection(make_served: MakeServed) -> None:
+    served = await make_served(max_body_bytes_in_flight=20_000)
+    small, large = ([[5]] * (each * UNCOUNTED_NUMBERS // WIDTH) for each in (1, 2))
+    for inputs, status in ((small, 200), (large, 429), (small, 200)):
+        reply = await served.client.post("/embed", json={"inputs": inputs})
+        assert reply.status_code == status, reply.text
+    assert int(reply.headers["content-length"]) < 20_000
+    assert served.pool.budget.num_bytes == 0
 
 
 # --- Panics of the tokenizer

@@ -32,6 +32,7 @@ class Request:
     waiting: int = 1
     ended: float = math.inf
     repeats: bool = False  # all its texts are equal: the engine computes one of them
+    is_retry: bool = False
 
     @property
     def abandoned(self) -> bool:
@@ -68,7 +69,7 @@ class Simulation:
         self.advance(request.arrived)
         if self.pending.num_items:
             try:
-                self.admission.check_arrival(self.now, request.priority, 0)
+                self.admission.check_arrival(self.now, request.priority, 0, is_retry=request.is_retry)
                 self.admission.check(sum(lengths), self.now, request.priority, request.deadline, len(lengths))
             except OverloadedError as refusal:
                 self.refused.append(refusal)

@@ -77,7 +77,9 @@ async def _run_all(call: Call, tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
             timings.append(Timings())
             parts = [tasks[place] for place in places]
             task = parts[0] if len(parts) == 1 else _joint(parts)
-            result = await call.service.run(task, deadline=call.deadline, priority=call.priority, timings=timings[-1])
+            result = await call.service.run(
+                task, deadline=call.deadline, priority=call.priority, timings=timings[-1], reserve=call.reserve
+            )
             found = [result] if len(parts) == 1 else await asyncio.to_thread(_split, result, parts)
             results.update(zip(places, found, strict=True))
 

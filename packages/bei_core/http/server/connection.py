@@ -14,10 +14,6 @@ from enum import Enum
 from functools import cached_property
 from random import getrandbits
 from typing import Any
-from urllib.parse import unquote
-
-import httptools
-from starlette.types import Scope
 
 from bei_core.errors import OverloadedError
 from bei_core.http.disconnects import WATCH
@@ -30,8 +26,8 @@ from bei_core.http.limits import (
     MIN_READ_BYTES_PER_S,
     BodyLease,
 )
-from bei_core.http.replies import Refusal
-from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused, error_reply
+from bei_core.http.replies import Refusal, retry_lines
+from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused, error_reply, scope_of
 from bei_core.http.server.parser import HttpError, RequestParser
 from bei_core.http.server.pool import Pool
 from bei_core.http.server.unread import Unread
@@ -60,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._exchange: Exchange | Refused | None = None
         self._unparsed = b""
+        self._head: BodyLease | None = None  # of a large head that is not handed over to an exchange
         self._is_paused = False  # whether reading from the socket is paused
         self._writable = asyncio.Event()
         self._writable.set()
@@ -94,8 +91,7 @@ class Connection(asyncio.Protocol):
         self._pool.remove(self)
         if "_unread" in self.__dict__:
             self._unread.close()
-        if "_parser" in self.__dict__:
-            self._parser.close()
+        self._forget_head()
 
     def pause_writing(self) -> None:
         """Makes the application wait until the client has read more; starts the timeout for a stalled client.
@@ -217,8 +213,9 @@ class Connection(asyncio.Protocol):
 
     @cached_property
     def _addresses(self) -> tuple[tuple[Any, ...] | None, ...]:
-        """The addresses of the server and the client, for the ASGI scope."""
-        return tuple(_address(self._transport.get_extra_info(name)) for name in ("sockname", "peername"))
+        """The host and port of the server and of the client, for the ASGI scope."""
+        names = (self._transport.get_extra_info(key) for key in ("sockname", "peername"))
+        return tuple(name[:2] if isinstance(name, tuple) else None for name in names)  # None for a unix socket
 
     def _enter(self, phase: Phase, timeout_s: float) -> None:
         self.phase, self.deadline = phase, self._pool.now() + timeout_s
@@ -261,6 +258,8 @@ class Connection(asyncio.Protocol):
     def _advance(self) -> None:
         """Passes on what the parser has found: a head, parts of a body, an end. Raises HttpError, OverloadedError."""
         if self._exchange is None:
+            if self._parser.num_bytes > MAX_UNCOUNTED_BYTES:
+                self._count_head()
             if not self._parser.has_head:
                 return
             self._exchange = self._begin_exchange()
@@ -272,15 +271,36 @@ class Connection(asyncio.Protocol):
             else:
                 self._wait_in(Phase.REPLY)
 
+    def _count_head(self) -> None:
+        """Counts a large head in the budget, from now on until its request ends. Raises OverloadedError."""
+        self._head = self._head or BodyLease(self._pool.budget, self._refuse_for_another)
+        self._head.grow(self._parser.num_bytes - self._head.num_bytes)
+
+    def _forget_head(self) -> None:
+        self._release_head()
+        if (parser := self.__dict__.pop("_parser", None)) is not None:
+            parser.close()
+
+    def _release_head(self) -> None:
+        if self._head is not None:
+            self._head.release()
+            self._head = None
+
     def _begin_exchange(self) -> Exchange | Refused:
         """Starts the application on a request whose head is complete, or refuses the request. Raises HttpError."""
-        scope = self._scope()
+        scope = scope_of(self._parser, *self._addresses)
         self._enter(Phase.BODY, self._settings.body_timeout_s)
         self._pool.begin(self)
+        parser, head, self._head = self._parser, self._head, None
         if (refusal := self._pool.refused_early(scope)) is not None:
-            return self._refuse_early(refusal)
-        lease = BodyLease(self._pool.budget, self._refuse_for_another)
-        parser = self._parser
+            refused = self._refuse_early(refusal)
+            if head is not None:
+                parser.forget_head()
+                head.release()
+            return refused
+        lease = head or BodyLease(self._pool.budget, self._refuse_for_another)
+        if head is not None:
+            parser.forget_head()
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
         scope["extensions"] = {LEASE: lease, WATCH: exchange.watch}
         self._pool.start(exchange.run(self._pool.app), is_small=scope["method"] == "GET")
@@ -298,8 +318,10 @@ class Connection(asyncio.Protocol):
         refusal.count(refusal.error)
         request_id = b"x-request-id: %b\r\n" % (refusal.request_id or f"{getrandbits(64):016x}").encode("latin-1")
         end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
-        self.write([STATUS_LINES[429], self._pool.date, refusal.headers, request_id, end, refusal.body])
-        if refusal.error.cause == "queue_wait":  # the engine has work for longer than the event loop rests
+        when = retry_lines(refusal.error.retry_after_s)
+        head = [STATUS_LINES[429], self._pool.date, refusal.headers, when, request_id, end]
+        self.write([*head, refusal.body])
+        if refusal.error.cause in _FROM_THE_LINE:  # the engine has work for longer than the event loop rests
             self._pool.refused()
 
     def _end_exchange(self) -> None:
@@ -312,29 +334,6 @@ class Connection(asyncio.Protocol):
     def _wait_for_request(self) -> None:
         self._wait_in(Phase.IDLE)
         self._pool.wait_for(self)
-
-    def _scope(self) -> Scope:
-        """Returns the ASGI scope of the request. Raises HttpError if its URL is not valid."""
-        parser, (server, client) = self._parser, self._addresses
-        try:
-            url = httptools.parse_url(parser.url)
-            path = url.path.decode("ascii")
-        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as fault:
-            raise HttpError(400, "the URL of the request is not valid") from fault
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": parser.version,
-            "server": server,
-            "client": client,
-            "scheme": "http",
-            "root_path": "",
-            "method": parser.method.decode("ascii"),
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": url.path,
-            "query_string": url.query or b"",
-            "headers": parser.headers,
-        }
 
     def _refuse_for_another(self) -> None:
         """Replies 429 to a request whose body is incomplete, to free memory for smaller requests."""
@@ -363,6 +362,7 @@ class Connection(asyncio.Protocol):
         """Closes the sending side, and keeps the connection for LINGER_S so that the client can read the reply."""
         self._enter(Phase.CLOSING, LINGER_S)
         self._unparsed = b""
+        self._forget_head()
         if not self._transport.is_closing():
             self._transport.write_eof()
             self._pause_or_resume()
@@ -370,6 +370,7 @@ class Connection(asyncio.Protocol):
     def _leave(self) -> None:
         """Ends the exchange and the phase, because the client has disconnected."""
         self._enter(Phase.CLOSING, self._pool.stall_s)
+        self._release_head()
         self._writable.set()
         if self._exchange is not None:
             self._exchange.leave()
@@ -384,10 +385,6 @@ class Connection(asyncio.Protocol):
         self.abort()
 
 
+_FROM_THE_LINE = frozenset({"queue_wait", "retry_budget"})  # causes of refusals
 _TAKES_NOTHING = frozenset({Phase.REPLY, Phase.CLOSING})
 _TIMEOUT_WHEN_READ = frozenset({Phase.REPLY, Phase.IDLE})  # phases with another timeout while the client must read
-
-
-def _address(name: object) -> tuple[Any, ...] | None:
-    """Returns host and port for the ASGI scope; None for a unix socket."""
-    return name[:2] if isinstance(name, tuple) else None

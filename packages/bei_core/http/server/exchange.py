@@ -6,13 +6,17 @@ import asyncio
 import logging
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import unquote
 
+import httptools
 import msgspec
 from starlette.types import ASGIApp, Message, Scope
 
 from bei_core.http.disconnects import Watch
-from bei_core.http.limits import BodyLease
+from bei_core.http.limits import MAX_URL_BYTES, BodyLease
+from bei_core.http.replies import retry_lines
+from bei_core.http.server.parser import HttpError, RequestParser
 
 log = logging.getLogger(__name__)
 
@@ -220,6 +224,32 @@ class Refused:
         """The client has disconnected."""
 
 
+def scope_of(parser: RequestParser, server: tuple[Any, ...] | None, client: tuple[Any, ...] | None) -> Scope:
+    """Returns the ASGI scope of a request whose head is parsed. Raises HttpError for a bad or too long URL."""
+    if len(parser.url) > MAX_URL_BYTES:
+        raise HttpError(414, f"the URL of the request has {len(parser.url)} bytes; at most {MAX_URL_BYTES} are read")
+    try:
+        url = httptools.parse_url(parser.url)
+        raw_path = url.path or b"/"  # http://host has none
+        path = raw_path.decode("ascii")
+    except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as fault:
+        raise HttpError(400, "the URL of the request is not valid") from fault
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": parser.version,
+        "server": server,
+        "client": client,
+        "scheme": "http",
+        "root_path": "",
+        "method": parser.method.decode("ascii"),
+        "path": unquote(path) if "%" in path else path,
+        "raw_path": raw_path,
+        "query_string": url.query or b"",
+        "headers": parser.headers,
+    }
+
+
 def error_reply(status: int, message: str, kind: str, retry_after_s: int | None, date: bytes) -> bytes:
     """Returns the bytes of a whole error reply, in the format for errors without a route."""
     body = msgspec.json.encode({"error": message, "error_type": kind})
@@ -228,7 +258,7 @@ def error_reply(status: int, message: str, kind: str, retry_after_s: int | None,
         date,
         b"content-type: application/json\r\n",
         b"content-length: %d\r\n" % len(body),
-        b"" if retry_after_s is None else b"retry-after: %d\r\n" % retry_after_s,
+        b"" if retry_after_s is None else retry_lines(retry_after_s),
         b"connection: close\r\n\r\n",
         body,
     ]

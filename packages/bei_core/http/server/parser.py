@@ -10,6 +10,8 @@ import httptools
 
 from bei_core.http.limits import MAX_HEAD_BYTES, MAX_HEADERS
 
+_HEADER_BYTES = 160  # the memory of the objects of a header, without its characters
+
 _EMPTY_LINE = b"\r\n\r\n"
 
 
@@ -40,6 +42,7 @@ class RequestParser:
         self.parts: list[bytes] = []  # the parts of the body in the last `feed`
         self.has_head = False  # the head is complete
         self.has_end = False  # the request is complete
+        self.num_bytes = 0  # an estimate of the memory of the head, or of the framing of the body
         self._parser = httptools.HttpRequestParser(self)
         self._framing = 0  # bytes outside bodies since the last request or the last body byte
         self._body_left = 0  # remaining bytes of a body of known length
@@ -66,6 +69,10 @@ class RequestParser:
             self._parse(piece)
             self._check(end - at)
         return end
+
+    def forget_head(self) -> None:
+        """Lets go of the head, which would otherwise stay in memory until the next request."""
+        self.url, self.head, self.headers = b"", b"", []
 
     def close(self) -> None:
         """Deletes the httptools parser, to break its reference cycle with this object."""
@@ -144,6 +151,7 @@ class RequestParser:
         if self._framing > MAX_HEAD_BYTES:
             where = "framing of the body" if self.has_head else "head"
             raise HttpError(431, f"the {where} has more than {MAX_HEAD_BYTES} bytes")
+        self.num_bytes = 2 * self._framing + _HEADER_BYTES * len(self.headers)
         if len(self.headers) > MAX_HEADERS:
             raise HttpError(431, f"the request has more than {MAX_HEADERS} headers")
         self._body_left = max(0, self._body_left - num_body_bytes)

@@ -13,7 +13,7 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from bei_core.config.settings import Settings
-from bei_core.http.limits import MAX_CHUNKED_BYTES, BodyBudget
+from bei_core.http.limits import MAX_CHUNKED_BYTES, MAX_URL_BYTES, BodyBudget
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.parser import RequestParser
 from bei_core.http.server.pool import Pool
@@ -239,3 +239,79 @@ async def test_few_bytes_of_chunked_bodies_are_parsed_in_one_turn_of_the_event_l
     assert all(reply.result().endswith(b"\r\n\r\nok") for reply in replies)
     assert sum(parsed.values()) > 10 * 40_000 * 6
     assert max(parsed.values()) <= 2 * MAX_CHUNKED_BYTES + 10 * len(head)
+
+
+HEADS = {
+    "one header": b"GET / HTTP/1.1\r\na: " + b"b" * 60_000,
+    "URL": b"GET /" + b"a" * 60_000,
+    "many headers": b"GET / HTTP/1.1\r\n" + b"".join(b"%d:\r\n" % number for number in range(250)),
+}
+
+
+@pytest.mark.parametrize("head", HEADS.values(), ids=HEADS)
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "too late"])
+async def test_large_heads_that_are_not_complete_count_in_the_budget(head: bytes, *, leaves: bool) -> None:
+    """16,384 clients without a key could hold 2 GB for `header_timeout_s`."""
+    count = 100
+    async with served(sends(START, body())) as (first, pool), AsyncExitStack() as stack:
+        address = first[1].get_extra_info("peername")
+        clients = [await asyncio.open_connection(*address) for _ in range(count - 1)]
+        for _, writer in clients:
+            stack.callback(writer.close)
+            writer.write(head)
+        budget = pool.budget
+        async with asyncio.timeout(SAFETY_S):
+            while not (len(pool._notes) or pool._noted_at > 0) and budget.num_bytes < 30_000 * (count - 1):
+                await asyncio.sleep(0.001)
+        assert 500_000 < budget.num_bytes <= budget.limit
+        if leaves:
+            for _, writer in clients:
+                writer.close()
+        async with asyncio.timeout(SAFETY_S):
+            while budget.num_bytes:
+                await asyncio.sleep(0.01)
+        assert not budget.incomplete
+
+
+async def test_a_large_head_counts_until_its_request_ends() -> None:
+    seen, held = list[int](), list[int]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(pool.budget.num_bytes)
+        (connection,) = pool._connections
+        assert isinstance(connection, Connection)
+        held.append(sum(len(value) for _, value in connection._parser.headers))
+        assert len(scope["headers"]) == 1
+        await sends(START, body())(scope, receive, send)
+
+    async with served(app) as (client, pool):
+        assert (await received(client, HEADS["one header"] + b"\r\n\r\n")).count(b"\r\n\r\nok") == 2
+        assert held[0] == 0, "an idle connection would hold it until the next request"
+        assert seen[0] > 120_000
+        assert seen[1] == 0
+        assert not pool.budget.num_bytes
+
+
+@pytest.mark.parametrize(("size", "status"), [(MAX_URL_BYTES, 200), (MAX_URL_BYTES + 1, 414)])
+async def test_a_url_has_a_largest_size(size: int, status: int) -> None:
+    async with served(sends(START, body())) as (client, _):
+        url = b"/?" + b"a" * (size - 2)
+        reply = await received(client, b"GET " + url + b" HTTP/1.1\r\nhost: a\r\n\r\n")
+    assert reply.startswith(b"HTTP/1.1 %d " % status)
+    assert (b"at most 8192" in reply) is (status == 414)
+
+
+@pytest.mark.parametrize(
+    ("url", "path"), [(b"http://b", "/"), (b"http://b?c", "/"), (b"http://b/c%20d", "/c d"), (b"*", "*")]
+)
+async def test_an_absolute_url_is_its_path(url: bytes, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    paths: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        paths.append(scope["path"])
+        await sends(START, body())(scope, receive, send)
+
+    async with served(app) as (client, _):
+        assert (await received(client, b"OPTIONS " + url + b" HTTP/1.1\r\nhost: a\r\n\r\n")).count(b" 200 OK") == 2
+    assert paths == [path, "/last"]
+    assert "bug" not in caplog.text

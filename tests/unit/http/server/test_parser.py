@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from bei_core.http.limits import MAX_HEAD_BYTES, MAX_HEADERS
 from bei_core.http.server.parser import HttpError, RequestParser
+from tests import corpus
 
 REQUESTS = [
     b"GET /a?b=c HTTP/1.1\r\nhost: a\r\n\r\n",
@@ -114,3 +115,14 @@ def test_small_chunks_are_no_framing_without_end() -> None:
     chunks = b"1\r\nx\r\n" * 50_000
     content = b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
     assert read(RequestParser(), [content]) == [(b"/", b"x" * 50_000)]
+
+
+@corpus.kept(corpus.REQUESTS)
+def test_a_kept_request_is_read_in_single_bytes_as_in_one_piece(content: bytes) -> None:
+    def outcome(pieces: list[bytes]) -> object:
+        try:
+            return read(RequestParser(), pieces)
+        except HttpError as error:
+            return error.status
+
+    assert outcome([content]) == outcome([bytes([byte]) for byte in content])
