@@ -183,6 +183,8 @@ class StartError(BeiError):
 class ConfigError(StartError):
     """A setting is unknown or out of range."""
 
+    exit_status = 78  # EX_CONFIG
+
 
 class CheckpointError(StartError):
     """A model folder or repository is incomplete, or not safe to read."""

@@ -36,6 +36,11 @@ class DriverMissingError(CheckpointError):
     exit_status = 69  # EX_UNAVAILABLE
 
 
+def is_transient_status(status: int) -> bool:
+    """Whether a request that was answered with this HTTP status may succeed later."""
+    return status in {408, 425, 429} or status >= 500
+
+
 class Advice(NamedTuple):
     """What to do if a folder is full or may not be written, for error texts."""
 

@@ -86,12 +86,12 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
         (["truss", "init", "there", "--from", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
     ],
 )
-def test_any_other_error_is_one_line_and_exit_code_1(
+def test_a_wrong_setting_is_one_line_and_exit_code_78(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, output, errors = bei(capsys, monkeypatch, *words)
-    assert (code, output) == (1, "")
+    assert (code, output) == (78, "")
     assert said in errors
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
