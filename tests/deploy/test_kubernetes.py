@@ -129,3 +129,16 @@ def test_kserve_is_an_inference_service_that_serves_what_is_mounted() -> None:
     (container,) = manifest["spec"]["predictor"]["containers"]
     assert container["args"][:3] == ["serve", "--model-id", "/mnt/models"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_kserve_starts_and_stops_the_server_as_the_chart_does() -> None:
+    manifest = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())
+    (container,) = manifest["spec"]["predictor"]["containers"]
+    chart = (CHART / "templates" / "deployment.yaml").read_text()
+    (grace,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", chart)
+    assert manifest["spec"]["predictor"]["terminationGracePeriodSeconds"] == int(grace)
+    parts = dict(re.findall(r"^          (\w+(?:Probe|cycle)):\n((?:            .*\n)+)", chart, re.MULTILINE))
+    assert parts.keys() == {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle"}
+    for name, text in parts.items():
+        expected = yaml.safe_load(re.sub(r"\{\{.*\}\}", "240", text.replace("port: http", "port: 8080")))
+        assert container[name] == expected, name

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bei_core.errors import OverloadedError
+from bei_core.errors import OverloadCause, OverloadedError
 from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, ServiceRate
 
 # By priority: a request is refused if the expected wait exceeds this fraction of the longest allowed wait. So requests
@@ -145,7 +145,7 @@ class Admission:
         return max(0.0, wait_s - max(0.0, HEAD_START_S[priority])) + own_s - (deadline - now)
 
 
-def overloaded(what: str, cause: str, wait_s: float) -> OverloadedError:
+def overloaded(what: str, cause: OverloadCause, wait_s: float) -> OverloadedError:
     """Returns the error for a refused request; `wait_s` is the time in seconds after which the client may retry."""
     retry_after_s = min(max(1, math.ceil(wait_s)), _MAX_RETRY_AFTER_S)
     return OverloadedError(f"{what}; try again in {retry_after_s} s", cause=cause, retry_after_s=retry_after_s)

@@ -54,14 +54,15 @@ def test_each_key_has_its_own_limits(file: Path, monkeypatch: pytest.MonkeyPatch
     first, second = keys.client(sent("alpha")), keys.client(sent("beta"))
     assert (first.name, second.name) == ("a", "b")
     first.enter()
-    with pytest.raises(OverloadedError, match="key a has 1 requests"):
+    with pytest.raises(OverloadedError, match="key a has 1 requests") as raised:
         first.enter()
+    assert raised.value.cause == "key_limit"
     first.leave()
     first.enter()
     second.enter()
-    with pytest.raises(OverloadedError, match="60 requests a minute") as raised:
+    with pytest.raises(OverloadedError, match="60 requests a minute, 1 at once; try again in 1 s") as raised:
         second.enter()
-    assert raised.value.retry_after_s == 1
+    assert (raised.value.retry_after_s, raised.value.cause) == (1, "key_limit")
     now[0] += 1.0
     second.enter()
 

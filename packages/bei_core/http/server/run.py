@@ -133,7 +133,7 @@ class _Server:
 
         def handle(_number: int, _frame: object) -> None:
             for number in _SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, _end_by)
             self._end_within(seconds, 0)
             loop.call_soon_threadsafe(told.set)
 
@@ -164,6 +164,13 @@ def only_probes(app: ASGIApp) -> ASGIApp:
         return await error_response(error, TEI)(scope, receive, send)
 
     return probe
+
+
+def _end_by(number: int, _frame: object) -> None:
+    """Ends the process by a signal; with the status of shells for it as PID 1, for which Linux ignores the signal."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(signal.Signals(number))
+    os._exit(128 + number)
 
 
 def _end_now(seconds: float, status: int) -> None:
