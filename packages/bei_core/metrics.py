@@ -42,6 +42,7 @@ class Timings:
     """The time of each stage of one request, in seconds, and the request's size."""
 
     started: float = field(default_factory=time.perf_counter)
+    is_counted: bool = False  # whether `Metrics.received` has counted the request
     model: str = ""  # the name of the model that answered
     operation: str = "embed"  # whose metrics count the inputs: embed or predict
     num_inputs: int = 0
@@ -138,6 +139,7 @@ class Metrics:
         self._queue_size.set_function(lambda: sum(size() for size, _ in self._queues))
         self._expected_wait.set_function(lambda: max((wait_s() for _, wait_s in self._queues), default=0.0))
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
+        self._refused_requests = self._requests.labels("refused")
 
     def watch_queue(self, size: Callable[[], int], wait_s: Callable[[], float] = float) -> None:
         """Reads the size and the expected wait (seconds) of a queue at each scrape.
@@ -147,7 +149,7 @@ class Metrics:
         self._queues.append((size, wait_s))
 
     def received(self, num_inputs: int, operation: str) -> None:
-        """Count a request that has arrived, and its inputs under the operation, which is embed or predict."""
+        """Count an accepted request, and its inputs under the operation, which is embed or predict."""
         self._methods["single" if num_inputs == 1 else "batch"][0].inc()
         self._inputs[operation].count.inc(num_inputs)
 
@@ -166,8 +168,13 @@ class Metrics:
             histogram.counts[bisect_left(_SECONDS, seconds)] += timings.num_inputs
             histogram.sum += seconds * timings.num_inputs
 
-    def failed(self, kind: str) -> None:
-        """Count a request that was answered with an error of this kind."""
+    def failed(self, kind: str, *, is_counted: bool) -> None:
+        """Count a request that was answered with an error of this kind.
+
+        Unless `received` has counted it, it is also counted as a request, so that failures are a share of the requests.
+        """
+        if not is_counted:
+            self._refused_requests.inc()
         (self._failures.get(kind) or self._failure.labels(kind)).inc()
 
     def refused(self, cause: OverloadCause) -> None:

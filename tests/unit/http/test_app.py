@@ -201,6 +201,26 @@ async def test_more_requests_than_are_allowed_are_refused(make_served: MakeServe
     assert len(served.engine.seen) == 3
 
 
+async def test_failures_are_a_share_of_the_requests(make_served: MakeServed) -> None:
+    """Also of requests that are refused before their inputs are counted."""
+    served = await make_served(max_client_batch_size=2, max_concurrent_requests=1)
+    client = served.client
+    assert (await client.get("/none")).status_code == 404
+    assert (await client.get("/embed")).status_code == 405
+    assert (await client.post("/embed", content=b"{")).status_code == 400
+    assert (await client.post("/embed", json={"inputs": [[5], [6], [7]]})).status_code == 422
+    first = await served.occupied()
+    (busy,) = await all_of(served.send([6]))
+    assert busy.status_code == 429
+    served.engine.release()
+    await all_of(first)
+    found = dict(line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines())
+    assert found['te_request_count{method="refused"}'] == "5.0"
+    assert sum(float(value) for name, value in found.items() if name.startswith("te_request_failure{")) == 5
+    assert sum(float(value) for name, value in found.items() if name.startswith("te_request_count{")) == 6
+    assert found["te_embed_count"] == found["te_embed_success"]
+
+
 async def test_more_tokens_than_may_wait_are_refused(make_served: MakeServed) -> None:
     served = await make_served(max_queue_tokens=10)
     first = await served.occupied()
@@ -259,9 +279,12 @@ async def test_high_priority_items_run_first(make_served: MakeServed) -> None:
     assert served.engine.seen == [HELD, [7], [6], [5]]
 
 
-async def test_a_caller_who_leaves_is_dropped(make_served: MakeServed) -> None:
+@pytest.mark.parametrize(("cut_off", "status"), [(False, 499), (True, 503)])
+async def test_a_caller_who_leaves_is_dropped(make_served: MakeServed, cut_off: bool, status: int) -> None:
+    """At the end of a drain it is the server that closes the connection, so the request counts as failed."""
     served = await make_served()
     first = await served.occupied()
+    served.app.cut_off = cut_off
     messages: Iterator[Message] = iter(
         [{"type": "http.request", "body": b'{"inputs": [5]}'}, {"type": "http.disconnect"}]
     )
@@ -275,11 +298,13 @@ async def test_a_caller_who_leaves_is_dropped(make_served: MakeServed) -> None:
 
     scope = {"type": "http", "method": "POST", "path": "/embed", "headers": []}
     await asyncio.wait_for(served.app(scope, receive, send), SAFETY_S)
-    assert replies[0]["status"] == 499
+    assert replies[0]["status"] == status
     served.engine.release()
     await all_of(first, served.send([6]))
     assert served.engine.seen == [HELD, [6]]
-    assert "bei_request_cancelled_total 1.0" in (await served.client.get("/metrics")).text
+    text = (await served.client.get("/metrics")).text
+    assert f"bei_request_cancelled_total {float(not cut_off)}" in text
+    assert f'te_request_failure{{err="unhealthy"}} {float(cut_off)}' in text
 
 
 @pytest.mark.parametrize(

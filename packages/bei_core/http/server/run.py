@@ -67,7 +67,10 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
             traces.close()
     if server.crash is not None:
         raise EngineCrashedError(f"{server.crash}; this process ends, to be started again")
-    log.info("drained; goodbye")
+    if server.num_unanswered:
+        log.warning("ended with %d connections unanswered", server.num_unanswered)
+    else:
+        log.info("drained; goodbye")
 
 
 class _Server:
@@ -80,6 +83,7 @@ class _Server:
         self._sockets = sockets
         self._ends_at: float | None = None  # on time.monotonic's clock
         self._end_s: float = self._settings.drain_timeout_s  # the longest shutdown, in seconds
+        self.num_unanswered = 0  # connections that were closed at the end of the drain
         self.crash: str | None = None  # the reason if an engine thread has crashed
 
     def time_left(self) -> float:
@@ -112,7 +116,8 @@ class _Server:
         self._app.drain()
         for listener in listeners:
             listener.close()
-        await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * self._end_s)
+        self.num_unanswered = await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * self._end_s)
+        self._app.cut_off = self.num_unanswered > 0
         await probes.drain(0.0, ON_ITS_WAY_S)
 
     async def _listen(self, pool: Pool, sock: socket.socket) -> asyncio.Server:
