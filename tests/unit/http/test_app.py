@@ -201,6 +201,25 @@ async def test_more_requests_than_are_allowed_are_refused(make_served: MakeServe
     assert len(served.engine.seen) == 3
 
 
+@pytest.mark.parametrize("path", ["/embed", "/"])
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"", "it is empty"),
+        (b" \n", "it is empty"),
+        (b'{"inputs": "\\ud800"}', "\\ud800 is half of a character"),
+        (b'{"inputs": "a\\uDBFF b"}', "\\uDBFF is half of a character"),
+        (b'{"inputs": "a', "Input data was truncated"),
+        (b'{"inputs": "\\ud83d\\ude00', "Input data was truncated"),
+    ],
+)
+async def test_a_body_that_is_not_json_says_why(make_served: MakeServed, path: str, body: bytes, said: str) -> None:
+    reply = await (await make_served()).client.post(path, content=body)
+    assert reply.status_code == 400
+    error = reply.json()["error"]
+    assert (error if path == "/embed" else error["message"]).startswith(f"the body is not JSON in UTF-8: {said}")
+
+
 async def test_failures_are_a_share_of_the_requests(make_served: MakeServed) -> None:
     """Also of requests that are refused before their inputs are counted."""
     served = await make_served(max_client_batch_size=2, max_concurrent_requests=1)

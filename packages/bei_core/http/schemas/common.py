@@ -31,6 +31,8 @@ NO_CHATS = "is not supported: apply the chat template in the client, and send th
 
 _MESSAGES = re.compile(rb'"messages"\s*:')
 _FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
+_TRUNCATED = "Input data was truncated"  # msgspec's text, also for the first half of a surrogate pair at a text's end
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 _SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
 
@@ -113,7 +115,7 @@ def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
     try:
         return msgspec.json.decode(raw, type=schema)
     except _FAULTS as fault:
-        raise _body_error(fault, is_chat=_MESSAGES.search(raw) is not None) from fault
+        raise _body_error(fault, raw, is_chat=_MESSAGES.search(raw) is not None) from fault
 
 
 def convert(value: object, schema: type[ValueT]) -> ValueT:
@@ -191,7 +193,7 @@ def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
     return found.get(first)
 
 
-def _body_error(fault: Exception, *, is_chat: bool = False) -> RequestError:
+def _body_error(fault: Exception, raw: bytes = b"", *, is_chat: bool = False) -> RequestError:
     """Returns the error for a body that msgspec rejects; `is_chat` says that it has vLLM's `messages`."""
     if is_chat and "missing required field" in str(fault):
         return ValidationError(f"`messages` {NO_CHATS}", param="messages")
@@ -200,4 +202,9 @@ def _body_error(fault: Exception, *, is_chat: bool = False) -> RequestError:
         return ValidationError(str(fault), param=field.group(1) if field else None)
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
-    return MalformedBodyError(f"the body is not JSON in UTF-8: {fault}")
+    said = str(fault)
+    if said == _TRUNCATED and not raw.strip():
+        said = "it is empty"
+    elif said == _TRUNCATED and (half := _HALF_PAIR.search(raw)) is not None:
+        said = f"{half[0].decode()} is half of a character; the other half has to follow it"
+    return MalformedBodyError(f"the body is not JSON in UTF-8: {said}")
