@@ -126,9 +126,8 @@ class App:
         finally:
             if call.client is not None:
                 call.client.leave()
-        if call.is_large and not (
-            response.status_code == _GONE or self.cut_off
-        ):  # after a disconnect, a thread may still read the body
+        is_lost = response.status_code == _GONE or self.cut_off  # a thread may still read the body
+        if call.is_large and not is_lost:
             held, call.body = [call.body], None
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.run_in_executor, None, free, held)  # when nothing here refers to it
