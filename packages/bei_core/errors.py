@@ -38,7 +38,13 @@ Baseten's performance client retries 408, 409, 429 and 5xx, so a permanent error
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal, TypeAlias
+
+# The limits because of which a request gets status 429. `key_limit`: one of the client's own key; all others protect
+# the server.
+OverloadCause: TypeAlias = Literal[
+    "queue_wait", "queue_tokens", "concurrency", "deadline", "body_bytes", "retry_budget", "key_limit"
+]
 
 
 class BeiError(Exception):
@@ -152,7 +158,7 @@ class OverloadedError(RequestError):
     status = 429
     kind = "Overloaded"
 
-    def __init__(self, message: str, *, cause: str = "body_bytes", retry_after_s: int = 1) -> None:
+    def __init__(self, message: str, *, cause: OverloadCause, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.cause = cause
         self.retry_after_s = retry_after_s
@@ -182,6 +188,8 @@ class StartError(BeiError):
 
 class ConfigError(StartError):
     """A setting is unknown or out of range."""
+
+    exit_status = 78  # EX_CONFIG
 
 
 class CheckpointError(StartError):

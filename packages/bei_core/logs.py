@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from datetime import datetime, timezone
 
@@ -48,6 +49,17 @@ def configure_logging(*, json_output: bool, level: str = "info") -> None:
     _access.setLevel(logging.INFO)  # `access_log` alone decides whether there are such lines
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def is_json() -> bool:
+    """Whether the log was set up to write JSON."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+
+
+def is_json_wanted(words: Iterable[str], environ: Mapping[str, str]) -> bool:
+    """Whether a command line or the environment asks for JSON; for lines that are written before settings are read."""
+    variable = environ.get("BEI_JSON_OUTPUT") or environ.get("JSON_OUTPUT") or ""
+    return not {"--json-output", "--json-output=true"}.isdisjoint(words) or variable.lower() in {"true", "1"}
 
 
 def configure_own_logging(*, json_output: bool, level: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
+from typing import get_args
 
 from prometheus_client import (
     REGISTRY,
@@ -23,16 +24,13 @@ from prometheus_client import (
 from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.utils import floatToGoString
 
-from bei_core.errors import RequestError
+from bei_core.errors import OverloadCause, RequestError
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _COUNTS = tuple(float(2**power) for power in range(15))
 
 # TEI's counters, whose names do not end with _total.
 _TEI_COUNTERS = re.compile(rb"^# TYPE (te_(?:request|embed|predict)_(?:count|success|failure)) gauge$", re.MULTILINE)
-
-# The limits because of which a request gets status 429.
-CAUSES = ("queue_wait", "queue_tokens", "concurrency", "deadline", "body_bytes", "retry_budget")
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -44,6 +42,7 @@ class Timings:
     """The time of each stage of one request, in seconds, and the request's size."""
 
     started: float = field(default_factory=time.perf_counter)
+    is_counted: bool = False  # whether `Metrics.received` has counted the request
     model: str = ""  # the name of the model that answered
     operation: str = "embed"  # whose metrics count the inputs: embed or predict
     num_inputs: int = 0
@@ -135,11 +134,12 @@ class Metrics:
         # All series exist from the start, because rate() misses a new series' first increase.
         kinds = {error.kind.lower() for error in RequestError.__subclasses__()}
         self._failures = {kind: self._failure.labels(kind) for kind in kinds}
-        self._refusals = {cause: self._refused.labels(cause) for cause in CAUSES}
+        self._refusals = {cause: self._refused.labels(cause) for cause in get_args(OverloadCause)}
         self._queues: list[tuple[Callable[[], int], Callable[[], float]]] = []  # one per service
         self._queue_size.set_function(lambda: sum(size() for size, _ in self._queues))
         self._expected_wait.set_function(lambda: max((wait_s() for _, wait_s in self._queues), default=0.0))
         self._methods = {m: (self._requests.labels(m), self._success.labels(m)) for m in ("single", "batch")}
+        self._refused_requests = self._requests.labels("refused")
 
     def watch_queue(self, size: Callable[[], int], wait_s: Callable[[], float] = float) -> None:
         """Reads the size and the expected wait (seconds) of a queue at each scrape.
@@ -149,7 +149,7 @@ class Metrics:
         self._queues.append((size, wait_s))
 
     def received(self, num_inputs: int, operation: str) -> None:
-        """Count a request that has arrived, and its inputs under the operation, which is embed or predict."""
+        """Count an accepted request, and its inputs under the operation, which is embed or predict."""
         self._methods["single" if num_inputs == 1 else "batch"][0].inc()
         self._inputs[operation].count.inc(num_inputs)
 
@@ -168,13 +168,18 @@ class Metrics:
             histogram.counts[bisect_left(_SECONDS, seconds)] += timings.num_inputs
             histogram.sum += seconds * timings.num_inputs
 
-    def failed(self, kind: str) -> None:
-        """Count a request that was answered with an error of this kind."""
+    def failed(self, kind: str, *, is_counted: bool) -> None:
+        """Count a request that was answered with an error of this kind.
+
+        Unless `received` has counted it, it is also counted as a request, so that failures are a share of the requests.
+        """
+        if not is_counted:
+            self._refused_requests.inc()
         (self._failures.get(kind) or self._failure.labels(kind)).inc()
 
-    def refused(self, cause: str) -> None:
+    def refused(self, cause: OverloadCause) -> None:
         """Count a request that was answered with 429 because of this limit."""
-        (self._refusals.get(cause) or self._refused.labels(cause)).inc()
+        self._refusals[cause].inc()
 
     def cancelled(self) -> None:
         """Count a request whose client closed the connection before the reply."""

@@ -383,15 +383,6 @@ def best_first(values: Rows, top_n: int | None = None) -> list[int]:
     return order[:top_n]
 
 
-def similarities(row: Rows, others: Rows, similarity: Similarity) -> Rows:
-    """Returns f32[N]: the similarity of f32[D] to each of f32[N, D]; for "cosine", all must have length 1."""
-    if similarity in {"cosine", "dot"}:
-        products: Rows = others @ row
-        return products
-    distances: Rows = np.linalg.norm(others - row, ord=1 if similarity == "manhattan" else 2, axis=1)
-    return -distances
-
-
 def check_dimensions(dimensions: int, width: int, field: str = "dimensions") -> None:
     """Raises ValidationError, naming the field, unless `dimensions` is in 1..`width`, the width of the model's rows."""
     if not 1 <= dimensions <= width:

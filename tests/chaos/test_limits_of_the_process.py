@@ -86,7 +86,7 @@ def test_a_port_in_use_is_an_error_before_the_model_is_loaded(tmp_path: Path) ->
         port = str(other.getsockname()[1])
         command = [program, "serve", "--model-id", str(tmp_path), "--hostname", "127.0.0.1", "--port", port]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=SAFETY_S, check=False)
-    assert ended.returncode == 1
+    assert ended.returncode == 78
     assert [line for line in ended.stderr.splitlines() if line.startswith("error: ")] == [
         f"error: 127.0.0.1:{port} is in use by another process; stop it, or choose another port"
     ]

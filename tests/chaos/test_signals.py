@@ -15,6 +15,7 @@ import pytest
 from bei_core.http.limits import ON_ITS_WAY_S
 from tests.collector import Collector
 from tests.e2e.server import (
+    ENDLESS,
     REFERENCE,
     TEXTS,
     Server,
@@ -92,6 +93,19 @@ def test_all_that_was_accepted_is_answered(server: Server, number: signal.Signal
             done.result(SAFETY_S)
         assert server.wait() == 0
         assert "Traceback" not in server.log
+
+
+def test_what_the_drain_cannot_answer_is_told(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    hasty = Server(tmp_path / "server", cache_of(tmp_path_factory), drain_timeout_s=2.0, access_log="true")
+    with hasty as server, log_shown(server), server.connect() as connection:
+        connection.sendall(openai_request(ENDLESS * 8))
+        wait_until(lambda: server.metrics()["te_queue_size"] > 0)
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
+        assert "closing 1 connections unanswered" in server.log
+        assert "ended with 1 connections unanswered" in server.log
+        assert "goodbye" not in server.log
+        assert "POST /v1/embeddings 503 " in server.log
 
 
 def test_the_last_traces_are_sent(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.deploy.tools import DEPLOY, SCHEMAS, run
+from tests.deploy.tools import DEPLOY, ROOT, SCHEMAS, run
 
 CHART = DEPLOY / "helm" / "bei"
 EVERYTHING = ("-f", str(CHART / "ci" / "everything-values.yaml"))
@@ -93,9 +97,48 @@ def test_systemd(tmp_path: Path) -> None:
     run("systemd-analyze", "verify", "--man=no", unit)
 
 
+def test_systemd_without_credentials_does_not_start_without_a_key(tmp_path: Path) -> None:
+    """Systemd before 247 ignores LoadCredential, and an unset variable is expanded to nothing."""
+    (start,) = re.findall(r"^ExecStart=\S+ (.*)$", (DEPLOY / "bei.service").read_text(), re.MULTILINE)
+    environ = {"BEI_MODEL_ID": "m", "BEI_CACHE_DIR": str(tmp_path)}
+    for folder, status, said in (("", 78, "cannot read api_key_file /api_key"), (str(tmp_path), 65, "m: ")):
+        (tmp_path / "api_key").write_text("key\n")
+        words = [word.replace("${CREDENTIALS_DIRECTORY}", folder) for word in start.split()]
+        done = subprocess.run(
+            [sys.executable, "-m", "bei_core.cli", *words, "--port", "0"],
+            env={**os.environ, **environ, "HF_HUB_OFFLINE": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, said in done.stderr) == (status, True), done.stderr
+
+
+def test_systemd_restarts_only_what_a_restart_may_mend() -> None:
+    """The statuses of docs/operations.md that are not worth a restart on the same machine."""
+    table = (ROOT / "docs" / "operations.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| .* \| (.*) \|$", table, re.MULTILINE)
+    unit = (DEPLOY / "bei.service").read_text()
+    (prevented,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit, re.MULTILINE)
+    assert prevented.split() == [status for status, worth in rows if worth in {"no", "no, or on another machine"}]
+
+
 def test_kserve_is_an_inference_service_that_serves_what_is_mounted() -> None:
     manifest = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())
     assert manifest["kind"] == "InferenceService"
     (container,) = manifest["spec"]["predictor"]["containers"]
     assert container["args"][:3] == ["serve", "--model-id", "/mnt/models"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
+
+
+def test_kserve_starts_and_stops_the_server_as_the_chart_does() -> None:
+    manifest = yaml.safe_load((DEPLOY / "kserve.yaml").read_text())
+    (container,) = manifest["spec"]["predictor"]["containers"]
+    chart = (CHART / "templates" / "deployment.yaml").read_text()
+    (grace,) = re.findall(r"terminationGracePeriodSeconds: (\d+)", chart)
+    assert manifest["spec"]["predictor"]["terminationGracePeriodSeconds"] == int(grace)
+    parts = dict(re.findall(r"^          (\w+(?:Probe|cycle)):\n((?:            .*\n)+)", chart, re.MULTILINE))
+    assert parts.keys() == {"startupProbe", "readinessProbe", "livenessProbe", "lifecycle"}
+    for name, text in parts.items():
+        expected = yaml.safe_load(re.sub(r"\{\{.*\}\}", "240", text.replace("port: http", "port: 8080")))
+        assert container[name] == expected, name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 
 import pytest
+import yaml
 
 from bei_core.config.settings import Settings
 from bei_core.engines.tensorrt_llm import limits
@@ -131,6 +133,27 @@ def test_log_lines_are_written_so(page: str, heading: str) -> None:
     listed = [line for row in rows if len(row) == 3 for line in code_in(row[0])]
     assert listed
     assert [line for line in listed if not any(pattern.fullmatch(line) for pattern in written)] == []
+
+
+def test_alerts_quote_log_lines_and_panels() -> None:
+    rules = yaml.safe_load((ROOT / "deploy" / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
+    texts = [rule["annotations"]["description"] for group in rules["groups"] for rule in group["rules"]]
+    dashboard = json.loads((ROOT / "deploy" / "grafana" / "bei.json").read_text(encoding="utf-8"))
+    panels = {panel["title"] for panel in dashboard["panels"]}
+    quoted = {quote for text in texts for quote in re.findall(r'"([^"]+)"', text)}
+    assert quoted & panels
+    lines = quoted - panels
+    assert lines
+    assert [line for line in lines if not any(line in message for message in log_messages())] == []
+
+
+def test_paths_without_a_key() -> None:
+    """The page about security lists all of them."""
+    text = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
+    listed = code_in(text.partition("- **Without a key** these paths answer anyone: ")[2].partition(". ")[0])
+    assert sorted(listed) == sorted(
+        route.path for route in (*ROUTES, *openapi.documents(with_pages=True)) if route.public
+    )
 
 
 def log_messages() -> Iterator[str]:

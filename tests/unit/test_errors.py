@@ -68,7 +68,9 @@ def test_a_passing_fault_has_a_status_that_is_retried(error: type[RequestError])
 
 @pytest.mark.parametrize("error", leaves())
 def test_a_request_error_keeps_its_text_and_field(error: type[RequestError]) -> None:
-    fault = error("what happened") if error is OverloadedError else error("what happened", param="inputs")
+    fault: RequestError = OverloadedError("what happened", cause="queue_wait")
+    if error is not OverloadedError:
+        fault = error("what happened", param="inputs")
     assert str(fault) == fault.message == "what happened"
     assert fault.param == (None if error is OverloadedError else "inputs")
     assert fault.kind
@@ -76,4 +78,4 @@ def test_a_request_error_keeps_its_text_and_field(error: type[RequestError]) -> 
 
 def test_an_operators_error_is_no_reply() -> None:
     assert not issubclass(StartError, RequestError)
-    assert OverloadedError("later", retry_after_s=3).retry_after_s == 3
+    assert OverloadedError("later", cause="queue_wait", retry_after_s=3).retry_after_s == 3

@@ -26,7 +26,7 @@ import msgspec
 from bei_core.checkpoint.folder import Checkpoint
 from bei_core.errors import CheckpointError
 from bei_core.storage.cache import BAD, TMP, Cache, Rank, Record, RecordType, files_of
-from bei_core.storage.errors import decode_record, translate_os_errors
+from bei_core.storage.errors import TransientError, decode_record, translate_os_errors
 
 log = logging.getLogger(__name__)
 
@@ -104,16 +104,16 @@ class SourceCache(Cache):
         text = (self.get_ref(ref) or b"").decode(errors="replace").strip()
         return text if _REVISION.fullmatch(text) else None
 
-    def find_last(self, revision: str | None, error: CheckpointError) -> Checkpoint:
+    def find_last(self, revision: str | None, error: TransientError) -> Checkpoint:
         """The checkpoint that was used last, with a warning, because the source does not answer (`error`).
 
-        Raises CheckpointError if there is none, or if a revision is requested.
+        Raises TransientError if there is none, or if a revision is requested.
         """
         last, reason = self.get_revision(LAST), str(error).rstrip(".")
         folder = self.find(last) if last else None
         if revision or last is None or folder is None:
             missing = f"revision {revision} is not" if revision else "no revision is"
-            raise CheckpointError(f"{reason}. And {missing} in the cache") from error
+            raise TransientError(f"{reason}. And {missing} in the cache") from error
         log.warning("%s. Serving revision %s, which was fetched last.", reason, last)
         return self.checkpoint(last, folder)
 

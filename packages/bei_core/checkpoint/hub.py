@@ -27,10 +27,13 @@ from bei_core.checkpoint.folder import (
     weight_files,
 )
 from bei_core.errors import CheckpointError, UnsupportedModelError
-from bei_core.storage.errors import Advice, disk_error, is_disk_error
+from bei_core.storage.errors import Advice, TransientError, disk_error, is_disk_error, is_transient_status
 from bei_core.storage.progress import rate
 
 log = logging.getLogger(__name__)
+
+# Errors of a connection, of httpx and of huggingface_hub.
+_TRANSIENT = frozenset({"NetworkError", "TimeoutException", "RemoteProtocolError", "ProxyError", "XetDownloadError"})
 
 _CACHE = Advice("hf cache prune removes revisions that no branch names", "HF_HUB_CACHE")
 
@@ -40,8 +43,8 @@ def fetch_repository(
 ) -> Checkpoint:
     """Fetch the files of a repository that a model needs. `options` are passed to huggingface_hub's snapshot_download.
 
-    `check` is called with the folder before weights are fetched. Raises CheckpointError and DiskError that say what to
-    do, and what `check` raises.
+    `check` is called with the folder before weights are fetched. Raises CheckpointError (TransientError if the hub does
+    not answer) and DiskError that say what to do, and what `check` raises.
     """
     folder = _download(repo, revision or "main", SMALL_FILES, options)
     check(folder)
@@ -82,7 +85,7 @@ def fetch_outline(repo: str, revision: str | None, options: Mapping[str, Any]) -
         tree = hub.list_repo_tree(repo, recursive=True, revision=folder.name)
         sizes = {entry.path: entry.size for entry in tree if hasattr(entry, "size")}
     except Exception as error:  # also of its HTTP client, which differs between versions
-        raise CheckpointError(f"{repo}: {_advice(error, folder.name)}") from error
+        raise _error_of(repo, error, folder.name) from error
     num_bytes = sum(sizes[name] for name in choose_format(sizes).intersection(weight_files(folder)))
     if not num_bytes:
         raise UnsupportedModelError(str(no_weights(repo, sizes)))
@@ -118,7 +121,7 @@ def _download(repo: str, revision: str, patterns: Iterable[str], options: Mappin
             from huggingface_hub.constants import HF_HUB_CACHE
 
             raise disk_error(refused, Path(options["cache_dir"] or HF_HUB_CACHE), _CACHE) from error
-        raise CheckpointError(f"{repo}: {_advice(error, revision)}") from error
+        raise _error_of(repo, error, revision) from error
 
 
 def _disk_error_in(error: BaseException) -> OSError | None:
@@ -131,6 +134,31 @@ def _disk_error_in(error: BaseException) -> OSError | None:
         return known
     cause = error.__cause__ or error.__context__
     return None if cause is None else _disk_error_in(cause)
+
+
+def _error_of(repo: str, error: Exception, revision: str) -> CheckpointError:
+    """The error to raise for one of huggingface_hub; a TransientError if another try may succeed."""
+    kind = TransientError if _is_transient(error) else CheckpointError
+    return kind(f"{repo}: {_advice(error, revision)}")
+
+
+def _is_transient(error: BaseException) -> bool:
+    """Whether the hub did not answer or had a fault of its own, by the error or by what caused it.
+
+    The classes of the HTTP client are known by their names, because the client differs between versions.
+    """
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return is_transient_status(status)
+    if isinstance(error, OfflineModeIsEnabled):
+        return False
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if isinstance(error, (ConnectionError, TimeoutError)) or not names.isdisjoint(_TRANSIENT):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and _is_transient(cause)
 
 
 def _advice(error: Exception, revision: str) -> str:

@@ -26,13 +26,12 @@ from bei_core.checkpoint.cache import SourceCache
 from bei_core.checkpoint.folder import Checkpoint
 from bei_core.errors import CheckpointError
 from bei_core.storage.backends import redact
-from bei_core.storage.errors import TransientError, translate_os_errors
+from bei_core.storage.errors import TransientError, is_transient_status, translate_os_errors
 from bei_core.storage.progress import Progress
 from bei_core.storage.transfer import RemoteFile, Stream, digest_of, fetch
 
 _TIMEOUT_S = 60  # for the next byte
 _ARCHIVE, _VALIDATOR = "archive", "validator"
-_TRANSIENT = frozenset({408, 416, 425, 429})  # and every status from 500 on
 _ADVICE = {
     401: "give a token as checkpoint_secret (runtime_secret_name), which is sent as Authorization: Bearer",
     403: "the token (checkpoint_secret, runtime_secret_name) may not read it, or the URL's signature has expired",
@@ -144,9 +143,10 @@ class _Archive:
             return urllib.request.urlopen(request, timeout=_TIMEOUT_S)  # type: ignore[no-any-return] # noqa: S310
         except urllib.error.HTTPError as error:
             error.close()
-            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:  # begin the next try at byte 0
+            is_past_end = error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
+            if is_past_end:  # begin the next try at byte 0
                 (self.partial / _VALIDATOR).unlink(missing_ok=True)
-            is_transient = error.code in _TRANSIENT or error.code >= 500
+            is_transient = is_past_end or is_transient_status(error.code)
             advice = _ADVICE.get(error.code, "it cannot be fetched now" if is_transient else "it cannot be fetched")
             kind = TransientError if is_transient else CheckpointError
             raise kind(f"{self.source}: HTTP {error.code} {error.reason}: {advice}") from error

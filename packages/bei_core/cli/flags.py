@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from msgspec import Struct
 
 from bei_core.config.declaration import Declared, declared
 from bei_core.config.settings import Settings
-from bei_core.logs import configure_logging
+from bei_core.logs import configure_logging, is_json_wanted
 
 _TYPES: Mapping[type, click.ParamType[Any]] = {
     bool: click.BOOL,
@@ -103,6 +104,7 @@ def load_settings(flags: Mapping[str, object]) -> Settings:
     """The settings of a command with `settings_flags`; also sets up logging. Raises ConfigError."""
     given = given_flags(flags)
     config = given.pop("config", None)
+    configure_logging(json_output=is_json_wanted(sys.argv[1:], os.environ))  # for warnings about the settings
     settings = Settings.load(given, os.environ, config if isinstance(config, Path) else None)
     configure_logging(json_output=settings.json_output, level=settings.log_level)
     return settings

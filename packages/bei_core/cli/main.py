@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
+from bei_core.cli.signals import SIGTERM_STATUS, interrupted_by_sigterm
 from bei_core.errors import BeiError, DiskError
+
+if TYPE_CHECKING:
+    import logging
 
 COMMANDS = (
     *("serve", "pull", "build", "models", "engines"),
@@ -69,16 +74,29 @@ def app() -> None:
 def main() -> None:
     """Run the command line. An error is one line; the exit status is 2 for a wrong command line, else the error's."""
     try:
-        sys.exit(app.main(prog_name="bei", standalone_mode=False) or 0)
+        _run()
+    except Exception:
+        if not _writes_json():
+            raise
+        _log().critical("this is a bug: the command failed", exc_info=True)
+        sys.exit(1)
+
+
+def _run() -> None:
+    """Run the command line and exit. Raises what is not an error of the user."""
+    try:
+        with interrupted_by_sigterm() as terminated:
+            status = app.main(prog_name="bei", standalone_mode=False)
+        sys.exit(status or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
     except click.ClickException as error:
-        fail(" ".join(error.format_message().split()), error.exit_code)
+        fail(error.format_message(), error.exit_code)
     except click.Abort:
-        click.echo("error: interrupted", err=True)
+        _write_error("ended by SIGTERM" if terminated.is_set() else "interrupted")
         sys.stdout.flush()
-        os._exit(130)  # sys.exit would wait for the threads of a download
+        os._exit(SIGTERM_STATUS if terminated.is_set() else 130)  # sys.exit would wait for the threads of a download
     except BeiError as error:
         fail(str(error), error.exit_status)
     except OSError as error:
@@ -95,8 +113,35 @@ def fail(message: str, status: int) -> None:
     import logging
 
     logging.getLogger(__name__).debug("traceback", exc_info=True)
-    click.echo(f"error: {message}", err=True)
+    _write_error(message)
     sys.exit(status)
+
+
+def _write_error(message: str) -> None:
+    """Write an error as one line, in JSON if the log is in JSON."""
+    line = f"error: {' '.join(part.strip() for part in message.splitlines())}"
+    if _writes_json():
+        _log().error("%s", line)
+    else:
+        click.echo(line, err=True)
+
+
+def _writes_json() -> bool:
+    """Whether log lines are JSON objects. Before the settings are read, the command line and the environment say so."""
+    from bei_core.logs import is_json, is_json_wanted
+
+    return is_json() or is_json_wanted(sys.argv[1:], os.environ)
+
+
+def _log() -> logging.Logger:
+    """The logger of this module, in JSON also for errors that come before the log is set up."""
+    import logging
+
+    from bei_core.logs import configure_logging, is_json
+
+    if not is_json():
+        configure_logging(json_output=True)
+    return logging.getLogger(__name__)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -94,7 +95,16 @@ def _path(kind: type, value: object) -> object:
 
 def unknown(what: str, name: str, known: Iterable[str]) -> ConfigError:
     """The error for an unknown name. It suggests the nearest known one."""
-    choices = sorted(known)
-    nearest = difflib.get_close_matches(name, choices, n=1)
+    choices, name = sorted(known), public_part(name)
+    nearest = difflib.get_close_matches(name.rstrip("…"), choices, n=1)
     hint = f"; did you mean {nearest[0]}?" if nearest else ";"
     return ConfigError(f"unknown {what} {name}{hint} known are {', '.join(choices)}")
+
+
+def public_part(name: str) -> str:
+    """A name for an error text, up to the first character that names do not have.
+
+    The rest may be a secret: in `{api_key:SECRET}`, where a space is missing, YAML reads all of it as a name.
+    """
+    known = re.match(r"[\w./-]*", name)
+    return name if known is None or known[0] == name else f"{known[0]}…"

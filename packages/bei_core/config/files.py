@@ -12,18 +12,36 @@ SECRETS = Path("/secrets")  # one file for each secret; the file's name is the s
 
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
-    """The content of a config.yaml. Raises ConfigError if it cannot be read or is not a mapping."""
+    """The content of a YAML file. Raises ConfigError if it cannot be read or is not a mapping.
+
+    The error has the place of a mistake and nothing of the file's text, which may be a secret.
+    """
     import yaml
 
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
     except OSError as fault:
         raise ConfigError(f"cannot read {path}: {fault.strerror}") from fault
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
-        raise ConfigError(f"{path} is not YAML: {fault}") from fault
+    except UnicodeDecodeError as fault:
+        raise ConfigError(f"{path} is not YAML: byte {fault.start} is not UTF-8") from None
+    except yaml.YAMLError as fault:
+        raise ConfigError(f"{path} is not YAML at {_place_of(fault, text)}") from None
+    except ValueError:  # such as the date 2024-02-31
+        raise ConfigError(f"{path} is not YAML: a date or number in it does not exist; write it in quotes") from None
     if config is not None and not isinstance(config, dict):
-        raise ConfigError(f"{path} must be a mapping of keys, as Truss's config.yaml is")
+        raise ConfigError(f"{path} must be a mapping of keys, such as `name: value`")
     return config or {}
+
+
+def _place_of(fault: Exception, text: str) -> str:
+    """The line and column of a mistake in YAML, and of the beginning of what contains it."""
+    marks = (getattr(fault, "problem_mark", None), getattr(fault, "context_mark", None))
+    places = [f"line {mark.line + 1}, column {mark.column + 1}" for mark in marks if mark is not None]
+    if not places:  # a character that YAML does not allow
+        before = text[: getattr(fault, "position", 0)]
+        places = [f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"]
+    return ", in what begins at ".join(dict.fromkeys(places))
 
 
 def read_secret(name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from bei_core.config.convert import public_part
 from bei_core.config.files import read_yaml
 from bei_core.errors import ConfigError
 
@@ -30,14 +31,26 @@ class ApiKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_keys(path: Path) -> dict[str, ApiKey]:
     """The keys of a YAML file by their names. Raises ConfigError, which never has a key in it."""
+    given, where = read_yaml(path), f"api_keys_file {path}"
+    for name, value in given.items():
+        if isinstance(value, dict) and not value.keys() <= set(ApiKey.__struct_fields__):
+            known = ", ".join(ApiKey.__struct_fields__)  # the unknown field may be `key:SECRET`, without a space
+            name = public_part(str(name))
+            raise ConfigError(f"{where}: {name} has a field other than {known}; a line of it would be {EXAMPLE}")
     try:
-        keys = msgspec.convert(dict(read_yaml(path)), dict[str, ApiKey])
+        keys = msgspec.convert(dict(given), dict[str, ApiKey])
     except msgspec.ValidationError as fault:
-        raise ConfigError(f"api_keys_file {path}: {fault}; a line of it would be {EXAMPLE}") from None
+        raise ConfigError(f"{where}: {fault}; a line of it would be {EXAMPLE}") from None
     if not keys:
-        raise ConfigError(f"api_keys_file {path} has no key; a line of it would be {EXAMPLE}")
-    if not all(key.key.strip() for key in keys.values()):
-        raise ConfigError(f"api_keys_file {path} has a key of spaces")
+        raise ConfigError(f"{where} has no key; a line of it would be {EXAMPLE}")
+    for name, key in keys.items():
+        check_key(key.key, f"{where}: the key of {public_part(name)}")
     if len({key.key.strip() for key in keys.values()}) < len(keys):
-        raise ConfigError(f"api_keys_file {path} gives one key two names")
+        raise ConfigError(f"{where} gives one key two names")
     return keys
+
+
+def check_key(key: str, where: str) -> None:
+    """Raises ConfigError for a key of spaces only, which would be equal to no key in a request."""
+    if not key.strip():
+        raise ConfigError(f"{where} has nothing but spaces; give it a value, or remove it")

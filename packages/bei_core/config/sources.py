@@ -14,7 +14,7 @@ from bei_core.config.cache_dir import default_cache_dir
 from bei_core.config.convert import unknown, value_of
 from bei_core.config.declaration import Declared
 from bei_core.config.foreign import is_foreign
-from bei_core.config.keys import read_keys
+from bei_core.config.keys import check_key, read_keys
 from bei_core.config.trt_llm import TrtLlm
 from bei_core.errors import ConfigError
 
@@ -44,6 +44,8 @@ def collect(
     merged = merge(known, layers)
     if "api_key_file" in merged:
         merged["api_key"] = read_key(merged["api_key_file"])
+    elif "api_key" in merged:
+        check_key(merged["api_key"], "api_key")
     if "api_keys_file" in merged:
         read_keys(Path(merged["api_keys_file"]))  # so that a mistake in it is known before anything is built
     if "cache_dir" not in merged:
@@ -153,12 +155,12 @@ def block_of(known: Declarations, config: Mapping[str, Any]) -> dict[str, object
 
 
 def read_key(path: Path) -> str:
-    """The API key in a file, without the newline at its end. Raises ConfigError if the file is missing or empty."""
+    """The API key in a file, without the newline at its end. Raises ConfigError if the file is missing or blank."""
     try:
         key = path.read_text(encoding="utf-8").rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"cannot read api_key_file {path}: {reason}") from fault
-    if not key:
-        raise ConfigError(f"api_key_file {path} is empty; write the key into it")
+    if not key.strip():
+        raise ConfigError(f"api_key_file {path} is empty or has nothing but spaces; write the key into it")
     return key

@@ -64,6 +64,7 @@ class App:
         self.services = services
         self.service = services[0]  # the server uses the settings and metrics of this one
         self.draining = False  # if set, replies tell the client to close its connection
+        self.cut_off = False  # set when the drain is over and the server closes connections without an answer
         self._traces = traces
         keys = Keys(self.service.settings)
         self._keys = keys if keys else None
@@ -117,11 +118,11 @@ class App:
             error, response = fault.with_traceback(None), self._refuse(fault, call)
             error.__cause__ = error.__context__ = None  # with its traceback it would keep the body until a collection
         except ClientDisconnect:
-            response = self._left()
+            response = self._left(call)
         except asyncio.CancelledError:
             if call.watch is None or not call.watch.left:
                 raise
-            response = self._left()
+            response = self._left(call)
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException:  # also catches a panic in a Rust library, which is not an Exception
@@ -131,7 +132,8 @@ class App:
         finally:
             if call.client is not None:
                 call.client.leave()
-        if call.is_large and response.status_code != _GONE:  # after a disconnect, a thread may still read the body
+        is_lost = response.status_code == _GONE or self.cut_off  # a thread may still read the body
+        if call.is_large and not is_lost:
             held, call.body = [call.body], None
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.run_in_executor, None, free, held)  # when nothing here refers to it
@@ -330,14 +332,14 @@ class App:
         return next(found, "")
 
     def _refuse(self, error: RequestError, call: Call) -> Response:
-        self._count(error)
+        self._count(error, is_counted=call.timings.is_counted)
         route = call.route or call.default
         if route is None:
             return error_response(error, format_of(call.path))
         return error_response(error, route.errors, route.inputs_of(call.body))
 
-    def _count(self, error: RequestError) -> None:
-        self.service.metrics.failed(error.kind.lower())
+    def _count(self, error: RequestError, *, is_counted: bool = False) -> None:
+        self.service.metrics.failed(error.kind.lower(), is_counted=is_counted)
         if isinstance(error, OverloadedError):
             self.service.metrics.refused(error.cause)
 
@@ -348,7 +350,11 @@ class App:
         if self.service.settings.access_log:
             call.log(status)
 
-    def _left(self) -> Response:
+    def _left(self, call: Call) -> Response:
+        """Counts a request without a reply; returns the response for the logs."""
+        if self.cut_off:
+            self.service.metrics.failed("unhealthy", is_counted=call.timings.is_counted)
+            return Response(status_code=503)
         self.service.metrics.cancelled()
         return Response(status_code=_GONE)
 

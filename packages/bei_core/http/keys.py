@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 _SCHEMES = frozenset({b"bearer", b"api-key"})
 _RELOAD_S = 1.0  # the shortest time between two checks of the file for changes
-_BURST_S = 1.0  # a client may send at once the requests that its rate allows in this time
+_BURST_S = 1.0  # a client may send at once the requests that its rate allows in this time, and always one
 
 
 class Client:
@@ -37,7 +37,8 @@ class Client:
         """Counts a new request; call `leave` when it ends. Raises OverloadedError if it exceeds a limit of the key."""
         key, now = self.key, time.monotonic()
         if key.max_concurrent_requests is not None and self.num_requests >= key.max_concurrent_requests:
-            raise OverloadedError(f"the key {self.name} has {self.num_requests} requests in progress; try again")
+            said = f"the key {self.name} has {self.num_requests} requests in progress; try again"
+            raise OverloadedError(said, cause="key_limit")
         if key.requests_per_minute is not None:
             rate = key.requests_per_minute / 60
             burst = max(1.0, rate * _BURST_S)
@@ -45,8 +46,9 @@ class Client:
             self._counted_at = now
             if self._allowed < 1:
                 wait_s = math.ceil((1 - self._allowed) / rate)
-                limit = f"{key.requests_per_minute} requests a minute"
-                raise OverloadedError(f"the key {self.name} allows {limit}; try again", retry_after_s=wait_s)
+                limit = f"{key.requests_per_minute} requests a minute, {int(burst)} at once"
+                said = f"the key {self.name} allows {limit}; try again in {wait_s} s"
+                raise OverloadedError(said, cause="key_limit", retry_after_s=wait_s)
             self._allowed -= 1
         self.num_requests += 1
 

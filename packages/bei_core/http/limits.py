@@ -112,7 +112,8 @@ class BodyBudget:
 
     def error(self) -> OverloadedError:
         """Returns the error for a request whose body exceeds the budget."""
-        return OverloadedError(f"the bodies of the requests in progress have {self.limit} bytes already; try again")
+        said = f"the bodies of the requests in progress have {self.limit} bytes already; try again"
+        return OverloadedError(said, cause="body_bytes")
 
     def wait_for(self, lease: BodyLease) -> None:
         """Notes that the client of a lease has to read from now on, until `has_read`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bei_core.errors import OverloadedError
+from bei_core.errors import OverloadCause, OverloadedError
 from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, ServiceRate
 from bei_core.serving.retries import RetryBudget
 
@@ -120,8 +120,9 @@ class Admission:
         self._retries.accepted(is_retry=is_retry)
 
     def _retry_refusal(self, now: float, *, is_beyond: bool) -> OverloadedError:
-        wait_s, cause = self.wait_s(now), "retry_budget" if is_beyond else "queue_wait"
-        return overloaded(f"the requests that wait already take {wait_s:.1f} s, and this is a retry", cause, 2 * wait_s)
+        wait_s = self.wait_s(now)
+        what = f"the requests that wait already take {wait_s:.1f} s, and this is a retry"
+        return overloaded(what, "retry_budget" if is_beyond else "queue_wait", 2 * wait_s)
 
     def check_line(self, now: float, priority: str) -> None:
         """Raises OverloadedError if a batch of this priority would be computed too late."""
@@ -160,7 +161,7 @@ class Admission:
         return max(0.0, wait_s - max(0.0, HEAD_START_S[priority])) + own_s - (deadline - now)
 
 
-def overloaded(what: str, cause: str, wait_s: float) -> OverloadedError:
+def overloaded(what: str, cause: OverloadCause, wait_s: float) -> OverloadedError:
     """Returns the error for a refused request; `wait_s` is the time in seconds after which the client may retry."""
     retry_after_s = min(max(1, math.ceil(wait_s)), _MAX_RETRY_AFTER_S)
     return OverloadedError(f"{what}; try again in {retry_after_s} s", cause=cause, retry_after_s=retry_after_s)

@@ -171,11 +171,12 @@ class Service:
         EngineError, UnhealthyError.
         """
         timings, count = timings or Timings(), len(task.inputs)
-        self.metrics.received(count, self._operation)
         if count > self.model.max_inputs:
             self.model.check_num_inputs(count)
         if self.is_busy:  # checked again, because the load may have changed while the request was received
             self.check_load(priority)
+        self.metrics.received(count, self._operation)
+        timings.is_counted = True
         self._num_requests += 1
         try:
             started = time.perf_counter()

@@ -48,6 +48,11 @@ def decode_record(content: bytes, schema: type[RecordT]) -> RecordT:
         raise msgspec.DecodeError(str(error)) from error
 
 
+def is_transient_status(status: int) -> bool:
+    """Whether a request that was answered with this HTTP status may succeed later."""
+    return status in {408, 425, 429} or status >= 500
+
+
 class Advice(NamedTuple):
     """What to do if a folder is full or may not be written, for error texts."""
 

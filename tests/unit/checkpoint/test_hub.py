@@ -13,7 +13,9 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.errors import CheckpointError, UnsupportedModelError
+from bei_core.storage.errors import TransientError
 from bei_core.text.published import check_tokenizer
+from tests import hub as hubs
 from tests.hub import Hub, as_bytes, f32, pack, write
 
 ROOT = Path(__file__).parents[3]
@@ -152,6 +154,28 @@ def test_an_empty_cache_without_a_hub_says_so(hub: Hub, tmp_path: Path) -> None:
     hub.stop()
     with pytest.raises(CheckpointError, match="cannot be reached"):
         fetch(hub, tmp_path)
+
+
+def test_only_a_hub_that_does_not_answer_is_worth_another_try(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.add(REPO, as_bytes(MODEL))
+
+    def error_of(revision: str | None = None, *, offline: bool = False) -> CheckpointError:
+        with pytest.raises(CheckpointError) as raised:
+            fetch(hub, tmp_path, revision, offline=offline)
+        return raised.value
+
+    assert not isinstance(error_of(offline=True), TransientError)
+    assert not isinstance(error_of("none"), TransientError)
+    for status, is_transient in ((404, False), (403, False), (429, True), (503, True)):
+        monkeypatch.setattr(hubs._Handler, "_answer", lambda handler, status=status: handler.send_error(status))
+        assert isinstance(error_of(), TransientError) == is_transient, status
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert not isinstance(error_of(), TransientError)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    hub.stop()
+    assert isinstance(error_of(), TransientError)
 
 
 def test_an_unknown_repository_and_an_unknown_revision_have_different_errors(hub: Hub, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from s3fs import S3FileSystem
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.errors import CheckpointError, DiskError, UnsupportedModelError
 from bei_core.storage.backends import FileSystem
+from bei_core.storage.errors import TransientError
 from bei_core.text.published import check_tokenizer
 from tests.hub import as_bytes, f32, pack
 from tests.stores import AWS_SECRET, BUCKET, MODEL, SENTENCE, UNWANTED, WEIGHTS, S3Server, files_of, put
@@ -336,9 +337,9 @@ def test_an_unreachable_source_is_served_from_the_last_fetch(
     monkeypatch.setattr(S3FileSystem, "find", unplugged)
     assert fetch(folder, tmp_path) == first
     assert f"no route. Serving revision {first.revision}, which was fetched last" in caplog.text
-    with pytest.raises(CheckpointError, match=f"no route. And revision {'0' * 64} is not in the cache"):
+    with pytest.raises(TransientError, match=f"no route. And revision {'0' * 64} is not in the cache"):
         fetch(folder, tmp_path, "0" * 64)
-    with pytest.raises(CheckpointError, match=r"no route\. And no revision is in the cache"):
+    with pytest.raises(TransientError, match=r"no route\. And no revision is in the cache"):
         fetch(folder, tmp_path / "fresh")
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.errors import CheckpointError
+from bei_core.storage.errors import TransientError
 from tests.stores import MODEL, files_of
 from tests.web import File, Web
 
@@ -196,7 +197,7 @@ def test_an_unreachable_source_is_served_from_the_last_fetch(
     assert fetch(web, tmp_path) == first
     assert f"Serving revision {first.revision}, which was fetched last" in caplog.text
     assert fetch(web, tmp_path, first.revision) == first
-    with pytest.raises(CheckpointError, match=r"m\.tar\.gz cannot be reached: .*refused"):
+    with pytest.raises(TransientError, match=r"m\.tar\.gz cannot be reached: .*refused.* no revision is in the cache"):
         fetch(web, tmp_path / "fresh")
 
 

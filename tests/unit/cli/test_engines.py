@@ -248,8 +248,8 @@ def test_an_error_is_one_line(
     damage(engines, A)
     remote = f"file://{tmp_path}/remote"
     for arguments, status, said in (
-        (("verify", "a"), 1, f"2 engines in {engines.root} have an address that begins with 'a'"),
-        (("verify", "f"), 1, f"no engines in {engines.root} have an address that begins with 'f'"),
+        (("verify", "a"), 78, f"2 engines in {engines.root} have an address that begins with 'a'"),
+        (("verify", "f"), 78, f"no engines in {engines.root} have an address that begins with 'f'"),
         (("push", "aa", remote), 65, f"engine corrupt: {engines.folder(A)}/model.bin does not have the digest"),
         (("push", B, "/srv/engines"), 65, "error: /srv/engines: no object store"),
         (("pull", f"{remote}/{B}"), 65, f"{remote}/{B} is not an engine: it has no manifest.json"),
@@ -266,7 +266,7 @@ def test_pull_replaces_nothing(
 ) -> None:
     run("push", B, f"file://{tmp_path}/remote")
     (tmp_path / "notes").write_text("the only copy")
-    assert bei(monkeypatch, "pull", f"file://{tmp_path}/remote/{B}", "--output", tmp_path / "notes") == 1
+    assert bei(monkeypatch, "pull", f"file://{tmp_path}/remote/{B}", "--output", tmp_path / "notes") == 78
     assert capsys.readouterr().err == f"error: {tmp_path}/notes exists already; name a new folder\n"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,6 +196,41 @@ def test_an_empty_key_does_not_open_the_server(served: list[Settings], name: str
     assert served == []
 
 
+@pytest.mark.parametrize("key", [" ", "\t\n", "\u00a0"])
+def test_a_key_of_spaces_does_not_open_the_server(served: list[Settings], tmp_path: Path, key: str) -> None:
+    file, config = tmp_path / "key", tmp_path / "config.yaml"
+    file.write_text(key)
+    config.write_text(f"model_metadata: {{bei: {{api_key: {json.dumps(key)}}}}}")
+    flags = [("--api-key", key), ("--api-key-file", str(file)), ("--config", str(config))]
+    sources: list[tuple[tuple[str, ...], dict[str, str]]] = [*((flag, {}) for flag in flags)]
+    sources += [((), {name: key}) for name in ("BEI_API_KEY", "API_KEY")] + [((), {"BEI_API_KEY_FILE": str(file)})]
+    for words, environ in sources:
+        with pytest.raises(ConfigError, match="nothing but spaces"):
+            serve(served, *words, **environ)
+    assert served == []
+
+
 def test_an_empty_secret_does_not_open_the_server() -> None:
-    with pytest.raises(ConfigError, match="secret api_key is set and empty"):
-        Settings.from_truss_config({"secrets": {"api_key": None}}, {}, {"api_key": "\n"})
+    for key in ("\n", " "):
+        with pytest.raises(ConfigError, match="secret api_key is set and empty"):
+            Settings.from_truss_config({"secrets": {"api_key": None}}, {}, {"api_key": key})
+
+
+# --- secrets in a file with a mistake
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("model_metadata:\n  bei: {api_key: sesame, port: 1\nmodel_name: m", "is not YAML at line 3, column 11"),
+        ("model_metadata: {bei: {api_key:sesame}}", "unknown setting model_metadata.bei.api_key…; did you mean"),
+        ("model_metadata:\n  bei:\n    api_key:sesame", "model_metadata.bei must be a mapping"),
+    ],
+)
+def test_a_mistake_in_config_yaml_shows_nothing_of_its_text(
+    served: list[Settings], tmp_path: Path, text: str, said: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=said) as raised:
+        serve(served, "--config", str(tmp_path / "config.yaml"))
+    assert "sesame" not in "".join(traceback.format_exception(None, raised.value, raised.value.__traceback__))

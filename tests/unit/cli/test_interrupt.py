@@ -1,18 +1,21 @@
-"""Ctrl-C while a model is fetched."""
+"""Ctrl-C and SIGTERM while a model is fetched."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bei_core.cli import signals
 from tests import hub as hubs
 from tests.fakes import SAFETY_S
 from tests.hub import TOKENIZER, Hub, as_bytes, pack
@@ -59,3 +62,57 @@ def test_ctrl_c_ends_a_download_although_the_hub_says_nothing(monkeypatch: pytes
     assert process.returncode == 130
     assert errors.strip().splitlines()[-1] == "error: interrupted"
     assert "Traceback" not in errors
+
+
+# In a namespace of its own, `bei` is PID 1, for which Linux ignores a signal without a handler, as in a container.
+_AS_PID_1 = ("unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.mark.parametrize("prefix", [(), _AS_PID_1], ids=["child", "pid 1"])
+def test_sigterm_ends_a_start_at_once_although_the_source_says_nothing(tmp_path: Path, prefix: tuple[str, ...]) -> None:
+    """The source accepts connections and never answers. The file of the unix socket is left by no clean end."""
+    if prefix and subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("a namespace of processes cannot be made on this machine")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(SAFETY_S)
+        url, path = f"http://127.0.0.1:{silent.getsockname()[1]}/m.tar.gz", tmp_path / "socket"
+        words = ["serve", "--model-id", url, "--port", "0", "--uds-path", str(path), "--cache-dir", str(tmp_path)]
+        command = [*prefix, sys.executable, "-m", "bei_core.cli", *words]
+        environ = {"PATH": os.environ["PATH"], "NO_PROXY": "*"}
+        with subprocess.Popen(command, env=environ, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                connection, _ = silent.accept()
+                assert path.exists()
+                began = time.monotonic()
+                os.kill(_bei_of(process.pid) if prefix else process.pid, signal.SIGTERM)
+                _, errors = process.communicate(timeout=SAFETY_S)
+                took_s = time.monotonic() - began
+            finally:
+                process.kill()
+        connection.close()
+    assert process.returncode == 143
+    assert "Traceback" not in errors
+    assert took_s < 10  # without the signal, it would wait for 60 s
+
+
+def _bei_of(pid: int) -> int:
+    """The only child of a process."""
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(child)
+
+
+def test_the_server_replaces_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain takes longer than the 2 s that a command may take."""
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(signals, "_UNWIND_S", 0.0)
+    told = threading.Event()
+    with signals.interrupted_by_sigterm() as terminated:
+        signal.signal(signal.SIGTERM, lambda *_: told.set())
+        signal.raise_signal(signal.SIGTERM)
+        assert told.wait(SAFETY_S)
+        time.sleep(0.1)  # for the thread that would end the process
+        assert not terminated.is_set()
+    assert signal.getsignal(signal.SIGTERM) == before
+    monkeypatch.setattr(signals, "_UNWIND_S", SAFETY_S)
+    with pytest.raises(KeyboardInterrupt), signals.interrupted_by_sigterm():
+        signal.raise_signal(signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bei_core.cli import main as cli
+from bei_core.cli.signals import SIGTERM_STATUS
 from bei_core.engines.manifest import MANIFEST
 from bei_core.errors import BeiError, StartError
 from bei_core.storage.errors import TransientError
@@ -86,12 +88,12 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
         (["truss", "init", "there", "--from", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
     ],
 )
-def test_any_other_error_is_one_line_and_exit_code_1(
+def test_a_wrong_setting_is_one_line_and_exit_code_78(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str], said: str
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     code, output, errors = bei(capsys, monkeypatch, *words)
-    assert (code, output) == (1, "")
+    assert (code, output) == (78, "")
     assert said in errors
     assert errors.startswith("error: ")
     assert errors.count("\n") == 1
@@ -136,7 +138,7 @@ def test_the_exit_codes_are_those_of_the_documentation() -> None:
     section = page.partition("## Exit codes")[2].partition("\n## ")[0]
     documented = set(map(int, re.findall(r"^\| (\d{1,3}) \|", section, re.MULTILINE)))
     kinds: list[type[BeiError]] = [BeiError, TransientError, *StartError.__subclasses__()]
-    assert documented == {kind.exit_status for kind in kinds} | {0, 2, 130}
+    assert documented == {kind.exit_status for kind in kinds} | {0, 2, 130, SIGTERM_STATUS}
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(
@@ -173,6 +175,44 @@ def test_without_a_command_the_help_is_shown(
     assert code == 2
     assert all(name in errors for name in cli.COMMANDS)
     assert bei(capsys, monkeypatch, "--help")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "status", "said"),
+    [
+        (("serve", "--json-output", "--model-id", "/nope"), {}, 65, "/nope is not a folder"),
+        (("serve", "--json-output", "--prot", "80"), {}, 2, "No such option '--prot'"),
+        (("serve", "--json-output", "--config", "CONFIG"), {}, 78, "is not YAML at line 3"),
+        (("build", "--model-id", "/nope"), {"BEI_JSON_OUTPUT": "true"}, 65, "/nope is not a folder"),
+        (("serve", "--port", "0"), {"JSON_OUTPUT": "1", "BEI_PROT": "1"}, 78, "unknown environment variable BEI_PROT"),
+    ],
+)
+def test_with_json_output_every_line_is_json(
+    tmp_path: Path, words: tuple[str, ...], environ: dict[str, str], status: int, said: str
+) -> None:
+    (tmp_path / "config.yaml").write_text("model_metadata: {bei: {\nport: [\n")
+    given = [word.replace("CONFIG", str(tmp_path / "config.yaml")) for word in words]
+    command = [sys.executable, "-m", "bei_core.cli", *given, "--cache-dir", str(tmp_path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={"PATH": os.environ["PATH"], **environ}, check=False
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (done.returncode, lines[-1]["level"]) == (status, "ERROR"), done.stderr
+    assert lines[-1]["message"].startswith("error: ")
+    assert said in lines[-1]["message"]
+
+
+def test_with_json_output_a_bug_is_one_line_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("bei_core.engines.open.build_engine", fault)
+    code, _, errors = bei(capsys, monkeypatch, "build", "--model-id", "a/b", "--json-output")
+    line = json.loads(errors)
+    assert (code, line["level"]) == (1, "CRITICAL")
+    assert "ZeroDivisionError" in line["traceback"]
 
 
 def test_an_interrupt_is_not_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -260,9 +260,12 @@ async def test_high_priority_items_run_first(make_served: MakeServed) -> None:
     assert served.engine.seen == [HELD, [7], [6], [5]]
 
 
-async def test_a_caller_who_leaves_is_dropped(make_served: MakeServed) -> None:
+@pytest.mark.parametrize(("cut_off", "status"), [(False, 499), (True, 503)])
+async def test_a_caller_who_leaves_is_dropped(make_served: MakeServed, cut_off: bool, status: int) -> None:
+    """At the end of a drain it is the server that closes the connection, so the request counts as failed."""
     served = await make_served()
     first = await served.occupied()
+    served.app.cut_off = cut_off
     messages: Iterator[Message] = iter(
         [{"type": "http.request", "body": b'{"inputs": [5]}'}, {"type": "http.disconnect"}]
     )
@@ -276,11 +279,13 @@ async def test_a_caller_who_leaves_is_dropped(make_served: MakeServed) -> None:
 
     scope = {"type": "http", "method": "POST", "path": "/embed", "headers": []}
     await asyncio.wait_for(served.app(scope, receive, send), SAFETY_S)
-    assert replies[0]["status"] == 499
+    assert replies[0]["status"] == status
     served.engine.release()
     await all_of(first, served.send([6]))
     assert served.engine.seen == [HELD, [6]]
-    assert "bei_request_cancelled_total 1.0" in (await served.client.get("/metrics")).text
+    text = (await served.client.get("/metrics")).text
+    assert f"bei_request_cancelled_total {float(not cut_off)}" in text
+    assert f'te_request_failure{{err="unhealthy"}} {float(cut_off)}' in text
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,15 @@ def test_each_key_has_its_own_limits(file: Path, monkeypatch: pytest.MonkeyPatch
     first, second = keys.client(sent("alpha")), keys.client(sent("beta"))
     assert (first.name, second.name) == ("a", "b")
     first.enter()
-    with pytest.raises(OverloadedError, match="key a has 1 requests"):
+    with pytest.raises(OverloadedError, match="key a has 1 requests") as raised:
         first.enter()
+    assert raised.value.cause == "key_limit"
     first.leave()
     first.enter()
     second.enter()
-    with pytest.raises(OverloadedError, match="60 requests a minute") as raised:
+    with pytest.raises(OverloadedError, match="60 requests a minute, 1 at once; try again in 1 s") as raised:
         second.enter()
-    assert raised.value.retry_after_s == 1
+    assert (raised.value.retry_after_s, raised.value.cause) == (1, "key_limit")
     now[0] += 1.0
     second.enter()
 
@@ -79,6 +81,9 @@ def test_the_file_is_read_again_when_it_changes(
     file.write_text("c: {kee: delta}\n")
     assert keys.client(sent("gamma")).name == "c"
     assert "stay as they were" in caplog.text
+    file.write_text("c: {key: delta\nd: {key: delta2}\n")
+    assert keys.client(sent("gamma")).name == "c"
+    assert "line 2, column 2" in caplog.text
     assert not any(key in caplog.text for key in ("alpha", "beta", "gamma", "delta"))
     os.unlink(file)
     assert keys.client(sent("gamma")).name == "c"
@@ -94,6 +99,20 @@ def test_the_file_is_read_again_when_it_changes(
         ("a: {key: x}\nb: {key: x}", "two names"),
         ("a: {key: x, requests_per_minute: 0}", "requests_per_minute"),
         ("a: [", "is not YAML"),
+        ("a: {key: '\u2003'}", "spaces"),
+        (
+            "a: {key: sesame, requests_per_minute: 600\nb: {key: x}",
+            "is not YAML at line 2, column 2, .* line 1, column 4",
+        ),
+        ("a:\n\tkey: sesame", "is not YAML at line 2, column 1"),
+        ("a: {key: *sesame}", "is not YAML at line 1, column 10"),
+        ("a: {key: !sesame x}", "is not YAML at line 1, column 10"),
+        ("a: {key: x}\nb: {key: \x01sesame}", "is not YAML at line 2, column 10"),
+        ("a: {key: 2024-02-31}", "is not YAML: .* in quotes"),
+        ("a: {key:sesame, requests_per_minute: 600}", "a has a field other than key, "),
+        ("a: {key: x, sesame: 600}", "a has a field other than key, "),
+        ("a: {[sesame]: x}", "is not YAML at line 1, column 5"),
+        ("a b: {key: ' '}", "a… "),
     ],
 )
 def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path, text: str, said: str) -> None:
@@ -101,7 +120,8 @@ def test_a_wrong_file_is_refused_before_anything_starts(tmp_path: Path, text: st
     path.write_text(text)
     with pytest.raises(ConfigError, match=said) as raised:
         Settings.load({"model_id": "m", "api_keys_file": str(path)}, {})
-    assert "sesame" not in str(raised.value)
+    told = "".join(traceback.format_exception(None, raised.value, raised.value.__traceback__))  # the debug log has it
+    assert "sesame" not in told
     with pytest.raises(ConfigError, match="cannot read"):
         read_keys(tmp_path / "none")
 

@@ -32,6 +32,8 @@ NO_CHATS = "is not supported: apply the chat template in the client, and send th
 
 _MESSAGES = re.compile(rb'"messages"\s*:')
 _FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
+_TRUNCATED = "Input data was truncated"  # msgspec's text, also for the first half of a surrogate pair at a text's end
+_HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
 _SIDES = {"right": TruncationSide.RIGHT, "left": TruncationSide.LEFT}
 _CUT_SIDES = {"END": TruncationSide.RIGHT, "START": TruncationSide.LEFT}  # by `truncate`
@@ -119,7 +121,7 @@ def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
     try:
         return msgspec.json.decode(raw, type=schema)
     except _FAULTS as fault:
-        raise _body_error(fault, schema, is_chat=_MESSAGES.search(raw) is not None) from fault
+        raise _body_error(fault, schema, raw, is_chat=_MESSAGES.search(raw) is not None) from fault
 
 
 def convert(value: object, schema: type[ValueT]) -> ValueT:
@@ -213,7 +215,7 @@ def side_of(truncate: Truncate | None, **named: str | None) -> TruncationSide | 
     return side
 
 
-def _body_error(fault: Exception, schema: type[Any], *, is_chat: bool = False) -> RequestError:
+def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_chat: bool = False) -> RequestError:
     """Returns the error for a body that msgspec rejects; `is_chat` says that it has vLLM's `messages`."""
     if is_chat and "missing required field" in str(fault):
         return ValidationError(f"`messages` {NO_CHATS}", param="messages")
@@ -227,7 +229,12 @@ def _body_error(fault: Exception, schema: type[Any], *, is_chat: bool = False) -
         return ValidationError(f"{fault}; known are {known}" if is_of_known else str(fault), param=name)
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
-    return MalformedBodyError(f"the body is not JSON in UTF-8: {fault}")
+    said = str(fault)
+    if said == _TRUNCATED and not raw.strip():
+        said = "it is empty"
+    elif said == _TRUNCATED and (half := _HALF_PAIR.search(raw)) is not None:
+        said = f"{half[0].decode()} is half of a character; the other half has to follow it"
+    return MalformedBodyError(f"the body is not JSON in UTF-8: {said}")
 
 
 def _literals(kind: Any) -> list[str]:  # noqa: ANN401 - a type

@@ -22,12 +22,12 @@ from bei_core.tasks import (
     EmbedSparse,
     Rows,
     Several,
+    Similarity,
     Sparse,
     Task,
     Text,
     TokenRows,
     check_dimensions,
-    similarities,
 )
 
 
@@ -160,7 +160,16 @@ class SimilarityRequest(Named, kw_only=True):
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> Rows:
         """Returns the similarity of the source sentence to each other sentence, by the model's similarity function."""
-        return similarities(result.rows[0], result.rows[1:], context.model.similarity)
+        return _similarities(result.rows[0], result.rows[1:], context.model.similarity)
+
+
+def _similarities(row: Rows, others: Rows, similarity: Similarity) -> Rows:
+    """Returns f32[N]: the similarity of f32[D] to each of f32[N, D]; for "cosine", all must have length 1."""
+    if similarity in {"cosine", "dot"}:
+        products: Rows = others @ row
+        return products
+    distances: Rows = np.linalg.norm(others - row, ord=1 if similarity == "manhattan" else 2, axis=1)
+    return -distances
 
 
 async def info(call: Call) -> Mapping[str, Any]:

@@ -168,8 +168,11 @@ class Pool:
         """Counts a connection that the server has ended, by reason; the counts are logged together."""
         self._notes[what] += 1
 
-    async def drain(self, on_its_way_s: float, timeout_s: float) -> None:
-        """Closes each connection when its request is answered, and all remaining ones after `timeout_s`."""
+    async def drain(self, on_its_way_s: float, timeout_s: float) -> int:
+        """Closes each connection when its request is answered, and all remaining ones after `timeout_s`.
+
+        Returns the number of those that were closed without an answer; what they waited for is cancelled later.
+        """
         self.is_draining = True
         self.refused_heads = RefusedHeads()  # from now on replies close their connections
         self.stall_s = min(self.stall_s, DRAIN_STALL_S)
@@ -183,10 +186,12 @@ class Pool:
                 await asyncio.wait_for(self._empty.wait(), max(0.0, until - self.now()))
             except asyncio.TimeoutError:
                 log.warning("drain_timeout_s is nearly over: closing %d connections unanswered", len(self))
+        num_unanswered = len(self)
         for connection in list(self._connections):
             connection.abort()
         self._sweeper.cancel()
         self._log_notes()
+        return num_unanswered
 
     def _parse_chunks(self) -> None:
         num_bytes = 0

@@ -67,7 +67,10 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
             traces.close()
     if server.crash is not None:
         raise EngineCrashedError(f"{server.crash}; this process ends, to be started again")
-    log.info("drained; goodbye")
+    if server.num_unanswered:
+        log.warning("ended with %d connections unanswered", server.num_unanswered)
+    else:
+        log.info("drained; goodbye")
 
 
 class _Server:
@@ -80,6 +83,7 @@ class _Server:
         self._sockets = sockets
         self._ends_at: float | None = None  # on time.monotonic's clock
         self._end_s: float = self._settings.drain_timeout_s  # the longest shutdown, in seconds
+        self.num_unanswered = 0  # connections that were closed at the end of the drain
         self.crash: str | None = None  # the reason if an engine thread has crashed
 
     def time_left(self) -> float:
@@ -112,7 +116,8 @@ class _Server:
         self._app.drain()
         for listener in listeners:
             listener.close()
-        await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * self._end_s)
+        self.num_unanswered = await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * self._end_s)
+        self._app.cut_off = self.num_unanswered > 0
         await probes.drain(0.0, ON_ITS_WAY_S)
 
     async def _listen(self, pool: Pool, sock: socket.socket) -> asyncio.Server:
@@ -133,7 +138,7 @@ class _Server:
 
         def handle(_number: int, _frame: object) -> None:
             for number in _SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, _end_by)
             self._end_within(seconds, 0)
             loop.call_soon_threadsafe(told.set)
 
@@ -164,6 +169,13 @@ def only_probes(app: ASGIApp) -> ASGIApp:
         return await error_response(error, TEI)(scope, receive, send)
 
     return probe
+
+
+def _end_by(number: int, _frame: object) -> None:
+    """Ends the process by a signal; with the status of shells for it as PID 1, for which Linux ignores the signal."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(signal.Signals(number))
+    os._exit(128 + number)
 
 
 def _end_now(seconds: float, status: int) -> None:

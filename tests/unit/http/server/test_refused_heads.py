@@ -14,7 +14,7 @@ HEAD = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAuthorization:
 
 
 def refusal(until: float = math.inf) -> Refusal:
-    return Refusal(OverloadedError("busy"), b"", b"", until, lambda error: None)
+    return Refusal(OverloadedError("busy", cause="queue_wait"), b"", b"", until, lambda error: None)
 
 
 def request(body: bytes, head: bytes = HEAD) -> bytes:
