@@ -19,13 +19,10 @@ from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
-from bei_core.models.sentence.settings import (
-    read_model_settings,
-    read_transformer,
-)
+from bei_core.models.sentence.settings import MODEL_SETTINGS, read_model_settings, read_transformer
 from bei_core.models.transformer import is_static_model, read_config, read_max_seq_len
 from bei_core.tasks import Similarity
-from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
+from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template, with_instruction
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +38,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt_name: str | None = None
     similarity: Similarity = "cosine"  # how the model's vectors are compared
     template: RerankTemplate | None = None  # makes one text of a reranker's query and document
+    reads_messages: bool = False  # whether it needs a template: sentence-transformers puts pairs in a chat template
     bge_m3: BgeM3 | None = None  # two linear layers beside the modules
 
     @property
@@ -110,6 +108,8 @@ def read_spec(
     architecture, config = read_config(checkpoint, transformer, is_static=is_static)
     own, asked = find_template(checkpoint.source), template is not None
     template = _with_tokens(template, own) if template else own
+    if settings.pair_prompt:
+        template = with_instruction(template, settings.pair_prompt, MODEL_SETTINGS)
     modules = _modules(checkpoint, architecture, config, pipeline, template)
     modules = [scored(m, config, settings.activation_fn) if isinstance(m, Classifier) else m for m in modules]
     if asked and not any(isinstance(module, Classifier) for module in modules):
@@ -127,9 +127,10 @@ def read_spec(
         max_seq_len=read_max_seq_len(checkpoint, config, transformer),
         do_lower_case=bool(transformer.do_lower_case),
         prompts=settings.served_prompts,
-        default_prompt_name=settings.default_prompt_name,
+        default_prompt_name=None if settings.pair_prompt else settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,
+        reads_messages=transformer.reads_messages,
         bge_m3=None if is_static else read_bge_m3(checkpoint, modules),
     )
 

@@ -113,16 +113,6 @@ def of_type(name: str) -> list[dict[str, Any]]:
             "modules.json: Pooling may not follow a transformer for fill-mask",
         ),
         ({"modules.json": modules()}, "modules.json: no module follows the transformer"),
-        (
-            {
-                "config_sentence_transformers.json": {
-                    "model_type": "CrossEncoder",
-                    "prompts": {"query": "find: "},
-                    "default_prompt_name": "query",
-                }
-            },
-            "config_sentence_transformers.json: default_prompt_name is not supported for a CrossEncoder",
-        ),
         ({"1_Pooling/config.json": {"pooling_mode": 3}}, "1_Pooling/config.json: pooling_mode: expected `str | array"),
         (
             {"1_Pooling/config.json": {"include_prompt": "no"}},

@@ -12,6 +12,7 @@ from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.tasks import Similarity
 
 SettingsT = TypeVar("SettingsT")
+MODEL_SETTINGS = "config_sentence_transformers.json"
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Options: TypeAlias = dict[str, Any]
 
@@ -48,6 +49,11 @@ class TransformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     config_kwargs: Options = {}
 
     @property
+    def reads_messages(self) -> bool:
+        """Whether sentence-transformers puts a text or a pair in a chat template."""
+        return "message" in (self.modality_config or {})
+
+    @property
     def max_length(self) -> int | None:
         """The limit on a text's tokens, which replaces the tokenizer's limit; None if no file gives one."""
         return {**self.tokenizer_args, **self.processor_kwargs}.get("model_max_length") or self.max_seq_length
@@ -64,6 +70,16 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     activation_fn: str | None = None
     query_prefix: str | None = None  # PyLate's
     document_prefix: str | None = None
+
+    @property
+    def is_cross_encoder(self) -> bool:
+        """Whether the model scores pairs of texts."""
+        return self.model_type == "CrossEncoder"
+
+    @property
+    def pair_prompt(self) -> str:
+        """The default prompt of a CrossEncoder, the same for every pair; "" if there is none."""
+        return ((self.prompts or {}).get(self.default_prompt_name or "") or "") if self.is_cross_encoder else ""
 
     @property
     def is_pylate(self) -> bool:
@@ -115,9 +131,9 @@ def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
 def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
     """Returns the model's settings.
 
-    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of pairs.
+    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of PyLate.
     """
-    name = "config_sentence_transformers.json"
+    name = MODEL_SETTINGS
     settings = read_settings(checkpoint, name, ModelSettings, required=False)
     known = {"query", "document", *(settings.prompts or ())}
     if settings.default_prompt_name is not None and settings.default_prompt_name not in known:
@@ -125,13 +141,8 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
             f"{name}: default_prompt_name {settings.default_prompt_name!r} is not one of the prompts, which are "
             f"{', '.join(sorted(known))}"
         )
-    prompt = (settings.prompts or {}).get(settings.default_prompt_name or "")
     if settings.default_prompt_name is not None and settings.is_pylate:
         raise UnsupportedModelError(f"{name}: default_prompt_name is not supported with PyLate's prefixes")
-    if settings.model_type == "CrossEncoder" and prompt:
-        raise UnsupportedModelError(
-            f"{name}: default_prompt_name is not supported for a CrossEncoder, which reads pairs"
-        )
     return settings
 
 
