@@ -19,7 +19,7 @@ from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
-from bei_core.models.sentence.settings import MODEL_SETTINGS, read_model_settings, read_transformer
+from bei_core.models.sentence.settings import MODEL_SETTINGS, ModelSettings, read_model_settings, read_transformer
 from bei_core.models.transformer import is_static_model, read_config, read_max_seq_len
 from bei_core.tasks import Similarity
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template, with_instruction
@@ -112,13 +112,13 @@ def read_spec(
         template = with_instruction(template, settings.pair_prompt, MODEL_SETTINGS)
     modules = _modules(checkpoint, architecture, config, pipeline, template)
     modules = [scored(m, config, settings.activation_fn) if isinstance(m, Classifier) else m for m in modules]
-    if asked and not any(isinstance(module, Classifier) for module in modules):
-        raise _no_scores(architecture)
+    if not any(isinstance(module, Classifier) for module in modules):
+        _check_scores_asked(architecture, settings, is_template_given=asked)
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
     if settings.truncate_dim is not None and isinstance(modules[0], Pooling):
         modules = [*modules, Truncate(settings.truncate_dim)]
-    normalize = isinstance(modules[-1], Normalize)
+    normalize = isinstance(modules[-1], Normalize) and len(modules) > 1
     return ModelSpec(
         architecture=architecture,
         config=config,
@@ -161,6 +161,17 @@ def _with_tokens(template: RerankTemplate, own: RerankTemplate | None) -> Rerank
     if template.tokens is not None or own is None:
         return template
     return msgspec.structs.replace(template, tokens=own.tokens)
+
+
+def _check_scores_asked(architecture: str, settings: ModelSettings, *, is_template_given: bool) -> None:
+    """Raises UnsupportedModelError for a CrossEncoder that gives vectors, ConfigError for a rerank_template with them."""
+    if is_template_given:
+        raise _no_scores(architecture)
+    if settings.is_cross_encoder:
+        raise UnsupportedModelError(
+            f"{MODEL_SETTINGS}: model_type is CrossEncoder, but {architecture} with these modules gives vectors; "
+            "supported are a class ...ForSequenceClassification, and LogitScore after a causal language model"
+        )
 
 
 def _no_scores(architecture: str) -> ConfigError:

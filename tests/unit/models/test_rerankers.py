@@ -116,3 +116,11 @@ def test_a_default_prompt_without_a_place_is_refused(tmp_path: Path, template: R
     files = {"config.json": RERANKER, MODEL: PROMPTED}
     with pytest.raises(UnsupportedModelError, match=rf"{MODEL}: default_prompt_name .*\{{instruction\}}"):
         read_spec(written(tmp_path, files), template=template)
+
+
+def test_a_cross_encoder_that_gives_vectors_is_refused(tmp_path: Path) -> None:
+    dense = {"in_features": 32, "out_features": 1, "activation_function": "torch.nn.modules.linear.Identity"}
+    listed = modules("Pooling", "Dense", package=BASE)
+    files = {**PLAIN, "modules.json": listed, "2_Dense/config.json": dense, MODEL: CHAT[MODEL]}
+    with pytest.raises(UnsupportedModelError, match=rf"{MODEL}: model_type is CrossEncoder, but BertModel .* vectors"):
+        read_spec(written(tmp_path, files))

@@ -82,17 +82,18 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
         return ((self.prompts or {}).get(self.default_prompt_name or "") or "") if self.is_cross_encoder else ""
 
     @property
-    def is_pylate(self) -> bool:
-        """Whether PyLate wrote the file."""
-        return self.query_prefix is not None or self.document_prefix is not None
+    def marks_tasks(self) -> bool:
+        """Whether PyLate or MultiVectorEncoder wrote the file: queries and documents differ in more than a prompt."""
+        is_pylate = self.query_prefix is not None or self.document_prefix is not None
+        return is_pylate or self.model_type == "MultiVectorEncoder"
 
     @property
     def served_prompts(self) -> dict[str, str]:
-        """The prompts by name, without PyLate's "query" and "document".
+        """The prompts by name, without "query" and "document" of PyLate and MultiVectorEncoder.
 
-        PyLate pads queries with mask tokens and drops punctuation from documents, which BEI does not do.
+        These pad queries with mask tokens and drop punctuation from documents, which BEI does not do.
         """
-        left_out = {"query", "document"} if self.is_pylate else set()
+        left_out = {"query", "document"} if self.marks_tasks else set()
         return {name: text for name, text in (self.prompts or {}).items() if text is not None and name not in left_out}
 
     @property
@@ -131,7 +132,8 @@ def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
 def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
     """Returns the model's settings.
 
-    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of PyLate.
+    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of a model
+    with a vector per token.
     """
     name = MODEL_SETTINGS
     settings = read_settings(checkpoint, name, ModelSettings, required=False)
@@ -141,8 +143,11 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
             f"{name}: default_prompt_name {settings.default_prompt_name!r} is not one of the prompts, which are "
             f"{', '.join(sorted(known))}"
         )
-    if settings.default_prompt_name is not None and settings.is_pylate:
-        raise UnsupportedModelError(f"{name}: default_prompt_name is not supported with PyLate's prefixes")
+    if settings.default_prompt_name is not None and settings.marks_tasks:
+        raise UnsupportedModelError(
+            f"{name}: default_prompt_name is not supported for PyLate and MultiVectorEncoder, whose queries differ from "
+            "documents in more than a prompt"
+        )
     return settings
 
 
