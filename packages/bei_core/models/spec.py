@@ -105,13 +105,13 @@ def read_spec(
     transformer, settings = read_transformer(checkpoint), read_model_settings(checkpoint)
     pipeline = read_pipeline(checkpoint, transformer)
     is_static = pipeline is not None and pipeline.task == "static"
-    architecture, config = read_config(checkpoint, transformer, is_static=is_static)
+    architecture, config = read_config(checkpoint, transformer, None if pipeline is None else pipeline.task)
     own, asked = find_template(checkpoint.source), template is not None
     template = _with_tokens(template, own) if template else own
     if settings.pair_prompt:
         template = with_instruction(template, settings.pair_prompt, MODEL_SETTINGS)
     modules = _modules(checkpoint, architecture, config, pipeline, template)
-    modules = [scored(m, config, settings.activation_fn) if isinstance(m, Classifier) else m for m in modules]
+    modules = [scored(m, config, settings) if isinstance(m, Classifier) else m for m in modules]
     if not any(isinstance(module, Classifier) for module in modules):
         _check_scores_asked(architecture, settings, is_template_given=asked)
     if pooling is not None:
@@ -164,7 +164,7 @@ def _with_tokens(template: RerankTemplate, own: RerankTemplate | None) -> Rerank
 
 
 def _check_scores_asked(architecture: str, settings: ModelSettings, *, is_template_given: bool) -> None:
-    """Raises UnsupportedModelError for a CrossEncoder that gives vectors, ConfigError for a rerank_template with them."""
+    """Raises the error for a model that gives vectors: a CrossEncoder (UnsupportedModelError), or with a template."""
     if is_template_given:
         raise _no_scores(architecture)
     if settings.is_cross_encoder:

@@ -70,7 +70,9 @@ def served(spec: ModelSpec, **given: object) -> ServedModel:
 
 def test_a_reranker_that_reads_a_chat_template_needs_a_rerank_template(tmp_path: Path) -> None:
     checkpoint = written(tmp_path / "ours", CHAT)
-    expected = r"modality_config\.message of sentence_bert_config\.json.*rerank_template .*or to none for the plain pair"
+    expected = (
+        r"modality_config\.message of sentence_bert_config\.json.*rerank_template .*or to none for the plain pair"
+    )
     with pytest.raises(ConfigError, match=expected):
         plan_model([], settings_of(), tmp_path, checkpoint)
     with pytest.raises(ConfigError, match=expected):  # built with the setting `none`, and served without it
@@ -124,3 +126,21 @@ def test_a_cross_encoder_that_gives_vectors_is_refused(tmp_path: Path) -> None:
     files = {**PLAIN, "modules.json": listed, "2_Dense/config.json": dense, MODEL: CHAT[MODEL]}
     with pytest.raises(UnsupportedModelError, match=rf"{MODEL}: model_type is CrossEncoder, but BertModel .* vectors"):
         read_spec(written(tmp_path, files))
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "scoring"),
+    [
+        ({}, {}, "none"),  # transformers' pipeline gives the logit
+        ({"sentence_transformers": {"version": "4.1.0"}}, {}, "sigmoid"),
+        ({}, {"model_type": "CrossEncoder"}, "sigmoid"),
+        ({}, {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"}, "none"),
+    ],
+)
+def test_a_regression_has_a_sigmoid_where_cross_encoder_wrote_the_folder(
+    tmp_path: Path, config: dict[str, Any], model: dict[str, Any], scoring: str
+) -> None:
+    files = {"config.json": {**RERANKER, "problem_type": "regression", **config}, MODEL: model}
+    classifier = read_spec(written(tmp_path, files)).classifier
+    assert classifier is not None
+    assert classifier.scoring == scoring

@@ -13,21 +13,10 @@ from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
 from bei_core.models.kind import Kind
 from bei_core.models.modules import Dense
 from bei_core.models.spec import ModelSpec, read_spec
+from tests.golden.multi_vector import MULTI_VECTOR, ON_TOKENS
 from tests.golden.sentence import FOLDERS, PLAIN, RERANKER, SPLADE_5, TABLE, Folder, modules, static
 
 TRANSFORMER, MODEL = "sentence_bert_config.json", "config_sentence_transformers.json"
-ON_TOKENS = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
-MULTI_VECTOR: dict[str, Any] = {  # as MultiVectorEncoder of sentence-transformers 6.2 writes it
-    "modules.json": modules("Dense", "MultiVectorMask", "Normalize", package="sentence_transformers.base.modules"),
-    "1_Dense/config.json": {"bias": False, "activation_function": "torch.nn.modules.linear.Identity", **ON_TOKENS},
-    "2_MultiVectorMask/config.json": {"skiplist_words": ["!"], "skiplist_tasks": ["document"]},
-    "3_Normalize/config.json": ON_TOKENS,
-    MODEL: {
-        "model_type": "MultiVectorEncoder",
-        "prompts": {"query": "[unused0] ", "document": "[unused1] ", "other": "o: "},
-        "default_prompt_name": None,
-    },
-}
 FAULTS = (CheckpointError, UnsupportedModelError, ConfigError)
 
 

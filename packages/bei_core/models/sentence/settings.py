@@ -145,8 +145,8 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
         )
     if settings.default_prompt_name is not None and settings.marks_tasks:
         raise UnsupportedModelError(
-            f"{name}: default_prompt_name is not supported for PyLate and MultiVectorEncoder, whose queries differ from "
-            "documents in more than a prompt"
+            f"{name}: default_prompt_name is not supported for PyLate and MultiVectorEncoder, whose queries "
+            "differ from documents in more than a prompt"
         )
     return settings
 
