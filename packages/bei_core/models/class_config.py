@@ -59,8 +59,8 @@ def _check_parts(config: Config, family: Family | None) -> None:
     """Raises UnsupportedModelError if the sizes of the text model are nested, as in models that also read images."""
     if family is not None and config.get("text_config"):
         raise UnsupportedModelError(
-            f"config.json: text_config of {architecture_of(config)} is not supported, a model of several parts; save "
-            "its text model alone, with a config.json of its own"
+            f"config.json: text_config is not supported: {architecture_of(config)} holds a text model beside other "
+            "parts; save the text model alone, with a config.json of its own"
         )
 
 

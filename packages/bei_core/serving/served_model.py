@@ -123,8 +123,8 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
     kind, classifier = spec.kind, spec.classifier
     bge_m3 = spec.bge_m3 if engine.weighs_terms else None
     template = chosen_template(settings.rerank_template, spec.template, is_needed=spec.reads_messages)
-    if template is not None or kind is Kind.RERANKER:
-        log.info("rerank template of this %s: %s", spec.architecture, template.name if template else "none")
+    prompt = f", rerank template: {template.name if template else 'none'}" if template or kind is Kind.RERANKER else ""
+    log.info("%s is served as %s%s", spec.architecture, kind, prompt)
     labels = classifier.labels if classifier else ()
     ranks = template is not None and len(labels) == 2  # "no" and "yes"
     return ServedModel(

@@ -280,7 +280,7 @@ def test_a_null_position_embedding_type_is_absolute() -> None:
     [
         (
             {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"hidden_size": 32}},
-            r"text_config of Gemma3ForConditionalGeneration is not supported",
+            r"text_config is not supported: Gemma3ForConditionalGeneration holds a text model",
         ),
         (
             {
