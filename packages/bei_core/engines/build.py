@@ -74,13 +74,15 @@ def plan_model(
     """The build of the settings' model by the first builder that supports it; settings must suit this builder.
 
     Without `checkpoint`, it is fetched into `root` if necessary. Raises CheckpointError, DiskError,
-    UnsupportedModelError, ConfigError, and as the builder's `plan`.
+    UnsupportedModelError, ConfigError (also without a rerank_template that the model needs), and as the builder's
+    `plan`.
     """
     if settings.trt_llm is not None and (ignored := settings.trt_llm.ignored()):
         log.warning("trt_llm keys without effect: %s", ", ".join(ignored))
     checkpoint = checkpoint or fetch_checkpoint(settings, root)
     template = chosen_template(settings.rerank_template, None)
     spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
+    chosen_template(settings.rerank_template, spec.template, is_needed=spec.reads_messages)
     for builder in builders[:-1]:
         try:
             builder.check(spec, settings)

@@ -30,11 +30,12 @@ def as_class_reads(config: Config) -> dict[str, Any]:
 
     For an unknown class, nothing is changed.
 
-    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_own_code`, `_check_direction`
-    and `_check_model_type`.
+    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_parts`, `_check_own_code`,
+    `_check_direction` and `_check_model_type`.
     """
     architecture = architecture_of(config)
     name = family_name(architecture)
+    _check_parts(config, FAMILIES.get(name))
     _check_own_code(config, FAMILIES.get(name))
     _check_direction(config, name)
     _check_model_type(config, FAMILIES.get(name))
@@ -43,13 +44,38 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     return {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
 
 
+def base_class(model_type: object) -> str | None:
+    """Returns the class that AutoModel loads for a `model_type` ("BertModel" for "bert"); None for an unknown one."""
+    name = _name_of_type(model_type)
+    return next((f"{known}Model" for known in FAMILIES if known.lower() == name), None)
+
+
+def _name_of_type(model_type: object) -> str:
+    """Returns the family's name in lower case: "xlmroberta" for "xlm-roberta"."""
+    return re.sub("_text$|[-_]", "", str(model_type))
+
+
+def _check_parts(config: Config, family: Family | None) -> None:
+    """Raises UnsupportedModelError if the sizes of the text model are nested, as in models that also read images."""
+    if family is not None and config.get("text_config"):
+        raise UnsupportedModelError(
+            f"config.json: text_config is not supported: {architecture_of(config)} holds a text model beside other "
+            "parts; save the text model alone, with a config.json of its own"
+        )
+
+
 def _check_own_code(config: Config, family: Family | None) -> None:
     """Raises UnsupportedModelError for a decoder with code of its own, if config.json has none of `_DIRECTIONS`.
 
     GritLM, gte-Qwen1.5 and models trained from gte-Qwen2 have the class names of transformers, and code whose attention
-    is not causal.
+    is not causal. Also for HF_ColBERT, whose class may be on top of any model.
     """
     own = _own_code(config)
+    if own and architecture_of(config) == "HF_ColBERT":
+        raise UnsupportedModelError(
+            f"config.json: HF_ColBERT is supported with the layers of BERT, and auto_map names {own[0]}, code of the "
+            "repository, which BEI does not run"
+        )
     says_it = any(config.get(key) is not None for key in _DIRECTIONS)
     if own and family is not None and family.page == "decoder" and not family.has_own_code and not says_it:
         raise UnsupportedModelError(
@@ -84,7 +110,7 @@ def _check_model_type(config: Config, family: Family | None) -> None:
     transformers loads the class of `model_type`. Models with code of their own may have any.
     """
     model_type = config.get("model_type")
-    known = _BY_TYPE.get(re.sub("_text$|[-_]", "", str(model_type)))
+    known = _BY_TYPE.get(_name_of_type(model_type))
     if family is None or known is None or known is family or family.has_own_code or _own_code(config):
         return
     raise UnsupportedModelError(

@@ -10,6 +10,7 @@ import msgspec
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.modules import Classifier, Dense, Module
+from bei_core.models.sentence.settings import MODEL_SETTINGS, ModelSettings
 from bei_core.tasks import Scoring
 from bei_core.text.published import canonical_tokenizer
 from bei_core.text.templates import RerankTemplate
@@ -76,7 +77,7 @@ def _label_names(config: Mapping[str, Any]) -> dict[int, str]:
         ) from error
 
 
-def scored(classifier: Classifier, config: Mapping[str, Any], activation_fn: str | None) -> Classifier:
+def scored(classifier: Classifier, config: Mapping[str, Any], settings: ModelSettings) -> Classifier:
     """Returns the classifier with the scoring that a CrossEncoder's files name: `activation_fn`, else config.json's.
 
     For a model with several labels, the files of a CrossEncoder always name Identity, but all other tools give their
@@ -89,12 +90,15 @@ def scored(classifier: Classifier, config: Mapping[str, Any], activation_fn: str
             f"config.json: final_logit_softcapping {cap!r} (of {config['architectures'][0]}) is not supported for a "
             "reranker that answers yes or no"
         )
-    path, file = activation_fn, "config_sentence_transformers.json"
+    named = config.get("sentence_transformers")
+    is_cross_encoder = settings.is_cross_encoder or isinstance(named, dict)
+    path, file = settings.activation_fn, MODEL_SETTINGS
     if path is None:
-        named = config.get("sentence_transformers")
         path = named.get("activation_fn") if isinstance(named, dict) else None
         path, file = path or config.get("sbert_ce_default_activation_function"), "config.json"
     scoring = _activation_scoring(path, file)
+    if scoring is None and is_cross_encoder and len(classifier.labels) == 1:
+        scoring = "sigmoid"  # CrossEncoder's default, also for problem_type "regression"
     if scoring is None or (scoring == "none" and len(classifier.labels) > 1):
         return classifier
     return msgspec.structs.replace(classifier, scoring=scoring)

@@ -337,10 +337,11 @@ def family_of(architecture: str) -> Family:
 def _unknown(architecture: str, name: str) -> str:
     """Returns the error text for a class without a family: similar names, and how a class names its family."""
     close = difflib.get_close_matches(name, FAMILIES, cutoff=0.7)
-    close += [known for known in FAMILIES if known not in close and (known in name or name in known)]
+    close += [known for known in FAMILIES if name and known not in close and (known in name or name in known)]
     similar = f"; similar families are {', '.join(close)}" if close else ""
+    reason = f"there is no family {name}" if name else "its name has neither the form ...Model nor ...For..."
     return (
-        f"architecture {architecture} is not supported: there is no family {name}{similar}. The class in config.json "
+        f"architecture {architecture} is not supported: {reason}{similar}. The class in config.json "
         "names the family: LlamaModel, LlamaForCausalLM and LlamaForSequenceClassification are of the family Llama. "
         f"All families: {', '.join(sorted(FAMILIES))}"
     )

@@ -36,8 +36,10 @@ class LayerNorm(msgspec.Struct, frozen=True, tag="layer_norm"):
     folder: str
 
 
-class Normalize(msgspec.Struct, frozen=True, tag="normalize"):
-    """L2 normalisation, if another module follows it; at the end it is `ModelSpec.normalize`."""
+class Normalize(msgspec.Struct, frozen=True, tag="normalize", omit_defaults=True):
+    """L2 normalisation, if another module follows it or it is the only one; else it is `ModelSpec.normalize`."""
+
+    per_token: bool = False  # applied to every token, without pooling
 
 
 class Truncate(msgspec.Struct, frozen=True, tag="truncate"):

@@ -19,13 +19,10 @@ from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
-from bei_core.models.sentence.settings import (
-    read_model_settings,
-    read_transformer,
-)
+from bei_core.models.sentence.settings import MODEL_SETTINGS, ModelSettings, read_model_settings, read_transformer
 from bei_core.models.transformer import is_static_model, read_config, read_max_seq_len
 from bei_core.tasks import Similarity
-from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template
+from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template, with_instruction
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +38,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt_name: str | None = None
     similarity: Similarity = "cosine"  # how the model's vectors are compared
     template: RerankTemplate | None = None  # makes one text of a reranker's query and document
+    reads_messages: bool = False  # whether it needs a template: sentence-transformers puts pairs in a chat template
     bge_m3: BgeM3 | None = None  # two linear layers beside the modules
 
     @property
@@ -112,18 +110,20 @@ def read_spec(
     transformer, settings = read_transformer(checkpoint), read_model_settings(checkpoint)
     pipeline = read_pipeline(checkpoint, transformer)
     is_static = pipeline is not None and pipeline.task == "static"
-    architecture, config = read_config(checkpoint, transformer, is_static=is_static)
+    architecture, config = read_config(checkpoint, transformer, None if pipeline is None else pipeline.task)
     own, asked = find_template(checkpoint.source), template is not None
     template = _with_tokens(template, own) if template else own
+    if settings.pair_prompt:
+        template = with_instruction(template, settings.pair_prompt, MODEL_SETTINGS)
     modules = _modules(checkpoint, architecture, config, pipeline, template)
-    modules = [scored(m, config, settings.activation_fn) if isinstance(m, Classifier) else m for m in modules]
-    if asked and not any(isinstance(module, Classifier) for module in modules):
-        raise _no_scores(architecture)
+    modules = [scored(m, config, settings) if isinstance(m, Classifier) else m for m in modules]
+    if not any(isinstance(module, Classifier) for module in modules):
+        _check_scores_asked(architecture, settings, is_template_given=asked)
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
     if settings.truncate_dim is not None and isinstance(modules[0], Pooling):
         modules = [*modules, Truncate(settings.truncate_dim)]
-    normalize = isinstance(modules[-1], Normalize)
+    normalize = isinstance(modules[-1], Normalize) and len(modules) > 1
     return ModelSpec(
         architecture=architecture,
         config=config,
@@ -132,9 +132,10 @@ def read_spec(
         max_seq_len=read_max_seq_len(checkpoint, config, transformer),
         do_lower_case=bool(transformer.do_lower_case),
         prompts=settings.served_prompts,
-        default_prompt_name=settings.default_prompt_name,
+        default_prompt_name=None if settings.pair_prompt else settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,
+        reads_messages=transformer.reads_messages,
         bge_m3=None if is_static else read_bge_m3(checkpoint, modules),
     )
 
@@ -165,6 +166,17 @@ def _with_tokens(template: RerankTemplate, own: RerankTemplate | None) -> Rerank
     if template.tokens is not None or own is None:
         return template
     return msgspec.structs.replace(template, tokens=own.tokens)
+
+
+def _check_scores_asked(architecture: str, settings: ModelSettings, *, is_template_given: bool) -> None:
+    """Raises the error for a model that gives vectors: a CrossEncoder (UnsupportedModelError), or with a template."""
+    if is_template_given:
+        raise _no_scores(architecture)
+    if settings.is_cross_encoder:
+        raise UnsupportedModelError(
+            f"{MODEL_SETTINGS}: model_type is CrossEncoder, but {architecture} with these modules gives vectors; "
+            "supported are a class ...ForSequenceClassification, and LogitScore after a causal language model"
+        )
 
 
 def _no_scores(architecture: str) -> ConfigError:

@@ -9,10 +9,11 @@ import msgspec
 from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import ADAPTER
 from bei_core.errors import CheckpointError, UnsupportedModelError
-from bei_core.models.class_config import as_class_reads
+from bei_core.models.class_config import as_class_reads, base_class
 from bei_core.models.configuration import Config, architecture_of
 from bei_core.models.families import FAMILIES, family_name
 from bei_core.models.rope import is_dynamic
+from bei_core.models.sentence.modules import Task
 from bei_core.models.sentence.settings import TransformerSettings, read_settings
 from bei_core.models.sentence.static import STATIC_TABLES, static_config, static_length
 
@@ -23,20 +24,23 @@ def is_static_model(config: Config) -> bool:
 
 
 def read_config(
-    checkpoint: Checkpoint, transformer: TransformerSettings, *, is_static: bool
+    checkpoint: Checkpoint, transformer: TransformerSettings, task: Task | None
 ) -> tuple[str, dict[str, Any]]:
     """Returns the architecture and config.json, in which the transformer's settings replace values.
 
-    A static model needs no config.json: what it would say is read from the tensors. Raises CheckpointError if the file,
-    its `architectures` or the table of a static model is missing, UnsupportedModelError for an adapter or code of the
-    repository.
+    `task` is that of modules.json; None without this file. A static model needs no config.json: what it would say is
+    read from the tensors. A file without `architectures` gets the base class of its `model_type`, as in
+    sentence-transformers, if `task` is to give vectors. Raises CheckpointError if the file, its `architectures` or the
+    table of a static model is missing, UnsupportedModelError for an adapter or code of the repository.
     """
-    if is_static:
+    if task == "static":
         config = static_config(checkpoint)
     else:
         _check_adapter(checkpoint)
         file = checkpoint.read_json(checkpoint.in_first_module("config.json"))
-        config = as_class_reads({**file, **transformer.config_args, **transformer.config_kwargs})
+        base = base_class(file.get("model_type")) if task == "feature-extraction" else None
+        named = {"architectures": [base]} if base and not file.get("architectures") else {}
+        config = as_class_reads({**file, **named, **transformer.config_args, **transformer.config_kwargs})
     return architecture_of(config), config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ from bei_core.models.spec import ModelSpec
 from bei_core.tasks import EmbedAll, EmbedSparse, EncodeOptions, Pair, Scoring, Similarity, Text
 from bei_core.text.ner import Vocabulary
 from bei_core.text.templates import RerankTemplate, chosen_template
+
+log = logging.getLogger(__name__)
 
 # The most characters of a query times the number of documents: a query of 31,000 characters for 1,024 documents.
 MAX_REPEATED_CHARS = 32_000_000
@@ -119,7 +122,9 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
     spec, engine = opened.spec, opened.engine.info
     kind, classifier = spec.kind, spec.classifier
     bge_m3 = spec.bge_m3 if engine.weighs_terms else None
-    template = chosen_template(settings.rerank_template, spec.template)
+    template = chosen_template(settings.rerank_template, spec.template, is_needed=spec.reads_messages)
+    prompt = f", rerank template: {template.name if template else 'none'}" if template or kind is Kind.RERANKER else ""
+    log.info("%s is served as %s%s", spec.architecture, kind, prompt)
     labels = classifier.labels if classifier else ()
     ranks = template is not None and len(labels) == 2  # "no" and "yes"
     return ServedModel(

@@ -8,10 +8,11 @@ from importlib.resources import files
 
 import msgspec
 
-from bei_core.errors import ConfigError
+from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.tasks import Templated
 
 _FIELD = re.compile(r"\{(instruction|query|document)\}")
+_CUSTOM = "custom"  # the name of a template that is given as its text or as JSON
 _JSON = re.compile(r'\s*\{\s*"')
 EXAMPLE = '{"template": "… {query} … {document} …", "tokens": ["no", "yes"]}'
 
@@ -36,8 +37,13 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def find_template(source: str) -> RerankTemplate | None:
-    """Returns the known template for the name of a repository or folder; None if there is none."""
-    name = source.rstrip("/").rpartition("/")[2]
+    """Returns the known template for the name of a repository or folder; None if there is none.
+
+    A snapshot in the cache of the Hugging Face hub, `models--OWNER--NAME/snapshots/COMMIT`, has its repository's name.
+    """
+    *_, above, between, name = ["", "", *source.rstrip("/").split("/")]
+    if between == "snapshots" and above.startswith("models--"):
+        name = above
     return next((each for each in _known() if re.search(each.repositories, name, re.IGNORECASE)), None)
 
 
@@ -49,7 +55,7 @@ def named_template(text: str) -> RerankTemplate:
     if _JSON.match(text):
         return _own(text)
     if _is_whole(text):
-        return RerankTemplate("custom", text)
+        return RerankTemplate(_CUSTOM, text)
     found = next((each for each in _known() if each.name == text), None)
     if found is None:
         names = ", ".join(each.name for each in _known())
@@ -60,20 +66,44 @@ def named_template(text: str) -> RerankTemplate:
     return found
 
 
-def chosen_template(setting: str | None, own: RerankTemplate | None) -> RerankTemplate | None:
+def chosen_template(
+    setting: str | None, own: RerankTemplate | None, *, is_needed: bool = False
+) -> RerankTemplate | None:
     """Returns the template of the setting; without a setting, the model's (`own`). The setting `none` gives None.
 
-    Raises the errors of `named_template`.
+    Raises the errors of `named_template`, and ConfigError if a template is needed and neither setting nor model has it.
     """
-    if setting is None:
+    if setting is None and own is None and is_needed:
+        raise ConfigError(
+            "the model reads a query and a document in a chat template (modality_config.message of "
+            "sentence_bert_config.json), which BEI does not render; set rerank_template to the same text with {query} "
+            f"and {{document}}, to one of {', '.join(each.name for each in _known())}, or to none for the plain pair"
+        )
+    if setting is None or (own is not None and own.name == setting):
         return own
     return None if setting == "none" else named_template(setting)
+
+
+def with_instruction(template: RerankTemplate | None, prompt: str, file: str) -> RerankTemplate:
+    """Returns the template with a CrossEncoder's default prompt as the instruction, as its chat template has it.
+
+    A custom template keeps its own instruction. Raises UnsupportedModelError, which names the `file` of the prompt, if
+    there is no template or it takes no instruction.
+    """
+    if template is None or "{instruction}" not in template.template:
+        raise UnsupportedModelError(
+            f"{file}: default_prompt_name is supported for a CrossEncoder only where a rerank_template has a place for "
+            "the prompt, {instruction}"
+        )
+    if template.name == _CUSTOM and template.instruction:
+        return template
+    return msgspec.structs.replace(template, instruction=prompt)
 
 
 def _own(text: str) -> RerankTemplate:
     """Returns the template in a JSON text. Raises ConfigError naming the wrong field."""
     try:
-        found = msgspec.convert({"name": "custom", **msgspec.json.decode(text)}, RerankTemplate)
+        found = msgspec.convert({"name": _CUSTOM, **msgspec.json.decode(text)}, RerankTemplate)
     except msgspec.DecodeError as fault:
         raise ConfigError(f"rerank_template: {fault}; write JSON such as {EXAMPLE}") from None
     if not _is_whole(found.template):

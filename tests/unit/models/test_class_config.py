@@ -10,7 +10,7 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import is_small
-from bei_core.errors import UnsupportedModelError
+from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.class_config import as_class_reads
 from bei_core.models.families import family_of
 from bei_core.models.heads import norm_eps
@@ -19,6 +19,7 @@ from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.rope import frequencies_of
 from bei_core.models.spec import ModelSpec, read_spec
+from tests.golden.sentence import PLAIN
 
 CONFIG: dict[str, Any] = {"architectures": ["BertModel"], "vocab_size": 10, "max_position_embeddings": 512}
 GRITLM = {"AutoModel": "modeling_gritlm7b.MistralModel", "AutoModelForCausalLM": "modeling_gritlm7b.MistralForCausalLM"}
@@ -272,3 +273,37 @@ def test_code_for_the_tokenizer_alone_is_no_reason_for_another_model_type() -> N
 def test_a_null_position_embedding_type_is_absolute() -> None:
     config = as_class_reads({"architectures": ["BertModel"], "position_embedding_type": None})
     assert BertSizes.of(family_of("BertModel").layout[0], config).num_positions == 512
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": {"hidden_size": 32}},
+            r"text_config is not supported: Gemma3ForConditionalGeneration holds a text model",
+        ),
+        (
+            {
+                "architectures": ["HF_ColBERT"],
+                "auto_map": {"AutoModel": "jinaai/xlm-roberta--modeling.XLMRobertaModel"},
+            },
+            r"HF_ColBERT is supported with the layers of BERT, and auto_map names jinaai/xlm-roberta--modeling",
+        ),
+    ],
+)
+def test_a_model_inside_of_another_one_is_refused_by_name(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=rf"config\.json: {message}"):
+        as_class_reads(config)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "architecture"), [("bert", "BertModel"), ("xlm-roberta", "XLMRobertaModel"), ("mpnet", "MPNetModel")]
+)
+def test_a_config_without_architectures_has_the_base_class_where_the_modules_give_vectors(
+    tmp_path: Path, model_type: str, architecture: str
+) -> None:
+    spec = spec_of(tmp_path, {**PLAIN, "config.json": {**CONFIG, "architectures": None, "model_type": model_type}})
+    assert spec.architecture == architecture
+    (tmp_path / "modules.json").unlink()  # it may be a classifier
+    with pytest.raises(CheckpointError, match="no `architectures`"):
+        read_spec(Checkpoint(tmp_path, str(tmp_path), ""))

@@ -11,6 +11,7 @@ import pytest
 from bei_core.engines.openvino.models import pages
 from bei_core.engines.tensorrt_llm import limits
 from bei_core.engines.torch import folder
+from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import FAMILIES, family_of
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
@@ -81,3 +82,12 @@ def test_positions_before_that_of_the_first_token_hold_no_token(
 @pytest.mark.parametrize("architecture", ["BertModel", "XLMRobertaForSequenceClassification", "HF_ColBERT"])
 def test_a_class_is_found_by_the_beginning_of_its_name(architecture: str) -> None:
     assert family_of(architecture).page == "bert"
+
+
+def test_a_class_whose_name_has_another_form_has_no_similar_families() -> None:
+    with pytest.raises(UnsupportedModelError) as refused:
+        family_of("DPRQuestionEncoder")
+    assert "DPRQuestionEncoder is not supported: its name has neither the form ...Model nor ...For..." in str(
+        refused.value
+    )
+    assert "similar" not in str(refused.value)

@@ -10,7 +10,10 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from bei_core.models.kind import Kind
+from bei_core.models.modules import Dense
 from bei_core.models.spec import ModelSpec, read_spec
+from tests.golden.multi_vector import MULTI_VECTOR, ON_TOKENS
 from tests.golden.sentence import FOLDERS, PLAIN, RERANKER, SPLADE_5, TABLE, Folder, modules, static
 
 TRANSFORMER, MODEL = "sentence_bert_config.json", "config_sentence_transformers.json"
@@ -113,16 +116,6 @@ def of_type(name: str) -> list[dict[str, Any]]:
             "modules.json: Pooling may not follow a transformer for fill-mask",
         ),
         ({"modules.json": modules()}, "modules.json: no module follows the transformer"),
-        (
-            {
-                "config_sentence_transformers.json": {
-                    "model_type": "CrossEncoder",
-                    "prompts": {"query": "find: "},
-                    "default_prompt_name": "query",
-                }
-            },
-            "config_sentence_transformers.json: default_prompt_name is not supported for a CrossEncoder",
-        ),
         ({"1_Pooling/config.json": {"pooling_mode": 3}}, "1_Pooling/config.json: pooling_mode: expected `str | array"),
         (
             {"1_Pooling/config.json": {"include_prompt": "no"}},
@@ -149,6 +142,18 @@ def of_type(name: str) -> list[dict[str, Any]]:
             "1_SpladePooling/config.json: activation_function: invalid enum value 'gelu'",
         ),
         (
+            {"modules.json": modules("Pooling", "Normalize"), "2_Normalize/config.json": ON_TOKENS},
+            "modules.json: Normalize on token_embeddings is not supported after Pooling",
+        ),
+        (
+            {**MULTI_VECTOR, "2_MultiVectorMask/config.json": {"skiplist_words": [], "keep_only_token_ids": [7]}},
+            "2_MultiVectorMask/config.json: keep_only_token_ids is not supported",
+        ),
+        (
+            {**MULTI_VECTOR, MODEL: {**MULTI_VECTOR[MODEL], "default_prompt_name": "query"}},
+            f"{MODEL}: default_prompt_name is not supported for PyLate and MultiVectorEncoder",
+        ),
+        (
             {"modules.json": modules("Pooling", "Dense"), "2_Dense/config.json": {"module_output_name": "other"}},
             "2_Dense/config.json: module_output_name 'other' is not supported",
         ),
@@ -168,8 +173,15 @@ def test_the_prompts_of_pylate_are_refused_because_its_queries_are_expanded_too(
         "document_prefix": "[D] ",
     }
     assert spec_of(tmp_path, {MODEL: pylate}).prompts == {"other": "o: "}
-    with pytest.raises(UnsupportedModelError, match=f"{MODEL}: default_prompt_name is not supported with PyLate"):
+    with pytest.raises(UnsupportedModelError, match=f"{MODEL}: default_prompt_name is not supported for PyLate"):
         spec_of(tmp_path, {MODEL: {**pylate, "default_prompt_name": "query"}})
+
+
+def test_a_multi_vector_encoder_gives_the_vectors_of_tokens(tmp_path: Path) -> None:
+    spec = spec_of(tmp_path, MULTI_VECTOR)
+    assert spec.kind is Kind.LATE_INTERACTION
+    assert spec.modules == (Dense("1_Dense", bias=False, activation="identity", per_token=True),)
+    assert spec.prompts == {"other": "o: "}
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,8 @@ def test_a_normalize_that_is_not_last_stays_in_the_graph(tmp_path: Path) -> None
         (("Normalize",), "one Pooling must follow the transformer"),
         ((), "no module follows the transformer"),
         (("Pooling", "Pooling"), "one Pooling must follow the transformer"),
-        (("Dense", "Pooling"), "one Pooling must follow the transformer"),
+        (("Dense", "Pooling"), "1_Dense/config.json: Dense is not supported before Pooling"),
+        (("Normalize", "Pooling"), r"modules\.json: Normalize is not supported before Pooling"),
     ],
 )
 def test_modules_that_no_engine_runs_are_refused(tmp_path: Path, kinds: tuple[str, ...], text: str) -> None:

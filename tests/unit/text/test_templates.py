@@ -7,6 +7,8 @@ import pytest
 from bei_core.errors import ConfigError
 from bei_core.text.templates import RerankTemplate, find_template, named_template
 
+COMMIT = "6e9e69830b95c52b5fd889b7690dda3329508de3"
+
 
 @pytest.mark.parametrize(
     ("source", "name"),
@@ -15,6 +17,11 @@ from bei_core.text.templates import RerankTemplate, find_template, named_templat
         ("/models/qwen3-reranker-8b/", "qwen3-reranker"),
         ("mixedbread-ai/mxbai-rerank-large-v2", "mxbai-rerank-v2"),
         ("michaelfeil/mxbai-rerank-large-v2-seq", "mxbai-rerank-v2"),
+        (f"/root/.cache/huggingface/hub/models--Qwen--Qwen3-Reranker-0.6B/snapshots/{COMMIT}", "qwen3-reranker"),
+        (f"/cache/models--michaelfeil--mxbai-rerank-large-v2-seq/snapshots/{COMMIT}/", "mxbai-rerank-v2"),
+        (f"/cache/models--BAAI--bge-reranker-v2-m3/snapshots/{COMMIT}", None),
+        (f"/qwen3-reranker-tests/snapshots/{COMMIT}", None),
+        ("snapshots/mine", None),
         ("mixedbread-ai/mxbai-rerank-large-v1", None),
         ("BAAI/bge-reranker-v2-m3", None),
         ("Qwen/Qwen3-Embedding-0.6B", None),

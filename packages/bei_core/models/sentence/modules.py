@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
@@ -100,12 +100,17 @@ def _class_of(name: str) -> str:
 
 
 def _module(checkpoint: Checkpoint, entry: _Entry, task: Task) -> Module | None:
-    """Returns the module of one entry of modules.json; None for Dropout, which changes nothing.
+    """Returns the module of one entry of modules.json; None for Dropout, which changes nothing, and MultiVectorMask.
+
+    MultiVectorMask drops the vectors of some tokens of documents. BEI gives those of all tokens, as for PyLate.
 
     Raises UnsupportedModelError for a type that is not supported.
     """
     kind, folder = _class_of(entry.type), module_folder({"path": entry.path})
     if kind == "Dropout":
+        return None
+    if kind == "MultiVectorMask":
+        _check_mask(checkpoint, folder)
         return None
     if kind not in _READERS:
         raise UnsupportedModelError(
@@ -127,16 +132,25 @@ def _checked(modules: list[Module], task: Task) -> list[Module]:
         raise UnsupportedModelError(f"modules.json: nothing may follow {first.__name__}")
     if (first is Splade) != (task == "fill-mask") or (first is Classifier) != (task == "text-generation"):
         raise UnsupportedModelError(f"modules.json: {first.__name__} may not follow a transformer for {task}")
-    late = next((module for module in modules if isinstance(module, Dense) and module.per_token), None)
-    if first is Pooling and late is not None:
-        raise UnsupportedModelError(
-            f"{late.folder}/config.json: Dense on token_embeddings is not supported after Pooling"
-        )
-    if first in {Normalize, LayerNorm} or Pooling in rest or not {Splade, Classifier}.isdisjoint(rest):
+    _check_tokens(modules)
+    begins = first in {Normalize, LayerNorm} and not (isinstance(modules[0], Normalize) and modules[0].per_token)
+    if begins or Pooling in rest or not {Splade, Classifier}.isdisjoint(rest):
         raise UnsupportedModelError(
             "modules.json: one Pooling must follow the transformer, or Dense for a model with a vector per token"
         )
     return modules
+
+
+def _check_tokens(modules: Sequence[Module]) -> None:
+    """Raises UnsupportedModelError for a module on the vectors of tokens, if another module pools them."""
+    pooling = next((place for place, module in enumerate(modules) if isinstance(module, Pooling)), None)
+    if pooling is None:
+        return
+    for place, module in enumerate(modules):
+        if isinstance(module, Dense | Normalize) and (module.per_token or place < pooling):
+            file = f"{module.folder}/config.json" if isinstance(module, Dense) else "modules.json"
+            order = "is not supported before" if place < pooling else "on token_embeddings is not supported after"
+            raise UnsupportedModelError(f"{file}: {type(module).__name__} {order} Pooling")
 
 
 class _PoolingConfig(msgspec.Struct, frozen=True):
@@ -201,7 +215,20 @@ def _normalize(checkpoint: Checkpoint, folder: str) -> Normalize:
     name = f"{folder}/config.json"
     config = read_settings(checkpoint, name, _NormalizeConfig, required=False)
     _check_output(config.module_input_name, config.module_output_name, name)
-    return Normalize()
+    return Normalize(config.module_input_name == "token_embeddings")
+
+
+class _MaskConfig(msgspec.Struct, frozen=True):
+    """`2_MultiVectorMask/config.json`."""
+
+    keep_only_token_ids: list[int] | None = None
+
+
+def _check_mask(checkpoint: Checkpoint, folder: str) -> None:
+    """Raises UnsupportedModelError if MultiVectorMask keeps the tokens of images only."""
+    name = f"{folder}/config.json"
+    if read_settings(checkpoint, name, _MaskConfig).keep_only_token_ids:
+        raise UnsupportedModelError(f"{name}: keep_only_token_ids is not supported")
 
 
 def _check_output(given: str, made: str | None, name: str) -> None:

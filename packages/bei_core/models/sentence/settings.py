@@ -12,6 +12,7 @@ from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.tasks import Similarity
 
 SettingsT = TypeVar("SettingsT")
+MODEL_SETTINGS = "config_sentence_transformers.json"
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Options: TypeAlias = dict[str, Any]
 
@@ -48,6 +49,11 @@ class TransformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     config_kwargs: Options = {}
 
     @property
+    def reads_messages(self) -> bool:
+        """Whether sentence-transformers puts a text or a pair in a chat template."""
+        return "message" in (self.modality_config or {})
+
+    @property
     def max_length(self) -> int | None:
         """The limit on a text's tokens, which replaces the tokenizer's limit; None if no file gives one."""
         return {**self.tokenizer_args, **self.processor_kwargs}.get("model_max_length") or self.max_seq_length
@@ -66,17 +72,28 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True):
     document_prefix: str | None = None
 
     @property
-    def is_pylate(self) -> bool:
-        """Whether PyLate wrote the file."""
-        return self.query_prefix is not None or self.document_prefix is not None
+    def is_cross_encoder(self) -> bool:
+        """Whether the model scores pairs of texts."""
+        return self.model_type == "CrossEncoder"
+
+    @property
+    def pair_prompt(self) -> str:
+        """The default prompt of a CrossEncoder, the same for every pair; "" if there is none."""
+        return ((self.prompts or {}).get(self.default_prompt_name or "") or "") if self.is_cross_encoder else ""
+
+    @property
+    def marks_tasks(self) -> bool:
+        """Whether PyLate or MultiVectorEncoder wrote the file: queries and documents differ in more than a prompt."""
+        is_pylate = self.query_prefix is not None or self.document_prefix is not None
+        return is_pylate or self.model_type == "MultiVectorEncoder"
 
     @property
     def served_prompts(self) -> dict[str, str]:
-        """The prompts by name, without PyLate's "query" and "document".
+        """The prompts by name, without "query" and "document" of PyLate and MultiVectorEncoder.
 
-        PyLate pads queries with mask tokens and drops punctuation from documents, which BEI does not do.
+        These pad queries with mask tokens and drop punctuation from documents, which BEI does not do.
         """
-        left_out = {"query", "document"} if self.is_pylate else set()
+        left_out = {"query", "document"} if self.marks_tasks else set()
         return {name: text for name, text in (self.prompts or {}).items() if text is not None and name not in left_out}
 
     @property
@@ -115,9 +132,10 @@ def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
 def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
     """Returns the model's settings.
 
-    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of pairs.
+    Raises CheckpointError for a malformed field or an unknown default prompt, UnsupportedModelError for one of a model
+    with a vector per token.
     """
-    name = "config_sentence_transformers.json"
+    name = MODEL_SETTINGS
     settings = read_settings(checkpoint, name, ModelSettings, required=False)
     known = {"query", "document", *(settings.prompts or ())}
     if settings.default_prompt_name is not None and settings.default_prompt_name not in known:
@@ -125,12 +143,10 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
             f"{name}: default_prompt_name {settings.default_prompt_name!r} is not one of the prompts, which are "
             f"{', '.join(sorted(known))}"
         )
-    prompt = (settings.prompts or {}).get(settings.default_prompt_name or "")
-    if settings.default_prompt_name is not None and settings.is_pylate:
-        raise UnsupportedModelError(f"{name}: default_prompt_name is not supported with PyLate's prefixes")
-    if settings.model_type == "CrossEncoder" and prompt:
+    if settings.default_prompt_name is not None and settings.marks_tasks:
         raise UnsupportedModelError(
-            f"{name}: default_prompt_name is not supported for a CrossEncoder, which reads pairs"
+            f"{name}: default_prompt_name is not supported for PyLate and MultiVectorEncoder, whose queries "
+            "differ from documents in more than a prompt"
         )
     return settings
 

@@ -1,0 +1,154 @@
+"""Rerankers in the files of sentence-transformers: their chat template, default prompt, activation and modules."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bei_core.checkpoint import Checkpoint
+from bei_core.config.settings import Settings
+from bei_core.engines.build import plan_model
+from bei_core.engines.manifest import Manifest
+from bei_core.engines.open import Opened
+from bei_core.errors import ConfigError, UnsupportedModelError
+from bei_core.models.spec import ModelSpec, read_spec
+from bei_core.serving.served_model import ServedModel, describe
+from bei_core.text.templates import RerankTemplate, named_template
+from tests.fakes import FakeEngine
+from tests.golden.sentence import PLAIN, RERANKER, modules
+from tests.unit.models.test_spec import CAUSAL
+
+MODEL, BASE = "config_sentence_transformers.json", "sentence_transformers.base.modules"
+LOGITS = {"method": "forward", "method_output_name": "logits"}
+CHAT: dict[str, Any] = {  # as CrossEncoder of sentence-transformers 5.4 writes a causal language model
+    **CAUSAL,
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": f"{BASE}.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_LogitScore",
+            "type": "sentence_transformers.cross_encoder.modules.logit_score.LogitScore",
+        },
+    ],
+    "1_LogitScore/config.json": {"true_token_id": 5, "false_token_id": 3, "module_input_name": "causal_logits"},
+    "sentence_bert_config.json": {
+        "transformer_task": "text-generation",
+        "modality_config": {"text": LOGITS, "message": {**LOGITS, "format": "flat"}},
+        "module_output_name": "causal_logits",
+    },
+    MODEL: {
+        "model_type": "CrossEncoder",
+        "prompts": {},
+        "default_prompt_name": None,
+        "activation_fn": "torch.nn.modules.linear.Identity",
+    },
+}
+PROMPTED = {**CHAT[MODEL], "prompts": {"query": "Find code"}, "default_prompt_name": "query"}
+
+
+def written(folder: Path, files: dict[str, Any]) -> Checkpoint:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(content))
+    return Checkpoint(folder, str(folder), "")
+
+
+def settings_of(**given: object) -> Settings:
+    return Settings.load({"model_id": "any", **given}, {})
+
+
+def served(spec: ModelSpec, **given: object) -> ServedModel:
+    manifest = Manifest(source="any", revision="r", artifact="0" * 32, engine="fake", precision="f32")
+    opened = Opened(FakeEngine(), spec, Path("tokenizer.json"), manifest)
+    return describe(opened, settings_of(**given), lambda: [])  # type: ignore[arg-type]
+
+
+def test_a_reranker_that_reads_a_chat_template_needs_a_rerank_template(tmp_path: Path) -> None:
+    checkpoint = written(tmp_path / "ours", CHAT)
+    expected = (
+        r"modality_config\.message of sentence_bert_config\.json.*rerank_template .*or to none for the plain pair"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        plan_model([], settings_of(), tmp_path, checkpoint)
+    with pytest.raises(ConfigError, match=expected):  # built with the setting `none`, and served without it
+        served(read_spec(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"), [("none", None), ("{query}: {document}", "custom"), ("qwen3-reranker", "qwen3-reranker")]
+)
+def test_a_rerank_template_is_used_in_place_of_a_chat_template(
+    tmp_path: Path, setting: str, name: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    model = served(read_spec(written(tmp_path / "ours", CHAT)), rerank_template=setting)
+    assert (model.template and model.template.name) == name
+    assert caplog.messages == [f"Qwen3ForCausalLM is served as reranker, rerank template: {name or 'none'}"]
+
+
+def test_the_log_says_where_a_causal_language_model_gives_vectors(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    served(read_spec(written(tmp_path / "reranker", CAUSAL)))
+    assert caplog.messages == ["Qwen3ForCausalLM is served as embedding"]
+
+
+def test_a_chat_template_is_replaced_by_that_of_a_known_name(tmp_path: Path) -> None:
+    model = served(read_spec(written(tmp_path / "Qwen3-Reranker-0.6B", CHAT)))
+    assert model.template == named_template("qwen3-reranker")
+
+
+@pytest.mark.parametrize("setting", [None, "qwen3-reranker"])
+def test_the_default_prompt_of_a_cross_encoder_is_the_instruction(tmp_path: Path, setting: str | None) -> None:
+    spec = read_spec(written(tmp_path / "Qwen3-Reranker-0.6B", {**CHAT, MODEL: PROMPTED}))
+    model = served(spec, **({"rerank_template": setting} if setting else {}))
+    assert model.template is not None
+    assert "<Instruct>: Find code\n" in model.template.fill("q", "d").text
+    assert model.default_options.prompt is None  # it is not also put before the text
+
+
+def test_the_instruction_of_a_custom_template_is_kept(tmp_path: Path) -> None:
+    checkpoint, text = written(tmp_path, {**CHAT, MODEL: PROMPTED}), "{instruction}|{query}|{document}"
+    for instruction, used in (("", "Find code"), ("Find prose", "Find prose")):
+        template = read_spec(checkpoint, template=RerankTemplate("custom", text, instruction=instruction)).template
+        assert template is not None
+        assert template.fill("q", "d").text == f"{used}|q|d"
+
+
+@pytest.mark.parametrize("template", [None, RerankTemplate("custom", "{query} {document}")])
+def test_a_default_prompt_without_a_place_is_refused(tmp_path: Path, template: RerankTemplate | None) -> None:
+    files = {"config.json": RERANKER, MODEL: PROMPTED}
+    with pytest.raises(UnsupportedModelError, match=rf"{MODEL}: default_prompt_name .*\{{instruction\}}"):
+        read_spec(written(tmp_path, files), template=template)
+
+
+def test_a_cross_encoder_that_gives_vectors_is_refused(tmp_path: Path) -> None:
+    dense = {"in_features": 32, "out_features": 1, "activation_function": "torch.nn.modules.linear.Identity"}
+    listed = modules("Pooling", "Dense", package=BASE)
+    files = {**PLAIN, "modules.json": listed, "2_Dense/config.json": dense, MODEL: CHAT[MODEL]}
+    with pytest.raises(UnsupportedModelError, match=rf"{MODEL}: model_type is CrossEncoder, but BertModel .* vectors"):
+        read_spec(written(tmp_path, files))
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "scoring"),
+    [
+        ({}, {}, "none"),  # transformers' pipeline gives the logit
+        ({"sentence_transformers": {"version": "4.1.0"}}, {}, "sigmoid"),
+        ({}, {"model_type": "CrossEncoder"}, "sigmoid"),
+        ({}, {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.linear.Identity"}, "none"),
+    ],
+)
+def test_a_regression_has_a_sigmoid_where_cross_encoder_wrote_the_folder(
+    tmp_path: Path, config: dict[str, Any], model: dict[str, Any], scoring: str
+) -> None:
+    files = {"config.json": {**RERANKER, "problem_type": "regression", **config}, MODEL: model}
+    classifier = read_spec(written(tmp_path, files)).classifier
+    assert classifier is not None
+    assert classifier.scoring == scoring
