@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,12 +27,12 @@ def test_the_outputs_of_a_part_are_not_kept_while_the_next_one_is_computed(
     def finish_and_check(worker: Worker, started: Started) -> tuple[Encoded, Columns]:
         nonlocal num_finished
         done = finish(worker, started)
-        assert started.batches
-        assert not started.running
+        assert started.running
+        assert started.outputs is None
         num_finished += 1
         return done
 
-    monkeypatch.setattr(Worker, "columns", lambda worker: finish(worker, Started(Encoded(), [], deque()))[1])
+    monkeypatch.setattr(Worker, "columns", lambda worker: finish(worker, Started(Encoded(), worker._space(0)))[1])
     monkeypatch.setattr(Worker, "finish", finish_and_check)
     run(source, tmp_path / "out", rows_per_part=10)
     assert num_finished == 3
