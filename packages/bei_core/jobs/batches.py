@@ -27,10 +27,8 @@ def plan_batches(
     One with more than `max_items` texts is divided into batches that differ by at most one text.
     """
     order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # equal ones keep their order
-    budget, row_tokens_of = (
-        min(budget, max_tokens),
-        {length: _row_tokens(length, max_tokens) for length in set(lengths)},
-    )
+    budget = min(budget, max_tokens)
+    row_tokens_of = {length: _row_tokens(length, max_tokens) for length in set(lengths)}
     for row_tokens, indices in groupby(order, key=lambda index: row_tokens_of[lengths[index]]):
         rows = best_fit(indices, lengths, row_tokens)
         num_batches = -(-len(rows) // max(1, budget // row_tokens))

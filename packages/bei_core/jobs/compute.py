@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
 from bei_core.http.schemas.vectors import Precision, quantize
 from bei_core.jobs.batches import plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
+from bei_core.jobs.threads import Threads
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import Classify, Embed, Rank, Rows, Sparse, Text, Tokens, check_dimensions
@@ -33,8 +34,6 @@ Columns: TypeAlias = dict[str, pa.Array]
 
 # The outputs of texts: f32[N, D] if each text has one row, else a list of one output a text.
 Outputs: TypeAlias = Any
-
-ItemT = TypeVar("ItemT")
 
 # The kinds of models that can do each job. `auto` means the first job whose first kind is the kind of the model.
 _KINDS: Mapping[Task, tuple[Kind, ...]] = {
@@ -78,36 +77,6 @@ class Limits(NamedTuple):
 
     max_batch_tokens: int
     max_batch_requests: int | None
-
-
-class Threads:
-    """The threads that call the engine, as many as may call it at a time."""
-
-    def __init__(self, num_threads: int) -> None:
-        self._pool = ThreadPoolExecutor(num_threads, "bei-engine")
-        self._num_threads, self._is_closed = num_threads, False
-
-    def run(self, left: deque[ItemT], function: Callable[[ItemT], None]) -> list[Future[None]]:
-        """Calls a function with each item, which is removed before. The items of the calls before come first.
-
-        A thread takes one item after the other, because to wake one up costs about 1 ms where the engine uses all
-        caches. If the function fails, the items that are left are removed.
-        """
-
-        def work() -> None:
-            try:
-                while (item := _popped(left)) is not None and not self._is_closed:
-                    function(item)
-            except BaseException:
-                left.clear()
-                raise
-
-        return [self._pool.submit(work) for _ in range(self._num_threads)]
-
-    def close(self) -> None:
-        """Ends the threads. Items that are left are not computed."""
-        self._is_closed = True
-        self._pool.shutdown(cancel_futures=True)
 
 
 @dataclass(slots=True)
@@ -287,14 +256,6 @@ class Worker:
         finished = Embed([], normalize=options.normalize, dimensions=options.dimensions).finish(rows)
         precision, dtype = _PRECISIONS[options.output_dtype]
         return _fixed_lists(quantize(finished, precision), dtype)
-
-
-def _popped(items: deque[ItemT]) -> ItemT | None:
-    """Removes and returns the first item; None if there is none."""
-    try:
-        return items.popleft()
-    except IndexError:
-        return None
 
 
 def _pack(tokens: Sequence[Tokens], indices: Sequence[int]) -> Batch:

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from bei_core.text.library import encode
 
-# A word with its ids takes about 250 bytes. When there are so many, all are forgotten: frequent ones return at once.
+# A word with its ids takes about 150 bytes. When there are so many, all are forgotten: frequent ones return at once.
 _NUM_WORDS = 16_384
 _WORD_CHARS = 32  # longer ones are not remembered
 _WORDS_PER_TEXT = 64

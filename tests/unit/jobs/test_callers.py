@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 
 from bei_core.engines.batch import Batch
 from bei_core.jobs.compute import Columns, Encoded, Started, Worker
+from bei_core.jobs.threads import Threads
 from bei_core.tasks import Rows
 from tests.fakes import SAFETY_S
 from tests.unit.cli.fake_model import opens
@@ -62,3 +64,40 @@ def test_an_engine_with_two_callers_gets_a_batch_while_another_one_runs(
     run(source, tmp_path / "two", rows_per_part=100)
     assert len(entered) == num_batches > 2
     assert table(tmp_path / "two") == table(tmp_path / "one")
+
+
+@pytest.mark.parametrize("error", [ValueError, IndexError])
+def test_the_batches_after_one_that_fails_are_not_computed(error: type[Exception]) -> None:
+    threads, entered = Threads(2), list[int]()
+
+    def fail(number: int) -> None:
+        entered.append(number)
+        if number >= 2:
+            raise error
+
+    left = deque(range(100))
+    running = threads.run(left, fail)
+    assert {type(each.exception(SAFETY_S)) for each in running} >= {error}
+    assert not left
+    assert len(entered) < 10
+    threads.close()
+
+
+def test_batches_that_wait_are_not_computed_after_the_end_of_a_job() -> None:
+    threads, entered, entered_one, close = Threads(1), list[int](), threading.Event(), threading.Event()
+
+    def compute(number: int) -> None:
+        entered.append(number)
+        entered_one.set()
+        assert close.wait(SAFETY_S)
+
+    threads.run(deque(range(100)), compute)
+    threads.run(deque(range(100)), compute)
+    assert entered_one.wait(SAFETY_S)
+    closing = threading.Thread(target=threads.close)
+    closing.start()
+    while not threads.is_closed:
+        closing.join(0.001)
+    close.set()
+    closing.join(SAFETY_S)
+    assert entered == [0]
