@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # The CPU engine may compile graphs for lone texts of at most so many tokens (engines/openvino/lone.py).
 _LONE_TOKENS = 128
 
+# A part of at least so many of the largest batches is divided into these; of fewer, some of the threads could get none.
+_MANY_BATCHES = 16
+
 Columns: TypeAlias = dict[str, pa.Array]
 
 # The outputs of texts: f32[N, D] if each text has one row, else a list of one output a text.
@@ -132,11 +135,17 @@ class Worker:
     def start(self, encoded: Encoded, threads: Threads) -> Started:
         """Gives the batches of a part to the threads. They run after those of the parts before."""
         lengths = [len(item.ids) for item in encoded.tokens]
-        planned = plan_batches(lengths, self._engine.info.batch_tokens, *self.limits)
+        planned = plan_batches(lengths, self._batch_tokens(sum(lengths)), *self.limits)
         started = Started(encoded, self._space(len(lengths)))
         batches = deque((indices, _pack(encoded.tokens, indices)) for indices in planned)
         started.running = threads.run(batches, lambda each: self._compute(started, *each))
         return started
+
+    def _batch_tokens(self, num_tokens: int) -> int:
+        """Returns the tokens of a full batch of a part of so many tokens; the same for any number of threads."""
+        info = self._engine.info
+        has_many = num_tokens >= _MANY_BATCHES * info.most_batch_tokens
+        return info.most_batch_tokens if info.most_batch_tokens and has_many else info.batch_tokens
 
     def finish(self, started: Started) -> tuple[Encoded, Columns]:
         """Waits for a part. Returns the entries that have an output row, and the output columns, a row per entry.
