@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
@@ -134,18 +134,17 @@ class Worker:
 
     def start(self, encoded: Encoded, threads: Threads) -> Started:
         """Gives the batches of a part to the threads. They run after those of the parts before."""
-        lengths = [len(item.ids) for item in encoded.tokens]
-        planned = plan_batches(lengths, self._batch_tokens(sum(lengths)), *self.limits)
-        started = Started(encoded, self._space(len(lengths)))
-        batches = deque((indices, _pack(encoded.tokens, indices)) for indices in planned)
+        started = Started(encoded, self._space(len(encoded.tokens)))
+        batches = deque((indices, _pack(encoded.tokens, indices)) for indices in self.plan(encoded.tokens))
         started.running = threads.run(batches, lambda each: self._compute(started, *each))
         return started
 
-    def _batch_tokens(self, num_tokens: int) -> int:
-        """Returns the tokens of a full batch of a part of so many tokens; the same for any number of threads."""
-        info = self._engine.info
-        has_many = num_tokens >= _MANY_BATCHES * info.most_batch_tokens
-        return info.most_batch_tokens if info.most_batch_tokens and has_many else info.batch_tokens
+    def plan(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
+        """Yields the batches of a part, each a list of indices; the same for any number of threads."""
+        lengths, info = [len(item.ids) for item in tokens], self._engine.info
+        has_many = sum(lengths) >= _MANY_BATCHES * info.most_batch_tokens
+        budget = info.most_batch_tokens if info.most_batch_tokens and has_many else info.batch_tokens
+        return plan_batches(lengths, budget, *self.limits)
 
     def finish(self, started: Started) -> tuple[Encoded, Columns]:
         """Waits for a part. Returns the entries that have an output row, and the output columns, a row per entry.
@@ -206,22 +205,28 @@ class Worker:
             raise BeiError("the process of the engine has ended; see the log, and start the job again") from error
         except Exception:
             log.warning("the engine failed on a batch of %d; running its halves", len(indices), exc_info=True)
-            if len(indices) == 1:
-                self._check_engine()
-                started.reasons[indices[0]] = "the engine failed on this text; see the log"
-            for half in (indices[: len(indices) // 2], indices[len(indices) // 2 :]) if len(indices) > 1 else ():
-                self._compute(started, half, _pack(started.encoded.tokens, half))
-            return
+            return self._compute_halves(started, indices)
         started.num_padded.append(batch.num_tokens / (1 - self._engine.padding_share()))
         if isinstance(rows, list) or not np.isfinite(rows).all():
             infinite = [index for index, row in zip(indices, rows, strict=True) if not np.isfinite(row).all()]
             started.reasons.update(dict.fromkeys(infinite, "the model gave NaN or infinity for this text"))
         if not isinstance(started.outputs, list):
             started.outputs[indices] = rows
-            return
+            return None
         for index, row in zip(indices, rows, strict=True):
             if index not in started.reasons:
                 started.outputs[index] = self._output(row, started.encoded.tokens[index])
+        return None
+
+    def _compute_halves(self, started: Started, indices: list[int]) -> None:
+        """Computes the halves of a batch on which the engine failed, or rejects its only text."""
+        if len(indices) == 1:
+            self._check_engine()
+            started.reasons[indices[0]] = "the engine failed on this text; see the log"
+            return
+        middle = len(indices) // 2
+        for half in (indices[:middle], indices[middle:]):
+            self._compute(started, half, _pack(started.encoded.tokens, half))
 
     def _forward(self, batch: Batch) -> Outputs:
         """Returns f32[B, D], or f32[n, E] of the tokens of each text."""
