@@ -153,7 +153,7 @@ def test_a_connection_to_postgresql_that_is_lost_is_opened_again(
     def losing(*arguments: Any) -> None:  # noqa: ANN401
         publish(*arguments)
         with psycopg.connect(postgres) as connection:
-            others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND query LIKE '%lost%'"
+            others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
             num_lost.append(len(connection.execute(f"SELECT pg_terminate_backend(pid) {others}").fetchall()))  # type: ignore[call-overload,unused-ignore]
 
     monkeypatch.setattr(Output, "publish", losing)
