@@ -142,8 +142,9 @@ class Worker:
     def plan(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
         """Yields the batches of a part, each a list of indices; the same for any number of threads."""
         lengths, info = [len(item.ids) for item in tokens], self._engine.info
-        has_many = sum(lengths) >= _MANY_BATCHES * info.most_batch_tokens
-        budget = info.most_batch_tokens if info.most_batch_tokens and has_many else info.batch_tokens
+        # In bf16, large batches were not faster on several streams (docs/decisions/029-bulk-jobs.md).
+        most = info.most_batch_tokens if info.precision == "int8" else 0
+        budget = most if most and sum(lengths) >= _MANY_BATCHES * most else info.batch_tokens
         return plan_batches(lengths, budget, *self.limits)
 
     def finish(self, started: Started) -> tuple[Encoded, Columns]:

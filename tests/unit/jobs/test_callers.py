@@ -107,7 +107,7 @@ def test_a_part_of_many_tokens_has_the_largest_batches(monkeypatch: pytest.Monke
     source = tmp_path / "in.jsonl"
     source.write_text("".join(f'{{"text": "the text {number}"}}\n' for number in range(3000)))
     engine = opens(monkeypatch)
-    engine.info = replace(engine.info, batch_tokens=256, most_batch_tokens=512)
+    engine.info = replace(engine.info, precision="int8", batch_tokens=256, most_batch_tokens=512)
     run(source, tmp_path / "out", rows_per_part=2700)
     sizes = [sum(map(len, batch)) for batch in engine.batches]
     assert max(sizes) > 256, "the first part has more than 16 batches of 512 tokens"
