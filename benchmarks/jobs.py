@@ -36,7 +36,6 @@ from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
-from bei_core.jobs.batches import plan_batches
 from bei_core.jobs.inputs import open_input
 from bei_core.jobs.job import Job, shorten_pauses
 from bei_core.jobs.options import JobOptions
@@ -98,8 +97,7 @@ def run_side(side: str, options: argparse.Namespace, folder: Path, connection: C
     pool = ThreadPoolExecutor(opened.engine.info.num_callers)  # its threads end with the process, which is killed
     for part in data.parts[:: options.every]:
         tokens = job.prepare(part).encoded.tokens
-        planned = plan_batches([len(each.ids) for each in tokens], opened.engine.info.batch_tokens)
-        batches = [Batch.pack([tokens[index] for index in batch]) for batch in planned]
+        batches = [Batch.pack([tokens[index] for index in batch]) for batch in job.worker.plan(tokens)]
         turns.begin()
         deque(pool.map(opened.engine.forward, batches), maxlen=0)
         turns.end(sum(batch.num_tokens for batch in batches), 0.0)

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,63 @@ def test_each_row_is_there_once_after_a_stop(
     for row, name, vector in zip(expected["row"], expected["id"], expected["embedding"], strict=True):
         assert found[row][0] == name
         assert np.allclose(found[row][1], vector, atol=1e-6)
+
+
+def test_a_connection_to_postgresql_that_is_lost_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, postgres: str
+) -> None:
+    import psycopg
+
+    opens(monkeypatch)
+    monkeypatch.setattr("bei_core.storage.errors._PAUSES_S", (0.0, 0.0, 0.0))
+    publish, num_lost = Output.publish, list[int]()
+
+    def losing(*arguments: Any) -> None:  # noqa: ANN401
+        publish(*arguments)
+        with psycopg.connect(postgres) as connection:
+            others = "FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+            num_lost.append(len(connection.execute(f"SELECT pg_terminate_backend(pid) {others}").fetchall()))  # type: ignore[call-overload,unused-ignore]
+
+    monkeypatch.setattr(Output, "publish", losing)
+    run(source, tmp_path / "out", f"pgvector:{postgres}#lost")
+    assert num_lost == [1] * 7
+    assert sorted(of_pgvector(postgres, "lost")) == pq.read_table(tmp_path / "out")["row"].to_pylist()
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A server whose answers have one status."""
+
+    status: int
+
+    def do_PUT(self) -> None:
+        """Reads the body, and answers."""
+        self.rfile.read(int(self.headers["content-length"]))
+        self.send_response(self.status)
+        self.send_header("retry-after", "1")
+        self.send_header("content-length", "0")
+        self.end_headers()
+
+
+@pytest.mark.parametrize(
+    ("status", "may_pass"), [(0, True), (429, True), (502, True), (503, True), (400, False), (404, False)]
+)
+def test_only_errors_of_qdrant_that_may_pass_are_tried_again(status: int, may_pass: bool) -> None:
+    from qdrant_client import QdrantClient, models
+
+    from bei_core.jobs.sinks.qdrant import Qdrant
+
+    server = HTTPServer(("127.0.0.1", 0), Answering)
+    Answering.status = status
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    if not status:  # no server
+        server.shutdown()
+        server.server_close()
+    client = QdrantClient(url=f"http://127.0.0.1:{server.server_port}", check_compatibility=False)
+    with pytest.raises(Exception) as failed:  # noqa: PT011 - of several classes
+        client.upsert("docs", [models.PointStruct(id=1, vector=[1.0])])
+    assert Qdrant.may_pass(object.__new__(Qdrant), failed.value) is may_pass
+    server.shutdown()
+    server.server_close()
 
 
 def test_a_row_that_postgresql_cannot_hold_is_rejected(

@@ -26,9 +26,10 @@ def plan_batches(
     of the same kind of rows differ by at most one row, because the engine keeps memory for each new shape of a batch.
     One with more than `max_items` texts is divided into batches that differ by at most one text.
     """
-    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    order = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)  # equal ones keep their order
     budget = min(budget, max_tokens)
-    for row_tokens, indices in groupby(order, key=lambda index: _row_tokens(lengths[index], max_tokens)):
+    row_tokens_of = {length: _row_tokens(length, max_tokens) for length in set(lengths)}
+    for row_tokens, indices in groupby(order, key=lambda index: row_tokens_of[lengths[index]]):
         rows = best_fit(indices, lengths, row_tokens)
         num_batches = -(-len(rows) // max(1, budget // row_tokens))
         for part in _even_parts(rows, num_batches):

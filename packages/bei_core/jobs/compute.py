@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
@@ -19,6 +19,7 @@ from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
 from bei_core.http.schemas.vectors import Precision, quantize
 from bei_core.jobs.batches import plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
+from bei_core.jobs.threads import Threads
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.tasks import Classify, Embed, Rank, Rows, Sparse, Text, Tokens, check_dimensions
@@ -29,7 +30,13 @@ log = logging.getLogger(__name__)
 # The CPU engine may compile graphs for lone texts of at most so many tokens (engines/openvino/lone.py).
 _LONE_TOKENS = 128
 
+# A part of at least so many of the largest batches is divided into these; of fewer, some of the threads could get none.
+_MANY_BATCHES = 16
+
 Columns: TypeAlias = dict[str, pa.Array]
+
+# The outputs of texts: f32[N, D] if each text has one row, else a list of one output a text.
+Outputs: TypeAlias = Any
 
 # The kinds of models that can do each job. `auto` means the first job whose first kind is the kind of the model.
 _KINDS: Mapping[Task, tuple[Kind, ...]] = {
@@ -75,19 +82,15 @@ class Limits(NamedTuple):
     max_batch_requests: int | None
 
 
-class Computed(NamedTuple):
-    """The outputs of a batch: for each of its entries what the engine gave, or the reason why there is nothing."""
-
-    outputs: list[Any]
-    num_padded: float  # tokens that the engine computed, padding included
-
-
-class Started(NamedTuple):
-    """A part that the engine computes."""
+@dataclass(slots=True)
+class Started:
+    """A part that the engine computes. What its threads find out is complete when `running` is."""
 
     encoded: Encoded
-    batches: list[list[int]]  # entries of `encoded`, by index
-    running: deque[Future[Computed]]  # of each batch; `finish` takes them
+    outputs: Outputs  # of the entries; the threads write those of a batch while they are in the processor's cache
+    running: Sequence[Future[None]] = ()
+    reasons: dict[int, str] = field(default_factory=dict)  # why an entry has no output, by its index
+    num_padded: list[float] = field(default_factory=list)  # of each batch, tokens that were computed, padding included
 
 
 class Worker:
@@ -106,102 +109,131 @@ class Worker:
 
     def columns(self) -> Columns:
         """Returns the output columns of no rows: their names and types."""
-        return self.finish(Started(Encoded(), [], deque()))[1]
+        return self.finish(Started(Encoded(), self._space(0)))[1]
 
     def encode(self, texts: Sequence[Sequence[object]]) -> Encoded:
         """Returns the tokens of the rows of a part. `texts` has one list per text column."""
-        encoded = Encoded(rejected=_reasons_against(texts))
-        rows = [row for row in range(len(texts[0])) if row not in encoded.rejected]
+        rejected = _reasons_against(texts)
+        rows = [row for row in range(len(texts[0])) if row not in rejected]
         values = zip(*([column[row] for row in rows] for column in texts), strict=True)
         inputs = [self._model.pair(*map(str, each)) if len(each) > 1 else str(each[0]) for each in values]
-        for row, tokens in zip(rows, self._tokens(inputs), strict=True):
-            if isinstance(tokens, str):
-                encoded.rejected[row] = tokens
+        tokens = self._tokens_of_all(inputs)
+        if tokens is not None:
+            return Encoded(tokens, rows, rejected)
+        encoded = Encoded(rejected=rejected)
+        for row, found in zip(rows, map(self._tokens, inputs), strict=True):
+            if isinstance(found, str):
+                encoded.rejected[row] = found
             else:
-                encoded.add(row, tokens)
+                encoded.add(row, found)
         return encoded
 
-    def open_pool(self) -> ThreadPoolExecutor:
-        """Returns the threads that call the engine, as many as may call it at a time."""
-        return ThreadPoolExecutor(self._engine.info.num_callers, "bei-engine")
+    def open_threads(self) -> Threads:
+        """Returns the threads that call the engine."""
+        return Threads(self._engine.info.num_callers)
 
-    def start(self, encoded: Encoded, pool: Executor) -> Started:
-        """Gives the batches of a part to the threads of `open_pool`. They run after those of the parts before."""
-        lengths = [len(item.ids) for item in encoded.tokens]
-        batches = list(plan_batches(lengths, self._engine.info.batch_tokens, *self.limits))
-        inputs = ([encoded.tokens[index] for index in batch] for batch in batches)
-        return Started(encoded, batches, deque(pool.submit(self._forward, each) for each in inputs))
+    def start(self, encoded: Encoded, threads: Threads) -> Started:
+        """Gives the batches of a part to the threads. They run after those of the parts before."""
+        started = Started(encoded, self._space(len(encoded.tokens)))
+        batches = deque((indices, _pack(encoded.tokens, indices)) for indices in self.plan(encoded.tokens))
+        started.running = threads.run(batches, lambda each: self._compute(started, *each))
+        return started
+
+    def plan(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
+        """Yields the batches of a part, each a list of indices; the same for any number of threads."""
+        lengths, info = [len(item.ids) for item in tokens], self._engine.info
+        # In bf16, large batches were not faster on several streams (docs/decisions/029-bulk-jobs.md).
+        most = info.most_batch_tokens if info.precision == "int8" else 0
+        budget = most if most and sum(lengths) >= _MANY_BATCHES * most else info.batch_tokens
+        return plan_batches(lengths, budget, *self.limits)
 
     def finish(self, started: Started) -> tuple[Encoded, Columns]:
         """Waits for a part. Returns the entries that have an output row, and the output columns, a row per entry.
 
         All entries of an input row are rejected if the engine fails on one of them, or gives NaN or infinity for it.
         """
-        encoded, num_padded = started.encoded, 0.0
-        outputs = list[Any]([None] * len(encoded.tokens))
-        for batch in started.batches:
-            found = started.running.popleft().result()  # not kept, so that the outputs are freed
-            num_padded += found.num_padded
-            for index, output in zip(batch, found.outputs, strict=True):
-                outputs[index] = output
+        for each in started.running:
+            each.result()
+        done, outputs = started.encoded, started.outputs
+        started.outputs = None  # so that they are freed below, and not with the part
+        if started.reasons or done.rejected:
+            done, outputs = self._without_rejected(started, outputs)
+        done = replace(done, num_padded=sum(started.num_padded))
+        columns = _span_columns(done) if self._options.chunk else {}
+        return done, {**columns, **self._finished(outputs)}
+
+    def _without_rejected(self, started: Started, outputs: Outputs) -> tuple[Encoded, Outputs]:
+        """Returns the entries of the rows that are not rejected, and their outputs."""
+        encoded = started.encoded
         rejected = dict(encoded.rejected)
-        for owner, output in zip(encoded.owners, outputs, strict=True):
-            if isinstance(output, str):
-                rejected[owner] = output
+        for index, reason in sorted(started.reasons.items()):
+            rejected.setdefault(encoded.owners[index], reason)
         kept = [index for index, owner in enumerate(encoded.owners) if owner not in rejected]
         tokens, owners = [encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept]
-        done = Encoded(tokens, owners, rejected, num_padded)
-        columns = _span_columns(done) if self._options.chunk else {}
-        return done, {**columns, **self._finished([outputs[index] for index in kept])}
+        left = [outputs[index] for index in kept] if isinstance(outputs, list) else outputs[kept]
+        return Encoded(tokens, owners, rejected), left
 
-    def _tokens(self, inputs: list[Text]) -> Iterator[Sequence[Tokens] | str]:
-        """Yields the tokens of each input, one entry per chunk, or the reason why it cannot be encoded (a str)."""
-        if not self._options.chunk and inputs:
-            try:
-                yield from ([tokens] for tokens in self._tokenizer.encode_now(inputs, self._encode_options))
-                return
-            except RequestError:
-                log.debug("a part has a text that cannot be encoded; encoding its texts one by one", exc_info=True)
-        for each in inputs:
-            try:
-                if self._options.chunk:
-                    yield self._tokenizer.chunk_now([each], self._encode_options)[0]
-                else:
-                    yield self._tokenizer.encode_now([each], self._encode_options)
-            except RequestError as error:
-                yield str(error)
+    def _space(self, num_outputs: int) -> Outputs:
+        """Returns space for outputs."""
+        if self.task in {"tokens", "sparse"}:
+            return [None] * num_outputs
+        return np.empty((num_outputs, self._engine.info.row_width), np.float32)
 
-    def _forward(self, items: Sequence[Tokens]) -> Computed:
-        """Returns one output per item: its row, its terms or the rows of its tokens; if it has none, the reason."""
-        # During a job, the CPU engine may begin to run batches of one short text by another graph, which gives other
-        # bits. So such a text is run twice in one batch.
-        is_lone = len(items) == 1 and len(items[0].ids) <= _LONE_TOKENS
-        batch = Batch.pack([*items, *items] if is_lone else items)
-        of_tokens = self.task == "tokens" or (self.task == "sparse" and self._engine.info.weighs_terms)
+    def _tokens_of_all(self, inputs: list[Text]) -> list[Tokens] | None:
+        """Returns the tokens of each input; None if one cannot be encoded, or they are to be split into chunks."""
+        if self._options.chunk or not inputs:
+            return None
         try:
-            if of_tokens:
-                _, rows = self._engine.forward_tokens(batch)
-                outputs = np.split(rows, batch.cu_seqlens[1:-1])
-            else:
-                rows = self._engine.forward(batch)
-                outputs = list(rows)
+            return self._tokenizer.encode_now(inputs, self._encode_options)
+        except RequestError:
+            log.debug("a part has a text that cannot be encoded; encoding its texts one by one", exc_info=True)
+            return None
+
+    def _tokens(self, text: Text) -> Sequence[Tokens] | str:
+        """Returns the tokens of an input, one entry per chunk, or the reason why it cannot be encoded (a str)."""
+        try:
+            if self._options.chunk:
+                return self._tokenizer.chunk_now([text], self._encode_options)[0]
+            return self._tokenizer.encode_now([text], self._encode_options)
+        except RequestError as error:
+            return str(error)
+
+    def _compute(self, started: Started, indices: list[int], batch: Batch) -> None:
+        """Computes the outputs of some entries, which a batch holds in this order."""
+        try:
+            rows = self._forward(batch)[: len(indices)]
         except UnhealthyError as error:  # while its process is started again, it would fail on every text
             raise BeiError("the process of the engine has ended; see the log, and start the job again") from error
         except Exception:
-            log.warning("the engine failed on a batch of %d; running its halves", len(items), exc_info=True)
-            if len(items) == 1:
-                self._check_engine()
-                return Computed(["the engine failed on this text; see the log"], 0.0)
-            halves = [self._forward(half) for half in (items[: len(items) // 2], items[len(items) // 2 :])]
-            return Computed(halves[0].outputs + halves[1].outputs, halves[0].num_padded + halves[1].num_padded)
-        is_finite = np.isfinite(rows).all()
-        found = [
-            self._output(output, item)
-            if is_finite or np.isfinite(output).all()
-            else "the model gave NaN or infinity for this text"
-            for output, item in zip(outputs, items, strict=False)
-        ]
-        return Computed(found, batch.num_tokens / (1 - self._engine.padding_share()))
+            log.warning("the engine failed on a batch of %d; running its halves", len(indices), exc_info=True)
+            return self._compute_halves(started, indices)
+        started.num_padded.append(batch.num_tokens / (1 - self._engine.padding_share()))
+        if isinstance(rows, list) or not np.isfinite(rows).all():
+            infinite = [index for index, row in zip(indices, rows, strict=True) if not np.isfinite(row).all()]
+            started.reasons.update(dict.fromkeys(infinite, "the model gave NaN or infinity for this text"))
+        if not isinstance(started.outputs, list):
+            started.outputs[indices] = rows
+            return None
+        for index, row in zip(indices, rows, strict=True):
+            if index not in started.reasons:
+                started.outputs[index] = self._output(row, started.encoded.tokens[index])
+        return None
+
+    def _compute_halves(self, started: Started, indices: list[int]) -> None:
+        """Computes the halves of a batch on which the engine failed, or rejects its only text."""
+        if len(indices) == 1:
+            self._check_engine()
+            started.reasons[indices[0]] = "the engine failed on this text; see the log"
+            return
+        middle = len(indices) // 2
+        for half in (indices[:middle], indices[middle:]):
+            self._compute(started, half, _pack(started.encoded.tokens, half))
+
+    def _forward(self, batch: Batch) -> Outputs:
+        """Returns f32[B, D], or f32[n, E] of the tokens of each text."""
+        if self.task == "tokens" or (self.task == "sparse" and self._engine.info.weighs_terms):
+            return np.split(self._engine.forward_tokens(batch)[1], batch.cu_seqlens[1:-1])
+        return self._engine.forward(batch)
 
     def _check_engine(self) -> None:
         """Raises BeiError if the engine fails on a short text too. A broken engine must not reject all rows."""
@@ -219,20 +251,19 @@ class Worker:
             return Sparse.of_tokens(item.ids, output[:, -1]) if output.ndim == 2 else Sparse.of(output)
         return output[:, : self._model.token_width] if self.task == "tokens" else output
 
-    def _finished(self, outputs: list[Any]) -> Columns:
+    def _finished(self, outputs: Outputs) -> Columns:
         """Returns the columns that the job computes, from one output per entry."""
         if self.task == "tokens":
             vectors = self._model.embed_all([], self._encode_options).finish(outputs)
             return {"vectors": _token_vectors(vectors, self._model.token_width)}
         if self.task == "sparse":
             return _sparse_columns(self._model.embed_sparse([], self._encode_options).finish(outputs))
-        rows = np.array(outputs, np.float32).reshape(len(outputs), self._engine.info.row_width)
         if self.task == "embed":
-            return {"embedding": self._embeddings(rows)}
+            return {"embedding": self._embeddings(outputs)}
         if self.task == "rerank":
-            ranks = Rank([], self._encode_options, self._model.rank_scoring).finish(rows)
+            ranks = Rank([], self._encode_options, self._model.rank_scoring).finish(outputs)
             return {"score": pa.array([score for _, score in sorted(ranks)], pa.float32())}
-        finished = Classify([], self._encode_options, self._model.scoring).finish(rows)
+        finished = Classify([], self._encode_options, self._model.scoring).finish(outputs)
         return _label_columns(finished, self._model.labels)
 
     def _embeddings(self, rows: Rows) -> pa.Array:
@@ -240,6 +271,16 @@ class Worker:
         finished = Embed([], normalize=options.normalize, dimensions=options.dimensions).finish(rows)
         precision, dtype = _PRECISIONS[options.output_dtype]
         return _fixed_lists(quantize(finished, precision), dtype)
+
+
+def _pack(tokens: Sequence[Tokens], indices: Sequence[int]) -> Batch:
+    """Returns a batch of some entries.
+
+    During a job, the CPU engine may begin to run batches of one short text by another graph, which gives other bits. So
+    such a text is twice in its batch.
+    """
+    items = [tokens[index] for index in indices]
+    return Batch.pack(items * 2 if len(items) == 1 and len(items[0].ids) <= _LONE_TOKENS else items)
 
 
 def _task_of(model: ServedModel, options: JobOptions) -> Task:

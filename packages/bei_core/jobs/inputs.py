@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -20,6 +20,8 @@ from bei_core.jobs.options import JobOptions
 from bei_core.storage.backends import redact
 from bei_core.storage.errors import TransientError, retry_transient, translate_store_errors
 from bei_core.storage.objects import StoreFile, absolute_location, open_location
+
+ResultT = TypeVar("ResultT")
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -74,26 +76,35 @@ class Reader:
         return self._file
 
     def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
-        """Returns the rows of a part. If a store fails, it is tried again.
+        """Returns the rows of a part. Raises CheckpointError if the file cannot be read, or is not what it was."""
 
-        Raises CheckpointError if the file cannot be read, or is not what it was.
-        """
-        return retry_transient(lambda: self._read(part, options, schema), part.path)
+        def read(file: DataFile) -> tuple[Rows, Mapping[str, Any]]:
+            rows = file.read(part.split, options.text_columns, schema)
+            with self._translated(part.path):
+                return rows, version_of(self._files.info(part.path))
 
-    def _read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
-        try:
-            with translate_read_errors(part.path):
-                rows = self.file(part.path).read(part.split, options.text_columns, schema)
-                with self._translated(part.path):
-                    version = version_of(self._files.info(part.path))
-        except TransientError:
-            self.close()  # what its reader holds may end within a row
-            raise
+        rows, version = self.retry(read, part.path)
         if self._versions is not None and version != self._versions[part.path]:
             raise CheckpointError(
                 f"{part.path} has changed since the job began; start it in another folder, with a copy of the file"
             )
         return rows
+
+    def retry(self, read: Callable[[DataFile], ResultT], path: str) -> ResultT:
+        """Returns what `read` returns of an open file. If a store fails, the file is opened and read again.
+
+        Raises CheckpointError if the file cannot be read.
+        """
+
+        def attempt() -> ResultT:
+            try:
+                with translate_read_errors(path):
+                    return read(self.file(path))
+            except TransientError:
+                self.close()  # what its reader holds may end within a row
+                raise
+
+        return retry_transient(attempt, path)
 
     def _translated(self, path: str) -> AbstractContextManager[None]:
         """Translates what the driver of a store raises in the block; other locations have no driver."""
@@ -107,8 +118,12 @@ class Reader:
 
     def list(self) -> dict[str, Mapping[str, Any]]:
         """Returns the files at the location: versions by path. Raises ConfigError if there is none; see `list_data`."""
-        with self._translated(self._root):
-            return list_data(self._files, self._root, self._location)
+
+        def attempt() -> dict[str, Mapping[str, Any]]:
+            with self._translated(self._root):
+                return list_data(self._files, self._root, self._location)
+
+        return retry_transient(attempt, self._root)
 
 
 def open_input(location: str, options: JobOptions) -> Input:
@@ -123,13 +138,12 @@ def open_input(location: str, options: JobOptions) -> Input:
     for path in files:
         if not _is_unicode(path):
             raise ConfigError(f"the name of the file {path!r} is not UTF-8; rename it")
-        with translate_read_errors(path):
-            file = reader.file(path)
-            if len(files) > 1 and file.is_empty():
-                continue
-            columns, found = _planned(file, options)
+        planned = reader.retry(lambda file: _planned(file, options, is_only=len(files) == 1), path)
+        if planned is None:
+            continue
+        columns, found, has_types = planned
         schema = _unified(schema, columns, path) if splits else columns
-        if file.has_types:
+        if has_types:
             exact.setdefault(columns, path)
         splits += [(path, split) for split in found]
     reader.close()
@@ -141,11 +155,14 @@ def open_input(location: str, options: JobOptions) -> Input:
     return Input(location, files, schema, parts)
 
 
-def _planned(file: DataFile, options: JobOptions) -> tuple[pa.Schema, list[Split]]:
-    """Returns the types of the columns to copy, and the splits.
+def _planned(file: DataFile, options: JobOptions, *, is_only: bool) -> tuple[pa.Schema, list[Split], bool] | None:
+    """Returns the types of the columns to copy, the splits, and whether the file says its types.
 
-    Raises ConfigError if a column is missing or twice, or a column of texts has none.
+    None for a file without bytes, unless it is the only one. Raises ConfigError if a column is missing or twice, or a
+    column of texts has none.
     """
+    if not is_only and file.is_empty():
+        return None
     names = file.columns()
     for column in (*options.text_columns, *options.keep):
         if column not in names:
@@ -155,7 +172,7 @@ def _planned(file: DataFile, options: JobOptions) -> tuple[pa.Schema, list[Split
     for column in options.text_columns:
         if kind := file.type_instead_of_text(column):
             raise ConfigError(f"{file.name}: the column {column!r} has no texts, but values of type {kind}")
-    return file.schema(options.keep), list(file.splits(options.rows_per_part))
+    return file.schema(options.keep), list(file.splits(options.rows_per_part)), file.has_types
 
 
 def _unified(before: pa.Schema, columns: pa.Schema, path: str) -> pa.Schema:

@@ -103,13 +103,13 @@ class Job:
     def run(self, parts: Sequence[Part]) -> Iterator[Report]:
         """Computes and publishes parts; yields a report for each."""
         written: Future[None] | None = None
-        pool = self.worker.open_pool()
+        threads = self.worker.open_threads()
         # The threads end with this block: a generator that is left behind may be closed by any thread, even by its own.
         with ThreadPoolExecutor(1, "bei-read") as reader, ThreadPoolExecutor(1, "bei-write") as writer:
             reading = _one_ahead(reader.submit(self.prepare, part) for part in parts)
             prepared = (each.result() for each in reading)
-            # Batches of the next part wait in the pool, so that the engine need not wait while a part is finished.
-            started = _one_ahead((each, self.worker.start(each.encoded, pool)) for each in prepared)
+            # Batches of the next part wait for the threads, so that the engine need not wait while a part is finished.
+            started = _one_ahead((each, self.worker.start(each.encoded, threads)) for each in prepared)
             try:
                 for each, running in started:
                     encoded, columns = self.worker.finish(running)
@@ -119,7 +119,7 @@ class Job:
                     num_rows, num_tokens = each.part.split.num_rows, each.encoded.num_tokens
                     yield Report(1, num_rows, len(encoded.rejected), num_tokens, encoded.num_padded)
             finally:
-                pool.shutdown(cancel_futures=True)
+                threads.close()
             if written is not None:
                 written.result()
 

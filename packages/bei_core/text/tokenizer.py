@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -108,16 +107,18 @@ class TextTokenizer:
 
     def _from_words(self, words: Words, texts: Sequence[str | Pair], options: EncodeOptions) -> list[Tokens | None]:
         """Returns the tokens of each text by its words; None for a text that the library has to encode as a whole."""
-        sides = [((options.prompt or "") + text,) if isinstance(text, str) else text for text in texts]
-        limit = min(self.max_seq_len, options.max_tokens or self.max_seq_len)
-        sizes = [(sum(map(len, each)), sum(side.count(" ") + 1 for side in each)) for each in sides]
-        able = [num <= limit and chars <= min(limit * LONG_TOKEN, num * LONG_WORD) for chars, num in sizes]
-        split = [[side.split(" ") for side in each] for each in compress(sides, able)]
-        needed = {word for each in split for side in each for word in side}
-        known = words.known
-        ids: IdsOfWords = known if all(word in known for word in needed) else words.learn(needed)
-        found = (_joined(each, ids, words.frames[len(each), options.add_special_tokens], limit) for each in split)
-        return [next(found) if is_able else None for is_able in able]
+        limit, prompt = min(self.max_seq_len, options.max_tokens or self.max_seq_len), options.prompt or ""
+        split = list[Sequence[Sequence[str]]]()  # the words of the one or two sides of each text
+        for text in texts:
+            sides = (prompt + text,) if isinstance(text, str) else text
+            num_chars = sum(map(len, sides))
+            parts = [side.split(" ") for side in sides] if num_chars <= limit * LONG_TOKEN else ()
+            num_words = sum(map(len, parts))
+            split.append(parts if num_words <= limit and num_chars <= num_words * LONG_WORD else ())
+        needed, known = set[str]().union(*(part for parts in split for part in parts)), words.known
+        ids = known if known.keys() >= needed else words.learn(needed)
+        frames = [words.frames[num, options.add_special_tokens] for num in (1, 2)]
+        return [_joined(parts, ids, frames[len(parts) - 1], limit, self._zeros) if parts else None for parts in split]
 
     def _from_library(self, plain: list[str | Pair], options: EncodeOptions) -> list[Tokens]:
         """Returns the tokens of each text, which the library encodes as a whole; raises the errors of `encode_now`."""
@@ -378,18 +379,17 @@ class TextTokenizer:
             raise too_long(self._limit_of(options), length)
 
 
-def _joined(sides: Sequence[Sequence[str]], known: IdsOfWords, frame: Frame, limit: int) -> Tokens | None:
+def _joined(
+    sides: Sequence[Sequence[str]], known: IdsOfWords, frame: Frame, limit: int, zeros: npt.NDArray[np.int32]
+) -> Tokens | None:
     """Returns the tokens of the words of a text or a pair; None if there are none, or more than `limit`."""
-    ids = [*frame.before]
-    for word in sides[0]:
-        ids += known[word]
-    ids += frame.between
-    num_first = len(ids)
-    for word in sides[-1] if len(sides) == 2 else ():
-        ids += known[word]
-    ids += frame.after
+    first = b"".join([frame.before, *map(known.__getitem__, sides[0]), frame.between])
+    second = b"".join([*map(known.__getitem__, sides[1]), frame.after]) if len(sides) == 2 else frame.after
+    ids = np.frombuffer(first + second, np.int32)
     if not 0 < len(ids) <= limit:
         return None
+    if not frame.second_type:
+        return Tokens(ids, zeros[: len(ids)])
     type_ids = np.zeros(len(ids), np.int32)
-    type_ids[num_first:] = frame.second_type
-    return Tokens(np.array(ids, np.int32), type_ids)
+    type_ids[len(first) // ids.itemsize :] = frame.second_type
+    return Tokens(ids, type_ids)

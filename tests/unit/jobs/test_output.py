@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bei_core.errors import BeiError, ConfigError, StartError
@@ -180,3 +181,23 @@ def test_relative_paths_are_those_of_the_working_folder_at_the_start(
     run("in.jsonl", "out")
     monkeypatch.chdir("/")
     assert run(source, tmp_path / "out").num_parts_before == 7
+
+
+def test_vectors_are_neither_compressed_nor_counted_and_other_columns_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opens(monkeypatch)
+    kept = {"price": [0.5] * 64, "name": ["one"] * 64, "of": [{"width": 2.5, "tags": ["a"]}] * 64}
+    pq.write_table(pa.table({"text": ["the"] * 64, **kept}), tmp_path / "in.parquet")
+    run(tmp_path / "in.parquet", tmp_path / "out", keep=tuple(kept), rows_per_part=64)
+    group = pq.read_metadata(tmp_path / "out" / "part-00000.parquet").row_group(0)
+    columns = {each.path_in_schema: each for each in map(group.column, range(group.num_columns))}
+    vectors = columns.pop("embedding.list.element")
+    assert (vectors.compression, vectors.has_dictionary_page, vectors.is_stats_set) == ("UNCOMPRESSED", False, False)
+    assert {(each.compression, each.is_stats_set) for each in columns.values()} == {("ZSTD", True)}
+    assert {path for path, each in columns.items() if each.has_dictionary_page} == columns.keys() - {
+        "price",
+        "of.width",
+    }
+    assert columns["price"].statistics.max == 0.5
+    assert pq.read_table(tmp_path / "out").select(list(kept)).to_pydict() == kept

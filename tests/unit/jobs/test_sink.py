@@ -20,6 +20,7 @@ from bei_core.jobs.output import Output
 from bei_core.jobs.report import Report
 from bei_core.jobs.sinks import absolute_sink, target_of
 from bei_core.jobs.sinks.base import Sink, Target, records_of
+from bei_core.storage.errors import TransientError
 from tests.fakes import WIDTH
 from tests.unit.cli.fake_model import opens
 
@@ -33,6 +34,8 @@ class FakeSink(Sink):
     committed: list[int]
     num_written: int
     fails_at: int
+    num_failures: int  # of the writes from `fails_at` on
+    error: Exception
 
     def refusals(self, kept: pa.Table) -> dict[int, str]:
         """Refuse text that ends with `!`."""
@@ -44,8 +47,8 @@ class FakeSink(Sink):
         assert rows.schema == self.schema
         FakeSink.num_written += 1
         FakeSink.rows |= {row["key"]: row for row in rows.to_pylist()}
-        if FakeSink.num_written == FakeSink.fails_at:
-            raise ConnectionError("gone\nfor good")
+        if 0 <= FakeSink.num_written - FakeSink.fails_at < FakeSink.num_failures:
+            raise FakeSink.error
 
     @staticmethod
     def commit(target: Target, parts: Iterable[pa.Table]) -> None:
@@ -58,8 +61,10 @@ def database(monkeypatch: pytest.MonkeyPatch) -> type[FakeSink]:
     module = ModuleType("bei_core.jobs.sinks.qdrant")
     module.Qdrant = FakeSink  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "bei_core.jobs.sinks.qdrant", module)
-    FakeSink.rows, FakeSink.committed, FakeSink.num_written, FakeSink.fails_at = {}, [], 0, -1
+    FakeSink.rows, FakeSink.committed, FakeSink.num_written, FakeSink.fails_at = {}, [], 0, 1 << 30
+    FakeSink.error = ConnectionError("gone\nfor good")
     opens(monkeypatch)
+    monkeypatch.setattr("bei_core.storage.errors._PAUSES_S", (0.0, 0.0, 0.0))
     return FakeSink
 
 
@@ -125,12 +130,26 @@ def test_a_job_that_is_stopped_and_started_again_writes_each_row_once(
     assert sum(database.committed) == 19
 
 
-def test_a_database_that_fails_is_one_line_without_a_secret(
-    database: type[FakeSink], tmp_path: Path, source: Path
+def test_a_database_that_does_not_answer_for_a_moment_does_not_end_the_job(
+    database: type[FakeSink], caplog: pytest.LogCaptureFixture, tmp_path: Path, source: Path
 ) -> None:
-    database.fails_at = 2
+    database.fails_at, database.num_failures = 2, 3
+    run(source, tmp_path / "out")
+    assert len(database.rows) == 19
+    assert caplog.text.count("qdrant:http://host: no answer (ConnectionError); trying again") == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "num_tries", "kind"),
+    [(ConnectionError("gone\nfor good"), 4, TransientError), (ValueError("gone"), 1, BeiError)],
+)
+def test_a_database_that_fails_is_one_line_without_a_secret(
+    database: type[FakeSink], tmp_path: Path, source: Path, error: Exception, num_tries: int, kind: type[BeiError]
+) -> None:
+    database.fails_at, database.num_failures, database.error = 2, num_tries, error
     with pytest.raises(BeiError) as failed:
         run(source, tmp_path / "out")
+    assert type(failed.value) is kind
     assert str(failed.value) == "qdrant:http://host#table failed: gone; start the job again to go on"
     run(source, tmp_path / "out")
     assert len(database.rows) == 19

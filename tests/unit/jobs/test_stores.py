@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from bei_core.errors import StartError
 from bei_core.jobs.inputs import Part
 from bei_core.jobs.job import Job
 from bei_core.storage.backends import GoogleCloudStorage, Options
@@ -170,6 +171,28 @@ def test_a_read_that_fails_for_a_moment_does_not_end_the_job(
     run(f"gs://{bucket}/in.{ending}", tmp_path / "out", keep=("id",))
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert f"/in.{ending}: no answer (HttpResponseError); trying again in 0 s" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["list", "read", "open"])
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_store_that_fails_for_a_moment_at_the_start_does_not_end_the_job(
+    tmp_path: Path, bucket: str, rows: list[dict[str, Any]], ending: str, kind: str
+) -> None:
+    for name in ("a", "b"):
+        FailingStore().pipe_file(f"/{bucket}/in/{name}.{ending}", FORMATS[ending](rows))
+    run(f"gs://{bucket}/in", tmp_path / "whole", keep=("id",))
+    FailingStore.num_failures[kind] = 3
+    run(f"gs://{bucket}/in", tmp_path / "out", keep=("id",))
+    assert FailingStore.num_failures[kind] == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_an_input_that_does_not_exist_ends_the_job_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bucket: str
+) -> None:
+    monkeypatch.setattr("bei_core.storage.errors.time.sleep", lambda _: pytest.fail("it waits"))
+    with pytest.raises(StartError, match=r"in\.jsonl"):
+        run(f"gs://{bucket}/in.jsonl", tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["list", "read", "open"])

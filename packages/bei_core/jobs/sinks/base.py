@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from bei_core.errors import BeiError, ConfigError
 from bei_core.storage.backends import redact
+from bei_core.storage.errors import TransientError, retry_transient
 from bei_core.tasks import Rows
 
 KEY, VECTOR = "key", "embedding"
@@ -51,12 +52,24 @@ class Sink:
         return {}
 
     def write(self, table: pa.Table) -> None:
-        """Writes the output of a part. When it returns, the database has it. Raises BeiError."""
-        with translate_sink_errors(self.target):
-            self.upsert(with_keys(table))
+        """Writes the output of a part. When it returns, the database has it. If it does not answer, it is tried again.
+
+        Raises TransientError if it does not answer then, BeiError for another failure.
+        """
+        rows = with_keys(table)
+
+        def attempt() -> None:
+            with translate_sink_errors(self.target, self.may_pass):
+                self.upsert(rows)
+
+        retry_transient(attempt, str(self.target))
 
     def upsert(self, rows: pa.Table) -> None:
-        """Inserts rows, or replaces those with the same keys."""
+        """Inserts rows, or replaces those with the same keys. It is called again after an error that may pass."""
+
+    def may_pass(self, error: Exception) -> bool:
+        """Whether another try may succeed after an error of the client, which does not try again by itself."""
+        return isinstance(error, ConnectionError | TimeoutError)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -158,8 +171,8 @@ def _not_utf8(row: pa.Table) -> str:
 
 
 @contextmanager
-def translate_sink_errors(target: Target) -> Iterator[None]:
-    """Raises BeiError, naming the database, for what its client raises in the block."""
+def translate_sink_errors(target: Target, may_pass: Callable[[Exception], bool] = lambda _: False) -> Iterator[None]:
+    """Raises BeiError, naming the database, for what its client raises in the block; TransientError if it may pass."""
     try:
         yield
     except BeiError:
@@ -168,7 +181,8 @@ def translate_sink_errors(target: Target) -> Iterator[None]:
         raise ConfigError(f"{error.name} is not installed; pip install 'bei-core[{target.kind}]'") from error
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise BeiError(f"{target} failed: {reason}; start the job again to go on") from error
+        kind = TransientError if may_pass(error) else BeiError
+        raise kind(f"{target} failed: {reason}; start the job again to go on") from error
 
 
 def _lists(table: pa.Table, names: list[str]) -> list[list[Any]]:

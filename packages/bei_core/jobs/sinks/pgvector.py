@@ -34,7 +34,7 @@ class PgVector(JsonSink):
         super().__init__(target, schema)
         self._types = {field.name: _type_of(field.type) for field in schema}
         self._types |= {KEY: "uuid PRIMARY KEY", VECTOR: f"vector({self.width})"}
-        self._connection = psycopg.connect(target.location)
+        self._connection = self._connect()
         names = {name: sql.Identifier(name) for name in self._types}
         columns = [sql.SQL("{} " + kind).format(names[name]) for name, kind in self._types.items()]  # type: ignore[arg-type,unused-ignore]
         with self._connection.transaction():
@@ -65,9 +65,18 @@ class PgVector(JsonSink):
 
     def upsert(self, rows: pa.Table) -> None:
         """See `Sink.upsert`. A part is one transaction."""
+        if self._connection.closed:  # by the server, or the network has failed
+            self._connection = self._connect()
         with self._connection.transaction(), self._connection.cursor() as cursor:
             for records in records_of(rows):
                 cursor.executemany(self._insert, [self._values(record) for record in records])
+
+    def may_pass(self, error: Exception) -> bool:
+        """See `Sink.may_pass`. The connection is lost or refused, or the server ends transactions, as in a deadlock."""
+        return isinstance(error, psycopg.OperationalError)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self.target.location)
 
     def close(self) -> None:
         """See `Sink.close`."""

@@ -6,6 +6,7 @@ import os
 
 import pyarrow as pa
 from qdrant_client import QdrantClient, models
+from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from bei_core.jobs.sinks.base import KEY, VECTOR, JsonSink, Target, create_once, records_of
 
@@ -29,6 +30,13 @@ class Qdrant(JsonSink):
         for records in records_of(rows):
             points = [models.PointStruct(id=each.pop(KEY), vector=each.pop(VECTOR), payload=each) for each in records]
             self._client.upsert(self.target.table, points, wait=True)
+
+    def may_pass(self, error: Exception) -> bool:
+        """See `Sink.may_pass`. There was no answer, or the server or its proxy is busy."""
+        if isinstance(error, UnexpectedResponse):
+            return error.status_code in {429, 500, 502, 503, 504}
+        # The second is for 429 with `Retry-After`; the first versions of the client do not have it.
+        return isinstance(error, ResponseHandlingException) or type(error).__name__ == "ResourceExhaustedResponse"
 
     def close(self) -> None:
         """See `Sink.close`."""
