@@ -2,7 +2,7 @@
 
 With the hint bf16, the plugin keeps in f32 what lies between the outputs and, searching back from them, the first
 matrix multiplications. Residual connections lead around all of these, so in a model without a linear layer at its end
-the search would reach the embeddings (docs/decisions/040-norms-in-bf16.md).
+the search would reach the embeddings (docs/decisions/042-norms-in-bf16.md).
 """
 
 from __future__ import annotations
