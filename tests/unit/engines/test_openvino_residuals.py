@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
-from openvino import Model, Type
+from openvino import Model, Node, Type
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
@@ -19,18 +21,24 @@ LAYERS = 3
 IDS = np.arange(6, dtype=np.int32).reshape(2, 3)
 
 
-def model(*, normalises_before: bool = False, has_head: bool = False) -> Model:
+def layer_norm(x: Node, weight: ops.Array) -> Node:
+    return ops.layer_norm(x, weight, weight, 1e-5)
+
+
+def model(
+    *, normalises_before: bool = False, has_head: bool = False, norm: Callable[[Node, ops.Array], Node] = layer_norm
+) -> Model:
     """A model whose layers are a linear layer with a residual connection and a norm, before or after it."""
     random = np.random.default_rng(0)
     ids = op.parameter([-1, -1], Type.i32, name=INPUT_NAMES[0])
     hidden = ops.embedding(random.standard_normal((8, WIDTH), np.float32), ids)
     for layer in range(LAYERS):
         weight, scale = random.standard_normal((WIDTH, WIDTH), np.float32), random.standard_normal(WIDTH, np.float32)
-        inner = ops.layer_norm(hidden, scale, scale, 1e-5) if normalises_before else hidden
+        inner = norm(hidden, scale) if normalises_before else hidden
         total = op.add(ops.linear(inner, weight, scale), hidden)
         total.set_friendly_name(f"sum {layer}")
-        hidden = total if normalises_before else ops.layer_norm(total, scale, scale, 1e-5)
-    hidden = ops.layer_norm(hidden, scale, scale, 1e-5) if normalises_before else hidden
+        hidden = total if normalises_before else norm(total, scale)
+    hidden = norm(hidden, scale) if normalises_before else hidden
     vectors = op.reshape(hidden, ops.ints(-1, WIDTH), False, name=TOKEN_VECTORS)
     return Model([ops.linear(vectors, weight, None) if has_head else ops.l2_normalize(vectors)], [ids])
 
@@ -88,6 +96,13 @@ def test_f32_stays_exact() -> None:
     expected = core().compile_model(graph, "CPU", properties)({0: IDS})[0]
     keep_only_last_sum_wide(graph)
     np.testing.assert_array_equal(core().compile_model(graph, "CPU", properties)({0: IDS})[0], expected)
+
+
+def test_a_graph_without_layer_norms_stays_as_it_is() -> None:
+    graph = model(norm=lambda x, weight: ops.rms_norm(x, weight, 1e-5))
+    nodes = [node.get_instance_id() for node in graph.get_ops()]
+    keep_only_last_sum_wide(graph)
+    assert [node.get_instance_id() for node in graph.get_ops()] == nodes
 
 
 def test_a_graph_that_ends_with_a_linear_layer_stays_as_it_is() -> None:

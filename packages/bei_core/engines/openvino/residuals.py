@@ -1,4 +1,4 @@
-"""Lets the CPU plugin compute norms and residual sums in bf16, all but the last of them.
+"""Lets the CPU plugin compute LayerNorms and residual sums in bf16, all but the last of them.
 
 With the hint bf16, the plugin keeps in f32 what lies between the outputs and, searching back from them, the first
 matrix multiplications. Residual connections lead around all of these, so in a model without a linear layer at its end
@@ -26,8 +26,11 @@ def keep_only_last_sum_wide(graph: Model) -> None:
     """Changes a graph in place so that, in bf16, only its last residual sum and what follows it are in f32.
 
     The residual of that sum is multiplied by the identity, and the plugin's search ends there. The product has the
-    values of the residual in bf16. A graph whose outputs all follow a linear layer stays as it is.
+    values of the residual in bf16. A graph whose outputs all follow a linear layer stays as it is, and so does one
+    without LayerNorms: decoders would lose accuracy, and gain no time.
     """
+    if all(node.get_type_name() != "MVN" for node in graph.get_ops()):
+        return
     tail = _tail(result.input_value(0) for result in graph.get_results())
     vectors = [node for node in tail.values() if node.get_friendly_name() == TOKEN_VECTORS]
     before = _tail(output for node in vectors for output in node.outputs())
