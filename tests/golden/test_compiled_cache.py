@@ -54,17 +54,17 @@ def rows(folder: Path) -> Rows:
     return found
 
 
-def engine_of(name: str, folder: Path) -> Path:
+def engine_of(name: str, folder: Path, dtype: str = "float32") -> Path:
     checkpoint = resolve(str(GOLDEN / name))
-    built(checkpoint, read_spec(checkpoint), folder).close()
+    built(checkpoint, read_spec(checkpoint), folder, dtype=dtype).close()
     return folder
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_second_start_compiles_nothing_and_gives_the_same_rows(
-    name: str, tmp_path: Path, compiled: list[Path]
+    name: str, dtype: str, tmp_path: Path, compiled: list[Path]
 ) -> None:
-    folder = engine_of(name, tmp_path / "engine")
+    folder = engine_of(name, tmp_path / "engine", dtype)
     kept = rows(folder)
     assert compiled == [folder / MODEL]  # by `built`
     (file,) = (folder / TUNED).glob("compiled-*")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from openvino import Model
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
@@ -117,6 +118,16 @@ def test_an_engine_says_what_it_is(built: Callable[[Case], Built], dtype: str) -
         info = built(case).opened.engine.info
         assert (info.row_width, info.max_seq_len) == (case.dimension, case.max_seq_length)
         assert info.compute_type == {"float32": "cpu+f32", "bfloat16": "cpu+bf16"}[dtype]
+
+
+def test_only_an_engine_in_bf16_computes_residual_sums_in_bf16(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = list[Model]()
+    monkeypatch.setattr("bei_core.engines.openvino.engine.keep_only_last_sum_wide", changed.append)
+    checkpoint = resolve(str(SERVED[0].folder))
+    engines.built(checkpoint, read_spec(checkpoint), tmp_path / "engine", dtype=dtype).close()
+    assert len(changed) == (dtype == "bfloat16")
 
 
 def test_the_share_of_padding_is_of_the_last_batch(built: Callable[[Case], Built]) -> None:

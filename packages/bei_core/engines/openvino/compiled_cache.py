@@ -27,7 +27,7 @@ Probe: TypeAlias = "Callable[[openvino.CompiledModel], Sequence[Array]]"
 log = logging.getLogger(__name__)
 
 # Part of the file's name. Increment it when a graph is changed in another way after it is read.
-_VERSION = 1
+_VERSION = 3
 
 # Larger files are not written: the plugin has changed so many weights that they would be in memory twice.
 _MAX_BYTES = 32 << 20
