@@ -18,9 +18,9 @@ def compiled_once() -> Iterator[None]:
     model. test_compiled_cache.py and test_engine.py test that.
     """
 
-    def keep(_: CompiledCache, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:
+    def store(_: CompiledCache, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:
         return compile_()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CompiledCache, "keep", keep)
+        patch.setattr(CompiledCache, "store", store)
         yield

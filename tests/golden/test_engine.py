@@ -124,7 +124,7 @@ def test_only_an_engine_in_bf16_computes_residual_sums_in_bf16(
     dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changed = list[Model]()
-    monkeypatch.setattr("bei_core.engines.openvino.engine.keep_only_last_sum_wide", changed.append)
+    monkeypatch.setattr("bei_core.engines.openvino.changes.keep_only_last_sum_wide", changed.append)
     checkpoint = resolve(str(SERVED[0].folder))
     engines.built(checkpoint, read_spec(checkpoint), tmp_path / "engine", dtype=dtype).close()
     assert len(changed) == (dtype == "bfloat16")

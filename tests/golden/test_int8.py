@@ -18,7 +18,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.build import plan_build
 from bei_core.engines.calibration import Calibration, calibration_batches, encode, outputs, read_samples
 from bei_core.engines.open import Opened, build_engine, load, open_engine
-from bei_core.engines.openvino import build, engine
+from bei_core.engines.openvino import build, changes, engine
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
 from bei_core.engines.openvino.graph import ROWS, build_graph
 from bei_core.engines.openvino.lone import with_lone_graphs
@@ -249,7 +249,7 @@ def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], m
     opened = built("bert-mean-cls-list")
     path = opened.tokenizer.parent / MODEL
     monkeypatch.setattr(engine, "has_int8_dot_product", lambda: False)
-    monkeypatch.setattr(engine, "matmuls_to_convolutions", refuse)
+    monkeypatch.setattr(changes, "matmuls_to_convolutions", refuse)
     with pytest.raises(
         EngineUnavailableError,
         match=f"^OpenVINO cannot load the engine {path}: no such kernel; build the engine again$",

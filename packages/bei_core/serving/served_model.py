@@ -124,7 +124,7 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
     bge_m3 = spec.bge_m3 if engine.weighs_terms else None
     template = chosen_template(settings.rerank_template, spec.template, is_needed=spec.reads_messages)
     prompt = f", rerank template: {template.name if template else 'none'}" if template or kind is Kind.RERANKER else ""
-    log.info("%s is served as %s%s", spec.architecture, kind, prompt)
+    log.info("%s: %s%s", spec.architecture, kind.value, prompt)
     labels = classifier.labels if classifier else ()
     ranks = template is not None and len(labels) == 2  # "no" and "yes"
     return ServedModel(

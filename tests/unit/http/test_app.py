@@ -23,8 +23,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App, make_app
-from bei_core.http.bodies import INLINE_BODY_BYTES, joined
-from bei_core.http.limits import LEASE, BodyBudget, BodyLease
+from bei_core.http.bodies import INLINE_BODY_BYTES
 from bei_core.models.spec import read_spec
 from bei_core.serving.runner import Runner
 from bei_core.serving.service import Service
@@ -375,31 +374,3 @@ async def test_a_large_body_is_freed_on_a_thread_when_nothing_refers_to_it(
     ((is_on_loop, num_referrers),) = freed
     assert not is_on_loop
     assert num_referrers <= 1  # the frame of `free`, in Python 3.10
-
-
-async def test_a_large_body_is_joined_on_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop took 30 ms for 32 MB. While there are two copies of the body, both count."""
-    threads, counted, budget = list[bool](), list[int](), BodyBudget(2000)
-    scope = {"extensions": {LEASE: BodyLease(budget, lambda: None)}}
-
-    class Parts:
-        def __init__(self, *parts: bytes) -> None:
-            self.left = list(parts)
-
-        def __iter__(self) -> Iterator[bytes]:
-            for part in self.left:
-                threads.append(threading.current_thread() is threading.main_thread())
-                counted.append(budget.num_bytes)
-                yield part
-
-        def clear(self) -> None:
-            self.left = []
-
-    large = Parts(b"a" * 600, b"b" * 600)
-    monkeypatch.setattr("bei_core.http.codings.LARGE_BYTES", 1199)
-    assert await joined(large, 1200, scope) == b"a" * 600 + b"b" * 600  # type: ignore[arg-type]
-    assert await joined(Parts(b"a" * 600), 600, scope) == b"a" * 600  # type: ignore[arg-type]
-    assert threads == [False, False, True]
-    assert counted == [1200, 1200, 0]
-    assert not large.left
-    assert not budget.num_bytes

@@ -18,13 +18,12 @@ import openvino
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
+from bei_core.engines.openvino.changes import change_for
 from bei_core.engines.openvino.compiled import NUM_CACHED_KERNELS, Array, Graphs, Outputs, at_low_priority, core
 from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import MAX_LENGTH, lengths_for, with_lone_graphs
-from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
-from bei_core.engines.openvino.residuals import keep_only_last_sum_wide
-from bei_core.engines.openvino.stored import drop_mapped_pages, keep_weights_narrow
+from bei_core.engines.openvino.stored import drop_mapped_pages
 from bei_core.errors import EngineCorruptError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 from bei_core.tasks import Tokens
@@ -296,12 +295,8 @@ class OpenVinoEngine:
         """The graph for any batch. Raises EngineUnavailableError."""
         try:
             graph = core().read_model(self._model) if isinstance(self._model, Path) else self._model
-            if self._quantised and not has_int8_dot_product():
-                matmuls_to_convolutions(graph)
             precision = str(self._properties["INFERENCE_PRECISION_HINT"])
-            keep_weights_narrow(graph, precision)
-            if precision == "bf16":
-                keep_only_last_sum_wide(graph)
+            change_for(graph, precision, has_convolutions=self._quantised and not has_int8_dot_product())
         except RuntimeError as fault:
             raise self._unavailable(fault) from fault
         return graph
