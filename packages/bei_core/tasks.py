@@ -182,7 +182,7 @@ class _Unchunked:
 
     def join(self, rows: Any, owners: npt.NDArray[np.intp], weights: Rows) -> Any:  # noqa: ANN401
         """Never called, because no input has several chunks."""
-        raise NotImplementedError
+        raise NotImplementedError("this is a bug: an input has several chunks, which cannot be combined")
 
 
 @dataclass(frozen=True, slots=True)

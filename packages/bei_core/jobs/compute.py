@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # The CPU engine may compile graphs for lone texts of at most so many tokens (engines/openvino/lone.py).
 _LONE_TOKENS = 128
 
-# A part of at least so many of the largest batches is divided into these; of fewer, some of the threads could get none.
+# A part is divided into the largest batches only if it has at least so many of them: each of 8 threads gets some.
 _MANY_BATCHES = 16
 
 Columns: TypeAlias = dict[str, pa.Array]
@@ -143,7 +143,7 @@ class Worker:
         """Yields the batches of a part, each a list of indices; the same for any number of threads."""
         lengths, info = [len(item.ids) for item in tokens], self._engine.info
         # In bf16, large batches were not faster on several streams (docs/decisions/029-bulk-jobs.md).
-        most = info.most_batch_tokens if info.precision == "int8" else 0
+        most = min(info.most_batch_tokens, self.limits.max_batch_tokens) if info.precision == "int8" else 0
         budget = most if most and sum(lengths) >= _MANY_BATCHES * most else info.batch_tokens
         return plan_batches(lengths, budget, *self.limits)
 
@@ -253,11 +253,12 @@ class Worker:
 
     def _finished(self, outputs: Outputs) -> Columns:
         """Returns the columns that the job computes, from one output per entry."""
+        whole = replace(self._encode_options, chunk=False)  # each chunk has a row of its own
         if self.task == "tokens":
-            vectors = self._model.embed_all([], self._encode_options).finish(outputs)
+            vectors = self._model.embed_all([], whole).finish(outputs)
             return {"vectors": _token_vectors(vectors, self._model.token_width)}
         if self.task == "sparse":
-            return _sparse_columns(self._model.embed_sparse([], self._encode_options).finish(outputs))
+            return _sparse_columns(self._model.embed_sparse([], whole).finish(outputs))
         if self.task == "embed":
             return {"embedding": self._embeddings(outputs)}
         if self.task == "rerank":

@@ -24,6 +24,9 @@ from bei_core.jobs.report import Report
 from bei_core.jobs.sinks import open_sink, sink_of
 from bei_core.serving.served_model import describe
 
+# Part of a job's identity. Increment it when the same rows would give other bytes, which a resumed job would mix.
+FORMAT = 2
+
 _SWITCH_S = 0.0005  # how long a thread that runs Python code keeps the GIL after another one has asked for it
 
 ItemT = TypeVar("ItemT")
@@ -70,7 +73,7 @@ class Job:
         target = sink_of(options, columns)
         if values.pop("sink"):
             values["sink"] = str(target)
-        described = {"format": 1, "input": source.identity(), "model": identity, "options": values}
+        described = {"format": FORMAT, "input": source.identity(), "model": identity, "options": values}
         self.output.check(described)
         empty = _table("", pa.array([], pa.int64()), source.schema.empty_table(), columns)
         self._sink = None if target is None else open_sink(target, empty)

@@ -81,7 +81,9 @@ def chosen_template(
         )
     if setting is None or (own is not None and own.name == setting):
         return own
-    return None if setting == "none" else named_template(setting)
+    found = None if setting == "none" else named_template(setting)
+    is_own = own is not None and found is not None and found.template == own.template and not found.instruction
+    return own if is_own else found  # with the instruction that the checkpoint gave its own
 
 
 def with_instruction(template: RerankTemplate | None, prompt: str, file: str) -> RerankTemplate:

@@ -21,7 +21,7 @@ from bei_core.jobs.compute import Worker
 from bei_core.jobs.job import Job
 from bei_core.jobs.output import Folder
 from bei_core.jobs.report import Progress
-from bei_core.models.modules import Classifier
+from bei_core.models.modules import Classifier, Splade
 from tests.fakes import WIDTH, FakeEngine
 from tests.unit.cli.fake_model import opens
 from tests.unit.jobs.conftest import WORDS
@@ -248,6 +248,15 @@ def test_a_long_text_becomes_a_row_for_each_chunk(monkeypatch: pytest.MonkeyPatc
         index for index, character in enumerate(text) if character != " "
     ]
     assert last == (0, 3)
+
+
+def test_sparse_vectors_have_a_row_for_each_chunk_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opens(monkeypatch, Splade())
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": " ".join(WORDS * 4)}) + "\n")
+    run(tmp_path / "in.jsonl", tmp_path / "out", job="sparse", chunk=True, chunk_tokens=20)
+    found = table(tmp_path / "out")
+    assert found["chunk"] == [*range(len(found["row"]))]
+    assert len(found["indices"]) > 2
 
 
 def test_a_classifier_writes_labels_and_scores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path) -> None:

@@ -115,10 +115,14 @@ def test_the_default_prompt_of_a_cross_encoder_is_the_instruction(tmp_path: Path
 
 def test_the_instruction_of_a_custom_template_is_kept(tmp_path: Path) -> None:
     checkpoint, text = written(tmp_path, {**CHAT, MODEL: PROMPTED}), "{instruction}|{query}|{document}"
-    for instruction, used in (("", "Find code"), ("Find prose", "Find prose")):
-        template = read_spec(checkpoint, template=RerankTemplate("custom", text, instruction=instruction)).template
-        assert template is not None
-        assert template.fill("q", "d").text == f"{used}|q|d"
+    for setting, used in (
+        (text, "Find code"),
+        (json.dumps({"template": text, "instruction": "Find prose"}), "Find prose"),
+    ):
+        spec = read_spec(checkpoint, template=named_template(setting))
+        for template in (spec.template, served(spec, rerank_template=setting).template):
+            assert template is not None
+            assert template.fill("q", "d").text == f"{used}|q|d"
 
 
 @pytest.mark.parametrize("template", [None, RerankTemplate("custom", "{query} {document}")])

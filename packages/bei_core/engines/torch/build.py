@@ -19,7 +19,7 @@ from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 # Part of an engine's address. Increment it when the same checkpoint would give another folder.
-VERSION = 7
+VERSION = 8
 
 
 def facts(settings: Settings) -> Mapping[str, object]:

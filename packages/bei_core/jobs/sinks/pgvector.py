@@ -15,6 +15,10 @@ from bei_core.jobs.sinks.base import KEY, VECTOR, JsonSink, Target, holds, recor
 
 _CREATING = 0x6265695F6A6F6273  # the number of the lock, "bei_jobs"
 
+# SQLSTATEs: classes of a lost connection, of transactions that a server ends, of too few resources, and of an operator
+# who stops the server. A full disk is in the third, and does not pass.
+_CONNECTION, _PASSING, _DISK_FULL = "08", ("08", "40", "53", "57P"), "53100"
+
 _TYPES = (
     (pa.types.is_boolean, "boolean"),
     (pa.types.is_uint64, "numeric"),
@@ -73,7 +77,10 @@ class PgVector(JsonSink):
 
     def may_pass(self, error: Exception) -> bool:
         """See `Sink.may_pass`. The connection is lost or refused, or the server ends transactions, as in a deadlock."""
-        return isinstance(error, psycopg.OperationalError)
+        if not isinstance(error, psycopg.OperationalError):
+            return False
+        state = error.sqlstate or _CONNECTION  # None if the server did not answer
+        return state.startswith(_PASSING) and state != _DISK_FULL
 
     def _connect(self) -> psycopg.Connection[Any]:
         return psycopg.connect(self.target.location)
