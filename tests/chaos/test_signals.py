@@ -102,8 +102,8 @@ def test_what_the_drain_cannot_answer_is_told(tmp_path: Path, tmp_path_factory: 
         wait_until(lambda: server.metrics()["te_queue_size"] > 0)
         server.send_signal(signal.SIGTERM)
         assert server.wait() == 0
-        assert "closing 1 connections unanswered" in server.log
-        assert "ended with 1 connections unanswered" in server.log
+        assert "closing 1 connections" in server.log
+        assert "ended with 1 requests unanswered" in server.log
         assert "goodbye" not in server.log
         assert "POST /v1/embeddings 503 " in server.log
 

@@ -33,7 +33,7 @@ class EngineInfo:
     weighs_terms: bool = False  # whether a token's row has one more number after those: its weight as a term (bge-m3)
     num_replicas: int = 1  # copies of the model, which compute a batch together: `max_batch_tokens` is that of each
     num_callers: int = 1  # threads that may call it at a time
-    most_batch_tokens: int = 0  # of a batch under a long line, for a little more throughput; 0: `batch_tokens`
+    most_batch_tokens: int = 0  # of a batch under a long line or of a job, for more throughput; 0: `batch_tokens`
 
     @property
     def compute_type(self) -> str:

@@ -19,7 +19,7 @@ from bei_core.models.spec import ModelSpec
 
 
 class StoredAt(NamedTuple):
-    """The place of a tensor: a file, and the tensor's name there."""
+    """Where a tensor is stored: the tensors of a folder, and its name among them."""
 
     tensors: Tensors
     name: str

@@ -35,8 +35,8 @@ MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processo
 # Of a full batch. With small models, larger batches give no more throughput (docs/decisions/004-packed-rows.md).
 BATCH_TOKENS = 1024
 
-# Under a long line, where a text waits for several batches. With bf16 and with models of real size, whose weights take
-# long to read, such batches give some percent more (docs/decisions/041-batches-under-a-long-line.md).
+# Under a long line, where a text waits for several batches. Such batches give some percent more with bf16 on one stream,
+# and with models of real size, whose weights take long to read (docs/decisions/041-batches-under-a-long-line.md).
 MOST_BATCH_TOKENS = 2 * BATCH_TOKENS
 
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
@@ -138,7 +138,7 @@ class OpenVinoEngine:
     kernels. If `quantised`, linear layers compute in int8 and all other operations in `precision`. On a processor
     without VNNI, these layers become convolutions; a graph that was passed in is changed in place. After
     `_LONE_TEXTS` short lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`). With
-    `manifest`, that of the file's folder, the compiled model is kept for the next start.
+    `manifest`, that of the file's folder, the compiled model is stored for the next start.
 
     With several streams, as many threads may call the engine at a time, and it compiles no graphs for lone texts.
     """
@@ -240,7 +240,6 @@ class OpenVinoEngine:
             "compiled graphs for single texts of up to %d tokens in %.1f s", lengths[-1], time.perf_counter() - started
         )
         del before  # last, because to free the old model takes 0.1 s, in which the next batches run
-        return None
 
     def _stamps(self) -> list[tuple[int, int, int]]:
         """Inode, size and time of modification of the model's two files; empty if there are no such files."""

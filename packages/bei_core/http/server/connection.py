@@ -303,7 +303,7 @@ class Connection(asyncio.Protocol):
             parser.forget_head()
         exchange = Exchange(self, scope, lease, keep_alive=parser.keep_alive, expects_continue=parser.expects_continue)
         scope["extensions"] = {LEASE: lease, WATCH: exchange.watch}
-        self._pool.start(exchange.run(self._pool.app), is_small=scope["method"] == "GET")
+        self._pool.start(exchange.run(self._pool.app), is_small=scope["method"] in {"GET", "HEAD"})
         return exchange
 
     def _refuse_early(self, refusal: Refusal) -> Refused:

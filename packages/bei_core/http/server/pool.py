@@ -9,7 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from starlette.types import ASGIApp, Scope
 
@@ -31,6 +31,8 @@ _NOTE_EVERY_S = 10.0
 
 # Under overload, how many requests begin in one turn of the event loop. A health check waits for such a turn or two.
 _MAX_STARTED = 16
+
+_Work: TypeAlias = Coroutine[None, None, None]
 
 
 class Member(Protocol):
@@ -79,7 +81,7 @@ class Pool:
         self._connections: set[Member] = set()
         self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
-        self._later: deque[Coroutine[None, None, None]] = deque()  # to start in the next turns of the event loop
+        self._later: tuple[deque[_Work], deque[_Work]] = deque(), deque()  # to start in the next turns: small, others
         self._chunked: dict[Member, None] = {}  # connections with buffered bytes of a chunked body, the oldest first
         self._parses = False  # whether these bytes will be parsed in the next turn of the event loop
         self._rest_s = rest_s(settings.max_queue_wait_s)
@@ -119,28 +121,33 @@ class Pool:
         """Marks a connection as having a request in progress."""
         self._waiting.pop(connection, None)
 
-    def start(self, work: Coroutine[None, None, None], *, is_small: bool) -> None:
+    def start(self, work: _Work, *, is_small: bool) -> None:
         """Starts a task that answers a request.
 
         If requests are refused, the event loop rests after those that are accepted. They come in groups of a batch, and
         few of them start in one turn of the event loop, the small ones (health checks) first.
         """
-        if not self._later and self.now() >= self._rests_until:
+        small, others = self._later
+        is_first = not (small or others)
+        if is_first and self.now() >= self._rests_until:
             return self._start(work)
-        if not self._later:
+        if is_first:
             self._has_work = True
             self._loop.call_soon(self._start_some)
-        (self._later.appendleft if is_small else self._later.append)(work)
+        (small if is_small else others).append(work)
         return self._rest_soon()
 
     def _start_some(self) -> None:
+        """Starts small requests, at most half of a turn's while others wait, and then these."""
         self._has_work = True
-        for _ in range(min(_MAX_STARTED, len(self._later))):
-            self._start(self._later.popleft())
-        if self._later:
+        small, others = self._later
+        for number in range(min(_MAX_STARTED, len(small) + len(others))):
+            is_small = small and (number < _MAX_STARTED // 2 or not others)
+            self._start((small if is_small else others).popleft())
+        if small or others:
             self._loop.call_soon(self._start_some)
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: _Work) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -171,7 +178,7 @@ class Pool:
     async def drain(self, on_its_way_s: float, timeout_s: float) -> int:
         """Closes each connection when its request is answered, and all remaining ones after `timeout_s`.
 
-        Returns the number of those that were closed without an answer; what they waited for is cancelled later.
+        Returns the number of requests without an answer; what they waited for is cancelled later.
         """
         self.is_draining = True
         self.refused_heads = RefusedHeads()  # from now on replies close their connections
@@ -185,8 +192,10 @@ class Pool:
             try:
                 await asyncio.wait_for(self._empty.wait(), max(0.0, until - self.now()))
             except asyncio.TimeoutError:
-                log.warning("drain_timeout_s is nearly over: closing %d connections unanswered", len(self))
-        num_unanswered = len(self)
+                log.warning("drain_timeout_s is nearly over: closing %d connections", len(self))
+        while any(self._later):
+            self._start_some()  # so that they notice the end of their connections
+        num_unanswered = len(self._tasks)
         for connection in list(self._connections):
             connection.abort()
         self._sweeper.cancel()

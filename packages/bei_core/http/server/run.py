@@ -68,7 +68,7 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
     if server.crash is not None:
         raise EngineCrashedError(f"{server.crash}; this process ends, to be started again")
     if server.num_unanswered:
-        log.warning("ended with %d connections unanswered", server.num_unanswered)
+        log.warning("ended with %d requests unanswered", server.num_unanswered)
     else:
         log.info("drained; goodbye")
 
@@ -83,7 +83,7 @@ class _Server:
         self._sockets = sockets
         self._ends_at: float | None = None  # on time.monotonic's clock
         self._end_s: float = self._settings.drain_timeout_s  # the longest shutdown, in seconds
-        self.num_unanswered = 0  # connections that were closed at the end of the drain
+        self.num_unanswered = 0  # requests, at the end of the drain
         self.crash: str | None = None  # the reason if an engine thread has crashed
 
     def time_left(self) -> float:

@@ -96,3 +96,37 @@ async def test_few_requests_of_a_group_begin_in_one_turn_and_health_checks_first
     assert max(np.diff([1, *num_begun])) < NUM_CLIENTS / 2
     assert begun[1] == "health"
     await pool.drain(0.0, 0.0)
+
+
+async def test_health_checks_that_keep_coming_do_not_keep_others_from_beginning() -> None:
+    pool, others = Pool(ok, Settings(model_id="a"), BodyBudget(1_000_000), 10), list[str]()
+
+    async def check() -> None:
+        if len(others) < NUM_CLIENTS:
+            pool.start(check(), is_small=True)
+
+    async def begin() -> None:
+        others.append("embed")
+
+    pool.refused()
+    for _ in range(NUM_CLIENTS):
+        pool.start(check(), is_small=True)
+        pool.start(begin(), is_small=False)
+    for _ in range(NUM_CLIENTS):
+        await asyncio.sleep(0)
+    assert len(others) == NUM_CLIENTS
+    await pool.drain(0.0, 0.0)
+
+
+async def test_a_request_that_has_not_begun_when_the_server_ends_is_not_forgotten() -> None:
+    begun, pool = list[str](), Pool(ok, Settings(model_id="a"), BodyBudget(1_000_000), 10)
+
+    async def begin() -> None:
+        begun.append("embed")
+
+    pool.refused()
+    for _ in range(NUM_CLIENTS):
+        pool.start(begin(), is_small=False)
+    assert await pool.drain(0.0, 0.0) == NUM_CLIENTS
+    await asyncio.sleep(0)
+    assert len(begun) == NUM_CLIENTS
