@@ -35,8 +35,8 @@ MODEL = "model.xml"  # beside model.bin: OpenVINO's own format, for any processo
 # Of a full batch. With small models, larger batches give no more throughput (docs/decisions/004-packed-rows.md).
 BATCH_TOKENS = 1024
 
-# Under a long line, where a text waits for several batches. Such batches give some percent more with bf16 on one stream,
-# and with models of real size, whose weights take long to read (docs/decisions/041-batches-under-a-long-line.md).
+# Under a long line, where a text waits for several batches. These give some percent more with bf16 on one stream, and
+# with models of real size, whose weights take long to read (docs/decisions/041-batches-under-a-long-line.md).
 MOST_BATCH_TOKENS = 2 * BATCH_TOKENS
 
 # A model with rows as wide as a vocabulary (SPLADE) computes that many logits per token: smaller batches save memory.
