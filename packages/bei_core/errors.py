@@ -149,8 +149,8 @@ class EngineError(RequestError):
     kind = "Backend"
 
 
-# The longest wait that an overloaded server says, in seconds. A reply adds up to half of it at random, and the client of
-# OpenAI obeys up to 120 s.
+# The longest wait that an overloaded server says, in seconds. A reply adds up to half of it at random, and OpenAI's
+# client obeys up to 120 s.
 MAX_RETRY_AFTER_S = 60
 
 
