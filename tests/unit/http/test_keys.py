@@ -111,10 +111,12 @@ def test_the_file_is_read_again_when_it_changes(
         ("a: {key: x}\nb: {key: x}", "two names"),
         ("a: {key: x, requests_per_minute: 0}", "requests_per_minute"),
         ("a: [", "is not YAML"),
+        ("a: " + 3000 * "[", "is nested too deeply"),
+        ("a: " + 3000 * "{x: ", "is nested too deeply"),
         ("a: {key: '\u2003'}", "spaces"),
         (
             "a: {key: sesame, requests_per_minute: 600\nb: {key: x}",
-            "is not YAML at line 2, column 2, .* line 1, column 4",
+            r"is not YAML at line 2, column 2 \(the value begins at line 1, column 4\)",
         ),
         ("a:\n\tkey: sesame", "is not YAML at line 2, column 1"),
         ("a: {key: *sesame}", "is not YAML at line 1, column 10"),
