@@ -149,6 +149,11 @@ class EngineError(RequestError):
     kind = "Backend"
 
 
+# The longest wait that an overloaded server says, in seconds. A reply adds up to half of it at random, and OpenAI's
+# client obeys up to 120 s.
+MAX_RETRY_AFTER_S = 60
+
+
 class OverloadedError(RequestError):
     """Too much is in progress already; the client should retry after `retry_after_s` seconds.
 

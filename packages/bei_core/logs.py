@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timezone
 
@@ -51,15 +51,31 @@ def configure_logging(*, json_output: bool, level: str = "info") -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+def is_set_up() -> bool:
+    """Whether `configure_logging` was called."""
+    return any(isinstance(handler, BarAwareHandler) for handler in logging.getLogger().handlers)
+
+
 def is_json() -> bool:
     """Whether the log was set up to write JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
-def is_json_wanted(words: Iterable[str], environ: Mapping[str, str]) -> bool:
-    """Whether a command line or the environment asks for JSON; for lines that are written before settings are read."""
+def is_json_wanted(words: Sequence[str], environ: Mapping[str, str]) -> bool:
+    """Whether a command line or the environment asks for JSON; for lines that are written before settings are read.
+
+    As in `cli/flags`, a flag may have a value (`--json-output false`), the last flag counts, and it counts more than a
+    variable.
+    """
     variable = environ.get("BEI_JSON_OUTPUT") or environ.get("JSON_OUTPUT") or ""
-    return not {"--json-output", "--json-output=true"}.isdisjoint(words) or variable.lower() in {"true", "1"}
+    wanted = variable.lower() in {"true", "1"}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        flag, equals, value = word.partition("=")
+        if flag == "--":
+            break
+        if flag in {"--json-output", "--no-json-output"}:
+            wanted = flag == "--json-output" and (value if equals else after).lower() != "false"
+    return wanted
 
 
 def configure_own_logging(*, json_output: bool, level: str) -> None:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bei_core.logs import configure_logging, log_access
+from bei_core.logs import configure_logging, is_json_wanted, log_access
 
 
 def access(**changed: object) -> None:
@@ -54,6 +54,31 @@ def test_a_path_cannot_forge_a_line_or_a_field(capsys: pytest.CaptureFixture[str
             assert "\x1b" not in line
             assert ' 404 request_id="" ' in line
             assert f'POST "{path[:2]}' in line or 'POST "/\\' in line
+
+
+@pytest.mark.parametrize(
+    ("words", "variable", "wanted"),
+    [
+        ("serve", "", False),
+        ("serve", "True", True),
+        ("serve", "0", False),
+        ("serve --json-output", "", True),
+        ("serve --json-output --port 80", "false", True),
+        ("serve --json-output=true", "", True),
+        ("serve --json-output TRUE", "", True),
+        ("serve --json-output false", "", False),
+        ("serve --json-output=False", "true", False),
+        ("serve --no-json-output", "true", False),
+        ("serve --json-output --no-json-output", "", False),
+        ("serve --no-json-output --json-output", "", True),
+        ("embed -- --json-output", "", False),
+    ],
+)
+def test_before_the_settings_are_read_flags_and_variables_are_read_alike(
+    words: str, variable: str, wanted: bool
+) -> None:
+    for name in ("BEI_JSON_OUTPUT", "JSON_OUTPUT"):
+        assert is_json_wanted(words.split(), {name: variable}) is wanted
 
 
 @pytest.mark.parametrize(

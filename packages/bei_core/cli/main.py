@@ -128,9 +128,9 @@ def _write_error(message: str) -> None:
 
 def _writes_json() -> bool:
     """Whether log lines are JSON objects. Before the settings are read, the command line and the environment say so."""
-    from bei_core.logs import is_json, is_json_wanted
+    from bei_core.logs import is_json, is_json_wanted, is_set_up
 
-    return is_json() or is_json_wanted(sys.argv[1:], os.environ)
+    return is_json() if is_set_up() else is_json_wanted(sys.argv[1:], os.environ)
 
 
 def _log() -> logging.Logger:

@@ -27,6 +27,8 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path} is not YAML: byte {fault.start} is not UTF-8") from None
     except yaml.YAMLError as fault:
         raise ConfigError(f"{path} is not YAML at {_place_of(fault, text)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is nested too deeply; close each bracket that it opens") from None
     except ValueError:  # such as the date 2024-02-31
         raise ConfigError(f"{path} is not YAML: a date or number in it does not exist; write it in quotes") from None
     if config is not None and not isinstance(config, dict):
@@ -35,13 +37,14 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 
 def _place_of(fault: Exception, text: str) -> str:
-    """The line and column of a mistake in YAML, and of the beginning of what contains it."""
+    """The line and column of a mistake in YAML, and of the beginning of the value that contains it."""
     marks = (getattr(fault, "problem_mark", None), getattr(fault, "context_mark", None))
     places = [f"line {mark.line + 1}, column {mark.column + 1}" for mark in marks if mark is not None]
     if not places:  # a character that YAML does not allow
         before = text[: getattr(fault, "position", 0)]
         places = [f"line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"]
-    return ", in what begins at ".join(dict.fromkeys(places))
+    place, *begin = dict.fromkeys(places)
+    return f"{place} (the value begins at {begin[0]})" if begin else place
 
 
 def read_secret(name: str) -> str:

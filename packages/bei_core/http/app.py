@@ -171,7 +171,7 @@ class App:
             priority = read_priority(headers)
         except RequestError:  # `respond` finds the same error again and sends it
             return None
-        refusal = self._refusal(route, priority, services, again=is_retry(headers))
+        refusal = self._refusal(route, priority, services, is_retry=is_retry(headers))
         if refusal is None:
             scope[_IS_COMING] = True
             self._num_coming += 1
@@ -188,16 +188,16 @@ class App:
         kinds = route.schema.kinds if route.schema is not None else ()
         return tuple(each for each in self.services if not each.model.roles.isdisjoint(kinds)) or self.services
 
-    def _refusal(self, route: Route, priority: str, services: Sequence[Service], *, again: bool) -> Refusal | None:
-        """Returns the newest refusal of the same kind, if it is still valid or all models refuse; `again`: a retry."""
-        now, kind = time.monotonic(), (route.path, priority, again)
+    def _refusal(self, route: Route, priority: str, services: Sequence[Service], *, is_retry: bool) -> Refusal | None:
+        """Returns the newest refusal of the same kind, if it is still valid or all models refuse."""
+        now, kind = time.monotonic(), (route.path, priority, is_retry)
         refusal = self._refusals.get(kind)
         if refusal is not None and now < refusal.until:
             return refusal
         faults: list[OverloadedError] = []
         for service in services:
             try:
-                service.check_load(priority, self._num_coming, is_retry=again)
+                service.check_load(priority, self._num_coming, is_retry=is_retry)
             except OverloadedError as fault:
                 faults.append(fault)
             else:

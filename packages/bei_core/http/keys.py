@@ -46,8 +46,8 @@ class Client:
             self._counted_at = now
             if self._allowed < 1:
                 wait_s = math.ceil((1 - self._allowed) / rate)
-                limit = f"{key.requests_per_minute} requests a minute, {int(burst)} at once"
-                said = f"the key {self.name} allows {limit}; try again in {wait_s} s"
+                limit = f"requests_per_minute is {key.requests_per_minute}, {int(burst)} at once"
+                said = f"the limit of the key {self.name} is reached: {limit}; try again in {wait_s} s"
                 raise OverloadedError(said, cause="key_limit", retry_after_s=wait_s)
             self._allowed -= 1
         self.num_requests += 1

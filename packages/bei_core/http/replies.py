@@ -46,8 +46,6 @@ _PART = 1_048_576  # the most bytes of a reply in one ASGI message
 
 _MAX_ACCEPT = 1024  # bytes of the headers that ask for a format; those of browsers have 200
 
-_MAX_RETRY_AFTER_S = 60  # OpenAI's client ignored a longer one for years
-
 _SHOWN = 1000  # the most characters of an error message
 
 
@@ -127,7 +125,7 @@ def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inpu
     message = message if len(message) <= _SHOWN else message[:_SHOWN] + "…"  # a message may quote the request
     headers: dict[str, str] = {}
     if isinstance(error, OverloadedError):
-        headers |= retry_after(error.retry_after_s)
+        headers |= retry_after(error.retry_after_s, spread=error.cause != "key_limit")
     if isinstance(error, MethodNotAllowedError):
         headers["allow"] = error.allow
     if isinstance(error, UnauthorizedError):
@@ -135,14 +133,14 @@ def error_response(error: RequestError, errors: ErrorFormat, inputs: str = "inpu
     return Response(orjson.dumps(errors.body(error, message, param)), error.status, headers, JSON)
 
 
-def retry_after(seconds: int) -> dict[str, str]:
-    """Returns the headers that say when to come again: after `seconds` to half as much more, at random.
+def retry_after(seconds: int, *, spread: bool = True) -> dict[str, str]:
+    """Returns the headers that say when to come again: after `seconds`, with `spread` up to half as much later.
 
-    So clients that are refused together do not come back together. Clients with OpenAI's SDK wait exactly as long as
-    the header says, and read the one with milliseconds first.
+    That is random, so that clients that are refused together do not come back together. Clients with OpenAI's SDK wait
+    exactly as long as the header says, and read the one with milliseconds first. The limit of a key is no reason to
+    spread: it concerns one client, and the wait is exact.
     """
-    longest = min(1.5 * seconds, _MAX_RETRY_AFTER_S)
-    wait_s = uniform(min(seconds, longest / 1.5), longest)  # noqa: S311 - no secret
+    wait_s = uniform(seconds, 1.5 * seconds) if spread else seconds  # noqa: S311 - no secret
     return {"retry-after": f"{wait_s:.0f}", "retry-after-ms": f"{1e3 * wait_s:.0f}"}
 
 
@@ -153,7 +151,10 @@ def retry_lines(seconds: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The reply to every request of a path and priority, until `until` on the clock of time.monotonic."""
+    """The reply to every request of a path and priority, and of first attempts or retries, until `until`.
+
+    That is a time on the clock of time.monotonic.
+    """
 
     error: OverloadedError
     headers: bytes  # lines, without those that differ between requests

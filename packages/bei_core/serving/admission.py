@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bei_core.errors import OverloadCause, OverloadedError
+from bei_core.errors import MAX_RETRY_AFTER_S, OverloadCause, OverloadedError
 from bei_core.serving.queue import HEAD_START_S, SHORTEST_CLASS, Item, Pending, ServiceRate
 from bei_core.serving.retries import RetryBudget
 
@@ -28,9 +28,6 @@ _BATCH_SHARE = 1 / 3
 
 # A batch takes at most this fraction of the line, if it is larger than a full batch.
 _LINE_SHARE = 1 / 4
-
-# OpenAI's client ignores a longer Retry-After.
-_MAX_RETRY_AFTER_S = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,5 +160,5 @@ class Admission:
 
 def overloaded(what: str, cause: OverloadCause, wait_s: float) -> OverloadedError:
     """Returns the error for a refused request; `wait_s` is the time in seconds after which the client may retry."""
-    retry_after_s = min(max(1, math.ceil(wait_s)), _MAX_RETRY_AFTER_S)
+    retry_after_s = min(max(1, math.ceil(wait_s)), MAX_RETRY_AFTER_S)
     return OverloadedError(f"{what}; try again in {retry_after_s} s", cause=cause, retry_after_s=retry_after_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +101,64 @@ def _bei_of(pid: int) -> int:
     """The only child of a process."""
     (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return int(child)
+
+
+@pytest.mark.parametrize("json_output", [False, True])
+def test_a_process_that_a_library_keeps_from_ending_says_why_it_ends(json_output: bool) -> None:
+    code = f"""
+import hashlib, threading
+from bei_core.cli import signals
+from bei_core.logs import configure_logging
+signals._UNWIND_S = 0.1
+configure_logging(json_output={json_output})
+with signals.interrupted_by_sigterm():
+    threading.Timer(0.5, lambda: print("ready", flush=True)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+    with _ready(code) as process:
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=SAFETY_S)
+    assert process.returncode == 143
+    (line,) = errors.splitlines()
+    assert (json.loads(line)["message"] if json_output else line).startswith("error: ended by SIGTERM")
+
+
+def test_a_second_signal_ends_a_server_whose_main_thread_is_in_a_library() -> None:
+    code = """
+import asyncio, hashlib, threading
+from types import SimpleNamespace
+from bei_core.http.server.run import _Server
+
+async def run():
+    settings = SimpleNamespace(drain_timeout_s=1000.0)
+    server = _Server(SimpleNamespace(service=SimpleNamespace(settings=settings)), None, None)
+    told = server._end_on_signals()
+    print("ready", flush=True)
+    await told.wait()
+    threading.Timer(0.5, lambda: print("told", flush=True)).start()
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+
+asyncio.run(run())
+"""
+    with _ready(code) as process:
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "told\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=SAFETY_S) == -signal.SIGTERM
+
+
+@contextmanager
+def _ready(code: str) -> Iterator[subprocess.Popen[str]]:
+    """A Python process that runs the code and has printed its first line; killed at the end."""
+    command, pipe = [sys.executable, "-c", code], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_the_server_replaces_the_handler(monkeypatch: pytest.MonkeyPatch) -> None:

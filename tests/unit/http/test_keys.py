@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bei_core.config.keys import read_keys
+from bei_core.config.keys import ApiKey, read_keys
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, OverloadedError, UnauthorizedError
 from bei_core.http import keys as module
-from bei_core.http.keys import Keys
+from bei_core.http.error_format import TEI
+from bei_core.http.keys import Client, Keys
+from bei_core.http.replies import error_response
 
 
 def keys_of(**flags: object) -> Keys:
@@ -60,11 +62,21 @@ def test_each_key_has_its_own_limits(file: Path, monkeypatch: pytest.MonkeyPatch
     first.leave()
     first.enter()
     second.enter()
-    with pytest.raises(OverloadedError, match="60 requests a minute, 1 at once; try again in 1 s") as raised:
+    with pytest.raises(OverloadedError, match="requests_per_minute is 60, 1 at once; try again in 1 s") as raised:
         second.enter()
     assert (raised.value.retry_after_s, raised.value.cause) == (1, "key_limit")
     now[0] += 1.0
     second.enter()
+
+
+def test_a_key_is_told_its_exact_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.monotonic", lambda: 100.0)
+    client = Client("a", ApiKey("alpha", requests_per_minute=1))
+    client.enter()
+    with pytest.raises(OverloadedError, match="try again in 60 s") as raised:
+        client.enter()
+    headers = error_response(raised.value, TEI).headers
+    assert (headers["retry-after"], headers["retry-after-ms"]) == ("60", "60000")
 
 
 def test_the_file_is_read_again_when_it_changes(
@@ -99,10 +111,12 @@ def test_the_file_is_read_again_when_it_changes(
         ("a: {key: x}\nb: {key: x}", "two names"),
         ("a: {key: x, requests_per_minute: 0}", "requests_per_minute"),
         ("a: [", "is not YAML"),
+        ("a: " + 3000 * "[", "is nested too deeply"),
+        ("a: " + 3000 * "{x: ", "is nested too deeply"),
         ("a: {key: '\u2003'}", "spaces"),
         (
             "a: {key: sesame, requests_per_minute: 600\nb: {key: x}",
-            "is not YAML at line 2, column 2, .* line 1, column 4",
+            r"is not YAML at line 2, column 2 \(the value begins at line 1, column 4\)",
         ),
         ("a:\n\tkey: sesame", "is not YAML at line 2, column 1"),
         ("a: {key: *sesame}", "is not YAML at line 1, column 10"),

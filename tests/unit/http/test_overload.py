@@ -266,11 +266,11 @@ async def test_under_overload_retries_beyond_their_budget_are_refused_and_first_
     assert {(await task).status_code for task in (first, *waiting, other)} == {200}
 
 
-@pytest.mark.parametrize(("seconds", "longest"), [(1, 1.5), (10, 15), (50, 60), (60, 60)])
+@pytest.mark.parametrize(("seconds", "longest"), [(1, 1.5), (10, 15), (50, 75), (60, 90)])
 def test_clients_that_are_refused_together_do_not_come_back_together(seconds: int, longest: float) -> None:
     found = [retry_after(seconds) for _ in range(300)]
     waits = [int(headers["retry-after-ms"]) / 1e3 for headers in found]
-    assert min(waits) >= min(seconds, 40)
+    assert min(waits) >= seconds  # it is known that nothing is accepted before
     assert max(waits) <= longest
     assert len(set(waits)) > 100
     assert all(abs(float(headers["retry-after"]) - wait) <= 0.5 for headers, wait in zip(found, waits, strict=True))

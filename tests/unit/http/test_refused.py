@@ -27,19 +27,21 @@ async def test_a_body_that_is_not_json_says_why(make_served: MakeServed, path: s
 
 
 async def test_failures_are_a_share_of_the_requests(make_served: MakeServed) -> None:
-    """Also of requests that are refused before their inputs are counted."""
+    """Also of requests that are refused before their inputs are counted, and of those with an error after that."""
     served = await make_served(max_client_batch_size=2, max_concurrent_requests=1)
     client = served.client
     assert (await client.get("/none")).status_code == 404
     assert (await client.get("/embed")).status_code == 405
     assert (await client.post("/embed", content=b"{")).status_code == 400
     assert (await client.post("/embed", json={"inputs": [[5], [6], [7]]})).status_code == 422
+    for path, body in (("/embed", {"inputs": [[10**6]]}), ("/vertex", {"instances": [{"inputs": [[10**6]]}]})):
+        assert (await client.post(path, json=body)).status_code == 422  # there is no such token
     first = await occupied(served)
     assert (await client.post("/embed", json={"inputs": [[6]]})).status_code == 429  # by its head alone
     served.engine.release()
     assert (await first).status_code == 200
     found = dict(line.rsplit(" ", 1) for line in (await client.get("/metrics")).text.splitlines())
     assert found['te_request_count{method="refused"}'] == "5.0"
-    assert sum(float(value) for name, value in found.items() if name.startswith("te_request_failure{")) == 5
-    assert sum(float(value) for name, value in found.items() if name.startswith("te_request_count{")) == 6
-    assert found["te_embed_count"] == found["te_embed_success"]
+    assert sum(float(value) for name, value in found.items() if name.startswith("te_request_failure{")) == 7
+    assert sum(float(value) for name, value in found.items() if name.startswith("te_request_count{")) == 8
+    assert float(found["te_embed_count"]) == 2 + float(found["te_embed_success"])

@@ -89,6 +89,7 @@ async def _run_all(call: Call, tasks: Sequence[Task[Any]]) -> list[Result[Any]]:
     finally:
         for each in runs:
             each.cancel()
+        call.timings.is_counted = any(each.is_counted for each in timings)
     _add(call.timings, timings)
     return [results[place] for place in range(len(tasks))]
 

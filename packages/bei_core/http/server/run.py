@@ -137,8 +137,8 @@ class _Server:
         told, loop, seconds = asyncio.Event(), asyncio.get_running_loop(), self._settings.drain_timeout_s
 
         def handle(_number: int, _frame: object) -> None:
-            for number in _SIGNALS:
-                signal.signal(number, _end_by)
+            for number in _SIGNALS:  # Python's handlers have to wait for the main thread, the default action does not
+                signal.signal(number, _end_by if os.getpid() == 1 else signal.SIG_DFL)
             self._end_within(seconds, 0)
             loop.call_soon_threadsafe(told.set)
 
@@ -172,9 +172,10 @@ def only_probes(app: ASGIApp) -> ASGIApp:
 
 
 def _end_by(number: int, _frame: object) -> None:
-    """Ends the process by a signal; with the status of shells for it as PID 1, for which Linux ignores the signal."""
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(signal.Signals(number))
+    """Ends PID 1, for which Linux ignores a signal without a handler, with the status that shells show for the signal.
+
+    Any other process ends by the signal itself.
+    """
     os._exit(128 + number)
 
 
