@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
@@ -198,7 +199,7 @@ def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
     first = next(iter(found), "")
     for name, value in found.items():
         if value != found[first]:
-            raise ValidationError(f"`{first}` and `{name}` mean the same and differ; give one of them", param=name)
+            raise ValidationError(f"`{first}` and `{name}` contradict each other; give one of them", param=name)
     return found.get(first)
 
 
@@ -222,11 +223,8 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     if isinstance(fault, msgspec.ValidationError):
         field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
         name = field.group(1) if field else None
-        fields = msgspec.structs.fields(schema) if isinstance(schema, msgspec.StructMeta) else ()
-        kinds = [each.type for each in fields if each.encode_name == name]
-        known = ", ".join(dict.fromkeys(value for kind in kinds for value in _literals(kind)))
-        is_of_known = known and str(fault).startswith("Invalid enum value")
-        return ValidationError(f"{fault}; known are {known}" if is_of_known else str(fault), param=name)
+        known = _known(schema).get(name or "") if str(fault).startswith("Invalid enum value") else None
+        return ValidationError(f"{fault}; known are {known}" if known else str(fault), param=name)
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
     said = str(fault)
@@ -235,6 +233,13 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     elif said == _TRUNCATED and (half := _HALF_PAIR.search(raw)) is not None:
         said = f"{half[0].decode()} is half of a character; the other half has to follow it"
     return MalformedBodyError(f"the body is not JSON in UTF-8: {said}")
+
+
+@cache  # by schema
+def _known(schema: type[Any]) -> Mapping[str, str]:
+    """Returns the texts that each field of a schema may have, separated by commas; it takes 0.5 ms to read them."""
+    fields = msgspec.structs.fields(schema) if isinstance(schema, msgspec.StructMeta) else ()
+    return {each.encode_name: ", ".join(dict.fromkeys(_literals(each.type))) for each in fields}
 
 
 def _literals(kind: Any) -> list[str]:  # noqa: ANN401 - a type
