@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -238,11 +239,11 @@ def test_a_body_that_does_not_fit_is_refused_without_reading_the_schema_each_tim
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It would hold up the event loop for 0.5 ms."""
-    read, fields = list[object](), msgspec.structs.fields
-    monkeypatch.setattr(msgspec.structs, "fields", lambda schema: read.append(schema) or fields(schema))
+    fields = Mock(wraps=msgspec.structs.fields)
+    monkeypatch.setattr(msgspec.structs, "fields", fields)
     common._known.cache_clear()
     for raw in (b'{"input": 5}', b'{"input": "a", "encoding_format": "$.input"}', b'{"input": "a", "endianness": "b"}'):
         for _ in range(2):
             with pytest.raises(ValidationError, match="known are native" if b"endianness" in raw else None):
                 decode(raw, EmbeddingsRequest)
-        assert read == ([] if raw.endswith(b"5}") else [EmbeddingsRequest])
+        assert fields.call_count == (0 if raw.endswith(b"5}") else 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args, get_origin
 
@@ -112,6 +112,22 @@ class Common(Named, kw_only=True):
             spans,
             add_special_tokens=self.add_special_tokens is not False,
         )
+
+
+class PipelineParameters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What Hugging Face's clients send in `parameters` for the tokenizer of any pipeline."""
+
+    truncation: bool | Literal["longest_first", "do_not_truncate"] | None = None  # a name of `truncate`
+    max_length: Annotated[int, msgspec.Meta(ge=1)] | None = None  # of an input's tokens, with special tokens
+    padding: bool | Literal["longest", "max_length", "do_not_pad"] | None = None  # changes no result
+
+    def applied(self, body: Common, options: EncodeOptions) -> EncodeOptions:
+        """Returns the options of a body with these. Raises ValidationError if they contradict its `truncate`."""
+        truncates = None if self.truncation is None else self.truncation not in (False, "do_not_truncate")
+        limited = None if self.max_length is None else True  # transformers truncates to it without `truncation` too
+        names = {"truncate": body.truncates, "parameters.truncation": truncates, "parameters.max_length": limited}
+        asked: bool | None = agreed(**names)
+        return options if asked is None else replace(options, truncate=asked, max_tokens=self.max_length)
 
 
 def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
@@ -223,7 +239,8 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     if isinstance(fault, msgspec.ValidationError):
         field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
         name = field.group(1) if field else None
-        known = _known(schema).get(name or "") if str(fault).startswith("Invalid enum value") else None
+        is_of_known = str(fault).startswith("Invalid enum value")
+        known = _known(schema).get(name or "") if is_of_known else None  # type: ignore[arg-type] # a type has a hash
         return ValidationError(f"{fault}; known are {known}" if known else str(fault), param=name)
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
