@@ -52,6 +52,19 @@ VLLM: Fields = {
     "mm_processor_kwargs": ({"a": 1}, NO_EFFECT),  # for images
 }
 VLLM_ONE: Fields = {**VLLM, "truncation_side": ("left", HONOURED), "add_special_tokens": (False, HONOURED)}
+PIPELINE: Sequence[tuple[object, Outcome]] = (  # of a tokenizer of transformers, in `parameters`; for texts too long
+    ({"truncation": True}, NO_EFFECT),
+    ({"truncation": "longest_first"}, NO_EFFECT),
+    ({"truncation": False}, TOO_LONG),
+    ({"truncation": "do_not_truncate"}, TOO_LONG),
+    ({"truncation": "only_second"}, REFUSED),
+    ({"max_length": 5}, HONOURED),
+    ({"truncation": True, "max_length": 5, "padding": "max_length"}, HONOURED),
+    ({"truncation": False, "max_length": 5}, REFUSED),
+    ({"max_length": 0}, REFUSED),
+    ({"padding": True}, NO_EFFECT),
+    ({"padding": False}, NO_EFFECT),
+)
 CHAT: Fields = {"messages": ([{"role": "user", "content": "a"}], REFUSED)}
 NO_CHAT: Fields = {  # vLLM reads these with `messages` only
     "chat_template": ("{{ a }}", NO_EFFECT),
@@ -254,7 +267,7 @@ VECTORS = (
         {"inputs": TEXTS},
         {
             "encoding_format": [("base64", REFUSED), ("float", NO_EFFECT)],
-            "parameters": [({"normalize": False}, REFUSED), ({}, NO_EFFECT)],
+            "parameters": [({"normalize": False}, REFUSED), ({}, NO_EFFECT), *PIPELINE],
         },
     ),
     Request(

@@ -8,6 +8,7 @@ from tests.unit.http.fields import (
     HONOURED,
     LONG,
     NO_EFFECT,
+    PIPELINE,
     REFUSED,
     TEXTS,
     TOO_LONG,
@@ -151,24 +152,36 @@ SCORES = (
             "parameters": [
                 ({"function_to_apply": "none"}, HONOURED),
                 ({"top_k": 1}, HONOURED),
+                ({"top_k": None}, NO_EFFECT),
+                ({"return_all_scores": True}, NO_EFFECT),
+                ({"return_all_scores": False}, HONOURED),
+                ({"return_all_scores": False, "top_k": 9}, NO_EFFECT),
                 ({"candidate_labels": ["a", "b"]}, REFUSED),
                 ({"hypothesis_template": "a {}"}, REFUSED),
                 ({"multi_label": True}, REFUSED),
-                ({"max_length": 2}, REFUSED),
+                ({"unheard_of": 2}, REFUSED),
             ]
         },
+    ),
+    Request(
+        "Hugging Face",
+        "/predict",
+        "classifier",
+        {"inputs": LONG, "raw_scores": True, "parameters": {}},
+        {"parameters": [*PIPELINE]},
     ),
     Request(
         "Hugging Face",  # huggingface_hub.InferenceClient.token_classification
         "/predict_tokens",
         "tagger",
-        {"inputs": "Anna met Bob in Rome", "parameters": {}},
+        {"inputs": LONG, "parameters": {}},
         {
             "parameters": [
                 ({"aggregation_strategy": "none"}, HONOURED),
                 ({"ignore_labels": []}, HONOURED),
                 ({"stride": 8}, REFUSED),
-                ({"max_length": 2}, REFUSED),
+                ({"unheard_of": 2}, REFUSED),
+                *PIPELINE,
             ]
         },
     ),

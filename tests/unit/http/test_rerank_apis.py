@@ -60,7 +60,7 @@ async def test_either_name_asks_for_the_texts() -> None:
     found = await reply_of("/rerank", {"query": QUERY, "texts": TEXTS, "return_documents": "true"})
     assert [item["text"] for item in found] == [TEXTS[index] for index in ORDER]
     refused = await reply_of("/rerank", BODY | {"return_text": True, "return_documents": False}, 422)
-    assert "`return_text` and `return_documents` mean the same and differ" in refused["error"]
+    assert "`return_text` and `return_documents` contradict each other" in refused["error"]
 
 
 async def test_coheres_replies_name_their_version() -> None:

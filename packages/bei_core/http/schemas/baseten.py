@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 from bei_core.errors import ValidationError
 from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of, map_of, object_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import Common, RequestContext, agreed, refuse
+from bei_core.http.schemas.common import Common, PipelineParameters, RequestContext, agreed, refuse
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
@@ -21,7 +19,7 @@ from bei_core.text.refusals import no_texts
 _OUTSIDE = ("O",)  # the label of a token outside of any entity
 
 
-class TokenParameters(msgspec.Struct, forbid_unknown_fields=True):
+class TokenParameters(PipelineParameters):
     """What Hugging Face's clients send for a token classification pipeline."""
 
     aggregation_strategy: Strategy | None = None  # "simple" by default
@@ -58,6 +56,8 @@ class PredictTokensRequest(Common):
         stride = self.parameters.stride if self.parameters else None
         refuse({"stride": stride and "is not supported; split a text that is too long, and send its parts"})
         options = self.encode_options(model, spans=True)
+        if self.parameters is not None:
+            options = self.parameters.applied(self, options)
         return ClassifyTokens(self.texts, options, "none" if self.raw_scores else model.scoring)
 
     def to_reply(self, result: Result[list[TokenRows]], context: RequestContext) -> list[Any]:

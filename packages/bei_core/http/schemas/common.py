@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar, get_args, get_origin
 
 import msgspec
@@ -113,6 +114,22 @@ class Common(Named, kw_only=True):
         )
 
 
+class PipelineParameters(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What Hugging Face's clients send in `parameters` for the tokenizer of any pipeline."""
+
+    truncation: bool | Literal["longest_first", "do_not_truncate"] | None = None  # a name of `truncate`
+    max_length: Annotated[int, msgspec.Meta(ge=1)] | None = None  # of an input's tokens, with special tokens
+    padding: bool | Literal["longest", "max_length", "do_not_pad"] | None = None  # changes no result
+
+    def applied(self, body: Common, options: EncodeOptions) -> EncodeOptions:
+        """Returns the options of a body with these. Raises ValidationError if they contradict its `truncate`."""
+        truncates = None if self.truncation is None else self.truncation not in (False, "do_not_truncate")
+        limited = None if self.max_length is None else True  # transformers truncates to it without `truncation` too
+        names = {"truncate": body.truncates, "parameters.truncation": truncates, "parameters.max_length": limited}
+        asked: bool | None = agreed(**names)
+        return options if asked is None else replace(options, truncate=asked, max_tokens=self.max_length)
+
+
 def decode(raw: bytes, schema: type[ValueT]) -> ValueT:
     """Decodes a JSON body into `schema`.
 
@@ -198,7 +215,7 @@ def agreed(**given: object) -> Any:  # noqa: ANN401 - the type of the fields
     first = next(iter(found), "")
     for name, value in found.items():
         if value != found[first]:
-            raise ValidationError(f"`{first}` and `{name}` mean the same and differ; give one of them", param=name)
+            raise ValidationError(f"`{first}` and `{name}` contradict each other; give one of them", param=name)
     return found.get(first)
 
 
@@ -222,11 +239,9 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     if isinstance(fault, msgspec.ValidationError):
         field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
         name = field.group(1) if field else None
-        fields = msgspec.structs.fields(schema) if isinstance(schema, msgspec.StructMeta) else ()
-        kinds = [each.type for each in fields if each.encode_name == name]
-        known = ", ".join(dict.fromkeys(value for kind in kinds for value in _literals(kind)))
-        is_of_known = known and str(fault).startswith("Invalid enum value")
-        return ValidationError(f"{fault}; known are {known}" if is_of_known else str(fault), param=name)
+        is_of_known = str(fault).startswith("Invalid enum value")
+        known = _known(schema).get(name or "") if is_of_known else None  # type: ignore[arg-type] # a type has a hash
+        return ValidationError(f"{fault}; known are {known}" if known else str(fault), param=name)
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
     said = str(fault)
@@ -235,6 +250,13 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     elif said == _TRUNCATED and (half := _HALF_PAIR.search(raw)) is not None:
         said = f"{half[0].decode()} is half of a character; the other half has to follow it"
     return MalformedBodyError(f"the body is not JSON in UTF-8: {said}")
+
+
+@cache  # by schema
+def _known(schema: type[Any]) -> Mapping[str, str]:
+    """Returns the texts that each field of a schema may have, separated by commas; it takes 0.5 ms to read them."""
+    fields = msgspec.structs.fields(schema) if isinstance(schema, msgspec.StructMeta) else ()
+    return {each.encode_name: ", ".join(dict.fromkeys(_literals(each.type))) for each in fields}
 
 
 def _literals(kind: Any) -> list[str]:  # noqa: ANN401 - a type

@@ -10,7 +10,7 @@ import msgspec
 from bei_core.errors import ValidationError
 from bei_core.http.json_schema import any_of, array_of
 from bei_core.http.route import Route
-from bei_core.http.schemas.common import LABELS, Common, RequestContext, classify, labelled, refuse
+from bei_core.http.schemas.common import LABELS, Common, PipelineParameters, RequestContext, classify, labelled, refuse
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
 from bei_core.serving.service import Result
@@ -20,14 +20,20 @@ from bei_core.tasks import Classify, Pair, Rows
 Inputs: TypeAlias = str | list[str | list[str]]
 
 
-class LabelParameters(msgspec.Struct, forbid_unknown_fields=True):
+class LabelParameters(PipelineParameters):
     """What Hugging Face's clients send for a text classification pipeline."""
 
     function_to_apply: Literal["sigmoid", "softmax", "none"] | None = None
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None  # all labels
+    return_all_scores: bool | None = None  # false: the best label; `top_k` comes first, as in transformers
     candidate_labels: Any = None  # of zero-shot classification, which no model here does
     hypothesis_template: Any = None
     multi_label: Any = None
+
+    @property
+    def num_labels(self) -> int | None:
+        """How many labels to reply with, the best first; None means all."""
+        return 1 if self.top_k is None and self.return_all_scores is False else self.top_k
 
     def check(self) -> None:
         """Raises ValidationError for a field of zero-shot classification."""
@@ -57,7 +63,10 @@ class PredictRequest(Common):
         scoring = self.parameters.function_to_apply if self.parameters else None
         contradicts = self.raw_scores and scoring not in (None, "none")
         refuse({"raw_scores": contradicts and f"is true, and `function_to_apply` is {scoring}; give one of them"})
-        task = classify(items, self.encode_options(model), scoring or ("none" if self.raw_scores else model.scoring))
+        options = self.encode_options(model)
+        if self.parameters is not None:
+            options = self.parameters.applied(self, options)
+        task = classify(items, options, scoring or ("none" if self.raw_scores else model.scoring))
         if self.prompt_name is not None and any(isinstance(item, Pair) for item in task.inputs):
             raise ValidationError("`prompt_name` is for single texts, not for pairs", param="prompt_name")
         return task
@@ -66,7 +75,7 @@ class PredictRequest(Common):
         """Returns `[{label, score}]` for a single input, or a list of such lists."""
         found = labelled(result.rows, context.model.labels)
         if self.parameters is not None:
-            return [labels[: self.parameters.top_k] for labels in found]
+            return [labels[: self.parameters.num_labels] for labels in found]
         return found[0] if self.is_single else found
 
 

@@ -68,9 +68,11 @@ class RerankRequest(VllmOptions, kw_only=True):
     @property
     def asks_for_texts(self) -> bool | None:
         """Whether the reply is to have the texts, by TEI's or Cohere's name. Raises ValidationError if they differ."""
-        names = ("return_text", "return_documents")
-        flags = {name: getattr(self, name) for name in names}
-        asked: bool | None = agreed(**{name: None if flag is None else is_set(flag) for name, flag in flags.items()})
+        one, other = self.return_text, self.return_documents
+        if one is None or other is None:
+            flag = other if one is None else one
+            return None if flag is None else is_set(flag)
+        asked: bool = agreed(return_text=is_set(one), return_documents=is_set(other))
         return asked
 
     def to_task(self, model: ServedModel) -> Rank:

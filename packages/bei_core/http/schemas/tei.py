@@ -11,7 +11,7 @@ import numpy as np
 from bei_core.errors import EmptyInputError, ValidationError, WrongTaskError
 from bei_core.http.json_schema import INTEGER, NUMBER, OBJECT, STRING, any_of, array_of, map_of, nullable, object_of
 from bei_core.http.route import Call, Route
-from bei_core.http.schemas.common import Common, Input, Named, RequestContext, inputs_of, refuse
+from bei_core.http.schemas.common import Common, Input, Named, PipelineParameters, RequestContext, inputs_of
 from bei_core.http.version import bei_version
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -40,12 +40,13 @@ class EmbedRequest(Common):
     normalize: bool = True
     dimensions: int | None = None
     encoding_format: Literal["float"] | None = None  # huggingface_hub sends it
-    parameters: dict[str, Any] | None = None  # of Hugging Face's pipelines
+    parameters: PipelineParameters | None = None  # Hugging Face's clients put the other options beside `inputs`
 
     def to_task(self, model: ServedModel) -> Embed:
-        """Returns the task. Raises ValidationError for an option that is not supported."""
-        refuse({"parameters": self.parameters and "is not supported; put the options beside `inputs`"})
+        """Returns the task. Raises ValidationError for options that contradict each other."""
         inputs, options = inputs_of(self.inputs), self.encode_options(model)
+        if self.parameters is not None:
+            options = self.parameters.applied(self, options)
         if self.dimensions is not None:
             check_dimensions(self.dimensions, model.row_width)  # before any work
         return Embed(inputs, options, self.normalize, self.dimensions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -28,6 +29,8 @@ class VllmEncoding(Common, kw_only=True):
 
         Raises ValidationError for an option that is not supported, and for two names of one option that differ.
         """
+        if _encoding(self) == _NO_ENCODING:
+            return super().encode_options(model, prompt_name=prompt_name, spans=spans)
         limit = self.truncate_prompt_tokens
         refuse(
             {
@@ -70,6 +73,8 @@ class VllmOptions(VllmEncoding, kw_only=True):
         self, model: ServedModel, *, prompt_name: str | None = None, spans: bool = False
     ) -> EncodeOptions:
         """Returns the options to tokenize the texts. Raises ValidationError as `VllmEncoding` does."""
+        if _vllm(self) == _NO_VLLM:
+            return Common.encode_options(self, model, prompt_name=prompt_name, spans=spans)
         template = self.chat_template is not None
         refuse(
             {
@@ -88,3 +93,9 @@ _OPTIONS = (
     "softmax",
     "add_special_tokens",
 )
+
+# Of these, most requests have none.
+_ENCODING = [name for name in VllmEncoding.__struct_fields__ if name not in Common.__struct_fields__]
+_encoding, _NO_ENCODING = attrgetter(*_ENCODING), (None,) * len(_ENCODING)
+_VLLM = [*_ENCODING, "chat_template", "max_tokens_per_query"]
+_vllm, _NO_VLLM = attrgetter(*_VLLM), (None,) * len(_VLLM)
