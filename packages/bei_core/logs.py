@@ -69,7 +69,7 @@ def is_json_wanted(words: Sequence[str], environ: Mapping[str, str]) -> bool:
     """
     variable = environ.get("BEI_JSON_OUTPUT") or environ.get("JSON_OUTPUT") or ""
     wanted = variable.lower() in {"true", "1"}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in zip(words, [*words[1:], ""], strict=False):
         flag, equals, value = word.partition("=")
         if flag == "--":
             break

@@ -59,6 +59,7 @@ def test_a_path_cannot_forge_a_line_or_a_field(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "variable", "wanted"),
     [
+        ("", "", False),
         ("serve", "", False),
         ("serve", "True", True),
         ("serve", "0", False),
