@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bei_core.cli import signals
 from tests import hub as hubs
 from tests.fakes import SAFETY_S
 from tests.hub import TOKENIZER, Hub, as_bytes, pack
