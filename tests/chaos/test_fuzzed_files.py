@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bei_core.checkpoint.archives import unpack
 from bei_core.checkpoint.tensors import entries
-from bei_core.engines.manifest import parse_manifest
+from bei_core.engines.manifest import Manifest, parse_manifest
 from bei_core.errors import StartError
 from bei_core.text.files import open_tokenizer
 from tests.corpus import ARCHIVES, HEADER, MANIFEST, MANIFESTS, SAFETENSORS, TOKENIZER, TOKENIZERS, kept
@@ -83,56 +83,49 @@ def refusal(read: Callable[[], object]) -> str | None:
     return None
 
 
+def check(path: Path, content: bytes, read: Callable[[Path], object]) -> None:
+    """Writes a file. It has to be read, or refused by one line that names it."""
+    path.write_bytes(content)
+    message = refusal(lambda: read(path))
+    assert message is None or (path.name in message and "\n" not in message)
+
+
+def read_manifest(path: Path) -> Manifest:
+    return parse_manifest(path.read_bytes(), str(path))
+
+
 @few
 @given(header=mutated(HEADER), size=st.none() | st.sampled_from([0, 1, 2**20, 2**63 - 1, 2**64 - 1]))
 def test_a_header_of_tensors(tmp_path: Path, header: bytes, size: int | None) -> None:
-    check_tensors(tmp_path, struct.pack("<Q", len(header) if size is None else size) + header + bytes(8))
+    content = struct.pack("<Q", len(header) if size is None else size) + header + bytes(8)
+    check(tmp_path / "model.safetensors", content, entries)
 
 
 @kept(SAFETENSORS)
 def test_a_kept_file_of_tensors(tmp_path: Path, content: bytes) -> None:
-    check_tensors(tmp_path, content)
-
-
-def check_tensors(folder: Path, content: bytes) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(content)
-    message = refusal(lambda: entries(path))
-    assert message is None or ("model.safetensors" in message and "\n" not in message)
+    check(tmp_path / "model.safetensors", content, entries)
 
 
 @few
 @given(content=mutated(TOKENIZER))
 def test_a_tokenizer(tmp_path: Path, content: bytes) -> None:
-    check_tokenizer(tmp_path, content)
+    check(tmp_path / "tokenizer.json", content, open_tokenizer)
 
 
 @kept(TOKENIZERS)
 def test_a_kept_tokenizer(tmp_path: Path, content: bytes) -> None:
-    check_tokenizer(tmp_path, content)
-
-
-def check_tokenizer(folder: Path, content: bytes) -> None:
-    path = folder / "tokenizer.json"
-    path.write_bytes(content)
-    message = refusal(lambda: open_tokenizer(path))
-    assert message is None or ("tokenizer.json" in message and "\n" not in message)
+    check(tmp_path / "tokenizer.json", content, open_tokenizer)
 
 
 @few
 @given(content=mutated(MANIFEST))
-def test_a_manifest(content: bytes) -> None:
-    check_manifest(content)
+def test_a_manifest(tmp_path: Path, content: bytes) -> None:
+    check(tmp_path / "manifest.json", content, read_manifest)
 
 
 @kept(MANIFESTS)
-def test_a_kept_manifest(content: bytes) -> None:
-    check_manifest(content)
-
-
-def check_manifest(content: bytes) -> None:
-    message = refusal(lambda: parse_manifest(content, "folder/manifest.json"))
-    assert message is None or ("manifest.json" in message and "\n" not in message)
+def test_a_kept_manifest(tmp_path: Path, content: bytes) -> None:
+    check(tmp_path / "manifest.json", content, read_manifest)
 
 
 @st.composite

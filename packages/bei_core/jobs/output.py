@@ -190,7 +190,7 @@ def _write_options(schema: pa.Schema) -> dict[str, Any]:
 
     Floats get no dictionary, which takes as long as the rest of the file and makes it larger. Vectors, which are lists
     of floats, are not compressed either and have no statistics: zstd makes them 8% smaller, but both take 2% of the
-    throughput of a job, and nobody searches by the least number of all vectors.
+    throughput of a job, and the least and largest numbers of vectors are of no use to a query.
     """
     sink = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), sink)
