@@ -205,7 +205,8 @@ class App:
         soonest = min(faults, key=lambda fault: fault.retry_after_s)
         response = error_response(soonest, route.errors, route.inputs)
         until = now + valid_s(self.service.settings.max_queue_wait_s)
-        refusal = Refusal.of(soonest, response, until, self._count)
+        renew = partial(self._refusal, route, priority, services, is_retry=is_retry)
+        refusal = Refusal.of(soonest, response, until, self._count, renew)
         self._refusals[kind] = refusal
         return refusal
 

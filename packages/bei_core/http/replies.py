@@ -161,16 +161,22 @@ class Refusal:
     body: bytes
     until: float
     count: Callable[[OverloadedError], None]  # counts a reply in the metrics
+    renew: Callable[[], Refusal | None]  # the refusal of the same kind of request now; None if it is accepted
     request_id: str = ""  # of the one request that it answers; empty: each reply gets a random one
 
     @classmethod
     def of(
-        cls, error: OverloadedError, response: Response, until: float, count: Callable[[OverloadedError], None]
+        cls,
+        error: OverloadedError,
+        response: Response,
+        until: float,
+        count: Callable[[OverloadedError], None],
+        renew: Callable[[], Refusal | None],
     ) -> Refusal:
         """Renders a response."""
         kept = (header for header in response.raw_headers if not header[0].startswith(b"retry-after"))
         headers = b"".join(b"%b: %b\r\n" % header for header in kept)
-        return cls(error, headers, bytes(response.body), until, count)
+        return cls(error, headers, bytes(response.body), until, count, renew)
 
 
 def valid_s(max_queue_wait_s: float) -> float:

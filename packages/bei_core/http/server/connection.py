@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from enum import Enum
 from functools import cached_property
-from random import getrandbits
 from typing import Any
 
 from bei_core.errors import OverloadedError
@@ -26,8 +25,8 @@ from bei_core.http.limits import (
     MIN_READ_BYTES_PER_S,
     BodyLease,
 )
-from bei_core.http.replies import Refusal, retry_lines
-from bei_core.http.server.exchange import STATUS_LINES, Exchange, Refused, error_reply, scope_of
+from bei_core.http.replies import Refusal
+from bei_core.http.server.exchange import Exchange, Refused, error_reply, scope_of
 from bei_core.http.server.parser import HttpError, RequestParser
 from bei_core.http.server.pool import Pool
 from bei_core.http.server.unread import Unread
@@ -74,7 +73,7 @@ class Connection(asyncio.Protocol):
         """Parses received bytes; discards them if the connection is closing."""
         is_ready = self.phase is Phase.IDLE and not self._unparsed and self._writable.is_set()
         if is_ready and (repeated := self._pool.refused_heads.find(data)) is not None:
-            self._send_refusal(repeated.refusal, keep_alive=repeated.keep_alive)
+            self.write(self._pool.refusal_reply(repeated.refusal, keep_alive=repeated.keep_alive))
             self._pool.begin(self)
             self._wait_for_request() if repeated.keep_alive else self.close()
         elif self.phase is not Phase.CLOSING:
@@ -309,20 +308,10 @@ class Connection(asyncio.Protocol):
     def _refuse_early(self, refusal: Refusal) -> Refused:
         """Sends a refusal. The connection stays open, unless the client may leave out the body."""
         keep_alive = self._parser.keep_alive and not (self._parser.expects_continue or self._pool.is_draining)
-        self._send_refusal(refusal, keep_alive=keep_alive)
+        self.write(self._pool.refusal_reply(refusal, keep_alive=keep_alive))
         if not (refusal.request_id or self._parser.expects_continue):
             self._pool.refused_heads.add(self._parser.head, refusal, keep_alive=keep_alive)
         return Refused(keep_alive=keep_alive)
-
-    def _send_refusal(self, refusal: Refusal, *, keep_alive: bool) -> None:
-        refusal.count(refusal.error)
-        request_id = b"x-request-id: %b\r\n" % (refusal.request_id or f"{getrandbits(64):016x}").encode("latin-1")
-        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
-        when = retry_lines(refusal.error.retry_after_s)
-        head = [STATUS_LINES[429], self._pool.date, refusal.headers, when, request_id, end]
-        self.write([*head, refusal.body])
-        if refusal.error.cause in _FROM_THE_LINE:  # the engine has work for longer than the event loop rests
-            self._pool.refused()
 
     def _end_exchange(self) -> None:
         """Waits for the next request after a complete request and reply, or closes the connection."""
@@ -385,6 +374,5 @@ class Connection(asyncio.Protocol):
         self.abort()
 
 
-_FROM_THE_LINE = frozenset({"queue_wait", "retry_budget"})  # causes of refusals
 _TAKES_NOTHING = frozenset({Phase.REPLY, Phase.CLOSING})
 _TIMEOUT_WHEN_READ = frozenset({Phase.REPLY, Phase.IDLE})  # phases with another timeout while the client must read

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from email.utils import formatdate
+from random import getrandbits
 from typing import Protocol, TypeAlias
 
 from starlette.types import ASGIApp, Scope
@@ -22,12 +23,14 @@ from bei_core.http.limits import (
     BodyBudget,
     rest_s,
 )
-from bei_core.http.replies import Refusal
+from bei_core.http.replies import Refusal, retry_lines
+from bei_core.http.server.exchange import STATUS_LINES
 from bei_core.http.server.refused_heads import RefusedHeads
 
 log = logging.getLogger(__name__)
 
 _NOTE_EVERY_S = 10.0
+_FROM_THE_LINE = frozenset({"queue_wait", "retry_budget"})  # causes of refusals
 
 # Under overload, how many requests begin in one turn of the event loop. A health check waits for such a turn or two.
 _MAX_STARTED = 16
@@ -70,6 +73,7 @@ class Pool:
         self.settings = settings
         self.refused_early = refused_early  # returns a refusal that needs no application, or None
         self.refused_heads = RefusedHeads()
+        self.accept_waiting: Callable[[], None] = lambda: None  # accepts the connections that came during a rest
         self.budget = budget
         self.is_draining = False
         self.stall_s = settings.send_timeout_s  # how long a client may read too little of its reply
@@ -81,6 +85,7 @@ class Pool:
         self._connections: set[Member] = set()
         self._waiting: dict[Member, None] = {}  # connections without a request, the longest idle first
         self._tasks: set[asyncio.Task[None]] = set()  # references, so that running tasks are not garbage-collected
+        self._handed_over: set[asyncio.Task[None]] = set()  # references, too
         self._later: tuple[deque[_Work], deque[_Work]] = deque(), deque()  # to start in the next turns: small, others
         self._chunked: dict[Member, None] = {}  # connections with buffered bytes of a chunked body, the oldest first
         self._parses = False  # whether these bytes will be parsed in the next turn of the event loop
@@ -156,6 +161,13 @@ class Pool:
         """Marks a connection as idle."""
         self._waiting[connection] = None
 
+    def hand_over(self, work: _Work) -> None:
+        """Starts a task that gives an accepted socket a connection."""
+        self._has_work = True
+        task = self._loop.create_task(work)
+        self._handed_over.add(task)
+        task.add_done_callback(self._handed_over.discard)
+
     def parse_later(self, connection: Member) -> None:
         """Calls `parse_chunks` of the connection in a later turn of the event loop.
 
@@ -165,6 +177,16 @@ class Pool:
         if not self._parses:
             self._parses = True
             self._loop.call_soon(self._parse_chunks)
+
+    def refusal_reply(self, refusal: Refusal, *, keep_alive: bool) -> list[bytes]:
+        """Counts a refusal, and returns the parts of the reply."""
+        refusal.count(refusal.error)
+        if refusal.error.cause in _FROM_THE_LINE:  # the engine has work for longer than the event loop rests
+            self.refused()
+        request_id = b"x-request-id: %b\r\n" % (refusal.request_id or f"{getrandbits(64):016x}").encode("latin-1")
+        when = retry_lines(refusal.error.retry_after_s)
+        end = b"\r\n" if keep_alive else b"connection: close\r\n\r\n"
+        return [STATUS_LINES[429], self.date, refusal.headers, when, request_id, end, refusal.body]
 
     def refused(self) -> None:
         """Lets the event loop rest, now and after each request of the next moments; call it after a refusal."""
@@ -240,6 +262,7 @@ class Pool:
             return
         time.sleep(self._rest_s)
         self._rests = False
+        self.accept_waiting()
 
     async def _sweep(self) -> None:
         """Expires connections past their deadline, updates the Date header and logs notes, until cancelled."""

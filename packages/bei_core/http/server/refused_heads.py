@@ -45,8 +45,15 @@ class RefusedHeads:
                 at = data.find(b"\r", len(start), len(start) + 10)
                 length = data[len(start) : at]
                 if length.isdigit() and data.startswith(end, at) and len(data) == at + len(end) + int(length):
-                    if time.monotonic() < known.refusal.until:
-                        return known
-                    del self._heads[start, end]
-                    return None
+                    return self._renewed((start, end), known)
         return None
+
+    def _renewed(self, head: tuple[bytes, bytes], known: RepeatedRefusal) -> RepeatedRefusal | None:
+        """Returns what to reply now, which is nothing if the request would be accepted."""
+        if time.monotonic() < known.refusal.until:
+            return known
+        if (refusal := known.refusal.renew()) is None:
+            del self._heads[head]
+            return None
+        self._heads[head] = known._replace(refusal=refusal)
+        return self._heads[head]

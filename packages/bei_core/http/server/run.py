@@ -24,6 +24,7 @@ from bei_core.http.error_format import TEI
 from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S
 from bei_core.http.memory import limit_collections, open_budget
 from bei_core.http.replies import error_response
+from bei_core.http.server.arrivals import accept_waiting
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.pool import Pool
 from bei_core.http.server.sockets import Sockets, max_connections, name_of
@@ -106,6 +107,7 @@ class _Server:
             await self._listen(probes, sock)
             log.info("health checks and metrics on %s", name_of(sock))
         listeners = [await self._listen(pool, sock) for sock in self._sockets.main]
+        pool.accept_waiting = partial(accept_waiting, pool, self._sockets.main)
         for sock in self._sockets.main:
             log.info("listening on %s", name_of(sock))
         await told.wait()

@@ -13,8 +13,8 @@ from bei_core.http.server.refused_heads import RefusedHeads
 HEAD = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\nAuthorization: Bearer k\r\n\r\n"
 
 
-def refusal(until: float = math.inf) -> Refusal:
-    return Refusal(OverloadedError("busy", cause="queue_wait"), b"", b"", until, lambda error: None)
+def refusal(until: float = math.inf, renewed: Refusal | None = None) -> Refusal:
+    return Refusal(OverloadedError("busy", cause="queue_wait"), b"", b"", until, lambda error: None, lambda: renewed)
 
 
 def request(body: bytes, head: bytes = HEAD) -> bytes:
@@ -65,6 +65,16 @@ def test_a_refusal_counts_until_its_time_and_the_newest_heads_are_kept() -> None
     found = [heads.find(request(b"{}", name)) is not None for name in names]
     assert found == sorted(found)
     assert 0 < sum(found) < 20
+
+
+@pytest.mark.parametrize("keep_alive", [True, False])
+def test_a_refusal_past_its_time_is_renewed_while_such_requests_are_refused(keep_alive: bool) -> None:
+    last = refusal(until=-math.inf)
+    now = refusal(until=-math.inf, renewed=last)
+    heads = RefusedHeads()
+    heads.add(HEAD % 2, refusal(until=-math.inf, renewed=now), keep_alive=keep_alive)
+    for expected in ((now, keep_alive), (last, keep_alive), None, None):
+        assert heads.find(request(b"{}")) == expected
 
 
 def test_a_head_without_a_length_is_not_kept() -> None:

@@ -1,0 +1,51 @@
+"""Accepts the connections that came while the event loop rested, and refuses most of them without asyncio.
+
+uvloop accepts one connection each time that it looks for events, and gives each a transport. Of clients with a
+connection for each request, nearly all are refused under overload, so here a request with a known head gets its reply
+from the socket itself. The sockets of all others are handed over to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Sequence
+
+from bei_core.http.limits import MAX_HEAD_BYTES
+from bei_core.http.server.connection import Connection
+from bei_core.http.server.pool import Pool
+
+_MOST = 64  # connections of a listener at a time, in 3 ms; the event loop accepts those that are left
+
+
+def accept_waiting(pool: Pool, listeners: Sequence[socket.socket]) -> None:
+    """Accepts connections that wait on the listening sockets, which do not block."""
+    for listener in listeners:
+        with contextlib.suppress(OSError):  # none waits, the server drains, or there are too many open files
+            for _ in range(_MOST):
+                sock, _ = listener.accept()
+                if not _refuse(pool, sock):
+                    pool.hand_over(_connect(pool, sock))
+
+
+def _refuse(pool: Pool, sock: socket.socket) -> bool:
+    """Refuses the request that has come on the socket, and closes it, if its head is known; returns whether it did."""
+    sock.setblocking(False)
+    try:
+        repeated = pool.refused_heads.find(sock.recv(MAX_HEAD_BYTES, socket.MSG_PEEK))
+        if repeated is None or repeated.keep_alive:
+            return False
+        sock.recv(MAX_HEAD_BYTES)  # a socket with unread bytes would be reset
+        sock.send(b"".join(pool.refusal_reply(repeated.refusal, keep_alive=False)))
+    except OSError:  # nothing has come, or the client has left
+        return False
+    sock.close()
+    return True
+
+
+async def _connect(pool: Pool, sock: socket.socket) -> None:
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: Connection(pool), sock)
+    except OSError:  # the client has left
+        sock.close()
