@@ -1,4 +1,4 @@
-"""Accepts the connections that came while the event loop rested, and refuses most of them without asyncio.
+"""Listens; accepts the connections that came while the event loop rested, and refuses most of them without asyncio.
 
 uvloop accepts one connection each time that it looks for events, and gives each a transport. Of clients with a
 connection for each request, nearly all are refused under overload, so here a request with a known head gets its reply
@@ -10,23 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Sequence
+from functools import partial
 
+from bei_core.errors import ConfigError
 from bei_core.http.limits import MAX_HEAD_BYTES
 from bei_core.http.server.connection import Connection
 from bei_core.http.server.pool import Pool
+from bei_core.http.server.sockets import name_of
 
+_BACKLOG = 2048
 _MOST = 64  # connections of a listener at a time, in 3 ms; the event loop accepts those that are left
 
 
-def accept_waiting(pool: Pool, listeners: Sequence[socket.socket]) -> None:
-    """Accepts connections that wait on the listening sockets, which do not block."""
-    for listener in listeners:
-        with contextlib.suppress(OSError):  # none waits, the server drains, or there are too many open files
-            for _ in range(_MOST):
-                sock, _ = listener.accept()
-                if not _refuse(pool, sock):
-                    pool.hand_over(_connect(pool, sock))
+async def listen(pool: Pool, sock: socket.socket) -> asyncio.Server:
+    """Accepts the connections of a bound socket from now on. Raises ConfigError if another process listens on it."""
+    loop, backlog = asyncio.get_running_loop(), max(_BACKLOG, pool.settings.max_concurrent_requests)
+    create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+    try:
+        server = await create(lambda: Connection(pool), sock=sock, backlog=backlog)
+    except OSError as fault:
+        raise ConfigError(f"another process has begun to listen on {name_of(sock)}: {fault.strerror}") from fault
+    pool.after_rest.append(partial(accept_waiting, pool, sock))
+    return server
+
+
+def accept_waiting(pool: Pool, listener: socket.socket) -> None:
+    """Accepts connections that wait on a listening socket, which does not block."""
+    with contextlib.suppress(OSError):  # none waits, the server drains, or there are too many open files
+        for _ in range(_MOST):
+            sock, _ = listener.accept()
+            if not _refuse(pool, sock):
+                pool.hand_over(_connect(pool, sock))
 
 
 def _refuse(pool: Pool, sock: socket.socket) -> bool:

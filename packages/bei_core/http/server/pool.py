@@ -73,7 +73,7 @@ class Pool:
         self.settings = settings
         self.refused_early = refused_early  # returns a refusal that needs no application, or None
         self.refused_heads = RefusedHeads()
-        self.accept_waiting: Callable[[], None] = lambda: None  # accepts the connections that came during a rest
+        self.after_rest: list[Callable[[], None]] = []  # what accepts the connections that came meanwhile
         self.budget = budget
         self.is_draining = False
         self.stall_s = settings.send_timeout_s  # how long a client may read too little of its reply
@@ -262,7 +262,8 @@ class Pool:
             return
         time.sleep(self._rest_s)
         self._rests = False
-        self.accept_waiting()
+        for accept in self.after_rest:
+            accept()
 
     async def _sweep(self) -> None:
         """Expires connections past their deadline, updates the Date header and logs notes, until cancelled."""

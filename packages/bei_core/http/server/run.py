@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -18,14 +17,13 @@ import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bei_core.config.settings import Settings
-from bei_core.errors import ConfigError, EngineCrashedError, NotFoundError
+from bei_core.errors import EngineCrashedError, NotFoundError
 from bei_core.http.app import App, make_app
 from bei_core.http.error_format import TEI
 from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S
 from bei_core.http.memory import limit_collections, open_budget
 from bei_core.http.replies import error_response
-from bei_core.http.server.arrivals import accept_waiting
-from bei_core.http.server.connection import Connection
+from bei_core.http.server.arrivals import listen
 from bei_core.http.server.pool import Pool
 from bei_core.http.server.sockets import Sockets, max_connections, name_of
 from bei_core.http.traces import Traces
@@ -104,10 +102,9 @@ class _Server:
         pool = Pool(self._asgi, settings, budget, max_connections(settings), *early)
         probes = Pool(only_probes(self._asgi), settings, budget, MAX_HEALTH_CONNECTIONS)
         for sock in self._sockets.health:
-            await self._listen(probes, sock)
+            await listen(probes, sock)
             log.info("health checks and metrics on %s", name_of(sock))
-        listeners = [await self._listen(pool, sock) for sock in self._sockets.main]
-        pool.accept_waiting = partial(accept_waiting, pool, self._sockets.main)
+        listeners = [await listen(pool, sock) for sock in self._sockets.main]
         for sock in self._sockets.main:
             log.info("listening on %s", name_of(sock))
         await told.wait()
@@ -121,14 +118,6 @@ class _Server:
         self.num_unanswered = await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * self._end_s)
         self._app.cut_off = self.num_unanswered > 0
         await probes.drain(0.0, ON_ITS_WAY_S)
-
-    async def _listen(self, pool: Pool, sock: socket.socket) -> asyncio.Server:
-        loop, backlog = asyncio.get_running_loop(), max(2048, self._settings.max_concurrent_requests)
-        create = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-        try:
-            return await create(lambda: Connection(pool), sock=sock, backlog=backlog)
-        except OSError as fault:
-            raise ConfigError(f"another process has begun to listen on {name_of(sock)}: {fault.strerror}") from fault
 
     def _end_on_signals(self) -> asyncio.Event:
         """Returns an event that is set on the first SIGTERM or SIGINT; a second signal ends the process at once.

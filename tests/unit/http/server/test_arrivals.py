@@ -54,7 +54,7 @@ class Rested:
 
     def rest(self) -> None:
         """Accepts what has come."""
-        accept_waiting(self.pool, [self._listening])
+        accept_waiting(self.pool, self._listening)
 
     async def close(self) -> None:
         """Closes everything."""
