@@ -83,14 +83,19 @@ def plan_model(
     template = chosen_template(settings.rerank_template, None)
     spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
     chosen_template(settings.rerank_template, spec.template, is_needed=spec.reads_messages)
+    refusals: dict[str, None] = {}  # each once: TensorRT-LLM's classes are torch's, and so are their limits
     for builder in builders[:-1]:
         try:
             builder.check(spec, settings)
         except UnsupportedModelError as error:
             log.info("another engine is built for %s: %s", checkpoint.source, error)
+            refusals[str(error)] = None
         else:
             return plan_build(builder, checkpoint, spec, settings)
-    return plan_build(builders[-1], checkpoint, spec, settings)
+    try:
+        return plan_build(builders[-1], checkpoint, spec, settings)
+    except (UnsupportedModelError, ConfigError, EngineUnavailableError) as error:
+        raise type(error)("; ".join([*refusals, str(error)])) from error
 
 
 def model_id_of(settings: Settings) -> str:

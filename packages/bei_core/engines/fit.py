@@ -7,9 +7,9 @@ from pathlib import Path
 
 from bei_core.config.settings import Settings
 from bei_core.engines.calibration import Quantization, quantization_of
-from bei_core.engines.manifest import Manifest
+from bei_core.engines.manifest import Manifest, read_spec
 from bei_core.engines.quality import bar_of
-from bei_core.engines.start import check_options, read_spec
+from bei_core.engines.start import check_options
 from bei_core.errors import ConfigError
 from bei_core.models.spec import ModelSpec
 from bei_core.text.templates import chosen_template

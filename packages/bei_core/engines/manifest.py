@@ -18,6 +18,7 @@ import msgspec
 
 from bei_core.engines.quality import Quality
 from bei_core.errors import CheckpointError, EngineCorruptError
+from bei_core.models.spec import ModelSpec, load_spec
 from bei_core.storage.cache import files_of, write_atomically
 from bei_core.storage.errors import decode_record, disk_error
 from bei_core.storage.transfer import digest_of
@@ -123,6 +124,14 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     if any(name.startswith("/") or ".." in name.split("/") for name in manifest.files):
         raise EngineCorruptError(f"engine corrupt: {where}/{MANIFEST} names files outside the folder")
     return manifest
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec in an engine folder. Raises EngineCorruptError, naming the field, if it is malformed."""
+    try:
+        return load_spec(folder / SPEC)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineCorruptError(f"engine corrupt: {folder / SPEC} is not a spec: {error}") from error
 
 
 def verify(folder: Path) -> Manifest:

@@ -13,9 +13,17 @@ import msgspec
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.fit import check_folder, check_quality
-from bei_core.engines.manifest import TOKENIZER, Manifest, check_digests, check_once, is_engine, read_manifest
+from bei_core.engines.manifest import (
+    TOKENIZER,
+    Manifest,
+    check_digests,
+    check_once,
+    is_engine,
+    read_manifest,
+    read_spec,
+)
 from bei_core.engines.provider import EngineProvider
-from bei_core.engines.start import read_spec, start_for, start_here
+from bei_core.engines.start import start_for, start_here
 from bei_core.errors import CheckpointError, EngineCorruptError, StartError
 from bei_core.models.spec import ModelSpec
 from bei_core.models.tokenizer import open_model_tokenizer
@@ -126,7 +134,7 @@ def _open_cached(settings: Settings, provider: EngineProvider, for_job: bool) ->
             raise
         provider.cache.quarantine_damaged(lease.folder.name)
         raise EngineCorruptError(str(error)) from error
-    provider.report_fallback(opened.manifest)
+    provider.report_fallback(lease.folder)
     named = msgspec.structs.replace(opened.manifest, source=redact(settings.model_id or ""))
     return replace(opened, manifest=named, lease=lease)
 

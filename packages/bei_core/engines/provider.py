@@ -11,13 +11,13 @@ from pathlib import Path
 
 from bei_core.checkpoint import Checkpoint, lease_checkpoint, resolve
 from bei_core.config.settings import SETTINGS, Settings
-from bei_core.engines.build import Build, model_id_of, plan_model, request_facts
+from bei_core.engines.build import Build, model_id_of, plan_model, reason_not_to_build, request_facts
 from bei_core.engines.cache import EngineCache, EngineRef, publish_engine
 from bei_core.engines.calibration import quantization_of
-from bei_core.engines.manifest import Manifest, is_engine, key_of, read_manifest
+from bei_core.engines.manifest import is_engine, key_of, read_manifest, read_spec
 from bei_core.engines.registry import OPENVINO, candidates, load_builder
 from bei_core.engines.remote import RemoteEngine, RemoteEngines, engine_at
-from bei_core.errors import CheckpointError, ConfigError, EngineCorruptError
+from bei_core.errors import CheckpointError, ConfigError, DiskError, EngineCorruptError
 from bei_core.storage.backends import is_store, redact, store_examples
 from bei_core.storage.errors import OUTPUT, translate_os_errors
 from bei_core.storage.locks import Lease
@@ -65,18 +65,31 @@ class EngineProvider:
             for key in keys:
                 found = None if self._settings.refresh else self.cache.find_by_ref(key, self._model_id)
                 if (lease := found or self._fetch(key)) is not None:
-                    return lease
+                    if key == keys[0] or not self._is_outdated(lease.folder):
+                        return lease
+                    lease.release()
             return self._build(keys)
 
-    def report_fallback(self, manifest: Manifest) -> None:
-        """Log a warning if the engine is for CPUs, although there is a GPU: no engine for it supports the model."""
-        if manifest.engine == OPENVINO != self._engines[0]:
+    def report_fallback(self, folder: Path) -> None:
+        """Log a warning, with the reasons, if the engine in a folder is for CPUs, although there is a GPU."""
+        if read_manifest(folder).engine == OPENVINO != self._engines[0]:
+            why, refusals = "The engine at this URL is for the CPU", self._refusals(folder)
+            if None not in refusals:
+                why = f"No engine for the GPU serves it: {'; '.join(dict.fromkeys(map(str, refusals)))}"
             name = redact(self._model_id)
-            log.warning(
-                "%s runs on the CPU, because no engine for the GPU serves it; set engine=%s to silence this",
-                name,
-                OPENVINO,
-            )
+            log.warning("%s runs on the CPU; set engine=%s to silence this. %s", name, OPENVINO, why)
+
+    def _refusals(self, folder: Path) -> list[str | None]:
+        """Why each engine that is preferred to that in a folder cannot serve its model; None for one that can."""
+        engine, spec = read_manifest(folder).engine, read_spec(folder)
+        preferred = self._builders[: self._engines.index(engine)] if engine in self._engines else []
+        return [reason_not_to_build(builder, spec, self._settings) for builder in preferred]
+
+    def _is_outdated(self, folder: Path) -> bool:
+        """Whether a preferred engine can serve the model by now: a ref may be of an older version of BEI."""
+        with suppress(CheckpointError, DiskError):  # of a damaged engine, which is found when it is loaded
+            return None in self._refusals(folder)
+        return False
 
     def build(self, target: Path) -> None:
         """Build the engine in the folder `target`, unless it already has this engine. Raises as `get`, and ConfigError.
@@ -98,8 +111,8 @@ class EngineProvider:
         """The keys of refs: hashes of the settings and versions that decide the engine, without the checkpoint.
 
         The first is that of the preferred engine. A second one is that of another engine which is built because those
-        before it cannot serve the model. Local files may change under the same name, so a digest of their content
-        is part of the keys.
+        before it cannot serve the model; it counts only as long as they cannot. Local files may change under the same
+        name, so a digest of their content is part of the keys.
         """
         parts: dict[str, object] = {
             name: getattr(self._settings, name) for name, one in SETTINGS.items() if one.about.decides_engine

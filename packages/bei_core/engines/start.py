@@ -9,16 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TypeAlias
 
-import msgspec
-
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
-from bei_core.engines.manifest import SPEC, Manifest, read_manifest
+from bei_core.engines.manifest import Manifest, read_manifest, read_spec
 from bei_core.engines.process import EngineProcess
 from bei_core.engines.registry import OPENVINO, TORCH, load_loader
 from bei_core.errors import EngineCorruptError
 from bei_core.logs import configure_logging
-from bei_core.models.spec import ModelSpec, load_spec
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +67,3 @@ def check_options(settings: Settings, engine: str) -> None:
     """Log a warning if settings of the torch engine are given for another one."""
     if engine != TORCH and (settings.devices or settings.tensor_parallel_size > 1):
         log.warning("devices and tensor_parallel_size have no effect with engine %s", engine)
-
-
-def read_spec(folder: Path) -> ModelSpec:
-    """The spec in an engine folder. Raises EngineCorruptError, naming the field, if it is malformed."""
-    try:
-        return load_spec(folder / SPEC)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineCorruptError(f"engine corrupt: {folder / SPEC} is not a spec: {error}") from error

@@ -78,8 +78,56 @@ def test_auto_serves_a_model_that_no_gpu_engine_serves_on_the_cpu_with_a_warning
         caplog.clear()
         assert start(again).engine == "openvino", "the later start, and another replica, need no hub"
         assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-            f"{REPO} runs on the CPU, because no engine for the GPU serves it; set engine=openvino to silence this"
+            f"{REPO} runs on the CPU; set engine=openvino to silence this. No engine for the GPU serves it: {NO_LAYERS}"
         ]
+
+
+def test_the_error_of_the_cpu_engine_also_says_why_the_engines_for_gpus_refuse_the_model(
+    world: World, two_engines: dict[str, str | None]
+) -> None:
+    two_engines |= {"tensorrt_llm": NO_LAYERS, "torch": NO_LAYERS, "openvino": "the CPU engine has no such table"}
+    with pytest.raises(UnsupportedModelError) as error:
+        start(world.settings(engine="auto"))
+    assert str(error.value) == f"{NO_LAYERS}; the CPU engine has no such table"
+
+
+@pytest.mark.parametrize("learning", ["tensorrt_llm", "torch"])
+def test_an_engine_that_learns_a_model_serves_it_where_the_cpu_did(
+    world: World, two_engines: dict[str, str | None], remote: RemoteEngines, learning: str
+) -> None:
+    """A version of BEI that can do more finds the refs of the version before it, on this machine and in the store."""
+    two_engines |= {"tensorrt_llm": NO_LAYERS, "torch": NO_LAYERS, "openvino": None}
+    settings = world.settings(engine="auto", engine_store=remote.store.url)
+    assert start(settings).engine == "openvino"
+    replica = world.elsewhere(engine="auto", engine_store=remote.store.url)
+    two_engines[learning] = None
+    assert start(settings).engine == learning
+    world.is_cut_off = True
+    assert start(settings).engine == learning, "the later start needs no hub"
+    assert start(replica).engine == learning, "and neither does a replica"
+
+
+def test_a_fallback_in_the_store_does_not_keep_a_replica_on_the_cpu(
+    world: World, two_engines: dict[str, str | None], remote: RemoteEngines
+) -> None:
+    two_engines |= {"tensorrt_llm": NO_LAYERS, "torch": NO_LAYERS, "openvino": None}
+    assert start(world.settings(engine="auto", engine_store=remote.store.url)).engine == "openvino"
+    two_engines["torch"] = None
+    assert start(world.elsewhere(engine="auto", engine_store=remote.store.url)).engine == "torch"
+
+
+def test_an_engine_for_the_cpu_at_a_url_serves_as_it_is(
+    world: World, two_engines: dict[str, str | None], remote: RemoteEngines, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_engines["openvino"] = None
+    made = start(world.settings(engine_store=remote.store.url)).artifact
+    world.is_cut_off = True
+    settings = world.elsewhere(engine="auto", model_id=f"{remote.store.url}/{made}")
+    for _ in range(2):
+        caplog.clear()
+        assert start(settings).artifact == made
+        (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
+        assert warning.endswith("silence this. The engine at this URL is for the CPU")
 
 
 def test_auto_does_not_leave_the_gpu_for_settings_that_its_engines_refuse(
