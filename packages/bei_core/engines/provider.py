@@ -65,7 +65,7 @@ class EngineProvider:
             for key in keys:
                 found = None if self._settings.refresh else self.cache.find_by_ref(key, self._model_id)
                 if (lease := found or self._fetch(key)) is not None:
-                    if key == keys[0] or not self._is_outdated(lease.folder):
+                    if key == keys[0] or self._is_chosen(lease.folder):
                         return lease
                     lease.release()
             return self._build(keys)
@@ -73,23 +73,31 @@ class EngineProvider:
     def report_fallback(self, folder: Path) -> None:
         """Log a warning, with the reasons, if the engine in a folder is for CPUs, although there is a GPU."""
         if read_manifest(folder).engine == OPENVINO != self._engines[0]:
-            why, refusals = "The engine at this URL is for the CPU", self._refusals(folder)
-            if None not in refusals:
-                why = f"No engine for the GPU serves it: {'; '.join(dict.fromkeys(map(str, refusals)))}"
+            reasons = [reason for name, reason in self._refusals(folder).items() if name != OPENVINO]
+            why = "The engine at this URL is for the CPU"
+            if None not in reasons:
+                why = f"No engine for the GPU serves it: {'; '.join(dict.fromkeys(map(str, reasons)))}"
             name = redact(self._model_id)
             log.warning("%s runs on the CPU; set engine=%s to silence this. %s", name, OPENVINO, why)
 
-    def _refusals(self, folder: Path) -> list[str | None]:
-        """Why each engine that is preferred to that in a folder cannot serve its model; None for one that can."""
-        engine, spec = read_manifest(folder).engine, read_spec(folder)
-        preferred = self._builders[: self._engines.index(engine)] if engine in self._engines else []
-        return [reason_not_to_build(builder, spec, self._settings) for builder in preferred]
+    def _refusals(self, folder: Path) -> dict[str, str | None]:
+        """Why each engine, the preferred one first, cannot serve the model of an engine folder; None for one that can.
 
-    def _is_outdated(self, folder: Path) -> bool:
-        """Whether a preferred engine can serve the model by now: a ref may be of an older version of BEI."""
-        with suppress(CheckpointError, DiskError):  # of a damaged engine, which is found when it is loaded
-            return None in self._refusals(folder)
-        return False
+        Raises EngineCorruptError.
+        """
+        spec, builders = read_spec(folder), zip(self._engines, self._builders, strict=True)
+        return {name: reason_not_to_build(builder, spec, self._settings) for name, builder in builders}
+
+    def _is_chosen(self, folder: Path) -> bool:
+        """Whether this version of BEI chooses the engine in a folder; the ref to it may be of another version.
+
+        True for a damaged one, which is found when it is loaded.
+        """
+        try:
+            engine, refusals = read_manifest(folder).engine, self._refusals(folder)
+        except (CheckpointError, DiskError):
+            return True
+        return engine == next((name for name, reason in refusals.items() if reason is None), None)
 
     def build(self, target: Path) -> None:
         """Build the engine in the folder `target`, unless it already has this engine. Raises as `get`, and ConfigError.

@@ -114,6 +114,8 @@ def test_a_fallback_in_the_store_does_not_keep_a_replica_on_the_cpu(
     assert start(world.settings(engine="auto", engine_store=remote.store.url)).engine == "openvino"
     two_engines["torch"] = None
     assert start(world.elsewhere(engine="auto", engine_store=remote.store.url)).engine == "torch"
+    two_engines["torch"] = NO_LAYERS  # as in the version before, of which a replica may still run
+    assert start(world.elsewhere(engine="auto", engine_store=remote.store.url)).engine == "openvino"
 
 
 def test_an_engine_for_the_cpu_at_a_url_serves_as_it_is(
