@@ -17,10 +17,11 @@ from transformers import AutoModel
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.calibration import encode
-from bei_core.engines.torch.folder import WEIGHTS, Facts, copy_companions, head_tensors, write_config, write_weights
-from bei_core.engines.torch.models.heads import F32Layers, make_head
+from bei_core.engines.torch.folder import Facts, head_tensors, write_folder
+from bei_core.engines.torch.models.heads import F32Layers, Head
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.quantize import Scheme
+from bei_core.engines.torch.tensorfile import Entry
 from bei_core.tasks import Rows, Text, Tokens
 
 with warnings.catch_warnings():  # modelopt gives warnings about its own code when it is imported
@@ -49,9 +50,9 @@ class Simulated:
             checkpoint.folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
         ).eval()
         # These have no setting for bidirectional attention in transformers, but use a 4D mask as given.
-        self.is_bidirectional = facts.mask == "full" and facts.family in {"llama", "mistral", "qwen2", "qwen3"}
+        self.is_bidirectional = facts.mask == "full" and facts.of_family.name in {"llama", "mistral", "qwen2", "qwen3"}
         self.has_types = int(facts.spec.config.get("type_vocab_size") or 0) > 1
-        self.head = make_head(facts.spec)
+        self.head = Head(facts.spec)
         tensors = {name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
         self.head.layers = F32Layers(tensors, torch.device("cpu"))
         texts: Sequence[Text] = scheme.samples.calibration
@@ -89,11 +90,14 @@ class Simulated:
             exported = Path(temporary)
             written = json.loads((exported / "config.json").read_text())
             more = {"quantization_config": written["quantization_config"]}
-            write_config(self.facts, "bfloat16", folder, more)
             tensors = resolve(str(exported)).tensors()
-            write_weights(tensors, self.checkpoint, self.facts, "bfloat16", folder / WEIGHTS)
+            quantized = {
+                name: Entry.of(name, tensors, None)
+                for name in tensors
+                if tensors.dtype(name) == "F8_E4M3" or name.endswith("_scale")
+            }
+            write_folder(folder, self.checkpoint, self.facts, "bfloat16", quantized, more)
             shutil.copyfile(exported / "hf_quant_config.json", folder / "hf_quant_config.json")
-        copy_companions(self.checkpoint, folder)
 
 
 def _share_scales(model: Any) -> None:

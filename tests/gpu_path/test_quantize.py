@@ -143,8 +143,8 @@ def simulate(checkpoint: Checkpoint, spec: ModelSpec, texts: Path, tokenizer: Pa
     quantization = quantization_of(given)
     assert quantization is not None
     samples = read_samples(quantization.calibration, spec)
-    scheme = quantize.Scheme(("attention", "mlp"), quantization.calibration, samples, bar_of(given))
-    return Simulated(checkpoint, facts_of(spec, scheme.parts), scheme, tokenizer)
+    scheme = quantize.Scheme(quantization.calibration, samples, bar_of(given))
+    return Simulated(checkpoint, facts_of(spec, ("attention", "mlp")), scheme, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["roberta-mean-normalize", "llama-3-rope-last", "bert-modern-dense-gelu"])

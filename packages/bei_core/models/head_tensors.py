@@ -12,9 +12,10 @@ import numpy.typing as npt
 from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_of
-from bei_core.models.heads import Head, output_bias, output_weight, yes_no_row
+from bei_core.models.heads import Head, output_bias, output_weight, pooling_of, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.modules import Dense, LayerNorm
+from bei_core.models.modules import Classifier, Dense, LayerNorm, Pooling
+from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
 
@@ -40,6 +41,19 @@ def head_of(spec: ModelSpec) -> Head | None:
     if head is None:
         raise UnsupportedModelError(f"the head of {spec.architecture} is not supported")
     return head
+
+
+def pooling_modes(spec: ModelSpec) -> tuple[PoolingMode | None, ...]:
+    """Returns how token vectors become the vector of a sequence; None as in `models.heads.pooling_of`.
+
+    Empty if they do not: a model has rows of tokens only, or is SPLADE. Raises as `head_of`.
+    """
+    first, head = spec.modules[0], head_of(spec)
+    if isinstance(first, Pooling):
+        return first.modes
+    if not isinstance(first, Classifier) or first.per_token:
+        return ()
+    return (PoolingMode.LAST_TOKEN if head is None else pooling_of(head, spec.config),)
 
 
 def find_head_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, StoredAt]:

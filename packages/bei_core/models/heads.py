@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,8 @@ from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.configuration import Config
 from bei_core.models.pooling import PoolingMode
 
+FunctionT = TypeVar("FunctionT")
+
 # Names of activations in transformers' `ACT2FN`, to the names in the engines' tables of activations.
 ACTIVATION_ALIASES: Mapping[str, str] = {
     **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), "gelu_tanh"),
@@ -21,6 +23,18 @@ ACTIVATION_ALIASES: Mapping[str, str] = {
     "swish": "silu",
     "linear": "identity",
 }
+
+
+def find_activation(name: str, known: Mapping[str, FunctionT]) -> FunctionT:
+    """Returns the activation function that transformers calls `name`, from an engine's table of `known` ones.
+
+    Raises UnsupportedModelError listing the names.
+    """
+    name = ACTIVATION_ALIASES.get(name, name)
+    if name not in known:
+        names = ", ".join(sorted({*known, *ACTIVATION_ALIASES}))
+        raise UnsupportedModelError(f"activation {name!r} is not supported; known are {names}")
+    return known[name]
 
 
 @dataclass(frozen=True, slots=True)

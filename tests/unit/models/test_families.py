@@ -46,7 +46,7 @@ def test_the_mask_of_the_engines_for_gpus_is_the_familys(name: str, monkeypatch:
     family = next(iter(ALL[name].classes))
     if not folder.has_page(ALL[name]):
         pytest.skip("the engines for GPUs have no such page")
-    for page in ("BertSizes", "DebertaSizes", "RotarySizes"):  # no sizes are needed for the mask
+    for page in ("BertSizes", "DebertaSizes", "DecoderSizes", "RotarySizes"):  # no sizes are needed for the mask
         monkeypatch.setattr(folder, page, MagicMock())
     for is_causal, mask in ((True, "causal"), (False, "full")):
         row = replace(ALL[name], is_causal=MagicMock(return_value=is_causal))

@@ -21,7 +21,7 @@ from bei_core.engines.openvino.last_layer import select_before_last_layer
 from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, OUTPUT_INDICES, Inputs, Keys, Layers
 from bei_core.engines.openvino.models.pages import make_transformer
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.engines.openvino.pooling import Spans, pool, pooled_token
+from bei_core.engines.openvino.pooling import Spans, pooled_rows, pooled_token
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import Family, family_of
 from bei_core.models.modules import (
@@ -83,11 +83,10 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     width = tokens.get_output_partial_shape(0)[2].get_length()
     tokens = op.reshape(tokens, ops.ints(-1, width), False)
     ids = op.reshape(rows[0], ops.ints(-1), False)
-    modes = heads.pooling_modes(spec)
-    index = pooled_token(modes, ids, Spans(*spans), spec.config)
+    index = pooled_token(spec, ids, Spans(*spans))
     if index is None:
         tokens.set_friendly_name(TOKEN_VECTORS)
-        pooled = op.concat([pool(mode, tokens, Spans(*spans)) for mode in modes if mode], -1) if modes else None
+        pooled = pooled_rows(spec, tokens, Spans(*spans))
     else:
         wanted = op.parameter([-1], Type.i32, name=OUTPUT_INDICES)
         chosen = op.gather(tokens, op.concat([index, wanted], 0), ops.axis(0), name=TOKEN_VECTORS)

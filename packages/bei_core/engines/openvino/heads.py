@@ -16,23 +16,9 @@ from bei_core.engines.openvino.models.weights import HeadWeights, Weights
 from bei_core.engines.openvino.pooling import Spans, pool, total
 from bei_core.errors import CheckpointError
 from bei_core.models.head_tensors import find_head_tensors, find_yes_no_row, head_of
-from bei_core.models.heads import activation_of, norm_eps, pooling_of, temperature_of
-from bei_core.models.modules import Classifier, Pooling, Splade
-from bei_core.models.pooling import PoolingMode
+from bei_core.models.heads import activation_of, norm_eps, temperature_of
+from bei_core.models.modules import Splade
 from bei_core.models.spec import ModelSpec
-
-
-def pooling_modes(spec: ModelSpec) -> tuple[PoolingMode | None, ...]:
-    """How token vectors become the vector of a sequence; empty if they do not, None as in `models.heads.pooling_of`.
-
-    Raises as `head_of`.
-    """
-    first, head = spec.modules[0], head_of(spec)
-    if isinstance(first, Pooling):
-        return first.modes
-    if not isinstance(first, Classifier) or first.per_token:
-        return ()
-    return (PoolingMode.LAST_TOKEN if head is None else pooling_of(head, spec.config),)
 
 
 def head_layers(spec: ModelSpec, checkpoint: Checkpoint) -> Layers:

@@ -11,9 +11,8 @@ from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.engines.openvino.stored import StoredTensor
-from bei_core.errors import UnsupportedModelError
 from bei_core.models.distances import relative_buckets
-from bei_core.models.heads import ACTIVATION_ALIASES
+from bei_core.models.heads import find_activation
 
 Array = npt.NDArray[Any]
 
@@ -212,12 +211,8 @@ _ACTIVATIONS: dict[str, Callable[[Node], Node]] = {
 
 
 def activation(name: str) -> Callable[[Node], Node]:
-    """The activation function that transformers calls `name`. Raises UnsupportedModelError listing the known names."""
-    name = ACTIVATION_ALIASES.get(name, name)
-    if name not in _ACTIVATIONS:
-        known = ", ".join(sorted({*_ACTIVATIONS, *ACTIVATION_ALIASES}))
-        raise UnsupportedModelError(f"unknown activation {name!r}; known are {known}")
-    return _ACTIVATIONS[name]
+    """As `models.heads.find_activation`."""
+    return find_activation(name, _ACTIVATIONS)
 
 
 def l2_normalize(x: Node) -> Node:

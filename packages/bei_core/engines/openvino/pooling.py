@@ -5,15 +5,16 @@ The modes are the rows of `models/pooling.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
-from bei_core.models.configuration import Config
+from bei_core.models.head_tensors import pooling_modes
 from bei_core.models.pooling import PoolingMode
+from bei_core.models.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +39,22 @@ def pool(mode: str, x: Node, spans: Spans) -> Node:
     return POOLINGS[PoolingMode.named(mode)](x, spans)
 
 
-def pooled_token(modes: Sequence[PoolingMode | None], ids: Node, spans: Spans, config: Config) -> Node | None:
+def pooled_rows(spec: ModelSpec, x: Node, spans: Spans) -> Node | None:
+    """f32[B, H], or wider for several modes, of token vectors f32[R * L, H]; None if the model does not pool them."""
+    pooled = [pool(mode, x, spans) for mode in pooling_modes(spec) if mode]
+    return op.concat(pooled, -1) if pooled else None
+
+
+def pooled_token(spec: ModelSpec, ids: Node, spans: Spans) -> Node | None:
     """i32[B]: index of the one token of each sequence that pooling reads; None if it reads other tokens, too.
 
-    The mode None is the last token that is not padding. `ids` are i32[R * L].
+    `ids` are i32[R * L].
     """
+    modes = pooling_modes(spec)
     if len(modes) != 1:
         return None
     if modes[0] is None:
-        return _last_non_padding_token(ids, spans, int(config["pad_token_id"]))
+        return _last_non_padding_token(ids, spans, int(spec.config["pad_token_id"]))
     known = {PoolingMode.CLS: _first_token, PoolingMode.LAST_TOKEN: _last_token}
     return known[modes[0]](spans) if modes[0] in known else None
 

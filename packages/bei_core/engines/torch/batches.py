@@ -57,9 +57,9 @@ class Parts:
     The limit of tokens becomes lower when the GPU does not have enough memory for a part.
     """
 
-    def __init__(self, max_tokens: int, max_items: int, check: Callable[[Exception], None] | None = None) -> None:
-        """`check` raises DeviceLostError if an error means that a device has failed; the default is `check_device`."""
-        self.max_tokens, self.max_items, self._check = max_tokens, max_items, check or check_device
+    def __init__(self, max_tokens: int, max_items: int, device: torch.device | None = None) -> None:
+        """`device` is that of the engine, by default torch's current one."""
+        self.max_tokens, self.max_items, self._device = max_tokens, max_items, device
         self._is_lowered = False
 
     def run(self, function: Callable[[Batch], ResultT], batch: Batch) -> list[ResultT]:
@@ -74,7 +74,7 @@ class Parts:
         try:
             return [function(batch)]
         except RuntimeError as error:
-            self._check(error)
+            check_device(error, self._device)
             if len(batch) == 1 or not isinstance(error, torch.OutOfMemoryError):
                 raise
         self._lower(batch)  # here, where the exception no longer holds the tensors of the failed run

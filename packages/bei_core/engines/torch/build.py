@@ -19,7 +19,7 @@ from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 # Part of an engine's address. Increment it when the same checkpoint would give another folder.
-VERSION = 8
+VERSION = 9
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
@@ -70,8 +70,8 @@ def _quantized_plan(
 
     parts = ("mlp",) if quantization.mlp_only else ("attention", "mlp")  # without KV cache, fp8_kv is fp8
     calibration = quantization.calibration
-    scheme = quantize.Scheme(parts, calibration, read_samples(calibration, spec), bar_of(settings))
-    model = facts_of(spec, scheme.parts)
-    artifact = {"folder": VERSION, "mask": model.mask, **scheme.address()}
+    scheme = quantize.Scheme(calibration, read_samples(calibration, spec), bar_of(settings))
+    model = facts_of(spec, parts)
+    artifact = {"folder": VERSION, "mask": model.mask, "quantized": parts, "calibration": scheme.address()}
     fill = partial(quantize.fill, checkpoint=checkpoint, facts=model, scheme=scheme)
     return Plan(engine, "fp8", artifact, fill, quantize.built_with(model))

@@ -20,7 +20,7 @@ from torch import Tensor
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, check_device
+from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, compile_layers, load_folder
 from bei_core.engines.torch.models.model import Model
@@ -44,7 +44,7 @@ class TorchEngine(PackedEngine):
         self._model, self._device, self._workers = model, model.device, workers
         self._launching = threading.Lock()
         self._guard = nullcontext if workers is None else workers.errors_are_fatal
-        self._parts = Parts(sys.maxsize, sys.maxsize, partial(check_device, device=self._device))
+        self._parts = Parts(sys.maxsize, sys.maxsize, self._device)
         # Makes the GPU of this engine the current one of torch, so that kernels, streams and graphs are made for it.
         self._current = torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext()
         self._graphs: Graphs | None = None

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import msgspec
 import numpy.typing as npt
 
-from bei_core.checkpoint import Checkpoint, Tensors
+from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
@@ -32,7 +32,6 @@ from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes
 from bei_core.models.spec import ModelSpec
 
 Array = npt.NDArray[Any]
-Mask = Literal["full", "causal"]
 
 # PRECISIONS: the precision of the weights for each value of the setting `dtype`. DTYPES: the dtype in which layers
 # compute for each precision.
@@ -47,6 +46,8 @@ _COMPANION_FILES = (
     "sentence_*_config.json",
     "config_sentence_transformers.json",
 )
+
+_UNWANTED = ("auto_map", "quantization_config")  # keys of config.json
 
 HEAD_PREFIX = "bei."  # of the tensors of modules and heads
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -69,8 +70,6 @@ _FLOAT_DTYPES = ("BF16", "F16", "F32", _FP8)  # tensors of other dtypes are buff
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
     """What BEI's model class needs to know about a model; config.json has it under `bei`."""
 
-    family: str  # its name in `models/families.py`
-    mask: Mask  # attention within a sequence: "full" or "causal"
     spec: ModelSpec
     quantized: tuple[str, ...] = ()  # "attention", "mlp": the parts whose linear layers are quantised
 
@@ -78,6 +77,11 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     def of_family(self) -> Family:
         """What all models of the family have in common."""
         return family_of(self.spec.architecture)
+
+    @property
+    def mask(self) -> Literal["full", "causal"]:
+        """Which tokens of its sequence a token attends to: all, or only itself and those before it."""
+        return "causal" if self.of_family.is_causal(self.spec.config) else "full"
 
 
 def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
@@ -93,7 +97,6 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
         )
     family = family_of(spec.architecture)
     head_of(spec)
-    mask: Mask = "causal" if family.is_causal(spec.config) else "full"
     match family.page:
         case "bert":
             BertSizes.of(family.layout[0], spec.config)
@@ -101,7 +104,9 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
             RotarySizes.of(family.layout[0], spec.config)
         case "deberta":
             DebertaSizes.of(spec.config)
-    return Facts(family=family.name, mask=mask, spec=spec, quantized=quantized)
+        case "decoder":
+            DecoderSizes.of(family.layout, spec.config)
+    return Facts(spec=spec, quantized=quantized)
 
 
 def has_page(family: Family) -> bool:
@@ -124,17 +129,24 @@ def write_folder(
     replaced: Mapping[str, Entry] | None = None,
     more: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes the files of an engine.
+    """Writes the files of an engine: the transformer's tensors in `dtype`, modules and head in f32.
 
     A quantised model gives `replaced`, tensors that replace those of the checkpoint or are added to them, and `more`,
-    further keys for config.json.
+    further keys for config.json. Tensors that are quantised in the checkpoint, and scales, keep their dtype.
     """
-    write_config(facts, dtype, folder, more)
-    write_weights(checkpoint.tensors(), checkpoint, facts, dtype, folder / WEIGHTS, replaced)
-    copy_companions(checkpoint, folder)
+    config = {**_config(facts, dtype), **(more or {})}
+    (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+    tensors, entries = checkpoint.tensors(), dict[str, Entry]()
+    for name in tensors.names():
+        if not name.startswith(_HEAD_TENSORS) and tensors.dtype(name) in _FLOAT_DTYPES:
+            is_kept = tensors.dtype(name) == _FP8 or name.endswith("_scale")
+            entries[name] = Entry.of(name, tensors, None if is_kept else dtype)
+    heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
+    write_tensors(folder / WEIGHTS, [*(entries | dict(replaced or {})).values(), *heads])
+    _copy_companions(checkpoint, folder)
 
 
-def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
+def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
     """Copies the files that other tools read, and config.json of each module of sentence-transformers."""
     modules = checkpoint.read_json("modules.json", required=False) or ()
     names = [path.name for pattern in _COMPANION_FILES for path in checkpoint.folder.glob(pattern)]
@@ -145,11 +157,9 @@ def copy_companions(checkpoint: Checkpoint, folder: Path) -> None:
             shutil.copyfile(checkpoint.folder / name, folder / name)
 
 
-def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, object] | None = None) -> None:
-    """Writes config.json; a quantised model gives `more`, further keys."""
-    config = dict(facts.spec.config)
-    for unwanted in ("auto_map", "quantization_config"):
-        config.pop(unwanted, None)
+def _config(facts: Facts, dtype: str) -> dict[str, object]:
+    """Returns the content of config.json."""
+    config = {name: facts.spec.config[name] for name in facts.spec.config if name not in _UNWANTED}
     config |= {"architectures": [class_name(facts)], "torch_dtype": dtype, "dtype": dtype}
     family = facts.of_family
     if family.page in _MODEL_TYPES and (family.has_own_code or "model_type" not in config):
@@ -159,8 +169,7 @@ def write_config(facts: Facts, dtype: str, folder: Path, more: Mapping[str, obje
         sizes = next(iter(attention_of(facts).values()))
         config |= {"num_attention_heads": sizes.num_heads, "num_key_value_heads": sizes.num_kv_heads}
         config["head_dim"] = sizes.head_size
-    config |= {**(more or {}), "bei": msgspec.to_builtins(facts)}
-    (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
+    return {**config, "bei": msgspec.to_builtins(facts)}
 
 
 def read_facts(folder: Path) -> Facts:
@@ -169,27 +178,6 @@ def read_facts(folder: Path) -> Facts:
     spec = facts.spec  # of an older version, its config may lack values of the class
     config = with_class_defaults(spec.architecture, spec.config)
     return msgspec.structs.replace(facts, spec=msgspec.structs.replace(spec, config=config))
-
-
-def write_weights(
-    tensors: Tensors,
-    checkpoint: Checkpoint,
-    facts: Facts,
-    dtype: str,
-    path: Path,
-    replaced: Mapping[str, Entry] | None = None,
-) -> None:
-    """Writes model.safetensors: the `tensors` of the transformer in `dtype`, and modules or head in f32.
-
-    Quantised tensors and scales keep the dtype that the checkpoint has for them.
-    """
-    entries = dict[str, Entry]()
-    for name in tensors.names():
-        if not name.startswith(_HEAD_TENSORS) and tensors.dtype(name) in _FLOAT_DTYPES:
-            is_kept = tensors.dtype(name) == _FP8 or name.endswith("_scale")
-            entries[name] = Entry.of(name, tensors, None if is_kept else dtype)
-    heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
-    write_tensors(path, [*(entries | dict(replaced or {})).values(), *heads])
 
 
 def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Array]]:

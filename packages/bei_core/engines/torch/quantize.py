@@ -41,17 +41,15 @@ _BATCH_TOKENS = 4096
 
 @dataclass(frozen=True)
 class Scheme:
-    """How to quantise a model."""
+    """How to quantise the parts of a model that its facts name."""
 
-    parts: tuple[str, ...]  # the parts of the transformer that are quantised
     calibration: Calibration
     samples: Samples
     bar: Bar
 
     def address(self) -> dict[str, object]:
-        """Returns a part of the engine's address: what decides the quantised weights, besides checkpoint and spec."""
-        calibration = msgspec.structs.asdict(self.calibration) | {"dataset": self.samples.digest}
-        return {"quantized": self.parts, "calibration": calibration}
+        """Returns the part of the engine's address that says on which texts the model is calibrated."""
+        return msgspec.structs.asdict(self.calibration) | {"dataset": self.samples.digest}
 
 
 def built_with(facts: Facts) -> dict[str, str]:

@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from bei_core.bfloat16 import to_bf16
 from bei_core.checkpoint import Tensors
+from bei_core.checkpoint.tensors import DTYPES
 
 Array = npt.NDArray[Any]
 
-_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "F8_E4M3": 1}
 # The name of each dtype in a safetensors file, by its name in config.json.
 _NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
@@ -51,7 +51,7 @@ class Entry:
     @property
     def num_bytes(self) -> int:
         """The size of the tensor's data in bytes."""
-        return _BYTES[self.dtype] * math.prod(self.shape)
+        return np.dtype(DTYPES[self.dtype]).itemsize * math.prod(self.shape)
 
 
 def write_tensors(path: Path, entries: Sequence[Entry]) -> None:

@@ -12,9 +12,8 @@ from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.models.pooling import pool, sums
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.head_tensors import head_of
-from bei_core.models.heads import ACTIVATION_ALIASES, activation_of, norm_eps, pooling_of, temperature_of
-from bei_core.models.kind import Kind
+from bei_core.models.head_tensors import head_of, pooling_modes
+from bei_core.models.heads import activation_of, find_activation, norm_eps, temperature_of
 from bei_core.models.modules import LAYER_NORM_EPS, Dense, LayerNorm, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
@@ -33,12 +32,8 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
-    """The activation function that transformers calls `name`. Raises UnsupportedModelError listing the known names."""
-    name = ACTIVATION_ALIASES.get(name, name)
-    if name not in _ACTIVATIONS:
-        known = ", ".join(sorted({*_ACTIVATIONS, *ACTIVATION_ALIASES}))
-        raise UnsupportedModelError(f"activation {name!r} is not supported; known are {known}")
-    return _ACTIVATIONS[name]
+    """As `models.heads.find_activation`."""
+    return find_activation(name, _ACTIVATIONS)
 
 
 class F32Layers(dict[str, Tensor]):
@@ -82,94 +77,79 @@ def apply_module(module: Module, rows: Tensor, layers: F32Layers) -> Tensor:
     raise UnsupportedModelError(f"{type(module).__name__} cannot follow another module")
 
 
-class VectorHead:
-    """Pooling and the modules after it, except a last Normalize, which belongs to the request (docs/decisions/005).
+class Head:
+    """Pooling and what follows it: modules of sentence-transformers, or the head of a class of transformers.
 
-    Without pooling it is the head of ColBERT: it applies the modules to each token vector, then normalises it.
+    A last Normalize is left out, because it belongs to the request (docs/decisions/005). Without pooling, what follows
+    applies to the vector of each token.
     """
 
     layers: F32Layers  # the tensors that `folder.head_tensors` yields; set by `Model.load`
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.modes: tuple[PoolingMode, ...] = ()
-        self.modules, self.is_m3 = spec.modules, spec.bge_m3 is not None
-        if self.modules and isinstance(self.modules[0], Pooling):
-            self.modes, self.modules = self.modules[0].modes, self.modules[1:]
-
-    def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
-        """Returns f32[B, D] for token vectors [T, H]; None without pooling."""
-        if not self.modes:
-            return None
-        return self._after(torch.cat([pool(mode, hidden, sequences) for mode in self.modes], -1))
-
-    def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        """Returns f32[T, E] for token vectors [T, H].
-
-        With pooling, they are the token vectors unchanged. Without it, they are the vectors of ColBERT. For bge-m3 they
-        are f32[T, E + 1]: an L2-normalised ColBERT vector, then the weight as a term, at least 0 (FlagEmbedding,
-        `finetune/.../encoder_only/m3/modeling.py`).
-        """
-        x = hidden.float()
-        if self.is_m3:
-            vectors, weights = (self.layers.linear(name, x) for name in (COLBERT_LINEAR, SPARSE_LINEAR))
-            return torch.cat([F.normalize(vectors, dim=-1), F.relu(weights)], -1)
-        return x if self.modes else F.normalize(self._after(x), dim=-1)
-
-    def _after(self, rows: Tensor) -> Tensor:
-        for module in self.modules:
-            rows = apply_module(module, rows, self.layers)
-        return rows
-
-
-class LogitsHead:
-    """The head of a classifier of sequences or tokens, of a yes/no reranker, or of SPLADE (Formal et al. 2021)."""
-
-    layers: F32Layers  # as in VectorHead
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self.config, self.classifier, head = spec.config, spec.classifier, head_of(spec)
-        self.splade = next((module for module in spec.modules if isinstance(module, Splade)), Splade())
+        self.spec, self.modes, head = spec, pooling_modes(spec), head_of(spec)
+        first = spec.modules[0]
+        self.modules = spec.modules[1:] if isinstance(first, Pooling) else spec.modules
+        self.splade = first if isinstance(first, Splade) else None
         self.act = activation("identity" if head is None else activation_of(head, spec.config))
-        self.pooling = PoolingMode.LAST_TOKEN if head is None else pooling_of(head, spec.config)
         self.temperature = 1.0 if head is None else temperature_of(head, spec.config)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        """Returns logits f32[..., C] for vectors [..., H]."""
-        x, layers = x.float(), self.layers
-        x = self.act(layers.linear("dense", x)) if layers.has("dense") else x
-        logits = layers.linear("out", layers.norm("norm", x, norm_eps(self.config)) if layers.has("norm") else x)
-        return logits if self.temperature == 1 else logits / self.temperature
-
     def rows(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
-        """Returns logits f32[B, C], or SPLADE's term weights f32[B, V], for token vectors [T, H].
+        """Returns f32[B, D] for token vectors [T, H]: vectors, logits or SPLADE's term weights.
 
-        None for a token classifier.
+        None for a model that has rows of tokens only.
         """
-        if self.classifier is None:
-            return self._terms(self._logits(hidden), sequences)
-        return None if self.classifier.per_token else self._logits(self._pooled(hidden, sequences))
+        if self.splade is not None:
+            return self._terms(self.splade, self._logits(hidden.float()), sequences)
+        if not self.modes:
+            return None
+        return self._after(torch.cat([self._pooled(mode, hidden, sequences) for mode in self.modes], -1))
 
     def tokens(self, hidden: Tensor, sequences: Sequences) -> Tensor | None:
-        """Returns logits f32[T, C] for a token classifier, else None."""
-        return self._logits(hidden) if self.classifier is not None and self.classifier.per_token else None
+        """Returns f32[T, E] for token vectors [T, H]; None for a classifier of sequences, and for SPLADE.
 
-    def _terms(self, logits: Tensor, sequences: Sequences) -> Tensor:
-        """Returns SPLADE's term weights f32[B, V] for logits f32[T, V].
+        They are the token vectors unchanged, the L2-normalised vectors of ColBERT, or the logits of a token classifier.
+        For bge-m3 they are f32[T, E + 1]: a vector of ColBERT, then the weight as a term, at least 0 (FlagEmbedding,
+        `finetune/.../encoder_only/m3/modeling.py`).
+        """
+        x, classifier = hidden.float(), self.spec.classifier
+        if self.spec.bge_m3 is not None:
+            vectors, weights = (self.layers.linear(name, x) for name in (COLBERT_LINEAR, SPARSE_LINEAR))
+            return torch.cat([F.normalize(vectors, dim=-1), F.relu(weights)], -1)
+        if self.splade is not None or (self.modes and classifier is not None):
+            return None
+        if self.modes:
+            return x
+        return F.normalize(self._after(x), dim=-1) if classifier is None else self._logits(x)
+
+    def _pooled(self, mode: PoolingMode | None, hidden: Tensor, sequences: Sequences) -> Tensor:
+        if mode is None:  # as the decoder classifiers of transformers (GenericForSequenceClassification)
+            return hidden[sequences.last(sequences.ids != int(self.spec.config["pad_token_id"]))].float()
+        return pool(mode, hidden, sequences)
+
+    def _after(self, x: Tensor) -> Tensor:
+        """Returns f32[..., D], what follows pooling, for vectors f32[..., H]."""
+        if self.spec.classifier is not None:
+            return self._logits(x)
+        for module in self.modules:
+            x = apply_module(module, x, self.layers)
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Returns logits f32[..., C] for vectors f32[..., H]."""
+        layers = self.layers
+        x = self.act(layers.linear("dense", x)) if layers.has("dense") else x
+        x = layers.norm("norm", x, norm_eps(self.spec.config)) if layers.has("norm") else x
+        logits = layers.linear("out", x)
+        return logits if self.temperature == 1 else logits / self.temperature
+
+    def _terms(self, splade: Splade, logits: Tensor, sequences: Sequences) -> Tensor:
+        """Returns SPLADE's term weights f32[B, V] for logits f32[T, V] (Formal et al. 2021).
 
         If the head takes the maximum over tokens, it is computed before the logarithms. The result is the same, because
         logarithms are monotonic.
         """
-        x = F.relu(logits if self.splade.sums else pool("max", logits, sequences))
-        for _ in range(self.splade.num_logs):
+        x = F.relu(logits if splade.sums else pool("max", logits, sequences))
+        for _ in range(splade.num_logs):
             x = torch.log1p(x)
-        return sums(x, sequences) if self.splade.sums else x
-
-    def _pooled(self, hidden: Tensor, sequences: Sequences) -> Tensor:
-        if self.pooling is None:  # as the decoder classifiers of transformers (GenericForSequenceClassification)
-            return hidden[sequences.last(sequences.ids != int(self.config["pad_token_id"]))]
-        return pool(self.pooling, hidden, sequences)
-
-
-def make_head(spec: ModelSpec) -> VectorHead | LogitsHead:
-    """Returns the head of a model."""
-    return VectorHead(spec) if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) else LogitsHead(spec)
+        return sums(x, sequences) if splade.sums else x

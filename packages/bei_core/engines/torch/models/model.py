@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts
 from bei_core.engines.torch.kernels.torch import Kernels
-from bei_core.engines.torch.models.heads import F32Layers, make_head
+from bei_core.engines.torch.models.heads import F32Layers, Head
 from bei_core.engines.torch.models.sequences import Sequences, upload
 from bei_core.engines.torch.models.weights import Weights
 
@@ -24,7 +24,7 @@ class Model(nn.Module):
         self.family = facts.of_family
         page = import_module(f"{__package__}.{self.family.page}")
         self.transformer = page.Transformer(facts, kernels)
-        self.head = make_head(facts.spec)
+        self.head = Head(facts.spec)
 
     @property
     def device(self) -> torch.device:
