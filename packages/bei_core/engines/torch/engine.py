@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import sys
 import threading
@@ -117,12 +116,9 @@ class Replicas(PackedEngine):
 
     def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
         """See `PackedEngine.compute`."""
-
-        def compute(engine: TorchEngine, part: Batch) -> list[tuple[Array, Array]]:
-            return engine.compute(part, with_tokens=with_tokens)
-
-        parts = self._pool.map(compute, self._engines, batch.even_parts(len(self._engines)))
-        return list(itertools.chain.from_iterable(parts))
+        parts = zip(self._engines, batch.even_parts(len(self._engines)), strict=False)  # of few texts, fewer parts
+        running = [self._pool.submit(engine.compute, part, with_tokens=with_tokens) for engine, part in parts]
+        return [rows for each in running for rows in each.result()]
 
     def close(self) -> None:
         """Frees the memory of all devices and ends the threads."""
