@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
 
-from scripts.golden import bge_m3, expected, kinds, sentence, tokenizers, torch_save  # noqa: E402
+from scripts.golden import bge_m3, chat_templates, expected, kinds, sentence, tokenizers, torch_save  # noqa: E402
 from scripts.golden.audits import Golden, audit  # noqa: E402
 from scripts.golden.entities import entities_of  # noqa: E402
 from scripts.golden.inputs import ALONE, Item  # noqa: E402
@@ -75,6 +75,7 @@ def write(goldens: list[Golden], versions: dict[str, str], texts: list[str]) -> 
     kept, changed = expected.save(EXPECTED, [(each.case, each.expected) for each in goldens])
     expected.save(EXPECTED, [(MINILM, minilm(texts))])
     sentence.write()
+    chat_templates.write()
     bge_m3.write()
     torch_save.write()
     index: dict[str, Any] = {each.case.name: facts(each) for each in goldens}

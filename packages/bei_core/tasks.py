@@ -32,6 +32,7 @@ class Templated(NamedTuple):
     text: str
     start: int
     stop: int
+    add_special_tokens: bool = True  # False: the text has those that it needs
 
 
 # One input: a text, a pair, a prompt with a document, or token ids that are used unchanged.

@@ -40,6 +40,7 @@ _OF_A_MODEL = (
     "spiece.model",
     "spm.model",
     "tokenizer.model",
+    "chat_template.jinja",
     "sentence_*_config.json",
     ADAPTER,
 )

@@ -82,7 +82,7 @@ def plan_model(
     checkpoint = checkpoint or fetch_checkpoint(settings, root)
     template = chosen_template(settings.rerank_template, None)
     spec = read_spec(checkpoint, pooling=settings.pooling, template=template)
-    chosen_template(settings.rerank_template, spec.template, is_needed=spec.reads_messages)
+    chosen_template(settings.rerank_template, spec.template, spec.template_fault)
     refusals: dict[str, None] = {}  # each once: TensorRT-LLM's classes are torch's, and so are their limits
     for builder in builders[:-1]:
         try:

@@ -19,7 +19,13 @@ from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
-from bei_core.models.sentence.settings import MODEL_SETTINGS, ModelSettings, read_model_settings, read_transformer
+from bei_core.models.sentence.settings import (
+    MODEL_SETTINGS,
+    ModelSettings,
+    read_model_settings,
+    read_own_template,
+    read_transformer,
+)
 from bei_core.models.transformer import is_static_model, read_config, read_max_seq_len
 from bei_core.tasks import Similarity
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template, with_instruction
@@ -38,7 +44,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     default_prompt_name: str | None = None
     similarity: Similarity = "cosine"  # how the model's vectors are compared
     template: RerankTemplate | None = None  # makes one text of a reranker's query and document
-    reads_messages: bool = False  # whether it needs a template: sentence-transformers puts pairs in a chat template
+    template_fault: str = ""  # why the chat template of a model that needs it cannot be its template
     bge_m3: BgeM3 | None = None  # two linear layers beside the modules
 
     @property
@@ -111,14 +117,23 @@ def read_spec(
     pipeline = read_pipeline(checkpoint, transformer)
     is_static = pipeline is not None and pipeline.task == "static"
     architecture, config = read_config(checkpoint, transformer, None if pipeline is None else pipeline.task)
-    own, asked = find_template(checkpoint.source), template is not None
-    template = _with_tokens(template, own) if template else own
+    known, asked, fault = find_template(checkpoint.source), template is not None, ""
+    if template is not None:
+        template = _with_tokens(template, known)
+    else:
+        template, fault = read_own_template(checkpoint, transformer, known)
     if settings.pair_prompt:
         template = with_instruction(template, settings.pair_prompt, MODEL_SETTINGS)
     modules = _modules(checkpoint, architecture, config, pipeline, template)
     modules = [scored(m, config, settings) if isinstance(m, Classifier) else m for m in modules]
-    if not any(isinstance(module, Classifier) for module in modules):
+    classifier = next((module for module in modules if isinstance(module, Classifier)), None)
+    if classifier is None:
         _check_scores_asked(architecture, settings, is_template_given=asked)
+    if transformer.message_format and (classifier is None or len(classifier.labels) != 1):
+        raise UnsupportedModelError(
+            "modality_config.message (texts in a chat template) is supported for models with one score for a query and "
+            f"a document; {architecture} with these modules gives {len(classifier.labels) if classifier else 'vectors'}"
+        )
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
     if settings.truncate_dim is not None and isinstance(modules[0], Pooling):
@@ -135,7 +150,7 @@ def read_spec(
         default_prompt_name=None if settings.pair_prompt else settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,
-        reads_messages=transformer.reads_messages,
+        template_fault=fault,
         bge_m3=None if is_static else read_bge_m3(checkpoint, modules),
     )
 

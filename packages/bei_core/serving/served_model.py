@@ -76,7 +76,7 @@ class ServedModel:
                 f"{MAX_REPEATED_CHARS} are read: shorten the query, or send fewer documents",
                 param="query",
             )
-        if instruction and (self.template is None or "{instruction}" not in self.template.template):
+        if instruction and (self.template is None or not self.template.takes_instruction):
             raise ValidationError(
                 "`instruction` needs a rerank_template with {instruction}, and this model has none", param="instruction"
             )
@@ -122,7 +122,7 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
     spec, engine = opened.spec, opened.engine.info
     kind, classifier = spec.kind, spec.classifier
     bge_m3 = spec.bge_m3 if engine.weighs_terms else None
-    template = chosen_template(settings.rerank_template, spec.template, is_needed=spec.reads_messages)
+    template = chosen_template(settings.rerank_template, spec.template, spec.template_fault)
     prompt = f", rerank template: {template.name if template else 'none'}" if template or kind is Kind.RERANKER else ""
     log.info("%s: %s%s", spec.architecture, kind.value, prompt)
     labels = classifier.labels if classifier else ()

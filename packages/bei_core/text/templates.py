@@ -25,15 +25,25 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     repositories: str = ""  # a regular expression for the repository and folder names of its models
     instruction: str = ""  # the default if a request gives none
     tokens: tuple[str, str] | None = None  # the answers for no and yes of a causal language model
+    instructed: str = ""  # the template in place of `template` if there is an instruction; "": the same one
+    strips: bool = False  # whether white space at both ends of what is filled in is removed
+    add_special_tokens: bool = True  # whether the tokenizer adds its special tokens to the prompt
+
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether there is a place for an instruction."""
+        return "{instruction}" in (self.instructed or self.template)
 
     def fill(self, query: str, document: str, instruction: str | None = None) -> Templated:
         """Returns the prompt with the fields filled in; braces in a query or a document are not fields."""
         values = {"query": query, "document": document, "instruction": instruction or self.instruction}
+        if self.strips:
+            values = {field: text.strip() for field, text in values.items()}
+        template, document = (values["instruction"] and self.instructed) or self.template, values["document"]
         head, tail = (
-            _FIELD.sub(lambda field: values[field.group(1)], part)
-            for part in self.template.split("{document}", maxsplit=1)
+            _FIELD.sub(lambda field: values[field.group(1)], part) for part in template.split("{document}", maxsplit=1)
         )
-        return Templated(head + document + tail, len(head), len(head) + len(document))
+        return Templated(head + document + tail, len(head), len(head) + len(document), self.add_special_tokens)
 
 
 def find_template(source: str) -> RerankTemplate | None:
@@ -66,18 +76,16 @@ def named_template(text: str) -> RerankTemplate:
     return found
 
 
-def chosen_template(
-    setting: str | None, own: RerankTemplate | None, *, is_needed: bool = False
-) -> RerankTemplate | None:
+def chosen_template(setting: str | None, own: RerankTemplate | None, fault: str = "") -> RerankTemplate | None:
     """Returns the template of the setting; without a setting, the model's (`own`). The setting `none` gives None.
 
-    Raises the errors of `named_template`, and ConfigError if a template is needed and neither setting nor model has it.
+    `fault` says why the chat template of a model that needs it cannot be used; "" if it can, or the model needs none.
+    Raises the errors of `named_template`, and ConfigError with the fault if there is no setting.
     """
-    if setting is None and own is None and is_needed:
+    if setting is None and fault:
         raise ConfigError(
-            "the model reads a query and a document in a chat template (modality_config.message of "
-            "sentence_bert_config.json), which BEI does not render; set rerank_template to the same text with {query} "
-            f"and {{document}}, to one of {', '.join(each.name for each in _known())}, or to none for the plain pair"
+            f"{fault}; set rerank_template to the text that the model reads, with {{query}} and {{document}}, to one "
+            f"of {', '.join(each.name for each in _known())}, or to none for the plain pair"
         )
     if setting is None or (own is not None and own.name == setting):
         return own
@@ -92,7 +100,7 @@ def with_instruction(template: RerankTemplate | None, prompt: str, file: str) ->
     A custom template keeps its own instruction. Raises UnsupportedModelError, which names the `file` of the prompt, if
     there is no template or it takes no instruction.
     """
-    if template is None or "{instruction}" not in template.template:
+    if template is None or not template.takes_instruction:
         raise UnsupportedModelError(
             f"{file}: default_prompt_name is supported for a CrossEncoder only where a rerank_template has a place for "
             "the prompt, {instruction}"
@@ -108,8 +116,9 @@ def _own(text: str) -> RerankTemplate:
         found = msgspec.convert({"name": _CUSTOM, **msgspec.json.decode(text)}, RerankTemplate)
     except msgspec.DecodeError as fault:
         raise ConfigError(f"rerank_template: {fault}; write JSON such as {EXAMPLE}") from None
-    if not _is_whole(found.template):
-        raise ConfigError("rerank_template: `template` must contain {query} and {document}")
+    for field, text in (("template", found.template), ("instructed", found.instructed or found.template)):
+        if not _is_whole(text):
+            raise ConfigError(f"rerank_template: `{field}` must contain {{query}} and {{document}}")
     if found.tokens is not None and (not all(found.tokens) or found.tokens[0] == found.tokens[1]):
         raise ConfigError(
             "rerank_template: `tokens` must be two different words: the model's answers for no and for yes"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -269,6 +270,8 @@ class TextTokenizer:
         """Returns a text's chunks, each with the prompt or query; without `chunk`, the truncated text as one chunk."""
         if not isinstance(text, str | Pair | Templated):
             return self._chunks_of_ids(text, options)
+        if isinstance(text, Templated) and not text.add_special_tokens:
+            options = replace(options, add_special_tokens=False)
         whole = self._with_document(text, options)
         (encoding,) = self._encode([whole.text if isinstance(whole, Templated) else whole], options, with_spans=True)
         if options.chunk and len(encoding) > (MAX_CHUNKS + 1) * self.max_seq_len:

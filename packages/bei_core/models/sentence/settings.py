@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -10,6 +9,8 @@ import msgspec
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.tasks import Similarity
+from bei_core.text.chat_template import MessageFormat, read_chat_template
+from bei_core.text.templates import RerankTemplate
 
 SettingsT = TypeVar("SettingsT")
 MODEL_SETTINGS = "config_sentence_transformers.json"
@@ -32,6 +33,21 @@ _HARMLESS = {
 }
 _HARMLESS_CALL = {"padding", "return_tensors", "logits_to_keep", "return_attention_mask"}
 
+# The arguments of apply_chat_template, and one of sentence-transformers, that are no variables of the template.
+_OF_THE_CALL = {
+    "chat_template",
+    "continue_final_message",
+    "documents",
+    "max_length",
+    "restore_suffix",
+    "return_assistant_tokens_mask",
+    "return_dict",
+    "tokenize",
+    "tokenizer_kwargs",
+    "tools",
+    "truncation",
+}
+
 
 class TransformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     """`sentence_bert_config.json`."""
@@ -49,9 +65,15 @@ class TransformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     config_kwargs: Options = {}
 
     @property
-    def reads_messages(self) -> bool:
-        """Whether sentence-transformers puts a text or a pair in a chat template."""
-        return "message" in (self.modality_config or {})
+    def message_format(self) -> MessageFormat | None:
+        """The form of the messages if sentence-transformers puts a text or a pair in a chat template, else None."""
+        return (self.modality_config or {}).get("message", {}).get("format")
+
+    @property
+    def chat_arguments(self) -> Options:
+        """The variables that the files give to the chat template."""
+        given = (self.processing_kwargs or {}).get("chat_template", {})
+        return {name: value for name, value in given.items() if name not in _HARMLESS_CALL}
 
     @property
     def max_length(self) -> int | None:
@@ -151,6 +173,26 @@ def read_model_settings(checkpoint: Checkpoint) -> ModelSettings:
     return settings
 
 
+def read_own_template(
+    checkpoint: Checkpoint, settings: TransformerSettings, known: RerankTemplate | None
+) -> tuple[RerankTemplate | None, str]:
+    """Returns a model's own rerank template, which is its chat template, else that of its name (`known`).
+
+    If the model needs its chat template, and there is none or it is not supported, also returns why. Raises
+    CheckpointError for a malformed file.
+    """
+    if settings.message_format is None:
+        return known, ""
+    try:
+        found = read_chat_template(
+            checkpoint.folder / checkpoint.first_module, settings.message_format, settings.chat_arguments
+        )
+    except UnsupportedModelError as fault:
+        return None, str(fault)
+    lacks = "the model reads a query and a document in a chat template (modality_config.message), and has none"
+    return (found, "") if found is not None else (known, "" if known else lacks)
+
+
 def convert(content: object, kind: type[SettingsT], name: str) -> SettingsT:
     """Returns JSON as a struct. Raises CheckpointError naming the malformed field of the file `name`."""
     try:
@@ -167,7 +209,7 @@ def _check_transformer(settings: TransformerSettings, name: str) -> None:
     task = settings.transformer_task
     if task not in (None, *tasks):
         raise UnsupportedModelError(f"{name}: transformer_task {task!r} is not supported; supported are {tasks}")
-    _check_modalities(settings.modality_config, task, name)
+    _check_modalities(settings, name)
     for field, known in (("model_args", "model"), ("model_kwargs", "model")):
         _refuse(getattr(settings, field), _HARMLESS[known], f"{name}: {field}")
     for field in ("tokenizer_args", "processor_kwargs"):
@@ -178,20 +220,30 @@ def _check_transformer(settings: TransformerSettings, name: str) -> None:
         _refuse((settings.processing_kwargs or {}).get(part, {}), _HARMLESS_CALL, f"{name}: processing_kwargs.{part}")
 
 
-def _check_modalities(modalities: Mapping[str, Options] | None, task: str | None, name: str) -> None:
-    """Raises UnsupportedModelError unless the model's `forward` gets the text unchanged and gives the usual output."""
+def _check_modalities(settings: TransformerSettings, name: str) -> None:
+    """Raises UnsupportedModelError unless the model's `forward` gets texts or pairs, and gives the usual output."""
+    modalities, task = settings.modality_config, settings.transformer_task
     if modalities is None:
         return
-    if "message" in modalities and task != "text-generation":  # there, a rerank_template puts the pairs in a prompt
-        raise UnsupportedModelError(f"{name}: modality_config.message (texts in a chat template) is not supported")
-    output = "last_hidden_state" if task in {None, "feature-extraction"} else "logits"
-    text = modalities.get("text", {})
-    outputs = text.get("method_output_name")
-    if text.get("method") != "forward" or outputs not in (output, [output]):
+    is_scored = task in {"text-generation", "sequence-classification"}
+    output = "logits" if is_scored or task == "fill-mask" else "last_hidden_state"
+    if "message" in modalities and not is_scored:
         raise UnsupportedModelError(
-            f"{name}: modality_config.text must have the method forward and the method_output_name {output}; it is "
-            f"{text or 'missing'}"
+            f"{name}: modality_config.message is supported for rerankers only; sentence-transformers puts every text "
+            "in the model's chat template, and the vectors of plain texts are others"
         )
+    for kind in ("text", *({"message"} & modalities.keys())):
+        given = modalities.get(kind, {})
+        if given.get("method") != "forward" or given.get("method_output_name") not in (output, [output]):
+            raise UnsupportedModelError(
+                f"{name}: modality_config.{kind} must have the method forward and the method_output_name {output}; it "
+                f"is {given or 'missing'}"
+            )
+    if "message" in modalities:
+        convert(settings.message_format, MessageFormat, f"{name}: modality_config.message.format")  # type: ignore[arg-type]
+        unknown = (settings.processing_kwargs or {}).get("chat_template", {}).keys() & _OF_THE_CALL
+        for option in sorted(unknown):
+            raise UnsupportedModelError(f"{name}: processing_kwargs.chat_template.{option} is not supported")
 
 
 def _refuse(options: Options, known: set[str], where: str) -> None:

@@ -12,6 +12,7 @@ This code runs when an engine is built, and never for a request: the engine fold
 docs/decisions/018-tokenizers.md says which rules apply where versions of transformers differ.
 """
 
+from bei_core.text.published.added import special_tokens
 from bei_core.text.published.canonical import (
     RULES,
     CanonicalTokenizer,
@@ -27,5 +28,6 @@ __all__ = [
     "canonical_tokenizer",
     "check_tokenizer",
     "special_token_ids",
+    "special_tokens",
     "static_tokenizer",
 ]

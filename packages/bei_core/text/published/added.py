@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from bei_core.text.published.folder import ADDITIONAL, ATTRIBUTES, Published, as_token
+from bei_core.text.published.folder import ADDITIONAL, ATTRIBUTES, Published, as_token, read_published
 
 
 def add_tokens(tokenizer: Tokenizer, published: Published) -> dict[str, str]:
@@ -27,6 +28,14 @@ def add_tokens(tokenizer: Tokenizer, published: Published) -> dict[str, str]:
     names = set(map(str, specials))
     tokenizer.add_tokens([_flagged(token, names) for token in tokens])
     return {name: str(token) for name, token in named.items()}
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Returns the special tokens of a model folder by attribute, such as {"cls_token": "[CLS]"}.
+
+    Raises as `read_published`.
+    """
+    return {name: str(token) for name, token in _special_tokens(read_published(folder)).items()}
 
 
 def _special_tokens(published: Published) -> dict[str, str | AddedToken]:
