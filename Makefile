@@ -24,7 +24,7 @@ $(VENV)/.serve: requirements/serve.lock pyproject.toml setup.py
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
 		{ echo "BEI needs Python 3.10 or newer; try: make PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing what serving needs: 27 packages, 93 MB to download"
+	@echo "installing what serving needs: 29 packages, 93 MB to download"
 	$(PIP) --require-hashes -r requirements/serve.lock
 	$(PIP) -q --no-deps --no-build-isolation -e .
 	@$(BIN)/python scripts/installed.py

@@ -52,6 +52,7 @@ OWNERS: dict[str, str | tuple[str, ...]] = {
     "yaml": ("config.", "truss."),
     "click": "cli.",
     "simpy": "capacity.",
+    "jinja2": "text.sandbox",
     "huggingface_hub": "checkpoint.hub",
     "fsspec": "storage.",
     "opentelemetry": "http.traces",

@@ -114,7 +114,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         NonEmpty | None,
         About(
             "Prompt of a reranker: a known template's name, its text, its JSON, or none.",
-            unset="chosen by the model's name",
+            unset="the model's chat template, or by its name",
             of_one_model=True,
             decides_engine=True,
         ),

@@ -40,6 +40,7 @@ PORT = 7997
 REQUIREMENTS = (
     "backports-zstd==1.8.0",
     "huggingface-hub==2.4.0",
+    "jinja2==3.1.6",
     "msgspec==0.22.0",
     "openvino==2026.4.1",
     "orjson==3.13.0",
@@ -58,7 +59,9 @@ SERVER_REQUIREMENTS = (
 )
 
 # Packages that TensorRT-LLM's image has in the versions that it needs; the Truss does not install others.
-IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
+IN_THE_GPU_IMAGE = frozenset(
+    {"huggingface-hub", "jinja2", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"}
+)
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
 
 # The torch engine runs in Truss's own image for GPUs. PyPI's torch for Linux has the CUDA libraries.

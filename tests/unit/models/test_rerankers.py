@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from bei_core.config.settings import Settings
 from bei_core.engines.build import plan_model
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
-from bei_core.errors import ConfigError, UnsupportedModelError
+from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
 from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.serving.served_model import ServedModel, describe
 from bei_core.text.templates import RerankTemplate, named_template
 from tests.fakes import FakeEngine
+from tests.golden.chat_templates import BY_ROLE
 from tests.golden.sentence import PLAIN, RERANKER, modules
 from tests.unit.models.test_spec import CAUSAL
 
@@ -54,7 +56,7 @@ PROMPTED = {**CHAT[MODEL], "prompts": {"query": "Find code"}, "default_prompt_na
 def written(folder: Path, files: dict[str, Any]) -> Checkpoint:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(json.dumps(content))
+        (folder / name).write_text(content if isinstance(content, str) else json.dumps(content))
     return Checkpoint(folder, str(folder), "")
 
 
@@ -68,15 +70,83 @@ def served(spec: ModelSpec, **given: object) -> ServedModel:
     return describe(opened, settings_of(**given), lambda: [])  # type: ignore[arg-type]
 
 
-def test_a_reranker_that_reads_a_chat_template_needs_a_rerank_template(tmp_path: Path) -> None:
-    checkpoint = written(tmp_path / "ours", CHAT)
-    expected = (
-        r"modality_config\.message of sentence_bert_config\.json.*rerank_template .*or to none for the plain pair"
-    )
+UNFIT = "{{ messages[0].content | upper }}{{ messages[1].content }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (None, r"the model reads a query and a document in a chat template \(modality_config\.message\), and has none"),
+        (UNFIT, r"chat_template\.jinja: the chat template .* of which it asks for upper"),
+    ],
+)
+def test_a_reranker_whose_chat_template_cannot_be_used_needs_a_rerank_template(
+    tmp_path: Path, template: str | None, reason: str
+) -> None:
+    checkpoint = written(tmp_path / "ours", {**CHAT, **({"chat_template.jinja": template} if template else {})})
+    expected = rf"^{reason}; set rerank_template .*, or to none for the plain pair$"
     with pytest.raises(ConfigError, match=expected):
         plan_model([], settings_of(), tmp_path, checkpoint)
     with pytest.raises(ConfigError, match=expected):  # built with the setting `none`, and served without it
         served(read_spec(checkpoint))
+    assert served(read_spec(checkpoint), rerank_template="none").template is None
+
+
+def test_a_chat_template_is_used_before_that_of_a_known_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    files = {**CHAT, "chat_template.jinja": BY_ROLE, MODEL: PROMPTED}
+    spec = read_spec(written(tmp_path / "Qwen3-Reranker-0.6B", files))
+    model = served(spec)
+    assert model.template is not None
+    assert "Task: Find code\nQuery: q\nDocument: d" in model.template.fill("q", "d").text
+    assert caplog.messages == ["Qwen3ForCausalLM: reranker, rerank template: chat template"]
+    assert served(spec, rerank_template="qwen3-reranker").template == named_template("qwen3-reranker")
+    assert served(spec, rerank_template="none").template is None
+
+
+def test_an_unfit_chat_template_is_not_replaced_without_a_word(tmp_path: Path) -> None:
+    spec = read_spec(written(tmp_path / "Qwen3-Reranker-0.6B", {**CHAT, "chat_template.jinja": UNFIT}))
+    with pytest.raises(ConfigError, match="asks for upper"):
+        served(spec)
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"modality_config": {"text": LOGITS, "message": LOGITS}}, "modality_config.message.format: expected `str`"),
+        ({"modality_config": {"text": LOGITS, "message": {**LOGITS, "format": "auto"}}}, "format: invalid enum value"),
+        (
+            {"modality_config": {"text": LOGITS, "message": {**LOGITS, "method": "generate"}}},
+            "modality_config.message must have the method forward",
+        ),
+        ({"processing_kwargs": {"chat_template": {"tools": []}}}, "processing_kwargs.chat_template.tools is not supp"),
+        ({"processing_kwargs": {"chat_template": {"restore_suffix": False}}}, "chat_template.restore_suffix is not"),
+    ],
+)
+def test_settings_of_a_chat_template_that_are_not_supported_are_named(
+    tmp_path: Path, files: dict[str, Any], said: str
+) -> None:
+    settings = {**CHAT["sentence_bert_config.json"], **files}
+    with pytest.raises((UnsupportedModelError, CheckpointError), match=re.escape(said)):
+        read_spec(written(tmp_path, {**CHAT, "sentence_bert_config.json": settings}))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "said"), [("BertForSequenceClassification", "gives 2"), ("BertModel", "gives v")]
+)
+def test_a_chat_template_around_texts_that_are_no_pairs_is_refused(
+    tmp_path: Path, architecture: str, said: str
+) -> None:
+    """A classifier of several labels and an embedding model read texts in the chat template on other routes too."""
+    config = {**RERANKER, "architectures": [architecture], "id2label": {"0": "a", "1": "b"}}
+    settings = {
+        "transformer_task": "sequence-classification",
+        "modality_config": CHAT["sentence_bert_config.json"]["modality_config"],
+    }
+    files = {"config.json": config, "sentence_bert_config.json": settings, "chat_template.jinja": BY_ROLE}
+    files |= {name: CHAT[name] for name in ("tokenizer.json",)}
+    with pytest.raises(UnsupportedModelError, match=rf"modality_config\.message .*{said}"):
+        read_spec(written(tmp_path, files))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +169,7 @@ def test_the_log_says_where_a_causal_language_model_gives_vectors(
     assert caplog.messages == ["Qwen3ForCausalLM: embedding"]
 
 
-def test_a_chat_template_is_replaced_by_that_of_a_known_name(tmp_path: Path) -> None:
+def test_a_chat_template_that_is_missing_is_replaced_by_that_of_a_known_name(tmp_path: Path) -> None:
     model = served(read_spec(written(tmp_path / "Qwen3-Reranker-0.6B", CHAT)))
     assert model.template == named_template("qwen3-reranker")
 

@@ -58,7 +58,7 @@ def of_type(name: str) -> list[dict[str, Any]]:
         ),
         (
             {TRANSFORMER: {"modality_config": {"message": {"method": "forward", "method_output_name": "x"}}}},
-            f"{TRANSFORMER}: modality_config.message (texts in a chat template) is not supported",
+            f"{TRANSFORMER}: modality_config.message is supported for rerankers only",
         ),
         ({TRANSFORMER: {"model_args": {"num_labels": 3}}}, f"{TRANSFORMER}: model_args.num_labels is not supported"),
         (
