@@ -27,6 +27,9 @@ _MAX_CHARS = 1 << 16  # of a rendered text
 _CPU_S, _WALL_S, _MEMORY_BYTES = 2, 60, 1 << 29
 _ENVIRONMENT = ("LD_LIBRARY_PATH", "PYTHONHOME")  # what Python may need to start
 
+# Filters of Jinja that read a text without its methods, so that Content would not notice it.
+_LEFT_OUT = {"float", "int", "striptags", "title", "urlize", "wordcount"}
+
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from bei_core.text.sandbox import main; main()"
 
 
@@ -55,22 +58,31 @@ class Content(str):
     def __radd__(self, other: str) -> Content:
         return Content(str.__add__(other, self))
 
+    def __str__(self) -> str:
+        return self
+
     def __bool__(self) -> bool:
         return str.__len__(self) > 0
 
     def strip(self, chars: str | None = None, /) -> Content:
-        """Returns the text without the characters at both ends."""
-        return Content(str.strip(self, chars))
+        """Returns the text without white space at both ends. Raises DependentError for other characters."""
+        if chars is not None:
+            raise _dependent("strip")
+        return Content(str.strip(self))
+
+
+def _dependent(name: str) -> DependentError:
+    return DependentError(f"its result depends on the text of a message, of which it asks for {name}")
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
     def method(*_: object, **__: object) -> NoReturn:
-        raise DependentError(f"its result depends on the text of a message, of which it asks for {name}")
+        raise _dependent(name)
 
     return method
 
 
-_ALLOWED = {"__new__", "__str__", "__getattribute__", "__doc__", "__getnewargs__", *vars(Content)}
+_ALLOWED = {"__new__", "__getattribute__", "__doc__", "__getnewargs__", *vars(Content)}
 for _name in vars(str).keys() - _ALLOWED:
     setattr(Content, _name, _refuse(_name.strip("_")))
 
@@ -172,6 +184,7 @@ def _compiler() -> Callable[[str], Template]:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
+    environment.filters = {name: each for name, each in environment.filters.items() if name not in _LEFT_OUT}
     environment.filters["tojson"] = tojson
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
     return environment.from_string
