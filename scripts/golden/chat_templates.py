@@ -19,7 +19,7 @@ def write() -> None:
     arrays: Arrays = {}
     for name, folder in FOLDERS.items():
         with tempfile.TemporaryDirectory() as temporary:
-            path = folder.write(Path(temporary))
+            path = folder.write(Path(temporary) / name)
             model = CrossEncoder(str(path), device="cpu", local_files_only=True, model_kwargs=EAGER)
             for key, prompt in (("plain", model.prompts.get(model.default_prompt_name or "")), ("asked", INSTRUCTION)):
                 arrays |= {f"{name}:{key}:{what}": value for what, value in compute(model, prompt).items()}

@@ -6,11 +6,15 @@ say how it is applied. `scripts/golden/chat_templates.py` computes what sentence
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tests.golden import checkpoints
 from tests.golden.checkpoints import DATA, Json
-from tests.golden.sentence import BASE, IDENTITY, VERSION, Files, Folder
-from tests.golden.weights import Shape
+from tests.golden.sentence import BASE, IDENTITY, VERSION, Files
+from tests.golden.weights import DECODER, Shape, draw, encode, safetensors
 
 EXPECTED = DATA / "expected" / "chat_templates.safetensors"
 
@@ -38,6 +42,27 @@ _LAYER: dict[str, Shape] = {
     "self_attn.v_proj.weight": (32, HIDDEN),
 }
 _NORMS: dict[str, Shape] = {"self_attn.k_norm.weight": (16,), "self_attn.q_norm.weight": (16,)}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder: its files, which are JSON or texts, the shapes of its weights, and its tokenizer.json."""
+
+    files: Files
+    weights: dict[str, Shape]
+    tokenizer: str
+
+    def write(self, folder: Path) -> Path:
+        """Writes the files; returns the folder."""
+        drawn = {name: draw("", name, shape, DECODER) for name, shape in self.weights.items()}
+        tensors = {name: ("F32", self.weights[name], encode(values, "F32")) for name, values in drawn.items()}
+        (folder / "1_LogitScore").mkdir(parents=True)
+        (folder / "model.safetensors").write_bytes(safetensors(tensors))
+        (folder / "tokenizer.json").write_bytes((checkpoints.TOKENIZERS / self.tokenizer).read_bytes())
+        for name, content in self.files.items():
+            text = content if isinstance(content, str) else json.dumps(content, indent=2)
+            (folder / name).write_text(text, encoding="utf-8")
+        return folder
 
 
 def _weights(family: str, *, has_score: bool) -> dict[str, Shape]:
@@ -147,8 +172,7 @@ def chat(
         **({"1_LogitScore/config.json": answers or {"true_token_id": 70, "false_token_id": 80}} if is_causal else {}),
         **(files or {}),
     }
-    weights = {"": _weights(family, has_score=not is_causal)}
-    return Folder(content, weights, "cross-encoder", TOKENIZERS[family], scales="decoder")
+    return Folder(content, _weights(family, has_score=not is_causal), TOKENIZERS[family])
 
 
 # As Qwen3-Reranker: roles of their own, and a system message that replaces an instruction.

@@ -19,7 +19,7 @@ from tests.golden.weights import SCALES, Shape, draw, encode, safetensors
 EXPECTED = DATA / "expected" / "sentence.safetensors"
 
 Kind: TypeAlias = Literal["embedding", "cross-encoder", "sparse"]
-Files: TypeAlias = dict[str, Json]  # path -> JSON, or the text of another file
+Files: TypeAlias = dict[str, Json]  # path -> JSON
 Weights: TypeAlias = dict[str, dict[str, Shape]]  # path of the folder -> name -> shape of each tensor
 
 TEXTS = (
@@ -100,16 +100,11 @@ class Folder:
     tokenizer: str = TOKENIZER
     factor: int = 1  # of all weights outside of the first folder
     ints: dict[str, tuple[int, ...]] = field(default_factory=dict)  # tensors of integers in the first folder
-    scales: str = ""  # of the weights; "": by the kind
 
     def write(self, folder: Path) -> Path:
         """Writes the files; returns the folder."""
-        first = next(iter(self.weights))
-        scales = SCALES[self.scales or ("encoder" if self.kind == "sparse" else "bert")]
-        texts = {
-            name: each if isinstance(each, str) else json.dumps(each, indent=2) for name, each in self.files.items()
-        }
-        content = {path: text.encode() for path, text in texts.items()}
+        first, scales = next(iter(self.weights)), SCALES["encoder" if self.kind == "sparse" else "bert"]
+        content = {path: json.dumps(value, indent=2).encode() for path, value in self.files.items()}
         content[f"{first}tokenizer.json"] = (TOKENIZERS / self.tokenizer).read_bytes()
         for place, shapes in self.weights.items():
             tensors = {

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bei_core.checkpoint import Checkpoint
+from bei_core.checkpoint.folder import is_small, local_digest
 from bei_core.config.settings import Settings
 from bei_core.engines.build import plan_model
 from bei_core.engines.manifest import Manifest
@@ -102,6 +103,16 @@ def test_a_chat_template_is_used_before_that_of_a_known_name(tmp_path: Path, cap
     assert caplog.messages == ["Qwen3ForCausalLM: reranker, rerank template: chat template"]
     assert served(spec, rerank_template="qwen3-reranker").template == named_template("qwen3-reranker")
     assert served(spec, rerank_template="none").template is None
+
+
+def test_a_chat_template_is_fetched_and_part_of_the_digest(tmp_path: Path) -> None:
+    assert is_small("chat_template.jinja")
+    assert is_small("0_Transformer/chat_template.jinja")
+    digests = set()
+    for text in (BY_ROLE, UNFIT):
+        written(tmp_path, {"config.json": {}, "chat_template.jinja": text})
+        digests.add(local_digest(tmp_path))
+    assert len(digests) == 2
 
 
 def test_an_unfit_chat_template_is_not_replaced_without_a_word(tmp_path: Path) -> None:
