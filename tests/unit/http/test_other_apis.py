@@ -74,6 +74,11 @@ async def test_an_unknown_value_is_refused_with_those_that_are_known(client: htt
         ),
         (V2, {"texts": ["a"], "embedding_types": ["hex"]}, "'hex' - at `$.embedding_types[0]`; known are float, int8"),
         ("/embed", {"inputs": "a", "truncate": "MIDDLE"}, "'MIDDLE' - at `$.truncate`; known are NONE, START, END"),
+        (
+            "/embed",
+            {"inputs": "a", "parameters": {"truncation": "only_first"}},
+            "'only_first' - at `$.parameters.truncation`; known are longest_first, do_not_truncate",
+        ),
     ):
         reply = await client.post(path, json=body)
         assert reply.status_code == 422

@@ -32,7 +32,7 @@ USAGE = object_of(prompt_tokens=INTEGER, total_tokens=INTEGER)  # of `usage`
 NO_CHATS = "is not supported: apply the chat template in the client, and send the text with `add_special_tokens: false`"
 
 _MESSAGES = re.compile(rb'"messages"\s*:')
-_FIELDS = (re.compile(r"\$\.(\w+)"), re.compile(r"field `(\w+)`"))
+_NAMES, _MISSING = re.compile(r"\.(\w+)"), re.compile(r"field `(\w+)`")
 _TRUNCATED = "Input data was truncated"  # msgspec's text, also for the first half of a surrogate pair at a text's end
 _HALF_PAIR = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])")
 _FAULTS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)  # ValidationError is a DecodeError
@@ -237,11 +237,12 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     if is_chat and "missing required field" in str(fault):
         return ValidationError(f"`messages` {NO_CHATS}", param="messages")
     if isinstance(fault, msgspec.ValidationError):
-        field = next((found for pattern in _FIELDS if (found := pattern.search(str(fault)))), None)
-        name = field.group(1) if field else None
-        is_of_known = str(fault).startswith("Invalid enum value")
-        known = _known(schema).get(name or "") if is_of_known else None  # type: ignore[arg-type] # a type has a hash
-        return ValidationError(f"{fault}; known are {known}" if known else str(fault), param=name)
+        said, _, place = str(fault).partition(" - at `$")
+        names = tuple(_NAMES.findall(place)) or tuple(_MISSING.findall(said))
+        known = _known(schema, names) if said.startswith("Invalid enum value") else ""
+        return ValidationError(
+            f"{fault}; known are {known}" if known else str(fault), param=names[0] if names else None
+        )
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
     said = str(fault)
@@ -252,15 +253,19 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     return MalformedBodyError(f"the body is not JSON in UTF-8: {said}")
 
 
-@cache  # by schema
-def _known(schema: type[Any]) -> Mapping[str, str]:
-    """Returns the texts that each field of a schema may have, separated by commas; it takes 0.5 ms to read them."""
-    fields = msgspec.structs.fields(schema) if isinstance(schema, msgspec.StructMeta) else ()
-    return {each.encode_name: ", ".join(dict.fromkeys(_literals(each.type))) for each in fields}
+@cache  # by schema and place; it takes 0.5 ms to read the fields of a schema
+def _known(schema: type[Any], place: tuple[str, ...]) -> str:
+    """Returns the texts that a field of a schema may have, separated by commas; `place` names it from the outside."""
+    kinds: list[Any] = [schema]
+    for name in place:
+        structs = [kind for kind in kinds if isinstance(kind, msgspec.StructMeta)]
+        fields = [field for struct in structs for field in msgspec.structs.fields(struct)]
+        kinds = [kind for field in fields if field.encode_name == name for kind in _parts(field.type)]
+    return ", ".join(dict.fromkeys(text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)))
 
 
-def _literals(kind: Any) -> list[str]:  # noqa: ANN401 - a type
-    """Returns the texts that a field of this type may have, besides any others; also those in a list."""
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    return [value for part in get_args(kind) for value in _literals(part)]
+def _parts(kind: Any) -> list[Any]:  # noqa: ANN401 - a type
+    """Returns the types that a value of this type may have, or that its items may have if it is a list."""
+    if get_origin(kind) in {None, Literal}:
+        return [kind]
+    return [part for inner in get_args(kind) for part in _parts(inner)]
