@@ -91,6 +91,36 @@ def test_a_wrong_value_is_refused_by_name() -> None:
         rendered("--set", "gpus=2")
 
 
+def test_a_misspelled_value_is_refused_by_name() -> None:
+    """An ignored `secret.apiKey` would be a server that anyone may call."""
+    with pytest.raises(AssertionError, match="secret "):
+        rendered("--set", "secret.apiKey=key")
+
+
+def keys_of(*options: str) -> dict[str, dict[str, Any]]:
+    """The keys of Secrets that the container gets, by the name of the variable."""
+    (container,) = rendered(*options)["Deployment"]["spec"]["template"]["spec"]["containers"]
+    return {each["name"]: each["valueFrom"]["secretKeyRef"] for each in container.get("env", ())}
+
+
+def test_a_pod_does_not_start_without_the_key_of_a_secret_that_it_is_told_to_use() -> None:
+    """A reference that is not optional keeps a pod from starting if its Secret, or the key in it, is missing."""
+    token = {"key": "hf_token", "optional": True}
+    assert keys_of("--set", "secrets.existing=s") == {
+        "BEI_API_KEY": {"name": "s", "key": "api_key"},
+        "HF_TOKEN": {"name": "s", **token},
+    }
+    assert keys_of("--set", "secrets.apiKey=k") == {"BEI_API_KEY": {"name": "r-bei", "key": "api_key"}}
+    assert keys_of("--set", "secrets.hfToken=t") == {"HF_TOKEN": {"name": "r-bei", **token}}
+    assert keys_of() == {}
+
+
+@pytest.mark.parametrize("name", ["apiKey", "hfToken"])
+def test_a_value_beside_an_existing_secret_is_refused_since_it_would_have_no_effect(name: str) -> None:
+    with pytest.raises(AssertionError, match=r"secrets.apiKey and secrets.hfToken have no effect"):
+        rendered("--set", "secrets.existing=s", "--set", f"secrets.{name}=x")
+
+
 def test_systemd(tmp_path: Path) -> None:
     unit = tmp_path / "bei.service"
     unit.write_text((DEPLOY / "bei.service").read_text().replace("/opt/bei/bin/bei", "/bin/true"))
