@@ -245,7 +245,7 @@ def test_a_body_that_does_not_fit_is_refused_without_reading_the_schema_each_tim
     """It would hold up the event loop for 0.5 ms."""
     fields = Mock(wraps=msgspec.structs.fields)
     monkeypatch.setattr(msgspec.structs, "fields", fields)
-    common._known.cache_clear()
+    common._fields.cache_clear()
     for raw in (b'{"input": 5}', b'{"input": "a", "encoding_format": "$.input"}', b'{"input": "a", "endianness": "b"}'):
         for _ in range(2):
             with pytest.raises(ValidationError, match="known are native" if b"endianness" in raw else None):

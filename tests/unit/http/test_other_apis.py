@@ -79,6 +79,11 @@ async def test_an_unknown_value_is_refused_with_those_that_are_known(client: htt
             {"inputs": "a", "parameters": {"truncation": "only_first"}},
             "'only_first' - at `$.parameters.truncation`; known are longest_first, do_not_truncate",
         ),
+        (
+            "/embed",
+            {"inputs": "a", "parameters": {"normalize": False}},
+            "unknown field `normalize` - at `$.parameters`; known are truncation, max_length, padding",
+        ),
     ):
         reply = await client.post(path, json=body)
         assert reply.status_code == 422

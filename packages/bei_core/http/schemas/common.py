@@ -237,12 +237,10 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     if is_chat and "missing required field" in str(fault):
         return ValidationError(f"`messages` {NO_CHATS}", param="messages")
     if isinstance(fault, msgspec.ValidationError):
-        said, _, place = str(fault).partition(" - at `$")
-        names = tuple(_NAMES.findall(place)) or tuple(_MISSING.findall(said))
-        known = _known(schema, names) if said.startswith("Invalid enum value") else ""
-        return ValidationError(
-            f"{fault}; known are {known}" if known else str(fault), param=names[0] if names else None
-        )
+        said = str(fault)
+        names = _NAMES.findall(said.rpartition(" - at `$")[2]) or _MISSING.findall(said)
+        known = _known(said, schema, names)
+        return ValidationError(f"{said}; known are {known}" if known else said, param=names[0] if names else None)
     if isinstance(fault, RecursionError):
         return MalformedBodyError("the body is nested too deeply")
     said = str(fault)
@@ -253,15 +251,27 @@ def _body_error(fault: Exception, schema: type[Any], raw: bytes = b"", *, is_cha
     return MalformedBodyError(f"the body is not JSON in UTF-8: {said}")
 
 
-@cache  # by schema and place; it takes 0.5 ms to read the fields of a schema
-def _known(schema: type[Any], place: tuple[str, ...]) -> str:
-    """Returns the texts that a field of a schema may have, separated by commas; `place` names it from the outside."""
+def _known(said: str, schema: type[Any], place: Sequence[str]) -> str:
+    """Returns what may stand there instead, separated by commas: texts or fields; "" if msgspec refuses a type.
+
+    `said` is msgspec's message; `place` has the names of the fields down to the wrong value.
+    """
+    is_field = said.startswith("Object contains unknown field")
+    if not (is_field or said.startswith("Invalid enum value")):
+        return ""
     kinds: list[Any] = [schema]
     for name in place:
         structs = [kind for kind in kinds if isinstance(kind, msgspec.StructMeta)]
-        fields = [field for struct in structs for field in msgspec.structs.fields(struct)]
-        kinds = [kind for field in fields if field.encode_name == name for kind in _parts(field.type)]
+        kinds = [kind for struct in structs for kind in _fields(struct).get(name, ())]
+    if is_field:
+        return ", ".join(name for kind in kinds if isinstance(kind, msgspec.StructMeta) for name in _fields(kind))
     return ", ".join(dict.fromkeys(text for kind in kinds if get_origin(kind) is Literal for text in get_args(kind)))
+
+
+@cache  # by schema; it takes 0.5 ms to read the fields of a schema
+def _fields(schema: type[Any]) -> Mapping[str, Sequence[Any]]:
+    """Returns the types that each field of a schema may have, by its name in a body."""
+    return {field.encode_name: _parts(field.type) for field in msgspec.structs.fields(schema)}
 
 
 def _parts(kind: Any) -> list[Any]:  # noqa: ANN401 - a type
