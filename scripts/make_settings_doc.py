@@ -18,7 +18,7 @@ A setting comes from the first of these that has it:
 
 1. a flag of `bei serve` or of another command that runs a model;
 2. an environment variable, of those in the table the first that is set (an empty one counts as unset,
-   but an empty `BEI_API_KEY` or `BEI_API_KEY_FILE` is an error);
+   but an empty one of `api_key`, `api_key_file` or `api_keys_file` is an error);
 3. a key under `model_metadata.bei` in the config.yaml that `--config` names, or that Truss hands over;
 4. Baseten's `trt_llm` block in that file, for the settings that it stands for;
 5. a secret that the file declares, for secrets;
@@ -26,7 +26,8 @@ A setting comes from the first of these that has it:
 
 A flag that is a yes or no is written `--refresh`, `--no-refresh` or `--refresh false`. A list is written by repeating
 its flag; in an environment variable it has commas, or is JSON. Flags of text-embeddings-inference that mean nothing
-here are accepted, with a line in the log; the table says "no effect".
+here are accepted, with a line in the log; the table says "no effect". Other unknown flags, keys and variables that
+begin with `BEI_` are refused by name.
 """
 
 _TYPES = {bool: "yes or no", int: "whole number", float: "number", str: "text", Path: "path", tuple: "list of texts"}

@@ -32,7 +32,7 @@ class About:
     bare: bool = True  # whether its upper-case name without `BEI_` is an environment variable too
     secret: bool = False  # whether logs and errors hide its value; it may also come from a secret of Truss
     mounted: tuple[str, ...] = ()  # more names of Truss's secrets, stronger than the setting's own name
-    refuse_empty: bool = False  # whether an empty `BEI_` variable is an error; otherwise it counts as unset
+    refuse_empty: bool = False  # whether an empty variable is an error; otherwise it counts as unset
     of_one_model: bool = False  # whether it cannot be set for several models at once
     decides_engine: bool = False  # whether another value needs another engine; a part of the key of the cache's refs
     excludes: tuple[str, ...] = ()  # settings that cannot be given together with it

@@ -191,7 +191,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 10.0
     body_timeout_s: Annotated[Positive, About("Seconds for the whole body of a request to arrive.", bare=False)] = 60.0
     send_timeout_s: Annotated[
-        Positive, About("Seconds in which a client must read its reply, or 1 KB of it for each of them.", bare=False)
+        Positive, About("Seconds in which a client must read its reply; more if it reads 1 KB a second.", bare=False)
     ] = 60.0
     keep_alive_timeout_s: Annotated[
         Positive, About("Seconds that an idle connection stays open; more than a load balancer's 60.", bare=False)

@@ -90,7 +90,10 @@ def from_values(known: Declarations, values: Layer, label: Callable[[str], str])
 
 
 def from_environ(known: Declarations, environ: Mapping[str, str]) -> dict[str, object]:
-    """The layer of the environment. An empty variable counts as unset, because compose files often have them."""
+    """The layer of the environment. An empty variable counts as unset, because compose files often have them.
+
+    Raises ConfigError for an empty key of callers, which would open the server, and for an unknown name after `BEI_`.
+    """
     given = {name: value for name, value in environ.items() if value and not is_foreign(name, value)}
     ours = {setting.variables[0] for setting in known.values()}
     for name in given:
@@ -98,22 +101,20 @@ def from_environ(known: Declarations, environ: Mapping[str, str]) -> dict[str, o
             raise unknown("environment variable", name, ours)
     layer = {}
     for setting in known.values():
-        if setting.about.refuse_empty and environ.get(setting.variables[0]) == "":
-            raise _empty(f"environment variable {setting.variables[0]}")
+        first = next((name for name in setting.variables if name in environ), "")
+        if setting.about.refuse_empty and first and not environ[first]:
+            raise ConfigError(f"environment variable {first} is set and empty; give it a value, or remove it")
         source = next((name for name in setting.variables if name in given), None)
         if source is not None:
             layer[setting.name] = value_of(setting, given[source], f"environment variable {source}", strict=False)
     return layer
 
 
-def _empty(where: str) -> ConfigError:
-    return ConfigError(f"{where} is set and empty; give it a value, or remove it")
-
-
 def read_secrets(declared: Iterable[str], read: Callable[[str], str]) -> dict[str, str]:
-    """The values of the secrets that config.yaml declares. Those without a value are logged and left out."""
+    """The values of the secrets that config.yaml declares; empty, with a line in the log, for those without a value."""
     found = {}
     for name in declared:
+        found[name] = ""
         try:
             found[name] = read(name).strip()  # it may come from a file that ends with a new line
         except Exception:  # truss's SecretNotFoundError is not a KeyError and can be imported in its server only
@@ -122,7 +123,10 @@ def read_secrets(declared: Iterable[str], read: Callable[[str], str]) -> dict[st
 
 
 def from_secrets(known: Declarations, secrets: Mapping[str, str], trt_llm: object) -> dict[str, object]:
-    """The layer of Truss's secrets. The trt_llm block may name another secret for the checkpoint."""
+    """The layer of Truss's secrets. The trt_llm block may name another secret for the checkpoint.
+
+    An empty one counts as unset. Raises ConfigError for an empty key of callers, which would open the server.
+    """
     names = {one.name: [*one.about.mounted, one.name] for one in known.values() if one.about.secret}
     if isinstance(trt_llm, TrtLlm):
         setting, name = trt_llm.build.checkpoint_repository.secret
@@ -133,7 +137,9 @@ def from_secrets(known: Declarations, secrets: Mapping[str, str], trt_llm: objec
         if any(values):
             layer[setting] = next(value for value in values if value)
         elif values and known[setting].about.refuse_empty:
-            raise _empty(f"secret {setting}")
+            raise ConfigError(
+                f"config.yaml declares the secret {setting}, which has no value; give it one, or remove it"
+            )
     return layer
 
 

@@ -187,7 +187,7 @@ def test_the_error_for_a_bad_key_file_names_the_fault(served: list[Settings], tm
         serve(served, "--api-key", "a", "--api-key-file", str(tmp_path / "empty"))
 
 
-@pytest.mark.parametrize("name", ["BEI_API_KEY", "BEI_API_KEY_FILE"])
+@pytest.mark.parametrize("name", ["BEI_API_KEY", "API_KEY", "BEI_API_KEY_FILE", "BEI_API_KEYS_FILE"])
 def test_an_empty_key_does_not_open_the_server(served: list[Settings], name: str) -> None:
     with pytest.raises(ConfigError, match=f"environment variable {name} is set and empty; give it a value, or remove"):
         serve(served, **{name: ""})
@@ -211,9 +211,9 @@ def test_a_key_of_spaces_does_not_open_the_server(served: list[Settings], tmp_pa
 
 
 def test_an_empty_secret_does_not_open_the_server() -> None:
-    for key in ("\n", " "):
-        with pytest.raises(ConfigError, match="secret api_key is set and empty"):
-            Settings.from_truss_config({"secrets": {"api_key": None}}, {}, {"api_key": key})
+    for values in ({"api_key": "\n"}, {"api_key": " "}, {}):
+        with pytest.raises(ConfigError, match="declares the secret api_key, which has no value; give it one"):
+            Settings.from_truss_config({"secrets": {"api_key": None}}, {}, values)
 
 
 # --- secrets in a file with a mistake
