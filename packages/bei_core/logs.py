@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timezone
+from typing import Any
 
 # Libraries that log at least one line for each request, or the endpoint that they use.
 TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
@@ -30,17 +31,33 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record's time, level, logger, message and traceback, and the fields of a request's line."""
+        """The record's time, level, logger, message and traceback, the model of a ModelLog, a request's fields."""
         fields: dict[str, object] = {
             "timestamp": datetime.fromtimestamp(record.created, timezone.utc).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
-        fields |= getattr(record, "bei_request", {})
+        fields |= getattr(record, "bei_fields", {})
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return json.dumps(fields)  # ASCII, and unlike orjson's also for text that is not valid Unicode
+
+
+class ModelLog(logging.LoggerAdapter):  # type: ignore[type-arg]  # not generic in Python 3.10
+    """Begins each line with the name of a model, because several models of a server log the same lines."""
+
+    def __init__(self, logger: logging.Logger, model: str) -> None:
+        super().__init__(logger, {"bei_fields": {"model": model}})
+        self._model = model
+
+    def log(self, level: int, msg: object, *args: object, **given: Any) -> None:  # noqa: ANN401 - as in the base class
+        """Log a line; every other method calls this one."""
+        super().log(level, f"%s: {msg}", self._model, *args, **given)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:  # noqa: ANN401
+        """The message, and its arguments with the model as a field of a JSON line."""
+        return msg, {**kwargs, "extra": self.extra}
 
 
 def configure_logging(*, json_output: bool, level: str = "info") -> None:
@@ -136,7 +153,7 @@ def log_access(
     }
     named = [f"{name}={_quoted(value)}" for name, value in list(fields.items())[3:]]
     line = " ".join([_quoted(method), _quoted(path), str(status), *named])
-    _access.info("%s", line, extra={"bei_request": fields})
+    _access.info("%s", line, extra={"bei_fields": fields})
 
 
 def _quoted(value: object) -> str:

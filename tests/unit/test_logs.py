@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bei_core.logs import configure_logging, is_json_wanted, log_access
+from bei_core.logs import ModelLog, configure_logging, is_json_wanted, log_access
 
 
 def access(**changed: object) -> None:
@@ -38,6 +38,20 @@ def test_in_json_each_part_is_a_field(capsys: pytest.CaptureFixture[str]) -> Non
     assert [fields[name] for name in names] == ["POST", "/embed", 200, "r-1", "a/b", 2, 7]
     times = ("tokenization_ms", "queue_ms", "inference_ms", "total_ms")
     assert [fields[name] for name in times] == [0.123, 1.0, 2.5, 4.25]
+
+
+def test_a_line_about_an_engine_names_its_model(capsys: pytest.CaptureFixture[str]) -> None:
+    log = ModelLog(logging.getLogger("bei_core.serving"), "100%s")
+    configure_logging(json_output=False)
+    log.error("the engine thread failed")
+    log.warning("a batch of %d failed", 3, exc_info=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith(" ERROR bei_core.serving: 100%s: the engine thread failed")
+    assert lines[1].endswith(" WARNING bei_core.serving: 100%s: a batch of 3 failed")
+    configure_logging(json_output=True)
+    log.error("the engine thread failed")
+    fields = json.loads(capsys.readouterr().err)
+    assert (fields["model"], fields["message"]) == ("100%s", "100%s: the engine thread failed")
 
 
 @pytest.mark.parametrize("json_output", [False, True])

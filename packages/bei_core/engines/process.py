@@ -31,6 +31,7 @@ import numpy.typing as npt
 from bei_core.engines.base import Engine, EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.errors import EngineUnavailableError, StartError, UnhealthyError
+from bei_core.logs import ModelLog
 
 log = logging.getLogger(__name__)
 
@@ -160,6 +161,7 @@ class EngineProcess:
         """
         self.on_restart: Callable[[], None] = lambda: None
         self.warm_up: Sequence[Batch] = ()  # set after the start, whose warm-up is the caller's
+        self._log: logging.Logger | ModelLog = log
         self._load = load
         self._child: _Child | None = None
         self._computing: _Child | None = None  # the process that computes a batch now
@@ -172,6 +174,10 @@ class EngineProcess:
         )
         self._supervisor.start()
         self.info = first.result()
+
+    def name_model(self, name: str) -> None:
+        """Makes each line of the log begin with the name of the model, which is not known at the start."""
+        self._log = ModelLog(log, name)
 
     def forward(self, batch: Batch) -> Array:
         """f32[B, D]; see `Engine.forward`. Raises UnhealthyError if the process ends."""
@@ -236,7 +242,7 @@ class EngineProcess:
             except Exception as error:
                 if not first.done():
                     return first.set_exception(error)
-                log.error("the engine is not started again yet: %s", error)
+                self._log.error("the engine is not started again yet: %s", error)
             if time.monotonic() - began > _STABLE_S:
                 num_ends = 0
             wait_s, num_ends = min(_MAX_WAIT_S, 2.0 ** min(num_ends, 10) - 1), num_ends + 1
@@ -253,13 +259,13 @@ class EngineProcess:
             self._max_load_s = max(_MIN_LOAD_S, _LOAD_FACTOR * (time.monotonic() - began))
         child.warm_up(self.warm_up)
         if first.done():
-            log.info("the engine is ready again, after %.1f s", time.monotonic() - began)
+            self._log.info("the engine is ready again, after %.1f s", time.monotonic() - began)
             self.on_restart()
         else:
             first.set_result(info)
         how = child.how()
         if not self._closing.is_set():
-            log.error("the process of the engine ended %s; it is started again", how)
+            self._log.error("the process of the engine ended %s; it is started again", how)
 
 
 def main(fd: int) -> None:

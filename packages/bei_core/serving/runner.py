@@ -19,6 +19,7 @@ import numpy as np
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.errors import DeadlineExceededError, EngineError, RequestError, UnhealthyError
+from bei_core.logs import ModelLog
 from bei_core.metrics import Metrics
 from bei_core.serving.admission import Admission, Running
 from bei_core.serving.queue import HEAD_START_S, Item, Pending
@@ -86,7 +87,10 @@ class Runner:
         hang_s: float = 120.0,
         kill_engine: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        model: str = "model",
     ) -> None:
+        """`model` is the model's name, with which each line of the log begins."""
+        self._log = ModelLog(log, model)
         self._engine = engine
         self._metrics = metrics
         self._longest = max(budget, most, engine.info.max_seq_len)  # tokens of a batch: a long text runs alone
@@ -184,7 +188,7 @@ class Runner:
             if seconds > self._hang_s:
                 limit = max(self._hang_s, _HANG_FACTOR * self.admission.expected_s(running.num_tokens))
                 if seconds > limit and self._kill_engine is not None:
-                    log.error("the engine has not answered for %.0f s; its process is killed", limit)
+                    self._log.error("the engine has not answered for %.0f s; its process is killed", limit)
                     self._kill_engine()
                 elif seconds > limit:
                     self._give_up(f"the engine has not answered for {limit:.0f} s")
@@ -212,11 +216,11 @@ class Runner:
                         break
                 self._step()
         except BaseException as fault:  # also SystemExit: without this thread, queued items would wait for ever
-            log.exception("the engine thread failed; the server has to be started again")
+            self._log.exception("the engine thread failed; the server has to be started again")
             why = f"the engine thread failed ({type(fault).__name__}); see the server's log"
             self._give_up(why)
             self.crashed.set_result(why)
-        log.debug("engine thread ended")
+        self._log.debug("engine thread ended")
 
     def _watch(self) -> None:
         """Runs the watchdog, which fails the waiting requests if the engine hangs, even without health checks."""
@@ -245,7 +249,7 @@ class Runner:
                     if self.proven_at >= started:  # a batch that failed as a whole says nothing about the speed
                         self.admission.rate.add(taken.num_tokens, self._clock() - began, self._num_computed)
             except Exception:
-                log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
+                self._log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
                 self._fail(taken.items, EngineError("the engine failed; see the server's log"))
             self.admission.running = Running()  # not reached after a BaseException: `_give_up` needs the items
 
@@ -271,10 +275,10 @@ class Runner:
             return self._fail(items, error)
         except Exception:
             if len(items) > 1:
-                log.warning("a batch of %d failed; running its halves", len(items), exc_info=True)
+                self._log.warning("a batch of %d failed; running its halves", len(items), exc_info=True)
                 self._forward(items[: len(items) // 2])
                 return self._forward(items[len(items) // 2 :])
-            log.exception("the engine failed on an input of %d tokens", batch.num_tokens)
+            self._log.exception("the engine failed on an input of %d tokens", batch.num_tokens)
             self._failed_at = self._clock()
             return self._fail(items, EngineError("the engine failed on this input; see the server's log"))
         num_tokens, num_shared = batch.num_tokens, self._engine.num_shared_tokens()
@@ -358,7 +362,7 @@ class Runner:
                 else:
                     loop.call_soon_threadsafe(_resolve, settled)
             except RuntimeError:  # the loop is closed
-                log.debug("dropped %d results of a closed event loop", len(settled))
+                self._log.debug("dropped %d results of a closed event loop", len(settled))
 
     def _give_up(self, why: str) -> None:
         """Marks the engine as unusable. Items of the running batch fail with 424, items in the queue with 503."""
@@ -368,7 +372,7 @@ class Runner:
             self._broken = why
             held, waiting = self.admission.running.items, self._pending.drain()
             self._wake.notify()
-        log.error("%s; failing %d items", why, len(held) + len(waiting))
+        self._log.error("%s; failing %d items", why, len(held) + len(waiting))
         self._fail(held, EngineError(why))
         self._fail(waiting, UnhealthyError(why))
 

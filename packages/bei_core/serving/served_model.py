@@ -124,11 +124,12 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
     bge_m3 = spec.bge_m3 if engine.weighs_terms else None
     template = chosen_template(settings.rerank_template, spec.template, spec.template_fault)
     prompt = f", rerank template: {template.name if template else 'none'}" if template or kind is Kind.RERANKER else ""
-    log.info("%s: %s%s", spec.architecture, kind.value, prompt)
+    name = settings.served_model_name or opened.manifest.source
+    log.info("%s: %s (%s)%s", name, kind.value, spec.architecture, prompt)
     labels = classifier.labels if classifier else ()
     ranks = template is not None and len(labels) == 2  # "no" and "yes"
     return ServedModel(
-        name=settings.served_model_name or opened.manifest.source,
+        name=name,
         kind=kind,
         roles=frozenset({kind, *([Kind.RERANKER] if ranks else ()), *([Kind.SPARSE] if bge_m3 else ())}),
         labels=labels,

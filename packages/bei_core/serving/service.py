@@ -67,10 +67,11 @@ class Service:
         self.metrics = metrics or Metrics()
         self._opened = opened
         self._process = opened.engine if isinstance(opened.engine, EngineProcess) else None
-        if self._process is not None:
-            self._process.on_restart = self.metrics.engine_restarted
         self.tokenizer = opened.read_tokenizer(settings)
         self.model = describe(opened, settings, self.tokenizer)
+        if self._process is not None:
+            self._process.on_restart = self.metrics.engine_restarted
+            self._process.name_model(self.model.name)
         self._runner = Runner(
             opened.engine,
             self.metrics,
@@ -82,6 +83,7 @@ class Service:
             turns=turns,
             hang_s=settings.hang_timeout_s,
             kill_engine=None if self._process is None else self._process.kill,
+            model=self.model.name,
         )
         self._operation = "embed" if self.model.kind.tei_type == "embedding" else "predict"
         self._num_requests = 0

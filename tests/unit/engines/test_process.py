@@ -71,13 +71,15 @@ def test_a_process_that_ends_in_a_batch_fails_it_and_is_started_again(
 ) -> None:
     restarts = threading.Semaphore(0)
     engine.on_restart = restarts.release
+    engine.name_model("minilm")
     with pytest.raises(UnhealthyError, match="has ended and is started again"):
         engine.forward(Batch.pack([tokens_of(fault)]))
     assert restarts.acquire(timeout=60)
     assert engine.outage is None
     assert np.array_equal(engine.forward(BATCH), rows_of(GOOD))
     assert len(set(pids(tmp_path))) == 2
-    assert ("by SIGKILL" if fault == KILLED else "with status 3") in caplog.text
+    how = "by SIGKILL" if fault == KILLED else "with status 3"
+    assert f"minilm: the process of the engine ended {how}; it is started again" in caplog.messages
 
 
 def test_a_process_that_is_killed_while_idle_costs_no_batch(engine: EngineProcess, tmp_path: Path) -> None:

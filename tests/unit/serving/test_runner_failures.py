@@ -109,6 +109,7 @@ async def test_the_caller_of_a_failed_item_sees_no_traceback_and_the_log_does(
         await runner.submit([tokens_of(BAD)])
     assert str(failure.value) == "the engine failed on this input; see the server's log"
     assert "EngineFaultError" in caplog.text
+    assert caplog.messages == ["model: the engine failed on an input of 1 tokens"]
 
 
 class BrokenMetrics(Metrics):
