@@ -30,7 +30,7 @@
         └── QualityError              the rows of a quantised engine are too far from those of f32
 
 Two errors are caught in the module that defines them: HttpError (http/server/parser.py: the bytes of a request are not
-HTTP, or exceed a limit; its status is 400, 405 or 431) and TrussChangedError (truss/routes.py: Truss's server
+HTTP, or exceed a limit; its status is 400, 405, 414 or 431) and TrussChangedError (truss/routes.py: Truss's server
 is not built as expected).
 
 Baseten's performance client retries 408, 409, 429 and 5xx, so a permanent error never has one of these.

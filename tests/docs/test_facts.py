@@ -20,7 +20,7 @@ from bei_core.metrics import Metrics
 from bei_core.models.families import FAMILIES
 from bei_core.truss import init
 from scripts import make_routes_doc
-from tests.docs.documents import ROOT, code_in, table_rows
+from tests.docs.documents import ROOT, code_in, inline_code, table_rows
 from tests.golden.checkpoints import descriptions
 
 OPERATIONS = ROOT / "docs" / "operations.md"
@@ -154,6 +154,15 @@ def test_paths_without_a_key() -> None:
     assert sorted(listed) == sorted(
         route.path for route in (*ROUTES, *openapi.documents(with_pages=True)) if route.public
     )
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architectures.md"])
+def test_names_for_contributors_are_those_of_the_code(page: str) -> None:
+    files = (path for folder in (LIBRARY, ROOT / "tests", ROOT / "scripts") for path in folder.rglob("*.py"))
+    known = {word for path in files for word in re.findall(r"\w+", path.read_text(encoding="utf-8"))}
+    named = {code for code in inline_code(ROOT / page) if re.fullmatch(r"[A-Za-z_][\w.]*", code)}
+    assert named
+    assert [code for code in sorted(named) if code.rpartition(".")[2] not in known] == []
 
 
 def log_messages() -> Iterator[str]:
