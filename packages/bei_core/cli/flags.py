@@ -28,14 +28,22 @@ class Command(click.Command):
     """A command whose boolean flags also take a value, as text-embeddings-inference's do: `--auto-truncate false`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse a command line; returns the words that are no flags, as in the base class."""
+        """Parse a command line; returns the words that are no flags, as in the base class.
+
+        A model that is given as a word, as other servers take it, is an error that names the flag.
+        """
         switches = {
             spelled: option.secondary_opts[0]
             for option in self.params
             if isinstance(option, click.Option) and option.is_flag and option.secondary_opts
             for spelled in option.opts
         }
-        return super().parse_args(ctx, list(_without_values(args, switches)))
+        try:
+            return super().parse_args(ctx, list(_without_values(args, switches)))
+        except click.UsageError as error:
+            if "unexpected extra argument" in error.message and any(each.name == "model_id" for each in self.params):
+                error.message += "; a model is given with --model-id"
+            raise
 
 
 def _without_values(words: Sequence[str], switches: Mapping[str, str]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from bei_core.config.declaration import declared
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.errors import ConfigError
 
-BARE = {name: "" for setting in SETTINGS.values() for name in setting.variables if not name.startswith("BEI_API_KEY")}
+BARE = {name: "" for setting in SETTINGS.values() for name in setting.variables if "API_KEY" not in name}
 
 
 def serve(served: list[Settings], *words: str, **environ: str) -> Settings:
@@ -132,6 +132,12 @@ def test_a_text_after_a_boolean_flag_stays_a_text() -> None:
         assert command is not None
         ctx = command.make_context("embed", list(words))
         assert ctx.params["texts"] == (words[-1],)
+
+
+@pytest.mark.parametrize("command", ["serve", "build"])
+def test_a_model_that_is_given_as_a_word_is_an_error_that_names_the_flag(command: str) -> None:
+    done = CliRunner().invoke(cli.app, [command, "owner/name"], env=BARE, standalone_mode=False)
+    assert str(done.exception) == "Got unexpected extra argument (owner/name); a model is given with --model-id"
 
 
 def test_a_list_is_a_flag_given_several_times_and_origins_may_have_commas(served: list[Settings]) -> None:

@@ -149,7 +149,7 @@ def test_booleans_in_the_environment(text: str, value: bool) -> None:
 
 
 def test_empty_variables_are_unset() -> None:
-    assert load(environ={"API_KEY": "", "BEI_PORT": "", "PORT": "8080"}) == load(environ={"PORT": "8080"})
+    assert load(environ={"REVISION": "", "BEI_PORT": "", "PORT": "8080"}) == load(environ={"PORT": "8080"})
 
 
 # --- What is refused, and what the refusal says
