@@ -8,7 +8,7 @@
     │   ├── UnauthorizedError         401  missing or wrong key
     │   ├── NotFoundError             404  no such route or model
     │   ├── MethodNotAllowedError     405
-    │   ├── PayloadTooLargeError      413  body larger than `payload_limit`
+    │   ├── PayloadTooLargeError      413  body larger than `payload_limit` or a limit of its JSON
     │   ├── UnknownCodingError        415  the content-encoding of the body is not known
     │   ├── ValidationError           422  wrong type, too long, bad dimensions, prompt or token ids
     │   ├── TokenizerError            422  the tokenizer refuses the text
@@ -108,7 +108,7 @@ class MethodNotAllowedError(RequestError):
 
 
 class PayloadTooLargeError(RequestError):
-    """The body is larger than `payload_limit`."""
+    """The body is larger than `payload_limit`, or its JSON has more values, lists, fields or text than are read."""
 
     status = 413
     kind = "PayloadTooLarge"

@@ -51,17 +51,17 @@ class EmbeddingOptions(VllmEncoding, kw_only=True):
     @property
     def is_plain(self) -> bool:
         """Whether the request has only OpenAI's options and those that all routes of BEI have."""
-        return _others(self) == _UNSET and self.encoding_format in _F32
+        return _options_of_others(self) == _UNSET and self.encoding_format in _F32
 
     @property
     def width(self) -> int | None:
-        """The requested number of dimensions; None means the model's own."""
+        """The requested number of dimensions; None: the model's own. Raises ValidationError if two names differ."""
         asked: int | None = agreed(dimensions=self.dimensions or None, output_dimension=self.output_dimension)
         return asked
 
     @property
     def has_unit_length(self) -> bool:
-        """Whether to normalise the vectors to length 1."""
+        """Whether to normalise the vectors to length 1. Raises ValidationError if two names of it differ."""
         asked = agreed(normalize=self.normalize, normalized=self.normalized, use_activation=self.use_activation)
         return asked is not False
 
@@ -77,7 +77,10 @@ class EmbeddingOptions(VllmEncoding, kw_only=True):
         return options if self.prompt is None else replace(options, prompt=self.prompt)
 
     def prompt_of_type(self, model: ServedModel) -> str | None:
-        """Returns the name of the prompt that `input_type`, `task` or the model's name chooses; None for no prompt."""
+        """Returns the name of the prompt that `input_type`, `task` or the model's name chooses; None for no prompt.
+
+        Raises ValidationError for an unknown type.
+        """
         if self.input_type:
             return prompt_name(self.input_type, model)
         if self.task:
@@ -120,8 +123,8 @@ class EmbeddingOptions(VllmEncoding, kw_only=True):
     def _refuse_unsupported(self) -> None:
         """Raises ValidationError for an option that is not supported and would change the vectors."""
         modalities = [self.modality] if isinstance(self.modality, str) else self.modality or ()
-        others = (self.embedding_type, self.encoding_type, self.output_dtype)
-        is_mixed = isinstance(self.encoding_format, list) and any(others)
+        is_list = isinstance(self.encoding_format, list)
+        is_mixed = is_list and any((self.embedding_type, self.encoding_type, self.output_dtype))
         refuse(
             {
                 "return_multivector": self.return_multivector and "is not supported; /embed_all has vectors of tokens",
@@ -132,7 +135,8 @@ class EmbeddingOptions(VllmEncoding, kw_only=True):
         )
 
 
-_OPENAIS = {*Common.__struct_fields__, "encoding_format", "dimensions", "input_type"}
-_OTHERS = [name for name in EmbeddingOptions.__struct_fields__ if name not in _OPENAIS]
-_others = attrgetter(*_OTHERS)
-_UNSET = (None,) * len(_OTHERS)
+# The options of the other APIs; None is the default of each.
+_PLAIN_FIELDS = {*Common.__struct_fields__, "encoding_format", "dimensions", "input_type"}
+_OTHER_FIELDS = [name for name in EmbeddingOptions.__struct_fields__ if name not in _PLAIN_FIELDS]
+_options_of_others = attrgetter(*_OTHER_FIELDS)
+_UNSET = (None,) * len(_OTHER_FIELDS)

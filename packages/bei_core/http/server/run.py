@@ -92,11 +92,11 @@ class _Server:
 
     async def run(self) -> None:
         """Serves until a signal arrives or an engine thread crashes; then drains."""
-        settings, told = self._settings, self._end_on_signals()
+        settings, stop = self._settings, self._end_on_signals()
         loop = asyncio.get_running_loop()
         loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"))
         for service in self._app.services:
-            service.crashed.add_done_callback(partial(self._end_on_crash, told, loop))
+            service.crashed.add_done_callback(partial(self._end_on_crash, stop, loop))
         budget = open_budget(settings.max_body_bytes_in_flight)
         early = () if settings.cors_allow_origin else (self._app.refused_early,)  # these replies have no CORS headers
         pool = Pool(self._asgi, settings, budget, max_connections(settings), *early)
@@ -107,7 +107,7 @@ class _Server:
         listeners = [await listen(pool, sock) for sock in self._sockets.main]
         for sock in self._sockets.main:
             log.info("listening on %s", name_of(sock))
-        await told.wait()
+        await stop.wait()
         log.info(
             "draining: %d connections are open; the process ends in %g s at the latest, or at once on a second signal",
             *(len(pool), self._end_s),
@@ -125,22 +125,22 @@ class _Server:
         Uses the `signal` module instead of asyncio's handlers, so that the timeout starts even if the event loop is
         busy.
         """
-        told, loop, seconds = asyncio.Event(), asyncio.get_running_loop(), self._settings.drain_timeout_s
+        stop, loop, seconds = asyncio.Event(), asyncio.get_running_loop(), self._settings.drain_timeout_s
 
         def handle(_number: int, _frame: object) -> None:
             for number in _SIGNALS:  # Python's handlers have to wait for the main thread, the default action does not
                 signal.signal(number, _end_by if os.getpid() == 1 else signal.SIG_DFL)
             self._end_within(seconds, 0)
-            loop.call_soon_threadsafe(told.set)
+            loop.call_soon_threadsafe(stop.set)
 
         for number in _SIGNALS:
             signal.signal(number, handle)
-        return told
+        return stop
 
-    def _end_on_crash(self, told: asyncio.Event, loop: asyncio.AbstractEventLoop, crashed: Future[str]) -> None:
+    def _end_on_crash(self, stop: asyncio.Event, loop: asyncio.AbstractEventLoop, crashed: Future[str]) -> None:
         self.crash, self._end_s = crashed.result(), min(_CRASH_S, self._settings.drain_timeout_s)
         self._end_within(self._end_s, 1)
-        loop.call_soon_threadsafe(told.set)
+        loop.call_soon_threadsafe(stop.set)
 
     def _end_within(self, seconds: float, status: int) -> None:
         """Starts a timer that ends the process with this status after `seconds`, even if requests are unanswered."""
