@@ -62,7 +62,7 @@ def shares_prefixes(spec: ModelSpec) -> bool:
     """
     first, family = spec.modules[0], family_of(spec.architecture)
     if isinstance(first, Pooling):
-        one_token = first.modes == ("lasttoken",)
+        one_token = first.modes == ("lasttoken",)  # PoolingMode.LAST_TOKEN
     else:
         one_token = isinstance(first, Classifier) or spec.is_late_interaction
     return one_token and family.is_causal(spec.config)
