@@ -41,8 +41,9 @@ class Command(click.Command):
         try:
             return super().parse_args(ctx, list(_without_values(args, switches)))
         except click.UsageError as error:
-            if "unexpected extra argument" in error.message and any(each.name == "model_id" for each in self.params):
-                error.message += "; a model is given with --model-id"
+            takes_model = any(each.name == "model_id" for each in self.params)
+            if takes_model and "unexpected extra argument" in error.message:
+                raise click.UsageError(f"{error.message}; a model is given with --model-id", ctx) from error
             raise
 
 

@@ -6,12 +6,12 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
 
-from bei_core.config.declaration import Declared, TypeForm, choices_of, description_of, members
+from bei_core.config.declaration import Declared, TypeForm, choices_of, description_of, members, metas_of
 from bei_core.errors import ConfigError
 
 StructT = TypeVar("StructT", bound=Struct)
@@ -80,10 +80,19 @@ def _block(kind: type[StructT], value: object, where: str) -> StructT:
 
 
 def _expected(kind: TypeForm, fault: str, note: str) -> str:
-    """The possible values of a type, for an error: its choices, else msgspec's text (`fault`); then the note."""
-    choices = choices_of(kind)
+    """The possible values of a type, for an error: its choices, else msgspec's text (`fault`); then the note.
+
+    For a text that must match a pattern, they are what the type says of it.
+    """
+    choices = choices_of(kind) or (_descriptions_of_patterns(kind) if "matching regex" in fault else ())
     said = f"expected {'one of ' if choices[1:] else ''}{', '.join(choices)}" if choices else fault
     return f"{said}; {note}" if note else said
+
+
+def _descriptions_of_patterns(kind: TypeForm) -> tuple[str, ...]:
+    """The descriptions of the texts with a pattern that a type has, also in a list."""
+    own = tuple(meta.description for meta in metas_of(kind) if meta.pattern and meta.description)
+    return own or tuple(each for part in get_args(kind) for each in _descriptions_of_patterns(part))
 
 
 def _path(kind: type, value: object) -> object:

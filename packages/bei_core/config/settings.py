@@ -28,10 +28,10 @@ from bei_core.storage.backends import redact, store_schemes
 
 NonEmpty: TypeAlias = Annotated[str, Meta(min_length=1)]
 Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
-Index: TypeAlias = Annotated[str, Meta(pattern="^[0-9]+$")]
+Index: TypeAlias = Annotated[str, Meta(pattern="^[0-9]+$", description="the number of a GPU, such as 0")]
 Port: TypeAlias = Annotated[int, Meta(ge=0, le=65_535)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0)]
-Url: TypeAlias = Annotated[str, Meta(pattern="^https?://")]
+Url: TypeAlias = Annotated[str, Meta(pattern="^https?://", description="a URL that begins with http:// or https://")]
 
 
 class Settings(Struct, frozen=True, kw_only=True):

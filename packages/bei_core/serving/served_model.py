@@ -125,7 +125,7 @@ def describe(opened: Opened, settings: Settings, vocabulary: Vocabulary) -> Serv
     template = chosen_template(settings.rerank_template, spec.template, spec.template_fault)
     prompt = f", rerank template: {template.name if template else 'none'}" if template or kind is Kind.RERANKER else ""
     name = settings.served_model_name or opened.manifest.source
-    log.info("%s: %s (%s)%s", name, kind.value, spec.architecture, prompt)
+    log.info("%s is a model of kind %s (%s)%s", name, kind.value, spec.architecture, prompt)
     labels = classifier.labels if classifier else ()
     ranks = template is not None and len(labels) == 2  # "no" and "yes"
     return ServedModel(

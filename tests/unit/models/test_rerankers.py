@@ -169,7 +169,7 @@ def test_a_rerank_template_is_used_in_place_of_a_chat_template(
     caplog.set_level(logging.INFO)
     model = served(read_spec(written(tmp_path / "ours", CHAT)), rerank_template=setting)
     assert (model.template and model.template.name) == name
-    assert caplog.messages == [f"any: reranker (Qwen3ForCausalLM), rerank template: {name or 'none'}"]
+    assert caplog.messages == [f"any is a model of kind reranker (Qwen3ForCausalLM), rerank template: {name or 'none'}"]
 
 
 def test_the_log_says_where_a_causal_language_model_gives_vectors(
@@ -177,7 +177,7 @@ def test_the_log_says_where_a_causal_language_model_gives_vectors(
 ) -> None:
     caplog.set_level(logging.INFO)
     served(read_spec(written(tmp_path / "reranker", CAUSAL)))
-    assert caplog.messages == ["any: embedding (Qwen3ForCausalLM)"]
+    assert caplog.messages == ["any is a model of kind embedding (Qwen3ForCausalLM)"]
 
 
 def test_a_chat_template_that_is_missing_is_replaced_by_that_of_a_known_name(tmp_path: Path) -> None:
