@@ -105,7 +105,7 @@ def test_a_model_of_another_kind_is_refused(
     opens(monkeypatch, *modules)
     result = run(*words)
     assert isinstance(result.exception, WrongTaskError)
-    assert str(result.exception).endswith(f"; this needs {needed}")
+    assert str(result.exception).endswith(f"; this needs one of kind {needed}")
     assert result.stdout == ""
 
 

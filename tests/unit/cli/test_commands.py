@@ -48,7 +48,7 @@ def test_embed_refuses_a_model_that_does_not_embed(monkeypatch: pytest.MonkeyPat
     result = run("embed", "--model-id", "owner/name", "one")
     assert "[" not in result.output
     assert isinstance(result.exception, WrongTaskError)
-    assert str(result.exception) == f"owner/name is a model of kind {kind}; this needs embedding"
+    assert str(result.exception) == f"owner/name is a model of kind {kind}; this needs one of kind embedding"
 
 
 @pytest.mark.parametrize(("errors", "said"), [({}, None), ({"429": 3, "timeout": 1}, "4 requests failed")])
