@@ -109,7 +109,9 @@ class ServedModel:
     def check_kind(self, kinds: Sequence[Kind]) -> None:
         """Raises WrongTaskError if the model can serve as none of `kinds`. Empty `kinds` allow any model."""
         if kinds and self.roles.isdisjoint(kinds):
-            raise WrongTaskError(f"{self.name} is a model of kind {self.kind}; this needs one of kind {' or '.join(kinds)}")
+            raise WrongTaskError(
+                f"{self.name} is a model of kind {self.kind}; this needs one of kind {' or '.join(kinds)}"
+            )
 
     def check_num_inputs(self, count: int) -> None:
         """Raises ValidationError if `count` is more inputs than one request may have."""
