@@ -84,7 +84,8 @@ def test_locks_name_no_host(lock: str) -> None:
     ],
 )
 def test_secrets_become_settings(secrets: dict[str, str], expected: tuple[str | None, str | None]) -> None:
-    config = {"secrets": dict.fromkeys(("hf_access_token", "hf_token", "api_key", "unrelated"))}
+    declared = ("hf_access_token", "hf_token", "unrelated", *secrets)  # api_key needs a value if it is declared
+    config = {"secrets": dict.fromkeys(declared)}
     settings = Settings.from_truss_config(config, {}, TrussSecrets(**secrets))
     assert (settings.hf_token, settings.api_key) == expected
 

@@ -217,8 +217,11 @@ def test_a_server_in_a_container_reads_secrets_where_baseten_puts_them(
     monkeypatch.setattr("bei_core.config.files.SECRETS", tmp_path)
     (tmp_path / "hf_access_token").write_text("t\n")
     config = saved(tmp_path, config_of(secrets={"hf_access_token": None, "api_key": None}))
+    with pytest.raises(ConfigError, match="declares the secret api_key, which has no value"):  # it would be open
+        Settings.load({}, {}, config)
+    (tmp_path / "api_key").write_text("k\n")
     settings = Settings.load({}, {}, config)
-    assert (settings.hf_token, settings.api_key) == ("t", None)
+    assert (settings.hf_token, settings.api_key) == ("t", "k")
 
 
 @pytest.mark.parametrize("text", ["1.2.3Gi", ".Gi", "Gi", "1e3", "-1Gi", "1 Gib"])
