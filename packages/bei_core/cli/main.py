@@ -47,6 +47,13 @@ class LazyGroup(click.Group):
             ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(map(repr, near))}?")
         return super().resolve_command(ctx, args)
 
+    def invoke(self, ctx: click.Context) -> object:
+        """The result of the command. Raises RuntimeError for an EOFError, which Click would take for Ctrl-D."""
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # of a file or a connection: no command asks the user for anything
+            raise RuntimeError(f"an input has ended early: {error}") from error
+
 
 def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> None:
     """Print the version and exit."""

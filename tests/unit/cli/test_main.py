@@ -215,6 +215,19 @@ def test_with_json_output_a_bug_is_one_line_too(
     assert "ZeroDivisionError" in line["traceback"]
 
 
+def test_an_input_that_ends_early_is_not_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command said `interrupted` and ended with status 130."""
+
+    def cut(*_: object) -> None:
+        raise EOFError("the file ends within a value")
+
+    monkeypatch.setattr("bei_core.engines.open.build_engine", cut)
+    monkeypatch.setattr("os._exit", sys.exit)  # which would end the tests
+    monkeypatch.setattr(sys, "argv", ["bei", "build", "--model-id", "a/b"])
+    with pytest.raises(RuntimeError, match="an input has ended early: the file ends within a value"):
+        cli.main()
+
+
 def test_an_interrupt_is_not_a_traceback(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
