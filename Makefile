@@ -43,8 +43,9 @@ serve: $(VENV)/.serve $(MODEL)/config.json  ## serve all-MiniLM-L6-v2 on port 79
 	$(BIN)/bei serve --model-id $(MODEL) --served-model-name all-MiniLM-L6-v2 $(ARGS)
 
 # The tests of a file share what its fixtures build, so they run in one worker. Each computes on one thread, so that they do not wait for each other.
-# There are more workers than processors, because a worker waits for the servers and processes that it starts.
-WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+# There are more workers than processors, because a worker waits for the servers and processes that it starts. If a worker
+# is lost, the run ends and names its test: with a new worker, pytest-xdist 3.8 can wait for ever.
+WORKERS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 test: install  ## all tests but the longest: about 5 minutes on 2 processors
 	scripts/test_envs.sh

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import importlib.util
 import logging
+import os
 import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -61,6 +62,21 @@ def _no_certificates() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("load_default_certs", "load_verify_locations"):
             patch.setattr(ssl.SSLContext, name, lambda *args, **options: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_silent_end() -> Iterator[None]:
+    """In the process of the tests, `os._exit` fails the test. It would end the process without a word."""
+    tests, end = os.getpid(), os._exit
+
+    def fail(status: int) -> NoReturn:
+        if os.getpid() != tests:  # a process that was forked
+            end(status)
+        raise AssertionError(f"os._exit({status}) in the process of the tests")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "_exit", fail)
         yield
 
 

@@ -176,3 +176,8 @@ print(signal.getsignal(signal.SIGTERM) == before)
         process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=SAFETY_S)
     assert (process.returncode, said) == (0, "False\nTrue\n")
+
+
+def test_a_command_that_ends_the_process_of_the_tests_fails_its_test() -> None:
+    with pytest.raises(AssertionError, match=r"os\._exit\(143\)"):
+        os._exit(143)
