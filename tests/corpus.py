@@ -150,6 +150,24 @@ TOKENIZERS: dict[str, bytes] = {
     "half-of-the-file": _dumped(TOKENIZER)[:600],
 }
 
+# The name of a golden model, and the values of its config.json that are replaced.
+CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
+    "theta-of-1-with-yarn": ("qwen3-embedding", {"rope_theta": 1, "rope_scaling": {"rope_type": "yarn", "factor": 2}}),
+    "scaling-that-is-a-text": ("qwen3-embedding", {"rope_scaling": "linear"}),
+    "parameters-of-a-layer-type-that-are-a-number": ("qwen3-embedding", {"rope_parameters": {"full_attention": 1}}),
+    "epsilon-that-is-an-object": ("bert-rerank-pad7", {"layer_norm_eps": {}}),
+    "epsilon-that-is-null": ("qwen3-embedding", {"rms_norm_eps": None}),
+    "positions-without-end": ("bert-rerank-pad7", {"max_position_embeddings": float("inf")}),
+    "problem-that-is-a-list": ("bert-topics-bf16-sharded", {"problem_type": []}),
+    "activation-that-is-an-object": ("nomic-mean-bf16", {"activation_function": {}}),
+    "prenorm-that-is-an-object": ("nomic-mean-bf16", {"prenorm": {}}),
+    "types-of-fewer-layers": ("modernbert-mean-parameters", {"layer_types": ["full_attention"]}),
+    "window-without-end": ("gemma3-rope-by-layer-type", {"sliding_window": float("inf")}),
+    "kinds-of-attention-as-a-number": ("deberta-v2-conv-biased", {"pos_att_type": 5}),
+    "buckets-as-a-text": ("deberta-v2-conv-biased", {"position_buckets": "x"}),
+    "padding-id-of-30-digits": ("qwen3-rerank-seq-cls", {"pad_token_id": 10**30}),
+}
+
 ARCHIVES: dict[str, bytes] = {
     "path-outside": gzip.compress(_tar(("../config.json", {"content": b"{}"}))),
     "absolute-path": gzip.compress(_tar(("/etc/x/config.json", {"content": b"{}"}))),

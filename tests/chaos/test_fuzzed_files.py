@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import struct
 import tarfile
 from collections.abc import Callable, Mapping
@@ -13,12 +15,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.archives import unpack
 from bei_core.checkpoint.tensors import entries
 from bei_core.engines.manifest import Manifest, parse_manifest
+from bei_core.engines.openvino.graph import build_graph
 from bei_core.errors import StartError
+from bei_core.models.spec import read_spec
 from bei_core.text.files import open_tokenizer
-from tests.corpus import ARCHIVES, HEADER, MANIFEST, MANIFESTS, SAFETENSORS, TOKENIZER, TOKENIZERS, kept
+from tests.corpus import ARCHIVES, CONFIGURATIONS, HEADER, MANIFEST, MANIFESTS, SAFETENSORS, TOKENIZER, TOKENIZERS, kept
+from tests.golden.cases import GOLDEN
 
 few = settings(
     max_examples=settings().max_examples * 3 // 2,
@@ -29,7 +35,7 @@ few = settings(
 JSON_LEAVES = (
     st.none()
     | st.booleans()
-    | st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64, 10**30, 1e308, -0.5])
+    | st.sampled_from([0, -1, 1, 2**31, 2**63, 2**64, 10**30, 1e308, -0.5, float("inf"), float("nan")])
     | st.sampled_from(["", "a", "[PAD]", "F32", "(", "[a", "\ud800", "x" * 10_000])
 )
 JSON = st.recursive(
@@ -46,7 +52,7 @@ def paths_of(value: object, path: tuple[str | int, ...] = ()) -> list[tuple[str 
 
 
 @st.composite
-def mutated(draw: st.DrawFn, document: Mapping[str, object]) -> bytes:
+def mutated(draw: st.DrawFn, document: Mapping[str, object] | list[object]) -> bytes:
     """The document with some of its values replaced or removed, or with damaged bytes."""
     value = json.loads(json.dumps(document))
     for _ in range(draw(st.integers(1, 3))):
@@ -126,6 +132,44 @@ def test_a_manifest(tmp_path: Path, content: bytes) -> None:
 @kept(MANIFESTS)
 def test_a_kept_manifest(tmp_path: Path, content: bytes) -> None:
     check(tmp_path / "manifest.json", content, read_manifest)
+
+
+MODELS = (
+    *("bert-modern-dense-gelu", "bert-rerank-pad7", "deberta-v2-conv-biased", "embedding-gemma", "nomic-v2-moe"),
+    *("gemma3-rope-by-layer-type", "gte-multilingual-ntk-f16", "modernbert-mean-parameters", "qwen3-logit-score"),
+    "sentence-t5-dense-f16",
+)
+
+
+@st.composite
+def configurations(draw: st.DrawFn) -> tuple[str, str, bytes]:
+    """(name of a golden model, path of one of its JSON files, damaged content)."""
+    folder = GOLDEN / draw(st.sampled_from(MODELS))
+    files = [path for path in sorted(folder.rglob("*.json")) if path.name != "tokenizer.json"]
+    file = draw(st.sampled_from(files))
+    return folder.name, str(file.relative_to(folder)), draw(mutated(json.loads(file.read_bytes())))
+
+
+def check_configuration(folder: Path, name: str, file: str, content: bytes) -> None:
+    """Writes the file of a golden model. The model has to be built, or refused by one line."""
+    shutil.copytree(GOLDEN / name, folder, copy_function=os.symlink)
+    (folder / file).unlink()
+    (folder / file).write_bytes(content)
+    checkpoint = Checkpoint(folder=folder, source=name, revision="0" * 40)
+    message = refusal(lambda: build_graph(read_spec(checkpoint), checkpoint))
+    assert message is None or "\n" not in message
+
+
+@few
+@given(case=configurations())
+def test_a_configuration(tmp_path_factory: pytest.TempPathFactory, case: tuple[str, str, bytes]) -> None:
+    check_configuration(tmp_path_factory.mktemp("model") / "model", *case)
+
+
+@pytest.mark.parametrize(("name", "changes"), CONFIGURATIONS.values(), ids=CONFIGURATIONS)
+def test_a_kept_configuration(tmp_path: Path, name: str, changes: dict[str, object]) -> None:
+    config = json.loads((GOLDEN / name / "config.json").read_bytes())
+    check_configuration(tmp_path / "model", name, "config.json", json.dumps({**config, **changes}).encode())
 
 
 @st.composite

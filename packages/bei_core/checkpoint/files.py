@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -10,10 +11,18 @@ from bei_core.errors import CheckpointError
 
 Json: TypeAlias = Any  # any JSON value
 
+_MAX_NAME_BYTES = 255
+_MAX_PATH_BYTES = 2048  # Linux takes 4096 with the path of the folder
+
 
 def inside(name: str, what: str) -> str:
-    """The name, unchanged. Raises CheckpointError unless it is a relative path inside the model's folder."""
+    """The name, unchanged. Raises CheckpointError unless it is a relative path inside the model's folder.
+
+    A path that is too long for Linux is refused, too.
+    """
     parts = PurePosixPath(name).parts
+    if len(os.fsencode(name)) > _MAX_PATH_BYTES or any(len(os.fsencode(part)) > _MAX_NAME_BYTES for part in parts):
+        raise CheckpointError(f"{what} is {name[:40]!r}..., which is too long for a file")
     if not parts or parts[0] == "/" or ".." in parts or "\\" in name or "\0" in name:
         raise CheckpointError(f"{what} is {name!r}, which is not inside the model's folder")
     return name

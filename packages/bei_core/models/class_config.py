@@ -11,6 +11,7 @@ from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config, architecture_of
 from bei_core.models.families import FAMILIES, Family, family_name, with_class_defaults
 from bei_core.models.rope import LOCAL_THETAS
+from bei_core.models.value_types import check_types
 
 # Values that are written in the code of a class, whatever config.json says.
 _CONSTANTS: Mapping[str, Config] = {
@@ -30,11 +31,12 @@ def as_class_reads(config: Config) -> dict[str, Any]:
 
     For an unknown class, nothing is changed.
 
-    Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_parts`, `_check_own_code`,
-    `_check_direction` and `_check_model_type`.
+    Raises CheckpointError without `architectures` and as `check_types`, UnsupportedModelError as `_check_parts`,
+    `_check_own_code`, `_check_direction` and `_check_model_type`.
     """
     architecture = architecture_of(config)
     name = family_name(architecture)
+    check_types(config)
     _check_parts(config, FAMILIES.get(name))
     _check_own_code(config, FAMILIES.get(name))
     _check_direction(config, name)

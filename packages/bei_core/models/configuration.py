@@ -37,6 +37,12 @@ def read_size(
     return value
 
 
+def read_number(config: Config, name: str, default: float) -> float:
+    """Returns a number of config.json, whose type `check_types` has checked; the default if it is missing or null."""
+    value = config.get(name)
+    return default if value is None else float(value)
+
+
 def architecture_of(config: Config) -> str:
     """Returns the name of the model's class. Raises CheckpointError if config.json has none."""
     names = config.get("architectures") or []

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import MAX_LAYERS, Config, read_size
+from bei_core.models.configuration import MAX_LAYERS, Config, read_number, read_size
 from bei_core.models.distances import Array, log_buckets
 
 
@@ -55,7 +55,7 @@ class DebertaSizes:
             num_layers=read_size(config, "num_hidden_layers", most=MAX_LAYERS),
             num_heads=num_heads,
             intermediate_size=read_size(config, "intermediate_size"),
-            eps=float(config.get("layer_norm_eps", 1e-7)),
+            eps=read_number(config, "layer_norm_eps", 1e-7),
             activation=str(config.get("hidden_act", "gelu")),
             width=int(config.get("embedding_size") or hidden),
             num_positions=read_size(config, "max_position_embeddings") if is_absolute else 0,

@@ -109,10 +109,12 @@ def yes_no_row(
 ) -> npt.NDArray[np.float32]:
     """Returns f32[1, H]: the row of lm_head for "yes" minus the row for "no".
 
-    `ids` are the token ids of "no" (None: the row is 0) and of "yes". `words` and the errors are as for
-    `output_weight`.
+    `ids` are the token ids of "no" (None: the row is 0) and of "yes". `words` are as for `output_weight`. Raises
+    CheckpointError as that, and for an id that the matrix does not have.
     """
     table, (no, yes) = tensors.f32(output_weight(tensors, "lm_head.weight", words, config)), ids
+    if wrong := [each for each in ids if each is not None and not 0 <= each < len(table)]:
+        raise CheckpointError(f"the answer has the token id {wrong[0]}, but the vocabulary has {len(table)} tokens")
     return np.ascontiguousarray((table[yes] if no is None else table[yes] - table[no])[None])
 
 

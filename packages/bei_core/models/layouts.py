@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import MAX_LAYERS, Config, read_size
+from bei_core.models.configuration import MAX_LAYERS, Config, read_number, read_size
 from bei_core.models.tensor_names import GEMMA, LLAMA, TensorNames
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
@@ -184,7 +184,7 @@ class RotarySizes:
     def of(cls, names: RotaryNames, config: Config) -> RotarySizes:
         """Reads config.json. Raises UnsupportedModelError for a missing size or a value that is not supported."""
         for name, value in names.supported.items():
-            if config.get(name, value) not in {value, None}:
+            if config.get(name, value) not in (value, None):
                 raise UnsupportedModelError(f"config.json: {name} {config[name]!r} is not supported, only {value!r}")
 
         def is_set(bias: bool | str) -> bool:
@@ -192,7 +192,7 @@ class RotarySizes:
 
         setting, default = names.activation
         activation = str(config.get(setting) or config.get("hidden_act") or default)
-        num_layers = read_size(config, "n_layer", "num_hidden_layers", most=MAX_LAYERS)
+        num_layers = _read_num_layers(config, "n_layer", "num_hidden_layers")
         return cls(
             hidden=read_size(config, "n_embd", "hidden_size"),
             num_heads=read_size(config, "n_head", "num_attention_heads"),
@@ -306,7 +306,7 @@ class DecoderSizes:
         num_kv_heads = read_size(config, "num_key_value_heads", default=num_heads)
         if num_heads % num_kv_heads:
             raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
-        num_layers, has_window = _read_num_layers(config), bool(config.get("sliding_window"))
+        num_layers, has_window = _read_num_layers(config, "num_hidden_layers"), bool(config.get("sliding_window"))
         scaled_by = float(config.get("query_pre_attn_scalar") or head_size) if switches.gemma else head_size
         return cls(
             config=config,
@@ -316,7 +316,7 @@ class DecoderSizes:
             num_kv_heads=num_kv_heads,
             head_size=head_size,
             intermediate_size=read_size(config, "intermediate_size"),
-            eps=float(config.get("rms_norm_eps", 1e-6)),
+            eps=read_number(config, "rms_norm_eps", 1e-6),
             activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
             scale=scaled_by**-0.5,
             soft_cap=config.get("attn_logit_softcapping") if switches.gemma else None,
@@ -340,9 +340,9 @@ class DecoderSizes:
         return window // 2 + 1 if both_sides else window + 1
 
 
-def _read_num_layers(config: Config) -> int:
+def _read_num_layers(config: Config, *names: str) -> int:
     """Raises UnsupportedModelError if `layer_types` has fewer entries than there are layers."""
-    num_layers = read_size(config, "num_hidden_layers", most=MAX_LAYERS)
+    num_layers = read_size(config, *names, most=MAX_LAYERS)
     types = config.get("layer_types")
     if types and len(types) < num_layers:
         raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")

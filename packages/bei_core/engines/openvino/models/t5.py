@@ -17,7 +17,7 @@ from bei_core.engines.openvino.models.blocks import (
     multi_head_attention,
 )
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.models.configuration import Config, read_size
+from bei_core.models.configuration import Config, read_number, read_size
 from bei_core.models.families import Family
 from bei_core.models.layouts import T5_BIAS, T5_WORDS, t5_activation
 
@@ -32,7 +32,7 @@ class Transformer:
         self._inner = read_size(config, "d_ff")
         num_heads = read_size(config, "num_heads")
         self._heads = AttentionHeads(num_heads, num_heads, read_size(config, "d_kv"))
-        self._eps = float(config.get("layer_norm_epsilon", 1e-6))
+        self._eps = read_number(config, "layer_norm_epsilon", 1e-6)
         self._activation, self._is_gated = t5_activation(config)
 
     def graph(self, inputs: Inputs) -> Node:

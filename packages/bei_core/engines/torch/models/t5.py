@@ -15,7 +15,7 @@ from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.weights import Weights
-from bei_core.models.configuration import read_size
+from bei_core.models.configuration import read_number, read_size
 from bei_core.models.heads import first_of
 from bei_core.models.layouts import T5_BIAS, T5_WORDS, t5_activation
 from bei_core.models.tensor_names import TensorNames
@@ -33,7 +33,7 @@ class Transformer(layers.Transformer):
         self.bias = DistanceBias(num_heads, facts.spec.max_seq_len)
         plain = {"bias": False, "out_bias": False, "causal": False}
         sizes = AttentionSizes(hidden, num_heads, num_heads, size, scale=1.0, **plain)
-        make_norm = partial(nn.RMSNorm, hidden, float(config.get("layer_norm_epsilon", 1e-6)), dtype=kernels.dtype)
+        make_norm = partial(nn.RMSNorm, hidden, read_number(config, "layer_norm_epsilon", 1e-6), dtype=kernels.dtype)
         self.layers = nn.ModuleList(
             layers.TransformerLayer(
                 kernels.attention(sizes, None, layer, self.bias),
