@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bei_core.checkpoint import Checkpoint
@@ -162,6 +162,7 @@ def check_configuration(folder: Path, name: str, file: str, content: bytes) -> N
 
 @few
 @given(case=configurations())
+@example(case=("bert-modern-dense-gelu", "1_Pooling/config.json", b'{"pooling_mode": []}'))
 def test_a_configuration(tmp_path_factory: pytest.TempPathFactory, case: tuple[str, str, bytes]) -> None:
     check_configuration(tmp_path_factory.mktemp("model") / "model", *case)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -65,7 +65,6 @@ class _Config(msgspec.Struct):
     problem_type: str | None = None
     layer_types: list[str] | None = None
     pos_att_type: str | list[str] | None = None
-    id2label: dict[str, Any] | None = None
 
 
 def check_types(config: Config) -> None:

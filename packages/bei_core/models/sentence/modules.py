@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import Annotated, Literal, NamedTuple, TypeAlias, cast
 
 import msgspec
 
@@ -156,7 +156,7 @@ def _check_tokens(modules: Sequence[Module]) -> None:
 class _PoolingConfig(msgspec.Struct, frozen=True):
     """`1_Pooling/config.json` of sentence-transformers >= 5.4; older files have a flag for each mode."""
 
-    pooling_mode: str | list[str] | None = None
+    pooling_mode: str | Annotated[list[str], msgspec.Meta(min_length=1)] | None = None
     include_prompt: bool | None = True  # null counts as false
 
 
