@@ -29,8 +29,9 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{path} is not YAML at {_place_of(fault, text)}") from None
     except RecursionError:
         raise ConfigError(f"{path} is nested too deeply; close each bracket that it opens") from None
-    except ValueError:  # such as the date 2024-02-31
-        raise ConfigError(f"{path} is not YAML: a date or number in it does not exist; write it in quotes") from None
+    except (ValueError, LookupError, AttributeError):  # such as the date 2024-02-31, or `!!bool x`
+        what = "a date, number or value with a tag does not exist"
+        raise ConfigError(f"{path} is not YAML: {what}; write it in quotes") from None
     if config is not None and not isinstance(config, dict):
         raise ConfigError(f"{path} must be a mapping of keys, such as `name: value`")
     return config or {}

@@ -223,6 +223,8 @@ def test_an_unknown_name_lists_every_known_one() -> None:
     ("text", "said"),
     [
         ("a: [", "is not YAML"),
+        *((f"a: !!{tag} x", "is not YAML: a date, number") for tag in ("timestamp", "bool", "int")),
+        ("a: !!float ''", "is not YAML: a date, number"),
         ("- a", "must be a mapping"),
         ("model_metadata: {bei: [1]}", "model_metadata.bei must be a mapping"),
         ("model_metadata: [1]", "model_metadata.bei must be a mapping"),
