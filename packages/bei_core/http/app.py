@@ -126,7 +126,7 @@ class App:
         except (SystemExit, KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException:  # also catches a panic in a Rust library, which is not an Exception
-            log.exception("this is a bug: %s %s failed (request %s)", method, path, request_id)
+            log.exception("this is a bug: %s %r failed (request %s)", method, path, request_id)
             error = EngineError("internal error; see the server's log")
             response = self._refuse(error, call)
         finally:

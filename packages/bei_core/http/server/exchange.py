@@ -119,7 +119,7 @@ class Exchange:
             self._link.abort()
             raise
         except BaseException:  # also catches a panic in Rust, which is not an Exception
-            log.exception("this is a bug: %s %s failed", self.scope["method"], self.scope["path"])
+            log.exception("this is a bug: %s %r failed", self.scope["method"], self.scope["path"])
             self._link.failed()
         finally:
             self.lease.release()
