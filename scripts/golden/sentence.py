@@ -1,4 +1,4 @@
-"""Computes sentence-transformers' outputs for the folders of `tests/golden/sentence.py`, in f32, each input alone."""
+"""Computes what sentence-transformers makes of the folders in `tests/golden/sentence_heads.py`, in f32, one by one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from safetensors.numpy import load_file, save_file
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 
 from scripts.golden.expected import Arrays, is_same
-from tests.golden.sentence import EXPECTED, FOLDERS, PAIRS, TEXTS, Folder
+from tests.golden.sentence import EXPECTED, PAIRS, TEXTS, Folder
+from tests.golden.sentence_heads import FOLDERS
 
 EAGER = {"dtype": torch.float32, "attn_implementation": "eager"}
 

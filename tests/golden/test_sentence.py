@@ -15,7 +15,8 @@ from bei_core.engines.open import Opened, build_engine, load
 from bei_core.serving.served_model import describe
 from bei_core.tasks import Classify, Embed, Pair, Rows, Text, Tokens
 from bei_core.text.tokenizer import TextTokenizer
-from tests.golden.sentence import EXPECTED, FOLDERS, PAIRS, TEXTS
+from tests.golden.sentence import EXPECTED, PAIRS, TEXTS
+from tests.golden.sentence_heads import FOLDERS
 from tests.golden.tolerance import F32, compare
 
 pytestmark = pytest.mark.usefixtures("compiled_once")

@@ -23,7 +23,7 @@ from bei_core.engines.torch.models.sequences import Sequences, flatten
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_name
 from bei_core.models.spec import read_spec
-from bei_core.tasks import Embed, EncodeOptions, Rows, Tokens
+from bei_core.tasks import Classify, Embed, EncodeOptions, Pair, Rows, Tokens
 from bei_core.text.templates import named_template
 from bei_core.text.tokenizer import TextTokenizer
 from tests.golden.cases import (
@@ -38,7 +38,8 @@ from tests.golden.cases import (
     ClassificationCase,
     OutputCase,
 )
-from tests.golden.sentence import EXPECTED, FOLDERS, TEXTS
+from tests.golden.sentence import EXPECTED, PAIRS, TEXTS
+from tests.golden.sentence_heads import FOLDERS
 from tests.golden.tolerance import BF16_WIDE, F32, LOGITS_BF16, LOGITS_F32, compare, compare_logits
 from tests.gpu_path.conftest import Builder
 from tests.gpu_path.table import TABLE
@@ -193,6 +194,20 @@ def test_every_pooling_of_terms_is_that_of_sentence_transformers(name: str, buil
     expected = np.zeros_like(rows)
     np.put(expected, arrays[f"{name}:at"], arrays[f"{name}:values"])
     compare(rows, expected, F32)
+
+
+@pytest.mark.parametrize("engine", ["torch", "tensorrt_llm"])
+@pytest.mark.parametrize("name", ["cross-encoder-pooled", "cross-encoder-pooled-sigmoid"])
+def test_modules_give_the_scores_of_a_cross_encoder(name: str, engine: str, built: Builder, tmp_path: Path) -> None:
+    checkpoint = resolve(str(FOLDERS[name].write(tmp_path)))
+    spec, pairs = read_spec(checkpoint), [Pair(*pair) for pair in PAIRS]
+    tokenizer = TextTokenizer(tmp_path / "tokenizer.json", max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size)
+    rows = built(checkpoint, spec, engine=engine, dtype="float32").engine.forward(
+        Batch.pack(tokenizer.encode_now(pairs, EncodeOptions()))
+    )
+    assert spec.classifier is not None
+    scores = Classify(pairs, EncodeOptions(), spec.classifier.scoring).finish(rows)
+    assert np.abs(scores[:, 0] - load_file(EXPECTED)[f"{name}:scores"]).max() < 1e-4
 
 
 def outputs(engine: Engine, tokens: list[Tokens], kind: str) -> Rows:

@@ -9,7 +9,7 @@ import msgspec
 
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, UnsupportedModelError
-from bei_core.models.modules import Classifier, Dense, Module
+from bei_core.models.modules import Classifier, Dense, Module, Scores
 from bei_core.models.sentence.settings import MODEL_SETTINGS, ModelSettings
 from bei_core.tasks import Scoring
 from bei_core.text.published import canonical_tokenizer
@@ -47,6 +47,13 @@ def _token_id(checkpoint: Checkpoint, token: str) -> int:
             f"{checkpoint.source}: the tokenizer has no token {token!r}, but the rerank_template has it as an answer"
         )
     return int(found)
+
+
+def scores_of_modules(config: Mapping[str, Any], count: int) -> Scores:
+    """Returns labels and scoring of a CrossEncoder whose modules give `count` scores. Raises as `read_head`."""
+    named = config if len(_label_names(config)) == count else {"num_labels": count}
+    found = _classifier(named)
+    return Scores(found.labels, found.scoring)
 
 
 def _classifier(config: Mapping[str, Any]) -> Classifier:

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.checkpoint import Checkpoint, Tensors
-from bei_core.errors import UnsupportedModelError
+from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.families import family_of
 from bei_core.models.heads import Head, output_bias, output_weight, pooling_of, yes_no_row
 from bei_core.models.kind import Kind
-from bei_core.models.modules import Classifier, Dense, LayerNorm, Pooling
+from bei_core.models.modules import Classifier, Dense, LayerNorm, Pooling, Scores
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
@@ -29,13 +29,13 @@ class StoredAt(NamedTuple):
 def head_of(spec: ModelSpec) -> Head | None:
     """Returns the layers of the head of a classifier or of SPLADE.
 
-    None for an embedding model, for a model with token vectors (ColBERT), and for a reranker that answers "yes" or
-    "no". Raises UnsupportedModelError if the family has no such head.
+    None for an embedding model, for a model with token vectors (ColBERT), for a reranker that answers "yes" or "no",
+    and for a CrossEncoder whose modules give the scores. Raises UnsupportedModelError if the family has no such head.
     """
     classifier, heads = spec.classifier, family_of(spec.architecture).heads
-    if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or (
-        classifier is not None and classifier.yes_no_ids is not None
-    ):
+    if spec.kind in (Kind.EMBEDDING, Kind.LATE_INTERACTION) or isinstance(classifier, Scores):
+        return None
+    if classifier is not None and classifier.yes_no_ids is not None:
         return None
     head = heads.vocabulary if classifier is None else heads.token if classifier.per_token else heads.sequence
     if head is None:
@@ -61,7 +61,7 @@ def find_head_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Stor
 
     Of a head they are those of the layers `dense`, `norm` and `out`, and of a module in `FOLDER` those of the layers
     `FOLDER.linear`, `FOLDER.residual` and `FOLDER.norm`. A tensor that the layer needs is also here if the checkpoint
-    lacks it. Raises UnsupportedModelError as `head_of`, and CheckpointError as `output_weight`.
+    lacks it. Raises UnsupportedModelError as `head_of`, and CheckpointError as `output_weight` and `_check_num_scores`.
     """
     found, head = dict[str, StoredAt](), head_of(spec)
     if head is not None:
@@ -77,7 +77,18 @@ def find_head_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Stor
         elif isinstance(module, LayerNorm):
             for name in ("norm.weight", "norm.bias"):
                 found[f"{module.folder}.{name}"] = StoredAt(checkpoint.tensors(module.folder), name)
+        elif isinstance(module, Scores):
+            _check_num_scores(found[f"{spec.dense_folders[-1]}.linear.weight"], module, spec)
     return found
+
+
+def _check_num_scores(weight: StoredAt, scores: Scores, spec: ModelSpec) -> None:
+    """Raises CheckpointError unless the matrix f32[C, H] has a row for each score."""
+    tensors, name = weight
+    if (count := len(tensors.raw(name))) != len(scores.labels):
+        raise CheckpointError(
+            f"{spec.dense_folders[-1]}/config.json: out_features is {len(scores.labels)}, but {name} has {count} rows"
+        )
 
 
 def find_yes_no_row(checkpoint: Checkpoint, spec: ModelSpec) -> npt.NDArray[np.float32] | None:

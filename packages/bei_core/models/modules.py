@@ -58,6 +58,10 @@ class Classifier(msgspec.Struct, frozen=True, tag="classifier"):
     yes_no_ids: tuple[int | None, int] | None = msgspec.field(default=None, name="answers")
 
 
+class Scores(Classifier, frozen=True, tag="scores"):
+    """Labels and scoring of a CrossEncoder whose logits are the output of the modules before it; it is the last one."""
+
+
 class Splade(msgspec.Struct, frozen=True, tag="splade"):
     """A weight for each term of the vocabulary: the maximum over tokens of log(1 + relu(logit)) (Formal 2021).
 
@@ -79,4 +83,4 @@ class BgeM3(msgspec.Struct, frozen=True):
     unweighted_ids: tuple[int, ...]  # token ids that are no terms: cls, eos, pad and unk
 
 
-Module: TypeAlias = Pooling | Dense | LayerNorm | Normalize | Truncate | Classifier | Splade
+Module: TypeAlias = Pooling | Dense | LayerNorm | Normalize | Truncate | Classifier | Scores | Splade

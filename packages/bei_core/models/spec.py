@@ -14,9 +14,9 @@ import msgspec
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.models.bge_m3 import read_bge_m3
-from bei_core.models.classifier import read_head, scored
+from bei_core.models.classifier import read_head, scored, scores_of_modules
 from bei_core.models.kind import Kind
-from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Splade, Truncate
+from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Scores, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
 from bei_core.models.sentence.modules import Pipeline, read_pipeline
 from bei_core.models.sentence.settings import (
@@ -136,7 +136,7 @@ def read_spec(
         )
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
-    if settings.truncate_dim is not None and isinstance(modules[0], Pooling):
+    if settings.truncate_dim is not None and isinstance(modules[0], Pooling) and not isinstance(modules[-1], Scores):
         modules = [*modules, Truncate(settings.truncate_dim)]
     normalize = isinstance(modules[-1], Normalize) and len(modules) > 1
     return ModelSpec(
@@ -168,9 +168,10 @@ def _modules(
     if classifier is not None and classifier.yes_no_ids is not None:
         return head
     if pipeline is not None:
-        if not pipeline.modules and classifier is None:
+        if not pipeline.modules and not head:
             raise UnsupportedModelError("modules.json: no module follows the transformer")
-        return pipeline.modules or head
+        scores = [scores_of_modules(config, pipeline.num_scores)] if pipeline.num_scores else []
+        return [*pipeline.modules, *scores] or head
     # As in SentenceTransformer(folder), a causal language model pools its last token.
     is_causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
     return head or [Pooling(modes=(PoolingMode.LAST_TOKEN if is_causal else PoolingMode.MEAN,))]
@@ -190,7 +191,8 @@ def _check_scores_asked(architecture: str, settings: ModelSettings, *, is_templa
     if settings.is_cross_encoder:
         raise UnsupportedModelError(
             f"{MODEL_SETTINGS}: model_type is CrossEncoder, but {architecture} with these modules gives vectors; "
-            "supported are a class ...ForSequenceClassification, and LogitScore after a causal language model"
+            "supported are a class ...ForSequenceClassification, LogitScore after a causal language model, and a last "
+            "Dense with module_output_name scores"
         )
 
 
@@ -215,7 +217,7 @@ def _pooled_by(name: str, modules: Sequence[Module], architecture: str) -> list[
         return [next((module for module in modules if isinstance(module, Splade)), Splade())]
     mode = PoolingMode.named(name)
     first, *rest = modules
-    if isinstance(first, Classifier):
+    if any(isinstance(module, Classifier) for module in modules):
         return [first, *rest]
     if not isinstance(first, Pooling | Splade):
         raise ConfigError(f"pooling {name} is for models with one vector per text; this one has one per token")

@@ -32,6 +32,7 @@ from bei_core.models.modules import (
     Module,
     Normalize,
     Pooling,
+    Scores,
     Splade,
     Truncate,
 )
@@ -122,6 +123,8 @@ class _Heads:
             return {TOKENS if pooled is None else ROWS: self._logits(tokens if pooled is None else pooled)}
         if isinstance(first, Splade):
             return {ROWS: heads.splade(first, self._logits(tokens), self.spans)}
+        if isinstance(self.spec.classifier, Scores):
+            return {ROWS: self._apply(rest[:-1], pooled)}
         found = tokens if self.spec.bge_m3 is None else heads.bge_m3(tokens, self.checkpoint)
         return {ROWS: self._apply(rest, pooled), TOKENS: found}
 

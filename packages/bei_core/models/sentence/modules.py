@@ -12,7 +12,7 @@ from bei_core.checkpoint.folder import module_folder
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.modules import Classifier, Dense, LayerNorm, Module, Normalize, Pooling, Splade
 from bei_core.models.pooling import PoolingMode
-from bei_core.models.sentence.settings import TransformerSettings, convert, read_settings
+from bei_core.models.sentence.settings import Count, TransformerSettings, convert, read_settings
 
 # What the first module computes: a value of `transformer_task`, or "static" for a table with a vector per token id.
 Task: TypeAlias = Literal["feature-extraction", "fill-mask", "sequence-classification", "text-generation", "static"]
@@ -22,6 +22,7 @@ _FIRST: Mapping[str, Task] = {
     "MLMTransformer": "fill-mask",
     "StaticEmbedding": "static",
 }
+_SCORES = "scores"  # the name of CrossEncoder's output
 _PACKAGES = ("sentence_transformers.", "pylate.")
 
 # Classes of torch.nn with their default arguments, to the names in the engines' tables of activations.
@@ -48,6 +49,7 @@ class Pipeline(NamedTuple):
 
     task: Task  # of the first module
     modules: list[Module]  # the other modules; empty if the head of the transformer's class takes their place
+    num_scores: int = 0  # of a CrossEncoder whose last module, a Dense, gives the scores
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -76,8 +78,8 @@ def read_pipeline(checkpoint: Checkpoint, transformer: TransformerSettings) -> P
         task = cast("Task", transformer.transformer_task)
     modules = [module for entry in entries[1:] if (module := _module(checkpoint, entry, task)) is not None]
     if task == "static":
-        return Pipeline(task, _checked([Pooling((PoolingMode.MEAN,)), *modules], task))
-    return Pipeline(task, _checked(modules, task))
+        modules = [Pooling((PoolingMode.MEAN,)), *modules]
+    return Pipeline(task, _checked(modules, task), _num_scores(checkpoint, modules))
 
 
 def first_task(name: str) -> Task:
@@ -153,6 +155,25 @@ def _check_tokens(modules: Sequence[Module]) -> None:
             raise UnsupportedModelError(f"{file}: {type(module).__name__} {order} Pooling")
 
 
+def _num_scores(checkpoint: Checkpoint, modules: Sequence[Module]) -> int:
+    """Returns how many scores of a pair the last module gives, a Dense with the output "scores"; 0 for other models.
+
+    Raises UnsupportedModelError if another module gives them, or if vectors are not pooled.
+    """
+    folders = [module.folder if isinstance(module, Dense) else None for module in modules]
+    read = [_DenseConfig() if folder is None else _dense_config(checkpoint, folder) for folder in folders]
+    gives = [config.module_output_name == _SCORES for config in read]
+    if not any(gives):
+        return 0
+    count = read[-1].out_features
+    if gives.index(True) < len(gives) - 1 or not isinstance(modules[0], Pooling) or count is None:
+        raise UnsupportedModelError(
+            f"{folders[gives.index(True)]}/config.json: module_output_name {_SCORES!r} is supported for the last "
+            "module, after a Pooling and with out_features"
+        )
+    return count
+
+
 class _PoolingConfig(msgspec.Struct, frozen=True):
     """`1_Pooling/config.json` of sentence-transformers >= 5.4; older files have a flag for each mode."""
 
@@ -178,6 +199,7 @@ def _pooling(checkpoint: Checkpoint, folder: str) -> Pooling:
 class _DenseConfig(msgspec.Struct, frozen=True):
     """`2_Dense/config.json`."""
 
+    out_features: Count | None = None
     bias: bool = True
     activation_function: str = "torch.nn.modules.activation.Tanh"
     use_residual: bool = False
@@ -185,16 +207,20 @@ class _DenseConfig(msgspec.Struct, frozen=True):
     module_output_name: str | None = None
 
 
+def _dense_config(checkpoint: Checkpoint, folder: str) -> _DenseConfig:
+    return read_settings(checkpoint, f"{folder}/config.json", _DenseConfig)
+
+
 def _dense(checkpoint: Checkpoint, folder: str) -> Dense:
-    name = f"{folder}/config.json"
-    config = read_settings(checkpoint, name, _DenseConfig)
+    name, config = f"{folder}/config.json", _dense_config(checkpoint, folder)
     package, _, activation = config.activation_function.rpartition(".")
     if activation not in _ACTIVATIONS or not f"{package}.".startswith("torch."):
         raise UnsupportedModelError(
             f"{name}: activation {config.activation_function!r} is not supported; supported are torch.nn's "
             f"{', '.join(_ACTIVATIONS)}"
         )
-    _check_output(config.module_input_name, config.module_output_name, name)
+    gives_scores = config.module_input_name == "sentence_embedding" and config.module_output_name == _SCORES
+    _check_output(config.module_input_name, None if gives_scores else config.module_output_name, name)
     return Dense(
         folder=folder,
         bias=config.bias,

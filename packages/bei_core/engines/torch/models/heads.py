@@ -14,7 +14,17 @@ from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.head_tensors import head_of, pooling_modes
 from bei_core.models.heads import activation_of, find_activation, norm_eps, temperature_of
-from bei_core.models.modules import LAYER_NORM_EPS, Dense, LayerNorm, Module, Normalize, Pooling, Splade, Truncate
+from bei_core.models.modules import (
+    LAYER_NORM_EPS,
+    Dense,
+    LayerNorm,
+    Module,
+    Normalize,
+    Pooling,
+    Scores,
+    Splade,
+    Truncate,
+)
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
 
@@ -80,8 +90,8 @@ def apply_module(module: Module, rows: Tensor, layers: F32Layers) -> Tensor:
 class Head:
     """Pooling and what follows it: modules of sentence-transformers, or the head of a class of transformers.
 
-    A last Normalize is left out, because it belongs to the request (docs/decisions/005). Without pooling, what follows
-    applies to the vector of each token.
+    A last Normalize is left out, because it belongs to the request (docs/decisions/005). The modules may give the
+    scores of a CrossEncoder. Without pooling, what follows applies to the vector of each token.
     """
 
     layers: F32Layers  # the tensors that `folder.head_tensors` yields; set by `Model.load`
@@ -89,7 +99,9 @@ class Head:
     def __init__(self, spec: ModelSpec) -> None:
         self.spec, self.modes, head = spec, pooling_modes(spec), head_of(spec)
         first = spec.modules[0]
-        self.modules = spec.modules[1:] if isinstance(first, Pooling) else spec.modules
+        after = spec.modules[1:] if isinstance(first, Pooling) else spec.modules
+        self.modules = [module for module in after if not isinstance(module, Scores)]
+        self.gives_logits = spec.classifier is not None and not isinstance(spec.classifier, Scores)
         self.splade = first if isinstance(first, Splade) else None
         self.act = activation("identity" if head is None else activation_of(head, spec.config))
         self.temperature = 1.0 if head is None else temperature_of(head, spec.config)
@@ -129,7 +141,7 @@ class Head:
 
     def _after(self, x: Tensor) -> Tensor:
         """Returns f32[..., D], what follows pooling, for vectors f32[..., H]."""
-        if self.spec.classifier is not None:
+        if self.gives_logits:
             return self._logits(x)
         for module in self.modules:
             x = apply_module(module, x, self.layers)
