@@ -1,24 +1,33 @@
-"""All folders of `tests/golden/sentence.py`, and CrossEncoders whose modules give the scores."""
+"""All folders of `tests/golden/sentence.py`, CrossEncoders whose modules give the scores, and Routers."""
 
 from __future__ import annotations
 
+import json
+
+from tests.golden.checkpoints import TOKENIZERS, Json
 from tests.golden.sentence import (
     BASE,
     BERT,
     CONFIG,
-    FOLDERS,
     HIDDEN,
     IDENTITY,
+    MASKED,
+    MASKED_LM,
+    MODEL,
     NEW,
     NEW_SETTINGS,
+    SETTINGS,
+    SPLADE_POOLING,
+    TOKENIZER,
     VERSION,
+    VOCABULARY,
     Files,
     Folder,
-    Json,
     Weights,
     dense,
     linear,
 )
+from tests.golden.sentence import FOLDERS as SENTENCE_FOLDERS
 
 GELU = "torch.nn.modules.activation.GELU"
 
@@ -85,8 +94,77 @@ SIGMOID: Files = {
     "config_sentence_transformers.json": {"model_type": "CrossEncoder", "__version__": VERSION},
 }
 
-FOLDERS = {
-    **FOLDERS,
+
+def router(types: dict[str, str], **parameters: Json) -> Json:
+    """A router_config.json with the modules `types` (folder: type) of a query and of a document."""
+    routes: dict[str, list[str]] = {"query": [], "document": []}
+    for folder in types:
+        routes["query" if folder.startswith("query") else "document"].append(folder)
+    return {
+        "types": types,
+        "structure": routes,
+        "parameters": {"default_route": "document", "allow_empty_key": True, **parameters},
+    }
+
+
+ROUTER: Json = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
+TOKENIZER_FILE: Json = json.loads((TOKENIZERS / TOKENIZER).read_bytes())
+QUERY = "query_0_SparseStaticEmbedding"
+QUERY_FILES: Files = {
+    f"{QUERY}/config.json": {"frozen": True},
+    f"{QUERY}/tokenizer.json": TOKENIZER_FILE,
+    f"{QUERY}/tokenizer_config.json": {"model_max_length": 512, "tokenizer_class": "BertTokenizer"},
+}
+QUERY_WEIGHTS: Weights = {f"{QUERY}/": {"weight": (VOCABULARY,)}}
+# As opensearch-project/opensearch-neural-sparse-encoding-doc-v3-distill, whose document's transformer is in the root.
+OPENSEARCH: Files = {
+    "config.json": MASKED,
+    "modules.json": ROUTER,
+    "router_config.json": router(
+        {
+            QUERY: "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding",
+            "": "sentence_transformers.sparse_encoder.models.MLMTransformer",
+            "document_1_SpladePooling": "sentence_transformers.sparse_encoder.models.SpladePooling",
+        }
+    ),
+    "sentence_bert_config.json": SETTINGS,
+    "config_sentence_transformers.json": {
+        **MODEL,
+        "model_type": "SparseEncoder",
+        "prompts": {"query": "", "document": ""},
+        "similarity_fn_name": "dot",
+    },
+    "document_1_SpladePooling/config.json": {**SPLADE_POOLING, "activation_function": "log1p_relu"},
+    **QUERY_FILES,
+}
+# As Router of sentence-transformers saves its modules.
+DOCUMENT = "document_0_Transformer"
+SAVED: Files = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": f"{BASE}.router.Router"},
+        {"idx": 1, "name": "1", "path": "1_Normalize", "type": f"{NEW}.normalize.Normalize"},
+    ],
+    "router_config.json": router(
+        {
+            "query_0_StaticEmbedding": f"{NEW}.static_embedding.StaticEmbedding",
+            DOCUMENT: f"{BASE}.transformer.Transformer",
+            "document_1_Pooling": f"{NEW}.pooling.Pooling",
+        },
+        route_mappings={},
+    ),
+    "config_sentence_transformers.json": {**MODEL, "prompts": {"query": "query: ", "document": ""}},
+    f"{DOCUMENT}/config.json": CONFIG,
+    f"{DOCUMENT}/sentence_bert_config.json": NEW_SETTINGS,
+    "document_1_Pooling/config.json": {"embedding_dimension": HIDDEN, "pooling_mode": "mean", "include_prompt": True},
+    "query_0_StaticEmbedding/tokenizer.json": TOKENIZER_FILE,
+}
+
+FOLDERS: dict[str, Folder] = {
+    **SENTENCE_FOLDERS,
+    "splade-router": Folder(OPENSEARCH, {"": MASKED_LM, **QUERY_WEIGHTS}, "sparse"),
+    "router-in-folders": Folder(
+        SAVED, {f"{DOCUMENT}/": BERT, "query_0_StaticEmbedding/": {"embedding.weight": (VOCABULARY, HIDDEN)}}
+    ),
     "cross-encoder-pooled": Folder(ETTIN, ETTIN_WEIGHTS, "cross-encoder", factor=4),
     "cross-encoder-pooled-sigmoid": Folder(
         {**ETTIN, **SIGMOID}, {"": BERT, "2_Dense/": linear(1, 2 * HIDDEN)}, "cross-encoder"

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from bei_core.checkpoint.files import Json, inside, load_json
 from bei_core.checkpoint.pickles import CONVERT, pickled_entries, sample_pickled
+from bei_core.checkpoint.router import ROUTER, Route, read_route
 from bei_core.checkpoint.tensors import Entry, Tensors, entries, sample
 from bei_core.errors import CheckpointError
 
@@ -49,6 +50,7 @@ SMALL_FILES = (
     *_OF_A_MODEL,
     "modules.json",
     "config_sentence_transformers.json",
+    ROUTER,
     INDEX,
     PICKLED_INDEX,
     SPARSE_LINEAR,
@@ -56,7 +58,8 @@ SMALL_FILES = (
     "*/config.json",
     f"*/{INDEX}",
     f"*/{PICKLED_INDEX}",
-    *(f"0_*/{name}" for name in _OF_A_MODEL),  # where sentence-transformers puts a first module that has a folder
+    # Where sentence-transformers puts a first module that has a folder, also of a route ("document_0_Transformer").
+    *(f"{first}/{name}" for first in ("0_*", "*_0_*") for name in _OF_A_MODEL),
 )
 _WITHOUT_WEIGHTS = ("_Pooling", "_Normalize", "_Dropout")  # folders of modules, as sentence-transformers names them
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -75,6 +78,11 @@ class Checkpoint:
     def first_module(self) -> str:
         """The folder of the first module, which has the transformer and the tokenizer; "" is the model's folder."""
         return module_folders(self.folder)[0]
+
+    @cached_property
+    def route(self) -> Route:
+        """The modules of modules.json, in which the served route of a Router takes its place. Raises as `route_of`."""
+        return route_of(self.folder)
 
     def in_first_module(self, name: str) -> str:
         """The path of a file of the first module, from the model's folder."""
@@ -203,12 +211,20 @@ def _files_at(folder: Path, place: PurePosixPath, weights: str, index: str) -> l
 def module_folders(folder: Path) -> list[str]:
     """The folder of each of sentence-transformers' modules, in their order: "", "1_Pooling"; [""] without modules.
 
-    Raises CheckpointError for one that is outside the model's folder.
+    Raises CheckpointError for one that is outside the model's folder, and as `route_of`.
+    """
+    return [module_folder(module) for module in route_of(folder).modules] or [""]
+
+
+def route_of(folder: Path) -> Route:
+    """The modules of modules.json, in which the served route of a Router takes its place; none without the file.
+
+    Raises CheckpointError if the file is not a list, and as `read_route`.
     """
     modules = load_json(folder / "modules.json") if (folder / "modules.json").is_file() else []
     if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
         raise CheckpointError(f"{folder / 'modules.json'} is not a list of modules")
-    return [module_folder(module) for module in modules] or [""]
+    return read_route(folder, modules)
 
 
 def module_folder(module: Mapping[str, Json]) -> str:

@@ -146,7 +146,7 @@ def read_spec(
         normalize=normalize,
         max_seq_len=read_max_seq_len(checkpoint, config, transformer),
         do_lower_case=bool(transformer.do_lower_case),
-        prompts=settings.served_prompts,
+        prompts={name: text for name, text in settings.served_prompts.items() if name not in checkpoint.route.others},
         default_prompt_name=None if settings.pair_prompt else settings.default_prompt_name,
         similarity=settings.similarity,
         template=template,

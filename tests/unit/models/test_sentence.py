@@ -191,7 +191,6 @@ def test_a_multi_vector_encoder_gives_the_vectors_of_tokens(tmp_path: Path) -> N
         "sentence_transformers.models.BoW",
         "sentence_transformers.models.CLIPModel",
         "sentence_transformers.models.Asym",
-        "sentence_transformers.models.Router",
         "sentence_transformers.sparse_encoder.models.SparseStaticEmbedding",
         "custom_st.Transformer",
     ],

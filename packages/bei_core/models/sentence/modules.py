@@ -65,10 +65,9 @@ def read_pipeline(checkpoint: Checkpoint, transformer: TransformerSettings) -> P
 
     Raises CheckpointError for a malformed file, UnsupportedModelError for a module or an order that is not supported.
     """
-    content = checkpoint.read_json("modules.json", required=False)
-    if content is None:
+    if checkpoint.read_json("modules.json", required=False) is None:
         return None
-    entries = convert(content, list[_Entry], "modules.json")
+    entries = convert(checkpoint.route.modules, list[_Entry], "modules.json")
     if len({entry.name for entry in entries}) < len(entries):
         raise CheckpointError("modules.json: two modules have the same name")
     if not entries:
