@@ -196,6 +196,19 @@ def test_every_pooling_of_terms_is_that_of_sentence_transformers(name: str, buil
     compare(rows, expected, F32)
 
 
+@pytest.mark.parametrize("name", ["first-module-in-0_BERT", "router-in-folders"])
+def test_the_transformer_may_be_in_a_folder_of_its_own(name: str, built: Builder, tmp_path: Path) -> None:
+    checkpoint = resolve(str(FOLDERS[name].write(tmp_path)))
+    spec = read_spec(checkpoint)
+    path = checkpoint.folder / checkpoint.first_module / "tokenizer.json"
+    tokens = TextTokenizer(path, max_seq_len=spec.max_seq_len, vocab_size=spec.vocab_size).encode_now(
+        TEXTS, EncodeOptions()
+    )
+    rows = built(checkpoint, spec, engine="torch", dtype="float32").engine.forward(Batch.pack(tokens))
+    vectors = Embed(TEXTS, normalize=spec.normalize).finish(rows)
+    compare(vectors, load_file(EXPECTED)[f"{name}:vectors"], F32)
+
+
 @pytest.mark.parametrize("engine", ["torch", "tensorrt_llm"])
 @pytest.mark.parametrize("name", ["cross-encoder-pooled", "cross-encoder-pooled-sigmoid"])
 def test_modules_give_the_scores_of_a_cross_encoder(name: str, engine: str, built: Builder, tmp_path: Path) -> None:

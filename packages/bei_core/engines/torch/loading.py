@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bei_core.checkpoint import Tensors, resolve
+from bei_core.checkpoint.tensors import Tensors, entries
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED
-from bei_core.engines.torch.folder import DTYPES, Facts, read_facts
+from bei_core.engines.torch.folder import DTYPES, WEIGHTS, Facts, read_facts
 from bei_core.engines.torch.kernels.base import Rank
 from bei_core.engines.torch.kernels.torch import Kernels
 from bei_core.engines.torch.models.layers import run_layer
@@ -76,7 +76,8 @@ def load_folder(
     or has the wrong shape.
     """
     try:
-        stored = StoredTensors(resolve(str(folder)).tensors(), device)
+        path = folder / WEIGHTS  # also of a model whose own weights are in the folder of a module
+        stored = StoredTensors(Tensors(entries(path), source=str(path)), device)
         return load_model(read_facts(folder), stored, DTYPES[precision], device, rank, may_compile=may_compile)
     except RuntimeError as error:  # too little memory, or a driver of the wrong version
         raise EngineUnavailableError(f"torch cannot load {folder} on {device}: {error}") from error
