@@ -100,7 +100,7 @@ def test_a_chat_template_is_used_before_that_of_a_known_name(tmp_path: Path, cap
     model = served(spec)
     assert model.template is not None
     assert "Task: Find code\nQuery: q\nDocument: d" in model.template.fill("q", "d").text
-    assert caplog.messages == ["Qwen3ForCausalLM: reranker, rerank template: chat template"]
+    assert caplog.messages == ["any is a model of kind reranker (Qwen3ForCausalLM), rerank template: chat template"]
     assert served(spec, rerank_template="qwen3-reranker").template == named_template("qwen3-reranker")
     assert served(spec, rerank_template="none").template is None
 
