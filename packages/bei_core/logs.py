@@ -4,27 +4,79 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import select
 import sys
+import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, TextIO
 
 # Libraries that log at least one line for each request, or the endpoint that they use.
 TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
+
+# A full pipe takes PIPE_BUF bytes at once as soon as it takes anything; a character has up to four.
+_PART_CHARS = select.PIPE_BUF // 4
+
+# How long a line waits for the reader of standard error, and how long after such a wait none does, in seconds.
+_WAIT_S, _WAIT_AGAIN_S = 0.2, 10.0
+
+_LOST = "lost %d lines of the log, because standard error was not read"
 
 _own = logging.getLogger("bei_core")
 _access = logging.getLogger("bei_core.access")
 
 
 class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
-    """Writes each line above the progress bars that tqdm draws, if there are any, so that no bar is broken."""
+    """Writes each line above the progress bars that tqdm draws, if there are any, so that no bar is broken.
+
+    A line that nobody reads is lost: to wait for the reader of a full pipe would stop the server. A later line says how
+    many were lost.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._num_lost = 0  # lines since one was written
+        self._unfinished = ""  # the end of a line that was written in part
+        self._waits_from = -math.inf  # seconds on time.monotonic's clock; until then no line waits
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line."""
         bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # not imported: no bars
-        with nullcontext() if bars is None else bars.external_write_mode(file=self.stream):
-            super().emit(record)
+        try:
+            with nullcontext() if bars is None else bars.external_write_mode(file=self.stream):
+                if self._num_lost and self._is_read():
+                    said = {"name": __name__, "levelname": "WARNING", "msg": _LOST, "args": (self._num_lost,)}
+                    self._num_lost = 0
+                    self._write(self.format(logging.makeLogRecord(said)))
+                self._write(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+    def _write(self, line: str) -> None:
+        """Write a line in parts, each of which a full pipe takes at once if it takes anything."""
+        line = self._unfinished + line + self.terminator
+        for start in range(0, len(line), _PART_CHARS):
+            if not self._is_read():
+                self._num_lost += 1
+                self._unfinished = self.terminator if start else self._unfinished
+                return
+            self.stream.write(line[start : start + _PART_CHARS])
+            self.flush()
+        self._unfinished = ""
+
+    def _is_read(self) -> bool:
+        """Whether the stream takes a part of a line. If not, waits for a moment, but seldom."""
+        now = time.monotonic()
+        wait_s = _WAIT_S if now >= self._waits_from else 0.0
+        try:
+            found = bool(select.select((), (self.stream,), (), wait_s)[1])
+        except (TypeError, ValueError, OSError):  # not a file, or a closed one
+            return True
+        if wait_s and not found:
+            self._waits_from = now + _WAIT_AGAIN_S
+        return found
 
 
 class JsonFormatter(logging.Formatter):

@@ -17,6 +17,9 @@ from tests.chaos.test_signals import refuses
 from tests.e2e.server import TEXTS, Server, ask, cache_of, log_shown, openai_request, wait_until
 from tests.fakes import SAFETY_S
 
+# Runs a command whose output is in the log up to the line that names the port; a pipe takes the rest, and is not read.
+UNREAD = ("bash", "-c", 'exec "$@" > >(sed -u "/listening on/q"; exec tail --pid=$$ -f /dev/null) 2>&1', "bash")
+
 PROBES = ["/health", "/health/live", "/health/ready", "/ping", "/metrics"]
 
 
@@ -42,6 +45,19 @@ def test_the_port_for_health_serves_nothing_else(tmp_path: Path, tmp_path_factor
         assert probe.post("/embed", json={"inputs": "a"}).status_code == 404
         assert probe.get("/info").status_code == 404
         assert probe.get("/health").status_code == 200
+
+
+def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A reader that had stopped, such as a log driver or a pager, stopped the event loop as soon as its pipe was full."""
+    stuck = Server(tmp_path / "server", cache_of(tmp_path_factory), UNREAD, access_log="true", drain_timeout_s=SAFETY_S / 4)
+    with stuck as server, server.client() as client:
+        for _ in range(20):  # 160 kB; a pipe has 64 kB
+            assert client.get("/" + "a" * 8000).status_code == 404
+        assert client.get("/health").status_code == 200
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0
 
 
 @pytest.mark.parametrize("path", [pytest.param("/openapi.json", marks=pytest.mark.long), "/v1/embeddings"])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
+from contextlib import suppress
 
 import pytest
 
-from bei_core.logs import ModelLog, configure_logging, is_json_wanted, log_access
+from bei_core.logs import BarAwareHandler, ModelLog, configure_logging, is_json_wanted, log_access
 
 
 def access(**changed: object) -> None:
@@ -124,3 +126,28 @@ def test_a_line_is_written_above_a_progress_bar(capsys: pytest.CaptureFixture[st
     assert re.search(r"\r +\r[^\r\n]*: a line\n\rfetching", written), (
         "the bar is cleared, and drawn again below the line"
     )
+
+
+def test_lines_that_nobody_reads_are_lost_and_counted() -> None:
+    """A full pipe takes no line; none of them blocks, and the next reader is told how many are missing."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    with open(reader, "rb") as read, open(writer, "w") as stream:  # noqa: PTH123 - of pipes
+        handler, letters = BarAwareHandler(stream), "a" * 3000
+        for number in range(100):  # a pipe has at most 64 kB
+            handler.emit(logging.makeLogRecord({"msg": f"{number} {letters}"}))
+        before = read.read().decode().splitlines()
+        for number in range(100, 102):
+            handler.emit(logging.makeLogRecord({"msg": f"{number} {letters}"}))
+        after = [line for line in read.read().decode().splitlines() if line]
+    whole = [line for line in before if line.endswith(letters)]
+    assert [int(line.split()[0]) for line in whole] == list(range(len(whole)))
+    assert len(before) - len(whole) <= 1  # the last one may be cut
+    assert after[0] == f"lost {100 - len(whole)} lines of the log, because standard error was not read"
+    assert after[1:] == [f"{number} {letters}" for number in range(100, 102)]
+
+
+def test_a_line_longer_than_a_pipe_takes_does_not_block() -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb"), open(writer, "w") as stream, suppress(BrokenPipeError):  # noqa: PTH123 - of pipes
+        BarAwareHandler(stream).emit(logging.makeLogRecord({"msg": "é" * 2_000_000}))
