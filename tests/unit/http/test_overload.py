@@ -68,7 +68,7 @@ async def test_a_refusal_keeps_the_connection_and_what_follows_on_it(make_served
     reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
     body = json.dumps({"inputs": [[5]]}).encode()
     request = b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-    writer.write(request * 3 + b"GET /health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
+    writer.write(request * 3 + b"GET /health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
     replies = await asyncio.wait_for(reader.read(), SAFETY_S)
     writer.close()
     assert replies.count(b"HTTP/1.1 429 ") == 3
@@ -185,7 +185,7 @@ async def test_refusals_that_the_client_does_not_read_do_not_fill_the_memory(mak
     writer.write(b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}" * count)
     await at_rest()
     assert transport.get_write_buffer_size() < 200_000
-    writer.write(b"GET /health/live HTTP/1.1\r\nconnection: close\r\n\r\n")
+    writer.write(b"GET /health/live HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
     replies = await asyncio.wait_for(reader.read(), SAFETY_S)
     assert (replies.count(b"HTTP/1.1 429 "), replies.count(b"HTTP/1.1 200 ")) == (count, 1)
     writer.close()

@@ -225,9 +225,11 @@ class Refused:
 
 
 def scope_of(parser: RequestParser, server: tuple[Any, ...] | None, client: tuple[Any, ...] | None) -> Scope:
-    """Returns the ASGI scope of a request whose head is parsed. Raises HttpError for a bad or too long URL."""
+    """Returns the ASGI scope of a request whose head is parsed. Raises HttpError for a bad head or a too long URL."""
+    if parser.fault:
+        raise HttpError(400, f"this is not HTTP/1.1: {parser.fault}")
     if len(parser.url) > MAX_URL_BYTES:
-        raise HttpError(414, f"the URL of the request has {len(parser.url)} bytes; at most {MAX_URL_BYTES} are read")
+        raise HttpError(414, f"the URL of the request has more than {MAX_URL_BYTES} bytes")
     try:
         url = httptools.parse_url(parser.url)
         raw_path = url.path or b"/"  # http://host has none

@@ -39,6 +39,7 @@ class RequestParser:
         self.head = b""  # the bytes of the head if they came in one piece
         self.keep_alive = False
         self.expects_continue = False  # the client waits for `100 Continue` before it sends the body
+        self.fault = ""  # why the head is not valid, although httptools accepts it
         self.parts: list[bytes] = []  # the parts of the body in the last `feed`
         self.has_head = False  # the head is complete
         self.has_end = False  # the request is complete
@@ -89,20 +90,26 @@ class RequestParser:
         self.url += part
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Stores a header; ignores a trailer, which comes after the head."""
+        """Stores a header without the spaces after it; ignores a trailer, which comes after the head."""
         if not self.has_head:
-            self.headers.append((name.lower(), value))
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
         """Reads the fields of the complete head."""
         self.has_head, self.keep_alive = True, self._parser.should_keep_alive()
         self.method, self.version = self._parser.get_method(), self._parser.get_http_version()
-        self._body_left, self.expects_continue = 0, False
+        self._body_left, self.expects_continue, self.fault, num_hosts = 0, False, "", 0
         for name, value in self.headers:
             if name == b"content-length":
                 self._body_left = int(value)  # httptools accepts only digits
+            elif name == b"host":
+                num_hosts += 1
             elif name == b"expect":
-                self.expects_continue = value.lower() == b"100-continue"
+                self.expects_continue = value.lower() == b"100-continue" and self.version != "1.0"
+            elif name == b"transfer-encoding" and value.lower() != b"chunked":
+                self.fault = "of the transfer codings, only chunked is supported"
+        if num_hosts != 1 and self.version == "1.1":
+            self.fault = f"a request must have one header `host`, this one has {num_hosts}"
 
     def on_body(self, part: bytes) -> None:
         """Stores a part of the body."""

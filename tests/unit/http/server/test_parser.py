@@ -87,6 +87,15 @@ def test_headers_are_kept_and_an_offer_is_not() -> None:
     assert (parser.has_head, parser.has_end, parser.keep_alive) == (True, False, True)
 
 
+@pytest.mark.parametrize(("version", "expects"), [(b"1.1", True), (b"1.0", False)])
+def test_spaces_after_a_value_do_not_count(version: bytes, expects: bool) -> None:
+    """And a client of HTTP/1.0 waits for no `100 Continue` (RFC 9110, 5.5 and 10.1.1)."""
+    parser = RequestParser()
+    parser.feed(b"POST / HTTP/%b\r\nHost: a\r\nExpect: 100-continue \t\r\nContent-Length: 1 \r\n\r\n" % version, 0)
+    assert parser.headers == [(b"host", b"a"), (b"expect", b"100-continue"), (b"content-length", b"1")]
+    assert parser.expects_continue is expects
+
+
 @pytest.mark.parametrize("size", [MAX_HEAD_BYTES, MAX_HEAD_BYTES + 1])
 @pytest.mark.parametrize("offer", [b"", b"upgrade: h2c\r\nconnection: upgrade\r\n"], ids=["plain", "offer"])
 @pytest.mark.parametrize("step", [1000, 100_000])
