@@ -51,6 +51,10 @@ def read_keys(path: Path) -> dict[str, ApiKey]:
 
 
 def check_key(key: str, where: str) -> None:
-    """Raises ConfigError for a key of spaces only, which would be equal to no key in a request."""
+    """Raises ConfigError for a key that no request can have: one of spaces only, or with half of a character."""
     if not key.strip():
         raise ConfigError(f"{where} has nothing but spaces; give it a value, or remove it")
+    try:
+        key.encode("utf-8", "surrogateescape")  # bytes of the environment that are not UTF-8 are sent as they are
+    except UnicodeEncodeError:
+        raise ConfigError(f"{where} has half of a character; give it another value") from None

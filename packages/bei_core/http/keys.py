@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from bei_core.config.keys import ApiKey, read_keys
@@ -30,8 +31,10 @@ class Client:
         self._allowed, self._counted_at = 0.0, 0.0
         self.key = key
         text = key.key.strip()
-        # Most clients send the key in UTF-8; some use Latin-1, the older encoding of HTTP headers.
-        self.digests = {_digest(text.encode(coding, "replace")) for coding in ("utf-8", "latin-1")}
+        # Most clients send the key in UTF-8; some use Latin-1, the older encoding of HTTP headers, if it has the key.
+        self.digests = {_digest(text.encode("utf-8", "surrogateescape"))}
+        with suppress(UnicodeEncodeError):
+            self.digests.add(_digest(text.encode("latin-1")))
 
     def enter(self) -> None:
         """Counts a new request; call `leave` when it ends. Raises OverloadedError if it exceeds a limit of the key."""

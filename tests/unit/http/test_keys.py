@@ -44,6 +44,23 @@ def test_a_key_is_matched_however_it_is_spelled(key: str) -> None:
         assert keys.client(sent(key, coding="latin-1"))
 
 
+@pytest.mark.parametrize("key", ["ключ", "日本語", os.fsdecode(b"\xe9\xff\x80")])
+def test_a_question_mark_is_not_a_character_of_a_key(key: str) -> None:
+    """It was, of keys that are not Latin-1 or not Unicode: `????` was as good as `ключ`."""
+    keys = keys_of(api_key=key)
+    assert keys.client({b"authorization": b"Bearer " + os.fsencode(key)})
+    for wrong in ("?" * len(key), key[:-1] + "?"):
+        with pytest.raises(UnauthorizedError):
+            keys.client({b"authorization": b"Bearer " + os.fsencode(wrong)})
+
+
+def test_a_key_with_half_of_a_character_is_refused(file: Path) -> None:
+    file.write_text('a: {key: "a\\ud800"}\n')
+    with pytest.raises(ConfigError, match="half of a character") as raised:
+        keys_of(api_keys_file=str(file))
+    assert "ud800" not in str(raised.value)
+
+
 def test_without_a_key_nothing_is_asked() -> None:
     assert not keys_of()
     assert keys_of(api_key="k")
