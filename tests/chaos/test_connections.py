@@ -153,7 +153,7 @@ def test_pipelined_requests_wait_in_the_sockets(server: Server) -> None:
 
 def test_pipelined_requests_are_all_answered(server: Server) -> None:
     with server.connect() as connection:
-        connection.sendall(PING * 2000 + PING.replace(b"host: a", b"connection: close"))
+        connection.sendall(PING * 2000 + PING.replace(b"host: a", b"host: a\r\nconnection: close"))
         received = rest_of(connection)
     assert received.count(b"HTTP/1.1 200 ") == 2001
 

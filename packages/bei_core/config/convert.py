@@ -22,6 +22,9 @@ def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> o
 
     Raises ConfigError that begins with `where`, the setting's name in its source.
     """
+    for text in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(text, str) and setting.plain is not Path and not _is_unicode(text):
+            raise ConfigError(f"{where} is not text in UTF-8")
     if isinstance(value, str):
         try:
             value = _from_text(setting, value)
@@ -30,6 +33,15 @@ def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> o
     if setting.about.split and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         value = [part for item in value for part in _split(item)]
     return convert(setting.kind, value, where, strict=strict, shown="***" if setting.about.secret else None)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a character; Python reads a byte that is not UTF-8 as one, in flags and variables."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _from_text(setting: Declared, text: str) -> object:

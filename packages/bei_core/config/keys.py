@@ -55,6 +55,6 @@ def check_key(key: str, where: str) -> None:
     if not key.strip():
         raise ConfigError(f"{where} has nothing but spaces; give it a value, or remove it")
     try:
-        key.encode("utf-8", "surrogateescape")  # bytes of the environment that are not UTF-8 are sent as they are
+        key.encode()
     except UnicodeEncodeError:
         raise ConfigError(f"{where} has half of a character; give it another value") from None

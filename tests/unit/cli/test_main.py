@@ -82,6 +82,8 @@ def test_a_wrong_command_line_is_one_line_and_exit_code_2(
         (["serve", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
         (["pull"], "no model is given"),
         (["serve", "--hostname", ""], "--hostname is ''"),
+        (["serve", "--model-id", "m", "--hostname", "a..b"], "'a..b' is no address to listen on"),
+        (["serve", "--model-id", os.fsdecode(b"/m\xff")], "--model-id is not text in UTF-8"),
         (["serve", "--trt-llm", "{"], "trt_llm is not JSON"),
         (["build", "--model", "a", "--model", "b", "--output", "x"], "2 models are given; give one"),
         (["bench", "--num-requests", "0"], "`num_requests` must be at least 1"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,9 @@ def test_no_number_may_be_zero_or_less_but_the_port(name: str) -> None:
         ({"PORT": "http"}, "environment variable PORT is 'http': Expected `int`"),
         ({"BEI_AUTO_TRUNCATE": "yes"}, "environment variable BEI_AUTO_TRUNCATE is 'yes': Expected `bool`"),
         ({"BEI_TRT_LLM": "{"}, "BEI_TRT_LLM is not JSON"),
+        ({"BEI_SERVED_MODEL_NAME": os.fsdecode(b"a\xff")}, "BEI_SERVED_MODEL_NAME is not text in UTF-8"),
+        ({"BEI_MODELS": os.fsdecode(b'["a\xff"]')}, "BEI_MODELS is not text in UTF-8"),
+        ({"BEI_API_KEY": os.fsdecode(b"a\xff")}, "BEI_API_KEY is not text in UTF-8"),
     ],
 )
 def test_a_bad_environment_is_refused_with_the_variables_name(environ: dict[str, str], said: str) -> None:

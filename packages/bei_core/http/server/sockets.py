@@ -106,8 +106,9 @@ def _bind_port(hostname: str, port: int) -> list[socket.socket]:
     """Returns a bound socket for each address of the host name, all with the same port. Raises ConfigError."""
     try:
         found = socket.getaddrinfo(hostname, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except socket.gaierror as fault:
-        raise ConfigError(f"hostname {hostname!r} is no address to listen on: {fault.strerror}") from fault
+    except (socket.gaierror, UnicodeError) as fault:  # Python refuses a name with an empty or a too long label itself
+        reason = fault.strerror if isinstance(fault, socket.gaierror) else "it is not the name of a host"
+        raise ConfigError(f"hostname {hostname!r} is no address to listen on: {reason}") from fault
     sockets: list[socket.socket] = []
     try:
         for family, _, _, _, address in dict.fromkeys(found):
