@@ -113,6 +113,7 @@ class _Server:
             *(len(pool), self._end_s),
         )
         self._app.drain()
+        self._sockets.unlink()
         for listener in listeners:
             listener.close()
         self.num_unanswered = await pool.drain(ON_ITS_WAY_S, DRAIN_SHARE * self._end_s)

@@ -34,14 +34,19 @@ class Sockets:
 
     main: list[socket.socket] = field(default_factory=list)
     health: list[socket.socket] = field(default_factory=list)  # for probes and metrics only
-    path: Path | None = None  # path of the unix socket, which `close` deletes
+    path: Path | None = None  # path of the unix socket, until it is deleted
+
+    def unlink(self) -> None:
+        """Deletes the file of the unix socket, once: as soon as it does not listen, another server may put its own."""
+        path, self.path = self.path, None
+        if path is not None:
+            path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes all sockets, and deletes the file of the unix socket."""
+        self.unlink()
         for sock in (*self.main, *self.health):
             sock.close()
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
 
 
 def bind(settings: Settings) -> Sockets:

@@ -1,0 +1,22 @@
+"""The addresses that a server binds."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from bei_core.config.settings import Settings
+from bei_core.http.server.sockets import bind
+
+
+def test_a_server_that_ends_leaves_the_unix_socket_of_the_next_one(tmp_path: Path) -> None:
+    """While the first one drains, its path is free for the next one, whose file the first one deleted at its end."""
+    settings = Settings(model_id="a", hostname="127.0.0.1", port=0, uds_path=tmp_path / "socket")
+    first = bind(settings)
+    first.unlink()  # as when it drains
+    first.main[-1].close()
+    with closing(bind(settings)):
+        first.close()
+        assert (tmp_path / "socket").is_socket()
+    assert not (tmp_path / "socket").exists()
+    first.close()
