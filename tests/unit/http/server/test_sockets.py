@@ -5,7 +5,10 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from bei_core.config.settings import Settings
+from bei_core.errors import ConfigError
 from bei_core.http.server.sockets import bind
 
 
@@ -20,3 +23,8 @@ def test_a_server_that_ends_leaves_the_unix_socket_of_the_next_one(tmp_path: Pat
         assert (tmp_path / "socket").is_socket()
     assert not (tmp_path / "socket").exists()
     first.close()
+
+
+def test_a_path_of_another_kind_is_not_said_to_be_in_use(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="exists and is not a socket"):
+        bind(Settings(model_id="a", hostname="127.0.0.1", port=0, uds_path=tmp_path))
