@@ -208,6 +208,14 @@ class Clock:
         return self.now
 
 
+def watched(runner: Runner, clock: Clock, seconds: int) -> str | None:
+    """What a runner that is watched each second says after so many seconds."""
+    for _ in range(seconds):
+        clock.now += 1
+        found = runner.broken
+    return found
+
+
 def _split(batch: Batch) -> list[Tokens]:
     ends = batch.cu_seqlens[1:-1]
     parts = zip(np.split(batch.input_ids, ends), np.split(batch.type_ids, ends), strict=True)

@@ -50,8 +50,10 @@ def test_the_port_for_health_serves_nothing_else(tmp_path: Path, tmp_path_factor
 def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """A reader that had stopped, such as a log driver or a pager, stopped the event loop as soon as its pipe was full."""
-    stuck = Server(tmp_path / "server", cache_of(tmp_path_factory), UNREAD, access_log="true", drain_timeout_s=SAFETY_S / 4)
+    """A reader that had stopped, such as a log driver or a pager, stopped the event loop once its pipe was full."""
+    stuck = Server(
+        tmp_path / "server", cache_of(tmp_path_factory), UNREAD, access_log="true", drain_timeout_s=SAFETY_S / 4
+    )
     with stuck as server, server.client() as client:
         for _ in range(20):  # 160 kB; a pipe has 64 kB
             assert client.get("/" + "a" * 8000).status_code == 404

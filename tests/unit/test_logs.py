@@ -132,7 +132,7 @@ def test_lines_that_nobody_reads_are_lost_and_counted() -> None:
     """A full pipe takes no line; none of them blocks, and the next reader is told how many are missing."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
-    with open(reader, "rb") as read, open(writer, "w") as stream:  # noqa: PTH123 - of pipes
+    with open(reader, "rb") as read, open(writer, "w") as stream:
         handler, letters = BarAwareHandler(stream), "a" * 3000
         for number in range(100):  # a pipe has at most 64 kB
             handler.emit(logging.makeLogRecord({"msg": f"{number} {letters}"}))
@@ -149,5 +149,5 @@ def test_lines_that_nobody_reads_are_lost_and_counted() -> None:
 
 def test_a_line_longer_than_a_pipe_takes_does_not_block() -> None:
     reader, writer = os.pipe()
-    with open(reader, "rb"), open(writer, "w") as stream, suppress(BrokenPipeError):  # noqa: PTH123 - of pipes
+    with open(reader, "rb"), open(writer, "w") as stream, suppress(BrokenPipeError):
         BarAwareHandler(stream).emit(logging.makeLogRecord({"msg": "é" * 2_000_000}))

@@ -36,7 +36,7 @@ def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> o
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text has no half of a character; Python reads a byte that is not UTF-8 as one, in flags and variables."""
+    """Whether a text has no half of a character. Python reads a byte that is not UTF-8 in a flag or variable as one."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -82,7 +82,7 @@ class Keys:
     def client(self, headers: Mapping[bytes, bytes]) -> Client:
         """Returns the client whose key is in the header `Authorization: Bearer KEY`, or Baseten's `Api-Key KEY`.
 
-        Raises UnauthorizedError. The time reveals nothing about the keys: it depends on a digest that nobody can choose.
+        Raises UnauthorizedError. The time depends on a digest only, so it reveals nothing about the keys.
         """
         if self._path is not None and time.monotonic() >= self._looked_at + _RELOAD_S:
             self._look(self._path)

@@ -29,6 +29,7 @@ from bei_core.tasks import Output, Outputs, Rows, Sparse, TokenRows, Tokens, ask
 log = logging.getLogger(__name__)
 
 _WATCH_S = 1.0  # how often the watchdog checks for a hang
+_STOPPED_S = 10.0  # if nothing has checked for so long, the process was stopped, and its engine with it
 
 # A batch counts as hanging if it takes longer than _HANG_FACTOR times the expected time and longer than
 # `hang_timeout_s`. A batch loses its turn on the processors after _HANG_FACTOR times the expected time of a full batch
@@ -110,6 +111,7 @@ class Runner:
         self._wake = threading.Condition()
         self._closing = False
         self._broken: str | None = None
+        self._checked_at = self._resumed_at = -math.inf  # when `broken` was last read; when it was after a long pause
         self._thread = threading.Thread(target=self._run, name="bei-engine", daemon=True)
 
     def start(self) -> None:
@@ -182,9 +184,12 @@ class Runner:
     @property
     def broken(self) -> str | None:
         """The reason why the engine is not usable; None if it is usable. Also ends or gives up a hanging batch."""
-        running = self.admission.running
+        running, now = self.admission.running, self._clock()
+        if now - self._checked_at > _STOPPED_S:  # a batch has its whole time again
+            self._resumed_at = now
+        self._checked_at = now
         if self._broken is None and running.started is not None:
-            seconds = self._clock() - running.started
+            seconds = now - max(running.started, self._resumed_at)
             if seconds > self._hang_s:
                 limit = max(self._hang_s, _HANG_FACTOR * self.admission.expected_s(running.num_tokens))
                 if seconds > limit and self._kill_engine is not None:

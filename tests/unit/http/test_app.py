@@ -27,7 +27,7 @@ from bei_core.http.bodies import INLINE_BODY_BYTES
 from bei_core.models.spec import read_spec
 from bei_core.serving.runner import Runner
 from bei_core.serving.service import Service
-from tests.fakes import SAFETY_S, FakeEngine, at_rest, entered, rows_of, tokens_of
+from tests.fakes import SAFETY_S, Clock, FakeEngine, at_rest, entered, rows_of, tokens_of, watched
 from tests.golden.cases import GOLDEN
 
 FOLDER = GOLDEN / "bert-cls-normalize"
@@ -167,16 +167,17 @@ async def test_a_bug_in_the_server_is_not_a_500(
 async def test_after_a_hang_health_reports_it_and_no_request_waits(
     make_served: MakeServed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seconds = [1000.0]
-    monkeypatch.setattr("bei_core.serving.service.Runner", partial(Runner, hang_s=120.0, clock=lambda: seconds[0]))
+    clock = Clock()
+    monkeypatch.setattr("bei_core.serving.service.Runner", partial(Runner, hang_s=120.0, clock=clock))
     served = await make_served()
     stuck = await served.occupied()
     waiting = served.send([5])
     await at_rest()
-    seconds[0] += 119
+    runner = served.service._runner
+    assert watched(runner, clock, 119) is None
     assert not stuck.done()
     assert await served.status("/health/live") == 200
-    seconds[0] += 2
+    assert watched(runner, clock, 2)
     assert [await served.status(path) for path in ("/health", "/ping", "/health/ready")] == [503] * 3
     assert await served.status("/health/live") == 200
     replies = await all_of(stuck, waiting, served.send([6]))

@@ -27,6 +27,7 @@ from tests.fakes import (
     rows_of,
     submitted,
     tokens_of,
+    watched,
 )
 
 MakeRunner = Callable[..., Runner]
@@ -187,10 +188,8 @@ async def test_a_hang_fails_all_waiting_requests_and_refuses_new_ones(make_runne
         tasks = submitted(runner, [tokens_of(1)], [tokens_of(2), tokens_of(3)])
         await entered(engine)
         await at_rest()
-        clock.now += 10
-        assert runner.broken is None
-        clock.now += 1
-        assert runner.broken is not None
+        assert watched(runner, clock, 10) is None
+        assert watched(runner, clock, 1) is not None
         assert [type(result) for result in await ended(*tasks)] == [
             EngineError,
             UnhealthyError,
@@ -210,10 +209,25 @@ async def test_a_hang_is_noticed_by_the_next_request_without_a_health_check(
     with engine.held():
         tasks = submitted(runner, [tokens_of(1)])
         await entered(engine)
-        clock.now += 11
+        watched(runner, clock, 10)
+        clock.now += 1
         with pytest.raises(UnhealthyError):
             await runner.submit([tokens_of(2)])
         assert isinstance((await ended(*tasks))[0], EngineError)
+
+
+async def test_a_process_that_was_stopped_does_not_hang(make_runner: MakeRunner) -> None:
+    """As with `docker pause` or a virtual machine that is moved; the engine went on, and the server was unhealthy."""
+    engine, clock = FakeEngine(), Clock()
+    runner = make_runner(engine, hang_s=10, clock=clock)
+    with engine.held():
+        tasks = submitted(runner, [tokens_of(1)])
+        await entered(engine)
+        clock.now += 1000
+        assert runner.broken is None
+        assert watched(runner, clock, 10) is None
+        assert watched(runner, clock, 1) == "the engine has not answered for 10 s"
+        await ended(*tasks)
 
 
 async def test_an_idle_engine_does_not_hang(make_runner: MakeRunner) -> None:
@@ -237,10 +251,8 @@ async def test_a_slow_engine_does_not_hang(make_runner: MakeRunner) -> None:
     with engine.held():
         tasks = submitted(runner, [tokens_of(1)])
         await entered(engine)
-        clock.now += 49
-        assert runner.broken is None
-        clock.now += 2
-        assert runner.broken == "the engine has not answered for 50 s"
+        assert watched(runner, clock, 49) is None
+        assert watched(runner, clock, 2) == "the engine has not answered for 50 s"
         assert isinstance((await ended(*tasks))[0], EngineError)
 
 

@@ -8,7 +8,7 @@ from bei_core.engines.batch import Batch
 from bei_core.errors import UnhealthyError
 from bei_core.serving.runner import Runner, Ticket
 from bei_core.tasks import Rows
-from tests.fakes import Clock, FakeEngine, at_rest, ended, entered, submitted, tokens_of
+from tests.fakes import Clock, FakeEngine, at_rest, ended, entered, submitted, tokens_of, watched
 
 MakeRunner = Callable[..., Runner]
 
@@ -41,8 +41,7 @@ async def test_a_hang_of_an_engine_that_can_be_killed_fails_its_batch_once_with_
         tasks = submitted(runner, [tokens_of(1)], [tokens_of(2)])
         await entered(engine)
         await at_rest()
-        clock.now += 11
-        assert runner.broken is None
+        assert watched(runner, clock, 11) is None
         lost, ticket = await ended(*tasks)
     assert isinstance(lost, UnhealthyError)
     assert isinstance(ticket, Ticket)

@@ -14,7 +14,7 @@ from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner, Ticket
 from bei_core.serving.turns import Turns
 from bei_core.tasks import Rows
-from tests.fakes import SAFETY_S, Clock, FakeEngine, at_rest, ended, entered, submitted, tokens_of
+from tests.fakes import SAFETY_S, Clock, FakeEngine, at_rest, ended, entered, submitted, tokens_of, watched
 
 MakeRunner = Callable[..., Runner]
 
@@ -164,7 +164,7 @@ async def test_an_engine_that_hangs_leaves_the_others_at_work(make_runner: MakeR
         clock.now += 2.0  # longer than a turn, and far from a hang
         results = await ended(waits, *submitted(idle, [tokens_of(3)]))
         assert [type(result) for result in results] == [Ticket, Ticket]
-        clock.now += 121.0
+        assert watched(stuck, clock, 121)
         assert [type(result) for result in await ended(held)] == [EngineError]
         assert "120 s" in str(stuck.broken)
         assert [waiting.broken, idle.broken] == [None, None]
