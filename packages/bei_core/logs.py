@@ -19,8 +19,8 @@ TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
 # A full pipe takes PIPE_BUF bytes at once as soon as it takes anything; a character has up to four.
 _PART_CHARS = select.PIPE_BUF // 4
 
-# How long a line waits for the reader of standard error, and how long after such a wait none does, in seconds.
-_WAIT_S, _WAIT_AGAIN_S = 0.2, 10.0
+# How long a line waits for the reader of standard error, at most, in seconds, and the share of the time for all waits.
+_WAIT_S, _WAIT_SHARE = 0.2, 0.02
 
 _LOST = "lost %d lines of the log, because standard error was not read"
 
@@ -67,16 +67,19 @@ class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not g
         self._unfinished = ""
 
     def _is_read(self) -> bool:
-        """Whether the stream takes a part of a line. If not, waits for a moment, but seldom."""
-        now = time.monotonic()
-        wait_s = _WAIT_S if now >= self._waits_from else 0.0
+        """Whether the stream takes a part of a line, now or after a wait; all waits take at most 2% of the time."""
         try:
-            found = bool(select.select((), (self.stream,), (), wait_s)[1])
+            if select.select((), (self.stream,), (), 0)[1]:
+                return True
+            since = time.monotonic()
+            if since < self._waits_from:
+                return False
+            found = bool(select.select((), (self.stream,), (), _WAIT_S)[1])
+            now = time.monotonic()
+            self._waits_from = now + (now - since) / _WAIT_SHARE
+            return found
         except (TypeError, ValueError, OSError):  # not a file, or a closed one
             return True
-        if wait_s and not found:
-            self._waits_from = now + _WAIT_AGAIN_S
-        return found
 
 
 class JsonFormatter(logging.Formatter):
