@@ -22,8 +22,7 @@ _PART_CHARS = select.PIPE_BUF // 4
 # How long a line waits for the reader of standard error, at most, in seconds, and the share of the time for all waits.
 _WAIT_S, _WAIT_SHARE = 0.2, 0.02
 
-_LOST = "lost %d lines of the log, because standard error was not read"
-
+log = logging.getLogger(__name__)
 _own = logging.getLogger("bei_core")
 _access = logging.getLogger("bei_core.access")
 
@@ -47,9 +46,8 @@ class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not g
         try:
             with nullcontext() if bars is None else bars.external_write_mode(file=self.stream):
                 if self._num_lost and self._is_read():
-                    said = {"name": __name__, "levelname": "WARNING", "msg": _LOST, "args": (self._num_lost,)}
-                    self._num_lost = 0
-                    self._write(self.format(logging.makeLogRecord(said)))
+                    num_lost, self._num_lost = self._num_lost, 0
+                    log.warning("lost %d lines of the log, because standard error was not read", num_lost)
                 self._write(self.format(record))
         except Exception:
             self.handleError(record)

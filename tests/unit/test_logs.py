@@ -128,17 +128,18 @@ def test_a_line_is_written_above_a_progress_bar(capsys: pytest.CaptureFixture[st
     )
 
 
-def test_lines_that_nobody_reads_are_lost_and_counted() -> None:
+def test_lines_that_nobody_reads_are_lost_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """A full pipe takes no line; none of them blocks, and the next reader is told how many are missing."""
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     with open(reader, "rb") as read, open(writer, "w") as stream:
-        handler, letters = BarAwareHandler(stream), "a" * 3000
+        log, handler, letters = logging.getLogger("bei_core"), BarAwareHandler(stream), "a" * 3000
+        monkeypatch.setattr(log, "handlers", [handler])
         for number in range(100):  # a pipe has at most 64 kB
-            handler.emit(logging.makeLogRecord({"msg": f"{number} {letters}"}))
+            log.warning("%d %s", number, letters)
         before = read.read().decode().splitlines()
         for number in range(100, 102):
-            handler.emit(logging.makeLogRecord({"msg": f"{number} {letters}"}))
+            log.warning("%d %s", number, letters)
         after = [line for line in read.read().decode().splitlines() if line]
     whole = [line for line in before if line.endswith(letters)]
     assert [int(line.split()[0]) for line in whole] == list(range(len(whole)))

@@ -8,6 +8,8 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 from threading import Event
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -132,9 +134,13 @@ def test_many_keys_take_no_longer_than_one(file: Path) -> None:
 
     def num_lines(num_keys: int) -> int:
         file.write_text("".join(f"a{number}: {{key: k{number}}}\n" for number in range(num_keys)))
-        keys, lines = keys_of(api_keys_file=str(file)), []
-        before = sys.gettrace()
-        sys.settrace(lambda frame, event, _: lines.append(frame.f_lineno) or sys.gettrace())
+        keys, lines, before = keys_of(api_keys_file=str(file)), list[str](), sys.gettrace()
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:  # noqa: ANN401 - a function of this type
+            lines.append(event)
+            return trace
+
+        sys.settrace(trace)
         try:
             found = keys.client(sent("k0"))
         finally:
