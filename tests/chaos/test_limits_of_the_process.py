@@ -11,10 +11,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.chaos.test_signals import refuses
-from tests.e2e.server import TEXTS, Server, ask, cache_of, log_shown, openai_request, wait_until
+from tests.e2e.server import LONG, TEXTS, Server, ask, cache_of, log_shown, openai_request, wait_until
 from tests.fakes import SAFETY_S
 
 # Runs a command whose output is in the log up to the line that names the port; a pipe takes the rest, and is not read.
@@ -60,6 +61,15 @@ def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(
         assert client.get("/health").status_code == 200
         server.send_signal(signal.SIGTERM)
         assert server.wait() == 0
+
+
+def test_no_request_needs_a_new_thread(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Under a limit of threads that was reached after the start, long texts got 424, and all others 422 for ever."""
+    with Server(tmp_path / "server", cache_of(tmp_path_factory)) as server, log_shown(server):
+        before = psutil.Process(server.pid).num_threads()
+        for body in ({"inputs": "a"}, {"inputs": [LONG] * 32}, {"inputs": ["a"] * 500, "x": "x" * 200_000}):
+            assert server.post("/embed", body).status_code == 200
+        assert psutil.Process(server.pid).num_threads() == before
 
 
 @pytest.mark.parametrize("path", [pytest.param("/openapi.json", marks=pytest.mark.long), "/v1/embeddings"])

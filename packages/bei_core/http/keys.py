@@ -98,7 +98,10 @@ class Keys:
         if not self._reader.is_alive() and (stamp := _stamp(path)) != self._stamp:
             self._stamp = stamp
             self._reader = Thread(target=self._reload, args=[path], name="bei-keys", daemon=True)
-            self._reader.start()
+            try:
+                self._reader.start()
+            except RuntimeError:  # no thread can start
+                self._reload(path)
 
     def _reload(self, path: Path) -> None:
         try:

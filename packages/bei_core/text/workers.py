@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -34,7 +35,13 @@ class Workers:
     """Threads that tokenize. A request has one piece of its texts in their line at a time."""
 
     def __init__(self, num_threads: int) -> None:
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="bei-tokenize")
+        self._pool, all_run = (
+            ThreadPoolExecutor(num_threads, thread_name_prefix="bei-tokenize"),
+            Barrier(num_threads + 1),
+        )
+        for _ in range(num_threads):  # all start now, because under a limit of threads none may start later
+            self._pool.submit(all_run.wait)
+        all_run.wait()
         self._is_closed = False
 
     async def tokenize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import queue
 import signal
 import sys
 import threading
@@ -81,6 +82,7 @@ class _Server:
         self._settings: Settings = app.service.settings
         self._sockets = sockets
         self._ends_at: float | None = None  # on time.monotonic's clock
+        self._ends = queue.SimpleQueue[tuple[float, float, int]]()  # when to end the process, its delay and status
         self._end_s: float = self._settings.drain_timeout_s  # the longest shutdown, in seconds
         self.num_unanswered = 0  # requests, at the end of the drain
         self.crash: str | None = None  # the reason if an engine thread has crashed
@@ -94,7 +96,7 @@ class _Server:
         """Serves until a signal arrives or an engine thread crashes; then drains."""
         settings, stop = self._settings, self._end_on_signals()
         loop = asyncio.get_running_loop()
-        loop.set_default_executor(ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"))
+        loop.set_default_executor(_started_pool())
         for service in self._app.services:
             service.crashed.add_done_callback(partial(self._end_on_crash, stop, loop))
         budget = open_budget(settings.max_body_bytes_in_flight)
@@ -127,6 +129,8 @@ class _Server:
         busy.
         """
         stop, loop, seconds = asyncio.Event(), asyncio.get_running_loop(), self._settings.drain_timeout_s
+        # Started now, because under a limit of threads none may start when the signal comes.
+        threading.Thread(target=self._end_in_time, name="bei-end", daemon=True).start()
 
         def handle(_number: int, _frame: object) -> None:
             for number in _SIGNALS:  # Python's handlers have to wait for the main thread, the default action does not
@@ -144,11 +148,29 @@ class _Server:
         loop.call_soon_threadsafe(stop.set)
 
     def _end_within(self, seconds: float, status: int) -> None:
-        """Starts a timer that ends the process with this status after `seconds`, even if requests are unanswered."""
+        """Ends the process with this status after `seconds`, even if requests are unanswered."""
         self._ends_at = time.monotonic() + seconds
-        watchdog = threading.Timer(seconds, _end_now, (seconds, status))
-        watchdog.daemon = True
-        watchdog.start()
+        self._ends.put((self._ends_at, seconds, status))
+
+    def _end_in_time(self) -> None:
+        """Waits for calls of `_end_within`, and ends the process at the earliest of their times."""
+        calls = [self._ends.get()]
+        while True:
+            ends_at, seconds, status = min(calls)
+            try:
+                left_s = max(0.0, ends_at - time.monotonic())
+                calls.append(self._ends.get(timeout=min(left_s, threading.TIMEOUT_MAX)))
+            except queue.Empty:
+                _end_now(seconds, status)
+
+
+def _started_pool() -> ThreadPoolExecutor:
+    """Returns the threads for large bodies and replies, all started: under a limit of threads, none may start later."""
+    pool, all_run = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"), threading.Barrier(_NUM_THREADS + 1)
+    for _ in range(_NUM_THREADS):
+        pool.submit(all_run.wait)
+    all_run.wait()
+    return pool
 
 
 def only_probes(app: ASGIApp) -> ASGIApp:

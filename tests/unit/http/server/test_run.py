@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import os
+import signal
 import sys
+import threading
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +18,7 @@ import uvloop
 from bei_core.config.settings import Settings
 from bei_core.http.server import run
 from bei_core.http.server.sockets import Sockets
+from tests.fakes import SAFETY_S
 
 
 def test_a_thread_that_runs_python_code_leaves_the_lock_to_the_event_loop_within_2500_microseconds(
@@ -36,3 +41,26 @@ def test_a_thread_that_runs_python_code_leaves_the_lock_to_the_event_loop_within
         gc.set_threshold(*threshold)
         gc.unfreeze()
     assert intervals == [pytest.approx(0.0025)]
+
+
+async def test_a_signal_is_obeyed_where_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a limit of threads or processes, the signal was lost, and the server went on until it was killed."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    app: Any = SimpleNamespace(service=SimpleNamespace(settings=Settings(model_id="a", drain_timeout_s=1e6)))
+    before = {number: signal.getsignal(number) for number in run._SIGNALS}
+    try:
+        server = run._Server(app, app, Sockets())
+        told = server._end_on_signals()
+        pool = run._started_pool()
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        os.kill(os.getpid(), signal.SIGTERM)
+        await asyncio.wait_for(told.wait(), SAFETY_S)
+        assert pool.submit(len, "it runs").result() == 7
+        assert 0 < server.time_left() <= 1e6
+        pool.shutdown()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
