@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -17,7 +16,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
 from bei_core.engines.process import EngineProcess
-from bei_core.errors import EngineError, EngineUnavailableError, RequestError, UnhealthyError
+from bei_core.errors import EngineError, EngineUnavailableError, UnhealthyError
 from bei_core.metrics import Metrics, Timings
 from bei_core.serving.admission import overloaded
 from bei_core.serving.runner import Runner
@@ -151,8 +150,7 @@ class Service:
                 engine.forward(batch)
             admission.rate.add(batch.num_tokens, time.perf_counter() - began)
             batches.append(batch)
-        with suppress(RequestError):  # starts the library's threads; where they cannot start later, it never recovers
-            self.tokenizer.encode_now(["a"], self.model.default_options)
+        self.tokenizer.start()
         if self._process is not None:
             self._process.warm_up = batches
         self._runner.start()

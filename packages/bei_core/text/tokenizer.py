@@ -65,6 +65,10 @@ class TextTokenizer:
         self._special_ids = {id_ for id_, token in added if token.special}
         self._workers = Workers(num_workers)
 
+    def start(self) -> None:
+        """Starts all threads, also the library's, which never tries again if it cannot start them with a first text."""
+        self._workers.start(lambda: self.encode_now(["a"], EncodeOptions()))
+
     async def tokenize(self, texts: Sequence[Text], options: EncodeOptions, deadline: float | None = None) -> Tokenized:
         """Returns the tokens of each text, truncated or chunked.
 

@@ -6,12 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Barrier
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from bei_core.errors import DeadlineExceededError, UnhealthyError
+from bei_core.errors import DeadlineExceededError, RequestError, UnhealthyError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, num_characters
 from bei_core.text.refusals import MAX_CHUNKS, too_many_chunks
 from bei_core.text.truncation import Indices
@@ -35,14 +36,18 @@ class Workers:
     """Threads that tokenize. A request has one piece of its texts in their line at a time."""
 
     def __init__(self, num_threads: int) -> None:
-        self._pool, all_run = (
-            ThreadPoolExecutor(num_threads, thread_name_prefix="bei-tokenize"),
-            Barrier(num_threads + 1),
-        )
-        for _ in range(num_threads):  # all start now, because under a limit of threads none may start later
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="bei-tokenize")
+        self._num_threads = num_threads
+        self._is_closed = False
+
+    def start(self, encode_one: Callable[[], object]) -> None:
+        """Starts all threads, for a server: under a limit of threads, none may start when it is needed."""
+        with suppress(RequestError):
+            encode_one()
+        all_run = Barrier(self._num_threads + 1)
+        for _ in range(self._num_threads):
             self._pool.submit(all_run.wait)
         all_run.wait()
-        self._is_closed = False
 
     async def tokenize(
         self, encode: Encode, texts: Sequence[Text], options: EncodeOptions, deadline: float | None
