@@ -360,12 +360,10 @@ class TextTokenizer:
 
     def _cut(self, text: str, options: EncodeOptions) -> str:
         """Returns the text without the characters so far from the kept end that truncation would drop their tokens."""
-        if len(text) <= self._max_chars:
-            return text
-        if options.chunk:
-            if len(text) > _MAX_CHUNKED_CHARS:
-                message = f"only a text of at most {_MAX_CHUNKED_CHARS} characters can be chunked, not {len(text)}"
-                raise ValidationError(message, param="inputs")
+        if options.chunk and len(text) > _MAX_CHUNKED_CHARS:
+            message = f"only a text of at most {_MAX_CHUNKED_CHARS} characters can be chunked, not {len(text)}"
+            raise ValidationError(message, param="inputs")
+        if options.chunk or len(text) <= self._max_chars:
             return text
         if options.chunk_tokens is None:
             self._refuse_too_long(f"{len(text)} characters", options)

@@ -217,6 +217,12 @@ def test_every_chunk_has_the_prompt_and_pooling_leaves_it_out() -> None:
     assert all(chunk.skip < len(chunk) for chunk in chunks)
 
 
+@pytest.mark.parametrize("max_seq_len", [16, 8192])
+def test_a_text_too_long_to_chunk_is_refused_before_it_is_read(max_seq_len: int) -> None:
+    with pytest.raises(ValidationError, match="at most 1000000 characters can be chunked, not 1000001"):
+        tokenizer(max_seq_len).chunk_now(["a" * 1_000_001], CHUNKED)
+
+
 def test_more_chunks_than_a_request_may_have_are_refused() -> None:
     with pytest.raises(ValidationError, match="at most 1024"):
         tokenizer().chunk_now([LONG] * 8, EncodeOptions(False, chunk=True, chunk_tokens=1))
