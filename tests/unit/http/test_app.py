@@ -161,7 +161,7 @@ async def test_a_bug_in_the_server_is_not_a_500(
     assert reply.status_code == 424, "Baseten's client sends it again for any 5xx"
     assert "secret" not in reply.text
     request_id = reply.headers["x-request-id"]
-    assert f"this is a bug: POST {path} failed (request {request_id})" in caplog.messages
+    assert f"this is a bug: POST {path!r} failed (request {request_id})" in caplog.messages
 
 
 async def test_after_a_hang_health_reports_it_and_no_request_waits(
