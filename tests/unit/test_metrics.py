@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from unittest.mock import Mock
 
 import pytest
 
@@ -46,3 +48,16 @@ def test_each_input_of_a_request_counts_with_its_times(operation: str) -> None:
         assert found[f"{name}_count"] == found[f'{name}_bucket{{le="+Inf"}}'] == 3
         assert found[f'{name}_bucket{{le="{above}"}}'] == 3
         assert below is None or found[f'{name}_bucket{{le="{below}"}}'] == 0
+
+
+async def test_scrapes_of_the_same_turn_share_one_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    metrics, render = Metrics(), Mock(side_effect=[b"first", b"second", ZeroDivisionError])
+    monkeypatch.setattr(metrics, "render", render)
+    scrapes = [asyncio.create_task(metrics.scrape()) for _ in range(20)]
+    await asyncio.sleep(0)
+    scrapes[0].cancel()
+    assert await asyncio.gather(*scrapes[1:]) == [b"first"] * 19
+    assert await metrics.scrape() == b"second", "what has changed since"
+    with pytest.raises(ZeroDivisionError):
+        await metrics.scrape()
+    assert render.call_count == 3

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from bei_core.http.json_schema import STRING, any_of, sample
+from bei_core.http.replies import JSON, Plain
 from bei_core.http.route import Call, Route
 from bei_core.http.routes import ROUTES
 from bei_core.http.ui import PAGES
@@ -83,9 +84,14 @@ def _one_of(names: dict[str, None]) -> Any:  # noqa: ANN401 - JSON
     return any_of(*({"$ref": f"#/components/schemas/{name}"} for name in names))
 
 
-async def _answer(call: Call) -> dict[str, Any]:
+async def _answer(call: Call) -> Plain:
     """Returns the OpenAPI document for `GET /openapi.json`."""
-    return document(with_pages=call.service.settings.ui)
+    return Plain(_encoded(with_pages=call.service.settings.ui), JSON)
+
+
+@cache
+def _encoded(*, with_pages: bool) -> bytes:
+    return msgspec.json.encode(document(with_pages=with_pages))
 
 
 _PATHS = ("/openapi.json", "/api-doc/openapi.json")

@@ -24,7 +24,7 @@ async def live(call: Call) -> Plain:
 
 async def scrape(call: Call) -> Plain:
     """Answers `GET /metrics` in the format of Prometheus."""
-    return Plain(call.service.metrics.render(), metrics.CONTENT_TYPE)
+    return Plain(await call.service.metrics.scrape(), metrics.CONTENT_TYPE)
 
 
 ROUTES = (
