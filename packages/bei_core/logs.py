@@ -47,7 +47,8 @@ class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not g
             with nullcontext() if bars is None else bars.external_write_mode(file=self.stream):
                 if self._num_lost and self._is_read():
                     num_lost, self._num_lost = self._num_lost, 0
-                    log.warning("lost %d lines of the log, because standard error was not read", num_lost)
+                    level = max(logging.WARNING, log.getEffectiveLevel())
+                    log.log(level, "lost %d lines of the log, because standard error was not read", num_lost)
                 self._write(self.format(record))
         except Exception:
             self.handleError(record)

@@ -208,8 +208,8 @@ class Metrics:
 
     async def scrape(self) -> bytes:
         """Returns what `render` does. Calls of the same turn of the event loop share one result, which takes 2 ms."""
-        if self._scraped is None or self._scraped.done():
-            loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        if self._scraped is None or self._scraped.done() or self._scraped.get_loop() is not loop:
             self._scraped = loop.create_future()
             loop.call_soon(self._render_into, self._scraped)
         return await asyncio.shield(self._scraped)

@@ -116,7 +116,7 @@ def inject(seed: int) -> None:
 
     sys.stderr = FullDisk(sys.stderr, faults)
     Path.read_text = read_or_fail  # type: ignore[method-assign]
-    vars(keys)["_RELOAD_S"] = 0.0  # looks for a change at each request
+    vars(keys)["_RELOAD_S"] = 0.02  # the thread looks for a change so often
     OpenVinoEngine.forward = forward_or_fail  # type: ignore[method-assign]
     vars(tokenizer)["open_tokenizer"] = lambda path: FaultyTokenizer(open_tokenizer(path), faults)
     time.time = lambda: now() + faults.jump_s()

@@ -58,3 +58,9 @@ def check_key(key: str, where: str) -> None:
         key.encode()
     except UnicodeEncodeError:
         raise ConfigError(f"{where} has half of a character; give it another value") from None
+
+
+def check_given(api_key: str | None) -> None:
+    """Raises ConfigError if config.yaml declares the secret of the key, and it has no value: anyone could call."""
+    if api_key == "":
+        raise ConfigError("config.yaml declares the secret api_key, which has no value; give it one, or remove it")

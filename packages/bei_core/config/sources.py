@@ -42,9 +42,10 @@ def collect(
         layers.insert(0, trt_llm.settings())
     layers.insert(0, from_secrets(known, secrets, trt_llm))
     merged = merge(known, layers)
+    _check_variables(known, environ, merged)
     if "api_key_file" in merged:
         merged["api_key"] = read_key(merged["api_key_file"])
-    elif "api_key" in merged:
+    elif merged.get("api_key"):
         check_key(merged["api_key"], "api_key")
     if "api_keys_file" in merged:
         read_keys(Path(merged["api_keys_file"]))  # so that a mistake in it is known before anything is built
@@ -92,7 +93,7 @@ def from_values(known: Declarations, values: Layer, label: Callable[[str], str])
 def from_environ(known: Declarations, environ: Mapping[str, str]) -> dict[str, object]:
     """The layer of the environment. An empty variable counts as unset, because compose files often have them.
 
-    Raises ConfigError for an empty key of callers, which would open the server, and for an unknown name after `BEI_`.
+    Raises ConfigError for an unknown name after `BEI_`.
     """
     given = {name: value for name, value in environ.items() if value and not is_foreign(name, value)}
     ours = {setting.variables[0] for setting in known.values()}
@@ -101,13 +102,19 @@ def from_environ(known: Declarations, environ: Mapping[str, str]) -> dict[str, o
             raise unknown("environment variable", name, ours)
     layer = {}
     for setting in known.values():
-        first = next((name for name in setting.variables if name in environ), "")
-        if setting.about.refuse_empty and first and not environ[first]:
-            raise ConfigError(f"environment variable {first} is set and empty; give it a value, or remove it")
         source = next((name for name in setting.variables if name in given), None)
         if source is not None:
             layer[setting.name] = value_of(setting, given[source], f"environment variable {source}", strict=False)
     return layer
+
+
+def _check_variables(known: Declarations, environ: Mapping[str, str], merged: Layer) -> None:
+    """Raises ConfigError for an empty variable with a key of callers, unless there is one: it would open the server."""
+    keys = [setting for setting in known.values() if setting.about.refuse_empty]
+    if any(merged.get(setting.name) for setting in keys):
+        return
+    for name in (name for setting in keys for name in setting.variables if environ.get(name) == ""):
+        raise ConfigError(f"environment variable {name} is set and empty; give it a value, or remove it")
 
 
 def read_secrets(declared: Iterable[str], read: Callable[[str], str]) -> dict[str, str]:
@@ -125,7 +132,7 @@ def read_secrets(declared: Iterable[str], read: Callable[[str], str]) -> dict[st
 def from_secrets(known: Declarations, secrets: Mapping[str, str], trt_llm: object) -> dict[str, object]:
     """The layer of Truss's secrets. The trt_llm block may name another secret for the checkpoint.
 
-    An empty one counts as unset. Raises ConfigError for an empty key of callers, which would open the server.
+    An empty one counts as unset, but for the key of callers: it stays empty, and no server starts with it.
     """
     names = {one.name: [*one.about.mounted, one.name] for one in known.values() if one.about.secret}
     if isinstance(trt_llm, TrtLlm):
@@ -137,9 +144,7 @@ def from_secrets(known: Declarations, secrets: Mapping[str, str], trt_llm: objec
         if any(values):
             layer[setting] = next(value for value in values if value)
         elif values and known[setting].about.refuse_empty:
-            raise ConfigError(
-                f"config.yaml declares the secret {setting}, which has no value; give it one, or remove it"
-            )
+            layer[setting] = ""
     return layer
 
 

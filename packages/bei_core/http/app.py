@@ -171,8 +171,11 @@ class App:
             priority = read_priority(headers)
         except RequestError:  # `respond` finds the same error again and sends it
             return None
-        refusal = self._refusal(route, priority, services, is_retry=is_retry(headers))
+        is_again = is_retry(headers)
+        refusal = self._refusal(route, priority, services, is_retry=is_again)
         if refusal is None:
+            for service in services:
+                service.accepted(is_retry=is_again)
             scope[_IS_COMING] = True
             self._num_coming += 1
             return None

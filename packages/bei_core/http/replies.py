@@ -62,7 +62,7 @@ class Deferred(NamedTuple):
 
 
 class Plain(NamedTuple):
-    """A reply's body that is neither JSON nor msgpack."""
+    """A reply's body that is sent as it is, whatever format the request asks for."""
 
     body: bytes
     media_type: str | None = None

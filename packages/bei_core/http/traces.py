@@ -91,7 +91,11 @@ class Traces:
     def close(self) -> None:
         """Sends the remaining spans; waits at most `_CLOSE_S` seconds."""
         closing = threading.Thread(target=self._provider.shutdown, name="bei-traces", daemon=True)
-        closing.start()
+        try:
+            closing.start()
+        except RuntimeError as fault:
+            log.warning("the last spans are lost: %s", fault)
+            return
         closing.join(_CLOSE_S)
         if closing.is_alive():
             log.warning("the trace collector did not accept the last spans within %.0f s; they are lost", _CLOSE_S)

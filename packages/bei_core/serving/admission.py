@@ -114,6 +114,9 @@ class Admission:
                 raise self._retry_refusal(now, is_beyond=is_beyond) from None
             raise
         self._refused.discard((priority, is_beyond))
+
+    def accepted(self, *, is_retry: bool) -> None:
+        """Counts a request that `check_arrival` did not refuse, for the budget of retries."""
         self._retries.accepted(is_retry=is_retry)
 
     def _retry_refusal(self, now: float, *, is_beyond: bool) -> OverloadedError:

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from bei_core.config.keys import check_given
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened, open_engine
@@ -111,6 +112,7 @@ class Service:
         Several models take turns on the processors. Blocks. Raises StartError, after it has closed the services that
         were already open.
         """
+        check_given(settings.api_key)
         each = settings.each()
         if len(each) == 1:
             return [cls.open(each[0], metrics)]
@@ -234,6 +236,10 @@ class Service:
             admission.check_line(now, priority)
         else:
             admission.check_arrival(now, priority, num_coming + self._num_unqueued, is_retry=is_retry)
+
+    def accepted(self, *, is_retry: bool) -> None:
+        """Counts a request that has arrived and that `check_load` did not refuse."""
+        self._runner.admission.accepted(is_retry=is_retry)
 
     async def check(self) -> None:
         """Raises UnhealthyError if the model does not work. Sends a probe if the engine's last row is older than 5 s.

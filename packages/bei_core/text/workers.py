@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from bei_core.errors import DeadlineExceededError, RequestError, UnhealthyError
+from bei_core.errors import DeadlineExceededError, RequestError, StartError, UnhealthyError
 from bei_core.tasks import EncodeOptions, Pair, Templated, Text, Tokens, num_characters
 from bei_core.text.refusals import MAX_CHUNKS, too_many_chunks
 from bei_core.text.truncation import Indices
@@ -32,6 +32,18 @@ class Tokenized(NamedTuple):
 Encode: TypeAlias = Callable[[Sequence[Text], EncodeOptions], tuple[list[Tokens], Indices | None]]
 
 
+def start_all(pool: ThreadPoolExecutor, num_threads: int) -> None:
+    """Starts all threads of a pool: under a limit of threads, none may start later. Raises StartError."""
+    all_run = Barrier(num_threads + 1)
+    try:
+        for _ in range(num_threads):
+            pool.submit(all_run.wait)
+    except RuntimeError as fault:
+        all_run.abort()  # those that run would wait for ever, and the process with them
+        raise StartError(f"{fault}; raise the limit of threads and processes of this user or container") from fault
+    all_run.wait()
+
+
 class Workers:
     """Threads that tokenize. A request has one piece of its texts in their line at a time."""
 
@@ -44,10 +56,7 @@ class Workers:
         """Starts all threads, for a server: under a limit of threads, none may start when it is needed."""
         with suppress(RequestError):
             encode_one()
-        all_run = Barrier(self._num_threads + 1)
-        for _ in range(self._num_threads):
-            self._pool.submit(all_run.wait)
-        all_run.wait()
+        start_all(self._pool, self._num_threads)
 
     async def tokenize(
         self, encode: Encode, texts: Sequence[Text], options: EncodeOptions, deadline: float | None

@@ -17,6 +17,7 @@ from bei_core.cli.flags import help_of
 from bei_core.config.declaration import declared
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.errors import ConfigError
+from bei_core.serving.service import Service
 
 BARE = {name: "" for setting in SETTINGS.values() for name in setting.variables if "API_KEY" not in name}
 
@@ -217,9 +218,22 @@ def test_a_key_of_spaces_does_not_open_the_server(served: list[Settings], tmp_pa
 
 
 def test_an_empty_secret_does_not_open_the_server() -> None:
+    config = {"secrets": {"api_key": None}, "model_metadata": {"bei": {"model_id": "none"}}}
     for values in ({"api_key": "\n"}, {"api_key": " "}, {}):
+        settings = Settings.from_truss_config(config, {}, values)  # as `bei build` of the same folder has them
         with pytest.raises(ConfigError, match="declares the secret api_key, which has no value; give it one"):
-            Settings.from_truss_config({"secrets": {"api_key": None}}, {}, values)
+            Service.open_all(settings)
+
+
+def test_an_empty_key_is_no_mistake_where_another_source_gives_one(served: list[Settings], tmp_path: Path) -> None:
+    keys, config = tmp_path / "keys.yaml", tmp_path / "config.yaml"
+    keys.write_text("a: {key: k}")
+    config.write_text("secrets: {api_key: null}")
+    serve(served, "--api-key", "k", API_KEY="")
+    serve(served, BEI_API_KEYS_FILE=str(keys), API_KEY="")
+    serve(served, "--api-key", "k", "--config", str(config))
+    serve(served, "--config", str(config), BEI_API_KEY="k", API_KEY="")
+    assert [settings.api_key or settings.api_keys_file for settings in served] == ["k", keys, "k", "k"]
 
 
 # --- secrets in a file with a mistake

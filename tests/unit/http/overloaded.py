@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
 from bei_core.http.app import App, make_app
 from bei_core.http.limits import BodyBudget
-from bei_core.http.server.connection import Connection
+from bei_core.http.server.arrivals import listen
 from bei_core.http.server.pool import Pool
 from bei_core.models.spec import read_spec
 from bei_core.serving.queue import ServiceRate
@@ -44,9 +45,10 @@ MakeServed = Callable[..., Awaitable[Served]]
 async def listening(app: App, settings: Settings) -> AsyncIterator[tuple[Pool, int]]:
     """The application on a port of its own, as `bei serve` has it."""
     pool = Pool(app, settings, BodyBudget(settings.max_body_bytes_in_flight), 100, app.refused_early)
-    server = await asyncio.get_running_loop().create_server(lambda: Connection(pool), "127.0.0.1", 0)
+    sock = socket.create_server(("127.0.0.1", 0))
+    server = await listen(pool, sock)
     try:
-        yield pool, server.sockets[0].getsockname()[1]
+        yield pool, sock.getsockname()[1]
     finally:
         server.close()
         await pool.drain(0.0, 0.0)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
 import traceback
-from contextlib import suppress
 from pathlib import Path
-from threading import Event
 from types import FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -102,31 +103,30 @@ def test_a_key_is_told_its_exact_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (headers["retry-after"], headers["retry-after-ms"]) == ("60", "60000")
 
 
-def look(keys: Keys) -> None:
-    """Lets the keys see that their file has changed, and waits until it is read."""
-    with suppress(UnauthorizedError):
-        keys.client({})
-    keys._reader.join(SAFETY_S)
-
-
-def test_a_changed_file_is_read_on_a_thread_while_the_old_keys_hold(
-    file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A file of 1,000 keys took the event loop 200 ms."""
-    may_read = Event()
-
-    def read_later(path: Path) -> dict[str, ApiKey]:
-        assert may_read.wait(SAFETY_S)
-        return read_keys(path)
-
-    monkeypatch.setattr(module, "_RELOAD_S", 0.0)
-    keys = keys_of(api_keys_file=str(file))
-    monkeypatch.setattr(module, "read_keys", read_later)
+def test_a_changed_file_is_read_without_a_request(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key added an hour before got a 401, because only a request looked at the file, and got the old keys."""
+    monkeypatch.setattr(module, "_RELOAD_S", 0.01)
+    keys, until = keys_of(api_keys_file=str(file)), time.monotonic() + SAFETY_S
     file.write_text("c: {key: gamma}\n")
-    assert keys.client(sent("alpha")).name == "a"
-    may_read.set()
-    look(keys)
+    while set(keys._clients) != {"c"} and time.monotonic() < until:
+        time.sleep(0.01)
     assert keys.client(sent("gamma")).name == "c"
+
+
+def test_the_thread_ends_with_the_keys_and_survives_a_fault(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_RELOAD_S", 0.01)
+    looks = Mock(side_effect=[MemoryError, ValueError, *[None] * 10_000])
+    monkeypatch.setattr(Keys, "look", looks)
+    before = set(threading.enumerate())
+    keys = keys_of(api_keys_file=str(file))
+    (thread,) = [each for each in threading.enumerate() if each.name == "bei-keys" and each not in before]
+    until = time.monotonic() + SAFETY_S
+    while looks.call_count < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    assert looks.call_count >= 3
+    del keys
+    thread.join(SAFETY_S)
+    assert not thread.is_alive()
 
 
 def test_many_keys_take_no_longer_than_one(file: Path) -> None:
@@ -154,26 +154,26 @@ def test_many_keys_take_no_longer_than_one(file: Path) -> None:
 def test_the_file_is_read_again_when_it_changes(
     file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_RELOAD_S", 0.0)
+    monkeypatch.setattr(module, "_RELOAD_S", SAFETY_S)
     keys = keys_of(api_keys_file=str(file))
     keys.client(sent("alpha")).enter()
     file.write_text("a: {key: alpha, max_concurrent_requests: 1}\nc: {key: gamma}\n")
-    look(keys)
+    keys.look()
     assert keys.client(sent("gamma")).name == "c"
     assert keys.client(sent("alpha")).num_requests == 1
     with pytest.raises(UnauthorizedError):
         keys.client(sent("beta"))
     file.write_text("c: {kee: delta}\n")
-    look(keys)
+    keys.look()
     assert keys.client(sent("gamma")).name == "c"
     assert "stay as they were" in caplog.text
     file.write_text("c: {key: delta\nd: {key: delta2}\n")
-    look(keys)
+    keys.look()
     assert keys.client(sent("gamma")).name == "c"
     assert "line 2, column 2" in caplog.text
     assert not any(key in caplog.text for key in ("alpha", "beta", "gamma", "delta"))
     os.unlink(file)
-    look(keys)
+    keys.look()
     assert keys.client(sent("gamma")).name == "c"
 
 

@@ -70,6 +70,7 @@ class Simulation:
         if self.pending.num_items:
             try:
                 self.admission.check_arrival(self.now, request.priority, 0, is_retry=request.is_retry)
+                self.admission.accepted(is_retry=request.is_retry)
                 self.admission.check(sum(lengths), self.now, request.priority, request.deadline, len(lengths))
             except OverloadedError as refusal:
                 self.refused.append(refusal)

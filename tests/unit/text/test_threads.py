@@ -6,17 +6,19 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.errors import DeadlineExceededError, UnhealthyError, ValidationError
+from bei_core.errors import DeadlineExceededError, StartError, UnhealthyError, ValidationError
 from bei_core.tasks import EncodeOptions, Text, Tokens
 from bei_core.text import tokenizer as tokenizer_module
 from bei_core.text import workers
 from bei_core.text.tokenizer import INLINE_CHARS, TextTokenizer
+from bei_core.text.workers import start_all
 from tests.fakes import SAFETY_S
 from tests.unit.text.test_tokenizer import PLAIN, ids_of, tokenizer_of
 
@@ -177,3 +179,22 @@ async def test_requests_that_wait_for_the_thread_when_it_is_closed_are_told_so(
         with pytest.raises(UnhealthyError, match="shutting down"):
             await asyncio.wait_for(task, SAFETY_S)
     assert len(called) == 1, "the texts of the others are not tokenized"
+
+
+def test_a_server_that_cannot_start_its_threads_ends_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It hung for ever, as the threads that ran waited for the others."""
+    start, started = threading.Thread.start, list[threading.Thread]()
+
+    def refuse_the_second(thread: threading.Thread) -> None:
+        if started:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    pool = ThreadPoolExecutor(3)
+    monkeypatch.setattr(threading.Thread, "start", refuse_the_second)
+    with pytest.raises(StartError, match="can't start new thread; raise the limit of threads"):
+        start_all(pool, 3)
+    started[0].join(0)
+    pool.shutdown()
+    assert not started[0].is_alive()

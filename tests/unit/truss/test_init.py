@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 
 from bei_core.cli.main import app
+from bei_core.config.keys import check_given
 from bei_core.config.settings import Settings
 from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.truss.init import (
@@ -218,7 +219,7 @@ def test_a_server_in_a_container_reads_secrets_where_baseten_puts_them(
     (tmp_path / "hf_access_token").write_text("t\n")
     config = saved(tmp_path, config_of(secrets={"hf_access_token": None, "api_key": None}))
     with pytest.raises(ConfigError, match="declares the secret api_key, which has no value"):  # it would be open
-        Settings.load({}, {}, config)
+        check_given(Settings.load({}, {}, config).api_key)
     (tmp_path / "api_key").write_text("k\n")
     settings = Settings.load({}, {}, config)
     assert (settings.hf_token, settings.api_key) == ("t", "k")

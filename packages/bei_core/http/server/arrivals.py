@@ -48,13 +48,14 @@ def _refuse(pool: Pool, sock: socket.socket) -> bool:
     sock.setblocking(False)
     try:
         repeated = pool.refused_heads.find(sock.recv(MAX_HEAD_BYTES, socket.MSG_PEEK))
-        if repeated is None or repeated.keep_alive:
-            return False
-        sock.recv(MAX_HEAD_BYTES)  # a socket with unread bytes would be reset
-        sock.send(b"".join(pool.refusal_reply(repeated.refusal, keep_alive=False)))
     except OSError:  # nothing has come, or the client has left
         return False
-    sock.close()
+    if repeated is None or repeated.keep_alive:
+        return False
+    reply = b"".join(pool.refusal_reply(repeated.refusal, keep_alive=False))
+    with sock, contextlib.suppress(OSError):
+        sock.recv(MAX_HEAD_BYTES)  # a socket with unread bytes would be reset
+        sock.send(reply)
     return True
 
 

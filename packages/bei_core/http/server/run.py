@@ -12,23 +12,24 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 
 import uvloop
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from bei_core.config.settings import Settings
-from bei_core.errors import EngineCrashedError, NotFoundError
+from bei_core.errors import EngineCrashedError
 from bei_core.http.app import App, make_app
-from bei_core.http.error_format import TEI
 from bei_core.http.limits import DRAIN_SHARE, MAX_HEALTH_CONNECTIONS, ON_ITS_WAY_S
 from bei_core.http.memory import limit_collections, open_budget
-from bei_core.http.replies import error_response
 from bei_core.http.server.arrivals import listen
 from bei_core.http.server.pool import Pool
+from bei_core.http.server.probes import only_probes
 from bei_core.http.server.sockets import Sockets, max_connections, name_of
 from bei_core.http.traces import Traces
 from bei_core.serving.service import Service
+from bei_core.text.workers import start_all
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +44,6 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 # The longest shutdown after an engine thread has crashed, so that clients still get error replies.
 _CRASH_S = 3.0
-
-_PROBES = frozenset({"/health", "/health/live", "/health/ready", "/ping", "/metrics"})
 
 
 def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None = None) -> None:
@@ -136,7 +135,8 @@ class _Server:
             for number in _SIGNALS:  # Python's handlers have to wait for the main thread, the default action does not
                 signal.signal(number, _end_by if os.getpid() == 1 else signal.SIG_DFL)
             self._end_within(seconds, 0)
-            loop.call_soon_threadsafe(stop.set)
+            with suppress(RuntimeError):  # the event loop is closed: the drain is over
+                loop.call_soon_threadsafe(stop.set)
 
         for number in _SIGNALS:
             signal.signal(number, handle)
@@ -165,24 +165,10 @@ class _Server:
 
 
 def _started_pool() -> ThreadPoolExecutor:
-    """Returns the threads for large bodies and replies, all started: under a limit of threads, none may start later."""
-    pool, all_run = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http"), threading.Barrier(_NUM_THREADS + 1)
-    for _ in range(_NUM_THREADS):
-        pool.submit(all_run.wait)
-    all_run.wait()
+    """Returns the threads for large bodies and replies, all started. Raises StartError."""
+    pool = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="bei-http")
+    start_all(pool, _NUM_THREADS)
     return pool
-
-
-def only_probes(app: ASGIApp) -> ASGIApp:
-    """Returns an application for the port of health checks and metrics, which refuses all other paths."""
-
-    async def probe(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in _PROBES:
-            return await app(scope, receive, send)
-        error = NotFoundError(f"this port serves {', '.join(sorted(_PROBES))} and nothing else")
-        return await error_response(error, TEI)(scope, receive, send)
-
-    return probe
 
 
 def _end_by(number: int, _frame: object) -> None:

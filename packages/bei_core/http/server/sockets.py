@@ -132,10 +132,10 @@ def _bind_port(hostname: str, port: int) -> list[socket.socket]:
 
 def _bind_path(path: Path) -> socket.socket:
     """Returns a bound unix socket; replaces a socket file on which no process listens. Raises ConfigError."""
-    if path.exists() and not path.is_socket():
-        raise ConfigError(f"{path} exists and is not a socket; choose another path")
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if path.exists() and not path.is_socket():
+            raise FileExistsError(errno.EEXIST, "it exists and is not a socket")
         if path.exists() and not _answers(path):
             path.unlink()
         sock.bind(str(path))

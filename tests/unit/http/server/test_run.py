@@ -53,11 +53,11 @@ async def test_a_signal_is_obeyed_where_no_thread_can_start(monkeypatch: pytest.
     before = {number: signal.getsignal(number) for number in run._SIGNALS}
     try:
         server = run._Server(app, app, Sockets())
-        told = server._end_on_signals()
+        stop = server._end_on_signals()
         pool = run._started_pool()
         monkeypatch.setattr(threading.Thread, "start", refuse)
         os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(told.wait(), SAFETY_S)
+        await asyncio.wait_for(stop.wait(), SAFETY_S)
         assert pool.submit(len, "it runs").result() == 7
         assert 0 < server.time_left() <= 1e6
         pool.shutdown()

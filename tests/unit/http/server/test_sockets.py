@@ -28,3 +28,8 @@ def test_a_server_that_ends_leaves_the_unix_socket_of_the_next_one(tmp_path: Pat
 def test_a_path_of_another_kind_is_not_said_to_be_in_use(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exists and is not a socket"):
         bind(Settings(model_id="a", hostname="127.0.0.1", port=0, uds_path=tmp_path))
+
+
+def test_a_path_too_long_for_a_file_is_an_error_of_the_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="name too long"):
+        bind(Settings(model_id="a", hostname="127.0.0.1", port=0, uds_path=tmp_path / ("a" * 300)))
