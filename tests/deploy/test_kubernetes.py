@@ -95,6 +95,12 @@ def test_a_misspelled_value_is_refused_by_name() -> None:
     """An ignored `secret.apiKey` would be a server that anyone may call."""
     with pytest.raises(AssertionError, match="additional properties 'secret'"):
         rendered("--set", "secret.apiKey=key")
+    with pytest.raises(AssertionError, match="additional properties 'enable'"):
+        rendered("--set", "metrics.serviceMonitor.enable=true")
+
+
+def test_the_value_that_switches_it_on_in_another_chart_is_no_mistake() -> None:
+    rendered("--set", "enabled=true")
 
 
 def keys_of(*options: str) -> dict[str, dict[str, Any]]:
