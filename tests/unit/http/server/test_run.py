@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
-import os
-import signal
+import subprocess
 import sys
-import threading
 from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
@@ -43,24 +40,33 @@ def test_a_thread_that_runs_python_code_leaves_the_lock_to_the_event_loop_within
     assert intervals == [pytest.approx(0.0025)]
 
 
-async def test_a_signal_is_obeyed_where_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+SIGNALLED = """
+import asyncio, os, signal, threading
+from types import SimpleNamespace
+from bei_core.config.settings import Settings
+from bei_core.http.server import run
+from bei_core.http.server.sockets import Sockets
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+async def main():
+    app = SimpleNamespace(service=SimpleNamespace(settings=Settings(model_id="a", drain_timeout_s=1e6)))
+    server = run._Server(app, app, Sockets())
+    stop = server._end_on_signals()
+    pool = run._started_pool()
+    threading.Thread.start = refuse
+    os.kill(os.getpid(), signal.SIGTERM)
+    await stop.wait()
+    print(pool.submit(len, "it runs").result(), 0 < server.time_left() <= 1e6)
+    pool.shutdown()
+
+asyncio.run(main())
+"""
+
+
+def test_a_signal_is_obeyed_where_no_thread_can_start() -> None:
     """Under a limit of threads or processes, the signal was lost, and the server went on until it was killed."""
-
-    def refuse(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    app: Any = SimpleNamespace(service=SimpleNamespace(settings=Settings(model_id="a", drain_timeout_s=1e6)))
-    before = {number: signal.getsignal(number) for number in run._SIGNALS}
-    try:
-        server = run._Server(app, app, Sockets())
-        stop = server._end_on_signals()
-        pool = run._started_pool()
-        monkeypatch.setattr(threading.Thread, "start", refuse)
-        os.kill(os.getpid(), signal.SIGTERM)
-        await asyncio.wait_for(stop.wait(), SAFETY_S)
-        assert pool.submit(len, "it runs").result() == 7
-        assert 0 < server.time_left() <= 1e6
-        pool.shutdown()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    program = [sys.executable, "-c", SIGNALLED]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=SAFETY_S)
+    assert (done.stdout, done.returncode) == ("7 True\n", 0), done.stderr
