@@ -47,7 +47,8 @@ class Phase(Enum):
 class Connection(asyncio.Protocol):
     """The connection of one client, from open to close."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, received: bytes = b"") -> None:
+        """`received` are the first bytes of the client, which were read before the connection was made."""
         self.phase = Phase.IDLE
         self.deadline = math.inf  # seconds on the event loop's clock
         self._pool = pool
@@ -55,6 +56,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport
         self._exchange: Exchange | Refused | None = None
         self._unparsed = b""
+        self._received = received
         self._head: BodyLease | None = None  # of a large head that is not handed over to an exchange
         self._is_paused = False  # whether reading from the socket is paused
         self._writable = asyncio.Event()
@@ -68,6 +70,9 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(MAX_UNCOUNTED_BYTES)
         self._wait_in(Phase.IDLE)
         self._pool.add(self)
+        if self._received:
+            received, self._received = self._received, b""
+            self.data_received(received)
 
     def data_received(self, data: bytes) -> None:
         """Parses received bytes; discards them if the connection is closing."""
