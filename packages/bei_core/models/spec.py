@@ -233,5 +233,16 @@ def save_spec(spec: ModelSpec, path: Path) -> None:
 
 
 def load_spec(path: Path) -> ModelSpec:
-    """Returns the spec that `save_spec` wrote."""
-    return msgspec.json.decode(path.read_bytes(), type=ModelSpec)
+    """Returns the spec that `save_spec` wrote, also that of an earlier version of BEI."""
+    content = path.read_bytes()
+    spec = msgspec.json.decode(content, type=ModelSpec)
+    if spec.template is None and msgspec.json.decode(content, type=_Earlier).reads_messages:
+        fault = "an earlier version of BEI built the engine, without the model's chat template; build it again"
+        return msgspec.structs.replace(spec, template_fault=fault)
+    return spec
+
+
+class _Earlier(msgspec.Struct):
+    """A field of earlier specs: whether the model needs a template, as sentence-transformers uses its chat template."""
+
+    reads_messages: bool = False

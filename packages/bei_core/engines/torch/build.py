@@ -18,8 +18,8 @@ from bei_core.engines.torch.folder import DTYPES, PRECISIONS, facts_of, write_fo
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
-# Part of an engine's address. Increment it when the same checkpoint would give another folder.
-VERSION = 9
+# Part of an engine's address. Increment it when the same checkpoint would give another folder or another spec.
+VERSION = 10
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
