@@ -136,6 +136,7 @@ def read_spec(
         )
     if pooling is not None:
         modules = _pooled_by(pooling, modules, architecture)
+    _check_default_prompt(settings, checkpoint.route.others)
     if settings.truncate_dim is not None and isinstance(modules[0], Pooling) and not isinstance(modules[-1], Scores):
         modules = [*modules, Truncate(settings.truncate_dim)]
     normalize = isinstance(modules[-1], Normalize) and len(modules) > 1
@@ -193,6 +194,16 @@ def _check_scores_asked(architecture: str, settings: ModelSettings, *, is_templa
             f"{MODEL_SETTINGS}: model_type is CrossEncoder, but {architecture} with these modules gives vectors; "
             "supported are a class ...ForSequenceClassification, LogitScore after a causal language model, and a last "
             "Dense with module_output_name scores"
+        )
+
+
+def _check_default_prompt(settings: ModelSettings, others: frozenset[str]) -> None:
+    """Raises UnsupportedModelError for a default prompt of a route that is not served (`others`)."""
+    name = settings.default_prompt_name
+    if name in others and settings.served_prompts.get(name):
+        raise UnsupportedModelError(
+            f"{MODEL_SETTINGS}: default_prompt_name {name!r} is not supported: it is the prompt of another route of "
+            "the Router than the one that is served"
         )
 
 

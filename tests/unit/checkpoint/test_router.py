@@ -12,6 +12,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import is_small, module_folders, weight_files
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.kind import Kind
+from bei_core.models.sentence.settings import MODEL_SETTINGS
 from bei_core.models.spec import read_spec
 from tests.golden.sentence_heads import FOLDERS, OPENSEARCH, SAVED, router
 
@@ -45,6 +46,37 @@ def test_the_prompt_of_another_route_cannot_be_asked_for(tmp_path: Path) -> None
     assert read_spec(written(tmp_path, "router-in-folders")).prompts == {"document": ""}
 
 
+def test_the_default_prompt_of_another_route_is_refused_unless_it_is_empty(tmp_path: Path) -> None:
+    """`encode` would put it before the texts of the default route."""
+    checkpoint = written(tmp_path, "router-in-folders")
+    settings = {"prompts": {"query": "query: ", "document": ""}, "default_prompt_name": "query"}
+    (tmp_path / MODEL_SETTINGS).write_text(json.dumps(settings))
+    with pytest.raises(UnsupportedModelError, match=f"{MODEL_SETTINGS}: default_prompt_name 'query' is not supported"):
+        read_spec(checkpoint)
+    (tmp_path / MODEL_SETTINGS).write_text(json.dumps({**settings, "prompts": {"query": ""}}))
+    assert read_spec(checkpoint).prompts == {}
+
+
+def test_the_route_of_texts_comes_before_the_default_route(tmp_path: Path) -> None:
+    """As in `_resolve_route_name` of sentence-transformers, where the kind of input may name a route."""
+    modules = {"text": ["document_0_Transformer", "document_1_Pooling"], "image": ["image_0_Transformer"]}
+    types = dict.fromkeys([*modules["text"], *modules["image"]], "sentence_transformers.models.Transformer")
+    config = {"structure": modules, "types": types, "parameters": {"default_route": "image"}}
+    written(tmp_path, "router-in-folders", config)
+    assert module_folders(tmp_path)[:2] == modules["text"]
+
+
+def test_a_router_in_a_folder_whose_files_are_not_fetched_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, "router-in-folders")
+    modules = json.loads((tmp_path / "modules.json").read_bytes())
+    modules[0]["path"] = "0_Router"
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    with pytest.raises(
+        UnsupportedModelError, match=r"a Router with a folder of its own \('0_Router'\) is not supported"
+    ):
+        module_folders(tmp_path)
+
+
 def test_without_a_default_the_first_route_is_served_if_the_file_allows_it(tmp_path: Path) -> None:
     types = dict(reversed(OPENSEARCH[CONFIG]["types"].items()))
     config = {**router(types), "structure": {"document": ["", "document_1_SpladePooling"], "query": []}}
@@ -59,11 +91,13 @@ def test_without_a_default_the_first_route_is_served_if_the_file_allows_it(tmp_p
         ([], CheckpointError, f"{CONFIG} is malformed"),
         ({"types": {}, "structure": []}, CheckpointError, f"{CONFIG} is malformed"),
         ({"types": {}, "structure": {"a": ["x"]}}, CheckpointError, f"{CONFIG} is malformed"),
+        ({"types": {"a": "x"}, "structure": {"q": "a"}}, CheckpointError, f"{CONFIG} is malformed"),
+        ({"types": {"a": None}, "structure": {"q": ["a"]}}, CheckpointError, f"{CONFIG} is malformed"),
         ({"types": {}, "structure": {"a": []}, "parameters": {"default_route": "b"}}, CheckpointError, "is malformed"),
         (
             router({}, default_route=None, allow_empty_key=False),
             UnsupportedModelError,
-            f"{CONFIG}: there is no default_route, which is the only one that BEI serves",
+            f"{CONFIG}: there is no route text and no default_route, which are the only ones that BEI serves",
         ),
         (
             router({}, route_mappings={"(None, 'image')": "document"}),
