@@ -51,7 +51,7 @@ def _token_id(checkpoint: Checkpoint, token: str) -> int:
 
 def scores_of_modules(config: Mapping[str, Any], count: int) -> Scores:
     """Returns labels and scoring of a CrossEncoder whose modules give `count` scores. Raises as `read_head`."""
-    named = config if len(_label_names(config)) == count else {"num_labels": count}
+    named = config if len(_label_names(config)) == count else {**config, "id2label": None, "num_labels": count}
     found = _classifier(named)
     return Scores(found.labels, found.scoring)
 

@@ -53,6 +53,13 @@ def test_several_scores_have_the_names_in_config_json(
     assert (spec.kind, spec.classifier.labels, spec.classifier.scoring) == (Kind.CLASSIFIER, labels, "softmax")
 
 
+def test_several_scores_have_the_scoring_of_the_problem_type(tmp_path: Path) -> None:
+    config = {**CONFIG, "problem_type": "multi_label_classification"}
+    spec = read_spec(checkpoint_of(tmp_path, {LAST: scores(3, HIDDEN), "config.json": config}))
+    assert spec.classifier is not None
+    assert spec.classifier.scoring == "sigmoid"
+
+
 def test_the_setting_pooling_has_no_effect(tmp_path: Path) -> None:
     spec = read_spec(checkpoint_of(tmp_path), pooling="mean")
     assert isinstance(spec.modules[0], Pooling)
