@@ -94,8 +94,8 @@ def plan_model(
             return plan_build(builder, checkpoint, spec, settings)
     try:
         return plan_build(builders[-1], checkpoint, spec, settings)
-    except (UnsupportedModelError, ConfigError, EngineUnavailableError) as error:
-        raise type(error)("; ".join([*refusals, str(error)])) from error
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError("; ".join([*refusals, str(error)])) from error
 
 
 def model_id_of(settings: Settings) -> str:

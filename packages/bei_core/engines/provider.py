@@ -67,14 +67,27 @@ class EngineProvider:
                 if (lease := found or self._fetch(key)) is not None:
                     if key == keys[0] or self._is_chosen(lease.folder):
                         return lease
-                    lease.release()
+                    return self._build_instead(keys, lease)
             return self._build(keys)
+
+    def _build_instead(self, keys: list[str], other: Lease) -> Lease:
+        """As `_build`, but returns `other`, a lease on the engine in the cache, if the checkpoint cannot be fetched."""
+        try:
+            lease = self._build(keys)
+        except (CheckpointError, DiskError) as error:
+            log.warning("another engine is preferred, but cannot be built: %s", error)
+            return other
+        except BaseException:
+            other.release()
+            raise
+        other.release()
+        return lease
 
     def report_fallback(self, folder: Path) -> None:
         """Log a warning, with the reasons, if the engine in a folder is for CPUs, although there is a GPU."""
         if read_manifest(folder).engine == OPENVINO != self._engines[0]:
             reasons = [reason for name, reason in self._refusals(folder).items() if name != OPENVINO]
-            why = "The engine at this URL is for the CPU"
+            why = f"The engine {'at this URL' if is_store(self._model_id) else 'in the cache'} is for the CPU"
             if None not in reasons:
                 why = f"No engine for the GPU serves it: {'; '.join(dict.fromkeys(map(str, reasons)))}"
             name = redact(self._model_id)

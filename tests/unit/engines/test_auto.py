@@ -12,7 +12,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines import provider
 from bei_core.engines.base import Plan
 from bei_core.engines.remote import RemoteEngines
-from bei_core.errors import EngineUnavailableError, UnsupportedModelError
+from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.models.spec import ModelSpec
 from tests.unit.engines import test_provider
 from tests.unit.engines.test_provider import REPO, World, start
@@ -91,6 +91,20 @@ def test_the_error_of_the_cpu_engine_also_says_why_the_engines_for_gpus_refuse_t
     assert str(error.value) == f"{NO_LAYERS}; the CPU engine has no such table"
 
 
+def test_an_error_of_the_settings_is_not_mixed_with_the_refusals_of_other_engines(
+    world: World, two_engines: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_engines |= {"tensorrt_llm": NO_LAYERS, "torch": NO_LAYERS, "openvino": None}
+
+    def fail(self: Refusing, checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
+        raise ConfigError("the calibration texts cannot be read")
+
+    monkeypatch.setattr(Refusing, "plan", fail)
+    with pytest.raises(ConfigError) as error:
+        start(world.settings(engine="auto"))
+    assert str(error.value) == "the calibration texts cannot be read"
+
+
 @pytest.mark.parametrize("learning", ["tensorrt_llm", "torch"])
 def test_an_engine_that_learns_a_model_serves_it_where_the_cpu_did(
     world: World, two_engines: dict[str, str | None], remote: RemoteEngines, learning: str
@@ -105,6 +119,22 @@ def test_an_engine_that_learns_a_model_serves_it_where_the_cpu_did(
     world.is_cut_off = True
     assert start(settings).engine == learning, "the later start needs no hub"
     assert start(replica).engine == learning, "and neither does a replica"
+
+
+def test_without_the_hub_the_cpu_serves_on_where_an_engine_has_learned_the_model(
+    world: World, two_engines: dict[str, str | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    two_engines |= {"tensorrt_llm": NO_LAYERS, "torch": NO_LAYERS, "openvino": None}
+    settings = world.settings(engine="auto")
+    assert start(settings).engine == "openvino"
+    two_engines["torch"], world.is_cut_off = None, True
+    assert start(settings).engine == "openvino"
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"][-2:] == [
+        f"another engine is preferred, but cannot be built: {REPO}: the hub cannot be reached",
+        f"{REPO} runs on the CPU; set engine=openvino to silence this. The engine in the cache is for the CPU",
+    ]
+    world.is_cut_off = False
+    assert start(settings).engine == "torch"
 
 
 def test_a_fallback_in_the_store_does_not_keep_a_replica_on_the_cpu(
