@@ -69,7 +69,7 @@ def _classifier(config: Mapping[str, Any]) -> Classifier:
         "single_label_classification": "softmax",
     }
     problem = config.get("problem_type")
-    scoring = "sigmoid" if count == 1 and problem != "regression" else by_problem.get(problem, "softmax")
+    scoring = "sigmoid" if count == 1 and problem != "regression" else by_problem.get(str(problem), "softmax")
     return Classifier(labels, scoring)
 
 

@@ -10,6 +10,7 @@ from bei_core.errors import CheckpointError, UnsupportedModelError
 Config = Mapping[str, Any]  # the content of config.json
 
 MAX_SIZE, MAX_LAYERS = 1 << 24, 1 << 12  # larger numbers are mistakes, and would cost memory
+MAX_NUMBER = 1e30  # larger ones would be infinite in f32
 
 
 def read_setting(config: Config, name: str, *others: str) -> Any:  # noqa: ANN401
@@ -38,9 +39,26 @@ def read_size(
 
 
 def read_number(config: Config, name: str, default: float) -> float:
-    """Returns a number of config.json, whose type `check_types` has checked; the default if it is missing or null."""
+    """Returns a number of config.json; the default if it is missing or null.
+
+    Raises UnsupportedModelError for others.
+    """
     value = config.get(name)
-    return default if value is None else float(value)
+    if value is None:
+        return default
+    if not isinstance(value, int | float) or not abs(value) <= MAX_NUMBER:
+        raise UnsupportedModelError(f"config.json: {name} {value!r} is not a number up to {MAX_NUMBER:g}")
+    return float(value)
+
+
+def read_whole(config: Config, name: str, *, most: int = (1 << 31) - 1) -> int:
+    """Returns a whole number of config.json, which may be below 0; 0 if it is missing, null or false.
+
+    Raises UnsupportedModelError for others, and for one above `most`.
+    """
+    if config.get(name) is False:
+        return 0
+    return read_size(config, name, default=0, least=-MAX_SIZE, most=most)
 
 
 def architecture_of(config: Config) -> str:

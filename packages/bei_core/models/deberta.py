@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import MAX_LAYERS, Config, read_number, read_size
+from bei_core.models.configuration import MAX_LAYERS, Config, read_number, read_size, read_whole
 from bei_core.models.distances import Array, log_buckets
 
 
@@ -39,14 +39,17 @@ class DebertaSizes:
         """Reads config.json. Raises UnsupportedModelError for a missing size or a value that is not supported."""
         if not config.get("relative_attention"):
             raise UnsupportedModelError("config.json: relative_attention false is not supported")
-        if int(config.get("conv_kernel_size") or 0) and int(config.get("conv_groups") or 1) != 1:
+        kernel_size = read_whole(config, "conv_kernel_size")
+        if kernel_size and (read_whole(config, "conv_groups") or 1) != 1:
             raise UnsupportedModelError("config.json: conv_groups other than 1 is not supported")
         hidden, num_heads = read_size(config, "hidden_size"), read_size(config, "num_attention_heads")
         kinds = config.get("pos_att_type") or []
         kinds = kinds.lower().split("|") if isinstance(kinds, str) else kinds
-        known = frozenset(kind.strip() for kind in kinds) & {"c2p", "p2c"}
+        if not isinstance(kinds, list):
+            raise UnsupportedModelError(f"config.json: pos_att_type {kinds!r} is not a text or a list")
+        known = frozenset(str(kind).strip() for kind in kinds) & {"c2p", "p2c"}
         max_distance, num_buckets = (
-            max(int(config.get(name) or 0), 0) for name in ("max_relative_positions", "position_buckets")
+            max(read_whole(config, name), 0) for name in ("max_relative_positions", "position_buckets")
         )
         max_distance = max_distance or read_size(config, "max_position_embeddings")
         is_absolute = config.get("position_biased_input", True)
@@ -57,9 +60,9 @@ class DebertaSizes:
             intermediate_size=read_size(config, "intermediate_size"),
             eps=read_number(config, "layer_norm_eps", 1e-7),
             activation=str(config.get("hidden_act", "gelu")),
-            width=int(config.get("embedding_size") or hidden),
+            width=read_whole(config, "embedding_size") or hidden,
             num_positions=read_size(config, "max_position_embeddings") if is_absolute else 0,
-            num_types=int(config.get("type_vocab_size") or 0),
+            num_types=read_whole(config, "type_vocab_size"),
             num_buckets=num_buckets,
             max_distance=max_distance,
             span=num_buckets or max_distance,
@@ -67,7 +70,7 @@ class DebertaSizes:
             kinds=known,
             shares_projections=bool(config.get("share_att_key")),
             scale=(hidden // num_heads * (1 + len(known))) ** -0.5,
-            kernel_size=int(config.get("conv_kernel_size") or 0),
+            kernel_size=kernel_size,
             kernel_activation=str(config.get("conv_act", "tanh")),
         )
 

@@ -63,6 +63,11 @@ class Family:
         return self.page == "deberta" and bool(config.get("position_biased_input", True))
 
     @property
+    def has_rope(self) -> bool:
+        """Whether its positions are rotary."""
+        return self.page in {"rotary", "decoder"}
+
+    @property
     def anchors(self) -> tuple[str, ...]:
         """The names of the anchor with each prefix."""
         return tuple(prefix + self.anchor for prefix in self.prefixes)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bei_core.checkpoint import Tensors
 from bei_core.errors import CheckpointError, UnsupportedModelError
-from bei_core.models.configuration import Config
+from bei_core.models.configuration import Config, read_number
 from bei_core.models.pooling import PoolingMode
 
 FunctionT = TypeVar("FunctionT")
@@ -96,12 +96,12 @@ def activation_of(head: Head, config: Config) -> str:
 
 def temperature_of(head: Head, config: Config) -> float:
     """Returns the number by which the logits are divided; 1 if config.json has none."""
-    return float(config.get(head.temperature or "") or 1)
+    return read_number(config, head.temperature or "", 0) or 1
 
 
 def norm_eps(config: Config) -> float:
     """Returns the epsilon of the head's LayerNorm."""
-    return float(config.get("norm_eps") or config.get("layer_norm_eps") or 1e-12)
+    return read_number(config, "norm_eps", 0) or read_number(config, "layer_norm_eps", 0) or 1e-12
 
 
 def yes_no_row(

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import MAX_LAYERS, Config, read_number, read_size
+from bei_core.models.configuration import MAX_LAYERS, MAX_SIZE, Config, read_number, read_size, read_whole
 from bei_core.models.tensor_names import GEMMA, LLAMA, TensorNames
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
@@ -101,7 +101,7 @@ class BertSizes:
             num_layers=number("num_hidden_layers"),
             num_heads=number("num_attention_heads"),
             intermediate_size=number("intermediate_size"),
-            eps=float(names.read_setting(config, "layer_norm_eps", 1e-12)),
+            eps=read_number(config, "layer_norm_eps", 1e-12),
             activation=_jina_gate(config) if names.has_alibi else str(names.read_setting(config, "hidden_act")),
             vocab_size=number("vocab_size"),
             num_types=number("type_vocab_size", 2) if names.has_types and config.get("type_vocab_size") != 0 else 0,
@@ -193,16 +193,18 @@ class RotarySizes:
         setting, default = names.activation
         activation = str(config.get(setting) or config.get("hidden_act") or default)
         num_layers = _read_num_layers(config, "n_layer", "num_hidden_layers")
+        layer_types = tuple(_layer_type(names, config, layer) for layer in range(num_layers))
+        both_sides = _read_window(config, "local_attention") if SLIDING in layer_types else 0
         return cls(
             hidden=read_size(config, "n_embd", "hidden_size"),
             num_heads=read_size(config, "n_head", "num_attention_heads"),
             intermediate_size=read_size(config, "n_inner", "intermediate_size"),
-            eps=next((float(config[name]) for name in _EPS if config.get(name)), names.default_eps),
+            eps=next((read_number(config, name, 0) for name in _EPS if config.get(name)), names.default_eps),
             activation={"swiglu": "silu"}.get(activation, activation),
             is_gated=_is_gated(names, config),
             experts=ExpertSizes.of(config),
-            layer_types=tuple(_layer_type(names, config, layer) for layer in range(num_layers)),
-            window=int(config.get("local_attention") or 128) // 2 + 1,  # `local_attention` counts both sides
+            layer_types=layer_types,
+            window=(both_sides or 128) // 2 + 1,
             attention_bias=is_set(names.attention_bias),
             mlp_bias=is_set(names.mlp_bias),
             out_bias=is_set(names.out_bias),
@@ -212,14 +214,14 @@ class RotarySizes:
 
 def _is_gated(names: RotaryNames, config: Config) -> bool:
     """Whether MLPs have gates: always or never, but in NomicBERT by its activation."""
-    has_gates = config.get("activation_function") in {None, "swiglu"} and not config.get("num_experts")
+    has_gates = config.get("activation_function") in (None, "swiglu") and not config.get("num_experts")
     return bool(names.up) and has_gates
 
 
 def _layer_type(names: RotaryNames, config: Config, layer: int) -> str:
     if not names.has_windows:
         return FULL
-    every = int(config.get("global_attn_every_n_layers") or 3)
+    every = read_whole(config, "global_attn_every_n_layers") or 3
     return SLIDING if _by_layer_types(config, layer, layer % every != 0) else FULL
 
 
@@ -256,7 +258,8 @@ def upper_layers(config: Config, layer: int) -> bool:
     """Whether the layer is at or above `max_window_layers` in a model with windows. For Qwen."""
     if not config.get("use_sliding_window"):
         return False
-    return _by_layer_types(config, layer, layer >= int(config.get("max_window_layers", 28)))
+    first = 28 if config.get("max_window_layers") is None else read_whole(config, "max_window_layers")
+    return _by_layer_types(config, layer, layer >= first)
 
 
 def even_layers(config: Config, layer: int) -> bool:
@@ -266,7 +269,8 @@ def even_layers(config: Config, layer: int) -> bool:
 
 def all_but_every_sixth_layer(config: Config, layer: int) -> bool:
     """Whether the layer is not the last in its group of six. For Gemma 3."""
-    every = int(config.get("sliding_window_pattern") or 6)  # transformers ignores the saved `_sliding_window_pattern`
+    # transformers ignores the saved `_sliding_window_pattern`.
+    every = read_whole(config, "sliding_window_pattern") or 6
     return _by_layer_types(config, layer, (layer + 1) % every != 0)
 
 
@@ -307,7 +311,7 @@ class DecoderSizes:
         if num_heads % num_kv_heads:
             raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
         num_layers, has_window = _read_num_layers(config, "num_hidden_layers"), bool(config.get("sliding_window"))
-        scaled_by = float(config.get("query_pre_attn_scalar") or head_size) if switches.gemma else head_size
+        scaled_by = (read_number(config, "query_pre_attn_scalar", 0) if switches.gemma else 0) or head_size
         return cls(
             config=config,
             hidden=hidden,
@@ -319,7 +323,7 @@ class DecoderSizes:
             eps=read_number(config, "rms_norm_eps", 1e-6),
             activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
             scale=scaled_by**-0.5,
-            soft_cap=config.get("attn_logit_softcapping") if switches.gemma else None,
+            soft_cap=(read_number(config, "attn_logit_softcapping", 0) if switches.gemma else 0) or None,
             layer_types=tuple(
                 SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
             ),
@@ -332,7 +336,7 @@ class DecoderSizes:
         """A token attends to tokens less than this many positions away; None: to any. For one type of layer."""
         if layer_type == FULL:
             return None
-        window = int(self.config["sliding_window"])
+        window = _read_window(self.config, "sliding_window")
         if not self.bidirectional:
             return window
         # Gemma 3: `sliding_window` counts both sides together. `is_causal` false: the distance `sliding_window` counts.
@@ -340,10 +344,17 @@ class DecoderSizes:
         return window // 2 + 1 if both_sides else window + 1
 
 
+def _read_window(config: Config, name: str) -> int:
+    """Returns a size of windows; one that is larger than any text may be large."""
+    return min(read_whole(config, name, most=1 << 62), MAX_SIZE)
+
+
 def _read_num_layers(config: Config, *names: str) -> int:
-    """Raises UnsupportedModelError if `layer_types` has fewer entries than there are layers."""
+    """Raises UnsupportedModelError if `layer_types` is not a list, or has fewer entries than there are layers."""
     num_layers = read_size(config, *names, most=MAX_LAYERS)
-    types = config.get("layer_types")
+    types = config.get("layer_types") or []
+    if not isinstance(types, list):
+        raise UnsupportedModelError(f"config.json: layer_types {types!r} is not a list")
     if types and len(types) < num_layers:
         raise UnsupportedModelError(f"config.json: layer_types has {len(types)} entries for {num_layers} layers")
     return num_layers

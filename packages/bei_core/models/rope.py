@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.configuration import MAX_NUMBER, read_number
 
 Frequencies = npt.NDArray[np.float64]  # [S / 2], radians per position; S is the size of a head
 
@@ -66,17 +67,33 @@ def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[floa
     have a theta, which comes before that of older keys. A class whose layer types have a theta each ignores
     `rope_parameters` that are not of a layer type.
     """
-    parameters, scaling = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    parameters, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
     is_local = layer_type == "sliding_attention"
     if is_local and config.get(_GEMMA_LOCAL) is not None:
         scaling = {}
     if layer_type in parameters or any(name in config for name in LOCAL_THETAS):
-        parameters = {**(parameters.get(layer_type) or {}), **scaling}
+        parameters = {**_object(parameters, layer_type), **scaling}
     else:
-        parameters = scaling.get(layer_type, scaling) or parameters
+        parameters = (_object(scaling, layer_type) if layer_type in scaling else scaling) or parameters
     names = (_GEMMA_LOCAL, _OTHER_LOCAL, *_THETAS) if is_local else _THETAS
     thetas = (parameters.get("rope_theta"), *(config.get(name) for name in names))
-    return float(next((theta for theta in thetas if theta is not None), 10_000.0)), parameters
+    theta = next((theta for theta in thetas if theta is not None), 10_000.0)
+    if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta <= MAX_NUMBER:
+        raise UnsupportedModelError(
+            f"config.json: the base of rotary positions must be a number above 1; it is {theta!r}"
+        )
+    return float(theta), parameters
+
+
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns an object in config.json; empty if it is missing, null or false.
+
+    Raises UnsupportedModelError for others.
+    """
+    value = values.get(name) or {}
+    if not isinstance(value, Mapping):
+        raise UnsupportedModelError(f"config.json: {name} {value!r} is not an object")
+    return value
 
 
 _GEMMA_LOCAL = "rope_local_base_freq"  # Gemma 3 scales only layers with full attention, and ModernBERT all layers
@@ -99,7 +116,7 @@ _ORIGINAL = "original_max_position_embeddings"
 def _number(values: _Config, name: str) -> float:
     """Returns a number of config.json or of its rope scaling. Raises UnsupportedModelError unless it is above 0."""
     value = values.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_NUMBER:
         raise UnsupportedModelError(f"config.json: rope scaling needs a number above 0 as {name}; it is {value!r}")
     return float(value)
 
@@ -128,7 +145,9 @@ def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -
     def dimension(num_rotations: float) -> float:
         return half * math.log(original / (num_rotations * 2 * math.pi)) / math.log(theta)
 
-    low, high = dimension(scaling.get("beta_fast") or 32), dimension(scaling.get("beta_slow") or 1)
+    fast = _number(scaling, "beta_fast") if scaling.get("beta_fast") else 32
+    slow = _number(scaling, "beta_slow") if scaling.get("beta_slow") else 1
+    low, high = dimension(fast), dimension(slow)
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * half - 1)
@@ -139,12 +158,12 @@ def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -
 def _yarn_factor(factor: float, scaling: _Config) -> float:
     """Returns the factor of cosines and sines; `mscale` and `mscale_all_dim` (DeepSeek) count only together."""
     if scaling.get("attention_factor") is not None:
-        return float(scaling["attention_factor"])
+        return read_number(scaling, "attention_factor", 1.0)
 
     def grown(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    mscale, of_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    mscale, of_all = read_number(scaling, "mscale", 0), read_number(scaling, "mscale_all_dim", 0)
     return grown(mscale) / grown(of_all) if mscale and of_all else grown(1.0)
 
 

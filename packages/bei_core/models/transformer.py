@@ -10,7 +10,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import ADAPTER
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.class_config import as_class_reads, base_class
-from bei_core.models.configuration import Config, architecture_of
+from bei_core.models.configuration import MAX_NUMBER, Config, architecture_of
 from bei_core.models.families import FAMILIES, family_name
 from bei_core.models.rope import is_dynamic
 from bei_core.models.sentence.modules import Task
@@ -91,7 +91,7 @@ def _is_within_positions(config: Config, *, is_asked: bool) -> bool:
     fails. It never limits T5, whose class knows no positions.
     """
     family = FAMILIES.get(family_name(architecture_of(config)))
-    if family is None or family.has_position_table(config) or is_dynamic(config):
+    if family is None or family.has_position_table(config) or (family.has_rope and is_dynamic(config)):
         return True
     return family.page != "t5" and not is_asked
 
@@ -102,7 +102,7 @@ def num_positions(config: Config) -> int | None:
     Raises CheckpointError if config.json has something else than a number.
     """
     count = config.get("max_position_embeddings") or config.get("n_positions")
-    if count is not None and not isinstance(count, int | float):
+    if count is not None and (not isinstance(count, int | float) or not abs(count) <= MAX_NUMBER):
         raise CheckpointError(f"config.json: max_position_embeddings {count!r} is not a number")
     if count is None or count < 0:
         return None

@@ -12,6 +12,7 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import is_small
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.class_config import as_class_reads
+from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import family_of
 from bei_core.models.heads import norm_eps
 from bei_core.models.layouts import SLIDING, BertSizes, DecoderSizes, RotarySizes, t5_activation
@@ -78,6 +79,69 @@ def test_contriever_is_a_bert_model_that_pools_the_mean(tmp_path: Path) -> None:
     """facebook/contriever has no modules.json, and its architectures names a class of its authors' code."""
     spec = spec_of(tmp_path, {}, architectures=["Contriever"], model_type="bert")
     assert (family_of(spec.architecture).name, spec.modules) == ("bert", (Pooling((PoolingMode.MEAN,)),))
+
+
+BERT, QWEN, GEMMA, LLAMA = "BertModel", "Qwen2Model", "Gemma3TextModel", "LlamaModel"
+NOMIC = {"n_embd": 8, "n_head": 2, "n_inner": 16, "n_layer": 2}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values"),
+    [
+        (BERT, {"rope_scaling": "none", "rope_theta": 0, "rope_parameters": 1}),
+        (BERT, {"sliding_window": "x", "layer_types": 1, "local_attention": {}, "problem_type": []}),
+        (LLAMA, {"rope_scaling": False, "rope_parameters": None}),
+        (LLAMA, {"sliding_window": "x", "sliding_window_pattern": "LLLG", "max_window_layers": "x"}),
+        (LLAMA, {"layer_norm_eps": "x", "query_pre_attn_scalar": "x", "attn_logit_softcapping": [1]}),
+        (QWEN, {"sliding_window": 2**31, "max_window_layers": None, "use_sliding_window": True}),
+        (QWEN, {"sliding_window_pattern": "LLLG", "max_window_layers": "x"}),
+        (GEMMA, {"sliding_window": 2**40}),
+        ("ModernBertModel", {"local_attention": "x", "global_attn_every_n_layers": 1}),
+        ("NomicBertModel", {"local_attention": "x", "global_attn_every_n_layers": "x", **NOMIC}),
+    ],
+)
+def test_a_value_that_the_class_does_not_read_may_be_anything(architecture: str, values: dict[str, Any]) -> None:
+    config = as_class_reads({"architectures": [architecture], **values, "vocab_size": 9})
+    sizes_of(config)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "values", "message"),
+    [
+        (BERT, {"layer_norm_eps": "x"}, "layer_norm_eps 'x' is not a number"),
+        (LLAMA, {"rope_scaling": "linear"}, "rope_scaling 'linear' is not an object"),
+        (LLAMA, {"rope_theta": 0}, "the base of rotary positions must be a number above 1; it is 0"),
+        (LLAMA, {"layer_types": 5}, "layer_types 5 is not a list"),
+        (LLAMA, {"pad_token_id": [1]}, r"pad_token_id \[1\] is not a whole number"),
+        (GEMMA, {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern 'LLLG' is not a whole number"),
+        (GEMMA, {"sliding_window": "x"}, "sliding_window 'x' is not a whole number"),
+        (GEMMA, {"query_pre_attn_scalar": float("nan")}, "query_pre_attn_scalar nan is not a number"),
+        (QWEN, {"use_sliding_window": True, "max_window_layers": "x"}, "max_window_layers 'x' is not a whole number"),
+        ("ModernBertModel", {"local_attention": "x"}, "local_attention 'x' is not a whole number"),
+        ("DebertaV2Model", {"relative_attention": True, "pos_att_type": 5}, "pos_att_type 5 is not a text or a list"),
+        (
+            "DebertaV2Model",
+            {"relative_attention": True, "position_buckets": "x"},
+            "position_buckets 'x' is not a whole",
+        ),
+    ],
+)
+def test_a_value_that_the_class_reads_is_checked(architecture: str, values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"config.json: {message}"):
+        sizes_of(as_class_reads({"architectures": [architecture], **values}))
+
+
+def sizes_of(config: dict[str, Any]) -> None:
+    """Reads the values as an engine does."""
+    family = family_of(config["architectures"][0])
+    if family.page == "deberta":
+        DebertaSizes.of(config)
+    elif family.page == "decoder":
+        sizes = DecoderSizes.of(family.layout, config)
+        for layer_type in sizes.layer_types:
+            sizes.window(family.layout, layer_type)
+    else:
+        (RotarySizes if family.page == "rotary" else BertSizes).of(family.layout[0], config)
 
 
 def test_distilbert_without_an_activation_has_that_of_its_class() -> None:

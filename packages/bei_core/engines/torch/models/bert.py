@@ -15,6 +15,7 @@ from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import Weights
+from bei_core.models.configuration import read_whole
 from bei_core.models.layouts import FULL, TASK_TYPES, BertNames, BertSizes, find_layout
 
 
@@ -24,7 +25,7 @@ class Transformer(layers.Transformer):
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         layouts: tuple[BertNames, ...] = facts.of_family.layout
         sizes = BertSizes.of(layouts[0], facts.spec.config)
-        width = int(facts.spec.config.get("embedding_size") or sizes.hidden)  # narrower than H in some ELECTRA models
+        width = read_whole(facts.spec.config, "embedding_size") or sizes.hidden  # narrower than H in some ELECTRAs
         super().__init__(kernels, width, words=sizes.vocab_size, positions=sizes.num_positions, types=sizes.num_types)
         self.layouts, self.padding_id, self.has_task_type = layouts, sizes.padding_id, sizes.has_task_type
         self.norm = nn.LayerNorm(width, sizes.eps, dtype=kernels.dtype)

@@ -20,6 +20,7 @@ from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.heads import activation
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import Weights, empty, fill
+from bei_core.models.configuration import read_whole
 from bei_core.models.layouts import FULL, SLIDING, ExpertSizes, RotaryNames, RotarySizes, find_layout
 from bei_core.models.tensor_names import TensorNames
 
@@ -32,7 +33,7 @@ class Transformer(layers.Transformer):
         self.layouts: tuple[RotaryNames, ...] = facts.of_family.layout
         names = self.layouts[0]
         sizes = RotarySizes.of(names, config)
-        num_types = 0 if names.has_windows else int(config.get("type_vocab_size") or 0)  # ModernBERT has none
+        num_types = 0 if names.has_windows else read_whole(config, "type_vocab_size")  # ModernBERT has none
         super().__init__(kernels, sizes.hidden, words=facts.spec.vocab_size, types=num_types)
         self.has_one_type, self.is_gated = names.has_one_type(num_types), sizes.is_gated
         make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, bias=sizes.norm_bias, dtype=kernels.dtype)
