@@ -10,8 +10,7 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.class_defaults import CLASS_DEFAULTS
 from bei_core.models.configuration import Config, architecture_of, read_whole
 from bei_core.models.families import FAMILIES, Family, family_name, with_class_defaults
-from bei_core.models.layouts import FULL, SLIDING
-from bei_core.models.rope import LOCAL_THETAS, rope_settings
+from bei_core.models.rope import LOCAL_THETAS
 
 # Values that are written in the code of a class, whatever config.json says.
 _CONSTANTS: Mapping[str, Config] = {
@@ -32,7 +31,7 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     For an unknown class, nothing is changed.
 
     Raises CheckpointError without `architectures`, UnsupportedModelError as `_check_parts`, `_check_own_code`,
-    `_check_direction`, `_check_model_type` and `_check_values`.
+    `_check_direction` and `_check_model_type`, and for a `pad_token_id` that is not a whole number.
     """
     architecture = architecture_of(config)
     name = family_name(architecture)
@@ -42,9 +41,8 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     _check_model_type(config, FAMILIES.get(name))
     ignored = () if name not in CLASS_DEFAULTS else LOCAL_THETAS - CLASS_DEFAULTS[name].keys()
     read = {key: value for key, value in config.items() if key not in ignored}
-    complete = {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
-    _check_values(complete, FAMILIES.get(name))
-    return complete
+    read_whole(config, "pad_token_id")  # of every class; engines read it when they are loaded
+    return {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
 
 
 def base_class(model_type: object) -> str | None:
@@ -85,15 +83,6 @@ def _check_own_code(config: Config, family: Family | None) -> None:
             f"config.json: auto_map names {own[0]}, code of the repository, which BEI does not run and whose attention "
             "may go in both directions; add is_causal to config.json: false (such as for GritLM and gte-Qwen), or true"
         )
-
-
-def _check_values(config: Config, family: Family | None) -> None:
-    """Raises UnsupportedModelError for values that an engine reads only when it is loaded, and that cannot be read."""
-    if family is not None:
-        read_whole(config, "pad_token_id")
-    if family is not None and family.has_rope:
-        for layer_type in (FULL, SLIDING):
-            rope_settings(config, layer_type=layer_type)
 
 
 def _own_code(config: Config) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import MAX_LAYERS, MAX_SIZE, Config, read_number, read_size, read_whole
+from bei_core.models.rope import rope_settings
 from bei_core.models.tensor_names import GEMMA, LLAMA, TensorNames
 
 FULL, SLIDING = "full_attention", "sliding_attention"  # types of attention layers, as transformers names them
@@ -194,6 +195,7 @@ class RotarySizes:
         activation = str(config.get(setting) or config.get("hidden_act") or default)
         num_layers = _read_num_layers(config, "n_layer", "num_hidden_layers")
         layer_types = tuple(_layer_type(names, config, layer) for layer in range(num_layers))
+        _check_rope(config, layer_types)
         both_sides = _read_window(config, "local_attention") if SLIDING in layer_types else 0
         return cls(
             hidden=read_size(config, "n_embd", "hidden_size"),
@@ -311,6 +313,10 @@ class DecoderSizes:
         if num_heads % num_kv_heads:
             raise UnsupportedModelError(f"{num_heads} query heads are not a multiple of {num_kv_heads} key heads")
         num_layers, has_window = _read_num_layers(config, "num_hidden_layers"), bool(config.get("sliding_window"))
+        layer_types = tuple(
+            SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
+        )
+        _check_rope(config, layer_types)
         scaled_by = (read_number(config, "query_pre_attn_scalar", 0) if switches.gemma else 0) or head_size
         return cls(
             config=config,
@@ -324,9 +330,7 @@ class DecoderSizes:
             activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
             scale=scaled_by**-0.5,
             soft_cap=(read_number(config, "attn_logit_softcapping", 0) if switches.gemma else 0) or None,
-            layer_types=tuple(
-                SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
-            ),
+            layer_types=layer_types,
             bidirectional=switches.bidirectional
             or bool(config.get("use_bidirectional_attention"))
             or config.get("is_causal") is False,
@@ -342,6 +346,12 @@ class DecoderSizes:
         # Gemma 3: `sliding_window` counts both sides together. `is_causal` false: the distance `sliding_window` counts.
         both_sides = switches.gemma and self.config.get("use_bidirectional_attention")
         return window // 2 + 1 if both_sides else window + 1
+
+
+def _check_rope(config: Config, layer_types: Sequence[str]) -> None:
+    """Raises UnsupportedModelError as `rope_settings`, for the types of layers that the model has."""
+    for layer_type in dict.fromkeys(layer_types):
+        rope_settings(config, layer_type=layer_type)
 
 
 def _read_window(config: Config, name: str) -> int:

@@ -49,40 +49,48 @@ def frequencies_of(
 def is_dynamic(config: Mapping[str, Any]) -> bool:
     """Whether frequencies depend on the length of a text that is longer than the model's max_position_embeddings."""
     types = ("full_attention", "sliding_attention")
-    return any(rope_settings(config, layer_type=layer_type)[0] == "dynamic" for layer_type in types)
+    return any(_kind(_scaling(config, layer_type)) == "dynamic" for layer_type in types)
 
 
 def rope_settings(
     config: Mapping[str, Any], *, layer_type: str = "full_attention"
 ) -> tuple[str, float, Mapping[str, Any]]:
-    """Returns (name of the scaling, theta, values of the scaling); the name is a key of `_SCALINGS` if it is known."""
-    theta, scaling = _theta_and_scaling(config, layer_type)
-    return str(scaling.get("rope_type") or scaling.get("type") or "default"), theta, scaling
+    """Returns (name of the scaling, theta, values of the scaling); the name is a key of `_SCALINGS` if it is known.
+
+    Raises UnsupportedModelError for a theta or a scaling of another type than transformers writes.
+    """
+    scaling = _scaling(config, layer_type)
+    return _kind(scaling), _theta(config, layer_type, scaling), scaling
 
 
-def _theta_and_scaling(config: Mapping[str, Any], layer_type: str) -> tuple[float, Mapping[str, Any]]:
-    """Returns theta and the scaling of one layer type, from `rope_parameters` (transformers 5) and older keys.
+def _kind(scaling: Mapping[str, Any]) -> str:
+    return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
-    As in transformers, `rope_scaling` replaces `rope_parameters`, but is added to those of each layer type. Both may
-    have a theta, which comes before that of older keys. A class whose layer types have a theta each ignores
-    `rope_parameters` that are not of a layer type.
+
+def _scaling(config: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
+    """Returns the scaling of one layer type, from `rope_parameters` (transformers 5) and older keys.
+
+    As in transformers, `rope_scaling` replaces `rope_parameters`, but is added to those of each layer type. A class
+    whose layer types have a theta each ignores `rope_parameters` that are not of a layer type.
     """
     parameters, scaling = _object(config, "rope_parameters"), _object(config, "rope_scaling")
-    is_local = layer_type == "sliding_attention"
-    if is_local and config.get(_GEMMA_LOCAL) is not None:
+    if layer_type == "sliding_attention" and config.get(_GEMMA_LOCAL) is not None:
         scaling = {}
     if layer_type in parameters or any(name in config for name in LOCAL_THETAS):
-        parameters = {**_object(parameters, layer_type), **scaling}
-    else:
-        parameters = (_object(scaling, layer_type) if layer_type in scaling else scaling) or parameters
-    names = (_GEMMA_LOCAL, _OTHER_LOCAL, *_THETAS) if is_local else _THETAS
-    thetas = (parameters.get("rope_theta"), *(config.get(name) for name in names))
+        return {**_object(parameters, layer_type), **scaling}
+    return (_object(scaling, layer_type) if layer_type in scaling else scaling) or parameters
+
+
+def _theta(config: Mapping[str, Any], layer_type: str, scaling: Mapping[str, Any]) -> float:
+    """Returns theta of one layer type, from its scaling, else from older keys."""
+    names = (_GEMMA_LOCAL, _OTHER_LOCAL, *_THETAS) if layer_type == "sliding_attention" else _THETAS
+    thetas = (scaling.get("rope_theta"), *(config.get(name) for name in names))
     theta = next((theta for theta in thetas if theta is not None), 10_000.0)
     if isinstance(theta, bool) or not isinstance(theta, int | float) or not 1 < theta <= MAX_NUMBER:
         raise UnsupportedModelError(
             f"config.json: the base of rotary positions must be a number above 1; it is {theta!r}"
         )
-    return float(theta), parameters
+    return float(theta)
 
 
 def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
