@@ -122,14 +122,14 @@ def read_spec(
         template = _with_tokens(template, known)
     else:
         template, fault = read_own_template(checkpoint, transformer, known)
-    if settings.pair_prompt:
+    if settings.pair_prompt and not fault:
         template = with_instruction(template, settings.pair_prompt, MODEL_SETTINGS)
     modules = _modules(checkpoint, architecture, config, pipeline, template)
     modules = [scored(m, config, settings) if isinstance(m, Classifier) else m for m in modules]
     classifier = next((module for module in modules if isinstance(module, Classifier)), None)
     if classifier is None:
         _check_scores_asked(architecture, settings, is_template_given=asked)
-    if transformer.message_format and (classifier is None or len(classifier.labels) != 1):
+    if transformer.message is not None and (classifier is None or len(classifier.labels) != 1):
         raise UnsupportedModelError(
             "modality_config.message (texts in a chat template) is supported for models with one score for a query and "
             f"a document; {architecture} with these modules gives {len(classifier.labels) if classifier else 'vectors'}"

@@ -77,8 +77,11 @@ class ServedModel:
                 param="query",
             )
         if instruction and (self.template is None or not self.template.takes_instruction):
+            reason = self.template.uninstructed if self.template is not None else ""
             raise ValidationError(
-                "`instruction` needs a rerank_template with {instruction}, and this model has none", param="instruction"
+                "`instruction` needs a rerank_template with {instruction}, and this model has none"
+                f"{reason and f': {reason}'}",
+                param="instruction",
             )
         return [self.pair(query, document, instruction) for query, document in pairs]
 

@@ -6,7 +6,6 @@ query, document and instruction, and then with other texts, for which the rerank
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from bei_core.errors import CheckpointError, UnsupportedModelError
-from bei_core.text.published import special_tokens
+from bei_core.text.published import named_tokens, read_published
 from bei_core.text.sandbox import MAX_SOURCE_BYTES, Rendered, render
 from bei_core.text.templates import RerankTemplate
 
@@ -26,54 +25,74 @@ FILE, CONFIG = "chat_template.jinja", "tokenizer_config.json"
 _NAME = "chat template"
 _FIELDS = {"system": "{instruction}", "query": "{query}", "document": "{document}"}  # by the role of the message
 
-# What messages have: a mark of the place; a text that most changes would show in; nothing.
+# What messages have: a mark of the place; a long text that most changes would show in; nothing.
 _MARKS = {role: f"\ue000{field}\ue001" for role, field in _FIELDS.items()}
-_ODD = {role: f' \n\t{role} <b>"Aß"</b> & {{{{ it\'s }}}} {{% x %}} \\n é  z. \n ' for role in _FIELDS}
+_LONG = "".join(f"{number} " for number in range(6000))  # 28,890 characters, no two parts of which are the same
+_LONGER = {"system": "", "query": _LONG, "document": _LONG}
+_ODD = {
+    role: f' \n\t{role} <b>"Aß"</b> & {{{{ it\'s }}}} {{% x %}} \\n é {text} z. \n ' for role, text in _LONGER.items()
+}
 _EMPTY = {**_ODD, "query": "", "document": ""}
+
+
+class _Named(msgspec.Struct):
+    """One of several chat templates in tokenizer_config.json."""
+
+    name: str
+    template: str
 
 
 def read_chat_template(folder: Path, form: MessageFormat, arguments: Mapping[str, Any]) -> RerankTemplate | None:
     """Returns the chat template of a folder as a rerank template; None if there is none.
 
     `arguments` are the variables that the folder's files give to the template. Raises CheckpointError for a malformed
-    file, UnsupportedModelError for a template that cannot be rendered or that no rerank template equals.
+    file, UnsupportedModelError for a template that cannot be rendered or that no rerank template equals, SandboxError if
+    the process that renders fails.
     """
-    found = _source(folder)
+    if not (folder / FILE).is_file() and not (folder / CONFIG).is_file():
+        return None
+    published = read_published(folder)
+    found = _source(folder, published.config)
     if found is None:
         return None
     file, source = found
-    if len(source.encode()) > MAX_SOURCE_BYTES:
-        raise UnsupportedModelError(f"{file}: the chat template has more than {MAX_SOURCE_BYTES} bytes")
-    given = {"tools": None, "documents": None, "add_generation_prompt": False, **special_tokens(folder), **arguments}
+    given = {"tools": None, "documents": None, "add_generation_prompt": False, **named_tokens(published), **arguments}
     roles = (("query", "document"), ("system", "query", "document"))
     calls = list(product(roles, (_MARKS, _ODD, _EMPTY)))
     try:
         rendered = render(source, [{**given, "messages": _messages(*call, form)} for call in calls])
         template = _template(rendered[:3])
     except UnsupportedModelError as fault:
-        raise UnsupportedModelError(f"{file}: the chat template {fault}") from None
+        raise type(fault)(f"{file}: the chat template {fault}") from None
     return _with_instruction(template, rendered[3:])
 
 
-def _source(folder: Path) -> tuple[str, str] | None:
+def _source(folder: Path, config: Mapping[str, Any]) -> tuple[str, str] | None:
     """Returns the file that has the chat template, and the template; None if there is none.
 
-    As in transformers, chat_template.jinja counts before tokenizer_config.json, and of several templates the one that
-    is named default.
+    As in transformers, chat_template.jinja counts before tokenizer_config.json (`config`), and of several templates the
+    one that is named default.
     """
+    file = FILE if (folder / FILE).is_file() else CONFIG
     try:
-        if (folder / FILE).is_file():
-            return FILE, (folder / FILE).read_text(encoding="utf-8")
-        config = json.loads((folder / CONFIG).read_bytes()) if (folder / CONFIG).is_file() else {}
-    except (OSError, ValueError, RecursionError) as fault:
-        raise CheckpointError(f"{folder}: the chat template cannot be read: {fault}") from fault
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
-    if found is not None and not isinstance(found, str):
-        raise CheckpointError(f"{CONFIG}: chat_template is neither a text nor a list of named texts")
-    return None if found is None else (CONFIG, found)
+        found = _of_config(config) if file == CONFIG else (folder / FILE).read_text(encoding="utf-8")
+        size = len((found or "").encode())
+    except (OSError, ValueError) as fault:
+        raise CheckpointError(f"{file}: the chat template cannot be read: {fault}") from fault
+    if size > MAX_SOURCE_BYTES:
+        raise UnsupportedModelError(f"{file}: the chat template has more than {MAX_SOURCE_BYTES} bytes")
+    return None if found is None else (file, found)
+
+
+def _of_config(config: Mapping[str, Any]) -> str | None:
+    """Returns the chat template in tokenizer_config.json. Raises CheckpointError if it is malformed."""
+    try:
+        found = msgspec.convert(config.get("chat_template"), str | list[_Named] | None)
+    except msgspec.ValidationError as fault:
+        raise CheckpointError(f"{CONFIG}: chat_template is neither a text nor a list of named texts: {fault}") from None
+    if not isinstance(found, list):
+        return found
+    return {each.name: each.template for each in found}.get("default")
 
 
 def _messages(roles: Sequence[str], texts: Texts, form: MessageFormat) -> list[dict[str, Any]]:
@@ -122,11 +141,15 @@ def _gives(template: RerankTemplate, rendered: Sequence[Rendered], *, instructio
 
 
 def _with_instruction(template: RerankTemplate, rendered: Sequence[Rendered]) -> RerankTemplate:
-    """Returns the template with the prompt for an instruction; the same one if the chat template takes none."""
+    """Returns the template with the prompt for an instruction, else with the reason why it takes none."""
+    fault = next((each.fault and f"cannot be rendered: {each.fault}" for each in rendered if each.fault), "")
     try:
-        text = _with_fields(rendered[0].text)
-    except UnsupportedModelError:
-        return template
+        text = "" if fault else _with_fields(rendered[0].text)
+    except UnsupportedModelError as error:
+        text, fault = "", str(error)
     instructed = msgspec.structs.replace(template, instructed=text)
-    fits = instructed.takes_instruction and _gives(instructed, rendered, instruction=True)
-    return instructed if fits else template
+    if instructed.takes_instruction and _gives(instructed, rendered, instruction=True):
+        return instructed
+    if instructed.takes_instruction:
+        fault = "changes the text of a message of the role system, or other texts where there is one"
+    return msgspec.structs.replace(template, uninstructed=fault and f"with an instruction, the chat template {fault}")

@@ -28,6 +28,7 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instructed: str = ""  # the template in place of `template` if there is an instruction; "": the same one
     strips: bool = False  # whether white space at both ends of what is filled in is removed
     add_special_tokens: bool = True  # whether the tokenizer adds its special tokens to the prompt
+    uninstructed: str = ""  # why a chat template takes no instruction; "" if it has no place for one
 
     @property
     def takes_instruction(self) -> bool:
@@ -101,9 +102,10 @@ def with_instruction(template: RerankTemplate | None, prompt: str, file: str) ->
     there is no template or it takes no instruction.
     """
     if template is None or not template.takes_instruction:
+        reason = f"; {template.uninstructed}" if template is not None and template.uninstructed else ""
         raise UnsupportedModelError(
             f"{file}: default_prompt_name is supported for a CrossEncoder only where a rerank_template has a place for "
-            "the prompt, {instruction}"
+            f"the prompt, {{instruction}}{reason}"
         )
     if template.name == _CUSTOM and template.instruction:
         return template

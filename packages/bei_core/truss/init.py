@@ -58,10 +58,9 @@ SERVER_REQUIREMENTS = (
     "uvloop==0.23.0",
 )
 
-# Packages that TensorRT-LLM's image has in the versions that it needs; the Truss does not install others.
-IN_THE_GPU_IMAGE = frozenset(
-    {"huggingface-hub", "jinja2", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"}
-)
+# Packages that TensorRT-LLM's image has in the versions that it needs; the Truss does not install others. Jinja is not
+# one of them, because older versions have known escapes from its sandbox, and templates of checkpoints are not trusted.
+IN_THE_GPU_IMAGE = frozenset({"huggingface-hub", "numpy", "prometheus-client", "pyyaml", "starlette", "tokenizers"})
 GPU_IMAGE = {"image": "nvcr.io/nvidia/tensorrt-llm/release:1.4.0rc1", "python_executable_path": "/usr/bin/python3"}
 
 # The torch engine runs in Truss's own image for GPUs. PyPI's torch for Linux has the CUDA libraries.

@@ -16,9 +16,10 @@ from bei_core.config.settings import Settings
 from bei_core.engines.build import plan_model
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened
-from bei_core.errors import CheckpointError, ConfigError, UnsupportedModelError
+from bei_core.errors import ConfigError, UnsupportedModelError, ValidationError
 from bei_core.models.spec import ModelSpec, read_spec
 from bei_core.serving.served_model import ServedModel, describe
+from bei_core.text import sandbox
 from bei_core.text.templates import RerankTemplate, named_template
 from tests.fakes import FakeEngine
 from tests.golden.chat_templates import BY_ROLE
@@ -124,8 +125,8 @@ def test_an_unfit_chat_template_is_not_replaced_without_a_word(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"modality_config": {"text": LOGITS, "message": LOGITS}}, "modality_config.message.format: expected `str`"),
-        ({"modality_config": {"text": LOGITS, "message": {**LOGITS, "format": "auto"}}}, "format: invalid enum value"),
+        ({"modality_config": {"text": LOGITS, "message": LOGITS}}, "format must be flat or structured; it is None"),
+        ({"modality_config": {"text": LOGITS, "message": {**LOGITS, "format": "auto"}}}, "structured; it is 'auto'"),
         (
             {"modality_config": {"text": LOGITS, "message": {**LOGITS, "method": "generate"}}},
             "modality_config.message must have the method forward",
@@ -134,12 +135,42 @@ def test_an_unfit_chat_template_is_not_replaced_without_a_word(tmp_path: Path) -
         ({"processing_kwargs": {"chat_template": {"restore_suffix": False}}}, "chat_template.restore_suffix is not"),
     ],
 )
-def test_settings_of_a_chat_template_that_are_not_supported_are_named(
+def test_settings_of_a_chat_template_that_are_not_supported_need_a_rerank_template(
     tmp_path: Path, files: dict[str, Any], said: str
 ) -> None:
     settings = {**CHAT["sentence_bert_config.json"], **files}
-    with pytest.raises((UnsupportedModelError, CheckpointError), match=re.escape(said)):
-        read_spec(written(tmp_path, {**CHAT, "sentence_bert_config.json": settings}))
+    checkpoint = written(tmp_path, {**CHAT, "sentence_bert_config.json": settings, "chat_template.jinja": BY_ROLE})
+    with pytest.raises(ConfigError, match=rf"^sentence_bert_config\.json: .*{re.escape(said)}.*; set rerank_template"):
+        served(read_spec(checkpoint))
+    setting = "{query}: {document}"
+    model = served(read_spec(checkpoint, template=named_template(setting)), rerank_template=setting)
+    assert model.template is not None
+
+
+def test_the_reason_of_a_chat_template_is_not_hidden_by_a_default_prompt(tmp_path: Path) -> None:
+    spec = read_spec(written(tmp_path / "ours", {**CHAT, "chat_template.jinja": UNFIT, MODEL: PROMPTED}))
+    with pytest.raises(ConfigError, match="asks for upper"):
+        served(spec)
+
+
+def test_a_known_name_is_used_where_the_process_of_the_template_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sandbox, "_PROGRAM", "import no_such_module")
+    files = {**CHAT, "chat_template.jinja": BY_ROLE}
+    assert served(read_spec(written(tmp_path / "Qwen3-Reranker-0.6B", files))).template == named_template(
+        "qwen3-reranker"
+    )
+    assert "No module named 'no_such_module'; the template of the model's name is used, qwen3-reranker" in caplog.text
+    with pytest.raises(ConfigError, match="no_such_module"):
+        served(read_spec(written(tmp_path / "ours", files)))
+
+
+def test_an_instruction_that_the_chat_template_does_not_take_is_refused_with_the_reason(tmp_path: Path) -> None:
+    text = BY_ROLE.replace("{{ task }}", "{{ task | trim }}")
+    model = served(read_spec(written(tmp_path / "ours", {**CHAT, "chat_template.jinja": text})))
+    with pytest.raises(ValidationError, match="this model has none: with an instruction, the chat template changes"):
+        model.pairs([("q", "d")], "Find")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,8 @@ import pytest
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.text import sandbox
 from bei_core.text.chat_template import MessageFormat, read_chat_template
-from bei_core.text.templates import RerankTemplate
+from bei_core.text.sandbox import SandboxError
+from bei_core.text.templates import RerankTemplate, with_instruction
 from tests.golden.chat_templates import AS_TURNS, BY_ROLE, CHATML, QWEN, STRUCTURED
 
 Q = "{{ messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first }}"
@@ -48,10 +51,52 @@ def test_arguments_and_special_tokens_are_variables_of_the_template(tmp_path: Pa
     assert read(tmp_path, AS_TURNS, add_generation_prompt=True).template.endswith("<|im_start|>assistant\n")
 
 
-def test_a_template_without_a_place_for_a_system_message_takes_no_instruction(tmp_path: Path) -> None:
-    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    for text in (f"{Q} {D}", f"{refuses}{FIRST} {SECOND}"):
-        assert not read(tmp_path, text).takes_instruction
+def test_named_special_tokens_are_variables_of_the_template(tmp_path: Path) -> None:
+    """As special_tokens_map of transformers 5.23 has them."""
+    named = {
+        "extra_special_tokens": {"query_token": "<q>", "image_mark": {"content": "<i>", "special": True}},
+        "model_specific_special_tokens": {"end_token": "<e>"},
+        "document_token": "<d>",
+        "add_bos_token": False,
+    }
+    text = f"{{{{ query_token }}}}{Q}{{{{ document_token }}}}{D}{{{{ image_mark }}}}{{{{ end_token }}}}"
+    assert read(tmp_path, text, config={**QWEN, **named}).fill("q", "d").text == "<q>q<d>d<i><e>"
+
+
+def test_what_does_not_read_a_text_is_allowed(tmp_path: Path) -> None:
+    for test in ("is iterable", "is sequence", "is string", "!= none", "is not none", "is defined"):
+        assert read(tmp_path, f"{Q}{{% if messages[1].content {test} %}}{D}{{% endif %}}").fill("q", "d").text == "qd"
+    text = f"{{% set query = {Q[2:-2]} %}}{{% if query != '' %}}{{{{ query }}}}{{% endif %}}{D}"
+    assert read(tmp_path, text).fill("", "d").text == "d"
+    text = "{{ messages | map(attribute='content') | join(': ') }}"
+    assert read(tmp_path, text).fill("q", "d").text == "q: d"
+    text = "{% generation %}{{ messages | join('|', attribute='content') }}{% endgeneration %}"
+    assert read(tmp_path, text).fill("q", "d").text == "q|d"
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (f"{Q} {D}", ""),
+        (
+            f"{{% if messages[0].role == 'system' %}}{{{{ raise_exception('no system') }}}}{{% endif %}}{Q} {D}",
+            "with an instruction, the chat template cannot be rendered: TemplateError: no system",
+        ),
+        (
+            f"{{% if messages[0].role == 'system' %}}{{{{ messages[0].content | trim }}}}{{% endif %}}{Q} {D}",
+            "with an instruction, the chat template changes the text of a message of the role system, or",
+        ),
+    ],
+)
+def test_a_template_that_takes_no_instruction_keeps_the_reason(tmp_path: Path, template: str, reason: str) -> None:
+    found = read(tmp_path, template)
+    assert not found.takes_instruction
+    assert found.uninstructed.startswith(reason)
+    assert bool(found.uninstructed) is bool(reason)
+    with pytest.raises(
+        UnsupportedModelError, match=re.escape(f"{{instruction}}; {reason}" if reason else "{instruction}")
+    ):
+        with_instruction(found, "Find", "file")
 
 
 def test_texts_are_trimmed_where_the_template_trims_them(tmp_path: Path) -> None:
@@ -75,7 +120,21 @@ def test_texts_are_trimmed_where_the_template_trims_them(tmp_path: Path) -> None
         (f"{Q} {D.replace('first', 'first | trim(1)')}", "of which it asks for strip"),
         (f"{Q}{{% if messages[1].content | wordcount > 9 %}}{{% endif %}}{D}", "No filter named 'wordcount'"),
         (f"{Q}{{% if messages[1].content is upper %}}{{% endif %}}{D}", "of which it asks for isupper"),
-        (f"{Q} {{{{ messages[1].content | tojson }}}}", "changes the text of the query or of the document"),
+        (f"{Q} {{{{ messages[1].content | tojson }}}}", "of which it asks for tojson"),
+        (f"{Q} {D}{{{{ messages | tojson }}}}", "of which it asks for tojson"),
+        (f"{Q}{{% if (messages[1].content | safe).startswith('x') %}}{{% endif %}}{D}", "of which it asks for safe"),
+        (f"{Q}{{% if (messages[1].content | e) | length > 9 %}}{{% endif %}}{D}", "of which it asks for e"),
+        (f"{Q}{{% if [messages[1].content] | join | length > 9 %}}{{% endif %}}{D}", "of which it asks for len"),
+        (f"{Q}{{{{ '%s' | format(messages[1].content) }}}}", "of which it asks for format"),
+        (f"{Q}{{% if 'yes no' | replace(messages[1].content, '') %}}{{% endif %}}{D}", "asks for replace"),
+        (f"{Q}{{% if 'yes no'.replace(messages[1].content, '') %}}{{% endif %}}{D}", "asks for replace"),
+        (f"{Q}{{{{ '%.2000s' % messages[1].content }}}}", "of which it asks for rmod"),
+        (f"{Q}{{{{ ('Document: ' ~ messages[1].content)[:2000] }}}}", "changes the text"),
+        (f"{Q}{{% set text %}}{D}{{% endset %}}{{{{ text[:9000] }}}}", "changes the text"),
+        (f"{{{{ ('' ~ messages[0].content)[:9000] }}}}{D}", "changes the text"),
+        (f"{Q}{D}{{% if ('' ~ messages[1].content) | length > 900 %}}long{{% endif %}}", "changes the text"),
+        (f"{Q}{D}{{{{ '\\ud800' }}}}", "cannot be rendered: UnicodeEncodeError"),
+        (f"{Q}{{% if messages[1].content == messages[0].content %}}{{% endif %}}{D}", "of which it asks for eq"),
         (f"{Q} {{{{ messages[1].content | trim }}}}", "changes the text of the query or of the document"),
         (f"{Q} {{% if messages[1].content %}}with {D}{{% else %}}{D}{{% endif %}}", "changes the text"),
         (Q, "has the content of the role query 1 times and that of the role document 0 times"),
@@ -99,7 +158,7 @@ def test_a_template_that_no_rerank_template_equals_is_refused(tmp_path: Path, te
     ("template", "said"),
     [
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "in 2 s of processor time"),
-        ("{% for a in range(99999) %}0123456789{% endfor %}", "more than 65536 characters"),
+        ("{% for a in range(99999) %}0123456789{% endfor %}", "more than 131072 characters"),
         ("{% set x = 'aaaa' %}" + "{% set x = x ~ x %}" * 40 + "{{ x }}", "MemoryError"),
         ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
         ("{{ " + "(" * 50_000 + "1" + ")" * 50_000 + " }}", "RecursionError"),
@@ -114,6 +173,63 @@ def test_a_hostile_template_costs_little_and_is_refused(tmp_path: Path, template
         read(tmp_path, template + Q + D)
 
 
+LIMITED = """
+import json, os, resource, sys
+sys.path[:] = {path!r}
+from bei_core.text.sandbox import limit_process
+sys.stdin.read()
+limit_process()
+said = []
+for attempt in (lambda: open(os.devnull), os.pipe, lambda: bytearray(1 << 30)):
+    try:
+        attempt()
+    except (OSError, MemoryError) as fault:
+        said.append(type(fault).__name__)
+print(json.dumps([[str([*said, *map(resource.getrlimit, (resource.RLIMIT_CPU, resource.RLIMIT_NPROC))]), str()]]))
+"""
+
+
+def test_the_process_of_a_template_opens_nothing_and_takes_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_PROGRAM", LIMITED)
+    assert sandbox.render("", [{}])[0].text == "['OSError', 'OSError', 'MemoryError', (2, 3), (0, 0)]"
+
+
+@pytest.mark.parametrize(
+    ("program", "kind", "said"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", SandboxError, "was ended by SIGKILL"),
+        ("import os; os.kill(os.getpid(), 24)", UnsupportedModelError, r"2 s of processor time .* \(SIGXCPU\)"),
+        (
+            "import sys; sys.stdin.read(); print('x' * 5_000_000)",
+            UnsupportedModelError,
+            "puts out more than 4194304 bytes",
+        ),
+        ("print('{{}}')", SandboxError, "did not answer: Expected `array`"),
+        ("print('[[')", SandboxError, "did not answer: Input data was truncated"),
+    ],
+)
+def test_a_failure_of_the_process_is_no_fault_of_the_template(
+    monkeypatch: pytest.MonkeyPatch, program: str, kind: type[Exception], said: str
+) -> None:
+    monkeypatch.setattr(sandbox, "_PROGRAM", program)
+    with pytest.raises(UnsupportedModelError, match=said) as raised:
+        sandbox.render("x" * 1_000_000, [{}])  # more than a pipe takes of a process that does not read
+    assert raised.type is kind
+
+
+def test_a_process_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "_PROGRAM", "import time; time.sleep(600)")
+    monkeypatch.setattr(sandbox, "_WALL_S", 0.1)
+    with pytest.raises(SandboxError, match=r"was ended by SIGKILL, after at most 0\.1 s"):
+        sandbox.render("", [{}])
+
+
+def test_a_process_that_cannot_be_started_is_no_fault_of_the_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(SandboxError, match="FileNotFoundError"):
+        sandbox.render("", [{}])
+
+
 def test_the_process_of_a_template_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     """An escape from Jinja's sandbox finds no token in the environment."""
     program = "import json, os, sys; sys.stdin.read(); print(json.dumps([[repr(sorted(os.environ)), str()]]))"
@@ -124,7 +240,7 @@ def test_the_process_of_a_template_has_no_secrets(monkeypatch: pytest.MonkeyPatc
 
 def test_a_process_that_fails_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "_PROGRAM", "import no_such_module")
-    with pytest.raises(UnsupportedModelError, match="ended with 1, ModuleNotFoundError: No module named 'no_such_mod"):
+    with pytest.raises(SandboxError, match="ended with 1, ModuleNotFoundError: No module named 'no_such_mod"):
         sandbox.render("", [{}])
 
 
@@ -138,6 +254,17 @@ def test_a_malformed_chat_template_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**QWEN, "chat_template": 3}))
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json: chat_template is neither a text nor a list"):
         read_chat_template(tmp_path, "flat", {})
+    for content, said in (
+        ([], "is not a JSON object"),
+        ({"chat_template": "\ud800"}, "the chat template cannot be read"),
+        ({"chat_template": [{"name": [1]}]}, "neither a text nor a list of named texts: Expected `str`, got `array`"),
+        ({"chat_template": [{"name": "default"}]}, "Object missing required field `template`"),
+    ):
+        config = [] if not isinstance(content, dict) else {**QWEN, **content}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+        with pytest.raises(CheckpointError, match=said):
+            read_chat_template(tmp_path, "flat", {})
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(QWEN))
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="the chat template cannot be read"):
         read_chat_template(tmp_path, "flat", {})

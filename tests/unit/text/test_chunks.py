@@ -136,6 +136,15 @@ def test_a_prompt_keeps_all_but_its_document() -> None:
     assert all(chunk.ids.tolist()[-3:] == empty[-3:] for chunk in chunks)
 
 
+def test_a_prompt_whose_document_comes_first_keeps_the_query() -> None:
+    """CrossEncoder keeps only the text after the query, so that a long document pushes the query out."""
+    template = RerankTemplate("own", "{document} is the text for {query} now")
+    (cut,) = tokenizer().encode_now([template.fill("it", LONG)], EncodeOptions())
+    rest = whole("is the text for it now")[1:]
+    assert len(cut) == 40
+    assert cut.ids.tolist()[-len(rest) :] == rest
+
+
 def test_a_token_that_ends_in_the_rest_of_the_prompt_stays(bytewise: TextTokenizer) -> None:
     (cut,) = bytewise.encode_now([Templated("q" + "b" * 20 + "!<end>", 1, 21)], EncodeOptions())
     assert bytewise.decode(cut.ids.tolist(), skip_special_tokens=False) == "q" + "b" * 10 + "!<end>"

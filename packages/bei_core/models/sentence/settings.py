@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import msgspec
@@ -10,10 +11,14 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.tasks import Similarity
 from bei_core.text.chat_template import MessageFormat, read_chat_template
+from bei_core.text.sandbox import SandboxError
 from bei_core.text.templates import RerankTemplate
+
+log = logging.getLogger(__name__)
 
 SettingsT = TypeVar("SettingsT")
 MODEL_SETTINGS = "config_sentence_transformers.json"
+_WITH_MESSAGES = "sentence_bert_config.json"  # the name since sentence-transformers 5, which first had chat templates
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Options: TypeAlias = dict[str, Any]
 
@@ -65,9 +70,9 @@ class TransformerSettings(msgspec.Struct, frozen=True, kw_only=True):
     config_kwargs: Options = {}
 
     @property
-    def message_format(self) -> MessageFormat | None:
-        """The form of the messages if sentence-transformers puts a text or a pair in a chat template, else None."""
-        return (self.modality_config or {}).get("message", {}).get("format")
+    def message(self) -> Options | None:
+        """How sentence-transformers puts a text or a pair in a chat template; None if it does not."""
+        return (self.modality_config or {}).get("message")
 
     @property
     def chat_arguments(self) -> Options:
@@ -181,12 +186,16 @@ def read_own_template(
     If the model needs its chat template, and there is none or it is not supported, also returns why. Raises
     CheckpointError for a malformed file.
     """
-    if settings.message_format is None:
+    if settings.message is None:
         return known, ""
     try:
-        found = read_chat_template(
-            checkpoint.folder / checkpoint.first_module, settings.message_format, settings.chat_arguments
-        )
+        form = _checked_format(settings)
+        found = read_chat_template(checkpoint.folder / checkpoint.first_module, form, settings.chat_arguments)
+    except SandboxError as fault:
+        if known is None:
+            return None, str(fault)
+        log.warning("%s; the template of the model's name is used, %s", fault, known.name)
+        return known, ""
     except UnsupportedModelError as fault:
         return None, str(fault)
     lacks = "the model reads a query and a document in a chat template (modality_config.message), and has none"
@@ -232,18 +241,34 @@ def _check_modalities(settings: TransformerSettings, name: str) -> None:
             f"{name}: modality_config.message is supported for rerankers only; sentence-transformers puts every text "
             "in the model's chat template, and the vectors of plain texts are others"
         )
-    for kind in ("text", *({"message"} & modalities.keys())):
-        given = modalities.get(kind, {})
-        if given.get("method") != "forward" or given.get("method_output_name") not in (output, [output]):
-            raise UnsupportedModelError(
-                f"{name}: modality_config.{kind} must have the method forward and the method_output_name {output}; it "
-                f"is {given or 'missing'}"
-            )
-    if "message" in modalities:
-        convert(settings.message_format, MessageFormat, f"{name}: modality_config.message.format")  # type: ignore[arg-type]
-        unknown = (settings.processing_kwargs or {}).get("chat_template", {}).keys() & _OF_THE_CALL
-        for option in sorted(unknown):
-            raise UnsupportedModelError(f"{name}: processing_kwargs.chat_template.{option} is not supported")
+    _check_method(modalities, "text", output, f"{name}: modality_config")
+
+
+def _check_method(modalities: dict[str, Options], kind: str, output: str, where: str) -> None:
+    """Raises UnsupportedModelError unless the model's `forward` gets this kind of inputs and gives `output`."""
+    given = modalities.get(kind, {})
+    if given.get("method") != "forward" or given.get("method_output_name") not in (output, [output]):
+        raise UnsupportedModelError(
+            f"{where}.{kind} must have the method forward and the method_output_name {output}; it is "
+            f"{given or 'missing'}"
+        )
+
+
+def _checked_format(settings: TransformerSettings) -> MessageFormat:
+    """Returns the form of the messages of a reranker with a chat template.
+
+    Raises UnsupportedModelError for a setting of it that is not supported. Only a rerank_template can replace it.
+    """
+    modalities = settings.modality_config or {}
+    _check_method(modalities, "message", "logits", f"{_WITH_MESSAGES}: modality_config")
+    form = modalities["message"].get("format")
+    if form not in ("flat", "structured"):
+        raise UnsupportedModelError(
+            f"{_WITH_MESSAGES}: modality_config.message.format must be flat or structured; it is {form!r}"
+        )
+    for option in sorted((settings.processing_kwargs or {}).get("chat_template", {}).keys() & _OF_THE_CALL):
+        raise UnsupportedModelError(f"{_WITH_MESSAGES}: processing_kwargs.chat_template.{option} is not supported")
+    return cast("MessageFormat", form)
 
 
 def _refuse(options: Options, known: set[str], where: str) -> None:

@@ -12,7 +12,7 @@ This code runs when an engine is built, and never for a request: the engine fold
 docs/decisions/018-tokenizers.md says which rules apply where versions of transformers differ.
 """
 
-from bei_core.text.published.added import special_tokens
+from bei_core.text.published.added import named_tokens
 from bei_core.text.published.canonical import (
     RULES,
     CanonicalTokenizer,
@@ -21,13 +21,15 @@ from bei_core.text.published.canonical import (
     special_token_ids,
     static_tokenizer,
 )
+from bei_core.text.published.folder import read_published
 
 __all__ = [
     "RULES",
     "CanonicalTokenizer",
     "canonical_tokenizer",
     "check_tokenizer",
+    "named_tokens",
+    "read_published",
     "special_token_ids",
-    "special_tokens",
     "static_tokenizer",
 ]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from bei_core.text.published.folder import ADDITIONAL, ATTRIBUTES, Published, as_token, read_published
+from bei_core.text.published.folder import ADDITIONAL, ATTRIBUTES, Published, as_token
 
 
 def add_tokens(tokenizer: Tokenizer, published: Published) -> dict[str, str]:
@@ -30,12 +29,24 @@ def add_tokens(tokenizer: Tokenizer, published: Published) -> dict[str, str]:
     return {name: str(token) for name, token in named.items()}
 
 
-def special_tokens(folder: Path) -> dict[str, str]:
-    """Returns the special tokens of a model folder by attribute, such as {"cls_token": "[CLS]"}.
+def named_tokens(published: Published) -> dict[str, str]:
+    """Returns the special tokens that transformers 5 gives to a chat template by name.
 
-    Raises as `read_published`.
+    Such as {"cls_token": "[CLS]"}; beside those with an attribute, every other `..._token` and those that the files
+    name themselves. Source: `special_tokens_map` in `tokenization_utils_base.py` of transformers 5.23. Raises
+    CheckpointError for a token that is neither a text nor the JSON object of a token.
     """
-    return {name: str(token) for name, token in _special_tokens(read_published(folder)).items()}
+    config = published.config
+    found: dict[str, Any] = {
+        name: value
+        for name, value in config.items()
+        if name.endswith("_token") and name not in ATTRIBUTES and isinstance(value, str | Mapping)
+    }
+    for field in ("model_specific_special_tokens", "extra_special_tokens"):
+        named = config.get(field)
+        found |= named if isinstance(named, Mapping) else {}
+    tokens = {name: as_token(token) for name, token in found.items() if token is not None}
+    return {name: str(token) for name, token in {**_special_tokens(published), **tokens}.items()}
 
 
 def _special_tokens(published: Published) -> dict[str, str | AddedToken]:
