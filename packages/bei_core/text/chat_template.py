@@ -46,8 +46,8 @@ def read_chat_template(folder: Path, form: MessageFormat, arguments: Mapping[str
     """Returns the chat template of a folder as a rerank template; None if there is none.
 
     `arguments` are the variables that the folder's files give to the template. Raises CheckpointError for a malformed
-    file, UnsupportedModelError for a template that cannot be rendered or that no rerank template equals, SandboxError if
-    the process that renders fails.
+    file, UnsupportedModelError for a template that cannot be rendered or that no rerank template equals, SandboxError
+    if the process that renders fails.
     """
     if not (folder / FILE).is_file() and not (folder / CONFIG).is_file():
         return None

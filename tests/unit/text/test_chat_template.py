@@ -259,6 +259,14 @@ def test_a_malformed_chat_template_is_named(tmp_path: Path) -> None:
         ({"chat_template": "\ud800"}, "the chat template cannot be read"),
         ({"chat_template": [{"name": [1]}]}, "neither a text nor a list of named texts: Expected `str`, got `array`"),
         ({"chat_template": [{"name": "default"}]}, "Object missing required field `template`"),
+        (
+            {"chat_template": CHATML, "extra_special_tokens": {"query_token": 3}},
+            "a token of the tokenizer's files is 3",
+        ),
+        ({"chat_template": CHATML, "eos_token": [3]}, "a token of the tokenizer's files is"),
+        ({"chat_template": CHATML, "added_tokens_decoder": 3}, "the tokenizer's JSON files are malformed"),
+        ({"chat_template": CHATML, "added_tokens_decoder": {"x": "<x>"}}, "the tokenizer's JSON files are malformed"),
+        ({"chat_template": CHATML, "additional_special_tokens": 3}, "the tokenizer's JSON files are malformed"),
     ):
         config = [] if not isinstance(content, dict) else {**QWEN, **content}
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))

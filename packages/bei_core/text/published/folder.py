@@ -47,6 +47,14 @@ def read_published(folder: Path) -> Published:
 
     Raises CheckpointError for a malformed file, UnsupportedModelError for a class that is not supported.
     """
+    try:
+        return _published(folder)
+    except (AttributeError, TypeError, KeyError, ValueError, OverflowError) as fault:
+        reason = " ".join(str(fault).split())[:200]
+        raise CheckpointError(f"{folder}: the tokenizer's JSON files are malformed: {reason}") from fault
+
+
+def _published(folder: Path) -> Published:
     config = _read(folder, "tokenizer_config.json")
     has_file = (folder / TOKENIZER).is_file()
     model = _read(folder, "config.json")
