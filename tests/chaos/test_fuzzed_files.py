@@ -25,6 +25,7 @@ from bei_core.models.spec import read_spec
 from bei_core.text.files import open_tokenizer
 from tests.corpus import ARCHIVES, CONFIGURATIONS, HEADER, MANIFEST, MANIFESTS, SAFETENSORS, TOKENIZER, TOKENIZERS, kept
 from tests.golden.cases import GOLDEN
+from tests.golden.chat_templates import FOLDERS
 
 few = settings(
     max_examples=settings().max_examples * 3 // 2,
@@ -171,6 +172,27 @@ def test_a_configuration(tmp_path_factory: pytest.TempPathFactory, case: tuple[s
 def test_a_kept_configuration(tmp_path: Path, name: str, changes: dict[str, object]) -> None:
     config = json.loads((GOLDEN / name / "config.json").read_bytes())
     check_configuration(tmp_path / "model", name, "config.json", json.dumps({**config, **changes}).encode())
+
+
+CHAT = FOLDERS["one-of-several"]
+
+
+@st.composite
+def chat_settings(draw: st.DrawFn) -> tuple[str, bytes]:
+    """(name of a JSON file of a reranker with a chat template, damaged content)."""
+    file = draw(st.sampled_from(["tokenizer_config.json", "sentence_bert_config.json"]))
+    return file, draw(mutated(CHAT.files[file]))
+
+
+@few
+@given(case=chat_settings())
+@example(case=("tokenizer_config.json", b"[]"))
+@example(case=("tokenizer_config.json", b'{"tokenizer_class": "Qwen2Tokenizer", "chat_template": "\\ud800"}'))
+def test_the_settings_of_a_chat_template(tmp_path_factory: pytest.TempPathFactory, case: tuple[str, bytes]) -> None:
+    folder = CHAT.write(tmp_path_factory.mktemp("chat") / "model")
+    (folder / case[0]).write_bytes(case[1])
+    message = refusal(lambda: read_spec(Checkpoint(folder=folder, source="chat", revision="0" * 40)))
+    assert message is None or "\n" not in message
 
 
 @st.composite
