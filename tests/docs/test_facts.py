@@ -29,7 +29,7 @@ ROUTES_PAGE = ROOT / "docs" / "routes.md"
 LIBRARY = ROOT / "packages" / "bei_core"
 
 _PLACEHOLDER = re.compile(r"%[-\d.]*[sdfrg]|\0")  # of a log line's format, or of an f-string
-_LOGS = {"debug", "info", "warning", "error", "exception", "_give_up"}  # methods that log their first argument
+_LOGS = {"debug", "info", "warning", "error", "exception", "log", "_give_up"}  # methods that log an argument
 _TELLING = 8  # characters of a message besides what is filled in; fewer would match any line
 
 # The first cell of each row of the table of families: the names in FAMILIES, and the files of tests/data/checkpoints.
@@ -170,7 +170,8 @@ def log_messages() -> Iterator[str]:
     for path in LIBRARY.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _LOGS:
-                parts = [part for part in node.args[:1] if isinstance(part, (ast.Constant, ast.JoinedStr))]
+                said = node.args[1:2] if node.func.attr == "log" else node.args[:1]  # after the level
+                parts = [part for part in said if isinstance(part, (ast.Constant, ast.JoinedStr))]
                 yield from map(text_of, parts)
 
 
