@@ -30,7 +30,7 @@ _access = logging.getLogger("bei_core.access")
 class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not generic in Python 3.10
     """Writes each line above the progress bars that tqdm draws, if there are any, so that no bar is broken.
 
-    A line that nobody reads is lost: to wait for the reader of a full pipe would stop the server. A later line says how
+    A line that is not read is lost: to wait for the reader of a full pipe would stop the server. A later line says how
     many were lost.
     """
 

@@ -48,7 +48,7 @@ def test_the_port_for_health_serves_nothing_else(tmp_path: Path, tmp_path_factor
         assert probe.get("/health").status_code == 200
 
 
-def test_a_log_that_nobody_reads_stops_neither_requests_nor_the_end(
+def test_a_log_that_is_not_read_stops_neither_requests_nor_the_end(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """A reader that had stopped, such as a log driver or a pager, stopped the event loop once its pipe was full."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from tests.golden import checkpoints
 from tests.golden.checkpoints import DATA, Json
-from tests.golden.sentence import BASE, IDENTITY, VERSION, Files
+from tests.golden.sentence import BASE, Files
+from tests.golden.sentence_heads import CROSS_ENCODER
 from tests.golden.weights import DECODER, Shape, draw, encode, safetensors
 
 EXPECTED = DATA / "expected" / "chat_templates.safetensors"
@@ -160,13 +161,7 @@ def chat(
             {"idx": place, "name": str(place), "path": path, "type": kind} for place, (path, kind) in enumerate(entries)
         ],
         "sentence_bert_config.json": settings,
-        "config_sentence_transformers.json": {
-            "__version__": VERSION,
-            "activation_fn": IDENTITY,
-            "default_prompt_name": None,
-            "model_type": "CrossEncoder",
-            "prompts": {},
-        },
+        "config_sentence_transformers.json": CROSS_ENCODER,
         "tokenizer_config.json": {**(QWEN if family == "qwen3" else LLAMA), **(tokenizer or {})},
         **({} if template is None else {"chat_template.jinja": template}),
         **({"1_LogitScore/config.json": answers or {"true_token_id": 70, "false_token_id": 80}} if is_causal else {}),

@@ -29,6 +29,15 @@ from tests.golden.sentence import (
 )
 from tests.golden.sentence import FOLDERS as SENTENCE_FOLDERS
 
+# config_sentence_transformers.json of a CrossEncoder without an activation and a prompt
+CROSS_ENCODER: Json = {
+    "__version__": VERSION,
+    "activation_fn": IDENTITY,
+    "default_prompt_name": None,
+    "model_type": "CrossEncoder",
+    "prompts": {},
+}
+
 GELU = "torch.nn.modules.activation.GELU"
 
 
@@ -59,13 +68,7 @@ ETTIN: Files = {
         f"{BASE}.dense.Dense",
     ),
     "sentence_bert_config.json": NEW_SETTINGS,
-    "config_sentence_transformers.json": {
-        "__version__": VERSION,
-        "activation_fn": IDENTITY,
-        "default_prompt_name": None,
-        "model_type": "CrossEncoder",
-        "prompts": {},
-    },
+    "config_sentence_transformers.json": CROSS_ENCODER,
     "1_Pooling/config.json": {"embedding_dimension": HIDDEN, "pooling_mode": "cls", "include_prompt": True},
     "2_Dense/config.json": dense(
         GELU,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -40,14 +41,7 @@ class Served:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Served]:
     """Builds each folder's engine once."""
-    known: dict[str, Served] = {}
-
-    def make(name: str) -> Served:
-        if name not in known:
-            known[name] = Served(name, tmp_path_factory.mktemp(name))
-        return known[name]
-
-    return make
+    return cache(lambda name: Served(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.mark.parametrize("key", ["plain", "asked"])

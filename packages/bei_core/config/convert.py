@@ -23,7 +23,7 @@ def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> o
     Raises ConfigError that begins with `where`, the setting's name in its source.
     """
     for text in value if isinstance(value, (list, tuple)) else [value]:
-        if isinstance(text, str) and setting.plain is not Path and not _is_unicode(text):
+        if isinstance(text, str) and setting.plain is not Path and not is_unicode(text):
             raise ConfigError(f"{where} is not text in UTF-8")
     if isinstance(value, str):
         try:
@@ -35,8 +35,8 @@ def value_of(setting: Declared, value: object, where: str, *, strict: bool) -> o
     return convert(setting.kind, value, where, strict=strict, shown="***" if setting.about.secret else None)
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether a text has no half of a character. Python reads a byte that is not UTF-8 in a flag or variable as one."""
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a character, as which Python reads a byte of a flag that is not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

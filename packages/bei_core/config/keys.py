@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from bei_core.config.convert import public_part
+from bei_core.config.convert import is_unicode, public_part
 from bei_core.config.files import read_yaml
 from bei_core.errors import ConfigError
 
@@ -54,10 +54,8 @@ def check_key(key: str, where: str) -> None:
     """Raises ConfigError for a key that no request can have: one of spaces only, or with half of a character."""
     if not key.strip():
         raise ConfigError(f"{where} has nothing but spaces; give it a value, or remove it")
-    try:
-        key.encode()
-    except UnicodeEncodeError:
-        raise ConfigError(f"{where} has half of a character; give it another value") from None
+    if not is_unicode(key):
+        raise ConfigError(f"{where} has half of a character; give it another value")
 
 
 def check_given(api_key: str | None) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bei_core.config.convert import is_unicode
 from bei_core.errors import CheckpointError, ConfigError
 from bei_core.jobs.compressed import open_decompressed
 from bei_core.jobs.datafile import DataFile, Rows, Split, translate_read_errors
@@ -136,7 +137,7 @@ def open_input(location: str, options: JobOptions) -> Input:
     files = reader.list()
     splits, schema, exact = list[tuple[str, Split]](), pa.schema([]), dict[pa.Schema, str]()
     for path in files:
-        if not _is_unicode(path):
+        if not is_unicode(path):
             raise ConfigError(f"the name of the file {path!r} is not UTF-8; rename it")
         planned = reader.retry(lambda file: _planned(file, options, is_only=len(files) == 1), path)
         if planned is None:
@@ -230,14 +231,6 @@ def _check_copied(schema: pa.Schema) -> None:
             raise ConfigError(
                 f"`keep` has {column}, of the type {kind}, which cannot be copied into Parquet; leave it out"
             ) from error
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _inline(schema: pa.Schema) -> str:

@@ -135,7 +135,7 @@ class Pool:
         small, others = self._later
         is_first = not (small or others)
         if is_first and self.now() >= self._rests_until:
-            return self._start(work)
+            return self._start(work, self._tasks)
         if is_first:
             self._has_work = True
             self._loop.call_soon(self._start_some)
@@ -148,14 +148,14 @@ class Pool:
         small, others = self._later
         for number in range(min(_MAX_STARTED, len(small) + len(others))):
             is_small = small and (number < _MAX_STARTED // 2 or not others)
-            self._start((small if is_small else others).popleft())
+            self._start((small if is_small else others).popleft(), self._tasks)
         if small or others:
             self._loop.call_soon(self._start_some)
 
-    def _start(self, work: _Work) -> None:
+    def _start(self, work: _Work, tasks: set[asyncio.Task[None]]) -> None:
         task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     def wait_for(self, connection: Member) -> None:
         """Marks a connection as idle."""
@@ -164,9 +164,7 @@ class Pool:
     def hand_over(self, work: _Work) -> None:
         """Starts a task that gives an accepted socket a connection."""
         self._has_work = True
-        task = self._loop.create_task(work)
-        self._handed_over.add(task)
-        task.add_done_callback(self._handed_over.discard)
+        self._start(work, self._handed_over)
 
     def parse_later(self, connection: Member) -> None:
         """Calls `parse_chunks` of the connection in a later turn of the event loop.
