@@ -3,10 +3,11 @@
 A shared machine changes its speed within a second. So three processes take turns of one part (about a second): the job,
 and two that give the same batches of token ids to the engine alone. A process stops itself (SIGSTOP, all its threads)
 after each part, so one of them runs at a time, and what the job reads, tokenizes, plans and writes is in its own turns.
-The second engine alone shows how much two processes that do the same differ.
+The second engine alone shows how much two processes that do the same differ. Memory is the peak within each turn: at
+the moment when a part ends, there are more or fewer of its vectors and tokens.
 
 python benchmarks/jobs.py     # about four minutes on two cores
-python benchmarks/jobs.py --dtype int8 --rows 1000000 --rows-per-part 8192 --every 4 --seconds 14400     # about an hour
+python benchmarks/jobs.py --dtype int8 --rows 1000000 --rows-per-part 8192 --every 4 --seconds 14400     # up to an hour
 """
 
 from __future__ import annotations
@@ -30,14 +31,13 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
 from bei_core.jobs.inputs import open_input
-from bei_core.jobs.job import Job, shorten_pauses
+from bei_core.jobs.job import Job, tune_process
 from bei_core.jobs.options import JobOptions
 from bei_core.jobs.output import Folder
 
@@ -54,7 +54,7 @@ class Turn(NamedTuple):
 
     seconds: float
     cpu_s: float  # of all its threads
-    rss: int  # bytes
+    peak_rss: int  # bytes
     num_tokens: int
     num_padded: float  # tokens with padding; 0 in the engine alone
 
@@ -71,18 +71,20 @@ class Turns:
     def begin(self) -> None:
         """Stops the process. When it is continued, a turn begins."""
         os.kill(os.getpid(), signal.SIGSTOP)
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM, the peak of the resident memory, begins again
         self._began, self._cpu_began = time.perf_counter(), time.process_time()
 
     def end(self, num_tokens: int, num_padded: float) -> None:
         """Sends what the turn took."""
         seconds, cpu_s = time.perf_counter() - self._began, time.process_time() - self._cpu_began
-        rss = psutil.Process().memory_info().rss
-        self._connection.send_bytes(LAYOUT.pack(seconds, cpu_s, rss, num_tokens, num_padded))
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak_rss = next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+        self._connection.send_bytes(LAYOUT.pack(seconds, cpu_s, peak_rss, num_tokens, num_padded))
 
 
 def run_side(side: str, options: argparse.Namespace, folder: Path, connection: Connection) -> None:
     """The process of a side: opens the engine, and computes part after part, each in a turn of its own."""
-    shorten_pauses()
+    tune_process()
     settings = Settings.load({"model_id": options.model, "dtype": options.dtype}, os.environ)
     opened, chosen = open_engine(settings, for_job=True), JobOptions(keep=("id",), rows_per_part=options.rows_per_part)
     data, output, turns = open_input(str(folder / "in.jsonl"), chosen), folder / side, Turns(connection)
@@ -140,8 +142,8 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, list[Turn]]:
             for side in SIDES[at:] + SIDES[:at] if number % options.every == 0 else SIDES[:1]:
                 found[side].append(turn_of(*started[side]))
             if (number + 1) * 20 // num_parts > number * 20 // num_parts:
-                done, rss = (number + 1) / num_parts, found["job"][-1].rss / 1e6
-                print(f"{done:.0%} of the parts, RSS of the job {rss:.1f} MB", flush=True)
+                done, rss = (number + 1) / num_parts, found["job"][-1].peak_rss / 1e6
+                print(f"{done:.0%} of the parts, peak RSS of the job in the last one {rss:.1f} MB", flush=True)
         return found
     finally:
         for process, _ in started.values():
@@ -177,11 +179,11 @@ def report(turns: dict[str, list[Turn]], rows_per_part: int, every: int) -> None
     """Prints the whole job, and the times and ratios of the parts that all sides computed."""
     whole, tokens = turns["job"], sum(turn.num_tokens for turn in turns["job"])
     seconds, num_rows = sum(turn.seconds for turn in whole), len(whole) * rows_per_part
-    early, later = whole[len(whole) // 20].rss, [turn.rss for turn in whole[len(whole) // 20 :]]
+    early, *later = (turn.peak_rss for turn in whole[len(whole) // 20 :])
     print(f"job: {num_rows} rows, {num_rows / seconds:.1f} rows/s, {tokens / seconds:.0f} tokens/s", end=", ")
     print(f"{1 - tokens / sum(turn.num_padded for turn in whole):.2%} padding")
-    print(f"RSS of the job after 5%: {early / 1e6:.1f} MB; later at most {max(later) / early - 1:.1%} more", end=", ")
-    print(f"{later[-1] / early - 1:.1%} at the end")
+    print(f"peak RSS of the job in a part after 5%: {early / 1e6:.1f} MB; later", end=" ")
+    print(f"{min(later) / early - 1:+.1%} to {max(later) / early - 1:+.1%}, {later[-1] / early - 1:+.1%} at the end")
     sides = {side: (found[::every] if side == "job" else found)[WARM_UP:] for side, found in turns.items()}
     for unit, name in (("seconds", "speed"), ("cpu_s", "processor time")):
         job, alone, again = (np.array([getattr(turn, unit) for turn in sides[side]]) for side in SIDES)

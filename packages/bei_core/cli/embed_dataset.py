@@ -40,9 +40,9 @@ def command(source: str, output: str, **flags: object) -> None:
     settings = load_settings(given)
     try:
         from bei_core.jobs import embed
-        from bei_core.jobs.job import shorten_pauses
+        from bei_core.jobs.job import tune_process
 
-        shorten_pauses()
+        tune_process()
         report = embed(source, output, settings=settings, options=options, ray=None if flags["ray"] is None else ray)
     except ImportError as error:
         remedy = "pip install 'bei-core[ray]'" if error.name == "ray" else "pip install 'bei-core[jobs]'"

@@ -12,12 +12,10 @@ from bei_core.http.limits import BodyBudget
 
 _DELAY_S = 1.0  # delay after a large request; one call serves all requests that end within it
 
-# Parameters of glibc's malloc, from malloc.h, and their values in bytes. Free memory at the end of a thread's heap is
-# kept up to the first, also by malloc_trim. By default glibc raises both: after a block of 30 MB, the first to 60 MB.
-_HEAP_LIMITS = {
-    -1: 1 << 20,  # M_TRIM_THRESHOLD
-    -3: 32 << 20,  # M_MMAP_THRESHOLD, the most that it can be: larger blocks are outside the heaps
-}
+# Parameters of glibc's malloc, from malloc.h. By default glibc raises both: after a block of 30 MB, the first to 60 MB.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 20  # free memory that is kept at the end of a thread's heap, also by malloc_trim
+_SERVER_BLOCK_BYTES = 32 << 20  # the most that M_MMAP_THRESHOLD can be
 
 _NUM_YOUNG = 10_000  # new objects that can hold others after which a collection begins
 
@@ -33,6 +31,17 @@ def limit_collections() -> None:
     gc.set_threshold(_NUM_YOUNG, *gc.get_threshold()[1:])
 
 
+def limit_heaps(block_bytes: int) -> None:
+    """Lets glibc keep little free memory from now on, and blocks of more than `block_bytes` outside its heaps.
+
+    Such blocks go back to the operating system when they are freed. Other C libraries do so by themselves.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+        set_option(_M_MMAP_THRESHOLD, block_bytes)
+
+
 def open_budget(limit: int) -> BodyBudget:
     """Returns a budget of `limit` bytes. After large requests, freed memory is returned to the operating system."""
     budget = BodyBudget(limit)
@@ -46,12 +55,9 @@ class MemoryReturner:
     def __init__(self, is_busy: Callable[[], bool]) -> None:
         self._is_busy = is_busy
         self._timer: asyncio.TimerHandle | None = None
-        library = ctypes.CDLL(None)
         # musl and macOS do not have malloc_trim and do not need it
-        self._trim: Callable[[int], Any] | None = getattr(library, "malloc_trim", None)
-        if self._trim is not None:
-            for parameter, value in _HEAP_LIMITS.items():
-                library.mallopt(parameter, value)
+        self._trim: Callable[[int], Any] | None = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        limit_heaps(_SERVER_BLOCK_BYTES)
 
     def later(self) -> None:
         """Schedules the return of memory in one second, and each second again while requests are in progress.

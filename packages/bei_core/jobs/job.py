@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from bei_core.config.settings import SETTINGS, Settings
 from bei_core.engines.open import Opened
 from bei_core.errors import ConfigError
-from bei_core.http.memory import limit_collections
+from bei_core.http.memory import limit_collections, limit_heaps
 from bei_core.jobs.compute import Columns, Encoded, Worker
 from bei_core.jobs.datafile import Rows
 from bei_core.jobs.inputs import Input, Part, Reader
@@ -28,6 +28,7 @@ from bei_core.serving.served_model import describe
 FORMAT = 2
 
 _SWITCH_S = 0.0005  # how long a thread that runs Python code keeps the GIL after another one has asked for it
+_BLOCK_BYTES = 4 << 20  # larger blocks, such as the vectors of a part, are outside the heaps of the C library
 
 ItemT = TypeVar("ItemT")
 
@@ -127,14 +128,16 @@ class Job:
                 written.result()
 
 
-def shorten_pauses() -> None:
-    """Lets the engine's threads wait less for the others from now on. For a process that does nothing but jobs.
+def tune_process() -> None:
+    """Sets the global lock (GIL), collections of garbage and heaps, for a process that does nothing but jobs.
 
-    Before each batch they need the global lock (GIL), for which they wait 5 ms by default while a part is read; a batch
-    takes 25 ms. Collections of garbage would visit the tokens of three parts again and again, and find nothing.
+    Before each batch the engine's threads need the GIL, for which they wait 5 ms by default while a part is read; a
+    batch takes 25 ms. Collections of garbage would visit the tokens of three parts again and again, and find nothing.
+    In a heap, the vectors of one part leave a gap that those of the next part fit into or not: 24 MB more or less.
     """
     sys.setswitchinterval(_SWITCH_S)
     limit_collections()
+    limit_heaps(_BLOCK_BYTES)
 
 
 def _table(path: str, rows: pa.Array, kept: pa.Table, columns: Columns) -> pa.Table:

@@ -22,7 +22,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
 from bei_core.errors import BeiError
 from bei_core.jobs.inputs import Input, Part
-from bei_core.jobs.job import Job, shorten_pauses
+from bei_core.jobs.job import Job, tune_process
 from bei_core.jobs.options import JobOptions, RayOptions
 from bei_core.jobs.output import Folder, missing_parts
 from bei_core.jobs.report import Report
@@ -40,7 +40,7 @@ class PartWorker:
     def __init__(self, settings: Settings, options: JobOptions, data: Input, output: str) -> None:
         """`data` comes without its parts: Ray can restart an actor only if its arguments are small."""
         self._settings, self._options, self._data, self._folder = settings, options, data, Folder(output)
-        shorten_pauses()
+        tune_process()
         configure_worker_logging(json_output=settings.json_output, level=settings.log_level)
 
     @cached_property

@@ -37,6 +37,22 @@ ctypes.CDLL(None).malloc_trim(0)
 print(resident() - before)
 """
 
+# Two blocks of 12 MB, between others that stay, after one that raises the limits of glibc.
+BLOCKS = """
+from bei_core.http.memory import limit_heaps
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+b"x" * int("30_000_000")
+limit_heaps(4 << 20)
+before = resident()
+blocks = [b"x" * size for _ in range(2) for size in map(int, ("12_000_000", "100_000"))]
+del blocks[::2]
+print(resident() - before)
+"""
+
 
 class FakeC:
     """The C library, with the number of times that it returned memory."""
@@ -98,4 +114,9 @@ def test_small_requests_return_no_memory(library: FakeC) -> None:
 
 def test_the_end_of_the_heap_of_a_thread_is_returned() -> None:
     program = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, check=True)
+    assert int(program.stdout) < 4_000_000
+
+
+def test_a_large_block_between_others_is_returned() -> None:
+    program = subprocess.run([sys.executable, "-c", BLOCKS], capture_output=True, text=True, check=True)
     assert int(program.stdout) < 4_000_000
