@@ -34,7 +34,6 @@ import numpy.typing as npt
 
 from bei_core.bench.workload import texts
 from bei_core.config.settings import Settings
-from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
 from bei_core.jobs.inputs import open_input
 from bei_core.jobs.job import Job, tune_process
@@ -99,7 +98,7 @@ def run_side(side: str, options: argparse.Namespace, folder: Path, connection: C
     pool = ThreadPoolExecutor(opened.engine.info.num_callers)  # its threads end with the process, which is killed
     for part in data.parts[:: options.every]:
         tokens = job.prepare(part).encoded.tokens
-        batches = [Batch.pack([tokens[index] for index in batch]) for batch in job.worker.plan(tokens)]
+        batches = [batch for _, batch in job.worker.batches(tokens)]
         turns.begin()
         deque(pool.map(opened.engine.forward, batches), maxlen=0)
         turns.end(sum(batch.num_tokens for batch in batches), 0.0)

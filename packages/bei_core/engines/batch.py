@@ -28,6 +28,7 @@ class Batch:
     cu_seqlens: npt.NDArray[np.int32]  # [B + 1], cumulative lengths from 0
     max_len: int  # tokens of the longest sequence
     skips: npt.NDArray[np.int32]  # [B], number of first tokens of each sequence that pooling leaves out
+    row_length: int = 0  # of packed rows that the sequences were chosen to fill; 0 if they were not chosen so
 
     def __len__(self) -> int:
         return len(self.cu_seqlens) - 1
@@ -53,7 +54,7 @@ class Batch:
         return cls.pack([Tokens(np.zeros(1, np.int32), np.zeros(1, np.int32))])
 
     @classmethod
-    def pack(cls, items: Sequence[Tokens]) -> Batch:
+    def pack(cls, items: Sequence[Tokens], row_length: int = 0) -> Batch:
         """The sequences of `items`, in order. Raises ValueError if there are none, or if one is empty."""
         lengths = [len(item.ids) for item in items]
         if not lengths or not min(lengths):
@@ -64,6 +65,7 @@ class Batch:
             cu_seqlens=np.array([0, *accumulate(lengths)], np.int32),
             max_len=max(lengths),
             skips=np.array([item.skip for item in items], np.int32),
+            row_length=row_length,
         )
 
     def part(self, start: int, stop: int) -> Batch:
@@ -75,6 +77,7 @@ class Batch:
             cu_seqlens=self.cu_seqlens[start : stop + 1] - first,
             max_len=int(self.lengths[start:stop].max()),
             skips=self.skips[start:stop],
+            row_length=self.row_length,
         )
 
     def even_parts(self, count: int) -> list[Batch]:

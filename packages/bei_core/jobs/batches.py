@@ -11,8 +11,8 @@ from bei_core.engines.best_fit import best_fit
 T = TypeVar("T")
 
 # Engines that pad have packed rows of at least 64 tokens (engines/openvino/packing.py). Attention costs less in short
-# rows, but fewer texts fit together. With 80, less than 3% is padding for parts of 512 rows and more.
-_ROW_TOKENS = 80
+# rows, but fewer texts fit together. With 80, less than 3% is padding for parts of 1,000 texts and more.
+ROW_TOKENS = 80
 
 
 def plan_batches(
@@ -45,5 +45,5 @@ def _even_parts(items: list[T], num_parts: int) -> Iterator[list[T]]:
 
 def _row_tokens(length: int, max_tokens: int) -> int:
     """Returns the number of tokens of the packed row for a text of `length` tokens: 80, 128, 256, 512, ..."""
-    row_tokens = _ROW_TOKENS if length <= _ROW_TOKENS else 1 << (length - 1).bit_length()
+    row_tokens = ROW_TOKENS if length <= ROW_TOKENS else 1 << (length - 1).bit_length()
     return max(length, min(row_tokens, max_tokens))

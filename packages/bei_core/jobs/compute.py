@@ -17,7 +17,7 @@ from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
 from bei_core.http.schemas.vectors import Precision, quantize
-from bei_core.jobs.batches import plan_batches
+from bei_core.jobs.batches import ROW_TOKENS, plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
 from bei_core.jobs.threads import Threads
 from bei_core.models.kind import Kind
@@ -135,17 +135,18 @@ class Worker:
     def start(self, encoded: Encoded, threads: Threads) -> Started:
         """Gives the batches of a part to the threads. They run after those of the parts before."""
         started = Started(encoded, self._space(len(encoded.tokens)))
-        batches = deque((indices, _pack(encoded.tokens, indices)) for indices in self.plan(encoded.tokens))
+        batches = deque(self.batches(encoded.tokens))
         started.running = threads.run(batches, lambda each: self._compute(started, *each))
         return started
 
-    def plan(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
-        """Yields the batches of a part, each a list of indices; the same for any number of threads."""
+    def batches(self, tokens: Sequence[Tokens]) -> Iterator[tuple[list[int], Batch]]:
+        """Yields the batches of a part, each with the indices of its texts; the same for any number of threads."""
         lengths, info = [len(item.ids) for item in tokens], self._engine.info
         # In bf16, large batches were not faster on several streams (docs/decisions/029-bulk-jobs.md).
         most = min(info.most_batch_tokens, self.limits.max_batch_tokens) if info.precision == "int8" else 0
         budget = most if most and sum(lengths) >= _MANY_BATCHES * most else info.batch_tokens
-        return plan_batches(lengths, budget, *self.limits)
+        for indices in plan_batches(lengths, budget, *self.limits):
+            yield indices, _pack(tokens, indices)
 
     def finish(self, started: Started) -> tuple[Encoded, Columns]:
         """Waits for a part. Returns the entries that have an output row, and the output columns, a row per entry.
@@ -281,7 +282,7 @@ def _pack(tokens: Sequence[Tokens], indices: Sequence[int]) -> Batch:
     such a text is twice in its batch.
     """
     items = [tokens[index] for index in indices]
-    return Batch.pack(items * 2 if len(items) == 1 and len(items[0].ids) <= _LONE_TOKENS else items)
+    return Batch.pack(items * 2 if len(items) == 1 and len(items[0].ids) <= _LONE_TOKENS else items, ROW_TOKENS)
 
 
 def _task_of(model: ServedModel, options: JobOptions) -> Task:

@@ -25,7 +25,7 @@ from bei_core.jobs.sinks import open_sink, sink_of
 from bei_core.serving.served_model import describe
 
 # Part of a job's identity. Increment it when the same rows would give other bytes, which a resumed job would mix.
-FORMAT = 2
+FORMAT = 3
 
 _SWITCH_S = 0.0005  # how long a thread that runs Python code keeps the GIL after another one has asked for it
 _BLOCK_BYTES = 4 << 20  # larger blocks, such as the vectors of a part, are outside the heaps of the C library

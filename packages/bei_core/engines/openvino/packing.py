@@ -142,7 +142,8 @@ def pack_rows(
     the output of a sequence is as wide as a vocabulary.
     `starts` and `lengths` may have dummy sequences at the end: see `_round_up_count`.
     """
-    layouts = [_cheapest_layout(_Segments.of(batch, tried)) for tried in ([prefixes, ()] if prefixes else [()])]
+    tried = [_Segments.of(batch, each) for each in ([prefixes, ()] if prefixes else [()])]
+    layouts = [_cheapest_layout(each, batch.row_length) for each in tried]
     layout = min(layouts, key=lambda layout: layout.cost)
     segments, starts, lengths = layout.segments, layout.starts(), batch.lengths
 
@@ -190,12 +191,17 @@ def _round_up_count(num_sequences: int, *, is_wide: bool) -> int:
     return 1 << -(-(num_sequences - 1).bit_length() // bits) * bits
 
 
-def _cheapest_layout(segments: _Segments) -> _Layout:
-    """The layout with the least work: longer rows have less padding, but cost more attention."""
+def _cheapest_layout(segments: _Segments, planned: int) -> _Layout:
+    """The layout with the least work: longer rows have less padding, but cost more attention.
+
+    If the sequences were chosen to fill rows of the length `planned`, these are taken, so that there are few shapes.
+    """
     num_tokens, longest = int(segments.lengths.sum()), int(segments.lengths.max())
     order, lengths = segments.order(), segments.lengths.tolist()
     if num_tokens <= PREFERRED_ROW_LENGTH:
         return _lay_out(segments, order, lengths, _round_up_length(num_tokens))
+    if longest <= planned and not segments.shared.any():
+        return _lay_out(segments, order, lengths, planned)
     preferred = _SHARING_ROW_LENGTH if segments.shared.any() else PREFERRED_ROW_LENGTH
     shortest = max(_MIN_ROW_LENGTH, _round_up_length(longest))
     best = _lay_out(segments, order, lengths, shortest)
