@@ -94,3 +94,14 @@ class Batch:
             if is_full or self.cu_seqlens[stop + 1] - self.cu_seqlens[start] > max_tokens:
                 yield self.part(start, stop)
                 start = stop
+
+
+def distinct(inputs: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
+    """Returns the inputs without repetitions, and for each of `inputs` its index in that list.
+
+    Inputs are equal if an engine computes the same for them: ids, type ids and the number of skipped tokens are.
+    """
+    keys = [(item.ids.tobytes(), item.type_ids.tobytes(), item.skip) for item in inputs]
+    found = dict(zip(keys, inputs, strict=True))
+    places = {key: place for place, key in enumerate(found)}
+    return list(found.values()), [places[key] for key in keys]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
-from bei_core.engines.batch import Batch
+from bei_core.engines.batch import Batch, distinct
 from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
 from bei_core.http.schemas.vectors import Precision, quantize
 from bei_core.jobs.batches import ROW_TOKENS, plan_batches
@@ -62,7 +62,7 @@ class Encoded:
     tokens: list[Tokens] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # row number of each entry of `tokens`, ascending
     rejected: dict[int, str] = field(default_factory=dict)
-    num_padded: float = 0.0  # tokens that the engine computed for the entries, padding included
+    num_padded: float = 0.0  # tokens of all entries, with the padding that the engine computed
 
     def add(self, row: int, tokens: Sequence[Tokens]) -> None:
         """Adds the tokens of a row, one entry per chunk."""
@@ -87,10 +87,13 @@ class Started:
     """A part that the engine computes. What its threads find out is complete when `running` is."""
 
     encoded: Encoded
-    outputs: Outputs  # of the entries; the threads write those of a batch while they are in the processor's cache
+    outputs: Outputs  # of `distinct`; the threads write those of a batch while they are in the processor's cache
+    distinct: Sequence[Tokens] = ()  # the tokens of the entries without repetitions
+    places: Sequence[int] = ()  # of each entry in `distinct`
     running: Sequence[Future[None]] = ()
-    reasons: dict[int, str] = field(default_factory=dict)  # why an entry has no output, by its index
-    num_padded: list[float] = field(default_factory=list)  # of each batch, tokens that were computed, padding included
+    reasons: dict[int, str] = field(default_factory=dict)  # why one has no output, by its index in `distinct`
+    # Of each batch, tokens that were computed, padding included; the first number are those of repetitions.
+    num_padded: list[float] = field(default_factory=list)
 
 
 class Worker:
@@ -133,9 +136,14 @@ class Worker:
         return Threads(self._engine.info.num_callers)
 
     def start(self, encoded: Encoded, threads: Threads) -> Started:
-        """Gives the batches of a part to the threads. They run after those of the parts before."""
-        started = Started(encoded, self._space(len(encoded.tokens)))
-        batches = deque(self.batches(encoded.tokens))
+        """Gives the batches of a part to the threads. They run after those of the parts before.
+
+        Entries with the same tokens are computed once.
+        """
+        tokens, places = distinct(encoded.tokens)
+        num_repeated = encoded.num_tokens - sum(map(len, tokens))
+        started = Started(encoded, self._space(len(tokens)), tokens, places, num_padded=[num_repeated])
+        batches = deque(self.batches(tokens))
         started.running = threads.run(batches, lambda each: self._compute(started, *each))
         return started
 
@@ -157,21 +165,23 @@ class Worker:
             each.result()
         done, outputs = started.encoded, started.outputs
         started.outputs = None  # so that they are freed below, and not with the part
-        if started.reasons or done.rejected:
-            done, outputs = self._without_rejected(started, outputs)
+        if started.reasons or done.rejected or len(started.distinct) < len(done.tokens):
+            done, outputs = self._with_output(started, outputs)
         done = replace(done, num_padded=sum(started.num_padded))
         columns = _span_columns(done) if self._options.chunk else {}
         return done, {**columns, **self._finished(outputs)}
 
-    def _without_rejected(self, started: Started, outputs: Outputs) -> tuple[Encoded, Outputs]:
-        """Returns the entries of the rows that are not rejected, and their outputs."""
+    def _with_output(self, started: Started, outputs: Outputs) -> tuple[Encoded, Outputs]:
+        """Returns the entries of the rows that are not rejected, and the output of each."""
         encoded = started.encoded
         rejected = dict(encoded.rejected)
-        for index, reason in sorted(started.reasons.items()):
-            rejected.setdefault(encoded.owners[index], reason)
+        for owner, place in zip(encoded.owners, started.places, strict=True):
+            if place in started.reasons:
+                rejected.setdefault(owner, started.reasons[place])
         kept = [index for index, owner in enumerate(encoded.owners) if owner not in rejected]
         tokens, owners = [encoded.tokens[index] for index in kept], [encoded.owners[index] for index in kept]
-        left = [outputs[index] for index in kept] if isinstance(outputs, list) else outputs[kept]
+        places = [started.places[index] for index in kept]
+        left = [outputs[place] for place in places] if isinstance(outputs, list) else outputs[places]
         return Encoded(tokens, owners, rejected), left
 
     def _space(self, num_outputs: int) -> Outputs:
@@ -217,7 +227,7 @@ class Worker:
             return None
         for index, row in zip(indices, rows, strict=True):
             if index not in started.reasons:
-                started.outputs[index] = self._output(row, started.encoded.tokens[index])
+                started.outputs[index] = self._output(row, started.distinct[index])
         return None
 
     def _compute_halves(self, started: Started, indices: list[int]) -> None:
@@ -228,7 +238,7 @@ class Worker:
             return
         middle = len(indices) // 2
         for half in (indices[:middle], indices[middle:]):
-            self._compute(started, half, _pack(started.encoded.tokens, half))
+            self._compute(started, half, _pack(started.distinct, half))
 
     def _forward(self, batch: Batch) -> Outputs:
         """Returns f32[B, D], or f32[n, E] of the tokens of each text."""

@@ -26,7 +26,7 @@ class Report:
     num_rows: int = 0
     num_rejected: int = 0
     num_tokens: int = 0
-    num_padded: float = 0.0  # tokens that the engine computed, padding included
+    num_padded: float = 0.0  # the same, with the padding that the engine computed
     num_parts_before: int = 0
     seconds: float = 0.0
 
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def padding_share(self) -> float:
-        """Share (0 to 1) of the computed tokens that were padding."""
+        """Share (0 to 1) of padding in the tokens and the padding."""
         return max(0.0, 1 - self.num_tokens / self.num_padded) if self.num_padded else 0.0
 
     def __str__(self) -> str:

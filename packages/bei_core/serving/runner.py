@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bei_core.engines.base import Engine
-from bei_core.engines.batch import Batch
+from bei_core.engines.batch import Batch, distinct
 from bei_core.errors import DeadlineExceededError, EngineError, RequestError, UnhealthyError
 from bei_core.logs import ModelLog
 from bei_core.metrics import Metrics
@@ -266,7 +266,7 @@ class Runner:
         """Runs a batch and settles its items. If it fails, runs its halves, so that only the faulty items fail."""
         inputs, places = [item.tokens for item in items], [0]
         if len(items) > 1:
-            inputs, places = _distinct(inputs)
+            inputs, places = distinct(inputs)
         batch = Batch.pack(inputs)
         started = self._clock()
         try:
@@ -380,14 +380,6 @@ class Runner:
         self._log.error("%s; failing %d items", why, len(held) + len(waiting))
         self._fail(held, EngineError(why))
         self._fail(waiting, UnhealthyError(why))
-
-
-def _distinct(inputs: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
-    """Returns the inputs without repetitions, and for each of `inputs` its index in that list."""
-    keys = [(item.ids.tobytes(), item.type_ids.tobytes(), item.skip) for item in inputs]
-    distinct = dict(zip(keys, inputs, strict=True))
-    places = {key: place for place, key in enumerate(distinct)}
-    return list(distinct.values()), [places[key] for key in keys]
 
 
 def _resolve(tickets: Sequence[Ticket]) -> None:

@@ -15,6 +15,7 @@ from bei_core.jobs.threads import Threads
 from bei_core.tasks import Rows
 from tests.fakes import SAFETY_S
 from tests.unit.cli.fake_model import opens
+from tests.unit.jobs.conftest import WORDS
 from tests.unit.jobs.test_job import run, table
 
 
@@ -105,7 +106,8 @@ def test_batches_that_wait_are_not_computed_after_the_end_of_a_job() -> None:
 
 def test_a_part_of_many_tokens_has_the_largest_batches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
-    source.write_text("".join(f'{{"text": "the text {number}"}}\n' for number in range(3000)))
+    texts = (" ".join(WORDS[number // 12**place % 12] for place in range(4)) for number in range(3000))  # no two equal
+    source.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
     engine = opens(monkeypatch)
     engine.info = replace(engine.info, precision="int8", batch_tokens=256, most_batch_tokens=512)
     run(source, tmp_path / "out", rows_per_part=2700)

@@ -171,6 +171,21 @@ def test_only_the_texts_that_the_engine_fails_on_are_rejected(
     assert all(vector == by_row[row] for row, vector in zip(found["row"], found["embedding"], strict=True))
 
 
+def test_equal_texts_of_a_part_are_computed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    texts = ["the", "and the", "the", "and", "and the", "a", "the"]
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    engine = opens(monkeypatch)
+    engine.nan_on = frozenset([184])  # the id of "and"
+    report = run(source, tmp_path / "out")
+    assert len(engine.seen) == len({tuple(ids) for ids in engine.seen}) == 4
+    found = table(tmp_path / "out")
+    assert found["row"] == [0, 2, 5, 6]
+    assert found["embedding"][0] == found["embedding"][1] == found["embedding"][3] != found["embedding"][2]
+    assert report.num_rejected == 3
+    assert report.num_padded >= report.num_tokens
+
+
 def test_an_engine_that_fails_on_everything_ends_the_job_and_no_row_is_rejected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
 ) -> None:
