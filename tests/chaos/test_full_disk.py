@@ -16,7 +16,15 @@ from tests.golden.cases import CASES
 
 CASE = CASES[0]
 CAPACITY = 16_384  # bytes of each file that the server writes
-FULL = ("env", "BEI_ACCESS_LOG=true", "bash", "-c", f'ulimit -S -f {CAPACITY // 1024} && exec "$@"', "bash")
+FULL = (
+    "env",
+    "BEI_ACCESS_LOG=true",
+    "PYTHONDONTWRITEBYTECODE=1",
+    "bash",
+    "-c",
+    f'ulimit -S -f {CAPACITY // 1024} && exec "$@"',
+    "bash",
+)
 NUM_REQUESTS = 120  # enough for more than CAPACITY of log lines, and for graphs for single texts
 
 
