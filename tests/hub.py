@@ -3,7 +3,8 @@
 Written against huggingface_hub 2.4 (`_snapshot_download.py`, `file_download.py`, `utils/_http.py`) and what
 huggingface.co answers: revisions and trees under /api/models, files under /resolve with ETag and X-Repo-Commit, weights
 by redirect to a second path with X-Linked-Etag and X-Linked-Size, errors by X-Error-Code. There is no Xet, so that
-clients use plain HTTP. Beside it, the files that a repository or a model folder is made of.
+clients use plain HTTP. A data set is a repository, too, with all files in its root folder. Beside it, the files that a
+repository or a model folder is made of.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
-_API = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+))?")
-_RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
+_API = re.compile(
+    r"/api/(models|datasets)/(?P<repo>[^/]+(?:/[^/]+)?)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)/?)?"
+)
+_RESOLVE = re.compile(r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 _BLOB = re.compile(r"/blobs/(?P<digest>[0-9a-f]{64})")
 
 # A tokenizer.json of a few words.

@@ -51,9 +51,11 @@ class Input:
 class Reader:
     """Reads parts. It keeps the last file open, because parts mostly come in order."""
 
-    def __init__(self, location: str, versions: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def __init__(
+        self, location: str, versions: Mapping[str, Mapping[str, Any]] | None = None, hf_token: str | None = None
+    ) -> None:
         """`versions` are those that the files must have, by path; without them, any is read."""
-        self._files, self._root = open_location(location)
+        self._files, self._root = open_location(location, hf_token)
         self._location = location
         self._scheme = location.partition("://")[0] if "://" in location else ""  # "" for paths of this machine
         self._versions = versions
@@ -82,6 +84,7 @@ class Reader:
         def read(file: DataFile) -> tuple[Rows, Mapping[str, Any]]:
             rows = file.read(part.split, options.text_columns, schema)
             with self._translated(part.path):
+                self._files.invalidate_cache(part.path)  # that of the hub's driver; the others have none
                 return rows, version_of(self._files.info(part.path))
 
         rows, version = self.retry(read, part.path)
@@ -127,13 +130,13 @@ class Reader:
         return retry_transient(attempt, self._root)
 
 
-def open_input(location: str, options: JobOptions) -> Input:
+def open_input(location: str, options: JobOptions, hf_token: str | None = None) -> Input:
     """Returns a data set with its parts. To find the parts of files of lines, it reads these files once.
 
     Raises ConfigError if there is no file or a column is missing, CheckpointError if a file cannot be read.
     """
     location = absolute_location(location)
-    reader = Reader(location)
+    reader = Reader(location, hf_token=hf_token)
     files = reader.list()
     splits, schema, exact = list[tuple[str, Split]](), pa.schema([]), dict[pa.Schema, str]()
     for path in files:

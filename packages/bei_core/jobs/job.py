@@ -54,7 +54,7 @@ class Job:
         taken = {"file", "row", *columns}.intersection(options.keep)
         if taken:
             raise ConfigError(f"`keep` has {', '.join(sorted(taken))}, which the job writes itself; rename the column")
-        self._reader = Reader(source.location, source.files)
+        self._reader = Reader(source.location, source.files, settings.hf_token)
         prompt = model.default_options.prompt or ""
         identity = {
             "model": opened.manifest.source,

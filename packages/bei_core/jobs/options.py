@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import fields
 
+from bei_core.config.convert import convert
 from bei_core.errors import ConfigError
 
 Task: TypeAlias = Literal["auto", "embed", "sparse", "tokens", "classify", "rerank"]
@@ -31,6 +32,12 @@ def check_settings(given: Iterable[str]) -> None:
     """Raises ConfigError if one of the settings that were given for a job is a server's."""
     if names := sorted(SETTINGS_OF_SERVERS.intersection(given)):
         raise ConfigError(f"a job takes no settings of a server; leave out {', '.join(names)}")
+
+
+def _check_types(options: msgspec.Struct) -> None:
+    """Raises ConfigError for a value of another type, which msgspec does not check when a program makes the options."""
+    for field in fields(options):
+        convert(field.type, getattr(options, field.name), f"`{field.name}`")
 
 
 class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -61,6 +68,7 @@ class JobOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ] = 8192
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.rows_per_part < 1:
             raise ConfigError("`rows_per_part` must be at least 1")
         if self.chunk_tokens is not None and self.chunk_tokens < 1:
@@ -100,6 +108,7 @@ class RayOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     gpus_per_worker: Annotated[float, Meta(description="GPUs that Ray reserves for a worker.")] = 0.0
 
     def __post_init__(self) -> None:
+        _check_types(self)
         if self.ray_workers < 1 or self.cpus_per_worker < 1:
             raise ConfigError("`ray_workers` and `cpus_per_worker` must be at least 1")
         if not self.gpus_per_worker >= 0:

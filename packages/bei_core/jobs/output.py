@@ -51,6 +51,8 @@ class Folder:
         self.location = absolute_location(location)
         self._store = ObjectStore(location) if "://" in self.location else None
         self._path = Path(self.location)
+        if self._store is not None and ("?" in location or "#" in location):
+            raise ConfigError(f"{redact(location)}: the URL of an output has no ? and no #")
         if self._store is not None and isinstance(backend_of(location), Memory):
             raise ConfigError(f"{redact(location)} ends with this process; give a folder or an object store")
 

@@ -47,7 +47,7 @@ def embed(
     if target is not None:
         check_target(target, several_processes=ray is not None)  # before an engine is built
     with folder.locked():
-        data = open_input(str(source), options)
+        data = open_input(str(source), options, settings.hf_token)
         missing = missing_parts(folder, data.parts)
         with Progress(data.parts, missing) as progress:
             if ray is None or not missing:  # without parts, it only checks that the folder is this job's

@@ -112,11 +112,12 @@ def redact(url: str) -> str:
     """A URL without secrets, for logs, errors and the names of cached sources: no query, fragment, user or password.
 
     A query may hold a signature. In the URL of an object store only a user with a password is a secret: `user@` alone
-    belongs to the path, as in `abfs://container@account...`. A text that is not a URL is returned unchanged.
+    belongs to the path, as in `abfs://container@account...`; a `?` without `=` or a `#` may belong to a glob or a name.
+    A text that is not a URL is returned unchanged.
     """
     if "://" not in url:
         return url
-    bare = url.split("?")[0].split("#")[0]
+    bare = re.split(r"[?#]" if url.startswith("http") or not is_store(url) else r"\?(?=[^/?]*=)", url)[0]
     secret = r"[^/@]*:[^/@]*@" if is_store(url) else r"[^/@]*@"
     return re.sub(rf"(?<=://){secret}", "", bare)
 

@@ -176,12 +176,20 @@ class StoreFile(io.RawIOBase):
         return self._file.tell()
 
 
-def open_location(location: str) -> tuple[FileSystem, str]:
-    """As `open_store`, also for a path of this machine and for a data set of the hub (`hf://datasets/owner/name/…`)."""
+def open_location(location: str, hf_token: str | None = None) -> tuple[FileSystem, str]:
+    """As `open_store`, also for a path of this machine and for a data set of the hub (`hf://datasets/owner/name/…`).
+
+    `?` and `#` are parts of names and globs here; in other URLs a query or a fragment begins with them.
+    """
     if location.startswith("hf://"):
         import fsspec
 
-        return fsspec.filesystem("hf"), location.removeprefix("hf://")
+        # Another job of this process may have read an earlier state of the data set.
+        return fsspec.filesystem("hf", token=hf_token, skip_instance_cache=True), location.removeprefix("hf://")
     if "://" not in location:
         return backend_of("file:///").open({}), str(Path(location).absolute())
-    return open_store(location)
+    folder = re.match(r"[^:]+://[^/?#]+[^?#]*(?=/[^/?#]*[?#])", location)
+    if folder is None:
+        return open_store(location)
+    files, path = open_store(folder[0])
+    return files, path + location[folder.end() :].rstrip("/")

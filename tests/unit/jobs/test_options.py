@@ -133,11 +133,28 @@ def test_options_of_embeddings_are_refused_for_a_model_of_another_kind(
         ({"ray_workers": 0}, "at least 1"),
         ({"gpus_per_worker": -1.0}, "`gpus_per_worker`"),
         ({"ray": ""}, "`ray` must be"),
+        ({"ray_workers": "2"}, "`ray_workers` is '2': Expected `int`"),
     ],
 )
 def test_options_of_workers_are_checked(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         RayOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"keep": "id"}, "`keep` is 'id': Expected `array`"),
+        ({"output_dtype": "float64"}, "`output_dtype` is 'float64': expected one of float32, float16, int8, bit"),
+        ({"job": "embedding"}, "`job` is 'embedding': expected one of auto"),
+        ({"normalize": "false"}, "`normalize` is 'false': Expected `bool`"),
+        ({"dimensions": 8.0}, "`dimensions` is 8.0: Expected `int"),
+        ({"rows_per_part": "8"}, "`rows_per_part` is '8': Expected `int`"),
+    ],
+)
+def test_an_option_of_another_type_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        JobOptions(**options)
 
 
 @pytest.mark.parametrize("sink", ["qdrant:folder", "milvus:file.db"])

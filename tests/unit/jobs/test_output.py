@@ -126,6 +126,8 @@ def test_the_url_of_a_folder_is_that_folder_with_its_lock_and_its_renames(
         ("memory://out", "memory://out ends with this process; give a folder or an object store"),
         ("sftp://host/out", "sftp://host/out: no object store has this scheme; known are s3"),
         ("hf://datasets/a/b", "no object store has this scheme"),
+        ("s3://bucket/out?key=sesame", "s3://bucket/out: the URL of an output has no \\? and no #"),
+        ("s3://bucket/out#1", "the URL of an output has no"),
         ("file://out", "file://out has no absolute path; write file:///folder"),
     ],
 )

@@ -187,6 +187,19 @@ def test_a_store_that_fails_for_a_moment_at_the_start_does_not_end_the_job(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("name", "num_files"), [("in/?.jsonl", 2), ("in/a#1.jsonl", 1), ("in?/x.jsonl", 1), ("in/[ab]?1.*", 1), ("in/", 3)]
+)
+def test_question_marks_and_hashes_belong_to_globs_and_names(
+    tmp_path: Path, bucket: str, rows: list[dict[str, Any]], name: str, num_files: int
+) -> None:
+    for stored_name in ("in/a.jsonl", "in/b.jsonl", "in/a#1.jsonl", "in2/x.jsonl"):
+        FailingStore().pipe_file(f"/{bucket}/{stored_name}", lines(rows))
+    assert run(f"gs://{bucket}/{name}", tmp_path / "out").num_rows == num_files * len(rows)
+    with pytest.raises(StartError, match=rf"{bucket}/no\?\.jsonl"):
+        run(f"gs://{bucket}/no?.jsonl", tmp_path / "other")
+
+
 def test_an_input_that_does_not_exist_ends_the_job_at_once(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bucket: str
 ) -> None:

@@ -128,6 +128,8 @@ def test_a_missing_driver_names_its_command(monkeypatch: pytest.MonkeyPatch, url
 def test_what_is_printed_of_a_url_has_no_signature_and_no_password() -> None:
     assert redact("https://host/m.tar.gz?X-Amz-Signature=sesame#sesame") == "https://host/m.tar.gz"
     assert redact("https://user:sesame@host/m.tar.gz") == "https://host/m.tar.gz"
+    assert redact("https://account.blob.core.windows.net/c/a?sesame") == "https://account.blob.core.windows.net/c/a"
+    assert redact("s3://bucket/day=1/a?.jsonl#1?x=1&sig=sesame") == "s3://bucket/day=1/a?.jsonl#1"
     assert (
         redact("abfs://container@account.dfs.core.windows.net/a") == "abfs://container@account.dfs.core.windows.net/a"
     )
