@@ -28,7 +28,7 @@ from bei_core.errors import ConfigError
 from bei_core.jobs import JobOptions, RayOptions, embed
 from bei_core.jobs.inputs import open_input
 from bei_core.jobs.output import Folder
-from bei_core.jobs.ray_data import PartWorker
+from bei_core.jobs.ray_data import PartWorker, check_nodes
 from tests.fakes import SAFETY_S
 from tests.golden.cases import GOLDEN
 from tests.ray.local_cluster import LocalCluster, lines_with
@@ -238,3 +238,30 @@ def test_an_error_of_a_worker_is_that_of_the_job(
         embed(source, tmp_path / "out", settings=settings, options=options, ray=RayOptions())
     logged = [json.loads(line) for line in lines_with("the worker stops") if line.startswith("{")]
     assert [(line["level"], line["logger"]) for line in logged] == [("ERROR", "bei_core.jobs.ray_data")]
+
+
+def test_a_worker_that_no_node_can_hold_is_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
+    check_nodes(RayOptions(ray="local", cpus_per_worker=2))
+    check_nodes(RayOptions(ray="local", cpus_per_worker=1, gpus_per_worker=0.5))
+    said = r"no node has the 2 CPU and 0\.25 GPU of a worker \(at most 2 CPU and 1 GPU\); lower `cpus_per_worker`"
+    with pytest.raises(ConfigError, match=said):
+        check_nodes(RayOptions(ray="local", cpus_per_worker=2, gpus_per_worker=0.25))
+    check_nodes(RayOptions(ray="auto", cpus_per_worker=64))
+    assert "no node has the 64 CPU" in caplog.text
+    assert "the job waits for it" in caplog.text
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, settings: Settings
+) -> None:
+    def fail(**_: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nMore lines.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
+    with pytest.raises(ConfigError, match=r"^no Ray cluster at auto: Could not find any running Ray instance\.$"):
+        embed(source, tmp_path / "out", settings=settings, ray=RayOptions(ray="auto"))

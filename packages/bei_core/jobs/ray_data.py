@@ -20,7 +20,7 @@ import ray.data
 
 from bei_core.config.settings import Settings
 from bei_core.engines.open import open_engine
-from bei_core.errors import BeiError
+from bei_core.errors import BeiError, ConfigError
 from bei_core.jobs.inputs import Input, Part
 from bei_core.jobs.job import Job, tune_process
 from bei_core.jobs.options import JobOptions, RayOptions
@@ -78,9 +78,17 @@ def compute_on_ray(
     folder: Folder,
     missing: Sequence[Part],
 ) -> Generator[Report, None, None]:
-    """Computes parts on a cluster; yields reports in any order. Raises the BeiError that a worker raised."""
+    """Computes parts on a cluster; yields reports in any order. Raises the BeiError that a worker raised.
+
+    Raises ConfigError if there is no cluster.
+    """
     if not ray.is_initialized():
-        ray.init(address=ray_options.ray, log_to_driver=False)
+        try:
+            ray.init(address=ray_options.ray, log_to_driver=False)
+        except (OSError, ValueError, RuntimeError) as error:  # Ray's own are of these classes
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ConfigError(f"no Ray cluster at {ray_options.ray}: {reason}") from error
+    check_nodes(ray_options)
     num_workers = min(ray_options.ray_workers, len(missing))
     per_call = max(1, min(_MAX_PARTS_PER_CALL, len(missing) // (num_workers * _CALLS_PER_WORKER)))
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -98,3 +106,22 @@ def compute_on_ray(
         if isinstance(result, BeiError):
             raise result
         yield result
+
+
+def check_nodes(ray_options: RayOptions) -> None:
+    """Raises ConfigError if no node can hold a worker, for which Ray would wait without a word.
+
+    Only logs a warning for a cluster that was there before, because its autoscaler may add such a node.
+    """
+    needed = {"CPU": ray_options.cpus_per_worker, "GPU": ray_options.gpus_per_worker}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(name, 0) >= number for name, number in needed.items()) for node in nodes):
+        return
+    most = " and ".join(f"{max((node.get(name, 0) for node in nodes), default=0):g} {name}" for name in needed)
+    reason = (
+        f"no node has the {needed['CPU']} CPU and {needed['GPU']:g} GPU of a worker (at most {most}); lower "
+        "`cpus_per_worker` or `gpus_per_worker`"
+    )
+    if ray_options.ray == "local":
+        raise ConfigError(reason)
+    log.warning("%s, or add a node: the job waits for it", reason)
