@@ -78,26 +78,18 @@ def load_folder(
     try:
         path = folder / WEIGHTS  # also of a model whose own weights are in the folder of a module
         stored = StoredTensors(Tensors(entries(path), source=str(path)), device)
-        return load_model(read_facts(folder), stored, DTYPES[precision], device, rank, may_compile=may_compile)
+        kernels = Kernels(getattr(torch, DTYPES[precision]), rank, may_compile=may_compile)
+        return load_model(read_facts(folder), stored, kernels, device)
     except RuntimeError as error:  # too little memory, or a driver of the wrong version
         raise EngineUnavailableError(f"torch cannot load {folder} on {device}: {error}") from error
 
 
-def load_model(
-    facts: Facts,
-    tensors: Mapping[str, Tensor],
-    dtype: str,
-    device: torch.device,
-    rank: Rank | None = None,
-    *,
-    may_compile: bool = True,
-) -> Model:
-    """Returns a model with these tensors on the device, in torch's `dtype` of that name ("bfloat16"…)."""
+def load_model(facts: Facts, tensors: Mapping[str, Tensor], kernels: Kernels, device: torch.device) -> Model:
+    """Returns a model with these tensors on the device."""
     with device:
-        model = Model(facts, Kernels(getattr(torch, dtype), rank, may_compile=may_compile))
+        model = Model(facts, kernels)
     model.load(tensors)
-    model.to(device).eval()
-    return model
+    return model.to(device).eval()
 
 
 def check_gpu(precision: str, device: torch.device) -> None:

@@ -79,7 +79,7 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     heads = {HEAD_PREFIX + name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
     tensors = checkpoint.tensors()
     everything = ChainMap(heads, StoredTensors(tensors, device))  # type: ignore[arg-type]  # it is only read
-    model = load_model(facts, everything, dtype, device)
+    model = load_model(facts, everything, Kernels(getattr(torch, dtype)), device)
     reference = outputs(TorchEngine(model, spec, dtype), held_out)
     entries = _entries(tensors, _scales(model, facts.quantized, calibration))
     del model
