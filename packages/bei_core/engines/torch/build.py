@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
-from bei_core.engines.calibration import Quantization, quantization_of, read_samples
+from bei_core.engines.calibration import quantization_of, read_samples
 from bei_core.engines.quality import bar_of
 from bei_core.engines.torch.folder import DTYPES, PRECISIONS, facts_of, write_folder
 from bei_core.errors import ConfigError, EngineUnavailableError
@@ -52,16 +52,10 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: st
     """
     check(spec, settings, engine)
     quantization = quantization_of(settings)
-    if quantization is not None:
-        return _quantized_plan(checkpoint, spec, settings, quantization, engine)
-    model, precision = facts_of(spec), PRECISIONS[settings.dtype]
-    fill = partial(write_folder, checkpoint=checkpoint, facts=model, dtype=DTYPES[precision])
-    return Plan(engine, precision, {"folder": VERSION, "mask": model.mask}, fill)
-
-
-def _quantized_plan(
-    checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, quantization: Quantization, engine: str
-) -> Plan:
+    if quantization is None:
+        model, precision = facts_of(spec), PRECISIONS[settings.dtype]
+        fill = partial(write_folder, checkpoint=checkpoint, facts=model, dtype=DTYPES[precision])
+        return Plan(engine, precision, {"folder": VERSION, "mask": model.mask}, fill)
     if find_spec("torch") is None:
         raise EngineUnavailableError(
             f"quantization_type {quantization.type} needs torch for the build: pip install 'bei-core[torch]'"
