@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
-from bei_core.engines.torch.kernels.varlen import Flex, ScoreBias, attend, attention, is_flash
+from bei_core.engines.torch.kernels.varlen import Flex, ScoreBias, attend, attention
 from bei_core.engines.torch.models.sequences import Sequences, handle_of
-from bei_core.engines.torch.models.weights import Layer, Weights, empty, fill
+from bei_core.engines.torch.models.weights import Layer, Weights, empty
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.tensor_names import TensorNames
 
@@ -146,9 +146,7 @@ class NormAndRope(nn.Module):
         if self.eps is None:
             return
         for name, heads in zip(("q_norm", "k_norm"), self.weight.split(self.num_heads), strict=True):
-            layer = weights.layer(prefix + name)
-            for row in heads:
-                fill(row, layer, "weight")
+            heads.copy_(weights.layer(prefix + name).parameter("weight", heads.shape[1:], heads.dtype))
         self.weight += self.offset
 
     def forward(self, query_key: Tensor, position_ids: Tensor) -> Tensor:
@@ -183,10 +181,6 @@ class Attention(nn.Module):
         self.handle = handle_of(self)
 
     load = load_attention
-
-    def fits_graph(self, device: torch.device) -> bool:
-        """Whether a CUDA graph on the device can contain this attention."""
-        return is_flash(device, self.dtype, self.sizes, self.score_bias)
 
     def forward(self, x: Tensor, sequences: Sequences) -> Tensor:
         """Returns [T, H] for x [T, H]."""

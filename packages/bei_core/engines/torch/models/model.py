@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bei_core.engines.batch import Batch
 from bei_core.engines.torch.folder import HEAD_PREFIX, Facts
-from bei_core.engines.torch.kernels.torch import Kernels
+from bei_core.engines.torch.kernels.torch import Attention, Kernels
+from bei_core.engines.torch.kernels.varlen import is_flash
 from bei_core.engines.torch.models.heads import F32Layers, Head
 from bei_core.engines.torch.models.sequences import Sequences, upload
 from bei_core.engines.torch.models.weights import Weights
@@ -39,7 +40,8 @@ class Model(nn.Module):
 
     def is_graphable(self) -> bool:
         """Whether a CUDA graph can contain it: no layer loops over sequences on the host."""
-        return all(each.fits_graph(self.device) for each in self.modules() if hasattr(each, "fits_graph"))
+        layers = (each for each in self.modules() if isinstance(each, Attention))
+        return all(is_flash(self.device, each.dtype, each.sizes, each.score_bias) for each in layers)
 
     def rows(self, sequences: Sequences) -> Tensor | None:
         """f32[B, D]; None for a model that has token vectors only."""
