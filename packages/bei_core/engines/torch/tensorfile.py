@@ -71,9 +71,5 @@ def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def _cast(values: npt.NDArray[np.float32], dtype: str) -> Array:
-    if dtype == "F32":
-        return values
-    if dtype == "F16":
-        with np.errstate(over="ignore"):  # values beyond the range of f16 become infinite, as in torch
-            return values.astype(np.float16)
-    return to_bf16(values)
+    with np.errstate(over="ignore"):  # values beyond the range of f16 become infinite, as in torch
+        return to_bf16(values) if dtype == "BF16" else values.astype(DTYPES[dtype], copy=False)
