@@ -50,19 +50,16 @@ class PackedModel(nn.Module):
     def forward(
         self,
         attn_metadata: Any,
-        input_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
+        input_ids: Tensor,
+        position_ids: Tensor,
         inputs_embeds: Tensor | None = None,
         return_context_logits: bool = False,
         **unused: Any,
     ) -> Tensor:
         """Returns f32[B, D], one row for each sequence.
 
-        `input_ids` i32[T] are made by `pack_ids`. `position_ids` i32[1, T] count from 0 in each sequence. Raises
-        ValueError if one of them is missing.
+        `input_ids` i32[T] are made by `pack_ids`. `position_ids` i32[1, T] count from 0 in each sequence.
         """
-        if input_ids is None or position_ids is None:
-            raise ValueError("this is a bug: TensorRT-LLM called the model without input_ids or position_ids")
         ids, type_ids, pooled = unpack_ids(input_ids, self.facts.spec.vocab_size)
         # The tokens that pad a batch to the size of a CUDA graph may have any position, also one out of range.
         positions = position_ids.reshape(-1).clamp(0, self.facts.spec.max_seq_len - 1)

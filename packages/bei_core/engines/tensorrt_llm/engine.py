@@ -22,6 +22,7 @@ from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstre
 from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
 from bei_core.engines.torch.batches import Array, PackedEngine, Parts
 from bei_core.engines.torch.folder import DTYPES, read_facts
+from bei_core.engines.torch.graphs import LONGEST, TEXTS, TOKENS
 from bei_core.engines.torch.loading import check_gpu, tuning_folder
 from bei_core.engines.torch.models.sequences import flatten
 from bei_core.errors import EngineUnavailableError
@@ -33,12 +34,6 @@ log = logging.getLogger(__name__)
 # (docs/gpu.md).
 MAX_NUM_TOKENS = 16_384
 MAX_BATCH_SIZE = 256
-
-# The sizes of CUDA graphs. They make small batches faster, for which launching the kernels takes longer than computing.
-# At every start, TensorRT-LLM captures a graph for every possible combination of these sizes, so the lists are short.
-_GRAPH_BATCH_SIZES = (1, 2, 4, 8)
-_GRAPH_NUM_TOKENS = (32, 64, 128, 256, 512, 1024)
-_GRAPH_SEQ_LENS = (32, 128, 512)
 
 
 class TensorRtLlmEngine(PackedEngine):
@@ -65,7 +60,9 @@ class TensorRtLlmEngine(PackedEngine):
                 cuda_graph_config=None if needs_loop(facts) else _cuda_graphs(spec.max_seq_len),
             )
         except Exception as fault:
-            raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{_no_gpu_hint()}") from fault
+            hint = "; CUDA finds no GPU here: there is no GPU or no driver, or CUDA_VISIBLE_DEVICES hides it"
+            hint = "" if torch.cuda.is_available() else hint
+            raise EngineUnavailableError(f"TensorRT-LLM cannot load {folder}: {fault}{hint}") from fault
         self.info = EngineInfo(
             name="tensorrt_llm",
             device="gpu",
@@ -76,9 +73,7 @@ class TensorRtLlmEngine(PackedEngine):
         )
 
     def compute(self, batch: Batch, *, with_tokens: bool) -> list[tuple[Array, Array]]:
-        """See `PackedEngine.compute`. Raises NotImplementedError with `with_tokens`: it only has rows of sequences."""
-        if with_tokens:
-            raise NotImplementedError("this is a bug: the GPU engine gives no rows of tokens, its token_width is 0")
+        """See `PackedEngine.compute`; E is 0, because TensorRT-LLM only returns rows of sequences."""
         return self._parts.run(self._encode, batch)
 
     def close(self) -> None:
@@ -121,19 +116,15 @@ def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> Te
     return TensorRtLlmEngine(folder, spec, manifest.precision, DTYPES[manifest.precision])
 
 
-def _no_gpu_hint() -> str:
-    """Returns text to add to an error of TensorRT-LLM: that CUDA finds no GPU. Returns "" if it finds one."""
-    if torch.cuda.is_available():
-        return ""
-    return "; CUDA finds no GPU here: there is no GPU or no driver, or CUDA_VISIBLE_DEVICES hides it"
-
-
 def _cuda_graphs(max_seq_len: int) -> Any:
-    """Returns the sizes of CUDA graphs for TensorRT-LLM to capture. Larger batches run without CUDA graphs."""
-    lengths = [length for length in _GRAPH_SEQ_LENS if length <= max_seq_len] or [max_seq_len]
+    """Returns the sizes of CUDA graphs, those of the torch engine. Larger batches run without CUDA graphs.
+
+    At every start, TensorRT-LLM captures a graph for every possible combination of the sizes, so the lists are short.
+    """
+    lengths = [length for length in LONGEST if length <= max_seq_len] or [max_seq_len]
     return upstream("EncodeCudaGraphConfig")(
-        batch_sizes=list(_GRAPH_BATCH_SIZES),
-        num_tokens=[number for number in _GRAPH_NUM_TOKENS if number >= min(lengths)],
+        batch_sizes=list(TEXTS),
+        num_tokens=[number for number in TOKENS if number >= min(lengths)],
         seq_lens=lengths,
         enable_padding=True,
     )

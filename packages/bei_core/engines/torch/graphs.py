@@ -23,9 +23,9 @@ log = logging.getLogger(__name__)
 
 # Sizes of the graphs: numbers of texts, of tokens, and of tokens of the longest text. A graph is captured when a batch
 # first needs its shape: in a request, unless the short warm-up of the server had it.
-_TEXTS = (1, 2, 4, 8)
-_TOKENS = (16, 32, 64, 128, 256, 512, 1024)
-_LONGEST = (32, 128, 512)
+TEXTS = (1, 2, 4, 8)
+TOKENS = (16, 32, 64, 128, 256, 512, 1024)
+LONGEST = (32, 128, 512)
 
 # Torch can capture only one graph at a time in a process, and the copies of a model on several GPUs have a thread each.
 _CAPTURING = threading.Lock()
@@ -44,10 +44,10 @@ class Shape(NamedTuple):
 
         None if the batch is too large, or if it would need more than `max_seq_len` padding tokens.
         """
-        texts, tokens = _at_least(len(batch), _TEXTS), _at_least(batch.num_tokens, _TOKENS)
+        texts, tokens = _at_least(len(batch), TEXTS), _at_least(batch.num_tokens, TOKENS)
         if texts is None or tokens is None or tokens - batch.num_tokens > max_seq_len:
             return None
-        longest = _at_least(max(batch.max_len, tokens - batch.num_tokens), _LONGEST)
+        longest = _at_least(max(batch.max_len, tokens - batch.num_tokens), LONGEST)
         return None if longest is None else cls(texts, tokens, longest)
 
     def pad(self, batch: Batch) -> Batch:
