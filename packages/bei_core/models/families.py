@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,11 +31,6 @@ from bei_core.models.rotary_layouts import GTE, JINA_V3, MODERNBERT, NOMIC, nati
 _WORDS = "embeddings.word_embeddings.weight"
 
 
-def _never(config: Config) -> bool:
-    """False: an encoder, in which every token attends to all tokens of its text."""
-    return False
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """Models with the same layers."""
@@ -45,7 +39,6 @@ class Family:
     classes: tuple[str, ...]  # the beginnings of transformers' class names: "Bert" of BertModel and BertForMaskedLM
     page: str  # the module `models/PAGE.py` of each engine that computes its layers
     heads: FamilyHeads
-    is_causal: Callable[[Config], bool]  # whether a token attends only to itself and to tokens before it
     layout: Any = None  # how it differs from other families with the same page; a class of models/layouts.py
     prefixes: tuple[str, ...] = ("", "model.")  # which a checkpoint may put before the names of tensors
     anchor: str = "embed_tokens.weight"  # the tensor (without prefix) by which the prefix is found: word embeddings
@@ -55,6 +48,10 @@ class Family:
         """Returns the row of the position table for a text's first token."""
         padding_id = self.layout[0].padding_id_of(config) if self.page == "bert" else None
         return 0 if padding_id is None else padding_id + 1
+
+    def is_causal(self, config: Config) -> bool:
+        """Whether a token attends only to itself and to tokens before it."""
+        return self.page == "decoder" and not DecoderSizes.of(self.layout, config).bidirectional
 
     def has_position_table(self, config: Config) -> bool:
         """Whether the checkpoint has an embedding for each position; else their number limits nothing."""
@@ -151,7 +148,6 @@ def _bert(name: str, classes: tuple[str, ...], heads: FamilyHeads, *layouts: Ber
         classes=classes,
         page="bert",
         heads=heads,
-        is_causal=_never,
         layout=layouts,
         prefixes=prefixes,
         anchor=_WORDS,
@@ -170,7 +166,6 @@ def _decoder(
         classes=classes,
         page="decoder",
         heads=heads,
-        is_causal=lambda config: not DecoderSizes.of(switches, config).bidirectional,
         layout=switches,
         has_own_code=has_own_code,
     )
@@ -185,7 +180,6 @@ def _rotary(
         classes=classes,
         page="rotary",
         heads=heads,
-        is_causal=_never,
         layout=layouts,
         prefixes=("", *prefixes),
         anchor=f"{layouts[0].words}.weight",
@@ -255,7 +249,6 @@ _FAMILIES = (
         classes=("DebertaV2",),
         page="deberta",
         heads=FamilyHeads(Head("classifier", "pooler.dense", "gelu", "pooler_hidden_act"), vocabulary=_BERT_VOCABULARY),
-        is_causal=_never,
         prefixes=("", "deberta."),
         anchor=_WORDS,
     ),
@@ -269,7 +262,6 @@ _FAMILIES = (
         classes=("T5", "T5Encoder", "MT5", "MT5Encoder"),
         page="t5",
         heads=FamilyHeads(token=None),
-        is_causal=_never,
         prefixes=("",),
         anchor="encoder.final_layer_norm.weight",
     ),
@@ -279,7 +271,6 @@ _FAMILIES = (
         classes=("StaticEmbedding",),
         page="static",
         heads=FamilyHeads(token=None),
-        is_causal=_never,
         prefixes=("",),
         anchor="embedding.weight",
     ),
@@ -288,7 +279,6 @@ _FAMILIES = (
         classes=("Model2Vec",),
         page="static",
         heads=FamilyHeads(token=None),
-        is_causal=_never,
         prefixes=("",),
         anchor="embeddings",
     ),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from unittest.mock import MagicMock
 
@@ -12,7 +11,7 @@ from bei_core.engines.openvino.models import pages
 from bei_core.engines.tensorrt_llm import limits
 from bei_core.engines.torch import folder
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.families import FAMILIES, family_of
+from bei_core.models.families import FAMILIES, Family, family_of
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
@@ -49,8 +48,7 @@ def test_the_mask_of_the_engines_for_gpus_is_the_familys(name: str, monkeypatch:
     for page in ("BertSizes", "DebertaSizes", "DecoderSizes", "RotarySizes"):  # no sizes are needed for the mask
         monkeypatch.setattr(folder, page, MagicMock())
     for is_causal, mask in ((True, "causal"), (False, "full")):
-        row = replace(ALL[name], is_causal=MagicMock(return_value=is_causal))
-        monkeypatch.setattr(folder, "family_of", MagicMock(return_value=row))
+        monkeypatch.setattr(Family, "is_causal", MagicMock(return_value=is_causal))
         spec = ModelSpec(
             architecture=f"{family}Model",
             config={},
