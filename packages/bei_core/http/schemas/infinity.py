@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, ClassVar
 
 from bei_core.http.error_format import OPENAI
 from bei_core.http.json_schema import INTEGER, NUMBER, STRING, any_of, array_of, object_of
 from bei_core.http.route import Route
 from bei_core.http.schemas import vllm
-from bei_core.http.schemas.common import LABELS, USAGE, Input, RequestContext, inputs_of, labelled, usage
+from bei_core.http.schemas.common import LABELS, USAGE, Input, RequestContext, inputs_of, labelled
 from bei_core.http.schemas.vllm_options import VllmOptions
 from bei_core.models.kind import Kind
 from bei_core.serving.served_model import ServedModel
@@ -34,15 +33,10 @@ class ClassifyRequest(VllmOptions, kw_only=True):
 
     def to_reply(self, result: Result[Rows], context: RequestContext) -> dict[str, Any]:
         """Returns a list object: `[{label, score}]` per text, or in vLLM's format the best label and all scores."""
-        labels, is_vllm = context.model.labels, self.is_of_vllm or (self.is_vllm and self.raw_scores is None)
-        return {
-            "id": context.request_id,
-            "object": "list" if is_vllm else "classify",
-            "created": int(time.time()),
-            "model": context.model.name,
-            "data": vllm.classes(result.rows, labels) if is_vllm else labelled(result.rows, labels),
-            "usage": usage(result.timings),
-        }
+        labels = context.model.labels
+        if self.is_of_vllm or (self.is_vllm and self.raw_scores is None):
+            return vllm.list_object(vllm.classes(result.rows, labels), result, context)
+        return vllm.list_object(labelled(result.rows, labels), result, context, "classify")
 
 
 class VllmClassifyRequest(ClassifyRequest):

@@ -95,7 +95,7 @@ class ScoreRequest(VllmOptions, kw_only=True):
         else:
             scores = self._cosines(result.rows)
         data = [{"index": index, "object": "score", "score": score} for index, score in enumerate(scores)]
-        return _list_object(data, result, context)
+        return list_object(data, result, context)
 
     def _cosines(self, rows: Rows) -> list[float]:
         pairs = self.pairs()
@@ -148,7 +148,7 @@ class PoolingRequest(VllmOptions, kw_only=True):
                 _without_ends(row, tokens.ids, context.model.bge_m3)
                 for row, tokens in zip(rows, result.tokens, strict=True)
             ]
-        return _list_object(
+        return list_object(
             [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)], result, context
         )
 
@@ -178,10 +178,11 @@ def _texts(side: Document | list[Document] | None) -> list[str] | None:
     return None if side is None else passages_of(side if isinstance(side, list) else [side], None)
 
 
-def _list_object(data: list[dict[str, Any]], result: Result[Any], context: RequestContext) -> dict[str, Any]:
+def list_object(data: list[Any], result: Result[Any], context: RequestContext, name: str = "list") -> dict[str, Any]:
+    """Returns the object of vLLM's replies, which is also that of Infinity's `/classify` under another `name`."""
     return {
         "id": context.request_id,
-        "object": "list",
+        "object": name,
         "created": int(time.time()),
         "model": context.model.name,
         "data": data,
@@ -190,7 +191,7 @@ def _list_object(data: list[dict[str, Any]], result: Result[Any], context: Reque
 
 
 def _list_of(**item: Any) -> Any:  # noqa: ANN401 - JSON
-    """Returns the JSON schema of what `_list_object` returns."""
+    """Returns the JSON schema of what `list_object` returns."""
     data = array_of(object_of(index=INTEGER, object=STRING, **item))
     return object_of(id=STRING, object=STRING, created=INTEGER, model=STRING, data=data, usage=USAGE)
 
