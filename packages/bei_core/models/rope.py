@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.configuration import MAX_NUMBER, read_number
+from bei_core.models.configuration import MAX_NUMBER, Config, read_number
 
 Frequencies = npt.NDArray[np.float64]  # [S / 2], radians per position; S is the size of a head
 
 
 def rope_tables(
-    config: Mapping[str, Any], head_size: int, max_len: int, *, layer_type: str = "full_attention"
+    config: Config, head_size: int, max_len: int, *, layer_type: str = "full_attention"
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Returns (cosines, sines), f32[max_len, S] each, for positions from 0; columns i and i + S / 2 are equal.
 
@@ -31,9 +30,7 @@ def rope_tables(
     return (factor * np.cos(angles)).astype(np.float32), (factor * np.sin(angles)).astype(np.float32)
 
 
-def frequencies_of(
-    config: Mapping[str, Any], head_size: int, *, layer_type: str = "full_attention"
-) -> tuple[Frequencies, float]:
+def frequencies_of(config: Config, head_size: int, *, layer_type: str = "full_attention") -> tuple[Frequencies, float]:
     """Returns the frequencies, and the factor by which cosines and sines are multiplied.
 
     Raises UnsupportedModelError for an odd `head_size` or an unknown scaling.
@@ -46,15 +43,13 @@ def frequencies_of(
     return _SCALINGS[kind](_unscaled(theta, head_size), theta, scaling, config)
 
 
-def is_dynamic(config: Mapping[str, Any]) -> bool:
+def is_dynamic(config: Config) -> bool:
     """Whether frequencies depend on the length of a text that is longer than the model's max_position_embeddings."""
     types = ("full_attention", "sliding_attention")
     return any(_kind(_scaling(config, layer_type)) == "dynamic" for layer_type in types)
 
 
-def rope_settings(
-    config: Mapping[str, Any], *, layer_type: str = "full_attention"
-) -> tuple[str, float, Mapping[str, Any]]:
+def rope_settings(config: Config, *, layer_type: str = "full_attention") -> tuple[str, float, Config]:
     """Returns (name of the scaling, theta, values of the scaling); the name is a key of `_SCALINGS` if it is known.
 
     Raises UnsupportedModelError for a theta or a scaling of another type than transformers writes.
@@ -63,11 +58,11 @@ def rope_settings(
     return _kind(scaling), _theta(config, layer_type, scaling), scaling
 
 
-def _kind(scaling: Mapping[str, Any]) -> str:
+def _kind(scaling: Config) -> str:
     return str(scaling.get("rope_type") or scaling.get("type") or "default")
 
 
-def _scaling(config: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
+def _scaling(config: Config, layer_type: str) -> Config:
     """Returns the scaling of one layer type, from `rope_parameters` (transformers 5) and older keys.
 
     As in transformers, `rope_scaling` replaces `rope_parameters`, but is added to those of each layer type. A class
@@ -81,7 +76,7 @@ def _scaling(config: Mapping[str, Any], layer_type: str) -> Mapping[str, Any]:
     return (_object(scaling, layer_type) if layer_type in scaling else scaling) or parameters
 
 
-def _theta(config: Mapping[str, Any], layer_type: str, scaling: Mapping[str, Any]) -> float:
+def _theta(config: Config, layer_type: str, scaling: Config) -> float:
     """Returns theta of one layer type, from its scaling, else from older keys."""
     names = (_GEMMA_LOCAL, _OTHER_LOCAL, *_THETAS) if layer_type == "sliding_attention" else _THETAS
     thetas = (scaling.get("rope_theta"), *(config.get(name) for name in names))
@@ -93,7 +88,7 @@ def _theta(config: Mapping[str, Any], layer_type: str, scaling: Mapping[str, Any
     return float(theta)
 
 
-def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _object(values: Config, name: str) -> Config:
     """Returns an object in config.json; empty if it is missing, null or false.
 
     Raises UnsupportedModelError for others.
@@ -117,11 +112,10 @@ def _unscaled(theta: float, head_size: int) -> Frequencies:
 
 
 _Scaled = tuple[Frequencies, float]  # and the factor of cosines and sines
-_Config = Mapping[str, Any]
 _ORIGINAL = "original_max_position_embeddings"
 
 
-def _number(values: _Config, name: str) -> float:
+def _number(values: Config, name: str) -> float:
     """Returns a number of config.json or of its rope scaling. Raises UnsupportedModelError unless it is above 0."""
     value = values.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= MAX_NUMBER:
@@ -129,15 +123,15 @@ def _number(values: _Config, name: str) -> float:
     return float(value)
 
 
-def _default(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
+def _default(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     return plain, 1.0
 
 
-def _linear(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
+def _linear(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     return plain / _number(scaling, "factor"), 1.0
 
 
-def _llama3(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
+def _llama3(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     """Divides low frequencies by the factor, keeps high ones, and interpolates between the two (Llama 3.1)."""
     factor, low, high = (_number(scaling, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
     rotations = _number(scaling, _ORIGINAL) * plain / (2 * math.pi)
@@ -145,7 +139,7 @@ def _llama3(plain: Frequencies, theta: float, scaling: _Config, config: _Config)
     return (1 - share) * plain / factor + share * plain, 1.0
 
 
-def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
+def _yarn(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     """YaRN (Peng et al. 2023)."""
     factor, half = _number(scaling, "factor"), len(plain)
     original = _number(scaling, _ORIGINAL) if scaling.get(_ORIGINAL) else _number(config, "max_position_embeddings")
@@ -163,7 +157,7 @@ def _yarn(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -
     return plain / factor * ramp + plain * (1 - ramp), _yarn_factor(factor, scaling)
 
 
-def _yarn_factor(factor: float, scaling: _Config) -> float:
+def _yarn_factor(factor: float, scaling: Config) -> float:
     """Returns the factor of cosines and sines; `mscale` and `mscale_all_dim` (DeepSeek) count only together."""
     if scaling.get("attention_factor") is not None:
         return read_number(scaling, "attention_factor", 1.0)
@@ -175,7 +169,7 @@ def _yarn_factor(factor: float, scaling: _Config) -> float:
     return grown(mscale) / grown(of_all) if mscale and of_all else grown(1.0)
 
 
-def _ntk(plain: Frequencies, theta: float, scaling: _Config, config: _Config) -> _Scaled:
+def _ntk(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     """NTK scaling of GTE (Alibaba-NLP/new-impl, `NTKScalingRotaryEmbedding`), without its option `mixed_b`."""
     if scaling.get("mixed_b") is not None:
         raise UnsupportedModelError("rope scaling ntk with mixed_b is not supported")
@@ -183,7 +177,7 @@ def _ntk(plain: Frequencies, theta: float, scaling: _Config, config: _Config) ->
     return _unscaled(theta * factor, 2 * half) / factor ** (1 / half), 1.0
 
 
-_SCALINGS: dict[str, Callable[[Frequencies, float, _Config, _Config], _Scaled]] = {
+_SCALINGS: dict[str, Callable[[Frequencies, float, Config, Config], _Scaled]] = {
     "default": _default,
     "dynamic": _default,  # scales only sequences longer than the model's max_position_embeddings
     "linear": _linear,

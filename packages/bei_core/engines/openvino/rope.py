@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from openvino import Node
 from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
+from bei_core.models.configuration import Config
 from bei_core.models.rope import rope_tables
 
 
@@ -29,15 +29,11 @@ class Rope:
 
 
 def make_ropes(
-    config: Mapping[str, Any],
-    head_size: int,
-    positions: Sequence[Node],
-    max_len: int,
-    *,
-    layer_type: str = "full_attention",
+    config: Config, head_size: int, positions: Sequence[Node], max_len: int, *, layer_type: str
 ) -> list[Rope]:
-    """Rotary embedding of a layer type at each of `positions` i32[R, L]. Raises UnsupportedModelError for unknown
-    scalings.
+    """Rotary embedding of a layer type at each of `positions` i32[R, L].
+
+    Raises UnsupportedModelError for unknown scalings.
     """
     tables = [ops.constant(table) for table in rope_tables(config, head_size, max_len, layer_type=layer_type)]
     return [Rope(*(op.unsqueeze(op.gather(x, at, ops.axis(0)), ops.axis(1)) for x in tables)) for at in positions]
