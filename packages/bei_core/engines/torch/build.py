@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 
+import msgspec
+
 from bei_core.checkpoint import Checkpoint
 from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
@@ -63,9 +65,9 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: st
     from bei_core.engines.torch import quantize
 
     parts = ("mlp",) if quantization.mlp_only else ("attention", "mlp")  # without KV cache, fp8_kv is fp8
-    calibration = quantization.calibration
+    calibration, model = quantization.calibration, facts_of(spec, parts)
     scheme = quantize.Scheme(calibration, read_samples(calibration, spec), bar_of(settings))
-    model = facts_of(spec, parts)
-    artifact = {"folder": VERSION, "mask": model.mask, "quantized": parts, "calibration": scheme.address()}
+    texts = msgspec.structs.asdict(calibration) | {"dataset": scheme.samples.digest}
+    artifact = {"folder": VERSION, "mask": model.mask, "quantized": parts, "calibration": texts}
     fill = partial(quantize.fill, checkpoint=checkpoint, facts=model, scheme=scheme)
     return Plan(engine, "fp8", artifact, fill, quantize.built_with(model))

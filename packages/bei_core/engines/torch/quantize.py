@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -47,10 +46,6 @@ class Scheme:
     samples: Samples
     bar: Bar
 
-    def address(self) -> dict[str, object]:
-        """Returns the part of the engine's address that says on which texts the model is calibrated."""
-        return msgspec.structs.asdict(self.calibration) | {"dataset": self.samples.digest}
-
 
 def built_with(facts: Facts) -> dict[str, str]:
     """Returns facts about the build, only for information: torch's version, and the linear layers that stay in bf16.
@@ -59,9 +54,8 @@ def built_with(facts: Facts) -> dict[str, str]:
     """
     with torch.device("meta"):
         model = Model(facts, Kernels(torch.bfloat16))
-    of_parts = {name: each for name, each in model.named_modules() if isinstance(each, Linear)}
-    names = [name for name, each in of_parts.items() if each.part in facts.quantized and not each.fits_fp8]
-    plain = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)
+    layers = [(name, each) for name, each in model.named_modules() if isinstance(each, Linear) and not each.fits_fp8]
+    plain = dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name, each in layers if each.part in facts.quantized)
     return {"torch": str(torch.__version__), **({"layers in bf16": ", ".join(plain)} if plain else {})}
 
 
