@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ class Transformer(layers.Transformer):
             kernels, sizes.width, words=facts.spec.vocab_size, positions=sizes.num_positions, types=sizes.num_types
         )
         self.sizes, self.dtype = sizes, kernels.dtype
+        self.make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, dtype=kernels.dtype)
         if sizes.width != sizes.hidden:
             self.project = kernels.linear(sizes.width, sizes.hidden, "embeddings", bias=False)
-        self.norm = self._make_norm()
+        self.norm = self.make_norm()
         rows = torch.from_numpy(sizes.rows(reach(facts.spec.max_seq_len)))
         attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
         biases = [DisentangledBias(rows, sizes) for _ in range(sizes.num_layers)]
@@ -41,17 +43,14 @@ class Transformer(layers.Transformer):
             layers.TransformerLayer(
                 kernels.attention(attention, None, layer, bias),
                 layers.Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
-                self._make_norm,
+                self.make_norm,
             )
             for layer, bias in enumerate(biases)
         )
         self.conv: Any = None
         if (size := sizes.kernel_size) > 0:
             self.conv = nn.Conv1d(sizes.hidden, sizes.hidden, size, padding=size // 2, dtype=kernels.dtype)
-            self.conv_act, self.conv_norm = activation(sizes.kernel_activation), self._make_norm()
-
-    def _make_norm(self) -> nn.LayerNorm:
-        return nn.LayerNorm(self.sizes.hidden, self.sizes.eps, dtype=self.dtype)
+            self.conv_act, self.conv_norm = activation(sizes.kernel_activation), self.make_norm()
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
@@ -60,7 +59,7 @@ class Transformer(layers.Transformer):
             self.project.load_weights([weights.layer("embeddings.embed_proj")])
         positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * self.sizes.span].float()
         if self.sizes.norms_positions:
-            norm = self._make_norm().to(positions)  # in f32, where the positions are
+            norm = self.make_norm().to(positions)  # in f32, where the positions are
             weights.load(norm, "encoder.LayerNorm")
             positions = norm(positions)
         for number, layer in enumerate(self.layers):

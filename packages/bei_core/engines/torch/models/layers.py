@@ -129,14 +129,10 @@ class Transformer(nn.Module):
         self.project: Any = nn.Identity()  # of the embeddings, before their norm
         self.norm: nn.Module = nn.Identity()
         self.final_norm: nn.Module = nn.Identity()
-        numbers = {"word": words, "position": positions, "token_type": types}
-        self.tables = nn.ModuleDict(
-            {
-                name: nn.Embedding.from_pretrained(torch.empty(number, width, dtype=kernels.dtype))
-                for name, number in numbers.items()
-                if number
-            }
-        )
+        self.tables = nn.ModuleDict()
+        for name, number in (("word", words), ("position", positions), ("token_type", types)):
+            if number:
+                self.tables[name] = nn.Embedding.from_pretrained(torch.empty(number, width, dtype=kernels.dtype))
 
     def load_named(self, weights: Weights, names: TensorNames) -> None:
         """Loads tables, norms and layers, by their names."""
