@@ -13,6 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from bei_core.engines.torch.kernels import varlen
 from bei_core.engines.torch.kernels.base import AttentionSizes
+from bei_core.engines.torch.kernels.torch import Attention, Kernels
 from bei_core.engines.torch.models.relative import DistanceBias
 from bei_core.engines.torch.models.sequences import Sequences
 
@@ -62,11 +63,16 @@ def expected(sizes: AttentionSizes, bias: DistanceBias | None = None) -> Tensor:
     return torch.stack(rows)
 
 
+def attend(sizes: AttentionSizes, bias: DistanceBias | None = None, kernels: Kernels | None = None) -> Tensor:
+    """Attention of the `packed` queries by a layer, without its linear layers."""
+    return Attention(sizes, None, kernels or Kernels(torch.float32), bias).attend(*packed())
+
+
 @pytest.mark.parametrize("name", [*RULES, *CAPPED])
 def test_one_sequence_at_a_time_follows_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {**RULES, **CAPPED}[name]
     monkeypatch.setattr(varlen, "_QUERY_BLOCK", 4)
-    mixed = varlen.attend(*packed(), sizes, None, varlen.Flex())
+    mixed = attend(sizes)
     torch.testing.assert_close(mixed[:-SPARE], expected(sizes))
     assert torch.isnan(mixed[-SPARE:]).all()
 
@@ -107,7 +113,7 @@ BIASED = {name: sizes for name, sizes in {**RULES, **CAPPED}.items() if "window"
 def test_biases_by_distance_follow_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks of queries of one sequence, of which each knows its position."""
     monkeypatch.setattr(varlen, "_QUERY_BLOCK", 4)
-    mixed = varlen.attend(*packed(), BIASED[name], ALIBI, varlen.Flex())
+    mixed = attend(BIASED[name], ALIBI)
     torch.testing.assert_close(mixed[:-SPARE], expected(BIASED[name], ALIBI))
 
 
@@ -154,15 +160,15 @@ def test_attention_goes_on_without_flex_attention_if_torch_cannot_run_it(
 
     monkeypatch.setattr(varlen, "is_flex", lambda *_: True)
     monkeypatch.setattr(varlen, "_compiled_flex", fail)
-    flex, of_another_model = varlen.Flex(), varlen.Flex()
+    kernels, of_another_model = Kernels(torch.float32), Kernels(torch.float32)
     for _ in range(2):
-        mixed = varlen.attend(*packed(), CAPPED["full, capped"], None, flex)
+        mixed = attend(CAPPED["full, capped"], kernels=kernels)
         torch.testing.assert_close(mixed[:-SPARE], expected(CAPPED["full, capped"]))
     (record,) = caplog.records
     assert (
         "FlexAttention is not used and attention is slower, because torch cannot run it: no compiler" in record.message
     )
-    assert (flex.is_used, of_another_model.is_used) == (False, True)
+    assert (kernels.uses_flex, of_another_model.uses_flex) == (False, True)
 
 
 def test_too_little_memory_for_flex_attention_is_no_reason_to_go_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,8 +178,8 @@ def test_too_little_memory_for_flex_attention_is_no_reason_to_go_on_without_it(m
     monkeypatch.setattr(varlen, "is_flex", lambda *_: True)
     monkeypatch.setattr(varlen, "_compiled_flex", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        varlen.attend(*packed(), CAPPED["full, capped"], None, flex := varlen.Flex())
-    assert flex.is_used
+        attend(CAPPED["full, capped"], kernels=(kernels := Kernels(torch.float32)))
+    assert kernels.uses_flex
 
 
 def emulated_varlen_attn(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,15 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bei_core.engines.torch.kernels import varlen
 from bei_core.engines.torch.kernels.base import AttentionSizes, Rank, fits_fp8
-from bei_core.engines.torch.kernels.varlen import Flex, ScoreBias, attend, attention
+from bei_core.engines.torch.kernels.varlen import ScoreBias
 from bei_core.engines.torch.models.sequences import Sequences, handle_of
 from bei_core.engines.torch.models.weights import Layer, Weights, empty
 from bei_core.errors import UnsupportedModelError
 from bei_core.models.tensor_names import TensorNames
+
+log = logging.getLogger(__name__)
 
 
 class Kernels:
@@ -26,7 +30,8 @@ class Kernels:
 
     def __init__(self, dtype: torch.dtype, rank: Rank | None = None, *, may_compile: bool = True) -> None:
         """`dtype` is that of the parameters and of token vectors between layers; FlexAttention needs `may_compile`."""
-        self.dtype, self.rank, self.flex = dtype, rank or Rank(), Flex(may_compile)
+        self.dtype, self.rank = dtype, rank or Rank()
+        self.uses_flex = may_compile  # until FlexAttention has failed in a layer of the model
 
     def linear(
         self, size_in: int, size_out: int, part: str, *, bias: bool, fused: str | None = None, split: str | None = None
@@ -171,7 +176,7 @@ class Attention(nn.Module):
         self, sizes: AttentionSizes, rope: nn.Module | None, kernels: Kernels, score_bias: ScoreBias | None
     ) -> None:
         super().__init__()
-        self.sizes, self.score_bias, self.dtype, self.flex = sizes, score_bias, kernels.dtype, kernels.flex
+        self.sizes, self.score_bias, self.kernels = sizes, score_bias, kernels
         width = sizes.num_heads * sizes.head_size
         size_qkv = width + 2 * sizes.num_kv_heads * sizes.head_size
         self.qkv_proj = kernels.linear(sizes.hidden, size_qkv, sizes.part, bias=sizes.bias, fused="qkv", split="out")
@@ -189,7 +194,7 @@ class Attention(nn.Module):
         if not self.norm_and_rope.is_identity:
             query_key = self.norm_and_rope(query_key, sequences.position_ids)
         if torch.compiler.is_compiling():
-            mixed = attention(query_key, value, self.handle, sequences.handle)
+            mixed = varlen.attention(query_key, value, self.handle, sequences.handle)
         else:  # the operator costs time of the host, and imports the compiler at its first call
             mixed = self.mix(query_key, value, sequences)
         return self.o_proj(mixed)
@@ -197,5 +202,22 @@ class Attention(nn.Module):
     def mix(self, query_key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
         """Returns [T, N * S], contiguous, for queries and keys [T, N + K, S], values [T, K, S]."""
         query, key = query_key.split([self.num_heads, self.num_kv_heads], 1)
-        mixed = attend(query, key, value, sequences, self.sizes, self.score_bias, self.flex)
-        return mixed.flatten(1).contiguous()
+        return self.attend(query, key, value, sequences).flatten(1).contiguous()
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, sequences: Sequences) -> Tensor:
+        """Returns [T, N, S] for queries [T, N, S], keys and values [T, K, S].
+
+        Rows of tokens that belong to no sequence are undefined.
+        """
+        inputs, bias = (query, key, value, sequences, self.sizes), self.score_bias
+        if varlen.is_flash(query.device, query.dtype, self.sizes, bias):
+            return varlen.flash(*inputs)
+        if self.kernels.uses_flex and varlen.is_flex(query, self.sizes, bias):
+            try:
+                return varlen.flex(*inputs, bias)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of many types: there is no compiler, or torch cannot make the kernel
+                self.kernels.uses_flex = False
+                log.warning("FlexAttention is not used and attention is slower, because torch cannot run it: %s", error)
+        return varlen.by_sequence(*inputs, bias)

@@ -10,9 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,21 +21,12 @@ from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.models.relative import DistanceBias, distances
 from bei_core.engines.torch.models.sequences import Sequences, is_seen, object_of
 
-log = logging.getLogger(__name__)
-
 # Returns numbers f32[N, Q, L] to add to the attention scores of one sequence, from some of its queries [N, Q, S], its
 # keys [N, L, S] and the position of the first of these queries.
 ScoreBias = Callable[[Tensor, Tensor, int], Tensor]
 
 _QUERY_BLOCK = 1024  # queries at a time, to limit the memory for the scores of a long sequence
 _MAX_HEAD_SIZE = 256  # of FlashAttention
-
-
-@dataclass
-class Flex:
-    """Whether a model uses FlexAttention: not without torch.compile, and not after it has failed."""
-
-    is_used: bool = True
 
 
 @torch.library.custom_op(
@@ -56,32 +45,6 @@ def attention(query_key: Tensor, value: Tensor, layer: Tensor, batch: Tensor) ->
 def _(query_key: Tensor, value: Tensor, layer: Tensor, batch: Tensor) -> Tensor:
     num_heads = query_key.shape[1] - value.shape[1]
     return query_key.new_empty(query_key.shape[0], num_heads * query_key.shape[2])
-
-
-def attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sequences: Sequences,
-    sizes: AttentionSizes,
-    bias: ScoreBias | None,
-    of_model: Flex,
-) -> Tensor:
-    """Returns [T, N, S] for queries [T, N, S], keys and values [T, K, S].
-
-    Rows of tokens that belong to no sequence are undefined.
-    """
-    if is_flash(query.device, query.dtype, sizes, bias):
-        return flash(query, key, value, sequences, sizes)
-    if of_model.is_used and is_flex(query, sizes, bias):
-        try:
-            return flex(query, key, value, sequences, sizes, bias)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # of many types: there is no compiler, or torch cannot make the kernel
-            of_model.is_used = False
-            log.warning("FlexAttention is not used and attention is slower, because torch cannot run it: %s", error)
-    return by_sequence(query, key, value, sequences, sizes, bias)
 
 
 def is_flash(device: torch.device, dtype: torch.dtype, sizes: AttentionSizes, bias: ScoreBias | None) -> bool:
@@ -103,7 +66,7 @@ def _capability(device: torch.device) -> tuple[int, int]:
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes) -> Tensor:
-    """Returns [T, N, S] as `attend`, by one call of FlashAttention."""
+    """Returns [T, N, S] as `Attention.attend`, by one call of FlashAttention."""
     cu_seqlens, longest = sequences.cu_seqlens, sequences.max_len
     left = -1 if sizes.window is None else sizes.window - 1
     right = 0 if sizes.causal else left
@@ -131,9 +94,9 @@ def _find_varlen() -> Callable[..., Any] | None:
 def flex(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: Any = None
 ) -> Tensor:
-    """Returns [T, N, S] as `attend`, by FlexAttention; its mask limits attention to tokens of the same sequence.
+    """Returns [T, N, S] as `Attention.attend`, by FlexAttention; `bias` is a DistanceBias or None.
 
-    `bias` is a DistanceBias or None.
+    Its mask limits attention to tokens of the same sequence.
     """
     heads = (x.transpose(0, 1)[None] for x in (query, key, value))
     # Numbers of Python are tensors here, because torch.compile takes them for dynamic and cannot lower that.
@@ -167,7 +130,7 @@ def _compiled_flex() -> Callable[..., Any]:
 def by_sequence(
     query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes: AttentionSizes, bias: ScoreBias | None
 ) -> Tensor:
-    """Returns [T, N, S] as `attend`, one sequence at a time.
+    """Returns [T, N, S] as `Attention.attend`, one sequence at a time.
 
     The loop reads lengths on the host, so a CUDA graph cannot contain it.
     """

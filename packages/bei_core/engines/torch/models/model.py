@@ -41,7 +41,7 @@ class Model(nn.Module):
     def is_graphable(self) -> bool:
         """Whether a CUDA graph can contain it: no layer loops over sequences on the host."""
         layers = (each for each in self.modules() if isinstance(each, Attention))
-        return all(is_flash(self.device, each.dtype, each.sizes, each.score_bias) for each in layers)
+        return all(is_flash(self.device, each.kernels.dtype, each.sizes, each.score_bias) for each in layers)
 
     def rows(self, sequences: Sequences) -> Tensor | None:
         """f32[B, D]; None for a model that has token vectors only."""
