@@ -13,9 +13,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.engines.tensorrt_llm.kernels import TensorRtLlmKernels
-from bei_core.engines.torch.folder import Facts, class_name
+from bei_core.engines.torch.folder import Facts
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import Sequences
 
@@ -47,15 +46,7 @@ class PackedModel(nn.Module):
         self.model.load(weights)
 
     @torch.inference_mode()
-    def forward(
-        self,
-        attn_metadata: Any,
-        input_ids: Tensor,
-        position_ids: Tensor,
-        inputs_embeds: Tensor | None = None,
-        return_context_logits: bool = False,
-        **unused: Any,
-    ) -> Tensor:
+    def forward(self, attn_metadata: Any, input_ids: Tensor, position_ids: Tensor, **unused: Any) -> Tensor:
         """Returns f32[B, D], one row for each sequence.
 
         `input_ids` i32[T] are made by `pack_ids`. `position_ids` i32[1, T] count from 0 in each sequence.
@@ -72,8 +63,3 @@ def unpack_ids(packed: Tensor, vocab_size: int) -> tuple[Tensor, Tensor, Tensor]
     """Returns (ids i32[T], types i32[T], pooling mask bool[T]), from the i32[T] that `engine.pack_ids` made."""
     flags = packed // vocab_size
     return packed % vocab_size, flags % 2, flags < 2
-
-
-def register(facts: Facts) -> None:
-    """Registers PackedModel with TensorRT-LLM, under the class name that config.json has for the model."""
-    upstream("register_auto_model")(class_name(facts))(PackedModel)

@@ -21,7 +21,7 @@ from bei_core.engines.manifest import Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
 from bei_core.engines.torch.batches import Array, PackedEngine, Parts
-from bei_core.engines.torch.folder import DTYPES, read_facts
+from bei_core.engines.torch.folder import DTYPES, class_name, read_facts
 from bei_core.engines.torch.graphs import LONGEST, TEXTS, TOKENS
 from bei_core.engines.torch.loading import check_gpu, tuning_folder
 from bei_core.engines.torch.models.sequences import flatten
@@ -110,9 +110,9 @@ def load(folder: Path, spec: ModelSpec, manifest: Manifest, *, dtype: str) -> Te
     """
     check_version()
     check_gpu(manifest.precision, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    from bei_core.engines.tensorrt_llm.classes import register
+    from bei_core.engines.tensorrt_llm.classes import PackedModel
 
-    register(read_facts(folder))
+    upstream("register_auto_model")(class_name(read_facts(folder)))(PackedModel)
     return TensorRtLlmEngine(folder, spec, manifest.precision, DTYPES[manifest.precision])
 
 
