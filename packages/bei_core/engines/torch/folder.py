@@ -89,13 +89,12 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
 
     Raises UnsupportedModelError if the model classes do not support the family, the head or a value of config.json.
     """
-    is_family = family_name(spec.architecture) in FAMILIES
-    if not is_family or not has_page(family_of(spec.architecture)):
+    family = FAMILIES.get(family_name(spec.architecture))
+    if family is None or not has_page(family):
         known = ", ".join(name for name, family in FAMILIES.items() if has_page(family))
         raise UnsupportedModelError(
             f"the torch engine does not run {spec.architecture}; it runs {known}. The CPU engine may: --engine openvino"
         )
-    family = family_of(spec.architecture)
     head_of(spec)
     match family.page:
         case "bert":
