@@ -96,7 +96,7 @@ class Simulated:
                 for name in tensors
                 if tensors.dtype(name) == "F8_E4M3" or name.endswith("_scale")
             }
-            write_folder(folder, self.checkpoint, self.facts, "bfloat16", quantized, more)
+            write_folder(folder, self.checkpoint, self.facts, "bf16", quantized, more)
             shutil.copyfile(exported / "hf_quant_config.json", folder / "hf_quant_config.json")
 
 

@@ -100,7 +100,7 @@ def test_a_layer_is_one_graph_for_all_layers_of_its_kind_and_all_lengths(
 def test_layers_that_are_not_compiled_do_not_import_the_compiler(tmp_path: Path) -> None:
     """Its import takes seconds. A model on a CPU, a divided one, or one with `torch_compile` false does not need it."""
     checkpoint = resolve(str(NAMED["bert-cls-normalize"].folder))
-    write_folder(tmp_path, checkpoint, facts_of(read_spec(checkpoint)), "float32")
+    write_folder(tmp_path, checkpoint, facts_of(read_spec(checkpoint)), "f32")
     code = f"""
 import sys
 from pathlib import Path
@@ -129,7 +129,7 @@ def test_all_operations_between_two_matmuls_are_one_kernel(
     """The kernels are written and not compiled, so the rows are undefined."""
     monkeypatch.setattr("torch._inductor.async_compile.AsyncCompile.cpp_pybinding", lambda *_: lambda *_: None)
     checkpoint = resolve(str(NAMED[name].folder))
-    write_folder(tmp_path, checkpoint, facts_of(read_spec(checkpoint)), "bfloat16")
+    write_folder(tmp_path, checkpoint, facts_of(read_spec(checkpoint)), "bf16")
     model = load_folder(tmp_path, "bf16", torch.device("cpu"))
     for layer in model.modules():
         if precision == "fp8" and isinstance(layer, Linear):
@@ -209,7 +209,7 @@ def test_without_torch_compile_nothing_is_compiled(tmp_path: Path, monkeypatch: 
     varlen._compiled_flex.cache_clear()
     case = NAMED["gemma2-multilingual"]
     checkpoint = resolve(str(case.folder))
-    write_folder(tmp_path, checkpoint, facts_of(spec := read_spec(checkpoint)), "float32")
+    write_folder(tmp_path, checkpoint, facts_of(spec := read_spec(checkpoint)), "f32")
     manifest: Any = SimpleNamespace(precision="f32")
     engine = load(tmp_path, spec, manifest, dtype="auto", compiled=False)
     compare(np.concatenate([engine.forward(batch) for batch in batches(case)]), case.raw, F32)

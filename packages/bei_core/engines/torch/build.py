@@ -16,7 +16,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Plan
 from bei_core.engines.calibration import quantization_of, read_samples
 from bei_core.engines.quality import bar_of
-from bei_core.engines.torch.folder import DTYPES, PRECISIONS, facts_of, write_folder
+from bei_core.engines.torch.folder import PRECISIONS, facts_of, write_folder
 from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
@@ -56,7 +56,7 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: st
     quantization = quantization_of(settings)
     if quantization is None:
         model, precision = facts_of(spec), PRECISIONS[settings.dtype]
-        fill = partial(write_folder, checkpoint=checkpoint, facts=model, dtype=DTYPES[precision])
+        fill = partial(write_folder, checkpoint=checkpoint, facts=model, precision=precision)
         return Plan(engine, precision, {"folder": VERSION, "mask": model.mask}, fill)
     if find_spec("torch") is None:
         raise EngineUnavailableError(

@@ -124,22 +124,22 @@ def write_folder(
     folder: Path,
     checkpoint: Checkpoint,
     facts: Facts,
-    dtype: str,
+    precision: str,
     replaced: Mapping[str, Entry] | None = None,
     more: Mapping[str, object] | None = None,
 ) -> None:
-    """Writes the files of an engine: the transformer's tensors in `dtype`, modules and head in f32.
+    """Writes the files of an engine: the transformer's tensors in "bf16", "f16" or "f32", modules and head in f32.
 
     A quantised model gives `replaced`, tensors that replace those of the checkpoint or are added to them, and `more`,
     further keys for config.json. Tensors that are quantised in the checkpoint, and scales, keep their dtype.
     """
-    config = {**_config(facts, dtype), **(more or {})}
+    config = {**_config(facts, DTYPES[precision]), **(more or {})}
     (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
     tensors, entries = checkpoint.tensors(), dict[str, Entry]()
     for name in tensors.names():
         if not name.startswith(_HEAD_TENSORS) and tensors.dtype(name) in _FLOAT_DTYPES:
             is_kept = tensors.dtype(name) == _FP8 or name.endswith("_scale")
-            entries[name] = Entry.of(name, tensors, None if is_kept else dtype)
+            entries[name] = Entry.of(name, tensors, None if is_kept else precision.upper())
     heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
     write_tensors(folder / WEIGHTS, [*(entries | dict(replaced or {})).values(), *heads])
     _copy_companions(checkpoint, folder)

@@ -78,7 +78,7 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
     entries = _entries(tensors, _scales(model, facts.quantized, calibration))
     del model
     config = {"quantization_config": {"quant_method": "modelopt", **_ALGORITHM}}
-    write_folder(folder, checkpoint, facts, "bfloat16", entries, config)
+    write_folder(folder, checkpoint, facts, "bf16", entries, config)
     (folder / _QUANT_CONFIG).write_text(json.dumps({"producer": {"name": "bei"}, "quantization": _ALGORITHM}))
     engine = TorchEngine(load_folder(folder, "fp8", device), spec, "fp8")
     per_text = None if engine.info.row_width else [int(count) for batch in held_out for count in batch.lengths]

@@ -21,9 +21,6 @@ from bei_core.checkpoint.tensors import DTYPES
 
 Array = npt.NDArray[Any]
 
-# The name of each dtype in a safetensors file, by its name in config.json.
-_NAMES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -38,10 +35,9 @@ class Entry:
     def of(cls, name: str, tensors: Tensors, dtype: str | None) -> Entry:
         """Returns the entry for a tensor of a checkpoint, cast to `dtype`; None keeps the stored dtype."""
         stored, shape = tensors.dtype(name), tuple(tensors.raw(name).shape)
-        wanted = stored if dtype is None else _NAMES[dtype]
-        if wanted == stored:
+        if dtype is None or dtype == stored:
             return cls(name, stored, shape, lambda: tensors.raw(name))
-        return cls(name, wanted, shape, lambda: _cast(tensors.f32(name), wanted))
+        return cls(name, dtype, shape, lambda: _cast(tensors.f32(name), dtype))
 
     @classmethod
     def f32(cls, name: str, value: Array) -> Entry:
