@@ -14,7 +14,6 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Inputs, Layers, split_evenly
 from bei_core.engines.openvino.models.weights import Weights
-from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import Config
 from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import Family
@@ -106,10 +105,8 @@ class Transformer:
 
     def _convolution(self, x: Node, hidden: Node, inputs: Inputs) -> Node:
         """Adds to `hidden` a convolution of `x` over the tokens of each sequence (`ConvLayer` in transformers)."""
-        weight = self._layers.weights.get("encoder.conv.conv.weight", self._hidden, None, None)  # [out, in, kernel]
-        bias = self._layers.weights.get("encoder.conv.conv.bias", self._hidden)
-        if weight.shape[1] != self._hidden:
-            raise UnsupportedModelError("config.json: conv_groups other than 1 is not supported")
+        get, width = self._layers.weights.get, self._hidden
+        weight, bias = get("encoder.conv.conv.weight", width, width, None), get("encoder.conv.conv.bias", width)
         total, half = ops.constant(bias), weight.shape[2] // 2
         for index in range(weight.shape[2]):
             shifted = ops.shift_tokens(x, inputs.segment_ids, index - half)

@@ -8,21 +8,19 @@ from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
-from bei_core.errors import UnsupportedModelError
+from bei_core.models.layouts import ExpertSizes
 
 
-def route(x: Node, layers: Layers, name: str, top_k: int) -> Node:
+def route(x: Node, layers: Layers, name: str, sizes: ExpertSizes) -> Node:
     """f32[R, L, E]: the router's probability of each token's `top_k` likeliest experts, and 0 for all others.
 
     The probabilities of the chosen experts are not normalised to a sum of 1.
     """
-    weight = layers.weights.get(f"{name}.weight", None, None)
-    if top_k > len(weight):
-        raise UnsupportedModelError(f"config.json: moe_top_k is {top_k}, but there are only {len(weight)} experts")
+    weight = layers.weights.get(f"{name}.weight", sizes.count, None)
     probabilities = op.softmax(ops.linear(x, weight, None, name), -1)
-    chosen = op.topk(probabilities, op.constant(np.int32(top_k)), -1, "max", "value")
+    chosen = op.topk(probabilities, op.constant(np.int32(sizes.top_k)), -1, "max", "value")
     on, off = op.constant(np.float32(1)), op.constant(np.float32(0))
-    one_hot = op.one_hot(chosen.output(1), ops.axis(len(weight)), on, off, -1)  # f32[R, L, K, E]
+    one_hot = op.one_hot(chosen.output(1), ops.axis(sizes.count), on, off, -1)  # f32[R, L, K, E]
     return op.reduce_sum(op.multiply(one_hot, op.unsqueeze(chosen.output(0), ops.axis(-1))), ops.ints(2), False)
 
 

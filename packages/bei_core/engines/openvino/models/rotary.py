@@ -15,7 +15,7 @@ from bei_core.engines.openvino.models.blocks import Inputs, Layers, gated_activa
 from bei_core.engines.openvino.models.experts import mix_experts, route
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import Rope, make_ropes
-from bei_core.models.configuration import Config, read_size
+from bei_core.models.configuration import Config
 from bei_core.models.families import Family
 from bei_core.models.layouts import SLIDING, RotaryNames, RotarySizes, find_layout
 
@@ -84,8 +84,8 @@ class Transformer:
         """A gated MLP, a plain MLP or experts (Nomic Embed v2): the tensors of the checkpoint decide which."""
         names, hidden, inner = self._names, self._sizes.hidden, self._sizes.intermediate_size
         router = prefix + "mlp.router.layer"
-        if f"{router}.weight" in self._layers.weights:
-            shares = route(x, self._layers, router, read_size(self._config, "moe_top_k", default=2))
+        if (experts := self._sizes.experts) is not None and f"{router}.weight" in self._layers.weights:
+            shares = route(x, self._layers, router, experts)
             return mix_experts(x, self._layers, prefix + "mlp.experts", shares, self._sizes.activation)
         if names.up and f"{prefix}{names.up[0]}.weight" in self._layers.weights:
             y = self._gated(x, prefix)
