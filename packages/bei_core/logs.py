@@ -173,40 +173,16 @@ def _handler(*, json_output: bool) -> logging.Handler:
     return handler
 
 
-def log_access(
-    *,
-    method: str,
-    path: str,
-    status: int,
-    request_id: str,
-    model: str = "",
-    num_inputs: int = 0,
-    num_tokens: int = 0,
-    tokenization_ms: float = 0.0,
-    queue_ms: float = 0.0,
-    inference_ms: float = 0.0,
-    total_ms: float = 0.0,
-) -> None:
+def log_access(given: Mapping[str, object]) -> None:
     """Log one finished request, as `POST /embed 200 request_id=... tokens=7 ...` or as fields of the JSON line.
 
-    The caller checks `Settings.access_log`. Of what a client sent, the line has only method, path and request id. They
-    are quoted if they have characters that could look like another line or field.
+    `given` has method, path and status, and then other fields by their names in the line; numbers are rounded to 3
+    digits after the point. The caller checks `Settings.access_log`. Of what a client sent, the line has only method,
+    path and request id. They are quoted if they have characters that could look like another line or field.
     """
-    fields = {
-        "method": method,
-        "path": path,
-        "status": status,
-        "request_id": request_id,
-        "model": model,
-        "inputs": num_inputs,
-        "tokens": num_tokens,
-        "tokenization_ms": round(tokenization_ms, 3),
-        "queue_ms": round(queue_ms, 3),
-        "inference_ms": round(inference_ms, 3),
-        "total_ms": round(total_ms, 3),
-    }
+    fields = {name: round(value, 3) if isinstance(value, float) else value for name, value in given.items()}
     named = [f"{name}={_quoted(value)}" for name, value in list(fields.items())[3:]]
-    line = " ".join([_quoted(method), _quoted(path), str(status), *named])
+    line = " ".join([*map(_quoted, list(fields.values())[:3]), *named])
     _access.info("%s", line, extra={"bei_fields": fields})
 
 

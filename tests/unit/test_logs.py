@@ -16,8 +16,8 @@ from bei_core.logs import BarAwareHandler, ModelLog, configure_logging, is_json_
 
 def access(**changed: object) -> None:
     given = {"method": "POST", "path": "/embed", "status": 200, "request_id": "r-1", "model": "a/b"}
-    given |= {"num_inputs": 2, "num_tokens": 7, "tokenization_ms": 0.1234, "queue_ms": 1.0, "inference_ms": 2.5}
-    log_access(**{**given, "total_ms": 4.25, **changed})  # type: ignore[arg-type]
+    given |= {"inputs": 2, "tokens": 7, "tokenization_ms": 0.1234, "queue_ms": 1.0, "inference_ms": 2.5}
+    log_access({**given, "total_ms": 4.25, **changed})
 
 
 def test_an_access_line_has_everything_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,17 +79,19 @@ class Call:
         """Writes the request's line of the access log."""
         timings = self.timings
         log_access(
-            method=self.method,
-            path=self.path,
-            status=status,
-            request_id=self.request_id,
-            model=timings.model,
-            num_inputs=timings.num_inputs,
-            num_tokens=timings.num_tokens,
-            tokenization_ms=1e3 * timings.tokenization_s,
-            queue_ms=1e3 * timings.queue_s,
-            inference_ms=1e3 * timings.inference_s,
-            total_ms=1e3 * timings.total_s,
+            {
+                "method": self.method,
+                "path": self.path,
+                "status": status,
+                "request_id": self.request_id,
+                "model": timings.model,
+                "inputs": timings.num_inputs,
+                "tokens": timings.num_tokens,
+                "tokenization_ms": 1e3 * timings.tokenization_s,
+                "queue_ms": 1e3 * timings.queue_s,
+                "inference_ms": 1e3 * timings.inference_s,
+                "total_ms": 1e3 * timings.total_s,
+            }
         )
 
 
