@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from bei_core.engines.openvino.models import pages
+from bei_core.engines.openvino import models
 from bei_core.engines.tensorrt_llm import limits
 from bei_core.engines.torch import folder
 from bei_core.errors import UnsupportedModelError
@@ -27,7 +27,7 @@ def test_a_family_has_a_name_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_cpu_engine_has_the_page_of_every_family(name: str) -> None:
-    assert find_spec(f"{pages.__package__}.{ALL[name].page}") is not None
+    assert find_spec(f"{models.__name__}.{ALL[name].page}") is not None
 
 
 def test_the_engines_for_gpus_have_the_pages_of_these_families() -> None:

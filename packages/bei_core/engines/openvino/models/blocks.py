@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from openvino import Node
@@ -56,14 +55,6 @@ class Inputs:
                 ops.same_segment(self.segment_ids, ids), ops.same_segment(self.keys.prefix_ids, ids)
             )
         return ops.attention_mask(allowed, self.position_ids, keys, causal=causal, window=window)
-
-
-class Transformer(Protocol):
-    """The layers of one checkpoint. Each page has such a class, made from `(family, config, weights, max_len)`."""
-
-    def graph(self, inputs: Inputs) -> Node:
-        """Token vectors f32[R, L, H]."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
