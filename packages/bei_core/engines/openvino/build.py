@@ -47,21 +47,15 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings) -> Plan:
     calibration texts cannot be read.
     """
     check(spec, settings)
-    precision = precision_for(settings.dtype)
+    precision, built_with = precision_for(settings.dtype), {"openvino": version("openvino")}
     how = quantization_of(settings)
     if how is not None:
         samples = read_samples(how.calibration, spec)
         build = QuantizedBuild(checkpoint, spec, how, samples, bar_of(settings), precision)
         artifact = {**facts(settings), **build.address()}
-        return Plan("openvino", how.cpu_precision, artifact, build.fill, {"openvino": version("openvino")})
+        return Plan("openvino", how.cpu_precision, artifact, build.fill, built_with)
 
     def fill(folder: Path) -> None:
         save(build_graph(spec, checkpoint), folder / MODEL)
 
-    return Plan(
-        engine="openvino",
-        precision="f32",
-        artifact=facts(settings),
-        fill=fill,
-        built_with={"openvino": version("openvino")},
-    )
+    return Plan("openvino", "f32", facts(settings), fill, built_with)
