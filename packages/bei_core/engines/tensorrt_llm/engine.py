@@ -20,9 +20,8 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest, key_of
 from bei_core.engines.tensorrt_llm._compat import VERSION, check_version, upstream
 from bei_core.engines.tensorrt_llm.limits import check_model, needs_loop
-from bei_core.engines.torch.batches import Array, PackedEngine, Parts
+from bei_core.engines.torch.batches import LONGEST, TEXTS, TOKENS, Array, PackedEngine, Parts
 from bei_core.engines.torch.folder import DTYPES, class_name, read_facts
-from bei_core.engines.torch.graphs import LONGEST, TEXTS, TOKENS
 from bei_core.engines.torch.loading import check_gpu, tuning_folder
 from bei_core.engines.torch.models.sequences import flatten
 from bei_core.errors import EngineUnavailableError

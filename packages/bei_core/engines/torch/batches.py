@@ -17,6 +17,11 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[np.float32]
 ResultT = TypeVar("ResultT")
 
+# Sizes of CUDA graphs: numbers of texts, of tokens, and of tokens of the longest text.
+TEXTS = (1, 2, 4, 8)
+TOKENS = (16, 32, 64, 128, 256, 512, 1024)
+LONGEST = (32, 128, 512)
+
 
 class DeviceLostError(BaseException):
     """A GPU, or a process that computes on one, has failed and cannot recover.

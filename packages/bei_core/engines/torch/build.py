@@ -56,8 +56,8 @@ def plan(checkpoint: Checkpoint, spec: ModelSpec, settings: Settings, engine: st
     quantization = quantization_of(settings)
     if quantization is None:
         model, precision = facts_of(spec), PRECISIONS[settings.dtype]
-        fill = partial(write_folder, checkpoint=checkpoint, facts=model, precision=precision)
-        return Plan(engine, precision, {"folder": VERSION, "mask": model.mask}, fill)
+        write = partial(write_folder, checkpoint=checkpoint, facts=model, precision=precision)
+        return Plan(engine, precision, {"folder": VERSION, "mask": model.mask}, write)
     if find_spec("torch") is None:
         raise EngineUnavailableError(
             f"quantization_type {quantization.type} needs torch for the build: pip install 'bei-core[torch]'"

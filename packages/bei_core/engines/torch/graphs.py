@@ -16,16 +16,11 @@ import torch
 from torch import Tensor
 
 from bei_core.engines.batch import Batch
+from bei_core.engines.torch.batches import LONGEST, TEXTS, TOKENS
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import Sequences, upload
 
 log = logging.getLogger(__name__)
-
-# Sizes of the graphs: numbers of texts, of tokens, and of tokens of the longest text. A graph is captured when a batch
-# first needs its shape: in a request, unless the short warm-up of the server had it.
-TEXTS = (1, 2, 4, 8)
-TOKENS = (16, 32, 64, 128, 256, 512, 1024)
-LONGEST = (32, 128, 512)
 
 # Torch can capture only one graph at a time in a process, and the copies of a model on several GPUs have a thread each.
 _CAPTURING = threading.Lock()
@@ -64,7 +59,10 @@ class Shape(NamedTuple):
 
 
 class Graphs:
-    """Runs `Model.rows` with CUDA graphs, one for each shape. All graphs share one pool of memory."""
+    """Runs `Model.rows` with CUDA graphs, one for each shape. All graphs share one pool of memory.
+
+    A graph is captured when a batch first needs its shape: in a request, unless the short warm-up of the server had it.
+    """
 
     def __init__(self, model: Model, max_seq_len: int) -> None:
         self._model, self._max_seq_len = model, max_seq_len
