@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.tensorrt_llm import engine as engines
+from bei_core.engines.tensorrt_llm._compat import upstream
 from bei_core.engines.tensorrt_llm.classes import unpack_ids
 from bei_core.engines.tensorrt_llm.engine import pack_ids
 from bei_core.engines.torch.models.pooling import POOLINGS, pool
@@ -105,7 +106,7 @@ def test_the_error_without_a_gpu_says_that_there_is_none(built: Builder, monkeyp
     def no_device(*_: object, **__: object) -> None:
         raise RuntimeError("Found no NVIDIA driver on your system")
 
-    monkeypatch.setattr(engines, "upstream", lambda name: no_device)
+    monkeypatch.setattr(engines, "upstream", lambda name: no_device if name == "LLM" else upstream(name))
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     checkpoint = resolve(str(first_case().folder))
     with pytest.raises(EngineUnavailableError, match="Found no NVIDIA driver on your system; CUDA finds no GPU here: "):
