@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bei_core.cli.main import main
+from bei_core.config import files as settings_files
 from bei_core.engines.openvino.engine import OpenVinoEngine
 from bei_core.http import keys
 from bei_core.text import files, tokenizer
@@ -102,20 +103,21 @@ class FaultyTokenizer:
 def inject(seed: int) -> None:
     """Install the faults."""
     faults = Faults(seed)
-    forward, open_tokenizer, read_text, now = OpenVinoEngine.forward, files.open_tokenizer, Path.read_text, time.time
+    forward, open_tokenizer, now = OpenVinoEngine.forward, files.open_tokenizer, time.time
+    read_text = settings_files.read_text
 
     def forward_or_fail(self: OpenVinoEngine, batch: Any) -> Any:  # noqa: ANN401
         if faults.strikes("engine", ENGINE):
             raise EngineFaultError("the runtime has failed")
         return forward(self, batch)
 
-    def read_or_fail(self: Path, *arguments: Any, **options: Any) -> str:  # noqa: ANN401
+    def read_or_fail(path: Path) -> str:
         if faults.strikes("files", FILES):
             raise OSError(errno.EIO, "Input/output error")
-        return read_text(self, *arguments, **options)
+        return read_text(path)
 
     sys.stderr = FullDisk(sys.stderr, faults)
-    Path.read_text = read_or_fail  # type: ignore[method-assign]
+    vars(settings_files)["read_text"] = read_or_fail
     vars(keys)["_RELOAD_S"] = 0.02  # the thread looks for a change so often
     OpenVinoEngine.forward = forward_or_fail  # type: ignore[method-assign]
     vars(tokenizer)["open_tokenizer"] = lambda path: FaultyTokenizer(open_tokenizer(path), faults)

@@ -10,6 +10,17 @@ from bei_core.errors import ConfigError
 
 SECRETS = Path("/secrets")  # one file for each secret; the file's name is the secret's
 
+_MAX_CHARS = 16_777_216  # of a file; a device such as /dev/zero has no end
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises OSError, UnicodeDecodeError, and ConfigError for more than 16 million characters."""
+    with path.open(encoding="utf-8") as file:
+        text = file.read(_MAX_CHARS + 1)
+    if len(text) > _MAX_CHARS:
+        raise ConfigError(f"{path} has more than {_MAX_CHARS} characters, so it is not a file of settings")
+    return text
+
 
 def read_yaml(path: Path) -> Mapping[str, Any]:
     """The content of a YAML file. Raises ConfigError if it cannot be read or is not a mapping.
@@ -19,7 +30,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         config = yaml.safe_load(text)
     except OSError as fault:
         raise ConfigError(f"cannot read {path}: {fault.strerror}") from fault
@@ -49,5 +60,5 @@ def _place_of(fault: Exception, text: str) -> str:
 
 
 def read_secret(name: str) -> str:
-    """The value of a secret that Baseten mounts as a file. Raises OSError if there is none."""
-    return (SECRETS / name).read_text(encoding="utf-8")
+    """The value of a secret that Baseten mounts as a file. Raises OSError if there is none, and as `read_text`."""
+    return read_text(SECRETS / name)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 from bei_core.config.cache_dir import default_cache_dir
 from bei_core.config.convert import unknown, value_of
 from bei_core.config.declaration import Declared
+from bei_core.config.files import read_text
 from bei_core.config.foreign import is_foreign
 from bei_core.config.keys import check_key, read_keys
 from bei_core.config.trt_llm import TrtLlm
@@ -168,7 +169,7 @@ def block_of(known: Declarations, config: Mapping[str, Any]) -> dict[str, object
 def read_key(path: Path) -> str:
     """The API key in a file, without the newline at its end. Raises ConfigError if the file is missing or blank."""
     try:
-        key = path.read_text(encoding="utf-8").rstrip("\r\n")
+        key = read_text(path).rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as fault:
         reason = fault.strerror if isinstance(fault, OSError) else "it is not UTF-8 text"
         raise ConfigError(f"cannot read api_key_file {path}: {reason}") from fault
