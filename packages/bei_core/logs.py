@@ -16,7 +16,8 @@ from typing import Any, TextIO
 # Libraries that log at least one line for each request, or the endpoint that they use.
 TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
 
-# A full pipe takes PIPE_BUF bytes at once as soon as it takes anything; a character has up to four.
+# A full pipe takes PIPE_BUF bytes at once as soon as it takes anything; a character has up to four. A line of so many
+# bytes is one write, so that lines of other processes that share the pipe do not come between its parts.
 _PART_CHARS = select.PIPE_BUF // 4
 
 # How long a line waits for the reader of standard error, at most, in seconds, and the share of the time for all waits.
@@ -56,12 +57,13 @@ class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not g
     def _write(self, line: str) -> None:
         """Write a line in parts, each of which a full pipe takes at once if it takes anything."""
         line = self._unfinished + line + self.terminator
-        for start in range(0, len(line), _PART_CHARS):
+        size = len(line) if len(line.encode(errors="surrogatepass")) <= select.PIPE_BUF else _PART_CHARS
+        for start in range(0, len(line), size):
             if not self._is_read():
                 self._num_lost += 1
                 self._unfinished = self.terminator if start else self._unfinished
                 return
-            self.stream.write(line[start : start + _PART_CHARS])
+            self.stream.write(line[start : start + size])
             self.flush()
         self._unfinished = ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -146,6 +147,20 @@ def test_lines_that_nobody_reads_are_lost_and_counted(monkeypatch: pytest.Monkey
     assert len(before) - len(whole) <= 1  # the last one may be cut
     assert after[0] == f"lost {100 - len(whole)} lines of the log, because standard error was not read"
     assert after[1:] == [f"{number} {letters}" for number in range(100, 102)]
+
+
+@pytest.mark.parametrize("letters", ["a" * 4000, "é" * 2000])
+def test_a_line_that_a_pipe_takes_at_once_is_one_write(letters: str) -> None:
+    """Between parts of a line there could be a line of another process, such as that of the engine."""
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    written = list[str]()
+    BarAwareHandler(Stream()).emit(logging.makeLogRecord({"msg": letters}))
+    assert written == [f"{letters}\n"]
 
 
 def test_a_line_longer_than_a_pipe_takes_does_not_block() -> None:
