@@ -58,7 +58,7 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
     limit_collections()
     sys.setswitchinterval(_SWITCH_S)
     try:
-        uvloop.run(server.run())
+        uvloop.run(server.run(), loop_factory=_Loop)
     finally:
         for service in services:
             service.close(server.time_left())
@@ -70,6 +70,13 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
         log.warning("ended with %d requests unanswered", server.num_unanswered)
     else:
         log.info("drained; goodbye")
+
+
+class _Loop(uvloop.Loop):
+    """An event loop that starts no thread when it is closed."""
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Leaves its threads to the end of the process; uvloop starts one that waits for them."""
 
 
 class _Server:

@@ -24,7 +24,7 @@ def test_a_thread_that_runs_python_code_leaves_the_lock_to_the_event_loop_within
     """With Python's 5 ms, the event loop stood still for 114 ms while the memory of a large body was counted."""
     intervals, before, threshold = list[float](), sys.getswitchinterval(), gc.get_threshold()
 
-    def watched(main: Coroutine[Any, Any, None]) -> None:
+    def watched(main: Coroutine[Any, Any, None], **_: object) -> None:
         main.close()
         intervals.append(sys.getswitchinterval())
 
@@ -70,3 +70,26 @@ def test_a_signal_is_obeyed_where_no_thread_can_start() -> None:
     program = [sys.executable, "-c", SIGNALLED]
     done = subprocess.run(program, capture_output=True, text=True, timeout=SAFETY_S)
     assert (done.stdout, done.returncode) == ("7 True\n", 0), done.stderr
+
+
+CLOSED = """
+import threading, uvloop
+from bei_core.http.server import run
+
+def refuse(thread):
+    raise RuntimeError("can't start new thread")
+
+async def main():
+    loop = run.asyncio.get_running_loop()
+    loop.set_default_executor(run._started_pool())
+    threading.Thread.start = refuse
+    return await loop.run_in_executor(None, len, "it runs")
+
+print(uvloop.run(main(), loop_factory=run._Loop))
+"""
+
+
+def test_the_event_loop_is_closed_where_no_thread_can_start() -> None:
+    """Under a limit of threads or processes, the drain ended with a traceback and status 1."""
+    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True, timeout=SAFETY_S)
+    assert (done.stdout, done.stderr, done.returncode) == ("7\n", "", 0)
