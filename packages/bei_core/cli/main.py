@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import click
@@ -80,6 +81,7 @@ def app() -> None:
 
 def main() -> None:
     """Run the command line. An error is one line; the exit status is 2 for a wrong command line, else the error's."""
+    _open_missing_files()
     try:
         _run()
     except Exception:
@@ -87,6 +89,27 @@ def main() -> None:
             raise
         _log().critical("this is a bug: the command failed", exc_info=True)
         sys.exit(1)
+    finally:
+        _discard_unwritten_log()
+
+
+def _open_missing_files() -> None:
+    """Open the null device as standard input, output and error if the parent has closed them.
+
+    Else a socket or a file of the cache would get one of their numbers, and what a library prints.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest number that is free
+        os.set_inheritable(opened, True)
+    os.close(opened)
+
+
+def _discard_unwritten_log() -> None:
+    """Discard what standard error does not take: Python would try again and end with status 120."""
+    if sys.stderr is not None:
+        try:
+            sys.stderr.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _run() -> None:
@@ -102,7 +125,8 @@ def _run() -> None:
         fail(error.format_message(), error.exit_code)
     except click.Abort:
         _write_error("ended by SIGTERM" if terminated.is_set() else "interrupted")
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         os._exit(SIGTERM_STATUS if terminated.is_set() else 130)  # sys.exit would wait for the threads of a download
     except BeiError as error:
         fail(str(error), error.exit_status)
@@ -130,7 +154,8 @@ def _write_error(message: str) -> None:
     if _writes_json():
         _log().error("%s", line)
     else:
-        click.echo(line, err=True)
+        with suppress(OSError):  # the status says it too
+            click.echo(line, err=True)
 
 
 def _writes_json() -> bool:

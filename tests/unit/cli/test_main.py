@@ -258,3 +258,18 @@ def test_flags_and_choices_are_completed(capsys: pytest.CaptureFixture[str], mon
         code, output, _ = bei(capsys, monkeypatch)
         assert code == 0
         assert {line.partition(",")[2] for line in output.splitlines()} == found
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has such a device")
+def test_a_log_that_cannot_be_written_does_not_change_the_status() -> None:
+    """Python ended with status 120, also after a drain in order."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-m", "bei_core.cli", "serve"], cwd=ROOT / "packages", stderr=full)
+    assert done.returncode == 78
+
+
+def test_files_that_the_parent_has_closed_are_opened() -> None:
+    """Else a socket is standard output, and a client gets what a library prints."""
+    source = "import os; from bei_core.cli import main; main._open_missing_files(); os._exit(os.open('/', os.O_RDONLY))"
+    command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", source]
+    assert subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "packages")}).returncode == 3
