@@ -18,6 +18,7 @@ from bei_core.http.limits import MAX_HEALTH_CONNECTIONS, MAX_REFUSED_CONNECTIONS
 log = logging.getLogger(__name__)
 
 _MIN_CONNECTIONS = 16
+_MIN_FILES = 8  # other than connections, that are opened later
 
 _IN_USE = "{} is in use by another process; stop it, or choose another port"
 _REASONS = {
@@ -85,9 +86,15 @@ def raise_file_limit() -> None:
 
 
 def max_connections(settings: Settings) -> int:
-    """Returns `max_connections`, or fewer if the limit of open files requires it, which logs a warning."""
+    """Returns `max_connections`, or fewer if the limit of open files requires it, which logs a warning.
+
+    Raises ConfigError if the limit leaves less than 16 connections.
+    """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    reserved = RESERVED_FILES + MAX_REFUSED_CONNECTIONS + MAX_HEALTH_CONNECTIONS + _num_open_files()
+    num_open = _num_open_files()
+    if limit != resource.RLIM_INFINITY and limit < (needed := num_open + _MIN_CONNECTIONS + _MIN_FILES):
+        raise ConfigError(f"this process may open {limit} files and needs {needed}; raise the limit with `ulimit -n`")
+    reserved = RESERVED_FILES + MAX_REFUSED_CONNECTIONS + MAX_HEALTH_CONNECTIONS + num_open
     if limit == resource.RLIM_INFINITY or limit - reserved >= settings.max_connections:
         return settings.max_connections
     allowed = max(_MIN_CONNECTIONS, limit - reserved)
