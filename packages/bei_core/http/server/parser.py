@@ -106,8 +106,10 @@ class RequestParser:
                 num_hosts += 1
             elif name == b"expect":
                 self.expects_continue = value.lower() == b"100-continue" and self.version != "1.0"
-            elif name == b"transfer-encoding" and value.lower() != b"chunked":
-                self.fault = "of the transfer codings, only chunked is supported"
+            elif name == b"transfer-encoding" and (value.lower(), self.version) != (b"chunked", "1.1"):
+                self.fault = "of the transfer codings, only chunked of HTTP/1.1 is supported"
+        if self.version not in {"1.0", "1.1"}:
+            self.fault = f"the version of the request is {self.version}"
         if num_hosts != 1 and self.version == "1.1":
             self.fault = f"a request must have one header `host`, this one has {num_hosts}"
 

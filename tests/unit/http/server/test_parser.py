@@ -135,3 +135,11 @@ def test_a_kept_request_is_read_in_single_bytes_as_in_one_piece(content: bytes) 
             return error.status
 
     assert outcome([content]) == outcome([bytes([byte]) for byte in content])
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.0\r\ntransfer-encoding: chunked", b"HTTP/2.0", b"HTTP/0.9"])
+def test_a_version_that_has_no_such_framing_is_a_fault(head: bytes) -> None:
+    """A proxy of HTTP/1.0 does not know chunks, and would take a part of the body for the next request."""
+    parser = RequestParser()
+    read(parser, [b"POST /a " + head + b"\r\nhost: a\r\n\r\n"])
+    assert parser.fault
