@@ -29,7 +29,7 @@ from benchmarks.chaos.table import RESULTS, Row, save, with_errors
 from tests.chaos.attacks import ATTACKS
 from tests.e2e.server import Server
 
-ORDER = (*load.ORDER, *attacks.ORDER, attacks.FAULTS, *proofs.ORDER)
+ORDER = (*load.ORDER, *attacks.ORDER, attacks.CRASH, attacks.FAULTS, *proofs.ORDER)
 
 Measurement: TypeAlias = tuple[str, Callable[[], Row]]  # the name of a row, and what measures it
 
@@ -68,6 +68,10 @@ def requests(chosen: set[str], options: Options, folder: Path) -> Iterator[Measu
         for attack in ATTACKS:
             if attack.name in chosen and (options.large or 200 not in attack.statuses):
                 yield attack.name, partial(attacks.send, server, attack)
+        if attacks.BODIES in chosen:
+            yield attacks.BODIES, partial(attacks.bodies, server)
+        if attacks.INFLATED in chosen and options.large:
+            yield attacks.INFLATED, partial(attacks.inflated, server)
         if attacks.HELD in chosen:
             yield attacks.HELD, partial(attacks.hold, server)
         if attacks.LARGE in chosen and options.large:
@@ -78,6 +82,8 @@ def rows(chosen: set[str], options: Options, folder: Path) -> Iterator[Measureme
     """What measures each chosen row, in turn; servers run while their rows are measured."""
     yield from loads(chosen, options, folder)
     yield from requests(chosen, options, folder)
+    if attacks.CRASH in chosen:
+        yield attacks.CRASH, partial(attacks.crash, folder)
     if attacks.FAULTS in chosen:
         num_requests = 2000 if options.seconds >= 60 else 200
         yield attacks.FAULTS, partial(attacks.faults, folder, options.seed, num_requests)

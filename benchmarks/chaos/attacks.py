@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import psutil
 
+from bei_core.http.server.sockets import raise_file_limit
 from benchmarks.chaos.probe import HEALTH, watched
 from benchmarks.chaos.table import Row
-from tests.chaos.attacks import ATTACKS, Attack
+from tests.chaos.attacks import ATTACKS, GZIP, Attack
 from tests.chaos.faulty import SEAMS
+from tests.chaos.test_engine_faults import PREFIX
 from tests.chaos.test_faults import FaultyServer, bombard
 from tests.e2e.server import LONG, Server, ask, openai_request, read_reply, request_bytes
 
 MAX_STALL_MS = 50.0
 MAX_HEALTH_MS = 100.0
 _PATIENCE_S = 300.0  # for a reply; what the engine needs for 260,000 tokens on a slow machine
-_NUM_CONNECTIONS = 1000
+_MAX_LEFT_MB = 100.0  # memory that a request may leave behind: graphs of the engine, and what the allocator keeps
+_MAX_CROWD_MB = 620.0  # max_body_bytes_in_flight, and some more for what does not count in it
+_MAX_CRASH_S = 5.0
+_NUM_CONNECTIONS = 2400
 QUIET = "no attack, for comparison"
 HELD = f"{_NUM_CONNECTIONS} connections held, half of them inside a request"
 LARGE = "4 requests of 1,024 long texts"
+BODIES = "100 bodies of 31.9 MB that never end"
+INFLATED = "60 requests at a time of 30 kB of gzip that are 31 MB"
+CRASH = "the engine thread ends while requests wait"
 FAULTS = "faults of a seed in the engine, the tokenizer, the disk and the clock"
 
 
@@ -55,19 +67,84 @@ def send(server: Server, attack: Attack) -> Row:
     is_right = reply is not None and reply.status_code in attack.statuses and attack.limit in reply.text
     slowest = seen.delay_ms(1.0)
     memory = ", ".join(f"{size / 1e6:.0f}" for size in (before, seen.peak, process.memory_info().rss))
-    growth_mb = (seen.peak - before) / 1e6
+    growth_mb, left_mb = (seen.peak - before) / 1e6, (process.memory_info().rss - before) / 1e6
     return Row(
         name=attack.name,
         must=f"{' or '.join(map(str, attack.statuses))}; slowest `/health/live` <= {MAX_STALL_MS:g} ms; "
-        f"memory grows by at most {attack.max_growth_mb} MB",
+        f"memory grows by at most {attack.max_growth_mb} MB, and {_MAX_LEFT_MB:g} MB are left",
         measured=f"{status} in {seconds:.2f} s; {slowest:.0f} ms; memory before, peak, after {memory} MB",
-        holds=is_right and slowest <= MAX_STALL_MS and growth_mb <= attack.max_growth_mb,
+        holds=is_right and slowest <= MAX_STALL_MS and growth_mb <= attack.max_growth_mb and left_mb <= _MAX_LEFT_MB,
+        is_broken=not is_right,
+    )
+
+
+def bodies(server: Server) -> Row:
+    """Bodies of which the last byte does not come."""
+    head = b"POST /embed HTTP/1.1\r\nhost: a\r\ncontent-length: 31900000\r\n\r\n"
+    return _crowd(server, BODIES, head + b" " * 31_899_999, 100, {429})
+
+
+def inflated(server: Server) -> Row:
+    """Small bodies that become large ones, as many at a time as wait for the event loop."""
+    body = gzip.compress(json.dumps({"inputs": ["a" * 3_900_000] * 8}).encode(), 9)
+    return _crowd(server, INFLATED, request_bytes("/embed", body, *GZIP), 60, {200, 429})
+
+
+def _crowd(server: Server, name: str, request: bytes, num_clients: int, statuses: set[int]) -> Row:
+    """The same request on many connections at once, and small ones meanwhile. Some may be cut off without a reply."""
+    before = psutil.Process(server.pid).memory_info().rss
+
+    def client(_: int) -> int:
+        with server.connect() as connection, suppress(OSError, AssertionError):
+            with suppress(BrokenPipeError, ConnectionResetError):  # there may be a reply all the same
+                connection.sendall(request)
+            connection.settimeout(20.0)
+            reply = read_reply(connection)
+            return reply.status_code if reply is not None else 0
+        return 0
+
+    with ThreadPoolExecutor(num_clients) as pool, watched(server) as seen:
+        replies = pool.map(client, range(num_clients))
+        small = {server.post("/embed", {"inputs": "a"}).status_code for _ in range(20)}
+        counts = Counter(replies)
+    slowest, growth_mb = seen.delay_ms(1.0), (seen.peak - before) / 1e6
+    is_right = set(counts) <= {*statuses, 0} and counts[429] > 0 and small == {200}
+    listed = ", ".join(f"{count} x {status or 'no reply'}" for status, count in sorted(counts.items()))
+    return Row(
+        name=name,
+        must=f"429 beyond max_body_bytes_in_flight; memory grows by at most {_MAX_CROWD_MB:g} MB; 20 of 20 small "
+        f"requests get 200; slowest `/health/live` <= {MAX_STALL_MS:g} ms",
+        measured=f"{listed}; {growth_mb:.0f} MB; small requests {', '.join(map(str, sorted(small)))}; {slowest:.0f} ms",
+        holds=is_right and growth_mb <= _MAX_CROWD_MB and slowest <= MAX_STALL_MS,
+        is_broken=not is_right,
+    )
+
+
+def crash(folder: Path) -> Row:
+    """SystemExit in the engine's thread."""
+    waiting, killing = openai_request([LONG] * 64), request_bytes("/embed", b'{"inputs":[[666]]}', "x-priority: high")
+    server = Server(folder / "crashing", folder / "cache", PREFIX, max_queue_wait_s=1000)
+    with server, ExitStack() as stack:
+        connections = [stack.enter_context(server.connect()) for _ in range(5)]
+        for connection in connections:
+            connection.sendall(killing if connection is connections[-1] else waiting)
+        replies = [read_reply(connection) for connection in connections]
+        began = time.perf_counter()
+        status, seconds = server.wait(), time.perf_counter() - began
+    statuses = sorted(reply.status_code if reply is not None else 0 for reply in replies)
+    is_right = status == 1 and set(statuses) <= {200, 424, 503} and 424 in statuses
+    return Row(
+        name=CRASH,
+        must=f"every request is answered; status 1 at most {_MAX_CRASH_S:g} s later",
+        measured=f"{', '.join(map(str, statuses))}; status {status} after {seconds:.1f} s",
+        holds=is_right and seconds <= _MAX_CRASH_S,
         is_broken=not is_right,
     )
 
 
 def hold(server: Server) -> Row:
     """Many connections, half of them in the middle of a request, while small requests are answered."""
+    raise_file_limit()
     small, statuses = request_bytes("/embed", b'{"inputs":"a"}'), set[int]()
     with ExitStack() as stack, watched(server) as seen:
         for number in range(_NUM_CONNECTIONS):
@@ -125,5 +202,5 @@ def faults(folder: Path, seed: int, num_requests: int) -> Row:
     )
 
 
-ORDER = (QUIET, *(attack.name for attack in ATTACKS), HELD, LARGE)
+ORDER = (QUIET, *(attack.name for attack in ATTACKS), BODIES, INFLATED, HELD, LARGE)
 QUICK = (*(attack.name for attack in ATTACKS), HELD, FAULTS)

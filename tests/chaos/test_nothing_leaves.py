@@ -15,6 +15,8 @@ from tests.conftest import MINILM
 from tests.e2e.server import TEXTS, Server, log_shown, wait_until
 
 WATCHED = Path(__file__).parent / "watched"
+_TAP = 'ip link set lo up && ip route add local default dev lo && { ip -6 route add local default dev lo; exec "$@"; }'
+TAPPED = ("unshare", "-n", "sh", "-c", _TAP, "sh")
 UNKNOWN_UID = 54_321
 
 
@@ -37,6 +39,29 @@ def test_nothing_leaves_the_machine_and_nothing_is_written_outside_the_cache(tmp
         assert server.post("/v1/embeddings", {"input": TEXTS[:3]}).status_code == 200
         assert "write" in log.read_text()
         assert noted(log, cache) == []
+
+
+def is_tapped() -> bool:
+    """Whether this user may make a network namespace in which every address is the machine's own."""
+    return bool(shutil.which("unshare")) and subprocess.run([*TAPPED, "true"], capture_output=True).returncode == 0
+
+
+def num_packets(server: Server) -> int:
+    """The packets that were sent in the server's network namespace."""
+    lines = Path(f"/proc/{server.pid}/net/dev").read_text().splitlines()[2:]
+    return sum(int(line.partition(":")[2].split()[9]) for line in lines)
+
+
+def test_no_packet_is_sent_by_any_library(tmp_path: Path) -> None:
+    """In the namespace, lookups and connections to any address are packets of the only device, also those of C++."""
+    if not is_tapped():
+        pytest.skip("this user may make no network namespace")
+    with Server(tmp_path / "server", tmp_path / "cache", TAPPED) as server, log_shown(server):
+        assert num_packets(server) == 0
+        enter = ["nsenter", "-t", str(server.pid), "-n", sys.executable, "-c"]
+        lookup = "import socket; socket.socket(type=socket.SOCK_DGRAM).sendto(b'a', ('192.0.2.1', 53))"
+        subprocess.run([*enter, lookup], check=True)
+        assert num_packets(server) > 0, "a packet is seen"
 
 
 def test_a_bulk_job_writes_only_into_its_cache_and_its_output(tmp_path: Path) -> None:
