@@ -192,7 +192,9 @@ class Connection(asyncio.Protocol):
         self._enter(Phase.CLOSING, self._pool.stall_s)
 
     def refuse(self, status: int, message: str, *, kind: str = "Validation", retry_after_s: int | None = None) -> None:
-        """Replies with an error without the application, then closes the connection."""
+        """Replies with an error without the application, then closes the connection, unless that has begun already."""
+        if self.phase is Phase.CLOSING:
+            return None
         exchange, is_late = self._exchange, False
         if exchange is not None:
             is_late = exchange.is_started

@@ -156,6 +156,24 @@ async def test_a_body_is_thrown_away_once_the_reply_is_there() -> None:
         assert pool.budget.num_bytes == 0
 
 
+async def test_a_request_that_is_refused_already_is_not_refused_again() -> None:
+    """Until its task ends, a request that needs memory may choose it. That raised an error, and the other got 500."""
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with served(waits) as ((reader, writer), pool):
+        writer.write(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nab")
+        while not pool.budget.num_bytes:
+            await asyncio.sleep(0.01)
+        (connection,), (lease,) = pool._connections, pool.budget.incomplete
+        connection.refuse(408, "it is too slow")
+        lease.refuse()
+        reply = await asyncio.wait_for(reader.read(), SAFETY_S)
+    assert reply.count(b"HTTP/1.1 ") == 1
+
+
 async def test_the_application_learns_that_its_client_has_left() -> None:
     left = asyncio.Event()
 
