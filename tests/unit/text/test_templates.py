@@ -22,6 +22,9 @@ COMMIT = "6e9e69830b95c52b5fd889b7690dda3329508de3"
         (f"/cache/models--BAAI--bge-reranker-v2-m3/snapshots/{COMMIT}", None),
         (f"/qwen3-reranker-tests/snapshots/{COMMIT}", None),
         ("snapshots/mine", None),
+        ("nvidia/llama-nemotron-rerank-1b-v2", "llama-nemotron-rerank"),
+        ("nvidia/llama-3.2-nv-rerankqa-1b-v2", "llama-nemotron-rerank"),
+        ("nvidia/llama-nemotron-embed-1b-v2", None),
         ("mixedbread-ai/mxbai-rerank-large-v1", None),
         ("BAAI/bge-reranker-v2-m3", None),
         ("Qwen/Qwen3-Embedding-0.6B", None),
@@ -41,6 +44,12 @@ def test_the_document_has_the_reported_position_in_the_prompt() -> None:
     assert "<Instruct>: Find code\n" in template.fill("q", "d", "Find code").text
 
 
+def test_a_reranker_of_nvidia_reads_one_text_without_an_instruction() -> None:
+    template = named_template("llama-nemotron-rerank")
+    assert template.fill("how much protein", "46 g a day").text == "question:how much protein \n \n passage:46 g a day"
+    assert not template.takes_instruction
+
+
 @pytest.mark.parametrize("text", ["{document}", "{query}", "{", "}} {0}", "{instruction}"])
 def test_braces_in_texts_are_left_alone(text: str) -> None:
     filled = RerankTemplate("own", "{instruction}<{query}|{document}>", instruction="do").fill(text, text)
@@ -53,7 +62,7 @@ def test_a_template_may_be_given_as_its_text() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="neither one of qwen3-reranker, mxbai-rerank-v2"):
+    with pytest.raises(ConfigError, match="neither one of qwen3-reranker, mxbai-rerank-v2, llama-nemotron-rerank"):
         named_template("qwen2")
 
 
