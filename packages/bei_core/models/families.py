@@ -238,7 +238,10 @@ _FAMILIES = (
     _rotary(
         "new",
         ("New", "Gte"),  # of its authors' code, and of transformers
-        FamilyHeads(Head("classifier", "new.pooler.dense", dense_elsewhere="gte.pooler.dense")),
+        FamilyHeads(
+            Head("classifier", "new.pooler.dense", dense_elsewhere="gte.pooler.dense"),
+            vocabulary=Head("lm_head.decoder", "lm_head.dense", "gelu", "hidden_act", "lm_head.norm"),
+        ),
         (GTE, native(GTE)),
         "new.",
         "gte.",
