@@ -5,6 +5,7 @@ It reads transformers' `config.json`, and the files of sentence-transformers (`m
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from bei_core.models.sentence.settings import (
 from bei_core.models.transformer import is_static_model, read_config, read_max_seq_len
 from bei_core.tasks import Similarity
 from bei_core.text.templates import EXAMPLE, RerankTemplate, find_template, with_instruction
+
+# In the names of classes with heads of their own, such as Qwen2ForRewardModel and LlamaForRewardModelWithGating.
+_GIVES_SCORES = re.compile("Reward|Rank|Scor|Classif|Regress")
 
 
 class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -173,6 +177,11 @@ def _modules(
             raise UnsupportedModelError("modules.json: no module follows the transformer")
         scores = [scores_of_modules(config, pipeline.num_scores)] if pipeline.num_scores else []
         return [*pipeline.modules, *scores] or head
+    if not head and _GIVES_SCORES.search(architecture):
+        raise UnsupportedModelError(
+            f"architecture {architecture} is not supported: by its name it gives scores, and BEI computes those of "
+            "...ForSequenceClassification and ...ForTokenClassification; without its head, it would give vectors"
+        )
     # As in SentenceTransformer(folder), a causal language model pools its last token.
     is_causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)
     return head or [Pooling(modes=(PoolingMode.LAST_TOKEN if is_causal else PoolingMode.MEAN,))]
