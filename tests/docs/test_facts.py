@@ -57,6 +57,7 @@ _FAMILY_ROWS = {
     "Qwen2": ("Qwen2", "qwen2 qwen_mean"),
     "Qwen3": ("Qwen3", "qwen3"),
     "Qwen3 bidirectional, with a projection": ("Qwen3Bidirectional", "qwen3_bidirectional"),
+    "Gemma": ("Gemma", ""),
     "Gemma2": ("Gemma2", "gemma2"),
     "Gemma3 text": ("Gemma3", "gemma3_text"),
     "Static embeddings": ("StaticEmbedding Model2Vec", ""),

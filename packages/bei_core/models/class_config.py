@@ -15,6 +15,7 @@ from bei_core.models.rope import LOCAL_THETAS
 # Values that are written in the code of a class, whatever config.json says.
 _CONSTANTS: Mapping[str, Config] = {
     "DistilBert": {"layer_norm_eps": 1e-12},
+    "Gemma": {"hidden_activation": None},  # it reads hidden_act
     "Gemma3": {"attn_logit_softcapping": None},
 }
 

@@ -32,8 +32,9 @@ def read_head(
     if architecture == "HF_ColBERT":
         return [Dense(folder="", bias=False, activation="identity")]
     if architecture.endswith("ForCausalLM") and template is not None and template.tokens is not None:
-        no, yes = (_token_id(checkpoint, token) for token in template.tokens)
-        return [Classifier(("LABEL_0",), "sigmoid", yes_no_ids=(no, yes))]
+        no, yes = template.tokens
+        no_id = None if no is None else _token_id(checkpoint, no)
+        return [Classifier(("LABEL_0",), "sigmoid", yes_no_ids=(no_id, _token_id(checkpoint, yes)))]
     return []
 
 

@@ -290,11 +290,12 @@ _FAMILIES = (
     _decoder("mistral", ("Mistral",), DecoderSwitches(is_sliding=every_layer)),
     _decoder("qwen2", ("Qwen2",), DecoderSwitches(is_sliding=upper_layers, qkv_bias=True)),
     _decoder("qwen3", ("Qwen3",), _QWEN3),
-    _decoder("gemma2", ("Gemma2",), DecoderSwitches(is_sliding=even_layers, gemma=True)),
+    _decoder("gemma", ("Gemma",), DecoderSwitches(gemma=True)),
+    _decoder("gemma2", ("Gemma2",), DecoderSwitches(is_sliding=even_layers, gemma=True, out_norms=True)),
     _decoder(
         "gemma3_text",
         ("Gemma3",),
-        DecoderSwitches(is_sliding=all_but_every_sixth_layer, qk_norm=True, gemma=True),
+        DecoderSwitches(is_sliding=all_but_every_sixth_layer, qk_norm=True, gemma=True, out_norms=True),
     ),
     _decoder(
         "llama_bidirectional",

@@ -237,13 +237,14 @@ class DecoderSwitches:
     is_sliding: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer has a sliding window
     qkv_bias: bool = False  # queries, keys and values have a bias, even if config.json has no `attention_bias`
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
-    gemma: bool = False  # RMSNorm scales by 1 + weight; norms also after attention and MLP; embeddings times sqrt(H)
+    gemma: bool = False  # RMSNorm scales by 1 + weight; embeddings times sqrt(H)
+    out_norms: bool = False  # norms also after attention and MLP (Gemma 2 and 3)
     bidirectional: bool = False  # attention is never causal, whatever config.json says
 
     @property
     def names(self) -> TensorNames:
         """The names of the layers in checkpoints."""
-        return GEMMA if self.gemma else LLAMA
+        return GEMMA if self.out_norms else LLAMA
 
 
 def find_layout(layouts: Sequence[NamesT], has_layer: Callable[[str], bool]) -> NamesT:

@@ -40,7 +40,7 @@ LLAMA = TensorNames(
     qk_norms="self_attn.",
     final_norm="norm",
 )
-# In Gemma, the norm that other families have before the MLP is after attention.
+# In Gemma 2 and 3, the norm that other families have before the MLP is after attention.
 GEMMA = replace(
     LLAMA,
     mlp_norm="pre_feedforward_layernorm",

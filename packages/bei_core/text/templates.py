@@ -24,7 +24,8 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     template: str
     repositories: str = ""  # a regular expression for the repository and folder names of its models
     instruction: str = ""  # the default if a request gives none
-    tokens: tuple[str, str] | None = None  # the answers for no and yes of a causal language model
+    # The answers for no and yes of a causal language model; None for no: the score is the logit of yes.
+    tokens: tuple[str | None, str] | None = None
     instructed: str = ""  # the template in place of `template` if there is an instruction; "": the same one
     strips: bool = False  # whether white space at both ends of what is filled in is removed
     add_special_tokens: bool = True  # whether the tokenizer adds its special tokens to the prompt
@@ -121,7 +122,7 @@ def _own(text: str) -> RerankTemplate:
     for field, text in (("template", found.template), ("instructed", found.instructed or found.template)):
         if not _is_whole(text):
             raise ConfigError(f"rerank_template: `{field}` must contain {{query}} and {{document}}")
-    if found.tokens is not None and (not all(found.tokens) or found.tokens[0] == found.tokens[1]):
+    if found.tokens is not None and ("" in found.tokens or found.tokens[0] == found.tokens[1]):
         raise ConfigError(
             "rerank_template: `tokens` must be two different words: the model's answers for no and for yes"
         )

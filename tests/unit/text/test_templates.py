@@ -62,7 +62,9 @@ def test_a_template_may_be_given_as_its_text() -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="neither one of qwen3-reranker, mxbai-rerank-v2, llama-nemotron-rerank"):
+    with pytest.raises(
+        ConfigError, match="neither one of qwen3-reranker, mxbai-rerank-v2, llama-nemotron-rerank, bge-rer"
+    ):
         named_template("qwen2")
 
 

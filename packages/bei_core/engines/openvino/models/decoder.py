@@ -1,4 +1,4 @@
-"""Decoder-only transformers: Llama, Mistral, Qwen2, Qwen3, Gemma 2, Gemma 3; some also with bidirectional attention.
+"""Decoder-only transformers: Llama, Mistral, Qwen2, Qwen3, Gemma 1 to 3; some also with bidirectional attention.
 
 `layouts.DecoderSwitches` lists the differences between them.
 """
@@ -77,7 +77,7 @@ class Transformer:
     def _layer(self, hidden: Node, prefix: str, context: _Context) -> Node:
         names = (
             ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
-            if self._switches.gemma
+            if self._switches.out_norms
             else (None, "post_attention_layernorm", None)
         )
         after_attention, before_mlp, after_mlp = (prefix + name if name else None for name in names)

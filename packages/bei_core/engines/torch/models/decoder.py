@@ -42,7 +42,7 @@ class Transformer(layers.Transformer):
             for number, layer_type in enumerate(sizes.layer_types)
         )
         self.final_norm = make_norm()
-        if switches.gemma:
+        if switches.out_norms:
             for layer in self.layers:
                 layer.attention_out_norm, layer.mlp_out_norm = make_norm(), make_norm()
         self.projection: F32Layers | None = None

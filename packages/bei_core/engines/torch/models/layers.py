@@ -78,8 +78,9 @@ class Mlp(nn.Module):
 class TransformerLayer(nn.Module):
     """Attention and an MLP, each with a residual connection.
 
-    Norms are after the sums, or before attention and MLP (`is_pre_norm`). Gemma also has norms after these two, and the
-    code model of JinaBERT adds the layer's input once more after attention (`repeats_residual`), before a norm.
+    Norms are after the sums, or before attention and MLP (`is_pre_norm`). Gemma 2 and 3 also have norms after these
+    two, and the code model of JinaBERT adds the layer's input once more after attention (`repeats_residual`), before a
+    norm.
     """
 
     def __init__(
