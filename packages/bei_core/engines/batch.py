@@ -11,12 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
 
 from bei_core.tasks import Tokens
+
+_MAX_KEY_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,12 @@ def distinct(inputs: Sequence[Tokens]) -> tuple[list[Tokens], list[int]]:
 
     Inputs are equal if an engine computes the same for them: ids, type ids and the number of skipped tokens are.
     """
-    keys = [(item.ids.tobytes(), item.type_ids.tobytes(), item.skip) for item in inputs]
+    keys = [(_digest(item.ids.tobytes() + item.type_ids.tobytes()), item.skip) for item in inputs]
     found = dict(zip(keys, inputs, strict=True))
     places = {key: place for place, key in enumerate(found)}
     return list(found.values()), [places[key] for key in keys]
+
+
+def _digest(content: bytes) -> bytes:
+    """Returns what stands for long bytes: a job has thousands of long texts in memory at a time."""
+    return content if len(content) <= _MAX_KEY_BYTES else blake2b(content).digest()

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+# With this many keys for each token, attention costs as much as all other work (measured on MiniLM).
+_ATTENTION_COST_LENGTH = 768
+
+
+def cost_of(num_rows: float, row_length: int, num_outside: int = 0) -> float:
+    """Returns the work of packed rows, as a number of tokens without attention.
+
+    `num_outside` is the number of tokens of other rows that each row attends to.
+    """
+    return num_rows * row_length * (1 + (row_length + num_outside) / _ATTENTION_COST_LENGTH)
+
 
 def best_fit(items: Iterable[int], lengths: Sequence[int], size: int) -> list[list[int]]:
     """Returns rows of at most `size` tokens, each a list of items: every item is in the fullest row with space for it.

@@ -17,7 +17,7 @@ from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch, distinct
 from bei_core.errors import BeiError, ConfigError, RequestError, UnhealthyError
 from bei_core.http.schemas.vectors import Precision, quantize
-from bei_core.jobs.batches import ROW_TOKENS, plan_batches
+from bei_core.jobs.batches import plan_batches
 from bei_core.jobs.options import JobOptions, OutputDtype, Task
 from bei_core.jobs.threads import Threads
 from bei_core.models.kind import Kind
@@ -153,8 +153,8 @@ class Worker:
         # In bf16, large batches were not faster on several streams (docs/decisions/029-bulk-jobs.md).
         most = min(info.most_batch_tokens, self.limits.max_batch_tokens) if info.precision == "int8" else 0
         budget = most if most and sum(lengths) >= _MANY_BATCHES * most else info.batch_tokens
-        for indices in plan_batches(lengths, budget, *self.limits):
-            yield indices, _pack(tokens, indices)
+        for indices, row_length in plan_batches(lengths, budget, *self.limits):
+            yield indices, _pack(tokens, indices, row_length)
 
     def finish(self, started: Started) -> tuple[Encoded, Columns]:
         """Waits for a part. Returns the entries that have an output row, and the output columns, a row per entry.
@@ -285,14 +285,14 @@ class Worker:
         return _fixed_lists(quantize(finished, precision), dtype)
 
 
-def _pack(tokens: Sequence[Tokens], indices: Sequence[int]) -> Batch:
+def _pack(tokens: Sequence[Tokens], indices: Sequence[int], row_length: int = 0) -> Batch:
     """Returns a batch of some entries.
 
     During a job, the CPU engine may begin to run batches of one short text by another graph, which gives other bits. So
     such a text is twice in its batch.
     """
     items = [tokens[index] for index in indices]
-    return Batch.pack(items * 2 if len(items) == 1 and len(items[0].ids) <= _LONE_TOKENS else items, ROW_TOKENS)
+    return Batch.pack(items * 2 if len(items) == 1 and len(items[0].ids) <= _LONE_TOKENS else items, row_length)
 
 
 def _task_of(model: ServedModel, options: JobOptions) -> Task:

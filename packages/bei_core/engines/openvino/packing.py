@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.engines.batch import Batch
-from bei_core.engines.best_fit import best_fit
+from bei_core.engines.best_fit import best_fit, cost_of
 from bei_core.engines.openvino.models.blocks import INPUT_NAMES
 from bei_core.engines.prefixes import SharedPrefix
 
@@ -28,9 +28,6 @@ PREFERRED_ROW_LENGTH = 128  # longest row that is tried, unless a sequence is lo
 _SHARING_ROW_LENGTH = 256  # the same if sequences share a prefix
 _ROW_LENGTH_STEP = 16
 _MIN_ROW_LENGTH = 64  # of several rows; a single row is as short as its tokens allow
-
-# With this many keys for each token, attention costs as much as all other work (measured on MiniLM).
-_ATTENTION_COST_LENGTH = 768
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +99,7 @@ class _Layout:
     @property
     def cost(self) -> float:
         """The work, as a number of tokens without attention."""
-        return _cost(len(self.rows), self.row_length, self.num_outside)
+        return cost_of(len(self.rows), self.row_length, self.num_outside)
 
     def starts(self) -> Ints:
         """i32[number of segments]: the flat index of each segment's first token."""
@@ -206,14 +203,9 @@ def _cheapest_layout(segments: _Segments, planned: int) -> _Layout:
     shortest = max(_MIN_ROW_LENGTH, _round_up_length(longest))
     best = _lay_out(segments, order, lengths, shortest)
     for row_length in range(shortest + _ROW_LENGTH_STEP, preferred + 1, _ROW_LENGTH_STEP):
-        if _cost(-(-num_tokens // row_length), row_length, 0) < best.cost:  # of rows without padding
+        if cost_of(-(-num_tokens // row_length), row_length) < best.cost:  # of rows without padding
             best = min(best, _lay_out(segments, order, lengths, row_length), key=lambda layout: layout.cost)
     return best
-
-
-def _cost(num_rows: int, row_length: int, num_outside: int) -> float:
-    """The work of packed rows, as a number of tokens without attention."""
-    return num_rows * row_length * (1 + (row_length + num_outside) / _ATTENTION_COST_LENGTH)
 
 
 def _round_up_length(num_tokens: int) -> int:
