@@ -63,6 +63,7 @@ def requests(chosen: set[str], options: Options, folder: Path) -> Iterator[Measu
     if chosen.isdisjoint(attacks.ORDER):
         return
     with Server(folder / "server", folder / "cache") as server:
+        attacks.fill(server)
         if attacks.QUIET in chosen:
             yield attacks.QUIET, partial(attacks.quiet, server)
         for attack in ATTACKS:

@@ -50,6 +50,13 @@ def quiet(server: Server) -> Row:
     )
 
 
+def fill(server: Server) -> None:
+    """Lets the engine have all its working memory, which it keeps, before what an attack leaves behind is measured."""
+    with server.connect() as connection:
+        for text in (LONG, "a " * 600):
+            ask(connection, openai_request([f"{number} {text}" for number in range(256)]))
+
+
 def send(server: Server, attack: Attack) -> Row:
     """Sends one request."""
     request = request_bytes(attack.path, attack.body(), *attack.headers)  # made first: it would delay the probe

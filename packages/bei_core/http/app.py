@@ -39,7 +39,7 @@ from bei_core.http.replies import (
     format_of,
     valid_s,
 )
-from bei_core.http.route import Call, Route, prepare_schemas
+from bei_core.http.route import MANY_TOKENS, Call, Route, prepare_schemas
 from bei_core.http.routes import FIELD_ROUTER, ROUTES
 from bei_core.http.schemas.common import Body, RequestContext, convert, decode
 from bei_core.http.traces import Traces
@@ -266,6 +266,8 @@ class App:
                 result = await service.run(
                     task, deadline=call.deadline, priority=call.priority, timings=call.timings, reserve=call.reserve
                 )
+                if call.timings.num_tokens > MANY_TOKENS:
+                    call.mark_large()
                 path = str(call.request.scope.get("path")).rstrip("/") or "/"  # Truss's is not the one of the route
                 context = RequestContext(model, call.request_id, path in self._any_body)
                 inputs, tokens = call.timings.num_inputs, call.timings.num_tokens

@@ -145,11 +145,12 @@ class BodyBudget:
 class BodyLease:
     """The bytes that one request, or what waits to be sent on a connection, takes from the budget."""
 
-    __slots__ = ("_budget", "_released", "num_bytes", "refuse")
+    __slots__ = ("_budget", "_released", "is_large", "num_bytes", "refuse")
 
     def __init__(self, budget: BodyBudget, refuse: Callable[[], None]) -> None:
         self._budget = budget
         self._released = False
+        self.is_large = False  # its request used much memory that does not count here
         self.num_bytes = 0
         self.refuse = refuse  # replies 429, if the request is incomplete; closes the connection of a slow reader
         budget.incomplete.add(self)
@@ -169,7 +170,7 @@ class BodyLease:
     def shrink(self, num_bytes: int) -> None:
         """Returns all but `num_bytes` to the budget; does nothing if the lease has no more."""
         if num_bytes < self.num_bytes:
-            if self.num_bytes > LARGE_BYTES:
+            if self.num_bytes > LARGE_BYTES or self.is_large:
                 self._budget.on_large_release()
             self._add(num_bytes - self.num_bytes)
 
@@ -196,6 +197,13 @@ def count_bytes(scope: Mapping[str, Any], num_bytes: int) -> None:
     lease = scope.get("extensions", {}).get(LEASE)
     if lease is not None:
         lease.grow(num_bytes)
+
+
+def mark_large(scope: Mapping[str, Any]) -> None:
+    """Lets freed memory be returned to the operating system after a request, also if its body and reply are small."""
+    lease = scope.get("extensions", {}).get(LEASE)
+    if lease is not None:
+        lease.is_large = True
 
 
 def hold_bytes(scope: Mapping[str, Any], num_bytes: int) -> None:

@@ -13,7 +13,7 @@ from bei_core.http.disconnects import WATCH, ReceivingWatch, Watch
 from bei_core.http.error_format import TEI, ErrorFormat
 from bei_core.http.json_schema import JsonSchema
 from bei_core.http.keys import Client
-from bei_core.http.limits import count_bytes
+from bei_core.http.limits import count_bytes, mark_large
 from bei_core.http.naming import Names
 from bei_core.http.replies import BYTES_PER_NUMBER
 from bei_core.http.schemas.common import Named
@@ -21,6 +21,9 @@ from bei_core.logs import log_access
 from bei_core.metrics import Timings
 from bei_core.models.kind import Kind
 from bei_core.serving.service import Service
+
+# While a text is divided into chunks, a token of it takes about 500 bytes.
+MANY_TOKENS = 65_536
 
 
 @dataclass(slots=True)
@@ -59,6 +62,10 @@ class Call:
     def count_reply(self, num_bytes: int) -> None:
         """Adds the bytes of a reply and its result to the memory of the request, in place of those of `reserve`."""
         self.count_bytes(num_bytes - self.num_reserved)
+
+    def mark_large(self) -> None:
+        """Lets freed memory be returned after the request, whose tokens may have come in a small body."""
+        mark_large(self.request.scope)
 
     def count_bytes(self, num_bytes: int) -> None:
         """Adds bytes to the memory of the request; see `limits.count_bytes`."""

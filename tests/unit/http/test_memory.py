@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from bei_core.http import memory
-from bei_core.http.limits import LARGE_BYTES, BodyLease
+from bei_core.http.limits import LARGE_BYTES, LEASE, BodyLease, mark_large
 from bei_core.http.memory import open_budget
 from tests.fakes import SAFETY_S
 
@@ -110,6 +110,17 @@ def test_small_requests_return_no_memory(library: FakeC) -> None:
 
     asyncio.run(scenario())
     assert library.num_calls == 0
+
+
+def test_a_small_body_with_many_tokens_returns_memory(library: FakeC) -> None:
+    async def scenario() -> None:
+        lease = BodyLease(open_budget(10 * LARGE_BYTES), lambda: None)
+        lease.grow(1)
+        mark_large({"extensions": {LEASE: lease}})
+        lease.release()
+        await wait_for_calls(library, 1)
+
+    asyncio.run(scenario())
 
 
 def test_the_end_of_the_heap_of_a_thread_is_returned() -> None:
