@@ -16,9 +16,10 @@ from typing import Any, TextIO
 # Libraries that log at least one line for each request, or the endpoint that they use.
 TALKATIVE = ("httpx", "httpx2", "botocore", "aiobotocore", "azure", "google")
 
-# A full pipe takes PIPE_BUF bytes at once as soon as it takes anything; a character has up to four. A line of so many
-# bytes is one write, so that lines of other processes that share the pipe do not come between its parts.
-_PART_CHARS = select.PIPE_BUF // 4
+# A full pipe takes PIPE_BUF bytes at once as soon as it takes anything; a character has up to ten, where standard error
+# escapes it (\U0001f600). A line of so many bytes is one write, so that lines of other processes that share the pipe do
+# not come between its parts.
+_PART_CHARS = select.PIPE_BUF // 10
 
 # How long a line waits for the reader of standard error, at most, in seconds, and the share of the time for all waits.
 _WAIT_S, _WAIT_SHARE = 0.2, 0.02
@@ -57,7 +58,7 @@ class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not g
     def _write(self, line: str) -> None:
         """Write a line in parts, each of which a full pipe takes at once if it takes anything."""
         line = self._unfinished + line + self.terminator
-        size = len(line) if len(line.encode(errors="surrogatepass")) <= select.PIPE_BUF else _PART_CHARS
+        size = len(line) if self._num_bytes(line) <= select.PIPE_BUF else _PART_CHARS
         for start in range(0, len(line), size):
             if not self._is_read():
                 self._num_lost += 1
@@ -66,6 +67,11 @@ class BarAwareHandler(logging.StreamHandler):  # type: ignore[type-arg]  # not g
             self.stream.write(line[start : start + size])
             self.flush()
         self._unfinished = ""
+
+    def _num_bytes(self, line: str) -> int:
+        """The bytes of a line as the stream encodes it; in UTF-8 if the stream does not say how."""
+        encoding, errors = getattr(self.stream, "encoding", None), getattr(self.stream, "errors", None)
+        return len(line.encode(encoding, errors) if encoding and errors else line.encode(errors="surrogatepass"))
 
     def _is_read(self) -> bool:
         """Whether the stream takes a part of a line, now or after a wait; all waits take at most 2% of the time."""
@@ -175,17 +181,17 @@ def _handler(*, json_output: bool) -> logging.Handler:
     return handler
 
 
-def log_access(given: Mapping[str, object]) -> None:
+def log_access(method: str, path: str, status: int, fields: Mapping[str, object]) -> None:
     """Log one finished request, as `POST /embed 200 request_id=... tokens=7 ...` or as fields of the JSON line.
 
-    `given` has method, path and status, and then other fields by their names in the line; numbers are rounded to 3
-    digits after the point. The caller checks `Settings.access_log`. Of what a client sent, the line has only method,
-    path and request id. They are quoted if they have characters that could look like another line or field.
+    `fields` has the others by their names in the line; numbers are rounded to 3 digits after the point. The caller
+    checks `Settings.access_log`. Of what a client sent, the line has only method, path and request id. They are quoted
+    if they have characters that could look like another line or field.
     """
-    fields = {name: round(value, 3) if isinstance(value, float) else value for name, value in given.items()}
-    named = [f"{name}={_quoted(value)}" for name, value in list(fields.items())[3:]]
-    line = " ".join([*map(_quoted, list(fields.values())[:3]), *named])
-    _access.info("%s", line, extra={"bei_fields": fields})
+    others = {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
+    named = (f"{name}={_quoted(value)}" for name, value in others.items())
+    line = " ".join([_quoted(method), _quoted(path), str(status), *named])
+    _access.info("%s", line, extra={"bei_fields": {"method": method, "path": path, "status": status, **others}})
 
 
 def _quoted(value: object) -> str:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import select
 import sys
 from contextlib import suppress
 
@@ -15,10 +16,10 @@ import pytest
 from bei_core.logs import BarAwareHandler, ModelLog, configure_logging, is_json_wanted, log_access
 
 
-def access(**changed: object) -> None:
-    given = {"method": "POST", "path": "/embed", "status": 200, "request_id": "r-1", "model": "a/b"}
-    given |= {"inputs": 2, "tokens": 7, "tokenization_ms": 0.1234, "queue_ms": 1.0, "inference_ms": 2.5}
-    log_access({**given, "total_ms": 4.25, **changed})
+def access(path: str = "/embed", status: int = 200, request_id: str = "r-1") -> None:
+    times = {"tokenization_ms": 0.1234, "queue_ms": 1.0, "inference_ms": 2.5, "total_ms": 4.25}
+    fields = {"request_id": request_id, "model": "a/b", "inputs": 2, "tokens": 7, **times}
+    log_access("POST", path, status, fields)
 
 
 def test_an_access_line_has_everything_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,6 +162,23 @@ def test_a_line_that_a_pipe_takes_at_once_is_one_write(letters: str) -> None:
     written = list[str]()
     BarAwareHandler(Stream()).emit(logging.makeLogRecord({"msg": letters}))
     assert written == [f"{letters}\n"]
+
+
+@pytest.mark.parametrize("letters", ["a" * 4000, "é" * 2000, "\ud800" * 1000, "\U0001f600" * 1000])
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_no_write_has_more_bytes_than_a_full_pipe_takes(letters: str, encoding: str) -> None:
+    """Standard error escapes what it cannot encode; one character can be ten bytes."""
+
+    class Stream(io.TextIOWrapper):
+        def write(self, text: str) -> int:
+            sizes.append(len(text.encode(encoding, "backslashreplace")))
+            return super().write(text)
+
+    sizes, written = list[int](), io.BytesIO()
+    stream = Stream(written, encoding=encoding, errors="backslashreplace")
+    BarAwareHandler(stream).emit(logging.makeLogRecord({"msg": letters}))
+    assert written.getvalue() == f"{letters}\n".encode(encoding, "backslashreplace")
+    assert max(sizes) <= select.PIPE_BUF
 
 
 def test_a_line_longer_than_a_pipe_takes_does_not_block() -> None:

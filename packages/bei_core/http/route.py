@@ -86,10 +86,10 @@ class Call:
         """Writes the request's line of the access log."""
         timings = self.timings
         log_access(
+            self.method,
+            self.path,
+            status,
             {
-                "method": self.method,
-                "path": self.path,
-                "status": status,
                 "request_id": self.request_id,
                 "model": timings.model,
                 "inputs": timings.num_inputs,
@@ -98,7 +98,7 @@ class Call:
                 "queue_ms": 1e3 * timings.queue_s,
                 "inference_ms": 1e3 * timings.inference_s,
                 "total_ms": 1e3 * timings.total_s,
-            }
+            },
         )
 
 
