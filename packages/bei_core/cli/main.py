@@ -81,7 +81,8 @@ def app() -> None:
 
 def main() -> None:
     """Run the command line. An error is one line; the exit status is 2 for a wrong command line, else the error's."""
-    _open_missing_files()
+    with suppress(OSError):  # there is no null device, or no further file may be opened
+        _open_missing_files()
     try:
         _run()
     except Exception:
@@ -105,9 +106,10 @@ def _open_missing_files() -> None:
 
 def _discard_unwritten_log() -> None:
     """Discard what standard error does not take: Python would try again and end with status 120."""
-    if sys.stderr is not None:
+    with suppress(OSError, ValueError):  # there is no null device, or the stream is closed
         try:
-            sys.stderr.flush()
+            if sys.stderr is not None:
+                sys.stderr.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
@@ -154,7 +156,7 @@ def _write_error(message: str) -> None:
     if _writes_json():
         _log().error("%s", line)
     else:
-        with suppress(OSError):  # the status says it too
+        with suppress(OSError, ValueError):  # the status says it too
             click.echo(line, err=True)
 
 

@@ -273,3 +273,17 @@ def test_files_that_the_parent_has_closed_are_opened() -> None:
     source = "import os; from bei_core.cli import main; main._open_missing_files(); os._exit(os.open('/', os.O_RDONLY))"
     command = ["bash", "-c", 'exec "$@" <&- >&- 2>&-', "bash", sys.executable, "-c", source]
     assert subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT / "packages")}).returncode == 3
+
+
+def test_without_a_null_device_a_command_runs() -> None:
+    source = "import os; os.devnull = '/no/such/file'; from bei_core.cli.main import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", source, "--version"], cwd=ROOT / "packages", capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"bei {version('bei-core')}\n", "")
+
+
+@pytest.mark.parametrize(("words", "status"), [("--version", 0), ("serv", 2)])
+def test_a_closed_standard_error_does_not_change_the_status(words: str, status: int) -> None:
+    source = "import sys; from bei_core.cli.main import main; sys.stderr.close(); main()"
+    assert subprocess.run([sys.executable, "-c", source, words], cwd=ROOT / "packages").returncode == status
