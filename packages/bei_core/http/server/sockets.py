@@ -77,24 +77,28 @@ def name_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def raise_file_limit() -> None:
-    """Raises the soft limit on open files to the hard one."""
+def raise_file_limit() -> int:
+    """Raises the soft limit on open files to the hard one, and returns it.
+
+    Raises ConfigError if the files that are open now leave less than 16 connections.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with contextlib.suppress(ValueError, OSError):  # macOS does not accept an infinite limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit != resource.RLIM_INFINITY and limit < (needed := _num_open_files() + _MIN_CONNECTIONS + _MIN_FILES):
+        raise ConfigError(f"this process may open {limit} files and needs {needed}; raise the limit with `ulimit -n`")
+    return limit
 
 
 def max_connections(settings: Settings) -> int:
     """Returns `max_connections`, or fewer if the limit of open files requires it, which logs a warning.
 
-    Raises ConfigError if the limit leaves less than 16 connections.
+    Call it when the engines are open. Raises ConfigError as `raise_file_limit`.
     """
-    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    num_open = _num_open_files()
-    if limit != resource.RLIM_INFINITY and limit < (needed := num_open + _MIN_CONNECTIONS + _MIN_FILES):
-        raise ConfigError(f"this process may open {limit} files and needs {needed}; raise the limit with `ulimit -n`")
-    reserved = RESERVED_FILES + MAX_REFUSED_CONNECTIONS + MAX_HEALTH_CONNECTIONS + num_open
+    limit = raise_file_limit()
+    reserved = RESERVED_FILES + MAX_REFUSED_CONNECTIONS + MAX_HEALTH_CONNECTIONS + _num_open_files()
     if limit == resource.RLIM_INFINITY or limit - reserved >= settings.max_connections:
         return settings.max_connections
     allowed = max(_MIN_CONNECTIONS, limit - reserved)

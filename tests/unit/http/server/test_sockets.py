@@ -39,5 +39,8 @@ def test_a_path_too_long_for_a_file_is_an_error_of_the_setting(tmp_path: Path) -
 def test_a_limit_of_open_files_that_leaves_too_few_connections_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """With `ulimit -n 32` the server started, and reset connections while as few as twelve were open."""
     monkeypatch.setattr(resource, "getrlimit", lambda _: (32, 32))
-    with pytest.raises(ConfigError, match=r"may open 32 files and needs .*ulimit -n"):
-        max_connections(Settings(model_id="a"))
+    settings, message = Settings(model_id="a", hostname="127.0.0.1", port=0), r"may open 32 files and needs .*ulimit -n"
+    with pytest.raises(ConfigError, match=message):
+        bind(settings)  # before an engine is built
+    with pytest.raises(ConfigError, match=message):
+        max_connections(settings)
