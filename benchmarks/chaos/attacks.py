@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import gzip
 import json
+import socket
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
 
 from bei_core.http.server.sockets import raise_file_limit
-from benchmarks.chaos.probe import HEALTH, watched
+from benchmarks.chaos.probe import HEALTH, LIVE, watched
 from benchmarks.chaos.table import Row
 from tests.chaos.attacks import ATTACKS, GZIP, Attack
 from tests.chaos.faulty import SEAMS
 from tests.chaos.test_engine_faults import PREFIX
 from tests.chaos.test_faults import FaultyServer, bombard
 from tests.e2e.server import LONG, Server, ask, openai_request, read_reply, request_bytes
+from tests.fakes import SAFETY_S
 
 MAX_STALL_MS = 50.0
 MAX_HEALTH_MS = 100.0
@@ -98,11 +101,33 @@ def inflated(server: Server) -> Row:
 
 
 def _crowd(server: Server, name: str, request: bytes, num_clients: int, statuses: set[int]) -> Row:
-    """The same request on many connections at once, and small ones meanwhile. Some may be cut off without a reply."""
+    """The same request on many connections at once, and small ones meanwhile. A quarter may have no reply."""
     before = psutil.Process(server.pid).memory_info().rss
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:  # on threads of this one they would delay the probe
+        process.submit(_replies, server.port, LIVE, 1).result()  # it has imported this module
+        with watched(server) as seen:
+            replies = process.submit(_replies, server.port, request, num_clients)
+            small = {server.post("/embed", {"inputs": "a"}).status_code for _ in range(20)}
+            counts = replies.result()
+    slowest, growth_mb = seen.delay_ms(1.0), (seen.peak - before) / 1e6
+    is_right = is_answered(counts, statuses) and small == {200}
+    listed = ", ".join(f"{count} x {status or 'no reply'}" for status, count in sorted(counts.items()))
+    return Row(
+        name=name,
+        must="429 beyond max_body_bytes_in_flight; at most a quarter has no reply, cut off or because its body has not "
+        f"ended; memory grows by at most {_MAX_CROWD_MB:g} MB; 20 of 20 small requests get 200; slowest `/health/live` "
+        f"<= {MAX_STALL_MS:g} ms",
+        measured=f"{listed}; {growth_mb:.0f} MB; small requests {', '.join(map(str, sorted(small)))}; {slowest:.0f} ms",
+        holds=is_right and growth_mb <= _MAX_CROWD_MB and slowest <= MAX_STALL_MS,
+        is_broken=not is_right,
+    )
+
+
+def _replies(port: int, request: bytes, num_clients: int) -> Counter[int]:
+    """How many clients get which status, each with a connection of its own at the same time; 0 is no reply."""
 
     def client(_: int) -> int:
-        with server.connect() as connection, suppress(OSError, AssertionError):
+        with socket.create_connection(("127.0.0.1", port), SAFETY_S) as connection, suppress(OSError, AssertionError):
             with suppress(BrokenPipeError, ConnectionResetError):  # there may be a reply all the same
                 connection.sendall(request)
             connection.settimeout(20.0)
@@ -110,21 +135,13 @@ def _crowd(server: Server, name: str, request: bytes, num_clients: int, statuses
             return reply.status_code if reply is not None else 0
         return 0
 
-    with ThreadPoolExecutor(num_clients) as pool, watched(server) as seen:
-        replies = pool.map(client, range(num_clients))
-        small = {server.post("/embed", {"inputs": "a"}).status_code for _ in range(20)}
-        counts = Counter(replies)
-    slowest, growth_mb = seen.delay_ms(1.0), (seen.peak - before) / 1e6
-    is_right = set(counts) <= {*statuses, 0} and counts[429] > 0 and small == {200}
-    listed = ", ".join(f"{count} x {status or 'no reply'}" for status, count in sorted(counts.items()))
-    return Row(
-        name=name,
-        must=f"429 beyond max_body_bytes_in_flight; memory grows by at most {_MAX_CROWD_MB:g} MB; 20 of 20 small "
-        f"requests get 200; slowest `/health/live` <= {MAX_STALL_MS:g} ms",
-        measured=f"{listed}; {growth_mb:.0f} MB; small requests {', '.join(map(str, sorted(small)))}; {slowest:.0f} ms",
-        holds=is_right and growth_mb <= _MAX_CROWD_MB and slowest <= MAX_STALL_MS,
-        is_broken=not is_right,
-    )
+    with ThreadPoolExecutor(num_clients) as pool:
+        return Counter(pool.map(client, range(num_clients)))
+
+
+def is_answered(counts: Counter[int], statuses: set[int]) -> bool:
+    """Whether replies have these statuses, some of them 429, and at most a quarter of the clients has none (0)."""
+    return set(counts) <= {*statuses, 0} and counts[429] > 0 and 4 * counts[0] <= counts.total()
 
 
 def crash(folder: Path) -> Row:

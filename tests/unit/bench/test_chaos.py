@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from benchmarks.chaos.attacks import is_answered
 from benchmarks.chaos.probe import running, watched
 from benchmarks.chaos.table import Row, save, with_errors
 
@@ -48,3 +50,18 @@ def test_a_server_that_does_not_answer_the_probe_is_a_broken_row(tmp_path: Path)
     assert "connection" in row.measured.lower()
     save(tmp_path / "chaos.md", [row], ["attack"])
     assert "0 of 1 rows hold" in (tmp_path / "chaos.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({429: 100}, True),
+        ({200: 2, 429: 73, 0: 25}, True),
+        ({429: 74, 0: 26}, False),
+        ({429: 1, 0: 99}, False),
+        ({200: 100}, False),
+        ({429: 99, 500: 1}, False),
+    ],
+)
+def test_of_a_crowd_at_most_a_quarter_has_no_reply(counts: dict[int, int], expected: bool) -> None:
+    assert is_answered(Counter(counts), {200, 429}) is expected
