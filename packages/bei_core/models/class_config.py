@@ -15,7 +15,7 @@ from bei_core.models.rope import LOCAL_THETAS
 # Values that are written in the code of a class, whatever config.json says.
 _CONSTANTS: Mapping[str, Config] = {
     "DistilBert": {"layer_norm_eps": 1e-12},
-    "Gemma": {"hidden_activation": None},  # it reads hidden_act
+    "Gemma": {"hidden_activation": None},  # see `_activation_of_gemma_1`
     "Gemma3": {"attn_logit_softcapping": None},
 }
 
@@ -43,7 +43,18 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     ignored = () if name not in CLASS_DEFAULTS else LOCAL_THETAS - CLASS_DEFAULTS[name].keys()
     read = {key: value for key, value in config.items() if key not in ignored}
     read_whole(config, "pad_token_id")  # of every class; engines read it when they are loaded
-    return {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
+    whole = {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
+    return whole if name != "Gemma" else {**whole, "hidden_act": _activation_of_gemma_1(whole)}
+
+
+def _activation_of_gemma_1(config: Config) -> object:
+    """Returns `hidden_act`, in which "gelu" means the tanh approximation: the first published configs have it so.
+
+    transformers 5.23 replaces it likewise and never reads `hidden_activation`. Versions up to 4.47 ignored `hidden_act`
+    and used the approximation unless there is a `hidden_activation`. In 4.48, 4.57 and 5.5 "gelu" is exact.
+    """
+    activation = config["hidden_act"]
+    return "gelu_pytorch_tanh" if activation in (None, "gelu") else activation
 
 
 def base_class(model_type: object) -> str | None:

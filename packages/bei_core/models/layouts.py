@@ -238,7 +238,8 @@ class DecoderSwitches:
     qkv_bias: bool = False  # queries, keys and values have a bias, even if config.json has no `attention_bias`
     qk_norm: bool = False  # RMSNorm over each head of the queries and keys
     gemma: bool = False  # RMSNorm scales by 1 + weight; embeddings times sqrt(H)
-    out_norms: bool = False  # norms also after attention and MLP (Gemma 2 and 3)
+    # Gemma 2 and 3: norms also after attention and MLP, and the scale and soft cap of scores that config.json names.
+    out_norms: bool = False
     bidirectional: bool = False  # attention is never causal, whatever config.json says
 
     @property
@@ -318,7 +319,7 @@ class DecoderSizes:
             SLIDING if has_window and switches.is_sliding(config, layer) else FULL for layer in range(num_layers)
         )
         _check_rope(config, layer_types)
-        scaled_by = (read_number(config, "query_pre_attn_scalar", 0) if switches.gemma else 0) or head_size
+        scaled_by = (read_number(config, "query_pre_attn_scalar", 0) if switches.out_norms else 0) or head_size
         return cls(
             config=config,
             hidden=hidden,
@@ -330,7 +331,7 @@ class DecoderSizes:
             eps=read_number(config, "rms_norm_eps", 1e-6),
             activation=str(config.get("hidden_activation") or config.get("hidden_act") or "silu"),
             scale=scaled_by**-0.5,
-            soft_cap=(read_number(config, "attn_logit_softcapping", 0) if switches.gemma else 0) or None,
+            soft_cap=(read_number(config, "attn_logit_softcapping", 0) if switches.out_norms else 0) or None,
             layer_types=layer_types,
             bidirectional=switches.bidirectional
             or bool(config.get("use_bidirectional_attention"))
