@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.batch import Batch
+from bei_core.errors import UnsupportedModelError
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Rows
 from tests.golden.cases import GOLDEN
@@ -25,3 +28,12 @@ def test_a_checkpoint_with_native_names_is_read(name: str, built: Builder, tmp_p
 
     native = rows(with_native_names(name, tmp_path / "model"))
     np.testing.assert_allclose(native, rows(resolve(str(GOLDEN / name))), rtol=1e-4, atol=1e-5)
+
+
+def test_experts_that_config_json_does_not_name_are_refused(built: Builder, tmp_path: Path) -> None:
+    folder = shutil.copytree(GOLDEN / "nomic-v2-moe", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_experts": None}))
+    checkpoint = resolve(str(folder))
+    with pytest.raises(UnsupportedModelError, match=r"^config\.json has no `num_experts`, but the checkpoint"):
+        built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32")

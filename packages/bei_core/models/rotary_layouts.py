@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from bei_core.models.layouts import RotaryNames
+from bei_core.errors import UnsupportedModelError
+from bei_core.models.layouts import RotaryNames, RotarySizes
 
 MODERNBERT = RotaryNames(
     words="embeddings.tok_embeddings",
@@ -97,3 +99,9 @@ def native(names: RotaryNames) -> RotaryNames:
         down="mlp.down_proj" if gated else names.down,
         mlp_norm="post_mlp_layernorm",
     )
+
+
+def check_experts(names: RotaryNames, sizes: RotarySizes, has_layer: Callable[[str], bool]) -> None:
+    """Raises UnsupportedModelError if a checkpoint has experts, of which config.json says nothing."""
+    if sizes.experts is None and has_layer(names.layer.format(1) + "mlp.router.layer"):  # the first layer with experts
+        raise UnsupportedModelError("config.json has no `num_experts`, but the checkpoint has a router of experts")

@@ -20,6 +20,7 @@ from tests.golden.cases import CASES, GROUP_CASES
 FOLDERS = {case.name: case.folder for case in [*CASES, *GROUP_CASES]}
 BERT, LLAMA = FOLDERS["bert-plain-masked-lm"], FOLDERS["llama-3-rope-last"]
 QWEN2, NOMIC = FOLDERS["qwen2-tied-lm-last"], FOLDERS["nomic-mean-bf16"]
+EXPERTS = FOLDERS["nomic-v2-moe"]
 MAX_MEMORY = 30_000_000  # bytes
 
 
@@ -45,6 +46,11 @@ MAX_MEMORY = 30_000_000  # bytes
         (QWEN2, {"layer_types": ["full_attention"]}, "layer_types has 1 entries for 2 layers"),
         (NOMIC, {"n_head": 0}, "n_head 0 is not a whole number"),
         (NOMIC, {"n_inner": 47}, "config.json implies"),
+        (
+            EXPERTS,
+            {"num_experts": None},
+            "config.json has no `num_experts`, but the checkpoint has a router of",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused_by_name(

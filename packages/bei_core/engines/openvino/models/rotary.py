@@ -18,6 +18,7 @@ from bei_core.engines.openvino.rope import Rope, make_ropes
 from bei_core.models.configuration import Config
 from bei_core.models.families import Family
 from bei_core.models.layouts import SLIDING, RotaryNames, RotarySizes, find_layout
+from bei_core.models.rotary_layouts import check_experts
 
 _TYPES = "embeddings.token_type_embeddings.weight"
 
@@ -29,6 +30,7 @@ class Transformer:
         layouts: tuple[RotaryNames, ...] = family.layout
         self._names = find_layout(layouts, lambda layer: f"{layer}.weight" in weights)
         self._sizes = RotarySizes.of(self._names, config)
+        check_experts(self._names, self._sizes, lambda layer: f"{layer}.weight" in weights)
         self._config, self._max_len = config, max_len
         self._words, self._layers = family.anchor, Layers(weights)
         self._heads = split_evenly(self._sizes.hidden, self._sizes.num_heads)

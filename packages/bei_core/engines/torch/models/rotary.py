@@ -22,6 +22,7 @@ from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import Weights, empty, fill
 from bei_core.models.configuration import read_whole
 from bei_core.models.layouts import FULL, SLIDING, ExpertSizes, RotaryNames, RotarySizes, find_layout
+from bei_core.models.rotary_layouts import check_experts
 from bei_core.models.tensor_names import TensorNames
 
 
@@ -35,7 +36,7 @@ class Transformer(layers.Transformer):
         sizes = RotarySizes.of(names, config)
         num_types = 0 if names.has_windows else read_whole(config, "type_vocab_size")  # ModernBERT has none
         super().__init__(kernels, sizes.hidden, words=facts.spec.vocab_size, types=num_types)
-        self.has_one_type, self.is_gated = names.has_one_type(num_types), sizes.is_gated
+        self.has_one_type, self.sizes = names.has_one_type(num_types), sizes
         make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, bias=sizes.norm_bias, dtype=kernels.dtype)
         self.norm = make_norm()
         bias = sizes.attention_bias
@@ -61,7 +62,8 @@ class Transformer(layers.Transformer):
     def load(self, weights: Weights) -> None:
         """Loads all layers, with the names of the first layout whose tensors the checkpoint has."""
         names = find_layout(self.layouts, weights.__contains__)
-        self.load_named(weights, names if self.is_gated else replace(names, up=("mlp.fc1",)))
+        check_experts(names, self.sizes, weights.__contains__)
+        self.load_named(weights, names if self.sizes.is_gated else replace(names, up=("mlp.fc1",)))
 
     def embed(self, sequences: Sequences) -> Tensor:
         """Returns the input of the first layer, [T, H]."""
