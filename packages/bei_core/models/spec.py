@@ -166,8 +166,13 @@ def _modules(
     config: Mapping[str, Any],
     pipeline: Pipeline | None,
     template: RerankTemplate | None,
+    *,
+    is_pooled: bool,
 ) -> list[Module]:
-    """Returns what follows the transformer: the modules of modules.json, else the head of its class, else a Pooling."""
+    """Returns what follows the transformer: the modules of modules.json, else the head of its class, else a Pooling.
+
+    `is_pooled`: the setting `pooling` asks for vectors, also of a class whose own head is not supported.
+    """
     head = read_head(checkpoint, config, architecture, template)
     classifier = head[0] if head and isinstance(head[0], Classifier) else None
     if classifier is not None and classifier.yes_no_ids is not None:
@@ -177,10 +182,11 @@ def _modules(
             raise UnsupportedModelError("modules.json: no module follows the transformer")
         scores = [scores_of_modules(config, pipeline.num_scores)] if pipeline.num_scores else []
         return [*pipeline.modules, *scores] or head
-    if not head and _GIVES_SCORES.search(architecture):
+    if not head and not is_pooled and _GIVES_SCORES.search(architecture):
         raise UnsupportedModelError(
             f"architecture {architecture} is not supported: by its name it gives scores, and BEI computes those of "
-            "...ForSequenceClassification and ...ForTokenClassification; without its head, it would give vectors"
+            "...ForSequenceClassification and ...ForTokenClassification; without its head it gives vectors: "
+            "set pooling if they are wanted"
         )
     # As in SentenceTransformer(folder), a causal language model pools its last token.
     is_causal = architecture.endswith("ForCausalLM") and config.get("is_causal", True)

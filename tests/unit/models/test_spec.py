@@ -391,15 +391,3 @@ def test_a_built_model_knows_the_answers_it_was_built_with(
     spec = ranker(tmp_path, RerankTemplate("own", TEXT, tokens=("no", "yes")))
     assert spec.scores_by(RerankTemplate("other", TEXT, tokens=tokens)) == is_same
     assert not spec_of(tmp_path / "vectors", {}).scores_by(RerankTemplate("other", TEXT, tokens=tokens))
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["Qwen2ForRewardModel", "LlamaForRewardModelWithGating", "BertForMultiLabelClassification", "BertForRanking"],
-)
-def test_a_class_with_another_head_of_scores_is_not_served_as_an_embedding_model(name: str, tmp_path: Path) -> None:
-    config = {**CONFIG, "architectures": [name], "num_attention_heads": 2, "intermediate_size": 8}
-    with pytest.raises(UnsupportedModelError, match=f"{name} is not supported: by its name it gives scores"):
-        spec_of(tmp_path / "alone", {"config.json": config})
-    chain = {"config.json": config, **modules("Pooling"), "1_Pooling/config.json": {"pooling_mode": "mean"}}
-    assert spec_of(tmp_path / "chain", chain).modules == (pooled("mean"),)
