@@ -13,8 +13,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from bei_core.checkpoint import Checkpoint, resolve
+from bei_core.models.kind import Kind
+from bei_core.models.spec import ModelSpec, read_spec
+from bei_core.tasks import Rows
+from bei_core.text.templates import named_template
 from tests.golden.cases import CASES, FAMILIES, load_cases
 
+TEMPLATE = '{"template": "A: {query} B: {document}", "tokens": [null, "a"]}'
 LLAMA = next(case for case in (*CASES, *load_cases(*FAMILIES)) if case.name == "llama-3-rope-last")
 
 
@@ -31,3 +36,14 @@ def as_gemma(folder: Path, architecture: str = "GemmaModel") -> Checkpoint:
         json.dumps({**config, "architectures": [architecture], "model_type": "gemma", **own})
     )
     return resolve(str(folder))
+
+
+def as_reranker(folder: Path) -> tuple[Checkpoint, ModelSpec, Rows]:
+    """The checkpoint as a reranker without a token for no, its spec, and the scores of `LLAMA.ids`, [B, 1]."""
+    checkpoint = as_gemma(folder, "GemmaForCausalLM")
+    (folder / "modules.json").unlink()
+    spec = read_spec(checkpoint, template=named_template(TEMPLATE))
+    no, yes = (spec.classifier and spec.classifier.yes_no_ids) or (0, 0)
+    assert (spec.kind, no) == (Kind.RERANKER, None)
+    words = checkpoint.tensors().f32("model.embed_tokens.weight")
+    return checkpoint, spec, LLAMA.raw @ words[[yes]].T

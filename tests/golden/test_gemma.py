@@ -10,15 +10,14 @@ import pytest
 from bei_core.engines.batch import Batch
 from bei_core.models.kind import Kind
 from bei_core.models.spec import read_spec
-from bei_core.text.templates import find_template, named_template
+from bei_core.text.templates import find_template
 from tests.golden.engines import built
-from tests.golden.gemma import LLAMA, as_gemma
+from tests.golden.gemma import LLAMA, as_gemma, as_reranker
 from tests.golden.padding import tokens
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 BATCH = Batch.pack([tokens(ids) for ids in LLAMA.ids])
-TEMPLATE = '{"template": "A: {query} B: {document}", "tokens": [null, "a"]}'
 
 
 def test_its_vectors_are_those_of_the_llama_that_computes_the_same(tmp_path: Path) -> None:
@@ -30,16 +29,9 @@ def test_its_vectors_are_those_of_the_llama_that_computes_the_same(tmp_path: Pat
 
 
 def test_a_reranker_without_a_token_for_no_scores_by_the_logit_of_yes(tmp_path: Path) -> None:
-    checkpoint = as_gemma(tmp_path / "model", "GemmaForCausalLM")
-    (checkpoint.folder / "modules.json").unlink()
-    spec = read_spec(checkpoint, template=named_template(TEMPLATE))
-    assert spec.classifier is not None
-    assert spec.classifier.yes_no_ids is not None
-    no, yes = spec.classifier.yes_no_ids
-    assert (spec.kind, no) == (Kind.RERANKER, None)
+    checkpoint, spec, expected = as_reranker(tmp_path / "model")
     found = built(checkpoint, spec, tmp_path / "engine").engine.forward(BATCH)
-    words = checkpoint.tensors().f32("model.embed_tokens.weight")
-    np.testing.assert_allclose(found, LLAMA.raw @ words[[yes]].T, atol=2e-4)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 def test_the_template_of_bge_reranker_v2_gemma_is_found_by_its_name() -> None:
