@@ -38,6 +38,12 @@ def read_head(
     return []
 
 
+def reranker_class(architecture: str, config: Mapping[str, Any]) -> str:
+    """Returns the class if it is a ...ForSequenceClassification with one label, else "". Raises as `read_head`."""
+    is_classifier = architecture.endswith("ForSequenceClassification")
+    return architecture if is_classifier and len(_classifier(config).labels) == 1 else ""
+
+
 def _token_id(checkpoint: Checkpoint, token: str) -> int:
     """Returns the id of a token. Raises CheckpointError if the vocabulary does not have it."""
     file = msgspec.json.decode(canonical_tokenizer(checkpoint.folder / checkpoint.first_module).text)

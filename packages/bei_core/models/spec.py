@@ -15,7 +15,7 @@ import msgspec
 from bei_core.checkpoint import Checkpoint
 from bei_core.errors import ConfigError, UnsupportedModelError
 from bei_core.models.bge_m3 import read_bge_m3
-from bei_core.models.classifier import read_head, scored, scores_of_modules
+from bei_core.models.classifier import read_head, reranker_class, scored, scores_of_modules
 from bei_core.models.kind import Kind
 from bei_core.models.modules import BgeM3, Classifier, Dense, Module, Normalize, Pooling, Scores, Splade, Truncate
 from bei_core.models.pooling import SPLADE, PoolingMode
@@ -121,14 +121,15 @@ def read_spec(
     pipeline = read_pipeline(checkpoint, transformer)
     is_static = pipeline is not None and pipeline.task == "static"
     architecture, config = read_config(checkpoint, transformer, None if pipeline is None else pipeline.task)
-    known, asked, fault = find_template(checkpoint.source), template is not None, ""
+    known = find_template(checkpoint.source) or find_template(reranker_class(architecture, config))
+    asked, fault = template is not None, ""
     if template is not None:
         template = _with_tokens(template, known)
     else:
         template, fault = read_own_template(checkpoint, transformer, known)
     if settings.pair_prompt and not fault:
         template = with_instruction(template, settings.pair_prompt, MODEL_SETTINGS)
-    modules = _modules(checkpoint, architecture, config, pipeline, template)
+    modules = _modules(checkpoint, architecture, config, pipeline, template, is_pooled=pooling is not None)
     modules = [scored(m, config, settings) if isinstance(m, Classifier) else m for m in modules]
     classifier = next((module for module in modules if isinstance(module, Classifier)), None)
     if classifier is None:

@@ -22,7 +22,7 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     template: str
-    repositories: str = ""  # a regular expression for the repository and folder names of its models
+    repositories: str = ""  # a regular expression for names of its models: of a repository, a folder or a class
     instruction: str = ""  # the default if a request gives none
     # The answers for no and yes of a causal language model; None for no: the score is the logit of yes.
     tokens: tuple[str | None, str] | None = None
@@ -49,7 +49,7 @@ class RerankTemplate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def find_template(source: str) -> RerankTemplate | None:
-    """Returns the known template for the name of a repository or folder; None if there is none.
+    """Returns the known template for the name of a repository, folder or class; None if there is none.
 
     A snapshot in the cache of the Hugging Face hub, `models--OWNER--NAME/snapshots/COMMIT`, has its repository's name.
     """

@@ -216,6 +216,27 @@ def test_a_chat_template_that_is_missing_is_replaced_by_that_of_a_known_name(tmp
     assert model.template == named_template("qwen3-reranker")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "labels", "name"),
+    [
+        ("LlamaBidirectionalForSequenceClassification", 1, "llama-nemotron-rerank"),
+        ("LlamaBidirectionalForSequenceClassification", 3, None),
+        ("LlamaForSequenceClassification", 1, None),
+    ],
+)
+def test_the_template_of_nvidias_rerankers_is_found_by_their_class(
+    tmp_path: Path, architecture: str, labels: int, name: str | None
+) -> None:
+    config = {
+        **RERANKER,
+        "model_type": None,
+        "architectures": [architecture],
+        "id2label": {str(at): "a" for at in range(labels)},
+    }
+    template = read_spec(written(tmp_path / "model", {"config.json": config})).template
+    assert (template and template.name) == name
+
+
 @pytest.mark.parametrize("setting", [None, "qwen3-reranker"])
 def test_the_default_prompt_of_a_cross_encoder_is_the_instruction(tmp_path: Path, setting: str | None) -> None:
     spec = read_spec(written(tmp_path / "Qwen3-Reranker-0.6B", {**CHAT, MODEL: PROMPTED}))
