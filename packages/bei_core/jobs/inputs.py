@@ -18,7 +18,7 @@ from bei_core.jobs.datafile import DataFile, Rows, Split, translate_read_errors
 from bei_core.jobs.formats import format_of, known_formats
 from bei_core.jobs.listing import list_data, version_of
 from bei_core.jobs.options import JobOptions
-from bei_core.storage.backends import redact
+from bei_core.storage.backends import redact_input
 from bei_core.storage.errors import TransientError, retry_transient, translate_store_errors
 from bei_core.storage.objects import StoreFile, absolute_location, open_location
 
@@ -45,7 +45,7 @@ class Input:
 
     def identity(self) -> Mapping[str, Any]:
         """Returns what identifies the data set, for _job.json: location, files, and columns to copy."""
-        return {"location": redact(self.location), "files": self.files, "keep": self.schema.to_string()}
+        return {"location": redact_input(self.location), "files": self.files, "keep": self.schema.to_string()}
 
 
 class Reader:
@@ -112,7 +112,9 @@ class Reader:
 
     def _translated(self, path: str) -> AbstractContextManager[None]:
         """Translates what the driver of a store raises in the block; other locations have no driver."""
-        return translate_store_errors(f"{self._scheme}://{path}") if self._scheme else nullcontext()
+        if not self._scheme:
+            return nullcontext()
+        return translate_store_errors(f"{self._scheme}://{path}", show=redact_input)
 
     def close(self) -> None:
         """Close the open file."""
@@ -127,7 +129,7 @@ class Reader:
             with self._translated(self._root):
                 return list_data(self._files, self._root, self._location)
 
-        return retry_transient(attempt, self._root)
+        return retry_transient(attempt, self._location)
 
 
 def open_input(location: str, options: JobOptions, hf_token: str | None = None) -> Input:

@@ -10,7 +10,7 @@ from typing import Any
 
 from bei_core.errors import ConfigError
 from bei_core.jobs.formats import format_of, known_formats
-from bei_core.storage.backends import FileSystem, redact
+from bei_core.storage.backends import FileSystem, redact_input
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def list_data(files: FileSystem, root: str, location: str) -> dict[str, Mapping[
     pattern = root if is_file or is_glob else f"{root}/**"
     listed = {root: files.info(root)} if is_file else (files.glob if is_glob else files.find)(root, detail=True)
     if not listed and not is_glob and not files.exists(root):
-        raise ConfigError(f"{redact(location)} does not exist")
+        raise ConfigError(f"{redact_input(location)} does not exist")
     shown = {name: info for name, info in sorted(listed.items()) if not is_hidden(name, pattern)}
     found = {name: _of_target(files, name, info) for name, info in shown.items()}
     candidates = {name: info for name, info in found.items() if info["type"] != "directory"}
@@ -40,7 +40,7 @@ def list_data(files: FileSystem, root: str, location: str) -> dict[str, Mapping[
         log.warning("skipping folders %s; %s", _counted(folders), instead)
     hidden = [name for name, info in sorted(listed.items()) if name not in shown and info["type"] != "directory"]
     if not known:
-        raise ConfigError(f"{redact(location)} {_why_none(others, folders, hidden, instead)}")
+        raise ConfigError(f"{redact_input(location)} {_why_none(others, folders, hidden, instead)}")
     return known
 
 

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from bei_core.errors import BeiError, ConfigError
 from bei_core.jobs.inputs import Part
-from bei_core.storage.backends import Memory, backend_of, redact
+from bei_core.storage.backends import Memory, backend_of, redact, redact_input
 from bei_core.storage.cache import TEMP_SUFFIX, write_atomically
 from bei_core.storage.errors import OUTPUT, retry_transient, translate_os_errors
 from bei_core.storage.locks import try_lock_file
@@ -64,7 +64,7 @@ class Folder:
         )
         if inner.is_relative_to(outer) or matches_glob(str(inner / "part-00000.parquet"), str(outer)):
             raise ConfigError(
-                f"the output {redact(self.location)} is in the input {redact(source)}; give a folder outside it"
+                f"the output {redact(self.location)} is in the input {redact_input(source)}; give a folder outside it"
             )
 
     @contextmanager

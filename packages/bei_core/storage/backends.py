@@ -112,14 +112,29 @@ def redact(url: str) -> str:
     """A URL without secrets, for logs, errors and the names of cached sources: no query, fragment, user or password.
 
     A query may hold a signature. In the URL of an object store only a user with a password is a secret: `user@` alone
-    belongs to the path, as in `abfs://container@account...`; a `?` without `=` or a `#` may belong to a glob or a name.
-    A text that is not a URL is returned unchanged.
+    belongs to the path, as in `abfs://container@account...`. A text that is not a URL is returned unchanged.
     """
     if "://" not in url:
         return url
-    bare = re.split(r"[?#]" if url.startswith("http") or not is_store(url) else r"\?(?=[^/?]*=)", url)[0]
+    bare = url.split("?")[0].split("#")[0]
     secret = r"[^/@]*:[^/@]*@" if is_store(url) else r"[^/@]*@"
     return re.sub(rf"(?<=://){secret}", "", bare)
+
+
+def redact_input(location: str) -> str:
+    """As `redact`, for the input of a job: `?` and `#` belong to its names and globs, unless `has_query`."""
+    if has_query(location):
+        return redact(location)
+    bare = re.split("[?#]", location)[0]
+    return redact(bare) + location[len(bare) :]
+
+
+def has_query(location: str) -> bool:
+    """Whether the input of a job is a URL with a query: any `?` in HTTP, else a `?` with a `=` before the next `/`.
+
+    In a path of this machine and in a data set of the hub (hf://), it is the `?` of a glob or a name.
+    """
+    return re.match(r"(?is)https?://.*\?|(?!hf:)[a-z0-9+.-]+://.*\?[^/]*=", location) is not None
 
 
 class S3(Backend):

@@ -74,23 +74,24 @@ def translate_os_errors(folder: Path, advice: Advice = CACHE) -> Iterator[None]:
 
 
 @contextmanager
-def translate_store_errors(url: str, secret: str | None = None) -> Iterator[None]:
+def translate_store_errors(url: str, secret: str | None = None, show: Callable[[str], str] = redact) -> Iterator[None]:
     """Raise CheckpointError for what a driver raises inside the block; its text has no value of the secret.
 
-    TransientError unless the store says that the object does not exist or that access is denied.
+    TransientError unless the store says that the object does not exist or that access is denied. `show` returns the URL
+    without secrets.
     """
     try:
         yield
     except BeiError:
         raise
     except FileNotFoundError as error:
-        raise CheckpointError(f"{redact(url)}: does not exist: {_message_of(error, secret)}") from error
+        raise CheckpointError(f"{show(url)}: does not exist: {_message_of(error, secret)}") from error
     except Exception as error:
         said = _message_of(error, secret)
         if not _is_about_credentials(error):
-            raise TransientError(f"{redact(url)}: {said}.") from error
+            raise TransientError(f"{show(url)}: {said}.") from error
         denied = "access denied: " if isinstance(error, PermissionError) else ""
-        raise CheckpointError(f"{redact(url)}: {denied}{said}. {_credentials_help(url, secret)}") from error
+        raise CheckpointError(f"{show(url)}: {denied}{said}. {_credentials_help(url, secret)}") from error
 
 
 def retry_transient(call: Callable[[], ResultT], what: str) -> ResultT:

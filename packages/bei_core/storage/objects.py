@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from bei_core.errors import CheckpointError, ConfigError
-from bei_core.storage.backends import Backend, FileSystem, Options, backend_of, redact
+from bei_core.storage.backends import Backend, FileSystem, Options, backend_of, has_query, redact, redact_input
 from bei_core.storage.errors import DriverMissingError, decode_secret, retry_transient, translate_store_errors
 
 
@@ -158,7 +158,7 @@ class StoreFile(io.RawIOBase):
 
     def read(self, size: int = -1, /) -> bytes:
         """See `io.RawIOBase.read`."""
-        with translate_store_errors(self._url):
+        with translate_store_errors(self._url, show=redact_input):
             return self._file.read(size)
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
@@ -179,8 +179,11 @@ class StoreFile(io.RawIOBase):
 def open_location(location: str, hf_token: str | None = None) -> tuple[FileSystem, str]:
     """As `open_store`, also for a path of this machine and for a data set of the hub (`hf://datasets/owner/name/…`).
 
-    `?` and `#` are parts of names and globs here; in other URLs a query or a fragment begins with them.
+    `?` and `#` are parts of names and globs here; in other URLs a query or a fragment begins with them. Raises
+    ConfigError for a URL with a query, which may be a signature.
     """
+    if has_query(location):
+        raise ConfigError(f"{redact(location)}: the URL of an input has no query; the SDK finds credentials itself")
     if location.startswith("hf://"):
         import fsspec
 

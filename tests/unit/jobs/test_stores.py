@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from bei_core.errors import StartError
+from bei_core.errors import ConfigError, StartError
 from bei_core.jobs.inputs import Part
 from bei_core.jobs.job import Job
-from bei_core.storage.backends import GoogleCloudStorage, Options
+from bei_core.storage.backends import AzureBlobStorage, GoogleCloudStorage, Options
 from bei_core.storage.errors import TransientError
 from tests.unit.cli.fake_model import opens
 from tests.unit.jobs.conftest import WORDS
@@ -198,6 +198,28 @@ def test_question_marks_and_hashes_belong_to_globs_and_names(
     assert run(f"gs://{bucket}/{name}", tmp_path / "out").num_rows == num_files * len(rows)
     with pytest.raises(StartError, match=rf"{bucket}/no\?\.jsonl"):
         run(f"gs://{bucket}/no?.jsonl", tmp_path / "other")
+    FailingStore.num_failures["open"] = 4
+    with pytest.raises(StartError, match=rf"{bucket}/in/a#1\.jsonl: HttpResponseError"):
+        run(f"gs://{bucket}/in/a#1.jsonl", tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "abfs://c@account.dfs.core.windows.net/d/f.parquet?sv=1&sig=sesame",
+        "https://account.blob.core.windows.net/c/f.parquet?sv=1&sig=sesame",
+        "https://account.blob.core.windows.net/c/f.parquet?sesame",
+        "gs://bucket/f.parquet?X-Goog-Signature=sesame/1",
+    ],
+)
+def test_a_signature_in_the_url_of_an_input_is_refused_and_not_logged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(AzureBlobStorage, "open", GoogleCloudStorage.open)
+    FailingStore.num_failures.update(info=9, list=9)
+    with pytest.raises(ConfigError, match=r"/f\.parquet: the URL of an input has no query") as refused:
+        run(url, tmp_path / "out")
+    assert "sesame" not in caplog.text + str(refused.value)
 
 
 def test_an_input_that_does_not_exist_ends_the_job_at_once(

@@ -13,7 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from bei_core.errors import CheckpointError
-from bei_core.storage.backends import is_store, redact
+from bei_core.storage.backends import is_store, redact, redact_input
 from bei_core.storage.errors import DriverMissingError, translate_store_errors
 from bei_core.storage.objects import open_store
 
@@ -129,7 +129,10 @@ def test_what_is_printed_of_a_url_has_no_signature_and_no_password() -> None:
     assert redact("https://host/m.tar.gz?X-Amz-Signature=sesame#sesame") == "https://host/m.tar.gz"
     assert redact("https://user:sesame@host/m.tar.gz") == "https://host/m.tar.gz"
     assert redact("https://account.blob.core.windows.net/c/a?sesame") == "https://account.blob.core.windows.net/c/a"
-    assert redact("s3://bucket/day=1/a?.jsonl#1?x=1&sig=sesame") == "s3://bucket/day=1/a?.jsonl#1"
+    assert redact("s3://bucket/model?sesame") == redact("s3://bucket/model#1") == "s3://bucket/model"
+    assert redact_input("s3://user:sesame@bucket/day=1/a?.jsonl#1") == "s3://bucket/day=1/a?.jsonl#1"
+    assert redact_input("s3://bucket/day=1/a?.jsonl?x=1&sig=sesame") == "s3://bucket/day=1/a"
+    assert redact_input("https://host/a?sesame") == "https://host/a"
     assert (
         redact("abfs://container@account.dfs.core.windows.net/a") == "abfs://container@account.dfs.core.windows.net/a"
     )
