@@ -19,13 +19,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 _API = re.compile(
-    r"/api/(models|datasets)/(?P<repo>[^/]+(?:/[^/]+)?)(?:/(?P<what>revision|tree)/(?P<revision>[^/]+)/?)?"
+    r"/api/(models|datasets)/(?P<repo>[^/]+(?:/[^/]+)?)(?:/(?P<what>revision|tree|paths-info)/(?P<revision>[^/]+)/?)?"
 )
 _RESOLVE = re.compile(r"/(datasets/)?(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<name>.+)")
 _BLOB = re.compile(r"/blobs/(?P<digest>[0-9a-f]{64})")
@@ -177,6 +177,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
+    def do_POST(self) -> None:
+        self._answer()
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         """Log nothing: `Hub.requests` has all requests."""
 
@@ -211,8 +214,11 @@ class _Handler(BaseHTTPRequestHandler):
         repository, sha = found
         files = repository.commits[sha]
         body: object = {"id": repo, "sha": sha, "siblings": [{"rfilename": name} for name in files]}
-        if what == "tree":
-            body = [{"type": "file", "path": n, "size": len(d), "oid": _digest(d)[:40]} for n, d in files.items()]
+        if what != "revision":
+            asked = self.rfile.read(int(self.headers["Content-Length"] or 0)).decode()  # only paths-info sends a body
+            names = parse_qs(asked).get("paths", files)
+            found_files = [(name, files[name]) for name in names if name in files]
+            body = [{"type": "file", "path": n, "size": len(d), "oid": _digest(d)[:40]} for n, d in found_files]
         self._send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def _send_file(self, repo: str, revision: str, name: str) -> None:

@@ -80,12 +80,13 @@ class Reader:
 
     def read(self, part: Part, options: JobOptions, schema: pa.Schema) -> Rows:
         """Returns the rows of a part. Raises CheckpointError if the file cannot be read, or is not what it was."""
+        # The driver of the hub keeps its list of a folder; the others have none. `expand_info` is for the blob_id.
+        fresh = {"refresh": True, "expand_info": True} if self._scheme == "hf" else {}
 
         def read(file: DataFile) -> tuple[Rows, Mapping[str, Any]]:
             rows = file.read(part.split, options.text_columns, schema)
             with self._translated(part.path):
-                self._files.invalidate_cache(part.path)  # that of the hub's driver; the others have none
-                return rows, version_of(self._files.info(part.path))
+                return rows, version_of(self._files.info(part.path, **fresh))
 
         rows, version = self.retry(read, part.path)
         if self._versions is not None and version != self._versions[part.path]:

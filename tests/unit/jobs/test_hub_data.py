@@ -68,6 +68,18 @@ def test_a_data_set_that_changes_while_the_job_runs_is_named(
         run(f"{URL}/a.jsonl", tmp_path / "out", rows_per_part=10)
 
 
+def test_each_part_asks_for_its_file_and_not_for_the_list_of_its_folder(hub: Hub, tmp_path: Path) -> None:
+    run(f"{URL}/a.jsonl", tmp_path / "whole", rows_per_part=20)
+    num_lists = len(asked(hub, "tree"))
+    hub.requests.clear()
+    run(f"{URL}/a.jsonl", tmp_path / "out", rows_per_part=2)
+    assert (len(asked(hub, "tree")), len(asked(hub, "paths-info"))) == (num_lists, 10)
+
+
+def asked(hub: Hub, what: str) -> list[str]:
+    return [path for _, path in hub.requests if f"/{what}/" in path]
+
+
 def test_the_token_of_the_settings_is_for_the_data_set_too(hub: Hub, tmp_path: Path) -> None:
     hub.repositories["owner/texts"].token = "sesame"
     with pytest.raises(CheckpointError, match="owner/texts"):
