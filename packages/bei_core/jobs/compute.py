@@ -62,7 +62,7 @@ class Encoded:
     tokens: list[Tokens] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)  # row number of each entry of `tokens`, ascending
     rejected: dict[int, str] = field(default_factory=dict)
-    num_padded: float = 0.0  # tokens of all entries, with the padding that the engine computed
+    num_padded: float = 0.0  # tokens of all entries, also of repeated ones, and the padding that the engine computed
 
     def add(self, row: int, tokens: Sequence[Tokens]) -> None:
         """Adds the tokens of a row, one entry per chunk."""
@@ -84,16 +84,16 @@ class Limits(NamedTuple):
 
 @dataclass(slots=True)
 class Started:
-    """A part that the engine computes. What its threads find out is complete when `running` is."""
+    """A part that the engine computes. When `running` is done, `outputs`, `reasons` and `num_padded` are complete."""
 
     encoded: Encoded
-    outputs: Outputs  # of `distinct`; the threads write those of a batch while they are in the processor's cache
-    distinct: Sequence[Tokens] = ()  # the tokens of the entries without repetitions
-    places: Sequence[int] = ()  # of each entry in `distinct`
+    outputs: Outputs  # of `distinct`; each thread writes those of its batch, while the processor's cache has them
+    distinct: Sequence[Tokens] = ()  # the entries that are computed: one of each group with equal tokens
+    places: Sequence[int] = ()  # for each entry of `encoded`, the index in `distinct` of the one with its tokens
+    num_repeated: int = 0  # tokens of the entries that are not computed
     running: Sequence[Future[None]] = ()
-    reasons: dict[int, str] = field(default_factory=dict)  # why one has no output, by its index in `distinct`
-    # Of each batch, tokens that were computed, padding included; the first number are those of repetitions.
-    num_padded: list[float] = field(default_factory=list)
+    reasons: dict[int, str] = field(default_factory=dict)  # why an entry has no output, by its index in `distinct`
+    num_padded: list[float] = field(default_factory=list)  # of each batch, its tokens and its padding
 
 
 class Worker:
@@ -142,7 +142,7 @@ class Worker:
         """
         tokens, places = distinct(encoded.tokens)
         num_repeated = encoded.num_tokens - sum(map(len, tokens))
-        started = Started(encoded, self._space(len(tokens)), tokens, places, num_padded=[num_repeated])
+        started = Started(encoded, self._space(len(tokens)), tokens, places, num_repeated)
         batches = deque(self.batches(tokens))
         started.running = threads.run(batches, lambda each: self._compute(started, *each))
         return started
@@ -167,7 +167,7 @@ class Worker:
         started.outputs = None  # so that they are freed below, and not with the part
         if started.reasons or done.rejected or len(started.distinct) < len(done.tokens):
             done, outputs = self._with_output(started, outputs)
-        done = replace(done, num_padded=sum(started.num_padded))
+        done = replace(done, num_padded=started.num_repeated + sum(started.num_padded))
         columns = _span_columns(done) if self._options.chunk else {}
         return done, {**columns, **self._finished(outputs)}
 

@@ -25,8 +25,8 @@ class Report:
     num_parts: int = 0
     num_rows: int = 0
     num_rejected: int = 0
-    num_tokens: int = 0
-    num_padded: float = 0.0  # the same, with the padding that the engine computed
+    num_tokens: int = 0  # also of texts that repeat one of their part, which are not computed again
+    num_padded: float = 0.0  # the same, and the padding that the engine computed
     num_parts_before: int = 0
     seconds: float = 0.0
 
@@ -40,7 +40,7 @@ class Report:
 
     @property
     def padding_share(self) -> float:
-        """Share (0 to 1) of padding in the tokens and the padding."""
+        """Share (0 to 1) of padding in the tokens, also of repeated texts, and the padding."""
         return max(0.0, 1 - self.num_tokens / self.num_padded) if self.num_padded else 0.0
 
     def __str__(self) -> str:

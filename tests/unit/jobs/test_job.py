@@ -186,6 +186,27 @@ def test_equal_texts_of_a_part_are_computed_once(monkeypatch: pytest.MonkeyPatch
     assert report.num_padded >= report.num_tokens
 
 
+@pytest.mark.parametrize("weighs_terms", [False, True])
+@pytest.mark.parametrize(
+    ("job", "chunk"), [("embed", True), ("sparse", False), ("sparse", True), ("tokens", False)], ids=str
+)
+def test_equal_texts_and_chunks_have_the_output_of_each_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: str, chunk: bool, weighs_terms: bool
+) -> None:
+    engine = opens(monkeypatch, *([Splade()] if job == "sparse" else []))
+    engine.info = dataclasses.replace(engine.info, weighs_terms=weighs_terms)
+    engine.raises_on = frozenset([228])  # the id of "is"
+    repeating = " ".join(WORDS[:6] * 4)  # with other offsets, its chunks of 6 words are equal
+    texts = [repeating, "the", "of the", "is", "the", repeating, "is", "of the", "the of"]
+    (tmp_path / "in.jsonl").write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
+    options = {"job": job, "chunk": chunk, **({"chunk_tokens": 8} if chunk else {})}
+    report = run(tmp_path / "in.jsonl", tmp_path / "alone", rows_per_part=1, **options)
+    assert run(tmp_path / "in.jsonl", tmp_path / "out", **options).num_rejected == report.num_rejected == 2
+    found = table(tmp_path / "out")
+    assert found == table(tmp_path / "alone")
+    assert len(set(map(tuple, engine.seen))) < len(found["row"])
+
+
 def test_an_engine_that_fails_on_everything_ends_the_job_and_no_row_is_rejected(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path
 ) -> None:
