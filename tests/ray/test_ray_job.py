@@ -245,23 +245,38 @@ def test_a_worker_that_no_node_can_hold_is_refused(
 ) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}])
-    check_nodes(RayOptions(ray="local", cpus_per_worker=2))
-    check_nodes(RayOptions(ray="local", cpus_per_worker=1, gpus_per_worker=0.5))
+    check_nodes(RayOptions(cpus_per_worker=2), may_grow=False)
+    check_nodes(RayOptions(cpus_per_worker=1, gpus_per_worker=0.5), may_grow=False)
     said = r"no node has the 2 CPU and 0\.25 GPU of a worker \(at most 2 CPU and 1 GPU\); lower `cpus_per_worker`"
     with pytest.raises(ConfigError, match=said):
-        check_nodes(RayOptions(ray="local", cpus_per_worker=2, gpus_per_worker=0.25))
-    check_nodes(RayOptions(ray="auto", cpus_per_worker=64))
+        check_nodes(RayOptions(cpus_per_worker=2, gpus_per_worker=0.25), may_grow=False)
+    check_nodes(RayOptions(cpus_per_worker=64), may_grow=True)
     assert "no node has the 64 CPU" in caplog.text
     assert "the job waits for it" in caplog.text
 
 
-def test_a_cluster_that_is_not_there_is_one_line(
+def test_a_cluster_that_the_program_connected_to_is_not_refused_for_its_nodes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(ray.data, "from_items", stop)
+    with pytest.raises(KeyboardInterrupt):
+        embed(source, tmp_path / "out", settings=settings, ray=RayOptions(ray="local"))
+    assert "the job waits for it" in caplog.text
+
+
+def test_the_reason_why_ray_does_not_connect_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: Path, settings: Settings
 ) -> None:
     def fail(**_: object) -> None:
-        raise ConnectionError("Could not find any running Ray instance.\nMore lines.")
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.40\n\n    Python: 3.11\nMore.")
 
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
-    with pytest.raises(ConfigError, match=r"^no Ray cluster at auto: Could not find any running Ray instance\.$"):
+    said = r"^cannot connect to Ray at auto: Version mismatch: The cluster was started with: Ray: 2\.40 Python: 3\.11$"
+    with pytest.raises(ConfigError, match=said):
         embed(source, tmp_path / "out", settings=settings, ray=RayOptions(ray="auto"))

@@ -82,13 +82,15 @@ def compute_on_ray(
 
     Raises ConfigError if there is no cluster.
     """
-    if not ray.is_initialized():
+    was_running = ray.is_initialized()
+    if not was_running:
         try:
             ray.init(address=ray_options.ray, log_to_driver=False)
         except (OSError, ValueError, RuntimeError) as error:  # Ray's own are of these classes
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise ConfigError(f"no Ray cluster at {ray_options.ray}: {reason}") from error
-    check_nodes(ray_options)
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            reason = " ".join(lines[:3]) or type(error).__name__
+            raise ConfigError(f"cannot connect to Ray at {ray_options.ray}: {reason}") from error
+    check_nodes(ray_options, may_grow=was_running or ray_options.ray != "local")
     num_workers = min(ray_options.ray_workers, len(missing))
     per_call = max(1, min(_MAX_PARTS_PER_CALL, len(missing) // (num_workers * _CALLS_PER_WORKER)))
     ray.data.DataContext.get_current().enable_progress_bars = False
@@ -108,10 +110,10 @@ def compute_on_ray(
         yield result
 
 
-def check_nodes(ray_options: RayOptions) -> None:
+def check_nodes(ray_options: RayOptions, *, may_grow: bool) -> None:
     """Raises ConfigError if no node can hold a worker, for which Ray would wait without a word.
 
-    Only logs a warning for a cluster that was there before, because its autoscaler may add such a node.
+    Only logs a warning if the cluster may grow: one that the job did not start may have an autoscaler.
     """
     needed = {"CPU": ray_options.cpus_per_worker, "GPU": ray_options.gpus_per_worker}
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -122,6 +124,6 @@ def check_nodes(ray_options: RayOptions) -> None:
         f"no node has the {needed['CPU']} CPU and {needed['GPU']:g} GPU of a worker (at most {most}); lower "
         "`cpus_per_worker` or `gpus_per_worker`"
     )
-    if ray_options.ray == "local":
+    if not may_grow:
         raise ConfigError(reason)
     log.warning("%s, or add a node: the job waits for it", reason)
