@@ -34,14 +34,15 @@ def test_the_head_is_that_of_the_published_code(tmp_path: Path) -> None:
 
     stored, random = checkpoint.tensors(), np.random.default_rng(3)
     words = stored.f32("embeddings.word_embeddings.weight")
-    (count, width), draw = words.shape, lambda *shape: random.normal(size=shape).astype(np.float32)
-    head = {
-        "dense.weight": draw(width, width),
-        "dense.bias": draw(width),
-        "norm.weight": draw(width),
-        "norm.bias": draw(width),
-        "decoder.bias": draw(count),
+    count, width = words.shape
+    shapes = {
+        "dense.weight": (width, width),
+        "dense.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
+        "decoder.bias": (count,),
     }
+    head = {name: random.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     sparse = shutil.copytree(plain, tmp_path / "sparse")
     tensors = {f"new.{name}": stored.f32(name) for name in stored}
     save_file(tensors | {f"lm_head.{name}": tensor for name, tensor in head.items()}, sparse / "model.safetensors")
