@@ -84,6 +84,9 @@ class Connection(asyncio.Protocol):
         elif self.phase is not Phase.CLOSING:
             self._unparsed = self._unparsed + data if self._unparsed else data
             self._parse()
+        elif len(data) > MAX_UNREAD_BODY_BYTES and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._pool.discard_later(self)
 
     def eof_received(self) -> None:
         """Handles the end of the client's data as a disconnect."""
@@ -165,6 +168,11 @@ class Connection(asyncio.Protocol):
         num_bytes = len(self._unparsed)
         self._parse(takes_chunks=True)
         return num_bytes - len(self._unparsed)
+
+    def discard(self) -> None:
+        """Reads and discards more of what the client sends after the last reply."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def expire(self) -> None:
         """Handles a passed deadline: closes the connection or replies 408, according to the phase."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -130,3 +131,28 @@ async def test_a_request_that_has_not_begun_when_the_server_ends_is_not_forgotte
     assert await pool.drain(0.0, 0.0) == NUM_CLIENTS
     await asyncio.sleep(0)
     assert len(begun) == NUM_CLIENTS
+
+
+async def test_few_connections_discard_in_one_turn_of_the_event_loop() -> None:
+    discarded, pool = list[int](), Pool(ok, Settings(model_id="a"), BodyBudget(1_000_000), 10)
+    for number in range(20):
+        pool.discard_later(Mock(discard=partial(discarded.append, number)))
+    counts = list[int]()
+    while len(discarded) < 20:
+        await asyncio.sleep(0)
+        counts.append(len(discarded))
+    assert counts == [8, 16, 20]
+    assert discarded == list(range(20))
+    await pool.drain(0.0, 0.0)
+
+
+async def test_all_of_a_refused_body_is_read_so_that_the_client_gets_the_reply() -> None:
+    listening, body = socket.create_server(("127.0.0.1", 0)), bytes(20_000_000)
+    pool = Pool(ok, Settings(model_id="a"), BodyBudget(1_000_000), 10)
+    server = await asyncio.get_running_loop().create_server(lambda: Connection(pool), sock=listening)
+    with socket.create_connection(listening.getsockname(), SAFETY_S) as client:
+        head = b"POST / HTTP/1.1\r\nhost: a\r\nhost: b\r\ncontent-length: %d\r\n\r\n" % len(body)
+        await asyncio.to_thread(client.sendall, head + body)
+        assert (await asyncio.to_thread(client.recv, 1 << 16)).startswith(b"HTTP/1.1 400 ")
+    server.close()
+    await pool.drain(0.0, 0.0)
