@@ -25,7 +25,8 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
-from bei_core.engines.openvino.engine import compile_properties
+from bei_core.engines.openvino.engine import compile_properties, has_int8_dot_product
+from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.serving.service import Service
 from bei_core.tasks import Embed, EncodeOptions, Tokens
 
@@ -36,13 +37,25 @@ _CLIENTS = 64
 
 
 def gemm_peak(precision: str) -> float:
-    """GFLOP/s of one large matmul in OpenVINO: an upper limit for the model's layers."""
-    shape = (GEMM_SIZE, GEMM_SIZE)
-    left = op.parameter(shape, np.float32)
-    matmul = op.matmul(left, op.constant(np.ones(shape, np.float32)), False, True)
-    model = openvino.Model([op.result(matmul)], [left], "gemm")
-    request = openvino.Core().compile_model(model, "CPU", compile_properties(precision)).create_infer_request()
-    return 2 * GEMM_SIZE**3 / fastest_call(request, np.ones(shape, np.float32)) / 1e9
+    """GFLOP/s (int8: GOP/s) of one large matmul in OpenVINO: an upper limit for the model's layers.
+
+    In int8, weights and activations have 8 bits, in the form in which our engine runs its linear layers.
+    """
+    size = GEMM_SIZE
+    x = op.parameter([1, size, size], np.float32, name="x")
+    if precision == "int8":
+        low, high = (op.constant(np.array(bound, np.float32)) for bound in (-1.28, 1.27))
+        left = op.fake_quantize(x, low, high, low, high, 256)
+        narrow = op.convert(op.constant(np.full((size, size), 3, np.int8)), np.float32)
+        right = op.multiply(narrow, op.constant(np.full((size, 1), 0.01, np.float32)))
+    else:
+        left, right = x, op.constant(np.ones((size, size), np.float32))
+    model = openvino.Model([op.result(op.matmul(left, right, False, True))], [x], "gemm")
+    if precision == "int8" and not has_int8_dot_product():
+        matmuls_to_convolutions(model)
+    properties = compile_properties("f32" if precision == "int8" else precision)
+    request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+    return 2 * size**3 / fastest_call(request, np.ones((1, size, size), np.float32)) / 1e9
 
 
 def fastest_call(request: openvino.InferRequest, array: npt.NDArray[np.float32]) -> float:

@@ -86,11 +86,11 @@ def first_answer(url: str, process: subprocess.Popen[bytes]) -> None:
     raise RuntimeError(f"the server ended with {process.returncode}")
 
 
-def flops_per_token(model: str, mean_len: float) -> float:
-    """FLOPs of the matmuls per token of a BERT-like encoder (a multiply-add counts as two)."""
+def flops_per_token(model: str) -> float:
+    """FLOPs for a token of the linear layers of a BERT-like encoder (a multiply-add counts as two)."""
     config = json.loads((Path(model) / "config.json").read_text())
     hidden, inner, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    return float(2 * layers * (4 * hidden * hidden + 2 * hidden * inner + 2 * hidden * mean_len))
+    return float(2 * layers * (4 * hidden * hidden + 2 * hidden * inner))
 
 
 def in_process(model: str, dtype: str, count: int) -> dict[str, float]:
@@ -110,7 +110,7 @@ def over_http(model: str, dtype: str, requests: int, figures: dict[str, float]) 
     reports: list[Report] = []
     with server(model, dtype) as (url, _):
         for case in cases(url, requests, figures["in_process_texts_per_s"]):
-            work = flops_per_token(model, figures["mean_tokens"])
+            work = flops_per_token(model)
             report = run(
                 msgspec.structs.replace(case, gemm_peak_gflops=figures["gemm_peak_gflops"], flops_per_token=work)
             )

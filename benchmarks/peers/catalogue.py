@@ -95,7 +95,7 @@ def _router(precision: str) -> Peer:
         name="text-embeddings-inference",
         precision=precision,
         form=f"onnx-{precision}",
-        command=(*start, "--max-client-batch-size", "1024"),
+        command=(*start, "--max-client-batch-size", "1024", "--max-concurrent-requests", "2048"),  # counts texts
         encoders_only=True,
     )
 

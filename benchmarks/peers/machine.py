@@ -9,15 +9,9 @@ from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import openvino
 import psutil
-from openvino import Node
-from openvino import opset15 as op
 
-from bei_core.engines.openvino.engine import compile_properties, has_int8_dot_product
-from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
-from benchmarks.inprocess import GEMM_SIZE, fastest_call, gemm_peak
+from benchmarks.inprocess import gemm_peak
 
 T = TypeVar("T")
 
@@ -27,31 +21,12 @@ _MAX_WAIT_S = 20
 
 def peaks() -> dict[str, float]:
     """GFLOP/s (int8: GOP/s) of one large matmul in OpenVINO, by precision; without bf16 if the processor has none."""
-    found = {"f32": gemm_peak("f32"), "int8": _int8_peak()}
-    return found | ({"bf16": gemm_peak("bf16")} if has_bf16() else {})
+    return {precision: gemm_peak(precision) for precision in ("f32", "int8", *(["bf16"] if has_bf16() else []))}
 
 
 def has_bf16() -> bool:
     """Whether the processor computes in bf16. Without, torch emulates it, many times slower than f32."""
     return "bf16" in Path("/proc/cpuinfo").read_text()
-
-
-def _int8_peak() -> float:
-    """As `gemm_peak`, with 8-bit weights and activations, in the form in which our engine runs its linear layers."""
-    size = GEMM_SIZE
-    x = op.parameter([1, size, size], np.float32, name="x")
-    weight = op.convert(op.constant(np.full((size, size), 3, np.int8)), np.float32)
-    scaled = op.multiply(weight, op.constant(np.full((size, 1), 0.01, np.float32)))
-    model = openvino.Model([op.result(op.matmul(_to_int8(x), scaled, False, True))], [x], "gemm")
-    if not has_int8_dot_product():
-        matmuls_to_convolutions(model)
-    request = openvino.Core().compile_model(model, "CPU", compile_properties("f32")).create_infer_request()
-    return 2 * size**3 / fastest_call(request, np.ones((1, size, size), np.float32)) / 1e9
-
-
-def _to_int8(x: Node) -> Node:
-    low, high = (op.constant(np.array(bound, np.float32)) for bound in (-1.28, 1.27))
-    return op.fake_quantize(x, low, high, low, high, 256)
 
 
 def busy_seconds() -> float:

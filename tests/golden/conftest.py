@@ -14,8 +14,8 @@ from bei_core.engines.openvino.compiled_cache import CompiledCache, Probe
 def compiled_once() -> Iterator[None]:
     """An engine computes with the model that it compiled, and keeps it for no later start.
 
-    A start that keeps it also writes it, reads it again and compares both, which takes as long as compiling a tiny
-    model. test_compiled_cache.py and test_engine.py test that.
+    A start that keeps it also runs a probe and writes it, which takes as long as compiling a tiny model.
+    test_compiled_cache.py and test_engine.py test that.
     """
 
     def store(_: CompiledCache, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:

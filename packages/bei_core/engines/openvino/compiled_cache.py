@@ -2,7 +2,7 @@
 
 Weights that the plugin does not change stay in model.bin. What the plugin wrote is used only by the same version of
 OpenVINO, on the same kind of processor, with the same settings and files, and only if the model that is read from it
-computed the same as the model that was written.
+computes for a small batch, bit for bit, what the model that was written computed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Probe: TypeAlias = "Callable[[openvino.CompiledModel], Sequence[Array]]"
 
 log = logging.getLogger(__name__)
 
-# Part of the file's name. Increment it when a graph is changed in another way after it is read.
-_VERSION = 3
+# Part of the file's name. Increment it when a graph is changed in another way after it is read, or the probe changes.
+_VERSION = 4
 
 # Larger files are not written: the plugin has changed so many weights that they would be in memory twice.
 _MAX_BYTES = 32 << 20
@@ -36,7 +36,12 @@ _DIGEST_BYTES = 32
 
 
 class CompiledCache:
-    """The file of one compiled model: the SHA-256 of what the plugin wrote, and that. Empty if it cannot be stored."""
+    """The file of one compiled model: the SHA-256 of the rest, that of the probe's arrays, and what the plugin wrote.
+
+    A probe runs a compiled model on a small batch. It is the first thing that a model runs, at each start: the first
+    batches decide how the plugin packs weights, and so the last bits of all later results. The file is empty if an
+    earlier start found that what the plugin writes is of no use.
+    """
 
     def __init__(self, model: Path, manifest: Manifest, properties: Mapping[str, object]) -> None:
         """`model` is the file of the graph in the folder of `manifest`. Raises OSError if it cannot be read."""
@@ -55,58 +60,47 @@ class CompiledCache:
         }
         self._path = model.parent / TUNED / f"compiled-{key_of(facts)}.blob"
 
-    @property
-    def is_known_to_fail(self) -> bool:
-        """Whether `open` found earlier that the compiled model cannot be stored."""
-        try:
-            return self._path.stat().st_size == 0
-        except OSError:
-            return False
-
-    def load(self) -> openvino.CompiledModel | None:
-        """The compiled model; None if it is not there, or cannot be used."""
+    def load(self, probe: Probe) -> openvino.CompiledModel | None:
+        """The compiled model after `probe`; None if it is not there, or cannot be used."""
         try:
             content = self._path.read_bytes()
+            if not content:
+                return None
             if hashlib.sha256(content[_DIGEST_BYTES:]).digest() != content[:_DIGEST_BYTES]:
                 raise RuntimeError("its digest is wrong")
-            return self._imported(content[_DIGEST_BYTES:])
+            compiled = self._imported(content[2 * _DIGEST_BYTES :])
+            if _digest_of(probe, compiled) == content[_DIGEST_BYTES : 2 * _DIGEST_BYTES]:
+                return compiled
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError) as fault:
             log.warning("%s is not used, and the model is compiled: %s", self._path, fault)
             return None
+        log.info("OpenVINO cannot store the compiled model of %s, so each start compiles it", self._path.parent)
+        self._write(b"")
+        return None
 
     def store(self, compile_: Callable[[], openvino.CompiledModel], probe: Probe) -> openvino.CompiledModel:
-        """Compiles a model and stores it for the next start, if the model read from the file gives the same arrays.
+        """Compiles a model, stores it for the next start, and returns it after `probe`.
 
-        `probe` runs a compiled model. Two models are never in memory at once. Without permission or space, the model is
-        compiled only, as at each later start, and the log says why. Raises what `compile_` raises.
-
-        The model that comes back has run nothing, as at the next start: the first batches decide how the plugin packs
-        weights, and so the last bits of all later results.
+        Without permission or space, the log says why it is not stored. Raises what `compile_` raises.
         """
         compiled = compile_()
-        if not self._can_write(0):
+        computed = _digest_of(probe, compiled)
+        if self._is_empty() or not self._can_write(0):
             return compiled
         content = compiled.export_model().getvalue()
-        if len(content) <= _MAX_BYTES:
-            if not self._can_write(len(content)):
-                return compiled
-            expected = probe(compiled)
-            del compiled
-            if self._is_equal(content, probe, expected):
-                self._write(hashlib.sha256(content).digest() + content)
-                return self._imported(content)
-            log.info("OpenVINO cannot store the compiled model of %s, so each start compiles it", self._path.parent)
-            compiled = compile_()
-        self._write(b"")
+        if len(content) > _MAX_BYTES:
+            self._write(b"")
+        elif self._can_write(len(content)):
+            content = computed + content
+            self._write(hashlib.sha256(content).digest() + content)
         return compiled
 
-    def _is_equal(self, content: bytes, probe: Probe, expected: Sequence[Array]) -> bool:
-        """Whether `probe` gives the expected arrays for the model that is read from `content`."""
+    def _is_empty(self) -> bool:
         try:
-            return all(map(np.array_equal, probe(self._imported(content)), expected))
-        except (RuntimeError, IndexError):  # IndexError: an output is too short
+            return self._path.stat().st_size == 0
+        except OSError:
             return False
 
     def _imported(self, content: bytes) -> openvino.CompiledModel:
@@ -141,3 +135,11 @@ class CompiledCache:
                 self._path.parent,
                 fault.strerror or fault,
             )
+
+
+def _digest_of(probe: Probe, compiled: openvino.CompiledModel) -> bytes:
+    """SHA-256 of the arrays of `probe`; empty if the model's outputs are not as long as they must be."""
+    try:
+        return hashlib.sha256(b"".join(map(np.ndarray.tobytes, probe(compiled)))).digest()
+    except IndexError:
+        return b""

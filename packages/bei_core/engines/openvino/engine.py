@@ -50,9 +50,7 @@ _MAX_STREAMS = 8
 # warm-up and of health checks do not count: a server without requests would compile graphs for their lengths.
 _LONE_TEXTS = 100
 
-_TEXT, _TWO_TEXTS = (
-    Batch.pack([Tokens(np.zeros(n, np.int32), np.zeros(n, np.int32)) for n in size]) for size in ([16], [1, 8])
-)
+_TWO_TEXTS = Batch.pack([Tokens(np.zeros(n, np.int32), np.zeros(n, np.int32)) for n in (1, 16)])
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -176,10 +174,11 @@ class OpenVinoEngine:
             num_callers=num_streams,
             most_batch_tokens=0 if graphs[0].is_wide else MOST_BATCH_TOKENS,
         )
-        for each in graphs:
-            if isinstance(model, Path):
+        if isinstance(model, Path):
+            for each in graphs[manifest is not None :]:  # with a manifest, the probe was the first batch
                 each.infer(_TWO_TEXTS, ROWS)  # the first one packs the weights
-                drop_mapped_pages(model.with_suffix(".bin"))
+            drop_mapped_pages(model.with_suffix(".bin"))
+        for each in graphs:
             self._idle.put(each)
 
     def forward(self, batch: Batch) -> Array:
@@ -277,18 +276,13 @@ class OpenVinoEngine:
         if manifest is None or not isinstance(self._model, Path):
             return self._compile(self._read())
         cache = CompiledCache(self._model, manifest, self._properties)
-        if cache.is_known_to_fail:
-            return self._compile(self._read())
-        return cache.load() or cache.store(lambda: self._compile(self._read()), self._probe)
+        return cache.load(self._probe) or cache.store(lambda: self._compile(self._read()), self._probe)
 
     def _probe(self, compiled: openvino.CompiledModel) -> list[Array]:
-        """All outputs of a compiled model for a text, and for two texts of different lengths."""
-        graphs, found = Graphs(compiled, self._pad_id), list[Array]()
-        for batch in (_TEXT, _TWO_TEXTS):
-            for name in (port.any_name for port in compiled.outputs):
-                outputs = graphs.infer(batch, name)
-                found += [outputs.rows, outputs.tokens]
-        return found
+        """All outputs of a compiled model for two texts, with each of them as the wanted one."""
+        graphs = Graphs(compiled, self._pad_id)
+        computed = [graphs.infer(_TWO_TEXTS, port.any_name) for port in compiled.outputs]
+        return [array for each in computed for array in (each.rows, each.tokens)]
 
     def _read(self) -> openvino.Model:
         """The graph for any batch. Raises EngineUnavailableError."""
