@@ -17,11 +17,12 @@ import pytest
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
-from bei_core.engines.manifest import TUNED
+from bei_core.engines.manifest import TUNED, verify
 from bei_core.engines.open import load
 from bei_core.engines.openvino import compiled_cache, engine
 from bei_core.engines.openvino.compiled import Graphs
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
+from bei_core.errors import EngineCorruptError
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Rows, Tokens
 from tests import disks
@@ -128,6 +129,35 @@ def test_a_damaged_compiled_model_is_compiled_again(
     assert len(compiled) == 2
     np.testing.assert_array_equal(expected, rows(folder))
     assert len(compiled) == 2
+
+
+def write_back(file: Path, content: bytes) -> None:
+    """As `cp -p` and `rsync -a` write: the time of modification stays."""
+    times = file.stat()
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+@pytest.mark.parametrize("check", [load, verify], ids=["a start", "bei engines verify"])
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_a_model_compiled_from_a_damaged_file_is_not_used_when_the_file_is_repaired(
+    tmp_path: Path, compiled: list[Path], check: Callable[[Path], object], is_stored: bool
+) -> None:
+    """The stored model has copies of small and of changed weights, and the probe does not need all of them."""
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    if not is_stored:
+        shutil.rmtree(folder / TUNED)
+    weights = folder / "model.bin"
+    content = weights.read_bytes()
+    middle = len(content) // 2  # in a matrix
+    write_back(weights, content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    with pytest.raises(EngineCorruptError, match=r"model\.bin does not have the digest"):
+        check(folder)
+    write_back(weights, content)
+    compiled.clear()
+    for _ in range(2):  # the second start uses what the first one stored
+        rows(folder)
+        assert compiled == [folder / MODEL]
 
 
 def lines_about_tuned(caplog: pytest.LogCaptureFixture) -> list[str]:

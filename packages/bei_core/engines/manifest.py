@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,10 +136,25 @@ def read_spec(folder: Path) -> ModelSpec:
 
 
 def verify(folder: Path) -> Manifest:
-    """The manifest, after a check of the digest of every file. Raises as `read_manifest`."""
-    manifest = read_manifest(folder)
-    check_digests(folder, manifest)
+    """The manifest, after a check of the digest of every file. Raises as `read_manifest`.
+
+    If a file is damaged, the results for this machine are deleted.
+    """
+    try:
+        manifest = read_manifest(folder)
+        check_digests(folder, manifest)
+    except EngineCorruptError:
+        delete_tuned(folder)
+        raise
     return manifest
+
+
+def delete_tuned(folder: Path) -> None:
+    """Delete the results for this machine, as far as they can be deleted: for a folder with a damaged file.
+
+    They may be computed from that file, and size and time of a repaired file may be those of the damaged one.
+    """
+    shutil.rmtree(folder / TUNED, ignore_errors=True)
 
 
 def check_digests(folder: Path, manifest: Manifest) -> None:

@@ -18,6 +18,7 @@ from bei_core.engines.manifest import (
     Manifest,
     check_digests,
     check_once,
+    delete_tuned,
     is_engine,
     read_manifest,
     read_spec,
@@ -94,6 +95,17 @@ def load(folder: Path, dtype: str | None = None, settings: Settings | None = Non
     EngineUnavailableError.
     """
     started = time.perf_counter()
+    try:
+        opened = _load(folder, dtype, settings, for_job)
+    except EngineCorruptError:
+        delete_tuned(folder)  # after the engine has stopped, which may have written there
+        raise
+    compute_type = opened.engine.info.compute_type
+    log.info("engine loaded %s in %.2f s (%s)", folder, time.perf_counter() - started, compute_type)
+    return opened
+
+
+def _load(folder: Path, dtype: str | None, settings: Settings | None, for_job: bool) -> Opened:
     manifest = read_manifest(folder)
     check = check_once if settings is not None and settings.verify == "once" else check_digests
     start = start_here if settings is None else start_for(settings, for_job=for_job)
@@ -111,7 +123,6 @@ def load(folder: Path, dtype: str | None = None, settings: Settings | None = Non
         except BaseException:
             engine.close()
             raise
-    log.info("engine loaded %s in %.2f s (%s)", folder, time.perf_counter() - started, engine.info.compute_type)
     return Opened(engine, spec, folder / TOKENIZER, manifest, reading=reading)
 
 
