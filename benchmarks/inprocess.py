@@ -25,7 +25,8 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
-from bei_core.engines.openvino.engine import compile_properties, has_int8_dot_product
+from bei_core.engines.openvino.engine import compile_properties
+from bei_core.engines.openvino.processor import has_int8_dot_product
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.serving.service import Service
 from bei_core.tasks import Embed, EncodeOptions, Tokens

@@ -26,8 +26,9 @@ from bei_core.engines.calibration import calibration_batches
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.open import Opened, build_engine, load
 from bei_core.engines.openvino.changes import change_for
-from bei_core.engines.openvino.engine import MODEL, compile_properties, has_int8_dot_product, precision_for, usable_cpus
+from bei_core.engines.openvino.engine import MODEL, compile_properties, precision_for, usable_cpus
 from bei_core.engines.openvino.packing import pack_rows
+from bei_core.engines.openvino.processor import has_int8_dot_product
 from bei_core.tasks import EncodeOptions
 from bei_core.text.tokenizer import TextTokenizer
 

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
@@ -19,10 +20,10 @@ from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import TUNED, verify
 from bei_core.engines.open import load
-from bei_core.engines.openvino import compiled_cache, engine
+from bei_core.engines.openvino import compiled_cache, engine, processor
 from bei_core.engines.openvino.compiled import Graphs
 from bei_core.engines.openvino.engine import MODEL, OpenVinoEngine
-from bei_core.errors import EngineCorruptError
+from bei_core.errors import EngineCorruptError, EngineUnavailableError
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Rows, Tokens
 from tests import disks
@@ -30,6 +31,11 @@ from tests.golden.cases import GOLDEN
 from tests.golden.engines import built
 
 NAMES = ("bert-cls-normalize", "gemma2-multilingual", "qwen3-yes-no-tied")
+
+
+def file_of(folder: Path) -> Path:
+    (found,) = (folder / TUNED).glob("compiled-*")
+    return found
 
 
 @pytest.fixture
@@ -68,8 +74,7 @@ def test_the_second_start_compiles_nothing_and_gives_the_same_rows(
     folder = engine_of(name, tmp_path / "engine", dtype)
     kept = rows(folder)
     assert compiled == [folder / MODEL]  # by `built`
-    (file,) = (folder / TUNED).glob("compiled-*")
-    file.unlink()
+    file_of(folder).unlink()
     np.testing.assert_array_equal(kept, rows(folder))
     assert compiled == 2 * [folder / MODEL]
 
@@ -117,18 +122,44 @@ def test_a_compiled_model_of_another_file_is_not_used(tmp_path: Path, compiled: 
     assert len(compiled) == 2
 
 
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-1] + b"?", lambda content: b""], ids=["a byte", "a power loss"]
+)
 def test_a_damaged_compiled_model_is_compiled_again(
-    tmp_path: Path, compiled: list[Path], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, compiled: list[Path], caplog: pytest.LogCaptureFixture, damage: Callable[[bytes], bytes]
 ) -> None:
     folder = engine_of(NAMES[0], tmp_path / "engine")
-    (file,) = (folder / TUNED).glob("compiled-*")
-    content = file.read_bytes()
-    file.write_bytes(content[:-1] + b"?")
+    file = file_of(folder)
+    file.write_bytes(damage(file.read_bytes()))
     expected = rows(folder)
     assert "is not used, and the model is compiled: its digest is wrong" in caplog.text
     assert len(compiled) == 2
     np.testing.assert_array_equal(expected, rows(folder))
     assert len(compiled) == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [RuntimeError("Exception from core.cpp:\nno tag\n\n"), UnicodeDecodeError("utf-8", b"\xff", 0, 1, "no text")],
+)
+def test_a_compiled_model_that_openvino_cannot_read_is_compiled_again_and_the_log_says_so_in_one_line(
+    tmp_path: Path,
+    compiled: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: Exception,
+) -> None:
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+
+    def refuse(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr(compiled_cache.CompiledCache, "_imported", refuse)
+    rows(folder)
+    assert len(compiled) == 2
+    (line,) = lines_about_tuned(caplog)
+    assert re.search(r"is not used, and the model is compiled: .*(core.cpp: no tag|no text)$", line)
+    assert "\n" not in line
 
 
 def write_back(file: Path, content: bytes) -> None:
@@ -158,6 +189,72 @@ def test_a_model_compiled_from_a_damaged_file_is_not_used_when_the_file_is_repai
     for _ in range(2):  # the second start uses what the first one stored
         rows(folder)
         assert compiled == [folder / MODEL]
+
+
+@pytest.mark.parametrize("different", ["features", "caches", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE"])
+def test_a_compiled_model_is_of_a_processor_and_not_of_all_with_its_name(
+    tmp_path: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch, different: str
+) -> None:
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    file = file_of(folder)
+    with monkeypatch.context() as patch:
+        if different.isupper():
+            patch.setenv(different, "DEFAULT")
+        elif different == "features":
+            patch.setattr(processor, "cpu_flags", lambda: frozenset({"avx2"}))
+        else:
+            patch.setattr(processor, "_caches", lambda: [("48K", "0")])
+        rows(folder)
+        assert len(compiled) == 2
+    assert file in (folder / TUNED).iterdir()
+    rows(folder)
+    assert len(compiled) == 2, "the file of this processor is still there"
+
+
+def test_a_start_that_stores_a_compiled_model_deletes_what_no_start_uses(tmp_path: Path, compiled: list[Path]) -> None:
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    os.utime(file_of(folder), (0, 0))
+    ages = {
+        ".killed.tmp": 2 * 3600,
+        ".running.tmp": 60,
+        "compiled-unused.blob": 31 * 24 * 3600,
+        "compiled-used.blob": 29 * 24 * 3600,
+        "other": 31 * 24 * 3600,
+    }
+    for name, age_s in ages.items():
+        (folder / TUNED / name).touch()
+        os.utime(folder / TUNED / name, (time.time() - age_s,) * 2)
+    rows(folder)  # uses the file of this processor, so it is not old any more
+    assert set(ages) < {path.name for path in (folder / TUNED).iterdir()}
+    os.utime(folder / MODEL, ns=(0, 1))
+    rows(folder)
+    assert len(compiled) == 2
+    left = {path.name for path in (folder / TUNED).iterdir()}
+    assert set(ages) & left == {".running.tmp", "compiled-used.blob", "other"}
+    assert len(left) == 5, "with the compiled models of both times of the file"
+
+
+def test_a_compiled_model_that_is_too_large_is_not_kept(
+    tmp_path: Path, compiled: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled_cache, "_MAX_BYTES", 1000)
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+    assert file_of(folder).stat().st_size < 1000
+    monkeypatch.setattr(openvino.CompiledModel, "export_model", None)  # a later start does not try it again
+    rows(folder)
+    assert len(compiled) == 2
+
+
+def test_a_first_batch_that_fails_names_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a processor without AVX2, OpenVINO has no kernel for some layers."""
+    folder = engine_of(NAMES[0], tmp_path / "engine")
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("bad combination")
+
+    monkeypatch.setattr(Graphs, "infer", fail)
+    with pytest.raises(EngineUnavailableError, match=f"cannot load the engine {folder / MODEL}: bad combination"):
+        load(folder)
 
 
 def lines_about_tuned(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -77,7 +77,7 @@ def _processors() -> int:
 
 def _instructions() -> str:
     """Those on which the speed of the CPU engine depends most, from the oldest to the newest."""
-    from bei_core.engines.openvino.engine import cpu_flags
+    from bei_core.engines.openvino.processor import cpu_flags
 
     known = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
     flags = cpu_flags()

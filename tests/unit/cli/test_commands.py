@@ -108,7 +108,7 @@ def test_doctor_says_what_each_engine_lacks(monkeypatch: pytest.MonkeyPatch) -> 
 def test_doctor_names_the_instructions_that_decide_the_speed(
     monkeypatch: pytest.MonkeyPatch, flags: str, expected: str
 ) -> None:
-    monkeypatch.setattr("bei_core.engines.openvino.engine.cpu_flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr("bei_core.engines.openvino.processor.cpu_flags", lambda: frozenset(flags.split()))
     assert facts(run("doctor"))["instructions"] == expected
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import platform
-import re
 import threading
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from bei_core.engines.openvino.compiled import NUM_CACHED_KERNELS, Array, Graphs
 from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import MAX_LENGTH, lengths_for, with_lone_graphs
+from bei_core.engines.openvino.processor import has_int8_dot_product
 from bei_core.engines.openvino.stored import drop_mapped_pages
 from bei_core.errors import EngineCorruptError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
@@ -69,26 +68,6 @@ def precision_for(dtype: str) -> str:
             f"the CPU engine does not compute in {dtype} on this processor; it offers {offered}"
         )
     return precision
-
-
-def has_int8_dot_product() -> bool:
-    """Whether the processor multiplies int8 with 32-bit accumulation: x86 with VNNI or AMX, or Arm.
-
-    True also if /proc/cpuinfo does not say it.
-    """
-    if platform.machine().lower() not in {"x86_64", "amd64"}:
-        return True
-    flags = cpu_flags()
-    return not flags or not flags.isdisjoint({"avx512_vnni", "avx_vnni", "amx_int8"})
-
-
-def cpu_flags() -> frozenset[str]:
-    """The features of an x86 processor by their names in /proc/cpuinfo, such as amx_int8; empty if unknown."""
-    try:
-        flags = re.search(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        return frozenset()
-    return frozenset(flags.group(1).split() if flags else ())
 
 
 def compile_properties(precision: str, num_streams: int = 1) -> dict[str, object]:
@@ -276,7 +255,10 @@ class OpenVinoEngine:
         if manifest is None or not isinstance(self._model, Path):
             return self._compile(self._read())
         cache = CompiledCache(self._model, manifest, self._properties)
-        return cache.load(self._probe) or cache.store(lambda: self._compile(self._read()), self._probe)
+        try:
+            return cache.load(self._probe) or cache.store(lambda: self._compile(self._read()), self._probe)
+        except RuntimeError as fault:  # of the first batch, for which the plugin may have no kernel
+            raise self._unavailable(fault) from fault
 
     def _probe(self, compiled: openvino.CompiledModel) -> list[Array]:
         """All outputs of a compiled model for two texts, with each of them as the wanted one."""
