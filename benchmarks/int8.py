@@ -82,7 +82,7 @@ def table(lines: Sequence[Mapping[str, object]], facts: Mapping[str, object]) ->
 def counters(folder: Path, precision: str, batch: Batch) -> Counter[str]:
     """Microseconds of one batch by kind of operation and kernel: of each operation, the least time of some runs."""
     graph = openvino.Core().read_model(folder / MODEL)
-    change_for(graph, precision, has_convolutions=not has_int8_dot_product())  # as the engine does
+    change_for(graph, precision, quantised=True)  # as the engine does
     properties = {**compile_properties(precision), "PERF_COUNT": True}
     compiled = openvino.Core().compile_model(graph, "CPU", properties)
     request = compiled.create_infer_request()

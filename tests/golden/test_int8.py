@@ -202,7 +202,7 @@ def test_convolutions_give_what_matrix_multiplications_give(
     path = opened.tokenizer.parent / MODEL
     found = []
     for has_vnni in (True, False):
-        monkeypatch.setattr(engine, "has_int8_dot_product", lambda has_vnni=has_vnni: has_vnni)
+        monkeypatch.setattr(changes, "has_int8_dot_product", lambda has_vnni=has_vnni: has_vnni)
         # f32 around the linear layers, as on every processor that convolves: one without VNNI has no bf16. In bf16 the
         # two graphs also round between the layers at different places, which this does not compare.
         one = engine.OpenVinoEngine(path, opened.spec, "f32", quantised=True)
@@ -248,7 +248,7 @@ def test_a_file_that_cannot_be_loaded_is_named(built: Callable[[str], Opened], m
 
     opened = built("bert-mean-cls-list")
     path = opened.tokenizer.parent / MODEL
-    monkeypatch.setattr(engine, "has_int8_dot_product", lambda: False)
+    monkeypatch.setattr(changes, "has_int8_dot_product", lambda: False)
     monkeypatch.setattr(changes, "matmuls_to_convolutions", refuse)
     with pytest.raises(
         EngineUnavailableError,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from openvino import Model
 
+from bei_core.engines.openvino.processor import has_int8_dot_product
 from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.engines.openvino.residuals import keep_only_last_sum_wide
 from bei_core.engines.openvino.stored import keep_weights_narrow
 
 
-def change_for(graph: Model, precision: str, *, has_convolutions: bool) -> None:
+def change_for(graph: Model, precision: str, *, quantised: bool) -> None:
     """Changes a graph in place for the computation in `precision`, "f32" or "bf16".
 
-    With `has_convolutions`, linear layers in int8 become convolutions.
+    If `quantised`, linear layers are in int8. They become convolutions on a processor without VNNI.
     """
-    if has_convolutions:
+    if quantised and not has_int8_dot_product():
         matmuls_to_convolutions(graph)
     keep_weights_narrow(graph, precision)
     if precision == "bf16":

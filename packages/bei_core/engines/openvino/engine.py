@@ -21,7 +21,6 @@ from bei_core.engines.openvino.compiled import NUM_CACHED_KERNELS, Array, Graphs
 from bei_core.engines.openvino.compiled_cache import CompiledCache
 from bei_core.engines.openvino.graph import ROWS, TOKENS
 from bei_core.engines.openvino.lone import MAX_LENGTH, lengths_for, with_lone_graphs
-from bei_core.engines.openvino.processor import has_int8_dot_product
 from bei_core.engines.openvino.stored import drop_mapped_pages
 from bei_core.errors import EngineCorruptError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
@@ -271,7 +270,7 @@ class OpenVinoEngine:
         try:
             graph = core().read_model(self._model) if isinstance(self._model, Path) else self._model
             precision = str(self._properties["INFERENCE_PRECISION_HINT"])
-            change_for(graph, precision, has_convolutions=self._quantised and not has_int8_dot_product())
+            change_for(graph, precision, quantised=self._quantised)
         except RuntimeError as fault:
             raise self._unavailable(fault) from fault
         return graph
