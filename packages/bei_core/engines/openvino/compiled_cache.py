@@ -65,9 +65,7 @@ class CompiledCache:
             "properties": properties,
             "engine": manifest.artifact,
             "files": [(manifest.files.get(path.name), path.name) for path in (model, self._weights)],
-            "written": [
-                (each.st_size, each.st_mtime_ns) for each in stats
-            ],  # most tools give a repaired file another time
+            "written": [(each.st_size, each.st_mtime_ns) for each in stats],  # a repaired file often has another time
         }
         self._path = model.parent / TUNED / f"compiled-{key_of(facts)}.blob"
 
