@@ -40,8 +40,8 @@ EXCLUDED = "bert-prompt-excluded"  # has a prompt that pooling leaves out, so th
 DTYPES = ("bfloat16", "float32")  # the fused kernels first, in case no time is left
 
 
-def cases(page: str, *, every: bool) -> Iterator[Any]:
-    """Yields golden checkpoints of a page's families: without `every`, one embedder and one classifier of each.
+def cases(layout: str, *, every: bool) -> Iterator[Any]:
+    """Yields golden checkpoints of a layout's families: without `every`, one embedder and one classifier of each.
 
     Those with the larger heads come first, because TensorRT-LLM's fused attention has no kernels for the others.
     """
@@ -49,18 +49,18 @@ def cases(page: str, *, every: bool) -> Iterator[Any]:
     known: tuple[Any, ...] = (*HEAD_CASES, *HEAD_CLASSIFICATION_CASES, *CASES, *GROUP_CASES)
     for case in (*known, *CLASSIFICATION_CASES, *GROUP_CLASSIFICATION_CASES):
         kind = family_name(case.architecture), isinstance(case, Case)
-        if family_of(case.architecture).page == page and case.name != EXCLUDED and (every or kind not in seen):
+        if family_of(case.architecture).layout.name == layout and case.name != EXCLUDED and (every or kind not in seen):
             seen.add(kind)
             yield case
 
 
-def parity(page: str, folder: Path, name: str, *, every: bool = False, start: int = 0) -> Iterator[Result]:
-    """Checks the families of a page in bf16 (fused kernels) and f32 (plain kernels); yields each result.
+def parity(layout: str, folder: Path, name: str, *, every: bool = False, start: int = 0) -> Iterator[Result]:
+    """Checks the families of a layout in bf16 (fused kernels) and f32 (plain kernels); yields each result.
 
     Starts with check number `start`, and prints the name of a check before it runs: a kernel may end the process. Only
     the layers of the first model are compiled, because that takes long.
     """
-    checks = [(case, dtype) for dtype in DTYPES for case in cases(page, every=every)]
+    checks = [(case, dtype) for dtype in DTYPES for case in cases(layout, every=every)]
     for number, (case, dtype) in enumerate(checks[start:], start):
         what = f"{case.architecture} {dtype} ({case.name})"
         print(f"{BEGINS}{what}", flush=True)

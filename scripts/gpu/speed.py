@@ -25,7 +25,6 @@ from bei_core.bench.workload import texts
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import Opened
 from bei_core.engines.torch.folder import facts_of
-from bei_core.models.layouts import BertSizes, DecoderSizes
 from bei_core.models.spec import ModelSpec
 from bei_core.models.tokenizer import open_model_tokenizer
 from bei_core.tasks import EncodeOptions, Tokens
@@ -84,24 +83,17 @@ def _seconds(function: Callable[[], object], *, rounds: int = 20) -> float:
 
 def num_weights(spec: ModelSpec) -> float:
     """Returns the number of weights of all linear layers in the transformer."""
-    facts = facts_of(spec)
-    if facts.of_family.page == "bert":
-        bert = BertSizes.of(facts.of_family.layout[0], spec.config)
-        return bert.num_layers * (4.0 * bert.hidden**2 + 2 * bert.hidden * bert.intermediate_size)
-    sizes = DecoderSizes.of(facts.of_family.layout, spec.config)
-    width, kv_width = sizes.num_heads * sizes.head_size, sizes.num_kv_heads * sizes.head_size
-    return float(sizes.num_layers * sizes.hidden * (2 * width + 2 * kv_width + 3 * sizes.intermediate_size))
+    sizes = facts_of(spec).sizes
+    attention = sizes.heads.width + sum(sizes.heads.widths)
+    mlp = (3 if sizes.is_gated else 2) * sizes.intermediate_size
+    return float(sizes.num_layers * sizes.hidden * (attention + mlp))
 
 
 def attention_flops(spec: ModelSpec, length: float) -> float:
     """Returns the FLOPs of attention per token, in sequences of `length` tokens."""
     facts = facts_of(spec)
     num_keys = length if facts.mask == "full" else length / 2  # that a query attends to, on average
-    if facts.of_family.page == "bert":
-        bert = BertSizes.of(facts.of_family.layout[0], spec.config)
-        return 4.0 * bert.num_layers * num_keys * bert.hidden
-    sizes = DecoderSizes.of(facts.of_family.layout, spec.config)
-    return 4.0 * sizes.num_layers * num_keys * sizes.num_heads * sizes.head_size
+    return 4.0 * facts.sizes.num_layers * num_keys * facts.sizes.heads.width
 
 
 def roofline(spec: ModelSpec, lengths: Sequence[int], precision: str, card: Card) -> float:

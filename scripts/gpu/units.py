@@ -11,14 +11,13 @@ from typing import Any
 
 from bei_core.engines.open import Opened, load
 from bei_core.engines.quality import Quality
-from bei_core.engines.torch.folder import has_page
 from bei_core.engines.torch.loading import supports
 from bei_core.models.families import FAMILIES
 from scripts.gpu import models, speed
 from scripts.gpu.report import Result
 
 PRECISIONS = ("bf16", "fp8")
-_MEASURED_PAGES = ("bert", "decoder")  # of the models in `models.CONFIGS`
+_MEASURED_LAYOUTS = ("bert", "decoder")  # of the models in `models.CONFIGS`
 _QUICK_ONLY_ALONE = "mistral-7b"  # its files are large, so with --quick it is measured without a server
 
 
@@ -32,8 +31,8 @@ def names(options: Namespace) -> list[str]:
         for precision in PRECISIONS
         if not (options.quick and model == _QUICK_ONLY_ALONE)
     ]
-    pages = {family.page for family in FAMILIES.values() if has_page(family)} - {*_MEASURED_PAGES}
-    first, rest = ([f"parity/{page}" for page in each] for each in (_MEASURED_PAGES, sorted(pages)))
+    layouts = {family.layout.name for family in FAMILIES.values() if not family.is_static} - {*_MEASURED_LAYOUTS}
+    first, rest = ([f"parity/{layout}" for layout in each] for each in (_MEASURED_LAYOUTS, sorted(layouts)))
     flex = [] if options.shim else ["flex"]
     peers = [f"peer/{peer}" for peer in options.peers]
     others = [f"{library}/{model}" for model in given for library in ("transformers", "sentence-transformers")]
@@ -50,10 +49,10 @@ def _card(options: Namespace, folder: Path) -> Iterator[Result]:
     yield speed.measure_card(folder)
 
 
-def _parity(options: Namespace, folder: Path, page: str) -> Iterator[Result]:
+def _parity(options: Namespace, folder: Path, layout: str) -> Iterator[Result]:
     from scripts.gpu import checks  # makes the golden checkpoints, which takes seconds
 
-    yield from checks.parity(page, folder / "parity", options.engine, every=options.every, start=options.start)
+    yield from checks.parity(layout, folder / "parity", options.engine, every=options.every, start=options.start)
     shutil.rmtree(folder / "parity", ignore_errors=True)
 
 

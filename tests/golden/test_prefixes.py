@@ -72,7 +72,7 @@ def test_rerankers_embedders_and_sliding_windows_are_among_the_models_that_share
 
 def test_only_causal_models_share() -> None:
     specs = {name: spec_of(folder) for name, folder in FOLDERS.items()}
-    causal = {name for name, spec in specs.items() if family_of(spec.architecture).is_causal(spec.config)}
+    causal = {name for name, spec in specs.items() if family_of(spec.architecture).layout.is_causal(spec.config)}
     assert {*SHARING} < causal < {*specs}  # the mean of a prefix would need the vectors of all its tokens
 
 

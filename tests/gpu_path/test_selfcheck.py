@@ -111,7 +111,7 @@ def test_the_fused_attention_of_every_required_family_is_checked_and_what_is_ski
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "_parity", MagicMock(return_value={}))
-    found = [result for page in ("bert", "decoder") for result in checks.parity(page, tmp_path, "tensorrt_llm")]
+    found = [result for layout in ("bert", "decoder") for result in checks.parity(layout, tmp_path, "tensorrt_llm")]
     in_bf16 = {result.what.split()[0]: result for result in found if "bfloat16" in result.what}
     names = ("Bert", "Roberta", "XLMRoberta", "Llama", "Mistral", "Qwen2", "Qwen3", "Gemma2")
     for architecture in (f"{name}{kind}" for name in names for kind in ("Model", "ForSequenceClassification")):

@@ -90,11 +90,16 @@ def _check_own_code(config: Config, family: Family | None) -> None:
             "repository, which BEI does not run"
         )
     says_it = any(config.get(key) is not None for key in _DIRECTIONS)
-    if own and family is not None and family.page == "decoder" and not family.has_own_code and not says_it:
+    if own and _is_published_decoder(family) and not says_it:
         raise UnsupportedModelError(
             f"config.json: auto_map names {own[0]}, code of the repository, which BEI does not run and whose attention "
             "may go in both directions; add is_causal to config.json: false (such as for GritLM and gte-Qwen), or true"
         )
+
+
+def _is_published_decoder(family: Family | None) -> bool:
+    """Whether it is a decoder whose class is one of transformers."""
+    return family is not None and family.layout.name == "decoder" and not family.has_own_code
 
 
 def _own_code(config: Config) -> list[str]:
@@ -107,8 +112,7 @@ def _own_code(config: Config) -> list[str]:
 
 def _check_direction(config: Config, name: str) -> None:
     """Raises UnsupportedModelError for `use_bidirectional_attention` if the class ignores it: all but Gemma 3's do."""
-    family = FAMILIES.get(name)
-    if family is None or family.page != "decoder" or family.has_own_code or name == "Gemma3" or _own_code(config):
+    if not _is_published_decoder(FAMILIES.get(name)) or name == "Gemma3" or _own_code(config):
         return
     if config.get("use_bidirectional_attention"):
         raise UnsupportedModelError(

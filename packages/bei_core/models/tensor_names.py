@@ -1,49 +1,64 @@
-"""`TensorNames`: the names of a transformer's layers in checkpoints. Layouts (`models/layouts.py`) extend it."""
+"""`TensorNames`: the names of a transformer's layers in checkpoints; `models/*_layouts.py` have them by family."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+POSITIONS = "embeddings.position_embeddings"
+TYPES = "embeddings.token_type_embeddings"
+TASK_TYPES = "embeddings.task_type_embeddings"  # of ERNIE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorNames:
     """The names of the layers of a transformer, without the prefix of the checkpoint.
 
-    From `qkv` to `mlp_out_norm` they are names within one of its layers; "" and None: there is no such layer.
+    From `qkv` to `mlp_out_norm` they are names within one of its layers; "" and (): there is no such layer.
     """
 
     words: str = "embeddings.word_embeddings"
     embedding_norm: str = ""
+    projection: str = ""  # of embeddings that are narrower than H, before their norm
+    normed_projection: str = ""  # the same after their norm
+    relative_bias: str = ""  # the table of biases by distance, which all layers use
     layer: str  # the prefix of one layer of the transformer, with {} for its number
     qkv: tuple[str, ...]  # query, key and value, or one layer that has the three
+    qk_norms: tuple[str, ...] = ()  # of queries and of keys
     out: str  # of attention
     attention_norm: str
-    up: tuple[str, ...]  # the first of the MLP: one, or gate and up, or one layer that has both
-    down: str
-    mlp_norm: str
+    attention_out_norm: str = ""  # see `is_pre_norm`
+    gated: tuple[str, ...] = ()  # the first of a gated MLP: gate and up, or one layer that has both
     up_first: bool = False  # whether up is before gate
-    qk_norms: str = ""  # the prefix of the norms of queries and keys
-    attention_out_norm: str = ""
+    up: str = ""  # the first layer of a plain MLP
+    router: str = "mlp.router.layer"
+    experts: str = "mlp.experts"
+    down: str  # the last layer of the MLP
+    mlp_norm: str
     mlp_out_norm: str = ""
-    final_norm: str | None = None  # the last norm of a family whose norms come before attention and MLP (pre-norm)
+    final_norm: str = ""
+    final_projection: str = ""  # of every token vector; it has no prefix
+
+    @property
+    def is_pre_norm(self) -> bool:
+        """Whether norms come before attention and MLP, and one at the end; otherwise they come after the sums.
+
+        With pre-norm, `attention_out_norm` is between attention and the sum (Gemma 2 and 3). Otherwise it follows a
+        second sum with the input of the layer (the code model of JinaBERT).
+        """
+        return bool(self.final_norm)
+
+    def has_attention_norm(self, number: int) -> bool:
+        """Whether layer `number` has it: the input of ModernBERT's first layer has the norm of the embeddings."""
+        return number > 0 or not (self.is_pre_norm and self.embedding_norm)
+
+    def telling(self) -> Iterator[str]:
+        """Yields the layers by which these names are found in a checkpoint."""
+        yield self.words
+        for name in (*self.qkv, self.out, *self.gated, self.up, self.down):
+            yield self.layer.format(0) + name
 
 
-LLAMA = TensorNames(
-    words="embed_tokens",
-    layer="layers.{}.",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    out="self_attn.o_proj",
-    attention_norm="input_layernorm",
-    up=("mlp.gate_proj", "mlp.up_proj"),
-    down="mlp.down_proj",
-    mlp_norm="post_attention_layernorm",
-    qk_norms="self_attn.",
-    final_norm="norm",
-)
-# In Gemma 2 and 3, the norm that other families have before the MLP is after attention.
-GEMMA = replace(
-    LLAMA,
-    mlp_norm="pre_feedforward_layernorm",
-    attention_out_norm="post_attention_layernorm",
-    mlp_out_norm="post_feedforward_layernorm",
-)
+def find_names(known: Sequence[TensorNames], has_layer: Callable[[str], bool]) -> TensorNames:
+    """Returns the names of which a checkpoint has most layers; the first ones if several have as many."""
+    return max(known, key=lambda names: sum(map(has_layer, names.telling())))

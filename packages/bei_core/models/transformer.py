@@ -91,9 +91,10 @@ def _is_within_positions(config: Config, *, is_asked: bool) -> bool:
     fails. It never limits T5, whose class knows no positions.
     """
     family = FAMILIES.get(family_name(architecture_of(config)))
-    if family is None or family.has_position_table(config) or (family.has_rope and is_dynamic(config)):
+    layout = family.layout if family else None
+    if layout is None or layout.has_position_table(config) or (layout.has_rope and is_dynamic(config)):
         return True
-    return family.page != "t5" and not is_asked
+    return layout.name != "t5" and not is_asked
 
 
 def num_positions(config: Config) -> int | None:
@@ -107,4 +108,4 @@ def num_positions(config: Config) -> int | None:
     if count is None or count < 0:
         return None
     family = FAMILIES.get(family_name(architecture_of(config)))
-    return int(count) - (family.first_position(config) if family else 0)
+    return int(count) - (family.layout.first_position(config) if family else 0)

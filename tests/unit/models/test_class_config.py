@@ -12,13 +12,12 @@ from bei_core.checkpoint import Checkpoint
 from bei_core.checkpoint.folder import is_small
 from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.class_config import as_class_reads
-from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import family_of
 from bei_core.models.heads import norm_eps
-from bei_core.models.layouts import SLIDING, BertSizes, DecoderSizes, RotarySizes, t5_activation
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.rope import frequencies_of
+from bei_core.models.sizes import FULL, SLIDING, Sizes
 from bei_core.models.spec import ModelSpec, read_spec
 from tests.golden.sentence import PLAIN
 
@@ -50,8 +49,9 @@ def test_a_modernbert_whose_config_leaves_out_defaults_has_those_of_its_class(tm
 
 @pytest.mark.parametrize("architecture", ["MT5EncoderModel", "MT5ForConditionalGeneration"])
 def test_mt5_has_gated_mlps_where_config_json_does_not_say_it(architecture: str) -> None:
-    assert t5_activation(as_class_reads({"architectures": [architecture]})) == ("gelu_new", True)
-    assert t5_activation(as_class_reads({"architectures": ["T5EncoderModel"]})) == ("relu", False)
+    sizes = {name: sizes_of(as_class_reads({"architectures": [name]})) for name in (architecture, "T5EncoderModel")}
+    assert (sizes[architecture].activation, sizes[architecture].is_gated) == ("gelu_new", True)
+    assert (sizes["T5EncoderModel"].activation, sizes["T5EncoderModel"].is_gated) == ("relu", False)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,7 @@ def test_mt5_has_gated_mlps_where_config_json_does_not_say_it(architecture: str)
 def test_a_config_without_sizes_and_activation_has_those_of_its_class(architecture: str, tmp_path: Path) -> None:
     """Each class of BERT-like encoders has other sizes; only old files leave them out."""
     (tmp_path / "config.json").write_text(json.dumps({"architectures": [architecture]}))
-    config = read_spec(Checkpoint(tmp_path, "", "")).config
-    sizes = BertSizes.of(family_of(architecture).layout[0], config)
+    sizes = sizes_of(read_spec(Checkpoint(tmp_path, "", "")).config)
     expected = (
         (256, 1024, 30522)
         if architecture == "ElectraModel"
@@ -136,27 +135,19 @@ def test_a_value_that_the_class_reads_is_checked(architecture: str, values: dict
         sizes_of(as_class_reads({"architectures": [architecture], **values}))
 
 
-def sizes_of(config: dict[str, Any]) -> None:
+def sizes_of(config: dict[str, Any]) -> Sizes:
     """Reads the values as an engine does."""
-    family = family_of(config["architectures"][0])
-    if family.page == "deberta":
-        DebertaSizes.of(config)
-    elif family.page == "decoder":
-        sizes = DecoderSizes.of(family.layout, config)
-        for layer_type in sizes.layer_types:
-            sizes.window(family.layout, layer_type)
-    else:
-        (RotarySizes if family.page == "rotary" else BertSizes).of(family.layout[0], config)
+    return family_of(config["architectures"][0]).layout.sizes(config)
 
 
 def test_distilbert_without_an_activation_has_that_of_its_class() -> None:
-    sizes = BertSizes.of(family_of("DistilBertModel").layout[0], as_class_reads({"architectures": ["DistilBertModel"]}))
+    sizes = sizes_of(as_class_reads({"architectures": ["DistilBertModel"]}))
     assert (sizes.hidden, sizes.num_layers, sizes.activation) == (768, 6, "gelu")
 
 
 def test_a_mistral_without_a_number_of_key_heads_has_8_and_a_llama_as_many_as_query_heads() -> None:
     heads = {
-        name: DecoderSizes.of(family_of(name).layout, as_class_reads({"architectures": [name]})).num_kv_heads
+        name: sizes_of(as_class_reads({"architectures": [name]})).heads.num_kv_heads
         for name in ("MistralModel", "LlamaModel", "Gemma2Model")
     }
     assert heads == {"MistralModel": 8, "LlamaModel": 32, "Gemma2Model": 4}
@@ -242,16 +233,13 @@ def test_the_window_of_attention_in_both_directions_is_that_of_transformers(
     architecture: str, config: dict[str, Any], window: int
 ) -> None:
     """`masking_utils.py`: causal masks have distances below sliding_window, bidirectional ones also this distance."""
-    layout = family_of(architecture).layout
-    sizes = DecoderSizes.of(layout, as_class_reads({"architectures": [architecture], "sliding_window": 8, **config}))
-    assert sizes.window(layout, SLIDING) == window
+    sizes = sizes_of(as_class_reads({"architectures": [architecture], "sliding_window": 8, **config}))
+    assert (sizes.window_of(SLIDING), sizes.window_of(FULL)) == (window, None)
 
 
 def test_gemma_3_ignores_the_soft_cap_that_gemma_2_has() -> None:
     caps = {
-        name: DecoderSizes.of(
-            family_of(name).layout, as_class_reads({"architectures": [name], "attn_logit_softcapping": 20.0})
-        ).soft_cap
+        name: sizes_of(as_class_reads({"architectures": [name], "attn_logit_softcapping": 20.0})).soft_cap
         for name in ("Gemma2Model", "Gemma3TextModel")
     }
     assert caps == {"Gemma2Model": 20.0, "Gemma3TextModel": None}
@@ -290,7 +278,7 @@ def test_a_soft_cap_of_the_logits_of_a_yes_no_reranker_is_refused(
 def test_what_nomic_bert_could_compute_otherwise_is_refused(setting: dict[str, Any]) -> None:
     sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "num_hidden_layers": 1}
     with pytest.raises(UnsupportedModelError, match=next(iter(setting))):
-        RotarySizes.of(family_of("NomicBertModel").layout[0], {**sizes, **setting})
+        sizes_of({"architectures": ["NomicBertModel"], **sizes, **setting})
 
 
 @pytest.mark.parametrize(
@@ -341,7 +329,7 @@ def test_code_for_the_tokenizer_alone_is_no_reason_for_another_model_type() -> N
 
 def test_a_null_position_embedding_type_is_absolute() -> None:
     config = as_class_reads({"architectures": ["BertModel"], "position_embedding_type": None})
-    assert BertSizes.of(family_of("BertModel").layout[0], config).num_positions == 512
+    assert sizes_of(config).num_positions == 512
 
 
 @pytest.mark.parametrize(

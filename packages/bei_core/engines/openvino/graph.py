@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 
 import openvino
 from openvino import Node, Type
 from openvino import opset15 as op
 
 from bei_core.checkpoint import Checkpoint
-from bei_core.engines.openvino import heads, models, ops
+from bei_core.engines.openvino import heads, ops
 from bei_core.engines.openvino.last_layer import select_before_last_layer
 from bei_core.engines.openvino.models.blocks import INPUT_NAMES, KEY_NAMES, OUTPUT_INDICES, Inputs, Keys, Layers
+from bei_core.engines.openvino.models.transformer import token_vectors
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.pooling import Spans, pooled_rows, pooled_token
 from bei_core.errors import UnsupportedModelError
@@ -66,7 +66,7 @@ def shares_prefixes(spec: ModelSpec) -> bool:
         one_token = first.modes == ("lasttoken",)  # PoolingMode.LAST_TOKEN
     else:
         one_token = isinstance(first, Classifier) or spec.is_late_interaction
-    return one_token and family.is_causal(spec.config)
+    return one_token and family.layout.is_causal(spec.config)
 
 
 def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
@@ -80,8 +80,7 @@ def build_graph(spec: ModelSpec, checkpoint: Checkpoint) -> openvino.Model:
     weights = Weights(checkpoint.tensors(), anchor=family.anchor, prefixes=family.prefixes)
     keys = [op.parameter([-1, -1], Type.i32, name=name) for name in KEY_NAMES] if shares_prefixes(spec) else []
     inputs = Inputs(rows[0], rows[1], rows[2], rows[3], Keys(*keys) if keys else None)
-    page = import_module(f"{models.__name__}.{family.page}")
-    tokens = page.Transformer(family, spec.config, weights, spec.max_seq_len).graph(inputs)
+    tokens = token_vectors(family, spec.config, weights, spec.max_seq_len, inputs)
     width = tokens.get_output_partial_shape(0)[2].get_length()
     tokens = op.reshape(tokens, ops.ints(-1, width), False)
     ids = op.reshape(rows[0], ops.ints(-1), False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bei_core.engines.torch.folder import Facts, attention_of
 from bei_core.errors import UnsupportedModelError
+from bei_core.models.encoder_layouts import BertLayout
 from bei_core.models.families import FAMILIES, Family
 from bei_core.models.kind import Kind
 
@@ -38,9 +39,9 @@ def check_model(facts: Facts, dtype: str) -> None:
 
 def runs(family: Family) -> bool:
     """Whether the engine can run a family. TensorRT-LLM's attention cannot add biases of scores (MPNet, JinaBERT)."""
-    if family.page == "bert":
-        return not any(names.relative_attention or names.has_alibi for names in family.layout)
-    return family.page == "decoder"
+    if isinstance(family.layout, BertLayout):
+        return not family.layout.has_score_bias
+    return family.layout.name == "decoder"
 
 
 def needs_loop(facts: Facts) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -25,10 +24,9 @@ from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
 from bei_core.errors import UnsupportedModelError
-from bei_core.models.deberta import DebertaSizes
 from bei_core.models.families import FAMILIES, Family, family_name, family_of, with_class_defaults
 from bei_core.models.head_tensors import find_head_tensors, find_yes_no_row, head_of
-from bei_core.models.layouts import FULL, BertSizes, DecoderSizes, RotarySizes
+from bei_core.models.sizes import Sizes
 from bei_core.models.spec import ModelSpec
 
 Array = npt.NDArray[Any]
@@ -58,7 +56,7 @@ _HEAD_TENSORS = (
     *("lm_head.", "cls.", "generator_", "vocab_", "classifier.", "pre_classifier.", "score.", "head.", "decoder."),
 )
 
-# The `model_type` for config.json, by the name of the family, or else of its page. TensorRT-LLM reads config.json with
+# The `model_type` for config.json, by the name of the family, else of its layout. TensorRT-LLM reads config.json with
 # transformers, which must know the type; BEI's class reads the sizes itself. The type "qwen3" is for models whose
 # hidden size is not a multiple of the number of heads, which "llama" refuses.
 _MODEL_TYPES = {"bert": "roberta", "decoder": "llama", "qwen3_bidirectional": "qwen3"}
@@ -79,9 +77,14 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
         return family_of(self.spec.architecture)
 
     @property
+    def sizes(self) -> Sizes:
+        """Sizes and options of the transformer."""
+        return self.of_family.layout.sizes(self.spec.config)
+
+    @property
     def mask(self) -> Literal["full", "causal"]:
         """Which tokens of its sequence a token attends to: all, or only itself and those before it."""
-        return "causal" if self.of_family.is_causal(self.spec.config) else "full"
+        return "causal" if self.of_family.layout.is_causal(self.spec.config) else "full"
 
 
 def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
@@ -90,27 +93,14 @@ def facts_of(spec: ModelSpec, quantized: tuple[str, ...] = ()) -> Facts:
     Raises UnsupportedModelError if the model classes do not support the family, the head or a value of config.json.
     """
     family = FAMILIES.get(family_name(spec.architecture))
-    if family is None or not has_page(family):
-        known = ", ".join(name for name, family in FAMILIES.items() if has_page(family))
+    if family is None or family.is_static:
+        known = ", ".join(name for name, family in FAMILIES.items() if not family.is_static)
         raise UnsupportedModelError(
             f"the torch engine does not run {spec.architecture}; it runs {known}. The CPU engine may: --engine openvino"
         )
     head_of(spec)
-    match family.page:
-        case "bert":
-            BertSizes.of(family.layout[0], spec.config)
-        case "rotary":
-            RotarySizes.of(family.layout[0], spec.config)
-        case "deberta":
-            DebertaSizes.of(spec.config)
-        case "decoder":
-            DecoderSizes.of(family.layout, spec.config)
+    family.layout.sizes(spec.config)
     return Facts(spec=spec, quantized=quantized)
-
-
-def has_page(family: Family) -> bool:
-    """Whether a module `models/PAGE.py` computes the layers of the family."""
-    return find_spec(f"{__package__}.models.{family.page}") is not None
 
 
 def class_name(facts: Facts) -> str:
@@ -160,14 +150,14 @@ def _config(facts: Facts, dtype: str) -> dict[str, object]:
     """Returns the content of config.json."""
     config = {name: facts.spec.config[name] for name in facts.spec.config if name not in _UNWANTED}
     config |= {"architectures": [class_name(facts)], "torch_dtype": dtype, "dtype": dtype}
-    family = facts.of_family
-    if family.page in _MODEL_TYPES and (family.has_own_code or "model_type" not in config):
-        config["model_type"] = _MODEL_TYPES.get(family.name, _MODEL_TYPES[family.page])
-    if family.page in {"bert", "decoder"}:
+    family, layout = facts.of_family, facts.of_family.layout.name
+    if layout in _MODEL_TYPES and (family.has_own_code or "model_type" not in config):
+        config["model_type"] = _MODEL_TYPES.get(family.name, _MODEL_TYPES[layout])
+    if layout in {"bert", "decoder"}:
         # TensorRT-LLM's Attention reads these three keys. BERT's own config.json only has the first one.
-        sizes = next(iter(attention_of(facts).values()))
-        config |= {"num_attention_heads": sizes.num_heads, "num_key_value_heads": sizes.num_kv_heads}
-        config["head_dim"] = sizes.head_size
+        heads = facts.sizes.heads
+        config |= {"num_attention_heads": heads.num_heads, "num_key_value_heads": heads.num_kv_heads}
+        config["head_dim"] = heads.head_size
     return {**config, "bei": msgspec.to_builtins(facts)}
 
 
@@ -191,30 +181,22 @@ def head_tensors(checkpoint: Checkpoint, facts: Facts) -> Iterator[tuple[str, Ar
 
 
 def attention_of(facts: Facts) -> dict[str, AttentionSizes]:
-    """Returns the attention of each type of layer, for BERT-like encoders and decoders.
-
-    A layer has no window if that would cover the longest sequence.
-    """
-    layout, config = facts.of_family.layout, facts.spec.config
-    if facts.of_family.page == "bert":
-        bert = BertSizes.of(layout[0], config)
-        return {FULL: AttentionSizes.of_encoder(bert.hidden, bert.num_heads)}
-    sizes = DecoderSizes.of(layout, config)
-    bias = bool(sizes.config.get("attention_bias"))
+    """Returns the attention of each type of layer. It has no window if that would cover the longest sequence."""
+    sizes, names = facts.sizes, facts.of_family.layout.names[0]
     plain = AttentionSizes(
         hidden=sizes.hidden,
-        num_heads=sizes.num_heads,
-        num_kv_heads=sizes.num_kv_heads,
-        head_size=sizes.head_size,
-        scale=sizes.scale,
-        bias=bias or layout.qkv_bias,
-        out_bias=bias,
-        causal=facts.mask == "causal",
-        eps=sizes.eps if layout.qk_norm else None,
-        offset=1.0 if layout.gemma else 0.0,
+        num_heads=sizes.heads.num_heads,
+        num_kv_heads=sizes.heads.num_kv_heads,
+        head_size=sizes.heads.head_size,
+        scale=sizes.heads.scale,
+        bias=sizes.qkv_bias,
+        out_bias=sizes.out_bias,
+        causal=sizes.causal,
+        eps=sizes.eps if names.qk_norms else None,
+        offset=sizes.norm_offset,
         soft_cap=sizes.soft_cap,
     )
-    windows = {layer_type: sizes.window(layout, layer_type) for layer_type in dict.fromkeys(sizes.layer_types)}
+    windows = {layer_type: sizes.window_of(layer_type) for layer_type in dict.fromkeys(sizes.layer_types)}
     return {
         layer_type: replace(plain, window=None if window is None or window >= facts.spec.max_seq_len else window)
         for layer_type, window in windows.items()

@@ -14,7 +14,7 @@ from bei_core.errors import CheckpointError
 from bei_core.models.families import FAMILIES
 
 # The name of the table's tensor, by the architecture.
-STATIC_TABLES = {name: family.anchor for name, family in FAMILIES.items() if family.page == "static"}
+STATIC_TABLES = {name: family.anchor for name, family in FAMILIES.items() if family.is_static}
 
 # The most tokens of a text. sentence-transformers has no limit, but the memory for a batch must have one.
 MAX_LENGTH = 1 << 15

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,7 @@ from openvino import opset15 as op
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.weights import Weights
 from bei_core.engines.openvino.rope import Rope
-from bei_core.errors import UnsupportedModelError
+from bei_core.models.sizes import Heads, Sizes
 
 INPUT_NAMES = ("input_ids", "position_ids", "segment_ids", "type_ids", "starts", "lengths")
 OUTPUT_INDICES = "output_indices"  # input of a graph whose pooling reads one token of each sequence, besides those
@@ -57,25 +57,6 @@ class Inputs:
         return ops.attention_mask(allowed, self.position_ids, keys, causal=causal, window=window)
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionHeads:
-    """The numbers and the size of attention heads."""
-
-    num_heads: int  # N
-    num_kv_heads: int  # K
-    head_size: int  # S
-
-    def split(self, qkv: Iterable[Node]) -> list[Node]:
-        """Query [R, N, L, S], key and value [R, K, L, S], of query [R, L, N * S], key and value [R, L, K * S]."""
-        numbers = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
-        return [ops.split_heads(x, number, self.head_size) for x, number in zip(qkv, numbers, strict=True)]
-
-    @property
-    def width(self) -> int:
-        """N * S."""
-        return self.num_heads * self.head_size
-
-
 class Layers:
     """A checkpoint's layers by name. A bias in the checkpoint is always used; `bias=True` says that it must exist."""
 
@@ -116,22 +97,27 @@ class Layers:
         """RMSNorm of [..., H]; `offset` is added to the stored weight (1 for Gemma)."""
         return ops.rms_norm(x, self.weights.get(f"{name}.weight", None) + np.float32(offset), eps)
 
+    def norm(self, x: Node, name: str, sizes: Sizes) -> Node:
+        """The norm of a transformer's family, of [..., H]."""
+        if sizes.is_rms:
+            return self.rms_norm(x, name, sizes.eps, offset=sizes.norm_offset)
+        return self.layer_norm(x, name, sizes.eps, bias=sizes.norm_bias)
+
     def _bias(self, name: str, size: int | None, required: bool) -> ops.Array | None:
         return self.weights.get(f"{name}.bias", size) if required or f"{name}.bias" in self.weights else None
 
 
 def multi_head_attention(
     qkv: Sequence[Node],
-    heads: AttentionHeads,
+    heads: Heads,
     mask: Node,
     *,
     rope: Rope | None = None,
     key_rope: Rope | None = None,
-    scale: float | None = None,
     soft_cap: float | None = None,
     slopes: ops.Array | None = None,
 ) -> Node:
-    """f32[R, L, N * S] of `qkv`: query [R, N, L, S], key and value [R, K, L, S]. The scale defaults to S ** -0.5.
+    """f32[R, L, N * S] of `qkv`: query [R, N, L, S], key and value [R, K, L, S].
 
     Keys may be other tokens than the queries; then `key_rope` has their positions. `soft_cap` and `slopes` are those of
     `ops.attention`.
@@ -141,18 +127,10 @@ def multi_head_attention(
         query, key = rope.apply(query), (key_rope or rope).apply(key)
     times = heads.num_heads // heads.num_kv_heads
     key, value = (ops.repeat_heads(x, times, heads.num_kv_heads, heads.head_size) for x in (key, value))
-    scale = heads.head_size**-0.5 if scale is None else scale
-    attended = ops.attention(query, key, value, mask, scale, soft_cap=soft_cap, slopes=slopes)
+    attended = ops.attention(query, key, value, mask, heads.scale, soft_cap=soft_cap, slopes=slopes)
     return ops.merge_heads(attended, heads.width)
 
 
 def gated_activation(gate: Node, up: Node, activation: str) -> Node:
     """activation(gate) * up, elementwise (Shazeer 2020, "GLU Variants Improve Transformer")."""
     return op.multiply(ops.activation(activation)(gate), up)
-
-
-def split_evenly(hidden: int, num_heads: int) -> AttentionHeads:
-    """Heads of size hidden / num_heads. Raises UnsupportedModelError if that is not an integer."""
-    if hidden % num_heads:
-        raise UnsupportedModelError(f"hidden size {hidden} is not a multiple of {num_heads} heads")
-    return AttentionHeads(num_heads, num_heads, hidden // num_heads)

@@ -8,7 +8,7 @@ from openvino import opset15 as op
 
 from bei_core.engines.openvino import ops
 from bei_core.engines.openvino.models.blocks import Layers
-from bei_core.models.layouts import ExpertSizes
+from bei_core.models.sizes import ExpertSizes
 
 
 def route(x: Node, layers: Layers, name: str, sizes: ExpertSizes) -> Node:

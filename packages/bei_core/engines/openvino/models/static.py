@@ -12,20 +12,17 @@ from bei_core.models.configuration import Config, read_size
 from bei_core.models.families import Family
 
 
-class Transformer:
-    """The table of a checkpoint. For model2vec, with shared rows copied, and multiplied by each token's factor."""
+def look_up(family: Family, config: Config, weights: Weights, inputs: Inputs) -> Node:
+    """The rows f32[R, L, H] of the tokens.
 
-    def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
-        table = weights.get(family.anchor, None, read_size(config, "hidden_size"))
-        if "mapping" in weights:
-            rows = weights.ints("mapping")
-            if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):
-                raise CheckpointError(f"the tensor mapping has an index outside the table, which has {len(table)} rows")
-            table = table[rows]
-        if "weights" in weights:
-            table = table * weights.get("weights", len(table))[:, None]
-        self._table = table
-
-    def graph(self, inputs: Inputs) -> Node:
-        """The rows f32[R, L, H] of the tokens."""
-        return ops.embedding(self._table, inputs.input_ids)
+    The table of model2vec has shared rows, which are copied, and each token's factor, by which they are multiplied.
+    """
+    table = weights.get(family.anchor, None, read_size(config, "hidden_size"))
+    if "mapping" in weights:
+        rows = weights.ints("mapping")
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(table):
+            raise CheckpointError(f"the tensor mapping has an index outside the table, which has {len(table)} rows")
+        table = table[rows]
+    if "weights" in weights:
+        table = table * weights.get("weights", len(table))[:, None]
+    return ops.embedding(table, inputs.input_ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from bei_core.errors import UnsupportedModelError
 
@@ -39,13 +38,6 @@ class AttentionSizes:
         """
         width, kv_width = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         return "attention" if fits_fp8(self.hidden, width, width + 2 * kv_width) else "attention in bf16"
-
-    @classmethod
-    def of_encoder(cls, hidden: int, num_heads: int, **others: Any) -> AttentionSizes:
-        """Returns the sizes of attention to all tokens, with heads of size H / N; `others` replace or add fields."""
-        size = hidden // num_heads
-        plain = {"scale": size**-0.5, "bias": True, "out_bias": True, "causal": False}
-        return cls(hidden, num_heads, num_heads, size, **{**plain, **others})
 
 
 @dataclass(frozen=True)

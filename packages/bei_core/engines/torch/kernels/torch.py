@@ -146,11 +146,11 @@ class NormAndRope(nn.Module):
         """Whether it changes nothing, as in BERT."""
         return self.rope is None and self.eps is None
 
-    def load(self, weights: Weights, prefix: str) -> None:
+    def load(self, weights: Weights, prefix: str, names: TensorNames) -> None:
         """Loads the norms, which only decoders have."""
         if self.eps is None:
             return
-        for name, heads in zip(("q_norm", "k_norm"), self.weight.split(self.num_heads), strict=True):
+        for name, heads in zip(names.qk_norms, self.weight.split(self.num_heads), strict=True):
             heads.copy_(weights.layer(prefix + name).parameter("weight", heads.shape[1:], heads.dtype))
         self.weight += self.offset
 
@@ -166,7 +166,7 @@ def load_attention(attention: Any, weights: Weights, prefix: str, names: TensorN
     """Loads `qkv_proj`, `o_proj` and `norm_and_rope` of an attention; its tensors have a prefix before the names."""
     attention.qkv_proj.load_weights(weights.layers([prefix + name for name in names.qkv], 3))
     attention.o_proj.load_weights([weights.layer(prefix + names.out)])
-    attention.norm_and_rope.load(weights, prefix + names.qk_norms)
+    attention.norm_and_rope.load(weights, prefix, names)
 
 
 class Attention(nn.Module):

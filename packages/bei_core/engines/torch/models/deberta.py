@@ -1,79 +1,79 @@
-"""DeBERTa v2 and v3 (He et al. 2021), after transformers 5.23, `models/deberta_v2/modeling_deberta_v2.py`."""
+"""What DeBERTa v2 and v3 (He et al. 2021) have besides the layers of BERT: disentangled attention, a convolution.
+
+Source: transformers 5.23, `models/deberta_v2/modeling_deberta_v2.py`.
+"""
 
 from __future__ import annotations
-
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bei_core.engines.torch.folder import Facts
-from bei_core.engines.torch.kernels.base import AttentionSizes
-from bei_core.engines.torch.kernels.torch import Kernels
-from bei_core.engines.torch.models import layers
 from bei_core.engines.torch.models.heads import activation
-from bei_core.engines.torch.models.relative import DisentangledBias, reach
+from bei_core.engines.torch.models.layers import make_norm
+from bei_core.engines.torch.models.relative import distances, reach
 from bei_core.engines.torch.models.sequences import Sequences
 from bei_core.engines.torch.models.weights import Weights
-from bei_core.models.deberta import DebertaSizes
-from bei_core.models.layouts import BertNames
-
-_SELF = "attention.self."
-_NAMES = BertNames(qkv=(f"{_SELF}query_proj", f"{_SELF}key_proj", f"{_SELF}value_proj"))
+from bei_core.models.deberta import Disentangled
+from bei_core.models.sizes import Sizes
 
 
-class Transformer(layers.Transformer):
-    """Token vectors of packed sequences."""
+class DisentangledBias(nn.Module):
+    """Scores of content with relative position, for one layer. P is the number of positions each way."""
 
-    def __init__(self, facts: Facts, kernels: Kernels) -> None:
-        sizes = DebertaSizes.of(facts.spec.config)
-        super().__init__(
-            kernels, sizes.width, words=facts.spec.vocab_size, positions=sizes.num_positions, types=sizes.num_types
-        )
-        self.sizes, self.dtype = sizes, kernels.dtype
-        self.make_norm = partial(nn.LayerNorm, sizes.hidden, sizes.eps, dtype=kernels.dtype)
-        if sizes.width != sizes.hidden:
-            self.project = kernels.linear(sizes.width, sizes.hidden, "embeddings", bias=False)
-        self.norm = self.make_norm()
-        rows = torch.from_numpy(sizes.rows(reach(facts.spec.max_seq_len)))
-        attention = AttentionSizes.of_encoder(sizes.hidden, sizes.num_heads, scale=sizes.scale)
-        biases = [DisentangledBias(rows, sizes) for _ in range(sizes.num_layers)]
-        self.layers = nn.ModuleList(
-            layers.TransformerLayer(
-                kernels.attention(attention, None, layer, bias),
-                layers.Mlp(sizes.hidden, sizes.intermediate_size, sizes.activation, kernels),
-                self.make_norm,
-            )
-            for layer, bias in enumerate(biases)
-        )
-        self.conv: Any = None
-        if (size := sizes.kernel_size) > 0:
-            self.conv = nn.Conv1d(sizes.hidden, sizes.hidden, size, padding=size // 2, dtype=kernels.dtype)
-            self.conv_act, self.conv_norm = activation(sizes.kernel_activation), self.make_norm()
+    def __init__(self, sizes: Sizes, options: Disentangled, max_len: int) -> None:
+        super().__init__()
+        self.heads, self.options = sizes.heads, options
+        # By query - key + max_len - 1.
+        self.register_buffer("rows", torch.from_numpy(options.rows(reach(max_len))), persistent=False)
+
+    def load(self, weights: Weights, table: Tensor, prefix: str, dtype: torch.dtype) -> None:
+        """Projects the position table f32[2 * P, H] with a layer under `prefix` for each kind.
+
+        This is done once, because the result is the same for all batches.
+        """
+        for kind in self.options.kinds:
+            layer = weights.layer(f"{prefix}attention.self.{self.options.projection(kind)}")
+            projected = nn.functional.linear(table, layer.f32_weight(), layer["bias"].float())
+            heads = projected.unflatten(-1, (self.heads.num_heads, -1)).transpose(0, 1)
+            self.register_buffer(kind, heads.to(dtype), persistent=False)
+
+    def forward(self, query: Tensor, key: Tensor, start: int) -> Tensor:
+        """Returns f32[N, Q, L]; see `ScoreBias`."""
+        index = distances(query, key, start) + len(self.rows) // 2
+        rows = self.rows[index].expand(self.heads.num_heads, -1, -1)
+        total = torch.zeros((), device=query.device)
+        if "c2p" in self.options.kinds:
+            total = total + (query @ self.c2p.transpose(1, 2)).float().gather(2, rows)
+        if "p2c" in self.options.kinds:
+            by_key = (key @ self.p2c.transpose(1, 2)).float().gather(2, rows.transpose(1, 2))
+            total = total + by_key.transpose(1, 2)
+        return total * self.heads.scale
+
+
+def read_positions(weights: Weights, sizes: Sizes, options: Disentangled) -> Tensor:
+    """Returns the table of relative positions f32[2 * P, H], after its norm, if it has one."""
+    positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * options.span].float()
+    if not options.norms_positions:
+        return positions
+    norm = make_norm(sizes, torch.float32).to(positions)
+    weights.load(norm, "encoder.LayerNorm")
+    return norm(positions)
+
+
+class Convolution(nn.Module):
+    """Adds to the output of the first layer a convolution of its input over the tokens of each sequence."""
+
+    def __init__(self, sizes: Sizes, options: Disentangled, dtype: torch.dtype) -> None:
+        super().__init__()
+        hidden, size = sizes.hidden, options.kernel_size
+        self.conv = nn.Conv1d(hidden, hidden, size, padding=size // 2, dtype=dtype)
+        self.act, self.norm = activation(options.kernel_activation), make_norm(sizes, dtype)
 
     def load(self, weights: Weights) -> None:
-        """Loads all layers."""
-        self.load_named(weights, _NAMES)
-        if self.sizes.width != self.sizes.hidden:
-            self.project.load_weights([weights.layer("embeddings.embed_proj")])
-        positions = weights.layer("encoder.rel_embeddings")["weight"][: 2 * self.sizes.span].float()
-        if self.sizes.norms_positions:
-            norm = self.make_norm().to(positions)  # in f32, where the positions are
-            weights.load(norm, "encoder.LayerNorm")
-            positions = norm(positions)
-        for number, layer in enumerate(self.layers):
-            layer.attention.score_bias.load(weights, positions, _NAMES.layer.format(number) + _SELF, self.dtype)
-        if self.conv is not None:
-            weights.load(self.conv, "encoder.conv.conv")
-            weights.load(self.conv_norm, "encoder.conv.LayerNorm")
+        """Loads the convolution and its norm."""
+        weights.load(self.conv, "encoder.conv.conv")
+        weights.load(self.norm, "encoder.conv.LayerNorm")
 
-    def forward(self, sequences: Sequences) -> Tensor:
-        """Returns token vectors [T, H]; `ConvLayer` is a convolution after the first layer."""
-        first = x = self.embed(sequences)
-        for number, layer in enumerate(self.layers):
-            x = self.run(layer, x, sequences)
-            if number == 0 and self.conv is not None:
-                mixed = sequences.map(lambda rows: self.conv(rows.T).T, first)  # of each sequence by itself
-                x = self.conv_norm(x + self.conv_act(mixed))
-        return x
+    def forward(self, x: Tensor, output: Tensor, sequences: Sequences) -> Tensor:
+        """Returns [T, H] for the input and the output of the first layer, [T, H] each."""
+        return self.norm(output + self.act(sequences.map(lambda rows: self.conv(rows.T).T, x)))

@@ -1,9 +1,8 @@
-"""`Model`, a transformer with its head. The page (module) of its family has the class `Transformer` with the layers."""
+"""`Model`, a transformer with its head."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from bei_core.engines.torch.kernels.torch import Attention, Kernels
 from bei_core.engines.torch.kernels.varlen import is_flash
 from bei_core.engines.torch.models.heads import F32Layers, Head
 from bei_core.engines.torch.models.sequences import Sequences, upload
+from bei_core.engines.torch.models.transformer import Transformer
 from bei_core.engines.torch.models.weights import Weights
 
 
@@ -23,8 +23,7 @@ class Model(nn.Module):
     def __init__(self, facts: Facts, kernels: Kernels) -> None:
         super().__init__()
         self.family = facts.of_family
-        page = import_module(f"{__package__}.{self.family.page}")
-        self.transformer = page.Transformer(facts, kernels)
+        self.transformer = Transformer(facts, kernels)
         self.head = Head(facts.spec)
 
     @property
