@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,19 +16,29 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Rows
 from tests.golden.cases import GOLDEN
-from tests.golden.native import CASES, with_native_names
+from tests.golden.native import CASES, OVERRULED, with_native_names
 from tests.golden.padding import tokens
+from tests.golden.tied import changed
 from tests.gpu_path.conftest import Builder
+
+
+def rows(built: Builder, checkpoint: Checkpoint) -> Rows:
+    engine = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
+    return engine.forward(Batch.pack([tokens(np.arange(3, 180, 15, dtype=np.int32))]))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_checkpoint_with_native_names_is_read(name: str, built: Builder, tmp_path: Path) -> None:
-    def rows(checkpoint: Checkpoint) -> Rows:
-        engine = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
-        return engine.forward(Batch.pack([tokens(np.arange(3, 180, 15, dtype=np.int32))]))
+    native = rows(built, with_native_names(name, tmp_path / "model"))
+    np.testing.assert_allclose(native, rows(built, resolve(str(GOLDEN / name))), rtol=1e-4, atol=1e-5)
 
-    native = rows(with_native_names(name, tmp_path / "model"))
-    np.testing.assert_allclose(native, rows(resolve(str(GOLDEN / name))), rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize(("name", "config"), OVERRULED)
+def test_the_tensors_say_which_layers_there_are(
+    name: str, config: dict[str, Any], built: Builder, tmp_path: Path
+) -> None:
+    overruled = changed(name, tmp_path / "model", **config)
+    np.testing.assert_array_equal(rows(built, overruled), rows(built, resolve(str(GOLDEN / name))))
 
 
 def test_experts_that_config_json_does_not_name_are_refused(built: Builder, tmp_path: Path) -> None:
