@@ -17,6 +17,19 @@ _CONSTANTS: Mapping[str, Config] = {
     "DistilBert": {"layer_norm_eps": 1e-12},
     "Gemma": {"hidden_activation": None},  # see `_activation_of_gemma_1`
     "Gemma3": {"attn_logit_softcapping": None},
+    "ModernBert": {"rope_theta": None},  # the class reads global_rope_theta and local_rope_theta
+}
+
+# Other names of the same key (`attribute_map` in transformers): a value under such a name goes before the key's own.
+_T5_ALIASES = {
+    "head_dim": "d_kv",
+    "hidden_size": "d_model",
+    "num_attention_heads": "num_heads",
+    "num_hidden_layers": "num_layers",
+}
+_ALIASES: Mapping[str, Mapping[str, str]] = {
+    "DistilBert": {"hidden_size": "dim", "num_attention_heads": "n_heads", "num_hidden_layers": "n_layers"},
+    **dict.fromkeys(("T5", "T5Encoder", "MT5", "MT5Encoder"), _T5_ALIASES),
 }
 
 # Keys that say whether the attention of a decoder is causal.
@@ -43,8 +56,28 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     ignored = () if name not in CLASS_DEFAULTS else LOCAL_THETAS - CLASS_DEFAULTS[name].keys()
     read = {key: value for key, value in config.items() if key not in ignored}
     read_whole(config, "pad_token_id")  # of every class; engines read it when they are loaded
+    read |= {key: config[alias] for alias, key in _ALIASES.get(name, {}).items() if config.get(alias) is not None}
     whole = {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
+    if "feed_forward_proj" in whole:
+        whole["feed_forward_proj"] = _mlp_of_t5(whole)
     return whole if name != "Gemma" else {**whole, "hidden_act": _activation_of_gemma_1(whole)}
+
+
+def _mlp_of_t5(config: Config) -> object:
+    """Returns `feed_forward_proj` with the activation and the gate that config.json may name beside it.
+
+    transformers writes `dense_act_fn` and `is_gated_act`, which it derives from `feed_forward_proj`, into config.json,
+    and reads them from there. "gelu" is written as "gelu_python", because "gated-gelu" means the tanh approximation.
+    """
+    found, activation, is_gated = (config.get(key) for key in ("feed_forward_proj", "dense_act_fn", "is_gated_act"))
+    if activation is None and is_gated is None:
+        return found
+    *gate, named = str(found).split("-", 1)
+    if activation is None:
+        activation = "gelu_new" if found == "gated-gelu" else named
+    if not (gate if is_gated is None else is_gated):
+        return activation
+    return f"gated-{'gelu_python' if activation == 'gelu' else activation}"
 
 
 def _activation_of_gemma_1(config: Config) -> object:

@@ -59,7 +59,17 @@ def rope_settings(config: Config, *, layer_type: str = "full_attention") -> tupl
 
 
 def _kind(scaling: Config) -> str:
-    return str(scaling.get("rope_type") or scaling.get("type") or "default")
+    """Returns the name of the scaling.
+
+    Raises UnsupportedModelError if `rope_type` and its older name `type` differ: transformers 4.57 reads `type`, and
+    transformers 5 `rope_type`.
+    """
+    kind, older = scaling.get("rope_type"), scaling.get("type")
+    if kind and older and kind != older:
+        raise UnsupportedModelError(
+            f"config.json: the rope scaling has rope_type {kind!r} and type {older!r}; remove the one that is wrong"
+        )
+    return str(kind or older or "default")
 
 
 def _scaling(config: Config, layer_type: str) -> Config:

@@ -112,3 +112,10 @@ def test_theta_is_that_of_transformers_where_several_keys_may_name_it(config: di
 def test_a_scaling_without_its_numbers_is_refused_by_name(config: dict[str, Any], named: str) -> None:
     with pytest.raises(UnsupportedModelError, match=r"config\.json: rope scaling needs a number above 0 as " + named):
         frequencies_of(config, 8)
+
+
+def test_two_names_of_a_scaling_that_differ_are_refused() -> None:
+    """transformers 4.57 scales by `type`, and transformers 5 by `rope_type`."""
+    frequencies_of({"rope_scaling": {**YARN, "type": "yarn"}}, 8)
+    with pytest.raises(UnsupportedModelError, match="has rope_type 'yarn' and type 'linear'; remove the one"):
+        frequencies_of({"rope_scaling": {**YARN, "type": "linear"}}, 8)
