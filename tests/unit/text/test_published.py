@@ -170,6 +170,28 @@ def test_a_model_without_token_types_is_given_none_and_the_same_ids(processor: d
     assert set(after.type_ids) == {0}
 
 
+@pytest.mark.parametrize(
+    ("model_type", "merges", "tokens"),
+    [
+        ("gpt2", "#version: 0.2\na b\nab c\n", ["abc"]),
+        ("gpt2", "a b\nab c\n", ["a", "b", "c"]),  # the first line is left out, whatever it has
+        ("roberta", "x y\na b\nab c\n", ["abc"]),
+        ("roberta", "#version: 0.2\na b\nab c", ["ab", "c"]),  # and so is what follows the last line break
+        ("qwen2", "#version: 0.2\na b\nab c\n", ["abc"]),
+        ("qwen2", "a b\nab c", ["abc"]),
+    ],
+)
+def test_merges_are_read_as_the_class_reads_them(
+    tmp_path: Path, model_type: str, merges: str, tokens: list[str]
+) -> None:
+    """`tokenization_gpt2.py`, `tokenization_roberta.py` and `tokenization_qwen2.py` of transformers 4.57."""
+    names = ["<s>", "</s>", "<|endoftext|>", *"abcxy", "ab", "abc", "xy"]
+    files = {"config.json": {"model_type": model_type}, "merges.txt": merges}
+    vocab = {name: index for index, name in enumerate(names)}
+    found = opened(folder_of(tmp_path, {**files, "vocab.json": vocab})).encode("abc", add_special_tokens=False)
+    assert found.tokens == tokens
+
+
 # --- Nothing changes where nothing has to
 
 

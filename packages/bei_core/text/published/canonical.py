@@ -27,7 +27,7 @@ from bei_core.text.published.sentencepiece import read_sentencepiece
 from bei_core.text.published.vocabulary import read_byte_pairs, read_wordpiece
 
 # Part of the key by which a built engine is found again. Increment it when the same files would give another tokenizer.
-RULES = 1
+RULES = 2
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,7 @@ def read_byte_pairs(published: Published) -> Component:
             "fuse_unk": False,
             "byte_fallback": False,
             "vocab": _vocabulary(folder / published.kind.vocab_file),
-            "merges": _merges(folder / "merges.txt"),
+            "merges": _merges(folder / "merges.txt", is_qwen2=is_qwen2),
         },
     )
 
@@ -86,11 +86,15 @@ def _vocabulary(path: Path) -> dict[str, int]:
     return found
 
 
-def _merges(path: Path) -> list[list[str]]:
-    """Returns the pairs of merges.txt in order. A first line that begins with # names the version."""
+def _merges(path: Path, *, is_qwen2: bool) -> list[list[str]]:
+    """Returns the pairs of merges.txt in order.
+
+    The first line names the version of the format. The classes of GPT-2 and RoBERTa leave it out whatever it has, and
+    so they do with what follows the last line break. Qwen2's class looks for the version.
+    """
     lines = _text(path).split("\n")
-    first = 1 if lines[0].startswith("#") else 0
-    return [line.split() for line in lines[first:] if line.strip()]
+    lines = lines[lines[0].strip().startswith("#version:") :] if is_qwen2 else lines[1:-1]
+    return [line.split() for line in lines if line.strip()]
 
 
 def _text(path: Path) -> str:
