@@ -242,6 +242,12 @@ def test_a_table_of_another_shape_is_refused(tmp_path: Path) -> None:
         written(tmp_path / "none", static(modules(first="StaticEmbedding"), {"": {"weight": (4, 4)}}))
 
 
+def test_static_embeddings_have_no_settings_of_a_transformer(tmp_path: Path) -> None:
+    settings = {"max_seq_length": 5, "do_lower_case": True, "transformer_task": "feature-extraction"}
+    spec = written(tmp_path, static(modules(first="StaticEmbedding"), {"": TABLE}, {TRANSFORMER: settings}))
+    assert (spec.is_static, spec.do_lower_case, spec.max_seq_len) == (True, False, 1 << 15)
+
+
 def test_static_embeddings_have_the_length_of_their_tokenizer(tmp_path: Path) -> None:
     folder = static(modules(first="StaticEmbedding"), {"": TABLE})
     assert written(tmp_path, folder).max_seq_len == 1 << 15

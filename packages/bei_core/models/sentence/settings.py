@@ -144,9 +144,13 @@ def read_settings(checkpoint: Checkpoint, name: str, kind: type[SettingsT], *, r
 def read_transformer(checkpoint: Checkpoint) -> TransformerSettings:
     """Returns the transformer's settings, from any file name that sentence-transformers has used.
 
+    StaticEmbedding reads no such file, so one that another model left in its folder does not count.
+
     Raises CheckpointError for a malformed field, UnsupportedModelError for a field that would change the results and is
     not supported.
     """
+    if any(str(module.get("type")).endswith(".StaticEmbedding") for module in checkpoint.route.modules[:1]):
+        return TransformerSettings()
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"):
         name = checkpoint.in_first_module(f"sentence_{kind}_config.json")
         if (checkpoint.folder / name).is_file():
