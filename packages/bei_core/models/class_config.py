@@ -15,8 +15,12 @@ from bei_core.models.rope import LOCAL_THETAS
 # Values that are written in the code of a class, whatever config.json says.
 _CONSTANTS: Mapping[str, Config] = {
     "DistilBert": {"layer_norm_eps": 1e-12},
-    "Gemma": {"hidden_activation": None},  # see `_activation_of_gemma_1`
-    "Gemma3": {"attn_logit_softcapping": None},
+    "Gemma": {"hidden_activation": None, "mlp_bias": False},  # see `_activation_of_gemma_1`
+    "Gemma2": {"mlp_bias": False},
+    "Gemma3": {"attn_logit_softcapping": None, "mlp_bias": False},
+    "Mistral": {"attention_bias": False, "mlp_bias": False},
+    "Qwen2": {"attention_bias": False, "mlp_bias": False},  # but queries, keys and values have a bias
+    "Qwen3": {"mlp_bias": False},
     "ModernBert": {"rope_theta": None},  # the class reads global_rope_theta and local_rope_theta
 }
 

@@ -41,6 +41,7 @@ class DecoderLayout(Layout):
     name: ClassVar[str] = "decoder"
     has_rope: ClassVar[bool] = True
     names: tuple[TensorNames, ...] = (_LLAMA_NAMES,)
+    reads_biases: bool = True
     is_sliding: Callable[[Config, int], bool] = lambda config, layer: False  # whether a layer has a sliding window
     qkv_bias: bool = False  # queries, keys and values have a bias, even if config.json has no `attention_bias`
     gemma: bool = False  # RMSNorm scales by 1 + weight; embeddings times sqrt(H)

@@ -4,7 +4,7 @@ little, and the tables of what differs. Source: transformers 5.23, `models/*/mod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,16 +22,19 @@ class Layout:
     name: ClassVar[str] = "static"
     has_rope: ClassVar[bool] = False  # whether positions are rotary
     names: tuple[TensorNames, ...] = ()  # a checkpoint has those of one of them; see `find_names`
+    reads_biases: bool = False  # whether config.json names all biases, so that the class drops others
 
     def sizes(self, config: Config) -> Sizes:
         """Reads config.json. Raises UnsupportedModelError for a missing size or a value that is not supported."""
         raise NotImplementedError("a static model has no transformer")
 
-    def fit(self, sizes: Sizes, names: TensorNames, has_layer: Callable[[str], bool]) -> Sizes:
-        """Returns the sizes of a checkpoint with these layers, which may say more than its config.json.
+    def fit(self, sizes: Sizes, names: TensorNames, tensors: Container[str]) -> Sizes:
+        """Returns the sizes of a checkpoint with these tensors, which may say more than its config.json.
 
-        Raises UnsupportedModelError for a layer that does not fit what config.json says.
+        Raises UnsupportedModelError for a tensor that does not fit what config.json says.
         """
+        if self.reads_biases:
+            _check_biases(sizes, names, tensors)
         return sizes
 
     def is_causal(self, config: Config) -> bool:
@@ -48,6 +51,25 @@ class Layout:
 
 
 STATIC = Layout()
+
+
+def _check_biases(sizes: Sizes, names: TensorNames, tensors: Container[str]) -> None:
+    """Raises UnsupportedModelError for a bias that `sizes` does not have.
+
+    transformers drops it with a warning. If other code wrote the checkpoint, its vectors are not those of transformers.
+    """
+    has_bias = dict.fromkeys(names.qkv, sizes.qkv_bias) | {names.out: sizes.out_bias, names.down: sizes.mlp_out_bias}
+    has_bias |= dict.fromkeys((*names.gated, names.up), sizes.mlp_bias)
+    has_bias |= dict.fromkeys((names.attention_norm, names.mlp_norm), sizes.norm_bias and not sizes.is_rms)
+    unknown = [name for name, is_known in has_bias.items() if not is_known]
+    for number in range(sizes.num_layers):
+        for name in unknown:
+            tensor = f"{names.layer.format(number)}{name}.bias"
+            if tensor in tensors:
+                raise UnsupportedModelError(
+                    f"the checkpoint has a tensor {tensor}, but by config.json this layer has no bias, so transformers "
+                    "drops it; if it belongs to the model, config.json needs attention_bias, mlp_bias or norm_bias"
+                )
 
 
 def by_layer_types(config: Config, layer: int, otherwise: bool) -> bool:

@@ -7,7 +7,7 @@ and experts in every second layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -74,12 +74,13 @@ class RotaryLayout(Layout):
             experts=ExpertSizes.of(config),
         )
 
-    def fit(self, sizes: Sizes, names: TensorNames, has_layer: Callable[[str], bool]) -> Sizes:
+    def fit(self, sizes: Sizes, names: TensorNames, tensors: Container[str]) -> Sizes:
         """See `Layout.fit`: the layers say whether NomicBERT's MLPs have gates; experts have to be in config.json."""
-        if sizes.experts is None and has_layer(names.layer.format(1) + names.router):  # the first layer with experts
+        first, second = names.layer.format(0), names.layer.format(1)  # the second one is the first with experts
+        if sizes.experts is None and f"{second}{names.router}.weight" in tensors:
             raise UnsupportedModelError("config.json has no `num_experts`, but the checkpoint has a router of experts")
-        has_gates = bool(names.gated) and (not names.up or has_layer(names.layer.format(0) + names.gated[0]))
-        return replace(sizes, is_gated=has_gates)
+        has_gates = bool(names.gated) and (not names.up or f"{first}{names.gated[0]}.weight" in tensors)
+        return Layout.fit(self, replace(sizes, is_gated=has_gates), names, tensors)
 
     def _activation(self, config: Config) -> str:
         setting, default = self.activation
@@ -139,6 +140,7 @@ MODERNBERT = RotaryLayout(
     mlp_bias="mlp_bias",
     out_bias="mlp_bias",
     norm_bias="norm_bias",
+    reads_biases=True,
 )
 NOMIC = RotaryLayout(
     names=_with_native(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 
 POSITIONS = "embeddings.position_embeddings"
@@ -53,12 +53,12 @@ class TensorNames:
         return number > 0 or not (self.is_pre_norm and self.embedding_norm)
 
     def telling(self) -> Iterator[str]:
-        """Yields the layers by which these names are found in a checkpoint."""
-        yield self.words
+        """Yields the tensors by which these names are found in a checkpoint."""
+        yield f"{self.words}.weight"
         for name in (*self.qkv, self.out, *self.gated, self.up, self.down):
-            yield self.layer.format(0) + name
+            yield f"{self.layer.format(0)}{name}.weight"
 
 
-def find_names(known: Sequence[TensorNames], has_layer: Callable[[str], bool]) -> TensorNames:
-    """Returns the names of which a checkpoint has most layers; the first ones if several have as many."""
-    return max(known, key=lambda names: sum(map(has_layer, names.telling())))
+def find_names(known: Sequence[TensorNames], tensors: Container[str]) -> TensorNames:
+    """Returns the names of which a checkpoint has most tensors; the first ones if several have as many."""
+    return max(known, key=lambda names: sum(name in tensors for name in names.telling()))

@@ -8,11 +8,13 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.openvino.graph import build_graph
-from bei_core.errors import BeiError, UnsupportedModelError
+from bei_core.errors import BeiError, CheckpointError, UnsupportedModelError
 from bei_core.models.families import FAMILIES, family_of
 from bei_core.models.spec import read_spec
 from tests.golden.cases import CASES, GROUP_CASES
@@ -20,7 +22,7 @@ from tests.golden.cases import CASES, GROUP_CASES
 FOLDERS = {case.name: case.folder for case in [*CASES, *GROUP_CASES]}
 BERT, LLAMA = FOLDERS["bert-plain-masked-lm"], FOLDERS["llama-3-rope-last"]
 QWEN2, NOMIC = FOLDERS["qwen2-tied-lm-last"], FOLDERS["nomic-mean-bf16"]
-EXPERTS = FOLDERS["nomic-v2-moe"]
+BIASED, EXPERTS = FOLDERS["llama-biased-mean-f16"], FOLDERS["nomic-v2-moe"]
 MAX_MEMORY = 30_000_000  # bytes
 
 
@@ -44,6 +46,8 @@ MAX_MEMORY = 30_000_000  # bytes
         (LLAMA, {"head_dim": 8}, "config.json implies"),
         (LLAMA, {"intermediate_size": 1e9}, "intermediate_size 1000000000 is not a whole number"),
         (QWEN2, {"layer_types": ["full_attention"]}, "layer_types has 1 entries for 2 layers"),
+        (BIASED, {"attention_bias": False}, r"a tensor layers\.0\.self_attn\.q_proj\.bias, but by config\.json"),
+        (BIASED, {"mlp_bias": False}, r"a tensor layers\.0\.mlp\.down_proj\.bias, but by config\.json"),
         (NOMIC, {"n_head": 0}, "n_head 0 is not a whole number"),
         (NOMIC, {"n_inner": 47}, "config.json implies"),
         (
@@ -71,6 +75,15 @@ def test_a_length_that_no_memory_holds_is_refused_by_name(tmp_path: Path) -> Non
     folder = changed(LLAMA, {"max_position_embeddings": 10**12}, tmp_path)
     (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 10**12}))
     with pytest.raises(UnsupportedModelError, match="longest input is 1000000000000 tokens, more than"):
+        build(folder)
+
+
+def test_a_dense_module_of_another_width_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = changed(FOLDERS["bert-last-dense-tanh"], {}, tmp_path)
+    save_file({"linear.weight": np.zeros((6, 33), np.float32)}, folder / "2_Dense" / "model.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"tensor linear.weight has shape \(6, 33\); config.json implies .*, 36\)$"
+    ):
         build(folder)
 
 

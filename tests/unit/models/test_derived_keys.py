@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bei_core.models.class_config import as_class_reads
-from bei_core.models.layouts import t5_activation
+from bei_core.models.encoder_layouts import T5
 from bei_core.models.rope import rope_settings
 
 
@@ -57,10 +57,18 @@ def test_the_common_name_of_a_size_goes_before_the_name_of_the_class(
 def test_the_activation_that_a_t5_names_goes_before_the_one_that_it_derives(
     values: dict[str, Any], expected: tuple[str, bool]
 ) -> None:
-    assert t5_activation(as_class_reads({"architectures": ["T5EncoderModel"], **values})) == expected
+    sizes = T5.sizes(as_class_reads({"architectures": ["T5EncoderModel"], **values}))
+    assert (sizes.activation, sizes.is_gated) == expected
 
 
 def test_a_modernbert_ignores_the_theta_of_other_classes() -> None:
     config = as_class_reads({"architectures": ["ModernBertModel"], "rope_theta": 500.0})
     thetas = [rope_settings(config, layer_type=f"{each}_attention")[1] for each in ("full", "sliding")]
     assert thetas == [160_000.0, 10_000.0]
+
+
+@pytest.mark.parametrize("name", ["Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3"])
+def test_a_bias_that_the_class_never_has_is_not_read_from_config_json(name: str) -> None:
+    config = as_class_reads({"architectures": [f"{name}Model"], "attention_bias": True, "mlp_bias": True})
+    assert config["mlp_bias"] is False
+    assert config["attention_bias"] is (name not in {"Mistral", "Qwen2"})

@@ -148,7 +148,8 @@ class _Heads:
 
     def _dense(self, module: Dense, x: Node) -> Node:
         """f32[..., out]: a Dense module (sentence-transformers 6.2, `base/modules/dense.py`)."""
-        y = self.layers.linear(x, f"{module.folder}.linear", None, None, bias=module.bias)
+        width = x.get_output_partial_shape(0)[1].get_length()
+        y = self.layers.linear(x, f"{module.folder}.linear", width, None, bias=module.bias)
         y = ops.activation(module.activation)(y)
         if not module.residual:
             return y

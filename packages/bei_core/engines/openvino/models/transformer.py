@@ -44,12 +44,9 @@ class _Transformer:
     """The graph of one checkpoint."""
 
     def __init__(self, family: Family, config: Config, weights: Weights, max_len: int) -> None:
-        def has_layer(name: str) -> bool:
-            return f"{name}.weight" in weights
-
-        self._names = find_names(family.layout.names, has_layer)
-        self._sizes = family.layout.fit(family.layout.sizes(config), self._names, has_layer)
-        self._layers, self._has_layer, self._max_len = Layers(weights), has_layer, max_len
+        self._names = find_names(family.layout.names, weights)
+        self._sizes = family.layout.fit(family.layout.sizes(config), self._names, weights)
+        self._layers, self._max_len = Layers(weights), max_len
 
     def graph(self, inputs: Inputs) -> Node:
         """Token vectors f32[R, L, H], or f32[R, L, D] if the model projects them at the end."""
@@ -140,7 +137,7 @@ class _Transformer:
     def _mlp(self, x: Node, prefix: str) -> Node:
         """A gated MLP, a plain MLP or experts (Nomic Embed v2)."""
         names, sizes = self._names, self._sizes
-        if sizes.experts is not None and self._has_layer(prefix + names.router):
+        if sizes.experts is not None and f"{prefix}{names.router}.weight" in self._layers.weights:
             shares = route(x, self._layers, prefix + names.router, sizes.experts)
             return mix_experts(x, self._layers, prefix + names.experts, shares, sizes.activation)
         inner = self._gated(x, prefix) if sizes.is_gated else self._plain(x, prefix + names.up)

@@ -52,8 +52,8 @@ class Transformer(nn.Module):
 
     def load(self, weights: Weights) -> None:
         """Loads all layers."""
-        names = find_names(self.layout.names, weights.__contains__)
-        sizes = self.layout.fit(self.sizes, names, weights.__contains__)
+        names = find_names(self.layout.names, weights)
+        sizes = self.layout.fit(self.sizes, names, weights)
         self.embeddings.load(weights, names)
         for number, layer in enumerate(self.layers):
             if sizes.is_gated != self.sizes.is_gated:  # some NomicBERTs
@@ -115,7 +115,7 @@ class Embeddings(nn.Module):
 
     def load(self, weights: Weights, names: TensorNames) -> None:
         """Loads all tables and layers."""
-        if self.sizes.num_types is None and TYPES in weights:
+        if self.sizes.num_types is None and f"{TYPES}.weight" in weights:
             types = weights.layer(TYPES)["weight"]
             self.tables["types"] = _table(len(types), self.sizes.hidden, self.dtype).to(types.device)
             self.has_one_type = self.sizes.only_first_type and len(types) == 1

@@ -56,8 +56,10 @@ class Weights:
                 layer, _, part = name.removeprefix(prefix).rpartition(".")
                 self._layers.setdefault(layer, {})[_OLD_NAMES.get(part, part)] = name
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._layers
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of this name, such as "layers.0.mlp.down_proj.weight"."""
+        layer, _, part = str(name).rpartition(".")
+        return part in self._layers.get(layer, ())
 
     def layer(self, name: str) -> Layer:
         """Reads the tensors of a layer. Raises CheckpointError if there are none."""
