@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import weakref
@@ -21,7 +22,7 @@ from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
 from bei_core.engines.openvino import engine as openvino_engine
 from bei_core.engines.openvino import lone as lone_graphs
-from bei_core.engines.openvino.compiled import Graphs
+from bei_core.engines.openvino.compiled import Graphs, at_low_priority
 from bei_core.engines.openvino.engine import compile_properties
 from bei_core.engines.openvino.graph import ROWS, TOKENS, build_graph
 from bei_core.engines.openvino.lone import least_padding, with_lone_graphs
@@ -112,6 +113,19 @@ async def test_the_warm_up_and_probes_of_a_server_are_no_lone_texts(
     await service.run(Embed(["another text"]))
     assert opened.engine._preparing is not None  # type: ignore[attr-defined]
     service.close(SAFETY_S)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no priority of their own elsewhere")
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_graphs_are_compiled_at_the_lowest_priority(is_refused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError
+
+    if is_refused:
+        monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    policy, nice = at_low_priority(lambda: (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)))
+    assert policy == (os.SCHED_OTHER if is_refused else os.SCHED_IDLE)
+    assert not is_refused or nice == 19
 
 
 class WatchedQueue(SimpleQueue[Graphs]):

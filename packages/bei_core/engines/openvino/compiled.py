@@ -116,12 +116,19 @@ def core() -> openvino.Core:
 def at_low_priority(work: Callable[[], T]) -> T:
     """Runs `work` on a thread of the lowest priority (on Linux only) and returns its result.
 
-    `work` should release the GIL for most of its time, because the other threads wait for the GIL.
+    `work` should release the GIL for most of its time, because the other threads wait for the GIL. It runs under
+    SCHED_IDLE: for Linux a processor that runs nothing else is free, so a thread that wakes up gets it at once. The
+    lowest priority of other threads (nice 19) would keep both threads of an inference on the other processor.
     """
 
     def lower() -> None:
-        if sys.platform == "linux":  # elsewhere the priority would be that of the process
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        if sys.platform != "linux":  # elsewhere the priority would be that of the process
+            return
+        thread = threading.get_native_id()
+        try:
+            os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
+        except OSError:  # in some sandboxes
+            os.setpriority(os.PRIO_PROCESS, thread, 19)
 
     with ThreadPoolExecutor(1, initializer=lower) as pool:
         return pool.submit(work).result()
