@@ -11,7 +11,7 @@ from bei_core.models.configuration import MAX_LAYERS, MAX_SIZE, Config, read_num
 from bei_core.models.deberta import Disentangled
 from bei_core.models.layouts import Layout
 from bei_core.models.sizes import FULL, Heads, Sizes
-from bei_core.models.tensor_names import TensorNames
+from bei_core.models.tensor_names import FLASH_NAMES, TensorNames
 
 _BERT_NAMES = TensorNames(
     embedding_norm="embeddings.LayerNorm",
@@ -121,17 +121,7 @@ ELECTRA = BertLayout(names=(replace(_BERT_NAMES, normed_projection="embeddings_p
 ROBERTA = BertLayout(
     names=(
         _BERT_NAMES,
-        # jinaai/xlm-roberta-flash-implementation: the same layers under the names of the flash-attention library.
-        TensorNames(
-            embedding_norm="emb_ln",
-            layer="encoder.layers.{}.",
-            qkv=("mixer.Wqkv",),
-            out="mixer.out_proj",
-            attention_norm="norm1",
-            up="mlp.fc1",
-            down="mlp.fc2",
-            mlp_norm="norm2",
-        ),
+        FLASH_NAMES,
     ),
     padding_id="pad_token_id",
 )

@@ -15,7 +15,7 @@ from bei_core.errors import UnsupportedModelError
 from bei_core.models.configuration import Config, read_number, read_size, read_whole
 from bei_core.models.layouts import Layout, by_layer_types, check_rope, read_num_layers, read_window
 from bei_core.models.sizes import FULL, SLIDING, ExpertSizes, Heads, Sizes
-from bei_core.models.tensor_names import TensorNames
+from bei_core.models.tensor_names import FLASH_NAMES, TensorNames
 
 _EPS = ("norm_eps", "layer_norm_epsilon", "layer_norm_eps")
 
@@ -144,17 +144,12 @@ MODERNBERT = RotaryLayout(
 )
 NOMIC = RotaryLayout(
     names=_with_native(
-        TensorNames(
-            embedding_norm="emb_ln",
-            layer="encoder.layers.{}.",
+        replace(
+            FLASH_NAMES,
             qkv=("attn.Wqkv",),
             out="attn.out_proj",
-            attention_norm="norm1",
             gated=("mlp.fc11", "mlp.fc12"),
             up_first=True,
-            up="mlp.fc1",
-            down="mlp.fc2",
-            mlp_norm="norm2",
         )
     ),
     activation=("activation_function", "swiglu"),
@@ -192,18 +187,7 @@ GTE = RotaryLayout(
     supported={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},
 )
 JINA_V3 = RotaryLayout(
-    names=_with_native(
-        TensorNames(
-            embedding_norm="emb_ln",
-            layer="encoder.layers.{}.",
-            qkv=("mixer.Wqkv",),
-            out="mixer.out_proj",
-            attention_norm="norm1",
-            up="mlp.fc1",
-            down="mlp.fc2",
-            mlp_norm="norm2",
-        )
-    ),
+    names=_with_native(FLASH_NAMES),
     default_eps=1e-5,
     attention_bias=True,
     mlp_bias=True,

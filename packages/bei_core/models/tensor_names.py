@@ -59,6 +59,19 @@ class TensorNames:
             yield f"{self.layer.format(0)}{name}.weight"
 
 
+# Of the flash-attention library's BERT, which jinaai/xlm-roberta-flash-implementation and NomicBERT are made of.
+FLASH_NAMES = TensorNames(
+    embedding_norm="emb_ln",
+    layer="encoder.layers.{}.",
+    qkv=("mixer.Wqkv",),
+    out="mixer.out_proj",
+    attention_norm="norm1",
+    up="mlp.fc1",
+    down="mlp.fc2",
+    mlp_norm="norm2",
+)
+
+
 def find_names(known: Sequence[TensorNames], tensors: Container[str]) -> TensorNames:
     """Returns the names of which a checkpoint has most tensors; the first ones if several have as many."""
     return max(known, key=lambda names: sum(name in tensors for name in names.telling()))
