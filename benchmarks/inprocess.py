@@ -25,9 +25,8 @@ from bei_core.config.settings import Settings
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.engines.open import open_engine
+from bei_core.engines.openvino.changes import change_for
 from bei_core.engines.openvino.engine import compile_properties
-from bei_core.engines.openvino.processor import has_int8_dot_product
-from bei_core.engines.openvino.quantize.convolution import matmuls_to_convolutions
 from bei_core.serving.service import Service
 from bei_core.tasks import Embed, EncodeOptions, Tokens
 
@@ -52,10 +51,9 @@ def gemm_peak(precision: str) -> float:
     else:
         left, right = x, op.constant(np.ones((size, size), np.float32))
     model = openvino.Model([op.result(op.matmul(left, right, False, True))], [x], "gemm")
-    if precision == "int8" and not has_int8_dot_product():
-        matmuls_to_convolutions(model)
-    properties = compile_properties("f32" if precision == "int8" else precision)
-    request = openvino.Core().compile_model(model, "CPU", properties).create_infer_request()
+    others = "f32" if precision == "int8" else precision
+    change_for(model, others, quantised=precision == "int8")
+    request = openvino.Core().compile_model(model, "CPU", compile_properties(others)).create_infer_request()
     return 2 * size**3 / fastest_call(request, np.ones((1, size, size), np.float32)) / 1e9
 
 
