@@ -117,8 +117,8 @@ def at_low_priority(work: Callable[[], T]) -> T:
     """Runs `work` on a thread of the lowest priority (on Linux only) and returns its result.
 
     `work` should release the GIL for most of its time, because the other threads wait for the GIL. It runs under
-    SCHED_IDLE: for Linux a processor that runs nothing else is free, so a thread that wakes up gets it at once. The
-    lowest priority of other threads (nice 19) would keep both threads of an inference on the other processor.
+    SCHED_IDLE: for Linux a processor that runs nothing else is free, so a thread that wakes up gets it at once. With
+    nice 19, p99 of the first minute of a server was 1.5 times as long (docs/decisions/028).
     """
 
     def lower() -> None:
