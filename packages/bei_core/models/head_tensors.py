@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bei_core.checkpoint import Checkpoint, Tensors
-from bei_core.errors import CheckpointError, UnsupportedModelError
+from bei_core.errors import UnsupportedModelError
 from bei_core.models.families import family_of
 from bei_core.models.heads import Head, output_bias, output_weight, pooling_of, yes_no_row
 from bei_core.models.kind import Kind
 from bei_core.models.modules import Classifier, Dense, LayerNorm, Pooling, Scores
 from bei_core.models.pooling import PoolingMode
+from bei_core.models.sentence.modules import check_dense_sizes
 from bei_core.models.spec import ModelSpec
 
 
@@ -61,7 +62,7 @@ def find_head_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Stor
 
     Of a head they are those of the layers `dense`, `norm` and `out`, and of a module in `FOLDER` those of the layers
     `FOLDER.linear`, `FOLDER.residual` and `FOLDER.norm`. A tensor that the layer needs is also here if the checkpoint
-    lacks it. Raises UnsupportedModelError as `head_of`, and CheckpointError as `output_weight` and `_check_num_scores`.
+    lacks it. Raises UnsupportedModelError as `head_of`, and CheckpointError as `output_weight` and `check_dense_sizes`.
     """
     found, head = dict[str, StoredAt](), head_of(spec)
     if head is not None:
@@ -72,23 +73,15 @@ def find_head_tensors(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Stor
             tensors = checkpoint.tensors(module.folder)
             for part in ("weight", "bias") if module.bias else ("weight",):
                 found[f"{module.folder}.linear.{part}"] = StoredAt(tensors, f"{module.tensor}.{part}")
+            if module.folder:
+                weight = f"{module.tensor}.weight"
+                check_dense_sizes(checkpoint, module.folder, weight, tensors.raw(weight).shape)
             if "residual.weight" in tensors:
                 found[f"{module.folder}.residual.weight"] = StoredAt(tensors, "residual.weight")
         elif isinstance(module, LayerNorm):
             for name in ("norm.weight", "norm.bias"):
                 found[f"{module.folder}.{name}"] = StoredAt(checkpoint.tensors(module.folder), name)
-        elif isinstance(module, Scores):
-            _check_num_scores(found[f"{spec.dense_folders[-1]}.linear.weight"], module, spec)
     return found
-
-
-def _check_num_scores(weight: StoredAt, scores: Scores, spec: ModelSpec) -> None:
-    """Raises CheckpointError unless the matrix f32[C, H] has a row for each score."""
-    tensors, name = weight
-    if (count := len(tensors.raw(name))) != len(scores.labels):
-        raise CheckpointError(
-            f"{spec.dense_folders[-1]}/config.json: out_features is {len(scores.labels)}, but {name} has {count} rows"
-        )
 
 
 def find_yes_no_row(checkpoint: Checkpoint, spec: ModelSpec) -> npt.NDArray[np.float32] | None:

@@ -89,9 +89,19 @@ def test_scores_that_are_not_the_output_of_pooled_vectors_are_refused(
         read_spec(checkpoint_of(tmp_path, files))
 
 
-def test_a_matrix_with_other_rows_than_the_file_says_is_refused(tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(tmp_path, {LAST: scores(2, HIDDEN)})
-    with pytest.raises(CheckpointError, match=r"4_Dense/config.json: out_features is 2, but linear.weight has 1 rows"):
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((2, HIDDEN), "out_features is 2, but linear.weight has 1 rows"),
+        ((1, HIDDEN + 1), f"in_features is {HIDDEN + 1}, but linear.weight has {HIDDEN} columns"),
+    ],
+)
+def test_a_matrix_of_another_shape_than_the_file_says_is_refused(
+    sizes: tuple[int, int], message: str, tmp_path: Path
+) -> None:
+    """The module of sentence-transformers cannot load it either."""
+    checkpoint = checkpoint_of(tmp_path, {LAST: scores(*sizes)})
+    with pytest.raises(CheckpointError, match=f"4_Dense/config.json: {message}"):
         find_head_tensors(checkpoint, read_spec(checkpoint))
 
 

@@ -198,6 +198,7 @@ def _pooling(checkpoint: Checkpoint, folder: str) -> Pooling:
 class _DenseConfig(msgspec.Struct, frozen=True):
     """`2_Dense/config.json`."""
 
+    in_features: Count | None = None
     out_features: Count | None = None
     bias: bool = True
     activation_function: str = "torch.nn.modules.activation.Tanh"
@@ -227,6 +228,18 @@ def _dense(checkpoint: Checkpoint, folder: str) -> Dense:
         residual=config.use_residual,
         per_token=config.module_input_name == "token_embeddings",
     )
+
+
+def check_dense_sizes(checkpoint: Checkpoint, folder: str, name: str, shape: tuple[int, ...]) -> None:
+    """Raises CheckpointError if a Dense module's matrix `name` has another shape than [out_features, in_features].
+
+    A size that the module's config.json does not give is not checked.
+    """
+    config = _dense_config(checkpoint, folder)
+    sizes = (("out_features", config.out_features, "rows"), ("in_features", config.in_features, "columns"))
+    for (field, given, what), found in zip(sizes, shape, strict=False):
+        if given not in (None, found):
+            raise CheckpointError(f"{folder}/config.json: {field} is {given}, but {name} has {found} {what}")
 
 
 class _NormalizeConfig(msgspec.Struct, frozen=True):
