@@ -85,6 +85,23 @@ def test_an_engine_that_gets_lone_texts_compiles_graphs_for_them(
     engine.close()
 
 
+def test_a_busy_server_compiles_nothing_until_most_texts_come_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 5)
+    checkpoint = resolve(str(CASES[0].folder))
+    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    lone, several = Batch.pack([text_of(5, 100)]), Batch.pack([text_of(5, 100), text_of(6, 100)])
+    for batch in [lone, lone, lone, lone, several] * 3:
+        engine.forward(batch)
+        engine.forward(several)
+    assert engine._preparing is None  # type: ignore[attr-defined]
+    for batch in [lone, lone, lone, lone, several] * 2:  # each round counts one more than it takes back
+        engine.forward(batch)
+    assert engine._preparing is not None  # type: ignore[attr-defined]
+    engine.close()
+
+
 def test_long_texts_that_come_alone_compile_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 1)
     monkeypatch.setattr(openvino_engine, "MAX_LENGTH", 8)

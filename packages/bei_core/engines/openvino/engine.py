@@ -48,6 +48,10 @@ _MAX_STREAMS = 8
 # warm-up and of health checks do not count: a server without requests would compile graphs for their lengths.
 _LONE_TEXTS = 100
 
+# A batch of several texts takes back so many lone ones. So on a busy server, where less than three quarters of the
+# batches are lone texts, nothing is compiled: that would slow down its requests, for graphs that few of them use.
+_TAKEN_BACK = 3
+
 _TWO_TEXTS = Batch.pack([Tokens(np.zeros(n, np.int32), np.zeros(n, np.int32)) for n in (1, 16)])
 
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -112,9 +116,9 @@ class OpenVinoEngine:
 
     The weights of a file stay mapped, so several processes share the memory of all weights that are not packed for the
     kernels. If `quantised`, linear layers compute in int8 and all other operations in `precision`. On a processor
-    without VNNI, these layers become convolutions; a graph that was passed in is changed in place. After
-    `_LONE_TEXTS` short lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`). With
-    `manifest`, that of the file's folder, the compiled model is stored for the next start.
+    without VNNI, these layers become convolutions; a graph that was passed in is changed in place. When most batches
+    are short lone texts, an engine from a file compiles graphs for them (`engines/openvino/lone.py`). With `manifest`,
+    that of the file's folder, the compiled model is stored for the next start.
 
     With several streams, as many threads may call the engine at a time, and it compiles no graphs for lone texts.
     """
@@ -137,7 +141,7 @@ class OpenVinoEngine:
         graphs = [Graphs(compiled, self._pad_id) for _ in range(num_streams)]
         self._idle: SimpleQueue[Graphs] = SimpleQueue()  # those that run no batch
         self._last = _LastBatch()
-        self._lone_lengths: list[int] = []  # tokens of the first lone texts
+        self._lone_lengths: list[int] = []  # tokens of the lone texts that count
         self._preparing: threading.Thread | None = None
         self.info = EngineInfo(
             name="openvino",
@@ -176,15 +180,18 @@ class OpenVinoEngine:
         finally:
             idle.put(graphs)
         self._last.padding_share, self._last.num_shared = outputs.padding_share, outputs.num_shared
-        if len(batch) == 1 and len(self._lone_lengths) < _LONE_TEXTS:
+        if len(self._lone_lengths) < _LONE_TEXTS:
             self._count(batch)
         return outputs
 
     def _count(self, batch: Batch) -> None:
-        """Counts a lone text, if it is short and from a user. The last one that counts starts the compilation."""
-        if batch.num_tokens > MAX_LENGTH or batch.is_blank or self.info.num_callers > 1 or not self._loaded:
+        """Counts a user's batch: short lone texts against others. The last one that counts starts the compilation."""
+        if batch.is_blank or self.info.num_callers > 1 or not self._loaded:
             return
-        self._lone_lengths.append(batch.num_tokens)
+        if len(batch) > 1:
+            del self._lone_lengths[-_TAKEN_BACK:]
+        elif batch.num_tokens <= MAX_LENGTH:
+            self._lone_lengths.append(batch.num_tokens)
         if len(self._lone_lengths) == _LONE_TEXTS:
             self._preparing = threading.Thread(target=self._prepare, name="bei-lone-graphs")
             self._preparing.start()
