@@ -62,26 +62,7 @@ def as_class_reads(config: Config) -> dict[str, Any]:
     read_whole(config, "pad_token_id")  # of every class; engines read it when they are loaded
     read |= {key: config[alias] for alias, key in _ALIASES.get(name, {}).items() if config.get(alias) is not None}
     whole = {**with_class_defaults(architecture, read), **_CONSTANTS.get(name, {})}
-    if "feed_forward_proj" in whole:
-        whole["feed_forward_proj"] = _mlp_of_t5(whole)
     return whole if name != "Gemma" else {**whole, "hidden_act": _activation_of_gemma_1(whole)}
-
-
-def _mlp_of_t5(config: Config) -> object:
-    """Returns `feed_forward_proj` with the activation and the gate that config.json may name beside it.
-
-    transformers writes `dense_act_fn` and `is_gated_act`, which it derives from `feed_forward_proj`, into config.json,
-    and reads them from there. "gelu" is written as "gelu_python", because "gated-gelu" means the tanh approximation.
-    """
-    found, activation, is_gated = (config.get(key) for key in ("feed_forward_proj", "dense_act_fn", "is_gated_act"))
-    if activation is None and is_gated is None:
-        return found
-    *gate, named = str(found).split("-", 1)
-    if activation is None:
-        activation = "gelu_new" if found == "gated-gelu" else named
-    if not (gate if is_gated is None else is_gated):
-        return activation
-    return f"gated-{'gelu_python' if activation == 'gelu' else activation}"
 
 
 def _activation_of_gemma_1(config: Config) -> object:

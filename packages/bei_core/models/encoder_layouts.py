@@ -236,21 +236,34 @@ class T5Layout(Layout):
     def sizes(self, config: Config) -> Sizes:
         """See `Layout.sizes`."""
         num_heads = read_size(config, "num_heads")
-        kind = str(config.get("feed_forward_proj", "relu"))
+        activation, is_gated = _mlp_of_t5(config)
         return Sizes(
             config=config,
             hidden=read_size(config, "d_model"),
             heads=Heads(num_heads, num_heads, read_size(config, "d_kv"), scale=1.0),
             intermediate_size=read_size(config, "d_ff"),
-            # In transformers, "gated-gelu" means the tanh approximation of gelu; any other name means what it says.
-            activation="gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-"),
+            activation=activation,
             eps=read_number(config, "layer_norm_epsilon", 1e-6),
             layer_types=(FULL,) * read_size(config, "num_layers", most=MAX_LAYERS),
             num_buckets=read_size(config, "relative_attention_num_buckets", default=32),
             max_distance=read_size(config, "relative_attention_max_distance", default=128),
             is_rms=True,
-            is_gated=kind.startswith("gated-"),
+            is_gated=is_gated,
         )
+
+
+def _mlp_of_t5(config: Config) -> tuple[str, bool]:
+    """Returns the activation of T5's MLPs, and whether they are gated.
+
+    transformers derives both from `feed_forward_proj`, writes them into config.json as `dense_act_fn` and
+    `is_gated_act`, and reads them from there. Only in `feed_forward_proj`, "gelu" of a gated one is the tanh
+    approximation.
+    """
+    found = str(config.get("feed_forward_proj", "relu"))
+    activation, is_gated = config.get("dense_act_fn"), config.get("is_gated_act")
+    if activation is None:
+        activation = "gelu_new" if found == "gated-gelu" else found.removeprefix("gated-")
+    return str(activation), found.startswith("gated-") if is_gated is None else bool(is_gated)
 
 
 _T5_NAMES = TensorNames(

@@ -45,7 +45,7 @@ def test_the_common_name_of_a_size_goes_before_the_name_of_the_class(
     ("values", "expected"),
     [
         ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True}, ("gelu_new", True)),
-        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "is_gated_act": True}, ("gelu_python", True)),
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu", "is_gated_act": True}, ("gelu", True)),
         ({"feed_forward_proj": "gated-gelu", "is_gated_act": True}, ("gelu_new", True)),
         ({"feed_forward_proj": "relu", "dense_act_fn": "gelu_new", "is_gated_act": False}, ("gelu_new", False)),
         ({"feed_forward_proj": "gelu", "is_gated_act": False}, ("gelu", False)),
