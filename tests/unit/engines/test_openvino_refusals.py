@@ -81,6 +81,8 @@ def test_a_length_that_no_memory_holds_is_refused_by_name(tmp_path: Path) -> Non
 def test_a_dense_module_of_another_width_is_refused_in_one_line(tmp_path: Path) -> None:
     folder = changed(FOLDERS["bert-last-dense-tanh"], {}, tmp_path)
     save_file({"linear.weight": np.zeros((6, 33), np.float32)}, folder / "2_Dense" / "model.safetensors")
+    config = json.loads((folder / "2_Dense" / "config.json").read_text())
+    (folder / "2_Dense" / "config.json").write_text(json.dumps({**config, "in_features": 33, "out_features": 6}))
     with pytest.raises(
         CheckpointError, match=r"tensor linear.weight has shape \(6, 33\); config.json implies .*, 36\)$"
     ):
