@@ -82,7 +82,7 @@ def test_one_sequence_at_a_time_follows_the_definition(name: str, monkeypatch: p
 def test_flex_attention_follows_the_definition(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not compiled, which is for GPUs."""
     sizes = {**RULES, **CAPPED}[name]
-    monkeypatch.setattr(varlen, "_compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(varlen, "_compiled_flex", lambda *_: flex_attention)
     query, key, value, sequences = packed()
     for x in (query, key, value):
         x[-SPARE:] = 0  # without a compiled kernel, masked scores are computed, and 0 times NaN is NaN
@@ -120,7 +120,7 @@ def test_biases_by_distance_follow_the_definition(name: str, monkeypatch: pytest
 @pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning")
 @pytest.mark.parametrize("name", BIASED)
 def test_flex_attention_adds_biases_by_distance(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen, "_compiled_flex", lambda: flex_attention)
+    monkeypatch.setattr(varlen, "_compiled_flex", lambda *_: flex_attention)
     query, key, value, sequences = packed()
     for x in (query, key, value):
         x[-SPARE:] = 0
@@ -142,7 +142,7 @@ def test_the_window_and_the_table_of_biases_are_not_dynamic_for_the_compiler(
 
     torch._dynamo.reset()
     compiled = torch.compile(flex_attention, dynamic=True, backend=backend)
-    monkeypatch.setattr(varlen, "_compiled_flex", lambda: compiled)
+    monkeypatch.setattr(varlen, "_compiled_flex", lambda *_: compiled)
     query, key, value, sequences = packed()
     for x in (query, key, value):
         x[-SPARE:] = 0
@@ -152,10 +152,33 @@ def test_the_window_and_the_table_of_biases_are_not_dynamic_for_the_compiler(
     assert not {sizes.window, 2 * ALIBI.max_len - 1} & numbers
 
 
+def test_flex_attention_is_compiled_for_every_kind_of_layer_and_never_computes_all_pairs_uncompiled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Beyond `recompile_limit` torch would run the function uncompiled, with scores of all T x T pairs."""
+    graphs: list[Any] = []
+
+    def compiled(function: Any, **options: Any) -> Any:
+        return torch_compile(function, backend=lambda graph, inputs: graphs.append(graph) or graph.forward, **options)
+
+    torch._dynamo.reset()
+    varlen._compiled_flex.cache_clear()
+    torch_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", compiled)
+    query, key, value, sequences = packed()
+    kinds = [replace(CAPPED["full, capped"], window=window, causal=window == 3) for window in (None, 3, 5)]
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for sizes in kinds:
+            varlen.flex(query, key, value, sequences, sizes)
+        assert len(graphs) == len(kinds)
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            varlen.flex(query.double(), key.double(), value.double(), sequences, kinds[0])
+
+
 def test_attention_goes_on_without_flex_attention_if_torch_cannot_run_it(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> Any:
+    def fail(*_: object) -> Any:
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(varlen, "is_flex", lambda *_: True)
@@ -172,7 +195,7 @@ def test_attention_goes_on_without_flex_attention_if_torch_cannot_run_it(
 
 
 def test_too_little_memory_for_flex_attention_is_no_reason_to_go_on_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Any:
+    def fail(*_: object) -> Any:
         raise torch.OutOfMemoryError("no memory")
 
     monkeypatch.setattr(varlen, "is_flex", lambda *_: True)

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from bei_core.engines.manifest import TUNED
 from bei_core.engines.torch.folder import DTYPES, WEIGHTS, Facts, read_facts
 from bei_core.engines.torch.kernels.base import Rank
 from bei_core.engines.torch.kernels.torch import Kernels
+from bei_core.engines.torch.kernels.varlen import with_own_code
 from bei_core.engines.torch.models.layers import run_layer
 from bei_core.engines.torch.models.model import Model
 from bei_core.errors import EngineUnavailableError
@@ -158,10 +158,7 @@ def compile_layers(model: Model, folder: Path) -> None:
     """
     if model.device.type not in COMPILED_ON:
         return
-    # Torch compiles the same code at most `recompile_limit` times, then runs it uncompiled. Code of its own keeps the
-    # model from the limit of other models.
-    run = FunctionType(run_layer.__code__.replace(), run_layer.__globals__)
-    model.transformer.run = torch.compile(run, dynamic=True)
+    model.transformer.run = torch.compile(with_own_code(run_layer), dynamic=True)
     try:
         with _saved_kernels(folder):
             model.compute(TRIAL)

@@ -11,6 +11,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ def flex(
         return score if cap is None else cap * torch.tanh(score / cap)
 
     mask = sequences.block_mask(causal=sizes.causal, window=sizes.window)
-    mixed = _compiled_flex()(*heads, score_mod=change, block_mask=mask, scale=sizes.scale, enable_gqa=True)
+    attend = _compiled_flex(sizes, query.device)
+    mixed = attend(*heads, score_mod=change, block_mask=mask, scale=sizes.scale, enable_gqa=True)
     return mixed[0].transpose(0, 1)
 
 
@@ -122,9 +124,25 @@ def _number(value: float, device: torch.device) -> Tensor:
 
 
 @functools.cache
-def _compiled_flex() -> Callable[..., Any]:
-    """Returns FlexAttention as a fused kernel. Without `torch.compile` it would compute all T x T scores."""
-    return torch.compile(importlib.import_module("torch.nn.attention.flex_attention").flex_attention, dynamic=True)
+def _compiled_flex(sizes: AttentionSizes, device: torch.device) -> Callable[..., Any]:
+    """Returns FlexAttention as a fused kernel for layers of these sizes on a GPU.
+
+    Uncompiled it would compute all T x T scores, so `fullgraph` makes torch raise an error in place of that.
+    """
+    flex_attention = importlib.import_module("torch.nn.attention.flex_attention").flex_attention
+    return torch.compile(with_own_code(flex_attention), dynamic=True, fullgraph=True)
+
+
+def with_own_code(function: Any) -> Any:
+    """Returns the same function with a code object of its own.
+
+    Torch compiles the same code at most `recompile_limit` times (8), then runs it uncompiled. With code of its own, a
+    model, or a kind of layer on one of several GPUs, keeps clear of the limit of others.
+    """
+    code, defaults = function.__code__.replace(), function.__defaults__
+    copy = FunctionType(code, function.__globals__, function.__name__, defaults, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    return copy
 
 
 def by_sequence(
