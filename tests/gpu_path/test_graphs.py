@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
-from bei_core.engines.torch import graphs
+from bei_core.engines.torch import batches, graphs
 from bei_core.engines.torch.graphs import Graphs, Shape
 from bei_core.models.spec import read_spec
 from bei_core.tasks import Tokens
@@ -208,6 +208,8 @@ class FakeCuda:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.captured: list[tuple[Any, Any]] = []
         self.is_capturing, self.device = False, 0
+        self.current: Any = None  # the stream of the only thread that uses it
+        self.fails = False
         for name in ("Stream", "CUDAGraph", "graph", "stream", "current_stream"):
             monkeypatch.setattr(torch.cuda, name, getattr(self, name))
 
@@ -218,17 +220,26 @@ class FakeCuda:
         return SimpleNamespace(replay=lambda: None, pool=lambda of=self.device: f"pool of GPU {of}")
 
     def current_stream(self) -> Any:
-        return self.Stream()
+        return self.current or self.Stream()
 
+    @contextmanager
     def stream(self, stream: Any) -> Any:
-        return nullcontext()
+        before, self.current = self.current, stream
+        try:
+            yield
+        finally:
+            self.current = before
 
     @contextmanager
     def graph(self, graph: Any, *, pool: Any, stream: Any, capture_error_mode: str) -> Any:
         assert not self.is_capturing  # torch: one capture at a time in a process
         self.is_capturing = True
+        before, self.current = self.current, stream
         yield
         self.is_capturing = False
+        if self.fails:  # as in torch 2.14, where `capture_end` then raises before the stream is restored
+            raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+        self.current = before
         self.captured.append((pool, stream))
 
 
@@ -252,3 +263,35 @@ def test_graphs_of_one_gpu_share_a_stream_and_a_pool_and_no_two_are_captured_at_
         ("pool of GPU 0", id(first)),
         ("pool of GPU 1", id(second)),
     }
+
+
+def test_after_a_failed_capture_the_stream_that_the_callers_share_is_the_current_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise this caller's next batch is not ordered with those of the other caller, and rows may be mixed up."""
+    cuda = FakeCuda(monkeypatch)
+    cuda.current, cuda.fails = (shared := cuda.Stream()), True
+    with pytest.raises(RuntimeError, match="previous error"):
+        graphs.record(lambda: torch.zeros(1, 2), None)
+    assert cuda.current is shared
+
+
+def test_no_thread_waits_for_the_whole_gpu_or_frees_its_memory_while_a_graph_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both would fail, and end the capture: a GPU that works would be taken for a lost one."""
+    cuda, calls = FakeCuda(monkeypatch), list[bool]()
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: calls.append(cuda.is_capturing))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(cuda.is_capturing))
+    with ThreadPoolExecutor(2) as pool:
+
+        def compute() -> Tensor:
+            if cuda.is_capturing:
+                pool.submit(batches.check_device, RuntimeError("of another batch"))
+                pool.submit(batches.free_cached_memory)
+                time.sleep(0.02)
+            return torch.zeros(1, 2)
+
+        graphs.record(compute, None)
+    assert calls == [False, False]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +23,10 @@ ResultT = TypeVar("ResultT")
 TEXTS = (1, 2, 4, 8)
 TOKENS = (16, 32, 64, 128, 256, 512, 1024)
 LONGEST = (32, 128, 512)
+
+# Held while a graph is captured. Torch captures only one at a time in a process, and meanwhile other threads may launch
+# kernels, but neither wait for the whole GPU nor free its cached memory: both would fail, and end the capture.
+CAPTURING = threading.Lock()
 
 
 class DeviceLostError(BaseException):
@@ -86,7 +92,7 @@ class Parts:
         return self.run(function, batch)
 
     def _lower(self, batch: Batch) -> None:
-        torch.cuda.empty_cache()
+        free_cached_memory()
         self.max_tokens = min(self.max_tokens, batch.num_tokens // 2)
         if not self._is_lowered:
             log.warning(
@@ -106,6 +112,13 @@ def check_device(error: Exception, device: torch.device | None = None) -> None:
     if not torch.cuda.is_initialized():
         return
     try:
-        torch.cuda.synchronize(device)
+        with CAPTURING:
+            torch.cuda.synchronize(device)
     except RuntimeError as repeated:
         raise DeviceLostError(f"the GPU failed and needs a new process: {repeated}") from error
+
+
+def free_cached_memory() -> None:
+    """Returns memory to the GPUs that torch caches. It stays cached if a failed capture has left torch in disorder."""
+    with CAPTURING, suppress(RuntimeError):
+        torch.cuda.empty_cache()

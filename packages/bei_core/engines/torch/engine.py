@@ -19,7 +19,7 @@ from torch import Tensor
 from bei_core.engines.base import EngineInfo
 from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
-from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts
+from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, free_cached_memory
 from bei_core.engines.torch.graphs import Graphs
 from bei_core.engines.torch.loading import TRIAL, check_gpu, compile_layers, load_folder
 from bei_core.engines.torch.models.model import Model
@@ -76,7 +76,7 @@ class TorchEngine(PackedEngine):
             self._workers.close()
         del self._model, self._graphs
         if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+            free_cached_memory()
 
     @torch.inference_mode()
     def _run(self, batch: Batch, *, with_tokens: bool = True) -> tuple[Array, Array]:

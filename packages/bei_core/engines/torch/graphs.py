@@ -7,7 +7,6 @@ after the others. So every token belongs to a sequence, and the kernels write al
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,14 +15,11 @@ import torch
 from torch import Tensor
 
 from bei_core.engines.batch import Batch
-from bei_core.engines.torch.batches import LONGEST, TEXTS, TOKENS
+from bei_core.engines.torch.batches import CAPTURING, LONGEST, TEXTS, TOKENS
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.models.sequences import Sequences, upload
 
 log = logging.getLogger(__name__)
-
-# Torch can capture only one graph at a time in a process, and the copies of a model on several GPUs have a thread each.
-_CAPTURING = threading.Lock()
 
 
 class Shape(NamedTuple):
@@ -121,11 +117,13 @@ def record(compute: Callable[[], Tensor], shared: Any) -> tuple[Callable[[], Non
     they are captured. It belongs to the current GPU; torch's own stream for graphs is one for all GPUs.
     """
     pool, stream = shared or (None, torch.cuda.Stream())
-    with _CAPTURING:
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # a first run, in which libraries initialise, because a graph cannot contain it
-            compute()
-        torch.cuda.current_stream().wait_stream(stream)
+    current = torch.cuda.current_stream()
+    # `torch.cuda.graph` leaves its stream the current one if a capture fails. The outer block restores the stream that
+    # all callers of the engine share, which orders their batches.
+    with CAPTURING, torch.cuda.stream(stream):
+        stream.wait_stream(current)
+        compute()  # a first run, in which libraries initialise, because a graph cannot contain it
+        current.wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             rows = compute()
