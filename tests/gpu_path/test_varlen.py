@@ -158,8 +158,12 @@ def test_flex_attention_is_compiled_for_every_kind_of_layer_and_never_computes_a
     """Beyond `recompile_limit` torch would run the function uncompiled, with scores of all T x T pairs."""
     graphs: list[Any] = []
 
+    def backend(graph: Any, inputs: object) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
     def compiled(function: Any, **options: Any) -> Any:
-        return torch_compile(function, backend=lambda graph, inputs: graphs.append(graph) or graph.forward, **options)
+        return torch_compile(function, backend=backend, **options)
 
     torch._dynamo.reset()
     varlen._compiled_flex.cache_clear()
