@@ -51,7 +51,7 @@ DIVIDED = (
 )
 REFUSED = [
     ("mpnet-mean-normalize", "attention with relative positions cannot be divided among GPUs"),
-    ("llama-linear-rope-weightedmean", "1 attention heads cannot be divided among 2 GPUs"),
+    ("llama-linear-rope-weightedmean", "^1 attention heads cannot be divided among 2 GPUs"),
 ]
 
 
@@ -210,6 +210,12 @@ def test_a_model_that_cannot_be_divided_is_refused(name: str, error: str, folder
         opened(folder(name), tensor_parallel=2)
 
 
+def test_the_error_of_a_model_that_cannot_be_divided_names_its_heads(folder: Any) -> None:
+    """Users know the number of heads from config.json, and not the rows of the joined linear layer."""
+    with pytest.raises(UnsupportedModelError, match=r"^4 attention heads cannot be divided among 3 GPUs"):
+        opened(folder(DIVIDED[0]), tensor_parallel=3)
+
+
 def test_replicas_share_a_batch_and_keep_its_order(folder: Any) -> None:
     """Two on the CPU; `devices` are GPUs, so the engines are given here."""
     case, place = NAMED[DIVIDED[0]], folder(DIVIDED[0])
@@ -258,7 +264,7 @@ async def test_the_server_measures_the_rate_of_all_copies_together() -> None:
 
 def test_devices_that_are_not_there_are_refused(folder: Any) -> None:
     place = folder(DIVIDED[0])
-    with pytest.raises(EngineUnavailableError, match="torch finds no GPU"):
+    with pytest.raises(EngineUnavailableError, match=r"torch finds no GPU: .*(no NVIDIA driver|not compiled with CUDA)"):
         opened(place, devices=(0, 1))
     with pytest.raises(ConfigError, match="2 devices are given for tensor_parallel 3"):
         opened(place, devices=(0, 1), tensor_parallel=3)

@@ -21,7 +21,7 @@ from bei_core.engines.batch import Batch
 from bei_core.engines.manifest import Manifest
 from bei_core.engines.torch.batches import Array, DeviceLostError, PackedEngine, Parts, free_cached_memory
 from bei_core.engines.torch.graphs import Graphs
-from bei_core.engines.torch.loading import TRIAL, check_gpu, compile_layers, load_folder
+from bei_core.engines.torch.loading import TRIAL, check_gpu, compile_layers, load_folder, reason_without_gpu
 from bei_core.engines.torch.models.model import Model
 from bei_core.engines.torch.parallel import Workers
 from bei_core.errors import ConfigError, EngineUnavailableError
@@ -159,7 +159,10 @@ def load(
     for device in chosen:
         check_gpu(manifest.precision, device)
     if chosen[0].type == "cpu":
-        log.warning("torch finds no GPU, so this model runs on the CPU, where engine: openvino is much faster")
+        log.warning(
+            "torch finds no GPU (%s), so this model runs on the CPU, where engine: openvino is much faster",
+            reason_without_gpu(),
+        )
     if tensor_parallel > 1:
         return _divided(folder, spec, manifest.precision, chosen, may_compile=compiled)
     models = [load_folder(folder, manifest.precision, device, may_compile=compiled) for device in chosen]
@@ -194,7 +197,7 @@ def _choose(devices: Sequence[int], tensor_parallel: int) -> list[torch.device]:
     numbers = list(devices) or list(range(tensor_parallel))
     if not torch.cuda.is_available():
         if devices:
-            raise EngineUnavailableError("devices are given, but torch finds no GPU")
+            raise EngineUnavailableError(f"devices are given, but torch finds no GPU: {reason_without_gpu()}")
         return [torch.device("cpu")] * len(numbers)
     if max(numbers) >= torch.cuda.device_count():
         raise EngineUnavailableError(

@@ -113,6 +113,15 @@ def supports(precision: str, device: torch.device | None = None) -> bool:
     return precision != "fp8" or bool(torch.cuda.get_device_capability(device) >= _MIN_FP8)
 
 
+def reason_without_gpu() -> str:
+    """Returns why torch finds no GPU, in torch's words, such as that the driver is too old or missing."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: this torch is built for CPUs
+        return str(error).partition(". ")[0]
+    return "it does not say why"
+
+
 def tuning_folder(folder: Path, name: str = "") -> Path | None:
     """Returns a folder in an engine folder for what is made at its first start on a GPU, such as compiled kernels.
 

@@ -177,12 +177,12 @@ class Attention(nn.Module):
     ) -> None:
         super().__init__()
         self.sizes, self.score_bias, self.kernels = sizes, score_bias, kernels
+        self.norm_and_rope: Any = NormAndRope(sizes, rope, kernels.rank)  # first: its error names the number of heads
+        self.num_heads, self.num_kv_heads = self.norm_and_rope.num_heads
         width = sizes.num_heads * sizes.head_size
         size_qkv = width + 2 * sizes.num_kv_heads * sizes.head_size
         self.qkv_proj = kernels.linear(sizes.hidden, size_qkv, sizes.part, bias=sizes.bias, fused="qkv", split="out")
         self.o_proj = kernels.linear(width, sizes.hidden, sizes.part, bias=sizes.out_bias, split="in")
-        self.norm_and_rope: Any = NormAndRope(sizes, rope, kernels.rank)
-        self.num_heads, self.num_kv_heads = self.norm_and_rope.num_heads
         self.handle = handle_of(self)
 
     load = load_attention
