@@ -40,6 +40,7 @@ SHIMS = ROOT / "tests" / "gpu_path" / "shims"
 sys.path[:0] = [str(ROOT), str(ROOT / "packages")]
 
 from bei_core.engines.tensorrt_llm._compat import check_version  # noqa: E402
+from bei_core.errors import EngineUnavailableError  # noqa: E402
 from scripts.gpu import models, units  # noqa: E402
 from scripts.gpu.report import BEGINS, PARITY, Findings, Result  # noqa: E402
 
@@ -112,8 +113,11 @@ def find_gpu(*, shim: bool, engine: str = "tensorrt_llm") -> str:
 
 
 def check_stand_in(*, shim: bool) -> None:
-    """Exits if --shim does not fit the installed tensorrt_llm."""
-    check_version()
+    """Exits if tensorrt_llm cannot be used here, or if --shim does not fit the installed one."""
+    try:
+        check_version()
+    except EngineUnavailableError as error:
+        raise SystemExit(str(error)) from error
     is_shim = hasattr(importlib.import_module("tensorrt_llm"), "IS_SHIM")
     if is_shim != shim:
         raise SystemExit(

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 import torch
 
+from bei_core.errors import EngineUnavailableError
 from bei_core.models.modules import Pooling
 from bei_core.models.pooling import PoolingMode
 from bei_core.models.spec import ModelSpec
@@ -122,6 +123,12 @@ def test_the_fused_attention_of_every_required_family_is_checked_and_what_is_ski
     assert refused == {  # their attention adds biases of scores
         *("MPNetModel", "MPNetForSequenceClassification", "JinaBertModel", "JinaBertForSequenceClassification"),
     }
+
+
+def test_without_tensorrt_llm_the_script_ends_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_selfcheck, "check_version", MagicMock(side_effect=EngineUnavailableError("not installed")))
+    with pytest.raises(SystemExit, match=r"^not installed$"):
+        gpu_selfcheck.find_gpu(shim=False)
 
 
 def test_the_torch_engine_is_checked_without_tensorrt_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
