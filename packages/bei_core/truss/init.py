@@ -9,6 +9,7 @@ A Truss has one of two forms. Both upload `packages/` and give the same replies:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,8 +187,10 @@ def configured(
     block = {**(metadata.pop("bei", None) or {}), "trt_llm": given["trt_llm"]}
     config["model_metadata"] = {"bei": {**_ENGINE_SETTING[engine], **_devices(target, given), **block}, **metadata}
     config |= {"base_image": GPU_IMAGE} if engine == TENSORRT_LLM else {"python_version": "py311"}
-    lines = _requirements(engine, docker_server=docker_server) + _for_block(given["trt_llm"])
-    config["requirements"] = lines + _others(given)
+    lines, others = _requirements(engine, docker_server=docker_server), _others(given)
+    if any(_name(line) == "torch" for line in others):  # the user's version, such as one for an older driver
+        lines = [line for line in lines if line != TORCH_REQUIREMENT]
+    config["requirements"] = lines + _for_block(given["trt_llm"]) + others
     if packages is not None:
         config["external_package_dirs"] = [packages]
     if docker_server:
@@ -237,8 +240,13 @@ def _for_block(block: Mapping[str, Any]) -> list[str]:
 
 def _others(given: Mapping[str, Any]) -> list[str]:
     """Returns the requirements in the user's config, except packages that BEI requires itself."""
-    ours = {line.split("==")[0] for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS)}
-    return [line for line in given.get("requirements") or () if line.split("==")[0].strip() not in ours]
+    ours = {_name(line) for line in (*REQUIREMENTS, *SERVER_REQUIREMENTS)}
+    return [line for line in given.get("requirements") or () if _name(line) not in ours]
+
+
+def _name(line: str) -> str:
+    """Returns the name of the package in a requirement, such as "torch" for "Torch >= 2.9"."""
+    return re.split(r"[^\w.-]", line.strip(), maxsplit=1)[0].lower().replace("_", "-")
 
 
 def _docker_server() -> dict[str, object]:
