@@ -266,5 +266,5 @@ def test_devices_that_are_not_there_are_refused(folder: Any) -> None:
     place = folder(DIVIDED[0])
     with pytest.raises(EngineUnavailableError, match=r"torch finds no GPU: .*(NVIDIA driver|not compiled with CUDA)"):
         opened(place, devices=(0, 1))
-    with pytest.raises(ConfigError, match="2 devices are given for tensor_parallel 3"):
+    with pytest.raises(ConfigError, match="tensor_parallel_size is 3, but the number of devices is 2; give as many"):
         opened(place, devices=(0, 1), tensor_parallel=3)

@@ -193,7 +193,10 @@ def _choose(devices: Sequence[int], tensor_parallel: int) -> list[torch.device]:
     for a GPU that torch does not find.
     """
     if devices and tensor_parallel not in {1, len(devices)}:
-        raise ConfigError(f"{len(devices)} devices are given for tensor_parallel {tensor_parallel}; give as many")
+        raise ConfigError(
+            f"tensor_parallel_size is {tensor_parallel}, but the number of devices is {len(devices)}; give as many, or "
+            "none to use the first GPUs"
+        )
     numbers = list(devices) or list(range(tensor_parallel))
     if not torch.cuda.is_available():
         if devices:
