@@ -105,6 +105,12 @@ def test_two_processes_give_the_rows_of_one(name: str, divided: Any) -> None:
     check(case, np.concatenate([engine.forward(Batch.pack([item])) for item in tokens]))
 
 
+def test_a_second_divided_model_is_refused_with_the_way_out(divided: Any) -> None:
+    divided(DIVIDED[0])
+    with pytest.raises(EngineUnavailableError, match="with engine_process, each model has its own"):
+        divided(DIVIDED[1])
+
+
 def test_token_vectors_of_two_processes_are_those_of_one(folder: Any, divided: Any) -> None:
     batch = Batch.pack(tokens_of(NAMED[DIVIDED[0]]))
     both = divided(DIVIDED[0])

@@ -44,8 +44,13 @@ class Workers:
     def __init__(self, load: Load, devices: Sequence[torch.device]) -> None:
         """Starts a process for each device but the first, and makes this process rank 0 of their group.
 
-        `load` must be picklable. Raises EngineUnavailableError if a process ends before it can join the group.
+        `load` must be picklable. Raises EngineUnavailableError if a process ends before it can join the group, and if
+        this process is in the group of another model: torch has one group in a process.
         """
+        if torch.distributed.is_initialized():
+            raise EngineUnavailableError(
+                "a process can have one model that is divided among GPUs; with engine_process, each model has its own"
+            )
         self._folder = tempfile.TemporaryDirectory(prefix="bei-ranks-")  # where the processes find each other
         store = str(Path(self._folder.name) / "store")
         ranks = [Rank(number, len(devices)) for number in range(len(devices))]
