@@ -202,6 +202,20 @@ def test_kernels_of_each_model_are_saved_in_its_own_folder(built: Builder, monke
         found.clear()
 
 
+def test_requests_wait_for_no_compilation_of_flex_attention(
+    built: Builder, graphs: list[torch.fx.GraphModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither in batches of one block of its mask nor of several; what the load compiles is saved."""
+    monkeypatch.setattr(varlen, "is_flex", lambda query, sizes, bias: sizes.soft_cap is not None)
+    varlen._compiled_flex.cache_clear()
+    checkpoint = resolve(str(NAMED["gemma2-multilingual"].folder))
+    engine = built(checkpoint, read_spec(checkpoint), engine="torch", dtype="float32").engine
+    count = len(graphs)
+    for num_texts in (3, 40):
+        engine.forward(Batch.pack([Tokens(*np.zeros((2, 6), np.int32))] * num_texts))
+    assert len(graphs) == count
+
+
 def test_without_torch_compile_nothing_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither layers nor FlexAttention, which Gemma 2 has on a GPU."""
     monkeypatch.setattr("torch.compile", lambda *_, **__: pytest.fail("something is compiled"))

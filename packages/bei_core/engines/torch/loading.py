@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 # One text, to try a model with. torch compiles a graph of its own for sizes of 0 and 1, and another if the number of
 # tokens equals a size of the model, such as its number of heads.
 TRIAL = Batch.pack([Tokens(*np.zeros((2, 11), np.int32))])
+# More tokens than one block of FlexAttention's mask has (128): torch compiles a kernel for one block and one for several.
+_LARGE_TRIAL = Batch.pack([Tokens(*np.zeros((2, 11), np.int32))] * 13)
 
 # Torch's dtype for tensors that `Tensors` returns as integers, because NumPy does not have their dtype.
 _VIEWS = {"BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn}
@@ -161,7 +163,7 @@ def _saved_kernels(folder: Path) -> Iterator[None]:
 
 
 def compile_layers(model: Model, folder: Path) -> None:
-    """Makes torch compile each layer into fused kernels for any number of tokens, and runs the model once to do so.
+    """Makes torch compile each layer into fused kernels for any number of tokens, and runs the model to do so.
 
     On a GPU only. If the compilation fails, the layers run without it and a warning is logged.
     """
@@ -171,6 +173,7 @@ def compile_layers(model: Model, folder: Path) -> None:
     try:
         with _saved_kernels(folder):
             model.compute(TRIAL)
+            model.compute(_LARGE_TRIAL)
     except Exception as error:  # of many types: there is no compiler, or torch cannot make a kernel
         log.warning("layers are not compiled and slower, because torch.compile fails: %s", error)
         del model.transformer.run
