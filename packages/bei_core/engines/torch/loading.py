@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 # One text, to try a model with. torch compiles a graph of its own for sizes of 0 and 1, and another if the number of
 # tokens equals a size of the model, such as its number of heads.
 TRIAL = Batch.pack([Tokens(*np.zeros((2, 11), np.int32))])
-# More tokens than one block of FlexAttention's mask has (128): torch compiles a kernel for one block and one for several.
+# Tokens of more than one block of FlexAttention's mask (128), because torch compiles another kernel for several blocks.
 _LARGE_TRIAL = Batch.pack([Tokens(*np.zeros((2, 11), np.int32))] * 13)
 
 # Torch's dtype for tensors that `Tensors` returns as integers, because NumPy does not have their dtype.
