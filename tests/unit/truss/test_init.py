@@ -48,6 +48,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 ON_CPU = Target("openvino", {"cpu": "4", "memory": "8Gi"})
 ON_GPU = Target("tensorrt_llm", {"accelerator": "H100"})
+ON_TORCH = Target("torch", {"accelerator": "H100"})
 
 PYTHON = {"python_version": "3.11", "python_full_version": "3.11.9"}  # of the image
 
@@ -144,6 +145,13 @@ def test_what_the_config_says_of_other_things_stays() -> None:
     assert config["python_version"] == "py311"
     assert "einops" in config["requirements"]
     assert not {"msgspec==0.1", "Jinja2 < 3.1"} & set(config["requirements"])
+
+
+@pytest.mark.parametrize("line", ["torch==2.10.0", "torch >= 2.8"])
+def test_the_torch_of_the_config_stays_because_the_driver_may_need_it(line: str) -> None:
+    """Two requirements of one package could not be installed."""
+    found = configured(config_of(requirements=[line]), ON_TORCH, docker_server=False)["requirements"]
+    assert [each for each in found if each.startswith("torch")] == [line]
 
 
 def test_requirements_are_those_of_the_repositorys_truss_and_of_the_lock() -> None:

@@ -141,14 +141,6 @@ def test_a_gpu_engine_needs_an_accelerator() -> None:
     assert target_of(given)[0].engine == "openvino"
 
 
-@pytest.mark.parametrize("line", ["torch==2.10.0", "torch >= 2.8"])
-def test_the_torch_of_the_config_stays_because_the_driver_may_need_it(line: str) -> None:
-    """Two requirements of one package could not be installed."""
-    given = {**given_for("Alibaba-NLP/gte-modernbert-base"), "requirements": [line]}
-    found = configured(given, target_of(given)[0], docker_server=False)["requirements"]
-    assert [each for each in found if each.startswith("torch")] == [line]
-
-
 def test_the_torch_image_has_all_that_serving_needs_and_no_cpu_engine() -> None:
     given = given_for("Alibaba-NLP/gte-modernbert-base")
     for docker_server in (True, False):
