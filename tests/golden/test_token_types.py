@@ -1,14 +1,17 @@
-"""Token types of GTE: gte-large-en-v1.5 has a table of several types, and gte-multilingual-base of one."""
+"""Token types: gte-large-en-v1.5 has a table of several types, gte-multilingual-base and RoBERTas of one."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from bei_core.checkpoint import Checkpoint
 from bei_core.models.spec import read_spec
 from tests.golden.engines import built
-from tests.golden.token_types import reranker, scores
+from tests.golden.token_types import reranker, roberta, scores
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -20,7 +23,8 @@ def test_a_token_of_the_second_type_has_its_embedding(tmp_path: Path) -> None:
     assert abs(pair - first) > 0.01
 
 
-def test_the_only_type_is_that_of_every_token(tmp_path: Path) -> None:
-    checkpoint = reranker(1, tmp_path)
+@pytest.mark.parametrize("make", [partial(reranker, 1), roberta])
+def test_the_only_type_is_that_of_every_token(make: Callable[[Path], Checkpoint], tmp_path: Path) -> None:
+    checkpoint = make(tmp_path)
     pair, first, _ = scores(built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine)
     assert pair == first

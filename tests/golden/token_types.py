@@ -33,6 +33,13 @@ def reranker(num_types: int, folder: Path) -> Checkpoint:
     return resolve(str(folder / "model"))
 
 
+def roberta(folder: Path) -> Checkpoint:
+    """A RoBERTa reranker. Its table has one type, and with BERT's tokenizer (klue/roberta-base) pairs have two."""
+    case = next(case for case in descriptions() if case.name == "roberta-rerank-pooler")
+    write(folder / "model", case.content())
+    return resolve(str(folder / "model"))
+
+
 def scores(engine: Engine) -> list[float]:
     """The scores of a pair, of its tokens as one text, and of this text with the words of the second type."""
     inputs = ((IDS, SECOND), (IDS, 0 * SECOND), (IDS + SHIFT * SECOND, 0 * SECOND))

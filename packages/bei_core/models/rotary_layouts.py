@@ -30,7 +30,6 @@ class RotaryLayout(Layout):
     name: ClassVar[str] = "rotary"
     has_rope: ClassVar[bool] = True
     has_windows: bool = False  # layers with a sliding window, as in ModernBERT
-    only_first_type: bool = False  # see `Sizes.only_first_type`
     activation: tuple[str, str] = ("hidden_act", "gelu")  # the key in config.json that names it, and the default
     default_eps: float = 1e-12
     attention_bias: bool | str = False
@@ -62,7 +61,6 @@ class RotaryLayout(Layout):
             eps=next((read_number(config, name, 0) for name in _EPS if config.get(name)), self.default_eps),
             layer_types=layer_types,
             num_types=None,
-            only_first_type=self.only_first_type,
             window=(both_sides or 128) // 2 + 1,
             has_rope=True,
             norm_bias=is_set(self.norm_bias),
@@ -181,7 +179,6 @@ GTE = RotaryLayout(
             mlp_norm="mlp_ln",
         )
     ),
-    only_first_type=True,
     attention_bias=True,
     out_bias=True,
     supported={"position_embedding_type": "rope", "layer_norm_type": "layer_norm", "logn_attention_scale": False},

@@ -86,8 +86,9 @@ class Sizes:
     # The id of the tokens that have no position, also inside a text: they have its row of the position table, and the
     # positions of other tokens begin after this row. None: every token has one.
     padding_id: int | None = None
-    num_types: int | None = 0  # 0 for a family without token types; None: as many as the checkpoint has
-    only_first_type: bool = False  # if there is one type only, every token has it, of whatever type it is (GTE)
+    # Rows of the type table; 0 for a family without token types; None: as many as the checkpoint has. A single row is
+    # that of every token: some RoBERTas have BERT's tokenizer, which gives type 1 to the second text of a pair.
+    num_types: int | None = 0
     has_task_type: bool = False  # whether each token also has the embedding of the first task type (ERNIE)
 
     # Attention.

@@ -39,8 +39,7 @@ def _positions_and_types(layers: Layers, sizes: Sizes, inputs: Inputs, width: in
     if not sizes.num_positions:
         if types is None:
             return None
-        has_one = sizes.only_first_type and len(types) == 1
-        return ops.constant(types[0]) if has_one else ops.embedding(types, inputs.type_ids)
+        return ops.constant(types[0]) if len(types) == 1 else ops.embedding(types, inputs.type_ids)
     table = layers.weights.get(f"{POSITIONS}.weight", sizes.num_positions, width)
     positions, padding_id = inputs.position_ids, sizes.padding_id
     if padding_id is not None:
@@ -49,7 +48,7 @@ def _positions_and_types(layers: Layers, sizes: Sizes, inputs: Inputs, width: in
         positions = ops.count_up(has_position, positions)
     if types is None:
         return ops.embedding(table, positions)
-    if len(types) > 1:  # the only type is that of every token
+    if len(types) > 1:
         positions = op.add(positions, op.multiply(inputs.type_ids, op.constant(np.int32(len(table)))))
     return ops.embedding((types[:, None] + table).reshape(-1, table.shape[1]), positions)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import torch
@@ -97,7 +97,7 @@ class Embeddings(nn.Module):
 
     def __init__(self, sizes: Sizes, names: TensorNames, num_words: int, kernels: Kernels) -> None:
         super().__init__()
-        self.sizes, self.dtype, hidden, self.has_one_type = sizes, kernels.dtype, sizes.hidden, False
+        self.sizes, self.dtype, hidden = sizes, kernels.dtype, sizes.hidden
         width = sizes.width or hidden
         rows = {"words": num_words, "positions": sizes.num_positions, "types": sizes.num_types}
         self.tables = nn.ModuleDict(
@@ -118,7 +118,6 @@ class Embeddings(nn.Module):
         if self.sizes.num_types is None and f"{TYPES}.weight" in weights:
             types = weights.layer(TYPES)["weight"]
             self.tables["types"] = _table(len(types), self.sizes.hidden, self.dtype).to(types.device)
-            self.has_one_type = self.sizes.only_first_type and len(types) == 1
         layers = {"words": names.words, "positions": POSITIONS, "types": TYPES}
         for name, table in self.tables.items():
             weights.load(table, layers[name])
@@ -132,12 +131,14 @@ class Embeddings(nn.Module):
 
     def forward(self, sequences: Sequences) -> Tensor:
         """Returns the input of the first layer, [T, H]."""
-        rows = {"words": sequences.ids, "positions": sequences.position_ids, "types": sequences.type_ids}
-        if (first := self.sizes.padding_id) is not None:  # such tokens have its row of the position table
-            rows["positions"] = sequences.count_up(sequences.ids != first) + first
-        if self.has_one_type:
-            rows["types"] = torch.zeros_like(sequences.type_ids)
-        x = reduce(torch.add, (table(rows[name]) for name, table in self.tables.items()))
+        x, positions = self.tables["words"](sequences.ids), sequences.position_ids
+        if "positions" in self.tables:
+            if (first := self.sizes.padding_id) is not None:  # such tokens have its row of the position table
+                positions = sequences.count_up(sequences.ids != first) + first
+            x = x + self.tables["positions"](positions)
+        if "types" in self.tables:
+            types = self.tables["types"]
+            x = x + (types.weight[0] if len(types.weight) == 1 else types(sequences.type_ids))
         x = x if self.sizes.embedding_scale == 1 else x * self.sizes.embedding_scale
         return self.project_normed(self.norm(self.project(x)))
 
