@@ -97,6 +97,7 @@ def main() -> None:
     options = arguments()
     environments = Path(os.environ.get("PEER_ENVS", _ROOT))
     os.environ |= {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "TOKENIZERS_PARALLELISM": "true"}
+    options.output.mkdir(parents=True, exist_ok=True)
     file = options.output / "peers.json"
     result = msgspec.json.decode(file.read_bytes(), type=Result) if options.add and file.exists() else Result()
     if result.machine and result.machine != machine():

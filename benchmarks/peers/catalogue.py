@@ -40,7 +40,9 @@ class Peer:
 
     def takes(self, model: str, rerank: bool) -> bool:
         """Whether the peer has this task for a model of this kind."""
-        return bool(self.rerank or not rerank) and not (self.encoders_only and SHAPES[model].kv_heads)
+        if SHAPES[model].kv_heads and (rerank or self.encoders_only):  # our random rerankers are encoders
+            return False
+        return bool(self.rerank or not rerank)
 
 
 def ours(precision: str) -> Peer:
