@@ -267,7 +267,8 @@ def test_requests_leave_no_line_in_the_log(server: Server) -> None:
 def test_what_was_accepted_before_sigterm_is_answered(truss: Truss, started: Server, folder: Path) -> None:
     """A server of its own, which starts from the engine that the other one built."""
     paths = ("/v1/embeddings", "/embeddings") * 2
-    with Server(truss, folder / "drained") as server, ThreadPoolExecutor(4) as pool:
+    patient = {"BEI_MAX_QUEUE_WAIT_S": "1000"}  # also on a busy machine
+    with Server(truss, folder / "drained", patient) as server, ThreadPoolExecutor(4) as pool:
         assert "engine built" in started.log
         assert "engine built" not in server.log
         asked = [pool.submit(post, server, path, {"input": SLOW}) for path in paths]
