@@ -1,4 +1,4 @@
-"""Attention in both directions with a sliding window, and the soft cap of Gemma 3: as in transformers."""
+"""Sliding windows in both directions and by `layer_types`, and the soft cap of Gemma 3: as in transformers."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ NAMES = {case.architecture: case.name for case in GROUP_CASES}  # one checkpoint
         ("MistralModel", {"is_causal": False, "sliding_window": 4}),
         ("Gemma3TextModel", {"is_causal": False, "use_bidirectional_attention": False, "sliding_window": 4}),
         ("Gemma3TextModel", {"use_bidirectional_attention": True, "sliding_window": 8}),
+        ("Gemma3TextModel", {"use_bidirectional_attention": True, "is_causal": False, "sliding_window": 8}),
+        ("MistralModel", {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 4}),
         ("Gemma3TextModel", {"attn_logit_softcapping": 0.5}),
     ],
 )

@@ -95,13 +95,14 @@ class DecoderLayout(Layout):
         if self.is_causal(config):
             return window
         # Gemma 3: `sliding_window` counts both sides together. `is_causal` false: the distance `sliding_window` counts.
-        both_sides = self.gemma and config.get("use_bidirectional_attention")
-        return window // 2 + 1 if both_sides else window + 1
+        if not (self.gemma and config.get("use_bidirectional_attention")):
+            return window + 1
+        return window // 2 + 1 + (config.get("is_causal") is False)
 
 
 def _every_layer(config: Config, layer: int) -> bool:
-    """Returns True. For Mistral, which ignores `layer_types`."""
-    return True
+    """Whether `layer_types` does not say otherwise. For Mistral, which AutoModel then loads as Ministral."""
+    return by_layer_types(config, layer, True)
 
 
 def _upper_layers(config: Config, layer: int) -> bool:

@@ -227,6 +227,7 @@ def test_a_direction_that_the_class_ignores_is_refused(architecture: str, tmp_pa
         ("Gemma3TextModel", {}, 8),
         ("Gemma3TextModel", {"is_causal": False}, 9),
         ("Gemma3TextModel", {"use_bidirectional_attention": True}, 5),
+        ("Gemma3TextModel", {"use_bidirectional_attention": True, "is_causal": False}, 6),
     ],
 )
 def test_the_window_of_attention_in_both_directions_is_that_of_transformers(
@@ -235,6 +236,13 @@ def test_the_window_of_attention_in_both_directions_is_that_of_transformers(
     """`masking_utils.py`: causal masks have distances below sliding_window, bidirectional ones also this distance."""
     sizes = sizes_of(as_class_reads({"architectures": [architecture], "sliding_window": 8, **config}))
     assert (sizes.window_of(SLIDING), sizes.window_of(FULL)) == (window, None)
+
+
+def test_a_mistral_with_layer_types_has_the_windows_of_ministral() -> None:
+    """AutoConfig of transformers 5 changes its `model_type`."""
+    types = (FULL, SLIDING) * 16
+    for config, expected in (({"layer_types": [*types]}, types), ({"layer_types": None}, (SLIDING,) * 32)):
+        assert sizes_of(as_class_reads({"architectures": ["MistralModel"], **config})).layer_types == expected
 
 
 def test_gemma_3_ignores_the_soft_cap_that_gemma_2_has() -> None:
