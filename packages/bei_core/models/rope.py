@@ -133,6 +133,15 @@ def _number(values: Config, name: str) -> float:
     return float(value)
 
 
+def _original(scaling: Config, config: Config) -> float:
+    """Returns the number of positions before scaling. As in transformers 5, config.json goes before its rope scaling.
+
+    Without this number it is max_position_embeddings.
+    """
+    named = next((values for values in (config, scaling) if values.get(_ORIGINAL)), None)
+    return _number(config, "max_position_embeddings") if named is None else _number(named, _ORIGINAL)
+
+
 def _default(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     return plain, 1.0
 
@@ -144,7 +153,7 @@ def _linear(plain: Frequencies, theta: float, scaling: Config, config: Config) -
 def _llama3(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     """Divides low frequencies by the factor, keeps high ones, and interpolates between the two (Llama 3.1)."""
     factor, low, high = (_number(scaling, name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    rotations = _number(scaling, _ORIGINAL) * plain / (2 * math.pi)
+    rotations = _original(scaling, config) * plain / (2 * math.pi)
     share = np.clip((rotations - low) / (high - low), 0, 1)
     return (1 - share) * plain / factor + share * plain, 1.0
 
@@ -152,7 +161,7 @@ def _llama3(plain: Frequencies, theta: float, scaling: Config, config: Config) -
 def _yarn(plain: Frequencies, theta: float, scaling: Config, config: Config) -> _Scaled:
     """YaRN (Peng et al. 2023)."""
     factor, half = _number(scaling, "factor"), len(plain)
-    original = _number(scaling, _ORIGINAL) if scaling.get(_ORIGINAL) else _number(config, "max_position_embeddings")
+    original = _original(scaling, config)
 
     def dimension(num_rotations: float) -> float:
         return half * math.log(original / (num_rotations * 2 * math.pi)) / math.log(theta)

@@ -35,6 +35,25 @@ def test_yarn_scales_by_mscale_where_both_values_are_given(more: dict[str, float
     assert found == pytest.approx(factor, rel=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("config", "original"),
+    [
+        ({"max_position_embeddings": 99}, 16),
+        ({"original_max_position_embeddings": 16, "max_position_embeddings": 99}, None),
+        ({"original_max_position_embeddings": 16}, 4),
+        ({"max_position_embeddings": 16}, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["yarn", "llama3"])
+def test_the_length_before_scaling_is_that_of_config_json_else_of_its_scaling(
+    kind: str, config: dict[str, int], original: int | None
+) -> None:
+    """`standardize_rope_params` of transformers 5.5."""
+    scaling = {**YARN, "rope_type": kind, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    found, _ = frequencies_of({**config, "rope_scaling": {**scaling, "original_max_position_embeddings": original}}, 8)
+    np.testing.assert_array_equal(found, frequencies_of({"rope_scaling": scaling}, 8)[0])
+
+
 def test_yarn_that_shrinks_does_not_scale_cosines() -> None:
     assert frequencies_of({"rope_scaling": {**YARN, "factor": 0.5}}, 8)[1] == 1.0
 
