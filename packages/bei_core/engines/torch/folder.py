@@ -19,11 +19,11 @@ from typing import Any, Literal
 import msgspec
 import numpy.typing as npt
 
-from bei_core.checkpoint import Checkpoint
+from bei_core.checkpoint import Checkpoint, Tensors
 from bei_core.checkpoint.folder import COLBERT_LINEAR, SPARSE_LINEAR
 from bei_core.engines.torch.kernels.base import AttentionSizes
 from bei_core.engines.torch.tensorfile import Entry, write_tensors
-from bei_core.errors import UnsupportedModelError
+from bei_core.errors import CheckpointError, UnsupportedModelError
 from bei_core.models.families import FAMILIES, Family, family_name, family_of, with_class_defaults
 from bei_core.models.head_tensors import find_head_tensors, find_yes_no_row, head_of
 from bei_core.models.sizes import Sizes
@@ -62,7 +62,7 @@ _HEAD_TENSORS = (
 _MODEL_TYPES = {"bert": "roberta", "decoder": "llama", "qwen3_bidirectional": "qwen3"}
 
 _FP8 = "F8_E4M3"
-_FLOAT_DTYPES = ("BF16", "F16", "F32", _FP8)  # tensors of other dtypes are buffers, which the engine computes
+_FLOAT_DTYPES = ("BF16", "F16", "F32", "F64", _FP8)  # tensors of other dtypes are buffers, which the engine computes
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,11 +121,13 @@ def write_folder(
     """Writes the files of an engine: the transformer's tensors in "bf16", "f16" or "f32", modules and head in f32.
 
     A quantised model gives `replaced`, tensors that replace those of the checkpoint or are added to them, and `more`,
-    further keys for config.json. Tensors that are quantised in the checkpoint, and scales, keep their dtype.
+    further keys for config.json. Tensors that are quantised in the checkpoint, and scales, keep their dtype. Raises
+    CheckpointError as `check_weights`.
     """
+    tensors, entries = checkpoint.tensors(), dict[str, Entry]()
+    check_weights(tensors)
     config = {**_config(facts, DTYPES[precision]), **(more or {})}
     (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config), indent=2))
-    tensors, entries = checkpoint.tensors(), dict[str, Entry]()
     for name in tensors.names():
         if not name.startswith(_HEAD_TENSORS) and tensors.dtype(name) in _FLOAT_DTYPES:
             is_kept = tensors.dtype(name) == _FP8 or name.endswith("_scale")
@@ -133,6 +135,19 @@ def write_folder(
     heads = [Entry.f32(HEAD_PREFIX + name, value) for name, value in head_tensors(checkpoint, facts)]
     write_tensors(folder / WEIGHTS, [*(entries | dict(replaced or {})).values(), *heads])
     _copy_companions(checkpoint, folder)
+
+
+def check_weights(tensors: Tensors) -> None:
+    """Raises CheckpointError for a quantised weight of the transformer, unless it is in fp8 (e4m3) with one scale."""
+    for name in tensors.names():
+        scale, dtype = f"{name}_scale", tensors.dtype(name)
+        is_scaled = scale in tensors and tensors.raw(scale).size == 1
+        is_read = is_scaled if dtype == _FP8 else dtype in _FLOAT_DTYPES
+        if not is_read and name.endswith(".weight") and not name.startswith(_HEAD_TENSORS):
+            raise CheckpointError(
+                f"{name} is {dtype}; of quantised weights, the engines for GPUs read only {_FP8} with one number as "
+                f"{scale}; use the checkpoint that is not quantised"
+            )
 
 
 def _copy_companions(checkpoint: Checkpoint, folder: Path) -> None:

@@ -26,7 +26,7 @@ from bei_core.engines.calibration import Calibration, Samples, calibration_batch
 from bei_core.engines.manifest import TOKENIZER
 from bei_core.engines.quality import Bar, Comparison, Quality
 from bei_core.engines.torch.engine import TorchEngine
-from bei_core.engines.torch.folder import HEAD_PREFIX, Facts, head_tensors, write_folder
+from bei_core.engines.torch.folder import HEAD_PREFIX, Facts, check_weights, head_tensors, write_folder
 from bei_core.engines.torch.kernels.torch import Kernels, Linear, to_fp8
 from bei_core.engines.torch.loading import StoredTensors, load_folder, load_model, supports
 from bei_core.engines.torch.models.model import Model
@@ -62,8 +62,10 @@ def built_with(facts: Facts) -> dict[str, str]:
 def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> Quality:
     """Writes the engine folder; returns the quality in comparison with the unquantised model.
 
-    Raises QualityError if the quality is too low.
+    Raises QualityError if the quality is too low, and CheckpointError as `check_weights`.
     """
+    tensors = checkpoint.tensors()
+    check_weights(tensors)
     device = torch.device("cuda" if supports("fp8") else "cpu")
     spec, dtype = facts.spec, "bfloat16" if device.type == "cuda" else "float32"
     held_out, calibration = (
@@ -71,7 +73,6 @@ def fill(folder: Path, checkpoint: Checkpoint, facts: Facts, scheme: Scheme) -> 
         for texts in (scheme.samples.held_out, scheme.samples.calibration)
     )
     heads = {HEAD_PREFIX + name: torch.from_numpy(np.array(value)) for name, value in head_tensors(checkpoint, facts)}
-    tensors = checkpoint.tensors()
     everything = ChainMap(heads, StoredTensors(tensors, device))  # type: ignore[arg-type]  # it is only read
     model = load_model(facts, everything, Kernels(getattr(torch, dtype)), device)
     reference = outputs(TorchEngine(model, spec, dtype), held_out)

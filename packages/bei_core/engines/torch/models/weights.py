@@ -22,6 +22,9 @@ class Layer(dict[str, Tensor]):
         super().__init__(tensors)
         self.name = name  # the whole name in the checkpoint
 
+    def __missing__(self, part: str) -> Tensor:
+        raise CheckpointError(f"the checkpoint has no tensor {self.name}.{part}")
+
     def f32_weight(self) -> Tensor:
         """Returns the weight in f32. For a quantised layer it is multiplied by its scale."""
         weight = self["weight"].float()
