@@ -18,7 +18,7 @@ from bei_core.engines.quality import bar_of
 from bei_core.models.spec import ModelSpec
 
 # Part of an engine's address. Increment it when the same checkpoint would give another graph or another spec.
-VERSION = 16
+VERSION = 17
 
 # Part of the address of an int8 engine. Increment it when quantisation gives other weights.
 INT8_VERSION = 6

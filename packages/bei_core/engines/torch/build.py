@@ -21,7 +21,7 @@ from bei_core.errors import ConfigError, EngineUnavailableError
 from bei_core.models.spec import ModelSpec
 
 # Part of an engine's address. Increment it when the same checkpoint would give another folder or another spec.
-VERSION = 10
+VERSION = 11
 
 
 def facts(settings: Settings) -> Mapping[str, object]:
