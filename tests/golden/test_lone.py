@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from bei_core.checkpoint import resolve
 from bei_core.config.settings import Settings
 from bei_core.engines.batch import Batch
+from bei_core.engines.open import Opened
 from bei_core.engines.openvino import engine as openvino_engine
 from bei_core.engines.openvino import lone as lone_graphs
 from bei_core.engines.openvino.compiled import Graphs, at_low_priority
@@ -49,6 +50,12 @@ def text_of(num_tokens: int, vocab_size: int, skip: int = 0) -> Tokens:
     return Tokens(ids, np.zeros_like(ids), skip)
 
 
+def opened_in(folder: Path) -> Opened:
+    """The engine of the first golden checkpoint, in `folder` / "engine"."""
+    checkpoint = resolve(str(CASES[0].folder))
+    return built(checkpoint, read_spec(checkpoint), folder / "engine")
+
+
 def compiled(graph: openvino.Model, lengths: Sequence[int] = ()) -> Graphs:
     return Graphs(openvino.Core().compile_model(graph, "CPU", compile_properties("f32")), 0, lengths)
 
@@ -71,8 +78,7 @@ def test_an_engine_that_gets_lone_texts_compiles_graphs_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 3)
-    checkpoint = resolve(str(CASES[0].folder))
-    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    engine = opened_in(tmp_path).engine
     batch = Batch.pack([text_of(5, 100)])
     before, *_ = [engine.forward(batch) for _ in range(3)]
     assert engine.padding_share() == 1 - 5 / 16  # one row of 16
@@ -89,8 +95,7 @@ def test_a_busy_server_compiles_nothing_until_most_texts_come_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 5)
-    checkpoint = resolve(str(CASES[0].folder))
-    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    engine = opened_in(tmp_path).engine
     lone, several = Batch.pack([text_of(5, 100)]), Batch.pack([text_of(5, 100), text_of(6, 100)])
     for batch in [lone, lone, lone, lone, several] * 3:
         engine.forward(batch)
@@ -105,8 +110,7 @@ def test_a_busy_server_compiles_nothing_until_most_texts_come_alone(
 def test_long_texts_that_come_alone_compile_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 1)
     monkeypatch.setattr(openvino_engine, "MAX_LENGTH", 8)
-    checkpoint = resolve(str(CASES[0].folder))
-    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    engine = opened_in(tmp_path).engine
     engine.forward(Batch.pack([text_of(9, 100)]))
     assert engine._preparing is None  # type: ignore[attr-defined]
     engine.forward(Batch.pack([text_of(8, 100)]))
@@ -119,8 +123,7 @@ async def test_the_warm_up_and_probes_of_a_server_are_no_lone_texts(
 ) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 2)
     monkeypatch.setattr("bei_core.serving.service._PROVEN_S", -1.0)  # every health check sends a probe
-    checkpoint = resolve(str(CASES[0].folder))
-    opened = built(checkpoint, read_spec(checkpoint), tmp_path / "engine")
+    opened = opened_in(tmp_path)
     service = Service(opened, Settings.load({}, {}))
     service.start()
     for _ in range(3):
@@ -160,8 +163,7 @@ def test_the_next_batch_does_not_wait_until_the_replaced_graphs_are_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 1)
-    checkpoint = resolve(str(CASES[0].folder))
-    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    engine = opened_in(tmp_path).engine
     first = engine._idle.get()  # type: ignore[attr-defined]
     idle = engine._idle = WatchedQueue(weakref.ref(first))  # type: ignore[attr-defined]
     idle.put(first)
@@ -179,8 +181,7 @@ def test_an_engine_whose_folder_was_replaced_goes_on_with_the_graphs_that_it_has
     name: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(openvino_engine, "_LONE_TEXTS", 2)
-    checkpoint = resolve(str(CASES[0].folder))
-    engine = built(checkpoint, read_spec(checkpoint), tmp_path / "engine").engine
+    engine = opened_in(tmp_path).engine
     batch, file = Batch.pack([text_of(5, 100)]), tmp_path / "engine" / name
     before = engine.forward(batch)
 
@@ -213,6 +214,7 @@ import os, signal, sys
 from pathlib import Path
 from bei_core.checkpoint import resolve
 from bei_core.engines.batch import Batch
+from bei_core.engines.open import Opened
 from bei_core.engines.openvino import engine as openvino_engine
 from bei_core.models.spec import read_spec
 from tests.golden.cases import CASES

@@ -1,4 +1,4 @@
-"""A reranker of the family GTE whose words show the type of each token, as written and as asked."""
+"""Rerankers whose scores show the types of tokens: a GTE, as written and as asked, and a RoBERTa."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from bei_core.checkpoint import Checkpoint, resolve
 from bei_core.engines.base import Engine
 from bei_core.engines.batch import Batch
 from bei_core.tasks import Tokens
-from tests.golden.checkpoints import descriptions, write
+from tests.golden.checkpoints import Description, descriptions, write
 
 WORDS, TYPES = "new.embeddings.word_embeddings.weight", "new.embeddings.token_type_embeddings.weight"
 SHIFT = 150  # the word SHIFT + i is the word i with the embedding of type 1 in place of that of type 0
@@ -20,9 +20,13 @@ IDS = np.array([5, 17, 40, 99, 2, 60, 31], np.int32)
 SECOND = np.array([0, 0, 0, 0, 1, 1, 1], np.int32)
 
 
+def _case(name: str) -> Description:
+    return next(case for case in descriptions() if case.name == name)
+
+
 def reranker(num_types: int, folder: Path) -> Checkpoint:
     """A GTE reranker whose words from SHIFT on are words of the second type."""
-    case = next(case for case in descriptions() if case.name == "gte-multilingual-rerank")
+    case = _case("gte-multilingual-rerank")
     tensors = {name: what.replace("F16", "F32") for name, what in case.weights["model.safetensors"].items()}
     tensors[TYPES] = f"F32[{num_types},32]"
     case = replace(case, config=case.config | {"type_vocab_size": num_types}, weights={"model.safetensors": tensors})
@@ -35,8 +39,7 @@ def reranker(num_types: int, folder: Path) -> Checkpoint:
 
 def roberta(folder: Path) -> Checkpoint:
     """A RoBERTa reranker. Its table has one type, and with BERT's tokenizer (klue/roberta-base) pairs have two."""
-    case = next(case for case in descriptions() if case.name == "roberta-rerank-pooler")
-    write(folder / "model", case.content())
+    write(folder / "model", _case("roberta-rerank-pooler").content())
     return resolve(str(folder / "model"))
 
 

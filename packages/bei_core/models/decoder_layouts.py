@@ -94,10 +94,11 @@ class DecoderLayout(Layout):
         window = read_window(config, "sliding_window")
         if self.is_causal(config):
             return window
-        # Gemma 3: `sliding_window` counts both sides together. `is_causal` false: the distance `sliding_window` counts.
-        if not (self.gemma and config.get("use_bidirectional_attention")):
-            return window + 1
-        return window // 2 + 1 + (config.get("is_causal") is False)
+        # Gemma 3: `sliding_window` counts both sides together. `is_causal` false: the distance `sliding_window` counts,
+        # for a Gemma 3 with both keys that of one side.
+        both_sides = self.gemma and config.get("use_bidirectional_attention")
+        size = window // 2 + 1 if both_sides else window
+        return size if both_sides and config.get("is_causal") is not False else size + 1
 
 
 def _every_layer(config: Config, layer: int) -> bool:

@@ -186,11 +186,11 @@ class OpenVinoEngine:
 
     def _count(self, batch: Batch) -> None:
         """Counts a user's batch: short lone texts against others. The last one that counts starts the compilation."""
-        if batch.is_blank or self.info.num_callers > 1 or not self._loaded:
+        if self.info.num_callers > 1 or not self._loaded:
             return
-        if len(batch) > 1:
+        if len(batch) > 1:  # of the warm-up, too, before any lone text has been counted
             del self._lone_lengths[-_TAKEN_BACK:]
-        elif batch.num_tokens <= MAX_LENGTH:
+        elif batch.num_tokens <= MAX_LENGTH and not batch.is_blank:
             self._lone_lengths.append(batch.num_tokens)
         if len(self._lone_lengths) == _LONE_TEXTS:
             self._preparing = threading.Thread(target=self._prepare, name="bei-lone-graphs")
