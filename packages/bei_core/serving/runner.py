@@ -32,8 +32,8 @@ _WATCH_S = 1.0  # how often the watchdog checks for a hang
 _STOPPED_S = 10.0  # if nothing has checked for so long, the process was stopped, and its engine with it
 
 # A batch counts as hanging if it takes longer than _HANG_FACTOR times the expected time and longer than
-# `hang_timeout_s`. A batch loses its turn on the processors after _HANG_FACTOR times the expected time of a full batch
-# or of the longest text, but not before _LEAST_TURN_S seconds.
+# `hang_timeout_s`. It loses its turn on the processors after _HANG_FACTOR times the expected time, too, but not before
+# _LEAST_TURN_S seconds.
 _HANG_FACTOR = 10.0
 _LEAST_TURN_S = 1.0
 
@@ -94,7 +94,6 @@ class Runner:
         self._log = ModelLog(log, model)
         self._engine = engine
         self._metrics = metrics
-        self._longest = max(budget, most, engine.info.max_seq_len)  # tokens of a batch: a long text runs alone
         self._max_items = max_items
         self._turns = turns
         self._hang_s = hang_s
@@ -235,7 +234,7 @@ class Runner:
     def _step(self) -> None:
         """Takes and runs one batch. If several models share the processors, waits for this model's turn first."""
         began = self._clock()
-        with self._turns.taken(self._turn_s()) if self._turns is not None else nullcontext():
+        with self._turns.taken() if self._turns is not None else nullcontext():
             started = self._clock()
             with self._wake:  # under one lock, so that `_give_up` finds every item in the queue or in `running`
                 taken = self._pending.take(
@@ -245,6 +244,8 @@ class Runner:
                     expected_s=self.admission.expected_s,
                 )
                 self.admission.running = Running(taken.items, taken.num_tokens, started)
+            if self._turns is not None:
+                self._turns.limit(max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(taken.num_tokens)))
             try:
                 if taken.expired:
                     self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
@@ -257,10 +258,6 @@ class Runner:
                 self._log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
                 self._fail(taken.items, EngineError("the engine failed; see the server's log"))
             self.admission.running = Running()  # not reached after a BaseException: `_give_up` needs the items
-
-    def _turn_s(self) -> float:
-        """Returns the longest time of a turn on the processors, in seconds; after it the next model gets its turn."""
-        return max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(self._longest))
 
     def _forward(self, items: Sequence[Item[Ticket]]) -> None:
         """Runs a batch and settles its items. If it fails, runs its halves, so that only the faulty items fail."""

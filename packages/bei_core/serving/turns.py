@@ -16,12 +16,11 @@ _CHECK_S = 1.0  # how often a waiting engine checks whether the current turn has
 class _Turn:
     """One request for the lock, waiting or granted."""
 
-    limit_s: float
-    until: float | None = None  # when it times out, in seconds on the clock of `Turns`; None: it has not begun
+    until: float | None = None  # when it times out, in seconds on the clock of `Turns`; None: it has no limit yet
 
 
 class Turns:
-    """A lock that is granted in the order of requests, each time for a limited time.
+    """A lock that is granted in the order of requests, each time for a time that its holder limits.
 
     After the limit the next engine gets the lock, so a hanging engine delays the others only once. If that engine
     continues later, two engines run at the same time for a while.
@@ -33,9 +32,9 @@ class Turns:
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, limit_s: float) -> Iterator[None]:
-        """Waits for the lock and holds it until the block ends, but at most `limit_s` seconds."""
-        turn = _Turn(limit_s)
+    def taken(self) -> Iterator[None]:
+        """Waits for the lock and holds it until the block ends, or the time of `limit` is over."""
+        turn = _Turn()
         with self._changed:
             self._line.append(turn)
             while (first := self._line[0]) is not turn:
@@ -43,13 +42,17 @@ class Turns:
                     self._end(first)
                 else:
                     self._changed.wait(_CHECK_S if first.until is None else min(_CHECK_S, first.until - self._clock()))
-            turn.until = self._clock() + limit_s
         try:
             yield
         finally:
             with self._changed:
                 if turn in self._line:
                     self._end(turn)
+
+    def limit(self, limit_s: float) -> None:
+        """Ends the current turn `limit_s` seconds from now, if it has not ended then. Only its holder may call this."""
+        with self._changed:
+            self._line[0].until = self._clock() + limit_s
 
     def _end(self, turn: _Turn) -> None:
         self._line.remove(turn)

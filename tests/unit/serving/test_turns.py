@@ -19,7 +19,7 @@ from tests.fakes import SAFETY_S, Clock, FakeEngine, at_rest, ended, entered, su
 MakeRunner = Callable[..., Runner]
 
 
-LIMIT_S = 5.0  # of a turn, on a clock that stands still unless a test turns it
+LIMIT_S = 5.0  # of a turn, on a clock that stands still unless a test moves it
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +49,11 @@ def test_turns_are_given_in_the_order_of_asking() -> None:
     turns, order = Turns(Clock()), list[int]()
 
     def take(number: int) -> None:
-        with turns.taken(LIMIT_S):
+        with turns.taken():
             order.append(number)
 
     threads = []
-    with turns.taken(LIMIT_S):
+    with turns.taken():
         for number in range(5):
             threads.append(threading.Thread(target=take, args=(number,)))
             threads[-1].start()
@@ -67,9 +67,9 @@ def test_turns_are_given_in_the_order_of_asking() -> None:
 
 def test_a_turn_ends_with_its_block_however_that_ends() -> None:
     turns = Turns(Clock())
-    with pytest.raises(KeyError), turns.taken(LIMIT_S):
+    with pytest.raises(KeyError), turns.taken():
         raise KeyError
-    with turns.taken(LIMIT_S):
+    with turns.taken():
         pass
 
 
@@ -79,14 +79,16 @@ def test_a_turn_that_takes_too_long_is_over_for_those_who_wait() -> None:
 
     def take(name: str) -> threading.Thread:
         def run() -> None:
-            with turns.taken(LIMIT_S):
+            with turns.taken():
+                turns.limit(LIMIT_S)
                 order.append(name)
 
         thread = threading.Thread(target=run)
         thread.start()
         return thread
 
-    with turns.taken(LIMIT_S):
+    with turns.taken():
+        turns.limit(LIMIT_S)
         threads = [take("first")]
         while len(turns._line) < 2:
             pass
@@ -100,7 +102,7 @@ def test_a_turn_that_takes_too_long_is_over_for_those_who_wait() -> None:
         for thread in threads:
             thread.join(SAFETY_S)
         order.append("the slow one comes back")
-    with turns.taken(LIMIT_S):  # the late end of the first turn does not end this one
+    with turns.taken():  # the late end of the first turn does not end this one
         assert len(turns._line) == 1
     assert order == ["first", "second", "the slow one comes back"]
 
@@ -171,6 +173,23 @@ async def test_an_engine_that_hangs_leaves_the_others_at_work(make_runner: MakeR
         assert isinstance((await ended(*submitted(waiting, [tokens_of(4)])))[0], Ticket)
         with pytest.raises(UnhealthyError, match="120 s"):
             await stuck.submit([tokens_of(5)])
+
+
+async def test_a_short_text_that_hangs_does_not_take_the_time_of_a_full_batch(make_runner: MakeRunner) -> None:
+    clock = Clock()
+    turns, engines = Turns(clock), [FakeEngine(), FakeEngine()]
+    stuck, other = (make_runner(engine, turns, hang_s=120.0, clock=clock) for engine in engines)
+    for num_tokens in (10, 20):  # of the warm-up, on a busy machine
+        stuck.admission.rate.add(num_tokens, num_tokens / 10, num_tokens)
+    with engines[0].held():
+        tasks = submitted(stuck, [tokens_of(1)])
+        await entered(engines[0])
+        tasks += submitted(other, [tokens_of(2)])
+        await at_rest()
+        clock.now += 20.0
+        assert isinstance((await ended(tasks[1]))[0], Ticket)
+        assert not tasks[0].done(), "the turn ended with the batch"
+    await ended(*tasks)
 
 
 async def test_a_batch_that_fails_gives_the_turn_back(make_runner: MakeRunner) -> None:
