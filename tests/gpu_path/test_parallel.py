@@ -25,6 +25,9 @@ from bei_core.engines.manifest import read_manifest
 from bei_core.engines.torch import build, parallel
 from bei_core.engines.torch.batches import DeviceLostError
 from bei_core.engines.torch.engine import Replicas, load
+from bei_core.engines.torch.kernels.base import Rank
+from bei_core.engines.torch.kernels.torch import Kernels, Linear
+from bei_core.engines.torch.models.weights import Layer
 from bei_core.errors import ConfigError, EngineUnavailableError, UnsupportedModelError
 from bei_core.metrics import Metrics
 from bei_core.models.spec import read_spec
@@ -220,6 +223,14 @@ def test_the_error_of_a_model_that_cannot_be_divided_names_its_heads(folder: Any
     """Users know the number of heads from config.json, and not the rows of the joined linear layer."""
     with pytest.raises(UnsupportedModelError, match=r"^4 attention heads cannot be divided among 3 GPUs"):
         opened(folder(DIVIDED[0]), tensor_parallel=3)
+
+
+def test_a_share_in_fp8_needs_sizes_that_fp8_supports() -> None:
+    layer = Layer("layers.0.up", {name: torch.ones(()) for name in ("weight_scale", "input_scale")})
+    layer["weight"] = torch.ones(48, 32).to(torch.float8_e4m3fn)
+    linear = Linear(32, 48, "mlp", Kernels(torch.bfloat16, Rank(0, 2)), bias=False, split="out")
+    with pytest.raises(UnsupportedModelError, match=r"layers\.0\.up in fp8 .* among 2 GPUs: .* \[24, 32\]"):
+        linear.load_weights([layer])
 
 
 def test_replicas_share_a_batch_and_keep_its_order(folder: Any) -> None:

@@ -83,11 +83,17 @@ class Linear(nn.Module):
     def load_weights(self, layers: Sequence[Layer]) -> None:
         """Loads one layer of a checkpoint, or several layers, whose rows are concatenated.
 
-        Raises CheckpointError for a tensor that is missing or has the wrong shape.
+        Raises CheckpointError for a tensor that is missing or has the wrong shape, and UnsupportedModelError for a
+        share in fp8 whose sizes fp8 does not support.
         """
         self.layers = tuple(dict.fromkeys(layer.name for layer in layers))
         dtype = self.dtype
         if "weight_scale" in layers[0]:
+            if self.rank.size > 1 and not fits_fp8(*self.weight.shape):
+                raise UnsupportedModelError(
+                    f"{self.layers[0]} in fp8 cannot be divided among {self.rank.size} GPUs: fp8 needs sizes that are "
+                    f"multiples of 16, and a share is {list(self.weight.shape)}; use fewer GPUs, or an engine in bf16"
+                )
             self.weight_scale = torch.stack([layer["weight_scale"].float() for layer in layers]).amax()
             self.input_scale = torch.stack([layer["input_scale"].float() for layer in layers]).amax()
             dtype = torch.float8_e4m3fn
