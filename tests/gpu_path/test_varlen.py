@@ -259,6 +259,12 @@ def test_the_installed_torch_takes_the_call(name: str, has_varlen: bool, monkeyp
         assert varlen.flash(query, key, value, there, RULES[name]).shape == query.shape
 
 
+def test_cudnns_attention_which_torch_would_prefer_is_disabled() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    Kernels(torch.bfloat16)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_another_form_of_varlen_attn_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in torch 2.10, whose function has neither windows nor grouped queries."""
 

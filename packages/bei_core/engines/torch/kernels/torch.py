@@ -29,7 +29,12 @@ class Kernels:
     """
 
     def __init__(self, dtype: torch.dtype, rank: Rank | None = None, *, may_compile: bool = True) -> None:
-        """`dtype` is that of the parameters and of token vectors between layers; FlexAttention needs `may_compile`."""
+        """`dtype` is that of the parameters and of token vectors between layers; FlexAttention needs `may_compile`.
+
+        cuDNN's attention is disabled in this process: it makes a plan for each new shape of a batch, and torch prefers
+        it to FlashAttention on Hopper and Blackwell.
+        """
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.dtype, self.rank = dtype, rank or Rank()
         self.uses_flex = may_compile  # until FlexAttention has failed in a layer of the model
 

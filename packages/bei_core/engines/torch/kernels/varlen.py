@@ -73,8 +73,8 @@ def flash(query: Tensor, key: Tensor, value: Tensor, sequences: Sequences, sizes
     right = 0 if sizes.causal else left
     packed = (query, key, value, cu_seqlens, cu_seqlens, longest, longest)
     if (varlen := _find_varlen()) is not None:
-        # Also for models without grouped queries: without this argument, torch 2.14 takes cuDNN's attention on Hopper,
-        # which makes a plan for each new shape of a batch.
+        # `enable_gqa` also for models without grouped queries: without it, torch 2.14 takes cuDNN's attention on Hopper
+        # and Blackwell, also if that is disabled (see `Kernels`).
         return varlen(*packed, scale=sizes.scale, window_size=(left, right), enable_gqa=True)
     sides = {} if sizes.window is None else {"window_size_left": left, "window_size_right": right}
     causal = sizes.causal and sizes.window is None
