@@ -83,15 +83,20 @@ class Admission:
         num_items, num_tokens = self._pending.num_items, self._pending.num_tokens  # the engine's thread changes them
         return max(1, min(self._full, self.budget) * num_items // max(1, num_tokens)) if num_items else 1
 
-    def expected_s(self, num_tokens: int) -> float:
-        """Returns the expected time to compute `num_tokens` tokens, in seconds."""
+    def compute_s(self, num_tokens: int) -> float:
+        """Returns the expected time of a batch of `num_tokens` tokens, in seconds, once it has its turn."""
         return self.rate.seconds(num_tokens, self.budget)
+
+    def expected_s(self, num_tokens: int) -> float:
+        """Returns the expected time until `num_tokens` tokens are computed, in seconds; each batch waits for a turn."""
+        budget = self.budget
+        return self.rate.seconds(num_tokens, budget) + -(-num_tokens // budget) * self.rate.turn_wait_s
 
     def wait_s(self, now: float) -> float:
         """Returns the expected time, in seconds, until an item that is queued now starts to run."""
         running, left_s = self.running, 0.0
         if running.started is not None:
-            left_s = max(0.0, running.started + self.expected_s(running.num_tokens) - now)
+            left_s = max(0.0, running.started + self.compute_s(running.num_tokens) - now)
         return left_s + self.expected_s(self._pending.num_tokens_ahead(now))
 
     def check_arrival(self, now: float, priority: str, num_coming: int, *, is_retry: bool = False) -> None:

@@ -297,9 +297,16 @@ class ServiceRate:
         self._is_fitted = True
         self._fitted = (0.0, 0.0)  # seconds of a batch and of a token
         self._recent_per_token_s = 0.0
+        self._turn_waits: tuple[float, ...] = ()
+        self.turn_wait_s = 0.0  # of a batch, for the turns of other models: the median of the last batches
 
-    def add(self, num_tokens: int, seconds: float, num_computed: int | None = None) -> None:
-        """Records that a batch of `num_tokens` tokens took `seconds`; `num_computed` (default: all) were computed."""
+    def add(self, num_tokens: int, seconds: float, num_computed: int | None = None, turn_wait_s: float = 0.0) -> None:
+        """Records that a batch of `num_tokens` tokens took `seconds`; `num_computed` (default: all) were computed.
+
+        `turn_wait_s` is the time that it waited for its turn before, which is no part of `seconds`.
+        """
+        self._turn_waits = (*self._turn_waits[1 - _NUM_RECENT :], turn_wait_s)
+        self.turn_wait_s = median(self._turn_waits)
         num_computed = num_tokens if num_computed is None else num_computed
         self._shares = (*self._shares[1 - _NUM_SHARES :], num_computed / num_tokens)
         batch, size = (num_computed, seconds), num_computed.bit_length()

@@ -190,7 +190,7 @@ class Runner:
         if self._broken is None and running.started is not None:
             seconds = now - max(running.started, self._resumed_at)
             if seconds > self._hang_s:
-                limit = max(self._hang_s, _HANG_FACTOR * self.admission.expected_s(running.num_tokens))
+                limit = max(self._hang_s, _HANG_FACTOR * self.admission.compute_s(running.num_tokens))
                 if seconds > limit and self._kill_engine is not None:
                     self._log.error("the engine has not answered for %.0f s; its process is killed", limit)
                     self._kill_engine()
@@ -245,7 +245,7 @@ class Runner:
                 )
                 self.admission.running = Running(taken.items, taken.num_tokens, started)
             if self._turns is not None:
-                self._turns.limit(max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.expected_s(taken.num_tokens)))
+                self._turns.limit(max(_LEAST_TURN_S, _HANG_FACTOR * self.admission.compute_s(taken.num_tokens)))
             try:
                 if taken.expired:
                     self._fail(taken.expired, DeadlineExceededError("the request's deadline passed while it waited"))
@@ -253,7 +253,8 @@ class Runner:
                     self._num_computed = 0
                     self._forward(taken.items)
                     if self.proven_at >= started:  # a batch that failed as a whole says nothing about the speed
-                        self.admission.rate.add(taken.num_tokens, self._clock() - began, self._num_computed)
+                        seconds = self._clock() - started
+                        self.admission.rate.add(taken.num_tokens, seconds, self._num_computed, started - began)
             except Exception:
                 self._log.exception("this is a bug: a batch of %d failed outside the engine", len(taken.items))
                 self._fail(taken.items, EngineError("the engine failed; see the server's log"))

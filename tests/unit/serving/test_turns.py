@@ -14,7 +14,18 @@ from bei_core.metrics import Metrics
 from bei_core.serving.runner import Runner, Ticket
 from bei_core.serving.turns import Turns
 from bei_core.tasks import Rows
-from tests.fakes import SAFETY_S, Clock, FakeEngine, at_rest, ended, entered, submitted, tokens_of, watched
+from tests.fakes import (
+    SAFETY_S,
+    Clock,
+    FakeEngine,
+    at_rest,
+    ended,
+    entered,
+    submitted,
+    tokens_of,
+    tokens_of_length,
+    watched,
+)
 
 MakeRunner = Callable[..., Runner]
 
@@ -43,6 +54,12 @@ def make_runner() -> Iterator[MakeRunner]:
         engine.release()
     for _, runner in made:
         runner.close(SAFETY_S)
+
+
+async def in_line(turns: Turns, count: int) -> None:
+    """Waits until this many engines have a turn or wait for one."""
+    while len(turns._line) != count:
+        await asyncio.sleep(0.001)
 
 
 def test_turns_are_given_in_the_order_of_asking() -> None:
@@ -190,6 +207,40 @@ async def test_a_short_text_that_hangs_does_not_take_the_time_of_a_full_batch(ma
         assert isinstance((await ended(tasks[1]))[0], Ticket)
         assert not tasks[0].done(), "the turn ended with the batch"
     await ended(*tasks)
+
+
+async def test_the_wait_for_turns_is_no_time_of_the_batch(make_runner: MakeRunner) -> None:
+    clock = Clock()
+
+    class Timed(FakeEngine):
+        def forward(self, batch: Batch) -> Rows:
+            clock.now += 0.01
+            return super().forward(batch)
+
+    turns, engines = Turns(clock), [Timed(), Timed()]
+    slow, ours = (make_runner(engine, turns, clock=clock, max_queue_wait_s=10.0) for engine in engines)
+    slow.admission.rate.add(1, 20.0)
+    for _ in range(3):  # each of our texts waits for a batch that takes its usual 20 s
+        with engines[0].held():
+            tasks = submitted(slow, [tokens_of(1)])
+            await entered(engines[0])
+            tasks += submitted(ours, [tokens_of_length(100)])
+            await in_line(turns, 2)
+            clock.now += 20.0
+        assert [type(result) for result in await ended(*tasks)] == [Ticket, Ticket]
+        await in_line(turns, 0)
+        await entered(engines[1])
+    assert ours.admission.expected_s(1000) == pytest.approx(2 * 20.0, rel=0.01), "it waits for a turn for each batch"
+    assert ours.admission.budget == 512, "smaller batches would only wait more often"
+    with engines[1].held():  # our engine hangs
+        hung, *_ = submitted(ours, [tokens_of(1)])
+        await entered(engines[1])
+        tasks = submitted(slow, [tokens_of(2)])
+        await at_rest()
+        clock.now += 2.0
+        assert isinstance((await ended(*tasks))[0], Ticket)
+        assert not hung.done(), "the turn ended with the batch"
+    await ended(hung)
 
 
 async def test_a_batch_that_fails_gives_the_turn_back(make_runner: MakeRunner) -> None:
