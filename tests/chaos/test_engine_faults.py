@@ -74,7 +74,10 @@ def test_a_server_whose_engine_thread_ends_answers_all_and_ends_with_status_1(se
 def test_a_model_whose_engine_hangs_does_not_stop_the_other(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    with Two(tmp_path / "server", cache_of(tmp_path_factory), hang_timeout_s=2) as server, log_shown(server):
+    with (
+        Two(tmp_path / "server", cache_of(tmp_path_factory), hang_timeout_s=2, drain_timeout_s=1000) as server,
+        log_shown(server),
+    ):
         hung: list[httpx.Response] = []
         body = {"inputs": [[667]], "model": "other"}
         thread = threading.Thread(target=lambda: hung.append(server.post("/embed", body)))
@@ -88,6 +91,10 @@ def test_a_model_whose_engine_hangs_does_not_stop_the_other(
         assert server.post("/embed", {"inputs": "text", "model": "sound"}).status_code == 200
         assert server.get("/health").status_code == 503
         assert server.is_running
+        server.send_signal(signal.SIGTERM)
+        assert server.wait() == 0, "its end waits for the engine that hangs"
+        assert "drained; goodbye" in server.log
+        assert server.log.count("failing") == 1
 
 
 def test_an_engine_in_a_process_is_started_again_and_the_other_model_goes_on(

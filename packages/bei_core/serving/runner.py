@@ -29,6 +29,7 @@ from bei_core.tasks import Output, Outputs, Rows, Sparse, TokenRows, Tokens, ask
 log = logging.getLogger(__name__)
 
 _WATCH_S = 1.0  # how often the watchdog checks for a hang
+_HANGING_S = 1.0  # how long `close` waits for an engine that hangs
 _STOPPED_S = 10.0  # if nothing has checked for so long, the process was stopped, and its engine with it
 
 # A batch counts as hanging if it takes longer than _HANG_FACTOR times the expected time and longer than
@@ -199,12 +200,15 @@ class Runner:
         return self._broken
 
     def close(self, timeout_s: float | None = None) -> bool:
-        """Runs all accepted items, then ends the engine thread. Returns whether the thread ended within `timeout_s`."""
+        """Runs all accepted items, then ends the engine thread. Returns whether the thread ended within `timeout_s`.
+
+        It waits at most _HANGING_S seconds for a thread that hangs.
+        """
         with self._wake:
             self._closing = True
             self._wake.notify()
         if self._thread.ident is not None:
-            self._thread.join(timeout_s)
+            self._thread.join(timeout_s if self._broken is None else _HANGING_S)
         ended = not self._thread.is_alive()
         if not ended or self._pending.num_items:  # items stay in the queue if the thread was never started
             self._give_up("the server stopped before the engine was done")

@@ -278,12 +278,17 @@ class Service:
         """Makes `check` fail from now on; requests are still answered."""
         self._draining = True
 
-    def close(self, timeout_s: float | None = 30.0) -> None:
-        """Runs the accepted requests, then frees the engine; waits at most `timeout_s` seconds."""
+    def close(self, timeout_s: float | None = 30.0) -> bool:
+        """Runs the accepted requests, then frees the engine; waits at most `timeout_s` seconds.
+
+        Returns whether the engine's thread has ended. If it hangs, the engine is not freed.
+        """
         self._draining = True
-        if self._runner.close(timeout_s):
+        ended = self._runner.close(timeout_s)
+        if ended:
             self._opened.close()
         self.tokenizer.close()
+        return ended
 
 
 def _blank(length: int) -> Tokens:

@@ -60,8 +60,7 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
     try:
         uvloop.run(server.run(), loop_factory=_Loop)
     finally:
-        for service in services:
-            service.close(server.time_left())
+        ended = [service.close(server.time_left()) for service in services]
         if traces is not None:
             traces.close()
     if server.crash is not None:
@@ -70,6 +69,8 @@ def serve(services: Sequence[Service], sockets: Sockets, traces: Traces | None =
         log.warning("ended with %d requests unanswered", server.num_unanswered)
     else:
         log.info("drained; goodbye")
+    if not all(ended):  # the native code of an engine that hangs could stop Python at its end
+        _exit(0)
 
 
 class _Loop(uvloop.Loop):
@@ -189,5 +190,9 @@ def _end_by(number: int, _frame: object) -> None:
 def _end_now(seconds: float, status: int) -> None:
     if status == 0:
         log.warning("drain_timeout_s = %g is over: ending with work left", seconds)
+    _exit(status)
+
+
+def _exit(status: int) -> None:
     logging.shutdown()
     os._exit(status)
